@@ -1,0 +1,65 @@
+"""One decorator, one message, one meaning, on Celery or on Dramatiq."""
+
+from taskbridge.brokers.base import Counts
+from taskbridge.bridge import Bridge, configure, default_bridge, on, task
+from taskbridge.context import Context, current
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    CodecError,
+    DeclarationError,
+    DecodeError,
+    EncodeError,
+    MessageTooLarge,
+    NoCurrentTaskError,
+    NotInstalledError,
+    SendError,
+    SettingsError,
+    TaskBridgeError,
+    TimeLimitExceeded,
+    UnknownQueue,
+    UnsupportedError,
+    WorkerLost,
+)
+from taskbridge.handle import Handle
+from taskbridge.hooks import Event
+from taskbridge.message import DeadLetter, Message, Priority
+from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
+from taskbridge.task import AsyncTask, Call, Task
+
+__all__ = [
+    "AsyncTask",
+    "Bridge",
+    "BrokerUnavailable",
+    "Call",
+    "CodecError",
+    "Context",
+    "Counts",
+    "DeadLetter",
+    "DeclarationError",
+    "DecodeError",
+    "Discard",
+    "EncodeError",
+    "ErrorInfo",
+    "Event",
+    "Handle",
+    "Message",
+    "MessageTooLarge",
+    "NoCurrentTaskError",
+    "NotInstalledError",
+    "Priority",
+    "Retry",
+    "RetryPolicy",
+    "SendError",
+    "SettingsError",
+    "Task",
+    "TaskBridgeError",
+    "TimeLimitExceeded",
+    "UnknownQueue",
+    "UnsupportedError",
+    "WorkerLost",
+    "configure",
+    "current",
+    "default_bridge",
+    "on",
+    "task",
+]

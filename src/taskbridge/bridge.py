@@ -1,0 +1,576 @@
+"""The bridge: settings, the table of tasks, sending; it joins a broker and an engine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from importlib import import_module
+from itertools import islice
+from typing import Any, Final, TypeVar, Union, cast, overload
+
+from typing_extensions import ParamSpec
+
+from taskbridge import codec
+from taskbridge.brokers.base import Broker, Counts, PartlyPublished, Wire
+from taskbridge.clock import RealClock
+from taskbridge.declaration import Declaration
+from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
+from taskbridge.engines.base import Command, Engine, WorkerOptions
+from taskbridge.exceptions import (
+    DeclarationError,
+    MessageTooLarge,
+    NotInstalledError,
+    SendError,
+    UnsupportedError,
+)
+from taskbridge.handle import Handle
+from taskbridge.hooks import Event, Hook, HookName, Hooks
+from taskbridge.message import DeadLetter, Message, Priority, new_id
+from taskbridge.retry import RetryPolicy, Verdict
+from taskbridge.routing import Routing, check_known
+from taskbridge.runner import Runner
+from taskbridge.settings import Settings, load
+from taskbridge.task import AsyncTask, Call, SendOptions, Task, declare, same_place
+
+P = ParamSpec("P")
+R = TypeVar("R")
+HookT = TypeVar("HookT", bound=Hook)
+
+LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
+"""8 years (rule D5)."""
+
+_BATCH: Final = 1000
+"""How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
+
+_MODULES: Final[Mapping[str, str]] = {
+    "celery": "taskbridge.engines.celery",
+    "dramatiq": "taskbridge.engines.dramatiq",
+    "memory": "taskbridge.brokers.memory",
+    "redis": "taskbridge.brokers.redis",
+    "amqp": "taskbridge.brokers.rabbitmq",
+}
+
+_CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
+    "celery": ("engine 'celery'", "celery"),
+    "dramatiq": ("engine 'dramatiq'", "dramatiq"),
+    "redis": ("redis-py, the client of broker 'redis',", "redis"),
+    "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
+}
+
+_log = logging.getLogger("taskbridge.bridge")
+
+
+def _import(name: str) -> Any:
+    """Import one of our modules that needs a library that may be missing."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in _CLIENTS:
+            raise
+        what, extra = _CLIENTS[missing]
+        raise NotInstalledError(what, extra) from exc
+
+
+class Bridge:
+    """Tasks on one engine and one broker. Two bridges in a process don't interfere; threads share a bridge.
+
+    Making one checks the settings, imports no engine and opens no connection. Each argument overrides the
+    environment variable `TASKBRIDGE_<KEY>`, which overrides the default.
+
+    Args:
+        url: `inline://`, `celery+redis://...`, `celery+amqp://...`, `dramatiq+redis://...`, `dramatiq+amqp://...`,
+            `celery+memory://` or `dramatiq+memory://`.
+        namespace: What the names of all keys, queues and exchanges begin with.
+        default_queue: Where messages go that nothing sends elsewhere.
+        queues: Further known queues.
+        routes: (task-name glob, queue) rules in order; the first that matches wins.
+        retry: The policy of tasks that name none.
+        send_timeout: How long `send` waits for the broker at most.
+        lease: How long after a worker's death its messages are given to another.
+        grace: How long a stopping worker lets tasks run.
+        store: Where attempt marks live.
+        unknown_task_grace: How long a message waits for a worker that knows its task.
+        dead_ttl: How long dead letters are kept.
+        max_message_bytes: How large a message's encoded arguments and headers may be.
+
+    Raises:
+        SettingsError: A setting is wrong; it says which.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        default_queue: str | None = None,
+        queues: Iterable[str] | None = None,
+        routes: Iterable[tuple[str, str]] | None = None,
+        retry: RetryPolicy | None = None,
+        send_timeout: Duration | None = None,
+        lease: Duration | None = None,
+        grace: Duration | None = None,
+        store: str | None = None,
+        unknown_task_grace: Duration | None = None,
+        dead_ttl: Duration | None = None,
+        max_message_bytes: int | None = None,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key != "self"}
+        self._start_over(given)
+        _ = self.settings
+
+    def _start_over(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self._lock = threading.RLock()
+        self._settings: Settings | None = None
+        self._routing: Routing | None = None
+        self._parts: tuple[Broker, Wire[Any]] | None = None
+        self._engine: Engine | None = None
+        self._declarations: dict[str, Declaration] = {}
+        self._clock: Any = RealClock()
+        self.hooks: Final = Hooks()
+        self.stopping: Final = threading.Event()
+        self._runner = Runner(
+            find=self._declarations.get,
+            default_policy=lambda: self.settings.retry,
+            hooks=self.hooks,
+            now=self.now,
+        )
+
+    def __repr__(self) -> str:
+        shown = "not configured yet" if self._settings is None else self._settings.url.safe_url
+        return f"<Bridge {shown}>"
+
+    # What it is made of
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings; the default bridge reads its own when they are first needed."""
+        if self._settings is None:
+            with self._lock:
+                settings, chosen = load(self._given)
+                if not chosen:
+                    warnings.warn(
+                        "no url is set (TASKBRIDGE_URL or configure(url=...)): tasks run inline, in this process",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+                self._routing = Routing(
+                    default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues
+                )
+                self._settings = settings
+        return self._settings
+
+    @property
+    def broker(self) -> Broker:
+        """The connection to the broker; connects when it is first used."""
+        return self._joined()[0]
+
+    @property
+    def wire(self) -> Wire[Any]:
+        """The engine's wire for this broker."""
+        return self._joined()[1]
+
+    def _joined(self) -> tuple[Broker, Wire[Any]]:
+        if self._parts is None:
+            with self._lock:
+                if self._parts is None:
+                    self._parts = self._join()
+        return self._parts
+
+    def _join(self) -> tuple[Broker, Wire[Any]]:
+        settings = self.settings
+        address = settings.url
+        if address.engine == "inline":
+            return self._join_inline(dict(address.options))
+        wire = _import(f"{_MODULES[address.engine]}.wire").make_wire(address.broker, settings)
+        broker: Broker = _import(_MODULES[address.broker]).connect(settings, wire)
+        return broker, wire
+
+    def _join_inline(self, options: Mapping[str, str]) -> tuple[Broker, Wire[Any]]:
+        memory, inline = _import("taskbridge.brokers.memory"), _import("taskbridge.engines.inline")
+        clock = _import("taskbridge.clock").VirtualClock()
+        wire = inline.InlineWire()
+        broker = memory.connect(self.settings, wire, clock)
+        threads = int(options.get("threads", inline.DEFAULT_THREADS))
+        self._clock = clock
+        self._engine = inline.InlineEngine(self, wire, clock, broker, threads)
+        return broker, wire
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, joined to this bridge; imports it.
+
+        Raises:
+            NotInstalledError: The engine is not installed.
+        """
+        self._joined()
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    made: Engine = _import(f"{_MODULES[self.settings.url.engine]}.app").make_engine(self)
+                    self._engine = made
+                    for declaration in self.declarations():
+                        made.register(declaration)
+        return self._engine
+
+    @property
+    def native(self) -> Any:
+        """The Celery app or the Dramatiq broker, for whoever needs the engine itself; imports the engine.
+
+        Raises:
+            NotInstalledError: The engine is not installed.
+        """
+        return self.engine.native
+
+    # What the engine asks of it
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch; virtual on `inline://`."""
+        now: float = self._clock.now()
+        return now
+
+    def declarations(self) -> Sequence[Declaration]:
+        """Return all tasks declared so far."""
+        return tuple(self._declarations.values())
+
+    def knows(self, task: str) -> bool:
+        """Return whether a task of this exact name is declared."""
+        return task in self._declarations
+
+    def queues(self) -> Sequence[str]:
+        """Return the names of the known queues, the default one first (rule Q2)."""
+        return self._route().known(declaration.queue for declaration in self._declarations.values())
+
+    def queue_of(self, task: str) -> str:
+        """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
+        declaration = self._declarations.get(task)
+        return self._route().queue_of(task, asked=None, on_task=declaration.queue if declaration else None)
+
+    def _route(self) -> Routing:
+        _ = self.settings
+        return cast(Routing, self._routing)
+
+    def run(self, message: Message) -> Verdict:
+        """Run a message in this thread, and return the verdict, not yet carried out."""
+        return self._runner.run(message)
+
+    # Declaring
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: Priority = "normal",
+        retry: RetryPolicy | None = None,
+        expires: Duration | None = None,
+        time_limit: Duration | None = None,
+    ) -> Decorator: ...
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Declare a task, bare (`@task`) or with options (`@task(queue="email")`).
+
+        Args:
+            function: What to run: a function, or a coroutine function.
+            **options: `name`: what messages call it, `module.qualname` by default. `queue`: where they wait, if
+                `using(queue=)` and the routes don't say. `priority`: `low`, `normal`, `high` or `critical`.
+                `retry`: a `RetryPolicy`. `expires`: a message that would start later than this after it was sent is
+                discarded. `time_limit`: how long a run may take.
+
+        Raises:
+            DeclarationError: An option is unknown or wrong, or there is a task of this name already.
+        """
+        if function is None:
+            return lambda decorated: self._declare(decorated, options)
+        return self._declare(function, options)
+
+    def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+        declaration = declare(function, **options)
+        with self._lock:
+            former = self._declarations.get(declaration.name)
+            if former is not None and not same_place(former.function, function):
+                raise DeclarationError(
+                    f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
+                    "give one of them another name"
+                )
+            self._declarations[declaration.name] = declaration
+            if self._engine is not None:
+                self._engine.register(declaration)
+        kind = AsyncTask if declaration.is_coroutine else Task
+        return kind(self, declaration, SendOptions(priority=None))
+
+    def on(self, name: HookName) -> Callable[[HookT], HookT]:
+        """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
+
+        Raises:
+            ValueError: There is no such hook.
+        """
+
+        def add(hook: HookT) -> HookT:
+            self.hooks.add(name, hook)
+            return hook
+
+        return add
+
+    # Sending
+
+    def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
+        """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
+        message = self._message(call)
+        wait_s = self._wait_s(when)
+        self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
+        self._check(message)
+        timeout_s = self.settings.send_timeout_s
+        if wait_s > 0:
+            self.broker.park([(message, wait_s)], timeout_s=timeout_s)
+        else:
+            self.broker.publish([message], timeout_s=timeout_s)
+        self._sent(message, wait_s)
+        return Handle(id=message.id, task=message.task, queue=message.queue)
+
+    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+        """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
+
+        Raises:
+            SendError: Some were not sent; it says which.
+            EncodeError, UnknownQueue, MessageTooLarge: As `Task.send` does; then nothing was sent.
+        """
+        messages = [self._message(call) for call in calls]
+        for message in messages:
+            self.hooks.call(Event(name="before_send", message=message))
+            self._check(message)
+        remaining = iter(messages)
+        sent: list[str] = []
+        while batch := list(islice(remaining, _BATCH)):
+            try:
+                self.broker.publish(batch, timeout_s=self.settings.send_timeout_s)
+            except PartlyPublished as exc:
+                self._raise_send_error(exc, sent, batch, messages)
+            for message in batch:
+                self._sent(message, 0.0)
+            sent.extend(message.id for message in batch)
+        return [Handle(id=message.id, task=message.task, queue=message.queue) for message in messages]
+
+    def _raise_send_error(
+        self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]
+    ) -> None:
+        for index in sorted(cause.accepted):
+            self._sent(batch[index], 0.0)
+        taken = [*sent, *(batch[index].id for index in sorted(cause.accepted))]
+        accepted = set(taken)
+        unsent = [message.id for message in messages if message.id not in accepted]
+        raise SendError(cause.problem, sent=taken, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
+
+    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
+        """Do as `send_call` without blocking the event loop."""
+        return await _in_thread(lambda: self.send_call(call, when=when))
+
+    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+        """Do as `send_many` without blocking the event loop."""
+        return await _in_thread(lambda: self.send_many(calls))
+
+    def _message(self, call: Call[Any]) -> Message:
+        declaration, options = call.declaration, call.options
+        now = self.now()
+        return Message(
+            id=new_id(),
+            task=declaration.name,
+            queue=self._route().queue_of(declaration.name, asked=options.queue, on_task=declaration.queue),
+            priority=declaration.priority if options.priority is None else options.priority,
+            args_json=codec.dumps(list(call.args), "args"),
+            kwargs_json=codec.dumps_object(call.kwargs, "kwargs"),
+            enqueued_at=now,
+            expires_at=_expires_at(declaration.expires_s if options.expires is None else options.expires, now),
+            headers=dict(options.headers),
+        )
+
+    def _check(self, message: Message) -> None:
+        check_known(message.queue, self.queues())
+        if message.size > self.settings.max_message_bytes:
+            raise MessageTooLarge(message.task, message.size, self.settings.max_message_bytes)
+
+    def _wait_s(self, when: When | None) -> float:
+        if when is None:
+            return 0.0
+        wait_s = delay_s(when, now=self.now(), name="when")
+        if wait_s > LONGEST_DELAY_S:
+            raise ValueError(f"a delay is at most 8 years, not {when!r}")
+        return wait_s
+
+    def _sent(self, message: Message, wait_s: float) -> None:
+        self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+        if self.settings.url.engine == "inline":
+            self._inline("send").sent()
+
+    # Running
+
+    def run_until_idle(self, *, max_runs: int = 10_000) -> int:
+        """Run all that waits and all that is parked, here and now, on a virtual clock; only on `inline://`.
+
+        The clock jumps to each due time, so that a task with hour-long backoffs ends in milliseconds.
+
+        Args:
+            max_runs: How many runs there may be.
+
+        Returns:
+            The number of runs.
+
+        Raises:
+            UnsupportedError: The bridge is not `inline://`.
+            TaskBridgeError: It isn't idle after `max_runs`.
+        """
+        runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
+        return runs
+
+    def _inline(self, what: str) -> Any:
+        if self.settings.url.engine != "inline":
+            raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
+        return self.engine
+
+    def embedded_worker(self, *, queues: Sequence[str] = (), threads: int = 4) -> AbstractContextManager[None]:
+        """Run a worker in threads of this process while the block runs; on `inline://` and the memory brokers.
+
+        Args:
+            queues: What to consume; all known queues if empty.
+            threads: Tasks at a time.
+
+        Raises:
+            UnsupportedError: The broker is a server: start `taskbridge worker`.
+            UnknownQueue: There is no such queue.
+        """
+        if self.settings.url.broker != "memory":
+            raise UnsupportedError("embedded_worker", self.settings.url.target, "start `taskbridge worker` instead")
+        for queue in queues:
+            check_known(queue, self.queues())
+        return self.engine.embedded_worker(queues=queues, threads=threads)
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Return the commands that start the engine's stock workers; what `taskbridge worker` runs.
+
+        Raises:
+            UnsupportedError: Messages live in this process's memory.
+            UnknownQueue: There is no such queue.
+        """
+        if self.settings.url.broker == "memory":
+            raise UnsupportedError(
+                "workers", self.settings.url.target, "its messages live in the process that sends them; choose a server"
+            )
+        for queue in options.queues:
+            check_known(queue, self.queues())
+        return self.engine.worker_commands(options)
+
+    # Looking
+
+    def counts(self) -> Counts:
+        """Return how much waits in each known queue, and how much is delayed and dead.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        return self.broker.counts(self.queues())
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, the oldest first.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        return self.broker.dead_letters()
+
+    def close(self) -> None:
+        """Close the connections and stop what runs in the background; the next use opens them again."""
+        with self._lock:
+            engine, parts = self._engine, self._parts
+            self._engine, self._parts = None, None
+        if engine is not None:
+            engine.close()
+        if parts is not None:
+            parts[0].close()
+
+    def reconfigure(self, **given: Any) -> None:
+        """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
+
+        Raises:
+            SettingsError: A setting is wrong; then nothing has changed.
+        """
+        load(given)
+        self.close()
+        with self._lock:
+            self._given = given
+            self._settings = None
+        _ = self.settings
+
+
+class Decorator:
+    """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        """Make a task of a function."""
+        raise TypeError("taskbridge.bridge.Decorator is a type, not an object to call")
+
+
+def _expires_at(expires: Union[Duration, datetime, None], now: float) -> float | None:
+    if expires is None:
+        return None
+    if isinstance(expires, datetime):
+        return timestamp(expires, name="expires")
+    return now + seconds(expires, name="expires")
+
+
+async def _in_thread(act: Callable[[], R]) -> R:
+    import asyncio  # here, for a program that doesn't await need not import it (30 ms)
+
+    return await asyncio.to_thread(act)
+
+
+class _DefaultBridge(Bridge):
+    """The bridge of module-level tasks: it reads its settings when they are first needed, not at import."""
+
+    def __init__(self) -> None:
+        self._start_over({})
+
+
+_default: Final = _DefaultBridge()
+
+task: Final = _default.task
+"""Declare a task of the default bridge; see `Bridge.task`."""
+
+on: Final = _default.on
+"""Add a hook to the default bridge; see `Bridge.on`."""
+
+
+def default_bridge() -> Bridge:
+    """Return the default bridge, to which module-level tasks belong."""
+    return _default
+
+
+def configure(url: str | None = None, **settings: Any) -> Bridge:
+    """Give the default bridge its settings, over the environment, and return it.
+
+    Args:
+        url: The engine and broker.
+        **settings: As `Bridge` takes them.
+
+    Raises:
+        SettingsError: A setting is wrong; it says which.
+    """
+    _default.reconfigure(url=url, **settings)
+    return _default

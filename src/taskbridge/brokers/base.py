@@ -1,0 +1,147 @@
+"""What every broker does: take an engine's own messages, and keep what has to wait (a delay, a dead letter).
+
+A broker module has one function, `connect(settings, wire) -> Broker`. A broker that isn't built in is found by the
+entry point group `taskbridge.brokers`, whose names are URL schemes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, Union
+
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import DeadLetter, Message
+
+NativeT = TypeVar("NativeT")
+NativeT_co = TypeVar("NativeT_co", covariant=True)
+
+RedisCommand = tuple[Union[str, bytes, int, float], ...]
+"""One Redis command, name first; an engine's message is a sequence of them, carried out together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """An engine's message for RabbitMQ: published to the default exchange, durable, with this queue as its key.
+
+    Attributes:
+        queue: The native name of the queue.
+        arguments: What the queue is declared with; every declaration must say the same, or RabbitMQ answers 406.
+        body: The bytes.
+        properties: AMQP basic properties by pika's names: `headers`, `priority`, `content_type`, `correlation_id`, ...
+    """
+
+    queue: str
+    arguments: Mapping[str, Any]
+    body: bytes
+    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Wire(Protocol[NativeT_co]):
+    """An engine's own words for one kind of broker. It needs no engine installed, but for memory.
+
+    `engine` is the engine's name; brokers keep what waits apart by it, so that two engines share a broker (rule Q5).
+    """
+
+    @property
+    def engine(self) -> str: ...
+
+    def encode(self, message: Message) -> NativeT_co:
+        """Return what the broker publishes for a message: Redis commands, a `Publication`, or an object in memory."""
+        ...
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the names under which the broker holds what waits in a queue: keys of Redis lists, or queues."""
+        ...
+
+
+class MemoryWire(Wire[NativeT], Protocol[NativeT]):
+    """A wire for the memory broker: the engine itself holds what waits."""
+
+    def deliver(self, native: NativeT) -> None:
+        """Put a message in its queue."""
+        ...
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """How much a broker holds: waiting messages by queue, delayed ones and dead letters in all."""
+
+    waiting: Mapping[str, int]
+    delayed: int
+    dead: int
+
+
+class PartlyPublished(BrokerUnavailable):
+    """Some of a batch was not published; `accepted` holds the indexes of those that were, `unsure` of those that the
+    broker may have taken."""
+
+    def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
+        super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
+        self.accepted = accepted
+        self.unsure = unsure
+
+
+class Broker(Protocol):
+    """A connection to a broker, for one bridge. Threads share it, a forked process makes its own connections.
+
+    Every method that takes `timeout_s` returns after the broker has confirmed, or raises `BrokerUnavailable` within
+    that many seconds and 10%. Connections are made when they are first needed.
+    """
+
+    def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish messages to their queues, pipelined, in order.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were published.
+            BrokerUnavailable: The only message was not published.
+        """
+        ...
+
+    def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+        """Keep messages, each for so many seconds, and then publish them (as long as any worker is up).
+
+        Parking the same id and attempt again replaces the first on Redis; on RabbitMQ both arrive.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were parked.
+            BrokerUnavailable: The only message was not parked.
+        """
+        ...
+
+    def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
+        """Keep a dead letter for the setting `dead_ttl`."""
+        ...
+
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+        """Publish parked messages as they fall due, until `stop` is set; outages are waited out, and nothing raised.
+
+        Any number may pump at once. A pump promotes what bridges of its own engine parked; what another engine's
+        bridges parked only while that engine has no pump, and only tasks that it knows (rule Q5 and engine switches).
+
+        Args:
+            knows: Whether this worker knows the task of that name.
+            stop: Seen within 0.5 s.
+        """
+        ...
+
+    def counts(self, queues: Sequence[str]) -> Counts:
+        """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
+        ...
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, the oldest first, and leave them where they are."""
+        ...
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if the broker answers."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections; the next call makes new ones."""
+        ...

@@ -1,0 +1,100 @@
+"""The broker of one process: what waits for a worker is in the engine's hands, what is delayed or dead in these."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskbridge.brokers.base import Counts, MemoryWire
+from taskbridge.clock import Clock, RealClock
+from taskbridge.message import DeadLetter, Message, loads, loads_letter
+from taskbridge.settings import Settings
+
+_LOOK_S = 0.25
+"""How long a pump waits at most before it looks whether it is to stop."""
+
+
+class MemoryBroker:
+    """Keeps parked messages and dead letters as text, like a real broker, so that nothing is shared by accident."""
+
+    def __init__(self, settings: Settings, wire: MemoryWire[Any], clock: Clock) -> None:
+        self._settings = settings
+        self._wire = wire
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._parked: list[tuple[float, int, str]] = []
+        self._numbers = itertools.count()
+        self._letters: list[tuple[float, str]] = []
+
+    def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
+        """Deliver messages to the engine's queues at once."""
+        for message in messages:
+            self._wire.deliver(self._wire.encode(message))
+
+    def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+        """Keep messages until `promote_due` finds them due."""
+        now = self._clock.now()
+        with self._changed:
+            for message, delay_s in messages:
+                heapq.heappush(self._parked, (now + delay_s, next(self._numbers), message.dumps()))
+            self._changed.notify_all()
+
+    def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
+        """Keep a dead letter until its time is over."""
+        expires_at = self._clock.now() + self._settings.dead_ttl_s
+        with self._changed:
+            self._letters.append((expires_at, letter.dumps()))
+
+    def promote_due(self) -> int:
+        """Deliver what is due, the earliest first, and return how many messages those were."""
+        promoted = 0
+        with self._changed:  # held while delivering: else a message is for a moment neither parked nor waiting
+            while self._parked and self._parked[0][0] <= self._clock.now():
+                self.publish([loads(heapq.heappop(self._parked)[2])], timeout_s=0)
+                promoted += 1
+        return promoted
+
+    def next_due(self) -> float | None:
+        """Return when the earliest parked message is due, in seconds since the epoch; None if none is parked."""
+        with self._changed:
+            return self._parked[0][0] if self._parked else None
+
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+        """Deliver parked messages as they fall due, until `stop` is set."""
+        while not stop.is_set():
+            self.promote_due()
+            with self._changed:
+                due = self._parked[0][0] if self._parked else None
+                wait_s = _LOOK_S if due is None else min(_LOOK_S, due - self._clock.now())
+                if wait_s > 0:
+                    self._changed.wait(wait_s)
+
+    def counts(self, queues: Sequence[str]) -> Counts:
+        """Return how much waits, is delayed and is dead."""
+        waiting = {queue: self._wire.waiting(queue) for queue in queues}
+        with self._changed:
+            return Counts(waiting=waiting, delayed=len(self._parked), dead=len(self._live_letters()))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, the oldest first."""
+        with self._changed:
+            return [loads_letter(text) for text in self._live_letters()]
+
+    def _live_letters(self) -> list[str]:
+        now = self._clock.now()
+        self._letters = [(expires_at, text) for expires_at, text in self._letters if expires_at > now]
+        return [text for _, text in self._letters]
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return at once: this process is the broker."""
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+def connect(settings: Settings, wire: MemoryWire[Any], clock: Clock | None = None) -> MemoryBroker:
+    """Return a memory broker of its own."""
+    return MemoryBroker(settings, wire, RealClock() if clock is None else clock)

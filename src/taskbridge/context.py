@@ -1,0 +1,76 @@
+"""What a running task may know of itself: `current()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from taskbridge.exceptions import NoCurrentTaskError
+from taskbridge.message import Message, Priority
+from taskbridge.retry import ErrorInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """The run that calls `current()`.
+
+    Attributes:
+        id: The message's id, the same on every attempt.
+        task: The task's name.
+        queue: The queue it came from.
+        priority: As it was sent.
+        attempt: The number of this run; 1 is the first.
+        max_attempts: Runs in total that the policy allows; None is no limit.
+        enqueued_at: When the message was first sent, aware, in UTC.
+        headers: What the application sent along.
+        previous_error: Why the attempt before this one failed; None on the first.
+    """
+
+    id: str
+    task: str
+    queue: str
+    priority: Priority
+    attempt: int
+    max_attempts: int | None
+    enqueued_at: datetime
+    headers: Mapping[str, str]
+    previous_error: ErrorInfo | None
+
+
+_current: ContextVar[Context] = ContextVar("taskbridge_current")
+
+
+def current() -> Context:
+    """Return the context of the task that is running.
+
+    Raises:
+        NoCurrentTaskError: No task is running here.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise NoCurrentTaskError("current() was called outside a running task") from None
+
+
+@contextmanager
+def running(message: Message, *, max_attempts: int | None) -> Iterator[Context]:
+    """Make `current()` answer for a message while the block runs."""
+    context = Context(
+        id=message.id,
+        task=message.task,
+        queue=message.queue,
+        priority=message.priority,
+        attempt=message.attempt,
+        max_attempts=max_attempts,
+        enqueued_at=datetime.fromtimestamp(message.enqueued_at, timezone.utc),
+        headers=message.headers,
+        previous_error=message.error,
+    )
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)

@@ -1,0 +1,38 @@
+"""What is known of a task from its decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Signature
+from typing import Any
+
+from taskbridge.message import Priority
+from taskbridge.retry import RetryPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """A task, as declared.
+
+    Attributes:
+        name: What messages call it.
+        function: The user's function, or coroutine function.
+        signature: The function's.
+        is_coroutine: Whether calling it gives an awaitable.
+        queue: What the decorator says; None leaves it to the settings.
+        priority: Of its messages, unless `using` says otherwise.
+        retry: Its policy; None leaves it to the settings.
+        expires_s: Seconds after which a message of it no longer starts; None is never.
+        time_limit_s: Seconds that a run may take; None is no limit.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    signature: Signature
+    is_coroutine: bool
+    queue: str | None = None
+    priority: Priority = "normal"
+    retry: RetryPolicy | None = None
+    expires_s: float | None = None
+    time_limit_s: float | None = None

@@ -1,0 +1,61 @@
+"""Durations and instants, as users give them and as they are kept: float seconds."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Union
+
+Duration = Union[timedelta, int, float]
+"""A `timedelta`, or a number of seconds."""
+
+When = Union[timedelta, int, float, datetime]
+"""How long from now, or an aware `datetime`."""
+
+
+def seconds(duration: Duration, *, name: str) -> float:
+    """Return a duration in seconds, at least 0.
+
+    Args:
+        duration: What the user gave.
+        name: How errors name it.
+
+    Raises:
+        ValueError: It is negative or not finite.
+        TypeError: It is not a duration.
+    """
+    if isinstance(duration, timedelta):
+        value = duration.total_seconds()
+    elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        value = float(duration)
+    else:
+        raise TypeError(f"{name} must be a timedelta or a number of seconds, not {duration!r}")
+    if not isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be at least 0 and finite, not {duration!r}")
+    return value
+
+
+def timestamp(moment: datetime, *, name: str) -> float:
+    """Return an aware datetime as seconds since the epoch.
+
+    Raises:
+        ValueError: The datetime is naive.
+    """
+    if moment.tzinfo is None or moment.utcoffset() is None:
+        raise ValueError(
+            f"{name} is a naive datetime ({moment.isoformat()}); give it a time zone, "
+            "such as datetime.now(timezone.utc)"
+        )
+    return moment.timestamp()
+
+
+def delay_s(when: When, *, now: float, name: str) -> float:
+    """Return the seconds from now until a time, 0 if it is past.
+
+    Raises:
+        ValueError: A naive datetime, or a negative or endless duration.
+        TypeError: Neither a duration nor a datetime.
+    """
+    if isinstance(when, datetime):
+        return max(0.0, timestamp(when, name=name) - now)
+    return seconds(when, name=name)

@@ -1,0 +1,122 @@
+"""What every engine does, and what it is given to do it with.
+
+An engine is a package with two modules, so that a process that only sends never imports the engine itself:
+
+- `wire`, which needs nothing installed: `make_wire(kind, settings) -> Wire` for the kinds of broker it can use
+  (`redis`, `amqp`, `memory`; for memory it may import the engine);
+- `app`, which imports the engine: `make_engine(host) -> Engine`.
+
+An engine that isn't built in is found by the entry point group `taskbridge.engines`, whose values are packages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from taskbridge.brokers.base import Broker, Wire
+from taskbridge.declaration import Declaration
+from taskbridge.hooks import Hooks
+from taskbridge.message import Message
+from taskbridge.retry import Verdict
+from taskbridge.settings import Settings
+
+
+class Host(Protocol):
+    """The bridge, as its engine sees it."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def hooks(self) -> Hooks: ...
+
+    @property
+    def broker(self) -> Broker: ...
+
+    @property
+    def wire(self) -> Wire[Any]: ...
+
+    @property
+    def stopping(self) -> threading.Event:
+        """Set once this process's worker stops: nothing waits for a broker any longer (rule R5)."""
+        ...
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        ...
+
+    def declarations(self) -> Sequence[Declaration]:
+        """Return all tasks declared so far."""
+        ...
+
+    def knows(self, task: str) -> bool:
+        """Return whether a task of this exact name is declared."""
+        ...
+
+    def queues(self) -> Sequence[str]:
+        """Return the known queues, by taskbridge's own names, the default one first."""
+        ...
+
+    def queue_of(self, task: str) -> str:
+        """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise."""
+        ...
+
+    def run(self, message: Message) -> Verdict:
+        """Run a message in this thread, and return the verdict, not yet carried out."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """What `taskbridge worker` was asked for.
+
+    Attributes:
+        app: `MODULE[:BRIDGE]`, where the tasks are.
+        queues: The queues to consume; empty is all known ones.
+        processes: How many, at least 1.
+        threads: Tasks at a time in each, at least 1.
+        log_level: A level's name, such as `INFO`.
+    """
+
+    app: str
+    queues: tuple[str, ...] = ()
+    processes: int = 1
+    threads: int = 1
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A command that starts a stock worker: the words of its command line, and variables over the environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Engine(Protocol):
+    """An engine, joined to one bridge."""
+
+    @property
+    def native(self) -> Any:
+        """The Celery app or the Dramatiq broker, with every declared task and known queue."""
+        ...
+
+    def register(self, declaration: Declaration) -> None:
+        """Make a task known to the engine; called for every task, also those declared later."""
+        ...
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Return the commands that together make processes x threads slots, normally one."""
+        ...
+
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
+        """Run a worker in threads of this process while the block runs; only on memory brokers."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the engine holds open."""
+        ...

@@ -1,0 +1,1 @@
+"""Dramatiq as the engine."""

@@ -1,0 +1,236 @@
+"""The engine of one process: background threads by default, or a virtual clock that the caller drives.
+
+`inline://` runs messages in 4 daemon threads, which start with the first message; `inline://?threads=N` in N. With
+`threads=0` nothing runs until `Bridge.run_until_idle()`, or inside `Bridge.embedded_worker()`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from taskbridge.brokers.memory import MemoryBroker
+from taskbridge.clock import VirtualClock
+from taskbridge.declaration import Declaration
+from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.pump import Pump
+from taskbridge.engines.settle import run_and_settle
+from taskbridge.exceptions import TaskBridgeError, UnsupportedError
+from taskbridge.hooks import Event
+from taskbridge.message import PRIORITIES, Message, loads
+from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.timelimit import raise_in_thread
+
+DEFAULT_THREADS: Final = 4
+
+_log = logging.getLogger("taskbridge.inline")
+
+
+class InlineWire:
+    """The queues: what waits is text, in order of priority and then of arrival."""
+
+    engine = "inline"
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._waiting: dict[str, list[tuple[int, int, str]]] = {}
+        self._numbers = itertools.count()
+
+    def encode(self, message: Message) -> Message:
+        """Return the message itself."""
+        return message
+
+    def deliver(self, native: Message) -> None:
+        """Put a message in its queue."""
+        with self.changed:
+            queue = self._waiting.setdefault(native.queue, [])
+            rank = -PRIORITIES.index(native.priority)
+            heapq.heappush(queue, (rank, next(self._numbers), native.dumps()))
+            self.changed.notify()
+
+    def take(self, queues: Sequence[str] | None) -> Message | None:
+        """Return the next message of these queues, all if None, or None if none waits."""
+        with self.changed:
+            names = self._waiting if queues is None else queues
+            heads = [(self._waiting[name][0][:2], name) for name in names if self._waiting.get(name)]
+            if not heads:
+                return None
+            return loads(heapq.heappop(self._waiting[min(heads)[1]])[2])
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the queue's own name."""
+        return (queue,)
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        with self.changed:
+            return len(self._waiting.get(queue, ()))
+
+
+class _Workers:
+    """Threads that run what waits in some queues."""
+
+    def __init__(self, engine: InlineEngine, queues: Sequence[str] | None, threads: int) -> None:
+        self._engine = engine
+        self._queues = queues
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"taskbridge-inline-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            message = self._engine.take(self._queues, self._stop)
+            if message is not None:
+                self._engine.run(message)
+
+    def stop(self, grace_s: float) -> None:
+        """Take nothing new, let what runs finish, and interrupt it after the grace (rule A4)."""
+        self._stop.set()
+        with self._engine.wire.changed:
+            self._engine.wire.changed.notify_all()
+        deadline = monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
+        late = [thread for thread in self._threads if thread.is_alive() and thread.ident is not None]
+        for thread in late:
+            raise_in_thread(thread.ident or 0, Interrupted)
+        for thread in late:
+            thread.join(1.0)
+
+
+class InlineEngine:
+    """Runs messages in this process."""
+
+    def __init__(self, host: Host, wire: InlineWire, clock: VirtualClock, broker: MemoryBroker, threads: int) -> None:
+        self._host = host
+        self.wire = wire
+        self._clock = clock
+        self._broker = broker
+        self._thread_count = threads
+        self._background: _Workers | None = None
+        self._pump = Pump(host)
+        self._running = 0
+        self._driven = False
+        self._lock = threading.Lock()
+
+    @property
+    def native(self) -> InlineEngine:
+        """The engine itself: there is no other."""
+        return self
+
+    def register(self, declaration: Declaration) -> None:
+        """Do nothing: the bridge's own table is used."""
+
+    def sent(self) -> None:
+        """Start the background threads, if there are to be any and they don't run yet."""
+        with self._lock:
+            if self._thread_count == 0 or self._background is not None or self._driven:
+                return
+            self._background = _Workers(self, None, self._thread_count)
+        self._host.hooks.call(Event(name="worker_started"))
+        self._pump.start()
+        self._background.start()
+
+    def take(self, queues: Sequence[str] | None, stop: threading.Event) -> Message | None:
+        """Wait for a message and count it as running; None once `stop` is set."""
+        with self.wire.changed:
+            while not stop.is_set():
+                message = None if self._driven else self.wire.take(queues)
+                if message is not None:
+                    self._running += 1
+                    return message
+                self.wire.changed.wait()
+        return None
+
+    def run(self, message: Message) -> None:
+        """Run a message that `take` counted."""
+        try:
+            verdict = run_and_settle(self._host, message)
+            if isinstance(verdict, GivenBack):
+                self.wire.deliver(message)
+        except Interrupted:  # the grace ended between two bytecodes outside of the user's own
+            self.wire.deliver(message)
+        finally:
+            with self.wire.changed:
+                self._running -= 1
+                self.wire.changed.notify_all()
+
+    def run_until_idle(self, max_runs: int) -> int:
+        """Run what waits and what is parked in this thread, moving the clock to each due time.
+
+        Returns:
+            The number of runs.
+
+        Raises:
+            TaskBridgeError: Messages are left after `max_runs`.
+        """
+        with self.wire.changed:
+            self._driven = True
+            while self._running:
+                self.wire.changed.wait()
+        try:
+            return self._drive(max_runs)
+        finally:
+            with self.wire.changed:
+                self._driven = False
+                self.wire.changed.notify_all()
+
+    def _drive(self, max_runs: int) -> int:
+        runs = 0
+        while True:
+            self._broker.promote_due()
+            message = self.wire.take(None)
+            if message is None:
+                due = self._broker.next_due()
+                if due is None:
+                    return runs
+                self._clock.move_to(due)
+                continue
+            if runs >= max_runs:
+                self.wire.deliver(message)
+                raise TaskBridgeError(f"not idle after {max_runs} runs: does a task retry for ever?")
+            with self.wire.changed:
+                self._running += 1
+            self.run(message)
+            runs += 1
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Refuse: no other process can see this one's messages."""
+        raise UnsupportedError(
+            "workers", "inline://", "its messages run in the process that sends them; choose a broker to start workers"
+        )
+
+    @contextmanager
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Iterator[None]:
+        """Run messages of these queues, all if empty, in so many threads while the block runs."""
+        workers = _Workers(self, list(queues) or None, threads)
+        self._host.hooks.call(Event(name="worker_started"))
+        self._pump.start()
+        workers.start()
+        try:
+            yield
+        finally:
+            self._host.hooks.call(Event(name="worker_stopping"))
+            workers.stop(self._host.settings.grace_s)
+            self._pump.stop()
+
+    def close(self) -> None:
+        """Stop the background threads."""
+        with self._lock:
+            background, self._background = self._background, None
+        self._pump.stop()
+        if background is not None:
+            self._host.hooks.call(Event(name="worker_stopping"))
+            background.stop(self._host.settings.grace_s)

@@ -1,0 +1,130 @@
+"""Carries a verdict out, the same on every engine: park the next attempt, or bury, and then call the hooks.
+
+An engine acknowledges its message only after `settle` returns (rules A1 and R5).
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+from taskbridge.engines.base import Host
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.hooks import Event
+from taskbridge.message import DeadLetter, Message
+from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
+
+_log = logging.getLogger("taskbridge.worker")
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+
+class NotSettledError(Exception):
+    """The worker stops before the broker took what a verdict needs: leave the message unacknowledged."""
+
+
+def run_and_settle(host: Host, message: Message) -> Verdict:
+    """Run a message and carry its verdict out.
+
+    Returns:
+        The verdict; for `GivenBack` the engine returns the message to its queue.
+
+    Raises:
+        NotSettledError: The broker was away until the worker stopped.
+    """
+    verdict = host.run(message)
+    settle(host, message, verdict)
+    return verdict
+
+
+def settle(host: Host, message: Message, verdict: Verdict) -> None:
+    """Carry a verdict out; returns when the broker has taken what has to be kept.
+
+    Raises:
+        NotSettledError: The broker was away until the worker stopped.
+    """
+    match verdict:
+        case Done(value):
+            host.hooks.call(Event(name="succeeded", message=message, result=value))
+        case RunAgain(after_s, error):
+            _log.warning(
+                "task %s id %s attempt %d failed (%s), next in %.3f s",
+                message.task,
+                message.id,
+                message.attempt,
+                type(error).__name__,
+                after_s,
+            )
+            later(host, message.next_attempt(error), after_s)
+            host.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
+        case Dead(reason, error):
+            _log.error(
+                "task %s id %s attempt %d is dead: %s", message.task, message.id, message.attempt, reason, exc_info=error
+            )
+            bury(host, letter_of(message, reason=reason, error=error, now=host.now()))
+            host.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
+        case Discarded(reason):
+            _log.info("task %s id %s attempt %d discarded: %s", message.task, message.id, message.attempt, reason)
+            host.hooks.call(Event(name="discarded", message=message, reason=reason))
+        case GivenBack():
+            _log.info("task %s id %s attempt %d interrupted, goes back", message.task, message.id, message.attempt)
+
+
+def letter_of(message: Message, *, reason: str, error: BaseException | None, now: float) -> DeadLetter:
+    """Return the dead letter of a message."""
+    return DeadLetter(
+        message=message,
+        reason=reason,
+        error=None if error is None else ErrorInfo.of(error),
+        traceback="" if error is None else "".join(traceback.format_exception(error)),
+        died_at=now,
+    )
+
+
+def put_off_unknown(host: Host, message: Message) -> Verdict:
+    """Make a message wait whose task this worker does not know, or bury it after `unknown_task_grace` (rule Q6).
+
+    The waits grow from 1 s to 30 s and use up no attempt.
+
+    Raises:
+        NotSettledError: The broker was away until the worker stopped.
+    """
+    now = host.now()
+    since = now if message.waits_since is None else message.waits_since
+    left_s = host.settings.unknown_task_grace_s - (now - since)
+    if left_s <= 0:
+        verdict = Dead("unknown_task")
+        settle(host, message, verdict)
+        return verdict
+    wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
+    _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
+    later(host, replace(message, waits=message.waits + 1, waits_since=since), wait_s)
+    return GivenBack()
+
+
+def later(host: Host, message: Message, delay_s: float) -> None:
+    """Park a message, or publish it if nothing is to be waited for; keeps trying while the worker runs (rule R5)."""
+    if delay_s > 0:
+        _persist(host, lambda timeout_s: host.broker.park([(message, delay_s)], timeout_s=timeout_s))
+    else:
+        _persist(host, lambda timeout_s: host.broker.publish([message], timeout_s=timeout_s))
+
+
+def bury(host: Host, letter: DeadLetter) -> None:
+    """Bury a dead letter; keeps trying while the worker runs."""
+    _persist(host, lambda timeout_s: host.broker.bury(letter, timeout_s=timeout_s))
+
+
+def _persist(host: Host, act: Callable[[float], None]) -> None:
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return act(host.settings.send_timeout_s)
+        except BrokerUnavailable as exc:
+            _log.warning("the broker does not take it, trying again in %.1f s: %s", pause_s, exc)
+            if host.stopping.wait(pause_s):
+                raise NotSettledError(str(exc)) from exc
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)

@@ -1,0 +1,132 @@
+"""Every error that taskbridge raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the choice nearest to a mistyped word, or an empty string."""
+    found = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+class TaskBridgeError(Exception):
+    """The base of every error that taskbridge raises."""
+
+
+class SettingsError(TaskBridgeError, ValueError):
+    """A setting has a wrong name, type or value; `key` is its name."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"setting {key!r}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class DeclarationError(TaskBridgeError, TypeError):
+    """A task is declared in a way that can't work: an unknown option, a second task of the same name."""
+
+
+class UnsupportedError(TaskBridgeError):
+    """A target can't keep a rule that was asked of it; raised before anything is sent."""
+
+    def __init__(self, rule: str, target: str, remedy: str) -> None:
+        super().__init__(f"{target} can't keep rule {rule}: {remedy}")
+        self.rule = rule
+        self.target = target
+        self.remedy = remedy
+
+
+class NotInstalledError(TaskBridgeError, ImportError):
+    """An engine's or a broker's client library is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed: pip install 'taskbridge-queue[{extra}]'")
+        self.what = what
+        self.extra = extra
+
+
+class NoCurrentTaskError(TaskBridgeError, LookupError):
+    """`current()` was called outside a task."""
+
+
+class CodecError(TaskBridgeError, ValueError):
+    """The base of what the codec refuses."""
+
+
+class EncodeError(CodecError, TypeError):
+    """A value can't be put in a message; `path` says where it stands, such as `args[0]["when"]`."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class DecodeError(CodecError):
+    """Bytes or data found on the wire are not a message of a form this release reads."""
+
+
+class NewerFormError(DecodeError):
+    """A message has a newer form than this release reads (rule S8)."""
+
+
+class UnknownQueue(TaskBridgeError, LookupError):
+    """A message was addressed to a queue that is not known (rule Q2)."""
+
+    def __init__(self, queue: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"queue {queue!r} is not known{nearest(queue, known)} (known: {', '.join(known)}; "
+            "declare it in the setting 'queues', in a route or on a task)"
+        )
+        self.queue = queue
+        self.known = tuple(known)
+
+
+class MessageTooLarge(TaskBridgeError, ValueError):
+    """A message's encoded arguments and headers are larger than the setting `max_message_bytes` (rule S6)."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"task {task!r}: the message has {size} bytes, more than max_message_bytes = {limit}; "
+            "send a reference to the data instead"
+        )
+        self.task = task
+        self.size = size
+        self.limit = limit
+
+
+class BrokerUnavailable(TaskBridgeError, ConnectionError):
+    """The broker did not take a message in time (rule S2).
+
+    `maybe_taken` is True when the message was handed over but no answer came, so that the broker may have it.
+    """
+
+    def __init__(self, problem: str, *, maybe_taken: bool = False) -> None:
+        ending = "the message may have been taken" if maybe_taken else "the message was not taken"
+        super().__init__(f"{problem} ({ending})")
+        self.problem = problem
+        self.maybe_taken = maybe_taken
+
+
+class SendError(TaskBridgeError):
+    """`send_many` could not send everything (rule S5); `sent` and `unsent` are message ids, in order.
+
+    A message counts as unsent when the broker's answer is missing: it may have been taken (`maybe_taken`).
+    """
+
+    def __init__(self, problem: str, *, sent: Sequence[str], unsent: Sequence[str], maybe_taken: bool) -> None:
+        super().__init__(f"{problem} ({len(sent)} sent, {len(unsent)} unsent)")
+        self.sent = tuple(sent)
+        self.unsent = tuple(unsent)
+        self.maybe_taken = maybe_taken
+
+
+class TimeLimitExceeded(TaskBridgeError):
+    """Raised inside a task that runs longer than its `time_limit` (rule T1)."""
+
+
+class WorkerLost(TaskBridgeError):
+    """The error of an attempt that died with its worker (rule A5)."""

@@ -1,0 +1,87 @@
+"""Hooks: an application's own functions, called as a message goes its way (rules H)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from taskbridge.exceptions import nearest
+from taskbridge.message import Message
+
+HookName = Literal[
+    "before_send",
+    "after_send",
+    "before_run",
+    "succeeded",
+    "retrying",
+    "dead",
+    "discarded",
+    "worker_started",
+    "worker_stopping",
+]
+HOOK_NAMES: Final[tuple[HookName, ...]] = get_args(HookName)
+
+_log = logging.getLogger("taskbridge.hooks")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """What a hook is told.
+
+    Attributes:
+        name: The hook's name.
+        message: The message it is about; None for `worker_started` and `worker_stopping`. For `retrying`, the attempt
+            that failed. A `before_send` hook may add to `message.headers`.
+        error: What the attempt raised, for `retrying` and `dead`.
+        delay_s: Seconds until the next attempt, for `retrying`; until the start, for `before_send` and `after_send`.
+        reason: Why, for `dead` and `discarded`.
+        result: What the task returned, for `succeeded`.
+    """
+
+    name: HookName
+    message: Message | None = None
+    error: BaseException | None = None
+    delay_s: float = 0.0
+    reason: str = ""
+    result: object = None
+
+
+Hook = Callable[[Event], object]
+
+
+class Hooks:
+    """The hooks of a bridge. They run in the thread that causes the event, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[str, list[Hook]] = {name: [] for name in HOOK_NAMES}
+
+    def add(self, name: HookName, hook: Hook) -> None:
+        """Add a hook.
+
+        Raises:
+            ValueError: There is no such hook.
+        """
+        if name not in self._hooks:
+            raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
+        self._hooks[name].append(hook)
+
+    def wants(self, name: HookName) -> bool:
+        """Return whether any hook of this name was added."""
+        return bool(self._hooks[name])
+
+    def call(self, event: Event) -> None:
+        """Call the hooks of an event; one that fails is logged, and changes nothing else."""
+        for hook in self._hooks[event.name]:
+            try:
+                hook(event)
+            except Exception:
+                subject = event.message
+                _log.exception(
+                    "a %s hook failed (task %s, id %s, attempt %s)",
+                    event.name,
+                    subject.task if subject else "-",
+                    subject.id if subject else "-",
+                    subject.attempt if subject else "-",
+                )

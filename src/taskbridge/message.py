@@ -1,0 +1,238 @@
+"""The message: what an application sends, in a form that belongs to no engine and has a version (rule S8)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+from uuid import NAMESPACE_OID, uuid4, uuid5
+
+from taskbridge import codec
+from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.retry import ErrorInfo
+
+FORM: Final = 1
+"""The version of the form that this release writes; it reads this one and all before it."""
+
+Priority = Literal["low", "normal", "high", "critical"]
+PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
+"""Every priority, the lowest first."""
+
+
+def new_id() -> str:
+    """Return a fresh message id, a random UUID, as both engines use."""
+    return str(uuid4())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One call of a task, on its way.
+
+    Attributes:
+        id: The same for all attempts.
+        task: The task's name.
+        queue: Where it waits for a worker, on every attempt (rule Q4).
+        args_json: The positional arguments, a JSON array in the codec's form.
+        kwargs_json: The keyword arguments, a JSON object whose values are in the codec's form.
+        attempt: The number of the run that this message is for; 1 is the first.
+        enqueued_at: When it was first sent, in seconds since the epoch.
+        expires_at: It does not start after this, in seconds since the epoch; None is never.
+        headers: What the application sends along: text by name.
+        error: Why the attempt before this one failed.
+        waits: How often it was put off because no worker knew its task (rule Q6).
+        waits_since: When it was first put off, in seconds since the epoch.
+    """
+
+    id: str
+    task: str
+    queue: str
+    args_json: str
+    kwargs_json: str
+    enqueued_at: float
+    priority: Priority = "normal"
+    attempt: int = 1
+    expires_at: float | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    error: ErrorInfo | None = None
+    waits: int = 0
+    waits_since: float | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes that the application decides about: arguments and headers, encoded (rule S6)."""
+        headers = sum(len(key.encode()) + len(value.encode()) for key, value in self.headers.items())
+        return len(self.args_json) + len(self.kwargs_json) + headers
+
+    def next_attempt(self, error: BaseException) -> Message:
+        """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""
+        return replace(self, attempt=self.attempt + 1, error=ErrorInfo.of(error))
+
+    def dumps(self) -> str:
+        """Return the whole message as JSON, in ASCII: the form in which it is parked or buried."""
+        head = codec.to_json({"id": self.id, "task": self.task, **self._meta()})
+        return f'{head[:-1]},"args":{self.args_json},"kwargs":{self.kwargs_json}}}'
+
+    def dumps_meta(self) -> str:
+        """Return what an engine's own message has no place for, as JSON, in ASCII: all but id, task and arguments."""
+        return codec.to_json(self._meta())
+
+    def _meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "form": FORM,
+            "queue": self.queue,
+            "priority": self.priority,
+            "attempt": self.attempt,
+            "enqueued_at": self.enqueued_at,
+        }
+        if self.expires_at is not None:
+            meta["expires_at"] = self.expires_at
+        if self.headers:
+            meta["headers"] = self.headers
+        if self.error is not None:
+            meta["error"] = [self.error.type, self.error.message]
+        if self.waits:
+            meta["waits"] = self.waits
+            meta["waits_since"] = self.waits_since
+        return meta
+
+
+def loads(text: str | bytes) -> Message:
+    """Return the message that `Message.dumps` wrote.
+
+    Raises:
+        NewerFormError: A newer release wrote it.
+        DecodeError: It is no message.
+    """
+    return _message(_object(text))
+
+
+def _message(data: Mapping[str, Any]) -> Message:
+    try:
+        arguments = {"args_json": codec.to_json(data["args"]), "kwargs_json": codec.to_json(data["kwargs"])}
+        return Message(id=_text(data, "id"), task=_text(data, "task"), **arguments, **_fields(data))
+    except KeyError as exc:
+        raise DecodeError(f"not a message: {exc} is missing") from exc
+
+
+def loads_meta(text: str | bytes, *, id: str, task: str, args_json: str, kwargs_json: str) -> Message:
+    """Return the message whose other half `Message.dumps_meta` wrote.
+
+    Raises:
+        NewerFormError: A newer release wrote it.
+        DecodeError: It is not what `dumps_meta` writes.
+    """
+    try:
+        fields = _fields(_object(text))
+    except KeyError as exc:
+        raise DecodeError(f"not a message: {exc} is missing") from exc
+    return Message(id=id, task=task, args_json=args_json, kwargs_json=kwargs_json, **fields)
+
+
+def _object(text: str | bytes) -> Mapping[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise DecodeError(f"not JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise DecodeError(f"not a message: a JSON {type(data).__name__}")
+    return data
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    form = data["form"]
+    if not isinstance(form, int) or form < 1:
+        raise DecodeError(f"not a message: its form is {form!r}")
+    if form > FORM:
+        raise NewerFormError(f"the message has form {form}; this release reads up to {FORM}")
+    if data["priority"] not in PRIORITIES:
+        raise DecodeError(f"not a message: its priority is {data['priority']!r}")
+    error = data.get("error")
+    return {
+        "queue": _text(data, "queue"),
+        "priority": data["priority"],
+        "attempt": _number(data, "attempt", int),
+        "enqueued_at": _number(data, "enqueued_at", int, float),
+        "expires_at": data.get("expires_at"),
+        "headers": dict(data.get("headers") or {}),
+        "error": None if error is None else ErrorInfo(type=str(error[0]), message=str(error[1])),
+        "waits": data.get("waits", 0),
+        "waits_since": data.get("waits_since"),
+    }
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data[key]
+    if not isinstance(value, str):
+        raise DecodeError(f"not a message: its {key} is {value!r}")
+    return value
+
+
+def _number(data: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    value = data[key]
+    if not isinstance(value, kinds):
+        raise DecodeError(f"not a message: its {key} is {value!r}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """A message that failed for good, with all that is known of it.
+
+    Attributes:
+        message: As it was for its last attempt; None if its bytes could not be read.
+        reason: Why it is dead, such as `exhausted`.
+        error: What the last attempt raised.
+        traceback: The last attempt's traceback, as text.
+        died_at: In seconds since the epoch.
+        raw: The bytes as they came, if they could not be read.
+    """
+
+    message: Message | None
+    reason: str
+    error: ErrorInfo | None = None
+    traceback: str = ""
+    died_at: float
+    raw: bytes | None = None
+
+    @property
+    def id(self) -> str:
+        """The message's id, or for bytes that could not be read one that is made from them."""
+        if self.message is not None:
+            return self.message.id
+        return str(uuid5(NAMESPACE_OID, f"{self.died_at}:{self.raw!r}"))
+
+    def dumps(self) -> str:
+        """Return the letter as JSON, in ASCII."""
+        head = codec.to_json(
+            {
+                "id": self.id,
+                "reason": self.reason,
+                "error": None if self.error is None else [self.error.type, self.error.message],
+                "traceback": self.traceback,
+                "died_at": self.died_at,
+                "raw": None if self.raw is None else self.raw.decode("latin-1"),
+            }
+        )
+        return f'{head[:-1]},"message":{"null" if self.message is None else self.message.dumps()}}}'
+
+
+def loads_letter(text: str | bytes) -> DeadLetter:
+    """Return the dead letter that `DeadLetter.dumps` wrote.
+
+    Raises:
+        DecodeError: It is no dead letter.
+    """
+    data = _object(text)
+    try:
+        error, raw, message = data["error"], data["raw"], data["message"]
+        return DeadLetter(
+            message=None if message is None else _message(message),
+            reason=_text(data, "reason"),
+            error=None if error is None else ErrorInfo(type=error[0], message=error[1]),
+            traceback=_text(data, "traceback"),
+            died_at=_number(data, "died_at", int, float),
+            raw=None if raw is None else raw.encode("latin-1"),
+        )
+    except (KeyError, IndexError, TypeError) as exc:
+        raise DecodeError(f"not a dead letter: {exc!r}") from exc

@@ -1,0 +1,252 @@
+"""Retry policies, the exceptions that ask for a verdict, and `judge`, which decides.
+
+Everything here is pure: no clock, no input or output, no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+from typing import Final, Union
+
+from taskbridge.durations import Duration, seconds
+
+ExceptionTypes = Union[type[BaseException], tuple[type[BaseException], ...]]
+
+DEFAULT_MAX_ATTEMPTS: Final = 5
+DEFAULT_MAX_DELAY: Final = timedelta(minutes=10)
+
+
+class Retry(Exception):  # noqa: N818 - a request, not an error
+    """Raise it in a task to ask for another attempt (rule R7); it uses up an attempt like any failure.
+
+    Args:
+        after: The time until the next attempt, which `max_delay` does not cap and jitter does not change;
+            the policy's own delay if None.
+        reason: Kept as the attempt's error.
+    """
+
+    def __init__(self, *, after: Duration | None = None, reason: str = "") -> None:
+        super().__init__(reason)
+        self.after_s = None if after is None else seconds(after, name="after")
+        self.reason = reason
+
+
+class Discard(Exception):  # noqa: N818 - a request, not an error
+    """Raise it in a task to end it: no further attempt, no dead letter."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, init=False, slots=True)
+class RetryPolicy:
+    """How often a task is tried, and how long it waits in between (rules R1 to R3).
+
+    Args:
+        max_attempts: Runs in total, the first included, at least 1; None is no limit.
+        min_delay: The delay after the first attempt.
+        factor: What each delay is multiplied by to give the next, at least 1.
+        max_delay: No delay is longer; 10 minutes by default, or `min_delay` if that is longer.
+        jitter: The largest part of a delay that may be taken off it, from 0 (none) to 1. How much is taken off is
+            drawn from a hash of the message's id and the attempt, so it is the same on every target.
+        delays: The delay after the first attempt, the second, ...; the last one repeats. Given instead of
+            `min_delay`, `factor` and `max_delay`; jitter applies.
+        retry_on: The exceptions that are retried.
+        give_up_on: The exceptions that are not, even if they are in `retry_on`.
+
+    Raises:
+        ValueError: A value is out of its bounds.
+    """
+
+    max_attempts: int | None
+    min_delay: timedelta
+    factor: float
+    max_delay: timedelta
+    jitter: float
+    delays: tuple[timedelta, ...] | None
+    retry_on: tuple[type[BaseException], ...]
+    give_up_on: tuple[type[BaseException], ...]
+
+    def __init__(
+        self,
+        *,
+        max_attempts: int | None = DEFAULT_MAX_ATTEMPTS,
+        min_delay: Duration = 1,
+        factor: float = 2,
+        max_delay: Duration | None = None,
+        jitter: float = 0.5,
+        delays: Sequence[Duration] | None = None,
+        retry_on: ExceptionTypes = Exception,
+        give_up_on: ExceptionTypes = (),
+    ) -> None:
+        _check_attempts(max_attempts)
+        if not (isinstance(factor, (int, float)) and 1 <= factor < float("inf")):
+            raise ValueError(f"factor must be a number of at least 1, not {factor!r}")
+        if not (isinstance(jitter, (int, float)) and 0 <= jitter <= 1):
+            raise ValueError(f"jitter must be a number from 0 to 1, not {jitter!r}")
+        if delays is not None and not delays:
+            raise ValueError("delays must hold at least one delay")
+        keep = object.__setattr__
+        keep(self, "max_attempts", max_attempts)
+        keep(self, "min_delay", timedelta(seconds=seconds(min_delay, name="min_delay")))
+        keep(self, "factor", float(factor))
+        keep(self, "max_delay", _longest(self.min_delay, max_delay))
+        keep(self, "jitter", float(jitter))
+        keep(self, "delays", None if delays is None else tuple(_each_delay(delays)))
+        keep(self, "retry_on", _exception_types(retry_on, name="retry_on"))
+        keep(self, "give_up_on", _exception_types(give_up_on, name="give_up_on"))
+        if delays is None and self.max_delay < self.min_delay:
+            raise ValueError(f"max_delay ({self.max_delay}) is shorter than min_delay ({self.min_delay})")
+
+    @classmethod
+    def never(cls) -> RetryPolicy:
+        """Return the policy of a task that is run once and never retried."""
+        return cls(max_attempts=1)
+
+    def wait_s(self, attempt: int, *, message_id: str) -> float:
+        """Return the seconds between this attempt and the next.
+
+        Args:
+            attempt: The one that failed; 1 is the first run.
+            message_id: What the jitter is drawn from, together with the attempt.
+
+        Returns:
+            At least 0, at most `max_delay`, or the longest of `delays`.
+        """
+        return self._base_s(attempt) * (1 - self.jitter * _draw(message_id, attempt))
+
+    def retries(self, error: BaseException) -> bool:
+        """Return whether this error is one that is tried again, attempts permitting."""
+        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+
+    def _base_s(self, attempt: int) -> float:
+        if self.delays is not None:
+            return self.delays[min(attempt, len(self.delays)) - 1].total_seconds()
+        longest_s = self.max_delay.total_seconds()
+        try:
+            return min(longest_s, self.min_delay.total_seconds() * self.factor ** (attempt - 1))
+        except OverflowError:
+            return longest_s
+
+
+def _longest(min_delay: timedelta, max_delay: Duration | None) -> timedelta:
+    if max_delay is None:
+        return max(min_delay, DEFAULT_MAX_DELAY)
+    return timedelta(seconds=seconds(max_delay, name="max_delay"))
+
+
+def _check_attempts(max_attempts: object) -> None:
+    if max_attempts is None:
+        return
+    if not isinstance(max_attempts, int) or isinstance(max_attempts, bool) or max_attempts < 1:
+        raise ValueError(f"max_attempts must be a whole number of at least 1, or None, not {max_attempts!r}")
+
+
+def _each_delay(delays: Sequence[Duration]) -> list[timedelta]:
+    return [timedelta(seconds=seconds(delay, name=f"delays[{index}]")) for index, delay in enumerate(delays)]
+
+
+def _exception_types(given: ExceptionTypes, *, name: str) -> tuple[type[BaseException], ...]:
+    types = given if isinstance(given, tuple) else (given,)
+    for item in types:
+        if not (isinstance(item, type) and issubclass(item, BaseException)):
+            raise ValueError(f"{name} must hold exception classes, not {item!r}")
+    return types
+
+
+def _draw(message_id: str, attempt: int) -> float:
+    """Return a number in [0, 1), the same wherever it is drawn for this message and attempt."""
+    digest = blake2b(f"{message_id}:{attempt}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorInfo:
+    """An exception, as it travels in a message: `type` is its qualified name, `message` its text."""
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Return what is kept of an exception."""
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        try:
+            message = str(error)
+        except Exception as exc:  # a user's own __str__
+            message = f"<its text can't be had: {type(exc).__name__}>"
+        return cls(type=name, message=message[:_MAX_MESSAGE])
+
+
+_MAX_MESSAGE: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The task returned; `value` is what it returned."""
+
+    value: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgain:
+    """The attempt failed, and the next one is due `after_s` seconds from now."""
+
+    after_s: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The message failed for good. `reason` is one of `exhausted`, `gave_up`, `bad_arguments`, `undecodable`,
+    `unknown_task`."""
+
+    reason: str
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """The message ends without a result and without a dead letter; `reason` says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A shutdown interrupted the run: the message goes back as it came, and no attempt is used up (rule R8)."""
+
+
+Verdict = Union[Done, RunAgain, Dead, Discarded, GivenBack]
+
+
+class Interrupted(BaseException):
+    """Raised in a task's thread when its worker stops and the grace is over; never an attempt (rule R8)."""
+
+
+def judge(policy: RetryPolicy, *, attempt: int, message_id: str, error: BaseException) -> Verdict:
+    """Return what becomes of a message whose attempt failed (rule R2).
+
+    Args:
+        policy: The task's, as declared where the attempt ran.
+        attempt: The one that failed; 1 is the first run.
+        message_id: What the jitter is drawn from.
+        error: What the task raised.
+    """
+    if isinstance(error, Interrupted):
+        return GivenBack()
+    if isinstance(error, Discard):
+        return Discarded(error.reason)
+    asked = isinstance(error, Retry)
+    if not asked and not policy.retries(error):
+        return Dead("gave_up", error)
+    if policy.max_attempts is not None and attempt >= policy.max_attempts:
+        return Dead("exhausted", error)
+    if isinstance(error, Retry) and error.after_s is not None:
+        return RunAgain(error.after_s, error)
+    return RunAgain(policy.wait_s(attempt, message_id=message_id), error)

@@ -1,0 +1,79 @@
+"""Runs one message and says what becomes of it: the only caller of user code, the same on every engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from taskbridge import codec
+from taskbridge.context import running
+from taskbridge.declaration import Declaration
+from taskbridge.exceptions import DecodeError
+from taskbridge.hooks import Event, Hooks
+from taskbridge.message import Message
+from taskbridge.retry import Dead, Discarded, Done, RetryPolicy, Verdict, judge
+from taskbridge.timelimit import limited
+
+_log = logging.getLogger("taskbridge.runner")
+
+
+class Runner:
+    """Runs messages in the thread that calls it.
+
+    Args:
+        find: Returns a task's declaration by its exact name, or None (rule S9).
+        default_policy: Returns the policy of tasks that name none.
+        hooks: Told before each run.
+        now: Returns the time, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        find: Callable[[str], Declaration | None],
+        default_policy: Callable[[], RetryPolicy],
+        hooks: Hooks,
+        now: Callable[[], float],
+    ) -> None:
+        self._find = find
+        self._default_policy = default_policy
+        self._hooks = hooks
+        self._now = now
+
+    def run(self, message: Message) -> Verdict:
+        """Run a message's task once, if it may still start, and return the verdict; raises nothing."""
+        declaration = self._find(message.task)
+        if declaration is None:
+            return Dead("unknown_task")
+        if message.expires_at is not None and self._now() > message.expires_at:
+            return Discarded("expired")
+        try:
+            args, kwargs = codec.loads_array(message.args_json), codec.loads_object(message.kwargs_json)
+        except DecodeError as exc:
+            return Dead("undecodable", exc)
+        try:
+            declaration.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            return Dead("bad_arguments", exc)
+        return self._attempt(declaration, message, args, kwargs)
+
+    def _attempt(
+        self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]
+    ) -> Verdict:
+        policy = self._default_policy() if declaration.retry is None else declaration.retry
+        with running(message, max_attempts=policy.max_attempts):
+            self._hooks.call(Event(name="before_run", message=message))
+            try:
+                return Done(_call(declaration, args, kwargs))
+            except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
+                return judge(policy, attempt=message.attempt, message_id=message.id, error=exc)
+
+
+def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if declaration.is_coroutine:
+        from taskbridge import coroutines  # here, for it imports asyncio
+
+        return coroutines.run(declaration.function(*args, **kwargs), limit_s=declaration.time_limit_s)
+    with limited(declaration.time_limit_s):
+        return declaration.function(*args, **kwargs)

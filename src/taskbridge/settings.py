@@ -1,0 +1,339 @@
+"""Settings: keywords over environment variables over defaults, each checked, each error naming its key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from taskbridge.durations import seconds
+from taskbridge.exceptions import SettingsError, nearest
+from taskbridge.retry import RetryPolicy
+from taskbridge.routing import Route, check_queue_name
+
+ENV_PREFIX: Final = "TASKBRIDGE_"
+DEFAULT_URL: Final = "inline://"
+
+_SCHEMES: Final[Mapping[str, str]] = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "amqp": "amqp",
+    "amqps": "amqp",
+    "memory": "memory",
+}
+_NAMESPACE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where a bridge's messages wait and who consumes them: the parts of its URL.
+
+    Attributes:
+        engine: Its name, such as `celery`.
+        broker: The kind of broker: `redis`, `amqp` or `memory`.
+        broker_url: The broker's own URL, normalised, with its credentials.
+        options: The query of an `inline://` URL.
+    """
+
+    engine: str
+    broker: str
+    broker_url: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def target(self) -> str:
+        """The pair, such as `celery+redis`, without anything secret."""
+        return self.engine if self.engine == "inline" else f"{self.engine}+{self.broker}"
+
+    def __repr__(self) -> str:
+        return f"Address({self.safe_url})"
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its credentials, fit for logs and errors."""
+        if self.engine == "inline":
+            return DEFAULT_URL
+        return f"{self.engine}+{without_credentials(self.broker_url)}"
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL without user, password and query."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    shown = f"***@{host}" if "@" in parts.netloc else host
+    return f"{parts.scheme}://{shown}{parts.path}"
+
+
+def parse_url(url: str, engines: Iterable[str] = ("celery", "dramatiq")) -> Address:
+    """Return the parts of a bridge's URL.
+
+    Args:
+        url: Such as `inline://`, `celery+redis://localhost:6379/0`, `dramatiq+amqp://guest:guest@rabbit//`.
+        engines: The names of the engines there are, but for inline.
+
+    Raises:
+        SettingsError: It is not one of these.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise SettingsError("url", "it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
+    if scheme == "inline":
+        return Address(engine="inline", broker="memory", broker_url="memory://", options=_query(rest))
+    engine, plus, broker_scheme = scheme.partition("+")
+    known = tuple(engines)
+    if engine not in known:
+        raise SettingsError("url", f"there is no engine {engine!r}{nearest(engine, (*known, 'inline'))}")
+    if not plus or broker_scheme not in _SCHEMES:
+        raise SettingsError(
+            "url",
+            f"there is no broker {broker_scheme!r}{nearest(broker_scheme, _SCHEMES)} "
+            f"(write {engine}+redis:// or {engine}+amqp://)",
+        )
+    kind = _SCHEMES[broker_scheme]
+    normalise = {"redis": _redis_url, "amqp": _amqp_url, "memory": _memory_url}[kind]
+    return Address(engine=engine, broker=kind, broker_url=normalise(f"{broker_scheme}://{rest}"))
+
+
+def _query(rest: str) -> tuple[tuple[str, str], ...]:
+    place, _, query = rest.partition("?")
+    if place.strip("/"):
+        raise SettingsError("url", "inline:// takes no host")
+    pairs = [item.partition("=") for item in query.split("&") if item]
+    for key, _, value in pairs:
+        if key != "threads" or not value.isdecimal():
+            raise SettingsError("url", f"inline:// takes 'threads=N', not '{key}={value}'")
+    return tuple((key, value) for key, _, value in pairs)
+
+
+def _memory_url(url: str) -> str:
+    if url != "memory://":
+        raise SettingsError("url", "a memory broker has no address: write memory://")
+    return url
+
+
+def _checked_port(url: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError as exc:
+        raise SettingsError("url", f"its port is not a number from 0 to 65535: {without_credentials(url)}") from exc
+
+
+def _redis_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise SettingsError("url", "a unix:// URL needs the path of the socket")
+        return url
+    _checked_port(url)
+    if not parts.hostname:
+        raise SettingsError("url", "the host is missing")
+    database = parts.path.strip("/") or "0"
+    if not database.isdecimal():
+        raise SettingsError("url", f"the database {database!r} is not a number")
+    return urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
+
+
+def _amqp_url(url: str) -> str:
+    """Return an AMQP URL that kombu and pika read alike: they differ on `//`, `/` and no path (the vhost `/`)."""
+    parts = urlsplit(url)
+    _checked_port(url)
+    if not parts.hostname:
+        raise SettingsError("url", "the host is missing")
+    vhost = parts.path[1:]
+    path = "/%2F" if unquote(vhost) in ("", "/") else f"/{vhost}"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of a bridge, checked; durations are in seconds."""
+
+    url: Address
+    namespace: str
+    default_queue: str
+    queues: tuple[str, ...]
+    routes: tuple[Route, ...]
+    retry: RetryPolicy
+    send_timeout_s: float
+    lease_s: float
+    grace_s: float
+    store: str | None
+    unknown_task_grace_s: float
+    dead_ttl_s: float
+    max_message_bytes: int
+
+    def __repr__(self) -> str:
+        return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
+
+
+def load(
+    given: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    engines: Iterable[str] = ("celery", "dramatiq"),
+) -> tuple[Settings, bool]:
+    """Return checked settings, and whether anyone chose the URL.
+
+    Args:
+        given: By key; None stands for not given.
+        environ: The environment; the process's own if None.
+        engines: The names of the engines there are.
+
+    Raises:
+        SettingsError: A key or value is wrong.
+    """
+    env = os.environ if environ is None else environ
+    chosen: dict[str, Any] = {}
+    for name, value in env.items():
+        if name.startswith(ENV_PREFIX) and not name.startswith(_NOT_SETTINGS):
+            chosen[_known_key(name[len(ENV_PREFIX) :].lower(), name)] = value
+    for key, value in given.items():
+        if value is not None:
+            chosen[_known_key(key, key)] = value
+    known_engines = tuple(engines)
+    values: dict[str, Any] = {}
+    for key, (default, check) in _KEYS.items():
+        values[key] = _checked(key, chosen.get(key, default), check)
+    values["url"] = parse_url(values["url"], known_engines)
+    settings = Settings(**{_FIELD_OF.get(key, key): value for key, value in values.items()})
+    return settings, "url" in chosen
+
+
+_NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
+"""What variables begin with that are no settings: which module a worker loads, and what the tests use."""
+
+
+def _known_key(key: str, shown: str) -> str:
+    if key not in _KEYS:
+        raise SettingsError(shown, f"there is no such setting{nearest(key, _KEYS)}")
+    return key
+
+
+def _checked(key: str, value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except SettingsError:
+        raise
+    except (TypeError, ValueError) as exc:
+        raise SettingsError(key, str(exc)) from exc
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"it must be text, not {value!r}")
+    return value
+
+
+def _namespace(value: Any) -> str:
+    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+        raise ValueError(f"it must be up to 50 letters, digits, '_' or '-', not {value!r}")
+    return value
+
+
+def _words(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return list(value)
+
+
+def _queues(value: Any) -> tuple[str, ...]:
+    return tuple(check_queue_name(name) for name in _words(value))
+
+
+def _routes(value: Any) -> tuple[Route, ...]:
+    return tuple(_route(item) for item in _words(value))
+
+
+def _route(item: Any) -> Route:
+    if isinstance(item, Route):
+        pattern, queue = item.pattern, item.queue
+    elif isinstance(item, str):
+        pattern, equals, queue = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"a route must look like 'shop.email.*=email', not {item!r}")
+    else:
+        pattern, queue = item
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"a route needs a task-name glob, not {pattern!r}")
+    return Route(pattern, check_queue_name(queue))
+
+
+def _duration(value: Any) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"it must be a number of seconds, not {value!r}") from None
+    number = seconds(value, name="it")
+    if number == 0:
+        raise ValueError("it must be more than 0")
+    return number
+
+
+def _grace(value: Any) -> float:
+    if isinstance(value, str):
+        value = float(value)
+    return seconds(value, name="it")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"it must be a whole number of bytes, not {value!r}")
+    return value
+
+
+def _store(value: Any) -> str | None:
+    if value is None:
+        return None
+    scheme = _string(value).partition("://")[0]
+    if "://" not in value or scheme not in ("redis", "rediss", "unix", "memory"):
+        raise ValueError("it must be a redis:// or memory:// URL")
+    return _redis_url(value) if scheme != "memory" else _memory_url(value)
+
+
+def _retry(value: Any) -> RetryPolicy:
+    if isinstance(value, RetryPolicy):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"it must be a RetryPolicy, not {value!r}")
+    if value == "never":
+        return RetryPolicy.never()
+    options: dict[str, Any] = {}
+    for word in _words(value):
+        key, _, text = (part.strip() for part in word.partition("="))
+        if key not in ("max_attempts", "min_delay", "factor", "max_delay", "jitter"):
+            raise ValueError(f"there is no {key!r} in a policy written as text")
+        options[key] = None if text == "none" else int(text) if key == "max_attempts" else float(text)
+    return RetryPolicy(**options)
+
+
+_KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
+    "url": (DEFAULT_URL, _string),
+    "namespace": ("taskbridge", _namespace),
+    "default_queue": ("default", check_queue_name),
+    "queues": ((), _queues),
+    "routes": ((), _routes),
+    "retry": (RetryPolicy(), _retry),
+    "send_timeout": (5.0, _duration),
+    "lease": (60.0, _duration),
+    "grace": (25.0, _grace),
+    "store": (None, _store),
+    "unknown_task_grace": (600.0, _grace),
+    "dead_ttl": (7 * 86400.0, _duration),
+    "max_message_bytes": (1024 * 1024, _size),
+}
+
+_FIELD_OF: Final = {
+    key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl")
+}
+
+SETTING_KEYS: Final = tuple(_KEYS)
+"""The names of all settings."""
+
+assert {_FIELD_OF.get(key, key) for key in _KEYS} == {field.name for field in fields(Settings)}
