@@ -1,1 +1,1 @@
-"""The rules as scenarios, the reference model and the harness that runs them: plain Python, no test framework needed."""
+"""The rules as scenarios, the reference model and the harness that runs them: plain Python, no pytest needed."""

@@ -111,7 +111,7 @@ class PrivateServer(ABC):
     def _is_ready(self) -> bool:
         """Tell whether the server answers its own protocol; it may raise `OSError` if not."""
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027  # not every server has files
         """Write the server's files into the new folder."""
 
     def _environment(self) -> Mapping[str, str]:
@@ -255,7 +255,7 @@ class PrivateServer(ABC):
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self.folder / "pids" / str(process.pid)).unlink(missing_ok=True)
 
-    def _end_helpers(self) -> None:
+    def _end_helpers(self) -> None:  # noqa: B027  # not every server has helpers
         """End what the server needed beside itself."""
 
     def _end_server(self, signal_number: int) -> None:

@@ -1,0 +1,152 @@
+"""What every test may use: the chosen targets, and private servers.
+
+`--target` (several times, or with commas) or `TASKBRIDGE_TEST_TARGETS` chooses targets; both take globs:
+
+    pytest --target 'celery+*'
+    TASKBRIDGE_TEST_TARGETS=inline,dramatiq+redis pytest
+
+A test that takes the argument `target` runs once for each of them; `target_url` is the URL to hand to a bridge.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pytest
+
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerNotInstalled
+
+TARGETS: Final = (
+    "inline",
+    "celery+memory",
+    "dramatiq+memory",
+    "celery+redis",
+    "dramatiq+redis",
+    "celery+amqp",
+    "dramatiq+amqp",
+)
+
+# What a target needs to import, by the words in its name.
+_MODULES: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
+
+# Folders and files of tests (test_celery_wire.py) that need it, by the words in theirs.
+_WORDS_IN_PATHS: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "rabbitmq": "pika"}
+
+AnyServer = TypeVar("AnyServer", bound=PrivateServer)
+
+_HERE: Final = Path(__file__).parent
+_CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--target",
+        action="append",
+        metavar="TARGET",
+        help=f"test this target; several times, or with commas, or a glob; default all: {', '.join(TARGETS)}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = config.getoption("--target") or [os.environ.get("TASKBRIDGE_TEST_TARGETS", "")]
+    globs = [word.strip() for text in asked for word in text.split(",") if word.strip()]
+    unknown = [glob for glob in globs if not any(fnmatchcase(target, glob) for target in TARGETS)]
+    if unknown:
+        raise pytest.UsageError(f"no target matches {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+    config.stash[_CHOSEN] = tuple(
+        target for target in TARGETS if not globs or any(fnmatchcase(target, glob) for glob in globs)
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the tests of a library that is not installed, if no chosen target needs it; else they fail."""
+    words = {word for part in collection_path.relative_to(_HERE).parts for word in part.removesuffix(".py").split("_")}
+    needed = {_WORDS_IN_PATHS[word] for word in words & _WORDS_IN_PATHS.keys()}
+    wanted = {module for target in config.stash[_CHOSEN] for module in _modules_of(target)}
+    return True if any(not _is_installed(module) for module in needed - wanted) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" in metafunc.fixturenames:
+        # One group a target: with `-n`, a target's tests run in one process, which starts its workers once.
+        params = [
+            pytest.param(target, marks=pytest.mark.xdist_group(target)) for target in metafunc.config.stash[_CHOSEN]
+        ]
+        metafunc.parametrize("target", params, scope="session")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[PrivateRedis]:
+    """A redis-server shared by the tests of this process; a test that breaks servers takes `make_redis`."""
+    with _started(PrivateRedis()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
+    """A RabbitMQ node shared by the tests of this process; a test that breaks servers takes `make_rabbitmq`."""
+    with _started(PrivateRabbitMQ()) as server:
+        yield server
+
+
+@pytest.fixture
+def make_redis() -> Iterator[Callable[..., PrivateRedis]]:
+    """Start redis-servers of the test's own: `make_redis(extra_args=("--maxmemory", "2mb"))`."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> PrivateRedis:
+            return stack.enter_context(_started(PrivateRedis(**options)))
+
+        yield make
+
+
+@pytest.fixture
+def make_rabbitmq() -> Iterator[Callable[..., PrivateRabbitMQ]]:
+    """Start RabbitMQ nodes of the test's own: `make_rabbitmq(extra_config=("consumer_timeout = 60000",))`."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> PrivateRabbitMQ:
+            return stack.enter_context(_started(PrivateRabbitMQ(**options)))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def target_url(target: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a target, on a private server if it needs one."""
+    missing = [module for module in _modules_of(target) if not _is_installed(module)]
+    if missing:
+        pytest.fail(f"target {target} needs {missing[0]}: install it, or choose other targets with --target")
+    engine, _, broker = target.partition("+")
+    if broker == "redis":
+        return f"{engine}+{request.getfixturevalue('redis_server').url}"
+    if broker == "amqp":
+        return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
+    return f"{target}://"
+
+
+@contextmanager
+def _started(server: AnyServer) -> Generator[AnyServer]:
+    """Run a server; where its program is missing, skip the test, but on CI fail it."""
+    try:
+        server.start()
+    except ServerNotInstalled as exc:
+        if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+            raise
+        pytest.skip(str(exc))
+    with server:
+        yield server
+
+
+def _modules_of(target: str) -> list[str]:
+    return [module for word, module in _MODULES.items() if word in target.split("+")]
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,246 @@
+"""Private servers start, keep their data, break on request, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskbridge.contract import servers
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerFailed, ServerNotInstalled
+
+pika = pytest.importorskip("pika", reason="the contract's servers are plain Python; their tests need the clients")
+redis = pytest.importorskip("redis", reason="the contract's servers are plain Python; their tests need the clients")
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the command lines of the living processes whose working folder or environment names the folder."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                str(folder) in os.readlink(process / "cwd")
+                or str(folder).encode() in (process / "environ").read_bytes()
+            ):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it has ended, or is a zombie
+    return found
+
+
+def refuses_connections(server: PrivateServer) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@contextmanager
+def redis_client(server: PrivateRedis) -> Generator[Any]:
+    with redis.Redis.from_url(server.url, socket_timeout=2, decode_responses=True) as client:
+        yield client
+
+
+@contextmanager
+def rabbitmq_channel(server: PrivateRabbitMQ) -> Generator[Any]:
+    with closing(pika.BlockingConnection(pika.URLParameters(server.url))) as connection:
+        yield connection.channel()
+
+
+class TestRedis:
+    def test_it_answers_as_soon_as_it_is_started(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        with redis_client(make_redis()) as client:
+            assert client.ping()
+
+    @pytest.mark.parametrize("way_down", [PrivateServer.shut_down, PrivateServer.kill])
+    def test_what_was_acknowledged_is_there_after_a_restart(
+        self, make_redis: Callable[..., PrivateRedis], way_down: Callable[[PrivateServer], None]
+    ) -> None:
+        server = make_redis()
+        url, pid = server.url, server.pid
+        with redis_client(server) as client:
+            client.set("key", "value")
+
+        way_down(server)
+        assert not server.is_running
+        assert refuses_connections(server)
+        server.restart()
+
+        assert server.url == url
+        assert server.pid != pid
+        with redis_client(server) as client:
+            assert client.get("key") == "value"
+
+    def test_while_paused_it_takes_connections_and_does_not_answer(
+        self, make_redis: Callable[..., PrivateRedis]
+    ) -> None:
+        server = make_redis()
+
+        server.pause()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            server.resume()
+            connection.settimeout(5)
+            assert connection.recv(64) == b"+PONG\r\n"
+
+    def test_it_takes_further_arguments(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        with redis_client(make_redis(extra_args=("--maxmemory", "3mb"))) as client:
+            assert client.config_get("maxmemory") == {"maxmemory": str(3 * 1024 * 1024)}
+
+    @pytest.mark.parametrize("paused", [False, True])
+    def test_stop_leaves_no_process_and_no_folder(self, make_redis: Callable[..., PrivateRedis], paused: bool) -> None:
+        server = make_redis()
+        assert processes_in(server.folder)
+
+        if paused:
+            server.pause()
+        server.stop()
+        server.stop()  # again
+
+        assert processes_in(server.folder) == []
+        assert not server.folder.exists()
+
+    def test_a_server_that_ends_while_it_starts_is_an_error_with_its_own_words(self) -> None:
+        server = PrivateRedis(extra_args=("--no-such-option", "1"))
+
+        with pytest.raises(ServerFailed, match="ended with code 1 while it started") as caught:
+            server.start()
+
+        assert "no-such-option" in caught.value.log
+        assert processes_in(server.folder) == []
+        assert not server.folder.exists()
+
+    def test_two_run_side_by_side(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        with redis_client(make_redis()) as one, redis_client(make_redis()) as two:
+            one.set("key", "one")
+            assert two.get("key") is None
+
+    def test_a_forked_child_that_exits_leaves_it_running(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        server = make_redis()
+        script = (
+            "import os, sys\n"
+            "from taskbridge.contract.servers import PrivateRedis\n"
+            "server = PrivateRedis().start()\n"
+            "child = os.fork()\n"
+            "if child == 0: sys.exit(0)  # runs what is registered with atexit\n"
+            "os.waitpid(child, 0)\n"
+            "print(server._is_ready())\n"
+        )
+
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+        assert done.stdout == "True\n"
+        assert server.is_running
+
+
+class TestTheEndOfTheProcessThatStartedIt:
+    SCRIPT = (
+        "import time\n"
+        "from taskbridge.contract.servers import PrivateRedis\n"
+        "print(PrivateRedis().start().folder, flush=True)\n"
+        "{}\n"
+    )
+
+    def run_until_started(self, then: str) -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", self.SCRIPT.format(then)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    def assert_nothing_is_left(self, process: subprocess.Popen[str], folder: Path) -> None:
+        with process:
+            process.wait(timeout=10)
+        assert folder.name.startswith("taskbridge-redis-")
+        wait_until(lambda: not processes_in(folder), timeout_s=5, what=f"the end of {processes_in(folder)}")
+        wait_until(lambda: not folder.exists(), timeout_s=5, what="the removal of its folder")
+
+    @pytest.mark.parametrize("then", ["", "raise RuntimeError", "raise KeyboardInterrupt", "raise SystemExit(3)"])
+    def test_its_exit_ends_the_server(self, then: str) -> None:
+        self.assert_nothing_is_left(*self.run_until_started(then))
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_a_signal_ends_the_server_too(self, number: signal.Signals) -> None:
+        process, folder = self.run_until_started("time.sleep(60)")
+        assert processes_in(folder)
+
+        process.send_signal(number)
+
+        self.assert_nothing_is_left(process, folder)
+
+
+class TestRabbitMQ:
+    def test_one_life(self, make_rabbitmq: Callable[..., PrivateRabbitMQ]) -> None:
+        """Start, restart, pause, a crash and the end, in one test: a start takes seconds."""
+        server = make_rabbitmq(extra_config=("heartbeat = 7",))
+        url = server.url
+        with rabbitmq_channel(server) as channel:
+            assert channel.connection._impl.params.heartbeat == 7, "further lines of configuration are taken"
+            channel.confirm_delivery()
+            channel.queue_declare("kept", durable=True)
+            channel.basic_publish("", "kept", b"one", pika.BasicProperties(delivery_mode=2), mandatory=True)
+
+        server.restart()
+        assert server.url == url
+        assert "kept\t1" in server.ctl("list_queues")
+        with rabbitmq_channel(server) as channel:
+            assert channel.basic_get("kept", auto_ack=True)[2] == b"one"
+            channel.confirm_delivery()
+            channel.basic_publish("", "kept", b"two", pika.BasicProperties(delivery_mode=2), mandatory=True)
+
+        server.kill()
+        assert refuses_connections(server)
+        server.start()
+        with rabbitmq_channel(server) as channel:
+            assert channel.basic_get("kept", auto_ack=True)[2] == b"two"
+
+        with pytest.raises(ServerFailed, match="rabbitmqctl no_such_command failed"):
+            server.ctl("no_such_command")
+
+        server.pause()
+        server.stop()
+        assert processes_in(server.folder) == []
+        assert not server.folder.exists()
+
+    def test_it_listens_on_the_loopback_interface_only(self, rabbitmq_server: PrivateRabbitMQ) -> None:
+        table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        listening = [row[1].split(":") for row in table if row[3] == "0A"]  # TCP_LISTEN
+        address_of = {int(port, 16): address for address, port in listening}
+
+        ports = [rabbitmq_server.port, rabbitmq_server._dist_port, rabbitmq_server._epmd_port]
+        assert {address_of[port] for port in ports} == {"0100007F"}  # 127.0.0.1
+
+
+class TestAMissingProgram:
+    @pytest.mark.parametrize("server", [PrivateRedis, PrivateRabbitMQ])
+    def test_it_is_named_with_what_to_install(
+        self, server: type[PrivateServer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", "/nonexistent")
+        monkeypatch.setattr(servers, "_RABBITMQ_FOLDERS", ())
+
+        with pytest.raises(ServerNotInstalled, match="is not installed: apt-get install"):
+            server().start()
