@@ -1,7 +1,7 @@
 """One decorator, one message, one meaning, on Celery or on Dramatiq."""
 
-from taskbridge.brokers.base import Counts
 from taskbridge.bridge import Bridge, configure, default_bridge, on, task
+from taskbridge.brokers.base import Counts
 from taskbridge.context import Context, current
 from taskbridge.exceptions import (
     BrokerUnavailable,

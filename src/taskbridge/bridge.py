@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import Any, Final, TypeVar, Union, cast, overload
+from typing import Any, Final, TypeVar, cast, overload
 
 from typing_extensions import ParamSpec
 
@@ -132,8 +133,8 @@ class Bridge:
         self._engine: Engine | None = None
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
-        self.hooks: Final = Hooks()
-        self.stopping: Final = threading.Event()
+        self.hooks = Hooks()
+        self.stopping = threading.Event()
         self._runner = Runner(
             find=self._declarations.get,
             default_policy=lambda: self.settings.retry,
@@ -262,7 +263,9 @@ class Bridge:
     # Declaring
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(  # pyright: ignore[reportOverlappingOverload] - a coroutine function is the narrower case
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -270,6 +273,7 @@ class Bridge:
     @overload
     def task(
         self,
+        /,
         *,
         name: str | None = None,
         queue: str | None = None,
@@ -293,10 +297,10 @@ class Bridge:
             DeclarationError: An option is unknown or wrong, or there is a task of this name already.
         """
         if function is None:
-            return lambda decorated: self._declare(decorated, options)
-        return self._declare(function, options)
+            return partial(self._declare, options)
+        return self._declare(options, function)
 
-    def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    def _declare(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Any:
         declaration = declare(function, **options)
         with self._lock:
             former = self._declarations.get(declaration.name)
@@ -308,7 +312,7 @@ class Bridge:
             self._declarations[declaration.name] = declaration
             if self._engine is not None:
                 self._engine.register(declaration)
-        kind = AsyncTask if declaration.is_coroutine else Task
+        kind: Any = AsyncTask if declaration.is_coroutine else Task
         return kind(self, declaration, SendOptions(priority=None))
 
     def on(self, name: HookName) -> Callable[[HookT], HookT]:
@@ -517,7 +521,9 @@ class Decorator:
     """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload] - a coroutine function is the narrower case
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
 
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -527,7 +533,7 @@ class Decorator:
         raise TypeError("taskbridge.bridge.Decorator is a type, not an object to call")
 
 
-def _expires_at(expires: Union[Duration, datetime, None], now: float) -> float | None:
+def _expires_at(expires: Duration | datetime | None, now: float) -> float | None:
     if expires is None:
         return None
     if isinstance(expires, datetime):

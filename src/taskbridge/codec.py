@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
 
 from taskbridge.exceptions import DecodeError, EncodeError
@@ -57,7 +57,9 @@ def dumps_object(values: Mapping[str, object], path: str) -> str:
     """Return a JSON object of values in the codec's form; its own keys, parameter names, are never tagged."""
     if not values:
         return "{}"
-    return "{" + ",".join(f"{_dumps(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items()) + "}"
+    return (
+        "{" + ",".join(f"{_dumps(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items()) + "}"
+    )
 
 
 def loads_object(text: str | bytes) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
         DecodeError: As for `loads`, or it is not an object.
     """
     plain = _parse(text)
-    if type(plain) is not dict:
+    if not _is_dict(plain):
         raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
     return {key: from_plain(item) for key, item in plain.items()}
 
@@ -79,7 +81,7 @@ def loads_array(text: str | bytes) -> list[Any]:
         DecodeError: As for `loads`, or it is not an array.
     """
     plain = _parse(text)
-    if type(plain) is not list:
+    if not _is_list(plain):
         raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
     return [from_plain(item) for item in plain]
 
@@ -91,6 +93,14 @@ def loads(text: str | bytes) -> Any:
         DecodeError: The text is not JSON, or has a tag that is not known.
     """
     return from_plain(_parse(text))
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return type(value) is list
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return type(value) is dict
 
 
 def _parse(text: str | bytes) -> Any:
@@ -108,9 +118,9 @@ def from_plain(plain: Any) -> Any:
     Raises:
         DecodeError: A tag is not known, or its value is not of its type.
     """
-    if type(plain) is list:
+    if _is_list(plain):
         return [from_plain(item) for item in plain]
-    if type(plain) is not dict:
+    if not _is_dict(plain):
         return plain
     if TAG not in plain:
         return {key: from_plain(item) for key, item in plain.items()}
@@ -129,7 +139,7 @@ class _UnknownTypeError(Exception):
 
 def _plain(value: Any) -> Any:
     """Return a value as data that JSON holds: what isn't plain becomes tagged."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if kind is list:
@@ -155,12 +165,12 @@ def _located(value: Any, path: str) -> EncodeError:
             _plain(child)
         except _UnknownTypeError:
             return _located(child, child_path)
-    kind = type(value)
+    kind: Any = type(value)
     return EncodeError(path, f"{kind.__module__}.{kind.__qualname__} can't be put in a message")
 
 
 def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
-    if type(value) is dict:
+    if _is_dict(value):
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
             yield item, f"{path}[{_quoted(key)}]"

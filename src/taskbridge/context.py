@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def current() -> Context:
 
 
 @contextmanager
-def running(message: Message, *, max_attempts: int | None) -> Iterator[Context]:
+def running(message: Message, *, max_attempts: int | None) -> Generator[Context, None, None]:
     """Make `current()` answer for a message while the block runs."""
     context = Context(
         id=message.id,

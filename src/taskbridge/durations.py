@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Union
 
-Duration = Union[timedelta, int, float]
+Duration = timedelta | int | float
 """A `timedelta`, or a number of seconds."""
 
-When = Union[timedelta, int, float, datetime]
+When = timedelta | int | float | datetime
 """How long from now, or an aware `datetime`."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from taskbridge import codec
@@ -136,7 +136,7 @@ def _object(text: str | bytes) -> Mapping[str, Any]:
         raise DecodeError(f"not JSON: {exc}") from exc
     if not isinstance(data, dict):
         raise DecodeError(f"not a message: a JSON {type(data).__name__}")
-    return data
+    return cast("dict[str, Any]", data)
 
 
 def _fields(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
-from typing import Final, Union
+from typing import Final
 
 from taskbridge.durations import Duration, seconds
 
-ExceptionTypes = Union[type[BaseException], tuple[type[BaseException], ...]]
+ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 DEFAULT_MAX_ATTEMPTS: Final = 5
 DEFAULT_MAX_DELAY: Final = timedelta(minutes=10)
 
 
-class Retry(Exception):  # noqa: N818 - a request, not an error
+class Retry(Exception):
     """Raise it in a task to ask for another attempt (rule R7); it uses up an attempt like any failure.
 
     Args:
@@ -34,7 +34,7 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
         self.reason = reason
 
 
-class Discard(Exception):  # noqa: N818 - a request, not an error
+class Discard(Exception):
     """Raise it in a task to end it: no further attempt, no dead letter."""
 
     def __init__(self, reason: str = "") -> None:
@@ -203,8 +203,10 @@ class RunAgain:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The message failed for good. `reason` is one of `exhausted`, `gave_up`, `bad_arguments`, `undecodable`,
-    `unknown_task`."""
+    """The message failed for good.
+
+    `reason` is one of `exhausted`, `gave_up`, `bad_arguments`, `undecodable`, `unknown_task`.
+    """
 
     reason: str
     error: BaseException | None = None
@@ -222,7 +224,7 @@ class GivenBack:
     """A shutdown interrupted the run: the message goes back as it came, and no attempt is used up (rule R8)."""
 
 
-Verdict = Union[Done, RunAgain, Dead, Discarded, GivenBack]
+Verdict = Done | RunAgain | Dead | Discarded | GivenBack
 
 
 class Interrupted(BaseException):

@@ -58,9 +58,7 @@ class Runner:
             return Dead("bad_arguments", exc)
         return self._attempt(declaration, message, args, kwargs)
 
-    def _attempt(
-        self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]
-    ) -> Verdict:
+    def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
         policy = self._default_policy() if declaration.retry is None else declaration.retry
         with running(message, max_attempts=policy.max_attempts):
             self._hooks.call(Event(name="before_run", message=message))

@@ -329,9 +329,7 @@ _KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
     "max_message_bytes": (1024 * 1024, _size),
 }
 
-_FIELD_OF: Final = {
-    key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl")
-}
+_FIELD_OF: Final = {key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl")}
 
 SETTING_KEYS: Final = tuple(_KEYS)
 """The names of all settings."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import update_wrapper
 from inspect import Signature, iscoroutinefunction, signature
 from pathlib import PurePath
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import ParamSpec, Self
 
@@ -49,13 +49,21 @@ class Call(Generic[R_co]):
 class Sender(Protocol):
     """The bridge, as its tasks see it."""
 
-    def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]: ...
+    def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
+        """Send one call, now or later."""
+        ...
 
-    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]: ...
+    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
+        """Do as `send_call` without blocking the event loop."""
+        ...
 
-    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]: ...
+    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+        """Send any number of calls."""
+        ...
 
-    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]: ...
+    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+        """Do as `send_many` without blocking the event loop."""
+        ...
 
 
 class Sendable(Generic[P, R]):
@@ -65,7 +73,7 @@ class Sendable(Generic[P, R]):
         self._sender = sender
         self._declaration = declaration
         self._options = options
-        update_wrapper(self, declaration.function)
+        update_wrapper(cast(Any, self), declaration.function)
 
     @property
     def name(self) -> str:
@@ -167,6 +175,7 @@ class Task(Sendable[P, R]):
     """A task made of a function. Calling it is a plain call: no queue, no retry."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself."""
         result: R = self._declaration.function(*args, **kwargs)
         return result
 
@@ -175,6 +184,7 @@ class AsyncTask(Sendable[P, R]):
     """A task made of a coroutine function. Calling it is a plain call, to be awaited."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the coroutine function itself."""
         coroutine: Coroutine[Any, Any, R] = self._declaration.function(*args, **kwargs)
         return coroutine
 

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -91,7 +91,7 @@ def _watchdog() -> _Watchdog:
 
 
 @contextmanager
-def limited(limit_s: float | None) -> Iterator[None]:
+def limited(limit_s: float | None) -> Generator[None, None, None]:
     """Raise `TimeLimitExceeded` in this thread when the block takes longer than this; None is no limit."""
     if limit_s is None:
         yield

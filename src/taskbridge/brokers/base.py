@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, Union
+from typing import Any, Protocol, TypeVar
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import DeadLetter, Message
@@ -17,7 +17,7 @@ from taskbridge.message import DeadLetter, Message
 NativeT = TypeVar("NativeT")
 NativeT_co = TypeVar("NativeT_co", covariant=True)
 
-RedisCommand = tuple[Union[str, bytes, int, float], ...]
+RedisCommand = tuple[str | bytes | int | float, ...]
 """One Redis command, name first; an engine's message is a sequence of them, carried out together."""
 
 
@@ -45,7 +45,9 @@ class Wire(Protocol[NativeT_co]):
     """
 
     @property
-    def engine(self) -> str: ...
+    def engine(self) -> str:
+        """The engine's name."""
+        ...
 
     def encode(self, message: Message) -> NativeT_co:
         """Return what the broker publishes for a message: Redis commands, a `Publication`, or an object in memory."""
@@ -78,8 +80,10 @@ class Counts:
 
 
 class PartlyPublished(BrokerUnavailable):
-    """Some of a batch was not published; `accepted` holds the indexes of those that were, `unsure` of those that the
-    broker may have taken."""
+    """Some of a batch was not published.
+
+    `accepted` holds the indexes of those that were, `unsure` of those that the broker may have taken.
+    """
 
     def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
         super().__init__(cause.problem, maybe_taken=cause.maybe_taken)

@@ -29,16 +29,24 @@ class Host(Protocol):
     """The bridge, as its engine sees it."""
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """The checked settings."""
+        ...
 
     @property
-    def hooks(self) -> Hooks: ...
+    def hooks(self) -> Hooks:
+        """The application's hooks."""
+        ...
 
     @property
-    def broker(self) -> Broker: ...
+    def broker(self) -> Broker:
+        """The connection to the broker."""
+        ...
 
     @property
-    def wire(self) -> Wire[Any]: ...
+    def wire(self) -> Wire[Any]:
+        """The engine's own wire for this broker."""
+        ...
 
     @property
     def stopping(self) -> threading.Event:

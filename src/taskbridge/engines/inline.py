@@ -10,7 +10,7 @@ import heapq
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -213,7 +213,7 @@ class InlineEngine:
         )
 
     @contextmanager
-    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Iterator[None]:
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
         """Run messages of these queues, all if empty, in so many threads while the block runs."""
         workers = _Workers(self, list(queues) or None, threads)
         self._host.hooks.call(Event(name="worker_started"))

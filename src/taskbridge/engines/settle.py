@@ -62,7 +62,12 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
             host.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
         case Dead(reason, error):
             _log.error(
-                "task %s id %s attempt %d is dead: %s", message.task, message.id, message.attempt, reason, exc_info=error
+                "task %s id %s attempt %d is dead: %s",
+                message.task,
+                message.id,
+                message.attempt,
+                reason,
+                exc_info=error,
             )
             bury(host, letter_of(message, reason=reason, error=error, now=host.now()))
             host.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
