@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -11,16 +10,13 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import Any, Final, TypeVar, cast, overload
-
-from typing_extensions import ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
 
 from taskbridge import codec
-from taskbridge.brokers.base import Broker, Counts, PartlyPublished, Wire
+from taskbridge.brokers.base import PartlyPublished
 from taskbridge.clock import RealClock
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.engines.base import Command, Engine, WorkerOptions
 from taskbridge.exceptions import (
     DeclarationError,
     MessageTooLarge,
@@ -33,9 +29,13 @@ from taskbridge.hooks import Event, Hook, HookName, Hooks
 from taskbridge.message import DeadLetter, Message, Priority, new_id
 from taskbridge.retry import RetryPolicy, Verdict
 from taskbridge.routing import Routing, check_known
-from taskbridge.runner import Runner
-from taskbridge.settings import Settings, load
 from taskbridge.task import AsyncTask, Call, SendOptions, Task, declare, same_place
+
+if TYPE_CHECKING:
+    from taskbridge.brokers.base import Broker, Counts, Wire
+    from taskbridge.engines.base import Command, Engine, WorkerOptions
+    from taskbridge.runner import Runner
+    from taskbridge.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,8 +61,6 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
     "redis": ("redis-py, the client of broker 'redis',", "redis"),
     "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
 }
-
-_log = logging.getLogger("taskbridge.bridge")
 
 
 def _import(name: str) -> Any:
@@ -135,12 +133,7 @@ class Bridge:
         self._clock: Any = RealClock()
         self.hooks = Hooks()
         self.stopping = threading.Event()
-        self._runner = Runner(
-            find=self._declarations.get,
-            default_policy=lambda: self.settings.retry,
-            hooks=self.hooks,
-            now=self.now,
-        )
+        self._runner: Runner | None = None
 
     def __repr__(self) -> str:
         shown = "not configured yet" if self._settings is None else self._settings.url.safe_url
@@ -153,7 +146,7 @@ class Bridge:
         """The checked settings; the default bridge reads its own when they are first needed."""
         if self._settings is None:
             with self._lock:
-                settings, chosen = load(self._given)
+                settings, chosen = _load(self._given)
                 if not chosen:
                     warnings.warn(
                         "no url is set (TASKBRIDGE_URL or configure(url=...)): tasks run inline, in this process",
@@ -258,7 +251,19 @@ class Bridge:
 
     def run(self, message: Message) -> Verdict:
         """Run a message in this thread, and return the verdict, not yet carried out."""
+        if self._runner is None:
+            self._runner = self._made_runner()
         return self._runner.run(message)
+
+    def _made_runner(self) -> Runner:
+        from taskbridge.runner import Runner  # here, for a process that only sends needs none
+
+        return Runner(
+            find=self._declarations.get,
+            default_policy=lambda: self.settings.retry,
+            hooks=self.hooks,
+            now=self.now,
+        )
 
     # Declaring
 
@@ -509,7 +514,7 @@ class Bridge:
         Raises:
             SettingsError: A setting is wrong; then nothing has changed.
         """
-        load(given)
+        _load(given)
         self.close()
         with self._lock:
             self._given = given
@@ -531,6 +536,12 @@ class Decorator:
     def __call__(self, function: Callable[..., Any], /) -> Any:
         """Make a task of a function."""
         raise TypeError("taskbridge.bridge.Decorator is a type, not an object to call")
+
+
+def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
+    from taskbridge.settings import load  # here, for declaring tasks needs no settings
+
+    return load(given)
 
 
 def _expires_at(expires: Duration | datetime | None, now: float) -> float | None:

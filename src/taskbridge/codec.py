@@ -8,13 +8,13 @@ mistaken for a tag, ours or kombu's) is written as a tagged list of pairs.
 from __future__ import annotations
 
 import json
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from math import isfinite
-from typing import Any, TypeGuard, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from taskbridge.exceptions import DecodeError, EncodeError
 
@@ -22,6 +22,9 @@ TAG = "$"
 
 # kombu's JSON decoder turns {"__type__": ..., "__value__": ...} into an object (kombu/utils/json.py, object_hook).
 _KOMBU_KEY = "__type__"
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 _Moment = TypeVar("_Moment", datetime, time)
 
@@ -139,7 +142,7 @@ class _UnknownTypeError(Exception):
 
 def _plain(value: Any) -> Any:
     """Return a value as data that JSON holds: what isn't plain becomes tagged."""
-    kind: Any = type(value)
+    kind = cast("Any", type(value))
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if kind is list:
@@ -152,7 +155,7 @@ def _plain(value: Any) -> Any:
         return value if isfinite(value) else {TAG: "float", "v": repr(value)}
     if kind is tuple or kind is set or kind is frozenset:
         return {TAG: kind.__name__, "v": [_plain(item) for item in value]}
-    encode = _ENCODERS.get(kind)
+    encode = _ENCODERS.get(kind) or (_encode_uuid if _is_uuid(kind) else None)
     if encode is None:
         raise _UnknownTypeError
     return {TAG: kind.__name__, **encode(value)}
@@ -165,7 +168,7 @@ def _located(value: Any, path: str) -> EncodeError:
             _plain(child)
         except _UnknownTypeError:
             return _located(child, child_path)
-    kind: Any = type(value)
+    kind = cast("Any", type(value))
     return EncodeError(path, f"{kind.__module__}.{kind.__qualname__} can't be put in a message")
 
 
@@ -181,6 +184,22 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
 
 def _quoted(key: object) -> str:
     return f'"{key}"' if isinstance(key, str) else repr(key)
+
+
+def _is_uuid(kind: type) -> bool:
+    """Return whether a type is `uuid.UUID`; without importing it, for who has a UUID has imported it."""
+    module = sys.modules.get("uuid")
+    return module is not None and kind is module.UUID
+
+
+def _encode_uuid(value: UUID) -> dict[str, Any]:
+    return {"v": value.hex}
+
+
+def _decode_uuid(digits: str) -> UUID:
+    from uuid import UUID  # here, for it takes 2 ms to import
+
+    return UUID(hex=digits)
 
 
 def _zone(moment: datetime | time) -> dict[str, Any]:
@@ -217,7 +236,6 @@ _ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     time: _encode_moment,
     timedelta: lambda value: {"v": [value.days, value.seconds, value.microseconds]},
     Decimal: lambda value: {"v": str(value)},
-    UUID: lambda value: {"v": value.hex},
     bytes: lambda value: {"v": b64encode(value).decode("ascii")},
 }
 
@@ -232,6 +250,6 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "time": lambda plain: _decode_moment(plain, time),
     "timedelta": lambda plain: timedelta(*plain["v"]),
     "Decimal": lambda plain: Decimal(plain["v"]),
-    "UUID": lambda plain: UUID(hex=plain["v"]),
+    "UUID": lambda plain: _decode_uuid(plain["v"]),
     "bytes": lambda plain: b64decode(plain["v"], validate=True),
 }

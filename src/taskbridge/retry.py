@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 from typing import Final
 
 from taskbridge.durations import Duration, seconds
@@ -160,6 +159,8 @@ def _exception_types(given: ExceptionTypes, *, name: str) -> tuple[type[BaseExce
 
 def _draw(message_id: str, attempt: int) -> float:
     """Return a number in [0, 1), the same wherever it is drawn for this message and attempt."""
+    from hashlib import blake2b  # here, for it loads OpenSSL, and a process that only sends draws nothing
+
     digest = blake2b(f"{message_id}:{attempt}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 

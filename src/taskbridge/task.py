@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import update_wrapper
 from inspect import Signature, iscoroutinefunction, signature
-from pathlib import PurePath
-from typing import Any, Generic, Protocol, TypeVar, cast
-
-from typing_extensions import ParamSpec, Self
+from os.path import basename, splitext
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, seconds, timestamp
@@ -20,6 +18,9 @@ from taskbridge.handle import Handle
 from taskbridge.message import PRIORITIES, Priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # only here, for it takes 5 ms to import
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -240,7 +241,7 @@ def default_name(function: Callable[..., Any]) -> str:
     if module == "__main__":
         main = sys.modules["__main__"]
         spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec is not None else PurePath(path).stem if path else module
+        module = spec.name if spec is not None else splitext(basename(path))[0] if path else module
     return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
