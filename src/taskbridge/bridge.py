@@ -521,6 +521,14 @@ class Bridge:
             self._settings = None
         _ = self.settings
 
+    def move_to(self, url: str) -> None:
+        """Use another engine and broker; all else stays: other settings, tasks and hooks.
+
+        Raises:
+            SettingsError: The URL is wrong; then nothing has changed.
+        """
+        self.reconfigure(**{**self._given, "url": url})
+
 
 class Decorator:
     """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""

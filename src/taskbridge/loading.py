@@ -1,0 +1,181 @@
+"""Finds the bridge of an application that is named on a command line, as `MODULE[:BRIDGE]`."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import sys
+import traceback
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from taskbridge.bridge import Bridge, default_bridge
+from taskbridge.exceptions import TaskBridgeError, nearest
+from taskbridge.hooks import Event
+
+APP_VARIABLE: Final = "TASKBRIDGE_APP"
+"""The environment variable that tells an engine's own worker which application to load."""
+
+URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"
+"""The environment variable with a URL that wins over all others, even one that the module itself chooses."""
+
+READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
+"""The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
+
+_WORD: Final = re.compile(r"[^\W\d]\w*")
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
+
+
+class LoadError(TaskBridgeError):
+    """An application can't be loaded; `app` is what was asked for."""
+
+    def __init__(self, app: str, problem: str) -> None:
+        super().__init__(problem)
+        self.app = app
+
+
+def load_bridge(app: str, *, url: str | None = None) -> Bridge:
+    """Import an application's module and return its bridge.
+
+    The current directory is importable, as it is for the command lines of Celery and Dramatiq.
+
+    Args:
+        app: `MODULE` or `MODULE:BRIDGE`. Without a name the bridge is the module's own, if it has exactly one, and
+            else the default bridge.
+        url: Wins over every other choice of the URL; the variable `TASKBRIDGE_APP_URL` if None.
+
+    Raises:
+        LoadError: There is no such module or bridge, or the module can't be imported; it says why, in one line.
+        SettingsError: The URL is wrong.
+    """
+    module_name, colon, attribute = app.partition(":")
+    _check_names(app, module_name, attribute if colon else None)
+    chosen_url = os.environ.get(URL_VARIABLE) if url is None else url
+    if chosen_url is not None:
+        os.environ["TASKBRIDGE_URL"] = chosen_url  # for what the module does with its bridge while it is imported
+    module = _import(app, module_name)
+    bridge = _named(app, module, attribute) if colon else _own(app, module)
+    if chosen_url is not None:
+        bridge.move_to(chosen_url)
+    if (ready := os.environ.get(READY_VARIABLE)) is not None:
+        bridge.on("worker_started")(partial(_report, ready))
+    return bridge
+
+
+def _report(fifo: str, event: Event) -> None:
+    """Tell whoever started the worker that this process runs tasks now."""
+    try:
+        place = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody reads any more: a supervisor was killed
+        return
+    with open(place, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def _check_names(app: str, module_name: str, attribute: str | None) -> None:
+    if module_name.endswith(".py") or "/" in module_name:
+        guess = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise LoadError(app, f"{module_name!r} is a file; name the module as `import` does: {guess}")
+    if not all(_WORD.fullmatch(word) for word in module_name.split(".")):
+        raise LoadError(app, f"{app!r} is not MODULE[:BRIDGE], such as shop.tasks or shop.tasks:bridge")
+    if attribute is not None and not _WORD.fullmatch(attribute):
+        raise LoadError(app, f"{app!r} is not MODULE[:BRIDGE]: {attribute!r} can't be the name of a bridge")
+
+
+def _import(app: str, name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise LoadError(app, _missing(name, exc.name, here)) from exc
+        raise LoadError(app, _broken(name, exc)) from exc
+    except (Exception, SystemExit) as exc:
+        raise LoadError(app, _broken(name, exc)) from exc
+
+
+def _missing(name: str, missing: str, here: str) -> str:
+    parent, _, last = missing.rpartition(".")
+    hint = nearest(last, _siblings(parent, here))
+    if hint and parent:
+        hint = hint.replace("did you mean '", f"did you mean '{parent}.")
+    where = f"in package {parent!r}" if parent else f"in {here} or on Python's path"
+    asked = "" if missing == name else f" (for {name!r})"
+    return f"there is no module {missing!r} {where}{asked}{hint}"
+
+
+def _siblings(parent: str, here: str) -> list[str]:
+    """Return the names of the modules of a package, or of the current directory."""
+    if not parent:
+        return [module.name for module in pkgutil.iter_modules([here])]
+    spec = find_spec(parent)
+    places = None if spec is None else spec.submodule_search_locations
+    return [module.name for module in pkgutil.iter_modules(places)] if places else []
+
+
+def _broken(name: str, error: BaseException) -> str:
+    kind, text = type(error).__name__, _first_line(error)
+    if isinstance(error, TaskBridgeError):
+        what = text
+    elif isinstance(error, SystemExit):
+        what = "it exits when it is imported (guard it with: if __name__ == '__main__')"
+    else:
+        what = f"{kind}: {text}" if text else kind
+    return f"module {name!r} can't be imported: {what}{_place(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return text.strip().partition("\n")[0]
+
+
+def _place(error: BaseException) -> str:
+    """Return where the application's own code failed, as ` (file, line n)`."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" ({_shown(error.filename)}, line {error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<frozen", _PACKAGE)) and "/importlib/" not in frame.filename
+    ]
+    return f" ({_shown(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+
+
+def _shown(filename: str) -> str:
+    try:
+        return str(Path(filename).relative_to(Path.cwd()))
+    except ValueError:
+        return filename
+
+
+def _named(app: str, module: ModuleType, attribute: str) -> Bridge:
+    if not hasattr(module, attribute):
+        raise LoadError(app, f"module {module.__name__!r} has no {attribute!r}{nearest(attribute, _bridges(module))}")
+    found = getattr(module, attribute)
+    if not isinstance(found, Bridge):
+        kind = type(found).__name__
+        raise LoadError(app, f"{attribute!r} in module {module.__name__!r} is not a Bridge but of type {kind}")
+    return found
+
+
+def _own(app: str, module: ModuleType) -> Bridge:
+    bridges = _bridges(module)
+    distinct = {id(bridge): bridge for bridge in bridges.values()}
+    if len(distinct) == 1:
+        return next(iter(distinct.values()))
+    default = default_bridge()
+    if distinct and not default.declarations():
+        names = ", ".join(f"{module.__name__}:{name}" for name in bridges)
+        raise LoadError(app, f"module {module.__name__!r} has several bridges; choose one of {names}")
+    return default
+
+
+def _bridges(module: ModuleType) -> dict[str, Bridge]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, Bridge)}
