@@ -1,0 +1,156 @@
+# shellcheck shell=bash
+# What the scripts share: the checkout, its virtual environment, and the servers. Sourced, never run.
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=$ROOT/.venv
+cd "$ROOT" || exit
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1
+unset PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() { # what is wrong and what to do; exit code 2
+    say "error: $*"
+    exit 2
+}
+
+quietly() { # COMMAND...: shows what a command printed only if it fails
+    local log
+    log=$(mktemp)
+    if "$@" > "$log" 2>&1; then
+        rm -f "$log"
+        return 0
+    fi
+    tail -n 40 "$log" >&2
+    rm -f "$log"
+    return 1
+}
+
+# ------------------------------------------------------------------------------------------------- system packages
+
+as_root() { # COMMAND...: runs it as root, or fails if that can't be done without a password
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo > /dev/null && sudo -n true 2> /dev/null; then
+        sudo -n "$@"
+    else
+        return 1
+    fi
+}
+
+can_apt_install() { command -v apt-get > /dev/null && as_root true; }
+
+apt_install() { # PACKAGE...
+    # RUNLEVEL=1: a server that comes with its package need not start; we run private ones.
+    local options=(env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q -o DPkg::Lock::Timeout=300)
+    say "Installing $* with apt-get ..."
+    # The package lists may be missing or old, and updating them takes time: try without first.
+    quietly as_root "${options[@]}" install -y --no-install-recommends "$@" 2> /dev/null && return 0
+    quietly as_root "${options[@]}" update || say "warning: apt-get update failed"
+    quietly as_root "${options[@]}" install -y --no-install-recommends "$@"
+}
+
+need_programs() { # PACKAGE...: makes sure that the servers which these Debian packages hold are there
+    local package missing=()
+    for package in "$@"; do
+        has_server "$package" || missing+=("$package")
+    done
+    [ ${#missing[@]} = 0 ] && return 0
+    can_apt_install || die "${missing[*]} missing, and this user may not install packages. Run this, then try again:
+    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}; its last words are above"
+    for package in "${missing[@]}"; do
+        has_server "$package" || die "$package is installed, but its program was not found"
+    done
+}
+
+has_server() { # PACKAGE
+    case $1 in
+        redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
+        rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
+            command -v epmd > /dev/null ;;
+        *) return 1 ;;
+    esac
+}
+
+# ------------------------------------------------------------------------------------------------------ the venv
+
+is_python() { # COMMAND: tells whether it is Python 3.10 or newer
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' > /dev/null 2>&1
+}
+
+find_python() { # sets PYTHON, the real path of an interpreter
+    local name
+    for name in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python3.14 python}; do
+        if is_python "$name"; then
+            PYTHON=$("$name" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+            return 0
+        fi
+    done
+    [ -z "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not Python 3.10 or newer"
+    if ! { can_apt_install && apt_install python3 python3-venv && is_python python3; }; then
+        die "Python 3.10 or newer is needed. On Debian or Ubuntu: sudo apt-get install python3 python3-venv"
+    fi
+    PYTHON=$(python3 -c 'import os, sys; print(os.path.realpath(sys.executable))')
+}
+
+venv_is_good() { # whole, made here, and by this Python
+    [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-by" 2> /dev/null)" = "$1" ] &&
+        "$VENV/bin/python" -c 'import pip' 2> /dev/null
+}
+
+make_venv() {
+    find_python
+    local made_by
+    made_by="$PYTHON $("$PYTHON" -c 'import platform; print(platform.python_version())') in $ROOT"
+    venv_is_good "$made_by" && return 0
+
+    say "Making a virtual environment in .venv with $("$PYTHON" --version) ..."
+    rm -rf "$VENV"
+    if ! "$PYTHON" -m venv "$VENV" > /dev/null 2>&1; then
+        rm -rf "$VENV"
+        make_venv_without_venv
+    fi
+    printf '%s\n' "$made_by" > "$VENV/.made-by"
+}
+
+make_venv_without_venv() { # Debian keeps the modules venv and ensurepip in a package of its own
+    local version
+    version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    if can_apt_install; then
+        apt_install "python$version-venv" || apt_install python3-venv || true
+        "$PYTHON" -m venv "$VENV" > /dev/null 2>&1 && return 0
+        rm -rf "$VENV"
+    fi
+    if "$PYTHON" -m pip --version > /dev/null 2>&1; then
+        # Newer Debian and Ubuntu allow this in the user's own folder only when told so.
+        "$PYTHON" -m virtualenv --version > /dev/null 2>&1 ||
+            quietly "$PYTHON" -m pip install --user virtualenv 2> /dev/null ||
+            quietly "$PYTHON" -m pip install --user --break-system-packages virtualenv || true
+        "$PYTHON" -m virtualenv -q "$VENV" && return 0
+        rm -rf "$VENV"
+    fi
+    die "$PYTHON can't make a virtual environment. Run this, then try again:
+    sudo apt-get install -y python$version-venv"
+}
+
+stamp_of() { # PIP ARGUMENT...: what an installation depends on
+    { cat pyproject.toml src/taskbridge/_version.py "$VENV/.made-by" && printf '%s\n' "$@"; } | sha256sum
+}
+
+install_into_venv() { # NAME, PIP ARGUMENT...: installs what NAME needs, if it has changed since the last time
+    local name=$1 stamp
+    shift
+    make_venv
+    stamp=$(stamp_of "$@")
+    [ "$(cat "$VENV/.installed-$name" 2> /dev/null)" = "$stamp" ] && return 0
+
+    say "Installing what $name needs into .venv ..."
+    rm -f "$VENV/.installed-$name"
+    local pip=("$VENV/bin/python" -m pip install -q)
+    if ! { quietly "${pip[@]}" 'pip>=25.1' && quietly "${pip[@]}" "$@"; }; then # dependency groups came with pip 25.1
+        die "pip could not install what $name needs; its last words are above"
+    fi
+    printf '%s\n' "$stamp" > "$VENV/.installed-$name"
+}
