@@ -1,0 +1,52 @@
+"""How to test an app with tasks: no server, no worker, no waiting.
+
+From the repository's root:
+
+    TASKBRIDGE_URL='inline://?threads=0' pytest examples/fastapi_app
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from examples.fastapi_app import tasks
+from examples.fastapi_app.web import app
+from taskbridge import BrokerUnavailable, configure, default_bridge
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    configure("inline://?threads=0")  # nothing runs until the test says so
+    tasks.sent.clear()
+    client = TestClient(app)
+    with client:
+        yield client
+
+
+def test_a_signup_is_answered_before_anything_runs(client: TestClient) -> None:
+    response = client.post("/signups", json={"address": "ann@example.org"})
+
+    assert response.status_code == 202
+    assert tasks.sent == []
+    assert default_bridge().counts().delayed == 1
+
+
+def test_a_signup_sends_a_welcome_and_three_days_later_a_reminder(client: TestClient) -> None:
+    client.post("/signups", json={"address": "ann@example.org"})
+
+    runs = default_bridge().run_until_idle()  # the clock jumps three days
+
+    assert runs == 2
+    assert tasks.sent == ["ann@example.org", "reminder: ann@example.org"]
+
+
+def test_a_client_is_told_to_come_back_when_the_broker_is_away(client: TestClient) -> None:
+    configure("celery+redis://127.0.0.1:1/0", send_timeout=0.5)
+
+    response = client.post("/signups", json={"address": "ann@example.org"})
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    with pytest.raises(BrokerUnavailable):
+        tasks.send_reminder.send("ann@example.org")

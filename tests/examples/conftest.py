@@ -1,0 +1,98 @@
+"""Runs what is in `examples/` as its readers would: by command line, from the repository's root."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 40.0
+RUN_TIMEOUT_S: Final = 60.0
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return this process's environment, without settings of its own, and with its interpreter's programs first."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKBRIDGE_")}
+    programs = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        "PATH": f"{programs}{os.pathsep}{inherited.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    } | variables
+
+
+class Process:
+    """A running command line of an example; what it writes goes to a file."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> None:
+        self.argv = list(argv)
+        self._output = output
+        self._process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        return Path(self._output.name).read_text(encoding="utf-8")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        """End it as a supervisor would, and return its exit code."""
+        if self.is_running:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            pytest.fail(f"{self.argv} did not end within {STOP_TIMEOUT_S:g} s of SIGTERM:\n{self.output}")
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a command line in the background: `start("taskbridge", "worker", "shop", TASKBRIDGE_URL=...)`."""
+    with ExitStack() as stack:
+
+        def begin(*argv: str, **variables: str) -> Process:
+            count = len(list(tmp_path.glob("process-*.log")))
+            output = stack.enter_context((tmp_path / f"process-{count}.log").open("w+", encoding="utf-8"))
+            process = Process(argv, environment(**variables), output)
+            stack.callback(process.stop)
+            return process
+
+        yield begin
+
+
+def wait_until(holds: Callable[[], bool], *, what: str, timeout_s: float, processes: Sequence[Process] = ()) -> None:
+    """Return once something holds; else fail, and show what the processes wrote."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        written = "\n".join(f"--- {process.argv}\n{process.output}" for process in processes)
+        for process in processes:
+            assert process.is_running, f"it ended while waiting for {what}\n{written}"
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}\n{written}"
+        time.sleep(0.05)
+
+
+def run(*argv: str, **variables: str) -> str:
+    """Run a command line to its end and return what it wrote to stdout."""
+    done = subprocess.run(
+        argv, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
