@@ -326,6 +326,7 @@ class Bridge:
         Raises:
             ValueError: There is no such hook.
         """
+        self.hooks.check(name)
 
         def add(hook: HookT) -> HookT:
             self.hooks.add(name, hook)

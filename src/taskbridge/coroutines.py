@@ -9,8 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from time import monotonic
 from typing import Any
@@ -39,42 +38,37 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
     started: list[asyncio.Task[Any]] = []
 
     def start() -> None:
-        task = loop.create_task(coroutine)  # inherits the context that this callback runs in
-        started.append(task)
-        task.add_done_callback(lambda done: _finish(done, outcome))
+        started.append(loop.create_task(_capture(coroutine, outcome)))  # inherits the context of this callback
 
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
-        return _wait(outcome, limit_s)
-    except FutureTimeoutError:
-        raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s") from None
+        if not _is_done(outcome, limit_s):
+            raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s")
+        return outcome.result()
     finally:
         if not outcome.done():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
 
 
-def _finish(task: asyncio.Task[Any], outcome: Future[Any]) -> None:
-    if outcome.done():
-        return
-    if task.cancelled():
-        outcome.set_exception(asyncio.CancelledError("the task cancelled itself"))
-    elif (error := task.exception()) is not None:
-        outcome.set_exception(error)
+async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
+    """Await a coroutine and keep its outcome, whatever it is: a SystemExit that gets out ends the loop."""
+    try:
+        result = await coroutine
+    except BaseException as exc:
+        outcome.set_exception(exc)
     else:
-        outcome.set_result(task.result())
+        outcome.set_result(result)
 
 
-def _wait(outcome: Future[Any], limit_s: float | None) -> Any:
+def _is_done(outcome: Future[Any], limit_s: float | None) -> bool:
+    """Wait for an outcome, and return whether it came within the limit."""
     deadline = None if limit_s is None else monotonic() + limit_s
-    while True:
+    while not outcome.done():
         left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline - monotonic())
-        try:
-            return outcome.result(timeout=max(0.0, left_s))
-        except FutureTimeoutError:
-            if outcome.done():  # the user's own TimeoutError, the same class since Python 3.11
-                return outcome.result()
-            if deadline is not None and monotonic() >= deadline:
-                raise
+        if left_s <= 0:
+            return False
+        wait([outcome], timeout=left_s)
+    return True
 
 
 def _loop() -> asyncio.AbstractEventLoop:

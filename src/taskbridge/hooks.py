@@ -63,9 +63,13 @@ class Hooks:
         Raises:
             ValueError: There is no such hook.
         """
+        self.check(name)
+        self._hooks[name].append(hook)
+
+    def check(self, name: str) -> None:
+        """Raise `ValueError` if there is no such hook."""
         if name not in self._hooks:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
-        self._hooks[name].append(hook)
 
     def wants(self, name: HookName) -> bool:
         """Return whether any hook of this name was added."""

@@ -152,18 +152,28 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         raise NewerFormError(f"the message has form {form}; this release reads up to {FORM}")
     if data["priority"] not in PRIORITIES:
         raise DecodeError(f"not a message: its priority is {data['priority']!r}")
-    error = data.get("error")
+    headers, error = data.get("headers", {}), data.get("error")
+    if not isinstance(headers, dict):
+        raise DecodeError(f"not a message: its headers are {headers!r}")
     return {
         "queue": _text(data, "queue"),
         "priority": data["priority"],
         "attempt": _number(data, "attempt", int),
         "enqueued_at": _number(data, "enqueued_at", int, float),
         "expires_at": data.get("expires_at"),
-        "headers": dict(data.get("headers") or {}),
-        "error": None if error is None else ErrorInfo(type=str(error[0]), message=str(error[1])),
+        "headers": headers,
+        "error": None if error is None else _error(error),
         "waits": data.get("waits", 0),
         "waits_since": data.get("waits_since"),
     }
+
+
+def _error(pair: Any) -> ErrorInfo:
+    match pair:
+        case [str(kind), str(text)]:
+            return ErrorInfo(type=kind, message=text)
+        case _:
+            raise DecodeError(f"not a message: its error is {pair!r}")
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
@@ -236,7 +246,7 @@ def loads_letter(text: str | bytes) -> DeadLetter:
         return DeadLetter(
             message=None if message is None else _message(message),
             reason=_text(data, "reason"),
-            error=None if error is None else ErrorInfo(type=error[0], message=error[1]),
+            error=None if error is None else _error(error),
             traceback=_text(data, "traceback"),
             died_at=_number(data, "died_at", int, float),
             raw=None if raw is None else raw.encode("latin-1"),

@@ -1,0 +1,106 @@
+"""What type checkers accept and what they reject; checked by mypy and pyright, never run.
+
+Each bad call carries the ignores of both checkers, which complain (`warn_unused_ignores`,
+`reportUnnecessaryTypeIgnoreComment`) as soon as it is accepted.
+"""
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnusedFunction=false
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from typing_extensions import assert_type
+
+from taskbridge import Bridge, Call, Context, Event, Handle, Priority, Retry, RetryPolicy, current, on, task
+from taskbridge.task import AsyncTask, Task
+
+bridge = Bridge("inline://")
+
+
+@task
+def add(left: int, right: int = 0, *, queue: str = "") -> float:
+    return left + right
+
+
+@task(queue="email", retry=RetryPolicy(max_attempts=5, min_delay=timedelta(seconds=30), give_up_on=(ValueError,)))
+def welcome(user_id: int) -> str:
+    return str(user_id)
+
+
+@bridge.task(priority="high", time_limit=5)
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@bridge.task
+async def ping() -> None: ...
+
+
+async def good() -> None:
+    assert_type(add(1, 2), float)
+    assert_type(add.send(1, right=2, queue="x"), Handle[float])
+    assert_type(add.schedule(timedelta(minutes=5), 1), Handle[float])
+    assert_type(add.schedule(5, 1), Handle[float])
+    assert_type(add.schedule(datetime.now(timezone.utc), 1), Handle[float])
+    assert_type(add.using(queue="vip", priority="high", expires=timedelta(hours=1)).send(1), Handle[float])
+    assert_type(add.call(1), Call[float])
+    assert_type(add.send_many([add.call(1), add.call(2)]), list[Handle[float]])
+    assert_type(await add.asend(1), Handle[float])
+    assert_type(await add.aschedule(1.5, 1), Handle[float])
+    assert_type(await add.asend_many([add.call(1)]), list[Handle[float]])
+    assert_type(welcome.send(42), Handle[str])
+    assert_type(welcome(42), str)
+    coroutine: Coroutine[Any, Any, bytes] = fetch("u")
+    assert_type(await coroutine, bytes)
+    assert_type(await fetch("u"), bytes)
+    assert_type(fetch.send("u"), Handle[bytes])
+    assert_type(await fetch.using(priority="low").asend("u"), Handle[bytes])
+    assert_type(ping.send(), Handle[None])
+    assert_type(current(), Context)
+    assert_type(current().attempt, int)
+    assert_type(current().priority, Priority)
+    assert_type(add.send(1).id, str)
+    wide: Handle[object] = add.send(1)
+    assert_type(wide.queue, str)
+
+
+def bad() -> None:
+    add.send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.send()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    add.send(1, colour=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    add.schedule(timedelta(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    add.schedule("soon", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.call(1, 2, 3)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    add.using(queue=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.using(priority="urgent")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.using(retries=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    add.using(queue="vip").send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    fetch.send(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    wrong: Handle[str] = add.send(1)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    add.send_many([welcome.call(1)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    RetryPolicy(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RetryPolicy(max_attempts="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Retry(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Bridge(nmespace="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    print(wrong)
+
+
+@task(quue="email")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
+def mistyped_option() -> None: ...
+
+
+@on("dead")
+def good_hook(event: Event) -> None:
+    assert_type(event.reason, str)
+
+
+@on("died")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def bad_hook(event: Event) -> None: ...
+
+
+def kinds() -> None:
+    a_task: Task[[int], str] = welcome
+    an_async_task: AsyncTask[[str], bytes] = fetch
+    print(a_task, an_async_task)

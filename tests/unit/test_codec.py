@@ -1,0 +1,164 @@
+"""Rule S4: what went in comes out, equal and of the same type."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskbridge import DecodeError, EncodeError, codec
+
+ROME = ZoneInfo("Europe/Rome")
+
+
+class Colour(IntEnum):
+    RED = 1
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.datetimes()
+    | st.datetimes(timezones=st.just(timezone.utc) | st.just(timezone(timedelta(hours=-3, minutes=-30))))
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+)
+KEYS = st.text() | st.integers() | st.none() | st.dates() | st.uuids() | st.binary() | st.tuples(st.integers())
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.sets(KEYS, max_size=4)
+        | st.frozensets(KEYS, max_size=4)
+        | st.dictionaries(KEYS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal and of the same types throughout; NaN is equal to NaN."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return repr(one) == repr(other)
+    if isinstance(one, (list, tuple)):
+        return bool(len(one) == len(other) and all(map(same, one, other)))
+    if isinstance(one, dict):
+        return bool(len(one) == len(other) and all(map(same, one.items(), other.items())))
+    if isinstance(one, (datetime, time)):
+        return bool(one == other) and one.tzinfo == other.tzinfo and one.fold == other.fold
+    return bool(one == other)
+
+
+@given(VALUES)
+def test_what_goes_in_comes_out_equal_and_of_the_same_type(value: object) -> None:
+    text = codec.dumps(value, "x")
+
+    assert text.isascii()
+    assert same(codec.loads(text), value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        -0.0,
+        10**400,
+        "\ud800",
+        datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ROME),
+        time(2, 30, tzinfo=ROME),
+        Decimal("NaN"),
+        Decimal("1.10"),
+        {"$": "datetime", "v": "no date"},
+        {"__type__": "datetime", "__value__": "kombu's own tag"},
+        {1: "int", "1": "text"},
+        {(1, date(2026, 1, 1)): UUID(int=5)},
+        {True: 1},
+        {None: 1},
+    ],
+    ids=repr,
+)
+def test_odd_values_survive(value: object) -> None:
+    came = codec.loads(codec.dumps(value, "x"))
+
+    assert type(came) is type(value)
+    assert repr(came) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (object(), "x"),
+        ([1, {"when": object()}], 'x[1]["when"]'),
+        ({"a": (1, {2: b"", 3: [object()]})}, 'x["a"][1][3][0]'),
+        ({frozenset([Ellipsis]): 1}, "x key frozenset({Ellipsis})[0]"),
+        (OrderedDict(a=1), "x"),
+        ([Colour.RED], "x[0]"),
+        ([bytearray(b"")], "x[0]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "value",
+)
+def test_what_the_codec_does_not_know_is_refused_with_its_path(value: object, path: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        codec.dumps(value, "x")
+
+    assert caught.value.path == path
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+
+    with pytest.raises(EncodeError, match="contains itself"):
+        codec.dumps(endless, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        '{"$":"pickle","v":"gASV"}',
+        '{"$":["datetime"]}',
+        '{"$":"datetime"}',
+        '{"$":"datetime","v":5}',
+        '{"$":"datetime","v":"2026-01-01T00:00:00","zone":"No/Where"}',
+        '{"$":"UUID","v":"x"}',
+        '{"$":"Decimal","v":"x"}',
+        '{"$":"bytes","v":"*"}',
+        '{"$":"set","v":[[1]]}',
+        '{"$":"dict","v":[1]}',
+        '{"$":"timedelta","v":[99999999999]}',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_tagged_json_is_refused_when_it_comes_in(text: str) -> None:
+    with pytest.raises(DecodeError):
+        codec.loads(text)
+
+
+def test_plain_values_are_plain_json_that_any_client_reads() -> None:
+    value = {"a": [1, 2.5, "x", None, True]}
+
+    assert json.loads(codec.dumps(value, "x")) == value

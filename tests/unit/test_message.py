@@ -1,0 +1,104 @@
+"""Rule S8: the form has a version, and every form ever released is still read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from taskbridge import DeadLetter, DecodeError, ErrorInfo, Message
+from taskbridge.exceptions import NewerFormError
+from taskbridge.message import loads, loads_letter, loads_meta, new_id
+
+FORM_1 = json.loads((Path(__file__).parent / "forms" / "form_1.json").read_text())
+
+MESSAGE = Message(
+    id="7c0b5c4e-8f0e-4a53-9c86-0e3f3f1d2a11",
+    task="shop.tasks.ship",
+    queue="parcels",
+    priority="high",
+    attempt=3,
+    enqueued_at=1700000000.5,
+    expires_at=1700003600.0,
+    headers={"trace": "abc"},
+    error=ErrorInfo(type="OSError", message="gone"),
+    waits=2,
+    waits_since=1700000100.0,
+    args_json='[1,{"$":"tuple","v":[2]}]',
+    kwargs_json='{"fast":true}',
+)
+
+
+def test_the_first_form_is_read_as_it_was_written() -> None:
+    assert loads(FORM_1["message"]) == MESSAGE
+    assert MESSAGE.dumps() == FORM_1["message"]
+
+
+def test_the_first_form_of_what_an_engines_message_carries_is_read() -> None:
+    message = loads_meta(FORM_1["meta"], id="i", task="t", args_json="[]", kwargs_json="{}")
+
+    assert (message.queue, message.attempt, message.enqueued_at) == ("parcels", 1, 1700000000.5)
+    assert message.dumps_meta() == FORM_1["meta"]
+
+
+def test_the_first_form_of_a_dead_letter_is_read() -> None:
+    letter = loads_letter(FORM_1["letter"])
+
+    assert letter.reason == "exhausted"
+    assert letter.message is not None
+    assert letter.message.attempt == 5
+    assert letter.dumps() == FORM_1["letter"]
+
+
+def test_a_newer_form_is_told_from_a_broken_one() -> None:
+    newer = FORM_1["message"].replace('"form":1', '"form":2')
+
+    with pytest.raises(NewerFormError):
+        loads(newer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"form":"x"}',
+        FORM_1["message"].replace('"form":1', '"form":0'),
+        FORM_1["message"].replace('"high"', '"urgent"'),
+        FORM_1["message"].replace('"attempt":3', '"attempt":"3"'),
+        FORM_1["message"].replace('"parcels"', "null"),
+        FORM_1["message"].replace('"args"', '"arguments"'),
+        FORM_1["message"].replace('["OSError","gone"]', "5"),
+        FORM_1["message"].replace('{"trace":"abc"}', "7"),
+    ],
+)
+def test_what_is_no_message_is_refused(text: str) -> None:
+    with pytest.raises(DecodeError):
+        loads(text)
+
+
+def test_a_retry_keeps_all_but_the_attempt_and_the_error() -> None:
+    following = MESSAGE.next_attempt(ValueError("no"))
+
+    assert following.attempt == 4
+    assert following.error == ErrorInfo(type="ValueError", message="no")
+    assert loads(following.dumps()) == following
+
+
+def test_bytes_that_are_no_message_are_kept_as_they_came() -> None:
+    letter = DeadLetter(message=None, reason="undecodable", died_at=1.0, raw=bytes(range(256)))
+
+    came = loads_letter(letter.dumps())
+
+    assert came == letter
+    assert came.id == letter.id
+
+
+def test_ids_are_random_uuids() -> None:
+    ids = {new_id() for _ in range(1000)}
+
+    assert len(ids) == 1000
+    assert all(str(UUID(text)) == text and UUID(text).version == 4 for text in ids)
