@@ -114,7 +114,10 @@ def loads(text: str | bytes) -> Message:
 
 def _message(data: Mapping[str, Any]) -> Message:
     try:
-        arguments = {"args_json": codec.to_json(data["args"]), "kwargs_json": codec.to_json(data["kwargs"])}
+        arguments: dict[str, Any] = {
+            "args_json": codec.to_json(data["args"]),
+            "kwargs_json": codec.to_json(data["kwargs"]),
+        }
         return Message(id=_text(data, "id"), task=_text(data, "task"), **arguments, **_fields(data))
     except KeyError as exc:
         raise DecodeError(f"not a message: {exc} is missing") from exc
