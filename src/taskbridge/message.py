@@ -75,31 +75,33 @@ class Message:
 
     def dumps(self) -> str:
         """Return the whole message as JSON, in ASCII: the form in which it is parked or buried."""
-        head = codec.to_json({"id": self.id, "task": self.task, **self._meta()})
-        return f'{head[:-1]},"args":{self.args_json},"kwargs":{self.kwargs_json}}}'
+        return (
+            f'{{"id":{codec.to_json(self.id)},"task":{codec.to_json(self.task)},{self.dumps_meta()[1:-1]},'
+            f'"args":{self.args_json},"kwargs":{self.kwargs_json}}}'
+        )
 
     def dumps_meta(self) -> str:
         """Return what an engine's own message has no place for, as JSON, in ASCII: all but id, task and arguments."""
-        return codec.to_json(self._meta())
+        text = (  # by hand, for what each message has: a fifth of the time that a dict takes
+            f'{{"form":{FORM},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
+            f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
+        )
+        rare = self._rare()
+        return f"{text},{codec.to_json(rare)[1:]}" if rare else f"{text}}}"
 
-    def _meta(self) -> dict[str, Any]:
-        meta: dict[str, Any] = {
-            "form": FORM,
-            "queue": self.queue,
-            "priority": self.priority,
-            "attempt": self.attempt,
-            "enqueued_at": self.enqueued_at,
-        }
+    def _rare(self) -> dict[str, Any]:
+        """Return what few messages have."""
+        rare: dict[str, Any] = {}
         if self.expires_at is not None:
-            meta["expires_at"] = self.expires_at
+            rare["expires_at"] = self.expires_at
         if self.headers:
-            meta["headers"] = self.headers
+            rare["headers"] = self.headers
         if self.error is not None:
-            meta["error"] = [self.error.type, self.error.message]
+            rare["error"] = [self.error.type, self.error.message]
         if self.waits:
-            meta["waits"] = self.waits
-            meta["waits_since"] = self.waits_since
-        return meta
+            rare["waits"] = self.waits
+            rare["waits_since"] = self.waits_since
+        return rare
 
 
 def loads(text: str | bytes) -> Message:
