@@ -57,8 +57,10 @@ need_programs() { # PACKAGE...: makes sure that the servers which these Debian p
         has_server "$package" || missing+=("$package")
     done
     [ ${#missing[@]} = 0 ] && return 0
-    can_apt_install || die "${missing[*]} missing, and this user may not install packages. Run this, then try again:
-    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    if ! can_apt_install; then
+        die "${missing[*]} missing, and this user may not install packages. Run this, then try again:
+    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]} $(venv_package)"
+    fi
     apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}; its last words are above"
     for package in "${missing[@]}"; do
         has_server "$package" || die "$package is installed, but its program was not found"
@@ -115,11 +117,19 @@ make_venv() {
     printf '%s\n' "$made_by" > "$VENV/.made-by"
 }
 
+venv_package() { # prints the Debian package without which this Python makes no virtual environments, if it is missing
+    (
+        find_python
+        "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null ||
+            "$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
+    ) 2> /dev/null || printf 'python3 python3-venv\n'
+}
+
 make_venv_without_venv() { # Debian keeps the modules venv and ensurepip in a package of its own
-    local version
-    version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    local package
+    package=$(venv_package)
     if can_apt_install; then
-        apt_install "python$version-venv" || apt_install python3-venv || true
+        apt_install "${package:-python3-venv}" || apt_install python3-venv || true
         "$PYTHON" -m venv "$VENV" > /dev/null 2>&1 && return 0
         rm -rf "$VENV"
     fi
@@ -132,7 +142,7 @@ make_venv_without_venv() { # Debian keeps the modules venv and ensurepip in a pa
         rm -rf "$VENV"
     fi
     die "$PYTHON can't make a virtual environment. Run this, then try again:
-    sudo apt-get install -y python$version-venv"
+    sudo apt-get update && sudo apt-get install -y ${package:-python3-venv}"
 }
 
 stamp_of() { # PIP ARGUMENT...: what an installation depends on
