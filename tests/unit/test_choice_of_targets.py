@@ -11,19 +11,16 @@ ONE_TEST_A_TARGET = "def test_it(target, target_url): print('<', target, target_
 
 
 @pytest.fixture(autouse=True)
-def no_choice_and_no_programs(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
+def everything_installed_and_nothing_chosen(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
     monkeypatch.delenv("TASKBRIDGE_TEST_TARGETS", raising=False)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # faster
-    pytester.makeconftest(CONFTEST.read_text())
     pytester.makepyfile(test_one=ONE_TEST_A_TARGET)
+    install_all_but("", pytester)
 
 
-def uninstall(module: str, pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(
-        CONFTEST.read_text()
-        + f"\n_installed = _is_installed\n_is_installed = lambda name: name != {module!r} and _installed(name)\n"
-    )
+def install_all_but(module: str, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(f"{CONFTEST.read_text()}\ndef _is_installed(module): return module != {module!r}\n")
 
 
 def collected(result: pytest.RunResult) -> list[str]:
@@ -70,7 +67,7 @@ def test_a_choice_that_matches_nothing_is_an_error(pytester: pytest.Pytester) ->
 
 
 def test_a_chosen_target_whose_engine_is_missing_fails(pytester: pytest.Pytester) -> None:
-    uninstall("celery", pytester)
+    install_all_but("celery", pytester)
 
     result = pytester.runpytest("--target", "*+memory")
 
@@ -81,7 +78,7 @@ def test_a_chosen_target_whose_engine_is_missing_fails(pytester: pytest.Pytester
 def test_files_named_after_a_missing_library_are_left_out_only_when_no_chosen_target_needs_it(
     pytester: pytest.Pytester,
 ) -> None:
-    uninstall("celery", pytester)
+    install_all_but("celery", pytester)
     pytester.makepyfile(test_celery_wire="import not_there")
 
     pytester.runpytest("--target", "inline").assert_outcomes(passed=1)
