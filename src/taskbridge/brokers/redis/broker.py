@@ -1,0 +1,236 @@
+"""What the bridge and the workers ask of Redis: publish, park, bury, count."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, Final
+
+from taskbridge.brokers.base import Counts, PartlyPublished, RedisCommand, Wire
+from taskbridge.brokers.redis.client import Client, Outcome, Request, Word
+from taskbridge.brokers.redis.pump import Pump
+from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, Parking, dead_keys, engines_key
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.message import DeadLetter, Message, loads_letter
+from taskbridge.settings import Settings
+
+_TOGETHER: Final = 100
+"""How many messages one command or script takes at most: while it works, the server does nothing else."""
+
+_TOGETHER_BYTES: Final = 1 << 18
+"""How many bytes of messages one command or script takes, about."""
+
+_VARIADIC: Final = frozenset({"LPUSH", "RPUSH", "SADD", "HSET"})
+"""Commands of a key and then any number of items: two of the same key are one with the items of both."""
+
+_log = logging.getLogger("taskbridge.redis")
+
+
+class RedisBroker:
+    """Keeps messages in Redis. Threads share it, and a forked process makes its own connections."""
+
+    def __init__(self, settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> None:
+        self._settings = settings
+        self._wire = wire
+        self._client = Client(settings.url.broker_url)
+        self._parking = Parking(settings.namespace, wire.engine)
+        self._engines = engines_key(settings.namespace)
+        self._dead, self._letters = dead_keys(settings.namespace)
+        self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
+
+    def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish messages, those of the same queue and priority up to 100 in one command.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were published.
+            BrokerUnavailable: The only message was not published.
+        """
+        if len(messages) == 1:
+            self._client.execute(self._wire.encode(messages[0]), timeout_s=timeout_s)
+            return
+        batches = merged([self._wire.encode(message) for message in messages])
+        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
+        _raise_unless_all([(batch.indexes, outcome) for batch, outcome in zip(batches, outcomes, strict=True)])
+
+    def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+        """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were parked.
+            BrokerUnavailable: The only message was not parked.
+        """
+        deadline = time.monotonic() + timeout_s
+        engine = self._wire.engine
+        keys = (self._parking.due, self._parking.messages, self._engines)
+        if len(messages) == 1:
+            self._client.run(PARK, keys, (engine, *_parked(*messages[0])), timeout_s=timeout_s)
+            return
+        entries = [_parked(message, delay_s) for message, delay_s in messages]
+        fates: list[tuple[Sequence[int], Outcome]] = []
+        for indexes in _portions([len(text) for _, _, text in entries]):
+            args: list[Word] = [word for index in indexes for word in entries[index]]
+            try:
+                left_s = deadline - time.monotonic()
+                fates.append((indexes, self._client.run(PARK, keys, (engine, *args), timeout_s=left_s)))
+            except BrokerUnavailable as exc:
+                fates.append((indexes, exc))
+        _raise_unless_all(fates)
+
+    def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
+        """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
+
+        Raises:
+            BrokerUnavailable: It was not buried.
+        """
+        args = (self._dead_ttl_ms, letter.id, _milliseconds(letter.died_at), letter.dumps())
+        self._client.run(BURY, (self._dead, self._letters), args, timeout_s=timeout_s)
+
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+        """Publish parked messages as they fall due, until `stop` is set."""
+        Pump(self._client, self._wire, self._settings, knows=knows, stop=stop).run()
+
+    def counts(self, queues: Sequence[str]) -> Counts:
+        """Return how much waits in these queues, and how much is delayed and dead, all at one moment.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't answer within `send_timeout`.
+        """
+        places = {queue: self._wire.places(queue) for queue in queues}
+        keys = (self._engines, self._dead, *chain.from_iterable(places.values()))
+        args = (self._settings.namespace, self._dead_ttl_ms)
+        delayed, dead, *lengths = self._client.run(COUNT, keys, args, timeout_s=self._settings.send_timeout_s)
+        remaining = iter(lengths)
+        waiting = {queue: sum(islice(remaining, len(places[queue]))) for queue in places}
+        return Counts(waiting=waiting, delayed=delayed, dead=dead)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, the oldest first, and leave them where they are.
+
+        One that this release can't read comes with reason `undecodable`, and its text as `raw`.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't answer within `send_timeout`.
+        """
+        timeout_s = self._settings.send_timeout_s
+        while self._client.run(BURY, (self._dead, self._letters), (self._dead_ttl_ms,), timeout_s=timeout_s):
+            pass  # there is more to forget
+        ids = self._client.execute([("ZRANGE", self._dead, 0, -1)], timeout_s=timeout_s)
+        return [*self._read_letters(ids, timeout_s)]
+
+    def _read_letters(self, ids: list[bytes], timeout_s: float) -> Iterator[DeadLetter]:
+        for start in range(0, len(ids), _TOGETHER):
+            part = ids[start : start + _TOGETHER]
+            texts = self._client.execute([("HMGET", self._letters, *part)], timeout_s=timeout_s)
+            for letter_id, text in zip(part, texts, strict=True):
+                if text is None:
+                    continue  # forgotten meanwhile
+                try:
+                    yield loads_letter(text)
+                except DecodeError as exc:
+                    _log.warning("dead letter %s can't be read: %s", letter_id.decode(), exc)
+                    died_at_ms = self._client.execute([("ZSCORE", self._dead, letter_id)], timeout_s=timeout_s)
+                    yield DeadLetter(
+                        message=None, reason="undecodable", raw=text, died_at=float(died_at_ms or 0) / 1000
+                    )
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if Redis answers.
+
+        Raises:
+            BrokerUnavailable: It doesn't.
+        """
+        self._client.execute([("PING",)], timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Close the connections; the next call makes new ones."""
+        self._client.close()
+
+
+def connect(settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> RedisBroker:
+    """Return a Redis broker; it connects when it is first used.
+
+    Raises:
+        SettingsError: redis-py can't read the URL's options.
+    """
+    return RedisBroker(settings, wire)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Messages that are published by one request: all of them, or none.
+
+    Attributes:
+        request: The commands.
+        indexes: Which messages these are.
+        size: Their bytes, about.
+    """
+
+    request: tuple[list[Word], ...]
+    indexes: list[int] = field(default_factory=list[int])
+    size: int = 0
+
+    def add(self, index: int, request: Request) -> None:
+        """Add a message's items to the commands."""
+        for words, command in zip(self.request, request, strict=True):
+            words.extend(command[2:])
+            last = command[-1]  # where engines put the body
+            self.size += len(last) if isinstance(last, (str, bytes)) else 0
+        self.indexes.append(index)
+
+
+def merged(encoded: Sequence[Request]) -> list[Batch]:
+    """Return requests that do in few commands what one request a message would do; in each list the order stays."""
+    batches: list[Batch] = []
+    growing: dict[Any, Batch] = {}
+    for index, request in enumerate(encoded):
+        shape = tuple([command[:2] for command in request])
+        batch = growing.get(shape)
+        if batch is None:
+            batch = Batch(tuple([list(start) for start in shape]))
+            batches.append(batch)
+            if all(command[0] in _VARIADIC for command in request):
+                growing[shape] = batch
+        batch.add(index, request)
+        if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
+            growing.pop(shape, None)
+    return batches
+
+
+def _portions(sizes: Sequence[int]) -> Iterator[range]:
+    """Cut messages of these sizes in portions that one script may take."""
+    start = size = 0
+    for index, one in enumerate(sizes):
+        if index > start and (index - start >= _TOGETHER or size + one > _TOGETHER_BYTES):
+            yield range(start, index)
+            start, size = index, 0
+        size += one
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+def _parked(message: Message, delay_s: float) -> tuple[str, int, str]:
+    return f"{message.id}:{message.attempt}", max(0, math.ceil(delay_s * 1000)), message.dumps()
+
+
+def _milliseconds(duration_s: float) -> int:
+    return round(duration_s * 1000)
+
+
+def _raise_unless_all(fates: Sequence[tuple[Sequence[int], Outcome]]) -> None:
+    """Raise what says which messages were not taken, if any were not."""
+    failures = [(indexes, outcome) for indexes, outcome in fates if isinstance(outcome, BrokerUnavailable)]
+    if not failures:
+        return
+    unsure = [(indexes, failure) for indexes, failure in failures if failure.maybe_taken]
+    _, cause = (unsure or failures)[0]
+    accepted = chain.from_iterable(indexes for indexes, outcome in fates if not isinstance(outcome, BrokerUnavailable))
+    raise PartlyPublished(
+        cause,
+        accepted=frozenset(accepted),
+        unsure=frozenset(chain.from_iterable(indexes for indexes, _ in unsure)),
+    ) from cause

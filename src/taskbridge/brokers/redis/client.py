@@ -1,0 +1,422 @@
+"""Calls to one Redis server that end in time: connections, deadlines, and what an error says about the message."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from taskbridge.brokers.redis.scripts import Script
+from taskbridge.exceptions import BrokerUnavailable, SettingsError
+from taskbridge.settings import without_credentials
+
+Word = str | bytes | int | float
+"""A part of a command."""
+
+Request = Sequence[Sequence[Word]]
+"""Commands that are carried out together: one as it is, several in a transaction."""
+
+Outcome = Any
+"""What became of a request: the reply (of a transaction, the list of replies), or a `BrokerUnavailable`."""
+
+_LONGEST_IDLE_S: Final = 30.0
+"""A connection that was idle for longer is not used again: what stands between may have dropped it silently."""
+
+_WINDOW_BYTES: Final = 1 << 20
+"""About how much is sent before the replies are read."""
+
+_SLICE_S: Final = 0.1
+"""How long a call that can be interrupted waits before it looks whether it is."""
+
+# Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
+_NOT_FOR_CONNECTIONS: Final = frozenset(
+    {
+        "max_connections",
+        "timeout",
+        "retry_on_timeout",
+        "retry_on_error",
+        "health_check_interval",
+        "decode_responses",
+        "socket_timeout",
+        "socket_connect_timeout",
+    }
+)
+
+# Error replies for which redis-py breaks a connection off; the server has refused the command.
+_BREAKING_REFUSALS: Final = (BusyLoadingError, AuthenticationError)
+
+_TROUBLE: Final = (RedisError, OSError, UnicodeError)
+"""What making or using a connection may raise; UnicodeError for a host that can't be a name."""
+
+
+_ConnectionPool: Any = ConnectionPool
+"""Connections are Any here: redis-py's types leave out or misstate most of what is used of them."""
+
+
+class _InterruptedError(RedisError):
+    """A call was given up because its caller is to stop."""
+
+
+class _Link:
+    """An open connection."""
+
+    __slots__ = ("_poll", "_released_at", "connection", "socket")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.socket = connection._sock  # redis-py has no public way to change an open connection's timeout
+        self._poll = select.poll()  # unlike select(), for any number of open files; unlike epoll, it opens none itself
+        self._poll.register(self.socket, select.POLLIN)
+        self._released_at = 0.0
+
+    def rest(self) -> None:
+        """Note that the connection is idle from now on."""
+        self._released_at = time.monotonic()
+
+    @property
+    def is_stale(self) -> bool:
+        return time.monotonic() - self._released_at > _LONGEST_IDLE_S
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it can be used again: an idle connection with something to read is closed, or out of step."""
+        return not self.is_stale and not self._poll.poll(0)
+
+    def send(self, packed: bytes, deadline: float) -> None:
+        self.socket.settimeout(_left_s(deadline))
+        self.connection.send_packed_command([packed], check_health=False)
+
+    def read(self, deadline: float, stop: threading.Event | None) -> Any:
+        """Return a reply; an error reply is raised."""
+        if stop is not None:
+            while not self.connection.can_read(timeout=min(_SLICE_S, _left_s(deadline))):
+                _check(stop)
+        self.socket.settimeout(_left_s(deadline))
+        return self.connection.read_response(disconnect_on_error=False)
+
+    def close(self) -> None:
+        self.connection.disconnect()
+
+
+class _Connecting:
+    """A connection being made, in a thread: so no part of it (looking the host up, TLS, AUTH) outlasts a deadline."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._given_up = False
+        self._error: Exception | None = None
+        try:
+            threading.Thread(target=self._run, name="taskbridge-redis-connect", daemon=True).start()
+        except RuntimeError:  # no thread is to be had, as when the interpreter ends
+            self._run()
+
+    def _run(self) -> None:
+        try:
+            self._connection.connect()
+        except Exception as exc:
+            self._error = exc
+        with self._lock:
+            if self._given_up:
+                self._connection.disconnect()
+            self._ended.set()
+
+    def wait(self, deadline: float, stop: threading.Event | None) -> _Link:
+        """Return the open connection.
+
+        Raises:
+            RedisError, OSError, UnicodeError: It can't be made, or not in time.
+        """
+        try:
+            while not self._ended.wait(_left_s(deadline) if stop is None else min(_SLICE_S, _left_s(deadline))):
+                if stop is not None:
+                    _check(stop)
+        finally:
+            self._give_up_unless_ended()
+        if self._error is not None:
+            raise self._error
+        return _Link(self._connection)
+
+    def _give_up_unless_ended(self) -> None:
+        with self._lock:
+            self._given_up = not self._ended.is_set()
+
+
+def _left_s(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise RedisTimeoutError
+    return left_s
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _InterruptedError
+
+
+class Client:
+    """Sends commands to one Redis server. Threads share it; a forked process makes its own connections.
+
+    A call takes a connection that is idle, and healthy as far as can be seen, or makes one. No call is repeated once
+    it may have been taken. Redis Cluster is not supported.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them.
+
+    Raises:
+        SettingsError: redis-py can't read the URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._place = without_credentials(url)
+        try:
+            pool: Any = _ConnectionPool.from_url(url)
+            self._make: Any = pool.connection_class
+            options = {"protocol": 2, **pool.connection_kwargs}  # 2 needs no round trip to be agreed upon
+            self._options = {key: value for key, value in options.items() if key not in _NOT_FOR_CONNECTIONS}
+            self._options["retry"] = Retry(NoBackoff(), 0)
+            self._make(**self._options)
+        except (TypeError, ValueError, RedisError) as exc:
+            raise SettingsError("url", f"redis-py can't read {self._place} and its options: {exc}") from exc
+        self._idle: deque[_Link] = deque()
+        self._pid = os.getpid()
+
+    def execute(self, request: Request, *, timeout_s: float, stop: threading.Event | None = None) -> Any:
+        """Carry a request out and return its reply.
+
+        Args:
+            request: What to carry out.
+            timeout_s: How long it may take in all.
+            stop: Gives up when set, within 0.3 s.
+
+        Raises:
+            BrokerUnavailable: It was not carried out, or it isn't known whether it was.
+        """
+        [outcome] = self._exchange([request], _packed(request), time.monotonic() + timeout_s, stop)
+        if isinstance(outcome, BrokerUnavailable):
+            raise outcome
+        return outcome
+
+    def execute_all(self, requests: Sequence[Request], *, timeout_s: float) -> list[Outcome]:
+        """Carry requests out in order, pipelined, each for itself, and return what became of each."""
+        deadline = time.monotonic() + timeout_s
+        outcomes: list[Outcome] = []
+        window: list[Request] = []
+        packed: list[bytes] = []
+        size = 0
+        for request in requests:
+            window.append(request)
+            packed.append(_packed(request))
+            size += len(packed[-1])
+            if size >= _WINDOW_BYTES:
+                outcomes += self._exchange(window, b"".join(packed), deadline, None)
+                window, packed, size = [], [], 0
+        if window:
+            outcomes += self._exchange(window, b"".join(packed), deadline, None)
+        return outcomes
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Word],
+        *,
+        timeout_s: float,
+        stop: threading.Event | None = None,
+    ) -> Any:
+        """Run a script and return what it returns; the server is given its text only if it doesn't know it.
+
+        Raises:
+            BrokerUnavailable: As for `execute`.
+        """
+        deadline = time.monotonic() + timeout_s
+        rest = (len(keys), *keys, *args)
+        try:
+            return self.execute([("EVALSHA", script.sha, *rest)], timeout_s=timeout_s, stop=stop)
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, NoScriptError):
+                raise
+        left_s = deadline - time.monotonic()
+        return self.execute([("EVAL", script.text, *rest)], timeout_s=left_s, stop=stop)
+
+    def close(self) -> None:
+        """Close the idle connections, and the others as their calls end; the next call makes new ones."""
+        idle, self._idle = self._idle, deque()
+        while idle:
+            idle.popleft().close()
+
+    # Connections
+
+    def _pool(self) -> deque[_Link]:
+        if self._pid != os.getpid():  # forked: the sockets are the parent's
+            self._idle = deque()
+            self._pid = os.getpid()
+        return self._idle
+
+    def _take(self, idle: deque[_Link], deadline: float, stop: threading.Event | None) -> _Link:
+        """Return the connection that was used last, if it is fit, or a new one.
+
+        Raises:
+            RedisError, OSError, UnicodeError: None can be made.
+        """
+        while idle:
+            try:
+                link = idle.pop()
+            except IndexError:  # another thread took the last one
+                break
+            if link.is_fit:
+                return link
+            link.close()
+        left_s = _left_s(deadline)
+        connection = self._make(**self._options, socket_timeout=left_s, socket_connect_timeout=left_s)
+        return _Connecting(connection).wait(deadline, stop)
+
+    def _give_back(self, link: _Link, idle: deque[_Link]) -> None:
+        if idle is not self._idle:  # closed meanwhile
+            link.close()
+            return
+        try:
+            oldest = idle.popleft()
+        except IndexError:
+            pass
+        else:
+            if oldest.is_stale:
+                oldest.close()
+            else:
+                idle.appendleft(oldest)
+        link.rest()
+        idle.append(link)
+
+    # Requests and replies
+
+    def _exchange(
+        self, requests: Sequence[Request], packed: bytes, deadline: float, stop: threading.Event | None
+    ) -> list[Outcome]:
+        """Send requests, read their replies, and return what became of each."""
+        idle = self._pool()
+        try:
+            link = self._take(idle, deadline, stop)
+        except _TROUBLE as exc:
+            return [self._unavailable(exc, maybe_taken=False)] * len(requests)
+        outcomes: list[Outcome] = []
+        sent = False
+        try:
+            link.send(packed, deadline)
+            sent = True
+            for request in requests:
+                outcomes.append(self._read(link, request, deadline, stop))
+        except _TROUBLE as exc:
+            link.close()
+            if isinstance(exc, _BREAKING_REFUSALS):
+                outcomes.append(self._unavailable(exc, maybe_taken=False))
+            # What is not sent to its end is not carried out, but those before it may have been.
+            lost = self._unavailable(exc, maybe_taken=sent or len(requests) > 1)
+            return outcomes + [lost] * (len(requests) - len(outcomes))
+        except BaseException:
+            link.close()  # thrown into this thread: replies are still to come
+            raise
+        self._give_back(link, idle)
+        return outcomes
+
+    def _read(self, link: _Link, request: Request, deadline: float, stop: threading.Event | None) -> Outcome:
+        """Return what became of a request.
+
+        Raises:
+            RedisError, OSError: The connection can't be used any longer.
+        """
+        if len(request) == 1:
+            try:
+                return link.read(deadline, stop)
+            except ResponseError as exc:
+                return self._unavailable(exc, maybe_taken=False)
+        return self._read_transaction(link, len(request), deadline, stop)
+
+    def _read_transaction(self, link: _Link, commands: int, deadline: float, stop: threading.Event | None) -> Outcome:
+        refusal: ResponseError | None = None
+        in_transaction = True
+        for number in range(1 + commands):
+            try:
+                link.read(deadline, stop)
+            except ResponseError as exc:
+                in_transaction = in_transaction and number > 0  # without MULTI, each command is carried out at once
+                refusal = refusal or exc
+        try:
+            replies = link.read(deadline, stop)
+        except ResponseError as exc:
+            return self._unavailable(refusal or exc, maybe_taken=not in_transaction)
+        for reply in replies:
+            if isinstance(reply, Exception):  # the wrong type of key, say; the other commands were carried out
+                return self._unavailable(reply, maybe_taken=True)
+        return replies
+
+    def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
+        made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
+        made.__cause__ = exc
+        return made
+
+
+def _packed(request: Request) -> bytes:
+    """Return what is sent for a request; redis-py's own way takes twice as long."""
+    if len(request) == 1:
+        return b"".join(_parts(request))
+    return b"".join([_MULTI, *_parts(request), _EXEC])
+
+
+def _parts(commands: Request) -> list[bytes]:
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for word in command:
+            data = word if isinstance(word, bytes) else word.encode() if isinstance(word, str) else b"%r" % word
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return parts
+
+
+_MULTI: Final = b"".join(_parts([("MULTI",)]))
+_EXEC: Final = b"".join(_parts([("EXEC",)]))
+
+
+def _problem(exc: Exception) -> str:
+    """Return what an error says, without anything that was sent."""
+    text = str(exc).partition(", with args beginning with")[0]
+    match exc:
+        case _InterruptedError():
+            return "given up, for the worker stops"
+        case RedisTimeoutError():
+            return "no answer in time"
+        case BusyLoadingError():
+            return "Redis is loading its data"
+        case OutOfMemoryError():
+            return f"Redis is out of memory: {text}"
+        case ReadOnlyError():
+            return f"this Redis is a read-only replica: {text}"
+        case AuthenticationError():
+            return f"Redis refuses the credentials: {text}"
+        case AskError() | ClusterCrossSlotError() | ClusterDownError():
+            return f"Redis Cluster is not supported: {text}"
+        case ResponseError():
+            return f"Redis refuses: {text}"
+        case _:
+            return text

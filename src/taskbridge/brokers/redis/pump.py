@@ -1,0 +1,225 @@
+"""The pump: takes parked messages that are due and puts them in their queues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from taskbridge.brokers.base import RedisCommand, Wire
+from taskbridge.brokers.redis.client import Client, Word
+from taskbridge.brokers.redis.scripts import BEAT, LOOK, SETTLE, Parking, Script, dead_keys, engines_key
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
+from taskbridge.message import DeadLetter, Message, loads
+from taskbridge.settings import Settings
+
+_log = logging.getLogger("taskbridge.pump")
+
+_POLL_S: Final = 0.2
+"""How long a pump sleeps at most: what is parked meanwhile with a shorter delay is late by no more."""
+
+_SHORTEST_SLEEP_S: Final = 0.005
+
+_TOGETHER: Final = 100
+_TOGETHER_BYTES: Final = 1 << 18
+"""How much is taken at a time."""
+
+_CLAIM_MS: Final = 1000
+"""How long what one pump has looked up is hidden from the others."""
+
+_BEAT_S: Final = 1.5
+_LIFE_MS: Final = 5000
+"""How often a pump says that it lives, and how long that is believed."""
+
+_POSTPONED_MS: Final = 30_000
+"""How long a message waits that only a newer release can read or publish."""
+
+_STRANGERS_PAUSE_S: Final = 0.8
+"""How long a pump doesn't look at another engine's messages when it has seen all, and doesn't know some."""
+
+_CALL_S: Final = 5.0
+_LEAVE_S: Final = 0.25
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A parked message that is due, as it was looked up."""
+
+    member: bytes
+    score: bytes
+    text: bytes | None
+
+    def settled(self, action: str, *words: Word) -> Sequence[Word]:
+        """Return the words for the script that does something with it."""
+        return self.member, self.score, action, *words
+
+
+@dataclass(slots=True)
+class _Orphan:
+    """Another engine, which has no pump.
+
+    Attributes:
+        parking: What its bridges have parked.
+        offset: Where the next look begins.
+        next_look: When that is, by the monotonic clock.
+    """
+
+    parking: Parking
+    offset: int = 0
+    next_look: float = 0.0
+
+
+class Pump:
+    """One run of a pump, until `stop` is set."""
+
+    def __init__(
+        self,
+        client: Client,
+        wire: Wire[Sequence[RedisCommand]],
+        settings: Settings,
+        *,
+        knows: Callable[[str], bool],
+        stop: threading.Event,
+    ) -> None:
+        self._client = client
+        self._wire = wire
+        self._namespace = settings.namespace
+        self._knows = knows
+        self._stop = stop
+        self._id = str(uuid4())
+        self._own = Parking(settings.namespace, wire.engine)
+        self._orphans: dict[str, _Orphan] = {}
+        self._next_beat = 0.0
+
+    def run(self) -> None:
+        """Publish what falls due; while Redis is away, try again and again."""
+        pause_s = 0.0
+        while not self._stop.is_set():
+            try:
+                sleep_s = self._round()
+            except BrokerUnavailable as exc:
+                if pause_s == 0 and not self._stop.is_set():
+                    _log.warning("delayed messages wait until Redis is back: %s", exc.problem)
+                sleep_s = pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause_s * 2))
+            else:
+                if pause_s > 0:
+                    _log.warning("Redis is back, delayed messages are published again")
+                pause_s = 0.0
+            self._stop.wait(sleep_s)
+        self._leave()
+
+    def _round(self) -> float:
+        """Publish what is due, and return how long to sleep."""
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+        return min([self._promote_own(), *map(self._promote_orphan, self._orphans.values())])
+
+    # Being there
+
+    def _beat(self) -> None:
+        """Say that this pump lives, and learn which other engines have none."""
+        args = (self._namespace, self._own.engine, self._id, _LIFE_MS)
+        engines = self._run(BEAT, (engines_key(self._namespace), self._own.pumps), args)
+        names = [engine.decode() for engine in engines]
+        for name in set(names) - self._orphans.keys():
+            _log.info("engine %s has no pump: its delayed messages are published here, if the task is known", name)
+        self._orphans = {name: self._orphans.get(name) or _Orphan(Parking(self._namespace, name)) for name in names}
+        self._next_beat = time.monotonic() + _BEAT_S
+
+    def _leave(self) -> None:
+        """Say that this pump is gone, so that another engine's may take over at once."""
+        try:
+            self._client.execute([("ZREM", self._own.pumps, self._id)], timeout_s=_LEAVE_S)
+        except BrokerUnavailable as exc:
+            _log.info("this pump will be missed only after %d ms: %s", _LIFE_MS, exc.problem)
+
+    # Promoting
+
+    def _promote_own(self) -> float:
+        """Publish what bridges of this engine parked, and return how long to sleep."""
+        wait_ms, found = self._look(self._own, claim_ms=_CLAIM_MS, offset=0)
+        self._settle(self._own, [self._decided(each) for each in found])
+        return _sleep_s(wait_ms)
+
+    def _promote_orphan(self, orphan: _Orphan) -> float:
+        """Publish what another engine's bridges parked, if the task is known, and return how long to sleep.
+
+        What isn't known stays, and would be found again each time: so the next look begins behind it, until the end
+        is reached, and after that there is a pause.
+        """
+        early_s = orphan.next_look - time.monotonic()
+        if early_s > 0:
+            return early_s
+        wait_ms, found = self._look(orphan.parking, claim_ms=0, offset=orphan.offset)
+        wanted = [words for each in found if (words := self._adopted(each))]
+        self._settle(orphan.parking, wanted)
+        left = len(found) - len(wanted)
+        pause_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
+        sleep_s = pause_s if left else _sleep_s(wait_ms)
+        orphan.offset = orphan.offset + left if wait_ms == 0 else 0
+        orphan.next_look = time.monotonic() + sleep_s
+        return sleep_s
+
+    def _look(self, parking: Parking, *, claim_ms: int, offset: int) -> tuple[int, list[_Found]]:
+        """Return the milliseconds until there is more (0: at once; -1: nothing is parked), and what is due."""
+        args = (claim_ms, offset, _TOGETHER, _TOGETHER_BYTES)
+        wait_ms, *rest = self._run(LOOK, (parking.due, parking.messages), args)
+        triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+        return wait_ms, [_Found(member=member, score=score, text=text) for member, score, text in triples]
+
+    def _settle(self, parking: Parking, decided: list[Sequence[Word]]) -> None:
+        """Do what was decided, in one step."""
+        if not decided:
+            return
+        keys = (parking.due, parking.messages, *dead_keys(self._namespace))
+        published, *refused = self._run(SETTLE, keys, [word for words in decided for word in words])
+        _log.debug("published %d delayed messages", published)
+        for member, error in zip(refused[::2], refused[1::2], strict=True):
+            _log.error(
+                "delayed message %s can't be published, tried again in 30 s: %s", member.decode(), error.decode()
+            )
+
+    def _decided(self, found: _Found) -> Sequence[Word]:
+        """Decide about a due message of the own engine."""
+        member = found.member.decode(errors="replace")
+        if found.text is None:
+            _log.warning("delayed message %s has no text (was the hash changed by hand?), forgotten", member)
+            return found.settled("drop")
+        try:
+            return self._published(found, loads(found.text))
+        except NewerFormError as exc:
+            _log.warning("delayed message %s waits for a newer release: %s", member, exc)
+            return found.settled("postpone", _POSTPONED_MS)
+        except DecodeError as exc:
+            _log.error("delayed message %s is dead, reason undecodable: %s", member, exc)
+            letter = DeadLetter(message=None, reason="undecodable", raw=found.text, died_at=time.time())
+            return found.settled("bury", letter.id, round(letter.died_at * 1000), letter.dumps())
+        except Exception:  # one message that the wire can't encode must not keep all others waiting
+            _log.exception("delayed message %s can't be published, tried again in 30 s", member)
+            return found.settled("postpone", _POSTPONED_MS)
+
+    def _adopted(self, found: _Found) -> Sequence[Word] | None:
+        """Decide about a due message of another engine; None leaves it where it is."""
+        try:
+            message = None if found.text is None else loads(found.text)
+            return self._published(found, message) if message and self._knows(message.task) else None
+        except DecodeError:
+            return None  # for its own engine to bury, or for a newer release
+
+    def _published(self, found: _Found, message: Message) -> Sequence[Word]:
+        commands = self._wire.encode(message)
+        words = [word for command in commands for word in (len(command), *command)]
+        return found.settled("publish", len(commands), *words)
+
+    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Word]) -> Any:
+        return self._client.run(script, keys, args, timeout_s=_CALL_S, stop=self._stop)
+
+
+def _sleep_s(wait_ms: int) -> float:
+    return _POLL_S if wait_ms < 0 else min(_POLL_S, max(_SHORTEST_SLEEP_S, wait_ms / 1000))
