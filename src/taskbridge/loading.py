@@ -106,9 +106,16 @@ def _missing(name: str, missing: str, here: str) -> str:
     hint = nearest(last, _siblings(parent, here))
     if hint and parent:
         hint = hint.replace("did you mean '", f"did you mean '{parent}.")
+    if parent and not _is_package(parent):
+        return f"{parent!r} is a module and no package; for what is in it write {parent}:{last}"
     where = f"in package {parent!r}" if parent else f"in {here} or on Python's path"
     asked = "" if missing == name else f" (for {name!r})"
     return f"there is no module {missing!r} {where}{asked}{hint}"
+
+
+def _is_package(name: str) -> bool:
+    spec = find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 def _siblings(parent: str, here: str) -> list[str]:

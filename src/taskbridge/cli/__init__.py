@@ -1,0 +1,78 @@
+"""The command line: `taskbridge worker`, `check`, `routes`, `queues`, `dead`, `verify` and `demo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from taskbridge._version import __version__
+from taskbridge.cli import check, dead, demo, queues, routes, worker
+from taskbridge.cli.arguments import Parser
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+
+_DESCRIPTION = """\
+One task decorator, one meaning, on Celery or on Dramatiq.
+
+Start here:
+  taskbridge demo                      see the same shop run on both engines, no server needed
+  taskbridge check shop.tasks          is everything there that my application needs?
+  taskbridge worker shop.tasks         run its tasks
+"""
+
+_EPILOG = """\
+MODULE is the Python module that declares the tasks, such as shop.tasks; write MODULE:BRIDGE if it has several bridges.
+It is looked for in the current directory too. Where it is left out, the variable TASKBRIDGE_APP names it.
+
+The engine and broker come from the setting `url` (TASKBRIDGE_URL), such as celery+redis://localhost:6379/0 or
+dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an example of each command.
+
+Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can't be done, and one line says why.
+"""
+
+_COMMANDS = (worker, check, routes, queues, dead, demo)
+
+_CTRL_C = 130  # 128 + SIGINT, what shells expect
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments; the process's own if None.
+    """
+    # A command says itself what it means for it; where it doesn't matter, the warning would only be in the way.
+    warnings.filterwarnings("ignore", message="no url is set", category=RuntimeWarning)
+    try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+            return 0
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except TaskBridgeError as exc:
+        complain(exc)
+        return 2
+    except KeyboardInterrupt:
+        return _CTRL_C
+    except BrokenPipeError:  # `taskbridge routes shop | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails too
+        return 1
+    return code
+
+
+def complain(error: TaskBridgeError) -> None:
+    """Write an error as one line to stderr."""
+    text = error.problem if isinstance(error, BrokerUnavailable) else str(error)
+    print(f"taskbridge: {text.strip().partition(chr(10))[0]}", file=sys.stderr)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"taskbridge {__version__}")
+    commands = parser.add_subparsers(prog="taskbridge", title="commands", metavar="COMMAND", dest="command")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

@@ -1,0 +1,282 @@
+"""Keeps an engine's stock workers running: starts them, passes signals on, starts again what died."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Final
+
+from taskbridge.engines.base import Command
+from taskbridge.loading import READY_VARIABLE
+
+SLACK_S: Final = 5.0
+"""How long after the grace period a worker may still be there before it is killed."""
+
+_AT_ONCE_S: Final = 10.0
+"""A worker that never became ready and ended within this time is not started again: it can't work."""
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+_LONG_LIFE_S: Final = 60.0
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """One command, and the process that runs it now, if one does."""
+
+    command: Command
+    fifo: Path
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float | None = 0.0
+    kill_at: float | None = None
+    pause_s: float = _FIRST_PAUSE_S
+    ready: set[str] = field(default_factory=set[str])
+    was_ready: bool = False
+    starts: int = 0
+
+
+class Supervisor:
+    """Runs commands until a signal says to stop.
+
+    SIGTERM and SIGINT stop the workers: they take nothing new, and have the grace period to finish what they run; a
+    second one ends them at once. SIGHUP starts them anew, one grace period allowed, or stops them if this process has
+    a terminal, for then it means that the terminal is gone.
+
+    Args:
+        commands: What to run; each is one worker, in a session of its own.
+        env: Variables for all of them, over this process's environment.
+        processes: How many processes report that they are ready, in all.
+        grace_s: The bridge's grace period.
+        say: Told what happens, a line at a time.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        *,
+        env: Mapping[str, str],
+        processes: int,
+        grace_s: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._commands = commands
+        self._env = env
+        self._processes = processes
+        self._patience_s = grace_s + SLACK_S
+        self._say = say
+        self._workers: list[_Worker] = []
+        self._signals: list[int] = []
+        self._stopping = False
+        self._code = 0
+        self._announced = False
+
+    def run(self) -> int:
+        """Run the workers until they are told to stop.
+
+        Returns:
+            0 if all ended by themselves in time after a signal, 1 if not, 2 if one could not start at all.
+        """
+        with (
+            tempfile.TemporaryDirectory(prefix="taskbridge-") as folder,
+            selectors.DefaultSelector() as selector,
+            self._fifos(Path(folder), selector),
+            _waking(self._signals, selector),
+        ):
+            try:
+                self._supervise(selector)
+            finally:
+                self._end_all()
+        return self._code
+
+    @contextmanager
+    def _fifos(self, folder: Path, selector: selectors.BaseSelector) -> Generator[None]:
+        places: list[int] = []
+        for number, command in enumerate(self._commands):
+            worker = _Worker(command=command, fifo=folder / str(number))
+            os.mkfifo(worker.fifo)
+            # Open for writing too: else it is at its end, and always readable, whenever no worker has it open.
+            places.append(os.open(worker.fifo, os.O_RDWR | os.O_NONBLOCK))
+            selector.register(places[-1], selectors.EVENT_READ, worker)
+            self._workers.append(worker)
+        try:
+            yield
+        finally:
+            for place in places:
+                selector.unregister(place)
+                os.close(place)
+
+    def _supervise(self, selector: selectors.BaseSelector) -> None:
+        while True:
+            while self._signals:
+                self._obey(self._signals.pop(0))
+            for worker in self._workers:
+                self._look_at(worker)
+            if all(worker.process is None and worker.start_at is None for worker in self._workers):
+                return
+            for key, _ in selector.select(self._wait_s()):
+                data = os.read(key.fd, 4096)
+                if isinstance(key.data, _Worker):
+                    self._hear(key.data, data)
+
+    def _wait_s(self) -> float | None:
+        """Return the seconds until something is due by itself; None if nothing is."""
+        due = [at for worker in self._workers for at in (worker.start_at, worker.kill_at) if at is not None]
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def _hear(self, worker: _Worker, data: bytes) -> None:
+        worker.ready.update(data.decode("ascii", "replace").split())
+        worker.was_ready = True
+        if not self._announced and sum(len(each.ready) for each in self._workers) >= self._processes:
+            self._announced = True
+            self._say("ready")
+
+    def _look_at(self, worker: _Worker) -> None:
+        now = monotonic()
+        if worker.process is not None and worker.process.poll() is not None:
+            self._ended(worker, worker.process.pid, worker.process.returncode, now)
+        elif worker.process is not None and worker.kill_at is not None and worker.kill_at <= now:
+            self._say(f"worker {worker.process.pid} did not end within {self._patience_s:g} s: killed")
+            self._kill(worker)
+        if worker.start_at is not None and worker.start_at <= now:
+            self._start(worker, now)
+
+    def _start(self, worker: _Worker, now: float) -> None:
+        worker.start_at, worker.kill_at = None, None
+        worker.ready.clear()
+        worker.started_at = now
+        worker.starts += 1
+        worker.process = subprocess.Popen(
+            worker.command.argv,
+            env={**os.environ, **self._env, **worker.command.env, READY_VARIABLE: str(worker.fifo)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # else Ctrl-C reaches it twice, which Celery takes for "end at once"
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread runs here
+        )
+
+    def _ended(self, worker: _Worker, pid: int, code: int, now: float) -> None:
+        _kill_group(pid)  # what it left behind: nobody would ever stop it
+        worker.process = None
+        asked = worker.kill_at is not None
+        worker.kill_at = None
+        if self._stopping:
+            if code not in (0, -signal.SIGTERM):
+                self._say(f"worker {pid} ended with {_named(code)}")
+                self._code = max(self._code, 1)
+        elif asked:
+            worker.start_at = now
+        elif code > 0 and worker.starts == 1 and not worker.was_ready and now - worker.started_at < _AT_ONCE_S:
+            self._say(f"the worker ended at once, with {_named(code)}; what it wrote before says why")
+            self._code = 2
+            self._stop()
+        else:
+            self._start_later(worker, pid, code, now)
+
+    def _start_later(self, worker: _Worker, pid: int, code: int, now: float) -> None:
+        if now - worker.started_at >= _LONG_LIFE_S:
+            worker.pause_s = _FIRST_PAUSE_S
+        self._say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
+        worker.start_at = now + worker.pause_s
+        worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
+
+    def _obey(self, number: int) -> None:
+        if number == signal.SIGHUP and not sys.stderr.isatty():
+            if not self._stopping:
+                self._say("SIGHUP: starting the workers anew")
+                self._ask_to_end()
+        elif not self._stopping:
+            self._say(f"{signal.Signals(number).name}: stopping, running tasks have {self._patience_s - SLACK_S:g} s")
+            self._stop()
+        elif number in _STOP_SIGNALS:
+            self._say("ending at once; what was running will run again")
+            for worker in self._workers:
+                self._kill(worker)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for worker in self._workers:
+            worker.start_at = None
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.kill_at is None:
+                worker.kill_at = monotonic() + self._patience_s
+                worker.process.terminate()
+
+    def _kill(self, worker: _Worker) -> None:
+        if worker.process is not None:
+            _kill_group(worker.process.pid)
+            worker.process.wait()
+            worker.kill_at = monotonic()  # it ended because it was asked to
+
+    def _end_all(self) -> None:
+        for worker in self._workers:
+            self._kill(worker)
+
+
+@contextmanager
+def _waking(signals: list[int], selector: selectors.BaseSelector) -> Generator[None]:
+    """Collect signals in a list, and make the selector return when one comes or a child ends."""
+    receiver, sender = socket.socketpair()
+    receiver.setblocking(False)
+    sender.setblocking(False)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            signals.append(number)
+
+    wanted = [*_STOP_SIGNALS, signal.SIGCHLD]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup taskbridge worker`
+        wanted.append(signal.SIGHUP)
+    former = {number: signal.signal(number, note) for number in wanted}
+    former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    selector.register(receiver, selectors.EVENT_READ)
+    try:
+        yield
+    finally:
+        selector.unregister(receiver)
+        signal.set_wakeup_fd(former_fd)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        receiver.close()
+        sender.close()
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+        os.killpg(pid, signal.SIGKILL)
+
+
+_libc: Final = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the supervisor dies: else a `kill -9` of it leaves workers that nobody stops."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _named(code: int) -> str:
+    """Return `exit code 1`, or the signal that ended a process."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

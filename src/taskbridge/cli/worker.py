@@ -1,0 +1,101 @@
+"""`taskbridge worker`: starts the engine's stock workers and keeps them running."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from taskbridge.cli.arguments import (
+    Commands,
+    add_app,
+    add_command,
+    bridge_of,
+    check_has_server,
+    check_has_tasks,
+    check_queues,
+    count,
+    words,
+)
+from taskbridge.cli.show import say
+from taskbridge.loading import URL_VARIABLE
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
+    from taskbridge.engines.base import WorkerOptions
+
+_DESCRIPTION = """\
+Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
+
+  taskbridge worker shop.tasks
+  taskbridge worker shop.tasks --queues email,vip --processes 2 --threads 8
+  taskbridge worker shop.tasks --url dramatiq+amqp://guest:guest@localhost//
+
+It runs PROCESSES x THREADS tasks at a time, on either engine. More processes use more processors, and a task that
+crashes its process disturbs fewer others; threads cost less memory and suit tasks that wait for the network. Tasks that
+are not safe in threads need --threads 1 (what comes from Celery's default pool, for example).
+
+SIGTERM and Ctrl-C stop it: nothing new is taken, what runs may finish for the setting `grace` (25 s by default), the
+rest goes back to its queue, and the exit code is 0. A second Ctrl-C ends it at once. SIGHUP starts the workers anew,
+with the code as it is then. A worker that dies is started again, after 1 s at first and 30 s at last.
+
+Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
+"""
+
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "worker", run, help="start workers for an application", description=_DESCRIPTION)
+    add_app(parser, required=True)
+    parser.add_argument("--queues", type=words, metavar="A,B", default=[], help="consume these only; default: all")
+    parser.add_argument(
+        "--processes", type=count, metavar="N", default=_processors(), help="default: the processors, %(default)s here"
+    )
+    parser.add_argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1")
+    parser.add_argument(
+        "--log-level", type=str.upper, choices=_LOG_LEVELS, metavar="LEVEL", default="INFO", help="default: INFO"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run workers until a signal stops them."""
+    from taskbridge.cli.supervisor import Supervisor  # here, for the other commands start no process
+    from taskbridge.engines.base import WorkerOptions
+
+    bridge = bridge_of(arguments)
+    check_has_tasks(bridge, arguments.app)
+    check_has_server(bridge, "a worker")
+    check_queues(bridge, arguments.queues)
+    options = WorkerOptions(
+        app=arguments.app,
+        queues=tuple(arguments.queues),
+        processes=arguments.processes,
+        threads=arguments.threads,
+        log_level=arguments.log_level,
+    )
+    supervisor = Supervisor(
+        bridge.worker_commands(options),
+        env={} if arguments.url is None else {URL_VARIABLE: arguments.url, "TASKBRIDGE_URL": arguments.url},
+        processes=options.processes,
+        grace_s=bridge.settings.grace_s,
+        say=say,
+    )
+    say(_banner(bridge, options))
+    return supervisor.run()
+
+
+def _banner(bridge: Bridge, options: WorkerOptions) -> str:
+    queues = ", ".join(options.queues or bridge.queues())
+    slots = options.processes * options.threads
+    return (
+        f"{len(bridge.declarations())} tasks of {options.app} on {bridge.settings.url.safe_url}, queues {queues}, "
+        f"{slots} at a time ({options.processes} processes x {options.threads} threads)"
+    )
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says so
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,255 @@
+"""`taskbridge worker` keeps its workers running, and ends them when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+# A supervisor of its own process, as the command line has it; argv: commands, grace, slack, processes.
+DRIVER = """
+import json, sys
+from taskbridge.cli import supervisor
+from taskbridge.cli.show import say
+from taskbridge.engines.base import Command
+
+commands, grace_s, slack_s, processes = map(json.loads, sys.argv[1:])
+supervisor.SLACK_S = slack_s
+made = [Command(argv=(sys.executable, "-c", *argv)) for argv in commands]
+sys.exit(supervisor.Supervisor(made, env={"EXTRA": "yes"}, processes=processes, grace_s=grace_s, say=say).run())
+"""
+
+# What the workers are: each tells that it is ready, and that it was told to end.
+READY = """
+import os, signal, subprocess, sys, time
+def write(text):
+    with open(sys.argv[1], "a") as file:
+        file.write(text + "\\n")
+def be_ready():
+    with open(os.environ["TASKBRIDGE_APP_READY"], "w") as fifo:
+        fifo.write(f"{os.getpid()}\\n")
+def end(number, frame):
+    write(f"end {os.getpid()}")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+write(f"start {os.getpid()}")
+"""
+GOOD = READY + "be_ready()\nwhile True: time.sleep(0.05)"
+DEAF = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nbe_ready()\nwhile True: time.sleep(0.05)"
+SLOW_TO_END = (
+    READY
+    + """
+def slowly(number, frame):
+    time.sleep(0.5)
+    end(number, frame)
+signal.signal(signal.SIGTERM, slowly)
+be_ready()
+while True: time.sleep(0.05)
+"""
+)
+BROKEN = READY + "time.sleep(1)\nprint('no such setting', file=sys.stderr)\nsys.exit(3)"
+PARENT = (
+    READY
+    + """
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+write(f"child {child.pid}")
+be_ready()
+while True: time.sleep(0.05)
+"""
+)
+
+
+class Run:
+    """A supervisor in a process of its own, and what its workers wrote."""
+
+    def __init__(self, folder: Path, *workers: str, grace_s: float = 1, slack_s: float = 5, processes: int = 1) -> None:
+        self.log = folder / "log"
+        self.stderr = folder / "stderr"
+        self.log.touch()
+        commands = [[worker, str(self.log)] for worker in workers]
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, *map(json.dumps, (commands, grace_s, slack_s, processes))],
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.stderr.read_text()
+
+    def wrote(self, word: str) -> list[int]:
+        """Return the process ids on the workers' lines that begin with a word."""
+        return [int(pid) for pid in re.findall(rf"^{word} (\d+)$", self.log.read_text(), re.MULTILINE)]
+
+    def wait_for(self, condition: Callable[[], object], *, timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not in time; workers: {self.log.read_text()}; said: {self.said()}"
+            time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def exit_code(self, *, timeout_s: float = 20) -> int:
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Generator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def make(*workers: str, **options: float) -> Run:
+        folder = tmp_path / str(len(runs))
+        folder.mkdir()
+        run = Run(folder, *workers, **options)  # type: ignore[arg-type]
+        runs.append(run)
+        return run
+
+    yield make
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+        for pid in [*run.wrote("start"), *run.wrote("child")]:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_workers_and_the_exit_code_is_0(start: Callable[..., Run], number: int) -> None:
+    run = start(GOOD, SLOW_TO_END, processes=2)
+    run.wait_for(lambda: "taskbridge: ready" in run.said())
+
+    run.signal(number)
+
+    assert run.exit_code() == 0
+    assert sorted(run.wrote("end")) == sorted(run.wrote("start"))
+    assert len(run.wrote("end")) == 2
+    assert "stopping, running tasks have 1 s" in run.said()
+
+
+def test_it_says_ready_only_when_all_processes_are(start: Callable[..., Run]) -> None:
+    run = start(GOOD, processes=2)
+    run.wait_for(lambda: run.wrote("start"))
+    time.sleep(0.5)
+    assert "ready" not in run.said()
+
+
+def test_a_worker_that_does_not_end_is_killed_after_the_grace_and_the_exit_code_says_so(
+    start: Callable[..., Run],
+) -> None:
+    run = start(DEAF, grace_s=0.5, slack_s=0.5)
+    run.wait_for(lambda: "ready" in run.said())
+    asked_at = time.monotonic()
+
+    run.signal(signal.SIGTERM)
+
+    assert run.exit_code() == 1
+    assert 1 <= time.monotonic() - asked_at < 3
+    assert "did not end within 1 s: killed" in run.said()
+    assert not is_alive(run.wrote("start")[0])
+
+
+def test_a_second_signal_ends_everything_at_once(start: Callable[..., Run]) -> None:
+    run = start(DEAF, grace_s=60)
+    run.wait_for(lambda: "ready" in run.said())
+    run.signal(signal.SIGINT)
+    run.wait_for(lambda: "stopping" in run.said())
+
+    run.signal(signal.SIGINT)
+
+    assert run.exit_code(timeout_s=5) == 1
+    assert not is_alive(run.wrote("start")[0])
+
+
+def test_a_worker_that_died_is_started_again_after_a_pause_that_doubles(start: Callable[..., Run]) -> None:
+    run = start(GOOD)
+    run.wait_for(lambda: "ready" in run.said())
+
+    died_at = time.monotonic()
+    os.kill(run.wrote("start")[0], signal.SIGKILL)
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+    assert 1 <= time.monotonic() - died_at < 3
+    assert "SIGKILL; starting it again in 1 s" in run.said()
+
+    died_at = time.monotonic()
+    os.kill(run.wrote("start")[1], signal.SIGKILL)
+    run.wait_for(lambda: len(run.wrote("start")) == 3)
+    assert 2 <= time.monotonic() - died_at < 4
+    assert "starting it again in 2 s" in run.said()
+
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+
+
+def test_a_worker_that_was_ready_is_started_again_however_early_it_failed(start: Callable[..., Run]) -> None:
+    run = start(READY + "be_ready()\nsys.exit(1)")
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+    assert run.process.poll() is None
+
+
+def test_what_a_dead_worker_left_behind_is_ended(start: Callable[..., Run]) -> None:
+    run = start(PARENT)
+    run.wait_for(lambda: run.wrote("child"))
+    child = run.wrote("child")[0]
+
+    os.kill(run.wrote("start")[0], signal.SIGKILL)
+
+    run.wait_for(lambda: not is_alive(child))
+
+
+def test_a_worker_that_can_not_start_ends_the_command_with_its_reason(start: Callable[..., Run]) -> None:
+    run = start(BROKEN, GOOD, processes=2)
+
+    assert run.exit_code() == 2
+    assert "no such setting" in run.said()
+    assert "taskbridge: the worker ended at once, with exit code 3" in run.said()
+    assert all(not is_alive(pid) for pid in run.wrote("start"))
+    assert len(run.wrote("start")) == 2
+
+
+def test_a_signal_during_the_pause_ends_it(start: Callable[..., Run]) -> None:
+    run = start(GOOD)
+    run.wait_for(lambda: "ready" in run.said())
+    os.kill(run.wrote("start")[0], signal.SIGKILL)
+    run.wait_for(lambda: "starting it again" in run.said())
+
+    run.signal(signal.SIGTERM)
+
+    assert run.exit_code(timeout_s=0.9) == 0
+
+
+def test_sighup_without_a_terminal_starts_the_workers_anew(start: Callable[..., Run]) -> None:
+    run = start(GOOD)
+    run.wait_for(lambda: "ready" in run.said())
+
+    run.signal(signal.SIGHUP)
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+
+    assert run.wrote("end") == run.wrote("start")[:1]
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems can't tell a process that its parent has died")
+def test_workers_end_with_a_supervisor_that_was_killed(start: Callable[..., Run]) -> None:
+    run = start(GOOD)
+    run.wait_for(lambda: "ready" in run.said())
+
+    run.process.kill()
+
+    run.wait_for(lambda: run.wrote("end") == run.wrote("start"))
