@@ -63,6 +63,15 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+def _module(group: str, name: str) -> str:
+    """Return the module of an engine or a broker, built in or found by entry point."""
+    if name in _MODULES:
+        return _MODULES[name]
+    from taskbridge.settings import plugins  # here, for declaring tasks needs no settings
+
+    return plugins(group)[name]
+
+
 def _import(name: str) -> Any:
     """Import one of our modules that needs a library that may be missing."""
     try:
@@ -181,8 +190,8 @@ class Bridge:
         address = settings.url
         if address.engine == "inline":
             return self._join_inline(dict(address.options))
-        wire = _import(f"{_MODULES[address.engine]}.wire").make_wire(address.broker, settings)
-        broker: Broker = _import(_MODULES[address.broker]).connect(settings, wire)
+        wire = _import(f"{_module('taskbridge.engines', address.engine)}.wire").make_wire(address.broker, settings)
+        broker: Broker = _import(_module("taskbridge.brokers", address.broker)).connect(settings, wire)
         return broker, wire
 
     def _join_inline(self, options: Mapping[str, str]) -> tuple[Broker, Wire[Any]]:
@@ -206,7 +215,8 @@ class Bridge:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    made: Engine = _import(f"{_MODULES[self.settings.url.engine]}.app").make_engine(self)
+                    name = _module("taskbridge.engines", self.settings.url.engine)
+                    made: Engine = _import(f"{name}.app").make_engine(self)
                     self._engine = made
                     for declaration in self.declarations():
                         made.register(declaration)

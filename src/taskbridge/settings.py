@@ -17,6 +17,12 @@ from taskbridge.routing import Route, check_queue_name
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
 
+ENGINE_PLUGINS: Final = "taskbridge.engines"
+"""The group of entry points whose names are engines, and whose values are packages like those in `engines/`."""
+
+BROKER_PLUGINS: Final = "taskbridge.brokers"
+"""The group of entry points whose names are URL schemes, and whose values are modules like those in `brokers/`."""
+
 _SCHEMES: Final[Mapping[str, str]] = {
     "redis": "redis",
     "rediss": "redis",
@@ -68,12 +74,19 @@ def without_credentials(url: str) -> str:
     return f"{parts.scheme}://{shown}{parts.path}"
 
 
+def plugins(group: str) -> dict[str, str]:
+    """Return the modules that installed packages name in a group of entry points, by their names."""
+    from importlib.metadata import entry_points  # here, for it takes 20 ms to import and few need it
+
+    return {point.name: point.module for point in entry_points(group=group)}
+
+
 def parse_url(url: str, engines: Iterable[str] = ("celery", "dramatiq")) -> Address:
     """Return the parts of a bridge's URL.
 
     Args:
         url: Such as `inline://`, `celery+redis://localhost:6379/0`, `dramatiq+amqp://guest:guest@rabbit//`.
-        engines: The names of the engines there are, but for inline.
+        engines: The names of the built-in engines, but for inline; others are found by entry point.
 
     Raises:
         SettingsError: It is not one of these.
@@ -85,8 +98,10 @@ def parse_url(url: str, engines: Iterable[str] = ("celery", "dramatiq")) -> Addr
         return Address(engine="inline", broker="memory", broker_url="memory://", options=_query(rest))
     engine, plus, broker_scheme = scheme.partition("+")
     known = tuple(engines)
-    if engine not in known:
-        raise SettingsError("url", f"there is no engine {engine!r}{nearest(engine, (*known, 'inline'))}")
+    if engine not in known and engine not in (others := plugins(ENGINE_PLUGINS)):
+        raise SettingsError("url", f"there is no engine {engine!r}{nearest(engine, (*known, *others, 'inline'))}")
+    if plus and broker_scheme not in _SCHEMES and broker_scheme in plugins(BROKER_PLUGINS):
+        return Address(engine=engine, broker=broker_scheme, broker_url=f"{broker_scheme}://{rest}")
     if not plus or broker_scheme not in _SCHEMES:
         raise SettingsError(
             "url",
@@ -181,7 +196,7 @@ def load(
     Args:
         given: By key; None stands for not given.
         environ: The environment; the process's own if None.
-        engines: The names of the engines there are.
+        engines: The names of the built-in engines.
 
     Raises:
         SettingsError: A key or value is wrong.
