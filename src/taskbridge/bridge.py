@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.runner import Runner
     from taskbridge.settings import Settings
+    from taskbridge.stores.base import Marks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,6 +139,8 @@ class Bridge:
         self._routing: Routing | None = None
         self._parts: tuple[Broker, Wire[Any]] | None = None
         self._engine: Engine | None = None
+        self._marks: Marks | None = None
+        self._has_marks = False
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
         self.hooks = Hooks()
@@ -205,6 +208,15 @@ class Bridge:
         return broker, wire
 
     @property
+    def marks(self) -> Marks | None:
+        """The attempt marks, in the store; None without one."""
+        if not self._has_marks:
+            with self._lock:
+                self._marks = _marks(self.settings)
+                self._has_marks = True
+        return self._marks
+
+    @property
     def engine(self) -> Engine:
         """The engine, joined to this bridge; imports it.
 
@@ -264,6 +276,12 @@ class Bridge:
         if self._runner is None:
             self._runner = self._made_runner()
         return self._runner.run(message)
+
+    def judge_lost(self, message: Message) -> Verdict:
+        """Return what becomes of a message whose attempt died with its worker (rule A5)."""
+        if self._runner is None:
+            self._runner = self._made_runner()
+        return self._runner.judge_lost(message)
 
     def _made_runner(self) -> Runner:
         from taskbridge.runner import Runner  # here, for a process that only sends needs none
@@ -512,12 +530,14 @@ class Bridge:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            engine, parts = self._engine, self._parts
-            self._engine, self._parts = None, None
+            engine, parts, marks = self._engine, self._parts, self._marks
+            self._engine, self._parts, self._marks, self._has_marks = None, None, None, False
         if engine is not None:
             engine.close()
         if parts is not None:
             parts[0].close()
+        if marks is not None:
+            marks.close()
 
     def reconfigure(self, **given: Any) -> None:
         """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
@@ -561,6 +581,22 @@ def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
     from taskbridge.settings import load  # here, for declaring tasks needs no settings
 
     return load(given)
+
+
+def _marks(settings: Settings) -> Marks | None:
+    """Return the attempt marks in the store: the setting's, or the broker, if it is Redis or memory."""
+    if settings.url.engine == "inline":
+        return None  # nothing is delivered twice where nothing outlives the process
+    store = settings.store
+    if store is None and settings.url.broker in ("redis", "memory"):
+        store = settings.url.broker_url
+    if store is None:
+        return None
+    if store.startswith("memory:"):
+        memory: Marks = _import("taskbridge.stores.memory_marks").MemoryMarks()
+        return memory
+    marks: Marks = _import("taskbridge.stores.redis_marks").RedisMarks(settings, store)
+    return marks
 
 
 def _expires_at(expires: Duration | datetime | None, now: float) -> float | None:

@@ -47,6 +47,7 @@ class Message:
         error: Why the attempt before this one failed.
         waits: How often it was put off because no worker knew its task (rule Q6).
         waits_since: When it was first put off, in seconds since the epoch.
+        redelivered: How often this attempt was put off because it may have been started before (rules A5 and A7).
     """
 
     id: str
@@ -62,6 +63,7 @@ class Message:
     error: ErrorInfo | None = None
     waits: int = 0
     waits_since: float | None = None
+    redelivered: int = 0
 
     @property
     def size(self) -> int:
@@ -71,7 +73,9 @@ class Message:
 
     def next_attempt(self, error: BaseException) -> Message:
         """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""
-        return replace(self, attempt=self.attempt + 1, error=ErrorInfo.of(error))
+        return replace(
+            self, attempt=self.attempt + 1, error=ErrorInfo.of(error), waits=0, waits_since=None, redelivered=0
+        )
 
     def dumps(self) -> str:
         """Return the whole message as JSON, in ASCII: the form in which it is parked or buried."""
@@ -101,6 +105,8 @@ class Message:
         if self.waits:
             rare["waits"] = self.waits
             rare["waits_since"] = self.waits_since
+        if self.redelivered:
+            rare["redelivered"] = self.redelivered
         return rare
 
 
@@ -170,6 +176,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "error": None if error is None else _error(error),
         "waits": data.get("waits", 0),
         "waits_since": data.get("waits_since"),
+        "redelivered": data.get("redelivered", 0),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from taskbridge import codec
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
-from taskbridge.exceptions import DecodeError
+from taskbridge.exceptions import DecodeError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, RetryPolicy, Verdict, judge
@@ -59,13 +59,24 @@ class Runner:
         return self._attempt(declaration, message, args, kwargs)
 
     def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
-        policy = self._default_policy() if declaration.retry is None else declaration.retry
+        policy = self._policy_of(declaration)
         with running(message, max_attempts=policy.max_attempts):
             self._hooks.call(Event(name="before_run", message=message))
             try:
                 return Done(_call(declaration, args, kwargs))
             except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
                 return judge(policy, attempt=message.attempt, message_id=message.id, error=exc)
+
+    def _policy_of(self, declaration: Declaration) -> RetryPolicy:
+        return self._default_policy() if declaration.retry is None else declaration.retry
+
+    def judge_lost(self, message: Message) -> Verdict:
+        """Return what becomes of a message whose attempt died with its worker (rule A5)."""
+        declaration = self._find(message.task)
+        if declaration is None:
+            return Dead("unknown_task")
+        error = WorkerLost(f"the worker that ran attempt {message.attempt} is gone")
+        return judge(self._policy_of(declaration), attempt=message.attempt, message_id=message.id, error=error)
 
 
 def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from taskbridge.hooks import Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Verdict
 from taskbridge.settings import Settings
+from taskbridge.stores.base import Marks
 
 
 class Host(Protocol):
@@ -73,8 +74,17 @@ class Host(Protocol):
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise."""
         ...
 
+    @property
+    def marks(self) -> Marks | None:
+        """The attempt marks; None without a store."""
+        ...
+
     def run(self, message: Message) -> Verdict:
         """Run a message in this thread, and return the verdict, not yet carried out."""
+        ...
+
+    def judge_lost(self, message: Message) -> Verdict:
+        """Return what becomes of a message whose attempt died with its worker."""
         ...
 
 

@@ -11,33 +11,96 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from taskbridge.engines.base import Host
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
+from taskbridge.stores.base import Claim, Marks
 
 _log = logging.getLogger("taskbridge.worker")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
+_LOOK_AGAIN_S = 2.0
+"""How long a message waits that another worker seems to run."""
+
+MOST_REDELIVERIES = 10
+"""How often an attempt may come back where no store tells whether it was started."""
+
 
 class NotSettledError(Exception):
     """The worker stops before the broker took what a verdict needs: leave the message unacknowledged."""
 
 
-def run_and_settle(host: Host, message: Message) -> Verdict:
+def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
     """Run a message and carry its verdict out.
 
+    Args:
+        host: The bridge.
+        message: What to run.
+        redelivered: Whether this attempt may have been started before: the broker says so, or the message is older
+            than the lease. Only then is its mark read.
+
     Returns:
-        The verdict; for `GivenBack` the engine returns the message to its queue.
+        The verdict, carried out; for `GivenBack` the engine returns the message to its queue.
 
     Raises:
-        NotSettledError: The broker was away until the worker stopped.
+        NotSettledError: The broker or the store was away until the worker stopped.
     """
+    marks = host.marks
+    if redelivered or (message.redelivered and marks is not None):
+        verdict = _of_redelivered(host, marks, message)
+        if verdict is not None:
+            return verdict
+    if marks is not None:
+        marks.started(message)
     verdict = host.run(message)
+    if marks is not None and isinstance(verdict, GivenBack):
+        _persist(host, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
+    settle(host, message, verdict)
+    if marks is not None and not isinstance(verdict, GivenBack):
+        marks.ended(message)
+    return verdict
+
+
+def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdict | None:
+    """Return what became of a message that may have been started before; None if it is to be run."""
+    if marks is None:
+        return _counted(host, message)
+    claim = _claimed(host, marks, message)
+    if claim is Claim.RUN:
+        return None
+    _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
+    if claim is Claim.ENDED:
+        return Discarded("ended before")
+    if claim is Claim.RUNNING:
+        later(host, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
+        return Discarded("running elsewhere")
+    verdict = host.judge_lost(message)
+    settle(host, message, verdict)
+    marks.ended(message)
+    return verdict
+
+
+def _claimed(host: Host, marks: Marks, message: Message) -> Claim:
+    claims: list[Claim] = []
+    _persist(host, lambda timeout_s: claims.append(marks.claim(message, timeout_s=timeout_s)))
+    return claims[0]
+
+
+def _counted(host: Host, message: Message) -> Verdict | None:
+    """Count in the message itself how often it came back; without a store no more is known (SPEC, attempt marks)."""
+    if message.redelivered < MOST_REDELIVERIES:
+        later(host, replace(message, redelivered=message.redelivered + 1), 0)
+        return Discarded("counted")
+    verdict = Dead("exhausted", WorkerLost(f"it came back {message.redelivered} times without an outcome"))
     settle(host, message, verdict)
     return verdict
+
+
+def _names(message: Message) -> tuple[str, str, int]:
+    return message.task, message.id, message.attempt
 
 
 def settle(host: Host, message: Message, verdict: Verdict) -> None:

@@ -1,0 +1,1 @@
+"""Stores: what is known of attempts, beside the messages."""

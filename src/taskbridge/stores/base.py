@@ -1,0 +1,70 @@
+"""Attempt marks: which attempts were started, and by whom (rules A5, A7 and R9).
+
+A worker marks an attempt as its run starts and as its verdict has been carried out. Nobody waits for these writes.
+Only where a message may have been delivered before is the mark read.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from taskbridge.message import Message
+
+
+class Claim(Enum):
+    """What may be done with a message that may have been delivered before."""
+
+    RUN = "run"
+    """The attempt was never started: run it."""
+
+    ENDED = "ended"
+    """Its verdict has been carried out: drop this delivery."""
+
+    RUNNING = "running"
+    """A live worker runs it: look again later."""
+
+    LOST = "lost"
+    """Its worker is gone: the attempt failed, with `WorkerLost`."""
+
+
+class Marks(Protocol):
+    """The attempt marks of a bridge, for this process. Threads share it; a forked process is another worker."""
+
+    def started(self, message: Message) -> None:
+        """Mark an attempt as started here. Waits for nothing and raises nothing: without marks it just runs."""
+        ...
+
+    def ended(self, message: Message) -> None:
+        """Mark an attempt as ended: its verdict has been carried out. Waits for nothing and raises nothing."""
+        ...
+
+    def given_back(self, message: Message, *, timeout_s: float) -> None:
+        """Take the mark of an interrupted run away, so that the same attempt may start elsewhere (rule R8).
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ...
+
+    def all_given_back(self, *, timeout_s: float) -> None:
+        """Take the marks of all runs in this process away: it ends now, and their messages are given back (rule R8).
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ...
+
+    def claim(self, message: Message, *, timeout_s: float) -> Claim:
+        """Say what may be done with a message that may have been delivered before, and mark it as this worker's.
+
+        Of several workers that ask at once, one is told `RUN` or `LOST`.
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+        ...

@@ -1,0 +1,138 @@
+"""Attempt marks in a real Redis: rules A5, A7 and R9 rest on these."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taskbridge import Bridge, BrokerUnavailable, Message
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.settings import load
+from taskbridge.stores.base import Claim
+from taskbridge.stores.redis_marks import RedisMarks
+
+LEASE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateRedis]:
+    with PrivateRedis() as running:
+        yield running
+
+
+def marks_of(server: PrivateRedis) -> RedisMarks:
+    settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S, "send_timeout": 1}, environ={})
+    return RedisMarks(settings, server.url)
+
+
+def a_message(number: int) -> Message:
+    return Message(id=f"id-{os.getpid()}-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+
+
+def claim_when(marks: RedisMarks, message: Message, wanted: Claim) -> Claim:
+    """Return the claim as soon as it is the wanted one: a write that nobody waits for may still be on its way."""
+    deadline = time.monotonic() + 5
+    while (claim := marks.claim(message, timeout_s=1)) is not wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return claim
+
+
+def test_an_attempt_that_was_never_started_is_run_by_one_of_those_who_ask(server: PrivateRedis) -> None:
+    one, other = marks_of(server), marks_of(server)
+
+    assert one.claim(a_message(1), timeout_s=1) is Claim.RUN
+    assert other.claim(a_message(1), timeout_s=1) is Claim.RUNNING
+    one.close()
+    other.close()
+
+
+def test_a_live_workers_attempt_is_running_and_an_ended_one_ended(server: PrivateRedis) -> None:
+    one, other = marks_of(server), marks_of(server)
+    one.started(a_message(2))
+
+    assert claim_when(other, a_message(2), Claim.RUNNING) is Claim.RUNNING
+    assert one.claim(a_message(2), timeout_s=1) is Claim.RUNNING
+    time.sleep(LEASE_S * 2)
+    assert other.claim(a_message(2), timeout_s=1) is Claim.RUNNING
+    one.ended(a_message(2))
+    assert claim_when(other, a_message(2), Claim.ENDED) is Claim.ENDED
+    one.close()
+    other.close()
+
+
+def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_right_after_the_mark(
+    server: PrivateRedis,
+) -> None:
+    code = (
+        "import os, signal\n"
+        "from tests.unit.test_redis_marks import RedisMarks, LEASE_S, load\n"
+        "from taskbridge import Message\n"
+        f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
+        f"marks = RedisMarks(settings, '{server.url}')\n"
+        "message = Message(id='killed', task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
+        "marks.started(message)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    died = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert died.returncode == -signal.SIGKILL
+    marks = marks_of(server)
+    message = Message(id="killed", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+
+    assert claim_when(marks, message, Claim.LOST) is Claim.LOST
+    marks.close()
+
+
+def test_what_was_given_back_may_start_again(server: PrivateRedis) -> None:
+    one, other = marks_of(server), marks_of(server)
+    for number in (4, 5, 6):
+        one.started(a_message(number))
+    claim_when(other, a_message(6), Claim.RUNNING)
+    one.given_back(a_message(4), timeout_s=1)
+    assert other.claim(a_message(4), timeout_s=1) is Claim.RUN
+    assert other.claim(a_message(5), timeout_s=1) is Claim.RUNNING
+    one.all_given_back(timeout_s=1)
+
+    assert other.claim(a_message(5), timeout_s=1) is Claim.RUN
+    one.close()
+    other.close()
+
+
+def test_a_forked_process_is_another_worker(server: PrivateRedis) -> None:
+    marks = marks_of(server)
+    message = a_message(7)
+    marks.started(message)
+    claim_when(marks, message, Claim.RUNNING)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if marks.claim(message, timeout_s=1) is Claim.RUNNING else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    marks.close()
+
+
+def test_without_a_server_marks_are_not_written_and_a_claim_says_so() -> None:
+    with PrivateRedis() as server:
+        marks = marks_of(server)
+        marks.started(a_message(8))
+        server.kill()
+        for number in range(9, 12):
+            marks.started(a_message(number))
+            marks.ended(a_message(number))
+
+        with pytest.raises(BrokerUnavailable, match="store"):
+            marks.claim(a_message(8), timeout_s=1)
+        marks.close()
+
+
+def test_the_store_is_the_broker_if_that_is_redis_or_memory_and_else_the_setting() -> None:
+    assert isinstance(Bridge("celery+redis://127.0.0.1:1/0").marks, RedisMarks)
+    assert isinstance(Bridge("celery+amqp://127.0.0.1:1/", store="redis://127.0.0.1:1/0").marks, RedisMarks)
+    assert Bridge("celery+amqp://127.0.0.1:1/").marks is None
+    assert Bridge("inline://").marks is None
