@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from taskbridge.exceptions import TaskBridgeError, UnknownQueue, nearest
+from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.loading import APP_VARIABLE, load_bridge
 
 if TYPE_CHECKING:
@@ -130,14 +130,6 @@ def check_has_server(bridge: Bridge, subject: str) -> None:
         f"{address.target}://{default} keeps its messages in the process that sends them, where {subject} can't see "
         "them: set TASKBRIDGE_URL or --url to a server, such as celery+redis://localhost:6379/0"
     )
-
-
-def check_queues(bridge: Bridge, names: list[str]) -> None:
-    """Refuse queues that are not known."""
-    known = bridge.queues()
-    for name in names:
-        if name not in known:
-            raise UnknownQueue(name, known)
 
 
 def count(text: str) -> int:

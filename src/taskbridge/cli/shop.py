@@ -34,7 +34,7 @@ PATIENT = RetryPolicy(max_attempts=5, min_delay=timedelta(milliseconds=250), jit
 def charge_card(order: int, amount: Decimal, card: str) -> str:
     """Charge a card; the bank doesn't answer before the third attempt."""
     if card == "expired":
-        raise CardExpired(f"the card of order {order} has expired")
+        raise CardExpired("valid until last month")
     if current().attempt < 3:
         raise BankUnreachable("no answer from the bank")
     return f"{amount} paid"
@@ -53,7 +53,7 @@ def send_newsletter(customer: str) -> None:
 
 
 @task(queue="warehouse")
-def pack_parcel(order: int) -> str:
+def pack(order: int) -> str:
     """Pack a parcel; the more urgent ones first."""
     time.sleep(0.02)
     return f"parcel {order} packed"
@@ -81,7 +81,7 @@ def take_orders() -> None:
     send_newsletter.send("Ada")
     ask_for_review.schedule(timedelta(seconds=3), 1001)
     print_label.send(1001)
-    pack_parcel.using(priority="low").send(1001)
-    pack_parcel.send(1002)
-    pack_parcel.using(priority="high").send(1003)
-    pack_parcel.using(priority="critical").send(1004)
+    pack.using(priority="low").send(1001)
+    pack.send(1002)
+    pack.using(priority="high").send(1003)
+    pack.using(priority="critical").send(1004)

@@ -13,7 +13,6 @@ from taskbridge.cli.arguments import (
     bridge_of,
     check_has_server,
     check_has_tasks,
-    check_queues,
     count,
     words,
 )
@@ -67,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     bridge = bridge_of(arguments)
     check_has_tasks(bridge, arguments.app)
     check_has_server(bridge, "a worker")
-    check_queues(bridge, arguments.queues)
     options = WorkerOptions(
         app=arguments.app,
         queues=tuple(arguments.queues),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,13 +10,10 @@ from taskbridge.cli.demo.events import Note
 from taskbridge.cli.demo.stage import ENDS
 from taskbridge.cli.show import Paint, duration
 
-WIDE: Final = 96
-"""How many columns a terminal needs for the table with both targets side by side."""
-
 ON_TIME_S: Final = 1.0
 """How late a delayed message may start (rule D2)."""
 
-_STATES: Final = {"succeeded": "done", "dead": "dead", "discarded": "discarded"}
+_STATES: Final = {"succeeded": "done", "dead": "dead letter", "discarded": "discarded"}
 
 
 @dataclass(kw_only=True)
@@ -46,7 +43,7 @@ class Story:
     @property
     def end(self) -> str:
         """How it ended, in a word or two."""
-        return ", ".join(self.ends) or "lost"
+        return "+".join(self.ends) or "lost"
 
     @property
     def shown_waits(self) -> str:
@@ -99,7 +96,7 @@ def run_of(target: str, notes: Sequence[Note]) -> Run:
             stories[note.id] = Story(label=label(note), priority=note.priority, queue=note.queue)
         if (story := stories.get(note.id)) is not None:
             _tell(story, note, first_start)
-        if note.what == "before_run" and note.task == "pack_parcel":
+        if note.what == "before_run" and note.task == "pack":
             order.append(note.priority)
     return Run(target=target, stories=list(stories.values()), order=order, left=left)
 
@@ -122,8 +119,8 @@ def _tell(story: Story, note: Note, first_start: float) -> None:
             story.waits.append(note.delay_s)
             story.due = story.starts[-1] + note.delay_s
         case _ if note.what in ENDS:
-            story.ends.append(f"dead: {note.reason}" if note.what == "dead" else _STATES[note.what])
-            story.text = note.text
+            story.ends.append(_STATES[note.what])
+            story.text = f"{note.text} {note.reason}"
         case _:
             pass
 
@@ -135,11 +132,13 @@ def label(note: Note) -> str:
 
 def line(note: Note, opened_at: float, paint: Paint) -> str | None:
     """Return the line of an event; None if it has none."""
+    offset = paint("dim", f"{note.at - opened_at:7.3f} s")
+    if note.what == "all_sent":
+        return f"{offset}  {paint('dim', 'now a worker starts, which runs one task at a time')}"
     what = _what(note, paint)
     if what is None:
         return None
-    attempt = f"attempt {note.attempt}" if note.what not in ("after_send",) else ""
-    offset = paint("dim", f"{note.at - opened_at:8.3f} s")
+    attempt = "" if note.what == "after_send" else f"attempt {note.attempt}"
     return f"{offset}  {label(note):<20}  {paint('dim', f'{attempt:<9}')}  {what}"
 
 
@@ -147,25 +146,21 @@ def _what(note: Note, paint: Paint) -> str | None:
     match note.what:
         case "after_send":
             extra = "" if note.priority == "normal" else f", {note.priority} priority"
-            when = f", to start in {duration(note.delay_s)}" if note.delay_s else ""
+            when = f", due in {duration(note.delay_s)}" if note.delay_s else ""
             return f"{paint('blue', 'sent')} to queue {note.queue}{extra}{when}"
-        case "before_run":
-            return paint("cyan", "started")
         case "succeeded":
             return f"{paint('green', 'done')}: {note.text}"
         case "retrying":
             return f"{paint('yellow', 'failed')}: {note.text}; again in {duration(note.delay_s)}"
         case "dead":
-            return (
-                f"{paint('red', 'dead')}: {note.text}; {_REASONS.get(note.reason, note.reason)}, kept as a dead letter"
-            )
+            return f"{paint('red', 'dead letter')}: {note.text} ({_REASONS.get(note.reason, note.reason)})"
         case "discarded":
             return f"{paint('magenta', 'discarded')}: {note.text}"
         case _:
             return None
 
 
-_REASONS: Final = {"exhausted": "no attempts left", "gave_up": "not worth another attempt"}
+_REASONS: Final = {"exhausted": "no attempts left", "gave_up": "not worth a retry"}
 
 
 def is_identical(one: Run, other: Run) -> bool:
@@ -181,45 +176,68 @@ def is_identical(one: Run, other: Run) -> bool:
 
 
 def comparison(one: Run, other: Run, *, width: int, paint: Paint) -> str:
-    """Return both runs as a table."""
-    rows = _rows(one, other)
-    return _side_by_side(one, other, rows, paint) if width >= WIDE else _stacked(one, other, rows, paint)
+    """Return both runs as a table, side by side if that fits the width."""
+    rows = [*_story_rows(one, other), *_run_rows(one, other)]
+    first = max(len(row.name) for row in rows)
+    if width >= first + 2 * len(_joined(_CELLS)) + _QUEUE + len("identical") + 8:
+        return "\n".join(_side_by_side(one, other, rows, first, paint))
+    return "\n".join(_stacked(one, other, rows, first, paint))
 
 
-_Row = tuple[str, tuple[str, ...], tuple[str, ...], str]
-"""A label, the cells of either run (four of a message, or one), and the verdict."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """A row of the table.
 
-_HEAD: Final = ("queue", "runs", "waits", "end")
-_WIDTHS: Final = (9, 4, 10, 15)
+    Attributes:
+        name: Of what it is about.
+        queues: Of either run; empty for what has none.
+        cells: Of either run: how often it ran, its delays and its end; or one text.
+        verdict: Whether the runs are the same here.
+    """
+
+    name: str
+    queues: tuple[str, str] = ("", "")
+    cells: tuple[tuple[str, ...], tuple[str, ...]]
+    verdict: str
 
 
-def _rows(one: Run, other: Run) -> list[_Row]:
-    rows: list[_Row] = []
-    for first, second in zip(one.stories, other.stories, strict=False):
-        rows.append((_named(first), _cells(first), _cells(second), _verdict(first.differs_from(second))))
-    rows.append(
-        (
-            "parcels, in order",
-            (", ".join(one.order),),
-            (", ".join(other.order),),
-            _verdict([] if one.order == other.order else ["order"]),
+_CELLS: Final = ("runs", "delays", "end")
+_WIDTHS: Final = (4, 10, 11)
+_QUEUE: Final = 9
+
+
+def _story_rows(one: Run, other: Run) -> list[_Row]:
+    return [
+        _Row(
+            name=first.label if first.priority == "normal" else f"{first.label} {first.priority}",
+            queues=(first.queue, second.queue),
+            cells=(_cells(first), _cells(second)),
+            verdict=_verdict(first.differs_from(second)),
         )
-    )
-    rows.append(
-        ("left in the broker", (_left(one),), (_left(other),), _verdict([] if one.left == other.left else ["rest"]))
-    )
+        for first, second in zip(one.stories, other.stories, strict=False)
+    ]
+
+
+def _run_rows(one: Run, other: Run) -> list[_Row]:
     late = max(one.late_s, other.late_s)
     on_time = "too early" if one.is_early or other.is_early else "on time" if late <= ON_TIME_S else "late"
-    rows.append(("delayed starts", (_late(one),), (_late(other),), on_time))
-    return rows
-
-
-def _named(story: Story) -> str:
-    return story.label if story.priority == "normal" else f"{story.label} {story.priority}"
+    return [
+        _Row(
+            name="packed in order",
+            cells=((", ".join(one.order),), (", ".join(other.order),)),
+            verdict=_verdict([] if one.order == other.order else ["order"]),
+        ),
+        _Row(
+            name="left at the end",
+            cells=((_left(one),), (_left(other),)),
+            verdict=_verdict([] if one.left == other.left else ["rest"]),
+        ),
+        _Row(name="delays kept", cells=((_late(one),), (_late(other),)), verdict=on_time),
+    ]
 
 
 def _cells(story: Story) -> tuple[str, ...]:
-    return (story.queue, str(len(story.starts)), story.shown_waits, story.end)
+    return (str(len(story.starts)), story.shown_waits, story.end)
 
 
 def _verdict(differences: Sequence[str]) -> str:
@@ -232,7 +250,7 @@ def _left(run: Run) -> str:
 
 
 def _late(run: Run) -> str:
-    return "some too early" if run.is_early else f"never early, {run.late_s:.2f} s late at most"
+    return "some too early" if run.is_early else f"{run.late_s:.2f} s late at most"
 
 
 def _painted(verdict: str, paint: Paint) -> str:
@@ -246,26 +264,22 @@ def _joined(cells: Sequence[str]) -> str:
     return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
 
 
-def _side_by_side(one: Run, other: Run, rows: Sequence[_Row], paint: Paint) -> str:
-    first = max(len(row[0]) for row in rows)
-    head = _joined(_HEAD)
-    lines = [
-        f"{'':<{first}}  {paint('bold', f'{one.target:<{len(head)}}')}  {paint('bold', other.target)}",
-        paint("dim", f"{'':<{first}}  {head}  {head}"),
-    ]
-    lines += [
-        f"{name:<{first}}  {_joined(left)}  {_joined(right)}  {_painted(verdict, paint)}"
-        for name, left, right, verdict in rows
-    ]
-    return "\n".join(lines)
+def _side_by_side(one: Run, other: Run, rows: Sequence[_Row], first: int, paint: Paint) -> Iterator[str]:
+    head = _joined(_CELLS)
+    indent = " " * (first + 2)
+    yield f"{indent}{'':<{_QUEUE}}  {paint('bold', f'{one.target:<{len(head)}}')}  {paint('bold', other.target)}"
+    yield paint("dim", f"{indent}{'queue':<{_QUEUE}}  {head}  {head}".rstrip())
+    for row in rows:
+        queue = " | ".join(dict.fromkeys(row.queues))
+        left, right = map(_joined, row.cells)
+        yield f"{row.name:<{first}}  {queue:<{_QUEUE}}  {left}  {right}  {_painted(row.verdict, paint)}"
 
 
-def _stacked(one: Run, other: Run, rows: Sequence[_Row], paint: Paint) -> str:
-    first = max(len(row[0]) for row in rows)
-    indent = " " * first
-    lines: list[str] = [paint("dim", f"{indent}  {'':<2}  {_joined(_HEAD)}")]
-    for name, left, right, verdict in rows:
-        lines.append(f"{name:<{first}}  {paint('dim', 'a ')}  {_joined(left)}")
-        lines.append(f"{indent}  {paint('dim', 'b ')}  {_joined(right)}  {_painted(verdict, paint)}".rstrip())
-    lines.append(paint("dim", f"a {one.target}, b {other.target}"))
-    return "\n".join(lines)
+def _stacked(one: Run, other: Run, rows: Sequence[_Row], first: int, paint: Paint) -> Iterator[str]:
+    names = [run.target.partition("+")[0] for run in (one, other)]
+    second = max(map(len, names))
+    yield paint("dim", f"{'':<{first}}  {'':<{second}}  {'queue':<{_QUEUE}}  {_joined(_CELLS)}".rstrip())
+    for row in rows:
+        labels = (f"{row.name:<{first}}", _painted(row.verdict, paint) + " " * (first - len(row.verdict)))
+        for label_, name, queue, cells in zip(labels, names, row.queues, row.cells, strict=True):
+            yield f"{label_}  {paint('dim', f'{name:<{second}}')}  {queue:<{_QUEUE}}  {_joined(cells)}".rstrip()
