@@ -32,7 +32,9 @@ def marks_of(server: PrivateRedis) -> RedisMarks:
 
 
 def a_message(number: int) -> Message:
-    return Message(id=f"id-{os.getpid()}-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    return Message(
+        id=f"id-{os.getpid()}-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0
+    )
 
 
 def claim_when(marks: RedisMarks, message: Message, wanted: Claim) -> Claim:
