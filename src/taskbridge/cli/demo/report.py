@@ -241,7 +241,7 @@ def _cells(story: Story) -> tuple[str, ...]:
 
 
 def _verdict(differences: Sequence[str]) -> str:
-    return f"{', '.join(differences)} differ" if differences else "identical"
+    return f"differs: {', '.join(differences)}" if differences else "identical"
 
 
 def _left(run: Run) -> str:
