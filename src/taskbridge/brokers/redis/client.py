@@ -399,8 +399,8 @@ _EXEC: Final = b"".join(_parts([("EXEC",)]))
 
 
 def _problem(exc: Exception) -> str:
-    """Return what an error says, without anything that was sent."""
-    text = str(exc).partition(", with args beginning with")[0]
+    """Return what an error says, without what was sent, and without where in a script it arose."""
+    text = str(exc).partition(", with args beginning with")[0].partition(" script: ")[0]
     match exc:
         case _InterruptedError():
             return "given up, for the worker stops"
