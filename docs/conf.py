@@ -1,6 +1,21 @@
 """How the site is built: `python -m sphinx -W --keep-going -b html docs docs/_build/html`. Nothing is fetched."""
 
+from __future__ import annotations
+
+import os
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.errors import ExtensionError
+
+from taskbridge import cli
 from taskbridge._version import __version__
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "taskbridge"
 author = "taskbridge maintainers"
@@ -29,3 +44,32 @@ default_role = "code"  # docstrings say `name`, as Markdown does
 html_theme = "furo"
 html_title = f"taskbridge {release}"
 html_copy_source = False
+
+
+COMMANDS = ("", "worker", "check", "routes", "queues", "dead", "dead list", "dead show", "verify", "demo")
+
+
+class CommandHelp(Directive):
+    """`.. command-help::` shows what each command's `--help` prints."""
+
+    def run(self) -> list[nodes.Node]:
+        return [section for command in COMMANDS for section in _help(command)]
+
+
+def _help(command: str) -> list[nodes.Node]:
+    printed = StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):
+        cli.main([*command.split(), "--help"])
+    if not printed.getvalue():
+        raise ExtensionError(f"taskbridge {command} --help prints nothing")
+    text = printed.getvalue().replace(f"{os.cpu_count()} here", "8 here").rstrip()
+    name = f"taskbridge {command}".rstrip()
+    section = nodes.section(ids=[name.replace(" ", "-")], names=[name])
+    section += nodes.title(text=name)
+    section += nodes.literal_block(text, text, language="text")
+    return [section]
+
+
+def setup(app: Sphinx) -> None:
+    os.environ["COLUMNS"] = "100"  # how wide argparse writes
+    app.add_directive("command-help", CommandHelp)

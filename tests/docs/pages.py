@@ -21,7 +21,9 @@ DOCS: Final = ROOT / "docs"
 TIMEOUT_S: Final = 60.0
 
 PAGES: Final = tuple(
-    str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if "_build" not in path.parts
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    if "_build" not in path.parts
 )
 
 NEEDS: Final = {
@@ -29,6 +31,9 @@ NEEDS: Final = {
     "docs/coming-from-dramatiq.md": "dramatiq",
 }
 """Pages whose blocks import an engine."""
+
+VARIABLES: Final = {"README.md": {"TASKBRIDGE_URL": "inline://?threads=0"}}
+"""What a page's reader has set before its Python is run."""
 
 _FENCE: Final = re.compile(r"^(?P<fence>`{3,})(?P<info>[^`]*)$")
 _NOT_RUN: Final = re.compile(r"<!-- not run: \S.{5,} -->")
@@ -125,7 +130,7 @@ def run_page(page: str, folder: Path) -> dict[int, str]:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         cwd=folder,
-        env=_environment(),
+        env=_environment() | VARIABLES.get(page, {}),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

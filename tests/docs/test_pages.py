@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import NEEDS, PAGES, blocks_of, outputs, run_page
+import taskbridge
+from taskbridge import cli, exceptions
+from taskbridge.contract.rules import RULES
+from taskbridge.hooks import HOOK_NAMES
+from taskbridge.settings import SETTING_KEYS
+from taskbridge.task import OPTIONS
+from tests.docs.pages import DOCS, NEEDS, PAGES, ROOT, blocks_of, outputs, run_page
 
 RUN = [page for page in PAGES if page not in NEEDS and any(block.is_run for block in blocks_of(page))]
 
@@ -23,6 +31,65 @@ def test_most_pages_have_blocks_that_run() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_is_fenced_as_python(page: str) -> None:
-    known = {"python", "output", "shell", "text", "toml", "ini", "yaml", "{toctree}", "{eval-rst}"}
+    known = {"python", "output", "shell", "text", "toml", "ini", "yaml", "{toctree}", "{eval-rst}", "{literalinclude}"}
 
-    assert {block.info for block in blocks_of(page)} <= known
+    assert {block.info.partition(" ")[0] for block in blocks_of(page)} <= known
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """Return the arguments of each `taskbridge` command that a page shows."""
+    lines = [line for block in blocks_of(page) if block.info == "shell" for line in block.text.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [each[each.index("taskbridge") + 1 :] for each in words if "taskbridge" in each[:2]]
+
+
+def test_the_commands_that_pages_show_exist() -> None:
+    commands = [(page, command) for page in PAGES for command in commands_of(page)]
+
+    assert len(commands) >= 8
+    for page, command in commands:
+        arguments = [word for word in command if word != "&"]
+        try:
+            cli._parser().parse_args(arguments)
+        except taskbridge.TaskBridgeError as exc:
+            pytest.fail(f"{page}: taskbridge {shlex.join(arguments)}: {exc}")
+
+
+def first_cells(page: str) -> list[str]:
+    """Return the words that stand as code in the first column of a page's tables, in order."""
+    rows = re.findall(r"^\| *(`[^|]*`) *\|", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return [word for row in rows for word in re.findall(r"`([^`]*)`", row)]
+
+
+def test_every_setting_is_described_in_order() -> None:
+    assert [word for word in first_cells("guide/settings.md") if word in SETTING_KEYS] == list(SETTING_KEYS)
+
+
+def test_every_task_option_and_every_hook_is_described_in_order() -> None:
+    words = first_cells("guide/tasks.md")
+
+    assert [word for word in words if word in OPTIONS] == list(OPTIONS)
+    assert [word for word in words if word in HOOK_NAMES] == list(HOOK_NAMES)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
+    errors = set(dir(exceptions))
+
+    assert [name for name in taskbridge.__all__ if name not in errors and f"taskbridge.{name}\n" not in text] == []
+
+
+def test_every_rule_is_described_in_order_and_marked_if_it_is_still_to_come() -> None:
+    text = (DOCS / "semantics.md").read_text(encoding="utf-8")
+    sections = re.split(r"^\(rule-(\w+)\)=\n", text, flags=re.MULTILINE)[1:]
+    described = {name.upper(): body for name, body in zip(sections[::2], sections[1::2], strict=True)}
+
+    assert list(described) == list(RULES)
+    assert [name for name in RULES if "*Not yet.*" in described[name]] == [n for n in RULES if RULES[n].planned]
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md", "CONTRIBUTING.md"])
+def test_links_between_files_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []

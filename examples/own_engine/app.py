@@ -1,0 +1,93 @@
+"""The engine: what consumes. Imported only where tasks are run."""
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from examples.own_engine.wire import Native, ThreadsWire
+from taskbridge import DeadLetter, DecodeError, Event, UnsupportedError
+from taskbridge.declaration import Declaration
+from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.pump import Pump
+from taskbridge.engines.settle import NotSettledError, bury, put_off_unknown, run_and_settle
+from taskbridge.message import loads
+from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.timelimit import raise_in_thread
+
+
+class ThreadsEngine:
+    """Threads that take messages from the wire's queues."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._wire: ThreadsWire = host.wire  # type: ignore[assignment]  # made by our own make_wire
+
+    @property
+    def native(self) -> Any:
+        """What `bridge.native` gives; there is nothing but ourselves."""
+        return self
+
+    def register(self, declaration: Declaration) -> None:
+        """An engine with a table of its own would add the task to it here."""
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        raise UnsupportedError("workers", "threads+memory", "use bridge.embedded_worker()")
+
+    @contextmanager
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
+        names, stop, pump = tuple(queues) or tuple(self._host.queues()), threading.Event(), Pump(self._host)
+        workers = [threading.Thread(target=self._work, args=(names, stop), daemon=True) for _ in range(threads)]
+        self._host.hooks.call(Event(name="worker_started"))
+        pump.start()
+        for worker in workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            self._host.hooks.call(Event(name="worker_stopping"))
+            stop.set()
+            self._let_finish(workers)
+            pump.stop()
+
+    def _let_finish(self, workers: Sequence[threading.Thread]) -> None:
+        """Wait for what runs while the grace lasts, and then interrupt it, so that it is given back (A4, R8)."""
+        with self._wire.changed:
+            self._wire.changed.notify_all()
+        deadline = monotonic() + self._host.settings.grace_s
+        for worker in workers:
+            worker.join(max(0.0, deadline - monotonic()))
+        for worker in workers:
+            if worker.is_alive() and worker.ident is not None:
+                raise_in_thread(worker.ident, Interrupted)
+        for worker in workers:
+            worker.join(1.0)
+
+    def _work(self, queues: Sequence[str], stop: threading.Event) -> None:
+        while (native := self._wire.take(queues, stop)) is not None:
+            try:
+                self._handle(native)
+            except (NotSettledError, Interrupted):  # not acknowledged: it stays in its queue
+                self._wire.deliver(native)
+            # An engine with a broker of its own acknowledges here: after the verdict was carried out (A1).
+
+    def _handle(self, native: Native) -> None:
+        try:
+            message = loads(native.text)
+        except DecodeError:  # Q7
+            raw = native.text.encode()
+            bury(self._host, DeadLetter(message=None, reason="undecodable", raw=raw, died_at=self._host.now()))
+            return
+        if not self._host.knows(message.task):  # Q6
+            put_off_unknown(self._host, message)
+        elif isinstance(run_and_settle(self._host, message), GivenBack):  # R8
+            self._wire.deliver(native)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def make_engine(host: Host) -> ThreadsEngine:
+    """Return the engine of a bridge."""
+    return ThreadsEngine(host)
