@@ -1,0 +1,154 @@
+"""What the bridge and the workers ask of RabbitMQ: publish, park, bury, count."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from taskbridge.brokers.base import Counts, PartlyPublished, Publication, Wire
+from taskbridge.brokers.rabbitmq.connection import parameters_of
+from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.letters import browse
+from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
+from taskbridge.brokers.rabbitmq.publisher import Publisher
+from taskbridge.brokers.rabbitmq.pump import Pump, other_engines
+from taskbridge.brokers.rabbitmq.session import QueueState
+from taskbridge.brokers.rabbitmq.topology import LONGEST_EXPIRATION_S, Topology
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
+from taskbridge.message import DeadLetter, Message, loads_letter
+from taskbridge.settings import Settings
+
+_PUMP_HEARTBEAT_S: Final = 10.0
+"""A pump publishes nothing while nothing is due: only this tells it that its connection is dead."""
+
+_EMPTY: Final = QueueState(0, 0)
+
+_log = logging.getLogger("taskbridge.rabbitmq")
+
+
+class RabbitMQBroker:
+    """Keeps messages in RabbitMQ. Threads share it, and a forked process makes its own connections.
+
+    A process that sends has one connection; one that looks has another, which a memory alarm doesn't block, because
+    nothing is published on it; a pump has its own.
+    """
+
+    def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
+        if settings.dead_ttl_s > LONGEST_EXPIRATION_S:
+            raise SettingsError("dead_ttl", "RabbitMQ keeps no time longer than 10 years")
+        self._settings = settings
+        self._wire = wire
+        self._topology = Topology(settings.namespace)
+        self._packer = Packer(settings, wire)
+        try:
+            self._parameters = parameters_of(settings.url.broker_url)
+        except (ValueError, TypeError) as exc:
+            raise SettingsError("url", str(exc)) from exc
+        self._publisher = Publisher(self._parameters)
+        self._looker = Publisher(self._parameters)
+
+    def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish messages to their queues, pipelined, in order; queues that are missing are declared.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were published.
+            BrokerUnavailable: The only message was not published.
+        """
+        deadline = Deadline(timeout_s)
+        self._deliver([self._packer.publication(index, each) for index, each in enumerate(messages)], deadline)
+
+    def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+        """Keep messages, each for so many seconds, rounded up; more than 2**28 - 1 (8.5 years) are cut to that.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were parked.
+            BrokerUnavailable: The only message was not parked.
+        """
+        deadline = Deadline(timeout_s)
+        parcels = [
+            self._packer.parked(index, message.dumps().encode(), delay_s, message_id=message.id)
+            for index, (message, delay_s) in enumerate(messages)
+        ]
+        self._deliver(parcels, deadline)
+
+    def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
+        """Keep a dead letter for the setting `dead_ttl`.
+
+        Raises:
+            BrokerUnavailable: It was not buried.
+        """
+        self._deliver([self._packer.letter(0, letter)], Deadline(timeout_s))
+
+    def _deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> None:
+        if not parcels:
+            return
+        outcome = self._publisher.deliver(parcels, deadline)
+        if len(outcome.accepted) == len(parcels):
+            return
+        problem = outcome.problem or "RabbitMQ did not confirm it"
+        cause = BrokerUnavailable(problem, maybe_taken=bool(outcome.unsure))
+        if len(parcels) == 1:
+            raise cause
+        raise PartlyPublished(cause, accepted=frozenset(outcome.accepted), unsure=frozenset(outcome.unsure))
+
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+        """Publish parked messages as they fall due, until `stop` is set."""
+        publisher = Publisher(self._parameters, heartbeat_s=_PUMP_HEARTBEAT_S)
+        others = other_engines(self._wire.engine)
+        Pump(publisher, self._packer, self._topology, self._wire.engine, others, knows=knows, stop=stop).run()
+
+    def counts(self, queues: Sequence[str]) -> Counts:
+        """Return how much waits in these queues, and how much is delayed and dead in this namespace.
+
+        Raises:
+            BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
+        """
+        places = {queue: self._wire.places(queue) for queue in queues}
+        engines = [self._wire.engine, *other_engines(self._wire.engine)]
+        delayed = [*self._topology.levels, *map(self._topology.due, engines)]
+        names = [*delayed, self._topology.dead, *(name for names in places.values() for name in names)]
+        timeout_s = self._settings.send_timeout_s
+        states = self._looker.ask(lambda session, deadline: session.look(names, deadline), timeout_s)
+
+        def count(names: Sequence[str]) -> int:
+            return sum(states.get(name, _EMPTY).messages for name in names)
+
+        waiting = {queue: count(names) for queue, names in places.items()}
+        return Counts(waiting=waiting, delayed=count(delayed), dead=count([self._topology.dead]))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, the oldest first, and leave them where they are.
+
+        One that this release can't read comes with reason `undecodable`, and its text as `raw`.
+
+        Raises:
+            BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
+        """
+        bodies = self._looker.ask(
+            lambda session, deadline: browse(session, self._topology.dead, deadline), self._settings.send_timeout_s
+        )
+        return [_letter(body) for body in bodies]
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if RabbitMQ answers.
+
+        Raises:
+            BrokerUnavailable: It doesn't.
+        """
+        self._looker.ask(lambda session, deadline: session.look([self._topology.dead], deadline), timeout_s)
+
+    def close(self) -> None:
+        """Close the connections; the next call makes new ones."""
+        self._publisher.close()
+        self._looker.close()
+
+
+def _letter(body: bytes) -> DeadLetter:
+    try:
+        return loads_letter(body)
+    except DecodeError as exc:
+        _log.warning("a dead letter can't be read: %s", exc)
+        return DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())

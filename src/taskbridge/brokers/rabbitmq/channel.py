@@ -1,0 +1,353 @@
+"""Channels: calls that are answered, deliveries, and publications that are confirmed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from queue import SimpleQueue
+from typing import Any, Final
+
+from pika import spec
+
+from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError, held
+from taskbridge.brokers.rabbitmq.frames import content_of, method_bytes, method_of, publication_bytes
+from taskbridge.brokers.rabbitmq.parcel import Parcel
+
+_CHUNK_BYTES: Final = 1 << 18
+
+
+class ChannelClosedError(Exception):
+    """The server closed the channel; `replies` are those to the calls before the one that it refused."""
+
+    def __init__(self, code: int, text: str, replies: Sequence[Any] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.replies = list(replies)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """A message that was delivered; `tag` is what it is acknowledged by."""
+
+    tag: int
+    body: bytes
+
+
+Deliveries = SimpleQueue[Delivery | None]
+"""Where a consumer's messages arrive; None once no more will."""
+
+
+class Channel:
+    """A channel that threads share; their calls are made one after the other."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.closed: Exception | None = None
+        self._calling = threading.Lock()
+        self._changed = threading.Condition()  # guards `closed` and what is below
+        self._replies: list[Any] = []
+        self._deliveries: Deliveries | None = None
+        self._content: tuple[Any, int, Any, list[bytes]] | None = None
+        self.number = connection.attach(self)
+
+    def open(self, deadline: Deadline) -> None:
+        """Open the channel; to be called once, first.
+
+        Raises:
+            ConnectionLostError, ChannelClosedError, TimedOutError: It could not be opened.
+        """
+        self.call(spec.Channel.Open(), deadline)
+
+    def call(self, method: Any, deadline: Deadline) -> Any:
+        """Return the reply to a method.
+
+        Raises:
+            ChannelClosedError: The server refused.
+            ConnectionLostError: The connection is gone.
+            TimedOutError: No reply came; the channel can't be used any longer.
+        """
+        return self.call_all([method], deadline)[0]
+
+    def call_all(self, methods: Sequence[Any], deadline: Deadline) -> list[Any]:
+        """Return the replies to methods that are sent together; raises as `call`."""
+        with held(self._calling, deadline, f"RabbitMQ at {self.connection.where} does not answer"):
+            with self._changed:
+                self._replies = []
+            try:
+                self._write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
+                return self._wait_for_replies(len(methods), deadline)
+            except TimedOutError as exc:
+                self._shut(exc)  # a late reply would be taken for the next call's
+                raise
+
+    def _wait_for_replies(self, number: int, deadline: Deadline) -> list[Any]:
+        with self._changed:
+            while len(self._replies) < number:
+                if self.closed is not None:
+                    raise self._failure(self._replies)
+                if deadline.passed:
+                    raise TimedOutError(f"RabbitMQ at {self.connection.where} does not answer")
+                self._changed.wait(deadline.slice_s)
+            return self._replies
+
+    def _write(self, data: bytes, deadline: Deadline) -> None:
+        with self.connection.writing(deadline):
+            if self.closed is not None:
+                raise self._failure()
+            self.connection.write(data, deadline)
+
+    def _failure(self, replies: Sequence[Any] = ()) -> Exception:
+        """Return why the channel is closed, as an error of one's own."""
+        if isinstance(self.closed, ChannelClosedError):
+            return ChannelClosedError(self.closed.code, str(self.closed), replies)
+        return type(self.closed)(str(self.closed)) if self.closed else ConnectionLostError("the channel is closed")
+
+    def consume(self, queue: str, *, prefetch: int, exclusive: bool, deadline: Deadline) -> Deliveries:
+        """Let the server deliver a queue's messages, so many before they are acknowledged (0: any number).
+
+        Raises:
+            ChannelClosedError: The server refused: there is no such queue, or somebody else consumes it exclusively.
+            ConnectionLostError, TimedOutError: As for `call`.
+        """
+        deliveries: Deliveries = SimpleQueue()
+        with self._changed:
+            self._deliveries = deliveries
+        qos, consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue, exclusive=exclusive)
+        self.call_all([qos, consume], deadline)
+        return deliveries
+
+    def ack(self, tag: int, deadline: Deadline, *, multiple: bool = False) -> None:
+        """Acknowledge a delivery, or all up to it."""
+        self._write(method_bytes(self.number, spec.Basic.Ack(tag, multiple)), deadline)
+
+    def ack_all(self, tags: Iterable[int], deadline: Deadline) -> None:
+        """Acknowledge these deliveries."""
+        acks = b"".join(method_bytes(self.number, spec.Basic.Ack(tag, False)) for tag in tags)
+        if acks:
+            self._write(acks, deadline)
+
+    def check(self) -> None:
+        """Raise why the channel is closed, if it is: `ConnectionLostError`, `ChannelClosedError` or `TimedOutError`."""
+        if self.closed is not None:
+            raise self._failure()
+
+    def close(self, deadline: Deadline) -> None:
+        """Close the channel; what it was delivered and has not acknowledged goes back to its place in the queue."""
+        if self.closed is None:
+            self.call(spec.Channel.Close(200, "", 0, 0), deadline)
+            self._shut(ConnectionLostError("the channel was closed"))
+            self.connection.detach(self.number)
+
+    # For the connection
+
+    def take(self, kind: int, payload: bytes) -> None:
+        """Take a frame."""
+        if kind == spec.FRAME_METHOD:
+            method = method_of(payload)
+            if method.INDEX in _WITH_CONTENT:
+                self._content = (method, -1, None, [])
+            else:
+                self._on_method(method)
+            return
+        if self._content is None:
+            return
+        method, size, properties, parts = self._content
+        if kind == spec.FRAME_HEADER:
+            size, properties = content_of(payload)
+        else:
+            parts.append(payload)
+            size -= len(payload)
+        self._content = (method, size, properties, parts)
+        if size <= 0:
+            self._content = None
+            self._on_content(method, properties, b"".join(parts))
+
+    def lose(self, problem: str) -> None:
+        """Learn that the connection is gone."""
+        self._shut(ConnectionLostError(problem))
+
+    def _shut(self, reason: Exception) -> None:
+        with self._changed:
+            if self.closed is None:
+                self.closed = reason
+            if self._deliveries is not None:
+                self._deliveries.put(None)
+            self._changed.notify_all()
+
+    def _on_method(self, method: Any) -> None:
+        if isinstance(method, spec.Channel.Close):
+            self.connection.write_soon(method_bytes(self.number, spec.Channel.CloseOk()))
+            self._shut(ChannelClosedError(method.reply_code, method.reply_text))
+            self.connection.detach(self.number)
+        elif isinstance(method, spec.Basic.Cancel):  # its queue was deleted
+            self._shut(ChannelClosedError(404, f"the queue of consumer {method.consumer_tag} is gone"))
+        elif isinstance(method, spec.Channel.Flow):
+            self.connection.write_soon(method_bytes(self.number, spec.Channel.FlowOk(method.active)))
+        else:
+            self._reply(method)
+
+    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        delivery = Delivery(tag=method.delivery_tag, body=body)
+        if isinstance(method, spec.Basic.GetOk):
+            self._reply(delivery)
+        elif self._deliveries is not None:
+            self._deliveries.put(delivery)
+
+    def _reply(self, reply: Any) -> None:
+        with self._changed:
+            self._replies.append(reply)
+            self._changed.notify_all()
+
+
+_WITH_CONTENT: Final = frozenset({spec.Basic.Deliver.INDEX, spec.Basic.GetOk.INDEX, spec.Basic.Return.INDEX})
+
+
+class Batch:
+    """What became of parcels that were sent together.
+
+    Attributes:
+        accepted: The indexes of those that the server has confirmed.
+        returned: Of those that found no queue.
+        refused: Of those that their queue did not take.
+        unsure: Of those that were sent, and not answered when the channel or the connection ended.
+        problem: Why not all were sent or answered, if so.
+    """
+
+    def __init__(self) -> None:
+        self.accepted: set[int] = set()
+        self.returned: set[int] = set()
+        self.refused: set[int] = set()
+        self.unsure: set[int] = set()
+        self.problem: Exception | None = None
+        self._open = 1  # one for the sender itself, who is not done yet
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Return whether all are answered, or never will be; at the deadline at last."""
+        while not self._done.acquire(timeout=deadline.slice_s):
+            if deadline.passed:
+                return False
+        self._done.release()
+        return True
+
+    # The rest is called with the channel's lock held.
+
+    def expect(self, number: int) -> None:
+        """Wait for so many answers more."""
+        self._open += number
+
+    def answered(self) -> None:
+        """Note that one answer came."""
+        self._open -= 1
+        if self._open == 0:
+            self._done.release()
+
+
+class PublishingChannel(Channel):
+    """A channel on which everything is confirmed. Threads share it: what one sends together stays in order."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._sent = 0
+        self._unconfirmed: dict[int, tuple[Batch, Parcel]] = {}
+
+    def open(self, deadline: Deadline) -> None:
+        """Open the channel and ask for confirms."""
+        self.call_all([spec.Channel.Open(), spec.Confirm.Select()], deadline)
+
+    def send(self, parcels: Sequence[Parcel], deadline: Deadline) -> Batch:
+        """Send parcels, and return at once a batch that can be waited for; it also tells what was not sent, and why."""
+        batch = Batch()
+        try:
+            for chunk in _chunks(parcels):
+                self._send_chunk(batch, chunk, deadline)
+        except (ConnectionLostError, ChannelClosedError, TimedOutError) as exc:
+            batch.problem = exc
+        with self._changed:
+            batch.answered()
+        return batch
+
+    def _send_chunk(self, batch: Batch, chunk: Sequence[Parcel], deadline: Deadline) -> None:
+        frame_max = self.connection.frame_max
+        data = b"".join(
+            publication_bytes(self.number, each.exchange, each.key, each.properties, each.body, frame_max)
+            for each in chunk
+        )
+        with self.connection.writing(deadline):
+            with self._changed:
+                if self.closed is not None:
+                    raise self._failure()
+                batch.expect(len(chunk))
+                for parcel in chunk:
+                    self._sent += 1
+                    self._unconfirmed[self._sent] = (batch, parcel)
+            self.connection.write(data, deadline)
+
+    def abandon(self, batch: Batch) -> None:
+        """Count what is not answered yet as unsure."""
+        with self._changed:
+            for number in [number for number, (owner, _) in self._unconfirmed.items() if owner is batch]:
+                _, parcel = self._unconfirmed.pop(number)
+                if parcel.index not in batch.returned:
+                    batch.unsure.add(parcel.index)
+
+    # For the connection
+
+    def _on_method(self, method: Any) -> None:
+        if isinstance(method, spec.Basic.Ack | spec.Basic.Nack):
+            with self._changed:
+                self._on_confirm(method.delivery_tag, method.multiple, taken=isinstance(method, spec.Basic.Ack))
+        else:
+            super()._on_method(method)
+
+    def _on_confirm(self, number: int, multiple: bool, *, taken: bool) -> None:
+        upto = list(takewhile(lambda each: each <= number, self._unconfirmed)) if multiple else [number]
+        for each in upto:
+            if each in self._unconfirmed:  # else it was abandoned
+                self._confirm(*self._unconfirmed.pop(each), taken=taken)
+
+    @staticmethod
+    def _confirm(batch: Batch, parcel: Parcel, *, taken: bool) -> None:
+        if not taken:
+            batch.refused.add(parcel.index)
+        elif parcel.index not in batch.returned:
+            batch.accepted.add(parcel.index)
+        batch.answered()
+
+    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        if not isinstance(method, spec.Basic.Return):
+            return
+        with self._changed:  # the confirm of a returned message comes after it
+            place = (method.exchange, method.routing_key)
+            there = [each for each in self._unconfirmed.values() if (each[1].exchange, each[1].key) == place]
+            same = [each for each in there if each[1].token == properties.message_id]
+            for batch, parcel in same or there:
+                batch.returned.add(parcel.index)
+
+    def _shut(self, reason: Exception) -> None:
+        with self._changed:
+            super()._shut(reason)
+            unconfirmed = list(self._unconfirmed.values())
+            self._unconfirmed.clear()
+            for batch, parcel in unconfirmed:
+                # Only what made the server close the channel is known not to be taken; what came before it may be.
+                refused_alone = isinstance(reason, ChannelClosedError) and len(unconfirmed) == 1
+                if not refused_alone and parcel.index not in batch.returned:
+                    batch.unsure.add(parcel.index)
+                batch.problem = reason
+                batch.answered()
+
+
+def _chunks(parcels: Sequence[Parcel]) -> Iterable[Sequence[Parcel]]:
+    """Cut parcels into portions of about 256 KiB."""
+    start = size = 0
+    for number, parcel in enumerate(parcels):
+        if size > 0 and size + len(parcel.body) > _CHUNK_BYTES:
+            yield parcels[start:number]
+            start, size = number, 0
+        size += len(parcel.body) + len(parcel.properties) + 100
+    yield parcels[start:]

@@ -1,0 +1,52 @@
+"""Looks at all messages of a queue, and leaves them where they are."""
+
+from __future__ import annotations
+
+import time
+from queue import Empty
+from typing import Final
+
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.session import Session
+
+_ACCESS_REFUSED: Final = 403
+_PAUSE_S: Final = 0.05
+_QUIET_S: Final = 0.1
+
+
+def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
+    """Return the bodies of all messages of a queue, the first first.
+
+    The queue delivers them all, and takes them back, each to its place, when the channel is closed. Meanwhile nobody
+    else may consume the queue: two readers at once would each see a part.
+    """
+    while True:
+        state = session.look([queue], deadline).get(queue)
+        if state is None or (state.messages == 0 and state.consumers == 0):
+            return []
+        try:
+            with session.channel(deadline) as channel:
+                return _all(session, channel, queue, deadline)
+        except ChannelClosedError as exc:
+            if exc.code != _ACCESS_REFUSED:
+                raise
+        if deadline.passed:
+            raise TimedOutError(f"others are reading queue {queue!r} all the time")
+        time.sleep(_PAUSE_S)
+
+
+def _all(session: Session, channel: Channel, queue: str, deadline: Deadline) -> list[bytes]:
+    deliveries = channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
+    bodies: list[bytes] = []
+    while True:
+        try:
+            delivery: Delivery | None = deliveries.get(timeout=_QUIET_S)
+        except Empty:
+            if session.look([queue], deadline)[queue].messages == 0:
+                return bodies
+            continue
+        if delivery is None:
+            channel.check()
+        else:
+            bodies.append(delivery.body)

@@ -1,0 +1,132 @@
+"""Publications, made ready to be sent, and the places where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pika
+
+from taskbridge.brokers.base import Publication, Wire
+from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
+from taskbridge.brokers.rabbitmq.topology import Topology, queue
+from taskbridge.exceptions import MessageTooLarge
+from taskbridge.message import DeadLetter, Message
+from taskbridge.settings import Settings
+
+_LONGEST_TOKEN: Final = 255
+_PERSISTENT: Final = 2
+_JSON: Final = {"content_type": "application/json"}
+
+
+class HeadersTooLarge(MessageTooLarge):
+    """What an engine puts into a message's AMQP properties (application headers, the last error) is too large."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(task, size, limit)
+        self.args = (
+            f"task {task!r}: the message's headers take {size} bytes, and RabbitMQ takes at most {limit}; "
+            "pass large data as arguments, or send a reference to it",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Place:
+    """Where publications go, and how that is made.
+
+    Attributes:
+        name: What messages about it say.
+        calls: The calls that make it, for a server of this version.
+        made_first: Whether they are made before the first publication of a connection; else when one is returned.
+            A missing queue returns a publication, but a missing exchange closes the channel.
+    """
+
+    name: str
+    calls: Callable[[tuple[int, ...]], Iterable[Any]]
+    made_first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parcel:
+    """A publication, all but the channel's number in bytes.
+
+    Attributes:
+        index: Its number among those that are sent together.
+        place: Where it goes.
+        exchange: What it is published to; the default exchange if empty.
+        key: With which routing key.
+        token: The property `message_id`, by which it is known again if it is returned.
+        properties: All properties, encoded.
+        body: The body.
+    """
+
+    index: int
+    place: Place
+    exchange: str = ""
+    key: str
+    token: str | None
+    properties: bytes
+    body: bytes
+
+
+class Packer:
+    """Makes parcels of messages and letters, for one bridge."""
+
+    def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
+        self._wire = wire
+        self._topology = topology = Topology(settings.namespace)
+        self._expiration = str(max(1, round(settings.dead_ttl_s * 1000)))
+        self._queues: dict[str, Place] = {}
+        self._dead = Place(name=topology.dead, calls=lambda _: [queue(topology.dead)])
+        self.delays = Place(
+            name=f"{settings.namespace}.delay",
+            calls=lambda version: topology.delays(wire.engine, version),
+            made_first=True,
+        )
+
+    def publication(self, index: int, message: Message) -> Parcel:
+        """Return the engine's own message, for its queue.
+
+        Raises:
+            HeadersTooLarge: Its properties are larger than a frame.
+        """
+        native = self._wire.encode(message)
+        token, properties = _encoded(native.properties, message.id)
+        if len(properties) > PROPERTIES_ROOM:
+            raise HeadersTooLarge(message.task, len(properties), PROPERTIES_ROOM)
+        place = self._queues.get(native.queue) or self._queue(native)
+        return Parcel(index=index, place=place, key=native.queue, token=token, properties=properties, body=native.body)
+
+    def _queue(self, native: Publication) -> Place:
+        name, arguments = native.queue, native.arguments
+        return self._queues.setdefault(name, Place(name=name, calls=lambda _: [queue(name, arguments)]))
+
+    def parked(self, index: int, text: bytes, delay_s: float, *, message_id: str | None = None) -> Parcel:
+        """Return a message as text, for a delay."""
+        exchange, key = self._topology.entrance(delay_s, self._wire.engine)
+        token, properties = _encoded(_JSON, message_id)
+        return Parcel(
+            index=index,
+            place=self.delays,
+            exchange=exchange,
+            key=key,
+            token=token,
+            properties=properties,
+            body=text,
+        )
+
+    def letter(self, index: int, letter: DeadLetter) -> Parcel:
+        """Return a dead letter, which the server forgets after the setting `dead_ttl`."""
+        token, properties = _encoded({**_JSON, "expiration": self._expiration}, letter.id)
+        body = letter.dumps().encode()
+        return Parcel(index=index, place=self._dead, key=self._dead.name, token=token, properties=properties, body=body)
+
+
+def _encoded(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
+    """Return the property `message_id`, and all properties as bytes: of a persistent message."""
+    token = properties.get("message_id")
+    if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_TOKEN:
+        token = message_id
+    values: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
+    return token, b"".join(pika.BasicProperties(**values).encode())

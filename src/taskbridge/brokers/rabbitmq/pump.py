@@ -1,0 +1,252 @@
+"""The pump: takes delayed messages that are due and publishes them to their queues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from queue import Empty
+from typing import Final
+
+from pika import spec
+
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries, Delivery
+from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
+from taskbridge.brokers.rabbitmq.publisher import Publisher
+from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
+from taskbridge.brokers.rabbitmq.topology import Topology
+from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.message import DeadLetter, loads
+
+_log = logging.getLogger("taskbridge.pump")
+
+_BUILT_IN: Final = ("celery", "dramatiq")
+
+_TOGETHER: Final = 200
+_PREFETCH: Final = 2 * _TOGETHER
+"""While one portion is confirmed, the next is on its way."""
+
+_QUIET_S: Final = 0.2
+_CALL_S: Final = 10.0
+_LEAVE_S: Final = 0.2
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
+_CALM_S: Final = 1.0
+
+_POSTPONED_S: Final = 30.0
+"""How long a message waits that only a newer release can read or publish."""
+
+_REFUSED_S: Final = 5.0
+"""How long a message waits whose queue is full."""
+
+_LOOK_S: Final = 1.0
+_MISSING_LOOK_S: Final = 5.0
+_STRANGERS_LOOK_S: Final = 10.0
+_LOOKS: Final = 3
+"""How often another engine must be seen without a pump in a row: pumps that lost their connection are back by then."""
+
+_ADOPTED_TOGETHER: Final = 100
+_LOOKED_AT: Final = 1000
+
+
+class _NotPublishedError(Exception):
+    """Due messages could not be published; they go back, and are delivered again."""
+
+
+@dataclass(slots=True)
+class _Orphan:
+    """Another engine, as far as it is known.
+
+    Attributes:
+        due: Its due queue.
+        alone: How often in a row it was seen without a pump.
+        next_look: When it is looked at again, by the monotonic clock.
+    """
+
+    due: str
+    alone: int = 0
+    next_look: float = 0.0
+
+
+class Pump:
+    """One run of a pump, until `stop` is set; any number may run at once."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        packer: Packer,
+        topology: Topology,
+        engine: str,
+        others: Iterable[str],
+        *,
+        knows: Callable[[str], bool],
+        stop: threading.Event,
+    ) -> None:
+        self._publisher = publisher
+        self._packer = packer
+        self._due = topology.due(engine)
+        self._orphans = [_Orphan(topology.due(other)) for other in others]
+        self._knows = knows
+        self._stop = stop
+        self._pause_s = 0.0
+        self._serving_since = 0.0
+
+    def run(self) -> None:
+        """Publish what falls due; while RabbitMQ is away, try again and again."""
+        while not self._stop.is_set():
+            try:
+                self._serve()
+            except (*FAILURES, _NotPublishedError) as exc:
+                self._publisher.close(_LEAVE_S)  # what was not acknowledged goes back
+                if not self._stop.is_set():
+                    self._wait(exc)
+        self._publisher.close(_LEAVE_S)
+
+    def _wait(self, failure: Exception) -> None:
+        if self._pause_s == 0:
+            _log.warning("delayed messages wait until RabbitMQ takes them: %s", failure)
+        self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
+        self._stop.wait(self._pause_s)
+
+    def _serve(self) -> None:
+        session = self._publisher.session(_CALL_S)
+        deadline = self._call_deadline()
+        session.connection.wait_open(deadline)
+        session.make(self._packer.delays, deadline)
+        channel = Channel(session.connection)
+        channel.open(deadline)
+        deliveries = channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
+        self._serving_since = time.monotonic()
+        while not self._stop.is_set():
+            taken = _taken(deliveries, channel)
+            if taken:
+                self._promote(session, channel, taken)
+            self._note_calm()
+            self._adopt(session)
+
+    def _note_calm(self) -> None:
+        if self._pause_s > 0 and time.monotonic() - self._serving_since > _CALM_S:
+            self._pause_s = 0.0
+            _log.warning("RabbitMQ is back, delayed messages are published again")
+
+    def _call_deadline(self) -> Deadline:
+        return Deadline(_CALL_S, self._stop)
+
+    # Messages of the own engine
+
+    def _promote(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> None:
+        """Publish these, in one go, and then acknowledge them."""
+        parcels = [self._decided(index, delivery.body) for index, delivery in enumerate(taken)]
+        outcome = self._deliver(session, parcels)
+        if outcome.refused:
+            again = [self._packer.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
+            _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
+            outcome.accepted |= self._deliver(session, again).accepted
+        if len(outcome.accepted) == len(taken):
+            channel.ack(taken[-1].tag, self._call_deadline(), multiple=True)
+            _log.debug("published %d delayed messages", len(taken))
+        else:
+            channel.ack_all((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+            raise _NotPublishedError(outcome.problem)
+
+    def _deliver(self, session: Session, parcels: Sequence[Parcel]) -> Outcome:
+        """Publish, however long that takes: while a memory alarm lasts, each new try would be one more duplicate."""
+        return session.deliver(parcels, Deadline(stop=self._stop))
+
+    def _decided(self, index: int, body: bytes) -> Parcel:
+        """Return what is to be published for a due message of the own engine."""
+        try:
+            return self._packer.publication(index, loads(body))
+        except NewerFormError as exc:
+            _log.warning("a delayed message waits for a newer release: %s", exc)
+        except DecodeError as exc:
+            _log.error("a delayed message is dead, reason undecodable: %s", exc)
+            letter = DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())
+            return self._packer.letter(index, letter)
+        except Exception:  # one message that the wire can't encode must not keep all others waiting
+            _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
+        return self._packer.parked(index, body, _POSTPONED_S)
+
+    # Messages of other engines
+
+    def _adopt(self, session: Session) -> None:
+        """Publish what is due for engines that have no pump, if the task is known."""
+        now = time.monotonic()
+        looked_at = [orphan for orphan in self._orphans if orphan.next_look <= now]
+        if not looked_at:
+            return
+        states = session.look([orphan.due for orphan in looked_at], self._call_deadline())
+        for orphan in looked_at:
+            state = states.get(orphan.due)
+            orphan.next_look = now + (_MISSING_LOOK_S if state is None else _LOOK_S)
+            orphan.alone = 0 if state is None or state.consumers > 0 else orphan.alone + 1
+            if state is not None and orphan.alone >= _LOOKS and state.messages > 0:
+                self._adopt_from(session, orphan, state.messages)
+
+    def _adopt_from(self, session: Session, orphan: _Orphan, number: int) -> None:
+        adopted = left = 0
+        try:
+            with session.channel(self._call_deadline()) as channel:  # at its end, those left go back to their places
+                while adopted + left < min(number, _LOOKED_AT) and not self._stop.is_set():
+                    asked = [spec.Basic.Get(queue=orphan.due)] * min(number, _ADOPTED_TOGETHER)
+                    replies = channel.call_all(asked, self._call_deadline())
+                    taken = [reply for reply in replies if isinstance(reply, Delivery)]
+                    published = self._publish_adopted(session, channel, taken)
+                    adopted += published
+                    left += len(taken) - published
+                    if len(taken) < len(asked):
+                        break
+        except ChannelClosedError as exc:
+            _log.info("queue %s went away while it was looked at: %s", orphan.due, exc)
+        if adopted:
+            _log.info("published %d delayed messages of queue %s, which has no pump", adopted, orphan.due)
+        elif left:
+            orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
+
+    def _publish_adopted(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> int:
+        parcels = [
+            parcel
+            for index, delivery in enumerate(taken)
+            if (parcel := self._adopted(index, delivery.body)) is not None
+        ]
+        if not parcels:
+            return 0
+        outcome = self._deliver(session, parcels)
+        channel.ack_all((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+        return len(outcome.accepted)
+
+    def _adopted(self, index: int, body: bytes) -> Parcel | None:
+        """Return what is to be published for a due message of another engine; None leaves it where it is."""
+        try:
+            message = loads(body)
+            return self._packer.publication(index, message) if self._knows(message.task) else None
+        except DecodeError:
+            return None  # for its own engine to bury, or for a newer release
+        except Exception:
+            _log.exception("a delayed message of another engine can't be published here")
+            return None
+
+
+def _taken(deliveries: Deliveries, channel: Channel) -> list[Delivery]:
+    """Return what has been delivered, none if that is nothing for a while."""
+    taken: list[Delivery] = []
+    try:
+        while len(taken) < _TOGETHER:
+            delivery = deliveries.get_nowait() if taken else deliveries.get(timeout=_QUIET_S)
+            if delivery is None:
+                channel.check()
+            else:
+                taken.append(delivery)
+    except Empty:
+        pass  # that was all
+    return taken
+
+
+def other_engines(engine: str) -> list[str]:
+    """Return the names of the other engines: the built-in ones, and those that are installed as entry points."""
+    installed = (each.name for each in entry_points(group="taskbridge.engines"))
+    return [name for name in dict.fromkeys((*_BUILT_IN, *installed)) if name != engine]
