@@ -296,7 +296,7 @@ class Bridge:
     # Declaring
 
     @overload
-    def task(  # pyright: ignore[reportOverlappingOverload] - a coroutine function is the narrower case
+    def task(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - the narrower case
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
 
@@ -565,7 +565,7 @@ class Decorator:
     """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""
 
     @overload
-    def __call__(  # pyright: ignore[reportOverlappingOverload] - a coroutine function is the narrower case
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - the narrower case
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
 
