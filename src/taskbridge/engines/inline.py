@@ -20,7 +20,7 @@ from taskbridge.clock import VirtualClock
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.settle import run_and_settle
+from taskbridge.engines.settle import put_off_unknown, run_and_settle
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.message import PRIORITIES, Message, loads
@@ -157,6 +157,9 @@ class InlineEngine:
     def run(self, message: Message) -> None:
         """Run a message that `take` counted."""
         try:
+            if not self._host.knows(message.task):
+                put_off_unknown(self._host, message)
+                return
             verdict = run_and_settle(self._host, message)
             if isinstance(verdict, GivenBack):
                 self.wire.deliver(message)
