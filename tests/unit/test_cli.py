@@ -78,7 +78,7 @@ REDIS = "celery+redis://localhost:1/0"
         # The application.
         (["worker", "shopp"], r"there is no module 'shopp' in .*; did you mean 'shop'\?"),
         (["check", "broken"], r"module 'broken' .*: No module named 'no_such_module' \(broken\.py, line 1\)"),
-        (["worker", "typo"], r"module 'typo' .*option 'que' is unknown; did you mean 'queue'\? \(typo\.py, line 3\)"),
+        (["worker", "typo"], r"module 'typo' .*option 'que' is unknown; did you mean 'queue'\? \(typo\.py, line [34]\)"),
         (["worker", "shop:mail"], r"'mail' in module 'shop' is not a Bridge but of type Task"),
         (["worker", "empty", "--url", REDIS], r"'empty' declares no task on this bridge; .*"),
         (["routes", "empty"], r"'empty' declares no task on this bridge; .*"),

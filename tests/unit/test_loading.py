@@ -107,7 +107,7 @@ FILES = {
     "tb_syntax.py": "x = 1\ndef f(:\n",
     "tb_exit.py": "import sys\nsys.exit(3)\n",
     "tb_settings.py": "from taskbridge import Bridge\n\nb = Bridge('celry+redis://localhost')\n",
-    "tb_option.py": "from taskbridge import Bridge\nb = Bridge('inline://')\n@b.task(que='x')\ndef f(): ...\n",
+    "tb_option.py": "from taskbridge import Bridge\nb = Bridge('inline://')\nf = b.task(que='x')(print)\n",
     "tb_dir/__init__.py": "",
     "tb_dir/tasks.py": ONE,
 }
