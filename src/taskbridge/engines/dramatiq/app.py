@@ -1,0 +1,166 @@
+"""The engine: a Dramatiq broker of its own, in which each task is an actor."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from dramatiq import Worker
+from dramatiq.middleware import Middleware
+
+from taskbridge.declaration import Declaration
+from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.dramatiq.actors import Handover, StrangerActor, TaskActor
+from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.carrier import Carrier
+from taskbridge.engines.dramatiq.deliveries import Reception
+from taskbridge.engines.dramatiq.middleware import default_middleware
+from taskbridge.engines.dramatiq.wire import native_queue
+from taskbridge.engines.dramatiq.worker import Life
+from taskbridge.exceptions import DeclarationError, TaskBridgeError
+
+_EMBEDDED_WAKE_MS: Final = 100
+"""How often idle threads of an embedded worker look whether it stops."""
+
+
+class DramatiqEngine:
+    """Dramatiq, joined to one bridge."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._handover = Handover()
+        self._life = Life(host)
+        self._native = _broker(host, [*default_middleware(), self._handover, self._life])
+        reception = Reception(host, self._is_ordinary)
+        self._carrier = Carrier(host, self._native, self._life, reception)
+        self._native.reception = reception
+        self._native.stranger = self._stranger
+        self._embedded = threading.Lock()
+        self._booted = False
+
+    @property
+    def native(self) -> EngineBroker:
+        """The Dramatiq broker; it is no global one, name it where you declare actors of your own."""
+        return self._native
+
+    def register(self, declaration: Declaration) -> None:
+        """Declare the task's actor, and the queues that are known since.
+
+        Raises:
+            DeclarationError: There is an actor of this name that is no task.
+        """
+        queue = self._host.queue_of(declaration.name)
+        if self._is_ordinary(declaration.name):
+            raise DeclarationError(
+                f"there is a Dramatiq actor {declaration.name!r} already; give the task another name"
+            )
+        self._native.actors.pop(declaration.name, None)  # its module was imported twice
+        TaskActor(
+            declaration,
+            broker=self._native,
+            queue=queue,
+            native_queue=self._native_queue(queue),
+            carrier=self._carrier,
+            handover=self._handover,
+        )
+        self.declare_queues()
+
+    def declare_queues(self) -> None:
+        """Declare every known queue, so that a worker which is told of none consumes all."""
+        for queue in self._host.queues():
+            self._native.declare_queue(self._native_queue(queue))
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Return Dramatiq's own command line."""
+        queues = [self._native_queue(queue) for queue in options.queues]
+        argv = [
+            sys.executable,
+            *("-m", "dramatiq", "taskbridge.engines.dramatiq.main:broker"),
+            *("--processes", str(options.processes)),
+            *("--threads", str(options.threads)),
+            *("--worker-shutdown-timeout", str(int(self._host.settings.grace_s * 1000) + 5000)),
+            *(("--queues", *queues) if queues else ()),
+            *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
+        ]
+        env = {"TASKBRIDGE_APP": options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        return [Command(argv=tuple(argv), env=env)]
+
+    @contextmanager
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
+        """Run a Dramatiq worker in threads of this process while the block runs.
+
+        Raises:
+            TaskBridgeError: One runs already; Dramatiq has one worker a process.
+        """
+        if not self._embedded.acquire(blocking=False):
+            raise TaskBridgeError("an embedded worker of this bridge runs already; Dramatiq has one worker a process")
+        try:
+            worker = self._embedded_worker(queues, threads)
+            worker.start()
+            try:
+                yield
+            finally:
+                worker.stop()
+                self._forget(worker)
+        finally:
+            self._embedded.release()
+
+    def _embedded_worker(self, queues: Sequence[str], threads: int) -> Worker:
+        if not self._booted:
+            self._booted = True
+            self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
+        return Worker(
+            self._native,
+            queues={self._native_queue(queue) for queue in queues} or None,
+            worker_threads=threads,
+            worker_timeout=_EMBEDDED_WAKE_MS,
+        )
+
+    def _forget(self, worker: Worker) -> None:
+        """Remove what the worker added to the broker, or the next one would have two consumers a queue."""
+        self._native.middleware[:] = [
+            middleware for middleware in self._native.middleware if getattr(middleware, "worker", None) is not worker
+        ]
+
+    def close(self) -> None:
+        """Close the broker's connections."""
+        self._native.close()
+
+    def _native_queue(self, queue: str) -> str:
+        return native_queue(self._host.settings.namespace, queue)
+
+    def _is_ordinary(self, name: str) -> bool:
+        actor = self._native.actors.get(name)
+        return actor is not None and not isinstance(actor, TaskActor)
+
+    def _stranger(self, name: str) -> StrangerActor:
+        return StrangerActor(name, broker=self._native, carrier=self._carrier, handover=self._handover)
+
+
+def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:
+    """Return a broker for the bridge's server; it connects when it is first used."""
+    settings = host.settings
+    kind = settings.url.broker  # imported below, for each needs a client library of its own
+    if kind == "redis":
+        from taskbridge.engines.dramatiq.redis_broker import LeveledRedisBroker
+
+        return LeveledRedisBroker(settings, middleware)
+    if kind == "amqp":
+        from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
+
+        return SparingRabbitmqBroker(settings, middleware)
+    from taskbridge.engines.dramatiq.memory_broker import MemoryBroker, MemoryWire
+
+    wire = host.wire
+    assert isinstance(wire, MemoryWire)
+    return MemoryBroker(wire, middleware)
+
+
+def make_engine(host: Host) -> DramatiqEngine:
+    """Return Dramatiq as the engine of a bridge; the bridge registers its tasks."""
+    engine = DramatiqEngine(host)
+    engine.declare_queues()
+    return engine

@@ -1,0 +1,169 @@
+"""Messages as they come from a queue, and what is done with them before a thread is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq import Message, MessageProxy
+from dramatiq.errors import DecodeError as DramatiqDecodeError
+
+from taskbridge.engines.base import Host
+from taskbridge.engines.dramatiq import wire
+from taskbridge.engines.settle import bury, later
+from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.message import DeadLetter
+from taskbridge.retry import ErrorInfo
+
+_log = logging.getLogger("taskbridge.dramatiq")
+
+
+class Delivery(MessageProxy):
+    """A message in this worker's hands.
+
+    Attributes:
+        queue: taskbridge's name of the queue it came from; None for a queue of the user's own.
+        body: The bytes as they came.
+        place: Where the broker holds it; what that is, its consumer knows.
+        redelivered: Whether the broker says that it was delivered before.
+        returns: Whether it goes back to its queue instead of being acknowledged.
+        abandoned: Whether it has gone back while its thread still ran it.
+    """
+
+    def __init__(
+        self, message: Message[Any], *, queue: str | None, body: bytes, place: Any, redelivered: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.body = body
+        self.place = place
+        self.redelivered = redelivered
+        self.returns = False
+        self.abandoned = False
+
+    def parts(self) -> wire.Native:
+        """Return the message's parts."""
+        return wire.Native(
+            queue_name=self.queue_name,
+            actor_name=self.actor_name,
+            args=self.args,
+            kwargs=self.kwargs,
+            options=self.options,
+            message_id=self.message_id,
+            message_timestamp=self.message_timestamp,
+        )
+
+    def __str__(self) -> str:
+        # Dramatiq logs it whenever a task fails, and arguments may be secret.
+        return super().__str__() if self.queue is None else f"{self.actor_name}(...)"
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.queue is None else f"<Delivery {self.actor_name} {self.message_id}>"
+
+
+class Reception:
+    """Looks at each message before it is handed to a thread."""
+
+    def __init__(self, host: Host, is_ordinary: Callable[[str], bool]) -> None:
+        """Look at messages for a host.
+
+        Args:
+            host: The bridge.
+            is_ordinary: Whether there is an actor of that name that the user has declared without taskbridge.
+        """
+        self._host = host
+        self._is_ordinary = is_ordinary
+
+    def admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool = False) -> Delivery | None:
+        """Return a message that is to be run, or None if it is done with and to be removed.
+
+        Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
+        hold it in this process's memory (rules D3 and D4).
+
+        Args:
+            queue_name: Dramatiq's name of the queue it came from.
+            body: The message's bytes.
+            place: Where the broker holds it.
+            redelivered: Whether the broker says that it was delivered before.
+
+        Raises:
+            NotSettledError: The broker was away until the worker stopped; it is to be left where it is.
+        """
+        queue = wire.own_queue(self._host.settings.namespace, queue_name.removesuffix(".DQ"))
+        try:
+            message = _decoded(body, ordinary=queue is None)
+        except DecodeError as exc:
+            self.undecodable(body, exc)
+            return None
+        if message.queue_name != queue_name:  # Dramatiq looks its consumer up by this name, and a thread dies of others
+            message = message.copy(queue_name=queue_name)
+        delivery = Delivery(message, queue=queue, body=body, place=place, redelivered=redelivered)
+        if queue is not None and "eta" in message.options and not self._is_ordinary(message.actor_name):
+            return self._delayed(delivery, queue)
+        return delivery
+
+    def undecodable(self, body: bytes, error: Exception) -> None:
+        """Bury bytes that can't be read.
+
+        Raises:
+            NotSettledError: The broker was away until the worker stopped.
+        """
+        _log.error("a message of %d bytes can't be read and is dead: %s", len(body), error)
+        self.bury_raw(body, reason="undecodable", error=error)
+
+    def bury_raw(self, body: bytes, *, reason: str, error: Exception) -> None:
+        """Bury bytes as they came.
+
+        Raises:
+            NotSettledError: The broker was away until the worker stopped.
+        """
+        letter = DeadLetter(message=None, reason=reason, error=ErrorInfo.of(error), died_at=self._host.now(), raw=body)
+        bury(self._host, letter)
+
+    def _delayed(self, delivery: Delivery, queue: str) -> Delivery | None:
+        eta = delivery.options["eta"]
+        wait_s = eta / 1000 - self._host.now() if isinstance(eta, (int, float)) else 0.0
+        try:
+            message = wire.read(delivery.parts(), queue=queue)
+        except NewerFormError:
+            return delivery  # put off by this engine; see Carrier
+        except DecodeError as exc:
+            self.undecodable(delivery.body, exc)
+            return None
+        later(self._host, message, max(0.0, wait_s))
+        return None
+
+
+def _decoded(body: bytes, *, ordinary: bool) -> Message[Any]:
+    """Return the Dramatiq message in these bytes.
+
+    Args:
+        body: The bytes.
+        ordinary: Whether it is the user's own affair, so that the encoder that the user may have set applies; a
+            message of taskbridge's is JSON, whatever encoder is set, for nothing is unpickled (rule S9).
+
+    Raises:
+        DecodeError: It can't be read.
+    """
+    if not ordinary:
+        return _message(wire.parse(body))
+    try:
+        message: Message[Any] = Message.decode(body)
+    except DramatiqDecodeError as exc:
+        raise DecodeError(f"not a Dramatiq message: {exc.error!r}") from exc
+    if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
+        raise DecodeError("not a Dramatiq message")
+    return message
+
+
+def _message(parts: wire.Native) -> Message[Any]:
+    return Message(
+        queue_name=parts.queue_name,
+        actor_name=parts.actor_name,
+        args=tuple(parts.args),
+        kwargs=dict(parts.kwargs),
+        options=dict(parts.options),
+        message_id=parts.message_id,
+        message_timestamp=int(parts.message_timestamp),
+    )

@@ -1,0 +1,39 @@
+"""What `taskbridge worker` names to Dramatiq's command line: the broker of the application in `TASKBRIDGE_APP`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from taskbridge.exceptions import TaskBridgeError
+from taskbridge.loading import APP_VARIABLE, load_bridge
+
+if TYPE_CHECKING:
+    from taskbridge.engines.dramatiq.broker import EngineBroker
+
+_log = logging.getLogger("taskbridge.worker")
+
+
+def load() -> EngineBroker:
+    """Return the broker of the application that the environment names.
+
+    Raises:
+        SystemExit: It can't be loaded: code 2, as for Dramatiq's own failures to import.
+    """
+    level = os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO")
+    logging.getLogger().setLevel(level)  # Dramatiq's command line knows only INFO and DEBUG
+    app = os.environ.get(APP_VARIABLE)
+    if app is None:
+        _log.critical("the environment variable %s is not set: which module has the tasks?", APP_VARIABLE)
+        sys.exit(2)
+    try:
+        broker: EngineBroker = load_bridge(app).native
+    except TaskBridgeError as exc:
+        _log.critical("%s", exc)
+        sys.exit(2)
+    return broker
+
+
+broker = load()

@@ -1,0 +1,425 @@
+"""Dramatiq's Redis broker with four priorities, leases that a busy worker keeps, and no message in limbo.
+
+The keys are Dramatiq's own (dramatiq/brokers/redis/dispatch.lua); what is added:
+
+- `{namespace}:{queue}:{priority}`, a list beside the queue's own, which is the one for `normal`. The id of a message in
+  it begins with the priority, so that whoever returns the message finds the list.
+- `{namespace}:__queues__.{worker}`, a set of the queues that a worker takes from. With it any worker can return a dead
+  one's messages, of queues that it does not consume too, without searching all keys as Dramatiq does.
+
+Times are the server's: Dramatiq's are each client's own, and a worker whose clock is slow would look dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import redis
+from dramatiq import Consumer, MessageProxy
+from dramatiq.brokers.redis import DEFAULT_DEAD_MESSAGE_TTL, RedisBroker
+from dramatiq.common import compute_backoff
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Middleware
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from taskbridge.engines.dramatiq import scripts
+from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.lease import LeaseKeeper
+from taskbridge.engines.dramatiq.slots import Slots, Ticket
+from taskbridge.engines.dramatiq.wire import LEVELS, level_list, native_queue
+from taskbridge.engines.settle import NotSettledError
+from taskbridge.exceptions import DecodeError
+from taskbridge.settings import Settings
+
+_log = logging.getLogger("taskbridge.dramatiq")
+
+_SHORTEST_LEASE_S: Final = 1.0
+
+_LONGEST_LOOK_MS: Final = 200
+"""How long an idle consumer waits at most before it looks again; Dramatiq's is up to a second."""
+
+_LONGEST_DELAYED_LOOK_MS: Final = 1000
+"""The same for the queues of delayed messages, in which only plain clients put anything."""
+
+_TIMEOUT_S: Final = 10.0
+"""How long one command may take. Each is short; without a limit a silent server would hold a thread for ever."""
+
+_FORGOTTEN_S: Final = 3600.0
+"""How long a client or worker that is not ours stays in the list of heartbeats after its last one."""
+
+
+class _Hand:
+    """What a worker has taken from one queue and is not done with; it outlives the consumer, which may be restarted.
+
+    Each message holds one slot.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._lock = threading.Lock()
+        self._deliveries: dict[bytes, Delivery] = {}
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def add(self, delivery: Delivery) -> None:
+        with self._lock:
+            self._deliveries[delivery.place] = delivery
+
+    def drop(self, redis_id: bytes) -> None:
+        """Be done with a message; its slot is free."""
+        with self._lock:
+            known = self._deliveries.pop(redis_id, None) is not None
+        if known:
+            self._slots.release()
+
+    def all(self) -> list[Delivery]:
+        with self._lock:
+            return list(self._deliveries.values())
+
+
+class LeveledRedisBroker(EngineBroker, RedisBroker):
+    """Dramatiq's broker, with consumers and a maintenance of its own."""
+
+    def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
+        pool: Any = redis.ConnectionPool.from_url(
+            settings.url.broker_url,
+            retry=Retry(NoBackoff(), 0),  # a fetch that is sent twice takes twice
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+        )
+        self.lease_s = max(settings.lease_s, _SHORTEST_LEASE_S)
+        super().__init__(
+            client=redis.Redis(connection_pool=pool),
+            middleware=middleware,
+            namespace=settings.namespace,
+            heartbeat_timeout=int(self.lease_s * 1000),
+            maintenance_chance=0,  # the lease keeper's is regular, and by the server's clock
+        )
+        self.worker_id = str(uuid4())
+        self._own_queues = native_queue(settings.namespace, "")
+        self._hands: dict[str, _Hand] = {}
+        self._keeper: LeaseKeeper | None = None
+        register = self.client.register_script
+        self.fetch_script = register(scripts.FETCH)
+        self.ack_script = register(scripts.ACK)
+        self.nack_script = register(scripts.NACK)
+        self.return_script = register(scripts.RETURN)
+        self.reconcile_script = register(scripts.RECONCILE)
+        self._beat_script = register(scripts.BEAT)
+        self._maintain_script = register(scripts.MAINTAIN)
+        self._leave_script = register(scripts.LEAVE)
+
+    # Keys
+
+    def key(self, queue_name: str) -> str:
+        """Return the key of a queue's list of ids."""
+        return f"{self.namespace}:{queue_name}"
+
+    def bodies_key(self, queue_name: str) -> str:
+        """Return the key of a queue's bodies by id."""
+        return f"{self.namespace}:{queue_name}.msgs"
+
+    def acks_key(self, queue_name: str) -> str:
+        """Return the key of the ids that this worker has taken from a queue."""
+        return f"{self.namespace}:__acks__.{self.worker_id}.{queue_name}"
+
+    @property
+    def heartbeats_key(self) -> str:
+        """The key of the workers and the times of their last signs of life."""
+        return f"{self.namespace}:__heartbeats__"
+
+    def lists(self, queue_name: str) -> list[str]:
+        """Return the keys of a queue's lists, in the order in which they are fetched."""
+        key = self.key(queue_name)
+        if queue_name.startswith(self._own_queues) and not queue_name.endswith(".DQ"):
+            return [level_list(key, level) for level in LEVELS]
+        return [key]
+
+    # Consuming
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """Return a consumer of a queue."""
+        return _LeveledConsumer(self, queue_name, prefetch, timeout)
+
+    def hand(self, queue_name: str, slots: Slots) -> _Hand:
+        """Return what this worker has in hand of a queue."""
+        return self._hands.setdefault(queue_name, _Hand(slots))
+
+    def new_hand(self, queue_name: str, slots: Slots) -> _Hand:
+        """Return an empty hand for a queue, from now on its own."""
+        hand = self._hands[queue_name] = _Hand(slots)
+        return hand
+
+    def put_back(self, queue_name: str, ids: Sequence[bytes]) -> None:
+        """Return messages that this worker has taken to their queue, in front.
+
+        Raises:
+            redis.RedisError: Redis doesn't do it.
+        """
+        if ids:
+            keys = [self.acks_key(queue_name), self.bodies_key(queue_name), self.key(queue_name)]
+            self.return_script(keys=keys, args=list(ids))
+
+    # The worker's life
+
+    def opens(self, threads: int) -> None:
+        """Begin to keep the lease."""
+        super().opens(threads)
+        self.worker_id = str(uuid4())
+        self._hands.clear()
+        self._keeper = LeaseKeeper(self)
+        self._keeper.start()
+
+    def closed(self) -> None:
+        """Give back all that is still in hand, and end the lease."""
+        for queue_name, hand in list(self._hands.items()):
+            deliveries = hand.all()
+            try:
+                self.put_back(queue_name, [delivery.place for delivery in deliveries])
+            except redis.RedisError as exc:
+                _log.warning("%d messages go back only when the lease is over: %s", len(deliveries), exc)
+        if self._keeper is not None:
+            self._keeper.stop()
+            self._keeper = None
+
+    def renew(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            redis.RedisError: Redis doesn't take it.
+        """
+        self._beat_script(keys=[self.heartbeats_key, self._queues_key()], args=[self.worker_id, *self._all_queues()])
+
+    def recover(self, *, strangers: bool) -> int:
+        """Return the messages of dead workers to their queues; forget Dramatiq's own dead messages in their time.
+
+        Raises:
+            redis.RedisError: Redis doesn't do it.
+        """
+        returned: int = self._maintain_script(
+            keys=[self.heartbeats_key],
+            args=[
+                self.namespace,
+                int(self.lease_s * 1000),
+                int(strangers),
+                int(max(_FORGOTTEN_S, 2 * self.lease_s) * 1000),
+                DEFAULT_DEAD_MESSAGE_TTL,
+                *self._all_queues(),
+            ],
+        )
+        return returned
+
+    def leave(self) -> None:
+        """Give the lease up, if nothing is held under it.
+
+        Raises:
+            redis.RedisError: Redis doesn't do it.
+        """
+        taken = [self.acks_key(queue_name) for queue_name in self._all_queues()]
+        self._leave_script(keys=[self.heartbeats_key, self._queues_key()], args=[self.worker_id, *taken])
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        self.client.close()
+
+    def _queues_key(self) -> str:
+        return f"{self.namespace}:__queues__.{self.worker_id}"
+
+    def _all_queues(self) -> list[str]:
+        return [*self.get_declared_queues(), *self.get_declared_delay_queues()]
+
+
+class _LeveledConsumer(Consumer):
+    """Takes messages from the lists of one queue, in order, as many as there are free threads."""
+
+    def __init__(self, broker: LeveledRedisBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
+        self._broker = broker
+        self._queue_name = queue_name
+        self._lists = broker.lists(queue_name)
+        self._timeout_s = timeout_ms / 1000
+        is_delayed = queue_name.endswith(".DQ")
+        self._longest_look_ms = _LONGEST_DELAYED_LOOK_MS if is_delayed else _LONGEST_LOOK_MS
+        if is_delayed or broker.slots is None:
+            # What an earlier consumer held back has been dropped (dramatiq/worker.py, ConsumerThread.run).
+            self._slots = Slots(prefetch)
+            self._hand = broker.new_hand(queue_name, self._slots)
+        else:
+            self._slots = broker.slots
+            self._hand = broker.hand(queue_name, self._slots)
+        self._ready: deque[Delivery] = deque()
+        self._misses = 0
+        self._wake = threading.Event()
+        self._ticket: Ticket | None = None
+
+    def __next__(self) -> MessageProxy | None:
+        """Return the next message; None if there is none for a while, or no thread for it.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
+        """
+        try:
+            if not self._ready and not self._broker.draining:
+                self._fetch()
+        except (redis.RedisError, NotSettledError) as exc:
+            raise ConnectionClosed(exc) from None
+        if self._broker.draining:
+            time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
+            return None
+        return self._ready.popleft() if self._ready else None
+
+    def ack(self, message: MessageProxy) -> None:
+        """Remove a message that is done with, or return one to its queue that goes back.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do it.
+        """
+        delivery = _delivery(message)
+        if delivery.returns:
+            self._surely(lambda: self._broker.put_back(self._queue_name, [delivery.place]))
+        else:
+            self._surely(lambda: self._remove(delivery.place))
+        self._hand.drop(delivery.place)
+
+    def nack(self, message: MessageProxy) -> None:
+        """Move a message to Dramatiq's own dead ones, for its dashboards.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do it.
+        """
+        place = _delivery(message).place
+        dead = f"{self._broker.key(self._queue_name.removesuffix('.DQ'))}.XQ"
+        keys = [*self._marks(), dead, f"{dead}.msgs"]
+
+        def reject() -> None:
+            self._broker.nack_script(keys=keys, args=[place])
+
+        self._surely(reject)
+        self._hand.drop(place)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Return messages to their queue.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do it.
+        """
+        places = [_delivery(message).place for message in messages]
+        self._surely(lambda: self._broker.put_back(self._queue_name, places))
+        for place in places:
+            self._hand.drop(place)
+
+    def close(self) -> None:
+        """Return what no thread was given yet; if Redis is away, the next consumer does it.
+
+        Raises:
+            ConnectionClosed: Redis is away.
+        """
+        if self._ticket is not None:
+            self._slots.give_up(self._ticket)
+            self._ticket = None
+        places = [delivery.place for delivery in self._ready]
+        self._ready.clear()
+        for place in places:
+            self._hand.drop(place)
+        self._surely(lambda: self._broker.put_back(self._queue_name, places))
+
+    def _fetch(self) -> None:
+        """Take messages for free threads; wait a little if there is nothing to take."""
+        slots = self._take_slots()
+        if slots == 0:
+            return
+        try:
+            has_lost, *rows = self._broker.fetch_script(
+                keys=[self._broker.heartbeats_key, *self._marks(), *self._lists],
+                args=[self._broker.worker_id, slots, len(self._hand)],
+            )
+            for redis_id, body in zip(rows[::2], rows[1::2], strict=True):
+                delivery = self._admit(redis_id, body)
+                if delivery is not None:
+                    self._hand.add(delivery)
+                    self._ready.append(delivery)
+                    slots -= 1
+        finally:
+            self._slots.release(slots)
+        if has_lost:
+            self._reconcile()
+        if not rows:
+            self._misses, wait_ms = compute_backoff(self._misses, max_backoff=self._longest_look_ms)
+            time.sleep(wait_ms / 1000)
+        else:
+            self._misses = 0
+
+    def _take_slots(self) -> int:
+        """Take the free slots; if there are none, wait in line for one, and return 0 if that takes too long."""
+        if self._ticket is None:
+            self._ticket = self._slots.ticket(self._wake.set)
+        if not self._ticket.granted and not self._wake.wait(self._timeout_s):
+            return 0
+        self._wake.clear()
+        self._ticket = None
+        return 1 + self._slots.take(self._slots.total - 1)
+
+    def _admit(self, redis_id: bytes, body: bytes | None) -> Delivery | None:
+        try:
+            if body is not None:
+                delivery = self._broker.reception.admit(self._queue_name, body, place=redis_id)
+            else:
+                delivery = None
+                if not _is_id(redis_id):  # else a second copy of an id, whose message is done with
+                    self._broker.reception.undecodable(redis_id, DecodeError("not the id of a message"))
+        except NotSettledError:
+            self._broker.put_back(self._queue_name, [redis_id])
+            raise
+        if delivery is None:
+            self._remove(redis_id)
+        return delivery
+
+    def _reconcile(self) -> None:
+        """Return what is marked as taken by this worker and is not: the reply to a fetch was lost on its way."""
+        lost = self._broker.reconcile_script(
+            keys=[*self._marks(), self._broker.key(self._queue_name)],
+            args=[delivery.place for delivery in self._hand.all()],
+        )
+        _log.warning("%d messages that were taken from %s but never arrived are back in it", lost, self._queue_name)
+
+    def _remove(self, redis_id: bytes) -> None:
+        self._broker.ack_script(keys=self._marks(), args=[redis_id])
+
+    def _marks(self) -> list[str]:
+        return [self._broker.acks_key(self._queue_name), self._broker.bodies_key(self._queue_name)]
+
+    def _surely(self, act: Callable[[], None]) -> None:
+        """Do what may be done twice; the first failure may only mean that an idle connection was closed.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do it.
+        """
+        try:
+            try:
+                act()
+            except (redis.ConnectionError, redis.TimeoutError):
+                act()
+        except redis.RedisError as exc:
+            raise ConnectionClosed(exc) from None
+
+
+def _delivery(message: MessageProxy) -> Delivery:
+    assert isinstance(message, Delivery)
+    return message
+
+
+def _is_id(redis_id: bytes) -> bool:
+    """Return whether it is a UUID, as Dramatiq's ids are, behind a priority or not."""
+    try:
+        UUID(redis_id.rpartition(b":")[2].decode("ascii"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,301 @@
+"""Dramatiq's own words: the bytes that a Dramatiq client would write, made without Dramatiq.
+
+A Dramatiq message is compact JSON (dramatiq/encoder.py) with a place for the id, the task's name and the arguments. All
+else travels in `options["taskbridge"]`, as text. A message without that option comes from a plain Dramatiq client.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from taskbridge import codec
+from taskbridge.brokers.base import Publication, RedisCommand, Wire
+from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.message import PRIORITIES, Message, Priority, loads_meta, new_id
+from taskbridge.settings import Settings
+
+ENGINE: Final = "dramatiq"
+
+OPTION: Final = "taskbridge"
+"""The option that holds what Dramatiq's own message has no place for."""
+
+MAX_PRIORITY: Final = len(PRIORITIES) - 1
+"""RabbitMQ's `x-max-priority`; a message without a priority counts as 0, which is `low`."""
+
+LEVELS: Final[tuple[Priority, ...]] = ("critical", "high", "normal", "low")
+"""The lists of a queue on Redis, in the order in which they are fetched."""
+
+FOREIGN_HEADER: Final = "dramatiq-options"
+"""The header in which a plain client's options (a pipeline's next step, callbacks) outlive a retry."""
+
+_READ_OPTIONS: Final = frozenset(
+    {OPTION, "redis_message_id", "broker_priority", "eta", "max_age", "retries", "traceback", "requeue_timestamp"}
+)
+"""What is read here or belongs to one delivery; other options of a plain client are carried along."""
+
+
+def native_queue(namespace: str, queue: str) -> str:
+    """Return Dramatiq's name of a queue; no other engine uses it (rule Q5)."""
+    return f"{namespace}.{ENGINE}.{queue}"
+
+
+def own_queue(namespace: str, native: str) -> str | None:
+    """Return taskbridge's name of a queue of Dramatiq's; None if it is not one of ours."""
+    prefix = f"{namespace}.{ENGINE}."
+    return native[len(prefix) :] if native.startswith(prefix) else None
+
+
+def level_list(key: str, level: Priority) -> str:
+    """Return the Redis list of a queue and priority; a plain client writes to the one for `normal`."""
+    return key if level == "normal" else f"{key}:{level}"  # a queue's name has no colon
+
+
+def queue_arguments(native: str) -> dict[str, Any]:
+    """Return what `RabbitmqBroker(max_priority=3)` declares a queue with (dramatiq/brokers/rabbitmq.py)."""
+    canonical = native.removesuffix(".DQ")
+    return {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": f"{canonical}.XQ",
+        "x-max-priority": MAX_PRIORITY,
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Native:
+    """A Dramatiq message, taken apart; the arguments are JSON values."""
+
+    queue_name: str
+    actor_name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    options: Mapping[str, Any]
+    message_id: str
+    message_timestamp: float
+
+
+def parse(body: bytes) -> Native:
+    """Return a Dramatiq message's parts, each of its type.
+
+    Dramatiq itself checks no types, and a wrong one ends the thread that meets it.
+
+    Raises:
+        DecodeError: It is no Dramatiq message in JSON.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise DecodeError(f"not JSON: {exc}") from exc
+    if not isinstance(data, dict) or set(cast("dict[str, Any]", data)) != set(_PARTS):
+        raise DecodeError("not a Dramatiq message")
+    for part, kinds in _PARTS.items():
+        if not isinstance(data[part], kinds) or isinstance(data[part], bool):
+            raise DecodeError(f"not a Dramatiq message: its {part} is a {type(data[part]).__name__}")
+    if not 0 <= data["message_timestamp"] < _END_OF_TIME_MS:
+        raise DecodeError("not a Dramatiq message: its message_timestamp is no time")
+    return Native(**cast("dict[str, Any]", data))
+
+
+_PARTS: Final[Mapping[str, tuple[type, ...]]] = {
+    "queue_name": (str,),
+    "actor_name": (str,),
+    "args": (list,),
+    "kwargs": (dict,),
+    "options": (dict,),
+    "message_id": (str,),
+    "message_timestamp": (int, float),
+}
+
+_END_OF_TIME_MS: Final = 2.5e14
+"""The last millisecond that `datetime` holds, roughly."""
+
+
+def read(native: Native, *, queue: str) -> Message:
+    """Return what a Dramatiq message says.
+
+    Args:
+        native: The message.
+        queue: taskbridge's name of the queue on which it came.
+
+    Raises:
+        NewerFormError: A newer release wrote it.
+        DecodeError: It can't be read.
+    """
+    meta = native.options.get(OPTION)
+    try:
+        if meta is None:
+            return _read_plain(native, queue)
+        if not isinstance(meta, str):
+            raise DecodeError(f"not a message: its option {OPTION!r} is a {type(meta).__name__}")
+        return loads_meta(
+            meta,
+            id=native.message_id,
+            task=native.actor_name,
+            args_json=codec.to_json(native.args),
+            kwargs_json=codec.to_json(native.kwargs),
+        )
+    except CodecError:
+        raise
+    except (ValueError, RecursionError) as exc:  # NaN, which Python reads in JSON
+        raise DecodeError(f"not a message: {exc}") from exc
+
+
+def _read_plain(native: Native, queue: str) -> Message:
+    """Return the message of a plain client: its arguments are plain values, which are not tagged."""
+    sent_at = native.message_timestamp / 1000
+    max_age_ms = native.options.get("max_age")
+    foreign = {key: value for key, value in native.options.items() if key not in _READ_OPTIONS}
+    return Message(
+        id=native.message_id,
+        task=native.actor_name,
+        queue=queue,
+        args_json=codec.dumps(list(native.args), "args"),
+        kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
+        enqueued_at=sent_at,
+        priority=_plain_priority(native.options.get("broker_priority")),
+        expires_at=sent_at + max_age_ms / 1000 if isinstance(max_age_ms, (int, float)) and max_age_ms else None,
+        headers={FOREIGN_HEADER: codec.dumps_object(foreign, "options")} if foreign else {},
+    )
+
+
+def _plain_priority(broker_priority: object) -> Priority:
+    if isinstance(broker_priority, int) and 0 <= broker_priority <= MAX_PRIORITY:
+        return PRIORITIES[broker_priority]
+    return "normal"
+
+
+class _Template:
+    """The parts of a task's messages on one queue that are always the same."""
+
+    __slots__ = ("_actor", "_queue")
+
+    def __init__(self, native: str) -> None:
+        self._queue = codec.to_json(native)
+        self._actor: dict[str, str] = {}
+
+    def fill(self, message: Message, own_options: str) -> bytes:
+        """Return the bytes of a message.
+
+        Args:
+            message: What to write.
+            own_options: The options that the kind of broker needs, as JSON members.
+        """
+        head = self._actor.get(message.task) or self._head(message.task)
+        options = f'"{OPTION}":{codec.to_json(message.dumps_meta())},{own_options}'
+        if message.attempt > 1:
+            options = f'"retries":{message.attempt - 1},{options}'  # what dashboards show
+        if message.headers and FOREIGN_HEADER in message.headers:
+            options = _foreign_members(message.headers[FOREIGN_HEADER]) + options
+        return (
+            f'{head}"args":{message.args_json},"kwargs":{message.kwargs_json},"options":{{{options}}},'
+            f'"message_id":{codec.to_json(message.id)},"message_timestamp":{int(message.enqueued_at * 1000)}}}'
+        ).encode("ascii")
+
+    def _head(self, task: str) -> str:
+        head = self._actor[task] = f'{{"queue_name":{self._queue},"actor_name":{codec.to_json(task)},'
+        return head
+
+
+def _foreign_members(text: str) -> str:
+    """Return a plain client's options as JSON members with a comma at the end; nothing if they can't be read."""
+    try:
+        foreign = codec.loads_object(text)
+    except DecodeError:  # an application may send a header of this name, too
+        return ""
+    kept = {key: value for key, value in foreign.items() if key not in _READ_OPTIONS}
+    try:
+        return f"{codec.to_json(kept)[1:-1]}," if kept else ""
+    except (TypeError, ValueError):  # a value that is not plain JSON
+        return ""
+
+
+class Templates:
+    """The templates of all queues."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._by_queue: dict[str, tuple[str, _Template]] = {}
+
+    def of(self, queue: str) -> tuple[str, _Template]:
+        """Return a queue's native name and template."""
+        found = self._by_queue.get(queue)
+        if found is None:
+            native = native_queue(self._namespace, queue)
+            found = self._by_queue[queue] = native, _Template(native)
+        return found
+
+
+class RedisWire:
+    """Writes what `RedisBroker.enqueue` writes; each priority has a list of its own."""
+
+    engine = ENGINE
+
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.namespace
+        self._templates = Templates(settings.namespace)
+
+    def encode(self, message: Message) -> Sequence[RedisCommand]:
+        """Return the commands that put a message in its queue.
+
+        The id under which Redis holds it is new each time, for a retry may meet the attempt before; it begins with the
+        priority, unless that is `normal`, so that whoever returns it to its queue knows the list.
+        """
+        native, template = self._templates.of(message.queue)
+        key = f"{self._namespace}:{native}"
+        level = message.priority
+        redis_id = new_id() if level == "normal" else f"{level}:{new_id()}"
+        body = template.fill(message, f'"redis_message_id":"{redis_id}"')
+        return ("HSET", f"{key}.msgs", redis_id, body), ("RPUSH", level_list(key, level), redis_id)
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the keys of a queue's lists, in the order in which they are fetched."""
+        key = f"{self._namespace}:{native_queue(self._namespace, queue)}"
+        return tuple(level_list(key, level) for level in LEVELS)
+
+
+class AmqpWire:
+    """Writes what `RabbitmqBroker(max_priority=3).enqueue` publishes."""
+
+    engine = ENGINE
+
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.namespace
+        self._templates = Templates(settings.namespace)
+        self._arguments: dict[str, Mapping[str, Any]] = {}
+
+    def encode(self, message: Message) -> Publication:
+        """Return what is published for a message."""
+        native, template = self._templates.of(message.queue)
+        arguments = self._arguments.get(native)
+        if arguments is None:
+            arguments = self._arguments[native] = queue_arguments(native)
+        rank = PRIORITIES.index(message.priority)
+        return Publication(
+            queue=native,
+            arguments=arguments,
+            body=template.fill(message, f'"broker_priority":{rank}'),
+            properties={"priority": rank},
+        )
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the name of a queue."""
+        return (native_queue(self._namespace, queue),)
+
+
+def memory_body(templates: Templates, message: Message) -> tuple[str, bytes]:
+    """Return the native queue and the bytes of a message for the memory broker."""
+    native, template = templates.of(message.queue)
+    return native, template.fill(message, f'"broker_priority":{PRIORITIES.index(message.priority)}')
+
+
+def make_wire(kind: str, settings: Settings) -> Wire[Any]:
+    """Return the wire for a kind of broker: `redis`, `amqp` or `memory`."""
+    if kind == "redis":
+        return RedisWire(settings)
+    if kind == "amqp":
+        return AmqpWire(settings)
+    from taskbridge.engines.dramatiq.memory_broker import MemoryWire  # here, for it imports Dramatiq
+
+    return MemoryWire(settings)

@@ -1,0 +1,180 @@
+"""What a worker process has besides Dramatiq's own: the hooks, the pump, and an end that keeps to the grace.
+
+It all hangs on the broker, as a middleware, so that a worker started by hand has it too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any, Final, cast
+
+from dramatiq import Broker, Worker
+from dramatiq.middleware import Middleware
+
+from taskbridge.engines.base import Host
+from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.pump import Pump
+from taskbridge.hooks import Event
+from taskbridge.message import Message
+from taskbridge.retry import GivenBack, Interrupted, Verdict
+from taskbridge.timelimit import raise_in_thread
+
+_log = logging.getLogger("taskbridge.dramatiq")
+
+_WAKE_MS: Final = 250
+"""How often idle threads look whether the worker stops; Dramatiq's default, a second, would be a part of A4's five."""
+
+_AFTER_GRACE_S: Final = 1.0
+"""How long interrupted tasks have to end before the worker stops without them."""
+
+_LATEST_S: Final = 4.0
+"""How long after the grace a worker process ends whatever holds it: a hook, a thread, a broker that doesn't answer."""
+
+_LOOK_S: Final = 0.05
+
+_STOP_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+
+
+class Life(Middleware):
+    """The life of a worker process, from boot to end (rules A4, R8, H).
+
+    Attributes:
+        draining: Whether the worker takes nothing new.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._pump = Pump(host)
+        self._lock = threading.Lock()
+        self._running: dict[int, Delivery] = {}
+        self._interrupted: set[int] = set()
+        self._is_over = False
+        self._deadline = 0.0
+        self._is_whole_process = False
+        self.draining = False
+
+    # Tasks
+
+    def run(self, message: Message, delivery: Delivery) -> Verdict:
+        """Run a message in this thread; `GivenBack` if the worker's end interrupts it."""
+        thread = threading.get_ident()
+        verdict: Verdict = GivenBack()
+        with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
+            if self._enter(thread, delivery):
+                try:
+                    verdict = self._host.run(message)
+                finally:
+                    self._leave(thread)
+        return verdict
+
+    def _enter(self, thread: int, delivery: Delivery) -> bool:
+        with self._lock:
+            if not self._is_over:
+                self._running[thread] = delivery
+            return not self._is_over
+
+    def _leave(self, thread: int) -> None:
+        with self._lock:
+            self._running.pop(thread, None)
+            if thread in self._interrupted:
+                raise_in_thread(thread, None)
+
+    # The worker
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
+        self.draining = self._is_over = False
+        self._interrupted.clear()
+        self._host.stopping.clear()
+        worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
+        worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
+        self._keep_to_grace(worker)
+        _engine_broker(broker).opens(worker.worker_threads)
+        self._host.hooks.call(Event(name="worker_started"))
+        self._pump.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Begin to stop."""
+        self._drain(worker)
+        threading.Thread(target=self._end, args=(worker,), name="taskbridge-grace", daemon=True).start()
+        self._host.hooks.call(Event(name="worker_stopping"))
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
+        with self._lock:
+            for delivery in self._running.values():
+                delivery.abandoned = True
+        _engine_broker(broker).closed()
+        self._pump.stop()
+
+    def _drain(self, worker: Worker) -> None:
+        """Take nothing new from now on; what runs has the grace. Does nothing the second time."""
+        if self.draining:
+            return
+        self._deadline = monotonic() + self._host.settings.grace_s
+        self.draining = True
+        _engine_broker(worker.broker).closes()
+        for thread in worker.workers:
+            thread.stop()
+
+    def _end(self, worker: Worker) -> None:
+        """Wait until nothing runs or the grace is over, and then interrupt."""
+        while monotonic() < self._deadline and any(thread.is_alive() for thread in worker.workers):
+            sleep(_LOOK_S)
+        self._host.stopping.set()
+        with self._lock:
+            self._is_over = True
+            self._interrupted.update(self._running)
+            for thread in self._interrupted:
+                raise_in_thread(thread, Interrupted)
+        self._pump.stop()
+        if self._is_whole_process:
+            sleep(max(0.0, self._deadline + _LATEST_S - monotonic()))
+            _log.error("the worker has not ended by itself and is ended now")
+            os._exit(0)
+
+    def _keep_to_grace(self, worker: Worker) -> None:
+        """Make the worker's stop end soon after the grace: its own timeout is 10 minutes by default."""
+        stock_stop: Callable[[int], None] = worker.stop
+
+        def stop(timeout: int = 600_000) -> None:
+            self._drain(worker)
+            left_s = max(0.0, self._deadline - monotonic()) + _AFTER_GRACE_S
+            stock_stop(min(timeout, int(left_s * 1000)))
+
+        cast("Any", worker).stop = stop
+        self._drain_at_signal(worker)
+
+    def _drain_at_signal(self, worker: Worker) -> None:
+        """Take nothing new from the moment of the signal: Dramatiq's process looks only once a second (cli.py)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _STOP_SIGNALS:
+            stock = signal.getsignal(number)
+            if callable(stock) and getattr(stock, "__module__", "") == "dramatiq.cli":
+                signal.signal(number, self._handler(worker, stock))
+                self._is_whole_process = True
+
+    def _handler(
+        self, worker: Worker, stock: Callable[[int, FrameType | None], Any]
+    ) -> Callable[[int, FrameType | None], Any]:
+        def handle(number: int, frame: FrameType | None) -> Any:
+            self._drain(worker)
+            return stock(number, frame)
+
+        return handle
+
+
+def _engine_broker(broker: Broker) -> EngineBroker:
+    assert isinstance(broker, EngineBroker)
+    return broker
