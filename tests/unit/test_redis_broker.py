@@ -495,6 +495,23 @@ class TestRefusals:
         assert broken_place.client.keys(f"{broken_place.namespace}*") == []
         call(broker, 3)
 
+    def test_after_a_failover_new_connections_are_made(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        server = make_redis()
+        with place_on(server.url) as place:
+            broker = place.broker()
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(lambda _: broker.publish([message()], timeout_s=3), range(50)))
+            before = {client["id"] for client in place.client.client_list()}
+            place.client.replicaof("127.0.0.1", free_port())
+            with unavailable(within_s=3, maybe_taken=False, match="read-only replica"):
+                broker.publish([message()], timeout_s=3)
+            place.client.replicaof("NO", "ONE")
+
+            broker.publish([message()], timeout_s=3)
+
+            wait_until(lambda: connections(place) == 1, timeout_s=2, saw=place.client.client_list)
+            assert len({client["id"] for client in place.client.client_list()} - before) == 1
+
     @named(CALLS)
     def test_busy_with_a_script(self, breakable: PrivateRedis, broken_place: Place, call: Call) -> None:
         broker = broken_place.broker()

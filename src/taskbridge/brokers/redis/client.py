@@ -18,6 +18,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterCrossSlotError,
     ClusterDownError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -65,6 +66,9 @@ _NOT_FOR_CONNECTIONS: Final = frozenset(
 
 # Error replies for which redis-py breaks a connection off; the server has refused the command.
 _BREAKING_REFUSALS: Final = (BusyLoadingError, AuthenticationError)
+
+_DEMOTED: Final = (ReadOnlyError, MasterDownError)
+"""What a server says that was the primary: new connections may lead to the new one."""
 
 _TROUBLE: Final = (RedisError, OSError, UnicodeError)
 """What making or using a connection may raise; UnicodeError for a host that can't be a name."""
@@ -281,6 +285,7 @@ class Client:
         Raises:
             RedisError, OSError, UnicodeError: None can be made.
         """
+        left_s = _left_s(deadline)
         while idle:
             try:
                 link = idle.pop()
@@ -289,7 +294,6 @@ class Client:
             if link.is_fit:
                 return link
             link.close()
-        left_s = _left_s(deadline)
         connection = self._make(**self._options, socket_timeout=left_s, socket_connect_timeout=left_s)
         return _Connecting(connection).wait(deadline, stop)
 
@@ -372,6 +376,8 @@ class Client:
         return replies
 
     def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
+        if isinstance(exc, _DEMOTED):
+            self.close()
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = exc
         return made
@@ -414,6 +420,8 @@ def _problem(exc: Exception) -> str:
             return f"this Redis is a read-only replica: {text}"
         case AuthenticationError():
             return f"Redis refuses the credentials: {text}"
+        case MasterDownError():
+            return f"this Redis is a replica without its primary: {text}"
         case AskError() | ClusterCrossSlotError() | ClusterDownError():
             return f"Redis Cluster is not supported: {text}"
         case ResponseError():
