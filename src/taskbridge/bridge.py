@@ -143,8 +143,8 @@ class Bridge:
         self._has_marks = False
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
-        self.hooks = Hooks()
-        self.stopping = threading.Event()
+        self.hooks: Hooks = Hooks()
+        self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
     def __repr__(self) -> str:

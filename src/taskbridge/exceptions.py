@@ -83,7 +83,7 @@ class UnknownQueue(TaskBridgeError, LookupError):
             "declare it in the setting 'queues', in a route or on a task)"
         )
         self.queue = queue
-        self.known = tuple(known)
+        self.known: tuple[str, ...] = tuple(known)
 
 
 class MessageTooLarge(TaskBridgeError, ValueError):
@@ -120,8 +120,8 @@ class SendError(TaskBridgeError):
 
     def __init__(self, problem: str, *, sent: Sequence[str], unsent: Sequence[str], maybe_taken: bool) -> None:
         super().__init__(f"{problem} ({len(sent)} sent, {len(unsent)} unsent)")
-        self.sent = tuple(sent)
-        self.unsent = tuple(unsent)
+        self.sent: tuple[str, ...] = tuple(sent)
+        self.unsent: tuple[str, ...] = tuple(unsent)
         self.maybe_taken = maybe_taken
 
 

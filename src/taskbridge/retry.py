@@ -29,7 +29,7 @@ class Retry(Exception):
 
     def __init__(self, *, after: Duration | None = None, reason: str = "") -> None:
         super().__init__(reason)
-        self.after_s = None if after is None else seconds(after, name="after")
+        self.after_s: float | None = None if after is None else seconds(after, name="after")
         self.reason = reason
 
 
