@@ -1,0 +1,22 @@
+"""What a worker of the contract loads: a bridge, configured by the environment, with the contract's tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from taskbridge import Bridge
+from taskbridge.contract.tasks import Tasks, Variant
+
+if "TASKBRIDGE_CONTRACT_MUTANT" in os.environ:
+    from taskbridge.contract import mutants  # here, for it imports what it breaks
+
+    mutants.apply(os.environ["TASKBRIDGE_CONTRACT_MUTANT"])
+
+bridge = Bridge()
+tasks = Tasks(
+    bridge,
+    Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]),
+    Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}"))),
+)

@@ -1,0 +1,311 @@
+"""What a scenario is given: a stage, and words for sending plans and looking at what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeVar
+
+from taskbridge import Bridge, DeadLetter, Handle, Task
+from taskbridge.contract import model
+from taskbridge.contract.failure import ContractFailure
+from taskbridge.contract.probe import END, START, Record
+from taskbridge.contract.program import RETURN, Plan
+from taskbridge.contract.proxy import Proxy
+from taskbridge.contract.rewriting import Rewrite, rewriting
+from taskbridge.contract.stage import Stage
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import Tasks, Variant
+from taskbridge.contract.workers import Worker
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+FINAL: Final = ("succeeded", "dead", "discarded")
+"""The hooks one of which ends every message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """A message that a scenario sent.
+
+    Attributes:
+        id: Its id.
+        plan: What was to happen.
+        before: When sending began, in seconds since the epoch.
+        after: When sending was over.
+    """
+
+    id: str
+    plan: Plan
+    before: float
+    after: float
+
+
+class Harness:
+    """One scenario on one stage; it tells its own messages from those of others by their ids."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._ids: list[str] = []
+        self._bridges: list[Bridge] = []
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self.stage.target
+
+    @property
+    def bridge(self) -> Bridge:
+        """The stage's bridge."""
+        return self.stage.bridge
+
+    @property
+    def tasks(self) -> Tasks:
+        """The contract's tasks on it."""
+        return self.stage.tasks
+
+    # Sending
+
+    def send(self, plan: Plan) -> Sent:
+        """Send a plan."""
+        return self.send_to(self.tasks.programs[plan.policy], plan)
+
+    def send_to(self, task: Task[[list[dict[str, Any]]], str], plan: Plan) -> Sent:
+        """Send a plan's steps to another task than that of its policy."""
+        using = task.using(
+            queue=plan.queue, priority=plan.priority, expires=plan.expires_s, headers=plan.headers or None
+        )
+        before = self.bridge.now()
+        if plan.delay_s > 0:
+            handle = using.schedule(plan.delay_s, plan.plain_steps())
+        else:
+            handle = using.send(plan.plain_steps())
+        return self.own(handle, plan, before)
+
+    def own(self, handle: Handle[Any], plan: Plan | None = None, before: float | None = None) -> Sent:
+        """Take a message that was sent otherwise for one's own."""
+        self._ids.append(handle.id)
+        after = self.bridge.now()
+        return Sent(
+            id=handle.id,
+            plan=Plan(steps=()) if plan is None else plan,
+            before=after if before is None else before,
+            after=after,
+        )
+
+    # Looking
+
+    def records(self, id: str, kind: str | None = None) -> list[Record]:
+        """Return what happened to a message so far, all or of one kind."""
+        return [record for record in self.stage.records.of(id) if kind is None or record.kind == kind]
+
+    def starts(self, id: str) -> list[Record]:
+        """Return the starts of a message so far."""
+        return self.records(id, START)
+
+    def ends(self, id: str) -> list[Record]:
+        """Return the ends of a message's runs so far."""
+        return self.records(id, END)
+
+    def letters(self, id: str) -> list[DeadLetter]:
+        """Return the dead letters of a message."""
+        return [letter for letter in self.bridge.dead_letters() if letter.id == id]
+
+    # Waiting
+
+    def until(self, condition: Callable[[], T], what: str, *, within_s: float | None = None) -> T:
+        """Wait until a condition is true, and return its value; see `Stage.until`."""
+        try:
+            return self.stage.until(condition, what, within_s=within_s)
+        except ContractFailure as exc:
+            raise type(exc)(f"{exc}\n{self.story()}") from None
+
+    def started(self, id: str, *, times: int = 1, within_s: float | None = None) -> Record:
+        """Wait for a start of a message, and return it."""
+        return self.until(lambda: self.starts(id)[times - 1 : times], f"start {times} of {id}", within_s=within_s)[0]
+
+    def final(self, *ids: str, within_s: float | None = None) -> list[Record]:
+        """Wait until messages have succeeded, died or been discarded, and return the hooks' records."""
+
+        def ended() -> list[Record] | None:
+            found = [[record for record in self.records(each) if record.kind in FINAL] for each in ids]
+            return [records[-1] for records in found] if all(found) else None
+
+        return self.until(ended, f"the end of {len(ids)} messages", within_s=within_s) or []
+
+    def idle(self, *, within_s: float | None = None) -> None:
+        """Wait until nothing waits, runs or is parked; see `Stage.wait_idle`."""
+        limit_s = self.stage.patience_s if within_s is None else within_s
+        self.stage.wait_idle(limit_s, lambda: frozenset(self._ids))
+
+    def resting(self, *, delayed: int) -> None:
+        """Wait until nothing waits or runs and so many are parked, in two looks between which nothing happened."""
+        self.stage.wait_rest(self.stage.patience_s, delayed=delayed)
+
+    # Judging
+
+    def check(self, promise: bool, broken: str) -> None:
+        """Fail unless a promise was kept.
+
+        Args:
+            promise: Whether it was.
+            broken: What was seen instead.
+        """
+        if not promise:
+            self.fail(broken)
+
+    def equal(self, what: str, seen: object, expected: object) -> None:
+        """Fail unless two values are equal."""
+        if seen != expected:
+            self.fail(f"{what} should be {expected!r}, but is {seen!r}")
+
+    def fail(self, broken: str) -> NoReturn:
+        """Fail, and tell what happened to the scenario's messages."""
+        raise ContractFailure(f"{broken}\n{self.story()}")
+
+    def refused(self, error: type[E], act: Callable[..., object], /, *args: Any, **kwargs: Any) -> E:
+        """Check that a call raises an error, and return the error."""
+        try:
+            result = act(*args, **kwargs)
+        except error as exc:
+            return exc
+        except Exception as exc:
+            self.fail(f"{error.__name__} should be raised, but {exc!r} was")
+        return self.fail(f"{error.__name__} should be raised, but {result!r} was returned")
+
+    def says(self, error: Exception, text: str) -> None:
+        """Check that an error says something."""
+        self.check(text in str(error), f"{type(error).__name__} should say {text!r}, but says {str(error)!r}")
+
+    def run(self, plans: Sequence[Plan], *, on_time: bool = False) -> list[Sent]:
+        """Send plans, wait until all is over and idle, and compare what happened with the model."""
+        sent = [self.send(plan) for plan in plans]
+        self.compare(sent, on_time=on_time)
+        return sent
+
+    def compare(self, sent: Sequence[Sent], *, on_time: bool = False) -> None:
+        """Wait until these messages are at their end and all is idle, and compare them with the model.
+
+        Args:
+            sent: The messages.
+            on_time: Whether delays must not only be kept, but also not be exceeded; only for an idle worker.
+        """
+        expected = [model.expected(item.plan, item.id) for item in sent]
+        longest_s = max(trace.longest_s(self.target.latest_s) for trace in expected)
+        self.final(*(item.id for item in sent), within_s=longest_s + self.stage.patience_s)
+        self.idle(within_s=longest_s + self.stage.patience_s)
+        letters = self.bridge.dead_letters()
+        for item, trace in zip(sent, expected, strict=True):
+            seen = model.Seen(
+                sent_at=item.before,
+                records=tuple(self.records(item.id)),
+                letters=tuple(letter for letter in letters if letter.id == item.id),
+            )
+            latest_s = self.target.latest_s if on_time else None
+            if broken := model.differences(item.plan, trace, seen, latest_s=latest_s):
+                self.fail(f"{item.plan}\n" + "\n".join(broken))
+
+    def story(self) -> str:
+        """Return what happened to the scenario's messages, in seconds since the first record."""
+        lines: list[str] = []
+        for each in self._ids[:_SHOWN_MESSAGES]:
+            records = self.records(each)
+            lines.append(f"message {each}: {len(records)} records")
+            first = records[0].at if records else 0.0
+            lines += [_told(record, first) for record in records[:_SHOWN_RECORDS]]
+        if len(self._ids) > _SHOWN_MESSAGES:
+            lines.append(f"and {len(self._ids) - _SHOWN_MESSAGES} more messages")
+        return "\n".join(lines)
+
+    # Means
+
+    def start_worker(
+        self,
+        *,
+        queues: Sequence[str] = (),
+        processes: int = 1,
+        threads: int = 1,
+        url: str | None = None,
+        variant: Variant | None = None,
+        answers: bool = True,
+    ) -> Worker:
+        """Start a worker on the stage; see `Stage.start_worker`."""
+        return self.stage.start_worker(
+            queues=queues, processes=processes, threads=threads, url=url, variant=variant, answers=answers
+        )
+
+    def stop(self, worker: Worker) -> None:
+        """Tell a worker to stop, and wait until it has."""
+        worker.terminate()
+        code = worker.wait(self.stage.spec.grace_s + _STOP_S)
+        self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
+
+    def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:
+        """Return the contract's tasks on another bridge, which goes another way to the same broker."""
+        bridge = self.stage.make_bridge(url, send_timeout_s=send_timeout_s)
+        self._bridges.append(bridge)
+        return Tasks(bridge, self.stage.folder)
+
+    def send_rewritten(self, rewrite: Rewrite) -> Sent:
+        """Send a message whose text is rewritten on its way out."""
+        with rewriting(self.bridge, rewrite):
+            return self.send(Plan(steps=(RETURN,), policy="once"))
+
+    def close(self) -> None:
+        """Let go of what the scenario opened."""
+        for bridge in self._bridges:
+            bridge.close()
+
+    def proxy(self) -> AbstractContextManager[Proxy]:
+        """Return a proxy in front of the target's broker."""
+        place = self.target.place
+        if place is None:
+            raise ContractFailure(f"{self.target.shown} has no host and port to put a proxy in front of")
+        return Proxy(place)
+
+    def in_python(self, program: str, *, url: str | None = None) -> str:
+        """Run a program in a process of its own, with the same bridge, and return what it printed.
+
+        Args:
+            program: What follows `from taskbridge.contract.app import bridge, tasks`.
+            url: The way to the broker, if not the target's own.
+        """
+        env = {**_without_settings(os.environ), **self.stage.environment(url)}
+        done = subprocess.run(
+            [sys.executable, "-c", f"from taskbridge.contract.app import bridge, tasks\n{program}"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode not in (0, -9):
+            self.fail(f"a sending process ended with code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, where the scenario is about time itself."""
+        time.sleep(seconds)
+
+
+_STOP_S: Final = 5.0
+_SHOWN_MESSAGES: Final = 8
+_SHOWN_RECORDS: Final = 60
+_SHOWN_DATA: Final = ("ending", "error", "delay_s", "reason")
+
+
+def _told(record: Record, first: float) -> str:
+    data = {key: record.data[key] for key in _SHOWN_DATA if record.data.get(key)}
+    shown = f" {data}" if data else ""
+    return f"  {record.at - first:8.3f} attempt {record.attempt} {record.kind} (process {record.pid}){shown}"
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not name.startswith("TASKBRIDGE_")}

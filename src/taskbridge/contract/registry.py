@@ -1,0 +1,108 @@
+"""The table of scenarios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.rules import RULES
+from taskbridge.contract.stage import StageSpec
+from taskbridge.contract.target import Target
+
+ORDINARY: Final = StageSpec(name="ordinary", workers=1, threads=8, shared=True)
+"""One worker with 8 threads; scenarios on it run side by side."""
+
+PROCESSES: Final = StageSpec(name="processes", workers=1, processes=4, shared=True)
+"""One worker with 4 processes of one thread each."""
+
+QUIET: Final = StageSpec(name="quiet", workers=1, threads=4, quiet=True)
+"""One worker with 4 threads, for one scenario, while nothing else runs."""
+
+LEASED: Final = StageSpec(name="leased", workers=3, threads=2, lease_s=5, shared=True)
+"""Three workers, with a lease of 5 s."""
+
+ALONE: Final = StageSpec(name="alone")
+"""A stage of the scenario's own, without a worker."""
+
+BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
+"""As `ALONE`; an unknown task waits for 2 s."""
+
+SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=2)
+"""As `ALONE`; a worker that is told to stop lets tasks run for 2 s."""
+
+SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
+"""As `ALONE`, with a lease of 5 s."""
+
+Refusal = Callable[[Target], str]
+
+
+def everywhere(target: Target) -> str:
+    """Keep no target out."""
+    return ""
+
+
+def with_processes(target: Target) -> str:
+    """Keep out targets whose worker can't be killed."""
+    return "its workers are threads of the process that sends" if target.in_process else ""
+
+
+def with_a_server(target: Target) -> str:
+    """Keep out targets whose broker can't be away."""
+    if target.in_process:
+        return "its broker is the process that sends"
+    return "" if target.place is not None else "its broker has no host and port"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """A way to see whether promises are kept.
+
+    Attributes:
+        name: The function's, with the stage's if it runs on several.
+        title: The promise, as a sentence.
+        rules: The names of the rules that it proves.
+        stage: Where it runs.
+        run: What it does; it raises `ContractFailure` if a promise is broken.
+        refusal: Says why it can't be run on a target; an empty text if it can.
+    """
+
+    name: str
+    title: str
+    rules: tuple[str, ...]
+    stage: StageSpec
+    run: Callable[[Harness], None]
+    refusal: Refusal
+
+
+_scenarios: Final[dict[str, Scenario]] = {}
+
+SCENARIOS: Final[Mapping[str, Scenario]] = _scenarios
+"""Every scenario by name; `taskbridge.contract.scenarios` fills it."""
+
+
+def scenario(
+    *rules: str, on: tuple[StageSpec, ...] = (ORDINARY,), where: Refusal = everywhere
+) -> Callable[[Callable[[Harness], None]], Callable[[Harness], None]]:
+    """Return a decorator that adds a function to the table; the first line of its docstring is the promise.
+
+    Args:
+        *rules: The names of the rules that it proves.
+        on: The stages that it runs on, each time.
+        where: Says why it can't be run on a target.
+    """
+    unknown = set(rules) - set(RULES)
+    if unknown or not rules:
+        raise ValueError(f"there are no rules {sorted(unknown)}")
+
+    def add(run: Callable[[Harness], None]) -> Callable[[Harness], None]:
+        title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
+        for stage in on:
+            name = run.__name__ if len(on) == 1 else f"{run.__name__}@{stage.name}"
+            if name in _scenarios:
+                raise ValueError(f"there is a scenario {name!r} already")
+            _scenarios[name] = Scenario(name=name, title=title, rules=rules, stage=stage, run=run, refusal=where)
+        return run
+
+    return add

@@ -1,0 +1,27 @@
+"""The scenarios, a module for each letter of the rules; importing this package fills the table."""
+
+from taskbridge.contract.scenarios import (
+    acknowledging,
+    coroutines,
+    delays,
+    expiry,
+    hooks,
+    priority,
+    retries,
+    routing,
+    sending,
+    time_limit,
+)
+
+__all__ = [
+    "acknowledging",
+    "coroutines",
+    "delays",
+    "expiry",
+    "hooks",
+    "priority",
+    "retries",
+    "routing",
+    "sending",
+    "time_limit",
+]

@@ -1,0 +1,141 @@
+"""A: acknowledgement, crashes and shutdown; and R8, which is about both."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.program import RETURN, Plan, Step, hold
+from taskbridge.contract.registry import ALONE, LEASED, SHORT_GRACE, SHORT_LEASE, scenario, with_processes
+from taskbridge.contract.workers import Worker
+
+_AFTER_LEASE_S: Final = 10.0
+_AFTER_GRACE_S: Final = 5.0
+_SOON_S: Final = 2.0
+_REACTION_S: Final = 0.5
+"""How long a signal may be on its way before a worker takes nothing new."""
+
+
+@scenario(
+    "A1",
+    "A2",
+    on=(SHORT_LEASE,),
+    where=with_processes,
+)
+def a_killed_worker_loses_nothing(h: Harness) -> None:
+    """What a killed worker held starts again on another within the lease and ten seconds."""
+    first = h.start_worker(threads=2)
+    sent = [h.send(Plan(steps=(hold("again"),))) for _ in range(2)]
+    for item in sent:
+        h.started(item.id)
+    h.start_worker(threads=2, answers=False)
+    h.stage.kill(first)
+    killed_at = h.bridge.now()
+    h.tasks.open("again")
+    limit_s = _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.stage.spec.lease_s)
+    for item in sent:
+        again = h.started(item.id, times=2, within_s=limit_s + h.stage.patience_s)
+        after_s = again.at - killed_at
+        h.check(after_s <= limit_s, f"it should start again within {limit_s} s, but did after {after_s:.1f} s")
+    h.equal("how they ended", [record.kind for record in h.final(*(item.id for item in sent))], ["succeeded"] * 2)
+    h.idle()
+
+
+@scenario("A3", on=(LEASED,))
+def a_long_task_runs_once(h: Harness) -> None:
+    """A live worker keeps its message, however long the task runs."""
+    h.run([Plan(steps=(Step(sleep_s=13),), policy="once")] * 2)
+
+
+@scenario(
+    "A4",
+    "A1",
+    "R8",
+    on=(SHORT_GRACE,),
+)
+def a_worker_of_threads_stops(h: Harness) -> None:
+    """A worker of threads stops in its grace, and gives the rest back, without an attempt lost."""
+    _stops(h, processes=1, threads=2)
+
+
+@scenario(
+    "A4",
+    "A1",
+    "R8",
+    on=(SHORT_GRACE,),
+    where=with_processes,
+)
+def a_worker_of_processes_stops(h: Harness) -> None:
+    """A worker of processes stops in its grace, and gives the rest back, without an attempt lost."""
+    _stops(h, processes=2, threads=1)
+
+
+def _stops(h: Harness, *, processes: int, threads: int) -> None:
+    worker = h.start_worker(processes=processes, threads=threads)
+    finishing, stuck = h.send(Plan(steps=(hold("finishing"),))), h.send(Plan(steps=(hold("stuck"),)))
+    for item in (finishing, stuck):
+        h.started(item.id)
+    waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
+    told_at = _tell(h, worker)
+    h.pause(_REACTION_S + 0.3)
+    h.tasks.open("finishing")
+    _ends_in_its_grace(h, worker, told_at)
+    h.equal("what became of a task that ended in the grace", h.final(finishing.id)[0].kind, "succeeded")
+    _nothing_new_was_taken(h, waiting, told_at)
+    left = [item for item in waiting if not h.starts(item.id)]
+    h.until(
+        lambda: sum(h.bridge.counts().waiting.values()) == len(left) + 1,
+        f"{len(left) + 1} messages to be back in their queue",
+        within_s=_SOON_S,
+    )
+    h.tasks.open("stuck")
+    h.start_worker(processes=processes, threads=threads)
+    h.compare(left)
+    h.final(stuck.id)
+    h.idle()
+    h.equal("the attempts of an interrupted task", [start.attempt for start in h.starts(stuck.id)], [1, 1])
+    h.equal("what it was told", h.starts(stuck.id)[1].data["context"]["previous_error"], None)
+    h.equal("its hooks", [record.kind for record in h.records(stuck.id) if record.kind in _VERDICTS], ["succeeded"])
+    h.equal("the starts of a task that ended in the grace", len(h.starts(finishing.id)), 1)
+
+
+_VERDICTS: Final = ("succeeded", "retrying", "dead", "discarded")
+
+
+def _tell(h: Harness, worker: Worker) -> float:
+    told_at = h.bridge.now()
+    h.stage.note_end(worker)
+    worker.terminate()
+    return told_at
+
+
+def _ends_in_its_grace(h: Harness, worker: Worker, told_at: float) -> None:
+    grace_s = h.stage.spec.grace_s
+    code = worker.wait(grace_s + _AFTER_GRACE_S)
+    took_s = h.bridge.now() - told_at
+    h.equal("the exit code of a worker that was told to stop", code, 0)
+    h.check(took_s >= grace_s, f"a running task has {grace_s} s of grace, but the worker ended after {took_s:.2f} s")
+
+
+def _nothing_new_was_taken(h: Harness, waiting: list[Sent], told_at: float) -> None:
+    starts = [start for item in waiting for start in h.starts(item.id)]
+    late = [start.at - told_at for start in starts if start.at > told_at + _REACTION_S]
+    h.equal("the seconds after being told to stop at which tasks were started", late, [])
+
+
+@scenario("A6", on=(ALONE,))
+def nothing_waits_behind_a_long_task(h: Harness) -> None:
+    """No message waits behind a long task while another slot is free."""
+    if h.target.in_process:
+        h.start_worker(threads=2)
+    else:
+        h.start_worker()
+        h.start_worker()
+    long = h.send(Plan(steps=(hold("long"),)))
+    h.started(long.id)
+    for _ in range(3):
+        quick = [h.send(Plan(steps=(RETURN,))) for _ in range(8)]
+        h.final(*(item.id for item in quick))
+    h.tasks.open("long")
+    h.final(long.id)
+    h.idle()

@@ -1,0 +1,108 @@
+"""H: hooks."""
+
+from __future__ import annotations
+
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.program import DISCARD, RETURN, Plan, fail
+from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, scenario, with_processes
+from taskbridge.contract.tasks import FAIL_HOOKS, STAMP
+
+
+@scenario("H", on=(ORDINARY, PROCESSES))
+def hooks_are_called(h: Harness) -> None:
+    """Hooks are called in order, with what happened, where it happened."""
+    good, dead, discarded = h.run(
+        [
+            Plan(steps=(fail("TransientError"), RETURN), queue="vip", priority="high"),
+            Plan(steps=(fail("PermanentError"),), policy="giving_up"),
+            Plan(steps=(DISCARD,)),
+        ]
+    )
+    later = h.send(Plan(steps=(RETURN,), delay_s=0.4))
+    h.final(later.id)
+    h.equal("the delays that the sending hooks were told", _told(h, later.id, "delay_s")[:2], [0.4, 0.4])
+    h.equal("the result", _told(h, good.id, "result")[-1], f"result of {good.id}")
+    h.equal("the error of a retry", h.records(good.id, "retrying")[0].data["error"], "TransientError")
+    h.equal("the error of a dead one", h.records(dead.id, "dead")[0].data["error"], "PermanentError")
+    h.equal(
+        "the reason of a discarded one", h.records(discarded.id, "discarded")[0].data["reason"], "the program says so"
+    )
+    for record in h.records(good.id):
+        if "queue" in record.data:
+            told = (record.data["task"], record.data["queue"], record.data["priority"])
+            h.equal(f"the message of {record.kind}", told, ("contract.program.standard", "vip", "high"))
+    for item in (good, dead, discarded):
+        _in_one_thread(h, item.id)
+
+
+def _told(h: Harness, id: str, key: str) -> list[object]:
+    return [record.data[key] for record in h.records(id) if key in record.data]
+
+
+def _in_one_thread(h: Harness, id: str) -> None:
+    """Check that the hooks of a run were called in the thread that ran it."""
+    for start in h.starts(id):
+        places = {
+            (record.pid, record.thread)
+            for record in h.records(id)
+            if record.attempt == start.attempt and not record.kind.endswith("_send")
+        }
+        h.equal("the threads of an attempt and its hooks", places, {(start.pid, start.thread)})
+
+
+@scenario(
+    "H",
+)
+def failing_hooks_change_nothing(h: Harness) -> None:
+    """Hooks that fail change nothing."""
+    headers = {FAIL_HOOKS: "yes"}
+    h.run(
+        [
+            Plan(steps=(fail(), RETURN), headers=headers),
+            Plan(steps=(fail(),), policy="once", headers=headers),
+            Plan(steps=(DISCARD,), headers=headers),
+            Plan(steps=(RETURN,), delay_s=0.3, headers=headers),
+        ]
+    )
+
+
+@scenario(
+    "H",
+)
+def hooks_add_headers(h: Harness) -> None:
+    """A hook before sending may add headers."""
+    sent = h.run([Plan(steps=(fail(), RETURN), headers={STAMP: "yes"})])[0]
+    headers = [start.data["context"]["headers"] for start in h.starts(sent.id)]
+    h.equal("the headers of both runs", headers, [{STAMP: "yes", "stamped": "by a hook"}] * 2)
+
+
+@scenario("H", on=(ALONE,))
+def workers_tell_when_they_start_and_stop(h: Harness) -> None:
+    """A worker's process tells when it starts and when it stops."""
+    worker = h.start_worker(processes=2)
+    sent = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
+    h.final(*(item.id for item in sent))
+    h.idle()
+    h.stop(worker)
+    records = h.stage.records.all()
+    started = [record for record in records if record.kind == "worker_started"]
+    stopping = [record for record in records if record.kind == "worker_stopping"]
+    processes = 1 if h.target.in_process else 2
+    h.equal("the processes that started", len({record.pid for record in started}), processes)
+    h.equal("the worker_started hooks", len(started), processes)
+    h.equal("the processes that stopped", {record.pid for record in stopping}, {record.pid for record in started})
+    h.equal("the worker_stopping hooks", len(stopping), processes)
+    ran = {start.pid for start in h.stage.runs()}
+    h.check(ran <= {record.pid for record in started}, "a process ran tasks that had not told of its start")
+    for record in started:
+        first = next((start.at for start in h.stage.runs() if start.pid == record.pid), record.at)
+        h.check(record.at <= first, "a process told of its start after its first task")
+
+
+@scenario("H", on=(ALONE,), where=with_processes)
+def worker_hooks_are_called_in_the_main_thread(h: Harness) -> None:
+    """Those hooks are called in the main thread."""
+    h.stop(h.start_worker(processes=2, threads=2))
+    for record in h.stage.records.all():
+        if record.kind in ("worker_started", "worker_stopping"):
+            h.check(record.main_thread, f"{record.kind} was called in another thread")

@@ -1,0 +1,67 @@
+"""P: priority."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from taskbridge import Priority
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.program import RETURN, Plan, Step, hold
+from taskbridge.contract.registry import ALONE, ORDINARY, scenario
+
+_LEVELS: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
+_SLACK: Final = 2
+"""One slot, and one message that is prefetched for it."""
+
+
+@scenario("P1", on=(ORDINARY,))
+def there_are_four_priorities(h: Harness) -> None:
+    """There are four priorities, and normal is the default."""
+    sent = [(h.send(Plan(steps=(RETURN,), priority=level)), level) for level in _LEVELS]
+    sent.append((h.send(Plan(steps=(RETURN,))), "normal"))
+    sent.append((h.own(h.tasks.urgent.send([RETURN.plain()])), "high"))
+    sent.append((h.own(h.tasks.urgent.using(priority="low").send([RETURN.plain()])), "low"))
+    h.final(*(item.id for item, _ in sent))
+    for item, level in sent:
+        h.equal("the priority that the task was told", h.starts(item.id)[0].data["context"]["priority"], level)
+    wrong: Any = "hihg"
+    h.says(h.refused(ValueError, h.tasks.default.using, priority=wrong), "'high'")
+
+
+@scenario("P2", "Q4", on=(ALONE,))
+def higher_messages_overtake(h: Harness) -> None:
+    """A higher message overtakes lower ones, also when it comes back."""
+    h.start_worker()
+    _block(h, "first")
+    waiting = [h.send(Plan(steps=(RETURN,), priority=level)) for level in _LEVELS for _ in range(5)]
+    h.tasks.open("first")
+    h.compare(waiting)
+    _in_order(h, [item.id for item in waiting])
+    _block(h, "second", before=Plan(steps=(Step(outcome="retry", after_s=0.5), RETURN), priority="high"))
+    lower = [h.send(Plan(steps=(RETURN,), priority="low")) for _ in range(5)]
+    h.until(lambda: h.bridge.counts().delayed == 0, "the retry to come back", within_s=h.stage.patience_s + 5)
+    h.tasks.open("second")
+    h.final(*(item.id for item in lower))
+    h.idle()
+    retry = next(start for start in h.stage.runs() if start.attempt == 2)
+    ahead = [item for item in lower if h.starts(item.id)[0].at < retry.at]
+    h.check(len(ahead) <= _SLACK, f"{len(ahead)} low messages started before a retry with priority high")
+
+
+def _block(h: Harness, gate: str, before: Plan | None = None) -> None:
+    """Keep the only slot busy until a gate is opened, and let a plan have its first run before that."""
+    if before is not None:
+        first = h.send(before)
+        h.until(lambda: h.records(first.id, "retrying"), "the first run of a plan")
+    blocker = h.send(Plan(steps=(hold(gate),)))
+    h.started(blocker.id)
+
+
+def _in_order(h: Harness, ids: list[str]) -> None:
+    starts = sorted((h.starts(each)[0] for each in ids), key=lambda start: start.at)
+    ranks = [_LEVELS.index(start.data["context"]["priority"]) for start in starts]
+    for place, rank in enumerate(ranks):
+        lower = sum(1 for before in ranks[:place] if before < rank)
+        h.check(
+            lower <= _SLACK, f"{lower} lower messages started before one of rank {rank}: the ranks in order are {ranks}"
+        )

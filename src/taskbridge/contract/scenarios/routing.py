@@ -1,0 +1,202 @@
+"""Q: queues and routes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from taskbridge import Bridge, UnknownQueue
+from taskbridge.contract.failure import ContractFailure
+from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.probe import START
+from taskbridge.contract.program import RETURN, Plan, ask, fail
+from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_processes
+from taskbridge.contract.rewriting import GARBAGE, garbage
+from taskbridge.contract.stage import Stage
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import LATE, Variant
+
+_ONCE: list[dict[str, Any]] = [RETURN.plain()]
+
+
+@scenario("Q1", on=(ALONE,))
+def queues_are_chosen_in_order(h: Harness) -> None:
+    """What a call asks for, a route, the decorator, the default: in this order."""
+    tasks = h.tasks
+    cases = {
+        "vip": (tasks.routed.using(queue="vip"), tasks.decorated.using(queue="vip"), tasks.default.using(queue="vip")),
+        "routed": (tasks.routed,),
+        "decorated": (tasks.decorated,),
+        "contract": (tasks.default,),
+    }
+    sent = [(queue, h.own(task.send(_ONCE))) for queue, chosen in cases.items() for task in chosen]
+    waiting = {queue: count for queue, count in h.bridge.counts().waiting.items() if count}
+    h.equal("what waits", waiting, {"vip": 3, "routed": 1, "decorated": 1, "contract": 1})
+    h.start_worker()
+    h.final(*(item.id for _, item in sent))
+    for queue, item in sent:
+        h.equal("the queue that the task was told", h.starts(item.id)[0].data["context"]["queue"], queue)
+
+
+@scenario("Q2", on=(ALONE,))
+def unknown_queues_are_refused(h: Harness) -> None:
+    """Only known queues are sent to."""
+    task = h.tasks.default
+    for queue, nearest in (("vipp", "vip"), ("contrat", "contract"), ("decorate", "decorated")):
+        elsewhere = task.using(queue=queue)
+        h.says(h.refused(UnknownQueue, elsewhere.send, _ONCE), f"'{nearest}'")
+        h.refused(UnknownQueue, elsewhere.schedule, 60, _ONCE)
+        h.refused(UnknownQueue, task.send_many, [elsewhere.call(_ONCE)])
+    for name in ("", "1st", "a b", "a:b", "-a", "a" * 101, "\u00fc"):
+        h.refused(ValueError, task.using, queue=name)
+    counts = h.bridge.counts()
+    h.check(not counts.delayed and not any(counts.waiting.values()), f"nothing should be sent, but there is {counts}")
+
+
+@scenario("Q3", "Q4", on=(ALONE,))
+def workers_serve_their_queues(h: Harness) -> None:
+    """A worker serves its own queues, and what comes back comes back to its queue."""
+    first = h.start_worker(queues=("left",), threads=2)
+    left = _on_queue(h, "left")
+    right = _on_queue(h, "right")
+    h.final(*(item.id for item in left))
+    h.until(lambda: h.bridge.counts().waiting["right"] == len(right), "every message on the other queue to wait there")
+    h.equal("the runs of the queue that nobody serves", [len(h.starts(item.id)) for item in right], [0] * len(right))
+    h.stop(first)
+    h.start_worker(queues=("right",), threads=2)
+    h.compare([*left, *right])
+
+
+def _on_queue(h: Harness, queue: str) -> list[Sent]:
+    plans = (
+        Plan(steps=(RETURN,), queue=queue),
+        Plan(steps=(fail(), fail(), RETURN), queue=queue),
+        Plan(steps=(ask(0.3), RETURN), queue=queue),
+        Plan(steps=(RETURN,), queue=queue, delay_s=0.6),
+    )
+    return [h.send(plan) for plan in plans]
+
+
+def _other_engine(target: Target) -> str:
+    return {"celery": "dramatiq", "dramatiq": "celery"}.get(target.address.engine, "celery")
+
+
+def _with_two_engines(target: Target) -> str:
+    other = _other_engine(target)
+    return "" if target.in_process or importlib.util.find_spec(other) else f"engine {other} is not installed"
+
+
+@scenario("Q5", on=(ALONE,), where=_with_two_engines)
+def two_engines_share_a_broker(h: Harness) -> None:
+    """Another engine's worker beside it takes nothing away."""
+    url = h.target.url.partition("+")[2]
+    # In this process, the other one is a second bridge: there is no broker to share.
+    other = h.target if h.target.in_process else Target.of(f"{_other_engine(h.target)}+{url}")
+    with Stage(other, h.stage.spec, patience_s=h.stage.patience_s, namespace=h.stage.namespace) as beside:
+        there = Harness(beside)
+        if not h.target.in_process:
+            beside.start_worker(threads=4)
+        h.start_worker(threads=4)
+        plans = [
+            Plan(steps=(fail(), RETURN), queue=queue, delay_s=delay_s)
+            for queue in ("contract", "vip")
+            for delay_s in (0.0, 0.4)
+        ]
+        here_sent, there_sent = [h.send(plan) for plan in plans], [there.send(plan) for plan in plans]
+        h.final(*(item.id for item in here_sent), within_s=h.stage.patience_s + 10)
+        _served_by(h, here_sent, h.target.address.engine)
+        if h.target.in_process:
+            h.equal("what waits on the other bridge", sum(beside.bridge.counts().waiting.values()), 2)
+            return
+        there.final(*(item.id for item in there_sent), within_s=h.stage.patience_s + 10)
+        _served_by(there, there_sent, other.address.engine)
+        h.compare(here_sent)
+        there.compare(there_sent)
+
+
+def _served_by(h: Harness, sent: list[Sent], engine: str) -> None:
+    engines = {start.data["engine"] for item in sent for start in h.starts(item.id)}
+    h.equal("the engines that ran it", engines, {engine})
+
+
+@scenario("Q6", on=(ALONE,))
+def an_unknown_task_waits(h: Harness) -> None:
+    """An unknown task waits for a worker that knows it, at its first attempt."""
+    old = h.start_worker(variant=Variant(late=False))
+    if h.target.in_process:
+        sent = _by_a_stranger(h, "contract.stranger")
+        h.until(lambda: h.bridge.counts().delayed, "the message to be put off")
+        h.tasks.declare_stranger("contract.stranger")
+    else:
+        assert h.tasks.late is not None
+        sent = h.own(h.tasks.late.send(_ONCE))
+        h.until(lambda: h.bridge.counts().delayed, "the message to be put off")
+        h.equal("its runs where it is unknown", h.starts(sent.id), [])
+        h.start_worker()
+        h.stop(old)
+    h.final(sent.id, within_s=h.stage.patience_s + 10)
+    h.idle()
+    h.equal("its attempts", [start.attempt for start in h.starts(sent.id)], [1])
+    h.equal("its dead letters", h.letters(sent.id), [])
+
+
+@scenario("Q6", on=(BRIEFLY_UNKNOWN,))
+def an_unknown_task_dies(h: Harness) -> None:
+    """An unknown task is dead when its time is over."""
+    h.start_worker()
+    sent = _by_a_stranger(h, f"{LATE}.misspelt")
+    final = h.final(sent.id, within_s=h.stage.patience_s + 5)[0]
+    h.idle()
+    h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "unknown_task", 1))
+    waited_s = final.at - sent.after
+    grace_s = h.stage.spec.unknown_task_grace_s
+    h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a worker that knows it, but waited {waited_s:.3f} s")
+    h.equal("its dead letters", [letter.reason for letter in h.letters(sent.id)], ["unknown_task"])
+
+
+def _by_a_stranger(h: Harness, name: str) -> Sent:
+    """Send a task that no worker of the stage has declared."""
+    stranger = Bridge("inline://?threads=0")
+
+    def nothing(steps: list[dict[str, Any]]) -> None:
+        raise ContractFailure("it is never run here")
+
+    before = h.bridge.now()
+    handle = h.bridge.send_many([stranger.task(name=name)(nothing).call(_ONCE)])[0]
+    return h.own(handle, before=before)
+
+
+def _with_bytes(target: Target) -> str:
+    return "its messages have no bytes" if target.address.engine == "inline" else ""
+
+
+@scenario("Q7", on=(ALONE,), where=_with_bytes)
+def unreadable_bytes_are_dead(h: Harness) -> None:
+    """What cannot be read is dead, as it came, and the rest goes on."""
+    before = h.send(Plan(steps=(RETURN,)))
+    h.send_rewritten(garbage)
+    after = h.send(Plan(steps=(RETURN,)))
+    h.start_worker(threads=2)
+    h.final(before.id, after.id)
+    letters = h.until(h.bridge.dead_letters, "a dead letter")
+    h.idle()
+    h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
+    raw = letters[0].raw or b""
+    h.check(GARBAGE.encode() in raw, f"the letter should hold {GARBAGE!r}, but holds {raw!r}")
+    h.equal(
+        "the dead hooks", [record.kind for record in h.stage.records.all() if record.kind == "dead"].count("dead"), 1
+    )
+    h.equal(
+        "runs", {record.id for record in h.stage.records.all() if record.kind == START} >= {before.id, after.id}, True
+    )
+
+
+@scenario("Q6", on=(ALONE,), where=with_processes)
+def a_kill_while_it_is_unknown_loses_nothing(h: Harness) -> None:
+    """A worker killed while it puts a message off loses nothing."""
+    assert h.tasks.late is not None
+    old = h.start_worker(variant=Variant(late=False))
+    sent = [h.own(h.tasks.late.send(_ONCE)) for _ in range(20)]
+    h.stage.kill(old)
+    h.start_worker(threads=4)
+    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)

@@ -1,0 +1,375 @@
+"""S: sending."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as time_of_day
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from taskbridge import Bridge, BrokerUnavailable, EncodeError, MessageTooLarge, RetryPolicy, SendError
+from taskbridge.contract.clients import has_own_client, send_by_own_client
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.program import RETURN, Plan, fail
+from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, PROCESSES, scenario, with_a_server, with_processes
+from taskbridge.contract.rewriting import newer_form, pickled
+from taskbridge.contract.servers import free_port
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import describe
+
+_HOUR_S: Final = 3600.0
+
+
+@scenario("S1", on=(ALONE,))
+def the_broker_has_what_was_sent(h: Harness) -> None:
+    """The broker has a message when send returns."""
+    for count in (1, 2, 3):
+        h.send(Plan(steps=(RETURN,)))
+        h.equal("what waits after send", h.bridge.counts().waiting["contract"], count)
+    h.send(Plan(steps=(RETURN,), delay_s=_HOUR_S))
+    h.equal("what is delayed after schedule", h.bridge.counts().delayed, 1)
+
+
+@scenario("S1", on=(ALONE,), where=with_processes)
+def a_sender_may_die(h: Harness) -> None:
+    """A sender that dies after send has sent."""
+    h.in_python("import os\ntasks.default.send([{}])\nos.kill(os.getpid(), 9)")
+    h.equal("what waits when the sender is dead", h.bridge.counts().waiting["contract"], 1)
+    h.in_python("import os\ntasks.default.schedule(3600, [{}])\nos.kill(os.getpid(), 9)")
+    h.equal("what is delayed when the sender is dead", h.bridge.counts().delayed, 1)
+
+
+@scenario("S2", on=(ALONE,), where=with_a_server)
+def nobody_listens(h: Harness) -> None:
+    """A broker that refuses connections is an error in time."""
+    tasks = h.tasks_by(h.target.at_port(free_port()), send_timeout_s=2)
+    for act in (lambda: tasks.default.send([{}]), lambda: tasks.default.schedule(60, [{}])):
+        error = _unavailable_within(h, 2.2, act)
+        h.check(not error.maybe_taken, f"nothing can have been taken, but the error says: {error}")
+
+
+@scenario(
+    "S2",
+    "S7",
+    on=(ALONE,),
+    where=with_a_server,
+)
+def nobody_answers(h: Harness) -> None:
+    """A broker that stops answering is an error in time, and no reason to restart the sender."""
+    with h.proxy() as proxy:
+        tasks = h.tasks_by(h.target.at_port(proxy.port), send_timeout_s=2)
+        proxy.stall()
+        _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
+        proxy.restore()
+        handle = tasks.default.send([{}])
+        proxy.stall()
+        error = _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
+        h.check(error.maybe_taken, f"it was handed over and may have been taken, but the error says: {error}")
+        proxy.restore()
+        again = tasks.default.send([{}])
+        h.start_worker()
+        h.final(h.own(handle).id, h.own(again).id)
+
+
+def _unavailable_within(h: Harness, limit_s: float, act: Callable[[], object]) -> BrokerUnavailable:
+    began = time.monotonic()
+    error = h.refused(BrokerUnavailable, act)
+    took_s = time.monotonic() - began
+    h.check(took_s <= limit_s, f"the error should come within {limit_s} s, but came after {took_s:.2f} s")
+    return error
+
+
+@scenario("S3", on=(ALONE,))
+def arguments_must_fit(h: Harness) -> None:
+    """Arguments that do not fit are refused where they are sent."""
+    task: Any = h.tasks.awkward
+    wrong: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
+        ((), {}),
+        (("q", "t", 1), {"retry": True}),
+        (("q", "t", 1, 2), {"retry": True, "expires": 1.0}),
+        (("q", "t", 1), {"retry": True, "expires": 1.0, "nmae": "x"}),
+        (("q", "t", 1), {"retry": True, "expires": 1.0, "id": 2}),
+    )
+    for args, kwargs in wrong:
+        h.refused(TypeError, task.send, *args, **kwargs)
+        h.refused(TypeError, task.schedule, 60, *args, **kwargs)
+        h.refused(TypeError, task.call, *args, **kwargs)
+    _nothing_was_sent(h)
+
+
+@scenario("S3", on=(ALONE,))
+def parameters_are_not_options(h: Harness) -> None:
+    """A parameter may have the name of an option."""
+    h.start_worker()
+    handle = h.own(h.tasks.awkward.send("vip", "other", id=7, retry=False, expires=0.5))
+    h.equal("the queue", h.records(handle.id, "after_send")[0].data["queue"], "contract")
+    h.final(handle.id)
+    h.equal("what arrived", h.starts(handle.id)[0].data["values"], ["vip", "other", 7, False, 0.5, "x"])
+
+
+def _nothing_was_sent(h: Harness) -> None:
+    counts = h.bridge.counts()
+    h.check(not counts.delayed and not any(counts.waiting.values()), f"nothing should be sent, but there is {counts}")
+    h.equal("what was sent", [record.kind for record in h.stage.records.all() if record.kind == "after_send"], [])
+
+
+_BERLIN: Final = timezone(timedelta(hours=2), "CEST")
+_VALUES: Final[tuple[object, ...]] = (
+    None,
+    True,
+    False,
+    0,
+    -(2**70),
+    1.5,
+    -0.0,
+    1e300,
+    math.inf,
+    -math.inf,
+    "",
+    "text with \u00fc, \u4e2d, \U0001f600, \x00 and \ud800",
+    b"",
+    bytes(range(256)),
+    datetime(2024, 2, 29, 12, 30, 15, 123456),  # noqa: DTZ001 - a naive one must arrive naive
+    datetime(2024, 2, 29, 12, 30, tzinfo=timezone.utc),
+    datetime(2024, 10, 27, 2, 30, tzinfo=timezone(timedelta(hours=5, minutes=45)), fold=1),
+    date(1, 1, 1),
+    time_of_day(23, 59, 59, 999999),
+    time_of_day(1, 2, 3, tzinfo=timezone.utc),
+    timedelta(days=-3, seconds=5, microseconds=7),
+    timedelta.max,
+    Decimal("1.10"),
+    Decimal("-Infinity"),
+    UUID("12345678-1234-5678-1234-567812345678"),
+    (),
+    (1, (2, [3, (4,)])),
+    [],
+    [[1], (2,), {"a": (3,)}],
+    {},
+    {"b": 1, "a": [None]},
+    {1: "int", (2, 3): "tuple", None: "none", 1.5: "float", b"x": "bytes", date(2024, 1, 1): "date"},
+    {"$": "tuple", "v": [1]},
+    {"__type__": "datetime", "__value__": "2024-01-01"},
+    {"__kwargs__": 1, "$": {"$": 2}},
+    set[int](),
+    {1, 2, 3},
+    frozenset({"a", (1, 2)}),
+    {"deep": [{"er": (set[int](), {Decimal(1): [UUID(int=0)]})}]},
+)
+
+
+@scenario("S4", on=(PROCESSES,))
+def arguments_arrive_as_they_were(h: Harness) -> None:
+    """What goes in comes out, equal and of the same type."""
+    sent = [(value, h.own(h.tasks.echo.send(value, named=value))) for value in (*_VALUES, math.nan)]
+    h.final(*(item.id for _, item in sent))
+    for value, item in sent:
+        data = h.starts(item.id)[0].data
+        h.equal("a positional argument", data["values"], [describe(value)])
+        h.equal("a keyword argument", data["named"], describe({"named": value}))
+
+
+class _Colour(Enum):
+    RED = 1
+
+
+@dataclass
+class _Point:
+    x: int
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+@scenario("S4", on=(ALONE,))
+def what_cannot_travel_is_refused(h: Harness) -> None:
+    """What cannot travel is refused with its path."""
+    for value in (object(), _Colour.RED, _Point(1), _Text("x"), 1j, range(3), len, datetime):
+        h.equal("the path", h.refused(EncodeError, h.tasks.echo.send, value).path, "args[0]")
+        h.equal("the path", h.refused(EncodeError, h.tasks.echo.schedule, 60, 1, value).path, "args[1]")
+    error = h.refused(EncodeError, h.tasks.echo.send, {"when": object()})
+    h.equal("the path", error.path, 'args[0]["when"]')
+    error = h.refused(EncodeError, h.tasks.echo.send, 1, named=[{"a": (1, object())}])
+    h.equal("the path", error.path, 'kwargs["named"][0]["a"][1]')
+    h.refused(EncodeError, h.bridge.send_many, [h.tasks.echo.call(1), h.tasks.echo.call(object())])
+    _nothing_was_sent(h)
+
+
+@scenario(
+    "S5",
+)
+def many_are_sent(h: Harness) -> None:
+    """Many calls are sent at once, and each is run once."""
+    handles = h.bridge.send_many([h.tasks.echo.call(number) for number in range(300)])
+    h.equal("the number of handles", len({handle.id for handle in handles}), 300)
+    for handle in handles:
+        h.own(handle)
+    h.final(*(handle.id for handle in handles))
+    h.idle()
+    seen = [[start.data["values"] for start in h.starts(handle.id)] for handle in handles]
+    h.equal("what was run for each handle", seen, [[[f"int:{number}"]] for number in range(300)])
+
+
+@scenario("S5", on=(ALONE,), where=with_a_server)
+def a_failure_says_what_was_not_sent(h: Harness) -> None:
+    """When many can't be sent, the error says which."""
+    tasks = h.tasks_by(h.target.at_port(free_port()), send_timeout_s=1)
+    calls = [tasks.echo.call(number) for number in range(3)]
+    error = h.refused(SendError, tasks.echo.send_many, calls)
+    wanted = [record.id for record in h.stage.records.all() if record.kind == "before_send"]
+    h.equal("the ids that were sent", list(error.sent), [])
+    h.equal("the ids that were not sent", list(error.unsent), wanted)
+
+
+@scenario("S6", on=(ALONE,))
+def size_is_limited(h: Harness) -> None:
+    """A message over the limit is refused, one below it arrives."""
+    limit = h.stage.spec.max_message_bytes
+    h.says(h.refused(MessageTooLarge, h.tasks.echo.send, "x" * limit), str(limit))
+    h.refused(MessageTooLarge, h.tasks.echo.schedule, 60, "x" * limit)
+    h.refused(MessageTooLarge, h.tasks.echo.using(headers={"h": "x" * limit}).send, 1)
+    _nothing_was_sent(h)
+    handle = h.own(h.tasks.echo.send("x" * (limit - 100)))
+    h.start_worker()
+    h.final(handle.id)
+
+
+@scenario(
+    "S7",
+)
+def threads_send(h: Harness) -> None:
+    """Many threads send at once, and each message is run once."""
+    handles: list[Any] = []
+
+    def send() -> None:
+        handles.extend(h.tasks.echo.send(number) for number in range(10))
+
+    threads = [threading.Thread(target=send) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    h.equal("the number of messages", len({handle.id for handle in handles}), 160)
+    for handle in handles:
+        h.own(handle)
+    h.final(*(handle.id for handle in handles))
+    h.idle()
+    h.equal("the starts of each message", {len(h.starts(handle.id)) for handle in handles}, {1})
+
+
+@scenario("S7", where=with_a_server)
+def a_forked_process_sends(h: Harness) -> None:
+    """A forked process sends, and so does its parent."""
+    printed = h.in_python(
+        "import os\n"
+        "print(tasks.default.send([{}]).id, flush=True)\n"
+        "child = os.fork()\n"
+        "for _ in range(5):\n"
+        "    print(tasks.default.send([{}]).id, flush=True)\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "else:\n"
+        "    os._exit(0)\n"
+    )
+    ids = printed.split()
+    h.equal("the number of messages", len(set(ids)), 11)
+    h.final(*ids)
+    h.idle()
+    h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
+
+
+@scenario("S7", where=with_a_server)
+def a_dropped_connection_loses_nothing(h: Harness) -> None:
+    """A connection that was dropped unnoticed loses nothing."""
+    with h.proxy() as proxy:
+        tasks = h.tasks_by(h.target.at_port(proxy.port))
+        ids: list[str] = []
+        for _ in range(4):
+            ids.append(h.own(tasks.default.send([{}])).id)
+            proxy.drop()
+            h.pause(0.1)
+            ids.append(h.own(tasks.default.schedule(0.5, [{}])).id)
+            proxy.drop()
+            h.pause(0.1)
+        h.final(*ids)
+    h.idle()
+    # A confirmation that was cut off makes the message be sent again; nothing here is cut off while it is awaited.
+    h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
+
+
+def _has_own_client(target: Target) -> str:
+    return "" if has_own_client(target.address.engine) else "its engine has no client of its own"
+
+
+def _across_releases(target: Target) -> str:
+    return "its sender and its worker are always of one release" if target.address.engine == "inline" else ""
+
+
+@scenario(
+    "S8",
+    on=(ALONE,),
+    where=_across_releases,
+)
+def a_newer_form_waits(h: Harness) -> None:
+    """A message of a newer form waits for a newer worker, and is not run by this one."""
+    h.start_worker()
+    newer = h.send_rewritten(newer_form)
+    h.until(lambda: h.bridge.counts().delayed, "a message of a newer form to be put off")
+    older = h.send(Plan(steps=(RETURN,)))
+    h.final(older.id)
+    h.resting(delayed=1)
+    h.equal("the runs of a message of a newer form", h.starts(newer.id), [])
+    h.equal("its dead letters", h.letters(newer.id), [])
+
+
+@scenario("S9", on=(ALONE,), where=_across_releases)
+def a_pickle_is_dead(h: Harness) -> None:
+    """A pickle is never loaded, and is dead."""
+    h.start_worker()
+    folder = h.stage.folder / "made-by-a-pickle"
+    sent = h.send_rewritten(pickled(str(folder)))
+    h.until(h.bridge.dead_letters, "a dead letter")
+    h.idle()
+    h.equal("the reasons of the dead letters", [letter.reason for letter in h.bridge.dead_letters()], ["undecodable"])
+    h.check(not folder.exists(), "the pickle was loaded")
+    h.equal("its runs", h.starts(sent.id), [])
+
+
+@scenario("S9", on=(BRIEFLY_UNKNOWN,))
+def only_declared_tasks_run(h: Harness) -> None:
+    """What is no declared task is not run, though it can be imported."""
+    stranger = Bridge("inline://?threads=0")
+    h.start_worker()
+    folders = [h.stage.folder / f"made-{number}" for number in range(3)]
+    names = ("os.mkdir", "os:mkdir", "contract.Echo")
+    tasks = [stranger.task(name=name)(os.mkdir) for name in names]
+    calls = [task.call(str(folder)) for task, folder in zip(tasks, folders, strict=True)]
+    handles = [h.own(handle) for handle in h.bridge.send_many(calls)]
+    h.final(*(handle.id for handle in handles))
+    h.idle()
+    h.equal("what was made", [folder for folder in folders if folder.exists()], [])
+    h.equal(
+        "the reasons", [[letter.reason for letter in h.letters(sent.id)] for sent in handles], [["unknown_task"]] * 3
+    )
+
+
+@scenario("S9", where=_has_own_client)
+def a_plain_client_sends(h: Harness) -> None:
+    """A message of the engine's own client runs under the default options."""
+    sent_id = send_by_own_client(h.bridge, h.tasks.default.name, [fail().plain(), RETURN.plain()], queue="vip")
+    h.final(sent_id)
+    h.idle()
+    starts = h.starts(sent_id)
+    h.equal("its attempts", [start.attempt for start in starts], [1, 2])
+    contexts = [start.data["context"] for start in starts]
+    h.equal("its queue", {context["queue"] for context in contexts}, {"vip"})
+    h.equal("its priority", {context["priority"] for context in contexts}, {"normal"})
+    h.equal("its most attempts", {context["max_attempts"] for context in contexts}, {RetryPolicy().max_attempts})

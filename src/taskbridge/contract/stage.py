@@ -1,0 +1,333 @@
+"""Stages: a namespace on a target, with its bridge, its tasks, what was seen of it, and its workers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from typing_extensions import Self
+
+from taskbridge import Bridge, BrokerUnavailable, Counts
+from taskbridge.contract.failure import ContractFailure, NotIdle
+from taskbridge.contract.probe import END, START, Record, Records
+from taskbridge.contract.program import RETURN
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import PROBE_FILE, QUEUES, ROUTES, Tasks, Variant
+from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, Worker
+from taskbridge.engines.base import WorkerOptions
+
+T = TypeVar("T")
+
+POLL_S: Final = 0.02
+CALM_S: Final = 0.3
+"""How far apart the two looks are that show that nothing is left."""
+
+_WORKER_START_S: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """What a stage is like.
+
+    Attributes:
+        name: How reports call it.
+        workers: How many it starts with.
+        processes: Of each worker.
+        threads: Of each process.
+        lease_s: The setting `lease`.
+        grace_s: The setting `grace`.
+        unknown_task_grace_s: The setting of this name.
+        max_message_bytes: The setting of this name.
+        shared: Whether scenarios may share it; each has one of its own otherwise.
+        quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
+    """
+
+    name: str
+    workers: int = 0
+    processes: int = 1
+    threads: int = 1
+    lease_s: float = 60.0
+    grace_s: float = 10.0
+    unknown_task_grace_s: float = 600.0
+    max_message_bytes: int = 100_000
+    shared: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What was seen at one moment: what the broker holds, and the runs that have not ended."""
+
+    begun: float
+    counts: Counts
+    running: tuple[str, ...]
+    size: int
+
+    def rests(self, delayed: int) -> bool:
+        """Return whether nothing waits or runs, and so many are parked."""
+        return not self.running and self.counts.delayed == delayed and not any(self.counts.waiting.values())
+
+    def __str__(self) -> str:
+        waiting = {queue: count for queue, count in self.counts.waiting.items() if count}
+        return f"waiting {waiting or 0}, delayed {self.counts.delayed}, running {list(self.running) or 0}"
+
+
+class Stage:
+    """A namespace of its own on a target. Threads share it.
+
+    Args:
+        target: The target.
+        spec: What it is like.
+        patience_s: How long something may take that should happen at once.
+        namespace: What names in the broker begin with; one of its own if None.
+
+    Attributes:
+        bridge: What scenarios send through.
+        tasks: The contract's tasks, declared on it.
+        records: What happened so far.
+        workers: Those that were started and not forgotten, the oldest first.
+    """
+
+    def __init__(self, target: Target, spec: StageSpec, *, patience_s: float, namespace: str | None = None) -> None:
+        self.target = target
+        self.spec = spec
+        self.patience_s = patience_s
+        self.namespace = f"contract-{secrets.token_hex(5)}" if namespace is None else namespace
+        self.folder = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
+        self.bridge = self.make_bridge()
+        self.tasks = Tasks(self.bridge, self.folder)
+        self.records = Records(self.folder / PROBE_FILE)
+        self.workers: list[Worker] = []
+        self._looking = threading.Lock()
+        self._last: Look | None = None
+        self._ended_pids: set[int] = set()
+        self._workers_started = 0
+
+    def make_bridge(self, url: str | None = None, *, send_timeout_s: float = 5.0) -> Bridge:
+        """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
+        return Bridge(
+            self.target.url if url is None else url,
+            namespace=self.namespace,
+            default_queue=QUEUES[0],
+            queues=QUEUES,
+            routes=ROUTES,
+            lease=self.spec.lease_s,
+            grace=self.spec.grace_s,
+            unknown_task_grace=self.spec.unknown_task_grace_s,
+            send_timeout=send_timeout_s,
+            max_message_bytes=self.spec.max_message_bytes,
+        )
+
+    def environment(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
+        """Return the variables by which another process makes the same bridge."""
+        mutant = os.environ.get("TASKBRIDGE_CONTRACT_MUTANT")
+        return {
+            "TASKBRIDGE_URL": self.target.url if url is None else url,
+            "TASKBRIDGE_NAMESPACE": self.namespace,
+            "TASKBRIDGE_DEFAULT_QUEUE": QUEUES[0],
+            "TASKBRIDGE_QUEUES": ",".join(QUEUES),
+            "TASKBRIDGE_ROUTES": ",".join(f"{pattern}={queue}" for pattern, queue in ROUTES),
+            "TASKBRIDGE_LEASE": str(self.spec.lease_s),
+            "TASKBRIDGE_GRACE": str(self.spec.grace_s),
+            "TASKBRIDGE_UNKNOWN_TASK_GRACE": str(self.spec.unknown_task_grace_s),
+            "TASKBRIDGE_MAX_MESSAGE_BYTES": str(self.spec.max_message_bytes),
+            "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),
+            "TASKBRIDGE_CONTRACT_VARIANT": (Variant() if variant is None else variant).dumps(),
+            **({} if mutant is None else {"TASKBRIDGE_CONTRACT_MUTANT": mutant}),
+        }
+
+    def __enter__(self) -> Self:
+        try:
+            if self.spec.workers:
+                self.start_workers()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, and leave nothing behind."""
+        for worker in self.workers:
+            worker.kill()
+        self.bridge.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # Workers
+
+    def start_workers(self) -> None:
+        """Start as many workers as the stage is to have, and return when they work."""
+        started = [self._launch() for _ in range(1 if self.target.in_process else self.spec.workers)]
+        for worker in started:
+            self._wait_ready(worker, self.spec.processes)
+        self._wait_for_answer(QUEUES[0])
+
+    def start_worker(
+        self,
+        *,
+        queues: Sequence[str] = (),
+        processes: int = 1,
+        threads: int = 1,
+        url: str | None = None,
+        variant: Variant | None = None,
+        answers: bool = True,
+    ) -> Worker:
+        """Start another worker.
+
+        Args:
+            queues: What it consumes; all if empty.
+            processes: How many; in this process they are threads too.
+            threads: Slots of each.
+            url: The way to the broker, if not the target's own.
+            variant: What its tasks are like; only for one in a process of its own.
+            answers: Whether to wait until a message sent to its first queue was run; its `worker_started` hooks are
+                waited for always.
+        """
+        worker = self._launch(queues=queues, processes=processes, threads=threads, url=url, variant=variant)
+        self._wait_ready(worker, processes)
+        if answers:
+            self._wait_for_answer(queues[0] if queues else QUEUES[0])
+        return worker
+
+    def _launch(
+        self,
+        *,
+        queues: Sequence[str] = (),
+        processes: int | None = None,
+        threads: int | None = None,
+        url: str | None = None,
+        variant: Variant | None = None,
+    ) -> Worker:
+        processes = self.spec.processes if processes is None else processes
+        threads = self.spec.threads if threads is None else threads
+        worker: Worker
+        if self.target.in_process:
+            worker = EmbeddedWorker(self.bridge, queues, threads * processes * max(1, self.spec.workers))
+        else:
+            self._workers_started += 1
+            options = WorkerOptions(app=APP, queues=tuple(queues), processes=processes, threads=threads)
+            log = self.folder / f"worker-{self._workers_started}.log"
+            worker = ProcessWorker.start(self.bridge, options, self.environment(url, variant), log)
+        self.workers.append(worker)
+        return worker
+
+    def _wait_ready(self, worker: Worker, processes: int) -> None:
+        count = 1 if self.target.in_process else processes
+
+        def started() -> bool:
+            if (code := worker.wait(0)) is not None:
+                raise ContractFailure(f"a worker ended with code {code} while it started\n{worker.log()}")
+            seen = [record for record in self.records.all() if record.kind == "worker_started"]
+            return len({record.pid for record in seen if worker.owns(record.pid)}) >= count
+
+        self.until(started, f"the worker_started hook in {count} processes", within_s=_WORKER_START_S)
+
+    def _wait_for_answer(self, queue: str) -> None:
+        handle = self.tasks.programs["once"].using(queue=queue).send([RETURN.plain()])
+        self.until(
+            lambda: any(record.kind == END for record in self.records.of(handle.id)),
+            f"a run of the first message on queue {queue}",
+            within_s=_WORKER_START_S,
+        )
+
+    def kill(self, worker: Worker) -> None:
+        """Kill a worker, and take the runs it was in for ended."""
+        self.note_end(worker)
+        worker.kill()
+
+    def note_end(self, worker: Worker) -> None:
+        """Take the runs that a worker is in for ended: it is about to be killed."""
+        pids = {record.pid for record in self.records.all() if record.kind == START}
+        self._ended_pids |= {pid for pid in pids if pid != os.getpid() and worker.owns(pid)}
+
+    # Looking
+
+    def until(self, condition: Callable[[], T], what: str, *, within_s: float | None = None) -> T:
+        """Wait until a condition is true, and return its value.
+
+        Raises:
+            ContractFailure: It is not within this time, the stage's patience if None; it tells what was seen.
+        """
+        limit_s = self.patience_s if within_s is None else within_s
+        deadline = time.monotonic() + limit_s
+        while True:
+            if value := condition():
+                return value
+            if time.monotonic() > deadline:
+                raise ContractFailure(f"waited {limit_s:g} s in vain for {what}\n{self.situation()}")
+            time.sleep(POLL_S)
+
+    def look(self) -> Look:
+        """Return what is to be seen now; threads that look at the same time see the same."""
+        asked = time.monotonic()
+        with self._looking:
+            if self._last is not None and self._last.begun >= asked:
+                return self._last
+            begun = time.monotonic()
+            counts = self.bridge.counts()
+            self._last = Look(begun=begun, counts=counts, running=self._running(), size=self.records.size)
+            return self._last
+
+    def _running(self) -> tuple[str, ...]:
+        runs: Counter[tuple[str, int, int]] = Counter()
+        for record in self.records.all():
+            if record.pid not in self._ended_pids and record.kind in (START, END):
+                runs[record.id, record.attempt, record.pid] += 1 if record.kind == START else -1
+        return tuple(key[0] for key, count in runs.items() if count > 0)
+
+    def wait_idle(self, within_s: float, own_ids: Callable[[], frozenset[str]]) -> None:
+        """Wait until nothing waits, runs or is parked, in two looks between which nothing happened.
+
+        Raises:
+            NotIdle: Not within this time.
+        """
+        try:
+            self.wait_rest(within_s, delayed=0)
+        except ContractFailure as exc:
+            raise NotIdle(str(exc), own=any(self._is_open(each) for each in own_ids())) from None
+
+    def wait_rest(self, within_s: float, *, delayed: int) -> None:
+        """Wait until nothing waits or runs and so many are parked, in two looks between which nothing happened.
+
+        Raises:
+            ContractFailure: Not within this time.
+        """
+        deadline = time.monotonic() + within_s
+        before: Look | None = None
+        while True:
+            now = self.look()
+            if before is not None and before.rests(delayed) and now.rests(delayed) and before.size == now.size:
+                return
+            before = now
+            if time.monotonic() > deadline:
+                what = "idle" if delayed == 0 else f"at rest with {delayed} delayed"
+                raise ContractFailure(f"not {what} after {within_s:g} s: {now}\n{self.situation()}")
+            time.sleep(CALM_S)
+
+    def _is_open(self, id: str) -> bool:
+        kinds = [record.kind for record in self.records.of(id)]
+        return not kinds or kinds[-1] not in ("succeeded", "dead", "discarded")
+
+    def runs(self, pids: Callable[[int], bool] | None = None) -> list[Record]:
+        """Return the starts so far, all or those of some processes."""
+        return [record for record in self.records.all() if record.kind == START and (pids is None or pids(record.pid))]
+
+    def situation(self) -> str:
+        """Return what a failure should show of the broker and the workers."""
+        try:
+            counts = str(self.look())
+        except BrokerUnavailable as exc:
+            counts = str(exc)
+        logs = [f"--- log of worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers, 1)]
+        return "\n".join([counts, *(log for log in logs if log.count("\n"))])

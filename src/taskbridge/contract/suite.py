@@ -1,0 +1,164 @@
+"""Runs scenarios on a target."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Final, Literal
+
+from taskbridge.contract.failure import ContractFailure, NotIdle
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.registry import Scenario
+from taskbridge.contract.stage import Stage, StageSpec
+from taskbridge.contract.target import Target
+
+PATIENCE_S: Final = 20.0
+"""How long something may take that should happen at once, on a busy machine."""
+
+PARALLEL: Final = 3
+"""How many scenarios with stages of their own run at a time."""
+
+Outcome = Literal["passed", "failed", "crashed", "not applicable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What came of a scenario on a target.
+
+    Attributes:
+        scenario: Its name.
+        target: The target's.
+        outcome: `failed` if a promise was broken, `crashed` if the scenario itself could not go on.
+        seconds: How long it took.
+        why: What was expected and what was seen, or why it is not applicable.
+    """
+
+    scenario: str
+    target: str
+    outcome: Outcome
+    seconds: float = 0.0
+    why: str = ""
+
+
+def run_suite(
+    target: Target,
+    scenarios: Iterable[Scenario],
+    *,
+    done: Callable[[Result], None],
+    patience_s: float = PATIENCE_S,
+    parallel: int = PARALLEL,
+) -> list[Result]:
+    """Run scenarios on a target, those that share a stage side by side, and return what came of them.
+
+    Args:
+        target: The target.
+        scenarios: What to run.
+        done: Told of each result as it comes, from several threads.
+        patience_s: How long something may take that should happen at once.
+        parallel: How many scenarios with stages of their own run at a time.
+    """
+    logging.getLogger("taskbridge").addHandler(logging.NullHandler())  # else a worker's log goes to standard error
+    return _Suite(target, done, patience_s, parallel).run(list(scenarios))
+
+
+class _Suite:
+    def __init__(self, target: Target, done: Callable[[Result], None], patience_s: float, parallel: int) -> None:
+        self._target = target
+        self._done = done
+        self._patience_s = patience_s
+        self._parallel = parallel
+        self._lock = threading.Lock()
+        self._results: list[Result] = []
+
+    def run(self, scenarios: Sequence[Scenario]) -> list[Result]:
+        quiet: list[Scenario] = []
+        alone: list[Scenario] = []
+        together: defaultdict[StageSpec, list[Scenario]] = defaultdict(list)
+        for scenario in scenarios:
+            if reason := scenario.refusal(self._target):
+                self._keep(self._result(scenario, "not applicable", why=reason))
+            elif scenario.stage.quiet:
+                quiet.append(scenario)
+            elif scenario.stage.shared:
+                together[scenario.stage].append(scenario)
+            else:
+                alone.append(scenario)
+        for scenario in quiet:
+            self._run_alone(scenario)
+        with ThreadPoolExecutor(self._parallel + len(together), "contract") as pool:
+            for future in [
+                *(pool.submit(self._run_together, spec, group) for spec, group in together.items()),
+                *(pool.submit(self._run_alone, scenario) for scenario in alone),
+            ]:
+                future.result()
+        return self._results
+
+    def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario]) -> None:
+        """Run scenarios side by side on one stage; who can't be judged in company is run again alone."""
+        unjudged: list[Scenario] = []
+        try:
+            with (
+                Stage(self._target, spec, patience_s=self._patience_s) as stage,
+                ThreadPoolExecutor(len(scenarios), "contract-scenario") as pool,
+            ):
+                results = [*pool.map(self._attempt, scenarios, repeat(stage))]
+        except Exception as exc:
+            results = [self._result(scenario, *_outcome(exc)) for scenario in scenarios]
+        for scenario, result in zip(scenarios, results, strict=True):
+            if result is None:
+                unjudged.append(scenario)
+            else:
+                self._keep(result)
+        for scenario in unjudged:
+            self._run_alone(scenario)
+
+    def _run_alone(self, scenario: Scenario) -> None:
+        began = time.monotonic()
+        try:
+            with Stage(self._target, scenario.stage, patience_s=self._patience_s) as stage:
+                result = self._attempt(scenario, stage)
+                assert result is not None or scenario.stage.shared
+        except Exception as exc:
+            result = self._result(scenario, *_outcome(exc))
+        if result is None:
+            result = self._result(scenario, "failed", "the target does not come to rest, though all messages ended")
+        self._keep(replace(result, seconds=time.monotonic() - began))
+
+    def _attempt(self, scenario: Scenario, stage: Stage) -> Result | None:
+        """Run a scenario; return None if others kept the stage from being idle."""
+        began = time.monotonic()
+        harness = Harness(stage)
+        try:
+            scenario.run(harness)
+        except NotIdle as exc:
+            if scenario.stage.shared and not exc.own:
+                return None
+            outcome, why = _outcome(exc)
+        except Exception as exc:
+            outcome, why = _outcome(exc)
+        else:
+            outcome, why = "passed", ""
+        finally:
+            harness.close()
+        return self._result(scenario, outcome, why, seconds=time.monotonic() - began)
+
+    def _result(self, scenario: Scenario, outcome: Outcome, why: str = "", seconds: float = 0.0) -> Result:
+        return Result(scenario=scenario.name, target=self._target.name, outcome=outcome, seconds=seconds, why=why)
+
+    def _keep(self, result: Result) -> None:
+        with self._lock:
+            self._results.append(result)
+        self._done(result)
+
+
+def _outcome(error: Exception) -> tuple[Outcome, str]:
+    if isinstance(error, ContractFailure):
+        return "failed", str(error)
+    return "crashed", "".join(traceback.format_exception(error))

@@ -1,0 +1,100 @@
+"""Targets: an engine on a broker, by URL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from typing_extensions import Self
+
+from taskbridge import Bridge
+from taskbridge.settings import Address
+
+ON_TIME_S = 1.0
+"""How late a due message may start on an idle worker (rule D2)."""
+
+_PING_S: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """An engine on a broker.
+
+    Attributes:
+        url: What a bridge is given; a secret, for it may hold a password.
+        address: Its parts.
+    """
+
+    url: str
+    address: Address
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """Return the target of a URL.
+
+        Raises:
+            SettingsError: It is not one.
+        """
+        address = Bridge(url).settings.url
+        # Without threads of its own: the harness starts and stops the worker.
+        return cls(url="inline://?threads=0" if address.engine == "inline" else url, address=address)
+
+    def __repr__(self) -> str:
+        return f"<Target {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The pair, such as `celery+redis`."""
+        return self.address.target
+
+    @property
+    def shown(self) -> str:
+        """The URL without what is secret."""
+        return self.address.safe_url
+
+    @property
+    def in_process(self) -> bool:
+        """Whether messages and workers live in the process that sends."""
+        return self.address.broker == "memory"
+
+    @property
+    def whole_seconds(self) -> bool:
+        """Whether delays are rounded up to whole seconds (rule D2)."""
+        return self.address.broker == "amqp"
+
+    def latest_s(self, delay_s: float) -> float:
+        """Return how long after it was asked for a delayed message may start on an idle worker (rule D2)."""
+        return (math.ceil(delay_s) if self.whole_seconds else delay_s) + ON_TIME_S
+
+    def check(self) -> None:
+        """Return if the engine is installed and the broker answers.
+
+        Raises:
+            NotInstalledError: The engine, or the broker's client library, is missing.
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        bridge = Bridge(self.url)
+        try:
+            bridge.broker.ping(timeout_s=_PING_S)
+            _ = bridge.engine
+        finally:
+            bridge.close()
+
+    def at_port(self, port: int) -> str:
+        """Return the URL of the same target behind another port of this machine."""
+        parts = urlsplit(self.url)
+        credentials = parts.netloc.rpartition("@")[0]
+        place = f"127.0.0.1:{port}"
+        return urlunsplit(parts._replace(netloc=f"{credentials}@{place}" if credentials else place))
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Where the broker listens; None if it is no host and port."""
+        parts = urlsplit(self.address.broker_url)
+        if not parts.hostname:
+            return None
+        ports = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
+        port = parts.port or ports.get(parts.scheme)
+        return None if port is None else (parts.hostname, port)

@@ -1,0 +1,276 @@
+"""The contract's tasks: they do as they are told, and write down what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, cast, get_args
+
+from taskbridge import Bridge, Context, Discard, Event, Retry, RetryPolicy, Task, current
+from taskbridge.contract.probe import END, START, Probe
+from taskbridge.contract.program import ERRORS, POLICIES, Step
+from taskbridge.hooks import HookName
+
+PROBE_FILE: Final = "probe.jsonl"
+"""The probe's file in the folder of a stage; the gates are files beside it."""
+
+QUEUES: Final = ("contract", "left", "right", "vip", "routed", "decorated", "urgent")
+"""Every queue that scenarios use."""
+
+ROUTES: Final = (("contract.routed.*", "routed"), ("contract.routed.first", "left"))
+"""Every route that scenarios use; the second is never reached."""
+
+FAIL_HOOKS: Final = "fail-hooks"
+"""A message with this header makes a hook of each name fail."""
+
+STAMP: Final = "stamp"
+"""A message with this header gets another one from a `before_send` hook, `stamped`."""
+
+LATE: Final = "contract.late"
+"""The task that some workers do not know."""
+
+_POLL_S: Final = 0.02
+_LONGEST_HOLD_S: Final = 120.0
+
+_tag: ContextVar[str] = ContextVar("contract_tag", default="")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """How the tasks of one worker differ from those of another.
+
+    Attributes:
+        late: Whether it knows the task `contract.late`.
+        changing: How many attempts the task `contract.changing` has.
+    """
+
+    late: bool = True
+    changing: int = 5
+
+    def dumps(self) -> str:
+        """Return it as text."""
+        return json.dumps(asdict(self))
+
+
+def describe(value: object) -> str:
+    """Return a value with the types of all that is in it, so that equal text means equal and of the same type."""
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        pairs = cast("dict[object, object]", value).items()
+        return f"{kind}({', '.join(f'{describe(key)}: {describe(item)}' for key, item in pairs)})"
+    if isinstance(value, (list, tuple)):
+        return f"{kind}({', '.join(describe(item) for item in cast('list[object]', value))})"
+    if isinstance(value, (set, frozenset)):
+        return f"{kind}({', '.join(sorted(describe(item) for item in cast('set[object]', value)))})"
+    return f"{kind}:{value!r}"
+
+
+def plain_context(context: Context) -> dict[str, Any]:
+    """Return what a task may know of itself, as JSON holds it."""
+    error = context.previous_error
+    return {
+        "id": context.id,
+        "task": context.task,
+        "queue": context.queue,
+        "priority": context.priority,
+        "attempt": context.attempt,
+        "max_attempts": context.max_attempts,
+        "enqueued_at": context.enqueued_at.timestamp(),
+        "zone": str(context.enqueued_at.tzinfo),
+        "headers": dict(context.headers),
+        "previous_error": None if error is None else [error.type, error.message],
+    }
+
+
+class Tasks:
+    """Every task of the contract, declared on one bridge.
+
+    Args:
+        bridge: The bridge.
+        folder: Where the probe's file and the gates are.
+        variant: What this worker's tasks are like.
+
+    Attributes:
+        programs: By the name of their policy.
+    """
+
+    def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
+        self._bridge = bridge
+        self._folder = folder
+        self.probe = Probe(folder / PROBE_FILE, bridge.now)
+        chosen = Variant() if variant is None else variant
+        self.programs: Mapping[str, Task[[list[dict[str, Any]]], str]] = {
+            name: bridge.task(name=f"contract.program.{name}", retry=policy)(self._program)
+            for name, policy in POLICIES.items()
+        }
+        self.default: Final = bridge.task(name="contract.program.default")(self._program)
+        self.decorated: Final = bridge.task(name="contract.decorated", queue="decorated")(self._program)
+        self.routed: Final = bridge.task(name="contract.routed.first", queue="decorated")(self._program)
+        self.urgent: Final = bridge.task(name="contract.urgent", queue="urgent", priority="high")(self._program)
+        self.expiring: Final = bridge.task(name="contract.expiring", expires=0.5)(self._program)
+        self.limited: Final = bridge.task(
+            name="contract.limited", time_limit=0.5, retry=RetryPolicy(max_attempts=2, min_delay=0.1)
+        )(self._program)
+        self.coroutine: Final = bridge.task(
+            name="contract.coroutine", time_limit=30, retry=RetryPolicy(max_attempts=2, min_delay=0.1)
+        )(self._coroutine)
+        self.limited_coroutine: Final = bridge.task(
+            name="contract.limited_coroutine", time_limit=0.5, retry=RetryPolicy(max_attempts=2, min_delay=0.1)
+        )(self._coroutine)
+        self.meeting: Final = bridge.task(name="contract.meeting")(self._meeting)
+        self.echo: Final = bridge.task(name="contract.echo", retry=RetryPolicy.never())(self._echo)
+        self.awkward: Final = bridge.task(name="contract.awkward")(self._awkward)
+        self.changing = self.declare_changing(chosen.changing)
+        self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
+        self._declare_hooks()
+
+    def declare_changing(self, max_attempts: int) -> Task[[list[dict[str, Any]]], str]:
+        """Declare the task whose policy changes, perhaps again."""
+        policy = RetryPolicy(max_attempts=max_attempts, min_delay=0.3, jitter=0)
+        return self._bridge.task(name="contract.changing", retry=policy)(self._program)
+
+    def declare_late(self) -> Task[[list[dict[str, Any]]], str]:
+        """Declare the task that some workers do not know."""
+        return self._bridge.task(name=LATE)(self._program)
+
+    def declare_stranger(self, name: str) -> Task[[list[dict[str, Any]]], str]:
+        """Declare a task that was not known before."""
+        return self._bridge.task(name=name)(self._program)
+
+    def open(self, gate: str) -> None:
+        """Let the steps go on that wait for this gate."""
+        (self._folder / f"{gate}.gate").touch()
+
+    # What the tasks do
+
+    def _program(self, steps: list[dict[str, Any]]) -> str:
+        context = current()
+        self._started(context)
+        ending = "returned"
+        try:
+            self._perform(Step.of(steps, context.attempt))
+        except BaseException as exc:
+            ending = type(exc).__name__
+            raise
+        finally:
+            self._ended(context, ending)
+        return f"result of {context.id}"
+
+    async def _coroutine(self, steps: list[dict[str, Any]]) -> str:
+        context = current()
+        self._started(context)
+        ending = "returned"
+        try:
+            step = Step.of(steps, context.attempt)
+            await asyncio.sleep(step.sleep_s)
+            _end(step)
+        except BaseException as exc:
+            ending = type(exc).__name__
+            raise
+        finally:
+            self._ended(context, ending)
+        return f"result of {context.id}"
+
+    async def _meeting(self, sleep_s: float) -> None:
+        """Sleep among others on the loop, and tell what is still known afterwards, here and in a task of its own."""
+        context = current()
+        self._started(context, tag=_tag.get(), loop=id(asyncio.get_running_loop()))
+        _tag.set(f"{context.id} in the coroutine")
+        await asyncio.sleep(sleep_s)
+        in_task = await asyncio.create_task(_look())
+        self._ended(context, "returned", tag=_tag.get(), in_task=in_task)
+
+    def _echo(self, *values: Any, **named: Any) -> None:
+        context = current()
+        self._started(context, values=[describe(value) for value in values], named=describe(named))
+        self._ended(context, "returned")
+
+    def _awkward(self, queue: str, task: str, id: int, *, retry: bool, expires: float, name: str = "x") -> None:
+        context = current()
+        self._started(context, values=[queue, task, id, retry, expires, name])
+        self._ended(context, "returned")
+
+    def _perform(self, step: Step) -> None:
+        if step.gate:
+            self._pass(step.gate)
+        deadline = time.monotonic() + step.sleep_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(_POLL_S, left_s))
+        deadline = time.monotonic() + step.spin_s
+        while time.monotonic() < deadline:
+            pass
+        _end(step)
+
+    def _pass(self, gate: str) -> None:
+        deadline = time.monotonic() + _LONGEST_HOLD_S
+        while not (self._folder / f"{gate}.gate").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody opened the gate {gate!r}")
+            time.sleep(_POLL_S)
+
+    # What is written down
+
+    def _started(self, context: Context, **data: Any) -> None:
+        engine = self._bridge.settings.url.engine
+        self.probe.write(
+            START, id=context.id, attempt=context.attempt, context=plain_context(context), engine=engine, **data
+        )
+
+    def _ended(self, context: Context, ending: str, **data: Any) -> None:
+        self.probe.write(END, id=context.id, attempt=context.attempt, ending=ending, **data)
+
+    def _declare_hooks(self) -> None:
+        for name in get_args(HookName):
+            self._bridge.on(name)(_fail_if_asked)
+            self._bridge.on(name)(self._record)
+        self._bridge.on("before_send")(_stamp)
+        self._bridge.on("before_run")(_set_tag)
+
+    def _record(self, event: Event) -> None:
+        message, error = event.message, event.error
+        data: dict[str, Any] = {
+            "error": None if error is None else type(error).__name__,
+            "delay_s": event.delay_s,
+            "reason": event.reason,
+            "result": event.result,
+        }
+        if message is None:
+            self.probe.write(event.name, **data)
+            return
+        data |= {"task": message.task, "queue": message.queue, "priority": message.priority}
+        data["headers"] = dict(message.headers)
+        self.probe.write(event.name, id=message.id, attempt=message.attempt, **data)
+
+
+def _end(step: Step) -> None:
+    if step.outcome == "raise":
+        raise ERRORS[step.error]("as the program says")
+    if step.outcome == "retry":
+        raise Retry(after=step.after_s, reason="the program asks for it")
+    if step.outcome == "discard":
+        raise Discard("the program says so")
+
+
+async def _look() -> list[str]:
+    await asyncio.sleep(0)
+    return [_tag.get(), current().id]
+
+
+def _fail_if_asked(event: Event) -> None:
+    if event.message is not None and FAIL_HOOKS in event.message.headers:
+        raise RuntimeError(f"a {event.name} hook that fails")
+
+
+def _stamp(event: Event) -> None:
+    if event.message is not None and STAMP in event.message.headers:
+        event.message.headers["stamped"] = "by a hook"
+
+
+def _set_tag(event: Event) -> None:
+    if event.message is not None:
+        _tag.set(f"{event.message.id} in a hook")

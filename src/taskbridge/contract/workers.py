@@ -1,0 +1,152 @@
+"""Workers: the engine's own command line in processes, or threads of this process where messages live in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from taskbridge import Bridge
+from taskbridge.engines.base import Command, WorkerOptions
+
+APP: Final = "taskbridge.contract.app:bridge"
+_SHOWN_LINES: Final = 40
+
+
+class Worker(Protocol):
+    """A running worker."""
+
+    def owns(self, pid: int) -> bool:
+        """Return whether a process is one of its own and is there."""
+        ...
+
+    def terminate(self) -> None:
+        """Tell it to stop, as SIGTERM does; return at once."""
+        ...
+
+    def kill(self) -> None:
+        """End it with SIGKILL; in threads of this process, as fast as they can be ended."""
+        ...
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait until it has ended, and return its exit code; None if it is still there."""
+        ...
+
+    def log(self) -> str:
+        """Return the last lines that it wrote."""
+        ...
+
+
+class ProcessWorker:
+    """The processes that `Bridge.worker_commands` says, each in a group of its own."""
+
+    def __init__(self, commands: Sequence[Command], env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._processes = [
+                subprocess.Popen(
+                    command.argv,
+                    env={**env, **command.env},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                for command in commands
+            ]
+
+    @classmethod
+    def start(cls, bridge: Bridge, options: WorkerOptions, env: Mapping[str, str], log: Path) -> ProcessWorker:
+        """Start a worker; it is not ready yet."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+        return cls(bridge.worker_commands(options), {**inherited, **env}, log)
+
+    def owns(self, pid: int) -> bool:
+        """Return whether a process is in one of its groups."""
+        with contextlib.suppress(ProcessLookupError):
+            return os.getpgid(pid) in {process.pid for process in self._processes}
+        return False
+
+    def terminate(self) -> None:
+        """Send SIGTERM to each command's own process."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process of the groups."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait until all have ended, and return the first exit code that is not 0, else 0."""
+        deadline = time.monotonic() + timeout_s
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                return None
+        return next((process.returncode for process in self._processes if process.returncode), 0)
+
+    def log(self) -> str:
+        """Return the last lines that it wrote."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+
+
+class EmbeddedWorker:
+    """The worker that `Bridge.embedded_worker` runs. A thread of its own starts and stops it."""
+
+    def __init__(self, bridge: Bridge, queues: Sequence[str], threads: int) -> None:
+        self._bridge = bridge
+        self._queues = queues
+        self._slots = threads
+        self._stop = threading.Event()
+        self._started = threading.Event()
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="contract-worker", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    def _run(self) -> None:
+        try:
+            with self._bridge.embedded_worker(queues=self._queues, threads=self._slots):
+                self._started.set()
+                self._stop.wait()
+        except BaseException as exc:
+            self._problem = exc
+            self._started.set()
+
+    def owns(self, pid: int) -> bool:
+        """Return whether it is this process."""
+        return pid == os.getpid() and self._thread.is_alive()
+
+    def terminate(self) -> None:
+        """Leave the block."""
+        self._stop.set()
+
+    def kill(self) -> None:
+        """Leave the block, and wait for the end of the grace."""
+        self._stop.set()
+        self._thread.join()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait until the block is left; an error of it counts as exit code 1."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return None
+        return 0 if self._problem is None else 1
+
+    def log(self) -> str:
+        """Return the error that ended it, if one did."""
+        return "" if self._problem is None else repr(self._problem)
