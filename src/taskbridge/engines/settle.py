@@ -48,6 +48,22 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
+    verdict = begin(host, message, redelivered=redelivered)
+    if verdict is None:
+        verdict = host.run(message)
+        finish(host, message, verdict)
+    return verdict
+
+
+def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
+    """Mark a message's attempt as started, unless it was started before; the first part of `run_and_settle`.
+
+    Returns:
+        None if it is to be run now; else a verdict that is carried out already.
+
+    Raises:
+        NotSettledError: The broker or the store was away until the worker stopped.
+    """
     marks = host.marks
     if redelivered or (message.redelivered and marks is not None):
         verdict = _of_redelivered(host, marks, message)
@@ -55,13 +71,21 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
             return verdict
     if marks is not None:
         marks.started(message)
-    verdict = host.run(message)
+    return None
+
+
+def finish(host: Host, message: Message, verdict: Verdict) -> None:
+    """Carry a verdict out and mark the attempt as ended, or as not started; the last part of `run_and_settle`.
+
+    Raises:
+        NotSettledError: The broker or the store was away until the worker stopped.
+    """
+    marks = host.marks
     if marks is not None and isinstance(verdict, GivenBack):
         _persist(host, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
     settle(host, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message)
-    return verdict
 
 
 def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdict | None:
