@@ -263,5 +263,5 @@ def loads_letter(text: str | bytes) -> DeadLetter:
             died_at=_number(data, "died_at", int, float),
             raw=None if raw is None else raw.encode("latin-1"),
         )
-    except (KeyError, IndexError, TypeError) as exc:
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeError) as exc:
         raise DecodeError(f"not a dead letter: {exc!r}") from exc
