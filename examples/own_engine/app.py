@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -12,6 +13,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.settle import NotSettledError, bury, put_off_unknown, run_and_settle
+from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads
 from taskbridge.retry import GivenBack, Interrupted
 from taskbridge.timelimit import raise_in_thread
@@ -75,14 +77,27 @@ class ThreadsEngine:
     def _handle(self, native: Native) -> None:
         try:
             message = loads(native.text)
+        except NewerFormError:  # S8
+            self._wait_for_newer_worker(native)
         except DecodeError:  # Q7
-            raw = native.text.encode()
-            bury(self._host, DeadLetter(message=None, reason="undecodable", raw=raw, died_at=self._host.now()))
-            return
-        if not self._host.knows(message.task):  # Q6
-            put_off_unknown(self._host, message)
-        elif isinstance(run_and_settle(self._host, message), GivenBack):  # R8
-            self._wire.deliver(native)
+            self._bury(native, "undecodable")
+        else:
+            if not self._host.knows(message.task):  # Q6
+                put_off_unknown(self._host, message)
+            elif isinstance(run_and_settle(self._host, message), GivenBack):  # R8
+                self._wire.deliver(native)
+
+    def _wait_for_newer_worker(self, native: Native) -> None:
+        now = self._host.now()
+        since = now if native.since is None else native.since
+        if now - since < self._host.settings.unknown_task_grace_s:
+            self._wire.deliver_later(replace(native, since=since), wait_s=1.0)
+        else:
+            self._bury(native, "unknown_task")
+
+    def _bury(self, native: Native, reason: str) -> None:
+        raw = native.text.encode()
+        bury(self._host, DeadLetter(message=None, reason=reason, raw=raw, died_at=self._host.now()))
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -2,6 +2,7 @@
 
 import heapq
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,6 +22,7 @@ class Native:
     number: int
     queue: str = field(compare=False)
     text: str = field(compare=False)  # never the objects themselves: nothing is to be shared by accident
+    since: float | None = field(compare=False, default=None)  # when it was first put off, if it was
 
 
 class ThreadsWire:
@@ -31,6 +33,7 @@ class ThreadsWire:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self._queues: dict[str, list[Native]] = {}
+        self._put_off: Counter[str] = Counter()
 
     def encode(self, message: Message) -> Native:
         return Native(-PRIORITIES.index(message.priority), next(_numbers), message.queue, message.dumps())
@@ -50,12 +53,26 @@ class ThreadsWire:
                 self.changed.wait()
         return None
 
+    def deliver_later(self, native: Native, wait_s: float) -> None:
+        """Put a message in its queue after a while; it counts as waiting all the time."""
+
+        def deliver() -> None:
+            with self.changed:
+                self._put_off[native.queue] -= 1
+                self.deliver(native)
+
+        with self.changed:
+            self._put_off[native.queue] += 1
+        timer = threading.Timer(wait_s, deliver)
+        timer.daemon = True
+        timer.start()
+
     def places(self, queue: str) -> Sequence[str]:
         return (queue,)
 
     def waiting(self, queue: str) -> int:
         with self.changed:
-            return len(self._queues.get(queue, ()))
+            return len(self._queues.get(queue, ())) + self._put_off[queue]
 
 
 def make_wire(kind: str, settings: Settings) -> ThreadsWire:

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 40.0
-RUN_TIMEOUT_S: Final = 60.0
+RUN_TIMEOUT_S: Final = 120.0
 
 
 def environment(**variables: str) -> dict[str, str]:
