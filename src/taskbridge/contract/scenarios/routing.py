@@ -8,7 +8,6 @@ from typing import Any
 from taskbridge import Bridge, UnknownQueue
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
-from taskbridge.contract.probe import START
 from taskbridge.contract.program import RETURN, Plan, ask, fail
 from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_processes
 from taskbridge.contract.rewriting import GARBAGE, garbage
@@ -183,12 +182,6 @@ def unreadable_bytes_are_dead(h: Harness) -> None:
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
     raw = letters[0].raw or b""
     h.check(GARBAGE.encode() in raw, f"the letter should hold {GARBAGE!r}, but holds {raw!r}")
-    h.equal(
-        "the dead hooks", [record.kind for record in h.stage.records.all() if record.kind == "dead"].count("dead"), 1
-    )
-    h.equal(
-        "runs", {record.id for record in h.stage.records.all() if record.kind == START} >= {before.id, after.id}, True
-    )
 
 
 @scenario("Q6", on=(ALONE,), where=with_processes)

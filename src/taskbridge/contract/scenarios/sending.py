@@ -313,21 +313,20 @@ def _across_releases(target: Target) -> str:
     return "its sender and its worker are always of one release" if target.address.engine == "inline" else ""
 
 
-@scenario(
-    "S8",
-    on=(ALONE,),
-    where=_across_releases,
-)
+@scenario("S8", on=(BRIEFLY_UNKNOWN,), where=_across_releases)
 def a_newer_form_waits(h: Harness) -> None:
-    """A message of a newer form waits for a newer worker, and is not run by this one."""
+    """A message of a newer form waits for a newer worker, as an unknown task does, and is not run by this one."""
     h.start_worker()
     newer = h.send_rewritten(newer_form)
-    h.until(lambda: h.bridge.counts().delayed, "a message of a newer form to be put off")
     older = h.send(Plan(steps=(RETURN,)))
     h.final(older.id)
-    h.resting(delayed=1)
-    h.equal("the runs of a message of a newer form", h.starts(newer.id), [])
-    h.equal("its dead letters", h.letters(newer.id), [])
+    letter = h.until(h.bridge.dead_letters, "its dead letter", within_s=h.stage.patience_s + 5)[0]
+    h.idle()
+    waited_s = letter.died_at - newer.after
+    grace_s = h.stage.spec.unknown_task_grace_s
+    h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a newer worker, but waited {waited_s:.3f} s")
+    h.equal("the reason why it is dead", letter.reason, "unknown_task")
+    h.equal("its runs", h.starts(newer.id), [])
 
 
 @scenario("S9", on=(ALONE,), where=_across_releases)

@@ -1,0 +1,30 @@
+"""Leaves out the pairs of a scenario and a target that make no sense, such as killing a worker that is a thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from taskbridge.contract.registry import SCENARIOS
+from taskbridge.contract.target import Target
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    pointless = [item for item in items if _HERE in item.path.parents and _is_pointless(item)]
+    if pointless:
+        items[:] = [item for item in items if item not in pointless]
+        config.hook.pytest_deselected(items=pointless)
+
+
+def _is_pointless(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    params = item.callspec.params
+    if "scenario" not in params:
+        return False
+    target = str(params["target"])
+    place = "localhost" if target.endswith(("redis", "amqp")) else ""
+    return bool(SCENARIOS[str(params["scenario"])].refusal(Target.of(f"{target}://{place}")))

@@ -1,0 +1,35 @@
+"""The contract on every target: a test for each scenario. Those of a target run together, before the first test."""
+
+from __future__ import annotations
+
+import pytest
+
+import taskbridge.contract.scenarios  # fills the table
+from taskbridge.contract.registry import SCENARIOS
+from taskbridge.contract.suite import Result, run_suite
+from taskbridge.contract.target import Target
+
+assert taskbridge.contract.scenarios.__all__
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest, target: str, target_url: str) -> dict[str, Result]:
+    """What came of the chosen scenarios on the target."""
+    chosen = [name for name in SCENARIOS if name in _names(request.session, target)]
+    scenarios = [SCENARIOS[name] for name in chosen]
+    return {result.scenario: result for result in run_suite(Target.of(target_url), scenarios, done=lambda _: None)}
+
+
+def _names(session: pytest.Session, target: str) -> set[str]:
+    calls = [item.callspec.params for item in session.items if isinstance(item, pytest.Function) and _is_ours(item)]
+    return {str(params["scenario"]) for params in calls if params["target"] == target}
+
+
+def _is_ours(item: pytest.Function) -> bool:
+    return item.path.samefile(__file__) and item.originalname == test_the_promise_is_kept.__name__
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_promise_is_kept(scenario: str, target: str, results: dict[str, Result]) -> None:
+    result = results[scenario]
+    assert result.outcome == "passed", f"{SCENARIOS[scenario].title}\n{result.why}"

@@ -1,0 +1,78 @@
+"""The contract has teeth: with a rule broken, its scenario fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from taskbridge.contract.matrix import catalogue
+from taskbridge.contract.mutants import MUTANTS
+from taskbridge.contract.registry import SCENARIOS
+
+PATIENCE_S = 4
+LONGEST_S = 100
+
+Urls = Callable[[str], str]
+
+
+@pytest.fixture
+def url_of(request: pytest.FixtureRequest) -> Urls:
+    """Returns the URL of a target, on a private server if it needs one."""
+
+    def url(target: str) -> str:
+        engine, _, broker = target.partition("+")
+        if broker == "redis":
+            return f"{engine}+{request.getfixturevalue('redis_server').url}"
+        if broker == "amqp":
+            return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
+        return f"{target}://"
+
+    return url
+
+
+def run_contract(url: str, *scenarios: str, mutant: str | None = None) -> dict[str, Any]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    if mutant is not None:
+        env["TASKBRIDGE_CONTRACT_MUTANT"] = mutant
+    command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(scenarios), done.stderr
+    return {result["scenario"]: result for result in results}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_rule_is_found_out(name: str, url_of: Urls) -> None:
+    mutant = MUTANTS[name]
+    result = run_contract(url_of(mutant.target), mutant.scenario, mutant=name)[mutant.scenario]
+    assert result["outcome"] == "failed", f"{mutant.title}: {result}"
+
+
+@pytest.mark.parametrize("target", sorted({mutant.target for mutant in MUTANTS.values()}))
+def test_the_unbroken_product_passes_as_quickly(target: str, url_of: Urls) -> None:
+    """Else a mutant could be found out by impatience alone."""
+    scenarios = sorted({mutant.scenario for mutant in MUTANTS.values() if mutant.target == target})
+    results = run_contract(url_of(target), *scenarios)
+    assert {name: result["outcome"] for name, result in results.items()} == dict.fromkeys(scenarios, "passed"), results
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_breaks_a_rule_that_its_scenario_proves(name: str) -> None:
+    assert MUTANTS[name].rule in SCENARIOS[MUTANTS[name].scenario].rules
+
+
+def test_every_rule_has_a_scenario_and_a_mutant() -> None:
+    proofs = [proof for proof in catalogue() if not proof.rule.planned]
+    assert [proof.rule.name for proof in proofs if not proof.scenarios] == []
+    assert [proof.rule.name for proof in proofs if not proof.mutants] == []
+
+
+def test_the_scenarios_of_planned_rules_have_mutants_too() -> None:
+    proofs = [proof for proof in catalogue() if proof.rule.planned and proof.scenarios]
+    assert [proof.rule.name for proof in proofs if not proof.mutants] == []
