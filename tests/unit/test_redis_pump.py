@@ -59,8 +59,17 @@ class TestParking:
         [(member, due)] = place.delayed().items()
         assert member == f"{parked.id}:2"
         assert before + 1000.1 <= due <= math.ceil(after) + 1001
-        assert due == int(due)
         assert place.texts() == {member.encode(): parked.dumps().encode()}
+
+    def test_a_part_of_a_millisecond_makes_it_later_never_earlier(self, place: Place) -> None:
+        broker = place.broker()
+        for _ in range(50):
+            parked = message()
+            before = place.now_ms()
+            broker.park([(parked, 1)], timeout_s=3)
+
+            due = place.delayed()[f"{parked.id}:1"]
+            assert before + 1000 <= due == int(due)
 
     def test_the_same_attempt_again_replaces_the_first(self, place: Place) -> None:
         broker = place.broker()
