@@ -78,10 +78,15 @@ REDIS = "celery+redis://localhost:1/0"
         # The application.
         (["worker", "shopp"], r"there is no module 'shopp' in .*; did you mean 'shop'\?"),
         (["check", "broken"], r"module 'broken' .*: No module named 'no_such_module' \(broken\.py, line 1\)"),
-        (["worker", "typo"], r"module 'typo' .*option 'que' is unknown; did you mean 'queue'\? \(typo\.py, line [34]\)"),
+        (
+            ["worker", "typo"],
+            r"module 'typo' .*option 'que' is unknown; did you mean 'queue'\? \(typo\.py, line [34]\)",
+        ),
         (["worker", "shop:mail"], r"'mail' in module 'shop' is not a Bridge but of type Task"),
         (["worker", "empty", "--url", REDIS], r"'empty' declares no task on this bridge; .*"),
         (["routes", "empty"], r"'empty' declares no task on this bridge; .*"),
+        (["verify"], r"verify: which URL\? Such as: taskbridge verify celery\+redis://.*"),
+        (["verify", "inline://", "--rule", "R99"], r"there is no rule 'R99' .*"),
         # The target.
         (["worker", "shop"], r"inline:// \(the default\) keeps its messages .* set TASKBRIDGE_URL or --url .*"),
         (["worker", "shop", "--url", "celery+memory://"], r"celery\+memory:// keeps its messages .*"),
@@ -172,6 +177,13 @@ def test_check_warns_of_a_route_that_matches_no_task(run: Run) -> None:
     assert data["exit_code"] == done.returncode == 1
 
 
+def test_verify_prints_a_matrix(run: Run) -> None:
+    done = run("verify", "inline://", "--rule", "Q2,S6")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[:3]] == [["inline"], ["Q2", "ok"], ["S6", "ok"]]
+    assert "2/2 inline" in done.stderr
+
+
 def test_no_command_shows_the_help(run: Run) -> None:
     done = run()
     assert done.returncode == 0
@@ -179,7 +191,9 @@ def test_no_command_shows_the_help(run: Run) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["worker", "check", "routes", "queues", "dead", "dead list", "dead show", "demo"])
+@pytest.mark.parametrize(
+    "command", ["worker", "check", "routes", "queues", "dead", "dead list", "dead show", "verify", "demo"]
+)
 def test_help_teaches_with_an_example_and_fits_the_terminal(run: Run, command: str) -> None:
     done = run(*command.split(), "--help", COLUMNS="120")
     assert done.returncode == 0
@@ -198,24 +212,6 @@ def test_a_reader_that_stops_reading_is_no_error(run: Run, tmp_path: Path) -> No
         check=False,
     )
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("url", "module", "says"),
-    [
-        ("celery+redis://localhost", "celery", "engine 'celery' is not installed: pip install .*celery.*"),
-        ("dramatiq+redis://localhost", "dramatiq", "engine 'dramatiq' is not installed: pip install .*dramatiq.*"),
-    ],
-)
-def test_an_engine_that_is_not_installed_is_told_with_its_remedy(
-    run: Run, tmp_path: Path, url: str, module: str, says: str
-) -> None:
-    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module!r}', name={module!r})")
-
-    done = run("worker", "shop", "--url", url)
-
-    assert re.fullmatch(f"taskbridge: {says}\n", done.stderr), done.stderr
-    assert done.returncode == 2
 
 
 def test_the_command_line_starts_fast(run: Run) -> None:

@@ -143,6 +143,7 @@ def _environment(url: str, events: Path) -> Mapping[str, str]:
         **inherited,
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "TASKBRIDGE_URL": url,
+        "TASKBRIDGE_NAMESPACE": f"shop-{url.partition('+')[0]}",  # else the runs share their dead letters on a server
         "TASKBRIDGE_ROUTES": "*.send_*=email",
         "TASKBRIDGE_QUEUES": "vip",
         "TASKBRIDGE_GRACE": "2",

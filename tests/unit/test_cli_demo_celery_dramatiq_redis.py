@@ -1,0 +1,45 @@
+"""The demo runs, and both engines do the same in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module", params=["memory", "redis"])
+def demo(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "taskbridge", "demo", request.param],
+        env={**env, "TASKBRIDGE_URL": "nonsense", "NO_COLOR": "1"},  # the user's own settings don't matter
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def test_the_demo_is_identical_on_both_engines(demo: subprocess.CompletedProcess[str]) -> None:
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert demo.stderr == ""
+    rows = [re.split(r"  +", text) for text in demo.stdout.partition("Side by side")[2].splitlines()]
+    ends = {row[0]: (row[2], row[4], row[-1]) for row in rows if len(row) == 9}
+    assert ends == {
+        "charge_card 1001": ("3", "done", "identical"),
+        "charge_card 1002": ("1", "dead letter", "identical"),
+        "send_receipt 1001": ("1", "done", "identical"),
+        "send_receipt 1002": ("1", "done", "identical"),
+        "send_newsletter Ada": ("1", "discarded", "identical"),
+        "ask_for_review 1001": ("1", "done", "identical"),
+        "print_label 1001": ("3", "dead letter", "identical"),
+        "pack 1001 low": ("1", "done", "identical"),
+        "pack 1002": ("1", "done", "identical"),
+        "pack 1003 high": ("1", "done", "identical"),
+        "pack 1004 critical": ("1", "done", "identical"),
+    }
+    assert ["packed in order", "critical, high, normal, low", "critical, high, normal, low", "identical"] in rows
+    assert "Identical: 11 messages, 15 runs on either engine" in demo.stdout

@@ -1,0 +1,156 @@
+"""The command line with a Redis that is away, is empty, or holds something; and without what it needs installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskbridge import Bridge
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.engines.settle import letter_of
+from taskbridge.message import Message
+
+SHOP = """
+from taskbridge import task
+
+@task(queue="email")
+def mail(user: int) -> None: ...
+"""
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / "shop.py").write_text(SHOP)
+
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+        return subprocess.run(
+            [sys.executable, "-m", "taskbridge", *arguments],
+            cwd=tmp_path,
+            env={**env, "NO_COLOR": "1", "TZ": "UTC", **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call
+
+
+AWAY = "celery+redis://user:secret@127.0.0.1:1/0"
+
+
+@pytest.mark.parametrize("arguments", [["queues", "shop"], ["dead", "list"], ["dead", "show", "1"]])
+def test_a_broker_that_is_away_is_one_line(run: Run, arguments: list[str]) -> None:
+    done = run(*arguments, TASKBRIDGE_URL=AWAY)
+    assert re.fullmatch(r"taskbridge: .*127\.0\.0\.1:1.*refused.*\n", done.stderr), done.stderr
+    assert "taken" not in done.stderr
+    assert "secret" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_check_tells_that_the_broker_is_away_and_all_else(run: Run) -> None:
+    pytest.importorskip("celery", reason="another finding comes first without it")
+    done = run("check", "shop", TASKBRIDGE_URL=AWAY)
+    assert done.returncode == 2
+    assert re.search(r"^broker +error +.*127\.0\.0\.1:1.*refused", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^tasks +ok +1: shop\.mail", done.stdout, re.MULTILINE)
+    assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "url", "says"),
+    [
+        (
+            "celery",
+            "celery+redis://127.0.0.1:1",
+            r"engine 'celery' is not installed: pip install 'taskbridge-queue\[celery\]'",
+        ),
+        ("dramatiq", "dramatiq+redis://127.0.0.1:1", r"engine 'dramatiq' is not installed: pip .*\[dramatiq\]'"),
+        (
+            "redis",
+            "celery+redis://127.0.0.1:1",
+            r"redis-py, the client of broker 'redis', is not installed: .*\[redis\]'",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_told_with_its_remedy(
+    run: Run, tmp_path: Path, module: str, url: str, says: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
+
+    done = run("worker", "shop", "--url", url)
+    assert re.fullmatch(f"taskbridge: {says}\n", done.stderr), done.stderr
+    assert done.returncode == 2
+
+    checked = run("check", "shop", "--url", url)
+    assert re.search(rf"^(engine|client) +error +{says}$", checked.stdout, re.MULTILINE), checked.stdout
+    assert checked.returncode == 2
+
+
+def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis) -> None:
+    url = f"celery+{redis_server.url}"
+    bridge = Bridge(url, namespace="cli", queues=["email"])
+    mail = bridge.task(name="shop.mail", queue="email")(lambda user: None)
+    for user in (1, 2):
+        mail.send(user)
+    mail.schedule(3600, 3)
+    message = Message(
+        id="3f2b0000-0000-4000-8000-000000000000",
+        task="shop.mail",
+        queue="email",
+        args_json='[42,{"$tb":"x"}]',  # not to be decoded: then it is shown as it is
+        kwargs_json="{}",
+        enqueued_at=0.0,
+        attempt=5,
+        headers={"tenant": "acme"},
+    )
+    died_at = time.time()
+    error = ValueError("no such user\nand more")
+    bridge.broker.bury(letter_of(message, reason="exhausted", error=error, now=died_at), timeout_s=5)
+    bridge.close()
+    settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": "cli"}
+
+    queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
+    assert queues == {"waiting": {"default": 0, "email": 2}, "delayed": 1, "dead": 1}
+    shown = run("queues", "shop", **settings).stdout
+    assert re.search(r"email +2\n", shown)
+    assert "delayed 1, dead 1" in shown
+
+    listed = run("dead", "list", **settings).stdout.splitlines()
+    assert [re.split("  +", line) for line in listed] == [
+        ["id", "died at", "task", "queue", "attempts", "reason", "error"],
+        [
+            message.id,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(died_at)),
+            "shop.mail",
+            "email",
+            "5",
+            "exhausted",
+            "ValueError: no such user",
+        ],
+    ]
+    assert run("dead", "list", "--task", "other.*", **settings).stdout == "no such dead letters\n"
+    found: Any = json.loads(run("dead", "list", "--reason", "exhausted", "--json", **settings).stdout)
+    assert [(letter["id"], letter["attempts"]) for letter in found] == [(message.id, 5)]
+
+    one = run("dead", "show", "3f2b", **settings).stdout
+    for line in ("task        shop.mail", "header      tenant: acme", "attempts    5", "reason      exhausted"):
+        assert line in one
+    assert "ValueError: no such user\nand more" in one
+    assert "42" in one
+    missing = run("dead", "show", "9", **settings)
+    assert missing.stderr == "taskbridge: there is no dead letter '9'; `taskbridge dead list` shows what there is\n"
+    assert missing.returncode == 2
