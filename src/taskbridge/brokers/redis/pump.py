@@ -222,4 +222,6 @@ class Pump:
 
 
 def _sleep_s(wait_ms: int) -> float:
-    return _POLL_S if wait_ms < 0 else min(_POLL_S, max(_SHORTEST_SLEEP_S, wait_ms / 1000))
+    if wait_ms <= 0:  # more is due, or nothing is parked
+        return 0.0 if wait_ms == 0 else _POLL_S
+    return min(_POLL_S, max(_SHORTEST_SLEEP_S, wait_ms / 1000))

@@ -1,6 +1,7 @@
 """What happens on the Redis server in one step: the Lua scripts, and the keys that they work on.
 
-All times are the server's own clock's, in milliseconds since the epoch, so that no two computers' clocks are compared.
+All times are in milliseconds since the epoch, and the server's own clock's, so that no two computers' clocks are
+compared; only a dead letter's is that of the worker that buried it.
 
 | key | type | holds |
 |---|---|---|
