@@ -153,6 +153,9 @@ install_into_venv() { # NAME, PIP ARGUMENT...: installs what NAME needs, if it h
     local name=$1 stamp
     shift
     make_venv
+    # pip compiles what it installs, but not what it installs as a link to a folder: without this, where Python may not
+    # write bytecode, every process compiles the package anew.
+    "$VENV/bin/python" -m compileall -q src || true
     stamp=$(stamp_of "$@")
     [ "$(cat "$VENV/.installed-$name" 2> /dev/null)" = "$stamp" ] && return 0
 
