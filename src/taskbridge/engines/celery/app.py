@@ -1,0 +1,339 @@
+"""The engine: a Celery app of its own, in which each task is a Celery task."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import secrets
+import ssl
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from celery.app.defaults import DEFAULTS
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+
+from taskbridge.declaration import Declaration
+from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.celery import wire
+from taskbridge.engines.celery.carrier import Carrier
+from taskbridge.engines.celery.connection import own_connection, own_transport
+from taskbridge.engines.celery.life import Life
+from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue
+from taskbridge.exceptions import SettingsError
+from taskbridge.hooks import Event
+from taskbridge.message import Priority
+from taskbridge.settings import Address, Settings
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.leases import Leases
+
+_FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
+"""Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
+
+_CHILD_STARTS_S: Final = 60.0
+"""How long a child of the prefork pool may take to start: `worker_started` hooks run in it. Celery's default is 4 s."""
+
+_CHILD_LOST_S: Final = 2.0
+"""How long after a child's death its message goes back. What the child had sent before is read first (asynpool.py)."""
+
+
+class BridgeCelery(Celery):
+    """The Celery app of a bridge; `engine` is the engine."""
+
+    engine: CeleryEngine
+
+    def _connection(self, url: Any, **options: Any) -> Any:
+        """Connect to the bridge's broker, even where Celery's variables name another one."""
+        if url in {os.environ.get(name) for name in _FOREIGN_URLS}:
+            url = self.engine.broker_url
+        connected: Any = super()._connection(url, transport=self.engine.transport, **options)
+        return connected
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        """Have a child that doesn't fork load the application anew."""
+        return _load_again, ()
+
+
+def _load_again() -> Any:
+    from taskbridge.engines.celery.main import app  # here, for it loads the application
+
+    return app
+
+
+class CeleryEngine:
+    """Celery, joined to one bridge.
+
+    Attributes:
+        settings: The bridge's.
+        broker_url: The broker's URL, as kombu reads it.
+        transport: kombu's transport with taskbridge's rules; None for kombu's own.
+        redis_tells: Whether this Redis tells an idle worker of new messages.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host: Final = host
+        self.settings: Final = host.settings
+        self.broker_url, tls = kombu_url(host.settings.url)
+        stock = _transport(host.settings)
+        self.transport: Final[Any] = None if stock is None else own_transport(self, stock)
+        self.redis_tells = True
+        self._leases: Leases | None = None
+        self._runs = Runs(host)
+        self._carrier = Carrier(host, self._runs)
+        self.life: Final = Life(self, host, self._runs, self._carrier)
+        self._queues: dict[str, Any] = {}
+        self._app = self._make_app(tls)
+        self._declare_queues()
+        self._connect_signals()
+
+    @property
+    def native(self) -> BridgeCelery:
+        """The Celery app."""
+        return self._app
+
+    @property
+    def leases(self) -> Leases:
+        """What this process holds of the queues on Redis."""
+        if self._leases is None:
+            from taskbridge.engines.celery.leases import Leases  # here, for it imports redis
+
+            self._leases = Leases(self.settings, self.life.bury_leased)
+        return self._leases
+
+    def running_tags(self) -> set[str]:
+        """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
+        if self.life.stopping:
+            return set()
+        return {request.message.delivery_tag for request in self.life.active_requests()}
+
+    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
+        """Bury bytes that can't be read, in the worker; and do this when they are buried."""
+        self.life.bury_raw(raw, error, then=then)
+
+    def wake(self) -> None:
+        """Wake the loop of an embedded worker."""
+        wake = getattr(self.host.wire, "wake", None)
+        if wake is not None:
+            wake()
+
+    # The app
+
+    def _make_app(self, tls: Mapping[str, Any] | None) -> BridgeCelery:
+        settings = self.settings
+        connections: Any = own_connection(self)
+        amqp_class: Any = type("BridgeAMQP", (AMQP,), {"Connection": connections, "BrokerConnection": connections})
+        app = BridgeCelery(settings.namespace, broker=self.broker_url, set_as_current=False, amqp=amqp_class)
+        app.engine = self
+        app.conf.update(self._conf(tls))
+        return app
+
+    def _conf(self, tls: Mapping[str, Any] | None) -> dict[str, Any]:
+        settings = self.settings
+        broker = settings.url.broker
+        prefix = f"{settings.namespace}.{wire.ENGINE}"
+        default_queue = self._native_queue(settings.default_queue)
+        conf: dict[str, Any] = {
+            "accept_content": ["json"],
+            "task_serializer": "json",
+            "task_default_queue": default_queue,
+            "task_default_exchange": "",
+            "task_default_routing_key": default_queue,
+            "task_create_missing_queues": False,
+            "task_routes": (self._route,),
+            "worker_consumer": "taskbridge.engines.celery.worker:Consumer",
+            "worker_prefetch_multiplier": 1,
+            "worker_proc_alive_timeout": _CHILD_STARTS_S,
+            "worker_lost_wait": _CHILD_LOST_S,
+            "worker_enable_remote_control": broker != "memory",
+            "broker_connection_retry_on_startup": True,
+            "broker_connection_max_retries": None,
+            "broker_channel_error_retry": True,
+            "control_exchange": prefix,
+            "event_exchange": f"{prefix}.events",
+            "event_queue_prefix": f"{prefix}.events",
+        }
+        if broker == "redis" and "worker_disable_prefetch" in DEFAULTS:  # since Celery 5.6
+            conf["worker_disable_prefetch"] = True
+        if broker == "amqp":
+            conf["broker_transport_options"] = {"confirm_publish": True}
+            query = dict(parse_qsl(urlsplit(settings.url.broker_url).query))
+            if query.get("heartbeat", "").isdecimal():
+                conf["broker_heartbeat"] = int(query["heartbeat"])
+        if tls is not None:
+            conf["broker_use_ssl"] = dict(tls)
+        return conf
+
+    def _native_queue(self, queue: str) -> str:
+        return wire.native_queue(self.settings.namespace, queue)
+
+    def _declare_queues(self) -> None:
+        """Declare the queues that are known since; a worker that is told of none consumes all."""
+        new = [queue for queue in self.host.queues() if queue not in self._queues]
+        for queue in new:
+            native = self._native_queue(queue)
+            arguments = wire.queue_arguments() if self.settings.url.broker == "amqp" else None
+            self._queues[queue] = Queue(
+                native, Exchange(""), native, alias=queue, queue_arguments=arguments, durable=True
+            )
+        self._app.conf.task_queues = tuple(self._queues.values())
+        if "amqp" in vars(self._app) and "queues" in vars(self._app.amqp):
+            known = self._app.amqp.queues
+            for queue in new:
+                if known._consume_from is None:
+                    known.select_add(self._queues[queue])
+                else:  # the worker was told what to consume
+                    known.add(self._queues[queue])
+
+    def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
+        """Route what is sent with Celery's own means."""
+        declaration = next((found for found in self.host.declarations() if found.name == name), None)
+        if declaration is None:
+            return None
+        return {
+            "queue": self._native_queue(self.host.queue_of(name)),
+            "priority": self._native_priority(declaration.priority),
+        }
+
+    def _native_priority(self, priority: Priority) -> int:
+        return (wire.REDIS_STEPS if self.settings.url.broker == "redis" else wire.RANKS)[priority]
+
+    def register(self, declaration: Declaration) -> None:
+        """Make a Celery task of a declaration, and declare the queues that are known since."""
+        self._app._tasks.pop(declaration.name, None)  # its module was imported twice, and Celery keeps the first
+        self._app.task(
+            name=declaration.name,
+            bind=True,
+            shared=False,  # else Celery registers it on every app of the process
+            lazy=False,
+            acks_late=True,
+            reject_on_worker_lost=True,
+            ignore_result=True,
+            max_retries=None,
+            throws=(Exception,),  # the error is in taskbridge's log, with its traceback; here it is one line
+            __header__=staticmethod(declaration.signature.bind),
+        )(self._body(declaration))
+        self._declare_queues()
+
+    def _body(self, declaration: Declaration) -> Callable[..., Any]:
+        carrier = self._carrier
+
+        def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+            request = task.request
+            if request.called_directly or request.is_eager:
+                return declaration.function(*args, **kwargs)
+            return carrier.carry(vars(request))
+
+        functools.update_wrapper(run, declaration.function)
+        run.__name__ = getattr(run, "__name__", type(declaration.function).__name__)
+        return run
+
+    # Workers
+
+    def _connect_signals(self) -> None:
+        worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        worker_process_init.connect(self._on_child_started, weak=False)
+        worker_process_shutdown.connect(self._on_child_stopping, weak=False)
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        if self.life.pid == os.getpid():
+            self.life.begin_stop()
+
+    def _on_child_started(self, **_: Any) -> None:
+        if self._is_child():
+            self.host.hooks.call(Event(name="worker_started"))
+
+    def _on_child_stopping(self, **_: Any) -> None:
+        if self._is_child():
+            self.host.stopping.set()
+            self.host.hooks.call(Event(name="worker_stopping"))
+
+    def _is_child(self) -> bool:
+        return self.life.pid is not None and self.life.pid == os.getppid() != os.getpid()
+
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Return Celery's own command lines: one with children, or one a process with threads."""
+        if options.threads == 1:
+            return [self._command(options, "prefork", options.processes)]
+        return [self._command(options, "threads", options.threads) for _ in range(options.processes)]
+
+    def _command(self, options: WorkerOptions, pool: str, slots: int) -> Command:
+        argv = [
+            sys.executable,
+            *("-m", "celery", "--app", "taskbridge.engines.celery.main", "worker"),
+            *("--pool", pool),
+            *("--concurrency", str(slots)),
+            *("--hostname", f"{self.settings.namespace}-{secrets.token_hex(4)}@%h"),
+            *("--loglevel", options.log_level.upper()),
+            *("--without-gossip", "--without-mingle"),
+            *(("--queues", ",".join(options.queues)) if options.queues else ()),
+        ]
+        return Command(argv=tuple(argv), env={"TASKBRIDGE_APP": options.app})
+
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
+        """Run a Celery worker in threads of this process while the block runs."""
+        from taskbridge.engines.celery.memory import embedded_worker  # here, for only memory brokers need it
+
+        return embedded_worker(self, self.host, queues=[self._native_queue(queue) for queue in queues], threads=threads)
+
+    def close(self) -> None:
+        """Close connections, and forget the app."""
+        worker_shutting_down.disconnect(self._on_shutting_down)
+        worker_process_init.disconnect(self._on_child_started)
+        worker_process_shutdown.disconnect(self._on_child_stopping)
+        if self._leases is not None:
+            self._leases.stop()
+        self._app.close()
+
+
+def _transport(settings: Settings) -> Any:
+    if settings.url.broker == "redis":
+        from taskbridge.engines.celery.transport import Transport  # here, for it imports redis
+
+        return Transport
+    if settings.url.broker == "memory":
+        from taskbridge.engines.celery.memory import Transport as MemoryTransport  # here, for only memory needs it
+
+        return MemoryTransport
+    return None
+
+
+def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the URL that kombu is to be given, and what it needs to know of TLS.
+
+    On Redis it is only to be shown: the transport reads the bridge's own URL, as redis-py does. The options in an AMQP
+    URL are pika's; kombu doesn't know them.
+
+    Raises:
+        SettingsError: The URL's TLS options are no such thing.
+    """
+    parts = urlsplit(address.broker_url)
+    if parts.scheme == "memory":
+        return "memory://localhost/", None  # kombu logs that it reverts to localhost
+    if parts.scheme == "unix":
+        return "redis://localhost/", None
+    url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    if parts.scheme != "amqps":
+        return url, None
+    tls: dict[str, Any] = {"server_hostname": parts.hostname, "cert_reqs": ssl.CERT_REQUIRED}
+    text = dict(parse_qsl(parts.query)).get("ssl_options")
+    if text is not None:
+        try:
+            options = ast.literal_eval(text)
+            tls |= {name: options[name] for name in _TLS_OPTIONS if name in options}
+        except (ValueError, TypeError, SyntaxError) as exc:
+            raise SettingsError("url", "its ssl_options are no dict") from exc
+    return url, tls
+
+
+_TLS_OPTIONS: Final = ("ca_certs", "certfile", "keyfile", "cert_reqs", "ciphers", "server_hostname")
+"""What pika's and py-amqp's TLS options have in common."""
+
+
+def make_engine(host: Host) -> CeleryEngine:
+    """Return Celery, joined to a bridge."""
+    return CeleryEngine(host)

@@ -1,0 +1,69 @@
+"""Messages as kombu's virtual transports keep them: JSON, which may turn out to be none, or somebody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskbridge.engines.celery.stock import kombu_json, virtual
+from taskbridge.exceptions import DecodeError
+
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What taking foreign JSON apart may raise."""
+
+
+class Payload(dict[str, Any]):
+    """A message's JSON; `raw` is the bytes as they came."""
+
+    raw: bytes = b""
+
+
+class Message(virtual.Message):
+    """A message as kombu takes it apart."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        try:
+            super().__init__(payload, channel=channel, **options)
+        except _WRONG as exc:  # no base64, say
+            raise DecodeError(f"not a Celery message: {exc!r}") from exc
+
+
+def parse(item: bytes, *, tag: str, queue: str) -> Payload:
+    """Return a message's JSON, addressed to where it came from.
+
+    Args:
+        item: The bytes.
+        tag: Of this delivery; the sender's own may be in use, for what is sent twice has it twice.
+        queue: The native queue from which it was taken.
+
+    Raises:
+        DecodeError: It is no Celery message.
+    """
+    try:
+        payload = Payload(kombu_json.loads(item.decode()))
+        properties = payload["properties"]
+        properties["delivery_tag"] = tag
+        properties["delivery_info"] |= {"exchange": "", "routing_key": queue}
+    except _WRONG as exc:
+        raise DecodeError(f"not a Celery message: {exc!r}") from exc
+    payload.raw = item
+    return payload
+
+
+def dumps(payload: Any) -> bytes:
+    """Return a message's bytes."""
+    text: str = kombu_json.dumps(payload)
+    return text.encode()
+
+
+def redelivered(payload: Any) -> bytes:
+    """Return the bytes with which a message goes back to its queue, marked as kombu does.
+
+    Raises:
+        DecodeError: It is no Celery message.
+    """
+    try:
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+    except _WRONG as exc:
+        raise DecodeError(f"not a Celery message: {exc!r}") from exc
+    return dumps(payload)

@@ -1,0 +1,325 @@
+"""What this worker holds of Celery's queues on Redis, and for how long (rules A2, A3 and A8).
+
+kombu pops a message and then writes down that it is unacknowledged; a worker that dies in between has lost it. Here one
+script does both. Who takes a message has it on lease: the worker renews its leases in a thread, and any worker gives
+back to its queue what nobody has renewed in time.
+
+| key | type | holds |
+|---|---|---|
+| `{ns}.celery.unacked` | hash | by tag, `[item,"",queue]`: each message in a worker's hands, as kombu keeps it |
+| `{ns}.celery.unacked_index` | sorted set | each tag, by when it was taken or renewed, in ms on the server's clock |
+
+A tag is made as the message is taken, and means this one delivery, so that it can be acknowledged on any connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from bisect import bisect
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.scripts import Script
+from taskbridge.engines.celery import items
+from taskbridge.engines.celery.stock import kombu_json
+from taskbridge.engines.celery.wire import ENGINE, REDIS_STEPS, step_key
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.settings import Settings
+
+_log = logging.getLogger("taskbridge.celery")
+
+STEPS: Final = sorted(REDIS_STEPS.values())
+
+_SWEEP_S: Final = 5.0
+"""How often leases are looked after at least: rule A2 allows 10 s past the lease."""
+
+_AT_ONCE_S: Final = 1.0
+"""How long an acknowledgement may hold up the worker's main loop; after that, the thread goes on trying."""
+
+_TOGETHER: Final = 500
+
+_NOW: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+TAKE: Final = Script(
+    _NOW
+    + """
+-- KEYS: lists in the order of preference, unacked, index. ARGV: tag, then of each list its queue.
+local lists = #KEYS - 2
+for i = 1, lists do
+  local item = redis.call('RPOP', KEYS[i])  -- first, for Redis then refuses no later write for want of memory
+  if item then
+    redis.call('HSET', KEYS[lists + 1], ARGV[1], '[' .. item .. ',"","' .. ARGV[i + 1] .. '"]')
+    redis.call('ZADD', KEYS[lists + 2], now, ARGV[1])
+    return {i, item}
+  end
+end
+return false
+"""
+)
+"""Take the next message; it is in a list or under its tag, and at no moment in neither."""
+
+_ACK: Final = Script(
+    """
+-- KEYS: unacked, index. ARGV: tags.
+redis.call('HDEL', KEYS[1], unpack(ARGV))
+return redis.call('ZREM', KEYS[2], unpack(ARGV))
+"""
+)
+
+_RENEW: Final = Script(
+    _NOW
+    + """
+-- KEYS: index. ARGV: tags. Returns: how many are still held.
+local held = 0
+for i = 1, #ARGV do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i])
+    held = held + 1
+  end
+end
+return held
+"""
+)
+
+_OVERDUE: Final = Script(
+    _NOW
+    + """
+-- KEYS: index. ARGV: lease in ms, most. Returns: tags whose lease is over.
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])
+"""
+)
+
+_GIVE_BACK: Final = Script(
+    _NOW
+    + """
+-- KEYS: unacked, index, list. ARGV: tag, item, lease in ms (0: whatever its lease). Returns: 1 if this put it back.
+local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local lease = tonumber(ARGV[3])
+if lease > 0 and score and tonumber(score) > now - lease then return 0 end  -- renewed meanwhile
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('RPUSH', KEYS[3], ARGV[2])  -- where the next one is taken from
+return 1
+"""
+)
+
+_CLAIM: Final = Script(
+    _NOW
+    + """
+-- KEYS: index. ARGV: tag, lease in ms. Returns: 1 if its lease was over and is now the caller's.
+local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not score or tonumber(score) > now - ARGV[2] then return 0 end
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+return 1
+"""
+)
+
+_ADOPT: Final = Script(
+    _NOW
+    + """
+-- KEYS: unacked, index. ARGV: tag, value.
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+"""
+)
+
+
+def step_of(priority: object) -> int:
+    """Return the step of a message's priority, as kombu does (kombu/transport/redis.py, Channel.priority)."""
+    number = priority if isinstance(priority, int) else 0
+    return STEPS[bisect(STEPS, max(0, min(9, number))) - 1]
+
+
+def returned(value: bytes) -> tuple[str, bytes]:
+    """Return the list and the item with which a held message goes back to its queue, marked as redelivered.
+
+    Args:
+        value: What is kept of it under its tag.
+
+    Raises:
+        DecodeError: It is not one that kombu or Celery wrote.
+    """
+    try:
+        payload, _, queue = kombu_json.loads(value.decode())
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise DecodeError(f"not a Celery message: {exc!r}") from exc
+    item = items.redelivered(payload)
+    return step_key(queue, step_of(payload["properties"].get("priority"))), item
+
+
+def raw_item(value: bytes) -> bytes:
+    """Return the bytes of a message as they came, from what is kept of it under its tag."""
+    return value[1:].rpartition(b',"","')[0]
+
+
+class Leases:
+    """The messages that this process holds. The main loop takes and acknowledges, a thread looks after the rest.
+
+    Args:
+        settings: The bridge's.
+        undecodable: Called in the thread with a tag and bytes that can't be read; it buries them and ends the lease.
+    """
+
+    def __init__(self, settings: Settings, undecodable: Callable[[str, bytes, Exception], None]) -> None:
+        prefix = f"{settings.namespace}.{ENGINE}"
+        self.unacked_key: Final = f"{prefix}.unacked"
+        self.index_key: Final = f"{prefix}.unacked_index"
+        self.pace_key: Final = f"{prefix}.pace"
+        self._client = Client(settings.url.broker_url)
+        self._undecodable = undecodable
+        self._lease_s = settings.lease_s
+        self._timeout_s = settings.send_timeout_s
+        self._worker = secrets.token_hex(8)
+        self._number = 0
+        self._held: set[str] = set()
+        self._overdue_work: deque[tuple[bool, str]] = deque()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._was_away = False
+
+    # The main loop
+
+    def next_tag(self) -> str:
+        """Return a tag that no other delivery has."""
+        self._number += 1
+        return f"{self._worker}:{self._number}"
+
+    def mine(self, tag: str) -> bool:
+        """Return whether a tag was made here, so that its message is on lease already."""
+        return tag.startswith(self._worker)
+
+    def took(self, tag: str) -> None:
+        """Note that a message was taken: its lease is renewed from now on."""
+        with self._lock:
+            self._held.add(tag)
+
+    def end(self, tag: str) -> None:
+        """Acknowledge a message: it is done with."""
+        self._soon(True, tag)
+
+    def give_back(self, tag: str) -> None:
+        """Return a message to its queue, as the next one to be taken."""
+        self._soon(False, tag)
+
+    def _soon(self, done: bool, tag: str) -> None:
+        if not self._overdue_work:
+            try:
+                self._carry_out(done, tag, _AT_ONCE_S)
+            except BrokerUnavailable as exc:
+                _log.warning("Redis does not answer, an acknowledgement has to wait: %s", exc.problem)
+            else:
+                return
+        self._overdue_work.append((done, tag))
+
+    def _carry_out(self, done: bool, tag: str, timeout_s: float) -> None:
+        if done:
+            self._client.run(_ACK, (self.unacked_key, self.index_key), (tag,), timeout_s=timeout_s)
+        else:
+            self._return([tag], 0, timeout_s)
+        with self._lock:
+            self._held.discard(tag)
+
+    def _return(self, tags: Iterable[str], lease_ms: int, timeout_s: float) -> int:
+        count = 0
+        for tag in tags:
+            value = self._client.execute([("HGET", self.unacked_key, tag)], timeout_s=timeout_s)
+            if value is None:
+                self._client.execute([("ZREM", self.index_key, tag)], timeout_s=timeout_s)
+                continue
+            try:
+                key, item = returned(value)
+            except DecodeError as exc:
+                self._bury(tag, raw_item(value), exc, lease_ms)
+                continue
+            keys = (self.unacked_key, self.index_key, key)
+            count += self._client.run(_GIVE_BACK, keys, (tag, item, lease_ms), timeout_s=timeout_s)
+        return count
+
+    def _bury(self, tag: str, raw: bytes, error: Exception, lease_ms: int) -> None:
+        """Have bytes buried that can't be read; of several workers that find them, one does it."""
+        if self._client.run(_CLAIM, (self.index_key,), (tag, lease_ms), timeout_s=self._timeout_s):
+            self.took(tag)
+            self._undecodable(tag, raw, error)
+
+    def adopt(self, tag: str, item: str, queue: str) -> None:
+        """Note that a message is held which was popped without a lease, as by `basic_get`.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer.
+        """
+        keys = (self.unacked_key, self.index_key)
+        self._client.run(_ADOPT, keys, (tag, f'[{item},"","{queue}"]'), timeout_s=self._timeout_s)
+        self.took(tag)
+
+    # The thread
+
+    def start(self) -> None:
+        """Start to look after leases, this worker's and overdue ones of others; starting twice does nothing."""
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="taskbridge-leases", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.look_after()
+                self._was_away = False
+            except BrokerUnavailable as exc:
+                if not self._was_away:
+                    _log.warning("Redis does not answer, leases can't be renewed: %s", exc.problem)
+                self._was_away = True
+            except Exception:
+                _log.exception("looking after leases failed, trying again")
+            if self._stop.wait(min(_SWEEP_S, self._lease_s / 4)):
+                return
+
+    def look_after(self) -> None:
+        """Carry out what had to wait, renew what is held here, and give back what others have let go.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer.
+        """
+        self._catch_up()
+        with self._lock:
+            held = list(self._held)
+        for start in range(0, len(held), _TOGETHER):
+            part = held[start : start + _TOGETHER]
+            self._client.run(_RENEW, (self.index_key,), part, timeout_s=self._timeout_s)
+        lease_ms = int(self._lease_s * 1000)
+        overdue: Sequence[bytes] = self._client.run(
+            _OVERDUE, (self.index_key,), (lease_ms, _TOGETHER), timeout_s=self._timeout_s
+        )
+        count = self._return([tag.decode() for tag in overdue], lease_ms, self._timeout_s)
+        if count:
+            _log.warning("%d messages of workers that are gone go back to their queues", count)
+
+    def _catch_up(self) -> None:
+        while self._overdue_work:
+            done, tag = self._overdue_work[0]
+            self._carry_out(done, tag, self._timeout_s)
+            self._overdue_work.popleft()
+
+    def stop(self) -> None:
+        """Stop the thread, and give back at once all that is still held."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(self._timeout_s)
+            self._thread = None
+        try:
+            self._catch_up()
+            with self._lock:
+                held = list(self._held)
+            for tag in held:
+                self._carry_out(False, tag, self._timeout_s)
+        except BrokerUnavailable as exc:
+            _log.warning("Redis does not answer, what is left goes back when its lease is over: %s", exc.problem)
+        self._client.close()

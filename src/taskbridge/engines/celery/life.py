@@ -1,0 +1,248 @@
+"""What a worker's main process has besides Celery's own: hooks, pump, leases, and an end that keeps to the grace.
+
+Its threads start after the pool's children are forked, and end after the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from taskbridge.engines.base import Host
+from taskbridge.engines.celery.carrier import Carrier, undecodable
+from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.stock import worker_state
+from taskbridge.engines.pump import Pump
+from taskbridge.engines.settle import NotSettledError, bury
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+from taskbridge.hooks import Event
+from taskbridge.message import Message
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.app import CeleryEngine
+
+_log = logging.getLogger("taskbridge.celery")
+
+_LOOK_S: Final = 0.05
+
+_AFTER_GRACE_S: Final = 3.0
+"""How long interrupted tasks have to end before the worker ends without them; rule A4 allows 5 s in all."""
+
+_PAUSE_S: Final = 1.0
+_UNMARK_S: Final = 1.0
+_NOT_UNMARKED: Final = "the store does not answer, interrupted runs will count as lost: %s"
+
+_Work = Callable[[], None]
+
+
+class Desk:
+    """A thread for what has to wait for the broker, so that Celery's main loop does not."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; starting twice does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="taskbridge-desk", daemon=True)
+            self._thread.start()
+
+    def submit(self, work: _Work) -> None:
+        """Have something done, after what was submitted before."""
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except Exception:
+                _log.exception("a message that can't run could not be dealt with")
+
+    def stop(self, timeout_s: float) -> None:
+        """Finish what was submitted, within this time."""
+        self._work.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+
+
+class Life:
+    """The life of a worker, in its main process (rules A4, R8, H).
+
+    Attributes:
+        pid: The worker's main process; None while there is no worker.
+        stopping: Whether it takes nothing new.
+        desk: For messages that can't run.
+    """
+
+    def __init__(self, engine: CeleryEngine, host: Host, runs: Runs, carrier: Carrier) -> None:
+        self._engine = engine
+        self._host = host
+        self.runs: Final = runs
+        self._carrier = carrier
+        self._pump = Pump(host)
+        self._begun = threading.Event()
+        self._ended = threading.Event()
+        self._consumer: Any = None
+        self._has_children = False
+        self._embedding = threading.Lock()
+        self._is_embedded = False
+        self.pid: int | None = None
+        self.stopping = False
+        self.desk = Desk()
+
+    def opens(self, consumer: Any, *, has_children: bool) -> None:
+        """Prepare a worker, before its pool's children are forked."""
+        self._consumer = consumer
+        self._has_children = has_children
+        self.pid = os.getpid()
+        self.stopping = False
+        self._begun.clear()
+        self._ended.clear()
+        self._host.stopping.clear()
+        self.runs.open()
+        self._carrier.opens(self.pid)
+
+    @contextmanager
+    def embedding(self) -> Generator[None, None, None]:
+        """Call the hooks of an embedded worker in this thread, around the block.
+
+        Raises:
+            TaskBridgeError: A worker of this bridge runs already.
+        """
+        if not self._embedding.acquire(blocking=False):
+            raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
+        self._is_embedded = True
+        try:
+            self._host.hooks.call(Event(name="worker_started"))
+            yield
+        finally:
+            self._is_embedded = False
+            self._embedding.release()
+
+    def start(self) -> None:
+        """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
+        if not self._has_children and not self._is_embedded:
+            self._host.hooks.call(Event(name="worker_started"))
+        self.desk.start()
+        if self._engine.settings.url.broker == "redis":
+            self._engine.leases.start()
+        self._pump.start()
+        if not self._is_embedded:
+            threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
+
+    # Messages that can't run
+
+    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
+        """Bury bytes that can't be read (rule Q7), soon."""
+        _log.error("a message of %d bytes can't be read and is dead: %s", len(raw), error)
+
+        def work() -> None:
+            with suppress(NotSettledError):  # the worker stops: its lease runs out, and another worker tries
+                bury(self._host, undecodable(raw, error, now=self._host.now()))
+                then()
+
+        self.desk.submit(work)
+
+    def bury_leased(self, tag: str, raw: bytes, error: Exception) -> None:
+        """Bury bytes that were found under a lease that was over."""
+        self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
+
+    # The end
+
+    def begin_stop(self) -> None:
+        """Begin to stop: from here the grace counts. Fit for a signal handler; a second time does nothing."""
+        self.stopping = True
+        self._begun.set()
+
+    def active_requests(self) -> list[Any]:
+        """Return the requests that Celery's pool has accepted."""
+        while True:
+            with suppress(RuntimeError):  # changed by another thread meanwhile
+                return list(worker_state.active_requests)
+
+    def _keep_to_grace(self) -> None:
+        self._begun.wait()
+        deadline = monotonic() + self._host.settings.grace_s
+        while monotonic() < deadline:
+            if self._ended.wait(_LOOK_S):
+                return
+        self._host.stopping.set()
+        self._interrupt()
+        if not self._ended.wait(_AFTER_GRACE_S):
+            self._end_without_them()
+
+    def _interrupt(self) -> None:
+        """Interrupt what runs: it is given back (rule R8)."""
+        if not self._has_children:
+            self.runs.interrupt()
+            return
+        for request in self.active_requests():
+            if request.worker_pid:
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, signal.SIGTERM)
+
+    def _end_without_them(self) -> None:
+        """End the process although tasks are stuck in it or in a child, in a call that nothing can interrupt."""
+        requests = self.active_requests()
+        _log.warning("%d tasks can't be interrupted; their messages go back and the worker ends", len(requests))
+        for request in requests:
+            if self._has_children and request.worker_pid:
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, signal.SIGKILL)
+        self._consumer.flush_acknowledgements()
+        if self._has_children:
+            self._unmark(requests)
+        else:
+            self.unmark_all()
+        if self._engine.settings.url.broker == "redis":
+            self._engine.leases.stop()
+        logging.shutdown()
+        os._exit(0)  # RabbitMQ requeues what an ended connection held
+
+    def unmark_all(self) -> None:
+        """Take the marks of all runs in this process away, so that they don't count as attempts."""
+        marks = self._host.marks
+        if marks is not None:
+            try:
+                marks.all_given_back(timeout_s=_UNMARK_S)
+            except BrokerUnavailable as exc:
+                _log.warning(_NOT_UNMARKED, exc.problem)
+
+    def _unmark(self, requests: list[Any]) -> None:
+        """Take the marks of interrupted runs in children away."""
+        marks = self._host.marks
+        for request in requests if marks is not None else ():
+            message: Message | None = self._consumer.message_of(request)
+            try:
+                if message is not None and marks is not None:
+                    marks.given_back(message, timeout_s=_UNMARK_S)
+            except BrokerUnavailable as exc:
+                _log.warning(_NOT_UNMARKED, exc.problem)
+                return
+
+    def ends(self) -> None:
+        """Stop the threads, after the pool has ended and the connection is closed."""
+        self._host.stopping.set()
+        self._pump.stop()
+        self.desk.stop(_PAUSE_S)
+        self.desk = Desk()
+        if self._engine.settings.url.broker == "redis":
+            self._engine.leases.stop()
+        self._begun.set()
+        self._ended.set()
+        self.pid = None
+
+    def begins_to_end(self) -> None:
+        """Call the hooks, in the worker's main thread, as it begins to stop."""
+        self.begin_stop()
+        if not self._has_children and not self._is_embedded:
+            self._host.hooks.call(Event(name="worker_stopping"))

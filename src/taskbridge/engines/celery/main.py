@@ -1,0 +1,36 @@
+"""What `taskbridge worker` names to Celery's command line: the app of the application in `TASKBRIDGE_APP`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from taskbridge.exceptions import TaskBridgeError
+from taskbridge.loading import APP_VARIABLE, load_bridge
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.app import BridgeCelery
+
+
+def load() -> BridgeCelery:
+    """Return the Celery app of the application that the environment names.
+
+    Raises:
+        SystemExit: It can't be loaded: code 2, and one line that says why.
+    """
+    name = os.environ.get(APP_VARIABLE)
+    if name is None:
+        problem = f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?"
+    else:
+        try:
+            app: BridgeCelery = load_bridge(name).native
+        except TaskBridgeError as exc:
+            problem = str(exc)
+        else:
+            return app
+    sys.stderr.write(f"taskbridge: {problem}\n")
+    sys.exit(2)
+
+
+app = load()

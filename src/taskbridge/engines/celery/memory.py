@@ -1,0 +1,337 @@
+"""The real Celery, embedded in one process: its worker in threads, over a kombu transport that keeps priorities.
+
+kombu's own memory transport ignores priorities, drops what a closed channel holds, looks for messages once a second,
+and shares its queues among all connections of the process; here each bridge has its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.exceptions import WorkerShutdown
+
+from taskbridge.engines.base import Host
+from taskbridge.engines.celery import items, wire
+from taskbridge.engines.celery.stock import BasePool, WorkController, apply_target, celery_state, virtual
+from taskbridge.exceptions import TaskBridgeError
+from taskbridge.message import Message
+from taskbridge.settings import Settings
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.app import CeleryEngine
+
+_LOOK_S: Final = 0.05
+
+_AFTER_GRACE_S: Final = 1.0
+"""How long interrupted tasks have to end before the worker ends without them."""
+
+_START_S: Final = 30.0
+
+_NORMAL: Final = wire.RANKS["normal"]
+
+Native = tuple[str, int, bytes]
+"""A message on its way: native queue, priority, bytes."""
+
+
+class MemoryWire:
+    """The queues of one bridge: what waits is bytes, the highest priority first and then in the order of arrival."""
+
+    engine = wire.ENGINE
+
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.namespace
+        self._envelopes = wire.Envelopes(settings.namespace, wire.RANKS)
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._waiting: dict[str, list[tuple[int, int, bytes]]] = {}
+        self._arrivals = itertools.count()
+        self._returns = itertools.count(-1, -1)
+
+    def encode(self, message: Message) -> Native:
+        """Return a message's place and bytes."""
+        native, text = self._envelopes.fill(message)
+        return native, wire.RANKS[message.priority], text.encode("ascii")
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the native name of a queue."""
+        return (wire.native_queue(self._namespace, queue),)
+
+    def deliver(self, native: Native) -> None:
+        """Put a message in its queue."""
+        self.put(*native)
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        return self.size(wire.native_queue(self._namespace, queue))
+
+    def put(self, native_queue: str, rank: int, item: bytes, *, first: bool = False) -> None:
+        """Put a message in a queue, as the last of its priority, or as the first."""
+        with self._changed:
+            number = next(self._returns if first else self._arrivals)
+            heapq.heappush(self._waiting.setdefault(native_queue, []), (-rank, number, item))
+        self.wake()
+
+    def take(self, native_queue: str) -> bytes:
+        """Return the next message of a queue.
+
+        Raises:
+            Empty: There is none.
+        """
+        with self._changed:
+            if not self._waiting.get(native_queue):
+                raise Empty
+            return heapq.heappop(self._waiting[native_queue])[2]
+
+    def size(self, native_queue: str) -> int:
+        """Return how many messages wait in a queue of this native name."""
+        with self._changed:
+            return len(self._waiting.get(native_queue, ()))
+
+    def purge(self, native_queue: str) -> int:
+        """Drop what waits in a queue, and return how much it was."""
+        with self._changed:
+            return len(self._waiting.pop(native_queue, ()))
+
+    @property
+    def changes(self) -> int:
+        """How often anything has changed so far."""
+        return self._changes
+
+    def wake(self) -> None:
+        """Have whoever waits for a change look again."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    def wait(self, changes: int, timeout_s: float) -> bool:
+        """Wait for a change since there were so many; return whether there was one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._changes != changes, timeout_s)
+
+
+class QoS(virtual.QoS):
+    """What a channel holds; a slot that gets free lets it take the next message at once."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message."""
+        super().ack(delivery_tag)
+        self.channel.queues.wake()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Return a message to its queue, or drop it."""
+        super().reject(delivery_tag, requeue=requeue)
+        self.channel.queues.wake()
+
+
+class Channel(virtual.Channel):
+    """A channel to the queues of one bridge."""
+
+    QoS = QoS
+    Message = items.Message
+
+    def __init__(self, connection: Any, **options: Any) -> None:
+        self.engine = connection.engine
+        self.queues: MemoryWire = self.engine.host.wire
+        super().__init__(connection, **options)
+
+    def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
+        priority = message["properties"].get("priority")
+        rank = max(0, min(wire.MAX_PRIORITY, priority)) if isinstance(priority, int) else _NORMAL
+        self.queues.put(queue, rank, items.dumps(message))
+
+    def _get(self, queue: str, timeout: float | None = None) -> items.Payload:
+        item = self.queues.take(queue)
+        return items.parse(item, tag=secrets.token_hex(8), queue=queue)
+
+    def _restore(self, message: Any) -> None:
+        queue = message.delivery_info["routing_key"]
+        priority = message.properties.get("priority")
+        rank = priority if isinstance(priority, int) else _NORMAL
+        self.queues.put(queue, rank, items.redelivered(message._raw), first=True)
+
+    def _size(self, queue: str) -> int:
+        return self.queues.size(queue)
+
+    def _purge(self, queue: str) -> int:
+        return self.queues.purge(queue)
+
+
+class Transport(virtual.Transport):
+    """A transport within the process; it waits for messages without looking for them."""
+
+    engine: Any = None
+    Channel = Channel
+    driver_type = "memory"
+    driver_name = "memory"
+
+    def driver_version(self) -> str:
+        """Return what kombu shows."""
+        return "N/A"
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver one message.
+
+        Raises:
+            TimeoutError: None came in this time.
+        """
+        queues: MemoryWire = self.engine.host.wire
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            changes = queues.changes
+            try:
+                self.cycle.get(self._deliver, timeout=timeout)
+            except Empty:
+                left_s = 1.0 if deadline is None else deadline - monotonic()
+                if not queues.wait(changes, max(0.0, left_s)) and deadline is not None:
+                    raise TimeoutError from None
+                return
+            else:
+                return
+
+
+class Pool(BasePool):
+    """Threads that run one worker's tasks.
+
+    Celery's own pool of threads finds its tasks by a table that all workers of a process share, and Python waits for
+    its threads at exit, even for one that is stuck.
+    """
+
+    body_can_be_buffer = True
+    signal_safe = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._work: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"taskbridge-celery-{number}", daemon=True)
+            for number in range(self.limit)
+        ]
+        self._abandoned = threading.Event()
+
+    def on_start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> None:
+        """Have a task run."""
+        self._work.put((target, args or (), {**(kwargs or {}), "app": self.app}, callback, accept_callback))
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            target, args, kwargs, callback, accept_callback = work
+            apply_target(target, args, kwargs, self._unless_abandoned(callback), accept_callback)
+
+    def _unless_abandoned(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            if not self._abandoned.is_set():
+                callback(*args, **kwargs)
+
+        return call
+
+    def on_stop(self) -> None:
+        """Wait until all tasks have ended, or those are abandoned that don't."""
+        for _ in self._threads:
+            self._work.put(None)
+        while any(thread.is_alive() for thread in self._threads) and not self._abandoned.wait(_LOOK_S):
+            pass
+
+    def abandon(self) -> None:
+        """Leave stuck tasks to themselves: what becomes of them changes nothing any more."""
+        self._abandoned.set()
+
+
+class _Embedded:
+    """A worker in threads of this process."""
+
+    def __init__(self, engine: CeleryEngine, host: Host, queues: Sequence[str], threads: int) -> None:
+        self._engine = engine
+        self._host = host
+        self._ready = threading.Event()
+        app = engine.native
+        app.amqp.queues._consume_from = None  # what a former worker was told
+        blocks = celery_state.task_join_will_block()
+        self._controller = WorkController(
+            app=app,
+            pool=Pool,
+            concurrency=threads,
+            queues=list(queues) or None,
+            hostname=f"{engine.settings.namespace}-{secrets.token_hex(4)}@{socket.gethostname()}",
+            ready_callback=self._on_ready,
+            without_heartbeat=True,
+            task_events=False,
+        )
+        celery_state._set_task_join_will_block(blocks)  # this is no process that only runs tasks
+        self._thread = threading.Thread(target=self._controller.start, name="taskbridge-celery-worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        deadline = monotonic() + _START_S
+        while not self._ready.wait(_LOOK_S):
+            if not self._thread.is_alive() or monotonic() > deadline:
+                raise TaskBridgeError("the embedded Celery worker did not start; its log says why")
+
+    def _on_ready(self, consumer: Any) -> None:
+        self._ready.set()
+
+    def stop(self) -> None:
+        """Take nothing new, let what runs finish, and interrupt it after the grace (rule A4)."""
+        life = self._engine.life
+        life.begin_stop()
+        self._controller.consumer.call_soon(_shut_down)
+        self._thread.join(self._host.settings.grace_s)
+        if self._thread.is_alive():
+            self._host.stopping.set()
+            life.runs.interrupt()
+            self._thread.join(_AFTER_GRACE_S)
+        if self._thread.is_alive():
+            self._controller.pool.abandon()
+            life.unmark_all()
+            self._thread.join(_AFTER_GRACE_S)
+
+
+def _shut_down() -> None:
+    raise WorkerShutdown(0)
+
+
+@contextmanager
+def embedded_worker(
+    engine: CeleryEngine, host: Host, *, queues: Sequence[str], threads: int
+) -> Generator[None, None, None]:
+    """Run a Celery worker in threads of this process while the block runs.
+
+    It touches neither signal handlers nor logging, nor what Celery keeps for all apps of the process.
+
+    Args:
+        engine: The engine.
+        host: Its bridge.
+        queues: The native names of the queues to consume; all if empty.
+        threads: Tasks at a time.
+
+    Raises:
+        TaskBridgeError: One of this bridge runs already, or it did not start.
+    """
+    with engine.life.embedding():
+        worker = _Embedded(engine, host, queues, threads)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()

@@ -1,0 +1,109 @@
+"""Reads messages as they come from Celery's queues: the other way round from `wire`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final, cast
+
+from taskbridge import codec
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META
+from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.message import Message, loads_meta
+
+EXPIRES: Final = "taskbridge-expires"
+"""The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Native:
+    """A Celery message, taken apart.
+
+    Attributes:
+        headers: Celery's.
+        args: The positional arguments, as Celery decoded them.
+        kwargs: The keyword arguments.
+        embed: Callbacks, chain and chord.
+        queue: taskbridge's name of the queue it came from; None if that is none of ours.
+    """
+
+    headers: Mapping[str, Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    embed: Mapping[str, Any]
+    queue: str | None
+
+
+def read(native: Native, *, default_queue: str, now: float) -> Message:
+    """Return what a Celery message says.
+
+    Args:
+        native: The message.
+        default_queue: For a plain client's message that came from no queue of ours.
+        now: When a plain client's message counts as enqueued, for Celery's messages don't tell.
+
+    Raises:
+        NewerFormError: A newer release wrote it.
+        DecodeError: It can't be read.
+    """
+    meta = native.headers.get(META)
+    try:
+        if meta is None:
+            return _read_plain(native, default_queue, now)
+        if not isinstance(meta, str):
+            raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
+        return loads_meta(
+            meta,
+            id=native.headers["id"],
+            task=native.headers["task"],
+            args_json=codec.to_json(list(native.args)),
+            kwargs_json=codec.to_json(dict(native.kwargs)),
+        )
+    except CodecError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:  # NaN, say, which Python reads in JSON
+        raise DecodeError(f"not a message: {exc!r}") from exc
+
+
+def _read_plain(native: Native, default_queue: str, now: float) -> Message:
+    """Return the message of a plain client, with default options; its arguments are plain values, not tagged."""
+    canvas = _canvas(native)
+    return Message(
+        id=native.headers["id"],
+        task=native.headers["task"],
+        queue=default_queue if native.queue is None else native.queue,
+        args_json=codec.dumps(list(native.args), "args"),
+        kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
+        enqueued_at=now,
+        expires_at=instant(native.headers.get(EXPIRES)),
+        headers={} if canvas is None else {CANVAS: canvas},
+    )
+
+
+def _canvas(native: Native) -> str | None:
+    """Return what else is to run after a plain client's task, as text; None if nothing is."""
+    embed = {name: value for name, value in native.embed.items() if value}
+    if not embed and not native.headers.get("group"):
+        return None
+    kept = {name: native.headers.get(name) for name in CANVAS_HEADERS}
+    return codec.dumps_object({"embed": embed, **kept}, "canvas")
+
+
+def instant(value: object) -> float | None:
+    """Return Celery's `eta` or `expires` in seconds since the epoch; None if there is none.
+
+    Raises:
+        DecodeError: It is no time.
+    """
+    if value is None:
+        return None
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(_iso(cast("str", value)))
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise DecodeError(f"not a time: {value!r}") from exc
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _iso(text: str) -> str:
+    return f"{text[:-1]}+00:00" if text.endswith("Z") else text  # which Python 3.10 does not read

@@ -1,0 +1,381 @@
+"""kombu's Redis transport, made safe: what it takes is on lease, and what can't be read is kept (rules A3, A8 and Q7).
+
+kombu waits with `BRPOP`, which takes a message out of Redis before anything says who has it. Here messages are taken by
+a script that writes that down in the same step (`leases`). No blocking command looks at several lists and takes
+nothing, so an idle worker has Redis tell it when one of its lists changes (`CLIENT TRACKING`, Redis 6), and looks again
+then; where that is refused, it looks ten times a second.
+
+The connection that kombu calls `BRPOP` goes through these steps:
+
+    take -> got one: deliver it
+         -> nothing: track, look -> something: take
+                                 -> nothing: wait -> told of a change: stop tracking, take -> got one: deliver it
+                                                                                          -> another worker was faster:
+                                                                                             pause, take
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import Enum, auto
+from queue import Empty
+from random import random
+from time import monotonic
+from typing import Any, Final
+
+import redis
+from kombu.transport import redis as _kombu_redis
+from redis.connection import parse_url
+from redis.exceptions import NoScriptError, ResponseError
+
+from taskbridge.engines.celery import items
+from taskbridge.engines.celery.leases import STEPS, TAKE, Leases
+from taskbridge.engines.celery.stock import virtual
+from taskbridge.engines.celery.wire import ENGINE, step_key
+from taskbridge.exceptions import DecodeError
+
+kombu_redis: Final[Any] = _kombu_redis
+
+_log = logging.getLogger("taskbridge.celery")
+
+_LOOK_AGAIN_S: Final = 5.0
+"""How long an idle worker trusts that it would have been told of a change."""
+
+_OVERDUE_S: Final = 30.0
+"""How long an answer may take before the connection counts as dead."""
+
+_POLL_S: Final = 0.1
+"""How often an idle worker looks where Redis tells it nothing."""
+
+_PAUSE_S: Final = 0.05
+"""How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
+
+_parse_url: Any = parse_url
+
+_SOCKET_S: Final = 10.0
+_CONNECT_S: Final = 5.0
+
+
+class _Reply(Enum):
+    """What the next reply on the connection is to."""
+
+    OK = auto()
+    TRACKED = auto()
+    TAKEN = auto()
+    TAKEN_AFTER_WAIT = auto()
+    LOOKED = auto()
+    PAUSED = auto()
+
+
+_CHANGED: Final = object()
+"""Stands for Redis's message that a list has changed."""
+
+_UNKNOWN_SCRIPT: Final = object()
+
+
+class QoS(kombu_redis.QoS):
+    """What a channel holds; all of it is on lease."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note that a message is held."""
+        leases: Leases = self.channel.leases
+        if not leases.mine(delivery_tag):
+            queue = message.delivery_info.get("routing_key") or ""
+            leases.adopt(delivery_tag, items.dumps(message._raw).decode(), queue)
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message; on whatever connection, even if it was taken on one that has failed since."""
+        self.channel.leases.end(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Return a message to its queue, or drop it."""
+        if requeue:
+            self.channel.leases.give_back(delivery_tag)
+        else:
+            self.channel.leases.end(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Return what is held, but not what tasks that go on running hold."""
+        self._flush()
+        keeps = self.channel.engine.running_tags()
+        for tag in list(self._delivered):
+            if tag not in keeps:
+                self.channel.leases.give_back(tag)
+        self._delivered.clear()
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Return what is held as the channel closes; a second time does nothing."""
+        self._on_collect.cancel()
+        if not self._delivered.restored:
+            self._delivered.restored = True
+            self.restore_unacked()
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 0) -> None:
+        """Look after the connection, for this is called now and then; overdue leases have a thread (`Leases`)."""
+        self.channel.look_after()
+
+
+class Channel(kombu_redis.Channel):
+    """A channel that takes messages on lease."""
+
+    QoS = QoS
+    Message = items.Message
+
+    def __init__(self, connection: Any, **options: Any) -> None:
+        self.engine = connection.engine
+        self.leases: Leases = self.engine.leases
+        prefix = f"{self.engine.settings.namespace}.{ENGINE}"
+        self.keyprefix_queue = f"{prefix}.binding.%s"
+        self.keyprefix_binding_deadlines = f"{prefix}.binding_deadlines"
+        self.keyprefix_binding_permanent = f"{prefix}.binding_permanent.%s"
+        self.unacked_key, self.unacked_index_key = self.leases.unacked_key, self.leases.index_key
+        self._expected: deque[_Reply] = deque()
+        self._waits_since: float | None = None
+        self._brpop_sent_at: float | None = None
+        self._in_poll: Any = None
+        self._tag = ""
+        self._asked: list[str] = []
+        self._unleased: set[str] = set()
+        self._shared_client: Any = None
+        super().__init__(connection, **options)
+
+    # Connections
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Return what redis-py itself makes of the bridge's URL, so that it means the same as for sending."""
+        params: dict[str, Any] = {"db": 0, **_parse_url(self.engine.settings.url.broker_url)}
+        kind = params.pop("connection_class", redis.Connection)
+        defaults: dict[str, Any] = {"socket_timeout": _SOCKET_S, "health_check_interval": self.health_check_interval}
+        if not issubclass(kind, redis.UnixDomainSocketConnection):
+            defaults |= {"socket_connect_timeout": _CONNECT_S, "socket_keepalive": True}
+        params = {**defaults, "max_connections": self.max_connections, **params}
+        params["connection_class"] = self._polled(kind) if asynchronous else kind
+        return params
+
+    def _polled(self, kind: Any) -> Any:
+        channel = self
+
+        class Polled(kind):
+            """A connection that kombu's event loop watches."""
+
+            def disconnect(self, *args: Any, **options: Any) -> None:
+                """Close the connection, and have the loop forget it."""
+                super().disconnect(*args, **options)
+                if channel._registered:
+                    channel._on_connection_disconnect(self)
+
+        return Polled
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Return a client; the one to wait with speaks the protocol in which Redis can tell of changes."""
+        if asynchronous and "client" not in self.__dict__:
+            params: dict[str, Any] = {**self._connparams(asynchronous=True), "protocol": 3}
+            pool = redis.ConnectionPool(**params)
+            return self.Client(connection_pool=pool)
+        return super()._create_client(asynchronous=asynchronous)
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Generator[Any]:
+        """Yield a client, one for all commands; kombu makes a new one each time, a third of a worker's CPU time."""
+        if client is not None:
+            yield client
+            return
+        if self._shared_client is None:
+            self._shared_client = self._create_client()
+        yield self._shared_client
+
+    def _disconnect_pools(self) -> None:
+        self._shared_client = None
+        super()._disconnect_pools()
+
+    # Consuming
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **options: Any) -> Any:
+        """Consume from a queue; replies to `celery inspect` are consumed without acknowledgement, as kombu does."""
+        if no_ack:
+            self._unleased.add(queue)
+        consumed = super().basic_consume(queue, no_ack, *args, **options)
+        self._stop_waiting()
+        return consumed
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self._unleased.intersection(self.active_queues):
+            super()._brpop_start()
+            return
+        if not self.active_queues:
+            return
+        connection = self.client.connection
+        connection._parser.set_invalidation_push_handler(_changed)  # else redis-py drops what it can't place
+        self._in_poll = connection
+        self._expected.clear()
+        self._waits_since = None
+        self._send(self._take(_Reply.TAKEN))
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if not self._expected and self._waits_since is None:
+            return bool(super()._brpop_read(**options))
+        connection = self.client.connection
+        while True:
+            try:
+                found = self._on_reply(self._read(connection))
+                more = self._in_poll and connection.can_read(timeout=0)
+            except (*self.connection_errors, ResponseError):
+                self._in_poll = None
+                connection.disconnect()
+                raise
+            if found is not None:
+                self._hand_over(*found)
+                return True
+            if not more:
+                raise Empty
+
+    def _send(self, *commands: tuple[Any, ...]) -> None:
+        connection = self.client.connection
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        self._brpop_sent_at = monotonic()
+
+    def _take(self, reply: _Reply, *, by_text: bool = False) -> tuple[Any, ...]:
+        """Return the command that takes a message: of the highest priority, and of the queues in turn."""
+        queues: list[str] = self._queue_cycle.consume(len(self.active_queues))
+        keys = [(step_key(queue, step), queue) for step in STEPS for queue in queues]
+        self._tag = self.leases.next_tag()
+        self._asked = [queue for _, queue in keys]
+        self._expected.append(reply)
+        script = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
+        unacked, index = self.leases.unacked_key, self.leases.index_key
+        return (*script, len(keys) + 2, *(key for key, _ in keys), unacked, index, self._tag, *self._asked)
+
+    def _track_and_look(self) -> None:
+        keys = [step_key(queue, step) for step in STEPS for queue in self.active_queues]
+        self._expected += (_Reply.TRACKED, _Reply.LOOKED)
+        self._send(("CLIENT", "TRACKING", "ON"), ("EXISTS", *keys))
+
+    def _untrack_and_take(self, reply: _Reply) -> None:
+        self._waits_since = None
+        self._expected.append(_Reply.OK)
+        self._send(("CLIENT", "TRACKING", "OFF"), self._take(reply))
+
+    def _pause(self, pause_s: float) -> None:
+        self._expected.append(_Reply.PAUSED)
+        self._send(("BLPOP", self.leases.pace_key, f"{pause_s:.3f}"))  # a list that is never there: Redis's own timer
+
+    def _read(self, connection: Any) -> Any:
+        try:
+            reply = connection.read_response(push_request=True)
+        except NoScriptError:
+            return _UNKNOWN_SCRIPT
+        except ResponseError:
+            if not self._expected or self._expected[0] is not _Reply.TRACKED:
+                raise
+            _log.warning("this Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
+            self.engine.redis_tells = False
+            return None
+        if isinstance(reply, list) and reply and reply[0] in (b"invalidate", "invalidate"):  # an older hiredis
+            return _CHANGED
+        return reply
+
+    def _on_reply(self, reply: Any) -> tuple[int, bytes] | None:
+        """Go on to the next step; return the message if this is one."""
+        if reply is _CHANGED:
+            if self._waits_since is not None:
+                self._untrack_and_take(_Reply.TAKEN_AFTER_WAIT)
+            return None
+        kind = self._expected.popleft()
+        if reply is _UNKNOWN_SCRIPT:
+            self._send(self._take(kind, by_text=True))
+            return None
+        match kind:
+            case _Reply.OK | _Reply.TRACKED:
+                return None
+            case _Reply.LOOKED:
+                self._on_look(reply)
+            case _Reply.PAUSED:
+                self._in_poll = None
+            case _Reply.TAKEN | _Reply.TAKEN_AFTER_WAIT:
+                return self._on_take(kind, reply)
+        return None
+
+    def _on_look(self, count: int) -> None:
+        if count:
+            self._untrack_and_take(_Reply.TAKEN)
+        elif self.engine.redis_tells:
+            self._waits_since = monotonic()
+            self._brpop_sent_at = None
+        else:
+            self._pause(_POLL_S)
+
+    def _on_take(self, kind: _Reply, found: list[Any] | None) -> tuple[int, bytes] | None:
+        if found:
+            self._in_poll = None
+            return found[0], found[1]
+        if kind is _Reply.TAKEN_AFTER_WAIT:
+            self._pause(_PAUSE_S * (0.2 + 0.8 * random()))
+        elif self.engine.redis_tells:
+            self._track_and_look()
+        else:
+            self._pause(_POLL_S)
+        return None
+
+    def _hand_over(self, number: int, item: bytes) -> None:
+        """Deliver a message, or have bytes that can't be read buried."""
+        tag, queue = self._tag, self._asked[number - 1]
+        self.leases.took(tag)
+        self._queue_cycle.rotate(queue)
+        try:
+            self.connection._deliver(items.parse(item, tag=tag, queue=queue), queue)
+        except DecodeError as exc:
+            self.engine.bury_raw(item, exc, then=lambda: self.leases.end(tag))
+
+    # Waiting
+
+    def _stop_waiting(self) -> None:
+        """Look again: the queues are others now, or it is long since Redis told of anything."""
+        if self._waits_since is not None:
+            self._untrack_and_take(_Reply.TAKEN)
+
+    def look_after(self) -> None:
+        """Look again from time to time, and give a connection up on which no answer comes."""
+        now = monotonic()
+        if self._waits_since is not None and now - self._waits_since > _LOOK_AGAIN_S:
+            self._stop_waiting()
+        elif self._in_poll and self._expected and now - (self._brpop_sent_at or now) > _OVERDUE_S:
+            _log.warning("Redis has not answered for %.0f s, connecting again", _OVERDUE_S)
+            self._in_poll.disconnect()
+
+    def close(self) -> None:
+        """Close the channel; a message that is being taken goes back."""
+        if self._in_poll and (self._expected or self._waits_since is not None):
+            self._end_poll()
+        super().close()
+
+    def _end_poll(self) -> None:
+        connection, self._in_poll = self.client.connection, None
+        taking = [kind for kind in self._expected if kind in (_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT)]
+        if taking:
+            self.leases.took(self._tag)
+            try:
+                while self._expected:
+                    if self._read(connection) is not _CHANGED:
+                        self._expected.popleft()
+            except (*self.connection_errors, ResponseError) as exc:
+                _log.info("a message that was being taken goes back when its lease is over: %s", type(exc).__name__)
+            self.leases.give_back(self._tag)
+        self._expected.clear()
+        self._waits_since = None
+        connection.disconnect()
+
+
+def _changed(_: Any) -> object:
+    return _CHANGED
+
+
+class Transport(kombu_redis.Transport):
+    """kombu's Redis transport with channels that take on lease."""
+
+    Channel = Channel

@@ -1,0 +1,274 @@
+"""Celery's consumer, with taskbridge's rules for what can't run; it hangs on the app, whoever starts the worker."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from celery.exceptions import ImproperlyConfigured
+
+from taskbridge.engines.celery import reading, wire
+from taskbridge.engines.celery.app import CeleryEngine
+from taskbridge.engines.celery.stock import CeleryConsumer, PreforkPool, SoloPool
+from taskbridge.engines.settle import NotSettledError, later, put_off_unknown
+from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
+from taskbridge.message import Message
+
+_log = logging.getLogger("taskbridge.celery")
+
+_MOST_REMEMBERED: Final = 10_000
+_SLACK_S: Final = 0.05
+"""A plain client's task that is due this soon is left to Celery's own timer."""
+
+_ODD: Final = (TypeError, ValueError, LookupError, AttributeError)
+"""What Celery raises for a message whose headers are not of the types that it expects."""
+
+
+class Waker:
+    """Ends the event loop's sleep from another thread; before kombu 5.7 it had no such thing."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def register(self, hub: Any) -> None:
+        """Watch for wake-ups in this loop."""
+        hub.add_reader(self._reader.fileno(), self._drain)
+
+    def wake(self) -> None:
+        """End the sleep."""
+        try:
+            self._writer.send(b"\0")
+        except BlockingIOError:
+            return  # enough wake-ups are on their way
+
+    def _drain(self) -> None:
+        try:
+            self._reader.recv(4096)
+        except BlockingIOError:
+            return
+
+
+class Consumer(CeleryConsumer):
+    """Takes messages for the pool, and deals with those that can't run."""
+
+    def __init__(
+        self,
+        *args: Any,
+        app: Any,
+        pool: Any = None,
+        controller: Any = None,
+        worker_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        engine: CeleryEngine = app.engine
+        self._engine = engine
+        self._host = engine.host
+        self._life = engine.life
+        self._waker: Waker | None = None
+        self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        _check_pool(pool)
+        # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
+        quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
+        super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
+        if isinstance(pool, SoloPool):
+            self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
+        self._life.opens(self, has_children=isinstance(pool, PreforkPool))
+
+    # From start to end
+
+    def start(self) -> None:
+        """Consume until the worker stops."""
+        self._life.start()
+        super().start()
+
+    def stop(self) -> None:
+        """Take nothing new."""
+        self._life.begins_to_end()
+        super().stop()
+
+    def shutdown(self) -> None:
+        """Close the connection, after the pool has ended; what is left goes back."""
+        super().shutdown()
+        self._life.ends()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Watch what Celery watches, and wake-ups."""
+        super().register_with_event_loop(hub)
+        if not hasattr(hub, "_waker"):
+            self._waker = Waker() if self._waker is None else self._waker
+            self._waker.register(hub)
+
+    def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Have something called in the main loop's thread, soon."""
+        called = super().call_soon(p, *args, **kwargs)
+        if self._waker is not None:
+            self._waker.wake()
+        self._engine.wake()
+        return called
+
+    def flush_acknowledgements(self) -> None:
+        """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
+        for callback in self.hub._pop_ready() if self.hub is not None else ():
+            method = getattr(callback, "fun", None)
+            if getattr(method, "__name__", "") in ("ack_log_error", "reject_log_error"):
+                callback()
+
+    def update_strategies(self) -> None:
+        """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
+        super().update_strategies()
+        for name, task in self.app.tasks.items():
+            if type(task).__module__ == "celery.app.builtins":
+                del self.strategies[name]
+
+    # Messages
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return what is called with each message."""
+        hand_on: Callable[[Any], None] = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                native = self._native(message)
+                name = native.headers["task"]
+                if not self._host.knows(name) and name in self.strategies:
+                    return hand_on(message)  # the user's own Celery task
+                read = self._read(native)
+            except NewerFormError as exc:
+                return self._put_off_newer(message, exc)
+            except CodecError as exc:
+                return self._undecodable(message, exc)
+            message.taskbridge = read
+            wait_s = (reading.instant(native.headers.get("eta")) or 0.0) - self._host.now()
+            if wait_s > _SLACK_S:
+                return self._at_desk(message, lambda: later(self._host, read, wait_s))
+            if name not in self.strategies:
+                return self._at_desk(message, lambda: put_off_unknown(self._host, read))
+            try:
+                return hand_on(message)
+            except _ODD as exc:
+                return self._undecodable(message, exc)
+
+        return on_task_received
+
+    def message_of(self, request: Any) -> Message | None:
+        """Return the message of a request, as it was read; None for the user's own Celery task."""
+        return getattr(request.message, "taskbridge", None)
+
+    def _native(self, message: Any) -> reading.Native:
+        """Return a message's parts, checked.
+
+        Raises:
+            DecodeError: It is no Celery message.
+        """
+        try:
+            payload = message.payload
+            fields = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
+            args, kwargs, embed = (
+                payload if isinstance(payload, (list, tuple)) else (payload.get("args"), payload.get("kwargs"), payload)
+            )
+        except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
+            raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
+        if not isinstance(fields.get("task"), str) or not isinstance(fields.get("id"), str):
+            raise DecodeError("not a Celery message: it has no task, or no id")
+        if not isinstance(args or [], (list, tuple)) or not isinstance(kwargs or {}, dict):
+            raise DecodeError("not a Celery message: its arguments are no list and no object")
+        if fields.get("expires") is not None:  # the rule for it is taskbridge's own (X1)
+            fields[reading.EXPIRES] = fields["expires"]
+            fields["expires"] = None
+        routing_key = (message.delivery_info or {}).get("routing_key")
+        queue = routing_key if isinstance(routing_key, str) else ""
+        return reading.Native(
+            headers=fields,
+            args=args or [],
+            kwargs=kwargs or {},
+            embed=embed if isinstance(embed, dict) else {},
+            queue=wire.own_queue(self._engine.settings.namespace, queue),
+        )
+
+    def _read(self, native: reading.Native) -> Message:
+        task = native.headers["task"]
+        return reading.read(native, default_queue=self._host.queue_of(task), now=self._host.now())
+
+    def _at_desk(self, message: Any, act: Callable[[], object]) -> None:
+        """Do what has to wait for the broker in another thread, and then acknowledge."""
+
+        def work() -> None:
+            try:
+                act()
+            except NotSettledError as exc:
+                _log.warning("a message goes back: %s", exc)
+                self._acknowledge(message.reject_log_error, requeue=True)
+            else:
+                self._acknowledge(message.ack_log_error)
+
+        self._life.desk.submit(work)
+
+    def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
+        self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
+
+    def _undecodable(self, message: Any, error: Exception) -> None:
+        self._life.bury_raw(raw_of(message), error, then=lambda: self._acknowledge(message.ack_log_error))
+
+    def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
+        """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.
+
+        It has to stay as it is, so it can't be parked; it is held here unacknowledged, and any worker may have it next.
+        """
+        now = self._host.now()
+        message_id = str(message.headers.get("id"))
+        waits, since = self._newer.pop(message_id, (0, now))
+        left_s = self._engine.settings.unknown_task_grace_s - (now - since)
+        if left_s <= 0:
+            self._undecodable(message, error)
+            return
+        self._newer[message_id] = waits + 1, since
+        if len(self._newer) > _MOST_REMEMBERED:
+            self._newer.popitem(last=False)
+        wait_s = min(left_s, 30.0, 2.0 ** min(waits, 5))
+        _log.warning("message %s waits %.1f s: %s", message_id, wait_s, error)
+        self.qos.increment_eventually()
+        self.timer.call_after(wait_s, self._return_newer, (message,))
+
+    def _return_newer(self, message: Any) -> None:
+        self.qos.decrement_eventually()
+        self._acknowledge(message.reject_log_error, requeue=True)
+
+    # What Celery would drop
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Bury what kombu can't decode (rule Q7)."""
+        self._undecodable(message, exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Bury what is no Celery message (rule Q7)."""
+        self._undecodable(message, DecodeError("not a Celery message"))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Bury what Celery can't make a request of (rule Q7)."""
+        self._undecodable(message, exc)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Make a message wait whose task is not known (rule Q6)."""
+        self._at_desk(message, lambda: put_off_unknown(self._host, message.taskbridge))
+
+
+def raw_of(message: Any) -> bytes:
+    """Return a message's bytes as they came: of a list's item on Redis, of the body on RabbitMQ."""
+    raw = getattr(getattr(message, "_raw", None), "raw", None)
+    if isinstance(raw, bytes):
+        return raw
+    body = message.body
+    return body if isinstance(body, bytes) else str(body).encode()
+
+
+def _check_pool(pool: Any) -> None:
+    """Refuse a pool on which rules can't be kept."""
+    if getattr(pool, "is_green", False):
+        raise ImproperlyConfigured(
+            "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
+        )
