@@ -51,7 +51,9 @@ class BridgeCelery(Celery):
         """Connect to the bridge's broker, even where Celery's variables name another one."""
         if url in {os.environ.get(name) for name in _FOREIGN_URLS}:
             url = self.engine.broker_url
-        connected: Any = super()._connection(url, transport=self.engine.transport, **options)
+        if self.engine.transport is not None:
+            options["transport"] = self.engine.transport
+        connected: Any = super()._connection(url, **options)
         return connected
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
