@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,22 @@ def test_every_rule_is_described_in_order_and_marked_if_it_is_still_to_come() ->
 
     assert list(described) == list(RULES)
     assert [name for name in RULES if "*Not yet.*" in described[name]] == [n for n in RULES if RULES[n].planned]
+
+
+def test_every_rule_leads_to_its_scenarios() -> None:
+    text = (DOCS / "semantics.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"\(scenarios\.md#(\w+)\)", text) == [name.lower() for name in RULES]
+
+
+def test_the_page_of_scenarios_is_up_to_date() -> None:
+    written = subprocess.run(
+        [sys.executable, "docs/write_scenarios.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert (DOCS / "scenarios.md").read_text(encoding="utf-8") == written.stdout, (
+        "run python docs/write_scenarios.py > docs/scenarios.md"
+    )
 
 
 @pytest.mark.parametrize("page", ["README.md", "examples/README.md", "CONTRIBUTING.md"])

@@ -37,10 +37,10 @@ def test_it_shows_the_same_in_one_process_whatever_the_engine(url: str) -> None:
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_a_worker_runs_what_it_sends_to_a_server(engine: str, redis_server: PrivateRedis, start: Start) -> None:
-    url = f"{engine}+{redis_server.url}"
-    worker = start("taskbridge", "worker", "examples.quickstart", TASKBRIDGE_URL=url)
+    variables = {"TASKBRIDGE_URL": f"{engine}+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"quickstart-{engine}"}
+    worker = start("taskbridge", "worker", "examples.quickstart", **variables)
 
-    sender = run(sys.executable, "-m", "examples.quickstart", TASKBRIDGE_URL=url)
+    sender = run(sys.executable, "-m", "examples.quickstart", **variables)
     wait_until(
         lambda: events(worker.output).total() >= EXPECTED.total(),
         what="every event of the quickstart",

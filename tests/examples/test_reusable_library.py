@@ -15,7 +15,7 @@ def test_two_hosts_run_one_librarys_tasks_on_two_engines_over_one_redis(
 ) -> None:
     outbox = tmp_path / "outbox"
     outbox.touch()
-    variables = {"REDIS_URL": redis_server.url, "OUTBOX": str(outbox)}
+    variables = {"REDIS_URL": redis_server.url, "OUTBOX": str(outbox), "TASKBRIDGE_NAMESPACE": "newsletter"}
     workers = [
         start("taskbridge", "worker", f"{EXAMPLE}.host_celery", **variables),
         start("taskbridge", "worker", f"{EXAMPLE}.host_dramatiq", "--queues", "bulk", **variables),

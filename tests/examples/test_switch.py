@@ -47,6 +47,7 @@ class Shop:
             "TASKBRIDGE_URL": interpolated(
                 service["web"]["environment"]["TASKBRIDGE_URL"], ENGINE=engine, BROKER=broker
             ),
+            "TASKBRIDGE_NAMESPACE": database.stem,
             "SHOP_DB": str(database),
             "REMIND_AFTER": "4",
         }
@@ -101,13 +102,14 @@ def test_the_compose_file_defines_the_four_services_and_one_variable_for_the_eng
 def test_a_delay_that_began_on_one_engine_ends_on_the_other(
     before: str, after: str, redis_server: PrivateRedis, start: Start, tmp_path: Path
 ) -> None:
-    shop = Shop(start, tmp_path / "shop.sqlite", engine=before, broker=redis_server.url)
+    database = tmp_path / f"from-{before}.sqlite"
+    shop = Shop(start, database, engine=before, broker=redis_server.url)
     order, target = shop.order()
     shop.wait_for(order, "paid on attempt 2")
     shop.stop()
     assert target == f"{before}+redis"
 
-    switched = Shop(start, tmp_path / "shop.sqlite", engine=after, broker=redis_server.url)
+    switched = Shop(start, database, engine=after, broker=redis_server.url)
     second, target = switched.order()
     switched.wait_for(second, "paid on attempt 2")
     switched.wait_for(order, "reminded")
@@ -121,7 +123,7 @@ def test_a_delay_that_began_on_one_engine_ends_on_the_other(
 def test_the_same_shop_runs_on_rabbitmq(
     engine: str, rabbitmq_server: PrivateRabbitMQ, start: Start, tmp_path: Path
 ) -> None:
-    shop = Shop(start, tmp_path / "shop.sqlite", engine=engine, broker=rabbitmq_server.url)
+    shop = Shop(start, tmp_path / f"on-{engine}.sqlite", engine=engine, broker=rabbitmq_server.url)
 
     order, target = shop.order()
     shop.wait_for(order, "reminded")

@@ -1,0 +1,46 @@
+"""Writes the page of rules, scenarios and mutants: `python docs/write_scenarios.py > docs/scenarios.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from taskbridge.contract.matrix import Proof, catalogue
+from taskbridge.contract.mutants import MUTANTS
+
+HEAD = """\
+# Scenarios
+
+<!-- Written by docs/write_scenarios.py: change the contract, not this page. -->
+
+How each rule is proved. A **scenario** observes from outside: what starts, when, in which order, and what the broker
+holds. It runs on every [target](guide/settings.md#urls) on which it makes sense, on Redis and RabbitMQ with real worker
+processes. A **mutant** is taskbridge with the rule broken, in which the named scenario must fail: so it is known that
+the suite can fail.
+
+`taskbridge verify --list` prints the same list; `taskbridge verify URL --rule R5` runs a rule's scenarios.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    return "\n".join([HEAD, *(line for proof in catalogue() for line in _section(proof))])
+
+
+def _section(proof: Proof) -> Iterator[str]:
+    name = proof.rule.name
+    yield f"## {name}\n"
+    yield f"{proof.rule.text} [The rule](#rule-{name.lower()}).\n"
+    if proof.rule.planned and not proof.scenarios:
+        yield "Still to come.\n"
+        return
+    yield "| scenario | what it shows |\n|---|---|"
+    yield from (f"| `{scenario.name}` | {scenario.title} |" for scenario in proof.scenarios)
+    yield "\n| mutant | what is broken | found by |\n|---|---|---|"
+    for mutant in (MUTANTS[name] for name in proof.mutants):
+        yield f"| `{mutant.name}` | {mutant.title} | `{mutant.scenario}` on `{mutant.target}` |"
+    yield ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
