@@ -101,7 +101,7 @@ class Carrier:
             )
         except CodecError as exc:  # the worker's main process has read it before; only odd plain values come to this
             raw = repr((request.get("args"), request.get("kwargs"))).encode()
-            bury(self._host, undecodable(raw, exc, now=self._host.now()))
+            bury(self._host, letter_of_bytes(raw, "undecodable", exc, now=self._host.now()))
             raise
 
     def _show(self, verdict: Verdict, request: Mapping[str, Any]) -> Any:
@@ -133,9 +133,9 @@ def native_of(request: Mapping[str, Any], namespace: str) -> reading.Native:
     )
 
 
-def undecodable(raw: bytes, error: Exception, *, now: float) -> DeadLetter:
+def letter_of_bytes(raw: bytes, reason: str, error: Exception, *, now: float) -> DeadLetter:
     """Return the dead letter of bytes that can't be read (rule Q7)."""
-    return DeadLetter(message=None, reason="undecodable", error=ErrorInfo.of(error), died_at=now, raw=raw)
+    return DeadLetter(message=None, reason=reason, error=ErrorInfo.of(error), died_at=now, raw=raw)
 
 
 def shown(error: BaseException) -> Exception:

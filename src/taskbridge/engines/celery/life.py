@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.base import Host
-from taskbridge.engines.celery.carrier import Carrier, undecodable
+from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import Runs
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
@@ -113,7 +113,7 @@ class Life:
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:
-        """Call the hooks of an embedded worker in this thread, around the block.
+        """Note that the worker is embedded: whoever starts it calls the hooks and keeps to the grace.
 
         Raises:
             TaskBridgeError: A worker of this bridge runs already.
@@ -122,7 +122,6 @@ class Life:
             raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
         self._is_embedded = True
         try:
-            self._host.hooks.call(Event(name="worker_started"))
             yield
         finally:
             self._is_embedded = False
@@ -141,13 +140,13 @@ class Life:
 
     # Messages that can't run
 
-    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
+    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None], reason: str = "undecodable") -> None:
         """Bury bytes that can't be read (rule Q7), soon."""
         _log.error("a message of %d bytes can't be read and is dead: %s", len(raw), error)
 
         def work() -> None:
             with suppress(NotSettledError):  # the worker stops: its lease runs out, and another worker tries
-                bury(self._host, undecodable(raw, error, now=self._host.now()))
+                bury(self._host, letter_of_bytes(raw, reason, error, now=self._host.now()))
                 then()
 
         self.desk.submit(work)

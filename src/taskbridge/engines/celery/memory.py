@@ -22,7 +22,8 @@ from celery.exceptions import WorkerShutdown
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import items, wire
 from taskbridge.engines.celery.stock import BasePool, WorkController, apply_target, celery_state, virtual
-from taskbridge.exceptions import TaskBridgeError
+from taskbridge.exceptions import DecodeError, TaskBridgeError
+from taskbridge.hooks import Event
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 
@@ -150,7 +151,11 @@ class Channel(virtual.Channel):
 
     def _get(self, queue: str, timeout: float | None = None) -> items.Payload:
         item = self.queues.take(queue)
-        return items.parse(item, tag=secrets.token_hex(8), queue=queue)
+        try:
+            return items.parse(item, tag=secrets.token_hex(8), queue=queue)
+        except DecodeError as exc:
+            self.engine.bury_raw(item, exc, then=self.queues.wake)
+            raise Empty from exc
 
     def _restore(self, message: Any) -> None:
         queue = message.delivery_info["routing_key"]
@@ -329,9 +334,11 @@ def embedded_worker(
         TaskBridgeError: One of this bridge runs already, or it did not start.
     """
     with engine.life.embedding():
+        host.hooks.call(Event(name="worker_started"))
         worker = _Embedded(engine, host, queues, threads)
         worker.start()
         try:
             yield
         finally:
+            host.hooks.call(Event(name="worker_stopping"))
             worker.stop()

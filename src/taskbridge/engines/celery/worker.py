@@ -77,7 +77,8 @@ class Consumer(CeleryConsumer):
         super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
-        self._life.opens(self, has_children=isinstance(pool, PreforkPool))
+        self._has_children = isinstance(pool, PreforkPool)
+        self._life.opens(self, has_children=self._has_children)
 
     # From start to end
 
@@ -146,6 +147,8 @@ class Consumer(CeleryConsumer):
             wait_s = (reading.instant(native.headers.get("eta")) or 0.0) - self._host.now()
             if wait_s > _SLACK_S:
                 return self._at_desk(message, lambda: later(self._host, read, wait_s))
+            if name not in self.strategies and name in self.app.tasks and not self._has_children:
+                self.update_strategies()  # declared since the worker started; children would not know it
             if name not in self.strategies:
                 return self._at_desk(message, lambda: put_off_unknown(self._host, read))
             try:
@@ -211,8 +214,9 @@ class Consumer(CeleryConsumer):
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
 
-    def _undecodable(self, message: Any, error: Exception) -> None:
-        self._life.bury_raw(raw_of(message), error, then=lambda: self._acknowledge(message.ack_log_error))
+    def _undecodable(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
+        raw = raw_of(message)
+        self._life.bury_raw(raw, error, reason=reason, then=lambda: self._acknowledge(message.ack_log_error))
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.
@@ -224,7 +228,7 @@ class Consumer(CeleryConsumer):
         waits, since = self._newer.pop(message_id, (0, now))
         left_s = self._engine.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
-            self._undecodable(message, error)
+            self._undecodable(message, error, "unknown_task")
             return
         self._newer[message_id] = waits + 1, since
         if len(self._newer) > _MOST_REMEMBERED:
