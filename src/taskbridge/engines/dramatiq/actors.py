@@ -112,4 +112,8 @@ class StrangerActor(Carried):
 
 def is_ours(broker: Broker, message: Any) -> bool:
     """Return whether taskbridge decides about a message, and not Dramatiq's own middleware."""
+    if isinstance(message, Delivery):
+        if message.is_ours is None:
+            message.is_ours = isinstance(broker.get_actor(message.actor_name), Carried)
+        return message.is_ours
     return isinstance(broker.get_actor(message.actor_name), Carried)

@@ -18,8 +18,9 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.worker import Life
-from taskbridge.engines.settle import NotSettledError, put_off_unknown, settle
+from taskbridge.engines.settle import NotSettledError, begin, finish, put_off_unknown
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
+from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.dramatiq")
@@ -90,15 +91,7 @@ class Carrier:
             delivery.fail()
             raise
         try:
-            if not self._host.knows(message.task):
-                verdict = put_off_unknown(self._host, message)
-                if isinstance(verdict, GivenBack):
-                    raise Returned("no such task here: it waits")
-            else:
-                verdict = self._life.run(message, delivery)
-                if delivery.abandoned:
-                    raise Returned("the worker has given it back meanwhile")
-                settle(self._host, message, verdict)
+            verdict = self._settled(delivery, message)
         except (NotSettledError, Returned):
             raise
         except Exception:
@@ -108,6 +101,24 @@ class Carrier:
             self._host.stopping.wait(_PAUSE_S)
             raise _going_back(delivery, "it could not be settled") from None
         return self._show(delivery, verdict)
+
+    def _settled(self, delivery: Delivery, message: Message) -> Verdict:
+        """Run a message, unless there is a reason not to, and return the verdict, carried out."""
+        if not self._host.knows(message.task):
+            verdict = put_off_unknown(self._host, message)
+            if isinstance(verdict, GivenBack):
+                raise Returned("no such task here: it waits")
+            return verdict
+        known = begin(self._host, message, redelivered=delivery.redelivered)
+        if isinstance(known, Discarded):
+            raise Returned(f"it was delivered again: {known.reason}")
+        if known is not None:
+            return known
+        verdict = self._life.run(message, delivery)
+        if delivery.abandoned:
+            raise Returned("the worker has given it back meanwhile")
+        finish(self._host, message, verdict)
+        return verdict
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""

@@ -29,6 +29,7 @@ class Delivery(MessageProxy):
         redelivered: Whether the broker says that it was delivered before.
         returns: Whether it goes back to its queue instead of being acknowledged.
         abandoned: Whether it has gone back while its thread still ran it.
+        is_ours: Whether taskbridge decides about it; None until someone asks.
     """
 
     def __init__(
@@ -41,17 +42,19 @@ class Delivery(MessageProxy):
         self.redelivered = redelivered
         self.returns = False
         self.abandoned = False
+        self.is_ours: bool | None = None
 
     def parts(self) -> wire.Native:
         """Return the message's parts."""
+        message = self._message
         return wire.Native(
-            queue_name=self.queue_name,
-            actor_name=self.actor_name,
-            args=self.args,
-            kwargs=self.kwargs,
-            options=self.options,
-            message_id=self.message_id,
-            message_timestamp=self.message_timestamp,
+            queue_name=message.queue_name,
+            actor_name=message.actor_name,
+            args=message.args,
+            kwargs=message.kwargs,
+            options=message.options,
+            message_id=message.message_id,
+            message_timestamp=message.message_timestamp,
         )
 
     def __str__(self) -> str:

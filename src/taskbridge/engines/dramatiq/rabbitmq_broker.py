@@ -37,6 +37,9 @@ _HEARTBEAT_S: Final = 30
 _PATIENCE_S: Final = 1.0
 """How long a message waits here for a thread before it goes back, so that an idle worker may have it."""
 
+_FULL_S: Final = 0.5
+"""How long all threads may be busy with the same tasks before a queue is left alone in which nothing waits."""
+
 _ARRIVAL_S: Final = 0.2
 """How long a slot is kept for a queue whose consumer has just begun again."""
 
@@ -57,6 +60,9 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.heartbeat = _HEARTBEAT_S
         if "blocked_connection_timeout=" not in url:
             parameters.blocked_connection_timeout = settings.send_timeout_s
+
+        # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
+        self.may_return = settings.store is not None
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue, which it declares.
@@ -109,6 +115,8 @@ class _SparingConsumer(Consumer):
             elif not self._arrived:
                 self._leave_line()
                 self._connection.process_data_events(self._timeout_s)
+                if not self._arrived and self._slots.full_for_s() > _FULL_S:
+                    self._send_back()  # nothing, as yet: what comes from now on would wait here for a long task's end
             return self._hand_out() if self._arrived else None
         except (*_TROUBLE, NotSettledError) as exc:
             raise ConnectionClosed(exc) from None
@@ -176,7 +184,7 @@ class _SparingConsumer(Consumer):
             left_s = self._arrived_at + _PATIENCE_S - monotonic()
             self._connection.process_data_events(max(0.0, min(left_s, self._timeout_s)))
             if not self._has_slot():
-                if left_s <= 0:
+                if left_s <= 0 and self._broker.may_return:
                     self._send_back()
                 return None
         tag, redelivered, body = self._arrived.popleft()
@@ -198,8 +206,14 @@ class _SparingConsumer(Consumer):
             self._channel.basic_nack(self._arrived.popleft()[0], requeue=True)
 
     def _resume(self) -> None:
-        """Consume again once there is a thread, and keep that thread for what arrives first."""
-        if not self._has_slot():
+        """Consume again once a thread is free, and keep it for what arrives first if something is known to wait."""
+        if self._ticket is None:
+            if self._slots.full_for_s() > _FULL_S:
+                self._connection.process_data_events(self._timeout_s)
+            else:
+                self._begin()
+            return
+        if not self._ticket.granted:
             self._connection.process_data_events(self._timeout_s)
             return
         self._begin()

@@ -6,6 +6,7 @@ The keys are Dramatiq's own (dramatiq/brokers/redis/dispatch.lua); what is added
   it begins with the priority, so that whoever returns the message finds the list.
 - `{namespace}:__queues__.{worker}`, a set of the queues that a worker takes from. With it any worker can return a dead
   one's messages, of queues that it does not consume too, without searching all keys as Dramatiq does.
+- `{namespace}:{queue}.recovered`, a set of the ids that were returned in this way: they may have been started.
 
 Times are the server's: Dramatiq's are each client's own, and a worker whose clock is slow would look dead.
 """
@@ -23,7 +24,6 @@ from uuid import UUID, uuid4
 import redis
 from dramatiq import Consumer, MessageProxy
 from dramatiq.brokers.redis import DEFAULT_DEAD_MESSAGE_TTL, RedisBroker
-from dramatiq.common import compute_backoff
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
@@ -43,10 +43,10 @@ _log = logging.getLogger("taskbridge.dramatiq")
 
 _SHORTEST_LEASE_S: Final = 1.0
 
-_LONGEST_LOOK_MS: Final = 200
-"""How long an idle consumer waits at most before it looks again; Dramatiq's is up to a second."""
+_LOOK_S: Final = 0.2
+"""How long an idle consumer waits before it looks at all lists again; at that for `normal` it looks all the time."""
 
-_LONGEST_DELAYED_LOOK_MS: Final = 1000
+_LOOK_DELAYED_S: Final = 0.5
 """The same for the queues of delayed messages, in which only plain clients put anything."""
 
 _TIMEOUT_S: Final = 10.0
@@ -108,6 +108,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         self._own_queues = native_queue(settings.namespace, "")
         self._hands: dict[str, _Hand] = {}
         self._keeper: LeaseKeeper | None = None
+        self._can_wait = True
         register = self.client.register_script
         self.fetch_script = register(scripts.FETCH)
         self.ack_script = register(scripts.ACK)
@@ -131,6 +132,10 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def acks_key(self, queue_name: str) -> str:
         """Return the key of the ids that this worker has taken from a queue."""
         return f"{self.namespace}:__acks__.{self.worker_id}.{queue_name}"
+
+    def recovered_key(self, queue_name: str) -> str:
+        """Return the key of the ids in a queue that a worker had taken which died."""
+        return f"{self.namespace}:{queue_name}.recovered"
 
     @property
     def heartbeats_key(self) -> str:
@@ -168,6 +173,24 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         if ids:
             keys = [self.acks_key(queue_name), self.bodies_key(queue_name), self.key(queue_name)]
             self.return_script(keys=keys, args=list(ids))
+
+    def wait(self, queue_name: str, timeout_s: float) -> None:
+        """Return when there is something in a queue's list for `normal`, or after so many seconds.
+
+        Raises:
+            redis.RedisError: Redis doesn't do it.
+        """
+        if not self._can_wait:
+            time.sleep(timeout_s / 4)
+            return
+        key = self.key(queue_name)
+        try:
+            # Moves the first to where it was, so that nothing is taken; Redis has no waiting that only looks.
+            self.client.execute_command("BLMOVE", key, key, "LEFT", "LEFT", timeout_s)
+        except redis.ResponseError as exc:
+            if "unknown command" not in str(exc):
+                raise
+            self._can_wait = False  # before Redis 6.2
 
     # The worker's life
 
@@ -247,7 +270,7 @@ class _LeveledConsumer(Consumer):
         self._lists = broker.lists(queue_name)
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
-        self._longest_look_ms = _LONGEST_DELAYED_LOOK_MS if is_delayed else _LONGEST_LOOK_MS
+        self._look_s = _LOOK_DELAYED_S if is_delayed else _LOOK_S
         if is_delayed or broker.slots is None:
             # What an earlier consumer held back has been dropped (dramatiq/worker.py, ConsumerThread.run).
             self._slots = Slots(prefetch)
@@ -256,7 +279,6 @@ class _LeveledConsumer(Consumer):
             self._slots = broker.slots
             self._hand = broker.hand(queue_name, self._slots)
         self._ready: deque[Delivery] = deque()
-        self._misses = 0
         self._wake = threading.Event()
         self._ticket: Ticket | None = None
 
@@ -297,7 +319,7 @@ class _LeveledConsumer(Consumer):
         """
         place = _delivery(message).place
         dead = f"{self._broker.key(self._queue_name.removesuffix('.DQ'))}.XQ"
-        keys = [*self._marks(), dead, f"{dead}.msgs"]
+        keys = [*self._keys(), dead, f"{dead}.msgs"]
 
         def reject() -> None:
             self._broker.nack_script(keys=keys, args=[place])
@@ -338,11 +360,11 @@ class _LeveledConsumer(Consumer):
             return
         try:
             has_lost, *rows = self._broker.fetch_script(
-                keys=[self._broker.heartbeats_key, *self._marks(), *self._lists],
+                keys=[self._broker.heartbeats_key, *self._keys(), *self._lists],
                 args=[self._broker.worker_id, slots, len(self._hand)],
             )
-            for redis_id, body in zip(rows[::2], rows[1::2], strict=True):
-                delivery = self._admit(redis_id, body)
+            for redis_id, body, recovered in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+                delivery = self._admit(redis_id, body, redelivered=bool(recovered))
                 if delivery is not None:
                     self._hand.add(delivery)
                     self._ready.append(delivery)
@@ -352,10 +374,7 @@ class _LeveledConsumer(Consumer):
         if has_lost:
             self._reconcile()
         if not rows:
-            self._misses, wait_ms = compute_backoff(self._misses, max_backoff=self._longest_look_ms)
-            time.sleep(wait_ms / 1000)
-        else:
-            self._misses = 0
+            self._broker.wait(self._queue_name, self._look_s)
 
     def _take_slots(self) -> int:
         """Take the free slots; if there are none, wait in line for one, and return 0 if that takes too long."""
@@ -367,14 +386,15 @@ class _LeveledConsumer(Consumer):
         self._ticket = None
         return 1 + self._slots.take(self._slots.total - 1)
 
-    def _admit(self, redis_id: bytes, body: bytes | None) -> Delivery | None:
+    def _admit(self, redis_id: bytes, body: bytes | None, *, redelivered: bool) -> Delivery | None:
+        reception, queue_name = self._broker.reception, self._queue_name
         try:
             if body is not None:
-                delivery = self._broker.reception.admit(self._queue_name, body, place=redis_id)
+                delivery = reception.admit(queue_name, body, place=redis_id, redelivered=redelivered)
             else:
                 delivery = None
                 if not _is_id(redis_id):  # else a second copy of an id, whose message is done with
-                    self._broker.reception.undecodable(redis_id, DecodeError("not the id of a message"))
+                    reception.undecodable(redis_id, DecodeError("not the id of a message"))
         except NotSettledError:
             self._broker.put_back(self._queue_name, [redis_id])
             raise
@@ -385,16 +405,18 @@ class _LeveledConsumer(Consumer):
     def _reconcile(self) -> None:
         """Return what is marked as taken by this worker and is not: the reply to a fetch was lost on its way."""
         lost = self._broker.reconcile_script(
-            keys=[*self._marks(), self._broker.key(self._queue_name)],
+            keys=[*self._keys()[:2], self._broker.key(self._queue_name)],
             args=[delivery.place for delivery in self._hand.all()],
         )
         _log.warning("%d messages that were taken from %s but never arrived are back in it", lost, self._queue_name)
 
     def _remove(self, redis_id: bytes) -> None:
-        self._broker.ack_script(keys=self._marks(), args=[redis_id])
+        self._broker.ack_script(keys=self._keys(), args=[redis_id])
 
-    def _marks(self) -> list[str]:
-        return [self._broker.acks_key(self._queue_name), self._broker.bodies_key(self._queue_name)]
+    def _keys(self) -> list[str]:
+        """Return the keys of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
+        broker, queue_name = self._broker, self._queue_name
+        return [broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name)]
 
     def _surely(self, act: Callable[[], None]) -> None:
         """Do what may be done twice; the first failure may only mean that an idle connection was closed.

@@ -23,15 +23,16 @@ local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-# KEYS: heartbeats, acks, bodies, the lists in order. ARGV: worker, how many to take, how many it has in hand.
-# Returns: whether more is marked as taken than the worker has in hand; then id, body, id, body ...
+# KEYS: heartbeats, acks, bodies, recovered, the lists in order. ARGV: worker, how many to take, how many are in hand.
+# Returns: whether more is marked as taken than is in hand; then of each message the id, the body, and whether it was
+# recovered from a worker that died.
 FETCH: Final = (
     _NOW
     + """
 redis.call('zadd', KEYS[1], now, ARGV[1])
 local taken = {redis.call('scard', KEYS[2]) > tonumber(ARGV[3]) and 1 or 0}
 local left = tonumber(ARGV[2])
-for list = 4, #KEYS do
+for list = 5, #KEYS do
   while left > 0 do
     local id = redis.call('lpop', KEYS[list])
     if not id then
@@ -40,6 +41,7 @@ for list = 4, #KEYS do
     redis.call('sadd', KEYS[2], id)
     taken[#taken + 1] = id
     taken[#taken + 1] = redis.call('hget', KEYS[3], id)
+    taken[#taken + 1] = redis.call('sismember', KEYS[4], id)
     left = left - 1
   end
 end
@@ -47,24 +49,26 @@ return taken
 """
 )
 
-# KEYS: acks, bodies. ARGV: id. No heartbeat: it removes only, which Redis lets even a full server do.
+# KEYS: acks, bodies, recovered. ARGV: id. No heartbeat: it removes only, which Redis lets even a full server do.
 ACK: Final = """
 if redis.call('srem', KEYS[1], ARGV[1]) > 0 then
   redis.call('hdel', KEYS[2], ARGV[1])
+  redis.call('srem', KEYS[3], ARGV[1])
 end
 """
 
-# KEYS: acks, bodies, dead ids, dead bodies. ARGV: id.
+# KEYS: acks, bodies, recovered, dead ids, dead bodies. ARGV: id.
 NACK: Final = (
     _NOW
     + """
 if redis.call('srem', KEYS[1], ARGV[1]) > 0 then
   local body = redis.call('hget', KEYS[2], ARGV[1])
   if body then
-    redis.call('zadd', KEYS[3], now, ARGV[1])
-    redis.call('hset', KEYS[4], ARGV[1], body)
+    redis.call('zadd', KEYS[4], now, ARGV[1])
+    redis.call('hset', KEYS[5], ARGV[1], body)
     redis.call('hdel', KEYS[2], ARGV[1])
   end
+  redis.call('srem', KEYS[3], ARGV[1])
 end
 """
 )
@@ -127,6 +131,7 @@ local function give_back(worker, queue)
   for _, id in ipairs(redis.call('smembers', acks)) do
     if redis.call('hexists', key .. '.msgs', id) > 0 then
       redis.call('lpush', home(key, id), id)
+      redis.call('sadd', key .. '.recovered', id)
       count = count + 1
     end
   end

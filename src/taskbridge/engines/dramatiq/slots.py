@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 
 class Ticket:
@@ -27,6 +28,7 @@ class Slots:
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = total
+        self._changed_at = monotonic()
         self._line: deque[Ticket] = deque()
         self._lock = threading.Lock()
 
@@ -40,6 +42,7 @@ class Slots:
         with self._lock:
             if self._free > 0:
                 self._free -= 1
+                self._changed_at = monotonic()
                 ticket.granted = True
             else:
                 self._line.append(ticket)
@@ -50,7 +53,13 @@ class Slots:
         with self._lock:
             taken = max(0, min(most, self._free))
             self._free -= taken
+            self._changed_at = monotonic()
             return taken
+
+    def full_for_s(self) -> float:
+        """Return for how long all slots have been held, and always for the same messages; 0 if one is free."""
+        with self._lock:
+            return 0.0 if self._free > 0 else monotonic() - self._changed_at
 
     def give_up(self, ticket: Ticket) -> None:
         """Take a ticket out of the line; if it has its slot, free that."""
@@ -65,6 +74,7 @@ class Slots:
         """Free slots; who waits longest gets them."""
         for _ in range(count):
             with self._lock:
+                self._changed_at = monotonic()
                 if not self._line:
                     self._free += 1
                     continue

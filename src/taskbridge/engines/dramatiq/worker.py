@@ -22,6 +22,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.pump import Pump
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.message import Message
 from taskbridge.retry import GivenBack, Interrupted, Verdict
@@ -112,8 +113,14 @@ class Life(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
         with self._lock:
-            for delivery in self._running.values():
+            abandoned = list(self._running.values())
+            for delivery in abandoned:
                 delivery.abandoned = True
+        if abandoned and self._host.marks is not None:
+            try:
+                self._host.marks.all_given_back(timeout_s=_AFTER_GRACE_S)
+            except BrokerUnavailable as exc:
+                _log.warning("%d runs that were given up will count as lost: %s", len(abandoned), exc)
         _engine_broker(broker).closed()
         self._pump.stop()
 
