@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TaskBridgeError as exc:
         complain(exc)
         return 2
+    except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
+        print(f"taskbridge: {exc.name or 'a library'} can't be imported: {exc}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return _CTRL_C
     except BrokenPipeError:  # `taskbridge routes shop | head`

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
+from taskbridge import Bridge, default_bridge
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.loading import APP_VARIABLE, load_bridge
-
-if TYPE_CHECKING:
-    from taskbridge.bridge import Bridge
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
@@ -100,8 +98,6 @@ def bridge_of(arguments: argparse.Namespace) -> Bridge:
 
 
 def _default_bridge(url: str | None) -> Bridge:
-    from taskbridge.bridge import default_bridge
-
     bridge = default_bridge()
     if url is not None:
         bridge.move_to(url)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
+from taskbridge import Bridge
 from taskbridge._version import __version__
 from taskbridge.cli.arguments import Commands, add_app, add_command, add_json, bridge_of
 from taskbridge.cli.routes import unmatched_routes
@@ -17,9 +19,6 @@ from taskbridge.cli.show import Paint, duration, policy, print_json
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
-
-if TYPE_CHECKING:
-    from taskbridge.bridge import Bridge
 
 _DESCRIPTION = """\
 Check that tasks can be sent and run: the settings, the engine and the client library, whether the broker answers, the
@@ -87,7 +86,7 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
     installed = list(_installed(bridge))
     yield from installed
     if all(finding.outcome != "error" for finding in installed):
-        yield _broker(bridge)
+        yield from _reachable(bridge)
     if app is not None:
         yield _tasks(bridge, app)
     yield from _routes(bridge, app)
@@ -132,39 +131,82 @@ def _installed(bridge: Bridge) -> Iterator[_Finding]:
     address = bridge.settings.url
     if address.engine == "inline":
         return
-    for subject, name, use in (
-        ("engine", address.engine, lambda: bridge.engine),
+    uses: list[tuple[str, str, Callable[[], object]]] = [
         ("client", address.broker, lambda: bridge.broker),
-    ):
+        ("engine", address.engine, lambda: bridge.engine),
+    ]
+    for subject, name, use in uses:
         if name == "memory":
             continue
         try:
             use()
         except TaskBridgeError as exc:
             yield _Finding(subject=subject, outcome="error", text=str(exc))
-        else:
-            yield _Finding(subject=subject, outcome="ok", text=_versions(name))
+            return
+        except ImportError as exc:
+            yield _Finding(subject=subject, outcome="error", text=f"{_versions(name)} can't be imported: {exc}")
+            return
+        yield from _versioned(subject, name)
+
+
+def _versioned(subject: str, name: str) -> Iterator[_Finding]:
+    yield _Finding(subject=subject, outcome="ok", text=_versions(name))
+    oldest = _oldest()
+    for distribution in _DISTRIBUTIONS.get(name, ()):
+        version = _version(distribution)
+        if version and distribution in oldest and _numbers(version) < _numbers(oldest[distribution]):
+            text = f"{distribution} {version} is older than {oldest[distribution]}, the oldest that is supported"
+            yield _Finding(subject=subject, outcome="warning", text=text)
+
+
+def _oldest() -> Mapping[str, str]:
+    """Return the oldest supported version of each optional library, as this package itself requires it."""
+    try:
+        requirements = metadata.requires("taskbridge-queue") or []
+    except metadata.PackageNotFoundError:  # it runs from its sources
+        return {}
+    found = (re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement) for requirement in requirements)
+    return {match[1]: match[2] for match in found if match is not None}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def _versions(name: str) -> str:
-    found: list[str] = []
-    for distribution in _DISTRIBUTIONS.get(name, (name,)):
-        try:
-            found.append(f"{distribution} {metadata.version(distribution)}")
-        except metadata.PackageNotFoundError:
-            found.append(distribution)
-    return ", ".join(found)
+    distributions = _DISTRIBUTIONS.get(name, (name,))
+    return ", ".join(f"{distribution} {_version(distribution)}".strip() for distribution in distributions)
 
 
-def _broker(bridge: Bridge) -> _Finding:
+def _version(distribution: str) -> str:
+    """Return the installed version; nothing for what was put there by other means than a package."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _reachable(bridge: Bridge) -> Iterator[_Finding]:
+    yield _answer("broker", bridge)
+    store = bridge.settings.store
+    if store is not None and not store.startswith("memory:"):
+        # A store is a Redis like any other: what is asked is whether it answers, whoever consumes there.
+        asked = Bridge(f"celery+{store}", send_timeout=bridge.settings.send_timeout_s)
+        yield _answer("store", asked)
+        asked.close()
+
+
+def _answer(subject: str, bridge: Bridge) -> _Finding:
     started = perf_counter()
     try:
         bridge.broker.ping(timeout_s=bridge.settings.send_timeout_s)
     except BrokerUnavailable as exc:
-        return _Finding(subject="broker", outcome="error", text=exc.problem)
+        return _Finding(subject=subject, outcome="error", text=exc.problem)
+    except TaskBridgeError as exc:
+        return _Finding(subject=subject, outcome="error", text=str(exc))
     took_ms = (perf_counter() - started) * 1000
     text = "in this process" if bridge.settings.url.broker == "memory" else f"answers, in {took_ms:.0f} ms"
-    return _Finding(subject="broker", outcome="ok", text=text)
+    return _Finding(subject=subject, outcome="ok", text=text)
 
 
 def _tasks(bridge: Bridge, app: str) -> _Finding:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+from taskbridge import Bridge
 from taskbridge.cli.arguments import Commands, add_app, add_command, add_json, bridge_of, check_has_tasks
 from taskbridge.cli.show import duration, policy, print_json, table
-
-if TYPE_CHECKING:
-    from taskbridge.bridge import Bridge
-    from taskbridge.declaration import Declaration
-    from taskbridge.routing import Route
+from taskbridge.declaration import Declaration
+from taskbridge.routing import Route
 
 _DESCRIPTION = """\
 Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.

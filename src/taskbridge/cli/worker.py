@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
+from taskbridge import Bridge
 from taskbridge.cli.arguments import (
     Commands,
     add_app,
@@ -17,11 +17,9 @@ from taskbridge.cli.arguments import (
     words,
 )
 from taskbridge.cli.show import say
+from taskbridge.engines.base import WorkerOptions
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.loading import URL_VARIABLE
-
-if TYPE_CHECKING:
-    from taskbridge.bridge import Bridge
-    from taskbridge.engines.base import WorkerOptions
 
 _DESCRIPTION = """\
 Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
@@ -40,6 +38,8 @@ with the code as it is then. A worker that dies is started again, after 1 s at f
 
 Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
 """
+
+_PING_S = 2.0
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -61,7 +61,6 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run workers until a signal stops them."""
     from taskbridge.cli.supervisor import Supervisor  # here, for the other commands start no process
-    from taskbridge.engines.base import WorkerOptions
 
     bridge = bridge_of(arguments)
     check_has_tasks(bridge, arguments.app)
@@ -81,7 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     say(_banner(bridge, options))
+    _warn_if_away(bridge)
     return supervisor.run()
+
+
+def _warn_if_away(bridge: Bridge) -> None:
+    """Say it in one line if the broker is away: it may come later, so that it is no reason not to start."""
+    try:
+        bridge.broker.ping(timeout_s=_PING_S)
+    except BrokerUnavailable as exc:
+        say(f"the broker does not answer yet, the workers keep trying: {exc.problem}")
+    bridge.close()  # nothing of it is for the workers, which are not forked but started
 
 
 def _banner(bridge: Bridge, options: WorkerOptions) -> str:

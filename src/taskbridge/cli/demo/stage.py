@@ -16,8 +16,8 @@ from typing import Final
 from taskbridge.cli.demo.events import EVENTS_VARIABLE, Note, Tail
 from taskbridge.exceptions import TaskBridgeError
 
-_PATIENCE_S: Final = 30.0
-"""How long a run may take; it takes about 3 s."""
+_PATIENCE_S: Final = 60.0
+"""How long a run may take; it takes about 4 s on an idle machine."""
 
 _QUIET_S: Final = 0.4
 """How long nothing may happen, after all has ended, before the shop closes: a message that ran again would show."""
