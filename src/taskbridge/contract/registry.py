@@ -11,10 +11,10 @@ from taskbridge.contract.rules import RULES
 from taskbridge.contract.stage import StageSpec
 from taskbridge.contract.target import Target
 
-ORDINARY: Final = StageSpec(name="ordinary", workers=1, threads=8, shared=True)
+ORDINARY: Final = StageSpec(name="ordinary", workers=1, threads=8, grace_s=4, shared=True)
 """One worker with 8 threads; scenarios on it run side by side."""
 
-PROCESSES: Final = StageSpec(name="processes", workers=1, processes=4, shared=True)
+PROCESSES: Final = StageSpec(name="processes", workers=1, processes=4, grace_s=4, shared=True)
 """One worker with 4 processes of one thread each."""
 
 QUIET: Final = StageSpec(name="quiet", workers=1, threads=4, quiet=True)

@@ -47,9 +47,20 @@ def the_dead_keep_what_they_held() -> None:
 
 
 @mutant("A3", "a_long_task_runs_once", "dramatiq+redis")
-def leases_are_not_renewed() -> None:
-    """A worker's lease is over after a while, though it lives."""
-    put("taskbridge.engines.dramatiq.redis_broker", "LeveledRedisBroker.renew", lambda _: lambda self: None)
+def the_living_are_taken_for_dead() -> None:
+    """A worker that gave no sign of life for a moment counts as dead."""
+
+    def make(recover: Any) -> Any:
+        def hasty(self: Any, *, strangers: bool) -> Any:
+            lease_s, self.lease_s = self.lease_s, 0.0
+            try:
+                return recover(self, strangers=strangers)
+            finally:
+                self.lease_s = lease_s
+
+        return hasty
+
+    put("taskbridge.engines.dramatiq.redis_broker", "LeveledRedisBroker.recover", make)
 
 
 @mutant("A4", "a_worker_of_threads_stops")
@@ -74,24 +85,39 @@ def a_stopping_worker_goes_on_taking() -> None:
 
 @mutant("A6", "nothing_waits_behind_a_long_task")
 def a_busy_thread_takes_another() -> None:
-    """A thread takes its next message before it runs the first."""
+    """A thread takes its next message while it runs one."""
 
     def make(_: Any) -> Any:
         def work(self: Any) -> None:
-            engine = self._engine
             while not self._stop.is_set():
-                taken = [engine.take(self._queues, self._stop)]
-                threading.Event().wait(0.05)
-                with engine.wire.changed:
-                    another = engine.wire.take(self._queues)
-                    engine._running += another is not None
-                for message in (*taken, another):
-                    if message is not None:
-                        engine.run(message)
+                message = self._engine.take(self._queues, self._stop)
+                if message is not None:
+                    _run_with_one_ahead(self._engine, self._queues, message)
 
         return work
 
     put(_INLINE, "_Workers._work", make)
+
+
+def _run_with_one_ahead(engine: Any, queues: Any, message: Any) -> None:
+    ahead: list[Any] = []
+    done = threading.Event()
+
+    def prefetch() -> None:
+        while not ahead and not done.wait(0.005):
+            with engine.wire.changed:
+                another = engine.wire.take(queues)
+                if another is not None:
+                    engine._running += 1
+                    ahead.append(another)
+
+    thread = threading.Thread(target=prefetch)
+    thread.start()
+    engine.run(message)
+    done.set()
+    thread.join()
+    for another in ahead:
+        engine.run(another)
 
 
 @mutant("T1", "a_run_over_its_limit_is_ended@ordinary")
@@ -169,7 +195,7 @@ def the_end_of_a_worker_is_not_told() -> None:
     put(_HOOKS, "Hooks.call", make)
 
 
-@mutant("C", "coroutines_share_a_loop@ordinary")
+@mutant("C", "coroutines_share_a_loop")
 def each_run_has_a_loop() -> None:
     """Each coroutine runs on a loop of its own."""
 
@@ -179,13 +205,13 @@ def each_run_has_a_loop() -> None:
     put(_COROUTINES, "run", lambda _: run)
 
 
-@mutant("C", "coroutines_share_a_loop@ordinary")
+@mutant("C", "coroutines_share_a_loop")
 def coroutines_have_no_context() -> None:
     """A coroutine does not see what was set before it."""
     put(_COROUTINES, "copy_context", lambda _: Context)
 
 
-@mutant("C", "coroutines_share_a_loop@ordinary")
+@mutant("C", "coroutines_share_a_loop")
 def coroutines_wait_for_one_another() -> None:
     """One coroutine runs at a time."""
     lock = threading.Lock()

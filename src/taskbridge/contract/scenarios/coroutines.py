@@ -6,12 +6,13 @@ from typing import Any
 
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, Step, fail
-from taskbridge.contract.registry import ORDINARY, PROCESSES, scenario
+from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, scenario
 
 
-@scenario("C", on=(ORDINARY, PROCESSES))
+@scenario("C", on=(ALONE,))
 def coroutines_share_a_loop(h: Harness) -> None:
     """Coroutines run side by side on one loop a process, each in its own context."""
+    h.start_worker(threads=4)
     sent = [h.own(h.tasks.meeting.send(0.6)) for _ in range(4)]
     h.final(*(item.id for item in sent))
     starts = [h.starts(item.id)[0] for item in sent]
@@ -28,10 +29,7 @@ def coroutines_share_a_loop(h: Harness) -> None:
         h.equal("what a task of its own sees", end.data["in_task"], [f"{item.id} in the coroutine", item.id])
 
 
-@scenario(
-    "C",
-    "R2",
-)
+@scenario("C", "R2", on=(ORDINARY, PROCESSES))
 def coroutines_are_judged_alike(h: Harness) -> None:
     """A coroutine succeeds, fails and is retried like a function."""
     task: Any = h.tasks.coroutine

@@ -50,9 +50,7 @@ def _in_one_thread(h: Harness, id: str) -> None:
         h.equal("the threads of an attempt and its hooks", places, {(start.pid, start.thread)})
 
 
-@scenario(
-    "H",
-)
+@scenario("H")
 def failing_hooks_change_nothing(h: Harness) -> None:
     """Hooks that fail change nothing."""
     headers = {FAIL_HOOKS: "yes"}
@@ -66,9 +64,7 @@ def failing_hooks_change_nothing(h: Harness) -> None:
     )
 
 
-@scenario(
-    "H",
-)
+@scenario("H")
 def hooks_add_headers(h: Harness) -> None:
     """A hook before sending may add headers."""
     sent = h.run([Plan(steps=(fail(), RETURN), headers={STAMP: "yes"})])[0]

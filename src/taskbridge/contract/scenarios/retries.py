@@ -12,12 +12,7 @@ from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, SHORT_LEASE
 from taskbridge.contract.tasks import Variant
 
 
-@scenario(
-    "R1",
-    "R3",
-    "R6",
-    on=(ORDINARY, PROCESSES),
-)
+@scenario("R1", "R3", "R6", on=(ORDINARY, PROCESSES))
 def it_always_fails(h: Harness) -> None:
     """A task that always fails starts exactly max_attempts times, never early, and is dead once."""
     sent = h.run([Plan(steps=(fail(),))])[0]
@@ -34,9 +29,7 @@ def it_always_fails(h: Harness) -> None:
         h.check(gap_s >= least_s, f"after attempt {attempt} it should wait at least {least_s} s, not {gap_s:.6f} s")
 
 
-@scenario(
-    "R1",
-)
+@scenario("R1")
 def it_is_never_retried(h: Harness) -> None:
     """A task that may be run once is run once."""
     sent = h.run([Plan(steps=(fail(),), policy="once")])[0]
@@ -44,9 +37,7 @@ def it_is_never_retried(h: Harness) -> None:
     h.equal("its most attempts", h.starts(sent.id)[0].data["context"]["max_attempts"], 1)
 
 
-@scenario(
-    "R1",
-)
+@scenario("R1")
 def it_is_retried_without_limit(h: Harness) -> None:
     """Without a limit on attempts, it goes on until it succeeds."""
     sent = h.run([Plan(steps=(*[fail()] * 7, RETURN), policy="unlimited")])[0]
@@ -110,9 +101,7 @@ def a_changed_policy_decides(h: Harness) -> None:
     h.equal("the most attempts that each run was told", most, [5, 5, 3])
 
 
-@scenario(
-    "R3",
-)
+@scenario("R3")
 def delays_grow(h: Harness) -> None:
     """Delays grow as the policy says, within its jitter and its bound."""
     plans = [Plan(steps=(fail(),), policy=policy) for policy in ("standard", "exact", "listed", "capped")]
@@ -125,9 +114,7 @@ def delays_grow(h: Harness) -> None:
     h.check(len(shares) == 12, f"jitter should differ by message and attempt, but see {sorted(shares)}")
 
 
-@scenario(
-    "R3",
-)
+@scenario("R3")
 def delays_are_the_same_everywhere(h: Harness) -> None:
     """The delays of a message are the same wherever it runs."""
     some_id = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
@@ -176,11 +163,7 @@ def a_retry_is_the_same_message(h: Harness) -> None:
     h.equal("the fourth error", errors[3], ["taskbridge.retry.Retry", "the program asks for it"])
 
 
-@scenario(
-    "R5",
-    on=(SHORT_LEASE,),
-    where=with_a_server,
-)
+@scenario("R5", on=(SHORT_LEASE,), where=with_a_server)
 def an_outage_loses_nothing(h: Harness) -> None:
     """While the broker is away, a retry and a dead letter wait for it, and nothing is lost."""
     with h.proxy() as proxy:
@@ -198,16 +181,14 @@ def an_outage_loses_nothing(h: Harness) -> None:
         h.until(lambda: all(h.records(item.id, END) for item in sent), "the end of the first runs")
         h.pause(3)
         proxy.restore()
-        h.final(*(item.id for item in sent), within_s=h.stage.patience_s + h.stage.spec.lease_s + 20)
+        h.final(*(item.id for item in sent), within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)
         h.idle(within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)
     kinds = [h.final(item.id)[0].kind for item in sent]
     h.equal("how they ended", kinds, ["succeeded", "dead", "succeeded"])
     h.equal("the dead letters of the second", [letter.reason for letter in h.letters(sent[1].id)], ["exhausted"])
 
 
-@scenario(
-    "R7",
-)
+@scenario("R7")
 def an_asked_delay_is_kept(h: Harness) -> None:
     """A delay that the task asks for is kept, uncapped, and costs an attempt."""
     sent = h.run(

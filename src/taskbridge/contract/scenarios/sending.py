@@ -56,12 +56,7 @@ def nobody_listens(h: Harness) -> None:
         h.check(not error.maybe_taken, f"nothing can have been taken, but the error says: {error}")
 
 
-@scenario(
-    "S2",
-    "S7",
-    on=(ALONE,),
-    where=with_a_server,
-)
+@scenario("S2", "S7", on=(ALONE,), where=with_a_server)
 def nobody_answers(h: Harness) -> None:
     """A broker that stops answering is an error in time, and no reason to restart the sender."""
     with h.proxy() as proxy:
@@ -203,9 +198,7 @@ def what_cannot_travel_is_refused(h: Harness) -> None:
     _nothing_was_sent(h)
 
 
-@scenario(
-    "S5",
-)
+@scenario("S5")
 def many_are_sent(h: Harness) -> None:
     """Many calls are sent at once, and each is run once."""
     handles = h.bridge.send_many([h.tasks.echo.call(number) for number in range(300)])
@@ -242,9 +235,7 @@ def size_is_limited(h: Harness) -> None:
     h.final(handle.id)
 
 
-@scenario(
-    "S7",
-)
+@scenario("S7")
 def threads_send(h: Harness) -> None:
     """Many threads send at once, and each message is run once."""
     handles: list[Any] = []
@@ -275,7 +266,7 @@ def a_forked_process_sends(h: Harness) -> None:
         "for _ in range(5):\n"
         "    print(tasks.default.send([{}]).id, flush=True)\n"
         "if child:\n"
-        "    os.waitpid(child, 0)\n"
+        "    raise SystemExit(os.waitpid(child, 0)[1] != 0)\n"
         "else:\n"
         "    os._exit(0)\n"
     )
