@@ -101,10 +101,10 @@ def test_a_narrow_terminal_gets_a_narrow_table() -> None:
 
 def test_each_event_is_one_line() -> None:
     assert [line(each, 10.0, PLAIN) for each in NOTES] == [
-        "  0.000 s  charge 7                         sent to queue q, due in 1 s",
+        " 0.000 s  charge 7                        sent to queue q, due in 1 s",
         None,
-        "  1.020 s  charge 7              attempt 1  failed: ValueError: x; again in 0.5 s",
+        " 1.020 s  charge 7             attempt 1  failed: ValueError, again in 0.5 s",
         None,
-        "  1.530 s  charge 7              attempt 2  done: paid",
+        " 1.530 s  charge 7             attempt 2  done: paid",
         None,
     ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,4 +44,37 @@ def test_the_demo_is_identical_on_both_engines(demo: subprocess.CompletedProcess
         "pack 1004 critical": ("1", "done", "identical"),
     }
     assert ["packed in order", "critical, high, normal, low", "critical, high, normal, low", "identical"] in rows
-    assert "Identical: 11 messages, 15 runs on either engine" in demo.stdout
+    assert "Identical: 11 messages, 15 runs each" in demo.stdout
+
+
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+def test_ctrl_c_ends_the_demo_and_all_that_it_started(broker: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskbridge", "demo", broker],
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "attempt 1" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert errors == ""
+    assert list(tmp_path.glob("taskbridge*")) == []
+    assert not [pid for pid in running() if str(tmp_path) in environment(pid)]
+
+
+def running() -> list[str]:
+    return [path.name for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def environment(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:  # it has ended meanwhile
+        return ""

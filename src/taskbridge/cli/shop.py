@@ -14,7 +14,7 @@ from decimal import Decimal
 from taskbridge import Discard, RetryPolicy, current, task
 
 
-class BankUnreachable(Exception):
+class BankOffline(Exception):
     """It may answer the next time."""
 
 
@@ -36,7 +36,7 @@ def charge_card(order: int, amount: Decimal, card: str) -> str:
     if card == "expired":
         raise CardExpired("valid until last month")
     if current().attempt < 3:
-        raise BankUnreachable("no answer from the bank")
+        raise BankOffline("no answer from the bank")
     return f"{amount} paid"
 
 

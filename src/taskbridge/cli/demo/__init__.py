@@ -98,7 +98,5 @@ def _conclusion(one: Run, same: bool, paint: Paint) -> str:
     runs = sum(len(story.starts) for story in one.stories)
     if not same:
         return paint("red", "Not identical: this is a bug in taskbridge, please report it with the output above.")
-    return (
-        f"{paint('green', 'Identical')}: {len(one.stories)} messages, {runs} runs on either engine; "
-        "the same code, and one setting changed."
-    )
+    word = paint("green", "Identical")
+    return f"{word}: {len(one.stories)} messages, {runs} runs each; the same code, one setting changed."

@@ -132,35 +132,33 @@ def label(note: Note) -> str:
 
 def line(note: Note, opened_at: float, paint: Paint) -> str | None:
     """Return the line of an event; None if it has none."""
-    offset = paint("dim", f"{note.at - opened_at:7.3f} s")
+    offset = paint("dim", f"{note.at - opened_at:6.3f} s")
     if note.what == "all_sent":
         return f"{offset}  {paint('dim', 'now a worker starts, which runs one task at a time')}"
     what = _what(note, paint)
     if what is None:
         return None
     attempt = "" if note.what == "after_send" else f"attempt {note.attempt}"
-    return f"{offset}  {label(note):<20}  {paint('dim', f'{attempt:<9}')}  {what}"
+    return f"{offset}  {label(note):<19}  {paint('dim', f'{attempt:<9}')}  {what}"
 
 
 def _what(note: Note, paint: Paint) -> str | None:
+    error = note.text.partition(":")[0]
     match note.what:
         case "after_send":
-            extra = "" if note.priority == "normal" else f", {note.priority} priority"
+            extra = "" if note.priority == "normal" else f", {note.priority}"
             when = f", due in {duration(note.delay_s)}" if note.delay_s else ""
             return f"{paint('blue', 'sent')} to queue {note.queue}{extra}{when}"
         case "succeeded":
             return f"{paint('green', 'done')}: {note.text}"
         case "retrying":
-            return f"{paint('yellow', 'failed')}: {note.text}; again in {duration(note.delay_s)}"
+            return f"{paint('yellow', 'failed')}: {error}, again in {duration(note.delay_s)}"
         case "dead":
-            return f"{paint('red', 'dead letter')}: {note.text} ({_REASONS.get(note.reason, note.reason)})"
+            return f"{paint('red', 'dead letter')}: {error}, {note.reason.replace('_', ' ')}"
         case "discarded":
             return f"{paint('magenta', 'discarded')}: {note.text}"
         case _:
             return None
-
-
-_REASONS: Final = {"exhausted": "no attempts left", "gave_up": "not worth a retry"}
 
 
 def is_identical(one: Run, other: Run) -> bool:
