@@ -120,7 +120,7 @@ class Sendable(Generic[P, R]):
             changes["headers"] = {**self._options.headers, **_checked_headers(headers)}
         return type(self)(self._sender, self._declaration, replace(self._options, **changes))
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call to be sent with `send_many`.
 
         Raises:
@@ -129,7 +129,7 @@ class Sendable(Generic[P, R]):
         self._declaration.signature.bind(*args, **kwargs)
         return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options)
 
-    def send(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    def send(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Send the task to its queue; returns when the broker has it (rule S1).
 
         Raises:
@@ -150,7 +150,7 @@ class Sendable(Generic[P, R]):
         """
         return self._sender.send_call(self.call(*args, **kwargs), when=when)
 
-    async def asend(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    async def asend(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `send` without blocking the event loop."""
         return await self._sender.asend_call(self.call(*args, **kwargs), when=None)
 
@@ -175,7 +175,7 @@ class Sendable(Generic[P, R]):
 class Task(Sendable[P, R]):
     """A task made of a function. Calling it is a plain call: no queue, no retry."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function itself."""
         result: R = self._declaration.function(*args, **kwargs)
         return result
@@ -184,7 +184,7 @@ class Task(Sendable[P, R]):
 class AsyncTask(Sendable[P, R]):
     """A task made of a coroutine function. Calling it is a plain call, to be awaited."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the coroutine function itself."""
         coroutine: Coroutine[Any, Any, R] = self._declaration.function(*args, **kwargs)
         return coroutine
