@@ -21,24 +21,21 @@ STOP_TIMEOUT_S: Final = 40.0
 RUN_TIMEOUT_S: Final = 120.0
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment, without settings of its own, and with its interpreter's programs first."""
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment and more, without settings of its own, its interpreter's programs first."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKBRIDGE_")}
     programs = str(Path(sys.executable).parent)
-    return {
-        **inherited,
-        "PATH": f"{programs}{os.pathsep}{inherited.get('PATH', '')}",
-        "PYTHONUNBUFFERED": "1",
-    } | variables
+    path = f"{programs}{os.pathsep}{inherited.get('PATH', '')}"
+    return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **variables}
 
 
 class Process:
     """A running command line of an example; what it writes goes to a file."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: IO[str], cwd: Path) -> None:
         self.argv = list(argv)
         self._output = output
-        self._process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+        self._process = subprocess.Popen(argv, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
 
     @property
     def output(self) -> str:
@@ -65,13 +62,13 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a command line in the background: `start("taskbridge", "worker", "shop", TASKBRIDGE_URL=...)`."""
+    """Start a command line in the background: `start("taskbridge", "worker", "shop", env={"TASKBRIDGE_URL": ...})`."""
     with ExitStack() as stack:
 
-        def begin(*argv: str, **variables: str) -> Process:
+        def begin(*argv: str, cwd: Path = ROOT, env: Mapping[str, str]) -> Process:
             count = len(list(tmp_path.glob("process-*.log")))
             output = stack.enter_context((tmp_path / f"process-{count}.log").open("w+", encoding="utf-8"))
-            process = Process(argv, environment(**variables), output)
+            process = Process(argv, environment(env), output, cwd)
             stack.callback(process.stop)
             return process
 
@@ -89,10 +86,10 @@ def wait_until(holds: Callable[[], bool], *, what: str, timeout_s: float, proces
         time.sleep(0.05)
 
 
-def run(*argv: str, **variables: str) -> str:
+def run(*argv: str, cwd: Path = ROOT, env: Mapping[str, str]) -> str:
     """Run a command line to its end and return what it wrote to stdout."""
     done = subprocess.run(
-        argv, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        argv, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
     )
     assert done.returncode == 0, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -26,8 +26,7 @@ def test_the_example_engine_is_found_by_entry_point_and_runs_the_quickstart(path
     output = run(
         sys.executable,
         *("-m", "examples.quickstart"),
-        PYTHONPATH=path_with_entry_point,
-        TASKBRIDGE_URL="threads+memory://",
+        env={"PYTHONPATH": path_with_entry_point, "TASKBRIDGE_URL": "threads+memory://"},
     )
 
     assert "sent 5 messages to threads+memory" in output
@@ -36,7 +35,9 @@ def test_the_example_engine_is_found_by_entry_point_and_runs_the_quickstart(path
 
 @pytest.mark.slow
 def test_the_example_engine_keeps_the_contract(path_with_entry_point: str) -> None:
-    output = run(sys.executable, "-m", "taskbridge.contract", "threads+memory://", PYTHONPATH=path_with_entry_point)
+    output = run(
+        sys.executable, "-m", "taskbridge.contract", "threads+memory://", env={"PYTHONPATH": path_with_entry_point}
+    )
 
     outcomes = [json.loads(line)["outcome"] for line in output.splitlines()]
     assert outcomes.count("passed") >= 40

@@ -29,7 +29,7 @@ def events(output: str) -> Counter[str]:
 
 @pytest.mark.parametrize("url", ["inline://?threads=0", "inline://", "celery+memory://", "dramatiq+memory://"])
 def test_it_shows_the_same_in_one_process_whatever_the_engine(url: str) -> None:
-    output = run(sys.executable, "-m", "examples.quickstart", TASKBRIDGE_URL=url)
+    output = run(sys.executable, "-m", "examples.quickstart", env={"TASKBRIDGE_URL": url})
 
     assert f"sent 5 messages to {url.partition(':')[0]}" in output
     assert events(output) == EXPECTED
@@ -38,9 +38,9 @@ def test_it_shows_the_same_in_one_process_whatever_the_engine(url: str) -> None:
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_a_worker_runs_what_it_sends_to_a_server(engine: str, redis_server: PrivateRedis, start: Start) -> None:
     variables = {"TASKBRIDGE_URL": f"{engine}+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"quickstart-{engine}"}
-    worker = start("taskbridge", "worker", "examples.quickstart", **variables)
+    worker = start("taskbridge", "worker", "examples.quickstart", env=variables)
 
-    sender = run(sys.executable, "-m", "examples.quickstart", **variables)
+    sender = run(sys.executable, "-m", "examples.quickstart", env=variables)
     wait_until(
         lambda: events(worker.output).total() >= EXPECTED.total(),
         what="every event of the quickstart",

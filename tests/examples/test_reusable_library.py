@@ -17,12 +17,12 @@ def test_two_hosts_run_one_librarys_tasks_on_two_engines_over_one_redis(
     outbox.touch()
     variables = {"REDIS_URL": redis_server.url, "OUTBOX": str(outbox), "TASKBRIDGE_NAMESPACE": "newsletter"}
     workers = [
-        start("taskbridge", "worker", f"{EXAMPLE}.host_celery", **variables),
-        start("taskbridge", "worker", f"{EXAMPLE}.host_dramatiq", "--queues", "bulk", **variables),
+        start("taskbridge", "worker", f"{EXAMPLE}.host_celery", env=variables),
+        start("taskbridge", "worker", f"{EXAMPLE}.host_dramatiq", "--queues", "bulk", env=variables),
     ]
 
-    run(sys.executable, "-m", f"{EXAMPLE}.host_celery", "June", **variables)
-    run(sys.executable, "-m", f"{EXAMPLE}.host_dramatiq", "July", **variables)
+    run(sys.executable, "-m", f"{EXAMPLE}.host_celery", "June", env=variables)
+    run(sys.executable, "-m", f"{EXAMPLE}.host_dramatiq", "July", env=variables)
     wait_until(
         lambda: len(outbox.read_text(encoding="utf-8").splitlines()) >= 4,
         what="four letters",

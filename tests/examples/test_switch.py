@@ -52,8 +52,8 @@ class Shop:
             "REMIND_AFTER": "4",
         }
         web_command = service["web"]["command"].replace("0.0.0.0", "127.0.0.1").replace("8000", str(port))
-        self.web: Process = start(*shlex.split(web_command), **variables)
-        self.worker: Process = start(*shlex.split(service["worker"]["command"]), **variables)
+        self.web: Process = start(*shlex.split(web_command), env=variables)
+        self.worker: Process = start(*shlex.split(service["worker"]["command"]), env=variables)
         wait_until(lambda: self._is_up(port), what="the web service", timeout_s=START_TIMEOUT_S, processes=[self.web])
 
     @staticmethod

@@ -16,7 +16,7 @@ def test_the_apps_own_tests_pass(app: str, tests: int) -> None:
         "-p",
         "no:cacheprovider",
         f"examples/{app}",
-        TASKBRIDGE_URL="inline://?threads=0",
+        env={"TASKBRIDGE_URL": "inline://?threads=0"},
     )
 
     assert f"{tests} passed" in output
