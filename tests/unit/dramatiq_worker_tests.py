@@ -1,0 +1,140 @@
+"""What a worker that was started by hand does, the same on Redis and RabbitMQ."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from dramatiq import Message
+
+from tests.unit.dramatiq_shop import Shop
+
+PRIORITIES: list[Any] = ["low", "normal", "high", "critical"]
+
+
+def plain_body(queue_name: str, task: str, *args: Any, **options: Any) -> bytes:
+    """Return what a Dramatiq client on the other side of the world writes."""
+    message = {
+        "queue_name": queue_name,
+        "actor_name": task,
+        "args": args,
+        "kwargs": {},
+        "options": options,
+        "message_id": f"id of {task} {args}",
+        "message_timestamp": int(time.time() * 1000),
+    }
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+class WorkerTests:
+    """Subclasses give the fixture `shop`, and say how bytes get into a queue."""
+
+    recovery_s: float
+    """How long it may take until what a killed worker ran starts elsewhere."""
+
+    again: tuple[int, str | None]
+    """The attempt and the previous error of that start."""
+
+    def put(self, shop: Shop, body: bytes) -> None:
+        """Put bytes in the default queue."""
+        raise NotImplementedError
+
+    def test_every_outcome(self, shop: Shop) -> None:
+        poison = [b"\x80\x04.", b"{}", plain_body("elsewhere", "note", "elsewhere", taskbridge="{")]
+        for body in poison:
+            self.put(shop, body)
+        self.put(shop, plain_body("elsewhere", "note", "wrong queue name"))
+        self.put(shop, plain_body(shop.native_queue(), "nobody_knows_it"))
+        shop.flaky.send()
+        for error in ("ValueError", "SystemExit", "Discard"):
+            shop.fails.send(error)
+        shop.note.schedule(0.5, "delayed")
+        shop.bridge.native.get_actor("note").send_with_options(args=("plain",), delay=300)
+        with shop.worker() as worker:
+            shop.wait(lambda: len(shop.records("dead")) == 3 and len(shop.records("flaky", "note")) == 6)
+            shop.idle()
+            worker.terminate()
+            assert worker.wait(15) == 0
+
+        assert shop.data("flaky") == [[1], [2], [3]]
+        assert sorted(shop.data("note")) == [
+            [what, 1, "default", "normal"] for what in ("delayed", "plain", "wrong queue name")
+        ]
+        assert sorted(shop.data("fails")) == [
+            ["Discard", 1],
+            ["SystemExit", 1],
+            *(["ValueError", n] for n in (1, 2, 3)),
+        ]
+        assert sorted(shop.data("dead")) == [
+            ["fails", "exhausted"],
+            ["fails", "gave_up"],
+            ["nobody_knows_it", "unknown_task"],
+        ]
+        assert shop.data("discarded") == [["fails", "no"]]
+        letters = shop.bridge.dead_letters()
+        assert sorted(letter.raw for letter in letters if letter.raw is not None) == sorted(poison)
+        assert sorted(letter.reason for letter in letters) == sorted(
+            [*["undecodable"] * 3, "exhausted", "gave_up", "unknown_task"]
+        )
+        assert [len(shop.records(name)) for name in ("worker_started", "worker_stopping")] == [1, 1]
+
+    def test_an_ordinary_actor_is_dramatiqs_own_affair(self, shop: Shop) -> None:
+        broker = shop.bridge.native
+        broker.declare_queue("own")
+        with shop.worker():
+            broker.enqueue(Message(queue_name="own", actor_name="ordinary", args=(), kwargs={}, options={}))
+            shop.wait(lambda: len(shop.records("ordinary")) == 2)
+
+        assert shop.bridge.counts().dead == 0
+
+    def test_one_slot_takes_the_higher_priorities_first(self, shop: Shop) -> None:
+        for n in (1, 2):
+            for priority in PRIORITIES:
+                shop.note.using(priority=priority).send(n)
+        with shop.worker(threads=1):
+            shop.wait(lambda: len(shop.records("note")) == 8)
+
+        expected = [[n, 1, "default", priority] for priority in reversed(PRIORITIES) for n in (1, 2)]
+        assert shop.data("note") == expected
+
+    def test_a_worker_that_is_told_to_stop_keeps_to_the_grace_and_gives_the_rest_back(self, shop: Shop) -> None:
+        shop.lasts.send("short", 1.5)
+        shop.lasts.send("long", 60)
+        shop.is_stuck.send(60)
+        with shop.worker(threads=3) as worker:
+            shop.wait(lambda: len(shop.records("lasts", "is_stuck")) == 3)
+            worker.terminate()
+            told_at = time.monotonic()
+            time.sleep(0.3)
+            shop.note.send("late")
+            assert worker.wait(30) == 0
+            took_s = time.monotonic() - told_at
+
+        assert shop.bridge.settings.grace_s <= took_s <= shop.bridge.settings.grace_s + 5
+        assert shop.data("lasted") == [["short"]]
+        assert shop.data("note") == []
+        assert shop.bridge.counts().waiting["default"] == 3
+        with shop.worker(threads=3):
+            shop.wait(lambda: len(shop.records("lasts", "is_stuck", "note")) == 6)
+
+        assert sorted(shop.data("lasts")) == [["long", 1, None], ["long", 1, None], ["short", 1, None]]
+        assert shop.data("is_stuck") == [[1], [1]]
+        assert shop.data("retrying", "dead", "discarded") == []
+
+    def test_what_a_killed_worker_ran_starts_elsewhere_and_what_lives_runs_once(self, shop: Shop) -> None:
+        with shop.worker(threads=1), shop.worker(threads=1):
+            shop.lasts.send("one", 5)
+            shop.lasts.send("two", 5)
+            victim, other = shop.wait(lambda: records if len(records := shop.records("lasts")) == 2 else None)
+            os.kill(victim.pid, signal.SIGKILL)
+            killed_at = time.time()
+            shop.wait(lambda: [other.data[0]] in shop.data("lasted"))
+            again = shop.wait(lambda: records[2] if len(records := shop.records("lasts")) == 3 else None)
+
+        assert victim.pid != other.pid
+        assert again.data[0] == victim.data[0]
+        assert again.at - killed_at <= self.recovery_s + 5, "the other's only slot was busy for 5 s"
+        assert (again.data[1], again.data[2]) == self.again
