@@ -184,6 +184,17 @@ def test_verify_prints_a_matrix(run: Run) -> None:
     assert "2/2 inline" in done.stderr
 
 
+def test_verify_lists_what_proves_each_rule(run: Run) -> None:
+    done = run("verify", "--list", "--rule", "R1")
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("R1 ")
+    kinds = {line.split()[0] for line in lines}
+    assert kinds == {"scenario", "mutant"}
+    data: Any = json.loads(run("verify", "--list", "--json").stdout)
+    assert {"R1", "D2", "A1"} <= {proof["rule"] for proof in data}
+
+
 def test_no_command_shows_the_help(run: Run) -> None:
     done = run()
     assert done.returncode == 0

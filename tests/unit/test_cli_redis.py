@@ -154,3 +154,32 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
     missing = run("dead", "show", "9", **settings)
     assert missing.stderr == "taskbridge: there is no dead letter '9'; `taskbridge dead list` shows what there is\n"
     assert missing.returncode == 2
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_worker_says_that_the_broker_is_away_and_can_be_stopped_then(tmp_path: Path, engine: str) -> None:
+    pytest.importorskip(engine, reason="a worker needs its engine")
+    (tmp_path / "shop.py").write_text(SHOP)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskbridge", "worker", "shop", "--url", f"{engine}+redis://:secret@127.0.0.1:1/0"],
+        cwd=tmp_path,
+        env={**env, "TASKBRIDGE_GRACE": "10"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        banner, line = process.stderr.readline(), process.stderr.readline()
+        time.sleep(3)
+        process.terminate()
+        _, rest = process.communicate(timeout=17)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert banner.startswith("taskbridge: 1 task of shop on ")
+    assert re.match(r"taskbridge: the broker does not answer yet, the workers keep trying: .*refused", line)
+    assert process.returncode == 0, rest
+    assert "secret" not in banner + line + rest

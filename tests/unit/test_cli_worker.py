@@ -114,7 +114,7 @@ def test_a_worker_has_processes_times_threads_slots_and_ends_with_0(shop: Shop, 
     engine = shop.url.partition("+")[0]
     assert re.match(
         rf"taskbridge: 3 tasks of shop on {engine}\+\S+, queues default, email, "
-        rf"2 at a time \({processes} processes x {threads} threads\)\n",
+        rf"2 at a time \({processes} process(es)? x {threads} threads?\)\n",
         shop.said(worker),
     )
     assert "guest:guest" not in shop.said(worker)

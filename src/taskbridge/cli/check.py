@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from time import perf_counter
 from typing import Any, Final, Literal
 
@@ -161,6 +160,8 @@ def _versioned(subject: str, name: str) -> Iterator[_Finding]:
 
 def _oldest() -> Mapping[str, str]:
     """Return the oldest supported version of each optional library, as this package itself requires it."""
+    from importlib import metadata  # here and below: it takes as long to import as all the rest of the command line
+
     try:
         requirements = metadata.requires("taskbridge-queue") or []
     except metadata.PackageNotFoundError:  # it runs from its sources
@@ -180,6 +181,8 @@ def _versions(name: str) -> str:
 
 def _version(distribution: str) -> str:
     """Return the installed version; nothing for what was put there by other means than a package."""
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

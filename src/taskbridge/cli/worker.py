@@ -94,12 +94,15 @@ def _warn_if_away(bridge: Bridge) -> None:
 
 
 def _banner(bridge: Bridge, options: WorkerOptions) -> str:
-    queues = ", ".join(options.queues or bridge.queues())
-    slots = options.processes * options.threads
     return (
-        f"{len(bridge.declarations())} tasks of {options.app} on {bridge.settings.url.safe_url}, queues {queues}, "
-        f"{slots} at a time ({options.processes} processes x {options.threads} threads)"
+        f"{_many(len(bridge.declarations()), 'task', 'tasks')} of {options.app} on {bridge.settings.url.safe_url}, "
+        f"queues {', '.join(options.queues or bridge.queues())}, {options.processes * options.threads} at a time "
+        f"({_many(options.processes, 'process', 'processes')} x {_many(options.threads, 'thread', 'threads')})"
     )
+
+
+def _many(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _processors() -> int:
