@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from taskbridge.cli.arguments import Commands, UsageError, add_command, add_json, words
-from taskbridge.cli.show import print_json
+from taskbridge.cli.show import print_json, say
 
 if TYPE_CHECKING:
     from taskbridge.contract.matrix import Proof
@@ -53,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("verify: which URL? Such as: taskbridge verify celery+redis://localhost:6379/0")
     from taskbridge.contract.matrix import verify  # here, for no other command needs it
 
+    logging.getLogger().addHandler(logging.NullHandler())  # an embedded engine tells of every failing task
     progress = _Progress()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         matrix = verify(arguments.urls, arguments.rule, progress=progress.tell)
     finally:
@@ -63,6 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(matrix.render())
     return 0 if matrix.ok else 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    say("stopping, once the scenarios that run now have ended their workers")
+    raise KeyboardInterrupt
 
 
 class _Progress:

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final, Literal
@@ -76,6 +77,7 @@ class _Suite:
         self._parallel = parallel
         self._lock = threading.Lock()
         self._results: list[Result] = []
+        self._free_namespaces: list[str] = []
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Result]:
         quiet: list[Scenario] = []
@@ -93,11 +95,16 @@ class _Suite:
         for scenario in quiet:
             self._run_alone(scenario)
         with ThreadPoolExecutor(self._parallel + len(together), "contract") as pool:
-            for future in [
+            futures = [
                 *(pool.submit(self._run_together, spec, group) for spec, group in together.items()),
                 *(pool.submit(self._run_alone, scenario) for scenario in alone),
-            ]:
-                future.result()
+            ]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:  # Ctrl-C: only what runs now is waited for, so that its workers are ended
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return self._results
 
     def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario]) -> None:
@@ -105,7 +112,7 @@ class _Suite:
         unjudged: list[Scenario] = []
         try:
             with (
-                Stage(self._target, spec, patience_s=self._patience_s) as stage,
+                self._stage(spec) as stage,
                 ThreadPoolExecutor(len(scenarios), "contract-scenario") as pool,
             ):
                 results = [*pool.map(self._attempt, scenarios, repeat(stage))]
@@ -122,7 +129,7 @@ class _Suite:
     def _run_alone(self, scenario: Scenario) -> None:
         began = time.monotonic()
         try:
-            with Stage(self._target, scenario.stage, patience_s=self._patience_s) as stage:
+            with self._stage(scenario.stage) as stage:
                 result = self._attempt(scenario, stage)
                 assert result is not None or scenario.stage.shared
         except Exception as exc:
@@ -130,6 +137,18 @@ class _Suite:
         if result is None:
             result = self._result(scenario, "failed", "the target does not come to rest, though all messages ended")
         self._keep(replace(result, seconds=time.monotonic() - began))
+
+    @contextmanager
+    def _stage(self, spec: StageSpec) -> Generator[Stage]:
+        """Open a stage; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
+        with self._lock:
+            namespace = self._free_namespaces.pop() if self._free_namespaces else None
+        with Stage(self._target, spec, patience_s=self._patience_s, namespace=namespace) as stage:
+            yield stage
+            stage.end_workers()
+            if self._target.address.broker == "amqp" and stage.is_clean():
+                with self._lock:
+                    self._free_namespaces.append(stage.namespace)
 
     def _attempt(self, scenario: Scenario, stage: Stage) -> Result | None:
         """Run a scenario; return None if others kept the stage from being idle."""
