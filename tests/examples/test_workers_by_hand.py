@@ -78,4 +78,9 @@ def test_a_stock_worker_runs_what_taskbridge_and_a_plain_client_send(
         "5 + 5, attempt 1, queue default, priority normal",
         "5 + 5, attempt 2, queue default, priority normal",
     ]
+    if engine == "celery":
+        seen_by_celery = run(
+            "celery", "-A", "shop.celery", "inspect", "-t", "5", "registered", cwd=application, env=variables
+        )
+        assert "* shop.tasks.add" in seen_by_celery
     assert worker.stop() == 0

@@ -156,6 +156,7 @@ class Channel(kombu_redis.Channel):
             defaults |= {"socket_connect_timeout": _CONNECT_S, "socket_keepalive": True}
         params = {**defaults, "max_connections": self.max_connections, **params}
         params["connection_class"] = self._polled(kind) if asynchronous else kind
+        self.keyprefix_fanout = self.keyprefix_fanout.format(db=params["db"])  # as kombu's own does: for broadcasts
         return params
 
     def _polled(self, kind: Any) -> Any:
