@@ -1,0 +1,241 @@
+"""The RabbitMQ broker of the Dramatiq engine holds what it has threads for, and survives what RabbitMQ does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pika
+import pytest
+from dramatiq.errors import ConnectionClosed
+
+from taskbridge import Bridge
+from taskbridge.contract.servers import PrivateRabbitMQ
+from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
+from taskbridge.engines.dramatiq.wire import queue_arguments
+
+
+class Place:
+    """A bridge with a namespace of its own, and a look into RabbitMQ."""
+
+    def __init__(self, url: str) -> None:
+        self.namespace = f"dq-{os.urandom(4).hex()}"
+        self._url = url
+        self._bridges: list[Bridge] = []
+        self.bridge = self._bridge()
+        self.queue, self.email = (f"{self.namespace}.dramatiq.{name}" for name in ("default", "email"))
+        self.note = self.bridge.task(name="note")(_note)
+
+    def _bridge(self, **settings: Any) -> Bridge:
+        bridge = Bridge(f"dramatiq+{self._url}", namespace=self.namespace, queues=("email",), **settings)
+        self._bridges.append(bridge)
+        return bridge
+
+    def close(self) -> None:
+        for bridge in self._bridges:
+            bridge.close()
+
+    def broker(self, threads: int, **settings: Any) -> SparingRabbitmqBroker:
+        """Return the broker of a worker process; each is one of its own."""
+        bridge = self._bridge(**settings)
+        bridge.task(name="note")(_note)
+        broker: SparingRabbitmqBroker = bridge.native
+        broker.opens(threads)
+        return broker
+
+    def waiting(self, queue: str) -> int:
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+    @contextmanager
+    def channel(self) -> Generator[Any]:
+        with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
+            yield connection.channel()
+
+
+def _note(x: int) -> None:
+    """Do nothing."""
+
+
+@pytest.fixture
+def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
+    place = Place(rabbitmq_server.url)
+    yield place
+    place.close()
+
+
+def take(consumer: Any) -> Delivery:
+    """Return the next message of a consumer."""
+    deadline = time.monotonic() + 10
+    while (delivery := next(consumer)) is None:
+        assert time.monotonic() < deadline
+    taken: Delivery = delivery
+    return taken
+
+
+def turn(consumer: Any, until: Callable[[], object]) -> None:
+    """Let a consumer do what it does while it has nothing to give, until something is so."""
+    deadline = time.monotonic() + 10
+    while not until():
+        assert next(consumer) is None
+        assert time.monotonic() < deadline
+
+
+def test_the_queues_are_those_that_dramatiq_declares(place: Place) -> None:
+    broker = place.broker(1)
+    consumer = broker.consume(place.queue, prefetch=1, timeout=50)
+
+    with place.channel() as channel:  # RabbitMQ answers 406 to other arguments
+        for name in (place.queue, f"{place.queue}.DQ"):
+            channel.queue_declare(name, durable=True, arguments=queue_arguments(place.queue))
+        channel.queue_declare(f"{place.queue}.XQ", durable=True, arguments={"x-message-ttl": 7 * 86_400_000})
+    consumer.close()
+
+
+def test_what_is_acknowledged_is_gone_and_what_failed_is_among_dramatiqs_dead(place: Place) -> None:
+    for n in range(2):
+        place.note.send(n)
+    consumer = place.broker(2).consume(place.queue, prefetch=2, timeout=50)
+
+    consumer.ack(take(consumer))
+    consumer.nack(take(consumer))
+    consumer.close()
+
+    assert (place.waiting(place.queue), place.waiting(f"{place.queue}.XQ")) == (0, 1)
+
+
+def test_what_returns_is_in_its_queue_again(place: Place) -> None:
+    place.note.send(1)
+    consumer = place.broker(1).consume(place.queue, prefetch=1, timeout=50)
+    delivery = take(consumer)
+    delivery.returns = True
+
+    consumer.ack(delivery)
+    again = take(consumer)
+
+    assert (delivery.redelivered, again.redelivered, again.args) == (False, True, (1,))
+    consumer.close()
+    assert place.waiting(place.queue) == 1, "a connection that closes returns what is not acknowledged"
+
+
+def test_a_queue_is_left_alone_while_all_threads_are_busy(place: Place) -> None:
+    place.note.send(1)
+    broker = place.broker(1)
+    busy, idle = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
+    held = take(busy)
+    turn(idle, until=lambda: idle._consumer_tag is None)  # type: ignore[attr-defined]
+
+    place.note.using(queue="email").send(2)
+    nothing = [next(idle), next(idle)]
+    assert (nothing, place.waiting(place.email)) == ([None, None], 1)
+    busy.ack(held)
+
+    assert take(idle).args == (2,)
+    for consumer in (busy, idle):
+        consumer.close()
+
+
+def test_with_a_store_what_finds_no_free_thread_goes_back_after_a_second(place: Place) -> None:
+    place.note.send(1)
+    place.note.using(queue="email").send(2)
+    broker = place.broker(1, store="memory://")
+    busy, late = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
+    held = take(busy)
+
+    began = time.monotonic()
+    turn(late, until=lambda: late._consumer_tag is None)  # type: ignore[attr-defined]
+    took_s = time.monotonic() - began
+    assert (took_s >= 0.9, place.waiting(place.email)) == (True, 1)
+    busy.ack(held)
+
+    assert take(late).args == (2,)
+    for consumer in (busy, late):
+        consumer.close()
+
+
+def test_without_a_store_it_waits_for_a_thread(place: Place) -> None:
+    """What went back would count as delivered before, and could not be told from what killed its worker."""
+    place.note.send(1)
+    place.note.using(queue="email").send(2)
+    broker = place.broker(1)
+    busy, late = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
+    held = take(busy)
+
+    until = time.monotonic() + 1.5
+    turn(late, until=lambda: time.monotonic() > until)
+    busy.ack(held)
+
+    delivery = take(late)
+    assert (delivery.args, delivery.redelivered) == ((2,), False)
+    for consumer in (busy, late):
+        consumer.close()
+
+
+def test_a_worker_that_drains_returns_what_has_arrived(place: Place) -> None:
+    for n in range(3):
+        place.note.send(n)
+    broker = place.broker(3)
+    consumer = broker.consume(place.queue, prefetch=3, timeout=50)
+    held = take(consumer)
+
+    broker.closes()
+    turn(consumer, until=lambda: place.waiting(place.queue) == 2)
+    consumer.ack(held)
+    consumer.close()
+
+    assert place.waiting(place.queue) == 2
+
+
+def test_bytes_that_can_not_be_read_are_dead_and_gone(place: Place) -> None:
+    with place.channel() as channel:
+        channel.queue_declare(place.queue, durable=True, arguments=queue_arguments(place.queue))
+        channel.basic_publish("", place.queue, b"\x80\x04.")
+    place.note.send(1)
+    consumer = place.broker(1).consume(place.queue, prefetch=1, timeout=50)
+
+    consumer.ack(take(consumer))  # first: a message without a priority counts as low
+    turn(consumer, until=place.bridge.dead_letters)
+    consumer.close()
+
+    assert [(letter.reason, letter.raw) for letter in place.bridge.dead_letters()] == [("undecodable", b"\x80\x04.")]
+    assert place.waiting(place.queue) == 0
+
+
+def test_a_queue_that_was_deleted_is_declared_anew(place: Place) -> None:
+    broker = place.broker(1)
+    consumer: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+    with place.channel() as channel:
+        channel.queue_delete(place.queue)
+
+    with pytest.raises(ConnectionClosed):
+        turn(consumer, until=lambda: False)
+    consumer.close()
+    anew = broker.consume(place.queue, prefetch=1, timeout=50)
+
+    assert place.waiting(place.queue) == 0
+    anew.close()
+
+
+def test_an_acknowledgement_over_a_lost_connection_frees_its_slot(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.note.send(1)
+    broker = place.broker(1)
+    first: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+    held = take(first)
+    first._connection.close()
+
+    with pytest.raises(ConnectionClosed):
+        next(first)
+    first.ack(held)
+    second = broker.consume(place.queue, prefetch=1, timeout=50)
+    again = take(second)
+    second.ack(held)  # Dramatiq asks the consumer that there is now
+
+    assert again.redelivered
+    assert "delivers it again" in caplog.text
+    second.close()

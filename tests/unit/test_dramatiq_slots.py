@@ -1,0 +1,96 @@
+"""Slots go to who waits longest, and none is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from taskbridge.engines.dramatiq.slots import Slots
+
+
+def nothing() -> None:
+    """Wake nobody."""
+
+
+def test_there_are_as_many_as_threads() -> None:
+    slots = Slots(3)
+
+    assert slots.ticket(nothing).granted
+    assert slots.take(5) == 2
+    assert slots.take(1) == 0
+    assert not slots.ticket(nothing).granted
+
+
+def test_who_waits_longest_gets_what_is_freed_and_is_told() -> None:
+    slots, woken = Slots(1), list[str]()
+    slots.take(1)
+    first, second = slots.ticket(lambda: woken.append("first")), slots.ticket(lambda: woken.append("second"))
+
+    slots.release()
+
+    assert (first.granted, second.granted, woken) == (True, False, ["first"])
+    assert slots.take(1) == 0, "it was handed over, and never free"
+
+
+def test_who_gives_up_is_passed_over() -> None:
+    slots = Slots(1)
+    slots.take(1)
+    first, second = slots.ticket(nothing), slots.ticket(nothing)
+
+    slots.give_up(first)
+    slots.release()
+
+    assert (first.granted, second.granted) == (False, True)
+
+
+def test_who_gives_up_what_it_has_frees_it() -> None:
+    slots = Slots(1)
+    ticket = slots.ticket(nothing)
+
+    slots.give_up(ticket)
+
+    assert slots.take(1) == 1
+
+
+def test_it_is_known_for_how_long_nothing_has_changed() -> None:
+    slots = Slots(2)
+    slots.take(1)
+    assert slots.full_for_s() == 0
+
+    slots.take(1)
+    time.sleep(0.05)
+    full_for_s = slots.full_for_s()
+    slots.ticket(nothing)
+    slots.release()
+
+    assert full_for_s >= 0.05
+    assert slots.full_for_s() < full_for_s, "another message has it now"
+
+
+def test_threads_that_take_and_give_back_lose_none() -> None:
+    slots, held, most = Slots(3), list[int](), list[int]()
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            woken = threading.Event()
+            ticket = slots.ticket(woken.set)
+            if not ticket.granted and number % 2 and not woken.wait(0.0001):
+                slots.give_up(ticket)
+                continue
+            assert ticket.granted or woken.wait(10)
+            with lock:
+                held.append(number)
+                most.append(len(held))
+            with lock:
+                held.remove(number)
+            slots.release()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert slots.take(10) == 3
+    assert max(most) <= 3
