@@ -22,7 +22,7 @@ def note(at: float, what: str, *, attempt: int = 1, **more: object) -> Note:
 
 
 NOTES: Sequence[Note] = (
-    note(10.0, "after_send", delay_s=1.0),
+    note(10.05, "after_send", delay_s=1.0, sent_at=10.0),
     note(11.01, "before_run"),
     note(11.02, "retrying", delay_s=0.5, text="ValueError: x"),
     note(11.52, "before_run", attempt=2),
@@ -45,7 +45,9 @@ ONE = run_of("celery+memory", NOTES)
 
 
 def test_two_runs_that_did_the_same_at_other_times_are_identical() -> None:
-    later = run_of("dramatiq+memory", [replace(each, at=each.at + 100.25) for each in NOTES])
+    later = run_of(
+        "dramatiq+memory", [replace(each, at=each.at + 100.25, sent_at=each.sent_at + 100.25) for each in NOTES]
+    )
     assert is_identical(ONE, later)
     table = comparison(ONE, later, width=120, paint=PLAIN)
     assert re.search(r"charge 7 +q +2 +1\+0\.5 s +done +2 +1\+0\.5 s +done +identical\n", table)
@@ -101,7 +103,7 @@ def test_a_narrow_terminal_gets_a_narrow_table() -> None:
 
 def test_each_event_is_one_line() -> None:
     assert [line(each, 10.0, PLAIN) for each in NOTES] == [
-        " 0.000 s  charge 7                        sent to queue q, due in 1 s",
+        " 0.050 s  charge 7                        sent to queue q, due in 1 s",
         None,
         " 1.020 s  charge 7             attempt 1  failed: ValueError, again in 0.5 s",
         None,

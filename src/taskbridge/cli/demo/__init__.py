@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from taskbridge.cli.arguments import Commands, add_command
 from taskbridge.cli.show import Paint
+from taskbridge.exceptions import NotInstalledError
 
 if TYPE_CHECKING:
     from taskbridge.cli.demo.report import Run
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from taskbridge.cli.demo import report
     from taskbridge.cli.demo.stage import DemoFailed
 
+    _check_installed(arguments.broker)
     paint = Paint(sys.stdout)
     with ExitStack() as stack:
         address = "memory://" if arguments.broker == "memory" else _redis(stack)
@@ -63,6 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{_conclusion(one, same, paint)}")
     print(f"The shop: {shop.__file__}")
     return 0 if same else 1
+
+
+def _check_installed(broker: str) -> None:
+    """Refuse to begin without what the demo needs; it would be told late, by a process of the shop."""
+    from importlib.util import find_spec
+
+    for library in (*_ENGINES, *(("redis",) if broker == "redis" else ())):
+        if find_spec(library) is None:
+            raise NotInstalledError(f"{library}, which the demo needs,", library)
 
 
 def _width(columns: int) -> int:

@@ -36,6 +36,7 @@ class Note:
         delay_s: Seconds until the next attempt or, of what was sent, until the start.
         text: The result, the error, or why it was discarded.
         reason: Why it is dead.
+        sent_at: When the message was made: before the broker had it, while `at` is after that.
         left: For `closed`, how many messages are then waiting, delayed and dead.
     """
 
@@ -50,6 +51,7 @@ class Note:
     delay_s: float = 0.0
     text: str = ""
     reason: str = ""
+    sent_at: float = 0.0
     left: tuple[int, int, int] | None = None
 
 
@@ -93,6 +95,7 @@ def _note(event: Event, message: Message, at: float) -> Note:
         delay_s=event.delay_s,
         text=text,
         reason=event.reason,
+        sent_at=message.enqueued_at,
     )
 
 

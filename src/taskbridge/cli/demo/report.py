@@ -108,7 +108,7 @@ def _tell(story: Story, note: Note, first_start: float) -> None:
     match note.what:
         case "after_send" if note.delay_s > 0:
             story.waits.append(note.delay_s)
-            story.due = note.at + note.delay_s
+            story.due = note.sent_at + note.delay_s
         case "before_run":
             if story.due is not None:
                 # A worker that only starts then can't be on time; but too early is too early.
