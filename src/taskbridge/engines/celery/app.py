@@ -23,7 +23,7 @@ from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.connection import own_connection, own_transport
 from taskbridge.engines.celery.life import Life
 from taskbridge.engines.celery.runs import Runs
-from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue
+from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
@@ -53,7 +53,7 @@ class BridgeCelery(Celery):
             url = self.engine.broker_url
         if self.engine.transport is not None:
             options["transport"] = self.engine.transport
-        connected: Any = super()._connection(url, **options)
+        connected: Any = stock(super())._connection(url, **options)
         return connected
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
@@ -80,7 +80,8 @@ class CeleryEngine:
     def __init__(self, host: Host) -> None:
         self.host: Final = host
         self.settings: Final = host.settings
-        self.broker_url, tls = kombu_url(host.settings.url)
+        broker_url, tls = kombu_url(host.settings.url)
+        self.broker_url: Final = broker_url
         stock = _transport(host.settings)
         self.transport: Final[Any] = None if stock is None else own_transport(self, stock)
         self.redis_tells = True
@@ -217,6 +218,7 @@ class CeleryEngine:
             ignore_result=True,
             max_retries=None,
             throws=(Exception,),  # the error is in taskbridge's log, with its traceback; here it is one line
+            Request="taskbridge.engines.celery.worker:Request",
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
         self._declare_queues()

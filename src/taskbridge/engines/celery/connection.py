@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskbridge.engines.celery.stock import KombuConnection
+from taskbridge.engines.celery.stock import KombuConnection, stock
 from taskbridge.settings import without_credentials
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def own_connection(engine: CeleryEngine) -> Any:
 
         def info(self) -> dict[str, Any]:
             """Return what `celery inspect stats` shows."""
-            shown: dict[str, Any] = super().info()
+            shown: dict[str, Any] = stock(super()).info()
             return {**shown, "transport": self.transport.driver_type}
 
     return Connection

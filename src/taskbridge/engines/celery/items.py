@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskbridge.engines.celery.stock import kombu_json, virtual
+from taskbridge.engines.celery.stock import VirtualMessage, kombu_json
 from taskbridge.exceptions import DecodeError
 
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
@@ -17,7 +17,7 @@ class Payload(dict[str, Any]):
     raw: bytes = b""
 
 
-class Message(virtual.Message):
+class Message(VirtualMessage):
     """A message as kombu takes it apart."""
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.base import Host
+from taskbridge.engines.celery.attempts import Attempts
 from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import Runs
 from taskbridge.engines.celery.stock import worker_state
@@ -81,6 +82,7 @@ class Life:
         pid: The worker's main process; None while there is no worker.
         stopping: Whether it takes nothing new.
         desk: For messages that can't run.
+        attempts: What the worker runs, and has run lately.
     """
 
     def __init__(self, engine: CeleryEngine, host: Host, runs: Runs, carrier: Carrier) -> None:
@@ -98,6 +100,7 @@ class Life:
         self.pid: int | None = None
         self.stopping = False
         self.desk = Desk()
+        self.attempts = Attempts()
 
     def opens(self, consumer: Any, *, has_children: bool) -> None:
         """Prepare a worker, before its pool's children are forked."""
@@ -105,6 +108,7 @@ class Life:
         self._has_children = has_children
         self.pid = os.getpid()
         self.stopping = False
+        self.attempts = Attempts()
         self._begun.clear()
         self._ended.clear()
         self._host.stopping.clear()

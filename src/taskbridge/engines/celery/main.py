@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
@@ -33,4 +33,4 @@ def load() -> BridgeCelery:
     sys.exit(2)
 
 
-app = load()
+app: Any = load()

@@ -21,7 +21,16 @@ from celery.exceptions import WorkerShutdown
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import items, wire
-from taskbridge.engines.celery.stock import BasePool, WorkController, apply_target, celery_state, virtual
+from taskbridge.engines.celery.stock import (
+    BasePool,
+    VirtualChannel,
+    VirtualQoS,
+    VirtualTransport,
+    WorkController,
+    apply_target,
+    celery_state,
+    stock,
+)
 from taskbridge.exceptions import DecodeError, TaskBridgeError
 from taskbridge.hooks import Event
 from taskbridge.message import Message
@@ -119,28 +128,28 @@ class MemoryWire:
             return self._changed.wait_for(lambda: self._changes != changes, timeout_s)
 
 
-class QoS(virtual.QoS):
+class QoS(VirtualQoS):
     """What a channel holds; a slot that gets free lets it take the next message at once."""
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message."""
-        super().ack(delivery_tag)
+        stock(super()).ack(delivery_tag)
         self.channel.queues.wake()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Return a message to its queue, or drop it."""
-        super().reject(delivery_tag, requeue=requeue)
+        stock(super()).reject(delivery_tag, requeue=requeue)
         self.channel.queues.wake()
 
 
-class Channel(virtual.Channel):
+class Channel(VirtualChannel):
     """A channel to the queues of one bridge."""
 
     QoS = QoS
     Message = items.Message
 
     def __init__(self, connection: Any, **options: Any) -> None:
-        self.engine = connection.engine
+        self.engine: Any = connection.engine
         self.queues: MemoryWire = self.engine.host.wire
         super().__init__(connection, **options)
 
@@ -170,7 +179,7 @@ class Channel(virtual.Channel):
         return self.queues.purge(queue)
 
 
-class Transport(virtual.Transport):
+class Transport(VirtualTransport):
     """A transport within the process; it waits for messages without looking for them."""
 
     engine: Any = None

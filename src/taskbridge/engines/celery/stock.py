@@ -1,8 +1,8 @@
-"""What is subclassed or called of Celery and kombu, as Any: Celery has no types, and most of kombu's are missing."""
+"""What is called of Celery and kombu, as Any, and what is subclassed: Celery has no types, and kombu's are few."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery as _Celery
 from celery import _state
@@ -14,20 +14,18 @@ from celery.concurrency.solo import TaskPool as _SoloPool
 from celery.worker import WorkController as _WorkController
 from celery.worker import state as _worker_state
 from celery.worker.consumer import Consumer as _Consumer
+from celery.worker.request import Request as _Request
 from kombu.connection import Connection as _Connection
 from kombu.entity import Exchange as _Exchange
 from kombu.entity import Queue as _Queue
 from kombu.transport import virtual as _virtual
 from kombu.utils import json as _json
 
-Celery: Final[Any] = _Celery
 AMQP: Final[Any] = _AMQP
-BasePool: Final[Any] = _BasePool
 apply_target: Final[Any] = _apply_target
 PreforkPool: Final[Any] = _PreforkPool
 SoloPool: Final[Any] = _SoloPool
 WorkController: Final[Any] = _WorkController
-CeleryConsumer: Final[Any] = _Consumer
 worker_state: Final[Any] = _worker_state
 celery_state: Final[Any] = _state
 
@@ -36,3 +34,50 @@ Exchange: Final[Any] = _Exchange
 Queue: Final[Any] = _Queue
 virtual: Final[Any] = _virtual
 kombu_json: Final[Any] = _json
+
+if TYPE_CHECKING:
+
+    class Untyped:
+        """Stands for a class of theirs: all that it has is Any."""
+
+        def __init__(self, *args: Any, **options: Any) -> None: ...
+
+        def __getattr__(self, name: str, /) -> Any: ...
+
+    class Celery(Untyped):
+        """Stands for `celery.Celery`."""
+
+    class BasePool(Untyped):
+        """Stands for `celery.concurrency.base.BasePool`."""
+
+    class CeleryConsumer(Untyped):
+        """Stands for `celery.worker.consumer.Consumer`."""
+
+    class CeleryRequest(Untyped):
+        """Stands for `celery.worker.request.Request`."""
+
+    class VirtualMessage(Untyped):
+        """Stands for `kombu.transport.virtual.Message`."""
+
+    class VirtualQoS(Untyped):
+        """Stands for `kombu.transport.virtual.QoS`."""
+
+    class VirtualChannel(Untyped):
+        """Stands for `kombu.transport.virtual.Channel`."""
+
+    class VirtualTransport(Untyped):
+        """Stands for `kombu.transport.virtual.Transport`."""
+else:
+    Celery = _Celery
+    BasePool = _BasePool
+    CeleryConsumer = _Consumer
+    CeleryRequest = _Request
+    VirtualMessage = _virtual.Message
+    VirtualQoS = _virtual.QoS
+    VirtualChannel = _virtual.Channel
+    VirtualTransport = _virtual.Transport
+
+
+def stock(found: object, /) -> Any:
+    """Return what `super()` found, as Any."""
+    return found

@@ -24,7 +24,7 @@ from enum import Enum, auto
 from queue import Empty
 from random import random
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from kombu.transport import redis as _kombu_redis
@@ -33,11 +33,27 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.leases import STEPS, TAKE, Leases
-from taskbridge.engines.celery.stock import virtual
+from taskbridge.engines.celery.stock import stock, virtual
 from taskbridge.engines.celery.wire import ENGINE, step_key
 from taskbridge.exceptions import DecodeError
 
 kombu_redis: Final[Any] = _kombu_redis
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.stock import Untyped
+
+    class RedisQoS(Untyped):
+        """Stands for `kombu.transport.redis.QoS`."""
+
+    class RedisChannel(Untyped):
+        """Stands for `kombu.transport.redis.Channel`."""
+
+    class RedisTransport(Untyped):
+        """Stands for `kombu.transport.redis.Transport`."""
+else:
+    RedisQoS = _kombu_redis.QoS
+    RedisChannel = _kombu_redis.Channel
+    RedisTransport = _kombu_redis.Transport
 
 _log = logging.getLogger("taskbridge.celery")
 
@@ -76,7 +92,7 @@ _CHANGED: Final = object()
 _UNKNOWN_SCRIPT: Final = object()
 
 
-class QoS(kombu_redis.QoS):
+class QoS(RedisQoS):
     """What a channel holds; all of it is on lease."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -121,20 +137,21 @@ class QoS(kombu_redis.QoS):
         self.channel.look_after()
 
 
-class Channel(kombu_redis.Channel):
+class Channel(RedisChannel):
     """A channel that takes messages on lease."""
 
     QoS = QoS
     Message = items.Message
 
     def __init__(self, connection: Any, **options: Any) -> None:
-        self.engine = connection.engine
+        self.engine: Any = connection.engine
         self.leases: Leases = self.engine.leases
         prefix = f"{self.engine.settings.namespace}.{ENGINE}"
-        self.keyprefix_queue = f"{prefix}.binding.%s"
-        self.keyprefix_binding_deadlines = f"{prefix}.binding_deadlines"
-        self.keyprefix_binding_permanent = f"{prefix}.binding_permanent.%s"
-        self.unacked_key, self.unacked_index_key = self.leases.unacked_key, self.leases.index_key
+        self.keyprefix_queue: str = f"{prefix}.binding.%s"
+        self.keyprefix_binding_deadlines: str = f"{prefix}.binding_deadlines"
+        self.keyprefix_binding_permanent: str = f"{prefix}.binding_permanent.%s"
+        self.unacked_key: str = self.leases.unacked_key
+        self.unacked_index_key: str = self.leases.index_key
         self._expected: deque[_Reply] = deque()
         self._waits_since: float | None = None
         self._brpop_sent_at: float | None = None
@@ -156,7 +173,8 @@ class Channel(kombu_redis.Channel):
             defaults |= {"socket_connect_timeout": _CONNECT_S, "socket_keepalive": True}
         params = {**defaults, "max_connections": self.max_connections, **params}
         params["connection_class"] = self._polled(kind) if asynchronous else kind
-        self.keyprefix_fanout = self.keyprefix_fanout.format(db=params["db"])  # as kombu's own does: for broadcasts
+        fanout: str = vars(self).get("keyprefix_fanout", kombu_redis.Channel.keyprefix_fanout)
+        self.keyprefix_fanout = fanout.format(db=params["db"])  # as kombu's own does: where broadcasts go
         return params
 
     def _polled(self, kind: Any) -> Any:
@@ -167,7 +185,7 @@ class Channel(kombu_redis.Channel):
 
             def disconnect(self, *args: Any, **options: Any) -> None:
                 """Close the connection, and have the loop forget it."""
-                super().disconnect(*args, **options)
+                stock(super()).disconnect(*args, **options)
                 if channel._registered:
                     channel._on_connection_disconnect(self)
 
@@ -179,7 +197,7 @@ class Channel(kombu_redis.Channel):
             params: dict[str, Any] = {**self._connparams(asynchronous=True), "protocol": 3}
             pool = redis.ConnectionPool(**params)
             return self.Client(connection_pool=pool)
-        return super()._create_client(asynchronous=asynchronous)
+        return stock(super())._create_client(asynchronous=asynchronous)
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Generator[Any]:
@@ -193,7 +211,7 @@ class Channel(kombu_redis.Channel):
 
     def _disconnect_pools(self) -> None:
         self._shared_client = None
-        super()._disconnect_pools()
+        stock(super())._disconnect_pools()
 
     # Consuming
 
@@ -201,13 +219,13 @@ class Channel(kombu_redis.Channel):
         """Consume from a queue; replies to `celery inspect` are consumed without acknowledgement, as kombu does."""
         if no_ack:
             self._unleased.add(queue)
-        consumed = super().basic_consume(queue, no_ack, *args, **options)
+        consumed = stock(super()).basic_consume(queue, no_ack, *args, **options)
         self._stop_waiting()
         return consumed
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self._unleased.intersection(self.active_queues):
-            super()._brpop_start()
+            stock(super())._brpop_start()
             return
         if not self.active_queues:
             return
@@ -220,7 +238,7 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> bool:
         if not self._expected and self._waits_since is None:
-            return bool(super()._brpop_read(**options))
+            return bool(stock(super())._brpop_read(**options))
         connection = self.client.connection
         while True:
             try:
@@ -353,7 +371,7 @@ class Channel(kombu_redis.Channel):
         """Close the channel; a message that is being taken goes back."""
         if self._in_poll and (self._expected or self._waits_since is not None):
             self._end_poll()
-        super().close()
+        stock(super()).close()
 
     def _end_poll(self) -> None:
         connection, self._in_poll = self.client.connection, None
@@ -376,7 +394,7 @@ def _changed(_: Any) -> object:
     return _CHANGED
 
 
-class Transport(kombu_redis.Transport):
+class Transport(RedisTransport):
     """kombu's Redis transport with channels that take on lease."""
 
     Channel = Channel

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from celery.exceptions import ImproperlyConfigured
 
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
-from taskbridge.engines.celery.stock import CeleryConsumer, PreforkPool, SoloPool
+from taskbridge.engines.celery.attempts import ENDED, Attempts
+from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
@@ -20,6 +23,10 @@ from taskbridge.message import Message
 _log = logging.getLogger("taskbridge.celery")
 
 _MOST_REMEMBERED: Final = 10_000
+
+_LOOK_AGAIN_S: Final = 2.0
+"""How long a message waits whose attempt runs in this worker."""
+
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
 
@@ -53,6 +60,28 @@ class Waker:
             return
 
 
+class Request(CeleryRequest):
+    """A request for a task of taskbridge's; the worker remembers which attempts it has begun and ended."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._attempts().begin(self.message.taskbridge)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message: its verdict has been carried out."""
+        self._attempts().end(self.message.taskbridge)
+        stock(super()).acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Return the message: the attempt has not happened."""
+        self._attempts().forget(self.message.taskbridge)
+        stock(super()).reject(requeue)
+
+    def _attempts(self) -> Attempts:
+        attempts: Attempts = self.app.engine.life.attempts
+        return attempts
+
+
 class Consumer(CeleryConsumer):
     """Takes messages for the pool, and deals with those that can't run."""
 
@@ -70,6 +99,7 @@ class Consumer(CeleryConsumer):
         self._host = engine.host
         self._life = engine.life
         self._waker: Waker | None = None
+        self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         _check_pool(pool)
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
@@ -84,33 +114,46 @@ class Consumer(CeleryConsumer):
 
     def start(self) -> None:
         """Consume until the worker stops."""
+        self._thread = threading.get_ident()
         self._life.start()
-        super().start()
+        stock(super()).start()
 
     def stop(self) -> None:
         """Take nothing new."""
         self._life.begins_to_end()
-        super().stop()
+        stock(super()).stop()
 
     def shutdown(self) -> None:
         """Close the connection, after the pool has ended; what is left goes back."""
-        super().shutdown()
+        stock(super()).shutdown()
         self._life.ends()
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch what Celery watches, and wake-ups."""
-        super().register_with_event_loop(hub)
+        stock(super()).register_with_event_loop(hub)
         if not hasattr(hub, "_waker"):
             self._waker = Waker() if self._waker is None else self._waker
             self._waker.register(hub)
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""
-        called = super().call_soon(p, *args, **kwargs)
+        called = stock(super()).call_soon(p, *args, **kwargs)
         if self._waker is not None:
             self._waker.wake()
         self._engine.wake()
         return called
+
+    def _restore_prefetch_count_after_connection_restart(self, p: Any, *args: Any) -> None:
+        """Fetch more again, some time after a reconnection; in the main loop's thread.
+
+        Celery does it in whichever thread ended a task. With its pool of threads, two of them then read from one
+        connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has read.
+        """
+        restore = stock(super())._restore_prefetch_count_after_connection_restart
+        if threading.get_ident() == self._thread:
+            restore(p, *args)
+        else:
+            self.call_soon(restore, p, *args)
 
     def flush_acknowledgements(self) -> None:
         """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
@@ -121,7 +164,7 @@ class Consumer(CeleryConsumer):
 
     def update_strategies(self) -> None:
         """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
-        super().update_strategies()
+        stock(super()).update_strategies()
         for name, task in self.app.tasks.items():
             if type(task).__module__ == "celery.app.builtins":
                 del self.strategies[name]
@@ -130,7 +173,7 @@ class Consumer(CeleryConsumer):
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
-        hand_on: Callable[[Any], None] = super().create_task_handler(*args, **kwargs)
+        hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:
             try:
@@ -151,12 +194,32 @@ class Consumer(CeleryConsumer):
                 self.update_strategies()  # declared since the worker started; children would not know it
             if name not in self.strategies:
                 return self._at_desk(message, lambda: put_off_unknown(self._host, read))
+            if self._came_back(message, read):
+                return None
             try:
                 return hand_on(message)
             except _ODD as exc:
                 return self._undecodable(message, exc)
 
         return on_task_received
+
+    def _came_back(self, message: Any, read: Message) -> bool:
+        """Deal with a message that was delivered to this worker before, if that is known here (rule A7).
+
+        RabbitMQ requeues what was held on a connection that failed, even if its task goes on, or has ended since.
+        """
+        if not (read.redelivered or (message.delivery_info or {}).get("redelivered")):
+            return False
+        known = self._life.attempts.state_of(read)
+        if known is None:
+            return False
+        _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
+        if known == ENDED:
+            self._acknowledge(message.ack_log_error)
+        else:
+            again = replace(read, redelivered=max(1, read.redelivered))
+            self._at_desk(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
+        return True
 
     def message_of(self, request: Any) -> Message | None:
         """Return the message of a request, as it was read; None for the user's own Celery task."""
