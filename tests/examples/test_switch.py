@@ -49,7 +49,7 @@ class Shop:
             ),
             "TASKBRIDGE_NAMESPACE": database.stem,
             "SHOP_DB": str(database),
-            "REMIND_AFTER": "4",
+            "REMIND_AFTER": "6",
         }
         web_command = service["web"]["command"].replace("0.0.0.0", "127.0.0.1").replace("8000", str(port))
         self.web: Process = start(*shlex.split(web_command), env=variables)
@@ -98,23 +98,28 @@ def test_the_compose_file_defines_the_four_services_and_one_variable_for_the_eng
         assert interpolated(template, ENGINE="dramatiq") == "dramatiq+redis://redis:6379/0"
 
 
+@pytest.mark.parametrize("server", ["redis_server", "rabbitmq_server"])
 @pytest.mark.parametrize(("before", "after"), [("celery", "dramatiq"), ("dramatiq", "celery")])
 def test_a_delay_that_began_on_one_engine_ends_on_the_other(
-    before: str, after: str, redis_server: PrivateRedis, start: Start, tmp_path: Path
+    before: str, after: str, server: str, start: Start, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    broker: PrivateRedis | PrivateRabbitMQ = request.getfixturevalue(server)
+    broker_kind = broker.url.partition("://")[0]
     database = tmp_path / f"from-{before}.sqlite"
-    shop = Shop(start, database, engine=before, broker=redis_server.url)
+    shop = Shop(start, database, engine=before, broker=broker.url)
     order, target = shop.order()
     shop.wait_for(order, "paid on attempt 2")
+    assert shop.worker.stop() == 0
+    assert shop.history(order) == ["ordered", "paid on attempt 2"]
     shop.stop()
-    assert target == f"{before}+redis"
+    assert target == f"{before}+{broker_kind}"
 
-    switched = Shop(start, database, engine=after, broker=redis_server.url)
+    switched = Shop(start, database, engine=after, broker=broker.url)
     second, target = switched.order()
     switched.wait_for(second, "paid on attempt 2")
     switched.wait_for(order, "reminded")
 
-    assert target == f"{after}+redis"
+    assert target == f"{after}+{broker_kind}"
     assert switched.history(order) == ["ordered", "paid on attempt 2", "reminded"]
     switched.stop()
 
