@@ -23,7 +23,7 @@ class Proxy:
 
     def __init__(self, place: tuple[str, int]) -> None:
         self._place = place
-        self.port = free_port()
+        self.port: int = free_port()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()

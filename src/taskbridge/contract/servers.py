@@ -95,7 +95,7 @@ class PrivateServer(ABC):
         self._server: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
-        self.port = free_port()
+        self.port: int = free_port()
         self.folder = Path()
 
     @property
@@ -206,7 +206,7 @@ class PrivateServer(ABC):
 
     def _make_folder(self) -> None:
         self._owner = os.getpid()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.name}-")).resolve()
+        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.name}-")).resolve()
         (self.folder / "pids").mkdir()
         self._watch = subprocess.Popen(  # in a group of its own, else Ctrl-C in a terminal ends it first
             ["/bin/sh", "-c", _WATCH, "sh", str(self.folder)],

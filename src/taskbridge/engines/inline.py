@@ -38,7 +38,7 @@ class InlineWire:
     engine = "inline"
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed: threading.Condition = threading.Condition()
         self._waiting: dict[str, list[tuple[int, int, str]]] = {}
         self._numbers = itertools.count()
 

@@ -83,13 +83,13 @@ class StrangerActor(Carried):
 
     def __init__(self, name: str, *, broker: Broker, carrier: Carrier, handover: Handover) -> None:
         # Not the base class's: that would declare it, and then it would be known.
-        self.logger = get_logger(__name__, name)
-        self.fn = self._refuse
+        self.logger: Any = get_logger(__name__, name)
+        self.fn: Any = self._refuse
         self.broker = broker
         self.actor_name = name
         self.queue_name = ""
         self.priority = 0
-        self.options = {}
+        self.options: dict[str, Any] = {}
         self._carrier = carrier
         self._handover = handover
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
@@ -36,4 +36,4 @@ def load() -> EngineBroker:
     return broker
 
 
-broker = load()
+broker: Any = load()

@@ -62,7 +62,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.blocked_connection_timeout = settings.send_timeout_s
 
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
-        self.may_return = settings.store is not None
+        self.may_return: bool = settings.store is not None
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue, which it declares.

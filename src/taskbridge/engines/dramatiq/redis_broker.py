@@ -96,7 +96,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
         )
-        self.lease_s = max(settings.lease_s, _SHORTEST_LEASE_S)
+        self.lease_s: float = max(settings.lease_s, _SHORTEST_LEASE_S)
         super().__init__(
             client=redis.Redis(connection_pool=pool),
             middleware=middleware,
@@ -104,17 +104,17 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             heartbeat_timeout=int(self.lease_s * 1000),
             maintenance_chance=0,  # the lease keeper's is regular, and by the server's clock
         )
-        self.worker_id = str(uuid4())
+        self.worker_id: str = str(uuid4())
         self._own_queues = native_queue(settings.namespace, "")
         self._hands: dict[str, _Hand] = {}
         self._keeper: LeaseKeeper | None = None
         self._can_wait = True
         register = self.client.register_script
-        self.fetch_script = register(scripts.FETCH)
-        self.ack_script = register(scripts.ACK)
-        self.nack_script = register(scripts.NACK)
-        self.return_script = register(scripts.RETURN)
-        self.reconcile_script = register(scripts.RECONCILE)
+        self.fetch_script: Any = register(scripts.FETCH)
+        self.ack_script: Any = register(scripts.ACK)
+        self.nack_script: Any = register(scripts.NACK)
+        self.return_script: Any = register(scripts.RETURN)
+        self.reconcile_script: Any = register(scripts.RECONCILE)
         self._beat_script = register(scripts.BEAT)
         self._maintain_script = register(scripts.MAINTAIN)
         self._leave_script = register(scripts.LEAVE)

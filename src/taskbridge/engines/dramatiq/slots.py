@@ -18,8 +18,8 @@ class Ticket:
     __slots__ = ("granted", "wake")
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self.wake = wake
-        self.granted = False
+        self.wake: Callable[[], None] = wake
+        self.granted: bool = False
 
 
 class Slots:

@@ -62,7 +62,7 @@ class Life(Middleware):
         self._is_over = False
         self._deadline = 0.0
         self._is_whole_process = False
-        self.draining = False
+        self.draining: bool = False
 
     # Tasks
 
