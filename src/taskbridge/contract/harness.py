@@ -115,7 +115,7 @@ class Harness:
 
     def letters(self, id: str) -> list[DeadLetter]:
         """Return the dead letters of a message."""
-        return [letter for letter in self.bridge.dead_letters() if letter.id == id]
+        return [letter for letter in self.stage.letters() if letter.id == id]
 
     # Waiting
 
@@ -200,7 +200,7 @@ class Harness:
         longest_s = max(trace.longest_s(self.target.latest_s) for trace in expected)
         self.final(*(item.id for item in sent), within_s=longest_s + self.stage.patience_s)
         self.idle(within_s=longest_s + self.stage.patience_s)
-        letters = self.bridge.dead_letters()
+        letters = self.stage.letters()
         for item, trace in zip(sent, expected, strict=True):
             seen = model.Seen(
                 sent_at=item.before,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ from typing import Final, TypeVar
 
 from typing_extensions import Self
 
-from taskbridge import Bridge, BrokerUnavailable, Counts
+from taskbridge import Bridge, BrokerUnavailable, Counts, DeadLetter
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
@@ -32,6 +33,9 @@ CALM_S: Final = 0.3
 """How far apart the two looks are that show that nothing is left."""
 
 _WORKER_START_S: Final = 60.0
+
+_SEND_TIMEOUT_S: Final = 30.0
+"""Longer than the default: the first delay in a namespace makes 28 queues on RabbitMQ, and many stages may do so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,10 +113,15 @@ class Stage:
         self.workers: list[Worker] = []
         self._looking = threading.Lock()
         self._last: Look | None = None
+        self._reading = threading.Lock()
+        self._letters: tuple[float, list[DeadLetter]] = (-math.inf, [])
+        self._old_letters: frozenset[str] = frozenset()
+        if namespace is not None:
+            self._old_letters = frozenset(letter.id for letter in self.bridge.dead_letters())
         self._ended_pids: set[int] = set()
         self._workers_started = 0
 
-    def make_bridge(self, url: str | None = None, *, send_timeout_s: float = 5.0) -> Bridge:
+    def make_bridge(self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S) -> Bridge:
         """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
         return Bridge(
             self.target.url if url is None else url,
@@ -158,11 +167,15 @@ class Stage:
         self.close()
 
     def close(self) -> None:
-        """End the workers, and leave nothing behind."""
-        for worker in self.workers:
-            worker.kill()
+        """End the workers, and close the bridge."""
+        self.end_workers()
         self.bridge.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end_workers(self) -> None:
+        """Kill the workers that are left."""
+        for worker in self.workers:
+            worker.kill()
 
     # Workers
 
@@ -278,6 +291,25 @@ class Stage:
             counts = self.bridge.counts()
             self._last = Look(begun=begun, counts=counts, running=self._running(), size=self.records.size)
             return self._last
+
+    def letters(self) -> list[DeadLetter]:
+        """Return the dead letters since the stage was opened, the oldest first; threads that ask together read once.
+
+        On RabbitMQ, who reads the dead letters has them all in hand for a moment, and others would see none.
+        """
+        asked = time.monotonic()
+        with self._reading:
+            read, letters = self._letters
+            if read < asked:
+                begun = time.monotonic()
+                letters = [letter for letter in self.bridge.dead_letters() if letter.id not in self._old_letters]
+                self._letters = (begun, letters)
+            return letters
+
+    def is_clean(self) -> bool:
+        """Return whether nothing is left in the broker but dead letters, so that another stage may have its names."""
+        counts = self.bridge.counts()
+        return not counts.delayed and not any(counts.waiting.values())
 
     def _running(self) -> tuple[str, ...]:
         runs: Counter[tuple[str, int, int]] = Counter()

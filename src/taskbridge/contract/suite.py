@@ -95,11 +95,15 @@ class _Suite:
         for scenario in quiet:
             self._run_alone(scenario)
         with ThreadPoolExecutor(self._parallel + len(together), "contract") as pool:
+            opened = [threading.Event() for _ in together]
             futures = [
-                *(pool.submit(self._run_together, spec, group) for spec, group in together.items()),
-                *(pool.submit(self._run_alone, scenario) for scenario in alone),
+                pool.submit(self._run_together, spec, group, event)
+                for (spec, group), event in zip(together.items(), opened, strict=True)
             ]
             try:
+                for event in opened:  # first those that run longest; starting everything at once takes longer
+                    event.wait()
+                futures += [pool.submit(self._run_alone, scenario) for scenario in alone]
                 for future in futures:
                     future.result()
             except BaseException:  # Ctrl-C: only what runs now is waited for, so that its workers are ended
@@ -107,7 +111,7 @@ class _Suite:
                 raise
         return self._results
 
-    def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario]) -> None:
+    def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario], opened: threading.Event) -> None:
         """Run scenarios side by side on one stage; who can't be judged in company is run again alone."""
         unjudged: list[Scenario] = []
         try:
@@ -115,9 +119,12 @@ class _Suite:
                 self._stage(spec) as stage,
                 ThreadPoolExecutor(len(scenarios), "contract-scenario") as pool,
             ):
+                opened.set()
                 results = [*pool.map(self._attempt, scenarios, repeat(stage))]
         except Exception as exc:
             results = [self._result(scenario, *_outcome(exc)) for scenario in scenarios]
+        finally:
+            opened.set()
         for scenario, result in zip(scenarios, results, strict=True):
             if result is None:
                 unjudged.append(scenario)

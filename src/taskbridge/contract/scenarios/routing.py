@@ -177,7 +177,7 @@ def unreadable_bytes_are_dead(h: Harness) -> None:
     after = h.send(Plan(steps=(RETURN,)))
     h.start_worker(threads=2)
     h.final(before.id, after.id)
-    letters = h.until(h.bridge.dead_letters, "a dead letter")
+    letters = h.until(h.stage.letters, "a dead letter")
     h.idle()
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
     raw = letters[0].raw or b""

@@ -261,10 +261,12 @@ def a_forked_process_sends(h: Harness) -> None:
     """A forked process sends, and so does its parent."""
     printed = h.in_python(
         "import os\n"
-        "print(tasks.default.send([{}]).id, flush=True)\n"
+        "def send():\n"
+        "    os.write(1, tasks.default.send([{}]).id.encode() + b'\\n')\n"
+        "send()\n"
         "child = os.fork()\n"
         "for _ in range(5):\n"
-        "    print(tasks.default.send([{}]).id, flush=True)\n"
+        "    send()\n"
         "if child:\n"
         "    raise SystemExit(os.waitpid(child, 0)[1] != 0)\n"
         "else:\n"
@@ -311,7 +313,7 @@ def a_newer_form_waits(h: Harness) -> None:
     newer = h.send_rewritten(newer_form)
     older = h.send(Plan(steps=(RETURN,)))
     h.final(older.id)
-    letter = h.until(h.bridge.dead_letters, "its dead letter", within_s=h.stage.patience_s + 5)[0]
+    letter = h.until(h.stage.letters, "its dead letter", within_s=h.stage.patience_s + 5)[0]
     h.idle()
     waited_s = letter.died_at - newer.after
     grace_s = h.stage.spec.unknown_task_grace_s
@@ -326,9 +328,9 @@ def a_pickle_is_dead(h: Harness) -> None:
     h.start_worker()
     folder = h.stage.folder / "made-by-a-pickle"
     sent = h.send_rewritten(pickled(str(folder)))
-    h.until(h.bridge.dead_letters, "a dead letter")
+    h.until(h.stage.letters, "a dead letter")
     h.idle()
-    h.equal("the reasons of the dead letters", [letter.reason for letter in h.bridge.dead_letters()], ["undecodable"])
+    h.equal("the reasons of the dead letters", [letter.reason for letter in h.stage.letters()], ["undecodable"])
     h.check(not folder.exists(), "the pickle was loaded")
     h.equal("its runs", h.starts(sent.id), [])
 
