@@ -14,8 +14,8 @@ if "TASKBRIDGE_CONTRACT_MUTANT" in os.environ:
 
     mutants.apply(os.environ["TASKBRIDGE_CONTRACT_MUTANT"])
 
-bridge = Bridge()
-tasks = Tasks(
+bridge: Bridge = Bridge()
+tasks: Tasks = Tasks(
     bridge,
     Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]),
     Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}"))),

@@ -102,7 +102,7 @@ class Tasks:
     def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
         self._bridge = bridge
         self._folder = folder
-        self.probe = Probe(folder / PROBE_FILE, bridge.now)
+        self.probe: Probe = Probe(folder / PROBE_FILE, bridge.now)
         chosen = Variant() if variant is None else variant
         self.programs: Mapping[str, Task[[list[dict[str, Any]]], str]] = {
             name: bridge.task(name=f"contract.program.{name}", retry=policy)(self._program)
@@ -125,7 +125,7 @@ class Tasks:
         self.meeting: Final = bridge.task(name="contract.meeting")(self._meeting)
         self.echo: Final = bridge.task(name="contract.echo", retry=RetryPolicy.never())(self._echo)
         self.awkward: Final = bridge.task(name="contract.awkward")(self._awkward)
-        self.changing = self.declare_changing(chosen.changing)
+        self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
         self._declare_hooks()
 

@@ -98,9 +98,9 @@ class Life:
         self._embedding = threading.Lock()
         self._is_embedded = False
         self.pid: int | None = None
-        self.stopping = False
-        self.desk = Desk()
-        self.attempts = Attempts()
+        self.stopping: bool = False
+        self.desk: Desk = Desk()
+        self.attempts: Attempts = Attempts()
 
     def opens(self, consumer: Any, *, has_children: bool) -> None:
         """Prepare a worker, before its pool's children are forked."""
@@ -108,7 +108,7 @@ class Life:
         self._has_children = has_children
         self.pid = os.getpid()
         self.stopping = False
-        self.attempts = Attempts()
+        self.attempts: Attempts = Attempts()
         self._begun.clear()
         self._ended.clear()
         self._host.stopping.clear()

@@ -174,7 +174,7 @@ class Channel(RedisChannel):
         params = {**defaults, "max_connections": self.max_connections, **params}
         params["connection_class"] = self._polled(kind) if asynchronous else kind
         fanout: str = vars(self).get("keyprefix_fanout", kombu_redis.Channel.keyprefix_fanout)
-        self.keyprefix_fanout = fanout.format(db=params["db"])  # as kombu's own does: where broadcasts go
+        self.keyprefix_fanout: str = fanout.format(db=params["db"])  # as kombu's own does: where broadcasts go
         return params
 
     def _polled(self, kind: Any) -> Any:
