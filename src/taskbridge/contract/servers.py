@@ -206,7 +206,7 @@ class PrivateServer(ABC):
 
     def _make_folder(self) -> None:
         self._owner = os.getpid()
-        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.name}-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.name}-")).resolve()
         (self.folder / "pids").mkdir()
         self._watch = subprocess.Popen(  # in a group of its own, else Ctrl-C in a terminal ends it first
             ["/bin/sh", "-c", _WATCH, "sh", str(self.folder)],

@@ -108,7 +108,7 @@ class Life:
         self._has_children = has_children
         self.pid = os.getpid()
         self.stopping = False
-        self.attempts: Attempts = Attempts()
+        self.attempts = Attempts()
         self._begun.clear()
         self._ended.clear()
         self._host.stopping.clear()
