@@ -10,13 +10,13 @@ from typing import Final
 
 from taskbridge.brokers.base import Counts, PartlyPublished, Publication, Wire
 from taskbridge.brokers.rabbitmq.connection import parameters_of
-from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.letters import browse
 from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.pump import Pump, other_engines
 from taskbridge.brokers.rabbitmq.session import QueueState
 from taskbridge.brokers.rabbitmq.topology import LONGEST_EXPIRATION_S, Topology
+from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings

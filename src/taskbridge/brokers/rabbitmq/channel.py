@@ -12,9 +12,9 @@ from typing import Any, Final
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError, held
 from taskbridge.brokers.rabbitmq.frames import content_of, method_bytes, method_of, publication_bytes
 from taskbridge.brokers.rabbitmq.parcel import Parcel
+from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
 
 _CHUNK_BYTES: Final = 1 << 18
 
@@ -46,7 +46,7 @@ class Channel:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.closed: Exception | None = None
-        self._calling = threading.Lock()
+        self._calling = Lock()
         self._changed = threading.Condition()  # guards `closed` and what is below
         self._replies: list[Any] = []
         self._deliveries: Deliveries | None = None
@@ -73,14 +73,14 @@ class Channel:
 
     def call_all(self, methods: Sequence[Any], deadline: Deadline) -> list[Any]:
         """Return the replies to methods that are sent together; raises as `call`."""
-        with held(self._calling, deadline, f"RabbitMQ at {self.connection.where} does not answer"):
+        with self._calling.held(deadline, f"RabbitMQ at {self.connection.where} does not answer"):
             with self._changed:
                 self._replies = []
             try:
                 self._write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
                 return self._wait_for_replies(len(methods), deadline)
-            except TimedOutError as exc:
-                self._shut(exc)  # a late reply would be taken for the next call's
+            except BaseException as exc:  # a late reply would be taken for the next call's
+                self._shut(TimedOutError(f"a call was not answered: {exc}"))
                 raise
 
     def _wait_for_replies(self, number: int, deadline: Deadline) -> list[Any]:
@@ -95,8 +95,7 @@ class Channel:
 
     def _write(self, data: bytes, deadline: Deadline) -> None:
         with self.connection.writing(deadline):
-            if self.closed is not None:
-                raise self._failure()
+            self.check()
             self.connection.write(data, deadline)
 
     def _failure(self, replies: Sequence[Any] = ()) -> Exception:
@@ -278,14 +277,19 @@ class PublishingChannel(Channel):
             for each in chunk
         )
         with self.connection.writing(deadline):
-            with self._changed:
-                if self.closed is not None:
-                    raise self._failure()
-                batch.expect(len(chunk))
-                for parcel in chunk:
-                    self._sent += 1
-                    self._unconfirmed[self._sent] = (batch, parcel)
-            self.connection.write(data, deadline)
+            try:
+                with self._changed:
+                    self.check()
+                    batch.expect(len(chunk))
+                    for parcel in chunk:
+                        self._sent += 1
+                        self._unconfirmed[self._sent] = (batch, parcel)
+                self.connection.write(data, deadline)
+            except (ConnectionLostError, ChannelClosedError, TimedOutError):
+                raise
+            except BaseException:
+                self.connection.lose_interrupted()
+                raise
 
     def abandon(self, batch: Batch) -> None:
         """Count what is not answered yet as unsure."""

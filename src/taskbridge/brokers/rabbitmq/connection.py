@@ -24,7 +24,6 @@ import pika
 from pika import spec
 
 from taskbridge._version import __version__
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError, held
 from taskbridge.brokers.rabbitmq.frames import (
     FRAME_MAX,
     HEARTBEAT,
@@ -34,6 +33,7 @@ from taskbridge.brokers.rabbitmq.frames import (
     method_bytes,
     method_of,
 )
+from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
 
 _READ_BYTES: Final = 1 << 18
 _IDLE_S: Final = 30.0
@@ -75,6 +75,7 @@ class Connection:
         where: The server's host and port.
         problem: Why the connection is gone, or None while it isn't.
         was_open: Whether it was ever usable.
+        timed_out: Whether it could not be made in the time of whoever asked for it first.
         blocked_by: Why the server takes no messages at the moment, such as `low on memory`; None if it does.
         heard_at: When bytes came last, by the monotonic clock.
         frame_max: The size of the largest frame, in bytes.
@@ -85,6 +86,7 @@ class Connection:
         self.where = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
         self.was_open = False
+        self.timed_out = False
         self.blocked_by: str | None = None
         self.heard_at = 0.0
         self.frame_max = FRAME_MAX
@@ -99,7 +101,7 @@ class Connection:
         self._endpoints: dict[int, Endpoint] = {}
         self._channel_max = 0
         self._reading = threading.Lock()
-        self._writing = threading.Lock()
+        self._writing = Lock()
         self._tls = threading.Lock()  # OpenSSL takes one thread at a time on a connection
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
@@ -107,6 +109,11 @@ class Connection:
         self._thread = threading.Thread(target=self._run, name="taskbridge-rabbitmq", daemon=True)
 
     # For any thread
+
+    @property
+    def may_be_remade(self) -> bool:
+        """Whether another connection may succeed where this one is gone: not after the server refused this one."""
+        return self.was_open or self.timed_out
 
     def start(self) -> None:
         """Begin to connect, in a thread.
@@ -178,7 +185,7 @@ class Connection:
             ConnectionLostError: The connection is gone.
             TimedOutError: Others write all the time.
         """
-        with held(self._writing, deadline, f"RabbitMQ at {self.where} does not read what is sent to it"):
+        with self._writing.held(deadline, f"RabbitMQ at {self.where} does not read what is sent to it"):
             if self.problem is not None:
                 raise ConnectionLostError(self.problem)
             yield
@@ -207,12 +214,16 @@ class Connection:
     def receive(self) -> None:
         """Take in what has arrived, without waiting for more; so a connection that is closed already is noticed."""
         with self._reading:
-            while self.problem is None:
-                data = self._receive_some()
-                if data is None:
-                    return
-                self.heard_at = time.monotonic()
-                self._take(data)
+            try:
+                while self.problem is None:
+                    data = self._receive_some()
+                    if data is None:
+                        return
+                    self.heard_at = time.monotonic()
+                    self._take(data)
+            except BaseException:
+                self.lose_interrupted()
+                raise
 
     def lose(self, problem: str) -> None:
         """Give the connection up: everyone who waits for it learns of it, and its thread ends."""
@@ -230,6 +241,13 @@ class Connection:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             except OSError as exc:
                 _log.debug("the socket was shut down already: %s", exc)
+
+    def lose_interrupted(self) -> None:
+        """Give the connection up because a signal, or a time limit, interrupted a thread at work on it.
+
+        What it was at can't be known, and if the connection went on, each confirm might be taken for another's.
+        """
+        self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
 
     def close(self, timeout_s: float = _CLOSE_S) -> None:
         """Take leave of the server, and end the connection; what waits to be confirmed is lost."""
@@ -257,13 +275,16 @@ class Connection:
         try:
             self._connect()
             self._serve()
+        except TimeoutError:
+            self.timed_out = True
+            self.lose(f"RabbitMQ at {self.where} does not answer")
         except (OSError, NotAMQPError, ConnectionLostError) as exc:
             self.lose(f"no connection to RabbitMQ at {self.where}: {exc}")
         except Exception as exc:
             _log.exception("the connection to RabbitMQ at %s failed", self.where)
             self.lose(f"the connection to RabbitMQ at {self.where} failed: {exc!r}")
         finally:
-            with self._writing, self._reading:
+            with self._writing.held(Deadline(), ""), self._reading:
                 if self._socket is not None:
                     self._socket.close()
 
@@ -357,12 +378,11 @@ class Connection:
         return [self._soon.popleft() for _ in range(len(self._soon))]
 
     def _push_if_free(self) -> None:
-        if (self._soon or self._unsent) and self._writing.acquire(blocking=False):
-            try:
-                self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
-                self._push()
-            finally:
-                self._writing.release()
+        if self._soon or self._unsent:
+            with self._writing.tried() as ours:
+                if ours:
+                    self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
+                    self._push()
 
     def _push(self) -> bool:
         """Send what the system takes at once, and tell whether that was all."""
@@ -381,8 +401,8 @@ class Connection:
         except OSError as exc:
             self._unsent.clear()
             self.lose(f"the connection to RabbitMQ at {self.where} broke: {exc}")
-        except BaseException:  # a signal, or a time limit, in the task that sends: what was sent is not known
-            self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
+        except BaseException:
+            self.lose_interrupted()
             raise
         return True
 
@@ -404,9 +424,6 @@ class Connection:
         except OSError as exc:
             self.lose(f"the connection to RabbitMQ at {self.where} broke: {exc}")
             return None
-        except BaseException:  # as in _push
-            self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
-            raise
         if not data:
             self.lose(f"RabbitMQ at {self.where} closed the connection")
             return None
@@ -424,9 +441,6 @@ class Connection:
         except Exception as exc:
             _log.exception("what RabbitMQ at %s sent can't be read", self.where)
             self.lose(f"what RabbitMQ at {self.where} sent can't be read: {exc!r}")
-        except BaseException:  # as in _push
-            self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
-            raise
 
     def _take_own(self, kind: int, payload: bytes) -> None:
         if kind != spec.FRAME_METHOD:

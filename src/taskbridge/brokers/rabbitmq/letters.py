@@ -7,8 +7,8 @@ from queue import Empty
 from typing import Final
 
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.session import Session
+from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 
 _ACCESS_REFUSED: Final = 403
 _PAUSE_S: Final = 0.05

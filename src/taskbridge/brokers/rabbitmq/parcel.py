@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pika
-
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
+from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, encoded
 from taskbridge.brokers.rabbitmq.topology import Topology, queue
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import Settings
 
-_LONGEST_TOKEN: Final = 255
 _PERSISTENT: Final = 2
 _JSON: Final = {"content_type": "application/json"}
 
@@ -92,7 +90,7 @@ class Packer:
             HeadersTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        token, properties = _encoded(native.properties, message.id)
+        token, properties = _with_token(native.properties, message.id)
         if len(properties) > PROPERTIES_ROOM:
             raise HeadersTooLarge(message.task, len(properties), PROPERTIES_ROOM)
         place = self._queues.get(native.queue) or self._queue(native)
@@ -105,7 +103,7 @@ class Packer:
     def parked(self, index: int, text: bytes, delay_s: float, *, message_id: str | None = None) -> Parcel:
         """Return a message as text, for a delay."""
         exchange, key = self._topology.entrance(delay_s, self._wire.engine)
-        token, properties = _encoded(_JSON, message_id)
+        token, properties = _with_token(_JSON, message_id)
         return Parcel(
             index=index,
             place=self.delays,
@@ -118,15 +116,14 @@ class Packer:
 
     def letter(self, index: int, letter: DeadLetter) -> Parcel:
         """Return a dead letter, which the server forgets after the setting `dead_ttl`."""
-        token, properties = _encoded({**_JSON, "expiration": self._expiration}, letter.id)
+        token, properties = _with_token({**_JSON, "expiration": self._expiration}, letter.id)
         body = letter.dumps().encode()
         return Parcel(index=index, place=self._dead, key=self._dead.name, token=token, properties=properties, body=body)
 
 
-def _encoded(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
+def _with_token(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
     """Return the property `message_id`, and all properties as bytes: of a persistent message."""
     token = properties.get("message_id")
-    if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_TOKEN:
+    if token is None and message_id is not None and len(message_id.encode()) <= LONGEST_SHORT_STRING:
         token = message_id
-    values: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
-    return token, b"".join(pika.BasicProperties(**values).encode())
+    return token, encoded({**properties, "message_id": token, "delivery_mode": _PERSISTENT})

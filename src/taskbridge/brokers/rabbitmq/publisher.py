@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.parcel import Parcel
 from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
+from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
@@ -45,8 +45,12 @@ class Publisher:
         with self._lock:
             if self._session is None or self._session.connection.problem is not None:
                 connection = Connection(self._parameters, timeout_s=timeout_s, heartbeat_s=self._heartbeat_s)
-                connection.start()
-                self._session = Session(connection)
+                try:
+                    connection.start()
+                    self._session = Session(connection)
+                except BaseException:
+                    connection.lose_interrupted()
+                    raise
             return self._session
 
     def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
@@ -79,16 +83,17 @@ class Publisher:
         tries = 0
         while True:
             tries += 1
-            was_open = False
             try:
                 session = self.session(deadline.left_s)
+            except ConnectionLostError as exc:
+                raise BrokerUnavailable(str(exc)) from exc
+            try:
                 session.connection.wait_open(deadline)
-                was_open = True
                 session.connection.receive()
                 return act(session, deadline)
             except FAILURES as exc:
-                lost = was_open and isinstance(exc, ConnectionLostError)
-                if not lost or tries == _TRIES or deadline.passed:
+                again = isinstance(exc, ConnectionLostError) and session.connection.may_be_remade
+                if not again or tries == _TRIES or deadline.passed:
                     raise BrokerUnavailable(str(exc)) from exc
 
     def close(self, timeout_s: float = 1.0) -> None:

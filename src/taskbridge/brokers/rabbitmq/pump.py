@@ -14,11 +14,11 @@ from typing import Final
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries, Delivery
-from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
 from taskbridge.brokers.rabbitmq.topology import Topology
+from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import DeadLetter, loads
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from typing import Any, Final
 
 from taskbridge.brokers.rabbitmq.channel import Batch, Channel, ChannelClosedError, PublishingChannel
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError, held
 from taskbridge.brokers.rabbitmq.parcel import Parcel, Place
 from taskbridge.brokers.rabbitmq.topology import existing_queue
+from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
 
 _ROUNDS: Final = 3
 """How often a queue that is missing is declared before it is given up."""
@@ -62,8 +61,8 @@ class Session:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._busy = f"RabbitMQ at {connection.where} does not answer other threads either"
-        self._opening = threading.Lock()
-        self._making = threading.Lock()
+        self._opening = Lock()
+        self._making = Lock()
         self._publishing: PublishingChannel | None = None
         self._side: Channel | None = None
         self._made: set[Place] = set()
@@ -97,6 +96,7 @@ class Session:
                 if not todo:
                     return outcome
                 for place in dict.fromkeys(parcel.place for parcel in todo):
+                    self._made.discard(place)
                     self.make(place, deadline)
             outcome.problem = f"RabbitMQ at {self.connection.where} does not find {todo[0].place.name!r}, just declared"
         except FAILURES as exc:
@@ -107,14 +107,14 @@ class Session:
     def _may_help(self, failure: Exception) -> bool:
         if isinstance(failure, ChannelClosedError):
             return failure.code == _NOT_FOUND  # an exchange was deleted; it is declared again
-        return isinstance(failure, ConnectionLostError) and self.connection.was_open
+        return isinstance(failure, ConnectionLostError) and self.connection.may_be_remade
 
     def _ready(self, parcels: Iterable[Parcel], deadline: Deadline) -> PublishingChannel:
         """Return the channel, once the server is there and takes messages."""
         self.connection.wait_open(deadline)
         self.connection.receive()  # that it was closed meanwhile is noticed now, not after publishing into the void
         self.connection.wait_unblocked(deadline)
-        with held(self._opening, deadline, self._busy):
+        with self._opening.held(deadline, self._busy):
             channel = self._publishing
             if channel is None or channel.closed is not None:
                 self._made.clear()
@@ -148,7 +148,7 @@ class Session:
             DeclarationRefusedError: There is another of the name, or it is not allowed.
             ConnectionLostError, TimedOutError: As for `Channel.call`.
         """
-        with held(self._making, deadline, self._busy):
+        with self._making.held(deadline, self._busy):
             if place.made_first and place in self._made:
                 return
             calls = list(place.calls(self.connection.server_version))
@@ -175,7 +175,7 @@ class Session:
             raise
 
     def _side_channel(self, deadline: Deadline) -> Channel:
-        with held(self._opening, deadline, self._busy):
+        with self._opening.held(deadline, self._busy):
             if self._side is None or self._side.closed is not None:
                 self._side = self._opened(deadline)
             return self._side

@@ -1,4 +1,4 @@
-"""Until when something is waited for."""
+"""Until when something is waited for, and locks that are taken no longer than that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 _LOOK_S: Final = 0.1
 _LEAVE_S: Final = 0.3
@@ -53,17 +53,35 @@ class Deadline:
         return self.left_s == 0.0
 
 
-@contextmanager
-def held(lock: threading.Lock, deadline: Deadline, problem: str) -> Generator[None, None, None]:
-    """Hold a lock during the block.
+class Lock:
+    """A lock that is never left behind: not even when a signal, or a time limit, interrupts a thread that takes it."""
 
-    Raises:
-        TimedOutError: With this problem: others hold it all the time.
-    """
-    while not lock.acquire(timeout=deadline.slice_s):
-        if deadline.passed:
-            raise TimedOutError(problem)
-    try:
-        yield
-    finally:
-        lock.release()
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()  # which knows its owner; it is never taken twice
+
+    @contextmanager
+    def held(self, deadline: Deadline, problem: str) -> Generator[None, None, None]:
+        """Hold the lock during the block.
+
+        Raises:
+            TimedOutError: With this problem: others hold it all the time.
+        """
+        try:
+            while not self._lock.acquire(timeout=deadline.slice_s):
+                if deadline.passed:
+                    raise TimedOutError(problem)
+            yield
+        finally:
+            self._release()
+
+    @contextmanager
+    def tried(self) -> Generator[bool, None, None]:
+        """Hold the lock during the block if nobody else does, and tell so."""
+        try:
+            yield self._lock.acquire(blocking=False)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock._is_owned():
+            self._lock.release()

@@ -1,0 +1,1169 @@
+"""The RabbitMQ broker confirms what it sends, keeps what waits, and tells in time when the server is away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskbridge.brokers.base import Broker, PartlyPublished, Publication
+from taskbridge.brokers.rabbitmq import connect
+from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
+from taskbridge.brokers.rabbitmq.frames import FrameReader, NotAMQPError
+from taskbridge.brokers.rabbitmq.properties import encoded
+from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
+from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, SettingsError
+from taskbridge.message import DeadLetter, Message
+from taskbridge.settings import load
+
+TOLERANCE = 1.1
+"""A send may take 10% longer than its timeout (rule S2)."""
+
+
+class AnyWire:
+    """A wire like an engine's: one queue for each of taskbridge's, and everything in headers and body."""
+
+    def __init__(self, engine: str, namespace: str) -> None:
+        self.engine = engine
+        self.namespace = namespace
+
+    def encode(self, message: Message) -> Publication:
+        if message.task == "no.wire.can.encode":
+            raise RuntimeError("no wire can encode this")
+        return Publication(
+            queue=self.places(message.queue)[0],
+            arguments={"x-max-priority": 3},
+            body=message.args_json.encode(),
+            properties={
+                "headers": {"task": message.task, "id": message.id, "taskbridge": message.dumps_meta()},
+                "content_type": "application/json",
+                "priority": 1,
+            },
+        )
+
+    def places(self, queue: str) -> Sequence[str]:
+        return [f"{self.namespace}.{self.engine}.{queue}"]
+
+
+class Place:
+    """A namespace of its own on a server, and a look at what is in it by a plain client."""
+
+    def __init__(self, server: PrivateRabbitMQ, stack: ExitStack) -> None:
+        self.server = server
+        self.namespace = f"ns{uuid.uuid4().hex[:8]}"
+        self._stack = stack
+
+    def broker(self, engine: str = "celery", *, url: str | None = None, **settings: Any) -> RabbitMQBroker:
+        given = {"url": f"{engine}+{url or self.server.url}", "namespace": self.namespace, **settings}
+        broker = connect(load(given, environ={})[0], AnyWire(engine, self.namespace))
+        self._stack.callback(broker.close)
+        return broker
+
+    def pumping(self, broker: Broker, knows: Callable[[str], bool] = lambda task: True) -> threading.Event:
+        """Pump until the end of the test, or until the event that is returned is set."""
+        stop = threading.Event()
+        thread = threading.Thread(target=broker.pump, kwargs={"knows": knows, "stop": stop})
+        thread.start()
+
+        def end() -> None:
+            stop.set()
+            thread.join(5)
+            assert not thread.is_alive(), "the pump does not stop"
+
+        self._stack.callback(end)
+        return stop
+
+    def queue(self, queue: str = "email", engine: str = "celery") -> str:
+        return f"{self.namespace}.{engine}.{queue}"
+
+    @contextmanager
+    def channel(self) -> Generator[Any]:
+        with closing(pika.BlockingConnection(pika.URLParameters(self.server.url))) as connection:
+            yield connection.channel()
+
+    def take_all(self, queue: str) -> list[tuple[Any, bytes]]:
+        """Return properties and bodies of all that waits in a queue, which is empty then."""
+        found: list[tuple[Any, bytes]] = []
+        with self.channel() as channel:
+            while True:
+                method, properties, body = channel.basic_get(queue, auto_ack=True)
+                if method is None:
+                    return found
+                found.append((properties, body))
+
+    def arrivals(self, number: int, *, timeout_s: float, queue: str | None = None) -> list[tuple[float, bytes]]:
+        """Return when each of so many messages came, and its body."""
+        seen: list[tuple[float, bytes]] = []
+        with self.channel() as channel:
+            name = queue or self.queue()
+            channel.queue_declare(name, durable=True, arguments={"x-max-priority": 3})
+            deadline = time.monotonic() + timeout_s
+            for method, _, body in channel.consume(name, inactivity_timeout=0.2):
+                if method is not None:
+                    seen.append((time.time(), body))
+                    channel.basic_ack(method.delivery_tag)
+                if len(seen) >= number or time.monotonic() > deadline:
+                    return seen
+        raise AssertionError
+
+
+def a_message(number: int = 0, **fields: Any) -> Message:
+    given: dict[str, Any] = {
+        "id": str(uuid.uuid4()),
+        "task": "shop.add",
+        "queue": "email",
+        "args_json": f"[{number}]",
+        "kwargs_json": "{}",
+        "enqueued_at": time.time(),
+        **fields,
+    }
+    return Message(**given)
+
+
+def a_letter(number: int = 0) -> DeadLetter:
+    return DeadLetter(message=a_message(number), reason="exhausted", died_at=time.time())
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def takes(at_least_s: float, at_most_s: float) -> Generator[None]:
+    began = time.monotonic()
+    yield
+    took_s = time.monotonic() - began
+    assert at_least_s <= took_s <= at_most_s, f"took {took_s:.3f} s, not {at_least_s} to {at_most_s}"
+
+
+class RestartableRabbitMQ(PrivateRabbitMQ):
+    """A node that is quick to go on with delays when it starts.
+
+    What falls due before all its queues are there is tried again after so many milliseconds; else after 3 minutes.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        options = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 3000}]}].\n"
+        (self.folder / "advanced.config").write_text(options)
+
+
+@pytest.fixture(scope="module")
+def fragile_server() -> Iterator[PrivateRabbitMQ]:
+    """A node that tests of this file stop, pause and fill; each leaves it running."""
+    server = RestartableRabbitMQ()
+    try:
+        server.start()
+    except ServerNotInstalled as exc:
+        if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+            raise
+        pytest.skip(str(exc))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(rabbitmq_server, stack)
+
+
+@pytest.fixture
+def fragile(fragile_server: PrivateRabbitMQ) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(fragile_server, stack)
+
+
+NAMES = st.text(max_size=10)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.text() | st.integers(-(2**63), 2**63 - 1),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class TestBytes:
+    @given(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "headers": st.dictionaries(NAMES, VALUES, max_size=5),
+                "content_type": NAMES,
+                "content_encoding": NAMES,
+                "delivery_mode": st.sampled_from([1, 2]),
+                "priority": st.integers(0, 255),
+                "correlation_id": NAMES,
+                "reply_to": NAMES,
+                "expiration": NAMES,
+                "message_id": NAMES,
+                "timestamp": st.integers(0, 2**40),
+                "type": NAMES,
+                "user_id": NAMES,
+                "app_id": NAMES,
+                "cluster_id": NAMES,
+            },
+        )
+    )
+    def test_properties_are_what_pika_makes_of_them(self, properties: dict[str, Any]) -> None:
+        assert encoded(properties) == b"".join(pika.BasicProperties(**properties).encode())
+
+    def test_a_property_that_does_not_exist_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no property 'colour'"):
+            encoded({"colour": "red"})
+
+    def test_frames_may_be_cut_anywhere(self) -> None:
+        stream = b"\x01\x00\x01\x00\x00\x00\x03abc\xce" + b"\x08\x00\x00\x00\x00\x00\x00\xce"
+        for cut in range(len(stream) + 1):
+            reader = FrameReader()
+            assert [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])] == [(1, 1, b"abc"), (8, 0, b"")]
+
+    @pytest.mark.parametrize("stream", [b"HTTP/1.1 400 Bad Request", b"AMQP\x00\x00\x09\x01", b"\x08" + b"\x00" * 7])
+    def test_what_is_no_frame_is_refused(self, stream: bytes) -> None:
+        with pytest.raises(NotAMQPError):
+            FrameReader().feed(stream)
+
+
+class TestPublishing:
+    def test_a_message_arrives_persistent_and_with_the_wires_properties(self, place: Place) -> None:
+        broker, message = place.broker(), a_message(7)
+
+        broker.publish([message], timeout_s=5)
+
+        assert broker.counts(["email"]).waiting == {"email": 1}
+        ((properties, body),) = place.take_all(place.queue())
+        assert body == b"[7]"
+        assert properties.headers["id"] == message.id
+        assert (properties.content_type, properties.priority) == ("application/json", 1)
+        assert properties.delivery_mode == 2
+
+    def test_a_missing_queue_is_declared_as_the_wire_says(self, place: Place) -> None:
+        place.broker().publish([a_message()], timeout_s=5)
+
+        with place.channel() as channel:  # else: 406
+            channel.queue_declare(place.queue(), durable=True, arguments={"x-max-priority": 3})
+
+    def test_a_queue_that_is_there_is_taken_as_it_is(self, place: Place) -> None:
+        with place.channel() as channel:
+            channel.queue_declare(place.queue(), durable=True, arguments={"x-max-length": 100})
+
+        place.broker().publish([a_message()], timeout_s=5)
+
+        assert len(place.take_all(place.queue())) == 1
+
+    def test_a_queue_that_was_deleted_is_declared_again(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(1)], timeout_s=5)
+        with place.channel() as channel:
+            channel.queue_delete(place.queue())
+
+        broker.publish([a_message(2)], timeout_s=5)
+
+        assert [body for _, body in place.take_all(place.queue())] == [b"[2]"]
+
+    def test_a_thousand_arrive_once_each_and_in_order(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(number) for number in range(1000)], timeout_s=10)  # and all of them are returned
+        broker.publish([a_message(number) for number in range(1000, 2000)], timeout_s=10)
+
+        bodies = [body for _, body in place.take_all(place.queue())]
+        assert bodies == [b"[%d]" % number for number in range(2000)]
+
+    def test_messages_of_one_id_and_one_body_all_arrive(self, place: Place) -> None:
+        message = a_message()
+
+        place.broker().publish([message, message, message], timeout_s=5)
+
+        assert len(place.take_all(place.queue())) == 3
+
+    def test_a_message_larger_than_a_frame_arrives_whole(self, place: Place) -> None:
+        text = '["' + "x" * 1_000_000 + '"]'
+
+        place.broker().publish([a_message(args_json=text), a_message(1)], timeout_s=5)
+
+        assert [body for _, body in place.take_all(place.queue())] == [text.encode(), b"[1]"]
+
+    def test_headers_larger_than_a_frame_are_refused_before_anything_is_sent(self, place: Place) -> None:
+        broker = place.broker()
+
+        with pytest.raises(MessageTooLarge, match=r"headers take 1\d{5} bytes"):
+            broker.publish([a_message(headers={"note": "x" * 140_000})], timeout_s=5)
+
+        broker.publish([a_message(1)], timeout_s=5)
+        assert len(place.take_all(place.queue())) == 1
+
+    def test_an_id_that_is_too_long_for_a_property_is_no_problem(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(id="x" * 300)], timeout_s=5)
+
+        assert len(place.take_all(place.queue())) == 1
+
+    def test_a_full_queue_is_an_error_and_the_message_was_not_taken(self, place: Place) -> None:
+        broker = place.broker()
+        with place.channel() as channel:
+            arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+            channel.queue_declare(place.queue(), durable=True, arguments=arguments)
+        broker.publish([a_message(1)], timeout_s=5)
+
+        with pytest.raises(BrokerUnavailable, match=f"is queue '{place.queue()}' full") as caught:
+            broker.publish([a_message(2)], timeout_s=5)
+
+        assert not caught.value.maybe_taken
+
+    def test_of_several_the_error_says_which_were_taken(self, place: Place) -> None:
+        broker = place.broker()
+        with place.channel() as channel:
+            arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            channel.queue_declare(place.queue("full"), durable=True, arguments=arguments)
+
+        with pytest.raises(PartlyPublished) as caught:
+            broker.publish([a_message(0), a_message(1, queue="full"), a_message(2)], timeout_s=5)
+
+        assert (caught.value.accepted, caught.value.unsure) == (frozenset({0, 2}), frozenset())
+        assert [body for _, body in place.take_all(place.queue())] == [b"[0]", b"[2]"]
+
+    def test_nothing_to_publish_needs_no_server(self) -> None:
+        settings, _ = load({"url": f"celery+amqp://127.0.0.1:{free_port()}//"}, environ={})
+
+        connect(settings, AnyWire("celery", "any")).publish([], timeout_s=1)
+
+    def test_thirty_two_threads_share_a_connection(self, place: Place) -> None:
+        broker = place.broker()
+        failures: list[BaseException] = []
+
+        def send(thread: int) -> None:
+            try:
+                for number in range(20):
+                    broker.publish([a_message(thread * 100 + number)], timeout_s=10)
+                broker.publish([a_message(thread * 100 + number) for number in range(20, 40)], timeout_s=10)
+            except BaseException as exc:
+                failures.append(exc)
+
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+        assert failures == []
+        counted = Counter(body for _, body in place.take_all(place.queue()))
+        assert counted == {b"[%d]" % (thread * 100 + number): 1 for thread in range(32) for number in range(40)}
+
+    @pytest.mark.filterwarnings(  # Python itself drops an exception that comes up inside a weak reference's callback
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )
+    def test_a_thread_that_is_interrupted_at_any_point_leaves_a_broker_that_works(self, place: Place) -> None:
+        """As Celery's soft time limit does, in a task that sends."""
+
+        class Interruption(BaseException):
+            pass
+
+        def interrupt(*_: object) -> None:
+            raise Interruption
+
+        broker = place.broker()
+        broker.publish([a_message()], timeout_s=5)
+        place.take_all(place.queue())
+        before = signal.signal(signal.SIGALRM, interrupt)
+        confirmed: set[bytes] = set()
+        interrupted = 0
+        try:
+            for number in range(150):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.00005 * (number % 40))
+                    broker.publish([a_message(number)], timeout_s=5)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    confirmed.add(b"[%d]" % number)
+                except Interruption:
+                    interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+        assert interrupted > 0
+        broker.publish([a_message(1000)], timeout_s=5)
+        found = Counter(body for _, body in place.take_all(place.queue()))
+        assert confirmed | {b"[1000]"} <= found.keys()
+        assert max(found.values()) == 1
+
+    def test_close_ends_the_thread_and_the_next_send_connects_again(self, place: Place) -> None:
+        broker = place.broker()
+        before = threading.active_count()
+        broker.publish([a_message()], timeout_s=5)
+        broker.counts([])
+        broker.close()
+        assert threading.active_count() == before
+
+        broker.publish([a_message()], timeout_s=5)
+
+        assert len(place.take_all(place.queue())) == 2
+
+
+class TestDelays:
+    def test_delays_are_never_early_and_at_most_a_second_late(self, place: Place) -> None:
+        broker = place.broker()
+        place.pumping(broker)
+        delays_s = [1, 2, 3, 4, 5, 6, 7, 0.2, 1.5]
+        due: dict[bytes, float] = {}
+        for number, delay_s in enumerate(delays_s):
+            due[b"[%d]" % number] = time.time() + delay_s
+            broker.park([(a_message(number), delay_s)], timeout_s=5)
+        assert broker.counts([]).delayed == len(delays_s)
+
+        seen = place.arrivals(len(delays_s), timeout_s=12)
+
+        assert sorted(body for _, body in seen) == sorted(due)
+        for at, body in seen:
+            delay_s = delays_s[int(body[1:-1])]
+            rounded_up_s = -(-delay_s // 1) - delay_s
+            late_s = at - due[body]
+            assert 0 <= late_s <= rounded_up_s + 1, f"{delay_s} s: late by {late_s:.3f} s"
+        wait_until(lambda: broker.counts([]).delayed == 0, timeout_s=5, what="the end of all delays")
+
+    def test_many_are_kept_and_arrive_once_each(self, place: Place) -> None:
+        broker = place.broker()
+        place.pumping(broker)
+        place.pumping(broker)  # any number may run
+        due: dict[bytes, float] = {}
+        for start in range(0, 3000, 500):
+            for number in range(start, start + 500):
+                due[b"[%d]" % number] = time.time() + 3 + number % 4
+            parked = [(a_message(number), 3 + number % 4) for number in range(start, start + 500)]
+            broker.park(parked, timeout_s=10)
+
+        seen = place.arrivals(3000, timeout_s=25)
+
+        assert Counter(body for _, body in seen) == dict.fromkeys(due, 1)
+        early = [body for at, body in seen if at < due[body]]
+        assert early == []
+
+    def test_a_parked_message_is_published_as_the_wire_says_without_a_trace_of_its_way(self, place: Place) -> None:
+        broker, message = place.broker(), a_message(5)
+        place.pumping(broker)
+        broker.park([(message, 3)], timeout_s=5)
+
+        wait_until(lambda: broker.counts(["email"]).waiting == {"email": 1}, timeout_s=8, what="the message")
+
+        ((properties, body),) = place.take_all(place.queue())
+        assert body == b"[5]"
+        assert properties.headers == {"task": "shop.add", "id": message.id, "taskbridge": message.dumps_meta()}
+        assert properties.delivery_mode == 2
+
+    @pytest.mark.parametrize(
+        ("delay_s", "level"), [(3600, 11), (365.25 * 86400, 24), (8 * 365.25 * 86400, 27), (1e12, 27)]
+    )
+    def test_a_long_delay_waits_in_the_queue_of_its_highest_bit(self, place: Place, delay_s: float, level: int) -> None:
+        broker = place.broker()
+
+        broker.park([(a_message(), delay_s)], timeout_s=5)
+
+        assert broker.counts([]).delayed == 1
+        ((_, body),) = place.take_all(f"{place.namespace}.delay.{level}")
+        assert b"shop.add" in body
+
+    def test_delays_outlive_the_worker_that_parked_them(self, place: Place) -> None:
+        first = place.broker()
+        first.park([(a_message(1), 1)], timeout_s=5)
+        first.close()
+        time.sleep(1.5)  # it falls due while nobody pumps
+
+        place.pumping(place.broker())
+
+        assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
+
+    def test_deleted_delay_queues_are_declared_again(self, place: Place) -> None:
+        broker = place.broker()
+        broker.park([(a_message(0), 1)], timeout_s=5)
+        with place.channel() as channel:
+            channel.queue_delete(f"{place.namespace}.delay.0")
+            channel.queue_delete(f"{place.namespace}.delay.1")
+            channel.exchange_delete(f"{place.namespace}.delay.1")
+
+        broker.park([(a_message(1), 1)], timeout_s=5)  # its queue is missing
+        broker.park([(a_message(2), 2)], timeout_s=5)  # its exchange is missing
+
+        place.pumping(broker)
+        assert sorted(body for _, body in place.arrivals(2, timeout_s=8)) == [b"[1]", b"[2]"]
+
+    def test_a_queue_that_somebody_else_declared_otherwise_is_named(self, place: Place) -> None:
+        broker, name = place.broker(), f"{place.namespace}.delay.3"
+        with place.channel() as channel:
+            channel.queue_declare(name, durable=True)
+
+        with pytest.raises(BrokerUnavailable, match=f"queue '{name}' can't be declared") as caught:
+            broker.park([(a_message(), 1)], timeout_s=5)
+        assert not caught.value.maybe_taken
+        broker.publish([a_message()], timeout_s=5)  # which doesn't need it
+        with place.channel() as channel:
+            channel.queue_delete(name)
+
+        broker.park([(a_message(), 1)], timeout_s=5)
+
+
+class TestThePump:
+    def put_due(self, place: Place, body: bytes, engine: str = "celery") -> None:
+        with place.channel() as channel:
+            channel.confirm_delivery()
+            channel.basic_publish("", f"{place.namespace}.due.{engine}", body, mandatory=True)
+
+    def test_what_can_not_be_decoded_is_dead_and_keeps_its_bytes(self, place: Place) -> None:
+        broker = place.broker()
+        broker.park([(a_message(1), 1)], timeout_s=5)
+        self.put_due(place, b"\xff nonsense")
+
+        place.pumping(broker)
+
+        wait_until(lambda: broker.counts([]).dead == 1, timeout_s=5, what="the dead letter")
+        (letter,) = broker.dead_letters()
+        assert (letter.reason, letter.raw, letter.message) == ("undecodable", b"\xff nonsense", None)
+        assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
+
+    @pytest.mark.parametrize("cause", ["a newer form", "the wire"])
+    def test_what_can_not_be_published_waits_on(
+        self, place: Place, cause: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broker = place.broker()
+        broker.park([(a_message(1), 1)], timeout_s=5)
+        text = a_message(task="no.wire.can.encode").dumps()
+        self.put_due(place, (text.replace('"form":1', '"form":99') if cause == "a newer form" else text).encode())
+
+        place.pumping(broker)
+
+        with place.channel() as channel:
+            level = f"{place.namespace}.delay.4"  # 30 s begin with 16
+            wait_until(
+                lambda: channel.queue_declare(level, passive=True).method.message_count == 1,
+                timeout_s=5,
+                what="it waits again",
+            )
+        assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
+        assert broker.counts([]).dead == 0
+        messages = [record.getMessage() for record in caplog.records if record.name == "taskbridge.pump"]
+        assert any("newer release" in text or "can't be published" in text for text in messages)
+
+    def test_what_a_full_queue_refuses_waits_on_and_holds_nothing_up(self, place: Place) -> None:
+        broker = place.broker()
+        with place.channel() as channel:
+            arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            channel.queue_declare(place.queue("full"), durable=True, arguments=arguments)
+        broker.park([(a_message(1, queue="full"), 1), (a_message(2), 1)], timeout_s=5)
+        place.pumping(broker)
+        assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[2]"]
+
+        with place.channel() as channel:
+            channel.queue_delete(place.queue("full"))
+
+        assert [body for _, body in place.arrivals(1, timeout_s=8, queue=place.queue("full"))] == [b"[1]"]
+
+    def test_two_engines_each_publish_their_own(self, place: Place) -> None:
+        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        place.pumping(celery)
+        place.pumping(dramatiq)
+        for number in range(20):
+            celery.park([(a_message(number), 1)], timeout_s=5)
+            dramatiq.park([(a_message(100 + number), 1)], timeout_s=5)
+
+        of_celery = place.arrivals(20, timeout_s=8)
+        of_dramatiq = place.arrivals(20, timeout_s=8, queue=place.queue(engine="dramatiq"))
+
+        assert sorted(body for _, body in of_celery) == sorted(b"[%d]" % number for number in range(20))
+        assert sorted(body for _, body in of_dramatiq) == sorted(b"[%d]" % (100 + number) for number in range(20))
+
+    def test_messages_of_an_engine_without_a_pump_are_adopted_if_the_task_is_known(self, place: Place) -> None:
+        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        strange = [(a_message(number, task="not.ours"), 1) for number in range(5)]
+        ours = [(a_message(number), 1) for number in range(100, 110)]
+        celery.park([*strange, *ours], timeout_s=5)
+
+        place.pumping(dramatiq, knows=lambda task: task == "shop.add")
+
+        seen = place.arrivals(10, timeout_s=15, queue=place.queue(engine="dramatiq"))
+        assert sorted(body for _, body in seen) == sorted(b"[%d]" % number for number in range(100, 110))
+        wait_until(lambda: dramatiq.counts([]).delayed == 5, timeout_s=5, what="the strange ones are back")
+        place.pumping(celery)
+        wait_until(lambda: celery.counts(["email"]).waiting == {"email": 5}, timeout_s=5, what="their own pump")
+
+    def test_looking_at_strange_messages_is_no_hot_loop(self, place: Place) -> None:
+        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        celery.park([(a_message(number, task="not.ours"), 1) for number in range(5)], timeout_s=5)
+        asked: list[str] = []
+
+        def knows(task: str) -> bool:
+            asked.append(task)
+            return False
+
+        place.pumping(dramatiq, knows=knows)
+
+        wait_until(lambda: len(asked) == 5, timeout_s=10, what="one look")
+        time.sleep(3)
+        assert len(asked) == 5
+
+    def test_messages_of_an_engine_with_a_pump_are_left_alone(self, place: Place) -> None:
+        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        place.pumping(celery)
+        place.pumping(dramatiq)
+        time.sleep(4)  # longer than it takes to find an engine without a pump
+        celery.park([(a_message(number), 1) for number in range(300)], timeout_s=5)
+
+        assert len(place.arrivals(300, timeout_s=10)) == 300
+        assert dramatiq.counts(["email"]).waiting == {"email": 0}
+
+    def test_it_stops_within_half_a_second(self, place: Place) -> None:
+        broker = place.broker()
+        broker.park([(a_message(), 1)], timeout_s=5)
+        stop = threading.Event()
+        pump = threading.Thread(target=broker.pump, kwargs={"knows": bool, "stop": stop})
+        pump.start()
+        assert len(place.arrivals(1, timeout_s=5)) == 1
+
+        with takes(0, 0.5):
+            stop.set()
+            pump.join(5)
+        assert not pump.is_alive()
+
+    @pytest.mark.parametrize("outage", ["refused", "black-holed"])
+    def test_it_stops_within_half_a_second_in_an_outage_which_it_reports_once(
+        self, place: Place, outage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with black_hole() as hole:
+            port = free_port() if outage == "refused" else hole
+            broker = place.broker(url=f"amqp://127.0.0.1:{port}//")
+            stop = threading.Event()
+            pump = threading.Thread(target=broker.pump, kwargs={"knows": bool, "stop": stop})
+            pump.start()
+            time.sleep(2)
+            with takes(0, 0.5):
+                stop.set()
+                pump.join(5)
+
+        assert not pump.is_alive()
+        warnings = [record for record in caplog.records if record.name == "taskbridge.pump"]
+        assert len(warnings) == (1 if outage == "refused" else 0)  # the other is not over yet
+
+
+class TestDeadLetters:
+    def test_letters_are_returned_in_order_and_stay(self, place: Place) -> None:
+        broker = place.broker()
+        letters = [a_letter(number) for number in range(300)]
+        for letter in letters:
+            broker.bury(letter, timeout_s=5)
+
+        for _ in range(5):
+            assert broker.dead_letters() == letters
+            assert broker.counts([]).dead == 300
+
+    def test_two_that_look_at_once_both_see_all(self, place: Place) -> None:
+        first, second = place.broker(), place.broker()
+        for number in range(50):
+            first.bury(a_letter(number), timeout_s=5)
+        seen: list[int] = []
+
+        def look(broker: Broker) -> None:
+            seen.extend(len(broker.dead_letters()) for _ in range(10))
+
+        threads = [threading.Thread(target=look, args=(broker,)) for broker in (first, second, first)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+        assert seen == [50] * 30
+
+    def test_they_are_forgotten_after_dead_ttl(self, place: Place) -> None:
+        broker = place.broker(dead_ttl=0.5)
+        broker.bury(a_letter(), timeout_s=5)
+        assert broker.counts([]).dead == 1
+
+        wait_until(lambda: broker.counts([]).dead == 0, timeout_s=5, what="the letter to be forgotten")
+        assert broker.dead_letters() == []
+
+    def test_what_is_no_letter_is_shown_as_it_is(self, place: Place) -> None:
+        broker = place.broker()
+        broker.bury(a_letter(), timeout_s=5)
+        with place.channel() as channel:
+            channel.basic_publish("", f"{place.namespace}.dead", b"junk")
+
+        wait_until(lambda: broker.counts([]).dead == 2, timeout_s=5, what="both")
+        assert [(letter.reason, letter.raw) for letter in broker.dead_letters()] == [
+            ("exhausted", None),
+            ("undecodable", b"junk"),
+        ]
+
+    def test_a_time_that_the_server_can_not_keep_is_refused(self, place: Place) -> None:
+        with pytest.raises(SettingsError, match="dead_ttl"):
+            place.broker(dead_ttl=11 * 365 * 86400)
+
+    def test_nothing_is_there_at_first(self, place: Place) -> None:
+        broker = place.broker()
+
+        counts = broker.counts(["email", "sms"])
+
+        assert (counts.waiting, counts.delayed, counts.dead) == ({"email": 0, "sms": 0}, 0, 0)
+        assert broker.dead_letters() == []
+
+
+def run_script(script: str, *args: str, timeout_s: float = 30) -> str:
+    """Run a script that begins with what is needed to send, and return what it printed."""
+    head = (
+        "import os, signal, sys, threading, time\n"
+        "from tests.unit.test_rabbitmq_broker import AnyWire, a_message\n"
+        "from taskbridge.brokers.rabbitmq import connect\n"
+        "from taskbridge.settings import load\n"
+        "def make(url, namespace):\n"
+        "    settings, _ = load({'url': 'celery+' + url, 'namespace': namespace}, environ={})\n"
+        "    return connect(settings, AnyWire('celery', namespace))\n"
+        "broker = make(*sys.argv[1:3])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", head + script, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+class TestProcesses:
+    def test_a_forked_child_sends_on_a_connection_of_its_own(self, place: Place) -> None:
+        run_script(
+            "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+            "broker.publish([a_message(0)], timeout_s=5)\n"
+            "busy = [threading.Thread(target=lambda n=n: [broker.publish([a_message(100 * n + i)], timeout_s=5)"
+            " for i in range(50)]) for n in range(1, 5)]\n"
+            "for thread in busy: thread.start()\n"
+            "children = []\n"
+            "for child in range(5):\n"
+            "    pid = os.fork()\n"
+            "    if pid == 0:\n"
+            "        broker.publish([a_message(1000 + child)], timeout_s=5)\n"
+            "        sys.exit(0)\n"
+            "    children.append(pid)\n"
+            "assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 5\n"
+            "for thread in busy: thread.join()\n"
+            "broker.publish([a_message(2000)], timeout_s=5)\n",
+            place.server.url,
+            place.namespace,
+        )
+
+        found = Counter(body for _, body in place.take_all(place.queue()))
+        sent = [0, 2000, *(100 * n + i for n in range(1, 5) for i in range(50)), *range(1000, 1005)]
+        assert found == {b"[%d]" % number: 1 for number in sent}
+
+    def test_a_process_that_sent_ends_at_once(self, place: Place) -> None:
+        printed = run_script(
+            "broker.publish([a_message()], timeout_s=5); broker.counts([])\n"
+            "import atexit; atexit.register(lambda: print(time.monotonic() - began))\n"
+            "began = time.monotonic()\n",
+            place.server.url,
+            place.namespace,
+        )
+        assert float(printed) < 1
+
+    def test_a_process_ends_at_once_when_the_server_is_silent(self, fragile: Place) -> None:
+        script = (
+            "broker.publish([a_message()], timeout_s=5)\n"
+            f"os.kill({fragile.server.pid}, signal.SIGSTOP)\n"
+            "print(time.time(), flush=True)\n"
+        )
+        try:
+            printed = run_script(script, fragile.server.url, fragile.namespace)
+            assert time.time() - float(printed) < 2
+        finally:
+            fragile.server.resume()
+
+    def test_a_process_that_slept_longer_than_its_heartbeats_sends(self, place: Place) -> None:
+        script = (
+            "broker.publish([a_message(1)], timeout_s=5)\n"
+            "print('sent', flush=True)\n"
+            "sys.stdin.readline()\n"
+            "broker.publish([a_message(2)], timeout_s=5)\n"
+        )
+        head = "from tests.unit.test_rabbitmq_broker import *\nimport sys\n"
+        head += f"broker = connect(load({{'url': 'celery+{place.server.url}?heartbeat=1', "
+        head += f"'namespace': '{place.namespace}'}}, environ={{}})[0], AnyWire('celery', '{place.namespace}'))\n"
+        process = subprocess.Popen(
+            [sys.executable, "-c", head + script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "sent\n"
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(4)  # the server misses two heartbeats, and closes
+            process.send_signal(signal.SIGCONT)
+            process.communicate("go on\n", timeout=15)
+            assert process.returncode == 0
+
+        assert [body for _, body in place.take_all(place.queue())] == [b"[1]", b"[2]"]
+
+
+@contextmanager
+def black_hole() -> Generator[int]:
+    """Yield a port where connections are taken and nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def answering(answer: bytes) -> Generator[int]:
+    """Yield a port where connections are answered with these bytes, and closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(8)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+class TestConnecting:
+    def test_a_server_that_is_not_there_is_reported_at_once(self, place: Place) -> None:
+        broker = place.broker(url=f"amqp://guest:secret@127.0.0.1:{free_port()}//")
+
+        with takes(0, 1), pytest.raises(BrokerUnavailable, match="refused") as caught:
+            broker.publish([a_message()], timeout_s=5)
+
+        assert not caught.value.maybe_taken
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+    def test_a_server_that_never_answers_takes_no_longer_than_the_timeout(self, place: Place, scheme: str) -> None:
+        with black_hole() as port:
+            broker = place.broker(url=f"{scheme}://127.0.0.1:{port}//", send_timeout=1)
+            for act in (
+                lambda: broker.publish([a_message()], timeout_s=1),
+                lambda: broker.park([(a_message(), 1)], timeout_s=1),
+                lambda: broker.bury(a_letter(), timeout_s=1),
+                lambda: broker.ping(timeout_s=1),
+                lambda: broker.counts([]),
+                broker.dead_letters,
+            ):
+                with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable) as caught:
+                    act()
+                assert not caught.value.maybe_taken
+
+    def test_each_thread_has_its_own_timeout(self, place: Place) -> None:
+        with black_hole() as port:
+            broker = place.broker(url=f"amqp://127.0.0.1:{port}//")
+            failures: list[BaseException] = []
+
+            def send() -> None:
+                try:
+                    with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable):
+                        broker.publish([a_message()], timeout_s=1)
+                except BaseException as exc:
+                    failures.append(exc)
+
+            threads = [threading.Thread(target=send) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10)
+        assert failures == []
+
+    @pytest.mark.parametrize(
+        ("answer", "problem"),
+        [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "doesn't speak AMQP"), (b"", "closed the connection")],
+    )
+    def test_something_else_that_listens_is_reported(self, place: Place, answer: bytes, problem: str) -> None:
+        with answering(answer) as port:
+            broker = place.broker(url=f"amqp://127.0.0.1:{port}//")
+            with takes(0, 1), pytest.raises(BrokerUnavailable, match=problem):
+                broker.publish([a_message()], timeout_s=5)
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [(("guest:guest", "guest:wrong"), "ACCESS_REFUSED"), (("%2F", "nowhere"), "vhost nowhere not found")],
+    )
+    def test_a_refused_login_is_reported_without_the_password(
+        self, place: Place, change: tuple[str, str], problem: str
+    ) -> None:
+        broker = place.broker(url=place.server.url.replace(*change))
+
+        with takes(0, 4), pytest.raises(BrokerUnavailable, match=problem) as caught:
+            broker.publish([a_message()], timeout_s=5)
+
+        assert "wrong" not in str(caught.value)
+        assert not caught.value.maybe_taken
+
+    def test_a_url_that_can_not_be_read_is_a_settings_error(self, place: Place) -> None:
+        with pytest.raises(SettingsError, match="colour"):
+            place.broker(url=f"{place.server.url}?colour=red")
+
+    def test_tls(self, place: Place, tmp_path: Path) -> None:
+        with tls_proxy(place.server.port, tmp_path) as (port, certificate):
+            options = f"ssl_options={{'ca_certs':'{certificate}'}}"
+            broker = place.broker(url=f"amqps://guest:guest@localhost:{port}/%2F?{options}")
+            broker.publish([a_message(1, args_json='["' + "x" * 1_000_000 + '"]')], timeout_s=10)
+            broker.publish([a_message(number) for number in range(500)], timeout_s=10)
+            stranger = place.broker(url=f"amqps://guest:guest@localhost:{port}/%2F")
+            with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                stranger.publish([a_message()], timeout_s=5)
+            broker.close()
+
+        assert len(place.take_all(place.queue())) == 501
+
+
+@contextmanager
+def tls_proxy(target: int, folder: Path) -> Generator[tuple[int, Path]]:
+    """Yield a port that speaks TLS and passes on to another, and the certificate to trust."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    subprocess.run(
+        [*words.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def serve_one(plain: socket.socket) -> None:
+        try:
+            with context.wrap_socket(plain, server_side=True) as client, socket.socket() as server:
+                server.connect(("127.0.0.1", target))
+                client.settimeout(0.01)
+                server.settimeout(0.01)
+                while pass_on(client, server) and pass_on(server, client):
+                    continue
+        except OSError:
+            return  # the client does not trust us, or has gone
+
+    def pass_on(source: socket.socket, sink: socket.socket) -> bool:
+        try:
+            data = source.recv(65536)
+        except TimeoutError:
+            return True
+        sink.settimeout(5)
+        sink.sendall(data)
+        sink.settimeout(0.01)
+        return bool(data)
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve_one, args=(plain,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1], certificate
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+class TestIdleConnections:
+    def test_a_connection_stays_alive_for_many_heartbeats(self, place: Place) -> None:
+        broker = place.broker(url=f"{place.server.url}?heartbeat=1")
+        broker.publish([a_message(1)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+
+        time.sleep(5)
+
+        assert connection.problem is None
+        broker.publish([a_message(2)], timeout_s=5)
+        assert broker._publisher.session(5).connection is connection
+        assert len(place.take_all(place.queue())) == 2
+
+    def test_a_connection_that_was_closed_meanwhile_is_replaced_before_anything_is_lost(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        for number in range(3):
+            broker.publish([a_message(number)], timeout_s=5)
+            fragile.server.ctl("close_all_connections", "for a test")
+
+        broker.publish([a_message(3)], timeout_s=5)
+
+        assert [body for _, body in fragile.take_all(fragile.queue())] == [b"[%d]" % number for number in range(4)]
+
+    def test_a_close_that_has_not_been_read_yet_is_noticed_before_publishing(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        with connection._reading:  # the connection's own thread can't read meanwhile
+            fragile.server.ctl("close_all_connections", "for a test")
+        broker.publish([a_message(1)], timeout_s=5)
+
+        assert len(fragile.take_all(fragile.queue())) == 2
+
+    def test_a_restart_while_idle_is_survived_by_senders_pumps_and_delays(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        fragile.pumping(broker)
+        broker.publish([a_message(1)], timeout_s=5)
+        due = time.time() + 20
+        broker.park([(a_message(number), 20) for number in range(2, 102)], timeout_s=5)
+        broker.bury(a_letter(), timeout_s=5)
+
+        fragile.server.restart()
+
+        broker.publish([a_message(102)], timeout_s=5)
+        seen = fragile.arrivals(102, timeout_s=40)
+        assert sorted(body for _, body in seen) == sorted(b"[%d]" % number for number in range(1, 103))
+        delayed = [at for at, body in seen if body not in (b"[1]", b"[102]")]
+        assert min(delayed) >= due
+        assert max(delayed) <= max(due + 1, time.time()), "late"
+        assert broker.counts([]).dead == 1
+
+
+class TestOutages:
+    def test_a_server_that_falls_silent_is_noticed_in_time_and_forgotten_when_it_is_back(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        fragile.server.pause()
+        try:
+            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable) as caught:
+                broker.publish([a_message(1)], timeout_s=1)
+            assert caught.value.maybe_taken
+            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable) as caught:
+                broker.publish([a_message(2)], timeout_s=1)
+            assert not caught.value.maybe_taken, "there was no connection to send it on"
+            with takes(0.9, TOLERANCE), pytest.raises(PartlyPublished) as partly:
+                broker.publish([a_message(3), a_message(4)], timeout_s=1)
+            assert (partly.value.accepted, partly.value.unsure) == (frozenset(), frozenset())
+        finally:
+            fragile.server.resume()
+
+        broker.publish([a_message(5)], timeout_s=5)
+
+        found = Counter(body for _, body in fragile.take_all(fragile.queue()))
+        assert found.pop(b"[1]", 1) == 1, "it may have been taken, once"
+        assert found == {b"[0]": 1, b"[5]": 1}
+
+    def test_a_server_that_does_not_read_is_noticed_in_time(self, fragile: Place) -> None:
+        """The system's buffers are full, so that a large message is sent in part."""
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        large = [a_message(args_json='["' + "x" * 1_000_000 + '"]') for _ in range(20)]
+        fragile.server.pause()
+        try:
+            with takes(0.9, TOLERANCE), pytest.raises(PartlyPublished) as caught:
+                broker.publish(large, timeout_s=1)
+            assert caught.value.accepted == frozenset()
+            assert 0 < len(caught.value.unsure) < 20
+        finally:
+            fragile.server.resume()
+
+        broker.publish([a_message(1)], timeout_s=5)
+
+    def test_a_memory_alarm_is_noticed_in_time_and_doubles_nothing(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        fragile.pumping(broker)
+        broker.park([(a_message(100), 2)], timeout_s=5)
+        fragile.server.ctl("set_vm_memory_high_watermark", "0")
+        try:
+            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable) as caught:
+                broker.publish([a_message(1)], timeout_s=1)
+            first_maybe_taken = caught.value.maybe_taken
+            for number in (2, 3):
+                with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable, match="low on memory") as caught:
+                    broker.publish([a_message(number)], timeout_s=1)
+                assert not caught.value.maybe_taken
+            broker.ping(timeout_s=1)
+            assert broker.counts(["email"]).waiting["email"] >= 1
+        finally:
+            fragile.server.ctl("set_vm_memory_high_watermark", "0.4")
+
+        broker.publish([a_message(4)], timeout_s=5)
+
+        wait_until(lambda: broker.counts([]).delayed == 0, timeout_s=10, what="the delayed message is published")
+        found = Counter(body for _, body in fragile.take_all(fragile.queue()))
+        assert first_maybe_taken
+        assert found.pop(b"[1]", 1) == 1
+        assert found == {b"[0]": 1, b"[4]": 1, b"[100]": 1}
+
+    def test_a_send_waits_for_the_end_of_an_alarm(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        fragile.server.ctl("set_vm_memory_high_watermark", "0")
+        with pytest.raises(BrokerUnavailable):
+            broker.publish([a_message(1)], timeout_s=0.5)
+        over = threading.Thread(target=fragile.server.ctl, args=("set_vm_memory_high_watermark", "0.4"))
+        over.start()
+
+        broker.publish([a_message(2)], timeout_s=20)
+
+        over.join()
+        assert b"[2]" in [body for _, body in fragile.take_all(fragile.queue())]
+
+    def test_a_killed_server_loses_nothing_that_was_confirmed(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.park([(a_message(number), 2 + number % 6) for number in range(500)], timeout_s=10)
+        broker.publish([a_message(1000)], timeout_s=5)
+        broker.bury(a_letter(), timeout_s=5)
+        time.sleep(3)  # some have moved on already, some are about to
+
+        fragile.server.kill()
+        with takes(0, 1), pytest.raises(BrokerUnavailable):
+            broker.publish([a_message(1001)], timeout_s=5)
+        fragile.server.start()
+
+        fragile.pumping(broker)
+        expected = {b"[%d]" % number for number in (*range(500), 1000)}
+        found: set[bytes] = set()
+        deadline = time.monotonic() + 30
+        while found != expected and time.monotonic() < deadline:
+            found |= {body for _, body in fragile.arrivals(len(expected - found), timeout_s=5)}
+        assert found == expected
+        assert broker.counts([]).dead == 1
+
+
+def test_nothing_secret_is_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        broker = place.broker()
+        broker.publish([a_message(args_json='["hush"]')], timeout_s=5)
+        broker.close()
+
+    assert "hush" not in caplog.text
+    assert "guest" not in caplog.text
+
+
+def test_every_setting_of_the_wire_counts(place: Place) -> None:
+    """A queue's arguments are the wire's, not the broker's own."""
+
+    class OtherWire(AnyWire):
+        def encode(self, message: Message) -> Publication:
+            arguments: Mapping[str, Any] = {"x-max-priority": 3, "x-dead-letter-exchange": ""}
+            return Publication(queue=self.places("email")[0], arguments=arguments, body=b"x")
+
+    settings, _ = load({"url": f"celery+{place.server.url}", "namespace": place.namespace}, environ={})
+    with closing(connect(settings, OtherWire("celery", place.namespace))) as broker:
+        broker.publish([a_message()], timeout_s=5)
+
+    with place.channel() as channel:
+        channel.queue_declare(
+            place.queue(), durable=True, arguments={"x-max-priority": 3, "x-dead-letter-exchange": ""}
+        )
