@@ -96,7 +96,7 @@ class PrivateServer(ABC):
         self._watch: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self.port: int = free_port()
-        self.folder = Path()
+        self.folder: Path = Path()
 
     @property
     @abstractmethod

@@ -105,11 +105,11 @@ class Stage:
         self.target = target
         self.spec = spec
         self.patience_s = patience_s
-        self.namespace = f"contract-{secrets.token_hex(5)}" if namespace is None else namespace
-        self.folder = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
-        self.bridge = self.make_bridge()
-        self.tasks = Tasks(self.bridge, self.folder)
-        self.records = Records(self.folder / PROBE_FILE)
+        self.namespace: str = f"contract-{secrets.token_hex(5)}" if namespace is None else namespace
+        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
+        self.bridge: Bridge = self.make_bridge()
+        self.tasks: Tasks = Tasks(self.bridge, self.folder)
+        self.records: Records = Records(self.folder / PROBE_FILE)
         self.workers: list[Worker] = []
         self._looking = threading.Lock()
         self._last: Look | None = None

@@ -218,6 +218,7 @@ class Consumer(CeleryConsumer):
             self._acknowledge(message.ack_log_error)
         else:
             again = replace(read, redelivered=max(1, read.redelivered))
+            self._life.attempts.comes_again(again)
             self._at_desk(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
         return True
 
