@@ -25,7 +25,7 @@ class ChannelClosedError(Exception):
     def __init__(self, code: int, text: str, replies: Sequence[Any] = ()) -> None:
         super().__init__(text)
         self.code = code
-        self.replies = list(replies)
+        self.replies: list[Any] = list(replies)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Channel:
         self._replies: list[Any] = []
         self._deliveries: Deliveries | None = None
         self._content: tuple[Any, int, Any, list[bytes]] | None = None
-        self.number = connection.attach(self)
+        self.number: int = connection.attach(self)
 
     def open(self, deadline: Deadline) -> None:
         """Open the channel; to be called once, first.

@@ -83,13 +83,13 @@ class Connection:
     """
 
     def __init__(self, parameters: Any, *, timeout_s: float, heartbeat_s: float | None = None) -> None:
-        self.where = f"{parameters.host}:{parameters.port}"
+        self.where: str = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
-        self.was_open = False
-        self.timed_out = False
+        self.was_open: bool = False
+        self.timed_out: bool = False
         self.blocked_by: str | None = None
-        self.heard_at = 0.0
-        self.frame_max = FRAME_MAX
+        self.heard_at: float = 0.0
+        self.frame_max: int = FRAME_MAX
         self.server_version: tuple[int, ...] = ()
         self._parameters = parameters
         self._timeout_s = timeout_s

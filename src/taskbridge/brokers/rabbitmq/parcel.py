@@ -23,7 +23,7 @@ class HeadersTooLarge(MessageTooLarge):
 
     def __init__(self, task: str, size: int, limit: int) -> None:
         super().__init__(task, size, limit)
-        self.args = (
+        self.args: tuple[object, ...] = (
             f"task {task!r}: the message's headers take {size} bytes, and RabbitMQ takes at most {limit}; "
             "pass large data as arguments, or send a reference to it",
         )
@@ -77,7 +77,7 @@ class Packer:
         self._expiration = str(max(1, round(settings.dead_ttl_s * 1000)))
         self._queues: dict[str, Place] = {}
         self._dead = Place(name=topology.dead, calls=lambda _: [queue(topology.dead)])
-        self.delays = Place(
+        self.delays: Place = Place(
             name=f"{settings.namespace}.delay",
             calls=lambda version: topology.delays(wire.engine, version),
             made_first=True,

@@ -29,7 +29,7 @@ class Deadline:
     __slots__ = ("_at", "_stop", "timeout_s")
 
     def __init__(self, timeout_s: float = math.inf, stop: threading.Event | None = None) -> None:
-        self.timeout_s = timeout_s
+        self.timeout_s: float = timeout_s
         self._at = time.monotonic() + timeout_s
         self._stop = stop
 
