@@ -196,9 +196,9 @@ class Client:
     def __init__(self, url: str) -> None:
         self._place = without_credentials(url)
         try:
-            pool: Any = _ConnectionPool.from_url(url)
+            pool: Any = _ConnectionPool.from_url(url, protocol=2)  # 2 needs no round trip to be agreed upon
             self._make: Any = pool.connection_class
-            options = {"protocol": 2, **pool.connection_kwargs}  # 2 needs no round trip to be agreed upon
+            options = pool.connection_kwargs
             self._options = {key: value for key, value in options.items() if key not in _NOT_FOR_CONNECTIONS}
             self._options["retry"] = Retry(NoBackoff(), 0)
             self._make(**self._options)

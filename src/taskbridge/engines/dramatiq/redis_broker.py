@@ -92,6 +92,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
         pool: Any = redis.ConnectionPool.from_url(
             settings.url.broker_url,
+            protocol=2,  # needs no round trip to be agreed upon
             retry=Retry(NoBackoff(), 0),  # a fetch that is sent twice takes twice
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
