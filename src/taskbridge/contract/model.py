@@ -188,7 +188,9 @@ def _contexts_differ(trace: Trace, seen: Seen) -> Iterable[str]:
 
 
 def _waits_differ(plan: Plan, trace: Trace, seen: Seen) -> Iterable[str]:
-    waits = [record.data["delay_s"] for record in _of(seen, "retrying")]
+    # By attempt: the next one may be told of first, for a hook is called after its attempt has been parked.
+    retries = sorted(_of(seen, "retrying"), key=lambda record: record.attempt)
+    waits = [record.data["delay_s"] for record in retries]
     if waits != list(trace.delays_s):
         yield f"its retries should wait {list(trace.delays_s)} s, but were told to wait {waits} s"
     policy = POLICIES[plan.policy]

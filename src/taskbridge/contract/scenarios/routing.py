@@ -147,7 +147,7 @@ def an_unknown_task_dies(h: Harness) -> None:
     final = h.final(sent.id, within_s=h.stage.patience_s + 5)[0]
     h.idle()
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "unknown_task", 1))
-    waited_s = final.at - sent.after
+    waited_s = final.at - sent.before
     grace_s = h.stage.spec.unknown_task_grace_s
     h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a worker that knows it, but waited {waited_s:.3f} s")
     h.equal("its dead letters", [letter.reason for letter in h.letters(sent.id)], ["unknown_task"])

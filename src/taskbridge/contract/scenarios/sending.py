@@ -315,7 +315,7 @@ def a_newer_form_waits(h: Harness) -> None:
     h.final(older.id)
     letter = h.until(h.stage.letters, "its dead letter", within_s=h.stage.patience_s + 5)[0]
     h.idle()
-    waited_s = letter.died_at - newer.after
+    waited_s = letter.died_at - newer.before
     grace_s = h.stage.spec.unknown_task_grace_s
     h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a newer worker, but waited {waited_s:.3f} s")
     h.equal("the reason why it is dead", letter.reason, "unknown_task")
