@@ -138,3 +138,20 @@ class WorkerTests:
         assert again.data[0] == victim.data[0]
         assert again.at - killed_at <= self.recovery_s + 5, "the other's only slot was busy for 5 s"
         assert (again.data[1], again.data[2]) == self.again
+
+    def test_a_task_that_no_time_limit_reaches_ends_its_worker_and_counts_as_a_crash(self, shop: Shop) -> None:
+        with shop.worker() as worker:
+            shop.lasts.send("innocent", 30)
+            shop.wait(lambda: shop.records("lasts"))
+            shop.hangs.send()
+            (hung,) = shop.wait(lambda: shop.records("hangs"))
+            assert worker.wait(10) != 0, "Dramatiq's master ends with its worker, and a supervisor starts it again"
+            took_s = time.time() - hung.at
+        with shop.worker():
+            again = shop.wait(lambda: records[1] if len(records := shop.records("hangs")) == 2 else None)
+            shop.wait(lambda: len(shop.records("lasts")) == 2)
+
+        limit_s, master_s = 0.5, 2.5
+        assert took_s <= limit_s + shop.bridge.settings.grace_s + master_s
+        assert tuple(again.data) == self.again
+        assert shop.data("lasts") == [["innocent", 1, None]] * 2

@@ -59,6 +59,7 @@ class TaskActor(Carried):
         handover: Handover,
     ) -> None:
         self._queue = queue
+        self._limit_s = declaration.time_limit_s
         self._carrier = carrier
         self._handover = handover
         super().__init__(
@@ -75,6 +76,7 @@ class TaskActor(Carried):
         delivery = self._handover.take()
         if delivery is None:
             return self.fn(*args, **kwargs)
+        delivery.limit_s = self._limit_s
         return self._carrier.carry(delivery, self._queue if delivery.queue is None else delivery.queue)
 
 

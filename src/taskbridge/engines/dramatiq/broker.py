@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from dramatiq import Actor, Broker
 
-from taskbridge.engines.dramatiq.deliveries import Reception
+from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
 
 
@@ -45,5 +45,9 @@ class EngineBroker(Broker):
         """Take nothing any more. A signal handler calls it: no lock, no waiting."""
         self.draining = True
 
-    def closed(self) -> None:
-        """Give back all that is still in hand: consumers and threads have ended, or been given up."""
+    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
+        """Give back all that is still in hand: consumers and threads have ended, or been given up.
+
+        Args:
+            keep: What is not given back, so that it counts as lost with this worker.
+        """

@@ -29,6 +29,7 @@ class Delivery(MessageProxy):
         redelivered: Whether the broker says that it was delivered before.
         returns: Whether it goes back to its queue instead of being acknowledged.
         abandoned: Whether it has gone back while its thread still ran it.
+        limit_s: How long its task may run; None is for ever.
         is_ours: Whether taskbridge decides about it; None until someone asks.
     """
 
@@ -42,6 +43,7 @@ class Delivery(MessageProxy):
         self.redelivered = redelivered
         self.returns = False
         self.abandoned = False
+        self.limit_s: float | None = None
         self.is_ours: bool | None = None
 
     def parts(self) -> wire.Native:

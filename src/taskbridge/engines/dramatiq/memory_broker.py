@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from queue import Empty, Queue
 from time import sleep
 from typing import Any, Final
@@ -141,13 +141,14 @@ class MemoryBroker(EngineBroker, StubBroker):
         with self._lock:
             return self._in_hand.pop(id(delivery), None) is not None
 
-    def closed(self) -> None:
+    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
         """Put back what threads still run that were given up."""
         with self._lock:
             left = list(self._in_hand.values())
             self._in_hand.clear()
         for queue, delivery in left:
-            queue.put_back(delivery.place)
+            if delivery not in keep:
+                queue.put_back(delivery.place)
 
 
 class _MemoryConsumer(Consumer):

@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -203,10 +203,11 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         self._keeper = LeaseKeeper(self)
         self._keeper.start()
 
-    def closed(self) -> None:
-        """Give back all that is still in hand, and end the lease."""
+    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
+        """Give back all that is still in hand, and end the lease; what is kept is taken when the lease is over."""
+        kept = {delivery.place for delivery in keep}
         for queue_name, hand in list(self._hands.items()):
-            deliveries = hand.all()
+            deliveries = [delivery for delivery in hand.all() if delivery.place not in kept]
             try:
                 self.put_back(queue_name, [delivery.place for delivery in deliveries])
             except redis.RedisError as exc:

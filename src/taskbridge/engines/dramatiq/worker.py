@@ -9,8 +9,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
 from time import monotonic, sleep
 from types import FrameType
 from typing import Any, Final, cast
@@ -41,13 +43,24 @@ _LATEST_S: Final = 4.0
 
 _LOOK_S: Final = 0.05
 
+_WATCH_S: Final = 0.5
+"""How often a worker process looks for tasks that are stuck."""
+
 _STOP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A task that runs, and from when on it is stuck: its time limit is over, and most of the grace."""
+
+    delivery: Delivery
+    is_stuck_at: float
+
+
 class Life(Middleware):
-    """The life of a worker process, from boot to end (rules A4, R8, H).
+    """The life of a worker process, from boot to end (rules A4, R8, T2, H).
 
     Attributes:
         draining: Whether the worker takes nothing new.
@@ -57,7 +70,7 @@ class Life(Middleware):
         self._host = host
         self._pump = Pump(host)
         self._lock = threading.Lock()
-        self._running: dict[int, Delivery] = {}
+        self._running: dict[int, _Run] = {}
         self._interrupted: set[int] = set()
         self._is_over = False
         self._deadline = 0.0
@@ -67,7 +80,10 @@ class Life(Middleware):
     # Tasks
 
     def run(self, message: Message, delivery: Delivery) -> Verdict:
-        """Run a message in this thread; `GivenBack` if the worker's end interrupts it."""
+        """Run a message in this thread; `GivenBack` if the worker's end interrupts it.
+
+        A task that is stuck in a call into C long after its time limit ends the process, and nothing is returned.
+        """
         thread = threading.get_ident()
         verdict: Verdict = GivenBack()
         with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
@@ -79,9 +95,11 @@ class Life(Middleware):
         return verdict
 
     def _enter(self, thread: int, delivery: Delivery) -> bool:
+        limit_s = delivery.limit_s
+        stuck_at = inf if limit_s is None else monotonic() + limit_s + _patience_s(self._host.settings.grace_s)
         with self._lock:
             if not self._is_over:
-                self._running[thread] = delivery
+                self._running[thread] = _Run(delivery, stuck_at)
             return not self._is_over
 
     def _leave(self, thread: int) -> None:
@@ -103,6 +121,8 @@ class Life(Middleware):
         _engine_broker(broker).opens(worker.worker_threads)
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
+        if self._is_whole_process:
+            threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Begin to stop."""
@@ -113,7 +133,7 @@ class Life(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
         with self._lock:
-            abandoned = list(self._running.values())
+            abandoned = [run.delivery for run in self._running.values()]
             for delivery in abandoned:
                 delivery.abandoned = True
         if abandoned and self._host.marks is not None:
@@ -138,17 +158,47 @@ class Life(Middleware):
         """Wait until nothing runs or the grace is over, and then interrupt."""
         while monotonic() < self._deadline and any(thread.is_alive() for thread in worker.workers):
             sleep(_LOOK_S)
-        self._host.stopping.set()
-        with self._lock:
-            self._is_over = True
-            self._interrupted.update(self._running)
-            for thread in self._interrupted:
-                raise_in_thread(thread, Interrupted)
+        self._interrupt()
         self._pump.stop()
         if self._is_whole_process:
             sleep(max(0.0, self._deadline + _LATEST_S - monotonic()))
             _log.error("the worker has not ended by itself and is ended now")
             os._exit(0)
+
+    def _interrupt(self, *, but: Collection[_Run] = ()) -> None:
+        """Interrupt all that runs, and let nothing wait for a broker any longer."""
+        self._host.stopping.set()
+        with self._lock:
+            self._is_over = True
+            for thread, run in self._running.items():
+                if run not in but and thread not in self._interrupted:
+                    self._interrupted.add(thread)
+                    raise_in_thread(thread, Interrupted)
+
+    def _watch(self, worker: Worker) -> None:
+        """End the process if a task is stuck; once the worker stops, `_end` sees to that."""
+        while not self.draining:
+            sleep(_WATCH_S)
+            with self._lock:
+                stuck = [run for run in self._running.values() if run.is_stuck_at <= monotonic()]
+            if stuck and not self.draining:
+                self._crash(worker, stuck)
+
+    def _crash(self, worker: Worker, stuck: Sequence[_Run]) -> None:
+        """End the process with the tasks that are stuck: they are lost, and all else is given back."""
+        for run in stuck:
+            _log.critical(
+                "task %s id %s is stuck after its time limit: the worker process ends with it",
+                run.delivery.actor_name,
+                run.delivery.message_id,
+            )
+        self._drain(worker)
+        self._interrupt(but=stuck)
+        deadline = monotonic() + _AFTER_GRACE_S
+        while monotonic() < deadline and len(self._running) > len(stuck):
+            sleep(_LOOK_S)
+        _engine_broker(worker.broker).closed(keep=[run.delivery for run in stuck])
+        os._exit(1)
 
     def _keep_to_grace(self, worker: Worker) -> None:
         """Make the worker's stop end soon after the grace: its own timeout is 10 minutes by default."""
@@ -180,6 +230,11 @@ class Life(Middleware):
             return stock(number, frame)
 
         return handle
+
+
+def _patience_s(grace_s: float) -> float:
+    """Return how long after its time limit a task is stuck, so that its process has ended when the grace is over."""
+    return max(grace_s - _WATCH_S - _AFTER_GRACE_S, grace_s / 2, _WATCH_S)
 
 
 def _engine_broker(broker: Broker) -> EngineBroker:
