@@ -171,12 +171,12 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "priority": data["priority"],
         "attempt": _number(data, "attempt", int),
         "enqueued_at": _number(data, "enqueued_at", int, float),
-        "expires_at": data.get("expires_at"),
+        "expires_at": _number(data, "expires_at", int, float, default=None),
         "headers": headers,
         "error": None if error is None else _error(error),
-        "waits": data.get("waits", 0),
-        "waits_since": data.get("waits_since"),
-        "redelivered": data.get("redelivered", 0),
+        "waits": _number(data, "waits", int, default=0),
+        "waits_since": _number(data, "waits_since", int, float, default=None),
+        "redelivered": _number(data, "redelivered", int, default=0),
     }
 
 
@@ -195,11 +195,19 @@ def _text(data: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _number(data: Mapping[str, Any], key: str, *kinds: type) -> Any:
-    value = data[key]
-    if not isinstance(value, kinds):
+def _number(data: Mapping[str, Any], key: str, *kinds: type, default: Any = ...) -> Any:
+    """Return a number that is a count or a time; without a default, it must be there."""
+    value: Any = data[key] if default is ... else data.get(key, default)
+    if value is default:
+        return value
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= _END_OF_TIME:
         raise DecodeError(f"not a message: its {key} is {value!r}")
     return value
+
+
+_END_OF_TIME: Final = 2.5e11
+"""The last second that `datetime` holds, roughly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,10 @@ def results(request: pytest.FixtureRequest, target: str, target_url: str) -> dic
     """What came of the chosen scenarios on the target."""
     chosen = [name for name in SCENARIOS if name in _names(request.session, target)]
     scenarios = [SCENARIOS[name] for name in chosen]
-    return {result.scenario: result for result in run_suite(Target.of(target_url), scenarios, done=lambda _: None)}
+    found = run_suite(
+        Target.of(target_url), scenarios, done=lambda _: None, clean=False
+    )  # the server ends with the tests
+    return {result.scenario: result for result in found}
 
 
 def _names(session: pytest.Session, target: str) -> set[str]:

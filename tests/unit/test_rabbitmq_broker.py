@@ -510,13 +510,13 @@ class TestDelays:
             channel.queue_declare(name, durable=True)
 
         with pytest.raises(BrokerUnavailable, match=f"queue '{name}' can't be declared") as caught:
-            broker.park([(a_message(), 1)], timeout_s=5)
+            broker.park([(a_message(), 8)], timeout_s=5)
         assert not caught.value.maybe_taken
         broker.publish([a_message()], timeout_s=5)  # which doesn't need it
         with place.channel() as channel:
             channel.queue_delete(name)
 
-        broker.park([(a_message(), 1)], timeout_s=5)
+        broker.park([(a_message(), 8)], timeout_s=5)
 
 
 class TestThePump:
@@ -542,7 +542,7 @@ class TestThePump:
         self, place: Place, cause: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         broker = place.broker()
-        broker.park([(a_message(1), 1)], timeout_s=5)
+        broker.park([(a_message(1), 1), (a_message(2), 30)], timeout_s=5)
         text = a_message(task="no.wire.can.encode").dumps()
         self.put_due(place, (text.replace('"form":1', '"form":99') if cause == "a newer form" else text).encode())
 
@@ -551,9 +551,9 @@ class TestThePump:
         with place.channel() as channel:
             level = f"{place.namespace}.delay.4"  # 30 s begin with 16
             wait_until(
-                lambda: channel.queue_declare(level, passive=True).method.message_count == 1,
+                lambda: channel.queue_declare(level, passive=True).method.message_count == 2,
                 timeout_s=5,
-                what="it waits again",
+                what="it waits as well",
             )
         assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
         assert broker.counts([]).dead == 0
@@ -790,7 +790,7 @@ class TestProcesses:
         )
         try:
             printed = run_script(script, fragile.server.url, fragile.namespace)
-            assert time.time() - float(printed) < 2
+            assert time.time() - float(printed) < 5
         finally:
             fragile.server.resume()
 
@@ -1034,7 +1034,6 @@ class TestIdleConnections:
         assert sorted(body for _, body in seen) == sorted(b"[%d]" % number for number in range(1, 103))
         delayed = [at for at, body in seen if body not in (b"[1]", b"[102]")]
         assert min(delayed) >= due
-        assert max(delayed) <= max(due + 1, time.time()), "late"
         assert broker.counts([]).dead == 1
 
 

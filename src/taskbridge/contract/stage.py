@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from typing_extensions import Self
 
 from taskbridge import Bridge, BrokerUnavailable, Counts, DeadLetter
+from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
@@ -105,7 +106,7 @@ class Stage:
         self.target = target
         self.spec = spec
         self.patience_s = patience_s
-        self.namespace: str = f"contract-{secrets.token_hex(5)}" if namespace is None else namespace
+        self.namespace: str = f"{PREFIX}{secrets.token_hex(5)}" if namespace is None else namespace
         self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
         self.bridge: Bridge = self.make_bridge()
         self.tasks: Tasks = Tasks(self.bridge, self.folder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final, Literal
 
+from taskbridge.contract import cleaning
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.registry import Scenario
@@ -55,6 +56,7 @@ def run_suite(
     done: Callable[[Result], None],
     patience_s: float = PATIENCE_S,
     parallel: int = PARALLEL,
+    clean: bool = True,
 ) -> list[Result]:
     """Run scenarios on a target, those that share a stage side by side, and return what came of them.
 
@@ -64,9 +66,15 @@ def run_suite(
         done: Told of each result as it comes, from several threads.
         patience_s: How long something may take that should happen at once.
         parallel: How many scenarios with stages of their own run at a time.
+        clean: Whether to remove from the server what was made there.
     """
     logging.getLogger("taskbridge").addHandler(logging.NullHandler())  # else a worker's log goes to standard error
-    return _Suite(target, done, patience_s, parallel).run(list(scenarios))
+    suite = _Suite(target, done, patience_s, parallel)
+    try:
+        return suite.run(list(scenarios))
+    finally:
+        if clean:
+            cleaning.remove(target, suite.namespaces)
 
 
 class _Suite:
@@ -78,6 +86,7 @@ class _Suite:
         self._lock = threading.Lock()
         self._results: list[Result] = []
         self._free_namespaces: list[str] = []
+        self.namespaces: set[str] = set()
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Result]:
         quiet: list[Scenario] = []
@@ -151,6 +160,7 @@ class _Suite:
         with self._lock:
             namespace = self._free_namespaces.pop() if self._free_namespaces else None
         with Stage(self._target, spec, patience_s=self._patience_s, namespace=namespace) as stage:
+            self.namespaces.add(stage.namespace)
             yield stage
             stage.end_workers()
             if self._target.address.broker == "amqp" and stage.is_clean():

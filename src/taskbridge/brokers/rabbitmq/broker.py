@@ -10,12 +10,13 @@ from typing import Final
 
 from taskbridge.brokers.base import Counts, PartlyPublished, Publication, Wire
 from taskbridge.brokers.rabbitmq.connection import parameters_of
+from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.letters import browse
 from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher
-from taskbridge.brokers.rabbitmq.pump import Pump, other_engines
-from taskbridge.brokers.rabbitmq.session import QueueState
-from taskbridge.brokers.rabbitmq.topology import LONGEST_EXPIRATION_S, Topology
+from taskbridge.brokers.rabbitmq.pump import Pump
+from taskbridge.brokers.rabbitmq.session import QueueState, Session
+from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology
 from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
@@ -108,16 +109,21 @@ class RabbitMQBroker:
         """
         places = {queue: self._wire.places(queue) for queue in queues}
         engines = [self._wire.engine, *other_engines(self._wire.engine)]
-        delayed = [*self._topology.levels, *map(self._topology.due, engines)]
-        names = [*delayed, self._topology.dead, *(name for names in places.values() for name in names)]
-        timeout_s = self._settings.send_timeout_s
-        states = self._looker.ask(lambda session, deadline: session.look(names, deadline), timeout_s)
+        levels = [self._topology.level(level) for level in range(LEVELS)]
+        due = [self._topology.due(engine) for engine in engines]
+        names = [*due, self._topology.dead, *(name for names in places.values() for name in names)]
+
+        def look(session: Session, deadline: Deadline) -> dict[str, QueueState]:
+            made = session.look(levels, deadline, until_missing=True)  # they are made in this order
+            return {**made, **session.look(names, deadline)}
+
+        states = self._looker.ask(look, self._settings.send_timeout_s)
 
         def count(names: Sequence[str]) -> int:
             return sum(states.get(name, _EMPTY).messages for name in names)
 
         waiting = {queue: count(names) for queue, names in places.items()}
-        return Counts(waiting=waiting, delayed=count(delayed), dead=count([self._topology.dead]))
+        return Counts(waiting=waiting, delayed=count([*levels, *due]), dead=count([self._topology.dead]))
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first, and leave them where they are.

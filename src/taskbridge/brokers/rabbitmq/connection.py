@@ -1,7 +1,9 @@
 """A connection to RabbitMQ that threads share: one thread reads and keeps it alive, any thread writes.
 
-pika's own connections belong to one thread each, and are alive only while that thread is inside them. One of them in
-a thread of its own, with each publication handed over to it, took 450 us of CPU a confirmed message; this takes 190.
+pika's own connections belong to one thread each, are alive only while that thread is inside them, and can't be given up
+at once: closing one waits for a server that may be silent. Here every wait has a deadline, a connection that was closed
+is noticed before a message is written to it, and a silent one is dropped. A single message costs about the CPU that it
+costs with pika's SelectConnection in a thread.
 """
 
 from __future__ import annotations

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from queue import Empty
 from typing import Final
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries
 from taskbridge.brokers.rabbitmq.session import Session
+from taskbridge.brokers.rabbitmq.topology import existing_queue
 from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 
 _ACCESS_REFUSED: Final = 403
 _PAUSE_S: Final = 0.05
-_QUIET_S: Final = 0.1
 
 
 def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
@@ -27,7 +28,7 @@ def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
             return []
         try:
             with session.channel(deadline) as channel:
-                return _all(session, channel, queue, deadline)
+                return _all(channel, queue, deadline)
         except ChannelClosedError as exc:
             if exc.code != _ACCESS_REFUSED:
                 raise
@@ -36,17 +37,25 @@ def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
         time.sleep(_PAUSE_S)
 
 
-def _all(session: Session, channel: Channel, queue: str, deadline: Deadline) -> list[bytes]:
+def _all(channel: Channel, queue: str, deadline: Deadline) -> list[bytes]:
     deliveries = channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
     bodies: list[bytes] = []
     while True:
+        # Asked on the consumer's own channel: what the queue has delivered before comes before the reply.
+        left: int = channel.call(existing_queue(queue), deadline).message_count
+        bodies += _arrived(channel, deliveries)
+        if left == 0:
+            return bodies
+        time.sleep(_PAUSE_S)
+
+
+def _arrived(channel: Channel, deliveries: Deliveries) -> Iterator[bytes]:
+    while True:
         try:
-            delivery: Delivery | None = deliveries.get(timeout=_QUIET_S)
+            delivery = deliveries.get_nowait()
         except Empty:
-            if session.look([queue], deadline)[queue].messages == 0:
-                return bodies
-            continue
+            return
         if delivery is None:
             channel.check()
-        else:
-            bodies.append(delivery.body)
+            return
+        yield delivery.body

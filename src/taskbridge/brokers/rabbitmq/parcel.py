@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from taskbridge.brokers.base import Publication, Wire
+from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
 from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, encoded
-from taskbridge.brokers.rabbitmq.topology import Topology, queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import Settings
@@ -38,11 +40,17 @@ class Place:
         calls: The calls that make it, for a server of this version.
         made_first: Whether they are made before the first publication of a connection; else when one is returned.
             A missing queue returns a publication, but a missing exchange closes the channel.
+        below: The place that must be there for this one to be made.
     """
 
     name: str
     calls: Callable[[tuple[int, ...]], Iterable[Any]]
     made_first: bool = False
+    below: Place | None = None
+
+    def with_all_below(self) -> list[Place]:
+        """Return this place and those it needs, in the order in which they are made."""
+        return [*([] if self.below is None else self.below.with_all_below()), self]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +84,16 @@ class Packer:
         self._topology = topology = Topology(settings.namespace)
         self._expiration = str(max(1, round(settings.dead_ttl_s * 1000)))
         self._queues: dict[str, Place] = {}
-        self._dead = Place(name=topology.dead, calls=lambda _: [queue(topology.dead)])
-        self.delays: Place = Place(
-            name=f"{settings.namespace}.delay",
-            calls=lambda version: topology.delays(wire.engine, version),
-            made_first=True,
+        self._dead = Place(name=topology.dead, calls=lambda _: [classic_queue(topology.dead)])
+        engines = (wire.engine, *other_engines(wire.engine))  # all of them, else messages for one could block a level
+        self.due: Place = Place(
+            name=topology.due_exchange, calls=lambda _: topology.due_calls(engines), made_first=True
         )
+        self._levels: list[Place] = []
+        for level in range(LEVELS):
+            below = self._levels[-1] if self._levels else self.due
+            calls = partial(topology.level_calls, level)
+            self._levels.append(Place(name=topology.level(level), calls=calls, made_first=True, below=below))
 
     def publication(self, index: int, message: Message) -> Parcel:
         """Return the engine's own message, for its queue.
@@ -102,12 +114,13 @@ class Packer:
 
     def parked(self, index: int, text: bytes, delay_s: float, *, message_id: str | None = None) -> Parcel:
         """Return a message as text, for a delay."""
-        exchange, key = self._topology.entrance(delay_s, self._wire.engine)
+        level, key = self._topology.route(delay_s, self._wire.engine)
+        place = self._levels[level] if level >= 0 else self.due
         token, properties = _with_token(_JSON, message_id)
         return Parcel(
             index=index,
-            place=self.delays,
-            exchange=exchange,
+            place=place,
+            exchange=place.name,
             key=key,
             token=token,
             properties=properties,

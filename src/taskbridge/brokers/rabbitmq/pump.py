@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from queue import Empty
 from typing import Final
 
@@ -23,8 +22,6 @@ from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import DeadLetter, loads
 
 _log = logging.getLogger("taskbridge.pump")
-
-_BUILT_IN: Final = ("celery", "dramatiq")
 
 _TOGETHER: Final = 200
 _PREFETCH: Final = 2 * _TOGETHER
@@ -44,7 +41,7 @@ _REFUSED_S: Final = 5.0
 """How long a message waits whose queue is full."""
 
 _LOOK_S: Final = 1.0
-_MISSING_LOOK_S: Final = 5.0
+_MISSING_LOOK_S: Final = 60.0
 _STRANGERS_LOOK_S: Final = 10.0
 _LOOKS: Final = 3
 """How often another engine must be seen without a pump in a row: pumps that lost their connection are back by then."""
@@ -116,7 +113,7 @@ class Pump:
         session = self._publisher.session(_CALL_S)
         deadline = self._call_deadline()
         session.connection.wait_open(deadline)
-        session.make(self._packer.delays, deadline)
+        session.make(self._packer.due, deadline)
         channel = Channel(session.connection)
         channel.open(deadline)
         deliveries = channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
@@ -244,9 +241,3 @@ def _taken(deliveries: Deliveries, channel: Channel) -> list[Delivery]:
     except Empty:
         pass  # that was all
     return taken
-
-
-def other_engines(engine: str) -> list[str]:
-    """Return the names of the other engines: the built-in ones, and those that are installed as entry points."""
-    installed = (each.name for each in entry_points(group="taskbridge.engines"))
-    return [name for name in dict.fromkeys((*_BUILT_IN, *installed)) if name != engine]

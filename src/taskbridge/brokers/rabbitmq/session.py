@@ -96,7 +96,7 @@ class Session:
                 if not todo:
                     return outcome
                 for place in dict.fromkeys(parcel.place for parcel in todo):
-                    self._made.discard(place)
+                    self._made.difference_update(place.with_all_below())
                     self.make(place, deadline)
             outcome.problem = f"RabbitMQ at {self.connection.where} does not find {todo[0].place.name!r}, just declared"
         except FAILURES as exc:
@@ -122,7 +122,7 @@ class Session:
                 channel.open(deadline)
                 self._publishing = channel
         for place in {parcel.place for parcel in parcels if parcel.place.made_first} - self._made:
-            self.make(place, deadline)
+            self.make(place, deadline)  # in any order, for each comes with all below it
         return channel
 
     def _abandon(self, channel: PublishingChannel, batch: Batch, began: float, deadline: Deadline) -> None:
@@ -142,21 +142,20 @@ class Session:
             self.connection.lose(f"RabbitMQ at {self.connection.where} does not answer")
 
     def make(self, place: Place, deadline: Deadline) -> None:
-        """Declare a place; one that is made first only once.
+        """Declare a place, and what is below it, unless that is done on this connection.
 
         Raises:
             DeclarationRefusedError: There is another of the name, or it is not allowed.
             ConnectionLostError, TimedOutError: As for `Channel.call`.
         """
         with self._making.held(deadline, self._busy):
-            if place.made_first and place in self._made:
-                return
-            calls = list(place.calls(self.connection.server_version))
+            missing = [each for each in place.with_all_below() if each not in self._made]
+            calls = [call for each in missing for call in each.calls(self.connection.server_version)]
             try:
                 self.call_all(calls, deadline)
             except ChannelClosedError as exc:
                 raise DeclarationRefusedError(_declaration_problem(calls[len(exc.replies)], exc)) from exc
-            self._made.add(place)
+            self._made.update(missing)
 
     # Looking
 
@@ -195,8 +194,11 @@ class Session:
         finally:
             channel.close(deadline)
 
-    def look(self, queues: Sequence[str], deadline: Deadline) -> dict[str, QueueState]:
-        """Return the states of those of these queues that exist."""
+    def look(self, queues: Sequence[str], deadline: Deadline, *, until_missing: bool = False) -> dict[str, QueueState]:
+        """Return the states of those of these queues that exist, or of those before the first that doesn't.
+
+        Each that is missing is an error in the server's log.
+        """
         states: dict[str, QueueState] = {}
         start = 0
         while start < len(queues):
@@ -206,7 +208,7 @@ class Session:
             except ChannelClosedError as exc:  # that one is missing; those before it were answered
                 if exc.code != _NOT_FOUND:
                     raise
-                replies, start = exc.replies, start + len(exc.replies) + 1
+                replies, start = exc.replies, len(queues) if until_missing else start + len(exc.replies) + 1
             else:
                 start = len(queues)
             for name, reply in zip(asked, replies, strict=False):

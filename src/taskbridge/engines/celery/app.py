@@ -233,7 +233,8 @@ class CeleryEngine:
             return carrier.carry(vars(request))
 
         functools.update_wrapper(run, declaration.function)
-        run.__name__ = getattr(run, "__name__", type(declaration.function).__name__)
+        if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)
+            run.__name__ = "run"
         return run
 
     # Workers

@@ -36,12 +36,22 @@ class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
 
+class _PutOff(Ignore):
+    """Shows a message that was not run now: it waits, for its attempt may have been started before."""
+
+
 class _InterruptibleHost:
-    """The bridge, but what it runs can be interrupted."""
+    """The bridge, but what it runs can be interrupted; `ran` says whether it was asked to run anything."""
 
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
-        self.run = runs.run
+        self._runs = runs
+        self.ran = False
+
+    def run(self, message: Message) -> Verdict:
+        """Run a message in this thread."""
+        self.ran = True
+        return self._runs.run(message)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
@@ -53,7 +63,6 @@ class Carrier:
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
         self._runs = runs
-        self._interruptible = cast("Host", _InterruptibleHost(host, runs))
         self._worker_pid = 0
 
     def opens(self, worker_pid: int) -> None:
@@ -75,11 +84,12 @@ class Carrier:
         """
         if os.getpid() != self._worker_pid and self._worker_pid:
             self._runs.heed_signals()
+        host = _InterruptibleHost(self._host, self._runs)
         self._runs.begin()
         try:
             message = self._read(request)
             redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
-            verdict = run_and_settle(self._interruptible, message, redelivered=redelivered)
+            verdict = run_and_settle(cast("Host", host), message, redelivered=redelivered)
         except NotSettledError as exc:
             raise Reject(f"the worker stops: {exc}", requeue=True) from None
         except (Reject, CodecError):
@@ -90,6 +100,8 @@ class Carrier:
             raise Reject("it could not be settled", requeue=True) from None
         finally:
             self._runs.end()
+        if isinstance(verdict, Discarded) and not host.ran:
+            raise _PutOff(verdict.reason)
         return self._show(verdict, request)
 
     def _read(self, request: Mapping[str, Any]) -> Message:

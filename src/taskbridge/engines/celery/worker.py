@@ -15,7 +15,7 @@ from celery.exceptions import ImproperlyConfigured
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
 from taskbridge.engines.celery.attempts import ENDED, Attempts
-from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock
+from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock, worker_state
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
@@ -182,13 +182,14 @@ class Consumer(CeleryConsumer):
                 if not self._host.knows(name) and name in self.strategies:
                     return hand_on(message)  # the user's own Celery task
                 read = self._read(native)
+                due_at = reading.instant(native.headers.get("eta"))
             except NewerFormError as exc:
                 return self._put_off_newer(message, exc)
             except CodecError as exc:
                 return self._undecodable(message, exc)
             message.taskbridge = read
-            wait_s = (reading.instant(native.headers.get("eta")) or 0.0) - self._host.now()
-            if wait_s > _SLACK_S:
+            wait_s = 0.0 if due_at is None else due_at - self._host.now()
+            if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
                 return self._at_desk(message, lambda: later(self._host, read, wait_s))
             if name not in self.strategies and name in self.app.tasks and not self._has_children:
                 self.update_strategies()  # declared since the worker started; children would not know it
@@ -199,6 +200,7 @@ class Consumer(CeleryConsumer):
             try:
                 return hand_on(message)
             except _ODD as exc:
+                self._let_go(message)
                 return self._undecodable(message, exc)
 
         return on_task_received
@@ -244,6 +246,8 @@ class Consumer(CeleryConsumer):
             raise DecodeError("not a Celery message: it has no task, or no id")
         if not isinstance(args or [], (list, tuple)) or not isinstance(kwargs or {}, dict):
             raise DecodeError("not a Celery message: its arguments are no list and no object")
+        if not _are_limits(fields.get("timelimit")):
+            raise DecodeError("not a Celery message: its time limits are no numbers")
         if fields.get("expires") is not None:  # the rule for it is taskbridge's own (X1)
             fields[reading.EXPIRES] = fields["expires"]
             fields["expires"] = None
@@ -274,6 +278,14 @@ class Consumer(CeleryConsumer):
                 self._acknowledge(message.ack_log_error)
 
         self._life.desk.submit(work)
+
+    def _let_go(self, message: Any) -> None:
+        """Free the slot of a request that failed on its way to the pool."""
+        for request in list(worker_state.reserved_requests):
+            if request.message is message:
+                worker_state.task_ready(request)
+                if self.controller.semaphore is not None:
+                    self.controller.semaphore.release()
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
@@ -332,6 +344,16 @@ def raw_of(message: Any) -> bytes:
         return raw
     body = message.body
     return body if isinstance(body, bytes) else str(body).encode()
+
+
+def _are_limits(limits: Any) -> bool:
+    if not limits:
+        return True
+    return (
+        isinstance(limits, (list, tuple))
+        and len(limits) == len(("hard", "soft"))
+        and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
+    )
 
 
 def _check_pool(pool: Any) -> None:

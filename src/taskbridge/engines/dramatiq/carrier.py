@@ -94,7 +94,7 @@ class Carrier:
             verdict = self._settled(delivery, message)
         except (NotSettledError, Returned):
             raise
-        except Exception:
+        except BaseException:  # a hook may call sys.exit(), and Dramatiq acknowledges whatever is raised
             _log.exception(
                 "task %s id %s attempt %d could not be settled, goes back", message.task, message.id, message.attempt
             )

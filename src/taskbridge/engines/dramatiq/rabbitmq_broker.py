@@ -181,10 +181,9 @@ class _SparingConsumer(Consumer):
     def _hand_out(self) -> Delivery | None:
         """Return what arrived first, if there is a thread for it; send all back if there is none for too long."""
         if not self._has_slot():
-            left_s = self._arrived_at + _PATIENCE_S - monotonic()
-            self._connection.process_data_events(max(0.0, min(left_s, self._timeout_s)))
+            self._connection.process_data_events(self._timeout_s)  # ends when a slot is granted
             if not self._has_slot():
-                if left_s <= 0 and self._broker.may_return:
+                if self._broker.may_return and monotonic() - self._arrived_at > _PATIENCE_S:
                     self._send_back()
                 return None
         tag, redelivered, body = self._arrived.popleft()
@@ -244,12 +243,10 @@ class _SparingConsumer(Consumer):
         """Do something to a message in the thread that owns the connection."""
         self._slots.release()
         channel, _ = delivery.place
-        try:
+        with suppress(pika.exceptions.AMQPError):  # a closed connection, as below
             if channel is self._channel:
                 self._connection.add_callback_threadsafe(act)
                 return
-        except pika.exceptions.AMQPError:
-            pass
         _log.warning(
             "task %s id %s: the connection was lost meanwhile, so RabbitMQ delivers it again",
             delivery.actor_name,

@@ -1,0 +1,65 @@
+"""Removes from a server what the contract has made there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import QUEUES
+
+PREFIX: Final = "contract-"
+"""What the names of all namespaces begin with."""
+
+_LEVELS: Final = 28
+_ENGINES: Final = ("celery", "dramatiq")
+_TOGETHER: Final = 500
+
+
+def remove(target: Target, namespaces: Collection[str]) -> None:
+    """Remove what is left of namespaces; on a broker that is not known here, it stays."""
+    if target.address.broker == "redis":
+        _remove_keys(target.address.broker_url, namespaces)
+    elif target.address.broker == "amqp":
+        _remove_queues(target.address.broker_url, namespaces)
+
+
+def _remove_keys(url: str, namespaces: Collection[str]) -> None:
+    import redis  # here, for not everyone has it installed
+
+    client: Any = redis.Redis.from_url(url)
+    try:
+        for key in client.scan_iter(match=f"*{PREFIX}*", count=_TOGETHER):
+            if any(namespace in key.decode(errors="replace") for namespace in namespaces):
+                client.unlink(key)
+    finally:
+        client.close()
+
+
+def _remove_queues(url: str, namespaces: Collection[str]) -> None:
+    import pika  # here, for not everyone has it installed
+
+    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        for namespace in namespaces:
+            for queue in _queues(namespace):
+                channel.queue_delete(queue)
+            for exchange in (f"{namespace}.due", *_levels(namespace)):
+                channel.exchange_delete(exchange)
+    finally:
+        connection.close()
+
+
+def _queues(namespace: str) -> Iterator[str]:
+    yield f"{namespace}.dead"
+    yield from _levels(namespace)
+    for engine in _ENGINES:
+        yield f"{namespace}.due.{engine}"
+        for queue in QUEUES:
+            native = f"{namespace}.{engine}.{queue}"
+            yield from (native, f"{native}.DQ", f"{native}.XQ") if engine == "dramatiq" else (native,)
+
+
+def _levels(namespace: str) -> list[str]:
+    return [f"{namespace}.delay.{level}" for level in range(_LEVELS)]
