@@ -27,7 +27,7 @@ def remove(target: Target, namespaces: Collection[str]) -> None:
 def _remove_keys(url: str, namespaces: Collection[str]) -> None:
     import redis  # here, for not everyone has it installed
 
-    client: Any = redis.Redis.from_url(url)
+    client: Any = redis.Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType] - of redis-py
     try:
         for key in client.scan_iter(match=f"*{PREFIX}*", count=_TOGETHER):
             if any(namespace in key.decode(errors="replace") for namespace in namespaces):

@@ -41,8 +41,10 @@ def _all(channel: Channel, queue: str, deadline: Deadline) -> list[bytes]:
     deliveries = channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
     bodies: list[bytes] = []
     while True:
-        # Asked on the consumer's own channel: what the queue has delivered before comes before the reply.
         left: int = channel.call(existing_queue(queue), deadline).message_count
+        # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
+        # goes on; the next one can't.
+        channel.call(existing_queue(queue), deadline)
         bodies += _arrived(channel, deliveries)
         if left == 0:
             return bodies

@@ -36,7 +36,7 @@ class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
 
-class _PutOff(Ignore):
+class PutOff(Ignore):
     """Shows a message that was not run now: it waits, for its attempt may have been started before."""
 
 
@@ -101,7 +101,7 @@ class Carrier:
         finally:
             self._runs.end()
         if isinstance(verdict, Discarded) and not host.ran:
-            raise _PutOff(verdict.reason)
+            raise PutOff(verdict.reason)
         return self._show(verdict, request)
 
     def _read(self, request: Mapping[str, Any]) -> Message:

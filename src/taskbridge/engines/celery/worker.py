@@ -15,6 +15,7 @@ from celery.exceptions import ImproperlyConfigured
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
 from taskbridge.engines.celery.attempts import ENDED, Attempts
+from taskbridge.engines.celery.carrier import PutOff
 from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock, worker_state
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
@@ -65,11 +66,21 @@ class Request(CeleryRequest):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._is_put_off = False
         self._attempts().begin(self.message.taskbridge)
 
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
+        """Deal with what the task raised."""
+        error = exc_info.exception
+        self._is_put_off = isinstance(getattr(error, "exc", error), PutOff)  # pools wrap what comes from a child
+        stock(super()).on_failure(exc_info, *args, **options)
+
     def acknowledge(self) -> None:
-        """Acknowledge the message: its verdict has been carried out."""
-        self._attempts().end(self.message.taskbridge)
+        """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
+        if self._is_put_off:
+            self._attempts().forget(self.message.taskbridge)  # else that one would be taken for a run that has ended
+        else:
+            self._attempts().end(self.message.taskbridge)
         stock(super()).acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
