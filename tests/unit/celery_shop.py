@@ -1,0 +1,72 @@
+"""What hand-started workers load in the tests: `celery -A tests.unit.celery_shop worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, get_args
+
+from taskbridge import Bridge, Discard, Event, RetryPolicy, current
+from taskbridge.hooks import HookName
+
+bridge = Bridge(queues=["vip"])
+
+
+def note(what: str, *data: Any) -> None:
+    with open(os.environ["CELERY_SHOP_NOTES"], "a") as file:
+        file.write(json.dumps([what, os.getpid(), *data]) + "\n")
+
+
+@bridge.task
+def add(x: int, y: int) -> None:
+    note("add", x, y)
+
+
+@bridge.task(retry=RetryPolicy(max_attempts=3, min_delay=0.1, jitter=0))
+def fails() -> None:
+    note("fails", current().attempt)
+    raise ValueError("no")
+
+
+@bridge.task(retry=RetryPolicy.never())
+def quits() -> None:
+    note("quits")
+    raise SystemExit(3)
+
+
+@bridge.task
+def discards() -> None:
+    note("discards")
+    raise Discard("no need")
+
+
+@bridge.task
+def long(seconds: float) -> None:
+    note("long", current().id, current().attempt)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+    except BaseException as exc:
+        note("long ended", type(exc).__name__)
+        raise
+    note("long ended", "")
+
+
+if "CELERY_SHOP_LATE" in os.environ:
+
+    @bridge.task
+    def late() -> None:
+        note("late", current().attempt)
+
+
+def _on(event: Event) -> None:
+    note(event.name, event.message.task if event.message else None, event.reason)
+
+
+for hook in get_args(HookName):
+    if hook not in ("before_send", "after_send", "before_run"):
+        bridge.on(hook)(_on)
+
+app = bridge.native

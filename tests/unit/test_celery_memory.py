@@ -1,0 +1,231 @@
+"""The real Celery worker, embedded: it runs, ends and disturbs nobody."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import _state
+
+from taskbridge import Bridge, RetryPolicy, TaskBridgeError
+
+
+def until(condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {within_s:g} s in vain for {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def bridge() -> Bridge:
+    return Bridge("celery+memory://", queues=["vip"], grace=0.3)
+
+
+def test_a_failing_task_is_retried_and_then_dead(bridge: Bridge) -> None:
+    runs: list[int] = []
+
+    @bridge.task(name="fails", retry=RetryPolicy(max_attempts=3, min_delay=0.05, jitter=0))
+    def fails() -> None:
+        runs.append(1)
+        raise ValueError("no")
+
+    with bridge.embedded_worker(threads=1):
+        fails.send()
+        until(bridge.dead_letters, "a dead letter")
+    [letter] = bridge.dead_letters()
+    assert (len(runs), letter.reason) == (3, "exhausted")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
+def test_no_error_of_a_task_ends_the_worker(bridge: Bridge, error: BaseException) -> None:
+    ran = threading.Event()
+
+    @bridge.task(name="quits", retry=RetryPolicy.never())
+    def quits() -> None:
+        raise error
+
+    @bridge.task(name="works")
+    def works() -> None:
+        ran.set()
+
+    with bridge.embedded_worker(threads=1):
+        quits.send()
+        works.send()
+        assert ran.wait(20)
+    assert [letter.reason for letter in bridge.dead_letters()] in (["gave_up"], ["exhausted"])
+
+
+def test_a_higher_priority_comes_first_and_then_who_came_first(bridge: Bridge) -> None:
+    order: list[str] = []
+
+    @bridge.task(name="note")
+    def note(name: str) -> None:
+        order.append(name)
+
+    for number in "12":
+        for priority in ("low", "normal", "high", "critical"):
+            note.using(priority=priority).send(priority + number)
+    with bridge.embedded_worker(threads=1):
+        until(lambda: len(order) == 8, "8 runs")
+    assert order == [f"{name}{number}" for name in ("critical", "high", "normal", "low") for number in "12"]
+
+
+def test_a_worker_consumes_only_its_queues_and_the_next_one_is_not_bound_by_it(bridge: Bridge) -> None:
+    ran: list[str] = []
+
+    @bridge.task(name="note")
+    def note(name: str) -> None:
+        ran.append(name)
+
+    note.send("default")
+    note.using(queue="vip").send("vip")
+    with bridge.embedded_worker(queues=["vip"], threads=1):
+        until(lambda: ran, "a run")
+        time.sleep(0.1)
+        assert ran == ["vip"]
+    with bridge.embedded_worker(threads=1):
+        until(lambda: len(ran) == 2, "the other run")
+
+
+def test_two_bridges_of_one_namespace_do_not_interfere() -> None:
+    ran: list[tuple[int, int]] = []
+    bridges = [Bridge("celery+memory://", grace=0.3) for _ in range(2)]
+    notes: list[Any] = []
+    for number, one in enumerate(bridges):
+        notes.append(one.task(name="note")(lambda value, number=number: ran.append((number, value))))
+    with bridges[0].embedded_worker(threads=1), bridges[1].embedded_worker(threads=1):
+        for number, note in enumerate(notes):
+            note.send(number)
+            bridges[number].native.send_task("note", (number,))
+        until(lambda: len(ran) == 4, "4 runs")
+    assert sorted(ran) == [(0, 0), (0, 0), (1, 1), (1, 1)]
+
+
+def test_a_second_worker_of_the_same_bridge_is_refused(bridge: Bridge) -> None:
+    with (
+        bridge.embedded_worker(threads=1),
+        pytest.raises(TaskBridgeError, match="already"),
+        bridge.embedded_worker(threads=1),
+    ):
+        pass
+
+
+def test_a_worker_is_up_and_down_in_no_time_and_leaves_the_process_as_it_was(bridge: Bridge) -> None:
+    with bridge.embedded_worker(threads=2):
+        pass  # the imports
+    signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)]
+    blocks, app = _state.task_join_will_block(), _state.get_current_app()
+    started = time.monotonic()
+    with bridge.embedded_worker(threads=2):
+        assert _state.task_join_will_block() == blocks
+        assert _state.get_current_app() is app
+    assert time.monotonic() - started < 5  # 0.05 s on an idle machine
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)] == signals
+
+
+def test_a_task_that_outlasts_the_grace_goes_back_at_the_same_attempt(bridge: Bridge) -> None:
+    attempts: list[str] = []
+    endings: list[str] = []
+
+    @bridge.task(name="long")
+    def long() -> None:
+        attempts.append("start")
+        try:
+            while len(attempts) == 1:
+                time.sleep(0.01)
+        except BaseException as exc:
+            endings.append(type(exc).__name__)
+            raise
+
+    handle = long.send()
+    with bridge.embedded_worker(threads=1):
+        until(lambda: attempts, "a start")
+    assert endings == ["Interrupted"]
+    assert bridge.counts().waiting["default"] == 1
+    seen: list[Any] = []
+    bridge.on("succeeded")(seen.append)
+    with bridge.embedded_worker(threads=1):
+        until(lambda: seen, "the second run")
+    assert [(event.message.id, event.message.attempt) for event in seen] == [(handle.id, 1)]
+
+
+def test_a_stuck_task_does_not_keep_the_worker_from_ending(bridge: Bridge) -> None:
+    started = threading.Event()
+
+    @bridge.task(name="stuck")
+    def stuck() -> None:
+        started.set()
+        time.sleep(30)
+
+    stuck.send()
+    before = 0.0
+    with bridge.embedded_worker(threads=1):
+        assert started.wait(20)
+        before = time.monotonic()
+    assert time.monotonic() - before < 5.3  # the grace and 5 s
+    assert bridge.counts().waiting["default"] == 1
+
+
+def test_what_is_sent_with_celerys_own_means_runs_under_taskbridges_rules(bridge: Bridge) -> None:
+    results: list[Any] = []
+
+    @bridge.task(name="add", retry=RetryPolicy(max_attempts=2, min_delay=0.05, jitter=0))
+    def add(x: int, y: int) -> int:
+        results.append(x + y)
+        if len(results) == 1:
+            raise ValueError("once")
+        return x + y
+
+    app = bridge.native
+    with bridge.embedded_worker(threads=1):
+        app.send_task("add", (1, 2), link=app.signature("add", (10,)))
+        until(lambda: len(results) == 3, "a retry, and then what was linked")
+    assert results == [3, 3, 13]
+    with pytest.raises(TypeError):
+        app.tasks["add"].delay(1)
+
+
+def test_a_task_declared_while_the_worker_runs_is_known(bridge: Bridge) -> None:
+    ran = threading.Event()
+    with bridge.embedded_worker(threads=1):
+        late = bridge.task(name="late")(lambda: ran.set())  # noqa: PLW0108 - a lambda has no name that Celery could use
+        late.send()
+        assert ran.wait(20)
+
+
+def test_celerys_own_tasks_are_not_run(bridge: Bridge) -> None:
+    ran: list[int] = []
+    bridge.task(name="note")(lambda value: ran.append(value + 0))
+    with bridge.embedded_worker(threads=1):
+        bridge.native.send_task("celery.map", (bridge.native.signature("note"), [1, 2]), queue="default")
+        until(lambda: bridge.counts().delayed, "it to wait as an unknown task")
+    assert ran == []
+
+
+def test_what_cannot_be_read_is_buried_as_it_came(bridge: Bridge) -> None:
+    ran = threading.Event()
+
+    @bridge.task(name="good")
+    def good() -> None:
+        ran.set()
+
+    wire: Any = bridge.wire
+    for raw in (b"}{", b'{"hello": 1}', b"\xff"):
+        wire.put(wire.places("default")[0], 1, raw)
+    good.send()
+    with bridge.embedded_worker(threads=1):
+        assert ran.wait(20)
+        until(lambda: bridge.counts().dead == 3, "3 dead letters")
+    assert {letter.raw for letter in bridge.dead_letters()} == {b"}{", b'{"hello": 1}', b"\xff"}
+    assert {letter.reason for letter in bridge.dead_letters()} == {"undecodable"}
+
+
+def test_a_plain_call_of_a_celery_task_is_a_plain_call(bridge: Bridge) -> None:
+    bridge.task(name="add")(lambda x, y: x + y)
+    assert bridge.native.tasks["add"](1, 2) == 3
+    assert bridge.counts().waiting["default"] == 0

@@ -1,0 +1,230 @@
+"""Celery workers started by hand, on real servers: they do all that `taskbridge worker` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from taskbridge import Bridge
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
+
+APP = "tests.unit.celery_shop"
+ROOT = Path(__file__).parents[2]
+GRACE_S = 1.0
+
+
+class Shop:
+    """The application, its workers and what they wrote down."""
+
+    def __init__(self, url: str, folder: Path, **settings: Any) -> None:
+        self._folder = folder
+        self._notes = folder / "notes"
+        self._env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")},
+            "TASKBRIDGE_URL": url,
+            "TASKBRIDGE_NAMESPACE": f"t{time.time_ns()}",
+            "TASKBRIDGE_GRACE": str(GRACE_S),
+            "TASKBRIDGE_LEASE": "3",
+            "CELERY_SHOP_NOTES": str(self._notes),
+            "PYTHONWARNINGS": "ignore",
+            **{f"TASKBRIDGE_{key.upper()}": str(value) for key, value in settings.items()},
+        }
+        self.namespace = self._env["TASKBRIDGE_NAMESPACE"]
+        self.bridge = Bridge(url, namespace=self.namespace, queues=["vip"])
+        self.queue = f"{self.namespace}.celery.default"
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def send(self, task: str, *args: Any, **using: Any) -> Any:
+        declared = self.bridge.task(name=f"{APP}.{task}")(_anything)
+        return declared.using(**using).send(*args)
+
+    def worker(self, pool: str, *args: str, **env: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "celery", "-A", APP, "worker", "-P", pool, "-c", "2", "-l", "INFO", *args]
+        with (self._folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**self._env, **env}, stdout=log, stderr=log, start_new_session=True
+            )
+        self._workers.append(process)
+        return process
+
+    def notes(self, what: str) -> list[list[Any]]:
+        lines = self._notes.read_text().splitlines() if self._notes.exists() else []
+        return [note[1:] for note in map(json.loads, lines) if note[0] == what]
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")
+
+    def until(self, condition: Callable[[], Any], what: str, within_s: float = 40.0) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {within_s:g} s in vain for {what}\n{self.log()[-4000:]}"
+            time.sleep(0.02)
+
+    def stop(self, process: subprocess.Popen[bytes]) -> tuple[int, float]:
+        """Send SIGTERM, and return the exit code and how long it took."""
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        return process.wait(30), time.monotonic() - started
+
+    def close(self) -> None:
+        for process in self._workers:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+        self.bridge.close()
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """Stand for a task that only a worker runs."""
+
+
+MakeShop = Callable[..., Shop]
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def server(request: pytest.FixtureRequest) -> PrivateRedis | PrivateRabbitMQ:
+    found: PrivateRedis | PrivateRabbitMQ = request.getfixturevalue(f"{request.param}_server")
+    return found
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path) -> Iterator[Callable[..., Shop]]:
+    shops: list[Shop] = []
+
+    def make(server: PrivateRedis | PrivateRabbitMQ, **settings: Any) -> Shop:
+        shops.append(Shop(f"celery+{server.url}", tmp_path, **settings))
+        return shops[-1]
+
+    yield make
+    for shop in shops:
+        shop.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_every_verdict_is_carried_out(server: PrivateRedis | PrivateRabbitMQ, pool: str, make_shop: MakeShop) -> None:
+    shop = make_shop(server)
+    worker = shop.worker(pool)
+    for task in ("fails", "quits", "discards"):
+        shop.send(task)
+    shop.send("add", 1, 2, queue="vip")
+    shop.until(lambda: len(shop.notes("dead")) == 2 and shop.notes("discarded") and shop.notes("add"), "all to end")
+    code, seconds = shop.stop(worker)
+    assert [attempt for _, attempt in shop.notes("fails")] == [1, 2, 3]
+    assert len(shop.notes("quits")) == 1
+    assert sorted(letter.reason for letter in shop.bridge.dead_letters()) == ["exhausted", "gave_up"]
+    ran = {pid for pid, *_ in shop.notes("fails") + shop.notes("quits") + shop.notes("add")}
+    assert ran <= {pid for pid, *_ in shop.notes("worker_started")}
+    assert {pid for pid, *_ in shop.notes("worker_started")} == {pid for pid, *_ in shop.notes("worker_stopping")}
+    assert (code, seconds < GRACE_S + 5) == (0, True)
+    assert shop.log().count("ValueError: no") == 1  # the traceback, once
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_sigterm_gives_back_what_outlasts_the_grace(
+    server: PrivateRedis | PrivateRabbitMQ, pool: str, make_shop: MakeShop
+) -> None:
+    shop = make_shop(server)
+    worker = shop.worker(pool)
+    handle = shop.send("long", 60)
+    shop.until(lambda: shop.notes("long"), "a start")
+    code, seconds = shop.stop(worker)
+    assert (code, seconds < GRACE_S + 5) == (0, True)
+    assert [ending for _, ending in shop.notes("long ended")] == ["Interrupted"]
+    assert shop.bridge.counts().waiting["default"] == 1
+    shop.worker(pool)
+    shop.until(lambda: len(shop.notes("long")) == 2, "a start elsewhere")
+    assert [note[1:] for note in shop.notes("long")] == [[handle.id, 1]] * 2
+
+
+def test_a_task_longer_than_the_lease_runs_once(redis_server: PrivateRedis, make_shop: MakeShop) -> None:
+    shop = make_shop(redis_server)
+    for name in ("one", "two"):
+        shop.worker("prefork", "-n", f"{name}@%h")
+    shop.send("long", 12)
+    shop.until(lambda: shop.notes("long ended"), "its end")
+    assert len(shop.notes("long")) == 1
+
+
+def test_a_killed_workers_message_starts_elsewhere_soon_after_the_lease(
+    redis_server: PrivateRedis, make_shop: MakeShop
+) -> None:
+    shop = make_shop(redis_server)
+    worker = shop.worker("prefork", "-n", "one@%h")
+    shop.send("long", 60)
+    shop.until(lambda: shop.notes("long"), "a start")
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait(10)
+    killed = time.monotonic()
+    shop.worker("threads", "-n", "two@%h")
+    shop.until(lambda: len(shop.notes("long")) == 2, "a start elsewhere")
+    assert time.monotonic() - killed < 3 + 10
+    assert [attempt for _, _, attempt in shop.notes("long")] == [1, 2]  # what died with its worker counts
+
+
+def test_what_cannot_be_read_is_dead_and_the_worker_lives(redis_server: PrivateRedis, make_shop: MakeShop) -> None:
+    import redis
+
+    shop = make_shop(redis_server)
+    worker = shop.worker("prefork")
+    client = redis.Redis.from_url(redis_server.url)
+    bad = [b"}{ no json", b'{"hello": 1}', b"[1, 2]", b"\xff\xfe", b"null"]
+    client.lpush(shop.queue, *bad)
+    shop.send("add", 1, 2)
+    shop.until(lambda: shop.notes("add") and shop.bridge.counts().dead == len(bad), "the rest to run, and dead letters")
+    assert {letter.raw for letter in shop.bridge.dead_letters()} == set(bad)
+    assert {letter.reason for letter in shop.bridge.dead_letters()} == {"undecodable"}
+    assert worker.poll() is None
+    shop.until(lambda: client.hlen(f"{shop.namespace}.celery.unacked") == 0, "nothing to be held")
+
+
+def test_a_pickle_is_dead_and_never_loaded(server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop) -> None:
+    shop = make_shop(server)
+    worker = shop.worker("threads")
+    plain = _plain_client(server)
+    plain.send_task(f"{APP}.add", (1, 2), queue=shop.queue, serializer="pickle")
+    shop.until(lambda: shop.bridge.counts().dead == 1, "a dead letter")
+    assert shop.bridge.dead_letters()[0].reason == "undecodable"
+    assert (shop.notes("add"), worker.poll()) == ([], None)
+
+
+def test_an_unknown_task_waits_for_a_worker_that_knows_it(
+    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
+) -> None:
+    shop = make_shop(server)
+    old = shop.worker("prefork", "-n", "old@%h")
+    shop.send("late")
+    shop.until(lambda: "is not known here" in shop.log(), "it to be put off")
+    shop.stop(old)
+    shop.worker("prefork", "-n", "new@%h", CELERY_SHOP_LATE="1")
+    shop.until(lambda: shop.notes("late"), "a run")
+    assert [attempt for _, attempt in shop.notes("late")] == [1]
+    assert shop.bridge.dead_letters() == []
+
+
+def test_a_plain_celery_client_is_served(server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop) -> None:
+    shop = make_shop(server)
+    shop.worker("threads")
+    plain = _plain_client(server)
+    plain.send_task(f"{APP}.fails", queue=shop.queue)
+    before = time.time()
+    plain.send_task(f"{APP}.add", (1, 2), queue=shop.queue, countdown=1)
+    shop.until(lambda: shop.notes("dead") and shop.notes("add"), "both to end")
+    assert time.time() - before >= 1
+    assert [attempt for _, attempt in shop.notes("fails")] == [1, 2, 3]
+
+
+def _plain_client(server: PrivateRedis | PrivateRabbitMQ) -> Any:
+    app: Any = Celery(broker=server.url, set_as_current=False)
+    if isinstance(server, PrivateRabbitMQ):
+        app.conf.task_queue_max_priority = 3  # as the queues are declared; else RabbitMQ answers 406
+    return app
