@@ -16,7 +16,7 @@ from taskbridge.contract.matrix import catalogue
 from taskbridge.contract.mutants import MUTANTS, Mutant
 from taskbridge.contract.registry import SCENARIOS
 
-PATIENCE_S = 4
+PATIENCE_S = 6
 LONGEST_S = 100
 
 Urls = Callable[[str], str]
