@@ -1,0 +1,141 @@
+"""Leases on Redis: at no instant is a message in nobody's hands (rule A8)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.engines.celery.leases import TAKE, Leases, step_of
+from taskbridge.engines.celery.wire import RedisWire
+from taskbridge.message import Message, new_id
+from taskbridge.settings import Settings, load
+
+
+@pytest.fixture
+def settings(redis_server: PrivateRedis) -> Settings:
+    given = {"url": f"celery+{redis_server.url}", "namespace": f"t{time.time_ns()}", "lease": 0.3}
+    return load(given, environ={})[0]
+
+
+@pytest.fixture
+def client(redis_server: PrivateRedis) -> Iterator[Any]:
+    with redis.Redis.from_url(redis_server.url) as made:
+        yield made
+
+
+@pytest.fixture
+def buried() -> list[tuple[str, bytes]]:
+    return []
+
+
+@pytest.fixture
+def leases(settings: Settings, buried: list[tuple[str, bytes]]) -> Iterator[Leases]:
+    made = Leases(settings, lambda tag, raw, error: buried.append((tag, raw)))
+    yield made
+    made.stop()
+
+
+def put(client: Any, settings: Settings, priority: Any = "normal") -> str:
+    sent = Message(
+        id=new_id(), task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=1.0, priority=priority
+    )
+    [command] = RedisWire(settings).encode(sent)
+    client.execute_command(*command)
+    return sent.id
+
+
+def take(client: Any, settings: Settings, leases: Leases) -> tuple[str, dict[str, Any]] | None:
+    places = RedisWire(settings).places("q")
+    native = f"{settings.namespace}.celery.q"
+    tag = leases.next_tag()
+    keys = [*places, leases.unacked_key, leases.index_key]
+    found = client.eval(TAKE.text, len(keys), *keys, tag, *[native] * len(places))
+    return None if found is None else (tag, json.loads(found[1]))
+
+
+def test_a_taken_message_is_on_lease_the_moment_it_leaves_its_list(
+    client: Any, settings: Settings, leases: Leases
+) -> None:
+    put(client, settings)
+    taken = take(client, settings, leases)
+    assert taken is not None
+    assert client.hlen(leases.unacked_key) == client.zcard(leases.index_key) == 1
+
+
+def test_what_nobody_renews_goes_back_first_and_marked_and_what_is_renewed_stays(
+    client: Any, settings: Settings, leases: Leases
+) -> None:
+    lost, waiting = put(client, settings), put(client, settings)
+    dead = Leases(settings, lambda *_: None)  # a worker that was killed: it renews nothing
+    assert take(client, settings, dead) is not None
+    time.sleep(0.4)
+    leases.look_after()
+    again = take(client, settings, leases)
+    assert again is not None
+    assert again[1]["headers"]["id"] == lost
+    assert again[1]["properties"]["delivery_info"]["redelivered"] is True
+    leases.took(again[0])
+    for _ in range(5):
+        time.sleep(0.15)
+        leases.look_after()
+    other = take(client, settings, leases)
+    assert other is not None
+    assert other[1]["headers"]["id"] == waiting
+    leases.end(again[0])
+    leases.end(other[0])
+    assert client.exists(leases.unacked_key, leases.index_key) == 0
+
+
+def test_a_message_given_back_is_the_next_one_of_its_priority(client: Any, settings: Settings, leases: Leases) -> None:
+    first = put(client, settings, "low")
+    put(client, settings, "low")
+    taken = take(client, settings, leases)
+    assert taken is not None
+    leases.took(taken[0])
+    leases.give_back(taken[0])
+    again = take(client, settings, leases)
+    assert again is not None
+    assert again[1]["headers"]["id"] == first
+
+
+def test_what_cannot_be_read_is_buried_once_by_whoever_finds_it(
+    client: Any, settings: Settings, leases: Leases, buried: list[tuple[str, bytes]]
+) -> None:
+    client.lpush(RedisWire(settings).places("q")[0], b'}{ ,"","')
+    dead = Leases(settings, lambda *_: None)
+    keys = [*RedisWire(settings).places("q"), dead.unacked_key, dead.index_key]
+    client.eval(TAKE.text, len(keys), *keys, dead.next_tag(), *["n.celery.q"] * (len(keys) - 2))
+    time.sleep(0.4)
+    leases.look_after()
+    leases.look_after()
+    assert [raw for _, raw in buried] == [b'}{ ,"","']
+
+
+@pytest.mark.parametrize(
+    ("priority", "step"), [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (9, 9), (99, 9), (-1, 0), (None, 0)]
+)
+def test_steps_are_kombus(priority: int | None, step: int) -> None:
+    assert step_of(priority) == step
+
+
+def test_an_acknowledgement_outlives_an_outage(make_redis: Any) -> None:
+    server: PrivateRedis = make_redis()
+    settings = load({"url": f"celery+{server.url}", "send_timeout": 1}, environ={})[0]
+    leases = Leases(settings, lambda *_: None)
+    client: Any = redis.Redis.from_url(server.url)
+    put(client, settings)
+    taken = take(client, settings, leases)
+    assert taken is not None
+    leases.took(taken[0])
+    server.shut_down()
+    leases.end(taken[0])  # waits in line, and does not raise
+    server.start()
+    leases.look_after()
+    assert client.hlen(leases.unacked_key) == 0
+    leases.stop()
