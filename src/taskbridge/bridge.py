@@ -137,6 +137,7 @@ class Bridge:
         self._lock = threading.RLock()
         self._settings: Settings | None = None
         self._routing: Routing | None = None
+        self._known_queues: tuple[str, ...] | None = None
         self._parts: tuple[Broker, Wire[Any]] | None = None
         self._engine: Engine | None = None
         self._marks: Marks | None = None
@@ -168,6 +169,7 @@ class Bridge:
                 self._routing = Routing(
                     default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues
                 )
+                self._known_queues = None
                 self._settings = settings
         return self._settings
 
@@ -260,7 +262,12 @@ class Bridge:
 
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
-        return self._route().known(declaration.queue for declaration in self._declarations.values())
+        known = self._known_queues
+        if known is None:  # kept, for each message that is sent asks
+            with self._lock:
+                known = self._route().known(declaration.queue for declaration in self._declarations.values())
+                self._known_queues = known
+        return known
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
@@ -273,15 +280,16 @@ class Bridge:
 
     def run(self, message: Message) -> Verdict:
         """Run a message in this thread, and return the verdict, not yet carried out."""
-        if self._runner is None:
-            self._runner = self._made_runner()
-        return self._runner.run(message)
+        return self._joined_runner().run(message)
 
     def judge_lost(self, message: Message) -> Verdict:
         """Return what becomes of a message whose attempt died with its worker (rule A5)."""
+        return self._joined_runner().judge_lost(message)
+
+    def _joined_runner(self) -> Runner:
         if self._runner is None:
             self._runner = self._made_runner()
-        return self._runner.judge_lost(message)
+        return self._runner
 
     def _made_runner(self) -> Runner:
         from taskbridge.runner import Runner  # here, for a process that only sends needs none
@@ -343,6 +351,7 @@ class Bridge:
                     "give one of them another name"
                 )
             self._declarations[declaration.name] = declaration
+            self._known_queues = None
             if self._engine is not None:
                 self._engine.register(declaration)
         kind: Any = AsyncTask if declaration.is_coroutine else Task

@@ -257,6 +257,19 @@ def test_the_queue_is_chosen_by_using_then_routes_then_the_task_then_the_default
     assert bridge.queues() == ("default", "vip", "mail", "shop", "own")
 
 
+def test_a_queue_is_known_as_soon_as_a_task_or_a_setting_names_it() -> None:
+    bridge = a_bridge()
+    plain = bridge.task(name="plain")(lambda: None)
+    with pytest.raises(UnknownQueue):
+        plain.using(queue="later").send()
+
+    bridge.task(name="late", queue="later")(lambda: None)
+    assert plain.using(queue="later").send().queue == "later"
+    bridge.reconfigure(url="inline://?threads=0", queues=["set"])
+    assert bridge.queues() == ("default", "set", "later")
+    assert plain.using(queue="set").send().queue == "set"
+
+
 def test_using_leaves_the_task_as_it_was() -> None:
     bridge = a_bridge(queues=["vip"])
     note = bridge.task(name="note")(lambda: None)
