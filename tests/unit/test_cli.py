@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.unit.command_line import Run, runner
 
 SHOP = """
 from datetime import timedelta
@@ -29,29 +29,13 @@ def pack(order: int) -> None: ...
 def count() -> None: ...
 """
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the command line in a folder with `shop.py` and a few broken modules."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-
-    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return subprocess.run(
-            [sys.executable, "-m", "taskbridge", *arguments],
-            cwd=tmp_path,
-            env={**env, "COLUMNS": "100", "NO_COLOR": "1", **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return call
+    return runner(tmp_path, COLUMNS="100")
 
 
 FILES = {

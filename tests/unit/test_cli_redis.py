@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from taskbridge import Bridge
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.settle import letter_of
 from taskbridge.message import Message
+from tests.unit.command_line import Run, runner
 
 SHOP = """
 from taskbridge import task
@@ -26,27 +26,11 @@ from taskbridge import task
 def mail(user: int) -> None: ...
 """
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     (tmp_path / "shop.py").write_text(SHOP)
-
-    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return subprocess.run(
-            [sys.executable, "-m", "taskbridge", *arguments],
-            cwd=tmp_path,
-            env={**env, "NO_COLOR": "1", "TZ": "UTC", **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return call
+    return runner(tmp_path, TZ="UTC")
 
 
 AWAY = "celery+redis://user:secret@127.0.0.1:1/0"

@@ -1,0 +1,35 @@
+"""Runs the command line as a user would, for the tests of its rooms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def runner(folder: Path, **defaults: str) -> Run:
+    """Return a function that runs `taskbridge` in a folder, with no settings but those it is given.
+
+    Args:
+        folder: The current directory of what is run.
+        **defaults: Variables over the environment; each call may give others over these.
+    """
+
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+        return subprocess.run(
+            [sys.executable, "-m", "taskbridge", *arguments],
+            cwd=folder,
+            env={**env, "NO_COLOR": "1", **defaults, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call
