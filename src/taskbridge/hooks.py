@@ -71,10 +71,6 @@ class Hooks:
         if name not in self._hooks:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
 
-    def wants(self, name: HookName) -> bool:
-        """Return whether any hook of this name was added."""
-        return bool(self._hooks[name])
-
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""
         for hook in self._hooks[event.name]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,6 @@ from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, RetryPolicy, Verdict, judge
 from taskbridge.timelimit import limited
-
-_log = logging.getLogger("taskbridge.runner")
 
 
 class Runner:

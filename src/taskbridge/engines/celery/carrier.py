@@ -17,6 +17,7 @@ from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.settle import NotSettledError, bury, run_and_settle
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import DeadLetter, Message
@@ -36,7 +37,7 @@ class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
 
-class PutOff(Ignore):
+class PutOff(CeleryIgnore):
     """Shows a message that was not run now: it waits, for its attempt may have been started before."""
 
 

@@ -11,6 +11,7 @@ from celery.concurrency.base import BasePool as _BasePool
 from celery.concurrency.base import apply_target as _apply_target
 from celery.concurrency.prefork import TaskPool as _PreforkPool
 from celery.concurrency.solo import TaskPool as _SoloPool
+from celery.exceptions import Ignore as _Ignore
 from celery.worker import WorkController as _WorkController
 from celery.worker import state as _worker_state
 from celery.worker.consumer import Consumer as _Consumer
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     class CeleryRequest(Untyped):
         """Stands for `celery.worker.request.Request`."""
 
+    class CeleryIgnore(Exception):
+        """Stands for `celery.exceptions.Ignore`."""
+
     class VirtualMessage(Untyped):
         """Stands for `kombu.transport.virtual.Message`."""
 
@@ -72,6 +76,7 @@ else:
     BasePool = _BasePool
     CeleryConsumer = _Consumer
     CeleryRequest = _Request
+    CeleryIgnore = _Ignore
     VirtualMessage = _virtual.Message
     VirtualQoS = _virtual.QoS
     VirtualChannel = _virtual.Channel
