@@ -3,6 +3,7 @@
 from taskbridge.contract.scenarios import (
     acknowledging,
     coroutines,
+    dead_letters,
     delays,
     expiry,
     hooks,
@@ -16,6 +17,7 @@ from taskbridge.contract.scenarios import (
 __all__ = [
     "acknowledging",
     "coroutines",
+    "dead_letters",
     "delays",
     "expiry",
     "hooks",
