@@ -283,7 +283,7 @@ class DeadLetter:
                 "traceback": self.traceback,
                 "died_at": self.died_at,
                 "raw": None if self.raw is None else self.raw.decode("latin-1"),
-                "worker": self.worker,
+                **({"worker": self.worker} if self.worker else {}),
             }
         )
         return f'{head[:-1]},"message":{"null" if self.message is None else self.message.dumps()}}}'

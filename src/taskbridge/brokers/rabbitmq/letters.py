@@ -107,17 +107,21 @@ def _reading(
 def _only_reader(
     session: Session, queue: str, kind: Callable[[Connection], ChannelT], deadline: Deadline
 ) -> tuple[ChannelT, Deliveries]:
-    while True:
-        channel = kind(session.connection)
-        channel.open(deadline)
+    refused = False
+    while not (refused and deadline.passed):
         try:
+            channel = kind(session.connection)
+            channel.open(deadline)
             return channel, channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
         except ChannelClosedError as exc:
             if exc.code != _ACCESS_REFUSED:
                 raise
-        if deadline.passed:
-            raise TimedOutError(f"others are reading queue {queue!r} all the time")
-        time.sleep(_PAUSE_S)
+            refused = True
+            time.sleep(_PAUSE_S)
+        except TimedOutError:
+            if not refused:
+                raise
+    raise TimedOutError(f"others are reading queue {queue!r} all the time")
 
 
 def _all(channel: Channel, deliveries: Deliveries, queue: str, deadline: Deadline) -> Iterator[Delivery]:
