@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 
 from taskbridge import Bridge, DeadEntry, DeadLetter, ErrorInfo, Message, NoSuchDeadLetter, RetryPolicy
-from taskbridge.message import loads, loads_letter
+from taskbridge.message import loads
 from taskbridge.stores.base import Claim
 from taskbridge.stores.memory_marks import MemoryMarks
 
@@ -19,12 +20,12 @@ def bridge() -> Bridge:
     return Bridge("inline://?threads=0", retry=RetryPolicy.never(), dead_ttl=3600)
 
 
-def message(id: str = "m1", **changes: object) -> Message:
+def message(id: str = "m1", **changes: Any) -> Message:
     plain = Message(id=id, task="shop.mail", queue="default", args_json="[1]", kwargs_json="{}", enqueued_at=1.0)
     return replace(plain, **changes)
 
 
-def bury(bridge: Bridge, *messages: Message, **changes: object) -> None:
+def bury(bridge: Bridge, *messages: Message, **changes: Any) -> None:
     for each in messages:
         letter = DeadLetter(message=each, reason="exhausted", died_at=bridge.now())
         bridge.broker.bury(replace(letter, **changes), timeout_s=1)
