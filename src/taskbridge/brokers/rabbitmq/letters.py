@@ -34,7 +34,7 @@ def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
     if not _may_hold(session, queue, deadline):
         return []
     with _reading(session, queue, Channel, deadline) as (channel, deliveries):
-        return [delivery.body for delivery in _all(channel, deliveries, queue, deadline)]
+        return [delivery.body for delivery in _all(channel, deliveries, queue, deadline.timeout_s)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ def take_out(
     if not _may_hold(session, queue, deadline):
         return
     with _reading(session, queue, TransactionChannel, deadline) as (channel, deliveries):
-        removals = choose(_all(channel, deliveries, queue, deadline))
+        removals = choose(_all(channel, deliveries, queue, timeout_s))
         for start in range(0, len(removals), TOGETHER):
             part = removals[start : start + TOGETHER]
             _commit(session, channel, part, Deadline(timeout_s))
@@ -124,8 +124,9 @@ def _only_reader(
     raise TimedOutError(f"others are reading queue {queue!r} all the time")
 
 
-def _all(channel: Channel, deliveries: Deliveries, queue: str, deadline: Deadline) -> Iterator[Delivery]:
+def _all(channel: Channel, deliveries: Deliveries, queue: str, timeout_s: float) -> Iterator[Delivery]:
     while True:
+        deadline = Deadline(timeout_s)  # for each answer: a long queue takes its time
         left: int = channel.call(existing_queue(queue), deadline).message_count
         # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
         # goes on; the next one can't.
