@@ -87,12 +87,6 @@ def a_replay_has_expired() -> None:
     _replayed_otherwise(lambda message, again: replace(again, expires_at=message.expires_at))
 
 
-@mutant("L2", "a_replay_outlives_its_worker", "dramatiq+redis")
-def a_replay_is_taken_for_its_first_life() -> None:
-    """The attempts of a replay have the names that they had before."""
-    put(_MESSAGE, "Message.life", lambda _: property(lambda self: self.id))
-
-
 @mutant("L3", "what_is_purged_is_gone")
 def a_purge_takes_all() -> None:
     """A purge does not look at the queue."""

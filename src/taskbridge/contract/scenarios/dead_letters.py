@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from taskbridge import DeadEntry, NoSuchDeadLetter
 from taskbridge.contract.harness import Harness
-from taskbridge.contract.program import Plan, Step, fail
-from taskbridge.contract.registry import BURIAL, SHORT_LEASE, scenario, with_processes
+from taskbridge.contract.program import Plan, fail
+from taskbridge.contract.registry import BURIAL, scenario
 
 # The scenarios share a stage: each that filters has a task or a queue for itself.
 
@@ -139,21 +139,6 @@ def a_replay_forgets_a_past_expiry(h: Harness) -> None:
     h.until(lambda: len(h.records(sent.id, "dead")) == 2, "the second death")
     h.idle()
     h.equal("its starts", len(h.starts(sent.id)), 2)
-
-
-@scenario("L2", "A8", on=(SHORT_LEASE,), where=with_processes)
-def a_replay_outlives_its_worker(h: Harness) -> None:
-    """A worker killed while it runs a replay loses nothing: what is known of the first life does not count."""
-    first = h.start_worker()
-    sent = h.run([Plan(steps=(Step(sleep_s=1.5, outcome="raise"),), policy="once")])[0]
-    h.bridge.dead.replay(sent.id)
-    h.started(sent.id, times=2)
-    h.start_worker(answers=False)
-    h.stage.kill(first)
-    limit_s = h.stage.patience_s + h.stage.spec.lease_s + 10
-    h.until(lambda: len(h.records(sent.id, "dead")) == 2, "the second death", within_s=limit_s)
-    h.idle(within_s=limit_s)
-    h.equal("its replays", [entry.replays for entry in [h.bridge.dead.get(sent.id)]], [1])
 
 
 @scenario("L3", on=(BURIAL,))
