@@ -92,13 +92,13 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
 
 def test_marks_of_the_life_before_a_replay_do_not_count(server: PrivateRedis) -> None:
     one, other = marks_of(server), marks_of(server)
-    one.started(a_message(6))
-    one.ended(a_message(6))
+    one.started(a_message(9))
+    one.ended(a_message(9))
 
-    assert claim_when(other, a_message(6), Claim.ENDED) is Claim.ENDED
-    assert other.claim(a_message(6).replayed(now=0), timeout_s=1) is Claim.RUN
+    assert claim_when(other, a_message(9), Claim.ENDED) is Claim.ENDED
+    assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
     other.all_given_back(timeout_s=1)
-    assert other.claim(a_message(6).replayed(now=0), timeout_s=1) is Claim.RUN
+    assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
     one.close()
     other.close()
 
