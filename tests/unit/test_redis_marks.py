@@ -97,7 +97,7 @@ def test_marks_of_the_life_before_a_replay_do_not_count(server: PrivateRedis) ->
 
     assert claim_when(other, a_message(9), Claim.ENDED) is Claim.ENDED
     assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
-    other.all_given_back(timeout_s=1)
+    other.given_back(a_message(9).replayed(now=0), timeout_s=1)
     assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
     one.close()
     other.close()
