@@ -85,9 +85,9 @@ def _with_two_engines(target: Target) -> str:
     return "" if target.in_process or importlib.util.find_spec(other) else f"engine {other} is not installed"
 
 
-@scenario("Q5", on=(ALONE,), where=_with_two_engines)
+@scenario("Q5", "L2", on=(ALONE,), where=_with_two_engines)
 def two_engines_share_a_broker(h: Harness) -> None:
-    """Another engine's worker beside it takes nothing away."""
+    """Another engine's worker beside it takes nothing away, but what it replays of the dead letters."""
     url = h.target.url.partition("+")[2]
     # In this process, the other one is a second bridge: there is no broker to share.
     other = h.target if h.target.in_process else Target.of(f"{_other_engine(h.target)}+{url}")
@@ -111,6 +111,10 @@ def two_engines_share_a_broker(h: Harness) -> None:
         _served_by(there, there_sent, other.address.engine)
         h.compare(here_sent)
         there.compare(there_sent)
+        dead = h.run([Plan(steps=(fail(),), policy="once")])[0]
+        beside.bridge.dead.replay(dead.id)
+        there.until(lambda: there.records(dead.id, "dead"), "the death of what the other engine replays")
+        _served_by(there, [dead], other.address.engine)
 
 
 def _served_by(h: Harness, sent: list[Sent], engine: str) -> None:
