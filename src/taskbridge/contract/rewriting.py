@@ -18,6 +18,10 @@ Rewrite = Callable[[str], str]
 
 GARBAGE: Final = "}{ this is no message"
 
+BINARY: Final = b"\xff\xfe\x00\x80{"
+
+HUGE_BYTES: Final = 3_000_000
+
 _FORM: Final = re.compile(r'(\\*"form\\*": ?)1\b')
 _BODY: Final = re.compile(r'("body": ?")[^"]*(")')
 _JSON_TYPE: Final = "application/json"
@@ -32,6 +36,21 @@ def newer_form(text: str) -> str:
 def garbage(text: str) -> str:
     """Write something else in place of every JSON object or array."""
     return GARBAGE if text.startswith(("{", "[")) else text
+
+
+def binary(text: str) -> str:
+    """Write bytes that are no text in place of every JSON object or array."""
+    return BINARY.decode("latin-1") if text.startswith(("{", "[")) else text
+
+
+def huge(text: str) -> str:
+    """Write something very long, which begins like JSON and never ends, in place of every JSON object or array."""
+    return '{"a": "' + "x" * HUGE_BYTES if text.startswith(("{", "[")) else text
+
+
+def no_form(text: str) -> str:
+    """Write a message's form as one that never was."""
+    return _FORM.sub(r"\g<1>0", text)
 
 
 def pickled(path: str) -> Rewrite:

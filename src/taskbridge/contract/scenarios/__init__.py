@@ -3,6 +3,7 @@
 from taskbridge.contract.scenarios import (
     acknowledging,
     coroutines,
+    crashes,
     delays,
     expiry,
     hooks,
@@ -10,12 +11,14 @@ from taskbridge.contract.scenarios import (
     retries,
     routing,
     sending,
+    shutdown,
     time_limit,
 )
 
 __all__ = [
     "acknowledging",
     "coroutines",
+    "crashes",
     "delays",
     "expiry",
     "hooks",
@@ -23,5 +26,6 @@ __all__ = [
     "retries",
     "routing",
     "sending",
+    "shutdown",
     "time_limit",
 ]
