@@ -268,7 +268,7 @@ class Harness:
         """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
         wire: Any = self.bridge.wire
         encode = wire.encode
-        wire.encode = lambda message: encode(replace(message, id=sent.id, redelivered=redelivered))  # pyright: ignore[reportUnknownLambdaType]
+        wire.encode = lambda message: encode(replace(message, id=sent.id, redelivered=redelivered))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
         try:
             self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
         finally:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from typing_extensions import Self
 
-from taskbridge import Priority, RetryPolicy
+from taskbridge import Priority, RetryPolicy, WorkerLost
 
 
 class PermanentError(Exception):
@@ -34,6 +34,9 @@ ERRORS: Final[Mapping[str, type[BaseException]]] = {
     "Abort": Abort,
 }
 """What a step may raise, by name."""
+
+WORKER_LOST: Final = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
+"""How a task is told of a run that was lost with its worker."""
 
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
     "standard": RetryPolicy(max_attempts=5, min_delay=0.2, factor=2),

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
+from taskbridge import DeadLetter
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
-from taskbridge.contract.program import KILL, RETURN, Plan, fail, hold
+from taskbridge.contract.program import KILL, RETURN, WORKER_LOST, Plan, fail, hold
 from taskbridge.contract.registry import (
     ALONE,
     SHORT_LEASE,
@@ -52,7 +53,7 @@ def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])
     after_s = starts[1].at - killed_at
     h.check(after_s <= limit_s + 2, f"it should start again within {limit_s} s, but did after {after_s:.1f} s")
-    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], "WorkerLost")
+    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], WORKER_LOST)
     h.equal("the end of the one with several attempts", h.final(again.id)[0].kind, "succeeded")
     h.equal("the starts of the one with a single attempt", len(h.starts(once.id)), 1)
     _is_lost(h, once)
@@ -62,8 +63,8 @@ def _is_lost(h: Harness, item: Sent) -> None:
     final = h.final(item.id)[0]
     told = (final.kind, final.data["reason"], final.data["error"])
     h.equal("how it ended", told, ("dead", "exhausted", "WorkerLost"))
-    letters = [(letter.reason, letter.error.type if letter.error else "") for letter in h.letters(item.id)]
-    h.equal("its dead letters", letters, [("exhausted", "WorkerLost")])
+    letters = [(letter.reason, _error(letter)) for letter in h.letters(item.id)]
+    h.equal("its dead letters", letters, [("exhausted", WORKER_LOST)])
 
 
 @scenario("A5", on=(STORED,), where=with_processes_and_marks)
@@ -104,12 +105,11 @@ def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     h.deliver_again(poison, redelivered=_STARTS_WITHOUT_MARKS - 2)  # as it would be after eight more starts
     h.final(poison.id, within_s=h.stage.patience_s + 30)
     h.check(len(h.starts(poison.id)) <= _STARTS_WITHOUT_MARKS, "it should be started eleven times at most")
-    h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {"WorkerLost"})
+    h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {WORKER_LOST})
 
 
-def _error(letter: object) -> str:
-    error = getattr(letter, "error", None)
-    return "" if error is None else error.type
+def _error(letter: DeadLetter) -> str:
+    return "" if letter.error is None else letter.error.type
 
 
 @scenario("A7", on=(STORED,), where=with_marks)
@@ -172,11 +172,11 @@ def a_worker_that_stood_still_decides_nothing(h: Harness) -> None:
 @scenario("A8", "R5", on=(SHORT_LEASE,), where=with_processes)
 def a_kill_between_any_two_steps_loses_nothing(h: Harness) -> None:
     """A worker killed between any two steps, from taking a message to acknowledging it, loses nothing."""
-    places = dict(zip(deaths.RUNNING, QUEUES, strict=True))
+    places: dict[str, str] = dict(zip(deaths.RUNNING, QUEUES, strict=True))
 
     def start(place: str) -> None:
         variant = Variant(dies=deaths.named(place, h.target))
-        h.start_worker(queues=(places[place],), variant=variant, answers=False)
+        h.start_worker(queues=(places[place],), threads=2, variant=variant, answers=False)
 
     with ThreadPoolExecutor(len(places)) as pool:
         list(pool.map(start, places))
@@ -207,7 +207,7 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
     """A worker killed between taking what is due and publishing it, or right after that, loses nothing."""
     sent: list[Sent] = []
     for place in deaths.PROMOTING:
-        worker = h.start_worker(variant=Variant(dies=deaths.named(place, h.target)), answers=False)
+        worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(place, h.target)), answers=False)
         sent += [h.send(Plan(steps=(RETURN,), delay_s=0.5)) for _ in range(4)]
         h.check(worker.wait(h.stage.patience_s) is not None, f"the worker should have died where it was to: {place}")
         h.stage.kill(worker)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from taskbridge import Task
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import Record
-from taskbridge.contract.program import RETURN, Plan, Step, hold
+from taskbridge.contract.program import RETURN, WORKER_LOST, Plan, Step, hold
 from taskbridge.contract.registry import ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
 
 _LIMIT_S = 0.5
@@ -94,7 +94,7 @@ def _was_lost_once(h: Harness, stuck: str) -> None:
     h.equal("how it ended", final.kind, "succeeded")
     starts = h.starts(stuck)
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])
-    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], "WorkerLost")
+    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], WORKER_LOST)
 
 
 def _is_gone(pid: int) -> bool:

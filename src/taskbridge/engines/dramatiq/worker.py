@@ -37,6 +37,8 @@ _LATEST_S: Final = 4.0
 
 _LOOK_S: Final = 0.05
 
+_BOOT_S: Final = 0.05
+
 _STOP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
@@ -74,6 +76,19 @@ class Life(Middleware):
         self._pump.start()
         if self._is_whole_process:
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Let the consumers take messages, a little after Dramatiq knows that this process runs.
+
+        A process that dies before (of its first message, say) is missed only after 30 s (dramatiq/cli.py, main).
+        """
+        booted = _engine_broker(broker).booted
+        if not self._is_whole_process:
+            booted.set()
+            return
+        timer = threading.Timer(_BOOT_S, booted.set)
+        timer.daemon = True
+        timer.start()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Begin to stop."""
