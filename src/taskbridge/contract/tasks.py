@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -145,14 +146,13 @@ class Tasks:
     def declare_narrowed(self, *, narrow: bool) -> Task[..., None]:
         """Declare the task whose signature changes while messages for it are on their way, perhaps again."""
 
-        def wide(a: int, b: int) -> None:
+        def run(*values: int) -> None:
             self._note_run()
 
-        def less(a: int) -> None:
-            self._note_run()
-
-        less.__qualname__ = wide.__qualname__  # as if the module were another release's
-        return self._bridge.task(name="contract.narrowed")(less if narrow else wide)
+        names = ("a",) if narrow else ("a", "b")
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        cast("Any", run).__signature__ = Signature(parameters)
+        return self._bridge.task(name="contract.narrowed")(run)
 
     def _note_run(self) -> None:
         context = current()
