@@ -3,6 +3,7 @@
 from taskbridge.bridge import Bridge, configure, default_bridge, on, task
 from taskbridge.brokers.base import Counts
 from taskbridge.context import Context, current
+from taskbridge.dead import DeadEntry, DeadLetters, DeadPage, Replayed
 from taskbridge.exceptions import (
     BrokerUnavailable,
     CodecError,
@@ -11,6 +12,7 @@ from taskbridge.exceptions import (
     EncodeError,
     MessageTooLarge,
     NoCurrentTaskError,
+    NoSuchDeadLetter,
     NotInstalledError,
     SendError,
     SettingsError,
@@ -34,7 +36,10 @@ __all__ = [
     "CodecError",
     "Context",
     "Counts",
+    "DeadEntry",
     "DeadLetter",
+    "DeadLetters",
+    "DeadPage",
     "DeclarationError",
     "DecodeError",
     "Discard",
@@ -45,8 +50,10 @@ __all__ = [
     "Message",
     "MessageTooLarge",
     "NoCurrentTaskError",
+    "NoSuchDeadLetter",
     "NotInstalledError",
     "Priority",
+    "Replayed",
     "Retry",
     "RetryPolicy",
     "SendError",

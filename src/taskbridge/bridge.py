@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
 from taskbridge import codec
 from taskbridge.brokers.base import PartlyPublished
 from taskbridge.clock import RealClock
+from taskbridge.dead import DeadLetters
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
@@ -145,6 +146,7 @@ class Bridge:
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
+        self.dead: DeadLetters = DeadLetters(self)
         self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
@@ -458,6 +460,10 @@ class Bridge:
 
     def _sent(self, message: Message, wait_s: float) -> None:
         self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+        self.work_is_there()
+
+    def work_is_there(self) -> None:
+        """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
         if self.settings.url.engine == "inline":
             self._inline("send").sent()
 
@@ -529,7 +535,7 @@ class Bridge:
         return self.broker.counts(self.queues())
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first.
+        """Return the dead letters, the oldest first, as they are stored; `dead.list` shows them.
 
         Raises:
             BrokerUnavailable: The broker doesn't answer.

@@ -125,6 +125,14 @@ class SendError(TaskBridgeError):
         self.maybe_taken = maybe_taken
 
 
+class NoSuchDeadLetter(TaskBridgeError, LookupError):
+    """There is no dead letter of this `id`: it never was, its time is over, or it was replayed or purged."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"there is no dead letter {id!r}")
+        self.id = id
+
+
 class TimeLimitExceeded(TaskBridgeError):
     """Raised inside a task that runs longer than its `time_limit` (rule T1)."""
 

@@ -48,6 +48,7 @@ class Message:
         waits: How often it was put off because no worker knew its task (rule Q6).
         waits_since: When it was first put off, in seconds since the epoch.
         redelivered: How often this attempt was put off because it may have been started before (rules A5 and A7).
+        replays: How often it was replayed from the dead letters (rule L2).
     """
 
     id: str
@@ -64,6 +65,12 @@ class Message:
     waits: int = 0
     waits_since: float | None = None
     redelivered: int = 0
+    replays: int = 0
+
+    @property
+    def life(self) -> str:
+        """What tells its attempts from those before a replay, which have the same numbers: the id, and which replay."""
+        return f"{self.id}.{self.replays}" if self.replays else self.id
 
     @property
     def size(self) -> int:
@@ -75,6 +82,24 @@ class Message:
         """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""
         return replace(
             self, attempt=self.attempt + 1, error=ErrorInfo.of(error), waits=0, waits_since=None, redelivered=0
+        )
+
+    def replayed(self, now: float) -> Message:
+        """Return the message as it starts again at attempt 1 (rule L2); an expiry that has passed no longer counts.
+
+        Args:
+            now: In seconds since the epoch.
+        """
+        expired = self.expires_at is not None and self.expires_at <= now
+        return replace(
+            self,
+            attempt=1,
+            error=None,
+            expires_at=None if expired else self.expires_at,
+            waits=0,
+            waits_since=None,
+            redelivered=0,
+            replays=self.replays + 1,
         )
 
     def dumps(self) -> str:
@@ -107,6 +132,8 @@ class Message:
             rare["waits_since"] = self.waits_since
         if self.redelivered:
             rare["redelivered"] = self.redelivered
+        if self.replays:
+            rare["replays"] = self.replays
         return rare
 
 
@@ -177,6 +204,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "waits": _number(data, "waits", int, default=0),
         "waits_since": _number(data, "waits_since", int, float, default=None),
         "redelivered": _number(data, "redelivered", int, default=0),
+        "replays": _number(data, "replays", int, default=0),
     }
 
 
@@ -210,6 +238,10 @@ _END_OF_TIME: Final = 2.5e11
 """The last second that `datetime` holds, roughly."""
 
 
+RAW: Final = "raw-"
+"""What the ids of dead letters begin with that could not be read."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
     """A message that failed for good, with all that is known of it.
@@ -221,6 +253,7 @@ class DeadLetter:
         traceback: The last attempt's traceback, as text.
         died_at: In seconds since the epoch.
         raw: The bytes as they came, if they could not be read.
+        worker: Who buried it, as `host:process id`; empty if that is not known.
     """
 
     message: Message | None
@@ -229,6 +262,7 @@ class DeadLetter:
     traceback: str = ""
     died_at: float
     raw: bytes | None = None
+    worker: str = ""
 
     @property
     def id(self) -> str:
@@ -237,7 +271,7 @@ class DeadLetter:
             return self.message.id
         from hashlib import sha256  # here, for it loads OpenSSL
 
-        return "raw-" + sha256(f"{self.died_at}:{self.raw!r}".encode()).hexdigest()[:32]
+        return RAW + sha256(f"{self.died_at}:{self.raw!r}".encode()).hexdigest()[:32]
 
     def dumps(self) -> str:
         """Return the letter as JSON, in ASCII."""
@@ -249,6 +283,7 @@ class DeadLetter:
                 "traceback": self.traceback,
                 "died_at": self.died_at,
                 "raw": None if self.raw is None else self.raw.decode("latin-1"),
+                **({"worker": self.worker} if self.worker else {}),
             }
         )
         return f'{head[:-1]},"message":{"null" if self.message is None else self.message.dumps()}}}'
@@ -270,6 +305,7 @@ def loads_letter(text: str | bytes) -> DeadLetter:
             traceback=_text(data, "traceback"),
             died_at=_number(data, "died_at", int, float),
             raw=None if raw is None else raw.encode("latin-1"),
+            worker=_text({"worker": "", **data}, "worker"),
         )
     except (KeyError, IndexError, TypeError, AttributeError, UnicodeError) as exc:
         raise DecodeError(f"not a dead letter: {exc!r}") from exc

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taskbridge import Bridge
+from taskbridge import Bridge, DeadLetter
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.settle import letter_of
 from taskbridge.message import Message
@@ -36,7 +38,9 @@ def run(tmp_path: Path) -> Run:
 AWAY = "celery+redis://user:secret@127.0.0.1:1/0"
 
 
-@pytest.mark.parametrize("arguments", [["queues", "shop"], ["dead", "list"], ["dead", "show", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["queues", "shop"], ["dead", "list"], ["dead", "show", "1"], ["dead", "replay", "1"]]
+)
 def test_a_broker_that_is_away_is_one_line(run: Run, arguments: list[str]) -> None:
     done = run(*arguments, TASKBRIDGE_URL=AWAY)
     assert re.fullmatch(r"taskbridge: .*127\.0\.0\.1:1.*refused.*\n", done.stderr), done.stderr
@@ -138,6 +142,93 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
     missing = run("dead", "show", "9", **settings)
     assert missing.stderr == "taskbridge: there is no dead letter '9'; `taskbridge dead list` shows what there is\n"
     assert missing.returncode == 2
+
+
+@pytest.fixture
+def buried(redis_server: PrivateRedis) -> Iterator[tuple[Bridge, dict[str, str]]]:
+    """A bridge with four dead letters, one of them unreadable, and the settings of a command line that sees them."""
+    url = f"celery+{redis_server.url}"
+    settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": f"cli-{time.time_ns()}"}
+    with closing(Bridge(url, namespace=settings["TASKBRIDGE_NAMESPACE"])) as bridge:
+        for number, reason in enumerate(("exhausted", "exhausted", "gave_up")):
+            message = Message(
+                id=f"{number}abc",
+                task="shop.mail",
+                queue="email",
+                args_json='["s3cret"]',
+                kwargs_json="{}",
+                enqueued_at=1.0,
+                attempt=5,
+            )
+            letter = letter_of(message, reason=reason, error=ValueError("x"), now=time.time())
+            bridge.broker.bury(letter, timeout_s=5)
+        raw = DeadLetter(message=None, reason="undecodable", raw=b"}{", died_at=time.time())
+        bridge.broker.bury(raw, timeout_s=5)
+        yield bridge, settings
+
+
+def test_dead_letters_are_replayed(run: Run, buried: tuple[Bridge, dict[str, str]]) -> None:
+    bridge, settings = buried
+    refused = run("dead", "replay", "0", "raw-", **settings)
+    assert re.fullmatch(r"taskbridge: raw-\w+ can't be replayed: .*nothing was replayed\n", refused.stderr)
+    assert refused.returncode == 2
+    assert bridge.counts().dead == 4
+
+    one = run("dead", "replay", "0", "0abc", **settings)
+    assert (one.stdout, one.returncode) == ("replayed 1 dead letter\n", 0), one.stderr
+    some: Any = json.loads(run("dead", "replay", "--all", "--reason", "gave_up", "--json", **settings).stdout)
+    assert some == {"replayed": ["2abc"], "missing": [], "unreadable": []}
+    rest = run("dead", "replay", "--all", **settings)
+    assert re.fullmatch(r"replayed 1 dead letter\n1 dead letter can't be read and stays: raw-\w+\n", rest.stdout)
+    assert (bridge.counts().dead, bridge.counts().delayed) == (1, 3)
+
+
+def test_dead_letters_are_purged_if_that_is_meant(run: Run, buried: tuple[Bridge, dict[str, str]]) -> None:
+    bridge, settings = buried
+    asked = run("dead", "purge", "--all", **settings)
+    assert asked.stderr == "taskbridge: purge: this forgets 4 dead letters for good; add --yes if that is meant\n"
+    assert asked.returncode == 2
+    assert bridge.counts().dead == 4
+
+    done = run("dead", "purge", "raw", "--yes", **settings)
+    assert (done.stdout, done.returncode) == ("purged 1 dead letter\n", 0), done.stderr
+    some: Any = json.loads(run("dead", "purge", "--all", "--reason", "gave_up", "--yes", "--json", **settings).stdout)
+    assert some == {"purged": ["2abc"]}
+    assert [letter.id for letter in bridge.dead_letters()] == ["0abc", "1abc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["replay"], "replay: which? Name their IDs, or say --all .*"),
+        (["replay", "--task", "shop.*"], "replay: which? Name their IDs, or say --all .*"),
+        (["replay", "0", "--all"], "replay: name IDs, or say --all with filters, not both"),
+        (["purge", "0", "--reason", "gave_up"], "purge: name IDs, or say --all with filters, not both"),
+        (["replay", "9"], "there is no dead letter '9'; `taskbridge dead list` shows what there is"),
+        (["purge", "", "--yes"], "4 dead letters begin with '': .*; write more of it"),
+    ],
+)
+def test_what_is_not_clear_is_refused(
+    run: Run, buried: tuple[Bridge, dict[str, str]], arguments: list[str], says: str
+) -> None:
+    bridge, settings = buried
+    done = run("dead", *arguments, **settings)
+    assert re.fullmatch(f"taskbridge: {says.replace('?', '[?]')}\n", done.stderr), done.stderr
+    assert done.returncode == 2
+    assert bridge.counts().dead == 4
+
+
+def test_an_applications_secrets_are_not_shown(run: Run, tmp_path: Path, buried: tuple[Bridge, dict[str, str]]) -> None:
+    _, settings = buried
+    (tmp_path / "safe.py").write_text(
+        "from dataclasses import replace\nfrom taskbridge import default_bridge, task\n"
+        "@default_bridge().dead.redact\ndef hide(entry): return replace(entry, args=('***',))\n"
+    )
+    for command in (["list", "--json"], ["show", "0"], ["show", "0", "--json"]):
+        shown = run("dead", *command, "--app", "safe", **settings)
+        assert "***" in shown.stdout, shown.stderr
+        assert "s3cret" not in shown.stdout
+    assert "s3cret" in run("dead", "show", "0", **settings).stdout
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])

@@ -52,6 +52,15 @@ def test_the_first_form_of_a_dead_letter_is_read() -> None:
     assert letter.dumps() == FORM_1["letter"]
 
 
+def test_what_the_first_form_got_later_is_read() -> None:
+    replayed = loads_meta(FORM_1["replayed"], id="i", task="t", args_json="[]", kwargs_json="{}")
+    letter = loads_letter(FORM_1["letter_of_worker"])
+
+    assert (replayed.replays, letter.worker) == (2, "host:1")
+    assert replayed.dumps_meta() == FORM_1["replayed"]
+    assert letter.dumps() == FORM_1["letter_of_worker"]
+
+
 def test_a_newer_form_is_told_from_a_broken_one() -> None:
     newer = FORM_1["message"].replace('"form":1', '"form":2')
 

@@ -90,6 +90,19 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
     marks.close()
 
 
+def test_marks_of_the_life_before_a_replay_do_not_count(server: PrivateRedis) -> None:
+    one, other = marks_of(server), marks_of(server)
+    one.started(a_message(9))
+    one.ended(a_message(9))
+
+    assert claim_when(other, a_message(9), Claim.ENDED) is Claim.ENDED
+    assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
+    other.given_back(a_message(9).replayed(now=0), timeout_s=1)
+    assert other.claim(a_message(9).replayed(now=0), timeout_s=1) is Claim.RUN
+    one.close()
+    other.close()
+
+
 def test_what_was_given_back_may_start_again(server: PrivateRedis) -> None:
     one, other = marks_of(server), marks_of(server)
     for number in (4, 5, 6):

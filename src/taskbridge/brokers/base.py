@@ -7,7 +7,7 @@ entry point group `taskbridge.brokers`, whose names are URL schemes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -79,6 +79,17 @@ class Counts:
     dead: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What becomes of a dead letter that is taken out: this message waits for a worker, or nothing does if None."""
+
+    message: Message | None = None
+
+
+Decide = Callable[[DeadLetter], Taken | None]
+"""Says what becomes of a dead letter; None leaves it where it is."""
+
+
 class PartlyPublished(BrokerUnavailable):
     """Some of a batch was not published.
 
@@ -138,8 +149,27 @@ class Broker(Protocol):
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
         ...
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first, and leave them where they are."""
+    def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
+        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are."""
+        ...
+
+    def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
+        """Take dead letters out, each in one step with what its message becomes (rules L2 and L3).
+
+        Whoever dies meanwhile, the caller too, each letter is dead or taken out, never both and never neither. Copies
+        of a letter are taken out together.
+
+        Args:
+            decide: Is asked about each letter, perhaps twice.
+            ids: Only the letters of these ids; all if None.
+            timeout_s: For each step: reading, and then up to 100 letters at a time.
+
+        Returns:
+            The ids of those that were taken out.
+
+        Raises:
+            BrokerUnavailable: Some may have been taken out.
+        """
         ...
 
     def ping(self, *, timeout_s: float) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from taskbridge.brokers.base import Counts, MemoryWire
+from taskbridge.brokers.base import Counts, Decide, MemoryWire
 from taskbridge.clock import Clock, RealClock
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
 from taskbridge.settings import Settings
@@ -78,10 +78,21 @@ class MemoryBroker:
         with self._changed:
             return Counts(waiting=waiting, delayed=len(self._parked), dead=len(self._live_letters()))
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first."""
+    def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
+        """Return the dead letters, or those of these ids, the oldest first."""
         with self._changed:
-            return [loads_letter(text) for text in self._live_letters()]
+            letters = [loads_letter(text) for text in self._live_letters()]
+        return [letter for letter in letters if ids is None or letter.id in ids]
+
+    def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
+        """Take dead letters out, and deliver what their messages become."""
+        with self._changed:  # held while delivering, as in `promote_due`
+            letters = {letter.id: letter for letter in self.dead_letters(ids)}
+            fates = {letter_id: taken for letter_id, letter in letters.items() if (taken := decide(letter))}
+            kept = [entry for entry in self._letters if loads_letter(entry[1]).id not in fates]
+            self.publish([taken.message for taken in fates.values() if taken.message], timeout_s=timeout_s)
+            self._letters = kept
+        return list(fates)
 
     def _live_letters(self) -> list[str]:
         now = self._clock.now()

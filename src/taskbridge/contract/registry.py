@@ -26,6 +26,9 @@ LEASED: Final = StageSpec(name="leased", workers=3, threads=2, lease_s=5, shared
 ALONE: Final = StageSpec(name="alone")
 """A stage of the scenario's own, without a worker."""
 
+BURIAL: Final = StageSpec(name="burial", workers=1, threads=4, shared=True)
+"""One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
+
 BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
 """As `ALONE`; an unknown task waits for 2 s."""
 

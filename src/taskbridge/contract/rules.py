@@ -67,6 +67,9 @@ _TEXTS: Final[Mapping[str, str]] = {
     "X1": "A message that would start after it has expired is discarded, with the reason expired.",
     "T1": "A run over its time limit is ended with TimeLimitExceeded, and is a failed attempt.",
     "T2": "A run that cannot be interrupted is ended together with its worker process, and is a crash.",
+    "L1": "A dead letter tells all that is known, without the secrets that the application takes out.",
+    "L2": "A replay starts a dead message again at attempt 1; it is dead or waits, never both and never neither.",
+    "L3": "What is purged is gone for good, and nothing else is.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }

@@ -6,6 +6,8 @@ An engine acknowledges its message only after `settle` returns (rules A1 and R5)
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -193,6 +195,7 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
         error=None if error is None else ErrorInfo.of(error),
         traceback="" if error is None else "".join(traceback.format_exception(error)),
         died_at=now,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
     )
 
 

@@ -24,11 +24,11 @@ class MemoryMarks:
     def started(self, message: Message) -> None:
         """Mark an attempt as started."""
         with self._lock:
-            self._running.add((message.id, message.attempt))
+            self._running.add((message.life, message.attempt))
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             self._running.discard(key)
             self._ended[key] = None
@@ -38,7 +38,7 @@ class MemoryMarks:
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away."""
         with self._lock:
-            self._running.discard((message.id, message.attempt))
+            self._running.discard((message.life, message.attempt))
 
     def all_given_back(self, *, timeout_s: float) -> None:
         """Take the marks of all runs away."""
@@ -47,7 +47,7 @@ class MemoryMarks:
 
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
         """Say what may be done with a message that may have been delivered before."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             if key in self._ended:
                 return Claim.ENDED

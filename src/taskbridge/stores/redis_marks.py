@@ -61,27 +61,25 @@ class RedisMarks:
     def started(self, message: Message) -> None:
         """Mark an attempt as started by this process; waits for nothing."""
         process = self._process()
-        process.running[message.id, message.attempt] = monotonic()
+        process.running[message.life, message.attempt] = monotonic()
         process.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
         process = self._process()
-        process.running.pop((message.id, message.attempt), None)
+        process.running.pop((message.life, message.attempt), None)
         process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
         process = self._process()
         process.ask(timeout_s, "DEL", self._key(message))
-        process.running.pop((message.id, message.attempt), None)
+        process.running.pop((message.life, message.attempt), None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
         """Take the marks of all runs in this process away."""
         process = self._process()
-        keys = [
-            f"{self._settings.namespace}:mark:{message_id}:{attempt}" for message_id, attempt in tuple(process.running)
-        ]
+        keys = [f"{self._settings.namespace}:mark:{life}:{attempt}" for life, attempt in tuple(process.running)]
         if keys:
             process.ask(timeout_s, "DEL", *keys)
         process.running.clear()
@@ -89,7 +87,7 @@ class RedisMarks:
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
         """Ask Redis, in one step, what may be done with a message, and mark it as this process's."""
         process = self._process()
-        mine = "1" if (message.id, message.attempt) in process.running else "0"
+        mine = "1" if (message.life, message.attempt) in process.running else "0"
         answer = process.ask(
             timeout_s, "EVAL", _CLAIM, 1, self._key(message), process.name, process.alive_prefix, _STARTED_TTL_S, mine
         )
@@ -98,7 +96,7 @@ class RedisMarks:
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:
         """Return whether an attempt's mark is this process's; Redis is asked if this process may have looked dead."""
         process = self._process()
-        started_at = process.running.get((message.id, message.attempt))
+        started_at = process.running.get((message.life, message.attempt))
         if started_at is None or process.lived_since(started_at):
             return True
         owner = process.ask(timeout_s, "GET", self._key(message))
@@ -112,7 +110,7 @@ class RedisMarks:
             mine.close()
 
     def _key(self, message: Message) -> str:
-        return f"{self._settings.namespace}:mark:{message.id}:{message.attempt}"
+        return f"{self._settings.namespace}:mark:{message.life}:{message.attempt}"
 
     def _process(self) -> _Process:
         mine = self._mine

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
-from taskbridge.brokers.base import Counts, PartlyPublished, Publication, Wire
+from taskbridge.brokers.base import Counts, Decide, PartlyPublished, Publication, Taken, Wire
+from taskbridge.brokers.rabbitmq.channel import Delivery
 from taskbridge.brokers.rabbitmq.connection import parameters_of
 from taskbridge.brokers.rabbitmq.engines import other_engines
-from taskbridge.brokers.rabbitmq.letters import browse
+from taskbridge.brokers.rabbitmq.letters import Removal, browse, take_out
 from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.session import QueueState, Session
+from taskbridge.brokers.rabbitmq.session import FAILURES, QueueState, Session
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology
 from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
@@ -125,8 +125,8 @@ class RabbitMQBroker:
         waiting = {queue: count(names) for queue, names in places.items()}
         return Counts(waiting=waiting, delayed=count([*levels, *due]), dead=count([self._topology.dead]))
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first, and leave them where they are.
+    def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
+        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
 
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
 
@@ -136,7 +136,59 @@ class RabbitMQBroker:
         bodies = self._looker.ask(
             lambda session, deadline: browse(session, self._topology.dead, deadline), self._settings.send_timeout_s
         )
-        return [_letter(body) for body in bodies]
+        letters = [_letter(body) for body in bodies]
+        return [letter for letter in letters if ids is None or letter.id in ids]
+
+    def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
+        """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now.
+
+        Raises:
+            BrokerUnavailable: Some may have been taken out.
+        """
+        chosen: dict[str, Removal] = {}
+        taken: list[str] = []
+
+        def choose(deliveries: Iterator[Delivery]) -> Sequence[Removal]:
+            chosen.update(self._chosen(deliveries, decide, ids))
+            return list(chosen.values())
+
+        def done(number: int) -> None:
+            taken[:] = list(chosen)[:number]
+
+        publisher = Publisher(self._parameters)  # its connection is this call's alone: a transaction is never repeated
+        try:
+            session = publisher.session(timeout_s)
+            session.connection.wait_open(Deadline(timeout_s))
+            session.make(self._packer.due, Deadline(timeout_s))
+            take_out(session, self._topology.dead, choose, done, timeout_s)
+        except FAILURES as exc:
+            problem = f"{exc}; of {len(chosen)} dead letters {len(taken)} were taken out before" if taken else str(exc)
+            raise BrokerUnavailable(problem, maybe_taken=bool(chosen)) from exc
+        finally:
+            publisher.close()
+        return taken
+
+    def _chosen(
+        self, deliveries: Iterator[Delivery], decide: Decide, ids: Collection[str] | None
+    ) -> dict[str, Removal]:
+        """Return by id what is to be taken out: all copies of a letter at once, and one message in their stead."""
+        tags: dict[str, list[int]] = {}
+        fates: dict[str, Taken] = {}
+        for delivery in deliveries:
+            letter = _letter(delivery.body)
+            tags.setdefault(letter.id, []).append(delivery.tag)
+            fate = decide(letter) if ids is None or letter.id in ids else None
+            if fate is not None:
+                fates[letter.id] = fate
+        return {
+            letter_id: Removal(tags=tags[letter_id], parcel=self._replayed(index, fate.message))
+            for index, (letter_id, fate) in enumerate(fates.items())
+        }
+
+    def _replayed(self, index: int, message: Message | None) -> Parcel | None:
+        if message is None:
+            return None
+        return self._packer.parked(index, message.dumps().encode(), 0.0, message_id=message.id)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if RabbitMQ answers.
@@ -157,4 +209,5 @@ def _letter(body: bytes) -> DeadLetter:
         return loads_letter(body)
     except DecodeError as exc:
         _log.warning("a dead letter can't be read: %s", exc)
-        return DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())
+        # Not now, for the id is made of the time too, and must be the same each time.
+        return DeadLetter(message=None, reason="undecodable", raw=body, died_at=0.0)

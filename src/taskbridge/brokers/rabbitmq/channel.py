@@ -272,10 +272,7 @@ class PublishingChannel(Channel):
 
     def _send_chunk(self, batch: Batch, chunk: Sequence[Parcel], deadline: Deadline) -> None:
         frame_max = self.connection.frame_max
-        data = b"".join(
-            publication_bytes(self.number, each.exchange, each.key, each.properties, each.body, frame_max)
-            for each in chunk
-        )
+        data = b"".join(_published(self.number, each, frame_max) for each in chunk)
         with self.connection.writing(deadline):
             try:
                 with self._changed:
@@ -344,6 +341,42 @@ class PublishingChannel(Channel):
                     batch.unsure.add(parcel.index)
                 batch.problem = reason
                 batch.answered()
+
+
+class TransactionChannel(Channel):
+    """A channel on which nothing counts until it is committed. It belongs to one thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._returned: set[str | None] = set()
+
+    def open(self, deadline: Deadline) -> None:
+        """Open the channel and begin the first transaction."""
+        self.call_all([spec.Channel.Open(), spec.Tx.Select()], deadline)
+
+    def commit(self, parcels: Sequence[Parcel], tags: Iterable[int], deadline: Deadline) -> list[Parcel]:
+        """Publish parcels and acknowledge deliveries, all or none of it, and return the parcels that found no queue.
+
+        Raises:
+            ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been done or not.
+        """
+        self._returned.clear()
+        frame_max = self.connection.frame_max
+        for chunk in _chunks(parcels):
+            self._write(b"".join(_published(self.number, parcel, frame_max) for parcel in chunk), deadline)
+        self.ack_all(tags, deadline)
+        self.call(spec.Tx.Commit(), deadline)
+        return [parcel for parcel in parcels if parcel.token in self._returned]
+
+    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
+        if isinstance(method, spec.Basic.Return):
+            self._returned.add(properties.message_id)  # before the commit is answered
+        else:
+            super()._on_content(method, properties, body)
+
+
+def _published(channel: int, parcel: Parcel, frame_max: int) -> bytes:
+    return publication_bytes(channel, parcel.exchange, parcel.key, parcel.properties, parcel.body, frame_max)
 
 
 def _chunks(parcels: Sequence[Parcel]) -> Iterable[Sequence[Parcel]]:

@@ -1,19 +1,28 @@
-"""Looks at all messages of a queue, and leaves them where they are."""
+"""Looks at all messages of a queue, and leaves them where they are or takes some out in transactions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import Empty
-from typing import Final
+from typing import Final, TypeVar
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries, Delivery, TransactionChannel
+from taskbridge.brokers.rabbitmq.connection import Connection
+from taskbridge.brokers.rabbitmq.parcel import Parcel
 from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 
+TOGETHER: Final = 100
+"""How many messages a transaction takes out at most."""
+
 _ACCESS_REFUSED: Final = 403
 _PAUSE_S: Final = 0.05
+
+ChannelT = TypeVar("ChannelT", bound=Channel)
 
 
 def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
@@ -22,36 +31,113 @@ def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
     The queue delivers them all, and takes them back, each to its place, when the channel is closed. Meanwhile nobody
     else may consume the queue: two readers at once would each see a part.
     """
-    while True:
-        state = session.look([queue], deadline).get(queue)
-        if state is None or (state.messages == 0 and state.consumers == 0):
-            return []
+    if not _may_hold(session, queue, deadline):
+        return []
+    with _reading(session, queue, Channel, deadline) as (channel, deliveries):
+        return [delivery.body for delivery in _all(channel, deliveries, queue, deadline.timeout_s)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """What is taken out of a queue together: deliveries, by their tags, and what is published in their stead."""
+
+    tags: Sequence[int]
+    parcel: Parcel | None
+
+
+def take_out(
+    session: Session,
+    queue: str,
+    choose: Callable[[Iterator[Delivery]], Sequence[Removal]],
+    done: Callable[[int], None],
+    timeout_s: float,
+) -> None:
+    """Take messages out of a queue, and publish others in their stead, up to 100 in a transaction.
+
+    A transaction ends with one `tx.commit`, which the server's channel carries out in one go: a client that is gone
+    before has changed nothing. It publishes before it acknowledges, so a server that is killed at that very instant
+    may keep both, and never loses both.
+
+    Args:
+        session: On a connection of its own, to be closed afterwards.
+        queue: What is read; meanwhile nobody else may.
+        choose: Is given all messages, and returns what is to be taken out.
+        done: Is told how many of these have been taken out so far, after each transaction.
+        timeout_s: For reading, and then for each transaction.
+    """
+    deadline = Deadline(timeout_s)
+    if not _may_hold(session, queue, deadline):
+        return
+    with _reading(session, queue, TransactionChannel, deadline) as (channel, deliveries):
+        removals = choose(_all(channel, deliveries, queue, timeout_s))
+        for start in range(0, len(removals), TOGETHER):
+            part = removals[start : start + TOGETHER]
+            _commit(session, channel, part, Deadline(timeout_s))
+            done(start + len(part))
+
+
+def _commit(session: Session, channel: TransactionChannel, part: Sequence[Removal], deadline: Deadline) -> None:
+    session.connection.wait_unblocked(deadline)
+    parcels = [removal.parcel for removal in part if removal.parcel is not None]
+    returned = channel.commit(parcels, [tag for removal in part for tag in removal.tags], deadline)
+    if returned:  # somebody deleted the queue a moment ago
+        outcome = session.deliver(returned, deadline)
+        if len(outcome.accepted) < len(returned):
+            raise TimedOutError(outcome.problem or "RabbitMQ did not confirm what was published again")
+
+
+def _may_hold(session: Session, queue: str, deadline: Deadline) -> bool:
+    """Return whether the queue holds something, or somebody reads it, who would have it in hand."""
+    state = session.look([queue], deadline).get(queue)
+    return state is not None and (state.messages > 0 or state.consumers > 0)
+
+
+@contextmanager
+def _reading(
+    session: Session, queue: str, kind: Callable[[Connection], ChannelT], deadline: Deadline
+) -> Generator[tuple[ChannelT, Deliveries]]:
+    """Read the queue during the block, and nobody else; at its end what is not acknowledged goes back."""
+    channel, deliveries = _only_reader(session, queue, kind, deadline)
+    try:
+        yield channel, deliveries
+    finally:
+        channel.close(Deadline(deadline.timeout_s))
+
+
+def _only_reader(
+    session: Session, queue: str, kind: Callable[[Connection], ChannelT], deadline: Deadline
+) -> tuple[ChannelT, Deliveries]:
+    refused = False
+    while not (refused and deadline.passed):
         try:
-            with session.channel(deadline) as channel:
-                return _all(channel, queue, deadline)
+            channel = kind(session.connection)
+            channel.open(deadline)
+            return channel, channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
         except ChannelClosedError as exc:
             if exc.code != _ACCESS_REFUSED:
                 raise
-        if deadline.passed:
-            raise TimedOutError(f"others are reading queue {queue!r} all the time")
-        time.sleep(_PAUSE_S)
+            refused = True
+            time.sleep(_PAUSE_S)
+        except TimedOutError:
+            if not refused:
+                raise
+    raise TimedOutError(f"others are reading queue {queue!r} all the time")
 
 
-def _all(channel: Channel, queue: str, deadline: Deadline) -> list[bytes]:
-    deliveries = channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
-    bodies: list[bytes] = []
+def _all(channel: Channel, deliveries: Deliveries, queue: str, timeout_s: float) -> Iterator[Delivery]:
     while True:
+        deadline = Deadline(timeout_s)  # for each answer: a long queue takes its time
         left: int = channel.call(existing_queue(queue), deadline).message_count
         # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
         # goes on; the next one can't.
         channel.call(existing_queue(queue), deadline)
-        bodies += _arrived(channel, deliveries)
+        yield from _arrived(channel, deliveries)
         if left == 0:
-            return bodies
+            return
         time.sleep(_PAUSE_S)
 
 
-def _arrived(channel: Channel, deliveries: Deliveries) -> Iterator[bytes]:
+def _arrived(channel: Channel, deliveries: Deliveries) -> Iterator[Delivery]:
     while True:
         try:
             delivery = deliveries.get_nowait()
@@ -60,4 +146,4 @@ def _arrived(channel: Channel, deliveries: Deliveries) -> Iterator[bytes]:
         if delivery is None:
             channel.check()
             return
-        yield delivery.body
+        yield delivery

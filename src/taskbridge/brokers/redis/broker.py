@@ -6,17 +6,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha1
 from itertools import chain, islice
 from typing import Any, Final
 
-from taskbridge.brokers.base import Counts, PartlyPublished, RedisCommand, Wire
+from taskbridge.brokers.base import Counts, Decide, PartlyPublished, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis.client import Client, Outcome, Request, Word
 from taskbridge.brokers.redis.pump import Pump
-from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, Parking, dead_keys, engines_key
+from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, TAKE_DEAD, Parking, dead_keys, engines_key
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
-from taskbridge.message import DeadLetter, Message, loads_letter
+from taskbridge.message import RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 
 _TOGETHER: Final = 100
@@ -108,35 +109,61 @@ class RedisBroker:
         waiting = {queue: sum(islice(remaining, len(places[queue]))) for queue in places}
         return Counts(waiting=waiting, delayed=delayed, dead=dead)
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first, and leave them where they are.
+    def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
+        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
 
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
 
         Raises:
             BrokerUnavailable: Redis doesn't answer within `send_timeout`.
         """
-        timeout_s = self._settings.send_timeout_s
+        return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
+
+    def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
+        """Take dead letters out, up to 100 in one script, which also parks what is replayed, due now.
+
+        Raises:
+            BrokerUnavailable: Some may have been taken out.
+        """
+        taken: list[str] = []
+        for part in self._dead_parts(ids, timeout_s):
+            chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
+            for indexes in _portions([len(found.text) for found, _ in chosen]):
+                taken += self._take(chosen[indexes.start : indexes.stop], timeout_s)
+        return taken
+
+    def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
+        keys = (self._dead, self._letters, self._parking.due, self._parking.messages, self._engines)
+        args = [word for found, fate in chosen for word in found.taken(fate)]
+        answers = self._client.run(TAKE_DEAD, keys, (self._wire.engine, *args), timeout_s=timeout_s)
+        return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
+
+    def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
+        """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
         while self._client.run(BURY, (self._dead, self._letters), (self._dead_ttl_ms,), timeout_s=timeout_s):
             pass  # there is more to forget
-        ids = self._client.execute([("ZRANGE", self._dead, 0, -1)], timeout_s=timeout_s)
-        return [*self._read_letters(ids, timeout_s)]
+        everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
+        if everything:
+            keys: list[bytes] = self._client.execute([("ZRANGE", self._dead, 0, -1)], timeout_s=timeout_s)
+        else:
+            keys = [each.encode() for each in ids or ()]
+        for start in range(0, len(keys), _TOGETHER):
+            found = self._read(keys[start : start + _TOGETHER], timeout_s)
+            part = [each for each in found if ids is None or each.letter.id in ids]
+            yield part if everything else sorted(part, key=lambda each: each.letter.died_at)
 
-    def _read_letters(self, ids: list[bytes], timeout_s: float) -> Iterator[DeadLetter]:
-        for start in range(0, len(ids), _TOGETHER):
-            part = ids[start : start + _TOGETHER]
-            texts = self._client.execute([("HMGET", self._letters, *part)], timeout_s=timeout_s)
-            for letter_id, text in zip(part, texts, strict=True):
-                if text is None:
-                    continue  # forgotten meanwhile
-                try:
-                    yield loads_letter(text)
-                except DecodeError as exc:
-                    _log.warning("dead letter %s can't be read: %s", letter_id.decode(), exc)
-                    died_at_ms = self._client.execute([("ZSCORE", self._dead, letter_id)], timeout_s=timeout_s)
-                    yield DeadLetter(
-                        message=None, reason="undecodable", raw=text, died_at=float(died_at_ms or 0) / 1000
-                    )
+    def _read(self, keys: Sequence[bytes], timeout_s: float) -> Iterator[_Dead]:
+        texts = self._client.execute([("HMGET", self._letters, *keys)], timeout_s=timeout_s)
+        for key, text in zip(keys, texts, strict=True):
+            if text is None:
+                continue  # forgotten meanwhile
+            try:
+                letter = loads_letter(text)
+            except DecodeError as exc:
+                _log.warning("dead letter %s can't be read: %s", key.decode(errors="replace"), exc)
+                died_at_ms = self._client.execute([("ZSCORE", self._dead, key)], timeout_s=timeout_s)
+                letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=float(died_at_ms or 0) / 1000)
+            yield _Dead(key=key, text=text, letter=letter)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if Redis answers.
@@ -158,6 +185,23 @@ def connect(settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> RedisBrok
         SettingsError: redis-py can't read the URL's options.
     """
     return RedisBroker(settings, wire)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Dead:
+    """A dead letter as it was read: its key, its text, and what that says."""
+
+    key: bytes
+    text: bytes
+    letter: DeadLetter
+
+    def taken(self, fate: Taken) -> tuple[Word, ...]:
+        """Return the words for the script that takes it out."""
+        digest = sha1(self.text, usedforsecurity=False).hexdigest()
+        if fate.message is None:
+            return self.key, digest, "", ""
+        member, _, text = _parked(fate.message, 0)
+        return self.key, digest, member, text
 
 
 @dataclass(slots=True)
@@ -214,7 +258,7 @@ def _portions(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def _parked(message: Message, delay_s: float) -> tuple[str, int, str]:
-    return f"{message.id}:{message.attempt}", max(0, math.ceil(delay_s * 1000)), message.dumps()
+    return f"{message.life}:{message.attempt}", max(0, math.ceil(delay_s * 1000)), message.dumps()
 
 
 def _milliseconds(duration_s: float) -> int:

@@ -28,21 +28,21 @@ class Attempts:
 
     def begin(self, message: Message) -> None:
         """Note that an attempt is handed to the pool."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             self._running[key] = message.redelivered
             self._ended.pop(key, None)  # a dead letter that was replayed
 
     def comes_again(self, message: Message) -> None:
         """Note that another message of a running attempt is on its way, put off as often as this one."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             if key in self._running:
                 self._running[key] = max(self._running[key], message.redelivered)
 
     def end(self, message: Message) -> None:
         """Note that an attempt's verdict has been carried out."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             self._ended[key] = self._running.pop(key, message.redelivered)
             if len(self._ended) > _REMEMBERED:
@@ -51,11 +51,11 @@ class Attempts:
     def forget(self, message: Message) -> None:
         """Note that an attempt was given back."""
         with self._lock:
-            self._running.pop((message.id, message.attempt), None)
+            self._running.pop((message.life, message.attempt), None)
 
     def state_of(self, message: Message) -> str | None:
         """Return what is known of an attempt: `running`, `ended`, or None for nothing."""
-        key = message.id, message.attempt
+        key = message.life, message.attempt
         with self._lock:
             if key in self._running:
                 return RUNNING

@@ -1,0 +1,353 @@
+"""Dead letters, for whoever looks after an application: list, get, replay and purge (rules L1 to L3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from taskbridge import codec
+from taskbridge.brokers.base import Broker, Decide, Taken
+from taskbridge.exceptions import DecodeError, NoSuchDeadLetter
+from taskbridge.message import DeadLetter, Message, Priority
+from taskbridge.retry import ErrorInfo
+
+if TYPE_CHECKING:
+    from taskbridge.settings import Settings
+
+DEFAULT_LIMIT: Final = 100
+"""How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
+
+_log = logging.getLogger("taskbridge.dead")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadEntry:
+    """A dead letter as it is shown; where its message could not be read, all that comes from it is None or empty.
+
+    Attributes:
+        id: The message's id, or one made of the bytes that could not be read.
+        reason: `exhausted`, `gave_up`, `bad_arguments`, `unknown_task` or `undecodable`.
+        task: The task's name.
+        queue: Where the message came from, and where a replay goes.
+        priority: Its priority.
+        attempts: How many runs were started since it was sent, or replayed.
+        replays: How often it was replayed before.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        unreadable_arguments: What is shown in their stead if they can't be decoded.
+        headers: What the application sent along.
+        error: The last error's type and message; None if no run raised one.
+        traceback: The last error's traceback, as text.
+        enqueued_at: When it was first sent, in UTC.
+        expires_at: When it expires, in UTC; None is never.
+        died_at: In UTC; None if that is not known.
+        worker: Which process buried it, as `host:process id`; None if that is not known.
+        raw: The bytes as they came, if they could not be read.
+    """
+
+    id: str
+    reason: str
+    task: str | None = None
+    queue: str | None = None
+    priority: Priority | None = None
+    attempts: int | None = None
+    replays: int = 0
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    unreadable_arguments: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    error: ErrorInfo | None = None
+    traceback: str = ""
+    enqueued_at: datetime | None = None
+    expires_at: datetime | None = None
+    died_at: datetime | None = None
+    worker: str | None = None
+    raw: bytes | None = None
+
+    @property
+    def arguments(self) -> str:
+        """The arguments as they would stand in a call, such as `42, name='x'`; empty if there are none."""
+        if self.unreadable_arguments is not None:
+            return self.unreadable_arguments
+        return ", ".join([*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())])
+
+
+Redact = Callable[[DeadEntry], DeadEntry]
+"""Returns what may be shown of a dead letter."""
+
+RedactT = TypeVar("RedactT", bound=Redact)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadPage:
+    """Some dead letters, the oldest first.
+
+    Attributes:
+        entries: The letters.
+        next: What `after` is to be for the next page; None if this is the last one.
+    """
+
+    entries: tuple[DeadEntry, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """What became of dead letters that were to be replayed.
+
+    Attributes:
+        ids: Those that wait for a worker now, the oldest first.
+        missing: Those that were asked for and are not there: never were, expired, or somebody else took them.
+        unreadable: Those that stay, because what they hold can't be read as a message.
+    """
+
+    ids: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+class Host(Protocol):
+    """The bridge, as its dead letters see it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings."""
+        ...
+
+    @property
+    def broker(self) -> Broker:
+        """The connection to the broker."""
+        ...
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        ...
+
+    def work_is_there(self) -> None:
+        """Learn that messages wait that were not sent here."""
+        ...
+
+
+class DeadLetters:
+    """The dead letters of a bridge's namespace, whichever engine they come from; `Bridge.dead` is one."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._redact: Redact | None = None
+
+    # Looking
+
+    def list(
+        self,
+        *,
+        task: str | None = None,
+        reason: str | None = None,
+        queue: str | None = None,
+        limit: int | None = DEFAULT_LIMIT,
+        after: str | None = None,
+    ) -> DeadPage:
+        """Return dead letters, the oldest first, and leave them where they are.
+
+        Args:
+            task: Only of tasks whose names match this glob, such as `shop.email.*`.
+            reason: Only with this reason.
+            queue: Only from this queue.
+            limit: At most so many; None for all.
+            after: The `next` of the page before.
+
+        Raises:
+            ValueError: `limit` is under 1, or `after` comes from no page.
+            BrokerUnavailable: The broker doesn't answer within `send_timeout`.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        start = None if after is None else _place_of(after)
+        found = sorted(filter(_filter(task, reason, queue), self._host.broker.dead_letters()), key=_place)
+        left = found if start is None else [letter for letter in found if _place(letter) > start]
+        page = left[:limit]
+        is_last = len(page) == len(left)
+        return DeadPage(
+            entries=tuple(map(self._shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
+        )
+
+    def get(self, id: str) -> DeadEntry:
+        """Return one dead letter.
+
+        Raises:
+            NoSuchDeadLetter: There is none of this id.
+            BrokerUnavailable: The broker doesn't answer within `send_timeout`.
+        """
+        found = self._host.broker.dead_letters([id])
+        if not found:
+            raise NoSuchDeadLetter(id)
+        return self._shown(found[-1])
+
+    def redact(self, function: RedactT) -> RedactT:
+        """Have a function decide what is shown, as a decorator: it gets a `DeadEntry` and returns one without secrets.
+
+        It counts for `list`, `get` and the command line (if that knows the application). What is stored stays whole,
+        for a replay needs the real arguments; so do `Bridge.dead_letters` and the hook `dead`, which show nobody
+        anything. If the function fails, arguments, headers, error and traceback are hidden.
+        """
+        self._redact = function
+        return function
+
+    # Taking out
+
+    def replay(self, ids: str | Iterable[str]) -> Replayed:
+        """Send dead letters again: each starts at attempt 1, on whichever engine is configured now.
+
+        Id, arguments, headers, queue, priority and the time of sending stay. An expiry that has passed no longer
+        counts. Each letter moves in one step: whoever is killed meanwhile, it is dead or waits, never both and never
+        neither. On RabbitMQ nobody else can read the dead letters meanwhile.
+
+        Args:
+            ids: One id, or several.
+
+        Raises:
+            BrokerUnavailable: Not all were replayed; to do it again is safe.
+        """
+        wanted = dict.fromkeys([ids] if isinstance(ids, str) else ids)
+        unreadable: dict[str, None] = {}
+        taken = self._take(lambda letter: self._again(letter, unreadable), wanted)
+        missing = [each for each in wanted if each not in taken and each not in unreadable]
+        return self._replayed(taken, missing, unreadable)
+
+    def replay_all(self, *, task: str | None = None, reason: str | None = None, queue: str | None = None) -> Replayed:
+        """Send all dead letters again, or those that `list` finds by these filters; see `replay`.
+
+        Raises:
+            BrokerUnavailable: Not all were replayed; to do it again is safe.
+        """
+        matches = _filter(task, reason, queue)
+        unreadable: dict[str, None] = {}
+        taken = self._take(lambda letter: self._again(letter, unreadable) if matches(letter) else None, None)
+        return self._replayed(taken, (), unreadable)
+
+    def purge(self, ids: str | Iterable[str]) -> tuple[str, ...]:
+        """Forget dead letters for good, and return the ids of those that were there.
+
+        Raises:
+            BrokerUnavailable: Not all were forgotten; to do it again is safe.
+        """
+        return tuple(self._take(lambda _: Taken(), dict.fromkeys([ids] if isinstance(ids, str) else ids)))
+
+    def purge_all(
+        self, *, task: str | None = None, reason: str | None = None, queue: str | None = None
+    ) -> tuple[str, ...]:
+        """Forget all dead letters for good, or those that `list` finds by these filters, and return their ids.
+
+        Raises:
+            BrokerUnavailable: Not all were forgotten; to do it again is safe.
+        """
+        matches = _filter(task, reason, queue)
+        return tuple(self._take(lambda letter: Taken() if matches(letter) else None, None))
+
+    def _again(self, letter: DeadLetter, unreadable: dict[str, None]) -> Taken | None:
+        if letter.message is None:
+            unreadable[letter.id] = None
+            return None
+        return Taken(message=letter.message.replayed(self._host.now()))
+
+    def _take(self, decide: Decide, ids: dict[str, None] | None) -> Sequence[str]:
+        timeout_s = self._host.settings.send_timeout_s
+        return self._host.broker.take_dead(decide, ids=ids, timeout_s=timeout_s)
+
+    def _replayed(self, taken: Iterable[str], missing: Iterable[str], unreadable: Iterable[str]) -> Replayed:
+        ids = tuple(taken)
+        if ids:
+            _log.info("replayed %d dead letters", len(ids))
+            self._host.work_is_there()
+        return Replayed(ids=ids, missing=tuple(missing), unreadable=tuple(unreadable))
+
+    # Showing
+
+    def _shown(self, letter: DeadLetter) -> DeadEntry:
+        entry = entry_of(letter)
+        if self._redact is None:
+            return entry
+        if entry.unreadable_arguments is not None:  # the function could not find the secrets in there
+            entry = replace(entry, unreadable_arguments="(hidden: they can't be decoded)")
+        try:
+            return self._redact(entry)
+        except Exception as exc:
+            _log.exception("the redact function failed for task %s id %s", entry.task, entry.id)
+            return _hidden(entry, type(exc).__name__)
+
+
+def entry_of(letter: DeadLetter) -> DeadEntry:
+    """Return all that is known of a dead letter."""
+    entry = DeadEntry(
+        id=letter.id,
+        reason=letter.reason,
+        error=letter.error,
+        traceback=letter.traceback,
+        died_at=_moment(letter.died_at) if letter.died_at else None,
+        worker=letter.worker or None,
+        raw=letter.raw,
+    )
+    message = letter.message
+    if message is None:
+        return entry
+    return replace(
+        entry,
+        task=message.task,
+        queue=message.queue,
+        priority=message.priority,
+        attempts=message.attempt,
+        replays=message.replays,
+        **_arguments(message),
+        headers=dict(message.headers),
+        enqueued_at=_moment(message.enqueued_at),
+        expires_at=None if message.expires_at is None else _moment(message.expires_at),
+    )
+
+
+def _arguments(message: Message) -> dict[str, Any]:
+    try:
+        return {
+            "args": tuple(codec.loads_array(message.args_json)),
+            "kwargs": codec.loads_object(message.kwargs_json),
+        }
+    except DecodeError:
+        return {"unreadable_arguments": f"{message.args_json} {message.kwargs_json}"}
+
+
+def _hidden(entry: DeadEntry, why: str) -> DeadEntry:
+    hidden = f"(hidden: the redact function failed: {why})"
+    error = None if entry.error is None else ErrorInfo(type=entry.error.type, message=hidden)
+    return replace(
+        entry, args=(), kwargs={}, unreadable_arguments=hidden, headers={}, error=error, traceback="", raw=None
+    )
+
+
+def _moment(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, timezone.utc)
+
+
+def _filter(task: str | None, reason: str | None, queue: str | None) -> Callable[[DeadLetter], bool]:
+    def matches(letter: DeadLetter) -> bool:
+        message = letter.message
+        return (
+            (reason is None or letter.reason == reason)
+            and (task is None or (message is not None and fnmatchcase(message.task, task)))
+            and (queue is None or (message is not None and message.queue == queue))
+        )
+
+    return matches
+
+
+def _place(letter: DeadLetter) -> tuple[float, str]:
+    return letter.died_at, letter.id
+
+
+def _place_of(after: str) -> tuple[float, str]:
+    died_at, _, letter_id = after.partition(":")
+    try:
+        return float(died_at), letter_id
+    except ValueError:
+        raise ValueError(f"after must be the next of a page, not {after!r}") from None
