@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.target import Target
 
+_STORE = "redis://localhost" if importlib.util.find_spec("redis") else None
 _HERE = Path(__file__).parent
 
 
@@ -27,4 +29,13 @@ def _is_pointless(item: pytest.Item) -> bool:
         return False
     target = str(params["target"])
     place = "localhost" if target.endswith(("redis", "amqp")) else ""
-    return bool(SCENARIOS[str(params["scenario"])].refusal(Target.of(f"{target}://{place}")))
+    return bool(SCENARIOS[str(params["scenario"])].refusal(Target.of(f"{target}://{place}", store=_STORE)))
+
+
+@pytest.fixture(scope="session")
+def target_store(target: str, request: pytest.FixtureRequest) -> str | None:
+    """Where attempt marks live: in a private Redis, for a target whose broker keeps none."""
+    if not target.endswith("amqp") or _STORE is None:
+        return None
+    url: str = request.getfixturevalue("redis_server").url
+    return url

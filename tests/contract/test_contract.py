@@ -13,12 +13,14 @@ assert taskbridge.contract.scenarios.__all__
 
 
 @pytest.fixture(scope="session")
-def results(request: pytest.FixtureRequest, target: str, target_url: str) -> dict[str, Result]:
+def results(
+    request: pytest.FixtureRequest, target: str, target_url: str, target_store: str | None
+) -> dict[str, Result]:
     """What came of the chosen scenarios on the target."""
     chosen = [name for name in SCENARIOS if name in _names(request.session, target)]
     scenarios = [SCENARIOS[name] for name in chosen]
     found = run_suite(
-        Target.of(target_url), scenarios, done=lambda _: None, clean=False
+        Target.of(target_url, store=target_store), scenarios, done=lambda _: None, clean=False
     )  # the server ends with the tests
     return {result.scenario: result for result in found}
 

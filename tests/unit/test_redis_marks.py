@@ -151,3 +151,35 @@ def test_the_store_is_the_broker_if_that_is_redis_or_memory_and_else_the_setting
     assert isinstance(Bridge("celery+amqp://127.0.0.1:1/", store="redis://127.0.0.1:1/0").marks, RedisMarks)
     assert Bridge("celery+amqp://127.0.0.1:1/").marks is None
     assert Bridge("inline://").marks is None
+
+
+def test_a_worker_that_stood_still_learns_that_another_one_has_decided(server: PrivateRedis) -> None:
+    code = (
+        "import sys\n"
+        "from tests.unit.test_redis_marks import RedisMarks, LEASE_S, load, a_message\n"
+        "from taskbridge import Message\n"
+        f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
+        f"marks = RedisMarks(settings, '{server.url}')\n"
+        "make = lambda id: Message(id=id, task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
+        "marks.started(make('decided')), marks.started(make('undecided'))\n"
+        "print('started', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print([marks.still_ours(make(id), timeout_s=1) for id in ('decided', 'undecided')], flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as still:
+        assert still.stdin is not None
+        assert still.stdout is not None
+        assert still.stdout.readline() == "started\n"
+        still.send_signal(signal.SIGSTOP)
+        marks = marks_of(server)
+        decided = Message(id="decided", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+        assert claim_when(marks, decided, Claim.LOST) is Claim.LOST
+        marks.ended(decided)
+        assert claim_when(marks, decided, Claim.ENDED) is Claim.ENDED
+        still.send_signal(signal.SIGCONT)
+        still.stdin.write("\n")
+        still.stdin.flush()
+        assert still.stdout.readline() == "[False, True]\n"
+        marks.close()

@@ -14,9 +14,16 @@ if "TASKBRIDGE_CONTRACT_MUTANT" in os.environ:
 
     mutants.apply(os.environ["TASKBRIDGE_CONTRACT_MUTANT"])
 
+_variant: Variant = Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}")))
+
+if _variant.dies:
+    from taskbridge.contract import deaths  # here, for it imports what it changes
+
+    deaths.prepare(_variant.dies)
+
 bridge: Bridge = Bridge()
 tasks: Tasks = Tasks(
     bridge,
     Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]),
-    Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}"))),
+    _variant,
 )

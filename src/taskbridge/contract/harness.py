@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
 
 from taskbridge import Bridge, DeadLetter, Handle, Task
@@ -234,10 +234,17 @@ class Harness:
         url: str | None = None,
         variant: Variant | None = None,
         answers: bool = True,
+        supervised: bool = False,
     ) -> Worker:
         """Start a worker on the stage; see `Stage.start_worker`."""
         return self.stage.start_worker(
-            queues=queues, processes=processes, threads=threads, url=url, variant=variant, answers=answers
+            queues=queues,
+            processes=processes,
+            threads=threads,
+            url=url,
+            variant=variant,
+            answers=answers,
+            supervised=supervised,
         )
 
     def stop(self, worker: Worker) -> None:
@@ -256,6 +263,16 @@ class Harness:
         """Send a message whose text is rewritten on its way out."""
         with rewriting(self.bridge, rewrite):
             return self.send(Plan(steps=(RETURN,), policy="once"))
+
+    def deliver_again(self, sent: Sent, *, redelivered: int = 1) -> None:
+        """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
+        wire: Any = self.bridge.wire
+        encode = wire.encode
+        wire.encode = lambda message: encode(replace(message, id=sent.id, redelivered=redelivered))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        try:
+            self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
+        finally:
+            wire.encode = encode
 
     def close(self) -> None:
         """Let go of what the scenario opened."""

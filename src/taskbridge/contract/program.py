@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from typing_extensions import Self
 
-from taskbridge import Priority, RetryPolicy
+from taskbridge import Priority, RetryPolicy, WorkerLost
 
 
 class PermanentError(Exception):
@@ -35,12 +35,16 @@ ERRORS: Final[Mapping[str, type[BaseException]]] = {
 }
 """What a step may raise, by name."""
 
+WORKER_LOST: Final = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
+"""How a task is told of a run that was lost with its worker."""
+
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
     "standard": RetryPolicy(max_attempts=5, min_delay=0.2, factor=2),
     "exact": RetryPolicy(max_attempts=4, min_delay=0.3, factor=1.5, jitter=0),
     "listed": RetryPolicy(max_attempts=4, delays=[0.1, 0.6], jitter=0),
     "capped": RetryPolicy(max_attempts=4, min_delay=0.2, factor=10, max_delay=0.5, jitter=0.2),
     "once": RetryPolicy.never(),
+    "twice": RetryPolicy(max_attempts=2, min_delay=0.1),
     "unlimited": RetryPolicy(max_attempts=None, min_delay=0.05, factor=1),
     "selective": RetryPolicy(max_attempts=3, min_delay=0.1, retry_on=(ConnectionError, LookupError)),
     "giving_up": RetryPolicy(
@@ -63,6 +67,9 @@ class Step:
         gate: The name of a gate that has to be opened first; empty for none.
         sleep_s: How long it sleeps, in slices.
         spin_s: How long it computes, in pure Python.
+        stuck: `sleep` or `search`: it is in one call into C for longer than any scenario waits; a search keeps the
+            interpreter's lock as well.
+        kill: Whether it kills the process that it runs in.
     """
 
     outcome: Literal["return", "raise", "retry", "discard"] = "return"
@@ -71,6 +78,8 @@ class Step:
     gate: str = ""
     sleep_s: float = 0.0
     spin_s: float = 0.0
+    stuck: Literal["", "sleep", "search"] = ""
+    kill: bool = False
 
     def plain(self) -> dict[str, Any]:
         """Return the step as it travels in a message."""
@@ -84,6 +93,7 @@ class Step:
 
 RETURN: Final = Step()
 ASK: Final = Step(outcome="retry")
+KILL: Final = Step(kill=True)
 DISCARD: Final = Step(outcome="discard")
 
 

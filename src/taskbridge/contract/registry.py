@@ -38,6 +38,9 @@ SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=2)
 SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
 """As `ALONE`, with a lease of 5 s."""
 
+STORED: Final = StageSpec(name="stored", lease_s=5, grace_s=2, stored=True)
+"""As `SHORT_LEASE`, with a short grace too, and attempt marks."""
+
 Refusal = Callable[[Target], str]
 
 
@@ -56,6 +59,18 @@ def with_a_server(target: Target) -> str:
     if target.in_process:
         return "its broker is the process that sends"
     return "" if target.place is not None else "its broker has no host and port"
+
+
+def with_marks(target: Target) -> str:
+    """Keep out targets without attempt marks."""
+    if target.address.engine == "inline":
+        return "nothing is delivered twice where nothing outlives the process"
+    return "" if target.keeps_marks or target.store else "it has no attempt marks without TASKBRIDGE_STORE=redis://..."
+
+
+def with_processes_and_marks(target: Target) -> str:
+    """Keep out targets whose worker can't be killed, or without attempt marks."""
+    return with_processes(target) or with_marks(target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

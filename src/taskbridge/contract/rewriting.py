@@ -18,6 +18,14 @@ Rewrite = Callable[[str], str]
 
 GARBAGE: Final = "}{ this is no message"
 
+BINARY: Final = b"\xff\xfe\x00\x80{"
+
+_BINARY_TEXT: Final = BINARY.decode("latin-1")
+
+HUGE_BYTES: Final = 3_000_000
+
+_IN_BODIES: Final = ('"body"', '"queue_name"', '"chain"')
+
 _FORM: Final = re.compile(r'(\\*"form\\*": ?)1\b')
 _BODY: Final = re.compile(r'("body": ?")[^"]*(")')
 _JSON_TYPE: Final = "application/json"
@@ -32,6 +40,22 @@ def newer_form(text: str) -> str:
 def garbage(text: str) -> str:
     """Write something else in place of every JSON object or array."""
     return GARBAGE if text.startswith(("{", "[")) else text
+
+
+def binary(text: str) -> str:
+    """Write bytes that are no text in place of every JSON object or array."""
+    return _BINARY_TEXT if text.startswith(("{", "[")) else text
+
+
+def huge(text: str) -> str:
+    """Write something very long, which begins like JSON and never ends, in place of the body."""
+    is_body = text.startswith(("{", "[")) and any(word in text for word in _IN_BODIES)  # headers can't be long
+    return '{"a": "' + "x" * HUGE_BYTES if is_body else text
+
+
+def no_form(text: str) -> str:
+    """Write a message's form as one that never was."""
+    return _FORM.sub(r"\g<1>0", text)
 
 
 def pickled(path: str) -> Rewrite:
@@ -72,7 +96,8 @@ def rewriting(bridge: Bridge, rewrite: Rewrite) -> Generator[None]:
 def _rewritten(native: Any, rewrite: Rewrite) -> Any:
     """Return a native message of any make, with every text in it rewritten."""
     if isinstance(native, str):
-        return rewrite(native)
+        text = rewrite(native)
+        return BINARY if text == _BINARY_TEXT else text  # no text could be these bytes
     if isinstance(native, bytes):  # latin-1, for it keeps all bytes
         return rewrite(native.decode("latin-1")).encode("latin-1")
     if isinstance(native, (list, tuple)):

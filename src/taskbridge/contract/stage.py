@@ -24,7 +24,7 @@ from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import PROBE_FILE, QUEUES, ROUTES, Tasks, Variant
-from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, Worker
+from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, SupervisedWorker, Worker
 from taskbridge.engines.base import WorkerOptions
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class StageSpec:
         grace_s: The setting `grace`.
         unknown_task_grace_s: The setting of this name.
         max_message_bytes: The setting of this name.
+        stored: Whether attempt marks live in the target's store, if its broker keeps none.
         shared: Whether scenarios may share it; each has one of its own otherwise.
         quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
     """
@@ -64,6 +65,7 @@ class StageSpec:
     grace_s: float = 10.0
     unknown_task_grace_s: float = 600.0
     max_message_bytes: int = 100_000
+    stored: bool = False
     shared: bool = False
     quiet: bool = False
 
@@ -135,7 +137,12 @@ class Stage:
             unknown_task_grace=self.spec.unknown_task_grace_s,
             send_timeout=send_timeout_s,
             max_message_bytes=self.spec.max_message_bytes,
+            store=self._store,
         )
+
+    @property
+    def _store(self) -> str | None:
+        return self.target.store if self.spec.stored and not self.target.keeps_marks else None
 
     def environment(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
         """Return the variables by which another process makes the same bridge."""
@@ -152,6 +159,7 @@ class Stage:
             "TASKBRIDGE_MAX_MESSAGE_BYTES": str(self.spec.max_message_bytes),
             "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),
             "TASKBRIDGE_CONTRACT_VARIANT": (Variant() if variant is None else variant).dumps(),
+            **({} if self._store is None else {"TASKBRIDGE_STORE": self._store}),
             **({} if mutant is None else {"TASKBRIDGE_CONTRACT_MUTANT": mutant}),
         }
 
@@ -196,6 +204,7 @@ class Stage:
         url: str | None = None,
         variant: Variant | None = None,
         answers: bool = True,
+        supervised: bool = False,
     ) -> Worker:
         """Start another worker.
 
@@ -207,8 +216,12 @@ class Stage:
             variant: What its tasks are like; only for one in a process of its own.
             answers: Whether to wait until a message sent to its first queue was run; its `worker_started` hooks are
                 waited for always.
+            supervised: Whether `taskbridge worker` starts it, and starts it again when it ends by itself; only for one
+                in a process of its own.
         """
-        worker = self._launch(queues=queues, processes=processes, threads=threads, url=url, variant=variant)
+        worker = self._launch(
+            queues=queues, processes=processes, threads=threads, url=url, variant=variant, supervised=supervised
+        )
         self._wait_ready(worker, processes)
         if answers:
             self._wait_for_answer(queues[0] if queues else QUEUES[0])
@@ -222,6 +235,7 @@ class Stage:
         threads: int | None = None,
         url: str | None = None,
         variant: Variant | None = None,
+        supervised: bool = False,
     ) -> Worker:
         processes = self.spec.processes if processes is None else processes
         threads = self.spec.threads if threads is None else threads
@@ -232,7 +246,8 @@ class Stage:
             self._workers_started += 1
             options = WorkerOptions(app=APP, queues=tuple(queues), processes=processes, threads=threads)
             log = self.folder / f"worker-{self._workers_started}.log"
-            worker = ProcessWorker.start(self.bridge, options, self.environment(url, variant), log)
+            kind = SupervisedWorker if supervised else ProcessWorker
+            worker = kind.start(self.bridge, options, self.environment(url, variant), log)
         self.workers.append(worker)
         return worker
 
@@ -317,7 +332,9 @@ class Stage:
         for record in self.records.all():
             if record.pid not in self._ended_pids and record.kind in (START, END):
                 runs[record.id, record.attempt, record.pid] += 1 if record.kind == START else -1
-        return tuple(key[0] for key, count in runs.items() if count > 0)
+        for worker in self.workers:
+            worker.wait(0)  # else what has died is still there
+        return tuple(key[0] for key, count in runs.items() if count > 0 and not _is_gone(key[2]))
 
     def wait_idle(self, within_s: float, own_ids: Callable[[], frozenset[str]]) -> None:
         """Wait until nothing waits, runs or is parked, in two looks between which nothing happened.
@@ -364,3 +381,11 @@ class Stage:
             counts = str(exc)
         logs = [f"--- log of worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers, 1)]
         return "\n".join([counts, *(log for log in logs if log.count("\n"))])
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False

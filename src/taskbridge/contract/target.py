@@ -25,21 +25,29 @@ class Target:
     Attributes:
         url: What a bridge is given; a secret, for it may hold a password.
         address: Its parts.
+        store: Where attempt marks live, if not in the broker; None for nowhere. A secret too.
     """
 
     url: str
     address: Address
+    store: str | None = None
 
     @classmethod
-    def of(cls, url: str) -> Self:
+    def of(cls, url: str, *, store: str | None = None) -> Self:
         """Return the target of a URL.
+
+        Args:
+            url: The URL.
+            store: Where attempt marks live; the variable `TASKBRIDGE_STORE` if None.
 
         Raises:
             SettingsError: It is not one.
         """
-        address = Bridge(url).settings.url
+        settings = Bridge(url).settings
+        address = settings.url
+        store = settings.store if store is None else store
         # Without threads of its own: the harness starts and stops the worker.
-        return cls(url="inline://?threads=0" if address.engine == "inline" else url, address=address)
+        return cls(url="inline://?threads=0" if address.engine == "inline" else url, address=address, store=store)
 
     def __repr__(self) -> str:
         return f"<Target {self.name}>"
@@ -58,6 +66,11 @@ class Target:
     def in_process(self) -> bool:
         """Whether messages and workers live in the process that sends."""
         return self.address.broker == "memory"
+
+    @property
+    def keeps_marks(self) -> bool:
+        """Whether there are attempt marks without a store being named: the broker is one."""
+        return self.address.broker == "redis" or (self.in_process and self.address.engine != "inline")
 
     @property
     def whole_seconds(self) -> bool:

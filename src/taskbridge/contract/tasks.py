@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -34,6 +38,11 @@ STAMP: Final = "stamp"
 LATE: Final = "contract.late"
 """The task that some workers do not know."""
 
+_STUCK: Final[Mapping[str, Callable[[], object]]] = {
+    "sleep": lambda: time.sleep(1000),
+    "search": lambda: re.fullmatch("(a+)+b", "a" * 60),  # longer than the universe is old
+}
+
 _POLL_S: Final = 0.02
 _LONGEST_HOLD_S: Final = 120.0
 
@@ -47,10 +56,14 @@ class Variant:
     Attributes:
         late: Whether it knows the task `contract.late`.
         changing: How many attempts the task `contract.changing` has.
+        narrow: Whether the task `contract.narrowed` has a parameter less.
+        dies: Where the worker kills itself, by the name of a place in `taskbridge.contract.deaths`; empty for nowhere.
     """
 
     late: bool = True
     changing: int = 5
+    narrow: bool = False
+    dies: str = ""
 
     def dumps(self) -> str:
         """Return it as text."""
@@ -125,9 +138,26 @@ class Tasks:
         self.meeting: Final = bridge.task(name="contract.meeting")(self._meeting)
         self.echo: Final = bridge.task(name="contract.echo", retry=RetryPolicy.never())(self._echo)
         self.awkward: Final = bridge.task(name="contract.awkward")(self._awkward)
+        self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
         self._declare_hooks()
+
+    def declare_narrowed(self, *, narrow: bool) -> Task[..., None]:
+        """Declare the task whose signature changes while messages for it are on their way, perhaps again."""
+
+        def run(*values: int) -> None:
+            self._note_run()
+
+        names = ("a",) if narrow else ("a", "b")
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        cast("Any", run).__signature__ = Signature(parameters)
+        return self._bridge.task(name="contract.narrowed")(run)
+
+    def _note_run(self) -> None:
+        context = current()
+        self._started(context)
+        self._ended(context, "returned")
 
     def declare_changing(self, max_attempts: int) -> Task[[list[dict[str, Any]]], str]:
         """Declare the task whose policy changes, perhaps again."""
@@ -204,6 +234,10 @@ class Tasks:
         deadline = time.monotonic() + step.spin_s
         while time.monotonic() < deadline:
             pass
+        if step.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step.stuck:
+            _STUCK[step.stuck]()
         _end(step)
 
     def _pass(self, gate: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from taskbridge.engines.base import Command, WorkerOptions
 
 APP: Final = "taskbridge.contract.app:bridge"
 _SHOWN_LINES: Final = 40
+_TWICE: Final = 2
+_BETWEEN_S: Final = 0.3
+_ENDS_WITHIN_S: Final = 5.0
 
 
 class Worker(Protocol):
@@ -32,6 +36,18 @@ class Worker(Protocol):
 
     def kill(self) -> None:
         """End it with SIGKILL; in threads of this process, as fast as they can be ended."""
+        ...
+
+    def pause(self) -> None:
+        """Make it stand still, as SIGSTOP does.
+
+        Raises:
+            NotImplementedError: It is threads of this process.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
         ...
 
     def wait(self, timeout_s: float) -> int | None:
@@ -81,11 +97,22 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the groups."""
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        self._signal_groups(signal.SIGKILL)
         for process in self._processes:
             process.wait()
+
+    def pause(self) -> None:
+        """Send SIGSTOP to every process of the groups."""
+        self._signal_groups(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Send SIGCONT to every process of the groups."""
+        self._signal_groups(signal.SIGCONT)
+
+    def _signal_groups(self, number: int) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait until all have ended, and return the first exit code that is not 0, else 0."""
@@ -100,6 +127,47 @@ class ProcessWorker:
     def log(self) -> str:
         """Return the last lines that it wrote."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+
+
+class SupervisedWorker(ProcessWorker):
+    """What `taskbridge worker` starts, and starts again."""
+
+    @classmethod
+    def start(cls, bridge: Bridge, options: WorkerOptions, env: Mapping[str, str], log: Path) -> SupervisedWorker:
+        """Start a supervisor; its workers are not ready yet."""
+        argv = [
+            *(sys.executable, "-m", "taskbridge", "worker", options.app),
+            *("--processes", str(options.processes), "--threads", str(options.threads)),
+            *(("--queues", ",".join(options.queues)) if options.queues else ()),
+        ]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+        return cls([Command(argv=tuple(argv))], {**inherited, **env}, log)
+
+    def owns(self, pid: int) -> bool:
+        """Return whether a process is the supervisor or descends from it."""
+        supervisor = self._processes[0].pid
+        while pid > 1 and pid != supervisor:
+            pid = _parent(pid)
+        return pid == supervisor
+
+    def kill(self) -> None:
+        """Tell the supervisor to end everything at once, which it does at a second signal."""
+        (process,) = self._processes
+        for _ in range(_TWICE):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_BETWEEN_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDS_WITHIN_S)
+        super().kill()
+
+
+def _parent(pid: int) -> int:
+    """Return a process's parent; 0 if it is gone."""
+    command = ["ps", "-o", "ppid=", "-p", str(pid)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return int(done.stdout.strip() or 0)
 
 
 class EmbeddedWorker:
@@ -139,6 +207,13 @@ class EmbeddedWorker:
         """Leave the block, and wait for the end of the grace."""
         self._stop.set()
         self._thread.join()
+
+    def pause(self) -> None:
+        """Refuse: this process would stand still too."""
+        raise NotImplementedError("a worker in this process can't stand still by itself")
+
+    def resume(self) -> None:
+        """Do nothing: it never stands still."""
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait until the block is left; an error of it counts as exit code 1."""

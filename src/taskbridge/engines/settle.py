@@ -83,11 +83,21 @@ def finish(host: Host, message: Message, verdict: Verdict) -> None:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
     marks = host.marks
+    if marks is not None and not _is_still_ours(host, marks, message):
+        _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
+        return
     if marks is not None and isinstance(verdict, GivenBack):
         _persist(host, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
     settle(host, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message)
+
+
+def _is_still_ours(host: Host, marks: Marks, message: Message) -> bool:
+    """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
+    answers: list[bool] = []
+    _persist(host, lambda timeout_s: answers.append(marks.still_ours(message, timeout_s=timeout_s)))
+    return answers[0]
 
 
 def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdict | None:
@@ -147,7 +157,7 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
                 type(error).__name__,
                 after_s,
             )
-            later(host, message.next_attempt(error), after_s)
+            later(host, _following(message, error), after_s)
             host.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
         case Dead(reason, error):
             _log.error(
@@ -165,6 +175,16 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
             host.hooks.call(Event(name="discarded", message=message, reason=reason))
         case GivenBack():
             _log.info("task %s id %s attempt %d interrupted, goes back", message.task, message.id, message.attempt)
+
+
+def _following(message: Message, error: BaseException) -> Message:
+    """Return the message of the next attempt.
+
+    A worker may have died just after it had parked that one. So the one that is parked in its place tells whoever takes
+    it to look at the marks, and of the two, one runs (rule A7).
+    """
+    following = message.next_attempt(error)
+    return replace(following, redelivered=1) if isinstance(error, WorkerLost) else following
 
 
 def letter_of(message: Message, *, reason: str, error: BaseException | None, now: float) -> DeadLetter:

@@ -65,6 +65,17 @@ class Marks(Protocol):
         """
         ...
 
+    def still_ours(self, message: Message, *, timeout_s: float) -> bool:
+        """Return whether an attempt that was started here is still this worker's.
+
+        It isn't if this process stood still for so long that it was taken for dead, and another worker has decided
+        about the attempt. The store is asked only then.
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what is held open."""
         ...

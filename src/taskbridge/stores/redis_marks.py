@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import threading
+from math import inf
 from time import monotonic
 from typing import Any, Final
 
@@ -60,20 +61,20 @@ class RedisMarks:
     def started(self, message: Message) -> None:
         """Mark an attempt as started by this process; waits for nothing."""
         process = self._process()
-        process.running.add((message.life, message.attempt))
+        process.running[message.life, message.attempt] = monotonic()
         process.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
         process = self._process()
-        process.running.discard((message.life, message.attempt))
+        process.running.pop((message.life, message.attempt), None)
         process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
         process = self._process()
         process.ask(timeout_s, "DEL", self._key(message))
-        process.running.discard((message.life, message.attempt))
+        process.running.pop((message.life, message.attempt), None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
         """Take the marks of all runs in this process away."""
@@ -91,6 +92,15 @@ class RedisMarks:
             timeout_s, "EVAL", _CLAIM, 1, self._key(message), process.name, process.alive_prefix, _STARTED_TTL_S, mine
         )
         return Claim(answer.decode())
+
+    def still_ours(self, message: Message, *, timeout_s: float) -> bool:
+        """Return whether an attempt's mark is this process's; Redis is asked if this process may have looked dead."""
+        process = self._process()
+        started_at = process.running.get((message.life, message.attempt))
+        if started_at is None or process.lived_since(started_at):
+            return True
+        owner = process.ask(timeout_s, "GET", self._key(message))
+        return owner is None or owner.decode() == process.name
 
     def close(self) -> None:
         """Close the connections and stop saying that this process is alive."""
@@ -119,7 +129,9 @@ class _Process:
         self.pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         self.alive_prefix = f"{settings.namespace}:alive:"
-        self.running: set[tuple[str, int]] = set()
+        self.running: dict[tuple[str, int], float] = {}
+        self._seen_at = monotonic()
+        self._lapsed_at = -inf
         on_rabbitmq = settings.url.broker == "amqp"
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
         self._client: Any = redis.Redis.from_url(
@@ -159,11 +171,19 @@ class _Process:
         except (RedisError, OSError) as exc:
             raise BrokerUnavailable(f"the store does not answer: {type(exc).__name__}") from exc
 
+    def lived_since(self, moment: float) -> bool:
+        """Return whether the store has known this process for alive all the time since then."""
+        return monotonic() - self._seen_at < self._life_s and self._lapsed_at < moment
+
     def _say_alive(self) -> bool:
+        said_at = monotonic()
         try:
             self._client.set(self.alive_prefix + self.name, "1", px=int(self._life_s * 1000))
         except (RedisError, OSError):
             return False
+        if monotonic() - self._seen_at >= self._life_s:
+            self._lapsed_at = said_at
+        self._seen_at = said_at
         return True
 
     def _stay_alive(self) -> None:

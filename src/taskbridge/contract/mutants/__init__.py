@@ -3,10 +3,21 @@
 The environment variable `TASKBRIDGE_CONTRACT_MUTANT` names the mutant that a process and its workers are to be.
 """
 
-from taskbridge.contract.mutants import dead_letters, retries, routing, running, sending, waiting
+from taskbridge.contract.mutants import crashes, dead_letters, retries, routing, running, sending, waiting
 from taskbridge.contract.mutants.table import MUTANTS, Mutant
 
-__all__ = ["MUTANTS", "Mutant", "apply", "dead_letters", "retries", "routing", "running", "sending", "waiting"]
+__all__ = [
+    "MUTANTS",
+    "Mutant",
+    "apply",
+    "crashes",
+    "dead_letters",
+    "retries",
+    "routing",
+    "running",
+    "sending",
+    "waiting",
+]
 
 
 def apply(name: str) -> None:

@@ -3,6 +3,7 @@
 from taskbridge.contract.scenarios import (
     acknowledging,
     coroutines,
+    crashes,
     dead_letters,
     delays,
     expiry,
@@ -11,12 +12,14 @@ from taskbridge.contract.scenarios import (
     retries,
     routing,
     sending,
+    shutdown,
     time_limit,
 )
 
 __all__ = [
     "acknowledging",
     "coroutines",
+    "crashes",
     "dead_letters",
     "delays",
     "expiry",
@@ -25,5 +28,6 @@ __all__ = [
     "retries",
     "routing",
     "sending",
+    "shutdown",
     "time_limit",
 ]

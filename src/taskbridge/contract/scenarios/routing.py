@@ -10,7 +10,7 @@ from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
 from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_processes
-from taskbridge.contract.rewriting import GARBAGE, garbage
+from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form
 from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import LATE, Variant
@@ -186,6 +186,38 @@ def unreadable_bytes_are_dead(h: Harness) -> None:
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
     raw = letters[0].raw or b""
     h.check(GARBAGE.encode() in raw, f"the letter should hold {GARBAGE!r}, but holds {raw!r}")
+
+
+@scenario("Q7", on=(ALONE,), where=_with_bytes)
+def whatever_cannot_be_read_is_dead(h: Harness) -> None:
+    """Bytes that are no text, millions of them, and a form that never was are dead at once, and the rest goes on."""
+    kept: dict[Rewrite, bytes] = {binary: BINARY, huge: b"x" * HUGE_BYTES, no_form: b""}
+    for rewrite in kept:
+        h.send_rewritten(rewrite)
+    after = h.send(Plan(steps=(RETURN,)))
+    h.start_worker(threads=2)
+    h.final(after.id)
+    h.until(lambda: len(h.stage.letters()) == len(kept), f"{len(kept)} dead letters")
+    h.idle()
+    letters = h.stage.letters()
+    h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"] * len(kept))
+    for part in kept.values():
+        h.check(any(part in (letter.raw or b"") for letter in letters), f"a letter should hold {part[:20]!r}")
+
+
+@scenario("Q6", "R6", on=(ALONE,))
+def arguments_that_no_longer_fit_are_dead(h: Harness) -> None:
+    """A message whose arguments do not fit the function any more is dead at once, with the reason bad_arguments."""
+    sent = h.own(h.tasks.narrowed.send(1, 2))
+    if h.target.in_process:
+        h.tasks.declare_narrowed(narrow=True)
+    h.start_worker(variant=Variant(narrow=True))
+    final = h.final(sent.id)[0]
+    h.idle()
+    h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "bad_arguments", 1))
+    h.equal("its starts", h.starts(sent.id), [])
+    letters = [(letter.reason, letter.error.type if letter.error else "") for letter in h.letters(sent.id)]
+    h.equal("its dead letters", letters, [("bad_arguments", "TypeError")])
 
 
 @scenario("Q6", on=(ALONE,), where=with_processes)

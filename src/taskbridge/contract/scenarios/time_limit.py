@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Final, Literal
 
 from taskbridge import Task
 from taskbridge.contract.harness import Harness
-from taskbridge.contract.program import Plan, Step
-from taskbridge.contract.registry import ORDINARY, PROCESSES, scenario
+from taskbridge.contract.probe import Record
+from taskbridge.contract.program import RETURN, WORKER_LOST, Plan, Step, hold
+from taskbridge.contract.registry import ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
 
 _LIMIT_S = 0.5
 _LATE_S = 5.0
+_SLACK_S: Final = 1.5
+"""How late a busy machine may be in ending a process."""
 
 
 @scenario("T1", on=(ORDINARY, PROCESSES))
@@ -38,5 +42,64 @@ def a_run_over_its_limit_is_ended(h: Harness) -> None:
     h.equal("how a quick run ended", h.final(quick)[0].kind, "succeeded")
 
 
-def _send(h: Harness, task: Task[[list[dict[str, Any]]], str], step: Step) -> str:
-    return h.send_to(task, Plan(steps=(step,))).id
+def _send(h: Harness, task: Task[[list[dict[str, Any]]], str], *steps: Step) -> str:
+    return h.send_to(task, Plan(steps=steps)).id
+
+
+@scenario("T2", "A5", on=(STORED,), where=with_processes_and_marks)
+def a_stuck_run_ends_its_worker(h: Harness) -> None:
+    """A run that nothing can interrupt is ended with its worker, as a crash; what ran beside it is given back."""
+    h.start_worker(threads=3, supervised=True)
+    beside = h.send(Plan(steps=(hold("beside"),), policy="once"))
+    h.started(beside.id)
+    stuck = _send(h, h.tasks.limited, Step(stuck="sleep"), RETURN)
+    _ends_with_its_process(h, h.started(stuck))
+    h.tasks.open("beside")
+    _was_lost_once(h, stuck)
+    h.final(beside.id)
+    h.idle()
+    h.equal("the attempts of what ran beside it", [start.attempt for start in h.starts(beside.id)], [1, 1])
+
+
+@scenario("T2", "A5", on=(STORED,), where=with_processes_and_marks)
+def a_run_that_stops_its_worker_is_ended(h: Harness) -> None:
+    """A run that lets no thread of its worker do anything is ended all the same."""
+    h.start_worker(threads=2, supervised=True)
+    stuck = _send(h, h.tasks.limited, Step(stuck="search"), RETURN)
+    _ends_with_its_process(h, h.started(stuck))
+    _was_lost_once(h, stuck)
+    h.idle()
+
+
+@scenario("T2", "A5", on=(STORED,), where=with_processes_and_marks)
+def a_stuck_run_ends_its_process(h: Harness) -> None:
+    """Where each task has a process of its own, a stuck run ends that."""
+    h.start_worker(processes=2, supervised=True)
+    kinds: tuple[Literal["sleep", "search"], ...] = ("sleep", "search")
+    stuck = [_send(h, h.tasks.limited, Step(stuck=kind), RETURN) for kind in kinds]
+    for each in stuck:
+        _ends_with_its_process(h, h.started(each))
+    for each in stuck:
+        _was_lost_once(h, each)
+    h.idle()
+
+
+def _ends_with_its_process(h: Harness, start: Record) -> None:
+    longest_s = _LIMIT_S + h.stage.spec.grace_s + _SLACK_S
+    h.until(lambda: _is_gone(start.pid), "the end of a process with a stuck run", within_s=longest_s)
+
+
+def _was_lost_once(h: Harness, stuck: str) -> None:
+    final = h.final(stuck, within_s=h.stage.spec.lease_s + 10 + h.stage.patience_s)[0]
+    h.equal("how it ended", final.kind, "succeeded")
+    starts = h.starts(stuck)
+    h.equal("its attempts", [start.attempt for start in starts], [1, 2])
+    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], WORKER_LOST)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False

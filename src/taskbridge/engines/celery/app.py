@@ -22,7 +22,7 @@ from taskbridge.engines.celery import wire
 from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.connection import own_connection, own_transport
 from taskbridge.engines.celery.life import Life
-from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
@@ -86,7 +86,7 @@ class CeleryEngine:
         self.transport: Final[Any] = None if stock is None else own_transport(self, stock)
         self.redis_tells = True
         self._leases: Leases | None = None
-        self._runs = Runs(host)
+        self._runs = ChildRuns(host)
         self._carrier = Carrier(host, self._runs)
         self.life: Final = Life(self, host, self._runs, self._carrier)
         self._queues: dict[str, Any] = {}
@@ -230,7 +230,7 @@ class CeleryEngine:
             request = task.request
             if request.called_directly or request.is_eager:
                 return declaration.function(*args, **kwargs)
-            return carrier.carry(vars(request))
+            return carrier.carry(vars(request), limit_s=declaration.time_limit_s)
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)

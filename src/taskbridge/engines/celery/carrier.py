@@ -16,7 +16,7 @@ from celery.exceptions import CeleryError, Ignore, Reject, Retry
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.settle import NotSettledError, bury, run_and_settle
 from taskbridge.exceptions import CodecError, TaskBridgeError
@@ -44,15 +44,16 @@ class PutOff(CeleryIgnore):
 class _InterruptibleHost:
     """The bridge, but what it runs can be interrupted; `ran` says whether it was asked to run anything."""
 
-    def __init__(self, host: Host, runs: Runs) -> None:
+    def __init__(self, host: Host, runs: ChildRuns, limit_s: float | None) -> None:
         self._host = host
         self._runs = runs
+        self._limit_s = limit_s
         self.ran = False
 
     def run(self, message: Message) -> Verdict:
         """Run a message in this thread."""
         self.ran = True
-        return self._runs.run(message)
+        return self._runs.run(message, limit_s=self._limit_s)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
@@ -61,7 +62,7 @@ class _InterruptibleHost:
 class Carrier:
     """Carries messages out for one bridge, where Celery's pool runs tasks."""
 
-    def __init__(self, host: Host, runs: Runs) -> None:
+    def __init__(self, host: Host, runs: ChildRuns) -> None:
         self._host = host
         self._runs = runs
         self._worker_pid = 0
@@ -70,11 +71,12 @@ class Carrier:
         """Note which process the worker is; tasks may run in children of it."""
         self._worker_pid = worker_pid
 
-    def carry(self, request: Mapping[str, Any]) -> Any:
+    def carry(self, request: Mapping[str, Any], *, limit_s: float | None) -> Any:
         """Run the task of a request and settle it.
 
         Args:
             request: All that Celery knows of it.
+            limit_s: The task's time limit; None is for ever.
 
         Returns:
             What the task returned, if a plain client has linked anything to it.
@@ -85,7 +87,7 @@ class Carrier:
         """
         if os.getpid() != self._worker_pid and self._worker_pid:
             self._runs.heed_signals()
-        host = _InterruptibleHost(self._host, self._runs)
+        host = _InterruptibleHost(self._host, self._runs, limit_s)
         self._runs.begin()
         try:
             message = self._read(request)

@@ -9,22 +9,22 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery.attempts import Attempts
 from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
-from taskbridge.engines.celery.runs import Runs
+from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
+from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, unmark
 from taskbridge.engines.settle import NotSettledError, bury
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
-from taskbridge.message import Message
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
@@ -85,7 +85,7 @@ class Life:
         attempts: What the worker runs, and has run lately.
     """
 
-    def __init__(self, engine: CeleryEngine, host: Host, runs: Runs, carrier: Carrier) -> None:
+    def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns, carrier: Carrier) -> None:
         self._engine = engine
         self._host = host
         self.runs: Final = runs
@@ -97,6 +97,8 @@ class Life:
         self._has_children = False
         self._embedding = threading.Lock()
         self._is_embedded = False
+        self._is_whole_process = False
+        self.runs.ends_process = lambda: self._is_whole_process
         self.pid: int | None = None
         self.stopping: bool = False
         self.desk: Desk = Desk()
@@ -107,6 +109,7 @@ class Life:
         self._consumer = consumer
         self._has_children = has_children
         self.pid = os.getpid()
+        self._is_whole_process = threading.current_thread() is threading.main_thread() and not self._is_embedded
         self.stopping = False
         self.attempts = Attempts()
         self._begun.clear()
@@ -141,6 +144,41 @@ class Life:
         self._pump.start()
         if not self._is_embedded:
             threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
+        if self._is_whole_process and not self._has_children:  # a child with a stuck task ends by itself (`Runs`)
+            threading.Thread(target=self._watch, name="taskbridge-watch", daemon=True).start()
+
+    # Runs that are stuck
+
+    def _watch(self) -> None:
+        """End the process if a run is stuck; once the worker stops, `_keep_to_grace` sees to that."""
+        while not self._begun.wait(WATCH_S):
+            stuck = self.runs.stuck()
+            if stuck and not self._begun.is_set():
+                self._crash(stuck)
+
+    def _crash(self, stuck: Sequence[Run]) -> None:
+        """End the process with the runs that are stuck: they are lost, and all else is given back (rule T2)."""
+        for run in stuck:
+            _log.critical(
+                "task %s id %s attempt %d is stuck after its time limit: the worker process ends with it",
+                run.message.task,
+                run.message.id,
+                run.message.attempt,
+            )
+        self._consumer.stop_consuming()
+        self._host.stopping.set()
+        self.runs.interrupt(but=stuck)
+        deadline = monotonic() + ORDERLY_S
+        while monotonic() < deadline and len(self.runs.all()) > len(stuck):
+            sleep(_LOOK_S)
+        self._consumer.flush_acknowledgements()
+        unmark(self._host, [run.message for run in self.runs.all() if run not in stuck])
+        if self._host.marks is not None:
+            self._host.marks.close()  # from here on, the marks that are left are a dead worker's
+        if self._engine.settings.url.broker == "redis":
+            self._engine.leases.stop()
+        logging.shutdown()
+        os._exit(1)  # RabbitMQ requeues what an ended connection held
 
     # Messages that can't run
 
@@ -165,6 +203,8 @@ class Life:
         """Begin to stop: from here the grace counts. Fit for a signal handler; a second time does nothing."""
         self.stopping = True
         self._begun.set()
+        if self._consumer is not None:
+            self._consumer.wake()  # else its loop sleeps on, until it is time for something
 
     def active_requests(self) -> list[Any]:
         """Return the requests that Celery's pool has accepted."""
@@ -203,7 +243,8 @@ class Life:
                     os.kill(request.worker_pid, signal.SIGKILL)
         self._consumer.flush_acknowledgements()
         if self._has_children:
-            self._unmark(requests)
+            messages = [self._consumer.message_of(request) for request in requests]
+            unmark(self._host, [message for message in messages if message is not None])
         else:
             self.unmark_all()
         if self._engine.settings.url.broker == "redis":
@@ -219,18 +260,6 @@ class Life:
                 marks.all_given_back(timeout_s=_UNMARK_S)
             except BrokerUnavailable as exc:
                 _log.warning(_NOT_UNMARKED, exc.problem)
-
-    def _unmark(self, requests: list[Any]) -> None:
-        """Take the marks of interrupted runs in children away."""
-        marks = self._host.marks
-        for request in requests if marks is not None else ():
-            message: Message | None = self._consumer.message_of(request)
-            try:
-                if message is not None and marks is not None:
-                    marks.given_back(message, timeout_s=_UNMARK_S)
-            except BrokerUnavailable as exc:
-                _log.warning(_NOT_UNMARKED, exc.problem)
-                return
 
     def ends(self) -> None:
         """Stop the threads, after the pool has ended and the connection is closed."""

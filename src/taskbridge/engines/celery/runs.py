@@ -10,14 +10,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
 from taskbridge.engines.base import Host
-from taskbridge.message import Message
-from taskbridge.retry import GivenBack, Interrupted, Verdict
-from taskbridge.timelimit import raise_in_thread
+from taskbridge.engines.runs import Runs
+from taskbridge.retry import Interrupted
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -25,65 +23,14 @@ _EXIT_AFTER_S: Final = 0.2
 """How long after its task's end a child goes on to exit that was told to: Celery sends the task's outcome meanwhile."""
 
 
-class Runs:
-    """What runs in this process."""
+class ChildRuns(Runs):
+    """What runs in a worker, or in a child of it."""
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._lock = threading.Lock()
-        self._running: dict[int, str] = {}
-        self._interrupted: set[int] = set()
-        self._is_over = False
+        super().__init__(host)
         self._told_to_exit = False
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
-
-    def open(self) -> None:
-        """Let tasks run: a worker starts."""
-        with self._lock:
-            self._is_over = False
-            self._interrupted.clear()
-
-    @property
-    def ids(self) -> frozenset[str]:
-        """The ids of the messages that run in threads of this process."""
-        with self._lock:
-            return frozenset(self._running.values())
-
-    def run(self, message: Message) -> Verdict:
-        """Run a message in this thread; `GivenBack` if the worker's end interrupts it."""
-        thread = threading.get_ident()
-        verdict: Verdict = GivenBack()
-        with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
-            if self._enter(thread, message.id):
-                try:
-                    verdict = self._host.run(message)
-                finally:
-                    self._leave(thread)
-        return verdict
-
-    def _enter(self, thread: int, message_id: str) -> bool:
-        with self._lock:
-            if not self._is_over:
-                self._running[thread] = message_id
-            return not self._is_over
-
-    def _leave(self, thread: int) -> None:
-        with self._lock:
-            self._running.pop(thread, None)
-            if thread in self._interrupted:
-                raise_in_thread(thread, None)
-
-    def interrupt(self) -> None:
-        """Raise `Interrupted` in every thread that runs a task, and let no other task start."""
-        with self._lock:
-            self._is_over = True
-            for thread in self._running:
-                if thread not in self._interrupted:
-                    self._interrupted.add(thread)
-                    raise_in_thread(thread, Interrupted)
-
-    # In a child process
 
     def heed_signals(self) -> None:
         """Have SIGTERM interrupt a task, in this process's main thread.

@@ -146,6 +146,16 @@ class Consumer(CeleryConsumer):
             self._waker = Waker() if self._waker is None else self._waker
             self._waker.register(hub)
 
+    def wake(self) -> None:
+        """End the main loop's sleep. Fit for a signal handler."""
+        if self._waker is not None:
+            self._waker.wake()
+
+    def stop_consuming(self) -> None:
+        """Take nothing new, soon: the process is about to end."""
+        if self.task_consumer is not None:
+            self.call_soon(self.task_consumer.cancel)
+
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""
         called = stock(super()).call_soon(p, *args, **kwargs)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Final
 
 from dramatiq import Actor, Broker
 
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
+
+_BOOT_LOOK_S: Final = 0.2
 
 
 class EngineBroker(Broker):
@@ -17,12 +20,14 @@ class EngineBroker(Broker):
     Attributes:
         slots: The worker's free threads; None while no worker runs on this broker.
         draining: Whether nothing is to be taken any more.
+        booted: Set once the worker may take messages.
         reception: Looks at each message.
         stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
     slots: Slots | None = None
     draining: bool = False
+    booted: threading.Event
     reception: Reception
     stranger: Callable[[str], Actor[Any, Any]]
 
@@ -39,7 +44,12 @@ class EngineBroker(Broker):
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
         self.draining = False
+        self.booted = threading.Event()
         self.slots = Slots(threads)
+
+    def is_booted(self) -> bool:
+        """Return whether the worker may take messages; wait for that for a moment."""
+        return self.slots is None or self.booted.wait(_BOOT_LOOK_S)
 
     def closes(self) -> None:
         """Take nothing any more. A signal handler calls it: no lock, no waiting."""

@@ -114,7 +114,7 @@ class Carrier:
             raise Returned(f"it was delivered again: {known.reason}")
         if known is not None:
             return known
-        verdict = self._life.run(message, delivery)
+        verdict = self._life.runs.run(message, limit_s=delivery.limit_s, holder=delivery)
         if delivery.abandoned:
             raise Returned("the worker has given it back meanwhile")
         finish(self._host, message, verdict)

@@ -104,6 +104,8 @@ class _SparingConsumer(Consumer):
         Raises:
             ConnectionClosed: RabbitMQ doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
         """
+        if not self._broker.is_booted():
+            return None
         try:
             if self._broker.draining:
                 self._drain()

@@ -290,6 +290,8 @@ class _LeveledConsumer(Consumer):
         Raises:
             ConnectionClosed: Redis doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
         """
+        if not self._broker.is_booted():
+            return None
         try:
             if not self._ready and not self._broker.draining:
                 self._fetch()

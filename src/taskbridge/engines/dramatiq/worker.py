@@ -10,9 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from math import inf
 from time import monotonic, sleep
 from types import FrameType
 from typing import Any, Final, cast
@@ -22,13 +19,10 @@ from dramatiq.middleware import Middleware
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq.broker import EngineBroker
-from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.pump import Pump
+from taskbridge.engines.runs import WATCH_S, Run, Runs, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
-from taskbridge.message import Message
-from taskbridge.retry import GivenBack, Interrupted, Verdict
-from taskbridge.timelimit import raise_in_thread
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -43,77 +37,36 @@ _LATEST_S: Final = 4.0
 
 _LOOK_S: Final = 0.05
 
-_WATCH_S: Final = 0.5
-"""How often a worker process looks for tasks that are stuck."""
+_BOOT_S: Final = 0.05
 
 _STOP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A task that runs, and from when on it is stuck: its time limit is over, and most of the grace."""
-
-    delivery: Delivery
-    is_stuck_at: float
-
-
 class Life(Middleware):
     """The life of a worker process, from boot to end (rules A4, R8, T2, H).
 
     Attributes:
+        runs: What runs in this process.
         draining: Whether the worker takes nothing new.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._pump = Pump(host)
-        self._lock = threading.Lock()
-        self._running: dict[int, _Run] = {}
-        self._interrupted: set[int] = set()
-        self._is_over = False
+        self.runs: Final = Runs(host)
+        self.runs.ends_process = lambda: self._is_whole_process
         self._deadline = 0.0
         self._is_whole_process = False
         self.draining: bool = False
-
-    # Tasks
-
-    def run(self, message: Message, delivery: Delivery) -> Verdict:
-        """Run a message in this thread; `GivenBack` if the worker's end interrupts it.
-
-        A task that is stuck in a call into C long after its time limit ends the process, and nothing is returned.
-        """
-        thread = threading.get_ident()
-        verdict: Verdict = GivenBack()
-        with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
-            if self._enter(thread, delivery):
-                try:
-                    verdict = self._host.run(message)
-                finally:
-                    self._leave(thread)
-        return verdict
-
-    def _enter(self, thread: int, delivery: Delivery) -> bool:
-        limit_s = delivery.limit_s
-        stuck_at = inf if limit_s is None else monotonic() + limit_s + _patience_s(self._host.settings.grace_s)
-        with self._lock:
-            if not self._is_over:
-                self._running[thread] = _Run(delivery, stuck_at)
-            return not self._is_over
-
-    def _leave(self, thread: int) -> None:
-        with self._lock:
-            self._running.pop(thread, None)
-            if thread in self._interrupted:
-                raise_in_thread(thread, None)
 
     # The worker
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
-        self.draining = self._is_over = False
-        self._interrupted.clear()
+        self.draining = False
+        self.runs.open()
         self._host.stopping.clear()
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
@@ -124,6 +77,19 @@ class Life(Middleware):
         if self._is_whole_process:
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Let the consumers take messages, a little after Dramatiq knows that this process runs.
+
+        A process that dies before (of its first message, say) is missed only after 30 s (dramatiq/cli.py, main).
+        """
+        booted = _engine_broker(broker).booted
+        if not self._is_whole_process:
+            booted.set()
+            return
+        timer = threading.Timer(_BOOT_S, booted.set)
+        timer.daemon = True
+        timer.start()
+
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Begin to stop."""
         self._drain(worker)
@@ -132,10 +98,9 @@ class Life(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
-        with self._lock:
-            abandoned = [run.delivery for run in self._running.values()]
-            for delivery in abandoned:
-                delivery.abandoned = True
+        abandoned = self.runs.all()
+        for run in abandoned:
+            run.holder.abandoned = True
         if abandoned and self._host.marks is not None:
             try:
                 self._host.marks.all_given_back(timeout_s=_AFTER_GRACE_S)
@@ -165,39 +130,36 @@ class Life(Middleware):
             _log.error("the worker has not ended by itself and is ended now")
             os._exit(0)
 
-    def _interrupt(self, *, but: Collection[_Run] = ()) -> None:
+    def _interrupt(self, *, but: Collection[Run] = ()) -> None:
         """Interrupt all that runs, and let nothing wait for a broker any longer."""
         self._host.stopping.set()
-        with self._lock:
-            self._is_over = True
-            for thread, run in self._running.items():
-                if run not in but and thread not in self._interrupted:
-                    self._interrupted.add(thread)
-                    raise_in_thread(thread, Interrupted)
+        self.runs.interrupt(but=but)
 
     def _watch(self, worker: Worker) -> None:
         """End the process if a task is stuck; once the worker stops, `_end` sees to that."""
         while not self.draining:
-            sleep(_WATCH_S)
-            with self._lock:
-                stuck = [run for run in self._running.values() if run.is_stuck_at <= monotonic()]
+            sleep(WATCH_S)
+            stuck = self.runs.stuck()
             if stuck and not self.draining:
                 self._crash(worker, stuck)
 
-    def _crash(self, worker: Worker, stuck: Sequence[_Run]) -> None:
+    def _crash(self, worker: Worker, stuck: Sequence[Run]) -> None:
         """End the process with the tasks that are stuck: they are lost, and all else is given back."""
         for run in stuck:
             _log.critical(
-                "task %s id %s is stuck after its time limit: the worker process ends with it",
-                run.delivery.actor_name,
-                run.delivery.message_id,
+                "task %s id %s attempt %d is stuck after its time limit: the worker process ends with it",
+                run.message.task,
+                run.message.id,
+                run.message.attempt,
             )
         self._drain(worker)
         self._interrupt(but=stuck)
         deadline = monotonic() + _AFTER_GRACE_S
-        while monotonic() < deadline and len(self._running) > len(stuck):
+        while monotonic() < deadline and len(self.runs.all()) > len(stuck):
             sleep(_LOOK_S)
-        _engine_broker(worker.broker).closed(keep=[run.delivery for run in stuck])
+        unmark(self._host, [run.message for run in self.runs.all() if run not in stuck])
+        _engine_broker(worker.broker).closed(keep=[run.holder for run in stuck])
+        logging.shutdown()
         os._exit(1)
 
     def _keep_to_grace(self, worker: Worker) -> None:
@@ -230,11 +192,6 @@ class Life(Middleware):
             return stock(number, frame)
 
         return handle
-
-
-def _patience_s(grace_s: float) -> float:
-    """Return how long after its time limit a task is stuck, so that its process has ended when the grace is over."""
-    return max(grace_s - _WATCH_S - _AFTER_GRACE_S, grace_s / 2, _WATCH_S)
 
 
 def _engine_broker(broker: Broker) -> EngineBroker:

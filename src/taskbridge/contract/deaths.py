@@ -1,0 +1,112 @@
+"""Places in a worker at which scenarios have it killed, to see that nothing is lost there (rule A8).
+
+The product has no such places: a worker of the contract puts them around its functions before it starts, as its
+`Variant` says. So this module knows the product from inside, as the mutants do, and no other module of the contract.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Literal
+
+from taskbridge.contract.target import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A function of the product, and whether the worker dies as it is called or as it has returned.
+
+    Attributes:
+        module: The module's name.
+        path: The way to the function from there, such as `Runner.run`.
+        when: Before or after the call.
+        matters: Says of a call's arguments whether it is one that counts.
+    """
+
+    module: str
+    path: str
+    when: Literal["before", "after"]
+    matters: Callable[[tuple[Any, ...]], bool] = lambda _: True
+
+
+_SETTLE: Final = "taskbridge.engines.settle"
+_RUNNER: Final = "taskbridge.runner"
+
+
+def _something_is_due(args: tuple[Any, ...]) -> bool:
+    return bool(args[-1])
+
+
+_PLACES: Final[Mapping[str, Place]] = {
+    "fetched celery+redis": Place(
+        module="taskbridge.engines.celery.transport", path="Channel._hand_over", when="before"
+    ),
+    "fetched celery+amqp": Place(module="taskbridge.engines.celery.worker", path="Consumer._native", when="before"),
+    "fetched dramatiq+redis": Place(
+        module="taskbridge.engines.dramatiq.redis_broker", path="_LeveledConsumer._admit", when="before"
+    ),
+    "fetched dramatiq+amqp": Place(
+        module="taskbridge.engines.dramatiq.deliveries", path="Reception.admit", when="before"
+    ),
+    "taken": Place(module=_SETTLE, path="begin", when="before"),
+    "marked": Place(module=_RUNNER, path="Runner.run", when="before"),
+    "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
+    "parked": Place(module=_SETTLE, path="later", when="after"),
+    "buried": Place(module=_SETTLE, path="bury", when="after"),
+    "settled": Place(module=_SETTLE, path="finish", when="after"),
+    "due redis": Place(
+        module="taskbridge.brokers.redis.pump", path="Pump._settle", when="before", matters=_something_is_due
+    ),
+    "promoted redis": Place(
+        module="taskbridge.brokers.redis.pump", path="Pump._settle", when="after", matters=_something_is_due
+    ),
+    "due amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="before"),
+    "promoted amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="after"),
+}
+
+RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "settled")
+"""The places that a message comes through, in order: from its queue to just before it is acknowledged."""
+
+PROMOTING: Final = ("due", "promoted")
+"""The places that a parked message comes through."""
+
+
+def named(place: str, target: Target) -> str:
+    """Return the full name of one of these places on a target."""
+    address = target.address
+    return next(name for name in (place, f"{place} {address.target}", f"{place} {address.broker}") if name in _PLACES)
+
+
+def prepare(name: str) -> None:
+    """Have this process killed when it comes to a place.
+
+    Raises:
+        LookupError: There is no such place.
+    """
+    if name not in _PLACES:
+        raise LookupError(f"there is no place {name!r}")
+    place = _PLACES[name]
+    owner: Any = import_module(place.module)
+    *way, last = place.path.split(".")
+    for step in way:
+        owner = getattr(owner, step)
+    setattr(owner, last, _deadly(getattr(owner, last), place))
+
+
+def _deadly(function: Callable[..., Any], place: Place) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counts = place.matters(args)
+        if counts and place.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if counts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return call

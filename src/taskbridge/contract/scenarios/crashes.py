@@ -1,0 +1,217 @@
+"""A5, A7, A8 and R9: workers that die, in the middle of a task and everywhere else."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
+
+from taskbridge import DeadLetter
+from taskbridge.contract import deaths
+from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.program import KILL, RETURN, WORKER_LOST, Plan, fail, hold
+from taskbridge.contract.registry import (
+    ALONE,
+    SHORT_LEASE,
+    STORED,
+    scenario,
+    with_marks,
+    with_processes,
+    with_processes_and_marks,
+)
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import QUEUES, Variant
+
+_AFTER_LEASE_S: Final = 10.0
+_RESTART_S: Final = 4.0
+"""How long a supervisor may take to have a worker running again, after its first pauses."""
+_STARTS_WITHOUT_MARKS: Final = 11
+_LOOKED_AT_S: Final = 3.0
+"""How long a second delivery may wait before it is looked at again."""
+
+
+def _lost_within_s(h: Harness) -> float:
+    """Return within how many seconds a killed worker's message starts elsewhere (rule A2)."""
+    return _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.stage.spec.lease_s)
+
+
+@scenario("A5", "A2", "R9", on=(STORED,), where=with_processes_and_marks)
+def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
+    """A run that was killed with its worker is a failed attempt; if it was the only one, it is dead."""
+    first = h.start_worker(threads=2)
+    again, once = h.send(Plan(steps=(hold("killed"), RETURN))), h.send(Plan(steps=(hold("killed"),), policy="once"))
+    for item in (again, once):
+        h.started(item.id)
+    second = h.start_worker(threads=2, answers=False)
+    h.stage.kill(first)
+    killed_at = h.bridge.now()
+    limit_s = _lost_within_s(h)
+    h.final(again.id, once.id, within_s=limit_s + h.stage.patience_s)
+    h.idle()
+    h.check(second.wait(0) is None, "the other worker should go on")
+    starts = h.starts(again.id)
+    h.equal("its attempts", [start.attempt for start in starts], [1, 2])
+    after_s = starts[1].at - killed_at
+    h.check(after_s <= limit_s + 2, f"it should start again within {limit_s} s, but did after {after_s:.1f} s")
+    h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], WORKER_LOST)
+    h.equal("the end of the one with several attempts", h.final(again.id)[0].kind, "succeeded")
+    h.equal("the starts of the one with a single attempt", len(h.starts(once.id)), 1)
+    _is_lost(h, once)
+
+
+def _is_lost(h: Harness, item: Sent) -> None:
+    final = h.final(item.id)[0]
+    told = (final.kind, final.data["reason"], final.data["error"])
+    h.equal("how it ended", told, ("dead", "exhausted", "WorkerLost"))
+    letters = [(letter.reason, _error(letter)) for letter in h.letters(item.id)]
+    h.equal("its dead letters", letters, [("exhausted", WORKER_LOST)])
+
+
+@scenario("A5", on=(STORED,), where=with_processes_and_marks)
+def a_task_that_kills_its_worker_dies(h: Harness) -> None:
+    """A task that always kills its worker is dead after as many starts as it has attempts."""
+    _kills_its_worker(h, processes=1, threads=2)
+
+
+@scenario("A5", on=(STORED,), where=with_processes_and_marks)
+def a_task_that_kills_its_process_dies(h: Harness) -> None:
+    """The same, where each task has a process of its own."""
+    _kills_its_worker(h, processes=2, threads=1)
+
+
+def _kills_its_worker(h: Harness, *, processes: int, threads: int) -> None:
+    h.start_worker(processes=processes, threads=threads, supervised=True)
+    poison = h.send(Plan(steps=(KILL,), policy="twice"))
+    h.final(poison.id, within_s=2 * (_lost_within_s(h) + _RESTART_S) + h.stage.patience_s)
+    after = h.send(Plan(steps=(RETURN,)))
+    h.final(after.id)
+    h.idle()
+    h.equal("its attempts", [start.attempt for start in h.starts(poison.id)], [1, 2])
+    _is_lost(h, poison)
+
+
+def _without_marks(target: Target) -> str:
+    if target.address.broker == "amqp":
+        return ""
+    return "its broker keeps attempt marks" if target.keeps_marks else with_processes(target)
+
+
+@scenario("A5", on=(SHORT_LEASE,), where=_without_marks)
+def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
+    """Without attempt marks, what came back ten times without an outcome is dead."""
+    h.start_worker(processes=2, supervised=True)
+    poison = h.send(Plan(steps=(KILL,), policy="once"))
+    h.started(poison.id)
+    h.deliver_again(poison, redelivered=_STARTS_WITHOUT_MARKS - 2)  # as it would be after eight more starts
+    h.final(poison.id, within_s=h.stage.patience_s + 30)
+    h.check(len(h.starts(poison.id)) <= _STARTS_WITHOUT_MARKS, "it should be started eleven times at most")
+    h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {WORKER_LOST})
+
+
+def _error(letter: DeadLetter) -> str:
+    return "" if letter.error is None else letter.error.type
+
+
+@scenario("A7", on=(STORED,), where=with_marks)
+def a_second_delivery_is_not_run(h: Harness) -> None:
+    """An attempt that is delivered again is not run again, neither while it runs nor after it has ended."""
+    h.start_worker(threads=4)
+    if not h.target.in_process:
+        h.start_worker(threads=4, answers=False)
+    running, failing = h.send(Plan(steps=(hold("second"),), policy="once")), h.send(Plan(steps=(fail(), RETURN)))
+    h.started(running.id)
+    for _ in range(3):
+        h.deliver_again(running)
+    h.pause(_LOOKED_AT_S)  # each is looked at while the first one runs
+    h.equal("the starts of an attempt that was delivered again", len(h.starts(running.id)), 1)
+    h.tasks.open("second")
+    h.final(running.id, failing.id)
+    for item in (running, failing):
+        h.deliver_again(item)
+    h.idle()
+    h.equal("the starts of an attempt that was delivered again", len(h.starts(running.id)), 1)
+    h.equal("the attempts of one that was retried", [start.attempt for start in h.starts(failing.id)], [1, 2])
+    verdicts = [record.kind for record in h.records(running.id) if record.kind in ("succeeded", "retrying", "dead")]
+    h.equal("its verdicts", verdicts, ["succeeded"])
+
+
+def _with_leases(target: Target) -> str:
+    if target.in_process:
+        return with_processes(target)
+    return "" if target.address.broker == "redis" else "its broker sees whether a worker is connected, not what it does"
+
+
+@scenario("A7", "A5", "R9", on=(STORED,), where=_with_leases)
+def a_worker_that_stood_still_decides_nothing(h: Harness) -> None:
+    """A worker that stood still for longer than its lease counts as dead; what it says afterwards is ignored."""
+    still = h.start_worker(threads=3)
+    plans = (
+        Plan(steps=(hold("still"), RETURN)),
+        Plan(steps=(hold("still"),), policy="once"),
+        Plan(steps=(replace(fail(), gate="still"), RETURN)),
+    )
+    sent = [h.send(plan) for plan in plans]
+    for item in sent:
+        h.started(item.id)
+    h.start_worker(threads=3, answers=False)
+    still.pause()
+    try:
+        h.final(*(item.id for item in sent), within_s=_lost_within_s(h) + h.stage.patience_s)
+    finally:
+        still.resume()
+    h.tasks.open("still")
+    h.until(lambda: all(h.ends(item.id) and len(h.ends(item.id)) == len(h.starts(item.id)) for item in sent), "the end")
+    h.idle()
+    for item in sent:
+        verdicts = [record.kind for record in h.records(item.id) if record.kind in ("succeeded", "retrying", "dead")]
+        expected = ["dead"] if item.plan.policy == "once" else ["retrying", "succeeded"]
+        h.equal("its verdicts", verdicts, expected)
+        h.equal("its attempts", [start.attempt for start in h.starts(item.id)], [1, 2][: len(expected)])
+
+
+@scenario("A8", "R5", on=(SHORT_LEASE,), where=with_processes)
+def a_kill_between_any_two_steps_loses_nothing(h: Harness) -> None:
+    """A worker killed between any two steps, from taking a message to acknowledging it, loses nothing."""
+    places: dict[str, str] = dict(zip(deaths.RUNNING, QUEUES, strict=True))
+
+    def start(place: str) -> None:
+        variant = Variant(dies=deaths.named(place, h.target))
+        h.start_worker(queues=(places[place],), threads=2, variant=variant, answers=False)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(start, places))
+    dying = list(h.stage.workers)
+    plans = (Plan(steps=(RETURN,)), Plan(steps=(fail(), RETURN)), Plan(steps=(fail(),), policy="once"))
+    sent = {place: [h.send(replace(plan, queue=queue)) for plan in plans] for place, queue in places.items()}
+    h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
+    for worker in dying:
+        h.stage.kill(worker)  # what is left of it
+    h.start_worker(threads=8, answers=False)
+    h.final(*(item.id for items in sent.values() for item in items), within_s=h.stage.spec.lease_s + 10 + 20)
+    h.idle()
+    for items in sent.values():
+        _came_to_an_end(h, items)
+
+
+def _came_to_an_end(h: Harness, items: list[Sent]) -> None:
+    """Check what became of messages that return, fail once, and fail for good; each may have been started once more."""
+    *surviving, dying = items
+    h.equal("how they ended", [h.final(item.id)[0].kind for item in surviving], ["succeeded"] * len(surviving))
+    h.equal("how the one ended that fails for good", h.final(dying.id)[0].kind, "dead")
+    h.check(len(h.letters(dying.id)) >= 1, "it should have a dead letter")
+    h.equal("the dead letters of the others", [len(h.letters(item.id)) for item in surviving], [0] * len(surviving))
+
+
+@scenario("A8", "D4", on=(ALONE,), where=with_processes)
+def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
+    """A worker killed between taking what is due and publishing it, or right after that, loses nothing."""
+    sent: list[Sent] = []
+    for place in deaths.PROMOTING:
+        worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(place, h.target)), answers=False)
+        sent += [h.send(Plan(steps=(RETURN,), delay_s=0.5)) for _ in range(4)]
+        h.check(worker.wait(h.stage.patience_s) is not None, f"the worker should have died where it was to: {place}")
+        h.stage.kill(worker)
+    h.start_worker(threads=4, answers=False)
+    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 60)
+    h.idle()
+    h.equal("how they ended", {h.final(item.id)[0].kind for item in sent}, {"succeeded"})

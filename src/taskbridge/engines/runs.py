@@ -1,0 +1,161 @@
+"""What runs in the threads of a process: a worker's end can interrupt it, and what is stuck ends the process.
+
+A run is stuck if its time limit is over, and most of the grace after it, and it has not ended: it is in a call into C
+that lets no exception through (rule T2). Some of these keep the interpreter's lock, such as a search with a regular
+expression; then no thread of this process can do anything about it. So a thread in C is set beside (`faulthandler`),
+which needs no lock: it writes where each thread is, and ends the process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import Any, Final
+
+from taskbridge.engines.base import Host
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import Message
+from taskbridge.retry import GivenBack, Interrupted, Verdict
+from taskbridge.timelimit import raise_in_thread
+
+_log = logging.getLogger("taskbridge.worker")
+
+WATCH_S: Final = 0.5
+"""How often a worker process looks for runs that are stuck."""
+
+ORDERLY_S: Final = 1.0
+"""How long a process that ends with a stuck run waits for its other runs to be interrupted."""
+
+_UNMARK_S: Final = 1.0
+
+_STDERR: Final = 2
+"""The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A message that runs; what holds it, as its engine knows it; and from when on it is stuck, monotonic."""
+
+    message: Message
+    holder: Any
+    is_stuck_at: float
+
+
+class Runs:
+    """What runs in the threads of this process.
+
+    Args:
+        host: The bridge.
+
+    Attributes:
+        ends_process: Says whether this process is a worker's own, so that it may be ended with a run that is stuck.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._lock = threading.Lock()
+        self._running: dict[int, Run] = {}
+        self._interrupted: set[int] = set()
+        self._is_over = False
+        self._armed_for = inf
+        self.ends_process: Callable[[], bool] = _never
+
+    def open(self) -> None:
+        """Let tasks run: a worker starts."""
+        with self._lock:
+            self._is_over = False
+            self._interrupted.clear()
+
+    def all(self) -> list[Run]:
+        """Return what runs now."""
+        with self._lock:
+            return list(self._running.values())
+
+    def stuck(self) -> list[Run]:
+        """Return what should have ended long ago."""
+        now = monotonic()
+        return [run for run in self.all() if run.is_stuck_at <= now]
+
+    def run(self, message: Message, *, limit_s: float | None, holder: Any = None) -> Verdict:
+        """Run a message in this thread.
+
+        Args:
+            message: The message.
+            limit_s: Its task's time limit; None is for ever.
+            holder: What holds it, as its engine knows it.
+
+        Returns:
+            The verdict, not yet carried out; `GivenBack` if the worker's end interrupts it.
+        """
+        thread = threading.get_ident()
+        stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
+        verdict: Verdict = GivenBack()
+        with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
+            if self._enter(thread, Run(message, holder, stuck_at)):
+                try:
+                    verdict = self._host.run(message)
+                finally:
+                    self._leave(thread)
+        return verdict
+
+    def _enter(self, thread: int, run: Run) -> bool:
+        with self._lock:
+            if not self._is_over:
+                self._running[thread] = run
+                self._arm()
+            return not self._is_over
+
+    def _leave(self, thread: int) -> None:
+        with self._lock:
+            self._running.pop(thread, None)
+            self._arm()
+            if thread in self._interrupted:
+                raise_in_thread(thread, None)
+
+    def _arm(self) -> None:
+        """Have the process ended by a thread in C, a little after its own threads should have done so."""
+        first = min((run.is_stuck_at for run in self._running.values()), default=inf)
+        if first == self._armed_for or not self.ends_process():
+            return
+        self._armed_for = first
+        if first == inf:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            in_s = max(0.0, first - monotonic()) + ORDERLY_S
+            faulthandler.dump_traceback_later(in_s, exit=True, file=_STDERR)
+
+    def interrupt(self, *, but: Collection[Run] = ()) -> None:
+        """Raise `Interrupted` in every thread that runs a task, and let no other task start."""
+        with self._lock:
+            self._is_over = True
+            for thread, run in self._running.items():
+                if run not in but and thread not in self._interrupted:
+                    self._interrupted.add(thread)
+                    raise_in_thread(thread, Interrupted)
+
+
+def unmark(host: Host, messages: Iterable[Message]) -> None:
+    """Take the marks of runs away that end with this process and are given back, so that they are no attempts."""
+    marks = host.marks
+    for message in messages if marks is not None else ():
+        try:
+            if marks is not None:
+                marks.given_back(message, timeout_s=_UNMARK_S)
+        except BrokerUnavailable as exc:
+            _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+            return
+
+
+def patience_s(grace_s: float) -> float:
+    """Return how long after its time limit a run is stuck, so that its process has ended when the grace is over."""
+    return max(grace_s - WATCH_S - ORDERLY_S, grace_s / 2)
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,96 @@
+"""What runs in a process, whatever the engine: rules R8 and T2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+from taskbridge import Bridge, Message
+from taskbridge.engines.runs import Runs, patience_s
+from taskbridge.retry import Done, GivenBack
+
+_LONGEST_S = 20.0
+
+_STUCK = """
+import re, sys
+from taskbridge import Bridge, Message
+from taskbridge.engines.runs import Runs
+
+bridge = Bridge("inline://?threads=0", grace=0.4)
+
+@bridge.task(name="quick", time_limit=0.1)
+def quick() -> None: ...
+
+@bridge.task(name="stuck", time_limit=0.1)
+def stuck() -> None:
+    re.fullmatch("(a+)+b", "a" * 60)
+
+runs = Runs(bridge)
+runs.ends_process = lambda: True
+for task in ("quick", sys.argv[1]):
+    message = Message(id=task, task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    runs.run(message, limit_s=0.1)
+"""
+
+
+def a_message(task: str) -> Message:
+    return Message(id="1", task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
+
+
+def ended(task: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _STUCK, task]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
+
+
+def test_a_run_that_keeps_the_interpreters_lock_ends_the_process_and_shows_where_it_was() -> None:
+    done = ended("stuck")
+
+    assert done.returncode == 1
+    assert "in stuck" in done.stderr
+
+
+def test_runs_that_end_in_time_leave_nothing_behind_that_ends_the_process() -> None:
+    assert ended("quick").returncode == 0
+
+
+def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
+    bridge = Bridge("inline://?threads=0")
+    begun = threading.Event()
+
+    @bridge.task(name="waits")
+    def waits() -> None:
+        begun.set()
+        while True:
+            time.sleep(0.01)
+
+    runs = Runs(bridge)
+    verdicts: list[object] = []
+    thread = threading.Thread(target=lambda: verdicts.append(runs.run(a_message("waits"), limit_s=None)), daemon=True)
+    thread.start()
+    assert begun.wait(_LONGEST_S)
+    assert [run.message.task for run in runs.all()] == ["waits"]
+    runs.interrupt()
+    thread.join(_LONGEST_S)
+
+    assert isinstance(verdicts[0], GivenBack)
+    assert runs.all() == []
+    assert isinstance(runs.run(a_message("waits"), limit_s=None), GivenBack)
+    assert waits.name == "waits"
+
+
+def test_a_run_is_stuck_only_after_its_limit_and_most_of_the_grace() -> None:
+    bridge = Bridge("inline://?threads=0", grace=0.4)
+    seen: list[int] = []
+    runs = Runs(bridge)
+
+    @bridge.task(name="looks")
+    def looks() -> None:
+        seen.append(len(runs.stuck()))
+        time.sleep(0.1 + patience_s(0.4) + 0.05)
+        seen.append(len(runs.stuck()))
+
+    assert isinstance(runs.run(a_message(looks.name), limit_s=0.1), Done)
+    assert seen == [0, 1]
+    assert runs.stuck() == []
