@@ -114,6 +114,12 @@ class CeleryEngine:
             return set()
         return {request.message.delivery_tag for request in self.life.active_requests()}
 
+    def consumed_queues(self) -> list[str]:
+        """Return which of taskbridge's queues this worker consumes, by taskbridge's own names."""
+        names = [queue.name for queue in list(self._app.amqp.queues.consume_from.values())]
+        own = [wire.own_queue(self.settings.namespace, name) for name in names]
+        return [queue for queue in own if queue is not None]
+
     def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
         """Bury bytes that can't be read, in the worker; and do this when they are buried."""
         self.life.bury_raw(raw, error, then=then)

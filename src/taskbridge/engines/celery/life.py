@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.base import Host
+from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.celery.attempts import Attempts
 from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import Runs
@@ -91,6 +92,7 @@ class Life:
         self.runs: Final = runs
         self._carrier = carrier
         self._pump = Pump(host)
+        self._busy = BusySigns(host, self._full_queues)
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._consumer: Any = None
@@ -139,6 +141,7 @@ class Life:
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.start()
         self._pump.start()
+        self._busy.start()
         if not self._is_embedded:
             threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
 
@@ -158,6 +161,12 @@ class Life:
     def bury_leased(self, tag: str, raw: bytes, error: Exception) -> None:
         """Bury bytes that were found under a lease that was over."""
         self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
+
+    def _full_queues(self) -> list[str]:
+        """Return the queues that are consumed here, if all slots are taken."""
+        if len(self.active_requests()) < self._consumer.pool.num_processes:
+            return []
+        return self._engine.consumed_queues()
 
     # The end
 
@@ -235,6 +244,7 @@ class Life:
     def ends(self) -> None:
         """Stop the threads, after the pool has ended and the connection is closed."""
         self._host.stopping.set()
+        self._busy.stop()
         self._pump.stop()
         self.desk.stop(_PAUSE_S)
         self.desk = Desk()

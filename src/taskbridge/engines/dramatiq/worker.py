@@ -21,8 +21,10 @@ from dramatiq import Broker, Worker
 from dramatiq.middleware import Middleware
 
 from taskbridge.engines.base import Host
+from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
@@ -69,6 +71,7 @@ class Life(Middleware):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._pump = Pump(host)
+        self._busy: BusySigns | None = None
         self._lock = threading.Lock()
         self._running: dict[int, _Run] = {}
         self._interrupted: set[int] = set()
@@ -121,6 +124,8 @@ class Life(Middleware):
         _engine_broker(broker).opens(worker.worker_threads)
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
+        self._busy = BusySigns(self._host, lambda: self._full_queues(worker))
+        self._busy.start()
         if self._is_whole_process:
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
@@ -142,7 +147,18 @@ class Life(Middleware):
             except BrokerUnavailable as exc:
                 _log.warning("%d runs that were given up will count as lost: %s", len(abandoned), exc)
         _engine_broker(broker).closed()
+        if self._busy is not None:
+            self._busy.stop()
         self._pump.stop()
+
+    def _full_queues(self, worker: Worker) -> list[str]:
+        """Return the queues that are consumed here, if all threads are taken."""
+        slots = _engine_broker(worker.broker).slots
+        if self.draining or slots is None or slots.full_for_s() == 0:
+            return []
+        living = [name for name, consumer in list(worker.consumers.items()) if consumer.is_alive()]
+        own = [own_queue(self._host.settings.namespace, name) for name in living if not name.endswith(".DQ")]
+        return [queue for queue in own if queue is not None]
 
     def _drain(self, worker: Worker) -> None:
         """Take nothing new from now on; what runs has the grace. Does nothing the second time."""
