@@ -35,6 +35,9 @@ SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=2)
 SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
 """As `ALONE`, with a lease of 5 s."""
 
+SHORT_GRACE_AND_LEASE: Final = StageSpec(name="short grace and lease", grace_s=2, lease_s=5)
+"""As `ALONE`, with both."""
+
 Refusal = Callable[[Target], str]
 
 

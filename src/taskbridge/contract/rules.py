@@ -67,6 +67,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "X1": "A message that would start after it has expired is discarded, with the reason expired.",
     "T1": "A run over its time limit is ended with TimeLimitExceeded, and is a failed attempt.",
     "T2": "A run that cannot be interrupted is ended together with its worker process, and is a crash.",
+    "O1": "Whether workers consume a queue is found out by asking them, and being busy is told from being gone.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }

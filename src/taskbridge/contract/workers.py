@@ -34,6 +34,14 @@ class Worker(Protocol):
         """End it with SIGKILL; in threads of this process, as fast as they can be ended."""
         ...
 
+    def pause(self) -> None:
+        """Have it stop where it is, as SIGSTOP does; a worker in threads of this process can't."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        ...
+
     def wait(self, timeout_s: float) -> int | None:
         """Wait until it has ended, and return its exit code; None if it is still there."""
         ...
@@ -87,6 +95,19 @@ class ProcessWorker:
         for process in self._processes:
             process.wait()
 
+    def pause(self) -> None:
+        """Send SIGSTOP to every process of the groups."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Send SIGCONT to every process of the groups."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
     def wait(self, timeout_s: float) -> int | None:
         """Wait until all have ended, and return the first exit code that is not 0, else 0."""
         deadline = time.monotonic() + timeout_s
@@ -139,6 +160,13 @@ class EmbeddedWorker:
         """Leave the block, and wait for the end of the grace."""
         self._stop.set()
         self._thread.join()
+
+    def pause(self) -> None:
+        """Refuse: the process would stop itself."""
+        raise NotImplementedError("threads of this process can't be paused")
+
+    def resume(self) -> None:
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait until the block is left; an error of it counts as exit code 1."""

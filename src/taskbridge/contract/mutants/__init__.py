@@ -3,10 +3,10 @@
 The environment variable `TASKBRIDGE_CONTRACT_MUTANT` names the mutant that a process and its workers are to be.
 """
 
-from taskbridge.contract.mutants import retries, routing, running, sending, waiting
+from taskbridge.contract.mutants import outages, retries, routing, running, sending, waiting
 from taskbridge.contract.mutants.table import MUTANTS, Mutant
 
-__all__ = ["MUTANTS", "Mutant", "apply", "retries", "routing", "running", "sending", "waiting"]
+__all__ = ["MUTANTS", "Mutant", "apply", "outages", "retries", "routing", "running", "sending", "waiting"]
 
 
 def apply(name: str) -> None:

@@ -14,7 +14,7 @@ from taskbridge import BrokerUnavailable, SendError
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
-from taskbridge.contract.registry import ALONE, scenario, with_a_server
+from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, scenario, with_a_server
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
 from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
@@ -22,13 +22,16 @@ from taskbridge.contract.tasks import Tasks
 
 _log = logging.getLogger("taskbridge.contract")
 
-_BACK_S: Final = 20.0
-"""How long after the trouble is over every worker may take to consume again."""
+_SLACK_S: Final = 4.0
+_SILENT_S: Final = 25.0
+"""How long workers may take to consume again that are told of nothing: until a connection counts as dead."""
 
 Refusal = BrokerUnavailable | SendError
 
 _SEND_TIMEOUT_S: Final = 1.0
 _LASTS_S: Final = 2.0
+
+_AFTER_GRACE_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +42,14 @@ class _Trouble:
         name: What it is.
         begin: Lets it begin.
         end: Lets it be over; returns when the broker works again.
+        is_silent: Whether only the connections of before are in trouble, and nobody is told: then sending may fail, and
+            workers need the time after which a connection counts as dead.
     """
 
     name: str
     begin: Callable[[], object]
     end: Callable[[], object]
+    is_silent: bool = False
 
 
 @scenario("R5", "S2", on=(ALONE,), where=with_a_server)
@@ -55,16 +61,22 @@ def workers_outlive_lost_connections(h: Harness) -> None:
             proxy.drop()
             proxy.restore()
 
-        url = h.target.at_port(proxy.port)
         _outlive(
             h,
-            url,
+            _with_heartbeats(h.target, proxy.port),
             [
                 _Trouble(name="refused", begin=proxy.cut, end=proxy.restore),
                 _Trouble(name="silent", begin=proxy.stall, end=proxy.restore),
-                _Trouble(name="silent for good", begin=proxy.stall, end=answer_on_new_ones),
+                _Trouble(name="silent and then lost", begin=proxy.stall, end=answer_on_new_ones),
+                _Trouble(name="silent for ever", begin=proxy.freeze, end=lambda: None, is_silent=True),
             ],
         )
+
+
+def _with_heartbeats(target: Target, port: int) -> str:
+    """Return the way there, with heartbeats so short that a dead connection is soon found out."""
+    url = target.at_port(port)
+    return f"{url}?heartbeat=4" if target.address.broker == "amqp" and "?" not in url else url
 
 
 def _with_a_known_server(target: Target) -> str:
@@ -154,11 +166,15 @@ def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
     try:
         h.tasks.open(during)
         began = time.monotonic()
-        untaken = {each for error, act in _ways_to_send(sender) for each in _refused(h, error, act)}
+        ways = [] if trouble.is_silent else _ways_to_send(sender)
+        untaken = {each for error, act in ways for each in _refused(h, error, act)}
         h.pause(max(0.0, _LASTS_S - (time.monotonic() - began)))
     finally:
         trouble.end()
-    _all_is_well(h, sender, [*running, *waiting, delayed], lambda: h.tasks.open(after))
+    if trouble.is_silent:
+        _refused(h, BrokerUnavailable, lambda: sender.default.send([{}]))  # from here on the sender knows
+    back_s = _SILENT_S if trouble.is_silent else h.stage.patience_s + _SLACK_S
+    _all_is_well(h, sender, [*running, *waiting, delayed], lambda: h.tasks.open(after), back_s)
     h.check(bool(h.letters(buried.id)), "the message that was about to be buried has no dead letter")
     h.equal(
         "what was run of that which senders were told was not taken", [each for each in untaken if h.starts(each)], []
@@ -189,13 +205,41 @@ def _asked(h: Harness) -> list[str]:
     return [record.id for record in h.stage.records.all() if record.kind == "before_send" and record.id is not None]
 
 
-def _all_is_well(h: Harness, sender: Tasks, before: Sequence[Sent], finish: Callable[[], None]) -> None:
+def _all_is_well(h: Harness, sender: Tasks, before: Sequence[Sent], finish: Callable[[], None], back_s: float) -> None:
     """Check that each worker consumes each queue again, that the sender sends, and that nothing was lost."""
     began = time.monotonic()
     handle = h.own(sender.default.send([{}]))
     fresh = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in ("contract", "left", "right")]
-    h.final(handle.id, *(sent.id for sent in fresh), within_s=_BACK_S)
+    h.final(handle.id, *(sent.id for sent in fresh), within_s=back_s)
     _log.info("consumed again after %.1f s", time.monotonic() - began)
     finish()
-    h.final(*(sent.id for sent in before), within_s=_BACK_S)
-    h.idle(within_s=_BACK_S)
+    h.final(*(sent.id for sent in before), within_s=back_s)
+    h.idle(within_s=back_s)
+
+
+@scenario("A4", on=(SHORT_GRACE_AND_LEASE,), where=with_a_server)
+def workers_stop_without_their_broker(h: Harness) -> None:
+    """A worker that is told to stop does so in time, though its broker is away; what it held is not lost."""
+    with h.proxy() as refusing, h.proxy() as silent:
+        workers = [
+            h.start_worker(queues=[queue], processes=processes, threads=threads, url=h.target.at_port(proxy.port))
+            for queue, proxy in (("left", refusing), ("right", silent))
+            for processes, threads in ((1, 2), (2, 1))
+        ]
+        held = [h.send(Plan(steps=(hold("held"), RETURN), queue=queue)) for queue in ("left", "right") for _ in "123"]
+        for sent in held:
+            h.started(sent.id)
+        refusing.cut()
+        silent.stall()
+        h.pause(_LASTS_S)  # by now they know, and are trying to connect
+        for worker in workers:
+            h.stage.note_end(worker)
+            worker.terminate()
+        deadline = time.monotonic() + h.stage.spec.grace_s + _AFTER_GRACE_S
+        codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
+        logs = [f"--- code {code}\n{worker.log()}" for code, worker in zip(codes, workers, strict=True) if code != 0]
+        h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))
+    h.tasks.open("held")
+    h.start_worker(threads=2)
+    h.final(*(sent.id for sent in held), within_s=h.stage.spec.lease_s + h.stage.patience_s)
+    h.idle()

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
 
+_HEARTBEAT_S: Final = 10
+"""After two of these without a sign of life a connection to RabbitMQ is dead; Celery's own default is 120."""
+
+_LOOK_AFTER_S: Final = 2
+
 _CHILD_STARTS_S: Final = 60.0
 """How long a child of the prefork pool may take to start: `worker_started` hooks run in it. Celery's default is 4 s."""
 
@@ -168,8 +173,13 @@ class CeleryEngine:
         }
         if broker == "redis" and "worker_disable_prefetch" in DEFAULTS:  # since Celery 5.6
             conf["worker_disable_prefetch"] = True
+        if (
+            broker == "redis"
+        ):  # how often the channel looks after its connection (transport.py); kombu 5.5 knows only 10 s
+            conf["broker_transport_options"] = {"unacked_restore_interval": _LOOK_AFTER_S}
         if broker == "amqp":
             conf["broker_transport_options"] = {"confirm_publish": True}
+            conf["broker_heartbeat"] = _HEARTBEAT_S
             query = dict(parse_qsl(urlsplit(settings.url.broker_url).query))
             if query.get("heartbeat", "").isdecimal():
                 conf["broker_heartbeat"] = int(query["heartbeat"])

@@ -37,6 +37,9 @@ _LOOK_S: Final = 0.05
 _AFTER_GRACE_S: Final = 3.0
 """How long interrupted tasks have to end before the worker ends without them; rule A4 allows 5 s in all."""
 
+_LAST_S: Final = 1.0
+"""How long the broker then has to answer."""
+
 _PAUSE_S: Final = 1.0
 _UNMARK_S: Final = 1.0
 _NOT_UNMARKED: Final = "the store does not answer, interrupted runs will count as lost: %s"
@@ -205,11 +208,19 @@ class Life:
     def _end_without_them(self) -> None:
         """End the process although tasks are stuck in it or in a child, in a call that nothing can interrupt."""
         requests = self.active_requests()
-        _log.warning("%d tasks can't be interrupted; their messages go back and the worker ends", len(requests))
+        _log.warning("the worker ends; %d tasks can't be interrupted, and their messages go back", len(requests))
         for request in requests:
             if self._has_children and request.worker_pid:
                 with suppress(ProcessLookupError):
                     os.kill(request.worker_pid, signal.SIGKILL)
+        # In a thread, for a broker that does not answer must not hold the process.
+        last = threading.Thread(target=self._give_back, args=(requests,), name="taskbridge-last", daemon=True)
+        last.start()
+        last.join(_LAST_S)
+        logging.shutdown()
+        os._exit(0)  # RabbitMQ requeues what an ended connection held
+
+    def _give_back(self, requests: list[Any]) -> None:
         self._consumer.flush_acknowledgements()
         if self._has_children:
             self._unmark(requests)
@@ -217,8 +228,6 @@ class Life:
             self.unmark_all()
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.stop()
-        logging.shutdown()
-        os._exit(0)  # RabbitMQ requeues what an ended connection held
 
     def unmark_all(self) -> None:
         """Take the marks of all runs in this process away, so that they don't count as attempts."""

@@ -40,7 +40,7 @@ _WAKE_MS: Final = 250
 _AFTER_GRACE_S: Final = 1.0
 """How long interrupted tasks have to end before the worker stops without them."""
 
-_LATEST_S: Final = 4.0
+_LATEST_S: Final = 3.5
 """How long after the grace a worker process ends whatever holds it: a hook, a thread, a broker that doesn't answer."""
 
 _LOOK_S: Final = 0.05
@@ -175,7 +175,7 @@ class Life(Middleware):
         while monotonic() < self._deadline and any(thread.is_alive() for thread in worker.workers):
             sleep(_LOOK_S)
         self._interrupt()
-        self._pump.stop()
+        self._pump.stop(_AFTER_GRACE_S)
         if self._is_whole_process:
             sleep(max(0.0, self._deadline + _LATEST_S - monotonic()))
             _log.error("the worker has not ended by itself and is ended now")
