@@ -73,7 +73,7 @@ def _wait(
     while True:
         passed_s = time.monotonic() - began
         seen = broker.see_signs(names, timeout_s=max(_LAST_LOOK_S, timeout_s - passed_s))
-        found = {probe.queue: _state(engine, probe, seen) for probe in probes}
+        found: dict[str, QueueHealth] = {probe.queue: _state(engine, probe, seen) for probe in probes}
         states = set(found.values())
         # A sign may have been left before the probe was: only after its life does it tell of now.
         is_settled = states <= {"consumed"} or (passed_s > BUSY_LIFE_S and "silent" not in states)

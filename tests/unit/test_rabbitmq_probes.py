@@ -64,7 +64,8 @@ def test_a_connection_that_another_send_began_in_vain_is_made_again(place: Place
         first = threading.Thread(target=send)
         first.start()
         time.sleep(0.5)  # it has begun to connect
-        threading.Timer(0.5, lambda: (proxy.drop(), proxy.restore())).start()
+        threading.Timer(0.5, proxy.drop).start()
+        threading.Timer(0.6, proxy.restore).start()
         broker.publish([a_message()], timeout_s=10)
         first.join(10)
     assert len(ends) == 1

@@ -202,7 +202,7 @@ def _refused(h: Harness, kind: type[Refusal], act: Callable[[], object]) -> list
 
 
 def _asked(h: Harness) -> list[str]:
-    return [record.id for record in h.stage.records.all() if record.kind == "before_send" and record.id is not None]
+    return [record.id for record in h.stage.records.all() if record.kind == "before_send"]
 
 
 def _all_is_well(h: Harness, sender: Tasks, before: Sequence[Sent], finish: Callable[[], None], back_s: float) -> None:

@@ -173,9 +173,7 @@ class CeleryEngine:
         }
         if broker == "redis" and "worker_disable_prefetch" in DEFAULTS:  # since Celery 5.6
             conf["worker_disable_prefetch"] = True
-        if (
-            broker == "redis"
-        ):  # how often the channel looks after its connection (transport.py); kombu 5.5 knows only 10 s
+        if broker == "redis":  # how often the channel looks after its connection; kombu 5.5 knows only 10 s
             conf["broker_transport_options"] = {"unacked_restore_interval": _LOOK_AFTER_S}
         if broker == "amqp":
             conf["broker_transport_options"] = {"confirm_publish": True}
