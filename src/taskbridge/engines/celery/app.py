@@ -38,6 +38,9 @@ _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_B
 _HEARTBEAT_S: Final = 10
 """After two of these without a sign of life a connection to RabbitMQ is dead; Celery's own default is 120."""
 
+_SOCKET_S: Final = 10
+"""How long RabbitMQ may take to answer; without a limit a silent server holds Celery's main loop for ever."""
+
 _LOOK_AFTER_S: Final = 2
 
 _CHILD_STARTS_S: Final = 60.0
@@ -176,7 +179,11 @@ class CeleryEngine:
         if broker == "redis":  # how often the channel looks after its connection; kombu 5.5 knows only 10 s
             conf["broker_transport_options"] = {"unacked_restore_interval": _LOOK_AFTER_S}
         if broker == "amqp":
-            conf["broker_transport_options"] = {"confirm_publish": True}
+            conf["broker_transport_options"] = {
+                "confirm_publish": True,
+                "read_timeout": _SOCKET_S,
+                "write_timeout": _SOCKET_S,
+            }
             conf["broker_heartbeat"] = _HEARTBEAT_S
             query = dict(parse_qsl(urlsplit(settings.url.broker_url).query))
             if query.get("heartbeat", "").isdecimal():

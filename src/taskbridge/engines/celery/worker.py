@@ -146,6 +146,16 @@ class Consumer(CeleryConsumer):
             self._waker = Waker() if self._waker is None else self._waker
             self._waker.register(hub)
 
+    def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Any:
+        """Return the connection on which events are sent.
+
+        They are not confirmed: Celery sends them in its main loop, which would wait for a broker that takes nothing.
+        """
+        unconfirmed = {"confirm_publish": False} if self._engine.settings.url.broker == "amqp" else {}
+        made = self.app.connection_for_write(url=url, heartbeat=heartbeat)
+        made.transport_options = {**made.transport_options, **unconfirmed}
+        return self.ensure_connected(made)
+
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""
         called = stock(super()).call_soon(p, *args, **kwargs)
