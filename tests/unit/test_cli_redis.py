@@ -43,8 +43,8 @@ def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: 
     )
     assert red.returncode == 1
 
-    found: Any = json.loads(run("health", "--queues", "default", "--timeout", "0.3", "--json", **settings).stdout)
-    assert (found["ok"], found["queues"]) == (False, {"default": "silent"})
+    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "0.3", "--json", **settings).stdout)
+    assert (found["ok"], found["queues"]) == (False, {"email": "silent"})
     queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
     assert queues["waiting"] == {"default": 0, "email": 0}, "a probe is left"
 

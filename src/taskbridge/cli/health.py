@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, and print what came of it."""
-    bridge = bridge_of(arguments)
+    bridge = _bridge(arguments)
     check_has_server(bridge, "this command")
     try:
         health = bridge.health(*arguments.queues, timeout=arguments.timeout)
@@ -59,6 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
         bridge.close()
     _show(health, as_json=arguments.json)
     return 0 if health.is_well else 1
+
+
+def _bridge(arguments: argparse.Namespace) -> Bridge:
+    """Return the application's bridge; without one, a bridge that knows the queues that are asked about."""
+    bridge = bridge_of(arguments)
+    if arguments.app is not None or not arguments.queues:
+        return bridge
+    return Bridge(arguments.url, queues=(*bridge.settings.queues, *arguments.queues))
 
 
 def _show(health: Health, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""R5, A4 and O1 while the broker is in trouble or workers are, broken."""
+"""R5, A4, S7 and O1 while the broker is in trouble or workers are, broken."""
 
 # What is put in the place of others' functions takes and returns whatever these do.
 # pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -63,3 +63,20 @@ def busy_workers_say_nothing() -> None:
 def children_are_never_all_taken() -> None:
     """A worker of processes never says that it is busy."""
     put("taskbridge.engines.celery.life", "Life._full_queues", lambda _: lambda self: [])
+
+
+@mutant("S7", "a_connection_that_died_idle_is_made_again", "dramatiq+redis")
+def idle_connections_are_taken_for_living() -> None:
+    """Nobody looks whether a connection that was idle has been closed."""
+    put("taskbridge.brokers.redis.client", "_Link.is_fit", lambda _: True)
+    put("taskbridge.brokers.redis.client", "Client.execute", _silent)
+
+
+def _silent(execute: Any) -> Any:
+    def lossy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, *args, **kwargs)
+        except ConnectionError:
+            return None
+
+    return lossy
