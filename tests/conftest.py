@@ -72,13 +72,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(not _is_installed(module) for module in needed - wanted) else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, run a target's tests in one process, which starts its workers and its server once."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no py.typed
+
+    class ByTarget(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            words = nodeid.rpartition("[")[2].rstrip("]").split("-")
+            return next((word for word in words if word in TARGETS), nodeid)
+
+    return ByTarget(config, log)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
-        # One group a target: with `-n`, a target's tests run in one process, which starts its workers once.
-        params = [
-            pytest.param(target, marks=pytest.mark.xdist_group(target)) for target in metafunc.config.stash[_CHOSEN]
-        ]
-        metafunc.parametrize("target", params, scope="session")
+        chosen: tuple[str, ...] = metafunc.config.stash[_CHOSEN]
+        metafunc.parametrize("target", chosen, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -232,7 +232,7 @@ class TestPlainClients:
             idle(bridge)
 
         (ran_at,) = ran
-        assert 0.6 <= ran_at - sent_at < 1.6
+        assert 0.599 <= ran_at - sent_at < 1.6  # Dramatiq counts from the whole millisecond
 
     def test_one_on_a_queue_that_is_not_its_own_runs_all_the_same(self, bridge: Bridge) -> None:
         """Dramatiq's worker thread dies of a message whose `queue_name` isn't the queue it came from."""

@@ -688,6 +688,27 @@ class TestDeadLetters:
 
         assert seen == [50] * 30
 
+    def test_all_are_seen_while_others_ask_for_queues_that_do_not_exist(self, place: Place) -> None:
+        broker = place.broker()
+        broker.bury(a_letter(), timeout_s=5)
+        done = threading.Event()
+
+        def count() -> None:
+            while not done.is_set():
+                broker.counts(["missing"])
+
+        threads = [threading.Thread(target=count) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            seen = {len(broker.dead_letters()) for _ in range(100)}
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join(30)
+
+        assert seen == {1}
+
     def test_they_are_forgotten_after_dead_ttl(self, place: Place) -> None:
         broker = place.broker(dead_ttl=0.5)
         broker.bury(a_letter(), timeout_s=5)

@@ -63,6 +63,7 @@ class Session:
         self._busy = f"RabbitMQ at {connection.where} does not answer other threads either"
         self._opening = Lock()
         self._making = Lock()
+        self._asking = Lock()
         self._publishing: PublishingChannel | None = None
         self._side: Channel | None = None
         self._made: set[Place] = set()
@@ -168,7 +169,10 @@ class Session:
         self.connection.wait_open(deadline)
         began = time.monotonic()
         try:
-            return self._side_channel(deadline).call_all(methods, deadline)
+            # One caller at a time, from choosing the channel on: else one whose channel was closed by what another
+            # asked for would take that refusal for its own.
+            with self._asking.held(deadline, self._busy):
+                return self._side_channel(deadline).call_all(methods, deadline)
         except TimedOutError:
             self._doubt(began)
             raise
