@@ -201,7 +201,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["worker", "check", "routes", "queues", "dead", "dead list", "dead show", "verify", "demo"]
+    "command", ["worker", "check", "routes", "queues", "health", "dead", "dead list", "dead show", "verify", "demo"]
 )
 def test_help_teaches_with_an_example_and_fits_the_terminal(run: Run, command: str) -> None:
     done = run(*command.split(), "--help", COLUMNS="120")

@@ -73,6 +73,15 @@ def test_health_is_red_when_the_broker_is_away(run: Run) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_health_imports_no_engine(run: Run, engine: str) -> None:
+    url = AWAY.replace("celery", engine)
+    done = run("health", "--queues", "email", TASKBRIDGE_URL=url, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "taskbridge.health" in imported
+    assert not imported & {"celery", "kombu", "dramatiq", "subprocess", "taskbridge.contract"}
+
+
 AWAY = "celery+redis://user:secret@127.0.0.1:1/0"
 
 
