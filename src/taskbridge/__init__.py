@@ -23,6 +23,7 @@ from taskbridge.exceptions import (
     WorkerLost,
 )
 from taskbridge.handle import Handle
+from taskbridge.health import Health
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
@@ -47,6 +48,7 @@ __all__ = [
     "ErrorInfo",
     "Event",
     "Handle",
+    "Health",
     "Message",
     "MessageTooLarge",
     "NoCurrentTaskError",

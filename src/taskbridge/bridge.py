@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
 
 from taskbridge import codec
-from taskbridge.brokers.base import PartlyPublished
+from taskbridge.brokers.base import PartlyPublished, SignBroker
 from taskbridge.clock import RealClock
 from taskbridge.dead import DeadLetters
 from taskbridge.declaration import Declaration
@@ -28,6 +28,8 @@ from taskbridge.exceptions import (
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event, Hook, HookName, Hooks
 from taskbridge.message import DeadLetter, Message, Priority, new_id
+from taskbridge.probe import DECLARATION as PROBE_DECLARATION
+from taskbridge.probe import PROBE
 from taskbridge.retry import RetryPolicy, Verdict
 from taskbridge.routing import Routing, check_known
 from taskbridge.task import AsyncTask, Call, SendOptions, Task, declare, same_place
@@ -35,6 +37,7 @@ from taskbridge.task import AsyncTask, Call, SendOptions, Task, declare, same_pl
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts, Wire
     from taskbridge.engines.base import Command, Engine, WorkerOptions
+    from taskbridge.health import Health
     from taskbridge.runner import Runner
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks
@@ -234,6 +237,7 @@ class Bridge:
                     name = _module("taskbridge.engines", self.settings.url.engine)
                     made: Engine = _import(f"{name}.app").make_engine(self)
                     self._engine = made
+                    made.register(PROBE_DECLARATION)
                     for declaration in self.declarations():
                         made.register(declaration)
         return self._engine
@@ -260,7 +264,7 @@ class Bridge:
 
     def knows(self, task: str) -> bool:
         """Return whether a task of this exact name is declared."""
-        return task in self._declarations
+        return task in self._declarations or task == PROBE
 
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
@@ -345,6 +349,8 @@ class Bridge:
 
     def _declare(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Any:
         declaration = declare(function, **options)
+        if declaration.name == PROBE:
+            raise DeclarationError(f"a task can't be called {PROBE!r}: that is what workers are probed with")
         with self._lock:
             former = self._declarations.get(declaration.name)
             if former is not None and not same_place(former.function, function):
@@ -541,6 +547,33 @@ class Bridge:
             BrokerUnavailable: The broker doesn't answer.
         """
         return self.broker.dead_letters()
+
+    def health(self, *queues: str, timeout: Duration = 5) -> Health:
+        """Return whether workers consume these queues, by a probe in each; all known queues if none is named.
+
+        Args:
+            *queues: Their names.
+            timeout: How long to wait for answers.
+
+        Raises:
+            UnsupportedError: The workers are threads of this process.
+            UnknownQueue: There is no such queue.
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        from taskbridge.health import examine  # here, for a process that only sends needs none
+
+        broker = self.broker
+        if not isinstance(broker, SignBroker):
+            raise UnsupportedError("health", self.settings.url.target, "its workers are threads of this very process")
+        for queue in queues:
+            check_known(queue, self.queues())
+        return examine(
+            broker,
+            self.settings.url.engine,
+            tuple(dict.fromkeys(queues)) or self.queues(),
+            timeout_s=seconds(timeout, name="timeout"),
+            now=self.now(),
+        )
 
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""

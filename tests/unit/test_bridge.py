@@ -442,6 +442,21 @@ def test_run_until_idle_is_for_inline_bridges() -> None:
         Bridge("celery+redis://127.0.0.1:1/0").run_until_idle()
 
 
+def test_health_is_for_servers() -> None:
+    with pytest.raises(UnsupportedError, match="this very process"):
+        a_bridge().health()
+
+
+def test_health_is_asked_of_known_queues_only() -> None:
+    with pytest.raises(UnknownQueue, match="emial"):
+        Bridge("celery+redis://127.0.0.1:1/0", queues=["email"]).health("emial")
+
+
+def test_no_task_can_have_the_name_of_the_probe() -> None:
+    with pytest.raises(DeclarationError, match=r"taskbridge\.probe"):
+        a_bridge().task(name="taskbridge.probe")(len)
+
+
 def test_embedded_workers_are_for_memory() -> None:
     with pytest.raises(UnsupportedError, match="taskbridge worker"):
         Bridge("celery+redis://127.0.0.1:1/0").embedded_worker()

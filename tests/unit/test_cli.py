@@ -207,6 +207,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         "check",
         "routes",
         "queues",
+        "health",
         "dead",
         "dead list",
         "dead show",

@@ -35,6 +35,55 @@ def run(tmp_path: Path) -> Run:
     return runner(tmp_path, TZ="UTC")
 
 
+def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: PrivateRedis) -> None:
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": "unwell"}
+
+    red = run("health", "shop", "--timeout", "0.3", **settings)
+    assert (red.stdout, red.stderr) == (
+        "default: silent: no worker consumes it\nemail: silent: no worker consumes it\n",
+        "",
+    )
+    assert red.returncode == 1
+
+    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "0.3", "--json", **settings).stdout)
+    assert (found["ok"], found["queues"]) == (False, {"email": "silent"})
+    queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
+    assert queues["waiting"] == {"default": 0, "email": 0}, "a probe is left"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--queues", "emial"], "queue 'emial' is not known; did you mean 'email'"),
+        (["--timeout", "0"], "it must be a number of seconds above 0, not '0'"),
+        (["--url", "inline://"], "keeps its messages in the process that sends them"),
+    ],
+)
+def test_health_that_cannot_be_asked_is_a_usage_error(run: Run, arguments: list[str], says: str) -> None:
+    done = run("health", "shop", *arguments, TASKBRIDGE_URL=AWAY)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+
+
+def test_health_is_red_when_the_broker_is_away(run: Run) -> None:
+    done = run("health", "shop", TASKBRIDGE_URL=AWAY)
+    assert done.stdout.splitlines() == [
+        f"{queue}: unknown: the broker does not answer" for queue in ("default", "email")
+    ]
+    assert re.fullmatch(r"taskbridge: .*127\.0\.0\.1:1.*refused.*\n", done.stderr), done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_health_imports_no_engine(run: Run, engine: str) -> None:
+    url = AWAY.replace("celery", engine)
+    done = run("health", "--queues", "email", TASKBRIDGE_URL=url, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "taskbridge.health" in imported
+    assert not imported & {"celery", "kombu", "dramatiq", "taskbridge.contract"}
+
+
 AWAY = "celery+redis://user:secret@127.0.0.1:1/0"
 
 

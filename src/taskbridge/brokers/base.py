@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import DeadLetter, Message
@@ -178,4 +178,44 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
+        ...
+
+
+@runtime_checkable
+class SignBroker(Broker, Protocol):
+    """A broker in which a process can ask whether queues are consumed, and workers can answer.
+
+    A sign is a name that can be seen in the namespace for some seconds after it was left.
+    """
+
+    def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish probes to their queues; they vanish there when they have expired, at the latest at the next `ask`.
+
+        Raises:
+            BrokerUnavailable: Not all were published.
+        """
+        ...
+
+    def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
+        """Remove what is left of these probes, and these signs.
+
+        Raises:
+            BrokerUnavailable: It wasn't done; then they vanish by themselves.
+        """
+        ...
+
+    def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
+        """Leave signs for so many seconds; again for those that are there.
+
+        Raises:
+            BrokerUnavailable: They were not left.
+        """
+        ...
+
+    def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
+        """Return those of these signs that are there.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't answer.
+        """
         ...

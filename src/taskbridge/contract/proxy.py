@@ -27,6 +27,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
         self._answers = threading.Event()
         self._answers.set()
 
@@ -42,7 +43,8 @@ class Proxy:
         """End all connections, and refuse new ones until `restore`."""
         with self._lock:
             listener, self._listener = self._listener, None
-            open_now, self._open = self._open, set()
+            open_now, self._open = self._open | self._frozen, set()
+            self._frozen = set()
         if listener is not None:
             _end(listener)
         for connection in open_now:
@@ -54,6 +56,14 @@ class Proxy:
             open_now, self._open = self._open, set()
         for connection in open_now:
             _end(connection)
+
+    def freeze(self) -> None:
+        """Pass nothing on any more on the connections there are, and don't end them; new ones work.
+
+        So does a router that has forgotten connections, or a host that has died.
+        """
+        with self._lock:
+            self._frozen |= self._open
 
     def stall(self) -> None:
         """Accept everything, pass nothing on, until `restore`."""
@@ -102,9 +112,13 @@ class Proxy:
         with contextlib.suppress(OSError):  # the other end, or a cut, closed it
             while data := source.recv(_CHUNK):
                 self._answers.wait()
-                sink.sendall(data)
+                if source not in self._frozen:
+                    sink.sendall(data)
         with self._lock:
             self._open -= {source, sink}
+            is_frozen = source in self._frozen
+        if is_frozen:
+            return  # the other end hears of nothing
         _end(source)
         _end(sink)
 

@@ -41,6 +41,9 @@ SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
 STORED: Final = StageSpec(name="stored", lease_s=5, grace_s=2, stored=True)
 """As `SHORT_LEASE`, with a short grace too, and attempt marks."""
 
+SHORT_GRACE_AND_LEASE: Final = StageSpec(name="short grace and lease", grace_s=2, lease_s=5)
+"""As `ALONE`, with both."""
+
 Refusal = Callable[[Target], str]
 
 

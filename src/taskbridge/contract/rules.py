@@ -70,6 +70,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "L1": "A dead letter tells all that is known, without the secrets that the application takes out.",
     "L2": "A replay starts a dead message again at attempt 1; it is dead or waits, never both and never neither.",
     "L3": "What is purged is gone for good, and nothing else is.",
+    "O1": "Whether workers consume a queue is found out by asking them, and being busy is told from being gone.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }

@@ -313,6 +313,47 @@ class PrivateRedis(PrivateServer):
             connection.sendall(b"PING\r\n")
             return connection.recv(64).startswith(b"+PONG")  # not while it loads its data: that is an error reply
 
+    def command(self, *words: str) -> str:
+        """Carry a command out, such as `command("CONFIG", "SET", "maxmemory", "1")`, and return its reply's first line.
+
+        Raises:
+            ServerFailed: Redis answers with an error.
+        """
+        packed = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+        with (
+            socket.create_connection((_HOST, self.port), timeout=_EXIT_S) as connection,
+            connection.makefile("rb") as replies,
+        ):
+            connection.sendall(packed.encode())
+            reply = replies.readline().decode().strip()
+            if reply.startswith("$"):
+                reply = replies.read(int(reply[1:])).decode()
+        if reply.startswith("-"):
+            raise ServerFailed(self.name, f"{words[0]} failed", reply)
+        return reply
+
+    def fail_to_save(self) -> None:
+        """Refuse every write (`MISCONF`), as Redis does when it can't save its data, on a full disk for example."""
+        self.command("CONFIG", "SET", "save", "3600 1")
+        (self.folder / "dump.rdb").unlink(missing_ok=True)
+        (self.folder / "dump.rdb" / "in the way").mkdir(parents=True)
+        self.command("BGSAVE")
+        self._wait_for_save("err")
+
+    def save_again(self) -> None:
+        """Take writes again after `fail_to_save`."""
+        shutil.rmtree(self.folder / "dump.rdb")
+        self.command("BGSAVE")
+        self._wait_for_save("ok")
+        self.command("CONFIG", "SET", "save", "")
+
+    def _wait_for_save(self, status: str) -> None:
+        deadline = time.monotonic() + _EXIT_S
+        while f"rdb_last_bgsave_status:{status}" not in self.command("INFO", "persistence"):
+            if time.monotonic() > deadline:
+                raise self._failure(f"the status of its last save is not {status!r}")
+            time.sleep(_POLL_S)
+
 
 class PrivateRabbitMQ(PrivateServer):
     """A private RabbitMQ node, with its own name server (epmd), cookie and configuration. It takes about 10 s to start.

@@ -36,9 +36,9 @@ class Pump:
                 _log.exception("the pump failed, starting it again")
                 self._stop.wait(1.0)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = _JOIN_S) -> None:
         """Stop the thread and wait for it, for 5 s at most."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_JOIN_S)
+            self._thread.join(timeout_s)
             self._thread = None

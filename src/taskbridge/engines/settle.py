@@ -12,10 +12,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
+from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
+from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
 from taskbridge.stores.base import Claim, Marks
 
@@ -23,6 +25,9 @@ _log = logging.getLogger("taskbridge.worker")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+
+_ANSWER_S = 2.0
+"""How long an answer to a probe may take."""
 
 _LOOK_AGAIN_S = 2.0
 """How long a message waits that another worker seems to run."""
@@ -66,6 +71,9 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
+    if message.task == PROBE:
+        _answer(host, message)
+        return Done(None)
     marks = host.marks
     if redelivered or (message.redelivered and marks is not None):
         verdict = _of_redelivered(host, marks, message)
@@ -98,6 +106,17 @@ def _is_still_ours(host: Host, marks: Marks, message: Message) -> bool:
     answers: list[bool] = []
     _persist(host, lambda timeout_s: answers.append(marks.still_ours(message, timeout_s=timeout_s)))
     return answers[0]
+
+
+def _answer(host: Host, probe: Message) -> None:
+    """Tell whoever asks that this queue is consumed, unless nobody waits for it any longer."""
+    broker = host.broker
+    if probe.expires_at is None or host.now() > probe.expires_at or not isinstance(broker, SignBroker):
+        return
+    try:
+        broker.leave_signs([answer_sign(probe)], life_s=ANSWER_LIFE_S, timeout_s=_ANSWER_S)
+    except BrokerUnavailable as exc:
+        _log.warning("a probe of queue %s is not answered: %s", probe.queue, exc.problem)
 
 
 def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdict | None:

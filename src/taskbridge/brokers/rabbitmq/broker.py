@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
+from pika import spec
+
 from taskbridge.brokers.base import Counts, Decide, PartlyPublished, Publication, Taken, Wire
 from taskbridge.brokers.rabbitmq.channel import Delivery
 from taskbridge.brokers.rabbitmq.connection import parameters_of
@@ -16,7 +18,7 @@ from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.pump import Pump
 from taskbridge.brokers.rabbitmq.session import FAILURES, QueueState, Session
-from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology
+from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, sign_queue
 from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
@@ -197,6 +199,30 @@ class RabbitMQBroker:
             BrokerUnavailable: It doesn't.
         """
         self._looker.ask(lambda session, deadline: session.look([self._topology.dead], deadline), timeout_s)
+
+    def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish probes; RabbitMQ drops them as they expire."""
+        parcels = [
+            self._packer.publication(index, probe, life_s=None if probe.expires_at is None else timeout_s)
+            for index, probe in enumerate(probes)
+        ]
+        self._deliver(parcels, Deadline(timeout_s))
+
+    def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
+        """Remove these signs; RabbitMQ drops the probes by itself."""
+        calls = [spec.Queue.Delete(queue=self._topology.sign(name)) for name in signs]
+        self._looker.ask(lambda session, deadline: session.call_all(calls, deadline), timeout_s)
+
+    def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
+        """Leave signs for so many seconds."""
+        parcels = [self._packer.sign(index, name, life_s=life_s) for index, name in enumerate(names)]
+        self._deliver(parcels, Deadline(timeout_s))
+
+    def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
+        """Return those of these signs that are there."""
+        calls = [sign_queue(self._topology.sign(name)) for name in names]
+        replies = self._looker.ask(lambda session, deadline: session.call_all(calls, deadline), timeout_s)
+        return {name for name, reply in zip(names, replies, strict=True) if reply.message_count}
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""

@@ -93,6 +93,7 @@ class Connection:
         self.heard_at: float = 0.0
         self.frame_max: int = FRAME_MAX
         self.server_version: tuple[int, ...] = ()
+        self._begun_at = time.monotonic()
         self._parameters = parameters
         self._timeout_s = timeout_s
         self._asked_heartbeat_s = heartbeat_s
@@ -116,6 +117,14 @@ class Connection:
     def may_be_remade(self) -> bool:
         """Whether another connection may succeed where this one is gone: not after the server refused this one."""
         return self.was_open or self.timed_out
+
+    def was_lost_by_others(self, began: float) -> bool:
+        """Return whether it is gone, and was begun before this moment: then it says nothing of the server now.
+
+        Args:
+            began: By the monotonic clock.
+        """
+        return self.problem is not None and self._begun_at < began
 
     def start(self) -> None:
         """Begin to connect, in a thread.

@@ -11,9 +11,9 @@ from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
 from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, encoded
-from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue, sign_queue
 from taskbridge.exceptions import MessageTooLarge
-from taskbridge.message import DeadLetter, Message
+from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
 _PERSISTENT: Final = 2
@@ -82,7 +82,7 @@ class Packer:
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
         self._wire = wire
         self._topology = topology = Topology(settings.namespace)
-        self._expiration = str(max(1, round(settings.dead_ttl_s * 1000)))
+        self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Place] = {}
         self._dead = Place(name=topology.dead, calls=lambda _: [classic_queue(topology.dead)])
         engines = (wire.engine, *other_engines(wire.engine))  # all of them, else messages for one could block a level
@@ -95,14 +95,15 @@ class Packer:
             calls = partial(topology.level_calls, level)
             self._levels.append(Place(name=topology.level(level), calls=calls, made_first=True, below=below))
 
-    def publication(self, index: int, message: Message) -> Parcel:
-        """Return the engine's own message, for its queue.
+    def publication(self, index: int, message: Message, *, life_s: float | None = None) -> Parcel:
+        """Return the engine's own message, for its queue, where the server drops it when its life is over.
 
         Raises:
             HeadersTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        token, properties = _with_token(native.properties, message.id)
+        ending = {} if life_s is None else {"expiration": _milliseconds(life_s)}
+        token, properties = _with_token({**native.properties, **ending}, message.id)
         if len(properties) > PROPERTIES_ROOM:
             raise HeadersTooLarge(message.task, len(properties), PROPERTIES_ROOM)
         place = self._queues.get(native.queue) or self._queue(native)
@@ -127,11 +128,22 @@ class Packer:
             body=text,
         )
 
+    def sign(self, index: int, name: str, *, life_s: float) -> Parcel:
+        """Return a sign, which is there until the server forgets it."""
+        native = self._topology.sign(name)
+        place = Place(name=native, calls=lambda _: [sign_queue(native)])
+        token, properties = _with_token({"expiration": _milliseconds(life_s)}, new_id())
+        return Parcel(index=index, place=place, key=native, token=token, properties=properties, body=b"")
+
     def letter(self, index: int, letter: DeadLetter) -> Parcel:
         """Return a dead letter, which the server forgets after the setting `dead_ttl`."""
         token, properties = _with_token({**_JSON, "expiration": self._expiration}, letter.id)
         body = letter.dumps().encode()
         return Parcel(index=index, place=self._dead, key=self._dead.name, token=token, properties=properties, body=body)
+
+
+def _milliseconds(life_s: float) -> str:
+    return str(max(1, round(life_s * 1000)))
 
 
 def _with_token(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
@@ -59,6 +60,7 @@ class Publisher:
         A parcel is published again only if it was not taken.
         """
         outcome = Outcome()
+        began = time.monotonic()
         for _ in range(_TRIES):
             try:
                 session = self.session(deadline.left_s)
@@ -69,7 +71,8 @@ class Publisher:
             latest = session.deliver(left, deadline)
             latest.accepted |= outcome.accepted
             outcome = latest
-            if not outcome.again or deadline.passed:
+            again = outcome.again or (not outcome.unsure and session.connection.was_lost_by_others(began))
+            if not again or deadline.passed:
                 break
         return outcome
 
@@ -80,6 +83,7 @@ class Publisher:
             BrokerUnavailable: The server didn't answer, or refused.
         """
         deadline = Deadline(timeout_s)
+        began = time.monotonic()
         tries = 0
         while True:
             tries += 1
@@ -92,7 +96,10 @@ class Publisher:
                 session.connection.receive()
                 return act(session, deadline)
             except FAILURES as exc:
-                again = isinstance(exc, ConnectionLostError) and session.connection.may_be_remade
+                connection = session.connection
+                again = isinstance(exc, ConnectionLostError) and (
+                    connection.may_be_remade or connection.was_lost_by_others(began)
+                )
                 if not again or tries == _TRIES or deadline.passed:
                     raise BrokerUnavailable(str(exc)) from exc
 

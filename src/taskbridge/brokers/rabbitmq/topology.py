@@ -37,6 +37,9 @@ LONGEST_EXPIRATION_S: Final = 10 * 365 * 86400
 
 _QUORUM_SINCE: Final = (3, 10)
 
+_SIGN_EXPIRES_MS: Final = 120_000
+"""How long the queue of a sign is there that nobody looks at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -61,6 +64,10 @@ class Topology:
     def level(self, level: int) -> str:
         """The exchange of a level, and its queue; the due exchange stands below level 0."""
         return self.due_exchange if level < 0 else f"{self.namespace}.delay.{level}"
+
+    def sign(self, name: str) -> str:
+        """The queue of a sign, which holds one message while it can be seen."""
+        return f"{self.namespace}.sign.{name}"
 
     def route(self, delay_s: float, engine: str) -> tuple[int, str]:
         """Return a delay's highest level, and its routing key; it is rounded up to whole seconds (rule D1)."""
@@ -104,6 +111,12 @@ def queue(name: str, arguments: Mapping[str, Any]) -> Any:
 def classic_queue(name: str) -> Any:
     """Return the call that declares a durable classic queue."""
     return queue(name, {"x-queue-type": "classic"})
+
+
+def sign_queue(name: str) -> Any:
+    """Return the call that declares the queue of a sign."""
+    arguments = {"x-queue-type": "classic", "x-max-length": 1, "x-expires": _SIGN_EXPIRES_MS}
+    return queue(name, arguments)
 
 
 def existing_queue(name: str) -> Any:

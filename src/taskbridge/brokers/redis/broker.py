@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from taskbridge.brokers.base import Counts, Decide, PartlyPublished, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis.client import Client, Outcome, Request, Word
+from taskbridge.brokers.redis.probes import Probes
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, TAKE_DEAD, Parking, dead_keys, engines_key
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
@@ -43,6 +44,7 @@ class RedisBroker:
         self._engines = engines_key(settings.namespace)
         self._dead, self._letters = dead_keys(settings.namespace)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
+        self._probes = Probes(self._client, wire, settings.namespace)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages, those of the same queue and priority up to 100 in one command.
@@ -172,6 +174,22 @@ class RedisBroker:
             BrokerUnavailable: It doesn't.
         """
         self._client.execute([("PING",)], timeout_s=timeout_s)
+
+    def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
+        """Publish probes; they are removed by `withdraw`, or by an `ask` after they have expired."""
+        self._probes.ask(probes, timeout_s=timeout_s)
+
+    def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
+        """Remove what is left of these probes, and these signs."""
+        self._probes.withdraw(probes, signs, timeout_s=timeout_s)
+
+    def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
+        """Leave signs for so many seconds."""
+        self._probes.leave_signs(names, life_s=life_s, timeout_s=timeout_s)
+
+    def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
+        """Return those of these signs that are there."""
+        return self._probes.see_signs(names, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""

@@ -3,7 +3,7 @@
 The environment variable `TASKBRIDGE_CONTRACT_MUTANT` names the mutant that a process and its workers are to be.
 """
 
-from taskbridge.contract.mutants import crashes, dead_letters, retries, routing, running, sending, waiting
+from taskbridge.contract.mutants import crashes, dead_letters, outages, retries, routing, running, sending, waiting
 from taskbridge.contract.mutants.table import MUTANTS, Mutant
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "apply",
     "crashes",
     "dead_letters",
+    "outages",
     "retries",
     "routing",
     "running",

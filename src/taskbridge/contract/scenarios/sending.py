@@ -241,9 +241,9 @@ def threads_send(h: Harness) -> None:
     handles: list[Any] = []
 
     def send() -> None:
-        handles.extend(h.tasks.echo.send(number) for number in range(10))
+        handles.extend(h.tasks.echo.send(number) for number in range(5))
 
-    threads = [threading.Thread(target=send) for _ in range(16)]
+    threads = [threading.Thread(target=send) for _ in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -295,6 +295,25 @@ def a_dropped_connection_loses_nothing(h: Harness) -> None:
         h.final(*ids)
     h.idle()
     # A confirmation that was cut off makes the message be sent again; nothing here is cut off while it is awaited.
+    h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
+
+
+@scenario("S7", on=(ALONE,), where=with_a_server)
+def a_connection_that_died_idle_is_made_again(h: Harness) -> None:
+    """A connection that died while nobody used it, three heartbeats ago, loses nothing."""
+    with h.proxy() as proxy:
+        url = h.target.at_port(proxy.port)
+        heartbeat = "?heartbeat=1" if h.target.address.broker == "amqp" and "?" not in url else ""
+        tasks = h.tasks_by(url + heartbeat)
+        ids = [h.own(tasks.default.send([{}])).id]
+        proxy.stall()
+        h.pause(3.5)
+        proxy.drop()
+        proxy.restore()
+        ids += [h.own(tasks.default.send([{}])).id, h.own(tasks.default.schedule(0.2, [{}])).id]
+    h.start_worker()
+    h.final(*ids)
+    h.idle()
     h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
 
 

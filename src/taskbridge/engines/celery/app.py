@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
 
+_HEARTBEAT_S: Final = 10
+"""After two of these without a sign of life a connection to RabbitMQ is dead; Celery's own default is 120."""
+
+_SOCKET_S: Final = 10
+"""How long RabbitMQ may take to answer; without a limit a silent server holds Celery's main loop for ever."""
+
+_LOOK_AFTER_S: Final = 2
+
 _CHILD_STARTS_S: Final = 60.0
 """How long a child of the prefork pool may take to start: `worker_started` hooks run in it. Celery's default is 4 s."""
 
@@ -114,6 +122,12 @@ class CeleryEngine:
             return set()
         return {request.message.delivery_tag for request in self.life.active_requests()}
 
+    def consumed_queues(self) -> list[str]:
+        """Return which of taskbridge's queues this worker consumes, by taskbridge's own names."""
+        names = [queue.name for queue in list(self._app.amqp.queues.consume_from.values())]
+        own = [wire.own_queue(self.settings.namespace, name) for name in names]
+        return [queue for queue in own if queue is not None]
+
     def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
         """Bury bytes that can't be read, in the worker; and do this when they are buried."""
         self.life.bury_raw(raw, error, then=then)
@@ -162,8 +176,15 @@ class CeleryEngine:
         }
         if broker == "redis" and "worker_disable_prefetch" in DEFAULTS:  # since Celery 5.6
             conf["worker_disable_prefetch"] = True
+        if broker == "redis":  # how often the channel looks after its connection; kombu 5.5 knows only 10 s
+            conf["broker_transport_options"] = {"unacked_restore_interval": _LOOK_AFTER_S}
         if broker == "amqp":
-            conf["broker_transport_options"] = {"confirm_publish": True}
+            conf["broker_transport_options"] = {
+                "confirm_publish": True,
+                "read_timeout": _SOCKET_S,
+                "write_timeout": _SOCKET_S,
+            }
+            conf["broker_heartbeat"] = _HEARTBEAT_S
             query = dict(parse_qsl(urlsplit(settings.url.broker_url).query))
             if query.get("heartbeat", "").isdecimal():
                 conf["broker_heartbeat"] = int(query["heartbeat"])

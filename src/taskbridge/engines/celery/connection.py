@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.celery.stock import KombuConnection, stock
 from taskbridge.settings import without_credentials
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
+
+
+_PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2.0}
+"""Seconds between tries; by kombu's default they grow to 30, and a worker idles long after its broker is back."""
 
 
 def own_transport(engine: CeleryEngine, stock: Any) -> Any:
@@ -31,6 +35,10 @@ def own_connection(engine: CeleryEngine) -> Any:
 
     class Connection(KombuConnection):
         """A connection of one bridge."""
+
+        def ensure_connection(self, *args: Any, **options: Any) -> Any:
+            """Connect, however often that takes; Celery asks for it without saying how long to rest between."""
+            return stock(super()).ensure_connection(*args, **{**_PAUSES, **options})
 
         def as_uri(self, include_password: bool = False, **_: Any) -> str:
             """Return the URL that Celery shows, or with the password the one that Flower uses."""

@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.base import Host
+from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.celery.attempts import Attempts
 from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import ChildRuns
@@ -35,6 +36,9 @@ _LOOK_S: Final = 0.05
 
 _AFTER_GRACE_S: Final = 3.0
 """How long interrupted tasks have to end before the worker ends without them; rule A4 allows 5 s in all."""
+
+_LAST_S: Final = 1.0
+"""How long the broker then has to answer."""
 
 _PAUSE_S: Final = 1.0
 _UNMARK_S: Final = 1.0
@@ -91,6 +95,7 @@ class Life:
         self.runs: Final = runs
         self._carrier = carrier
         self._pump = Pump(host)
+        self._busy = BusySigns(host, self._full_queues)
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._consumer: Any = None
@@ -142,6 +147,7 @@ class Life:
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.start()
         self._pump.start()
+        self._busy.start()
         if not self._is_embedded:
             threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
         if self._is_whole_process and not self._has_children:  # a child with a stuck task ends by itself (`Runs`)
@@ -197,6 +203,12 @@ class Life:
         """Bury bytes that were found under a lease that was over."""
         self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
 
+    def _full_queues(self) -> list[str]:
+        """Return the queues that are consumed here, if all slots are taken."""
+        if len(self.active_requests()) < self._consumer.pool.num_processes:
+            return []
+        return self._engine.consumed_queues()
+
     # The end
 
     def begin_stop(self) -> None:
@@ -236,11 +248,19 @@ class Life:
     def _end_without_them(self) -> None:
         """End the process although tasks are stuck in it or in a child, in a call that nothing can interrupt."""
         requests = self.active_requests()
-        _log.warning("%d tasks can't be interrupted; their messages go back and the worker ends", len(requests))
+        _log.warning("the worker ends; %d tasks can't be interrupted, and their messages go back", len(requests))
         for request in requests:
             if self._has_children and request.worker_pid:
                 with suppress(ProcessLookupError):
                     os.kill(request.worker_pid, signal.SIGKILL)
+        # In a thread, for a broker that does not answer must not hold the process.
+        last = threading.Thread(target=self._give_back, args=(requests,), name="taskbridge-last", daemon=True)
+        last.start()
+        last.join(_LAST_S)
+        logging.shutdown()
+        os._exit(0)  # RabbitMQ requeues what an ended connection held
+
+    def _give_back(self, requests: list[Any]) -> None:
         self._consumer.flush_acknowledgements()
         if self._has_children:
             messages = [self._consumer.message_of(request) for request in requests]
@@ -249,8 +269,6 @@ class Life:
             self.unmark_all()
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.stop()
-        logging.shutdown()
-        os._exit(0)  # RabbitMQ requeues what an ended connection held
 
     def unmark_all(self) -> None:
         """Take the marks of all runs in this process away, so that they don't count as attempts."""
@@ -264,6 +282,7 @@ class Life:
     def ends(self) -> None:
         """Stop the threads, after the pool has ended and the connection is closed."""
         self._host.stopping.set()
+        self._busy.stop()
         self._pump.stop()
         self.desk.stop(_PAUSE_S)
         self.desk = Desk()

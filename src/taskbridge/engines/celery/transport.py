@@ -60,7 +60,7 @@ _log = logging.getLogger("taskbridge.celery")
 _LOOK_AGAIN_S: Final = 5.0
 """How long an idle worker trusts that it would have been told of a change."""
 
-_OVERDUE_S: Final = 30.0
+_OVERDUE_S: Final = 8.0
 """How long an answer may take before the connection counts as dead."""
 
 _POLL_S: Final = 0.1

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ _MOST_REMEMBERED: Final = 10_000
 
 _LOOK_AGAIN_S: Final = 2.0
 """How long a message waits whose attempt runs in this worker."""
+
+_GOODBYE_S: Final = 1.0
 
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
@@ -155,6 +158,26 @@ class Consumer(CeleryConsumer):
         """Take nothing new, soon: the process is about to end."""
         if self.task_consumer is not None:
             self.call_soon(self.task_consumer.cancel)
+
+    def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Any:
+        """Return the connection on which events are sent.
+
+        They are not confirmed: Celery sends them in its main loop, which would wait for a broker that takes nothing.
+        """
+        unconfirmed = {"confirm_publish": False} if self._engine.settings.url.broker == "amqp" else {}
+        made = self.app.connection_for_write(url=url, heartbeat=heartbeat)
+        made.transport_options = {**made.transport_options, **unconfirmed}
+        return self.ensure_connected(made)
+
+    def on_connection_error_after_connected(self, exc: Any) -> None:
+        """Let go of the lost connection, and of that for events: it has probably died with it.
+
+        Celery would say goodbye on that one, and wait for an answer.
+        """
+        if self.event_dispatcher and self._engine.settings.url.broker == "amqp":
+            with suppress(*self.connection_errors, *self.channel_errors):
+                self.event_dispatcher.connection.collect(socket_timeout=_GOODBYE_S)
+        stock(super()).on_connection_error_after_connected(exc)
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""

@@ -32,7 +32,8 @@ from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
-_HEARTBEAT_S: Final = 30
+_HEARTBEAT_S: Final = 10
+"""After two or three of these without a sign of life a connection is dead; RabbitMQ's own default is 60."""
 
 _PATIENCE_S: Final = 1.0
 """How long a message waits here for a thread before it goes back, so that an idle worker may have it."""
@@ -42,6 +43,9 @@ _FULL_S: Final = 0.5
 
 _ARRIVAL_S: Final = 0.2
 """How long a slot is kept for a queue whose consumer has just begun again."""
+
+_OWNER_S: Final = 0.5
+"""How long a consumer that closes waits for its own thread to be done with the connection."""
 
 _FLUSH_S: Final = 2.0
 """How long a consumer that closes waits for its last acknowledgements to be sent."""
@@ -87,6 +91,7 @@ class _SparingConsumer(Consumer):
         self._arrived: deque[tuple[int, bool, bytes]] = deque()
         self._arrived_at = 0.0
         self._consumer_tag: str | None = None
+        self._using = threading.Lock()
         self._is_cancelled = False
         try:
             self._connection: Any = pika.BlockingConnection(broker.parameters)
@@ -107,21 +112,25 @@ class _SparingConsumer(Consumer):
         if not self._broker.is_booted():
             return None
         try:
-            if self._broker.draining:
-                self._drain()
-                return None
-            if self._is_cancelled or self._channel.is_closed:
-                raise ConnectionClosed(f"the consumer of {self._queue_name} was cancelled")
-            if self._consumer_tag is None:
-                self._resume()
-            elif not self._arrived:
-                self._leave_line()
-                self._connection.process_data_events(self._timeout_s)
-                if not self._arrived and self._slots.full_for_s() > _FULL_S:
-                    self._send_back()  # nothing, as yet: what comes from now on would wait here for a long task's end
-            return self._hand_out() if self._arrived else None
+            with self._using:
+                return self._next()
         except (*_TROUBLE, NotSettledError) as exc:
             raise ConnectionClosed(exc) from None
+
+    def _next(self) -> MessageProxy | None:
+        if self._broker.draining:
+            self._drain()
+            return None
+        if self._is_cancelled or self._channel.is_closed:
+            raise ConnectionClosed(f"the consumer of {self._queue_name} was cancelled")
+        if self._consumer_tag is None:
+            self._resume()
+        elif not self._arrived:
+            self._leave_line()
+            self._connection.process_data_events(self._timeout_s)
+            if not self._arrived and self._slots.full_for_s() > _FULL_S:
+                self._send_back()  # nothing, as yet: what comes from now on would wait here for a long task's end
+        return self._hand_out() if self._arrived else None
 
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message that is done with, or return one to its queue that goes back."""
@@ -145,8 +154,16 @@ class _SparingConsumer(Consumer):
         """Send the last acknowledgements and close the connection.
 
         Raises:
-            ConnectionClosed: It broke.
+            ConnectionClosed: It broke, or the consumer's own thread still waits on it for a reply.
         """
+        if not self._using.acquire(timeout=_OWNER_S):  # pika's connections can't bear two threads
+            raise ConnectionClosed("RabbitMQ does not answer")
+        try:
+            self._close()
+        finally:
+            self._using.release()
+
+    def _close(self) -> None:
         self._leave_line()
         try:
             flushed = threading.Event()

@@ -18,7 +18,9 @@ from dramatiq import Broker, Worker
 from dramatiq.middleware import Middleware
 
 from taskbridge.engines.base import Host
+from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import WATCH_S, Run, Runs, unmark
 from taskbridge.exceptions import BrokerUnavailable
@@ -32,7 +34,7 @@ _WAKE_MS: Final = 250
 _AFTER_GRACE_S: Final = 1.0
 """How long interrupted tasks have to end before the worker stops without them."""
 
-_LATEST_S: Final = 4.0
+_LATEST_S: Final = 3.5
 """How long after the grace a worker process ends whatever holds it: a hook, a thread, a broker that doesn't answer."""
 
 _LOOK_S: Final = 0.05
@@ -55,6 +57,7 @@ class Life(Middleware):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._pump = Pump(host)
+        self._busy: BusySigns | None = None
         self.runs: Final = Runs(host)
         self.runs.ends_process = lambda: self._is_whole_process
         self._deadline = 0.0
@@ -74,6 +77,8 @@ class Life(Middleware):
         _engine_broker(broker).opens(worker.worker_threads)
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
+        self._busy = BusySigns(self._host, lambda: self._full_queues(worker))
+        self._busy.start()
         if self._is_whole_process:
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
@@ -107,7 +112,18 @@ class Life(Middleware):
             except BrokerUnavailable as exc:
                 _log.warning("%d runs that were given up will count as lost: %s", len(abandoned), exc)
         _engine_broker(broker).closed()
+        if self._busy is not None:
+            self._busy.stop()
         self._pump.stop()
+
+    def _full_queues(self, worker: Worker) -> list[str]:
+        """Return the queues that are consumed here, if all threads are taken."""
+        slots = _engine_broker(worker.broker).slots
+        if self.draining or slots is None or slots.full_for_s() == 0:
+            return []
+        living = [name for name, consumer in list(worker.consumers.items()) if consumer.is_alive()]
+        own = [own_queue(self._host.settings.namespace, name) for name in living if not name.endswith(".DQ")]
+        return [queue for queue in own if queue is not None]
 
     def _drain(self, worker: Worker) -> None:
         """Take nothing new from now on; what runs has the grace. Does nothing the second time."""
@@ -124,7 +140,7 @@ class Life(Middleware):
         while monotonic() < self._deadline and any(thread.is_alive() for thread in worker.workers):
             sleep(_LOOK_S)
         self._interrupt()
-        self._pump.stop()
+        self._pump.stop(_AFTER_GRACE_S)
         if self._is_whole_process:
             sleep(max(0.0, self._deadline + _LATEST_S - monotonic()))
             _log.error("the worker has not ended by itself and is ended now")

@@ -1,0 +1,69 @@
+"""O1: whether queues are consumed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.probe import Record
+from taskbridge.contract.program import Plan, hold
+from taskbridge.contract.registry import ALONE, scenario, with_a_server, with_processes
+from taskbridge.contract.target import Target
+
+_TIMEOUT_S: Final = 4.0
+_ANSWER_S: Final = 2.0
+
+
+def _with_workers_elsewhere(target: Target) -> str:
+    return with_processes(target) or with_a_server(target)
+
+
+@scenario("O1", on=(ALONE,), where=_with_workers_elsewhere)
+def health_tells_who_consumes(h: Harness) -> None:
+    """A queue that is consumed is told from one whose workers are busy, and from one that hangs or has none."""
+    worker = h.start_worker(queues=["left", "right"], threads=2)
+    _is(h, {"left": "consumed", "right": "consumed"}, "with an idle worker")
+    _is(h, {"vip": "silent", "left": "consumed"}, "with a worker of other queues")
+    h.equal("what is left of probes", h.bridge.counts().waiting, dict.fromkeys(h.bridge.counts().waiting, 0))
+
+    running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
+    for sent in running:
+        h.started(sent.id)
+    _is(h, {"left": "busy", "right": "busy"}, "with a worker whose slots are all taken")
+    h.tasks.open("busy")
+    h.final(*(sent.id for sent in running))
+    _is(h, {"left": "consumed"}, "with a worker that was busy")
+
+    worker.pause()
+    try:
+        _is(h, {"left": "silent"}, "with a worker that hangs")
+    finally:
+        worker.resume()
+    _is(h, {"left": "consumed"}, "with a worker that goes on")
+    h.equal("the hooks that heard of a probe", [record for record in h.stage.records.all() if _is_probe(record)], [])
+
+
+def _is_probe(record: Record) -> bool:
+    return str(record.data.get("task", "")).startswith("taskbridge.")
+
+
+def _is(h: Harness, expected: dict[str, str], when: str) -> None:
+    health = h.bridge.health(*expected, timeout=_TIMEOUT_S)
+    h.equal(f"the health {when}", dict(health.queues), expected)
+    h.equal(f"whether that is well {when}", health.is_well, "silent" not in expected.values())
+    if set(expected.values()) == {"consumed"}:
+        h.check(health.seconds <= _ANSWER_S, f"an answer {when} should come at once, but took {health.seconds:.2f} s")
+
+
+@scenario("O1", on=(ALONE,), where=_with_workers_elsewhere)
+def children_answer_probes(h: Harness) -> None:
+    """A worker of processes answers too, and says when all are taken."""
+    h.start_worker(queues=["left"], processes=2)
+    _is(h, {"left": "consumed"}, "with idle processes")
+    running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
+    for sent in running:
+        h.started(sent.id)
+    _is(h, {"left": "busy"}, "with processes that are all taken")
+    h.tasks.open("busy")
+    h.final(*(sent.id for sent in running))
+    _is(h, {"left": "consumed"}, "with processes that are free again")

@@ -1,0 +1,245 @@
+"""R5 and S2 together: the broker is away, or refuses, while workers are in every phase and others send."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from taskbridge import BrokerUnavailable, SendError
+from taskbridge.contract.failure import ContractFailure
+from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.program import RETURN, Plan, fail, hold
+from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, scenario, with_a_server
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
+from taskbridge.contract.stage import Stage
+from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import Tasks
+
+_log = logging.getLogger("taskbridge.contract")
+
+_SLACK_S: Final = 4.0
+_SILENT_S: Final = 25.0
+"""How long workers may take to consume again that are told of nothing: until a connection counts as dead."""
+
+Refusal = BrokerUnavailable | SendError
+
+_SEND_TIMEOUT_S: Final = 1.0
+_LASTS_S: Final = 2.0
+
+_AFTER_GRACE_S: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trouble:
+    """Something that keeps a broker from its work.
+
+    Attributes:
+        name: What it is.
+        begin: Lets it begin.
+        end: Lets it be over; returns when the broker works again.
+        is_silent: Whether only the connections of before are in trouble, and nobody is told: then sending may fail, and
+            workers need the time after which a connection counts as dead.
+    """
+
+    name: str
+    begin: Callable[[], object]
+    end: Callable[[], object]
+    is_silent: bool = False
+
+
+@scenario("R5", "S2", on=(ALONE,), where=with_a_server)
+def workers_outlive_lost_connections(h: Harness) -> None:
+    """Connections that are cut, or on which nothing is answered, cost workers and senders nothing but time."""
+    with h.proxy() as proxy:
+
+        def answer_on_new_ones() -> None:
+            proxy.drop()
+            proxy.restore()
+
+        _outlive(
+            h,
+            _with_heartbeats(h.target, proxy.port),
+            [
+                _Trouble(name="refused", begin=proxy.cut, end=proxy.restore),
+                _Trouble(name="silent", begin=proxy.stall, end=proxy.restore),
+                _Trouble(name="silent and then lost", begin=proxy.stall, end=answer_on_new_ones),
+                _Trouble(name="silent for ever", begin=proxy.freeze, end=lambda: None, is_silent=True),
+            ],
+        )
+
+
+def _with_heartbeats(target: Target, port: int) -> str:
+    """Return the way there, with heartbeats so short that a dead connection is soon found out."""
+    url = target.at_port(port)
+    return f"{url}?heartbeat=4" if target.address.broker == "amqp" and "?" not in url else url
+
+
+def _with_a_known_server(target: Target) -> str:
+    return with_a_server(target) or ("" if target.address.broker in ("redis", "amqp") else "its server is not known")
+
+
+@scenario("R5", "S2", on=(ALONE,), where=_with_a_known_server)
+def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
+    """A broker that is full, or a replica, or is restarted, costs workers and senders nothing but time."""
+    if h.target.address.broker == "redis":
+        with PrivateRedis() as redis, _beside(h, redis) as own:
+            _outlive(own, own.target.url, _troubles_of_redis(redis))
+    else:
+        with PrivateRabbitMQ() as rabbitmq, _beside(h, rabbitmq) as own:
+            _outlive(own, own.target.url, _troubles_of_rabbitmq(rabbitmq))
+
+
+@contextmanager
+def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
+    """Yield a harness like this one on a server that may be harmed."""
+    target = Target.of(f"{h.target.address.engine}+{server.url}")
+    with Stage(target, h.stage.spec, patience_s=h.stage.patience_s) as stage:
+        own = Harness(stage)
+        try:
+            yield own
+        finally:
+            own.close()
+
+
+def _troubles_of_redis(server: PrivateRedis) -> list[_Trouble]:
+    return [
+        _Trouble(
+            name="out of memory",
+            begin=lambda: server.command("CONFIG", "SET", "maxmemory", "1"),
+            end=lambda: server.command("CONFIG", "SET", "maxmemory", "0"),
+        ),
+        _Trouble(
+            name="a replica",
+            begin=lambda: server.command("REPLICAOF", "127.0.0.1", str(free_port())),
+            end=lambda: server.command("REPLICAOF", "NO", "ONE"),
+        ),
+        _Trouble(name="a full disk", begin=server.fail_to_save, end=server.save_again),
+        _Trouble(name="restarted", begin=server.shut_down, end=server.start),
+    ]
+
+
+def _troubles_of_rabbitmq(server: PrivateRabbitMQ) -> list[_Trouble]:
+    return [
+        _Trouble(
+            name="a memory alarm",
+            begin=lambda: server.ctl("set_vm_memory_high_watermark", "0"),
+            end=lambda: server.ctl("set_vm_memory_high_watermark", "0.4"),
+        ),
+        _Trouble(name="restarted", begin=server.shut_down, end=server.start),
+    ]
+
+
+def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
+    """Let workers that go this way to the broker live through one trouble after another."""
+    h.start_worker(queues=["contract"], threads=4, url=url)
+    h.start_worker(queues=["left", "right"], processes=2, url=url)
+    sender = h.tasks_by(url, send_timeout_s=_SEND_TIMEOUT_S)
+    sender.default.send([{}])  # the first one of all may declare queues
+    sender.default.schedule(0.5, [{}])
+    h.idle()
+    for trouble in troubles:
+        try:
+            _one_trouble(h, sender, trouble)
+        except ContractFailure as exc:
+            raise type(exc)(f"while the broker was {trouble.name}: {exc}") from None
+
+
+def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
+    during, after = f"during-{secrets.token_hex(3)}", f"after-{secrets.token_hex(3)}"
+    running = [
+        h.send(Plan(steps=(hold(during),))),
+        h.send(Plan(steps=(replace(fail(), gate=during), RETURN))),
+        buried := h.send(Plan(steps=(replace(fail(), gate=during),), policy="once")),
+        h.send(Plan(steps=(hold(after),))),
+        h.send(Plan(steps=(replace(fail(), gate=during), RETURN), queue="left")),
+    ]
+    waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
+    delayed = h.send(Plan(steps=(RETURN,), delay_s=1))
+    for sent in running:
+        h.started(sent.id)
+    trouble.begin()
+    try:
+        h.tasks.open(during)
+        began = time.monotonic()
+        ways = [] if trouble.is_silent else _ways_to_send(sender)
+        untaken = {each for error, act in ways for each in _refused(h, error, act)}
+        h.pause(max(0.0, _LASTS_S - (time.monotonic() - began)))
+    finally:
+        trouble.end()
+    if trouble.is_silent:
+        _refused(h, BrokerUnavailable, lambda: sender.default.send([{}]))  # from here on the sender knows
+    back_s = _SILENT_S if trouble.is_silent else h.stage.patience_s + _SLACK_S
+    _all_is_well(h, sender, [*running, *waiting, delayed], lambda: h.tasks.open(after), back_s)
+    h.check(bool(h.letters(buried.id)), "the message that was about to be buried has no dead letter")
+    h.equal(
+        "what was run of that which senders were told was not taken", [each for each in untaken if h.starts(each)], []
+    )
+
+
+def _ways_to_send(tasks: Tasks) -> list[tuple[type[Refusal], Callable[[], object]]]:
+    calls = [tasks.default.call([{}]) for _ in range(3)]
+    return [
+        (BrokerUnavailable, lambda: tasks.default.send([{}])),
+        (BrokerUnavailable, lambda: tasks.default.schedule(0.2, [{}])),
+        (SendError, lambda: tasks.default.send_many(calls)),
+    ]
+
+
+def _refused(h: Harness, kind: type[Refusal], act: Callable[[], object]) -> list[str]:
+    """Check that sending fails in time, and return the ids of what was certainly not taken."""
+    before = len(_asked(h))
+    began = time.monotonic()
+    error = h.refused(kind, act)
+    took_s = time.monotonic() - began
+    limit_s = _SEND_TIMEOUT_S * 1.1
+    h.check(took_s <= limit_s, f"the error should come within {limit_s:g} s, but came after {took_s:.2f} s: {error}")
+    return [] if error.maybe_taken else _asked(h)[before:]
+
+
+def _asked(h: Harness) -> list[str]:
+    return [record.id for record in h.stage.records.all() if record.kind == "before_send"]
+
+
+def _all_is_well(h: Harness, sender: Tasks, before: Sequence[Sent], finish: Callable[[], None], back_s: float) -> None:
+    """Check that each worker consumes each queue again, that the sender sends, and that nothing was lost."""
+    began = time.monotonic()
+    handle = h.own(sender.default.send([{}]))
+    fresh = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in ("contract", "left", "right")]
+    h.final(handle.id, *(sent.id for sent in fresh), within_s=back_s)
+    _log.info("consumed again after %.1f s", time.monotonic() - began)
+    finish()
+    h.final(*(sent.id for sent in before), within_s=back_s)
+    h.idle(within_s=back_s)
+
+
+@scenario("A4", on=(SHORT_GRACE_AND_LEASE,), where=with_a_server)
+def workers_stop_without_their_broker(h: Harness) -> None:
+    """A worker that is told to stop does so in time, though its broker is away; what it held is not lost."""
+    with h.proxy() as refusing, h.proxy() as silent:
+        workers = [
+            h.start_worker(queues=[queue], processes=processes, threads=threads, url=h.target.at_port(proxy.port))
+            for queue, proxy in (("left", refusing), ("right", silent))
+            for processes, threads in ((1, 2), (2, 1))
+        ]
+        held = [h.send(Plan(steps=(hold("held"), RETURN), queue=queue)) for queue in ("left", "right") for _ in "123"]
+        for sent in held:
+            h.started(sent.id)
+        refusing.cut()
+        silent.stall()
+        h.pause(_LASTS_S)  # by now they know, and are trying to connect
+        for worker in workers:
+            h.stage.note_end(worker)
+            worker.terminate()
+        deadline = time.monotonic() + h.stage.spec.grace_s + _AFTER_GRACE_S
+        codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
+        logs = [f"--- code {code}\n{worker.log()}" for code, worker in zip(codes, workers, strict=True) if code != 0]
+        h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))
+    h.tasks.open("held")
+    h.start_worker(threads=2)
+    h.final(*(sent.id for sent in held), within_s=h.stage.spec.lease_s + h.stage.patience_s)
+    h.idle()

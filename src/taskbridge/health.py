@@ -1,0 +1,96 @@
+"""Whether queues are consumed: a probe goes into each, and a worker that consumes it answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from taskbridge.brokers.base import SignBroker
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import Message
+from taskbridge.probe import BUSY_LIFE_S, answer_sign, busy_sign, make_probe
+
+_log = logging.getLogger("taskbridge.health")
+
+_FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 0.1
+_LEAVE_S: Final = 1.0
+_LAST_LOOK_S: Final = 1.0
+
+QueueHealth: TypeAlias = Literal["consumed", "busy", "silent"]
+"""`consumed`: a worker answered. `busy`: none did, but one says that all its slots are taken. `silent`: neither."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """What was found out about queues.
+
+    Attributes:
+        queues: By their names, in the order in which they were asked for.
+        seconds: How long it took.
+    """
+
+    queues: Mapping[str, QueueHealth]
+    seconds: float
+
+    @property
+    def is_well(self) -> bool:
+        """Whether no queue is silent."""
+        return "silent" not in self.queues.values()
+
+
+def examine(broker: SignBroker, engine: str, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
+    """Put a probe in each queue and wait for answers.
+
+    Args:
+        broker: Where the queues are.
+        engine: The name of the engine whose workers are to answer.
+        queues: By taskbridge's names.
+        timeout_s: How long to wait for them.
+        now: The time, in seconds since the epoch.
+
+    Raises:
+        BrokerUnavailable: The broker doesn't answer.
+    """
+    began = time.monotonic()
+    probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues]
+    try:
+        broker.ask(probes, timeout_s=timeout_s)
+        found = _wait(broker, engine, probes, began, timeout_s)
+    finally:
+        _withdraw(broker, probes)
+    return Health(queues=found, seconds=time.monotonic() - began)
+
+
+def _wait(
+    broker: SignBroker, engine: str, probes: Sequence[Message], began: float, timeout_s: float
+) -> dict[str, QueueHealth]:
+    pause_s = _FIRST_PAUSE_S
+    names = [name for probe in probes for name in (answer_sign(probe), busy_sign(engine, probe.queue))]
+    while True:
+        passed_s = time.monotonic() - began
+        seen = broker.see_signs(names, timeout_s=max(_LAST_LOOK_S, timeout_s - passed_s))
+        found: dict[str, QueueHealth] = {probe.queue: _state(engine, probe, seen) for probe in probes}
+        states = set(found.values())
+        # A sign may have been left before the probe was: only after its life does it tell of now.
+        is_settled = states <= {"consumed"} or (passed_s > BUSY_LIFE_S and "silent" not in states)
+        if is_settled or passed_s >= timeout_s:
+            return found
+        time.sleep(min(pause_s, timeout_s - passed_s))
+        pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+
+
+def _state(engine: str, probe: Message, seen: Collection[str]) -> QueueHealth:
+    if answer_sign(probe) in seen:
+        return "consumed"
+    return "busy" if busy_sign(engine, probe.queue) in seen else "silent"
+
+
+def _withdraw(broker: SignBroker, probes: Sequence[Message]) -> None:
+    try:
+        broker.withdraw(probes, [answer_sign(probe) for probe in probes], timeout_s=_LEAVE_S)
+    except BrokerUnavailable as exc:
+        _log.info("the probes are left to expire: %s", exc.problem)

@@ -1,0 +1,71 @@
+"""Probes and signs on RabbitMQ vanish by themselves; and a connection that others began in vain harms no send."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from taskbridge.contract.proxy import Proxy
+from taskbridge.contract.servers import PrivateRabbitMQ
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.probe import answer_sign, make_probe
+from tests.unit.test_rabbitmq_broker import Place, a_message, wait_until
+
+
+@pytest.fixture
+def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(rabbitmq_server, stack)
+
+
+def test_a_probe_that_nobody_takes_is_dropped(place: Place) -> None:
+    broker = place.broker()
+    probe = make_probe("email", now=time.time(), life_s=1)
+    broker.ask([probe], timeout_s=1)
+    assert broker.counts(["email"]).waiting == {"email": 1}
+    wait_until(lambda: broker.counts(["email"]).waiting == {"email": 0}, timeout_s=5, what="the probe to be dropped")
+
+
+def test_a_sign_is_seen_for_its_life_only(place: Place) -> None:
+    broker = place.broker()
+    broker.leave_signs(["brief", "long"], life_s=0.3, timeout_s=5)
+    broker.leave_signs(["long"], life_s=30, timeout_s=5)
+    wait_until(
+        lambda: broker.see_signs(["brief", "long", "other"], timeout_s=5) == {"long"}, timeout_s=5, what="one sign"
+    )
+
+
+def test_signs_are_removed(place: Place) -> None:
+    broker = place.broker()
+    probe = make_probe("email", now=time.time(), life_s=5)
+    broker.leave_signs([answer_sign(probe)], life_s=30, timeout_s=5)
+    assert broker.see_signs([answer_sign(probe)], timeout_s=5)
+    broker.withdraw([probe], [answer_sign(probe)], timeout_s=5)
+    assert not broker.see_signs([answer_sign(probe)], timeout_s=5)
+
+
+def test_a_connection_that_another_send_began_in_vain_is_made_again(place: Place) -> None:
+    with Proxy(("127.0.0.1", place.server.port)) as proxy:
+        broker = place.broker(url=place.server.url.replace(str(place.server.port), str(proxy.port)))
+        proxy.stall()
+        ends: list[BrokerUnavailable | None] = []
+
+        def send() -> None:
+            try:
+                broker.publish([a_message()], timeout_s=10)
+                ends.append(None)
+            except BrokerUnavailable as exc:
+                ends.append(exc)
+
+        first = threading.Thread(target=send)
+        first.start()
+        time.sleep(0.5)  # it has begun to connect
+        threading.Timer(0.5, proxy.drop).start()
+        threading.Timer(0.6, proxy.restore).start()
+        broker.publish([a_message()], timeout_s=10)
+        first.join(10)
+    assert len(ends) == 1

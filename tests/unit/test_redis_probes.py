@@ -1,0 +1,55 @@
+"""Probes and signs on Redis leave nothing behind, also where who asked was killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.probe import answer_sign, make_probe
+from tests.unit.redis_helpers import HashWire, OneListWire, Place, place_on
+
+
+@pytest.fixture
+def place(redis_server: PrivateRedis) -> Iterator[Place]:
+    with place_on(redis_server.url) as place:
+        yield place
+
+
+@pytest.mark.parametrize("wire", [OneListWire, HashWire])
+def test_a_probe_is_withdrawn_with_its_signs(place: Place, wire: type[OneListWire]) -> None:
+    broker = place.broker(wire)
+    probe = make_probe("default", now=time.time(), life_s=5)
+    broker.ask([probe], timeout_s=1)
+    broker.leave_signs([answer_sign(probe)], life_s=60, timeout_s=1)
+    assert broker.counts(["default"]).waiting == {"default": 1}
+    assert broker.see_signs([answer_sign(probe), "other"], timeout_s=1) == {answer_sign(probe)}
+
+    broker.withdraw([probe], [answer_sign(probe)], timeout_s=1)
+    assert place.client.keys(f"{place.namespace}*") == []
+
+
+@pytest.mark.parametrize("wire", [OneListWire, HashWire])
+def test_what_a_killed_asker_left_is_removed_by_the_next(place: Place, wire: type[OneListWire]) -> None:
+    broker = place.broker(wire)
+    old, recent = (
+        make_probe("default", now=time.time() - 100, life_s=5),
+        make_probe("default", now=time.time(), life_s=5),
+    )
+    broker.ask([old], timeout_s=1)
+    broker.ask([recent], timeout_s=1)
+    broker.ask([], timeout_s=1)
+    assert broker.counts(["default"]).waiting == {"default": 1}
+
+    broker.withdraw([recent], [answer_sign(recent)], timeout_s=1)
+    assert place.client.keys(f"{place.namespace}*") == []
+
+
+def test_a_sign_is_seen_for_its_life_only(place: Place) -> None:
+    broker = place.broker()
+    broker.leave_signs(["brief", "long"], life_s=0.2, timeout_s=1)
+    broker.leave_signs(["long"], life_s=30, timeout_s=1)
+    time.sleep(0.3)
+    assert broker.see_signs(["brief", "long"], timeout_s=1) == {"long"}
