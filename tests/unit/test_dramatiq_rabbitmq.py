@@ -45,6 +45,7 @@ class Place:
         bridge.task(name="note")(_note)
         broker: SparingRabbitmqBroker = bridge.native
         broker.opens(threads)
+        broker.booted.set()
         return broker
 
     def waiting(self, queue: str) -> int:

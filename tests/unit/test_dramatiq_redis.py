@@ -51,6 +51,7 @@ class Place:
         bridge.task(name="note")(_note)
         broker: LeveledRedisBroker = bridge.native
         broker.opens(threads)
+        broker.booted.set()
         if not keeps_lease and broker._keeper is not None:
             broker._keeper._stop.set()
             broker._keeper._thread.join(5)
