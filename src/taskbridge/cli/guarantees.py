@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> int:
     """
     if arguments.urls or arguments.rule:
         raise UsageError("verify: --matrix takes no URL and no --rule: it starts servers of its own")
+    if arguments.no_measuring and arguments.write is None:
+        raise UsageError("verify: --no-measuring only writes the page: it needs --write")
     if arguments.write is not None and not arguments.write.is_dir():
         raise UsageError(f"verify: there is no folder {str(arguments.write)!r} to write to")
     cells: Sequence[Cell] = [] if arguments.no_measuring else _measured(arguments, tell)

@@ -23,7 +23,7 @@ from taskbridge.contract.guarantees.table import Row, ServerKind
 from taskbridge.contract.guarantees.trial import Trial
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 
-PARALLEL: Final = 6
+PARALLEL: Final = 8
 """How many cells are measured at a time: they mostly wait."""
 
 _LOGGER: Final = logging.getLogger("taskbridge.contract.guarantees")

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from taskbridge import TaskBridgeError
 from taskbridge.contract.guarantees.outcome import Outcome
 from taskbridge.contract.guarantees.trial import Trial
+from taskbridge.exceptions import nearest
 
 ServerKind = Literal["plain", "own", "impatient"]
 """`own` is one that no other cell uses at the time; `impatient` is a RabbitMQ with a consumer timeout of 5 s."""
@@ -74,7 +75,7 @@ class UnknownRow(TaskBridgeError, LookupError):
     """A row was asked for that there isn't."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no row {name!r} (there are {', '.join(ROWS)})")
+        super().__init__(f"there is no row {name!r}{nearest(name, ROWS)} (docs/guarantees.md names them all)")
         self.name = name
 
 
