@@ -22,8 +22,8 @@ with the engines' own workers in processes of their own, real servers, real kill
 one run of a small experiment, whose figures stand [below](#row-by-row). So it shows that something does happen, or
 that it did not happen in this run; it is no rate. Where chance decides, another run may give another figure.
 
-**kept** means that the row's guarantee held in that run, **broken** that it did not. No column promises that a task
-is run exactly once, and neither does taskbridge: messages are run at least once.
+"kept" means that the row's guarantee held in that run; where it did not, the table has the figure that shows it. No
+column promises that a task is run exactly once, and neither does taskbridge: messages are run at least once.
 """
 
 _SETTINGS: Final = """\
@@ -77,7 +77,7 @@ def _short(column: Column) -> str:
 
 
 def _line(row: Row, cells: Cells) -> list[str]:
-    marks = [_mark(cells.get((row.name, column.name))) for column in COLUMNS]
+    marks = [_short_mark(cells.get((row.name, column.name))) for column in COLUMNS]
     return [f"[{row.words}](#{row.name})", *marks]
 
 
@@ -85,6 +85,18 @@ def _mark(cell: Cell | None) -> str:
     if cell is None:
         return "not measured"
     return "kept" if cell.outcome.kept else "**broken**"
+
+
+def _short_mark(cell: Cell | None) -> str:
+    """Return the verdict, and of a broken cell the figure that says most."""
+    if cell is None or cell.outcome.kept:
+        return _mark(cell)
+    outcome = cell.outcome
+    if outcome.lost:
+        return f"**lost {outcome.lost} of {outcome.sent}**"
+    if outcome.twice:
+        return f"**run again {outcome.twice} of {outcome.sent}**"
+    return f"**{outcome.remark.replace('|', '/')}**" if outcome.remark else f"**{outcome.figure}**"
 
 
 def _section(row: Row, cells: Cells) -> Iterator[str]:

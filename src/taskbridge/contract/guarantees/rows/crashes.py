@@ -40,7 +40,7 @@ def _killed_worker(t: Trial) -> Outcome:
 
 
 def _killed_worker_of_defaults(t: Trial) -> Outcome:
-    """As before, but the other worker is watched for 80 s: taskbridge's lease is 60 s by default.
+    """Two workers; the one that runs the task is killed. The other is watched for 80 s: taskbridge's own lease is 60 s.
 
     The seconds are those until the task starts again.
     """
@@ -83,7 +83,7 @@ add_row(
 
 add_row(
     "killed-worker-defaults",
-    "The same, with the engine's default settings",
+    "A worker is killed in the middle of a task; default settings",
     _killed_worker_of_defaults,
     kept="the task starts again within 80 s, and is done",
     defaults=True,
@@ -137,7 +137,11 @@ def deadly_message(t: Trial) -> Outcome:
     issues=(_NO_COUNT, _NO_RETRIES),
 )
 def deadly_message_for_the_worker(t: Trial) -> Outcome:
-    """As before, but the task kills all processes of its worker."""
+    """The task kills all processes of its worker, which is started again whenever it ends.
+
+    Watched for 40 s, or until six runs; then another message is sent. Counted are the runs; it is never done, for it
+    can't be.
+    """
     t.start_worker()
     key = t.send(Step(ending="kills worker"))
     t.wait_start(key)

@@ -102,7 +102,7 @@ add_row(
 
 add_row(
     "delay-over-consumer-timeout-defaults",
-    "The same, with the engine's default settings",
+    "A delay longer than RabbitMQ's consumer timeout; default settings",
     _consumer_timeout,
     kept="it runs once, at most 5 s late, and the worker stays",
     server="impatient",

@@ -133,7 +133,7 @@ add_row(
 
 add_row(
     "send-after-a-dropped-connection-defaults",
-    "The same, with the engine's default settings",
+    "The first send after the connection was dropped unnoticed; default settings",
     _dropped,
     kept="all messages are run",
     defaults=True,
