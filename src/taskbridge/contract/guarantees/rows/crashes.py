@@ -13,8 +13,10 @@ from taskbridge.contract.guarantees.trial import Trial
 _LEASE_S: Final = 5.0
 _WATCHED_S: Final = 40.0
 _WATCHED_LONG_S: Final = 80.0
+_DEADLY_S: Final = 60.0
 _ATTEMPTS: Final = 3
 _ENOUGH: Final = 6
+_NEXT_S: Final = 20.0
 _KILLED_AFTER_S: Final = 10.0
 _MOVED_S: Final = 15.0
 
@@ -92,11 +94,11 @@ add_row(
 
 def _watch(t: Trial, key: str) -> Outcome:
     began = time.time()
-    t.until(lambda: len(t.starts(key)) >= _ENOUGH, _WATCHED_S)
+    t.until(lambda: len(t.starts(key)) >= _ENOUGH, _DEADLY_S)
     watched_s = time.time() - began
     runs = len(t.starts(key))
     after = t.send()
-    usable = t.wait_done([after], _WATCHED_S / 2)
+    usable = t.wait_done([after], _NEXT_S)
     runs_word = "run" if runs == 1 else "runs"
     remark = f"{runs} {runs_word} in {watched_s:.0f} s"
     if not usable:
@@ -120,7 +122,7 @@ def _watch(t: Trial, key: str) -> Outcome:
 def deadly_message(t: Trial) -> Outcome:
     """The task kills its own process. The worker is started again whenever it ends.
 
-    Watched for 40 s, or until six runs; then another message is sent. Counted are the runs; it is never done, for it
+    Watched for 60 s, or until six runs; then another message is sent. Counted are the runs; it is never done, for it
     can't be.
     """
     t.start_worker()
@@ -139,7 +141,7 @@ def deadly_message(t: Trial) -> Outcome:
 def deadly_message_for_the_worker(t: Trial) -> Outcome:
     """The task kills all processes of its worker, which is started again whenever it ends.
 
-    Watched for 40 s, or until six runs; then another message is sent. Counted are the runs; it is never done, for it
+    Watched for 60 s, or until six runs; then another message is sent. Counted are the runs; it is never done, for it
     can't be.
     """
     t.start_worker()
