@@ -30,7 +30,7 @@ class Outcome:
         """The figures, in a line."""
         parts = [f"lost {self.lost} of {self.sent}", f"run again {self.twice}"]
         if self.seconds is not None:
-            parts.append(f"{self.seconds:.1f} s")
+            parts.append(f"{max(0.0, self.seconds):.1f} s")  # a due time is known to a few milliseconds
         if self.remark:
             parts.append(self.remark)
         return ", ".join(parts)

@@ -22,10 +22,10 @@ with the engines' own workers in processes of their own, real servers, real kill
 one run of a small experiment, whose figures stand [below](#row-by-row). So it shows that something does happen, or
 that it did not happen in this run; it is no rate. Where chance decides, another run may give another figure.
 
-"kept" means that the row's guarantee held in that run; where it did not, the table has the figure that shows it. Lost is
-what was not done while it was watched; some of that comes back much later, such as after Celery's visibility timeout on
-Redis, an hour by default. No column promises that a task is run exactly once, and neither does taskbridge: messages are
-run at least once.
+"kept" means that the row's guarantee held in that run; where it did not, the table has the figure that shows it. Lost
+is what was not done while it was watched; some of that comes back much later, such as after Celery's visibility timeout
+on Redis, an hour by default. No column promises that a task is run exactly once, and neither does taskbridge: messages
+are run at least once.
 """
 
 _SETTINGS: Final = """\
@@ -94,11 +94,12 @@ def _short_mark(cell: Cell | None) -> str:
     if cell is None or cell.outcome.kept:
         return _mark(cell)
     outcome = cell.outcome
-    if outcome.lost:
+    remark = outcome.remark.replace("|", "/")
+    if outcome.lost and not outcome.twice:
         return f"**lost {outcome.lost} of {outcome.sent}**"
-    if outcome.twice:
+    if outcome.twice and not remark:
         return f"**run again {outcome.twice} of {outcome.sent}**"
-    return f"**{outcome.remark.replace('|', '/')}**" if outcome.remark else f"**{outcome.figure}**"
+    return f"**{remark}**" if remark else f"**{outcome.figure}**"
 
 
 def _section(row: Row, cells: Cells) -> Iterator[str]:
