@@ -44,7 +44,8 @@ otherwise be repeated for ever), `worker_prefetch_multiplier=1`, `worker_soft_sh
 `visibility_timeout` (an hour, unless the row says otherwise), a look each second for what dead workers held
 (`unacked_restore_interval`, `unacked_restore_throttle`), ten `priority_steps`, timeouts for sockets. On RabbitMQ,
 `confirm_publish` with a `confirm_timeout`, a heartbeat of 10 s, `task_queue_max_priority`.
-`task_publish_retry_policy` is the default: one that tries for longer makes each send in an outage as much longer.
+`task_publish_retry_policy` is the default, three more tries of a send: one that tries for longer makes each send in an
+outage as much longer.
 
 **Dramatiq alone**: `max_retries` and backoff, `dramatiq_queue_prefetch=1`, `--worker-shutdown-timeout`, priorities on
 actors and as `broker_priority`. On Redis, `maintenance_chance=50_000` (with the default, what a dead worker held
@@ -90,16 +91,17 @@ def _mark(cell: Cell | None) -> str:
 
 
 def _short_mark(cell: Cell | None) -> str:
-    """Return the verdict, and of a broken cell the figure that says most."""
-    if cell is None or cell.outcome.kept:
+    """Return the verdict if it is good, with its time if it has one; else the figures that are not."""
+    if cell is None:
         return _mark(cell)
     outcome = cell.outcome
-    remark = outcome.remark.replace("|", "/")
-    if outcome.lost and not outcome.twice:
-        return f"**lost {outcome.lost} of {outcome.sent}**"
-    if outcome.twice and not remark:
-        return f"**run again {outcome.twice} of {outcome.sent}**"
-    return f"**{remark}**" if remark else f"**{outcome.figure}**"
+    time = () if outcome.seconds is None else (f"{max(0.0, outcome.seconds):.1f} s",)
+    if outcome.kept:
+        return ", ".join(("kept", *time))
+    lost = (f"lost {outcome.lost} of {outcome.sent}",) if outcome.lost else ()
+    again = (f"run again {outcome.twice}",) if outcome.twice else ()
+    remark = (outcome.remark.replace("|", "/"),) if outcome.remark else ()
+    return f"**{', '.join((*lost, *again, *time, *remark))}**"
 
 
 def _section(row: Row, cells: Cells) -> Iterator[str]:

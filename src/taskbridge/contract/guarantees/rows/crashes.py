@@ -74,13 +74,6 @@ add_row(
     _killed_worker,
     kept="the task starts again within 40 s, and is done",
     lease_s=_LEASE_S,
-    issues=(
-        Issue(
-            engine="dramatiq",
-            place="Bogdanp/dramatiq#46",
-            says="what was lost or kept when a process crashes, and how the promises were made less",
-        ),
-    ),
 )
 
 add_row(
@@ -89,6 +82,13 @@ add_row(
     _killed_worker_of_defaults,
     kept="the task starts again within 80 s, and is done",
     defaults=True,
+    issues=(
+        Issue(
+            engine="dramatiq",
+            place="Bogdanp/dramatiq#64",
+            says="on Redis, what a crashed worker held is not dispatched again for long",
+        ),
+    ),
 )
 
 

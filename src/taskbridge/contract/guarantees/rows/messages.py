@@ -27,6 +27,7 @@ def _ends(t: Trial) -> str:
             place="celery/celery#4308",
             says="a message that the worker can't decode ends the worker",
         ),
+        Issue(engine="celery", place="celery/kombu#2421", says="the same on SQS, with an item that is not JSON"),
     ),
 )
 def garbage_in_the_queue(t: Trial) -> Outcome:

@@ -28,7 +28,7 @@ def _in_time(answer: Answer) -> bool:
 
 @row(
     "The broker stops answering (a black hole in the network) as a message is sent",
-    kept="the send fails within 5.5 s; 5 s is what can be set",
+    kept="the send fails within 5.5 s, for all are told 5 s as their limit",
 )
 def send_into_a_black_hole(t: Trial) -> Outcome:
     """A process that has sent before sends again, over a connection that takes bytes and gives none.
