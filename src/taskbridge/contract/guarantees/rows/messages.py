@@ -77,6 +77,13 @@ def unknown_task(t: Trial) -> Outcome:
 @row(
     "The other engine already has a queue of this name, on the same server",
     kept="both engines' messages are run, and the workers stay",
+    issues=(
+        Issue(
+            engine="dramatiq",
+            place="Bogdanp/dramatiq#301",
+            says="a queue that exists with other arguments is refused (406); the advice is to delete it",
+        ),
+    ),
 )
 def same_queue_name(t: Trial) -> Outcome:
     """The other engine's worker and one message first; then three messages, a worker, and one more of the other's.
