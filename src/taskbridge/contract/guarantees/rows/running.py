@@ -76,7 +76,7 @@ def connection_lost_in_a_task(t: Trial) -> Outcome:
         Issue(
             engine="celery",
             place="celery/celery#4354",
-            says="on Redis, what the server has handed out and the worker has not read yet is lost, there at a shutdown",
+            says="on Redis, what was handed out and is not read yet when a worker stops is lost",
         ),
     ),
 )
