@@ -36,6 +36,13 @@ def test_taskbridge_stays_and_runs_the_messages_around_it(cells: dict[str, Cell]
     assert (outcome.sent, outcome.lost, outcome.twice) == (3, 0, 0)
 
 
+def test_taskbridge_runs_what_was_on_its_way_to_a_slot_as_the_connection_was_lost() -> None:
+    rows_, columns = [row_of("connection-lost-as-messages-arrive")], [column_of("celery+redis:taskbridge")]
+    (cell,) = measure(rows_, columns, done=lambda _: None)
+
+    assert cell.outcome.kept, cell.outcome.figure
+
+
 def test_a_cell_says_what_it_was_measured_with_and_how_to_repeat_it(cells: dict[str, Cell]) -> None:
     cell = cells["celery+redis:taskbridge"]
 
