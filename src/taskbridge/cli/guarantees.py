@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskbridge.cli.arguments import UsageError
 from taskbridge.cli.show import print_json
+from taskbridge.exceptions import NotInstalledError
 
 if TYPE_CHECKING:
     from taskbridge.contract.guarantees.results import Cell
+
+_LIBRARIES: Final = ("celery", "dramatiq", "redis", "pika")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +70,9 @@ def _measured(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Seq
     from taskbridge.contract.guarantees.table import ROWS, row_of
 
     assert _rows.__all__
+    for library in _LIBRARIES:
+        if find_spec(library) is None:
+            raise NotInstalledError(f"{library}, which measuring needs,", "all")
     rows = [row_of(name) for name in arguments.row or ROWS]
     columns = [column_of(name) for name in arguments.column] if arguments.column else list(COLUMNS)
     lock = threading.Lock()
