@@ -30,7 +30,7 @@ class KeptWorker:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._process = ProcessWorker(commands, env, log)
-        self.ends = 0
+        self.ends: int = 0
         self._keeper = threading.Thread(target=self._keep, name="guarantees-keeper", daemon=True)
         self._keeper.start()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from taskbridge.contract.guarantees.applications.setup import PROBE_FILE, Setup
-from taskbridge.contract.probe import END, START, Records
+from taskbridge.contract.probe import END, START, Probe, Records
 
 READY: Final = "ready"
 EXPIRED: Final = "expired"
@@ -46,7 +46,7 @@ class Work:
     """Performs steps, and writes down when runs start and how they end."""
 
     def __init__(self, setup: Setup) -> None:
-        self.probe = setup.probe(time.time)
+        self.probe: Probe = setup.probe(time.time)
         self._records = Records(Path(setup.folder) / PROBE_FILE)
 
     def perform(self, key: str, steps: Sequence[Mapping[str, Any]]) -> None:
