@@ -71,6 +71,16 @@ REDIS = "celery+redis://localhost:1/0"
         (["routes", "empty"], r"'empty' declares no task on this bridge; .*"),
         (["verify"], r"verify: which URL\? Such as: taskbridge verify celery\+redis://.*"),
         (["verify", "inline://", "--rule", "R99"], r"there is no rule 'R99' .*"),
+        (["verify", "--matrix", "inline://"], r"verify: --matrix takes no URL and no --rule: .*"),
+        (
+            ["verify", "--matrix", "--row", "killed-work"],
+            r"there is no row .*; did you mean 'killed-worker'.*",
+        ),
+        (
+            ["verify", "--matrix", "--column", "celery"],
+            r"there is no column 'celery' \(.*celery\+redis:raw, .*",
+        ),
+        (["verify", "--matrix", "--no-measuring"], r"verify: --no-measuring only writes the page: it needs --write"),
         # The target.
         (["worker", "shop"], r"inline:// \(the default\) keeps its messages .* set TASKBRIDGE_URL or --url .*"),
         (["worker", "shop", "--url", "celery+memory://"], r"celery\+memory:// keeps its messages .*"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -626,6 +627,21 @@ class TestThePump:
 
         assert len(place.arrivals(300, timeout_s=10)) == 300
         assert dramatiq.counts(["email"]).waiting == {"email": 0}
+
+    def test_what_another_pump_had_in_hand_says_that_it_may_have_been_published(self, place: Place) -> None:
+        broker = place.broker()
+        broker.park([(a_message(), 1)], timeout_s=5)
+        with place.channel() as channel:  # a pump that dies before it acknowledges
+            wait_until(
+                lambda: channel.basic_get(f"{place.namespace}.due.celery")[0] is not None, timeout_s=5, what="it is due"
+            )
+        broker.park([(a_message(1), 1)], timeout_s=5)
+        place.pumping(broker)
+
+        wait_until(lambda: broker.counts(["email"]).waiting == {"email": 2}, timeout_s=8, what="both are published")
+        waiting = place.take_all(place.queue())
+        metas = {body: json.loads(properties.headers["taskbridge"]) for properties, body in waiting}
+        assert {body: meta.get("redelivered", 0) for body, meta in metas.items()} == {b"[0]": 1, b"[1]": 0}
 
     def test_it_stops_within_half_a_second(self, place: Place) -> None:
         broker = place.broker()

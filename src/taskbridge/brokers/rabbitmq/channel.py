@@ -30,10 +30,17 @@ class ChannelClosedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """A message that was delivered; `tag` is what it is acknowledged by."""
+    """A message that was delivered.
+
+    Attributes:
+        tag: What it is acknowledged by.
+        body: Its bytes.
+        redelivered: Whether it was delivered before, to whoever did not acknowledge it.
+    """
 
     tag: int
     body: bytes
+    redelivered: bool = False
 
 
 Deliveries = SimpleQueue[Delivery | None]
@@ -189,7 +196,7 @@ class Channel:
             self._reply(method)
 
     def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        delivery = Delivery(tag=method.delivery_tag, body=body)
+        delivery = Delivery(tag=method.delivery_tag, body=body, redelivered=bool(method.redelivered))
         if isinstance(method, spec.Basic.GetOk):
             self._reply(delivery)
         elif self._deliveries is not None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Final
 
@@ -19,7 +19,7 @@ from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
 from taskbridge.brokers.rabbitmq.topology import Topology
 from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import DecodeError, NewerFormError
-from taskbridge.message import DeadLetter, loads
+from taskbridge.message import DeadLetter, Message, loads
 
 _log = logging.getLogger("taskbridge.pump")
 
@@ -137,7 +137,7 @@ class Pump:
 
     def _promote(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish these, in one go, and then acknowledge them."""
-        parcels = [self._decided(index, delivery.body) for index, delivery in enumerate(taken)]
+        parcels = [self._decided(index, delivery) for index, delivery in enumerate(taken)]
         outcome = self._deliver(session, parcels)
         if outcome.refused:
             again = [self._packer.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
@@ -154,10 +154,11 @@ class Pump:
         """Publish, however long that takes: while a memory alarm lasts, each new try would be one more duplicate."""
         return session.deliver(parcels, Deadline(stop=self._stop))
 
-    def _decided(self, index: int, body: bytes) -> Parcel:
+    def _decided(self, index: int, delivery: Delivery) -> Parcel:
         """Return what is to be published for a due message of the own engine."""
+        body = delivery.body
         try:
-            return self._packer.publication(index, loads(body))
+            return self._packer.publication(index, _read(delivery))
         except NewerFormError as exc:
             _log.warning("a delayed message waits for a newer release: %s", exc)
         except DecodeError as exc:
@@ -206,9 +207,7 @@ class Pump:
 
     def _publish_adopted(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> int:
         parcels = [
-            parcel
-            for index, delivery in enumerate(taken)
-            if (parcel := self._adopted(index, delivery.body)) is not None
+            parcel for index, delivery in enumerate(taken) if (parcel := self._adopted(index, delivery)) is not None
         ]
         if not parcels:
             return 0
@@ -216,16 +215,26 @@ class Pump:
         channel.ack_all((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
         return len(outcome.accepted)
 
-    def _adopted(self, index: int, body: bytes) -> Parcel | None:
+    def _adopted(self, index: int, delivery: Delivery) -> Parcel | None:
         """Return what is to be published for a due message of another engine; None leaves it where it is."""
         try:
-            message = loads(body)
+            message = _read(delivery)
             return self._packer.publication(index, message) if self._knows(message.task) else None
         except DecodeError:
             return None  # for its own engine to bury, or for a newer release
         except Exception:
             _log.exception("a delayed message of another engine can't be published here")
             return None
+
+
+def _read(delivery: Delivery) -> Message:
+    """Return a due message.
+
+    A pump may have died after it had published this one, and before it acknowledged: then two are on their way, and
+    this one says that its attempt may have been started (rule A7).
+    """
+    message = loads(delivery.body)
+    return replace(message, redelivered=message.redelivered + 1) if delivery.redelivered else message
 
 
 def _taken(deliveries: Deliveries, channel: Channel) -> list[Delivery]:

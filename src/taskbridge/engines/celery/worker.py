@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from time import monotonic
 from typing import Any, Final
 
 from celery.exceptions import ImproperlyConfigured
@@ -30,6 +31,9 @@ _LOOK_AGAIN_S: Final = 2.0
 """How long a message waits whose attempt runs in this worker."""
 
 _GOODBYE_S: Final = 1.0
+
+_ACCEPTED_S: Final = 1.0
+"""How long after a connection was lost a child may still say that it has begun with a request."""
 
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
@@ -115,6 +119,7 @@ class Consumer(CeleryConsumer):
         self._waker: Waker | None = None
         self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
         _check_pool(pool)
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
@@ -141,6 +146,17 @@ class Consumer(CeleryConsumer):
         """Close the connection, after the pool has ended; what is left goes back."""
         stock(super()).shutdown()
         self._life.ends()
+
+    def on_close(self) -> None:
+        """Drop what no slot has begun with, and note it: it is delivered again, on the next connection."""
+        waiting = [request for request in worker_state.reserved_requests if request.time_start is None]
+        stock(super()).on_close()
+        for request in waiting:
+            message = self.message_of(request)
+            if message is not None:
+                self._dropped[message.id, message.attempt] = request, monotonic()
+        while len(self._dropped) > _MOST_REMEMBERED:
+            self._dropped.popitem(last=False)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch what Celery watches, and wake-ups."""
@@ -256,6 +272,8 @@ class Consumer(CeleryConsumer):
         """
         if not (read.redelivered or (message.delivery_info or {}).get("redelivered")):
             return False
+        if self._was_dropped(read):
+            self._life.attempts.forget(read)
         known = self._life.attempts.state_of(read)
         if known is None:
             return False
@@ -267,6 +285,14 @@ class Consumer(CeleryConsumer):
             self._life.attempts.comes_again(again)
             self._at_desk(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
         return True
+
+    def _was_dropped(self, read: Message) -> bool:
+        """Return whether an attempt was to begin when a connection was lost, and has not begun since."""
+        request, dropped_at = self._dropped.get((read.id, read.attempt), (None, 0.0))
+        if request is None or monotonic() - dropped_at < _ACCEPTED_S:
+            return False
+        del self._dropped[read.id, read.attempt]
+        return request.time_start is None
 
     def message_of(self, request: Any) -> Message | None:
         """Return the message of a request, as it was read; None for the user's own Celery task."""
