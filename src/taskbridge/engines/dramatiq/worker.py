@@ -75,6 +75,7 @@ class Life(Middleware):
         self._is_over = False
         self._deadline = 0.0
         self._is_whole_process = False
+        self._was_told = False
         self.draining: bool = False
 
     # Tasks
@@ -226,6 +227,9 @@ class Life(Middleware):
         self, worker: Worker, stock: Callable[[int, FrameType | None], Any]
     ) -> Callable[[int, FrameType | None], Any]:
         def handle(number: int, frame: FrameType | None) -> Any:
+            if self._was_told:  # Dramatiq's own handler would now end the process, and what runs would count as lost
+                return None
+            self._was_told = True
             self._drain(worker)
             return stock(number, frame)
 
