@@ -56,7 +56,9 @@ class Place:
         return self._folder / f"{self.name}.log"
 
     def start(self) -> None:
-        """Start another worker; those before it may still be about to end."""
+        """Start another worker. The supervisor before it has ended; what it started may still be about to."""
+        if self._process is not None:
+            self._process.wait(5)
         self._number += 1
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
         argv = [sys.executable, "-m", "taskbridge", "worker", "tests.chaos.app:bridge", *self._options]

@@ -65,14 +65,14 @@ KINDS: Final[dict[str, Kind]] = {
         ),
         Kind(
             name="given_up",
-            weight=2.6,
+            weight=2.95,
             outcome="dead",
             policy=RetryPolicy(max_attempts=MANY, min_delay=0.3, give_up_on=(NeverMore,)),
             reason="gave_up",
         ),
         Kind(
             name="poison",
-            weight=0.4,
+            weight=0.05,
             outcome="dead",
             policy=RetryPolicy(max_attempts=2, min_delay=0.3),
             reason="exhausted",

@@ -36,6 +36,10 @@ SEND_TIMEOUT_S: Final = 2.0
 # Children and threads, one process and many: each stock worker has another shape.
 _WORKERS: Final = (("--processes", "3"), ("--processes", "1", "--threads", "4"), ("--processes", "2", "--threads", "2"))
 
+# A node that starts tries a delayed message again after this, if the next queue on its way was not there yet; its own
+# default is 3 minutes (see taskbridge/brokers/rabbitmq/topology.py).
+_RABBITMQ: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]"
+
 _START_S: Final = 60.0
 _CALM_S: Final = 0.5
 
@@ -256,4 +260,4 @@ class _Stage:
 def _server(broker: str) -> PrivateServer:
     if broker == "redis":
         return PrivateRedis(extra_args=("--appendfsync", "always"))
-    return PrivateRabbitMQ()
+    return PrivateRabbitMQ(advanced_config=_RABBITMQ)

@@ -319,14 +319,18 @@ class PrivateRabbitMQ(PrivateServer):
 
     Args:
         extra_config: Further lines of rabbitmq.conf, such as `"consumer_timeout = 60000"`.
+        advanced_config: The Erlang terms of advanced.config, such as `"[{rabbit, [{name, 1}]}]"`.
         start_timeout_s: How long a start may take before it is a `ServerFailed`.
     """
 
     name: ClassVar[str] = "rabbitmq"
 
-    def __init__(self, *, extra_config: Sequence[str] = (), start_timeout_s: float = 90.0) -> None:
+    def __init__(
+        self, *, extra_config: Sequence[str] = (), advanced_config: str = "[]", start_timeout_s: float = 90.0
+    ) -> None:
         super().__init__(start_timeout_s=start_timeout_s)
         self._extra_config = tuple(extra_config)
+        self._advanced_config = advanced_config
         self._epmd: subprocess.Popen[bytes] | None = None
         self._epmd_port = free_port()
         self._dist_port = free_port()
@@ -381,7 +385,7 @@ class PrivateRabbitMQ(PrivateServer):
             *self._extra_config,
         ]
         (self.folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
-        (self.folder / "advanced.config").write_text("[].\n")
+        (self.folder / "advanced.config").write_text(f"{self._advanced_config}.\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "rabbitmq-env.conf").touch()
         # Names are looked up in here, not by helper processes (inet_gethost), which would outlive a killed node.
