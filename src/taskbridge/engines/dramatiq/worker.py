@@ -74,6 +74,7 @@ class Life(Middleware):
         self._interrupted: set[int] = set()
         self._is_over = False
         self._deadline = 0.0
+        self._latest = 0.0
         self._is_whole_process = False
         self._was_told = False
         self.draining: bool = False
@@ -130,6 +131,10 @@ class Life(Middleware):
         self._drain(worker)
         threading.Thread(target=self._end, args=(worker,), name="taskbridge-grace", daemon=True).start()
         self._host.hooks.call(Event(name="worker_stopping"))
+        for (
+            running
+        ) in worker.workers:  # Dramatiq's own wait counts the time until a thread's end again for each one after
+            running.join(max(0.0, self._latest - monotonic()))
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
@@ -207,8 +212,9 @@ class Life(Middleware):
 
         def stop(timeout: int = 600_000) -> None:
             self._drain(worker)
-            left_s = max(0.0, self._deadline - monotonic()) + _AFTER_GRACE_S
-            stock_stop(min(timeout, int(left_s * 1000)))
+            left_s = min(timeout / 1000, max(0.0, self._deadline - monotonic()) + _AFTER_GRACE_S)
+            self._latest = monotonic() + left_s
+            stock_stop(int(left_s * 1000))
 
         cast("Any", worker).stop = stop
         self._drain_at_signal(worker)
