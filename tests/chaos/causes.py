@@ -21,6 +21,9 @@ PROMOTION_S: Final = 2.5
 _UNRENEWED: Final = 0.7
 """Of a lease, how much is left at least when an outage begins: it is renewed each quarter of it."""
 
+_MARK_KEPT_S: Final = 60.0
+"""How long beyond the lease the mark of a run that has ended is kept (taskbridge/stores/redis_marks.py)."""
+
 _KILL_LASTS_S: Final = 12.0
 """How long after a stop was asked for a worker may still end runs; the grace is shorter."""
 
@@ -93,11 +96,12 @@ class Causes:
         marked = self._conditions.marks == "apart" or (
             self._conditions.marks == "broker" and not self._mark_lost(other)
         )
-        if run.attempt == other.attempt and marked:
+        forgotten = other.end is not None and run.start - other.end > self._conditions.lease_s + _MARK_KEPT_S
+        if run.attempt == other.attempt and marked and not forgotten:
             return  # the mark says that this attempt was started: it ended, runs, or counts as failed (rules A5 and A7)
         befell = self.of_end(other, run.start)
         if befell is not None:
-            yield befell
+            yield f"{befell}, and its mark was forgotten before it came back" if forgotten else befell
 
     def _out_of_sight(self, run: Run, until: float) -> str | None:
         """Return what kept a run's worker from telling that it lives, or how the run ended."""

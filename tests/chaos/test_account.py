@@ -163,6 +163,14 @@ def test_an_attempt_that_is_marked_is_not_started_again_but_counts(on: Condition
     assert not account_of(AGAIN, a_kill(101.2, 11), on=on).is_good
 
 
+def test_a_mark_is_forgotten_some_time_after_the_end() -> None:
+    late = [done(), done(1, 101.1 + LEASE_S + 61, 200.0, pid=22, worker="w2.1")]
+
+    assert account_of(late, an_outage(101, 102), on=WITH_STORE).is_good
+    assert not account_of(late, on=WITH_STORE).is_good
+    assert not account_of(AGAIN, an_outage(101, 102, who="w1."), on=WITH_STORE).is_good
+
+
 def test_a_mark_may_be_lost_with_the_broker_that_keeps_it() -> None:
     assert account_of(TAKEN_UP_AS_SAME, a_kill(103, 11), an_outage(100.5, 101.5)).is_good
 
