@@ -19,6 +19,7 @@ from taskbridge.dead import DeadLetters
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
+    BrokerUnavailable,
     DeclarationError,
     MessageTooLarge,
     NotInstalledError,
@@ -413,6 +414,10 @@ class Bridge:
                 self.broker.publish(batch, timeout_s=self.settings.send_timeout_s)
             except PartlyPublished as exc:
                 self._raise_send_error(exc, sent, batch, messages)
+            except BrokerUnavailable as exc:  # of a batch of one
+                unsure = frozenset({0}) if exc.maybe_taken else frozenset[int]()
+                cause = PartlyPublished(exc, accepted=frozenset(), unsure=unsure)
+                self._raise_send_error(cause, sent, batch, messages)
             for message in batch:
                 self._sent(message, 0.0)
             sent.extend(message.id for message in batch)

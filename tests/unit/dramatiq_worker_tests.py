@@ -124,6 +124,30 @@ class WorkerTests:
         assert shop.data("is_stuck") == [[1], [1]]
         assert shop.data("retrying", "dead", "discarded") == []
 
+    def test_tasks_that_end_one_after_the_other_all_have_the_grace(self, shop: Shop) -> None:
+        names = [f"number {number}" for number in range(8)]
+        for number, name in enumerate(names):
+            shop.lasts.send(name, 0.7 + number * 0.15)
+        with shop.worker(threads=8) as worker:
+            shop.wait(lambda: len(shop.records("lasts")) == 8)
+            worker.terminate()
+            assert worker.wait(15) == 0
+
+        assert sorted(shop.data("lasted")) == [[name] for name in names]
+        assert shop.bridge.counts().waiting["default"] == 0
+
+    def test_a_second_signal_does_not_cut_the_grace_short(self, shop: Shop) -> None:
+        shop.lasts.send("short", 1.5)
+        with shop.worker() as worker:
+            shop.wait(lambda: shop.records("lasts"))
+            for _ in range(3):
+                worker.terminate()
+                time.sleep(0.2)
+            assert worker.wait(15) == 0
+
+        assert shop.data("lasted") == [["short"]]
+        assert shop.bridge.counts().waiting["default"] == 0
+
     def test_what_a_killed_worker_ran_starts_elsewhere_and_what_lives_runs_once(self, shop: Shop) -> None:
         with shop.worker(threads=1), shop.worker(threads=1):
             shop.lasts.send("one", 5)

@@ -22,12 +22,14 @@ from taskbridge import (
     NoCurrentTaskError,
     Retry,
     RetryPolicy,
+    SendError,
     TaskBridgeError,
     TimeLimitExceeded,
     UnknownQueue,
     UnsupportedError,
     current,
 )
+from taskbridge.contract.servers import free_port
 
 
 def a_bridge(**settings: Any) -> Bridge:
@@ -474,3 +476,20 @@ def test_importing_taskbridge_imports_no_engine_no_client_and_no_asyncio() -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_any_number_that_cannot_be_sent_is_a_send_error(number: int) -> None:
+    pytest.importorskip("redis", reason="a broker that refuses connections needs a client")
+    bridge = Bridge(f"celery+redis://127.0.0.1:{free_port()}/0", send_timeout=0.5)
+    before: list[str] = []
+    bridge.on("before_send")(lambda event: before.append("" if event.message is None else event.message.id))
+
+    @bridge.task
+    def note(number: int) -> None: ...
+
+    with pytest.raises(SendError, match=f"0 sent, {number} unsent") as caught:
+        bridge.send_many(note.call(index) for index in range(number))
+
+    assert caught.value.unsent == tuple(before)
+    assert caught.value.maybe_taken is False

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.contract.servers import PrivateRedis
@@ -183,3 +184,21 @@ def test_a_worker_that_stood_still_learns_that_another_one_has_decided(server: P
         still.stdin.flush()
         assert still.stdout.readline() == "[False, True]\n"
         marks.close()
+
+
+def test_a_connection_that_the_server_has_closed_costs_no_mark(server: PrivateRedis) -> None:
+    client = redis.Redis.from_url(server.url)
+    one, other = marks_of(server), marks_of(server)
+    one.started(a_message(20))
+    assert claim_when(other, a_message(20), Claim.RUNNING) is Claim.RUNNING
+    client.client_kill_filter(_type="normal", skipme=True)
+    time.sleep(0.1)
+    for number in (21, 22):
+        one.started(a_message(number))
+
+    claims = [claim_when(other, a_message(number), Claim.RUNNING) for number in (21, 22)]
+
+    assert claims == [Claim.RUNNING, Claim.RUNNING]
+    one.close()
+    other.close()
+    client.close()

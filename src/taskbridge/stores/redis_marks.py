@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import socket
 import threading
 from math import inf
@@ -37,6 +38,9 @@ _PAUSE_S: Final = 1.0
 """How long marks are not written after a failure."""
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
+
+_PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+"""What tells that the server has closed a connection; the last is Linux's."""
 
 _CLAIM: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -139,29 +143,43 @@ class _Process:
         )
         self._lock = threading.Lock()
         self._silent: Any = None
+        self._ending: Any = None
         self._silent_until = 0.0
         self._stop = threading.Event()
         self._say_alive()
         threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True).start()
 
     def write(self, *command: object) -> None:
-        """Send a command and don't wait; after a failure, nothing is written for a second."""
+        """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""
         with self._lock:
             if monotonic() < self._silent_until:
                 return
-            try:
-                if self._silent is None:
-                    self._silent = self._connected()
-                self._silent.send_command(*command)
-            except (RedisError, OSError) as exc:
-                _log.warning("attempt marks can't be written: %s", type(exc).__name__)
+            if self._silent is not None and self._ending.poll(0):  # else the first write would be lost without a trace
                 self._silent = None
-                self._silent_until = monotonic() + _PAUSE_S
+            is_new = self._silent is None
+            if self._sent(command) or (not is_new and self._sent(command)):
+                return
+            self._silent_until = monotonic() + _PAUSE_S
+
+    def _sent(self, command: tuple[object, ...]) -> bool:
+        try:
+            if self._silent is None:
+                self._silent = self._connected()
+            self._silent.send_command(*command)
+        except (RedisError, OSError) as exc:
+            _log.warning("attempt marks can't be written: %s", type(exc).__name__)
+            self._silent = None
+            return False
+        return True
 
     def _connected(self) -> Any:
         connection = self._client.connection_pool.make_connection()
         connection.connect()
         connection.send_command("CLIENT", "REPLY", "OFF")
+        self._ending = select.poll()
+        self._ending.register(
+            connection._sock, _PEER_IS_GONE
+        )  # no POLLIN: TLS has something to read after its handshake
         return connection
 
     def ask(self, timeout_s: float, *command: object) -> Any:

@@ -61,7 +61,9 @@ class Life(Middleware):
         self.runs: Final = Runs(host)
         self.runs.ends_process = lambda: self._is_whole_process
         self._deadline = 0.0
+        self._latest = 0.0
         self._is_whole_process = False
+        self._was_told = False
         self.draining: bool = False
 
     # The worker
@@ -100,6 +102,10 @@ class Life(Middleware):
         self._drain(worker)
         threading.Thread(target=self._end, args=(worker,), name="taskbridge-grace", daemon=True).start()
         self._host.hooks.call(Event(name="worker_stopping"))
+        for (
+            running
+        ) in worker.workers:  # Dramatiq's own wait counts the time until a thread's end again for each one after
+            running.join(max(0.0, self._latest - monotonic()))
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
@@ -184,8 +190,9 @@ class Life(Middleware):
 
         def stop(timeout: int = 600_000) -> None:
             self._drain(worker)
-            left_s = max(0.0, self._deadline - monotonic()) + _AFTER_GRACE_S
-            stock_stop(min(timeout, int(left_s * 1000)))
+            left_s = min(timeout / 1000, max(0.0, self._deadline - monotonic()) + _AFTER_GRACE_S)
+            self._latest = monotonic() + left_s
+            stock_stop(int(left_s * 1000))
 
         cast("Any", worker).stop = stop
         self._drain_at_signal(worker)
@@ -204,6 +211,9 @@ class Life(Middleware):
         self, worker: Worker, stock: Callable[[int, FrameType | None], Any]
     ) -> Callable[[int, FrameType | None], Any]:
         def handle(number: int, frame: FrameType | None) -> Any:
+            if self._was_told:  # Dramatiq's own handler would now end the process, and what runs would count as lost
+                return None
+            self._was_told = True
             self._drain(worker)
             return stock(number, frame)
 
