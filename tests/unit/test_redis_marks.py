@@ -88,6 +88,9 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
     message = Message(id="killed", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
 
     assert claim_when(marks, message, Claim.LOST) is Claim.LOST
+    assert marks.claim(message, timeout_s=1) is Claim.RUNNING, "a second delivery, while the first is decided about"
+    marks.ended(message)
+    assert claim_when(marks, message, Claim.ENDED) is Claim.ENDED
     marks.close()
 
 

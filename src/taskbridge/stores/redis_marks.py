@@ -72,6 +72,7 @@ class RedisMarks:
         """Mark an attempt as ended; waits for nothing."""
         process = self._process()
         process.running.pop((message.life, message.attempt), None)
+        process.deciding.discard((message.life, message.attempt))
         process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
@@ -90,12 +91,20 @@ class RedisMarks:
 
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
         """Ask Redis, in one step, what may be done with a message, and mark it as this process's."""
-        process = self._process()
-        mine = "1" if (message.life, message.attempt) in process.running else "0"
-        answer = process.ask(
-            timeout_s, "EVAL", _CLAIM, 1, self._key(message), process.name, process.alive_prefix, _STARTED_TTL_S, mine
-        )
-        return Claim(answer.decode())
+        process, key = self._process(), (message.life, message.attempt)
+        if not process.decides(key):
+            return Claim.RUNNING  # another thread has the same attempt from a second delivery
+        claim: Claim | None = None
+        try:
+            mine = "1" if key in process.running else "0"
+            words = (process.name, process.alive_prefix, _STARTED_TTL_S, mine)
+            claim = Claim(process.ask(timeout_s, "EVAL", _CLAIM, 1, self._key(message), *words).decode())
+            if claim is Claim.RUN:
+                process.running[key] = monotonic()
+        finally:
+            if claim is not Claim.LOST:
+                process.deciding.discard(key)
+        return claim
 
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:
         """Return whether an attempt's mark is this process's; Redis is asked if this process may have looked dead."""
@@ -134,6 +143,7 @@ class _Process:
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         self.alive_prefix = f"{settings.namespace}:alive:"
         self.running: dict[tuple[str, int], float] = {}
+        self.deciding: set[tuple[str, int]] = set()
         self._seen_at = monotonic()
         self._lapsed_at = -inf
         on_rabbitmq = settings.url.broker == "amqp"
@@ -148,6 +158,17 @@ class _Process:
         self._stop = threading.Event()
         self._say_alive()
         threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True).start()
+
+    def decides(self, key: tuple[str, int]) -> bool:
+        """Return whether the caller is to decide about an attempt: no other thread does.
+
+        Who finds it lost decides until the attempt's end is marked.
+        """
+        with self._lock:
+            if key in self.deciding:
+                return False
+            self.deciding.add(key)
+            return True
 
     def write(self, *command: object) -> None:
         """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""

@@ -78,24 +78,27 @@ class Life(Middleware):
         self._keep_to_grace(worker)
         _engine_broker(broker).opens(worker.worker_threads)
         self._host.hooks.call(Event(name="worker_started"))
-        self._pump.start()
         self._busy = BusySigns(self._host, lambda: self._full_queues(worker))
         self._busy.start()
         if self._is_whole_process:
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Let the consumers take messages, a little after Dramatiq knows that this process runs.
+        """Take messages, and what is due, a little after Dramatiq knows that this process runs.
 
         A process that dies before (of its first message, say) is missed only after 30 s (dramatiq/cli.py, main).
         """
-        booted = _engine_broker(broker).booted
         if not self._is_whole_process:
-            booted.set()
+            self._begin(broker)
             return
-        timer = threading.Timer(_BOOT_S, booted.set)
+        timer = threading.Timer(_BOOT_S, self._begin, (broker,))
         timer.daemon = True
         timer.start()
+
+    def _begin(self, broker: Broker) -> None:
+        if not self.draining:
+            _engine_broker(broker).booted.set()
+            self._pump.start()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Begin to stop."""
