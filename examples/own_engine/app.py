@@ -76,7 +76,7 @@ class ThreadsEngine:
 
     def _handle(self, native: Native) -> None:
         try:
-            message = loads(native.text)
+            message = loads(native.data)
         except NewerFormError:  # S8
             self._wait_for_newer_worker(native)
         except DecodeError:  # Q7
@@ -96,8 +96,7 @@ class ThreadsEngine:
             self._bury(native, "unknown_task")
 
     def _bury(self, native: Native, reason: str) -> None:
-        raw = native.text.encode()
-        bury(self._host, DeadLetter(message=None, reason=reason, raw=raw, died_at=self._host.now()))
+        bury(self._host, DeadLetter(message=None, reason=reason, raw=native.data, died_at=self._host.now()))
 
     def close(self) -> None:
         """Nothing is held open."""

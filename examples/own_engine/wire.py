@@ -21,7 +21,7 @@ class Native:
     rank: int
     number: int
     queue: str = field(compare=False)
-    text: str = field(compare=False)  # never the objects themselves: nothing is to be shared by accident
+    data: bytes = field(compare=False)  # never the objects themselves: nothing is to be shared by accident
     since: float | None = field(compare=False, default=None)  # when it was first put off, if it was
 
 
@@ -36,7 +36,7 @@ class ThreadsWire:
         self._put_off: Counter[str] = Counter()
 
     def encode(self, message: Message) -> Native:
-        return Native(-PRIORITIES.index(message.priority), next(_numbers), message.queue, message.dumps())
+        return Native(-PRIORITIES.index(message.priority), next(_numbers), message.queue, message.dumps().encode())
 
     def deliver(self, native: Native) -> None:
         with self.changed:

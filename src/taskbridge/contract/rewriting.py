@@ -24,7 +24,7 @@ _BINARY_TEXT: Final = BINARY.decode("latin-1")
 
 HUGE_BYTES: Final = 3_000_000
 
-_IN_BODIES: Final = ('"body"', '"queue_name"', '"chain"')
+_IN_BODIES: Final = ('"body"', '"queue_name"', '"chain"', '"args"')
 
 _FORM: Final = re.compile(r'(\\*"form\\*": ?)1\b')
 _BODY: Final = re.compile(r'("body": ?")[^"]*(")')
