@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from taskbridge.health import Health
     from taskbridge.runner import Runner
     from taskbridge.settings import Settings
-    from taskbridge.stores.base import Marks
+    from taskbridge.stores.base import Marks, Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,8 +145,8 @@ class Bridge:
         self._known_queues: tuple[str, ...] | None = None
         self._parts: tuple[Broker, Wire[Any]] | None = None
         self._engine: Engine | None = None
-        self._marks: Marks | None = None
-        self._has_marks = False
+        self._store: Store | None = None
+        self._has_store = False
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
@@ -218,11 +218,17 @@ class Bridge:
     @property
     def marks(self) -> Marks | None:
         """The attempt marks, in the store; None without one."""
-        if not self._has_marks:
+        store = self.store
+        return None if store is None else store.marks
+
+    @property
+    def store(self) -> Store | None:
+        """What is known beside the messages; None without a `store`. Connects when it is first used."""
+        if not self._has_store:
             with self._lock:
-                self._marks = _marks(self.settings)
-                self._has_marks = True
-        return self._marks
+                self._store = _open_store(self.settings)
+                self._has_store = True
+        return self._store
 
     @property
     def engine(self) -> Engine:
@@ -583,14 +589,14 @@ class Bridge:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            engine, parts, marks = self._engine, self._parts, self._marks
-            self._engine, self._parts, self._marks, self._has_marks = None, None, None, False
+            engine, parts, store = self._engine, self._parts, self._store
+            self._engine, self._parts, self._store, self._has_store = None, None, None, False
         if engine is not None:
             engine.close()
         if parts is not None:
             parts[0].close()
-        if marks is not None:
-            marks.close()
+        if store is not None:
+            store.close()
 
     def reconfigure(self, **given: Any) -> None:
         """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
@@ -636,20 +642,18 @@ def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
     return load(given)
 
 
-def _marks(settings: Settings) -> Marks | None:
-    """Return the attempt marks in the store: the setting's, or the broker, if it is Redis or memory."""
+def _open_store(settings: Settings) -> Store | None:
+    """Return the store: the setting's, or the broker, if it is Redis or memory."""
     if settings.url.engine == "inline":
         return None  # nothing is delivered twice where nothing outlives the process
-    store = settings.store
-    if store is None and settings.url.broker in ("redis", "memory"):
-        store = settings.url.broker_url
-    if store is None:
+    url = settings.store
+    if url is None and settings.url.broker in ("redis", "memory"):
+        url = settings.url.broker_url
+    if url is None:
         return None
-    if store.startswith("memory:"):
-        memory: Marks = _import("taskbridge.stores.memory_marks").MemoryMarks()
-        return memory
-    marks: Marks = _import("taskbridge.stores.redis_marks").RedisMarks(settings, store)
-    return marks
+    scheme = "memory" if url.startswith("memory:") else "redis"
+    store: Store = _import(f"taskbridge.stores.{scheme}").open_store(settings, url)
+    return store
 
 
 def _expires_at(expires: Duration | datetime | None, now: float) -> float | None:

@@ -22,7 +22,7 @@ _UNRENEWED: Final = 0.7
 """Of a lease, how much is left at least when an outage begins: it is renewed each quarter of it."""
 
 _MARK_KEPT_S: Final = 60.0
-"""How long beyond the lease the mark of a run that has ended is kept (taskbridge/stores/redis_marks.py)."""
+"""How long beyond the lease the mark of a run that has ended is kept (taskbridge/stores/redis/marks.py)."""
 
 _KILL_LASTS_S: Final = 12.0
 """How long after a stop was asked for a worker may still end runs; the grace is shorter."""

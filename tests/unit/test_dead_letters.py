@@ -12,7 +12,7 @@ import pytest
 from taskbridge import Bridge, DeadEntry, DeadLetter, ErrorInfo, Message, NoSuchDeadLetter, RetryPolicy
 from taskbridge.message import loads
 from taskbridge.stores.base import Claim
-from taskbridge.stores.memory_marks import MemoryMarks
+from taskbridge.stores.memory.marks import MemoryMarks
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim
-from taskbridge.stores.redis_marks import RedisMarks
+from taskbridge.stores.redis.marks import RedisMarks
 
 LEASE_S = 1.0
 

@@ -79,3 +79,16 @@ class Marks(Protocol):
     def close(self) -> None:
         """Let go of what is held open."""
         ...
+
+
+class Store(Protocol):
+    """What a store's module makes: `open_store(settings, url)`. Opening one connects to nothing yet."""
+
+    @property
+    def marks(self) -> Marks:
+        """The attempt marks."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+        ...

@@ -19,7 +19,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-import redis
+from redis import Redis
 from redis.exceptions import RedisError
 
 from taskbridge.exceptions import BrokerUnavailable
@@ -94,16 +94,17 @@ class RedisMarks:
         process, key = self._process(), (message.life, message.attempt)
         if not process.decides(key):
             return Claim.RUNNING  # another thread has the same attempt from a second delivery
-        claim: Claim | None = None
+        mine = "1" if key in process.running else "0"
+        words = (process.name, process.alive_prefix, _STARTED_TTL_S, mine)
         try:
-            mine = "1" if key in process.running else "0"
-            words = (process.name, process.alive_prefix, _STARTED_TTL_S, mine)
             claim = Claim(process.ask(timeout_s, "EVAL", _CLAIM, 1, self._key(message), *words).decode())
-            if claim is Claim.RUN:
-                process.running[key] = monotonic()
-        finally:
-            if claim is not Claim.LOST:
-                process.deciding.discard(key)
+        except BaseException:
+            process.deciding.discard(key)
+            raise
+        if claim is Claim.RUN:
+            process.running[key] = monotonic()
+        if claim is not Claim.LOST:
+            process.deciding.discard(key)
         return claim
 
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:
@@ -148,9 +149,7 @@ class _Process:
         self._lapsed_at = -inf
         on_rabbitmq = settings.url.broker == "amqp"
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
-        self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0
-        )
+        self._client: Any = Redis.from_url(url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0)
         self._lock = threading.Lock()
         self._silent: Any = None
         self._ending: Any = None
