@@ -14,7 +14,7 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self.marks = MemoryMarks()
+        self.marks: MemoryMarks = MemoryMarks()
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -14,7 +14,7 @@ class RedisStore:
     """
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self.marks = RedisMarks(settings, url)
+        self.marks: RedisMarks = RedisMarks(settings, url)
 
     def close(self) -> None:
         """Close the connections."""
