@@ -1,33 +1,40 @@
-"""One decorator, one message, one meaning, on Celery or on Dramatiq."""
+"""One decorator, one message, one meaning, on Celery or on Dramatiq.
 
-from taskbridge.bridge import Bridge, configure, default_bridge, on, task
-from taskbridge.brokers.base import Counts
-from taskbridge.context import Context, current
-from taskbridge.dead import DeadEntry, DeadLetters, DeadPage, Replayed
-from taskbridge.exceptions import (
-    BrokerUnavailable,
-    CodecError,
-    DeclarationError,
-    DecodeError,
-    EncodeError,
-    MessageTooLarge,
-    NoCurrentTaskError,
-    NoSuchDeadLetter,
-    NotInstalledError,
-    SendError,
-    SettingsError,
-    TaskBridgeError,
-    TimeLimitExceeded,
-    UnknownQueue,
-    UnsupportedError,
-    WorkerLost,
-)
-from taskbridge.handle import Handle
-from taskbridge.health import Health
-from taskbridge.hooks import Event
-from taskbridge.message import DeadLetter, Message, Priority
-from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
-from taskbridge.task import AsyncTask, Call, Task
+Names are imported from their modules when they are first asked for (PEP 562): a program that only declares tasks and
+sends them never loads what dead letters or health need.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge, configure, default_bridge, on, task
+    from taskbridge.brokers.base import Counts
+    from taskbridge.context import Context, current
+    from taskbridge.dead import DeadEntry, DeadLetters, DeadPage, Replayed
+    from taskbridge.exceptions import (
+        BrokerUnavailable,
+        CodecError,
+        DeclarationError,
+        DecodeError,
+        EncodeError,
+        MessageTooLarge,
+        NoCurrentTaskError,
+        NoSuchDeadLetter,
+        NotInstalledError,
+        SendError,
+        SettingsError,
+        TaskBridgeError,
+        TimeLimitExceeded,
+        UnknownQueue,
+        UnsupportedError,
+        WorkerLost,
+    )
+    from taskbridge.handle import Handle
+    from taskbridge.health import Health
+    from taskbridge.hooks import Event
+    from taskbridge.message import DeadLetter, Message, Priority
+    from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
+    from taskbridge.tasks import AsyncTask, Call, Task
 
 __all__ = [
     "AsyncTask",
@@ -72,3 +79,35 @@ __all__ = [
     "on",
     "task",
 ]
+
+_MODULES = {
+    "bridge": "Bridge configure default_bridge on task",
+    "brokers.base": "Counts",
+    "context": "Context current",
+    "dead": "DeadEntry DeadLetters DeadPage Replayed",
+    "handle": "Handle",
+    "health": "Health",
+    "hooks": "Event",
+    "message": "DeadLetter Message Priority",
+    "retry": "Discard ErrorInfo Retry RetryPolicy",
+    "tasks": "AsyncTask Call Task",
+}
+"""Where the public names are; those that are missing here are exceptions."""
+
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its module, and keep it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'exceptions')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names too, whether they were asked for or not."""
+    return sorted({*globals(), *__all__})

@@ -13,9 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
 
 from taskbridge import codec
-from taskbridge.brokers.base import PartlyPublished, SignBroker
 from taskbridge.clock import RealClock
-from taskbridge.dead import DeadLetters
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
@@ -23,6 +21,7 @@ from taskbridge.exceptions import (
     DeclarationError,
     MessageTooLarge,
     NotInstalledError,
+    PartlyPublished,
     SendError,
     UnsupportedError,
 )
@@ -33,10 +32,11 @@ from taskbridge.probe import DECLARATION as PROBE_DECLARATION
 from taskbridge.probe import PROBE
 from taskbridge.retry import RetryPolicy, Verdict
 from taskbridge.routing import Routing, check_known
-from taskbridge.task import AsyncTask, Call, SendOptions, Task, declare, same_place
+from taskbridge.tasks import AsyncTask, Call, SendOptions, Task, declare, same_place
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts, Wire
+    from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.health import Health
     from taskbridge.runner import Runner
@@ -150,7 +150,7 @@ class Bridge:
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
-        self.dead: DeadLetters = DeadLetters(self)
+        self._dead: DeadLetters | None = None
         self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
@@ -257,6 +257,15 @@ class Bridge:
             NotInstalledError: The engine is not installed.
         """
         return self.engine.native
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The dead letters: list, get, replay and purge."""
+        if self._dead is None:
+            from taskbridge.dead import DeadLetters  # here, for few processes ask
+
+            self._dead = DeadLetters(self)
+        return self._dead
 
     # What the engine asks of it
 
@@ -571,7 +580,8 @@ class Bridge:
             UnknownQueue: There is no such queue.
             BrokerUnavailable: The broker doesn't answer.
         """
-        from taskbridge.health import examine  # here, for a process that only sends needs none
+        from taskbridge.brokers.base import SignBroker  # both here, for few processes ask
+        from taskbridge.health import examine
 
         broker = self.broker
         if not isinstance(broker, SignBroker):

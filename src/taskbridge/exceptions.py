@@ -112,6 +112,18 @@ class BrokerUnavailable(TaskBridgeError, ConnectionError):
         self.maybe_taken = maybe_taken
 
 
+class PartlyPublished(BrokerUnavailable):
+    """Some of a batch was not published.
+
+    `accepted` holds the indexes of those that were, `unsure` of those that the broker may have taken.
+    """
+
+    def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
+        super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
+        self.accepted = accepted
+        self.unsure = unsure
+
+
 class SendError(TaskBridgeError):
     """`send_many` could not send everything (rule S5); `sent` and `unsent` are message ids, in order.
 

@@ -14,7 +14,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 from taskbridge import Bridge, Call, Context, Event, Handle, Priority, Retry, RetryPolicy, current, on, task
-from taskbridge.task import AsyncTask, Task
+from taskbridge.tasks import AsyncTask, Task
 
 bridge = Bridge("inline://")
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -476,6 +477,27 @@ def test_importing_taskbridge_imports_no_engine_no_client_and_no_asyncio() -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_importing_taskbridge_alone_loads_nothing_yet() -> None:
+    code = (
+        "import sys, taskbridge\n"
+        "loaded = sorted(name for name in sys.modules if name.startswith('taskbridge.') or name == 'inspect')\n"
+        "raise SystemExit(f'imported: {loaded}' if loaded else 0)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    package = import_module("taskbridge")
+
+    assert {name for name in package.__all__ if getattr(package, name, None) is None} == set()
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'tasque'"):
+        _ = package.tasque
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -24,13 +24,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskbridge.brokers.base import Broker, PartlyPublished, Publication
+from taskbridge.brokers.base import Broker, Publication
 from taskbridge.brokers.rabbitmq import connect
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.frames import FrameReader, NotAMQPError
 from taskbridge.brokers.rabbitmq.properties import encoded
 from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
-from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, SettingsError
+from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import load
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import redis
 
-from taskbridge.brokers.base import Counts, PartlyPublished
+from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
 from taskbridge.contract.servers import PrivateRedis, free_port
-from taskbridge.exceptions import BrokerUnavailable, SettingsError
+from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import ErrorInfo
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, message, place_on, wait_until

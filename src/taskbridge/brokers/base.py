@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import DeadLetter, Message
 
 NativeT = TypeVar("NativeT")
@@ -88,18 +87,6 @@ class Taken:
 
 Decide = Callable[[DeadLetter], Taken | None]
 """Says what becomes of a dead letter; None leaves it where it is."""
-
-
-class PartlyPublished(BrokerUnavailable):
-    """Some of a batch was not published.
-
-    `accepted` holds the indexes of those that were, `unsure` of those that the broker may have taken.
-    """
-
-    def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
-        super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
-        self.accepted = accepted
-        self.unsure = unsure
 
 
 class Broker(Protocol):

@@ -9,7 +9,7 @@ from typing import Final
 
 from pika import spec
 
-from taskbridge.brokers.base import Counts, Decide, PartlyPublished, Publication, Taken, Wire
+from taskbridge.brokers.base import Counts, Decide, Publication, Taken, Wire
 from taskbridge.brokers.rabbitmq.channel import Delivery
 from taskbridge.brokers.rabbitmq.connection import parameters_of
 from taskbridge.brokers.rabbitmq.engines import other_engines
@@ -20,7 +20,7 @@ from taskbridge.brokers.rabbitmq.pump import Pump
 from taskbridge.brokers.rabbitmq.session import FAILURES, QueueState, Session
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, sign_queue
 from taskbridge.brokers.rabbitmq.waiting import Deadline
-from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 

@@ -12,12 +12,12 @@ from hashlib import sha1
 from itertools import chain, islice
 from typing import Any, Final
 
-from taskbridge.brokers.base import Counts, Decide, PartlyPublished, RedisCommand, Taken, Wire
+from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis.client import Client, Outcome, Request, Word
 from taskbridge.brokers.redis.probes import Probes
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, TAKE_DEAD, Parking, dead_keys, engines_key
-from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
 from taskbridge.message import RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 

@@ -72,12 +72,12 @@ def arguments_are_not_bound() -> None:
 
     def make(_: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            made = importlib.import_module("taskbridge.task").Call
+            made = importlib.import_module("taskbridge.tasks").Call
             return made(declaration=self.declaration, args=args, kwargs=kwargs, options=self._options)
 
         return call
 
-    put("taskbridge.task", "Sendable.call", make)
+    put("taskbridge.tasks", "Sendable.call", make)
 
 
 @mutant("S4", "arguments_arrive_as_they_were")
