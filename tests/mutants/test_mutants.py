@@ -20,11 +20,14 @@ PATIENCE_S = 6
 LONGEST_S = 100
 
 Urls = Callable[[str], str]
+Stores = Callable[[str], str | None]
 
 
 def _is_possible(mutant: Mutant) -> bool:
     modules = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
     needed = [modules[word] for word in mutant.target.split("+") if word in modules]
+    if any(spec.stored for spec in SCENARIOS[mutant.scenario].on) and mutant.target != "inline":
+        needed.append("redis")
     return all(importlib.util.find_spec(module) is not None for module in needed)
 
 
@@ -47,8 +50,22 @@ def url_of(request: pytest.FixtureRequest) -> Urls:
     return url
 
 
-def run_contract(url: str, *scenarios: str, mutant: str | None = None) -> dict[str, Any]:
+@pytest.fixture
+def store_of(request: pytest.FixtureRequest) -> Stores:
+    """Returns the URL of a store for a target whose broker is none, where redis-py is installed."""
+
+    def store(target: str) -> str | None:
+        if not target.endswith("+amqp") or importlib.util.find_spec("redis") is None:
+            return None
+        return str(request.getfixturevalue("redis_server").url)
+
+    return store
+
+
+def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | None = None) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    if store is not None:
+        env["TASKBRIDGE_STORE"] = store
     if mutant is not None:
         env["TASKBRIDGE_CONTRACT_MUTANT"] = mutant
     command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
@@ -59,17 +76,18 @@ def run_contract(url: str, *scenarios: str, mutant: str | None = None) -> dict[s
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_a_broken_rule_is_found_out(name: str, url_of: Urls) -> None:
+def test_a_broken_rule_is_found_out(name: str, url_of: Urls, store_of: Stores) -> None:
     mutant = MUTANTS[name]
-    result = run_contract(url_of(mutant.target), mutant.scenario, mutant=name)[mutant.scenario]
+    store = store_of(mutant.target)
+    result = run_contract(url_of(mutant.target), mutant.scenario, store=store, mutant=name)[mutant.scenario]
     assert result["outcome"] == "failed", f"{mutant.title}: {result}"
 
 
 @pytest.mark.parametrize("place", sorted({mutant.target for mutant in POSSIBLE.values()}))
-def test_the_unbroken_product_passes_as_quickly(place: str, url_of: Urls) -> None:
+def test_the_unbroken_product_passes_as_quickly(place: str, url_of: Urls, store_of: Stores) -> None:
     """Else a mutant could be found out by impatience alone."""
     scenarios = sorted({mutant.scenario for mutant in POSSIBLE.values() if mutant.target == place})
-    results = run_contract(url_of(place), *scenarios)
+    results = run_contract(url_of(place), *scenarios, store=store_of(place))
     assert {name: result["outcome"] for name, result in results.items()} == dict.fromkeys(scenarios, "passed"), results
 
 

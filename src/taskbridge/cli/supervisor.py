@@ -30,7 +30,7 @@ _AT_ONCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _LONG_LIFE_S: Final = 10.0
-"""A worker that lived for this long is started again at once after the first pause: what it died of is not how it starts."""
+"""After a life of this length the pauses begin anew: what the worker died of is not how it starts."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 

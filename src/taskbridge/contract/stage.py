@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from typing_extensions import Self
 
-from taskbridge import Bridge, BrokerUnavailable, Counts, DeadLetter
+from taskbridge import Bridge, Counts, DeadLetter
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.probe import END, START, Record, Records
@@ -377,8 +377,8 @@ class Stage:
         """Return what a failure should show of the broker and the workers."""
         try:
             counts = str(self.look())
-        except BrokerUnavailable as exc:
-            counts = str(exc)
+        except Exception as exc:  # whatever is wrong, it must not hide the failure that is being shown
+            counts = f"no counts: {type(exc).__name__}: {exc}"
         logs = [f"--- log of worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers, 1)]
         return "\n".join([counts, *(log for log in logs if log.count("\n"))])
 

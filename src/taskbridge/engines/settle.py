@@ -32,6 +32,13 @@ _ANSWER_S = 2.0
 _LOOK_AGAIN_S = 2.0
 """How long a message waits that another worker seems to run."""
 
+_FIRST_COMES_FIRST_S = 0.1
+"""How long a second message of an attempt waits before the mark is read.
+
+It is behind the first one in their queue, but two slots may take both at the same moment, and the first one's mark is
+written without waiting.
+"""
+
 MOST_REDELIVERIES = 10
 """How often an attempt may come back where no store tells whether it was started."""
 
@@ -123,6 +130,8 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
     """Return what became of a message that may have been started before; None if it is to be run."""
     if marks is None:
         return _counted(host, message)
+    if message.redelivered:
+        host.stopping.wait(_FIRST_COMES_FIRST_S)
     claim = _claimed(host, marks, message)
     if claim is Claim.RUN:
         return None

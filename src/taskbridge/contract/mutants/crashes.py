@@ -86,3 +86,13 @@ def stuck_runs_are_left_alone() -> None:
 def only_threads_of_python_watch() -> None:
     """A worker looks for stuck runs by itself, which it can't while one has the interpreter's lock."""
     put(_RUNS, "Runs._arm", lambda _: lambda self: None)
+
+
+@mutant("A7", "a_kill_while_it_promotes_starts_nothing_twice", "dramatiq+amqp")
+def what_was_promoted_may_be_promoted_again() -> None:
+    """What a pump published before it died is published again as if nobody had it."""
+    put("taskbridge.brokers.rabbitmq.pump", "_read", lambda _: lambda delivery: _loads(delivery.body))
+
+
+def _loads(body: bytes) -> Any:
+    return importlib.import_module("taskbridge.message").loads(body)

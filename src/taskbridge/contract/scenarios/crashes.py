@@ -215,3 +215,19 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
     h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 60)
     h.idle()
     h.equal("how they ended", {h.final(item.id)[0].kind for item in sent}, {"succeeded"})
+
+
+@scenario("A7", "A8", on=(STORED,), where=with_processes_and_marks)
+def a_kill_while_it_promotes_starts_nothing_twice(h: Harness) -> None:
+    """A worker killed right after it has published what is due, and may do so again, starts no attempt twice."""
+    variant = Variant(dies=deaths.named(deaths.PROMOTING[-1], h.target))
+    dying = h.start_worker(queues=["right"], variant=variant, answers=False)
+    sent = [h.send(Plan(steps=(RETURN,), queue="left", delay_s=0.5)) for _ in range(16)]
+    h.check(dying.wait(h.stage.patience_s) is not None, "the worker should have died as it promoted")
+    h.stage.kill(dying)
+    for _ in range(2):  # for one would know what it has run
+        h.start_worker(queues=["left"], threads=2, answers=False)
+    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 60)
+    h.idle()
+    for item in sent:
+        h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])

@@ -14,7 +14,7 @@ from taskbridge import BrokerUnavailable, SendError
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
-from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, scenario, with_a_server
+from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, STORED, scenario, with_a_server
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
 from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
@@ -32,6 +32,9 @@ _SEND_TIMEOUT_S: Final = 1.0
 _LASTS_S: Final = 2.0
 
 _AFTER_GRACE_S: Final = 5.0
+
+_HELD_S: Final = 0.5
+"""A worker has fetched by then what it fetches ahead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,26 @@ def workers_outlive_lost_connections(h: Harness) -> None:
                 _Trouble(name="silent for ever", begin=proxy.freeze, end=lambda: None, is_silent=True),
             ],
         )
+
+
+@scenario("A7", "R5", on=(STORED,), where=with_a_server)
+def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
+    """What a worker runs or holds ready as its connection is lost runs once, and what it held does not wait long."""
+    with h.proxy() as proxy:
+        url = h.target.at_port(proxy.port)
+        h.start_worker(threads=2, url=url, answers=False)
+        running = [h.send(Plan(steps=(hold("held"),))) for _ in range(2)]
+        for item in running:
+            h.started(item.id)
+        held = [h.send(Plan(steps=(RETURN,))) for _ in range(4)]
+        h.pause(_HELD_S)
+        proxy.drop()
+        h.pause(_SLACK_S)
+        h.tasks.open("held")
+        h.final(*(item.id for item in (*running, *held)), within_s=h.stage.patience_s)
+        h.idle()
+        for item in (*running, *held):
+            h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])
 
 
 def _with_heartbeats(target: Target, port: int) -> str:
