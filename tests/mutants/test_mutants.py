@@ -26,7 +26,7 @@ Stores = Callable[[str], str | None]
 def _is_possible(mutant: Mutant) -> bool:
     modules = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
     needed = [modules[word] for word in mutant.target.split("+") if word in modules]
-    if any(spec.stored for spec in SCENARIOS[mutant.scenario].on) and mutant.target != "inline":
+    if SCENARIOS[mutant.scenario].stage.stored and mutant.target.endswith("+amqp"):
         needed.append("redis")
     return all(importlib.util.find_spec(module) is not None for module in needed)
 
