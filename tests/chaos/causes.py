@@ -27,9 +27,6 @@ _MARK_KEPT_S: Final = 60.0
 _KILL_LASTS_S: Final = 12.0
 """How long after a stop was asked for a worker may still end runs; the grace is shorter."""
 
-_KILL_TAKES_S: Final = 0.5
-"""How long after a kill was noted its process may still run: it is noted first."""
-
 
 Marks = Literal["broker", "apart"]
 
@@ -137,10 +134,6 @@ class Causes:
         for other in near:
             if other.attempt < run.attempt and other.end is not None and self._met_outage(other.end, other.worker):
                 yield "published twice: the retry's confirm met an outage"
-        if self._conditions.broker == "amqp" and self._conditions.marks is None:
-            for outage in self._outages:
-                if outage.overlaps(send.at, run.start):
-                    yield "published twice: counted in the message as it came back, and met an outage"
         if self._conditions.broker == "amqp":  # on Redis, a pump moves a message in one step
             for due in _promotions(run, near, send):
                 if any(outage.overlaps(due - RECOVERY_S, due + PROMOTION_S) for outage in self._outages):
@@ -162,7 +155,7 @@ class Causes:
 
     def _killed(self, run: Run, start: float, end: float) -> bool:
         return any(
-            start - _KILL_TAKES_S <= kill.at <= end
+            start <= kill.at <= end
             and kill.hits(run.worker)
             and (not kill.pids or run.pid in kill.pids or run.session in kill.pids)
             for kill in self._kills

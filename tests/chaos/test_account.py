@@ -233,18 +233,3 @@ def test_runs_are_read_from_what_tasks_write(tmp_path: Path) -> None:
     assert (first.end, first.ending, first.delay_s, first.failed) == (101.5, "NotNow", 0.5, True)
     assert (second.start, second.end, second.failed) == (102, None, False)
     assert suicides(records) == [a_kill(103, 11, who="w1.1")]
-
-
-def test_a_run_that_began_just_before_a_kill_took_effect_was_killed() -> None:
-    again = done(start=107.0, end=107.1)
-
-    assert account_of([a_run(start=101.0), again], a_kill(100.9, 11), on=ON_RABBITMQ).faults == []
-    assert account_of([a_run(start=101.0), again], a_kill(100.4, 11), on=ON_RABBITMQ).faults != []
-
-
-def test_without_a_store_a_message_that_is_counted_may_be_published_twice_in_an_outage_and_with_one_not() -> None:
-    runs = [done(), done(start=110.0, end=110.1, worker="w2.1")]
-
-    assert account_of(runs, an_outage(105.0, 105.5, who="w2."), on=ON_RABBITMQ).faults == []
-    assert account_of(runs, on=ON_RABBITMQ).faults != []
-    assert account_of(runs, an_outage(105.0, 105.5, who="w2."), on=WITH_STORE).faults != []
