@@ -130,17 +130,39 @@ def make_rabbitmq() -> Iterator[Callable[..., PrivateRabbitMQ]]:
 
 
 @pytest.fixture(scope="session")
-def target_url(target: str, request: pytest.FixtureRequest) -> str:
+def url_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Returns the URL of a target, on a private server if it needs one."""
+
+    def url(target: str) -> str:
+        engine, _, broker = target.partition("+")
+        if broker == "redis":
+            return f"{engine}+{request.getfixturevalue('redis_server').url}"
+        if broker == "amqp":
+            return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
+        return f"{target}://"
+
+    return url
+
+
+@pytest.fixture(scope="session")
+def store_of(request: pytest.FixtureRequest) -> Callable[[str], str | None]:
+    """Returns where attempt marks live for a target whose broker keeps none: in a private Redis, with redis-py."""
+
+    def store(target: str) -> str | None:
+        if not target.endswith("amqp") or not _is_installed("redis"):
+            return None
+        return str(request.getfixturevalue("redis_server").url)
+
+    return store
+
+
+@pytest.fixture(scope="session")
+def target_url(target: str, url_of: Callable[[str], str]) -> str:
     """The URL of a target, on a private server if it needs one."""
     missing = [module for module in _modules_of(target) if not _is_installed(module)]
     if missing:
         pytest.fail(f"target {target} needs {missing[0]}: install it, or choose other targets with --target")
-    engine, _, broker = target.partition("+")
-    if broker == "redis":
-        return f"{engine}+{request.getfixturevalue('redis_server').url}"
-    if broker == "amqp":
-        return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
-    return f"{target}://"
+    return url_of(target)
 
 
 @contextmanager

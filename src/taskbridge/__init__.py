@@ -101,10 +101,9 @@ def __getattr__(name: str) -> Any:
     """Import a name from its module, and keep it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'exceptions')}"), name)
-    globals()[name] = value
+    # No `import_module`: `python -X importtime` does not show what that imports.
+    module = __import__(f"{__name__}.{_HOMES.get(name, 'exceptions')}", fromlist=[name])
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -226,8 +226,9 @@ class Bridge:
         """What is known beside the messages; None without a `store`. Connects when it is first used."""
         if not self._has_store:
             with self._lock:
-                self._store = _open_store(self.settings)
-                self._has_store = True
+                if not self._has_store:
+                    self._store = _open_store(self.settings)
+                    self._has_store = True
         return self._store
 
     @property

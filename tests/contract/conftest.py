@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,6 @@ def _is_pointless(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def target_store(target: str, request: pytest.FixtureRequest) -> str | None:
+def target_store(target: str, store_of: Callable[[str], str | None]) -> str | None:
     """Where attempt marks live: in a private Redis, for a target whose broker keeps none."""
-    if not target.endswith("amqp") or _STORE is None:
-        return None
-    url: str = request.getfixturevalue("redis_server").url
-    return url
+    return store_of(target)

@@ -35,33 +35,6 @@ POSSIBLE = {name: mutant for name, mutant in MUTANTS.items() if _is_possible(mut
 """The mutants whose engine and client library are installed."""
 
 
-@pytest.fixture
-def url_of(request: pytest.FixtureRequest) -> Urls:
-    """Returns the URL of a target, on a private server if it needs one."""
-
-    def url(target: str) -> str:
-        engine, _, broker = target.partition("+")
-        if broker == "redis":
-            return f"{engine}+{request.getfixturevalue('redis_server').url}"
-        if broker == "amqp":
-            return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
-        return f"{target}://"
-
-    return url
-
-
-@pytest.fixture
-def store_of(request: pytest.FixtureRequest) -> Stores:
-    """Returns the URL of a store for a target whose broker is none, where redis-py is installed."""
-
-    def store(target: str) -> str | None:
-        if not target.endswith("+amqp") or importlib.util.find_spec("redis") is None:
-            return None
-        return str(request.getfixturevalue("redis_server").url)
-
-    return store
-
-
 def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | None = None) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     if store is not None:

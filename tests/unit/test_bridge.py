@@ -465,8 +465,14 @@ def test_embedded_workers_are_for_memory() -> None:
         Bridge("celery+redis://127.0.0.1:1/0").embedded_worker()
 
 
+def run_alone(code: str) -> None:
+    """Run code in a Python of its own, which is to end well."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_taskbridge_imports_no_engine_no_client_and_no_asyncio() -> None:
-    code = (
+    run_alone(
         "import sys, taskbridge\n"
         "@taskbridge.task\n"
         "def note(): ...\n"
@@ -474,21 +480,13 @@ def test_importing_taskbridge_imports_no_engine_no_client_and_no_asyncio() -> No
         "raise SystemExit(f'imported: {names}' if names else 0)\n"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-
-    assert done.returncode == 0, done.stderr
-
 
 def test_importing_taskbridge_alone_loads_nothing_yet() -> None:
-    code = (
+    run_alone(
         "import sys, taskbridge\n"
         "loaded = sorted(name for name in sys.modules if name.startswith('taskbridge.') or name == 'inspect')\n"
         "raise SystemExit(f'imported: {loaded}' if loaded else 0)\n"
     )
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-
-    assert done.returncode == 0, done.stderr
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

@@ -80,7 +80,7 @@ def test_health_imports_no_engine(run: Run, engine: str) -> None:
     url = AWAY.replace("celery", engine)
     done = run("health", "--queues", "email", TASKBRIDGE_URL=url, PYTHONPROFILEIMPORTTIME="1")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "taskbridge.cli.health" in imported
+    assert "taskbridge.health" in imported
     assert not imported & {"celery", "kombu", "dramatiq", "taskbridge.contract"}
 
 

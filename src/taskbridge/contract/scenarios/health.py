@@ -26,7 +26,9 @@ def health_tells_who_consumes(h: Harness) -> None:
     worker = h.start_worker(queues=["left", "right"], threads=2)
     _is(h, {"left": "consumed", "right": "consumed"}, "with an idle worker")
     _is(h, {"vip": "silent", "left": "consumed"}, "with a worker of other queues")
-    h.until(lambda: not any(h.bridge.counts().waiting.values()), "nothing is left of probes", within_s=_GONE_S)
+    if h.target.address.broker == "amqp":
+        h.until(lambda: not any(h.bridge.counts().waiting.values()), "nothing is left of probes", within_s=_GONE_S)
+    h.equal("what is left of probes", h.bridge.counts().waiting, dict.fromkeys(h.bridge.counts().waiting, 0))
 
     running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
     for sent in running:

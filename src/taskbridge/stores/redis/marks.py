@@ -70,9 +70,9 @@ class RedisMarks:
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
-        process = self._process()
-        process.running.pop((message.life, message.attempt), None)
-        process.deciding.discard((message.life, message.attempt))
+        process, key = self._process(), (message.life, message.attempt)
+        process.running.pop(key, None)
+        process.deciding.discard(key)
         process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
