@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -513,3 +514,19 @@ def test_any_number_that_cannot_be_sent_is_a_send_error(number: int) -> None:
 
     assert caught.value.unsent == tuple(before)
     assert caught.value.maybe_taken is False
+
+
+def test_a_message_wakes_a_thread_that_serves_its_queue() -> None:
+    bridge = a_bridge(queues=("left", "right"))
+    ran = threading.Event()
+
+    @bridge.task(queue="right")
+    def note() -> None:
+        ran.set()
+
+    with bridge.embedded_worker(queues=["left"], threads=1):
+        time.sleep(0.1)  # it waits first, so it would be the one to be woken
+        with bridge.embedded_worker(queues=["right"], threads=1):
+            time.sleep(0.1)
+            note.send()
+            assert ran.wait(10)

@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -222,7 +223,7 @@ class Stage:
         worker = self._launch(
             queues=queues, processes=processes, threads=threads, url=url, variant=variant, supervised=supervised
         )
-        self._wait_ready(worker, processes)
+        self._wait_ready(worker, processes, mortal=variant is not None and variant.dies != "")
         if answers:
             self._wait_for_answer(queues[0] if queues else QUEUES[0])
         return worker
@@ -251,11 +252,13 @@ class Stage:
         self.workers.append(worker)
         return worker
 
-    def _wait_ready(self, worker: Worker, processes: int) -> None:
+    def _wait_ready(self, worker: Worker, processes: int, *, mortal: bool = False) -> None:
         count = 1 if self.target.in_process else processes
 
         def started() -> bool:
             if (code := worker.wait(0)) is not None:
+                if mortal and code == -signal.SIGKILL:
+                    return True  # what it dies of waited for it
                 raise ContractFailure(f"a worker ended with code {code} while it started\n{worker.log()}")
             seen = [record for record in self.records.all() if record.kind == "worker_started"]
             return len({record.pid for record in seen if worker.owns(record.pid)}) >= count

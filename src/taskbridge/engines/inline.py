@@ -52,7 +52,7 @@ class InlineWire:
             queue = self._waiting.setdefault(native.queue, [])
             rank = -PRIORITIES.index(native.priority)
             heapq.heappush(queue, (rank, next(self._numbers), native.dumps()))
-            self.changed.notify()
+            self.changed.notify_all()  # for who waits may serve other queues
 
     def take(self, queues: Sequence[str] | None) -> Message | None:
         """Return the next message of these queues, all if None, or None if none waits."""

@@ -87,35 +87,45 @@ def a_stopping_worker_goes_on_taking() -> None:
 @mutant("A6", "nothing_waits_behind_a_long_task")
 def a_busy_thread_takes_another() -> None:
     """A thread takes its next message while it runs one."""
+    hungry = [0]  # busy threads that have no message ahead yet, which go first, for else chance decides
 
     def make(_: Any) -> Any:
         def work(self: Any) -> None:
-            while not self._stop.is_set():
-                message = self._engine.take(self._queues, self._stop)
-                if message is not None:
-                    _run_with_one_ahead(self._engine, self._queues, message)
+            engine = self._engine
+            while not self._stop.wait(0.001):
+                with engine.wire.changed:
+                    message = None if hungry[0] or engine._driven else engine.wire.take(self._queues)
+                    if message is None:
+                        continue
+                    engine._running += 1
+                    hungry[0] += 1
+                _run_with_one_ahead(engine, self._queues, message, hungry)
 
         return work
 
     put(_INLINE, "_Workers._work", make)
 
 
-def _run_with_one_ahead(engine: Any, queues: Any, message: Any) -> None:
+def _run_with_one_ahead(engine: Any, queues: Any, message: Any, hungry: list[int]) -> None:
+    changed = engine.wire.changed
     ahead: list[Any] = []
-    done = threading.Event()
+    done: list[bool] = []
 
     def prefetch() -> None:
-        while not ahead and not done.wait(0.005):
-            with engine.wire.changed:
-                another = engine.wire.take(queues)
-                if another is not None:
-                    engine._running += 1
-                    ahead.append(another)
+        with changed:
+            another = None
+            while not done and (another := engine.wire.take(queues)) is None:
+                changed.wait(0.005)
+            hungry[0] -= 1
+            if not done:
+                engine._running += 1
+                ahead.append(another)
 
     thread = threading.Thread(target=prefetch)
     thread.start()
     engine.run(message)
-    done.set()
+    with changed:
+        done.append(True)
     thread.join()
     for another in ahead:
         engine.run(another)
