@@ -31,23 +31,31 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
         limit_s: Seconds after which it is cancelled; None is no limit.
 
     Raises:
-        TimeLimitExceeded: It took longer than that.
+        TimeLimitExceeded: It took longer than that. It has ended by now: what it does about its being cancelled, as in
+            a `finally`, is part of the run.
     """
     loop = _loop()
     outcome: Future[Any] = Future()
     started: list[asyncio.Task[Any]] = []
 
     def start() -> None:
-        started.append(loop.create_task(_capture(coroutine, outcome)))  # inherits the context of this callback
+        task = loop.create_task(_capture(coroutine, outcome))  # inherits the context of this callback
+        task.add_done_callback(lambda _: _end_unstarted(coroutine, outcome))
+        started.append(task)
+
+    def cancel() -> None:
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
 
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
         if not _is_done(outcome, limit_s):
+            cancel()
+            _is_done(outcome, None)
             raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s")
         return outcome.result()
     finally:
         if not outcome.done():
-            loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
+            cancel()
 
 
 async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
@@ -58,6 +66,13 @@ async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) ->
         outcome.set_exception(exc)
     else:
         outcome.set_result(result)
+
+
+def _end_unstarted(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
+    """Set the outcome of a coroutine that was cancelled before its first step, which nobody else does."""
+    if not outcome.done():
+        coroutine.close()
+        outcome.set_exception(asyncio.CancelledError())
 
 
 def _is_done(outcome: Future[Any], limit_s: float | None) -> bool:
