@@ -17,6 +17,7 @@ from taskbridge.contract.program import RETURN, Plan, fail, hold
 from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, STORED, scenario, with_a_server
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
 from taskbridge.contract.stage import Stage
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Tasks
 
@@ -216,11 +217,11 @@ def _ways_to_send(tasks: Tasks) -> list[tuple[type[Refusal], Callable[[], object
 def _refused(h: Harness, kind: type[Refusal], act: Callable[[], object]) -> list[str]:
     """Check that sending fails in time, and return the ids of what was certainly not taken."""
     before = len(_asked(h))
-    began = time.monotonic()
-    error = h.refused(kind, act)
-    took_s = time.monotonic() - began
+    with Stopwatch() as watch:
+        error = h.refused(kind, act)
     limit_s = _SEND_TIMEOUT_S * 1.1
-    h.check(took_s <= limit_s, f"the error should come within {limit_s:g} s, but came after {took_s:.2f} s: {error}")
+    came = f"came after {watch.took_s:.2f} s: {error}"
+    h.check(watch.took_s <= limit_s, f"the error should come within {limit_s:g} s, but {came}")
     return [] if error.maybe_taken else _asked(h)[before:]
 
 

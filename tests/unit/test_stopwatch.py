@@ -1,0 +1,40 @@
+"""The clock of the contract's promises of time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from taskbridge.contract.stopwatch import Stopwatch
+
+SLEEPS = """
+import os, time
+from taskbridge.contract.stopwatch import Stopwatch
+with Stopwatch() as watch:
+    print(os.getpid(), flush=True)
+    time.sleep(0.4)
+    time.sleep(0.4)
+print(watch.took_s)
+"""
+
+
+def test_it_tells_what_a_block_takes() -> None:
+    with Stopwatch() as watch:
+        time.sleep(0.3)
+    assert watch.took_s == pytest.approx(0.3, abs=0.1)
+
+
+def test_it_leaves_out_what_the_machine_kept_from_the_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(2)
+        os.kill(process.pid, signal.SIGCONT)
+        took_s = float(process.stdout.read())
+    assert took_s < 1
