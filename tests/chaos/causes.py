@@ -155,7 +155,7 @@ class Causes:
 
     def _killed(self, run: Run, start: float, end: float) -> bool:
         return any(
-            start <= kill.at <= end
+            kill.overlaps(start, end)
             and kill.hits(run.worker)
             and (not kill.pids or run.pid in kill.pids or run.session in kill.pids)
             for kill in self._kills

@@ -177,8 +177,10 @@ class Disorder:
         if processes[victim] == victim:  # what its session holds ends with it, or is ended by the supervisor
             self._kill(place, [victim], "its main process")
             others = frozenset(pid for pid, session in processes.items() if session == victim)
+            now = time.time()
             self._note(
-                "... and so of its others", Incident(kind="kill", at=time.time(), who=f"{place.name}.", pids=others)
+                "... and so of its others",
+                Incident(kind="kill", at=now, until=now, who=f"{place.name}.", pids=others),
             )
         else:
             self._kill(place, [victim], "one of its processes")

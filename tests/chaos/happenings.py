@@ -20,6 +20,10 @@ EVERYONE: Final = ""
 """The prefix of every participant's name."""
 
 
+_DIES_WITHIN_S: Final = 1.0
+"""How long a process may live on, on a busy machine, after it has noted that it kills itself."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Send:
     """One message that the producer sent, or tried to.
@@ -135,10 +139,24 @@ def runs_of(records: Iterable[Record]) -> list[Run]:
 
 
 def suicides(records: Iterable[Record]) -> list[Incident]:
-    """Return the kills that poisonous messages did."""
+    """Return the kills that poisonous messages did.
+
+    Each is noted just before it is done; other threads of the process may write something until it is. So it lasts
+    until the last that its process wrote in the next second.
+    """
+    known = list(records)
+    written: dict[int, list[float]] = {}
+    for record in known:
+        written.setdefault(record.pid, []).append(record.at)
     return [
-        Incident(kind="kill", at=record.at, until=record.at, who=record.data["worker"], pids=frozenset({record.pid}))
-        for record in records
+        Incident(
+            kind="kill",
+            at=record.at,
+            until=max(at for at in written[record.pid] if at <= record.at + _DIES_WITHIN_S),
+            who=record.data["worker"],
+            pids=frozenset({record.pid}),
+        )
+        for record in known
         if record.kind == SUICIDE
     ]
 

@@ -233,3 +233,20 @@ def test_runs_are_read_from_what_tasks_write(tmp_path: Path) -> None:
     assert (first.end, first.ending, first.delay_s, first.failed) == (101.5, "NotNow", 0.5, True)
     assert (second.start, second.end, second.failed) == (102, None, False)
     assert suicides(records) == [a_kill(103, 11, who="w1.1")]
+
+
+def test_a_process_that_kills_itself_is_dead_once_it_writes_nothing(tmp_path: Path) -> None:
+    line = (
+        '{{"kind": "{}", "at": {}, "pid": {}, "thread": 1, "main_thread": true, "id": "a", "attempt": 1, "data": {}}}\n'
+    )
+    whose = '{"key": "m1", "worker": "w1.1", "session": 10}'
+    kinds = [("suicide", 103, 11), ("start", 103.002, 11), ("start", 103.3, 12), ("start", 107, 11)]
+    (tmp_path / "probe").write_text("".join(line.format(kind, at, pid, whose) for kind, at, pid in kinds))
+
+    (kill,) = suicides(Records(tmp_path / "probe").all())
+
+    assert (kill.at, kill.until) == (103, 103.002)
+    begun_as_it_died = [a_run(1, 103.002), done(1, 104, pid=12)]
+    begun_by_another = [a_run(1, 103.003, pid=13), done(1, 104, pid=12)]
+    assert account_of(begun_as_it_died, kill, on=ON_RABBITMQ).is_good
+    assert not account_of(begun_by_another, kill, on=ON_RABBITMQ).is_good
