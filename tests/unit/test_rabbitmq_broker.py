@@ -1176,6 +1176,16 @@ class TestOutages:
         assert found == expected
         assert broker.counts([]).dead == 1
 
+    def test_a_server_killed_at_once_keeps_the_first_delayed_messages(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        for delay_s in (100, 600):  # the second needs levels that the first has not made
+            broker.park([(a_message(0), delay_s)], timeout_s=5)
+
+        fragile.server.kill()
+        fragile.server.start()
+
+        wait_until(lambda: broker.counts([]).delayed == 2, timeout_s=10, what="both are there")
+
 
 def test_nothing_secret_is_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):

@@ -62,4 +62,4 @@ def _queues(namespace: str) -> Iterator[str]:
 
 
 def _levels(namespace: str) -> list[str]:
-    return [f"{namespace}.delay.{level}" for level in range(_LEVELS)]
+    return [f"{namespace}.delay.{level}" for level in range(_LEVELS + 1)]
