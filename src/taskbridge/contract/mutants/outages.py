@@ -80,9 +80,3 @@ def _silent(execute: Any) -> Any:
             return None
 
     return lossy
-
-
-@mutant("R5", "what_was_held_on_a_lost_connection_runs_once", "celery+amqp")
-def what_was_dropped_counts_as_running() -> None:
-    """A message that was to begin as the connection was lost is taken for running when it comes again."""
-    put("taskbridge.engines.celery.worker", "Consumer._was_dropped", lambda _: lambda self, read: False)

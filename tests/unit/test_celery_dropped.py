@@ -1,0 +1,100 @@
+"""What a Celery worker drops as its connection is lost, and what it does as that is delivered again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from taskbridge.engines.celery import worker
+from taskbridge.engines.celery.attempts import RUNNING, Attempts
+from taskbridge.message import Message
+
+SENT = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+
+LATER_S = 60.0
+
+
+class Request:
+    """A request as Celery keeps it until a slot says that it has begun."""
+
+    def __init__(self) -> None:
+        self.message = SimpleNamespace(taskbridge=SENT)
+        self.time_start: float | None = None
+
+
+def _consumer() -> Any:
+    """Return a consumer that has no worker around it."""
+    return worker.Consumer.__new__(worker.Consumer)
+
+
+class Worker:
+    """A consumer that holds one request, and whose messages that have to wait are only noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.request = Request()
+        self.attempts = Attempts()
+        self.attempts.begin(SENT)
+        self.put_off: list[Any] = []
+        self.consumer = _consumer()
+        self.consumer._life = SimpleNamespace(attempts=self.attempts)
+        self.consumer._host = None
+        self.consumer._dropped = OrderedDict()
+        self.consumer._at_desk = lambda message, act: self.put_off.append(message)
+        monkeypatch.setattr(CeleryConsumer, "on_close", lambda consumer: None)
+        monkeypatch.setattr("celery.worker.state.reserved_requests", {self.request})
+
+    def is_dealt_with_again(self) -> bool:
+        """Deliver the message once more; return whether that was not to be handed to the pool."""
+        message = SimpleNamespace(delivery_info={"redelivered": True})
+        return bool(self.consumer._came_back(message, replace(SENT)))
+
+
+@pytest.fixture
+def holding(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    return Worker(monkeypatch)
+
+
+def _let_time_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = monotonic()
+    monkeypatch.setattr("taskbridge.engines.celery.worker.monotonic", lambda: now + LATER_S)
+
+
+def test_what_no_slot_had_begun_with_is_run(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding.consumer.on_close()
+    _let_time_pass(monkeypatch)
+
+    assert not holding.is_dealt_with_again()
+    assert holding.put_off == []
+    assert holding.attempts.state_of(SENT) is None
+
+
+def test_a_child_may_still_say_that_it_has_begun(holding: Worker) -> None:
+    holding.consumer.on_close()
+
+    assert holding.is_dealt_with_again()
+    assert len(holding.put_off) == 1
+    assert holding.attempts.state_of(SENT) == RUNNING
+
+
+def test_what_began_since_is_not_run_twice(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding.consumer.on_close()
+    holding.request.time_start = 1.0
+    _let_time_pass(monkeypatch)
+
+    assert holding.is_dealt_with_again()
+    assert holding.attempts.state_of(SENT) == RUNNING
+
+
+def test_what_had_begun_before_is_not_run_twice(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding.request.time_start = 1.0
+    holding.consumer.on_close()
+    _let_time_pass(monkeypatch)
+
+    assert holding.is_dealt_with_again()
+    assert holding.attempts.state_of(SENT) == RUNNING
