@@ -30,6 +30,7 @@ from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.frames import FrameReader, NotAMQPError
 from taskbridge.brokers.rabbitmq.properties import encoded
 from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import load
@@ -152,9 +153,10 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
 @contextmanager
 def takes(at_least_s: float, at_most_s: float) -> Generator[None]:
     began = time.monotonic()
-    yield
-    took_s = time.monotonic() - began
-    assert at_least_s <= took_s <= at_most_s, f"took {took_s:.3f} s, not {at_least_s} to {at_most_s}"
+    with Stopwatch() as watch:
+        yield
+    assert time.monotonic() - began >= at_least_s, f"took {time.monotonic() - began:.3f} s, not {at_least_s}"
+    assert watch.took_s <= at_most_s, f"took {watch.took_s:.3f} s, not {at_least_s} to {at_most_s}"
 
 
 class RestartableRabbitMQ(PrivateRabbitMQ):
