@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event as BootEvent
 from typing import Any
 
 import dramatiq
@@ -771,3 +773,21 @@ class TestWorkers:
             "--processes 2 --threads 3 --worker-shutdown-timeout 10000 --queues taskbridge.dramatiq.email --verbose"
         )
         assert command.env["TASKBRIDGE_APP"] == "shop:bridge"
+
+
+class TestBoot:
+    def test_a_worker_process_takes_messages_once_its_main_process_knows_of_it(self, bridge: Bridge) -> None:
+        worker = dramatiq.Worker(bridge.native, worker_threads=1)
+        event = multiprocessing.Event()
+
+        def worker_process(event: BootEvent) -> bool:  # as dramatiq/cli.py calls it, and its event
+            worker.start()
+            was_early = bool(bridge.native.booted.wait(0.3))
+            event.set()
+            return was_early
+
+        try:
+            assert not worker_process(event)
+            assert bridge.native.booted.wait(10)
+        finally:
+            worker.stop()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,6 +21,10 @@ _SHOWN_LINES: Final = 40
 _TWICE: Final = 2
 _BETWEEN_S: Final = 0.3
 _ENDS_WITHIN_S: Final = 5.0
+_STANDS_WITHIN_S: Final = 10.0
+_LOOK_S: Final = 0.01
+_STILL: Final = ("T", "t", "Z", "X")
+"""The states of a thread that is stopped, by a signal or a debugger, or has ended, as ps shows them."""
 
 
 class Worker(Protocol):
@@ -102,8 +106,18 @@ class ProcessWorker:
             process.wait()
 
     def pause(self) -> None:
-        """Send SIGSTOP to every process of the groups."""
+        """Send SIGSTOP to every process of the groups, and return when each of their threads stands still.
+
+        Raises:
+            TimeoutError: One goes on.
+        """
         self._signal_groups(signal.SIGSTOP)
+        groups = {process.pid for process in self._processes}
+        deadline = time.monotonic() + _STANDS_WITHIN_S
+        while not _stand_still(groups):  # a thread that another core runs goes on until it is interrupted
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the worker goes on for {_STANDS_WITHIN_S:g} s after SIGSTOP")
+            time.sleep(_LOOK_S)
 
     def resume(self) -> None:
         """Send SIGCONT to every process of the groups."""
@@ -161,6 +175,14 @@ class SupervisedWorker(ProcessWorker):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_ENDS_WITHIN_S)
         super().kill()
+
+
+def _stand_still(groups: Collection[int]) -> bool:
+    """Return whether each thread of these process groups is stopped or has ended."""
+    command = ["ps", "-eLo", "pgid=,state="]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    threads = [line.split() for line in done.stdout.splitlines()]
+    return all(state in _STILL for group, state in threads if int(group) in groups)
 
 
 def _parent(pid: int) -> int:

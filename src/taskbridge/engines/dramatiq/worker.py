@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic, sleep
@@ -39,7 +40,10 @@ _LATEST_S: Final = 3.5
 
 _LOOK_S: Final = 0.05
 
-_BOOT_S: Final = 0.05
+_BOOT_LOOK_S: Final = 0.02
+
+_BOOT_S: Final = 10.0
+"""How long a worker that has booted waits for Dramatiq's main process to be told of it, at most."""
 
 _STOP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -84,16 +88,21 @@ class Life(Middleware):
             threading.Thread(target=self._watch, args=(worker,), name="taskbridge-watch", daemon=True).start()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Take messages, and what is due, a little after Dramatiq knows that this process runs.
+        """Take messages, and what is due, once Dramatiq's main process has been told that this one runs.
 
         A process that dies before (of its first message, say) is missed only after 30 s (dramatiq/cli.py, main).
         """
-        if not self._is_whole_process:
+        told = _told_main_process()
+        if told is None:
             self._begin(broker)
             return
-        timer = threading.Timer(_BOOT_S, self._begin, (broker,))
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=self._begin_once, args=(told, broker), name="taskbridge-boot", daemon=True).start()
+
+    def _begin_once(self, told: Callable[[], bool], broker: Broker) -> None:
+        deadline = monotonic() + _BOOT_S
+        while not told() and monotonic() < deadline:
+            sleep(_BOOT_LOOK_S)
+        self._begin(broker)
 
     def _begin(self, broker: Broker) -> None:
         if not self.draining:
@@ -226,3 +235,15 @@ class Life(Middleware):
 def _engine_broker(broker: Broker) -> EngineBroker:
     assert isinstance(broker, EngineBroker)
     return broker
+
+
+def _told_main_process() -> Callable[[], bool] | None:
+    """Return what says whether Dramatiq's main process knows that this one has booted; None outside its command line.
+
+    It is told by an event, which only the function below on the stack holds (dramatiq/cli.py, worker_process).
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "worker_process":
+        frame = frame.f_back
+    event = None if frame is None else frame.f_locals.get("event")
+    return getattr(event, "is_set", None)
