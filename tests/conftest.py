@@ -6,6 +6,8 @@
     TASKBRIDGE_TEST_TARGETS=inline,dramatiq+redis pytest
 
 A test that takes the argument `target` runs once for each of them; `target_url` is the URL to hand to a bridge.
+
+A test that fails while the machine stands still proves nothing about time, and is run once more; the summary names it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerNotInstalled
+from taskbridge.contract.stopwatch import StallWatch
 
 TARGETS: Final = (
     "inline",
@@ -42,6 +46,7 @@ AnyServer = TypeVar("AnyServer", bound=PrivateServer)
 
 _HERE: Final = Path(__file__).parent
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
+STALLED: Final = "the machine stood still for"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,6 +90,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((word for word in words if word in TARGETS), nodeid)
 
     return ByTarget(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    with StallWatch() as watch:
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if watch.stalled_s() and any(report.failed for report in reports):
+        item.user_properties.append((STALLED, f"{watch.stalled_s():.1f} s"))
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    stalled = {
+        report.nodeid: value
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == STALLED
+    }
+    for nodeid, seconds in stalled.items():
+        terminalreporter.write_line(f"RUN AGAIN {nodeid}: it failed while {STALLED} {seconds}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import taskbridge.contract.scenarios  # fills the table
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import Result, run_suite
 from taskbridge.contract.target import Target
+from tests.conftest import STALLED
 
 assert taskbridge.contract.scenarios.__all__
 
@@ -35,6 +38,10 @@ def _is_ours(item: pytest.Function) -> bool:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_promise_is_kept(scenario: str, target: str, results: dict[str, Result]) -> None:
+def test_the_promise_is_kept(
+    scenario: str, target: str, results: dict[str, Result], record_property: Callable[[str, object], None]
+) -> None:
     result = results[scenario]
+    if result.stalled_s:
+        record_property(STALLED, f"{result.stalled_s:.1f} s")
     assert result.outcome == "passed", f"{SCENARIOS[scenario].title}\n{result.why}"

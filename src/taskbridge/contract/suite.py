@@ -19,6 +19,7 @@ from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.registry import Scenario
 from taskbridge.contract.stage import Stage, StageSpec
+from taskbridge.contract.stopwatch import StallWatch
 from taskbridge.contract.target import Target
 
 PATIENCE_S: Final = 20.0
@@ -40,6 +41,7 @@ class Result:
         outcome: `failed` if a promise was broken, `crashed` if the scenario itself could not go on.
         seconds: How long it took.
         why: What was expected and what was seen, or why it is not applicable.
+        stalled_s: If it was run again: how long the machine had stood still while it failed the first time.
     """
 
     scenario: str
@@ -47,6 +49,7 @@ class Result:
     outcome: Outcome
     seconds: float = 0.0
     why: str = ""
+    stalled_s: float = 0.0
 
 
 def run_suite(
@@ -59,6 +62,8 @@ def run_suite(
     clean: bool = True,
 ) -> list[Result]:
     """Run scenarios on a target, those that share a stage side by side, and return what came of them.
+
+    One that fails while the machine stands still (`stopwatch.STALL_S`) proves nothing, and is run once more, alone.
 
     Args:
         target: The target.
@@ -83,12 +88,22 @@ class _Suite:
         self._done = done
         self._patience_s = patience_s
         self._parallel = parallel
+        self._stalls = StallWatch()
+        self._stalled: list[tuple[Scenario, Result]] = []
         self._lock = threading.Lock()
         self._results: list[Result] = []
         self._free_namespaces: list[str] = []
         self.namespaces: set[str] = set()
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Result]:
+        with self._stalls:
+            self._run(scenarios)
+            while self._stalled:
+                scenario, result = self._stalled.pop()
+                self._run_alone(scenario, stalled_s=result.stalled_s)
+        return self._results
+
+    def _run(self, scenarios: Sequence[Scenario]) -> None:
         quiet: list[Scenario] = []
         alone: list[Scenario] = []
         together: defaultdict[StageSpec, list[Scenario]] = defaultdict(list)
@@ -118,11 +133,11 @@ class _Suite:
             except BaseException:  # Ctrl-C: only what runs now is waited for, so that its workers are ended
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return self._results
 
     def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario], opened: threading.Event) -> None:
         """Run scenarios side by side on one stage; who can't be judged in company is run again alone."""
         unjudged: list[Scenario] = []
+        began = time.monotonic()
         try:
             with (
                 self._stage(spec) as stage,
@@ -138,11 +153,12 @@ class _Suite:
             if result is None:
                 unjudged.append(scenario)
             else:
-                self._keep(result)
+                self._keep_or_doubt(scenario, result, began)
         for scenario in unjudged:
             self._run_alone(scenario)
 
-    def _run_alone(self, scenario: Scenario) -> None:
+    def _run_alone(self, scenario: Scenario, *, stalled_s: float = 0.0) -> None:
+        """Run a scenario on a stage of its own, perhaps because of a stall the first time."""
         began = time.monotonic()
         try:
             with self._stage(scenario.stage) as stage:
@@ -152,7 +168,11 @@ class _Suite:
             result = self._result(scenario, *_outcome(exc))
         if result is None:
             result = self._result(scenario, "failed", "the target does not come to rest, though all messages ended")
-        self._keep(replace(result, seconds=time.monotonic() - began))
+        result = replace(result, seconds=time.monotonic() - began, stalled_s=stalled_s)
+        if stalled_s:
+            self._keep(result)
+        else:
+            self._keep_or_doubt(scenario, result, began)
 
     @contextmanager
     def _stage(self, spec: StageSpec) -> Generator[Stage]:
@@ -187,6 +207,14 @@ class _Suite:
 
     def _result(self, scenario: Scenario, outcome: Outcome, why: str = "", seconds: float = 0.0) -> Result:
         return Result(scenario=scenario.name, target=self._target.name, outcome=outcome, seconds=seconds, why=why)
+
+    def _keep_or_doubt(self, scenario: Scenario, result: Result, began: float) -> None:
+        """Keep a result, unless it is a failure on a machine that stood still meanwhile."""
+        stalled_s = self._stalls.stalled_s(since=began)
+        if stalled_s and result.outcome in ("failed", "crashed"):
+            self._stalled.append((scenario, replace(result, stalled_s=stalled_s)))
+        else:
+            self._keep(result)
 
     def _keep(self, result: Result) -> None:
         with self._lock:

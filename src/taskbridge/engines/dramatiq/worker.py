@@ -5,10 +5,10 @@ It all hangs on the broker, as a middleware, so that a worker started by hand ha
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic, sleep
@@ -242,7 +242,7 @@ def _told_main_process() -> Callable[[], bool] | None:
 
     It is told by an event, which only the function below on the stack holds (dramatiq/cli.py, worker_process).
     """
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "worker_process":
         frame = frame.f_back
     event = None if frame is None else frame.f_locals.get("event")
