@@ -451,11 +451,6 @@ def test_health_is_for_servers() -> None:
         a_bridge().health()
 
 
-def test_health_is_asked_of_known_queues_only() -> None:
-    with pytest.raises(UnknownQueue, match="emial"):
-        Bridge("celery+redis://127.0.0.1:1/0", queues=["email"]).health("emial")
-
-
 def test_no_task_can_have_the_name_of_the_probe() -> None:
     with pytest.raises(DeclarationError, match=r"taskbridge\.probe"):
         a_bridge().task(name="taskbridge.probe")(len)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from taskbridge import Bridge, UnknownQueue
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.probe import answer_sign, make_probe
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, place_on
@@ -16,6 +17,11 @@ from tests.unit.redis_helpers import HashWire, OneListWire, Place, place_on
 def place(redis_server: PrivateRedis) -> Iterator[Place]:
     with place_on(redis_server.url) as place:
         yield place
+
+
+def test_health_is_asked_of_known_queues_only() -> None:
+    with pytest.raises(UnknownQueue, match="emial"):
+        Bridge("celery+redis://127.0.0.1:1/0", queues=["email"]).health("emial")
 
 
 @pytest.mark.parametrize("wire", [OneListWire, HashWire])

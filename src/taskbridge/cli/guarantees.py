@@ -70,11 +70,11 @@ def _measured(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Seq
     from taskbridge.contract.guarantees.table import ROWS, row_of
 
     assert _rows.__all__
+    rows = [row_of(name) for name in arguments.row or ROWS]
+    columns = [column_of(name) for name in arguments.column] if arguments.column else list(COLUMNS)
     for library in _LIBRARIES:
         if find_spec(library) is None:
             raise NotInstalledError(f"{library}, which measuring needs,", "all")
-    rows = [row_of(name) for name in arguments.row or ROWS]
-    columns = [column_of(name) for name in arguments.column] if arguments.column else list(COLUMNS)
     lock = threading.Lock()
     count = 0
 
