@@ -19,6 +19,7 @@ from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
     BrokerUnavailable,
     DeclarationError,
+    HeadersTooLarge,
     MessageTooLarge,
     NotInstalledError,
     PartlyPublished,
@@ -27,7 +28,7 @@ from taskbridge.exceptions import (
 )
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event, Hook, HookName, Hooks
-from taskbridge.message import DeadLetter, Message, Priority, new_id
+from taskbridge.message import MOST_HEADER_BYTES, DeadLetter, Message, Priority, new_id
 from taskbridge.probe import DECLARATION as PROBE_DECLARATION
 from taskbridge.probe import PROBE
 from taskbridge.retry import RetryPolicy, Verdict
@@ -476,6 +477,8 @@ class Bridge:
         check_known(message.queue, self.queues())
         if message.size > self.settings.max_message_bytes:
             raise MessageTooLarge(message.task, message.size, self.settings.max_message_bytes)
+        if message.headers and message.headers_size > MOST_HEADER_BYTES:
+            raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
 
     def _wait_s(self, when: When | None) -> float:
         if when is None:

@@ -30,7 +30,7 @@ class DeadEntry:
 
     Attributes:
         id: The message's id, or one made of the bytes that could not be read.
-        reason: `exhausted`, `gave_up`, `bad_arguments`, `unknown_task` or `undecodable`.
+        reason: `exhausted`, `gave_up`, `bad_arguments`, `unknown_task`, `too_large` or `undecodable`.
         task: The task's name.
         queue: Where the message came from, and where a replay goes.
         priority: Its priority.

@@ -99,6 +99,17 @@ class MessageTooLarge(TaskBridgeError, ValueError):
         self.limit = limit
 
 
+class HeadersTooLarge(MessageTooLarge):
+    """A message's headers take more room than any broker's form of it has for them, whatever `max_message_bytes` is."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(task, size, limit)
+        self.args: tuple[object, ...] = (
+            f"task {task!r}: the message's headers take {size} bytes, more than {limit}; "
+            "pass large data as arguments, or send a reference to it",
+        )
+
+
 class BrokerUnavailable(TaskBridgeError, ConnectionError):
     """The broker did not take a message in time (rule S2).
 

@@ -15,6 +15,9 @@ from taskbridge.retry import ErrorInfo
 FORM: Final = 1
 """The version of the form that this release writes; it reads this one and all before it."""
 
+MOST_HEADER_BYTES: Final = 65_536
+"""How many bytes a message's headers may take: on RabbitMQ, they and what an engine adds must fit into one frame."""
+
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 """Every priority, the lowest first."""
@@ -77,6 +80,11 @@ class Message:
         """The bytes that the application decides about: arguments and headers, encoded (rule S6)."""
         headers = sum(len(key.encode()) + len(value.encode()) for key, value in self.headers.items())
         return len(self.args_json) + len(self.kwargs_json) + headers
+
+    @property
+    def headers_size(self) -> int:
+        """The bytes that the headers take in a message's form."""
+        return len(json.dumps(dict(self.headers)))
 
     def next_attempt(self, error: BaseException) -> Message:
         """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""

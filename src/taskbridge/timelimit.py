@@ -11,11 +11,18 @@ import itertools
 import os
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import Final
 
 from taskbridge.exceptions import TimeLimitExceeded
+
+_LONGEST_WAIT_S: Final = 3600.0  # queues refuse to wait for ever by a number
+
+_MANY: Final = 1000
+"""How many watches there may be before those that are over are looked for."""
 
 
 def raise_in_thread(thread_id: int, error: type[BaseException] | None) -> None:
@@ -36,12 +43,20 @@ class _Watch:
 
 
 class _Watchdog:
-    """One thread that waits for the earliest deadline."""
+    """One thread that waits for the earliest deadline.
+
+    The exception that it raises may arrive while its target is in here, so nothing that they share can be left behind
+    half done: a queue and a lock that are made of C, whose `with` holds the lock or doesn't. A `threading.Condition`
+    is entered by a function in Python, in which the exception would arrive with the lock just taken.
+    """
 
     def __init__(self) -> None:
+        import ctypes  # now, for the first thread that is late must not wait for it
+
+        del ctypes
         self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self._watches: list[_Watch] = []
+        self._new: SimpleQueue[_Watch] = SimpleQueue()
+        self._firing = threading.Lock()
         self._numbers = itertools.count()
         threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True).start()
 
@@ -52,31 +67,36 @@ class _Watchdog:
 
     def add(self, limit_s: float) -> _Watch:
         watch = _Watch(monotonic() + limit_s, next(self._numbers), threading.get_ident())
-        with self._changed:
-            heapq.heappush(self._watches, watch)
-            self._changed.notify()
+        self._new.put(watch)
         return watch
 
     def end(self, watch: _Watch) -> None:
         """Stop watching; nothing is raised any more once this returns."""
-        with self._changed:
+        with self._firing:
             watch.over = True
             if watch.fired:
                 raise_in_thread(watch.thread_id, None)
 
     def _run(self) -> None:
-        with self._changed:
-            while True:
-                self._fire(monotonic())
-                wait_s = self._watches[0].deadline - monotonic() if self._watches else None
-                self._changed.wait(wait_s)
+        watches: list[_Watch] = []
+        many = _MANY
+        while True:
+            wait_s = max(0.0, watches[0].deadline - monotonic()) if watches else _LONGEST_WAIT_S
+            with suppress(Empty):
+                heapq.heappush(watches, self._new.get(timeout=min(wait_s, _LONGEST_WAIT_S)))
+            self._fire(watches, monotonic())
+            if len(watches) > many:  # quick tasks with a long limit
+                watches = [watch for watch in watches if not watch.over]
+                heapq.heapify(watches)
+                many = max(_MANY, 2 * len(watches))
 
-    def _fire(self, now: float) -> None:
-        while self._watches and (self._watches[0].over or self._watches[0].deadline <= now):
-            watch = heapq.heappop(self._watches)
-            if not watch.over:
-                watch.fired = True
-                raise_in_thread(watch.thread_id, TimeLimitExceeded)
+    def _fire(self, watches: list[_Watch], now: float) -> None:
+        while watches and (watches[0].over or watches[0].deadline <= now):
+            watch = heapq.heappop(watches)
+            with self._firing:
+                if not watch.over:
+                    watch.fired = True
+                    raise_in_thread(watch.thread_id, TimeLimitExceeded)
 
 
 _lock = threading.Lock()

@@ -540,6 +540,18 @@ class TestThePump:
         assert (letter.reason, letter.raw, letter.message) == ("undecodable", b"\xff nonsense", None)
         assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
 
+    def test_what_no_frame_can_hold_is_dead_and_keeps_no_other_waiting(self, place: Place) -> None:
+        broker = place.broker()
+        huge = a_message(1, headers={"note": "x" * 140_000})  # which a bridge refuses
+        broker.park([(huge, 1), (a_message(2), 1)], timeout_s=5)
+
+        place.pumping(broker)
+
+        wait_until(lambda: broker.counts([]).dead == 1, timeout_s=10, what="the dead letter")
+        (letter,) = broker.dead_letters()
+        assert (letter.reason, letter.message) == ("too_large", huge)
+        assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[2]"]
+
     @pytest.mark.parametrize("cause", ["a newer form", "the wire"])
     def test_what_can_not_be_published_waits_on(
         self, place: Place, cause: str, caplog: pytest.LogCaptureFixture

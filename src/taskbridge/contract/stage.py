@@ -25,7 +25,7 @@ from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import PROBE_FILE, QUEUES, ROUTES, Tasks, Variant
-from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, SupervisedWorker, Worker
+from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, SupervisedWorker, Worker, is_gone
 from taskbridge.engines.base import WorkerOptions
 
 T = TypeVar("T")
@@ -337,7 +337,7 @@ class Stage:
                 runs[record.id, record.attempt, record.pid] += 1 if record.kind == START else -1
         for worker in self.workers:
             worker.wait(0)  # else what has died is still there
-        return tuple(key[0] for key, count in runs.items() if count > 0 and not _is_gone(key[2]))
+        return tuple(key[0] for key, count in runs.items() if count > 0 and not is_gone(key[2]))
 
     def wait_idle(self, within_s: float, own_ids: Callable[[], frozenset[str]]) -> None:
         """Wait until nothing waits, runs or is parked, in two looks between which nothing happened.
@@ -384,11 +384,3 @@ class Stage:
             counts = f"no counts: {type(exc).__name__}: {exc}"
         logs = [f"--- log of worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers, 1)]
         return "\n".join([counts, *(log for log in logs if log.count("\n"))])
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False

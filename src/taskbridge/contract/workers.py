@@ -177,6 +177,17 @@ class SupervisedWorker(ProcessWorker):
         super().kill()
 
 
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended, though its parent may not have asked after it yet."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:
+        return Path("/proc/self").exists()  # else this system has no such files, and it is there
+
+
 def _stand_still(groups: Collection[int]) -> bool:
     """Return whether each thread of these process groups is stopped or has ended."""
     command = ["ps", "-eLo", "pgid=,state="]

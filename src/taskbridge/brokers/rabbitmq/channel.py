@@ -54,7 +54,9 @@ class Channel:
         self.connection = connection
         self.closed: Exception | None = None
         self._calling = Lock()
-        self._changed = threading.Condition()  # guards `closed` and what is below
+        self._state = threading.RLock()  # guards `closed` and what is below
+        # Not entered through the condition: a time limit may arrive there, in Python, and leave it taken for ever.
+        self._changed = threading.Condition(self._state)
         self._replies: list[Any] = []
         self._deliveries: Deliveries | None = None
         self._content: tuple[Any, int, Any, list[bytes]] | None = None
@@ -81,7 +83,7 @@ class Channel:
     def call_all(self, methods: Sequence[Any], deadline: Deadline) -> list[Any]:
         """Return the replies to methods that are sent together; raises as `call`."""
         with self._calling.held(deadline, f"RabbitMQ at {self.connection.where} does not answer"):
-            with self._changed:
+            with self._state:
                 self._replies = []
             try:
                 self._write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
@@ -91,7 +93,7 @@ class Channel:
                 raise
 
     def _wait_for_replies(self, number: int, deadline: Deadline) -> list[Any]:
-        with self._changed:
+        with self._state:
             while len(self._replies) < number:
                 if self.closed is not None:
                     raise self._failure(self._replies)
@@ -119,7 +121,7 @@ class Channel:
             ConnectionLostError, TimedOutError: As for `call`.
         """
         deliveries: Deliveries = SimpleQueue()
-        with self._changed:
+        with self._state:
             self._deliveries = deliveries
         qos, consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue, exclusive=exclusive)
         self.call_all([qos, consume], deadline)
@@ -176,7 +178,7 @@ class Channel:
         self._shut(ConnectionLostError(problem))
 
     def _shut(self, reason: Exception) -> None:
-        with self._changed:
+        with self._state:
             if self.closed is None:
                 self.closed = reason
             if self._deliveries is not None:
@@ -203,7 +205,7 @@ class Channel:
             self._deliveries.put(delivery)
 
     def _reply(self, reply: Any) -> None:
-        with self._changed:
+        with self._state:
             self._replies.append(reply)
             self._changed.notify_all()
 
@@ -273,7 +275,7 @@ class PublishingChannel(Channel):
                 self._send_chunk(batch, chunk, deadline)
         except (ConnectionLostError, ChannelClosedError, TimedOutError) as exc:
             batch.problem = exc
-        with self._changed:
+        with self._state:
             batch.answered()
         return batch
 
@@ -282,7 +284,7 @@ class PublishingChannel(Channel):
         data = b"".join(_published(self.number, each, frame_max) for each in chunk)
         with self.connection.writing(deadline):
             try:
-                with self._changed:
+                with self._state:
                     self.check()
                     batch.expect(len(chunk))
                     for parcel in chunk:
@@ -297,7 +299,7 @@ class PublishingChannel(Channel):
 
     def abandon(self, batch: Batch) -> None:
         """Count what is not answered yet as unsure."""
-        with self._changed:
+        with self._state:
             for number in [number for number, (owner, _) in self._unconfirmed.items() if owner is batch]:
                 _, parcel = self._unconfirmed.pop(number)
                 if parcel.index not in batch.returned:
@@ -307,7 +309,7 @@ class PublishingChannel(Channel):
 
     def _on_method(self, method: Any) -> None:
         if isinstance(method, spec.Basic.Ack | spec.Basic.Nack):
-            with self._changed:
+            with self._state:
                 self._on_confirm(method.delivery_tag, method.multiple, taken=isinstance(method, spec.Basic.Ack))
         else:
             super()._on_method(method)
@@ -329,7 +331,7 @@ class PublishingChannel(Channel):
     def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
         if not isinstance(method, spec.Basic.Return):
             return
-        with self._changed:  # the confirm of a returned message comes after it
+        with self._state:  # the confirm of a returned message comes after it
             place = (method.exchange, method.routing_key)
             there = [each for each in self._unconfirmed.values() if (each[1].exchange, each[1].key) == place]
             same = [each for each in there if each[1].token == properties.message_id]
@@ -337,7 +339,7 @@ class PublishingChannel(Channel):
                 batch.returned.add(parcel.index)
 
     def _shut(self, reason: Exception) -> None:
-        with self._changed:
+        with self._state:
             super()._shut(reason)
             unconfirmed = list(self._unconfirmed.values())
             self._unconfirmed.clear()

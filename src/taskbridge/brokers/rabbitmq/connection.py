@@ -100,7 +100,9 @@ class Connection:
         self._heartbeat_s = 0.0
         self._sent_at = 0.0
         self._socket: socket.socket | None = None
-        self._changed = threading.Condition()  # guards the state above and the channels
+        self._state = threading.RLock()  # guards the state above and the channels
+        # Not entered through the condition: a time limit may arrive there, in Python, and leave it taken for ever.
+        self._changed = threading.Condition(self._state)
         self._endpoints: dict[int, Endpoint] = {}
         self._channel_max = 0
         self._reading = threading.Lock()
@@ -162,7 +164,7 @@ class Connection:
         return f"RabbitMQ at {self.where} takes no messages at the moment: {self.blocked_by}"
 
     def _wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str) -> None:
-        with self._changed:
+        with self._state:
             while self.problem is None and not condition():
                 if deadline.passed:
                     raise TimedOutError(problem)
@@ -176,7 +178,7 @@ class Connection:
         Raises:
             ConnectionLostError: The connection is gone.
         """
-        with self._changed:
+        with self._state:
             if self.problem is not None:
                 raise ConnectionLostError(self.problem)
             number = next(each for each in range(1, self._channel_max + 1) if each not in self._endpoints)
@@ -185,7 +187,7 @@ class Connection:
 
     def detach(self, number: int) -> None:
         """Free the number of a channel that is closed on both sides."""
-        with self._changed:
+        with self._state:
             self._endpoints.pop(number, None)
 
     @contextmanager
@@ -238,7 +240,7 @@ class Connection:
 
     def lose(self, problem: str) -> None:
         """Give the connection up: everyone who waits for it learns of it, and its thread ends."""
-        with self._changed:
+        with self._state:
             if self.problem is not None:
                 return
             self.problem = problem
@@ -312,7 +314,7 @@ class Connection:
             self._socket = connected = tls.context.wrap_socket(connected, server_hostname=name)
         self._shake_hands(connected, deadline)
         connected.setblocking(False)
-        with self._changed:
+        with self._state:
             if self.problem is not None:
                 return
             self.was_open = True
@@ -468,7 +470,7 @@ class Connection:
             self._block(None)
 
     def _block(self, reason: str | None) -> None:
-        with self._changed:
+        with self._state:
             self.blocked_by = reason
             self._changed.notify_all()
 

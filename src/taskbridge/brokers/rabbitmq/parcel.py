@@ -12,23 +12,12 @@ from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
 from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, encoded
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue, sign_queue
-from taskbridge.exceptions import MessageTooLarge
+from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
 _PERSISTENT: Final = 2
 _JSON: Final = {"content_type": "application/json"}
-
-
-class HeadersTooLarge(MessageTooLarge):
-    """What an engine puts into a message's AMQP properties (application headers, the last error) is too large."""
-
-    def __init__(self, task: str, size: int, limit: int) -> None:
-        super().__init__(task, size, limit)
-        self.args: tuple[object, ...] = (
-            f"task {task!r}: the message's headers take {size} bytes, and RabbitMQ takes at most {limit}; "
-            "pass large data as arguments, or send a reference to it",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -18,14 +18,18 @@ from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
 from taskbridge.brokers.rabbitmq.topology import Topology
 from taskbridge.brokers.rabbitmq.waiting import Deadline
-from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
+from taskbridge.retry import ErrorInfo
 
 _log = logging.getLogger("taskbridge.pump")
 
-_TOGETHER: Final = 200
+_TOGETHER: Final = 100
 _PREFETCH: Final = 2 * _TOGETHER
 """While one portion is confirmed, the next is on its way."""
+
+_TOGETHER_BYTES: Final = 4 * 1024 * 1024
+"""A portion is no larger than this, or one message."""
 
 _QUIET_S: Final = 0.2
 _CALL_S: Final = 10.0
@@ -165,6 +169,11 @@ class Pump:
             _log.error("a delayed message is dead, reason undecodable: %s", exc)
             letter = DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())
             return self._packer.letter(index, letter)
+        except MessageTooLarge as exc:
+            _log.error("a delayed message is dead, reason too_large: %s", exc)
+            error = ErrorInfo.of(exc)
+            letter = DeadLetter(message=_read(delivery), reason="too_large", error=error, died_at=time.time())
+            return self._packer.letter(index, letter)
         except Exception:  # one message that the wire can't encode must not keep all others waiting
             _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
         return self._packer.parked(index, body, _POSTPONED_S)
@@ -240,13 +249,15 @@ def _read(delivery: Delivery) -> Message:
 def _taken(deliveries: Deliveries, channel: Channel) -> list[Delivery]:
     """Return what has been delivered, none if that is nothing for a while."""
     taken: list[Delivery] = []
+    size = 0
     try:
-        while len(taken) < _TOGETHER:
+        while len(taken) < _TOGETHER and size < _TOGETHER_BYTES:
             delivery = deliveries.get_nowait() if taken else deliveries.get(timeout=_QUIET_S)
             if delivery is None:
                 channel.check()
             else:
                 taken.append(delivery)
+                size += len(delivery.body)
     except Empty:
         pass  # that was all
     return taken

@@ -221,6 +221,9 @@ def a_failure_says_what_was_not_sent(h: Harness) -> None:
     h.equal("the ids that were not sent", list(error.unsent), wanted)
 
 
+_MOST_HEADER_BYTES: Final = 65_536
+
+
 @scenario("S6", on=(ALONE,))
 def size_is_limited(h: Harness) -> None:
     """A message over the limit is refused, one below it arrives."""
@@ -228,6 +231,9 @@ def size_is_limited(h: Harness) -> None:
     h.says(h.refused(MessageTooLarge, h.tasks.echo.send, "x" * limit), str(limit))
     h.refused(MessageTooLarge, h.tasks.echo.schedule, 60, "x" * limit)
     h.refused(MessageTooLarge, h.tasks.echo.using(headers={"h": "x" * limit}).send, 1)
+    headers = {"h": "x" * _MOST_HEADER_BYTES}
+    h.says(h.refused(MessageTooLarge, h.tasks.echo.using(headers=headers).send, 1), "headers")
+    h.says(h.refused(MessageTooLarge, h.tasks.echo.using(headers=headers).schedule, 60, 1), "headers")
     _nothing_was_sent(h)
     handle = h.own(h.tasks.echo.send("x" * (limit - 100)))
     h.start_worker()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final, Literal
 
 from taskbridge import Task
@@ -10,6 +9,7 @@ from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import Record
 from taskbridge.contract.program import RETURN, WORKER_LOST, Plan, Step, hold
 from taskbridge.contract.registry import ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
+from taskbridge.contract.workers import is_gone
 
 _LIMIT_S = 0.5
 _LATE_S = 5.0
@@ -86,7 +86,7 @@ def a_stuck_run_ends_its_process(h: Harness) -> None:
 
 def _ends_with_its_process(h: Harness, start: Record) -> None:
     longest_s = _LIMIT_S + h.stage.spec.grace_s + _SLACK_S
-    h.until(lambda: _is_gone(start.pid), "the end of a process with a stuck run", within_s=longest_s)
+    h.until(lambda: is_gone(start.pid), "the end of a process with a stuck run", within_s=longest_s)
 
 
 def _was_lost_once(h: Harness, stuck: str) -> None:
@@ -95,11 +95,3 @@ def _was_lost_once(h: Harness, stuck: str) -> None:
     starts = h.starts(stuck)
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])
     h.equal("what it was told", (starts[1].data["context"]["previous_error"] or [""])[0], WORKER_LOST)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
