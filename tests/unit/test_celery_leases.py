@@ -92,6 +92,31 @@ def test_what_nobody_renews_goes_back_first_and_marked_and_what_is_renewed_stays
     assert client.exists(leases.unacked_key, leases.index_key) == 0
 
 
+def test_after_a_time_without_redis_others_have_a_lease_to_show_that_they_live(
+    client: Any, settings: Settings, leases: Leases
+) -> None:
+    for _ in range(2):
+        put(client, settings)
+    alive, dead = Leases(settings, lambda *_: None), Leases(settings, lambda *_: None)
+    lives, lost = take(client, settings, alive), take(client, settings, dead)
+    assert lives is not None
+    assert lost is not None
+    alive.took(lives[0])
+    leases.look_after()
+    time.sleep(0.4)  # nobody could renew anything, for longer than the lease
+
+    leases.look_after()  # this one is the first to reach Redis again
+
+    assert client.hlen(leases.unacked_key) == 2
+    deadline = time.monotonic() + 10
+    while client.hlen(leases.unacked_key) == 2:
+        assert time.monotonic() < deadline
+        alive.look_after()
+        leases.look_after()
+        time.sleep(0.05)
+    assert client.hkeys(leases.unacked_key) == [lives[0].encode()]
+
+
 def test_a_message_given_back_is_the_next_one_of_its_priority(client: Any, settings: Settings, leases: Leases) -> None:
     first = put(client, settings, "low")
     put(client, settings, "low")

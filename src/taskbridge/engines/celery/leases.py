@@ -20,6 +20,7 @@ import threading
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Final
 
 from taskbridge.brokers.redis.client import Client
@@ -184,6 +185,8 @@ class Leases:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._was_away = False
+        self._renewed_at: float | None = None
+        self._judges_from = 0.0
 
     # The main loop
 
@@ -294,6 +297,8 @@ class Leases:
         for start in range(0, len(held), _TOGETHER):
             part = held[start : start + _TOGETHER]
             self._client.run(_RENEW, (self.index_key,), part, timeout_s=self._timeout_s)
+        if not self._may_judge():
+            return
         lease_ms = int(self._lease_s * 1000)
         overdue: Sequence[bytes] = self._client.run(
             _OVERDUE, (self.index_key,), (lease_ms, _TOGETHER), timeout_s=self._timeout_s
@@ -301,6 +306,18 @@ class Leases:
         count = self._return([tag.decode() for tag in overdue], lease_ms, self._timeout_s)
         if count:
             _log.warning("%d messages of workers that are gone go back to their queues", count)
+
+    def _may_judge(self) -> bool:
+        """Note that all here is renewed, and return whether what is overdue belongs to workers that are gone.
+
+        After a time without Redis, or in which this process or the machine stood still, others may be about to renew
+        theirs too: who looks gone then may be alive, and has a lease's time to show it.
+        """
+        now = monotonic()
+        if self._was_away or (self._renewed_at is not None and now - self._renewed_at > self._lease_s / 2):
+            self._judges_from = now + self._lease_s
+        self._renewed_at = now
+        return now >= self._judges_from
 
     def _catch_up(self) -> None:
         while self._overdue_work:

@@ -53,6 +53,7 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="taskbridge-lease", daemon=True)
         self._is_cut_off = False
+        self._renewed_at: float | None = None
         self._judges_from = 0.0
         self._strangers_at = 0.0
 
@@ -85,10 +86,13 @@ class LeaseKeeper:
     def _beat(self) -> None:
         self._lessee.renew()
         now = monotonic()
+        stood_still = self._renewed_at is not None and now - self._renewed_at > self._lessee.lease_s / 2
+        self._renewed_at = now
+        if self._is_cut_off or stood_still:
+            # Others were cut off or stood still too, and have yet to renew theirs: who looks dead now may be alive.
+            self._judges_from = now + self._lessee.lease_s
         if self._is_cut_off:
             self._is_cut_off = False
-            # Others were cut off too, and have yet to renew theirs: who looks dead now may be alive.
-            self._judges_from = now + self._lessee.lease_s
             _log.info("the lease is renewed again")
         if now < self._judges_from:
             return
