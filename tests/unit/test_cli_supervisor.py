@@ -160,7 +160,7 @@ def test_a_worker_that_does_not_end_is_killed_after_the_grace_and_the_exit_code_
     run.signal(signal.SIGTERM)
 
     assert run.exit_code() == 1
-    assert 1 <= time.monotonic() - asked_at < 3
+    assert 1 <= time.monotonic() - asked_at < 10
     assert "did not end within 1 s: killed" in run.said()
     assert not is_alive(run.wrote("start")[0])
 
@@ -184,13 +184,13 @@ def test_a_worker_that_died_is_started_again_after_a_pause_that_doubles(start: C
     died_at = time.monotonic()
     os.kill(run.wrote("start")[0], signal.SIGKILL)
     run.wait_for(lambda: len(run.wrote("start")) == 2)
-    assert 1 <= time.monotonic() - died_at < 3
+    assert 1 <= time.monotonic() - died_at < 10
     assert "SIGKILL; starting it again in 1 s" in run.said()
 
     died_at = time.monotonic()
     os.kill(run.wrote("start")[1], signal.SIGKILL)
     run.wait_for(lambda: len(run.wrote("start")) == 3)
-    assert 2 <= time.monotonic() - died_at < 4
+    assert 2 <= time.monotonic() - died_at < 10
     assert "starting it again in 2 s" in run.said()
 
     run.signal(signal.SIGTERM)
