@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TaskBridgeError,
         TimeLimitExceeded,
         UnknownQueue,
+        UnknownSchedule,
         UnsupportedError,
         WorkerLost,
     )
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from taskbridge.health import Health
     from taskbridge.hooks import Event
     from taskbridge.message import DeadLetter, Message, Priority
+    from taskbridge.periodic import ScheduleEntry, Schedules
     from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
+    from taskbridge.schedules import Cron, Every
     from taskbridge.tasks import AsyncTask, Call, Task
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "CodecError",
     "Context",
     "Counts",
+    "Cron",
     "DeadEntry",
     "DeadLetter",
     "DeadLetters",
@@ -54,6 +58,7 @@ __all__ = [
     "EncodeError",
     "ErrorInfo",
     "Event",
+    "Every",
     "Handle",
     "Health",
     "Message",
@@ -65,12 +70,15 @@ __all__ = [
     "Replayed",
     "Retry",
     "RetryPolicy",
+    "ScheduleEntry",
+    "Schedules",
     "SendError",
     "SettingsError",
     "Task",
     "TaskBridgeError",
     "TimeLimitExceeded",
     "UnknownQueue",
+    "UnknownSchedule",
     "UnsupportedError",
     "WorkerLost",
     "configure",
@@ -89,7 +97,9 @@ _MODULES = {
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
+    "periodic": "ScheduleEntry Schedules",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
+    "schedules": "Cron Every",
     "tasks": "AsyncTask Call Task",
 }
 """Where the public names are; those that are missing here are exceptions."""

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.health import Health
+    from taskbridge.periodic import Schedules
     from taskbridge.runner import Runner
+    from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
 
@@ -123,6 +126,8 @@ class Bridge:
         dead_ttl: How long dead letters are kept.
         max_message_bytes: How large a message's encoded arguments and headers may be.
         result_ttl: How long what became of a message, and its result, is kept after its end; None is for ever.
+        schedules: Further schedules of tasks, by name: `{"nightly": {"task": "shop.report", "cron": "0 3 * * *"}}`.
+        scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
 
     Raises:
         SettingsError: A setting is wrong; it says which.
@@ -145,6 +150,8 @@ class Bridge:
         dead_ttl: Duration | None = None,
         max_message_bytes: int | None = None,
         result_ttl: Duration | Literal["default"] | None = "default",
+        schedules: Mapping[str, Mapping[str, Any]] | None = None,
+        scheduler: bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":
@@ -166,6 +173,7 @@ class Bridge:
         self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
         self._dead: DeadLetters | None = None
+        self._schedules: Schedules | None = None
         self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
@@ -285,6 +293,16 @@ class Bridge:
             self._dead = DeadLetters(self)
         return self._dead
 
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules: list, pause and resume."""
+        if self._schedules is None:
+            from taskbridge.periodic import Schedules  # here, for few applications have some
+
+            with self._lock:
+                self._schedules = Schedules(self) if self._schedules is None else self._schedules
+        return self._schedules
+
     # What the engine asks of it
 
     def now(self) -> float:
@@ -295,6 +313,14 @@ class Bridge:
     def declarations(self) -> Sequence[Declaration]:
         """Return all tasks declared so far."""
         return tuple(self._declarations.values())
+
+    def declaration_of(self, task: str) -> Declaration | None:
+        """Return a task's declaration; None if it is not declared."""
+        return self._declarations.get(task)
+
+    def task_names(self) -> list[str]:
+        """Return the names of all tasks declared so far."""
+        return list(self._declarations)
 
     def knows(self, task: str) -> bool:
         """Return whether a task of this exact name is declared."""
@@ -362,6 +388,12 @@ class Bridge:
         retry: RetryPolicy | None = None,
         expires: Duration | None = None,
         time_limit: Duration | None = None,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        schedules: Sequence[Timing] = (),
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
     ) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -372,10 +404,14 @@ class Bridge:
             **options: `name`: what messages call it, `module.qualname` by default. `queue`: where they wait, if
                 `using(queue=)` and the routes don't say. `priority`: `low`, `normal`, `high` or `critical`.
                 `retry`: a `RetryPolicy`. `expires`: a message that would start later than this after it was sent is
-                discarded. `time_limit`: how long a run may take.
+                discarded. `time_limit`: how long a run may take. `cron` (with `timezone`, UTC by default) or `every`:
+                when workers send it by themselves, without arguments; with `catch_up`, `none`, `one` or `all`, for
+                what was due while no worker was there, and `overlap`, `allow` or `skip`, for what is due before the
+                last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`.
 
         Raises:
-            DeclarationError: An option is unknown or wrong, or there is a task of this name already.
+            DeclarationError: An option is unknown or wrong, or there is a task or schedule of this name already.
+            NotInstalledError: `cron` needs cronsim: `pip install 'taskbridge-queue[cron]'`.
         """
         if function is None:
             return partial(self._declare, options)
@@ -392,12 +428,74 @@ class Bridge:
                     f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
                     "give one of them another name"
                 )
+            if declaration.schedules or self._schedules is not None:
+                self.schedules.declare(declaration)
             self._declarations[declaration.name] = declaration
             self._known_queues = None
             if self._engine is not None:
                 self._engine.register(declaration)
         kind: Any = AsyncTask if declaration.is_coroutine else Task
         return kind(self, declaration, SendOptions(priority=None))
+
+    def periodic(
+        self,
+        call: Call[Any],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        name: str | None = None,
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
+    ) -> None:
+        """Have workers send a call by a schedule: `bridge.periodic(report.call("eu"), cron="0 3 * * *")`.
+
+        Args:
+            call: What `Task.call` returns, with arguments; with `using(...)`, also queue, priority and expiry.
+            cron: A cron expression of five fields.
+            every: An interval; it counts from 1970-01-01 00:00 UTC.
+            timezone: The zone of `cron`, by its IANA name; UTC if None.
+            name: The schedule's name; None makes one of the task's name and the time.
+            catch_up: What becomes of what was due while no worker was there: `none` of it is sent, the latest `one`
+                (the default), or `all`.
+            overlap: What becomes of what is due before the last one has ended: `allow` sends it, `skip` does not.
+
+        Raises:
+            DeclarationError: An option is wrong, or there is a schedule of this name already.
+            EncodeError: An argument can't be put in a message.
+            NotInstalledError: `cron` needs cronsim: `pip install 'taskbridge-queue[cron]'`.
+        """
+        from taskbridge.schedules import timing_of  # here, for few applications have some
+
+        timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
+        if timing is None:
+            raise DeclarationError("a periodic call needs cron or every")
+        if call.declaration is not self._declarations.get(call.declaration.name):
+            raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
+        with self._lock:
+            self.schedules.add(call, timing)
+
+    def all_schedules(self) -> Sequence[Schedule]:
+        """Return all schedules: those of tasks, of `periodic`, and of the setting `schedules`.
+
+        Raises:
+            SettingsError: The setting names a task that is not declared.
+        """
+        if self._schedules is None and not self.settings.schedules:
+            return ()
+        return [planned.schedule for planned in self.schedules.planned().values()]
+
+    def check_schedules(self) -> None:
+        """Return if there is nothing in the way of sending by schedules, or there are none.
+
+        Raises:
+            UnsupportedError: There is no store.
+            SettingsError: The setting `schedules` names a task that is not declared.
+        """
+        if self.all_schedules() and self.store is None:
+            from taskbridge.periodic import no_store  # here, for few applications have schedules
+
+            raise no_store(self.settings)
 
     def on(self, name: HookName) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
@@ -417,8 +515,26 @@ class Bridge:
 
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
-        message = self._message(call)
-        wait_s = self._wait_s(when)
+        return self._send(self._message(call), self._wait_s(when))
+
+    def send_tick(self, schedule: str, planned_at: float) -> str:
+        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
+
+        Perhaps somebody else sends it too, who stood still before; so it is marked as one that may have been started
+        (rule A7).
+
+        Raises:
+            BrokerUnavailable: The broker didn't take it.
+        """
+        from taskbridge.periodic import tick_headers, tick_id  # here, for few processes send by schedules
+
+        message = self._message(self.schedules.planned()[schedule].call)
+        headers = {**message.headers, **tick_headers(schedule, planned_at)}
+        message_id = tick_id(self.settings.namespace, schedule, planned_at)
+        self._send(replace(message, id=message_id, headers=headers, redelivered=1), 0.0)
+        return message_id
+
+    def _send(self, message: Message, wait_s: float) -> Handle[Any]:
         self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
         timeout_s = self.settings.send_timeout_s
@@ -531,6 +647,24 @@ class Bridge:
         runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
         return runs
 
+    def run_until(self, when: When, *, max_runs: int = 10_000) -> int:
+        """Run all that is due up to a time, schedules too, here and now, on a virtual clock; only on `inline://`.
+
+        Args:
+            when: How far the clock goes: a time from now, or an aware datetime.
+            max_runs: How many runs there may be.
+
+        Returns:
+            The number of runs.
+
+        Raises:
+            UnsupportedError: The bridge is not `inline://`.
+            TaskBridgeError: There were more runs.
+        """
+        moment = self.now() + delay_s(when, now=self.now(), name="when")
+        runs: int = self._inline("run_until").run_until(moment, max_runs)
+        return runs
+
     def _inline(self, what: str) -> Any:
         if self.settings.url.engine != "inline":
             raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
@@ -566,7 +700,14 @@ class Bridge:
             )
         for queue in options.queues:
             check_known(queue, self.queues())
-        return self.engine.worker_commands(options)
+        if self.settings.scheduler and options.scheduler:
+            self.check_schedules()
+        commands = self.engine.worker_commands(options)
+        if options.scheduler:
+            return commands
+        from taskbridge.engines.base import OFF_VARIABLE  # here, for only who starts workers needs it
+
+        return [replace(command, env={**command.env, OFF_VARIABLE: "off"}) for command in commands]
 
     # Looking
 

@@ -86,6 +86,15 @@ class UnknownQueue(TaskBridgeError, LookupError):
         self.known: tuple[str, ...] = tuple(known)
 
 
+class UnknownSchedule(TaskBridgeError, LookupError):
+    """There is no schedule of this `name`."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no schedule {name!r}{nearest(name, known)} (known: {', '.join(known) or 'none'})")
+        self.name = name
+        self.known: tuple[str, ...] = tuple(known)
+
+
 class MessageTooLarge(TaskBridgeError, ValueError):
     """A message's encoded arguments and headers are larger than the setting `max_message_bytes` (rule S6)."""
 

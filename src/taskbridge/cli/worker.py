@@ -54,6 +54,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1")
     parser.add_argument(
+        "--no-scheduler",
+        action="store_true",
+        help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
+    )
+    parser.add_argument(
         "--log-level", type=str.upper, choices=_LOG_LEVELS, metavar="LEVEL", default="INFO", help="default: INFO"
     )
 
@@ -71,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         threads=arguments.threads,
         log_level=arguments.log_level,
+        scheduler=not arguments.no_scheduler,
     )
     supervisor = Supervisor(
         bridge.worker_commands(options),
