@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from heapq import heappop, heappush
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
@@ -304,7 +304,7 @@ def checked_timings(timings: Any) -> tuple[Timing, ...]:
     """
     if not isinstance(timings, Sequence) or isinstance(timings, str):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
-    given: Sequence[Any] = timings
+    given = cast("Sequence[Any]", timings)
     checked: list[Timing] = []
     for timing in given:
         if not isinstance(timing, (Cron, Every)):
