@@ -25,6 +25,7 @@ class Declaration:
         retry: Its policy; None leaves it to the settings.
         expires_s: Seconds after which a message of it no longer starts; None is never.
         time_limit_s: Seconds that a run may take; None is no limit.
+        results: Whether its messages are recorded, where there is a store.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Declaration:
     retry: RetryPolicy | None = None
     expires_s: float | None = None
     time_limit_s: float | None = None
+    results: bool = True

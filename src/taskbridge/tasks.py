@@ -190,7 +190,7 @@ class AsyncTask(Sendable[P, R]):
         return coroutine
 
 
-OPTIONS = ("name", "queue", "priority", "retry", "expires", "time_limit")
+OPTIONS = ("name", "queue", "priority", "retry", "expires", "time_limit", "results")
 """The options of the decorator; the set is closed."""
 
 
@@ -203,6 +203,7 @@ def declare(
     retry: RetryPolicy | None = None,
     expires: Duration | None = None,
     time_limit: Duration | None = None,
+    results: bool = True,
     **unknown: object,
 ) -> Declaration:
     """Return the declaration of a task.
@@ -219,6 +220,8 @@ def declare(
         raise DeclarationError(f"a task's name must be text of up to 255 characters, not {task_name!r}")
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
+    if not isinstance(results, bool):
+        raise DeclarationError(f"task {task_name!r}: results must be True or False, not {results!r}")
     try:
         return Declaration(
             name=task_name,
@@ -230,6 +233,7 @@ def declare(
             retry=retry,
             expires_s=None if expires is None else _positive(expires, name="expires"),
             time_limit_s=None if time_limit is None else _positive(time_limit, name="time_limit"),
+            results=results,
         )
     except (TypeError, ValueError) as exc:
         raise DeclarationError(f"task {task_name!r}: {exc}") from exc

@@ -24,6 +24,7 @@ from taskbridge.message import Message
 from taskbridge.retry import Verdict
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Marks
+from taskbridge.stores.records import Records
 
 
 class Host(Protocol):
@@ -77,6 +78,18 @@ class Host(Protocol):
     @property
     def marks(self) -> Marks | None:
         """The attempt marks; None without a store."""
+        ...
+
+    def records_of(self, task: str) -> Records | None:
+        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
+        ...
+
+    def was_cancelled(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+
+        Raises:
+            BrokerUnavailable: That can't be known, for the store doesn't answer.
+        """
         ...
 
     def run(self, message: Message) -> Verdict:
