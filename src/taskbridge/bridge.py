@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast, overload
 
 from taskbridge import codec
 from taskbridge.clock import RealClock
@@ -66,6 +66,8 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
     "dramatiq": ("engine 'dramatiq'", "dramatiq"),
     "redis": ("redis-py, the client of broker 'redis',", "redis"),
     "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
+    "sqlalchemy": ("SQLAlchemy, which SQL stores need,", "sql"),
+    "psycopg": ("psycopg, the client of store 'postgresql',", "postgresql"),
 }
 
 
@@ -76,6 +78,15 @@ def _module(group: str, name: str) -> str:
     from taskbridge.settings import plugins  # here, for declaring tasks needs no settings
 
     return plugins(group)[name]
+
+
+def _store_module(scheme: str) -> str:
+    """Return the module of a store, built in or found by entry point."""
+    from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
+
+    if scheme in STORE_SCHEMES:
+        return f"taskbridge.stores.{STORE_SCHEMES[scheme]}"
+    return plugins(STORE_PLUGINS)[scheme]
 
 
 def _import(name: str) -> Any:
@@ -111,6 +122,7 @@ class Bridge:
         unknown_task_grace: How long a message waits for a worker that knows its task.
         dead_ttl: How long dead letters are kept.
         max_message_bytes: How large a message's encoded arguments and headers may be.
+        result_ttl: How long what became of a message, and its result, is kept after its end; None is for ever.
 
     Raises:
         SettingsError: A setting is wrong; it says which.
@@ -132,8 +144,11 @@ class Bridge:
         unknown_task_grace: Duration | None = None,
         dead_ttl: Duration | None = None,
         max_message_bytes: int | None = None,
+        result_ttl: Duration | Literal["default"] | None = "default",
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
+        if result_ttl == "default":
+            del given["result_ttl"]  # None is a value of it
         self._start_over(given)
         _ = self.settings
 
@@ -217,17 +232,19 @@ class Bridge:
 
     @property
     def marks(self) -> Marks | None:
-        """The attempt marks, in the store; None without one."""
+        """The attempt marks, in the store; None without one, and where nothing outlives the process."""
+        if self.settings.url.engine == "inline":
+            return None  # nothing is delivered twice there
         store = self.store
         return None if store is None else store.marks
 
     @property
     def store(self) -> Store | None:
-        """What is known beside the messages; None without a `store`. Connects when it is first used."""
+        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
         if not self._has_store:
             with self._lock:
                 if not self._has_store:
-                    self._store = _open_store(self.settings)
+                    self._store = _open_store(self.settings, self.now)
                     self._has_store = True
         return self._store
 
@@ -653,17 +670,16 @@ def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
     return load(given)
 
 
-def _open_store(settings: Settings) -> Store | None:
+def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     """Return the store: the setting's, or the broker, if it is Redis or memory."""
-    if settings.url.engine == "inline":
-        return None  # nothing is delivered twice where nothing outlives the process
     url = settings.store
     if url is None and settings.url.broker in ("redis", "memory"):
         url = settings.url.broker_url
     if url is None:
         return None
-    scheme = "memory" if url.startswith("memory:") else "redis"
-    store: Store = _import(f"taskbridge.stores.{scheme}").open_store(settings, url)
+    scheme = url.partition(":")[0]
+    module = _import(_store_module(scheme))
+    store: Store = module.open_store(settings, url, now=now) if scheme == "memory" else module.open_store(settings, url)
     return store
 
 

@@ -112,6 +112,14 @@ class BrokerUnavailable(TaskBridgeError, ConnectionError):
         self.maybe_taken = maybe_taken
 
 
+class StoreNotReady(BrokerUnavailable):
+    """The store answers, but it has not been made ready for this release."""
+
+    def __init__(self, problem: str, *, url: str) -> None:
+        super().__init__(f"{problem}: run `taskbridge store init`, with TASKBRIDGE_STORE or --url set to {url}")
+        self.url = url
+
+
 class PartlyPublished(BrokerUnavailable):
     """Some of a batch was not published.
 

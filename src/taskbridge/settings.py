@@ -23,6 +23,19 @@ ENGINE_PLUGINS: Final = "taskbridge.engines"
 BROKER_PLUGINS: Final = "taskbridge.brokers"
 """The group of entry points whose names are URL schemes, and whose values are modules like those in `brokers/`."""
 
+STORE_PLUGINS: Final = "taskbridge.stores"
+"""The group of entry points whose names are schemes of stores, and whose values are modules like those in `stores/`."""
+
+STORE_SCHEMES: Final[Mapping[str, str]] = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "memory": "memory",
+    "sqlite": "sql",
+    "postgresql": "sql",
+}
+"""The schemes of the built-in stores' URLs, and in which room each is."""
+
 _SCHEMES: Final[Mapping[str, str]] = {
     "redis": "redis",
     "rediss": "redis",
@@ -180,6 +193,7 @@ class Settings:
     unknown_task_grace_s: float
     dead_ttl_s: float
     max_message_bytes: int
+    result_ttl_s: float | None
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
@@ -194,7 +208,7 @@ def load(
     """Return checked settings, and whether anyone chose the URL.
 
     Args:
-        given: By key; None stands for not given.
+        given: By key; None stands for not given, but for `result_ttl`.
         environ: The environment; the process's own if None.
         engines: The names of the built-in engines.
 
@@ -207,7 +221,7 @@ def load(
         if name.startswith(ENV_PREFIX) and not name.startswith(_NOT_SETTINGS):
             chosen[_known_key(name[len(ENV_PREFIX) :].lower(), name)] = value
     for key, value in given.items():
-        if value is not None:
+        if value is not None or key == "result_ttl":  # for which None says: for ever
             chosen[_known_key(key, key)] = value
     known_engines = tuple(engines)
     values: dict[str, Any] = {}
@@ -289,6 +303,10 @@ def _duration(value: Any) -> float:
     return number
 
 
+def _ttl(value: Any) -> float | None:
+    return None if value is None or value == "none" else _duration(value)
+
+
 def _grace(value: Any) -> float:
     if isinstance(value, str):
         value = float(value)
@@ -306,10 +324,26 @@ def _size(value: Any) -> int:
 def _store(value: Any) -> str | None:
     if value is None:
         return None
-    scheme = _string(value).partition("://")[0]
-    if "://" not in value or scheme not in ("redis", "rediss", "unix", "memory"):
-        raise ValueError("it must be a redis:// or memory:// URL")
-    return _redis_url(value) if scheme != "memory" else _memory_url(value)
+    scheme, separator, _ = _string(value).partition("://")
+    room = STORE_SCHEMES.get(scheme) if separator else None
+    if separator and room is None and scheme in (others := plugins(STORE_PLUGINS)):
+        return str(value)
+    if not separator or room is None:
+        known = dict.fromkeys((*STORE_SCHEMES, *(others if separator else ())))
+        hint = nearest(scheme, known) if separator else ""
+        raise ValueError(f"it must be a redis://, postgresql://, sqlite:/// or memory:// URL{hint}")
+    return {"redis": _redis_url, "memory": _memory_url, "sql": _sql_url}[room](value)
+
+
+def _sql_url(url: str) -> str:
+    """Return the URL of an SQL database as it was given."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
+        raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
+    if parts.scheme == "postgresql" and not parts.path.strip("/"):
+        raise ValueError("it must name a database: postgresql://user:password@host/database")
+    _checked_port(url)
+    return url
 
 
 def _retry(value: Any) -> RetryPolicy:
@@ -342,9 +376,12 @@ _KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
     "unknown_task_grace": (600.0, _grace),
     "dead_ttl": (7 * 86400.0, _duration),
     "max_message_bytes": (1024 * 1024, _size),
+    "result_ttl": (86400.0, _ttl),
 }
 
-_FIELD_OF: Final = {key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl")}
+_FIELD_OF: Final = {
+    key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl", "result_ttl")
+}
 
 SETTING_KEYS: Final = tuple(_KEYS)
 """The names of all settings."""

@@ -1,4 +1,7 @@
-"""Attempt marks: which attempts were started, and by whom (rules A5, A7 and R9).
+"""Stores: what is known beside the messages. A store has three parts, each a protocol of its own.
+
+`Marks`, here: which attempts were started, and by whom (rules A5, A7 and R9). `Records`: what became of each message.
+`Ticks`: which instants of which schedules were sent.
 
 A worker marks an attempt as its run starts and as its verdict has been carried out. Nobody waits for these writes.
 Only where a message may have been delivered before is the mark read.
@@ -10,6 +13,8 @@ from enum import Enum
 from typing import Protocol
 
 from taskbridge.message import Message
+from taskbridge.stores.records import Records
+from taskbridge.stores.ticks import Ticks
 
 
 class Claim(Enum):
@@ -87,6 +92,25 @@ class Store(Protocol):
     @property
     def marks(self) -> Marks:
         """The attempt marks."""
+        ...
+
+    @property
+    def records(self) -> Records:
+        """What became of each message."""
+        ...
+
+    @property
+    def ticks(self) -> Ticks:
+        """Which instants of which schedules were sent."""
+        ...
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if the store answers and can be used.
+
+        Raises:
+            BrokerUnavailable: It doesn't answer.
+            StoreNotReady: It answers, but `taskbridge store init` was not run, or by an earlier or later release.
+        """
         ...
 
     def close(self) -> None:
