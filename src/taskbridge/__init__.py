@@ -20,10 +20,18 @@ if TYPE_CHECKING:
         MessageTooLarge,
         NoCurrentTaskError,
         NoSuchDeadLetter,
+        NoSuchRecord,
         NotInstalledError,
+        ResultTimeout,
+        ResultTooLarge,
         SendError,
         SettingsError,
+        StoreNotReady,
+        StoreUnavailable,
         TaskBridgeError,
+        TaskCancelled,
+        TaskDiscarded,
+        TaskFailed,
         TimeLimitExceeded,
         UnknownQueue,
         UnsupportedError,
@@ -33,11 +41,14 @@ if TYPE_CHECKING:
     from taskbridge.health import Health
     from taskbridge.hooks import Event
     from taskbridge.message import DeadLetter, Message, Priority
+    from taskbridge.results import Attempt, Results, Status
     from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
+    from taskbridge.stores.records import State
     from taskbridge.tasks import AsyncTask, Call, Task
 
 __all__ = [
     "AsyncTask",
+    "Attempt",
     "Bridge",
     "BrokerUnavailable",
     "Call",
@@ -60,15 +71,26 @@ __all__ = [
     "MessageTooLarge",
     "NoCurrentTaskError",
     "NoSuchDeadLetter",
+    "NoSuchRecord",
     "NotInstalledError",
     "Priority",
     "Replayed",
+    "ResultTimeout",
+    "ResultTooLarge",
+    "Results",
     "Retry",
     "RetryPolicy",
     "SendError",
     "SettingsError",
+    "State",
+    "Status",
+    "StoreNotReady",
+    "StoreUnavailable",
     "Task",
     "TaskBridgeError",
+    "TaskCancelled",
+    "TaskDiscarded",
+    "TaskFailed",
     "TimeLimitExceeded",
     "UnknownQueue",
     "UnsupportedError",
@@ -89,7 +111,9 @@ _MODULES = {
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
+    "results": "Attempt Results Status",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
+    "stores.records": "State",
     "tasks": "AsyncTask Call Task",
 }
 """Where the public names are; those that are missing here are exceptions."""

@@ -16,6 +16,7 @@ from taskbridge.exceptions import (
     BrokerUnavailable,
     NoSuchRecord,
     ResultTimeout,
+    StoreNotReady,
     StoreUnavailable,
     TaskCancelled,
     TaskDiscarded,
@@ -24,6 +25,7 @@ from taskbridge.exceptions import (
 )
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import FINAL, AttemptRecord, Record, Records, State
+from taskbridge.stores.transitions import life_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -115,11 +117,11 @@ class Host(Protocol):
         ...
 
     def run_until(self, done: Callable[[], bool]) -> bool:
-        """Run what waits until something is done, if nobody else runs it; else return False at once."""
+        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
         ...
 
-    def was_cancelled(self, message_id: str) -> None:
-        """Learn of a cancellation that was asked for in this process."""
+    def note_cancelled(self, life: str) -> None:
+        """Learn that a message was cancelled."""
         ...
 
 
@@ -153,9 +155,9 @@ class Results:
         record = self._get(records, id)
         if record.state in FINAL:
             return record
-        has_run = self._host.run_until(lambda: self._get(records, id).state in FINAL)
-        record = self._get(records, id) if has_run else record
-        if has_run and record.state not in FINAL:
+        nothing_is_left = self._host.run_until(lambda: self._get(records, id).state in FINAL)
+        record = self._get(records, id)
+        if nothing_is_left and record.state not in FINAL:
             raise ResultTimeout(id, record.state, "and nothing is left to run")
         return record
 
@@ -222,7 +224,7 @@ class Results:
         if record is None:
             raise NoSuchRecord(id)
         if record.state == "cancelled" or record.cancel_asked:
-            self._host.was_cancelled(id)
+            self._host.note_cancelled(life_of(record))
         return status_of(record, self._host.now())
 
     async def acancel(self, id: str, *, task: str = "") -> Status:
@@ -252,6 +254,8 @@ class Results:
     def _asked(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
+        except StoreNotReady:
+            raise
         except BrokerUnavailable as exc:
             raise StoreUnavailable(exc.problem) from exc
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
-from taskbridge.brokers.base import Broker, RecordingBroker
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished
 
 if TYPE_CHECKING:
+    from taskbridge.brokers.base import Broker, RecordingBroker, RedisCommand
     from taskbridge.message import Message
     from taskbridge.stores.records import Records
 
 _log = logging.getLogger("taskbridge.send")
 
 _AFTERWARDS: Final = 0.05
-"""What part of the timeout is left at least for removing the records of what was not sent; rule S2 gives a tenth."""
+"""What part of the timeout is left at least to remove the records of what was not sent; rule S2 gives a tenth."""
 
 
-class RecordedSending:
-    """Sends messages that are recorded.
+def publish_recorded(
+    broker: Broker, records: Records, messages: Sequence[Message], *, but: Collection[str] = (), timeout_s: float
+) -> None:
+    """Publish messages, each with a record.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
     first, and removed again if the messages were surely not sent.
@@ -30,22 +32,85 @@ class RecordedSending:
     Args:
         broker: What takes the messages.
         records: Where they are recorded.
+        messages: The messages.
+        but: The ids of those that get no record.
+        timeout_s: How long it may take.
+
+    Raises:
+        PartlyPublished: Of several messages, not all were published.
+        BrokerUnavailable: The only message was not published, or no record could be made.
     """
+    recorded = [(message, 0.0) for message in messages if message.id not in but]
+    commands = _commands(records, recorded)
+    if commands is None:
+        ids = [message.id for message in messages]
+        _after_records(records, recorded, partial(_publish, broker, messages), ids=ids, timeout_s=timeout_s)
+    else:
+        along = [commands.get(message.id) for message in messages]
+        cast("RecordingBroker", broker).publish_along(messages, along, timeout_s=timeout_s)
 
-    def __init__(self, broker: Broker, records: Records) -> None:
-        self._broker = broker
-        self._records = records
 
-    def publish(self, messages: Sequence[Message], *, recorded: Collection[str], timeout_s: float) -> None:
-        """Publish messages; those of the ids in `recorded` get a record.
+def park_recorded(broker: Broker, records: Records, message: Message, delay_s: float, *, timeout_s: float) -> None:
+    """Park a message with its record; as `publish_recorded` does it.
 
-        Raises:
-            PartlyPublished: Of several messages, not all were published.
-            BrokerUnavailable: The only message was not published, or no record could be made.
-        """
-        commands = {message.id: self._records.creating(message, 0.0) for message in messages if message.id in recorded}
-        if all(command is not None for command in commands.values()):
-            broker = cast("RecordingBroker", self._broker)
-            along = [command for each in messages if (command := commands.get(each.id)) is not None]
-            return broker.publish_along(messages, [commands.get(message.id) for message in messages], timeout_s=timeout_s)
-        return None
+    Raises:
+        BrokerUnavailable: The message was not parked, or no record could be made.
+    """
+    recorded = [(message, delay_s)]
+    commands = _commands(records, recorded)
+    if commands is None:
+        _after_records(records, recorded, partial(_park, broker, recorded), ids=[message.id], timeout_s=timeout_s)
+    else:
+        cast("RecordingBroker", broker).park_along(message, delay_s, commands[message.id], timeout_s=timeout_s)
+
+
+def _publish(broker: Broker, messages: Sequence[Message], timeout_s: float) -> None:
+    broker.publish(messages, timeout_s=timeout_s)
+
+
+def _park(broker: Broker, messages: Sequence[tuple[Message, float]], timeout_s: float) -> None:
+    broker.park(messages, timeout_s=timeout_s)
+
+
+def _commands(records: Records, recorded: Sequence[tuple[Message, float]]) -> dict[str, RedisCommand] | None:
+    """Return the commands that make the records, by id; None if they can't be sent along with the messages."""
+    commands: dict[str, RedisCommand] = {}
+    for message, delay_s in recorded:
+        command = records.creating(message, delay_s)
+        if command is None:
+            return None
+        commands[message.id] = command
+    return commands
+
+
+def _after_records(
+    records: Records,
+    recorded: Sequence[tuple[Message, float]],
+    send: Callable[[float], None],
+    *,
+    ids: Sequence[str],
+    timeout_s: float,
+) -> None:
+    """Make the records, and then send; what was surely not sent loses its record again."""
+    deadline = monotonic() + timeout_s
+    if recorded:
+        records.create(recorded, timeout_s=timeout_s)
+    try:
+        send(max(0.001, deadline - monotonic()))
+    except PartlyPublished as exc:
+        unsent = [each for index, each in enumerate(ids) if index not in exc.accepted and index not in exc.unsure]
+        _forget(records, unsent, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
+        raise
+    except BrokerUnavailable as exc:
+        if not exc.maybe_taken:
+            _forget(records, ids, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
+        raise
+
+
+def _forget(records: Records, ids: Sequence[str], timeout_s: float) -> None:
+    if not ids:
+        return
+    try:
+        records.forget(ids, timeout_s=timeout_s)
+    except BrokerUnavailable as exc:
+        _log.warning("%d messages were not sent, but stay recorded as if they were: %s", len(ids), exc.problem)

@@ -1,7 +1,8 @@
 """Which messages were cancelled, as far as this process knows: asked before each start (rules CA).
 
-A thread asks the store what is new, a few times in `CANCEL_KNOWN_S`. So a start costs a look at a set, and one only waits
-for the store if what is known has grown old: as the process begins, after it stood still, or while the store is away.
+A thread asks the store what is new, a few times in `CANCEL_KNOWN_S`. So a start costs a look at a set, and one only
+waits for the store if what is known has grown old: as the process begins, after it stood still, or while the store is
+away.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Final
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
+from taskbridge.settings import Settings
 from taskbridge.stores.records import CANCEL_KNOWN_S, Records
 
 _log = logging.getLogger("taskbridge.worker")
@@ -26,25 +28,19 @@ PERIOD_S: Final = CANCEL_KNOWN_S / 4
 _OLD_S: Final = CANCEL_KNOWN_S * 0.8
 """From when on a start does not rest on what is known."""
 
-_IDLE_S: Final = 30.0
-"""How long after the last question the thread ends."""
-
 
 class Cancellations:
     """The lives of messages (`Message.life`) that were cancelled. Threads share it; a forked process learns anew.
 
     Args:
         records: Returns the records that tell of cancellations, or None if there are none.
-        shared: Whether others than this process can cancel what is kept there.
-        timeout_s: Returns how long the store may take to answer.
+        settings: The bridge's.
     """
 
-    def __init__(
-        self, records: Callable[[], Records | None], *, shared: Callable[[], bool], timeout_s: Callable[[], float]
-    ) -> None:
+    def __init__(self, records: Callable[[], Records | None], *, settings: Settings) -> None:
         self._records = records
-        self._shared = shared
-        self._timeout_s = timeout_s
+        self._timeout_s = settings.send_timeout_s
+        self._is_shared = _is_shared(settings)
         self._asking = threading.Lock()
         self._stop = threading.Event()
         self._pid = 0
@@ -54,12 +50,11 @@ class Cancellations:
         self._lives: set[str] = set()
         self._cursor = ""
         self._known_at = -inf
-        self._asked_at = -inf
         self._thread: threading.Thread | None = None
 
-    def add(self, lives: Iterable[str]) -> None:
-        """Learn of cancellations that were asked for in this process."""
-        self._lives.update(lives)
+    def add(self, life: str) -> None:
+        """Learn of a cancellation that was asked for in this process."""
+        self._lives.add(life)
 
     def has(self, message: Message) -> bool:
         """Return whether a message that is about to start was cancelled at least `CANCEL_KNOWN_S` ago.
@@ -67,15 +62,15 @@ class Cancellations:
         Raises:
             BrokerUnavailable: What is known is too old, and the store doesn't answer.
         """
-        if self._shared():
+        if self._is_shared:
             self._keep_knowing()
             if monotonic() - self._known_at > _OLD_S:
-                self._ask(self._timeout_s())
+                self._ask(self._timeout_s)
         return message.life in self._lives
 
     def knows(self, message: Message) -> bool:
         """Return whether a message that runs was cancelled, as far as is known; waits for nothing."""
-        if self._shared():
+        if self._is_shared:
             self._keep_knowing()
         return message.life in self._lives
 
@@ -84,8 +79,7 @@ class Cancellations:
         self._stop.set()
 
     def _keep_knowing(self) -> None:
-        """See to it that the thread runs, and goes on running."""
-        self._asked_at = monotonic()
+        """See to it that the thread runs."""
         if self._pid != os.getpid():  # forked: the thread is the parent's, and so may be the lock
             self._pid = os.getpid()
             self._asking = threading.Lock()
@@ -93,7 +87,6 @@ class Cancellations:
             lives = self._lives
             self._reset()
             self._lives |= lives
-            self._asked_at = monotonic()
         if self._thread is None or not self._thread.is_alive():
             with self._asking:
                 if self._thread is None or not self._thread.is_alive():
@@ -104,10 +97,8 @@ class Cancellations:
     def _follow(self) -> None:
         stop = self._stop
         while not stop.wait(PERIOD_S):
-            if monotonic() - self._asked_at > _IDLE_S:
-                return
             try:
-                self._ask(self._timeout_s(), unless_newer_than_s=PERIOD_S / 2)
+                self._ask(self._timeout_s, unless_newer_than_s=PERIOD_S / 2)
             except BrokerUnavailable as exc:
                 _log.warning("the store does not tell what is cancelled: %s", exc.problem)
 
@@ -121,3 +112,10 @@ class Cancellations:
             self._cursor, lives = records.cancelled_since(self._cursor, timeout_s=timeout_s)
             self._lives.update(lives)
             self._known_at = asked_at
+
+
+def _is_shared(settings: Settings) -> bool:
+    """Return whether others than this process can cancel what the store keeps."""
+    if settings.store is None:
+        return settings.url.broker != "memory"
+    return not settings.store.startswith("memory:")

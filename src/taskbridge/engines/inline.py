@@ -10,7 +10,7 @@ import heapq
 import itertools
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -28,6 +28,9 @@ from taskbridge.retry import GivenBack, Interrupted
 from taskbridge.timelimit import raise_in_thread
 
 DEFAULT_THREADS: Final = 4
+
+_MOST_RUNS: Final = 10_000
+"""How many runs there may be until a message is at its end that someone waits for."""
 
 _log = logging.getLogger("taskbridge.inline")
 
@@ -122,6 +125,7 @@ class InlineEngine:
         self._background: _Workers | None = None
         self._pump = Pump(host)
         self._running = 0
+        self._embedded = 0
         self._driven = False
         self._lock = threading.Lock()
 
@@ -190,9 +194,27 @@ class InlineEngine:
                 self._driven = False
                 self.wire.changed.notify_all()
 
-    def _drive(self, max_runs: int) -> int:
+    def run_until(self, done: Callable[[], bool]) -> bool:
+        """Run what waits and what is parked in this thread until something is done, unless other threads run it.
+
+        Fit for a task that waits for another one.
+
+        Returns:
+            Whether nothing is left to run, in no thread.
+
+        Raises:
+            TaskBridgeError: It isn't done after 10,000 runs.
+        """
+        with self._lock:
+            if self._thread_count or self._embedded:
+                return False
+        self._drive(_MOST_RUNS, done)
+        with self.wire.changed:
+            return not self._running
+
+    def _drive(self, max_runs: int, done: Callable[[], bool] | None = None) -> int:
         runs = 0
-        while True:
+        while done is None or not done():
             self._broker.promote_due()
             message = self.wire.take(None)
             if message is None:
@@ -208,6 +230,7 @@ class InlineEngine:
                 self._running += 1
             self.run(message)
             runs += 1
+        return runs
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
         """Refuse: no other process can see this one's messages."""
@@ -219,6 +242,7 @@ class InlineEngine:
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
         """Run messages of these queues, all if empty, in so many threads while the block runs."""
         workers = _Workers(self, list(queues) or None, threads)
+        self._count_embedded(1)
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
         workers.start()
@@ -228,6 +252,11 @@ class InlineEngine:
             self._host.hooks.call(Event(name="worker_stopping"))
             workers.stop(self._host.settings.grace_s)
             self._pump.stop()
+            self._count_embedded(-1)
+
+    def _count_embedded(self, change: int) -> None:
+        with self._lock:
+            self._embedded += change
 
     def close(self) -> None:
         """Stop the background threads."""

@@ -157,7 +157,8 @@ def _record(host: Host, message: Message, verdict: Verdict) -> None:
         return
     ending = _ending_of(message, verdict, host.now())
     if not isinstance(verdict, GivenBack):
-        return _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+        _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+        return
     try:
         records.ended(message, ending, timeout_s=_TELL_S)
     except BrokerUnavailable as exc:  # its next start will tell
