@@ -518,9 +518,9 @@ class Bridge:
             from taskbridge.sending import park_recorded, publish_recorded  # here, for a worker need not send
 
             if wait_s > 0:
-                park_recorded(self.broker, records, message, wait_s, timeout_s=timeout_s)
+                park_recorded(self, records, message, wait_s, timeout_s=timeout_s)
             else:
-                publish_recorded(self.broker, records, [message], timeout_s=timeout_s)
+                publish_recorded(self, records, [message], timeout_s=timeout_s)
         elif wait_s > 0:
             self.broker.park([(message, wait_s)], timeout_s=timeout_s)
         else:
@@ -566,7 +566,7 @@ class Bridge:
             return
         from taskbridge.sending import publish_recorded  # here, for a worker need not send
 
-        publish_recorded(self.broker, records, batch, but=unrecorded, timeout_s=timeout_s)
+        publish_recorded(self, records, batch, but=unrecorded, timeout_s=timeout_s)
 
     def _raise_send_error(
         self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]

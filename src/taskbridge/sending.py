@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, RecordingBroker, RedisCommand
     from taskbridge.message import Message
+    from taskbridge.settings import Settings
     from taskbridge.stores.records import Records
 
 _log = logging.getLogger("taskbridge.send")
@@ -21,8 +22,22 @@ _AFTERWARDS: Final = 0.05
 """What part of the timeout is left at least to remove the records of what was not sent; rule S2 gives a tenth."""
 
 
+class Host(Protocol):
+    """The bridge, as what is sent through it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings."""
+        ...
+
+    @property
+    def broker(self) -> Broker:
+        """What takes the messages."""
+        ...
+
+
 def publish_recorded(
-    broker: Broker, records: Records, messages: Sequence[Message], *, but: Collection[str] = (), timeout_s: float
+    host: Host, records: Records, messages: Sequence[Message], *, but: Collection[str] = (), timeout_s: float
 ) -> None:
     """Publish messages, each with a record.
 
@@ -30,7 +45,7 @@ def publish_recorded(
     first, and removed again if the messages were surely not sent.
 
     Args:
-        broker: What takes the messages.
+        host: The bridge.
         records: Where they are recorded.
         messages: The messages.
         but: The ids of those that get no record.
@@ -41,27 +56,27 @@ def publish_recorded(
         BrokerUnavailable: The only message was not published, or no record could be made.
     """
     recorded = [(message, 0.0) for message in messages if message.id not in but]
-    commands = _commands(records, recorded)
+    commands = _commands(host.settings, records, recorded)
     if commands is None:
         ids = [message.id for message in messages]
-        _after_records(records, recorded, partial(_publish, broker, messages), ids=ids, timeout_s=timeout_s)
+        _after_records(records, recorded, partial(_publish, host.broker, messages), ids=ids, timeout_s=timeout_s)
     else:
         along = [commands.get(message.id) for message in messages]
-        cast("RecordingBroker", broker).publish_along(messages, along, timeout_s=timeout_s)
+        cast("RecordingBroker", host.broker).publish_along(messages, along, timeout_s=timeout_s)
 
 
-def park_recorded(broker: Broker, records: Records, message: Message, delay_s: float, *, timeout_s: float) -> None:
+def park_recorded(host: Host, records: Records, message: Message, delay_s: float, *, timeout_s: float) -> None:
     """Park a message with its record; as `publish_recorded` does it.
 
     Raises:
         BrokerUnavailable: The message was not parked, or no record could be made.
     """
     recorded = [(message, delay_s)]
-    commands = _commands(records, recorded)
+    commands = _commands(host.settings, records, recorded)
     if commands is None:
-        _after_records(records, recorded, partial(_park, broker, recorded), ids=[message.id], timeout_s=timeout_s)
+        _after_records(records, recorded, partial(_park, host.broker, recorded), ids=[message.id], timeout_s=timeout_s)
     else:
-        cast("RecordingBroker", broker).park_along(message, delay_s, commands[message.id], timeout_s=timeout_s)
+        cast("RecordingBroker", host.broker).park_along(message, delay_s, commands[message.id], timeout_s=timeout_s)
 
 
 def _publish(broker: Broker, messages: Sequence[Message], timeout_s: float) -> None:
@@ -72,8 +87,12 @@ def _park(broker: Broker, messages: Sequence[tuple[Message, float]], timeout_s: 
     broker.park(messages, timeout_s=timeout_s)
 
 
-def _commands(records: Records, recorded: Sequence[tuple[Message, float]]) -> dict[str, RedisCommand] | None:
+def _commands(
+    settings: Settings, records: Records, recorded: Sequence[tuple[Message, float]]
+) -> dict[str, RedisCommand] | None:
     """Return the commands that make the records, by id; None if they can't be sent along with the messages."""
+    if settings.url.broker != "redis" or settings.store not in (None, settings.url.broker_url):
+        return None
     commands: dict[str, RedisCommand] = {}
     for message, delay_s in recorded:
         command = records.creating(message, delay_s)
