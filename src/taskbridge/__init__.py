@@ -20,10 +20,18 @@ if TYPE_CHECKING:
         MessageTooLarge,
         NoCurrentTaskError,
         NoSuchDeadLetter,
+        NoSuchRecord,
         NotInstalledError,
+        ResultTimeout,
+        ResultTooLarge,
         SendError,
         SettingsError,
+        StoreNotReady,
+        StoreUnavailable,
         TaskBridgeError,
+        TaskCancelled,
+        TaskDiscarded,
+        TaskFailed,
         TimeLimitExceeded,
         UnknownQueue,
         UnknownSchedule,
@@ -35,12 +43,15 @@ if TYPE_CHECKING:
     from taskbridge.hooks import Event
     from taskbridge.message import DeadLetter, Message, Priority
     from taskbridge.periodic import ScheduleEntry, Schedules
+    from taskbridge.results import Attempt, Results, Status
     from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
     from taskbridge.schedules import Cron, Every
+    from taskbridge.stores.records import State
     from taskbridge.tasks import AsyncTask, Call, Task
 
 __all__ = [
     "AsyncTask",
+    "Attempt",
     "Bridge",
     "BrokerUnavailable",
     "Call",
@@ -65,17 +76,28 @@ __all__ = [
     "MessageTooLarge",
     "NoCurrentTaskError",
     "NoSuchDeadLetter",
+    "NoSuchRecord",
     "NotInstalledError",
     "Priority",
     "Replayed",
+    "ResultTimeout",
+    "ResultTooLarge",
+    "Results",
     "Retry",
     "RetryPolicy",
     "ScheduleEntry",
     "Schedules",
     "SendError",
     "SettingsError",
+    "State",
+    "Status",
+    "StoreNotReady",
+    "StoreUnavailable",
     "Task",
     "TaskBridgeError",
+    "TaskCancelled",
+    "TaskDiscarded",
+    "TaskFailed",
     "TimeLimitExceeded",
     "UnknownQueue",
     "UnknownSchedule",
@@ -98,8 +120,10 @@ _MODULES = {
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
     "periodic": "ScheduleEntry Schedules",
+    "results": "Attempt Results Status",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
     "schedules": "Cron Every",
+    "stores.records": "State",
     "tasks": "AsyncTask Call Task",
 }
 """Where the public names are; those that are missing here are exceptions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts, Wire
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
+    from taskbridge.engines.cancellations import Cancellations
     from taskbridge.health import Health
     from taskbridge.periodic import Schedules
+    from taskbridge.results import Results
     from taskbridge.runner import Runner
     from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
+    from taskbridge.stores.records import Records
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +56,8 @@ HookT = TypeVar("HookT", bound=Hook)
 
 LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
 """8 years (rule D5)."""
+
+_log = logging.getLogger("taskbridge.bridge")
 
 _BATCH: Final = 1000
 """How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
@@ -121,7 +127,7 @@ class Bridge:
         send_timeout: How long `send` waits for the broker at most.
         lease: How long after a worker's death its messages are given to another.
         grace: How long a stopping worker lets tasks run.
-        store: Where attempt marks live.
+        store: Where attempt marks, records and cancellations live.
         unknown_task_grace: How long a message waits for a worker that knows its task.
         dead_ttl: How long dead letters are kept.
         max_message_bytes: How large a message's encoded arguments and headers may be.
@@ -174,6 +180,8 @@ class Bridge:
         self.hooks: Hooks = Hooks()
         self._dead: DeadLetters | None = None
         self._schedules: Schedules | None = None
+        self._results: Results | None = None
+        self._cancellations: Cancellations | None = None
         self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
@@ -247,6 +255,12 @@ class Bridge:
         return None if store is None else store.marks
 
     @property
+    def records(self) -> Records | None:
+        """What became of messages, in the store; None without one."""
+        store = self.store
+        return None if store is None else store.records
+
+    @property
     def store(self) -> Store | None:
         """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
         if not self._has_store:
@@ -303,6 +317,23 @@ class Bridge:
                 self._schedules = Schedules(self) if self._schedules is None else self._schedules
         return self._schedules
 
+    @property
+    def results(self) -> Results:
+        """What becomes of messages, for their handles."""
+        if self._results is None:
+            from taskbridge.results import Results  # here, for few processes ask
+
+            self._results = Results(self)
+        return self._results
+
+    def handle(self, id: str) -> Handle[Any]:
+        """Return the handle of a message of which only the id is known.
+
+        Args:
+            id: As it was in the handle that `send` returned, in any process and on any engine with the same store.
+        """
+        return Handle(id=id, bridge=self)
+
     # What the engine asks of it
 
     def now(self) -> float:
@@ -340,6 +371,52 @@ class Bridge:
         declaration = self._declarations.get(task)
         return self._route().queue_of(task, asked=None, on_task=declaration.queue if declaration else None)
 
+    def records_of(self, task: str) -> Records | None:
+        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
+        declaration = self._declarations.get(task)
+        return None if declaration is not None and not declaration.results else self.records
+
+    def was_cancelled(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+
+        Raises:
+            BrokerUnavailable: That can't be known, for the store doesn't answer.
+        """
+        return self._known_cancellations().has(message)
+
+    def note_cancelled(self, life: str) -> None:
+        """Learn that a message was cancelled by this process, which then knows it at once."""
+        self._known_cancellations().add(life)
+
+    def _known_cancellations(self) -> Cancellations:
+        known = self._cancellations
+        if known is None:
+            from taskbridge.engines.cancellations import Cancellations  # here, for a process that only sends needs none
+
+            with self._lock:
+                known = self._cancellations = self._cancellations or Cancellations(
+                    lambda: self.records, settings=self.settings
+                )
+        return known
+
+    def run_until(self, done: Callable[[], bool]) -> bool:
+        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
+        if self.settings.url.engine != "inline":
+            return False
+        nothing_is_left: bool = self._inline("run_until").run_until(done)
+        return nothing_is_left
+
+    def replayed(self, messages: Sequence[Message]) -> None:
+        """Record that messages were taken from the dead letters, and wait for a worker again."""
+        recorded = [(message, 0.0) for message in messages if self.records_of(message.task) is not None]
+        records = self.records
+        if records is None or not recorded:
+            return
+        try:
+            records.create(recorded, timeout_s=self.settings.send_timeout_s)
+        except BrokerUnavailable as exc:  # their starts will tell
+            _log.warning("%d messages are replayed, but recorded as dead: %s", len(recorded), exc.problem)
+
     def _route(self) -> Routing:
         _ = self.settings
         return cast(Routing, self._routing)
@@ -365,7 +442,15 @@ class Bridge:
             default_policy=lambda: self.settings.retry,
             hooks=self.hooks,
             now=self.now,
+            most_bytes=self._most_bytes,
+            is_cancelled=self._is_cancelled,
         )
+
+    def _most_bytes(self, declaration: Declaration) -> int | None:
+        return self.settings.max_message_bytes if declaration.results and self.records is not None else None
+
+    def _is_cancelled(self, message: Message) -> bool:
+        return self.records_of(message.task) is not None and self._known_cancellations().knows(message)
 
     # Declaring
 
@@ -394,6 +479,7 @@ class Bridge:
         schedules: Sequence[Timing] = (),
         catch_up: CatchUp | None = None,
         overlap: Overlap | None = None,
+        results: bool = True,
     ) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -407,7 +493,9 @@ class Bridge:
                 discarded. `time_limit`: how long a run may take. `cron` (with `timezone`, UTC by default) or `every`:
                 when workers send it by themselves, without arguments; with `catch_up`, `none`, `one` or `all`, for
                 what was due while no worker was there, and `overlap`, `allow` or `skip`, for what is due before the
-                last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`.
+                last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`. `results`: whether
+                to record what becomes of its messages, where there is a store; `False` costs nothing, and gives no
+                status, result or cancelling.
 
         Raises:
             DeclarationError: An option is unknown or wrong, or there is a task or schedule of this name already.
@@ -537,13 +625,26 @@ class Bridge:
     def _send(self, message: Message, wait_s: float) -> Handle[Any]:
         self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
-        timeout_s = self.settings.send_timeout_s
-        if wait_s > 0:
+        self._deliver(message, wait_s)
+        self._sent(message, wait_s)
+        return self._handle(message)
+
+    def _deliver(self, message: Message, wait_s: float) -> None:
+        records, timeout_s = self.records_of(message.task), self.settings.send_timeout_s
+        if records is not None:
+            from taskbridge.sending import park_recorded, publish_recorded  # here, for a worker need not send
+
+            if wait_s > 0:
+                park_recorded(self, records, message, wait_s, timeout_s=timeout_s)
+            else:
+                publish_recorded(self, records, [message], timeout_s=timeout_s)
+        elif wait_s > 0:
             self.broker.park([(message, wait_s)], timeout_s=timeout_s)
         else:
             self.broker.publish([message], timeout_s=timeout_s)
-        self._sent(message, wait_s)
-        return Handle(id=message.id, task=message.task, queue=message.queue)
+
+    def _handle(self, message: Message) -> Handle[Any]:
+        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
@@ -560,7 +661,7 @@ class Bridge:
         sent: list[str] = []
         while batch := list(islice(remaining, _BATCH)):
             try:
-                self.broker.publish(batch, timeout_s=self.settings.send_timeout_s)
+                self._deliver_all(batch)
             except PartlyPublished as exc:
                 self._raise_send_error(exc, sent, batch, messages)
             except BrokerUnavailable as exc:  # of a batch of one
@@ -570,7 +671,19 @@ class Bridge:
             for message in batch:
                 self._sent(message, 0.0)
             sent.extend(message.id for message in batch)
-        return [Handle(id=message.id, task=message.task, queue=message.queue) for message in messages]
+        return [self._handle(message) for message in messages]
+
+    def _deliver_all(self, batch: Sequence[Message]) -> None:
+        timeout_s = self.settings.send_timeout_s
+        silent = {task for task in {message.task for message in batch} if self.records_of(task) is None}
+        unrecorded = {message.id for message in batch if message.task in silent} if silent else frozenset[str]()
+        records = self.records
+        if records is None or len(unrecorded) == len(batch):
+            self.broker.publish(batch, timeout_s=timeout_s)
+            return
+        from taskbridge.sending import publish_recorded  # here, for a worker need not send
+
+        publish_recorded(self, records, batch, but=unrecorded, timeout_s=timeout_s)
 
     def _raise_send_error(
         self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]
@@ -647,11 +760,11 @@ class Bridge:
         runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
         return runs
 
-    def run_until(self, when: When, *, max_runs: int = 10_000) -> int:
-        """Run all that is due up to a time, schedules too, here and now, on a virtual clock; only on `inline://`.
+    def run_schedules(self, until: When, *, max_runs: int = 10_000) -> int:
+        """Run all that is due up to a time, by schedules too, here and now, on a virtual clock; only on `inline://`.
 
         Args:
-            when: How far the clock goes: a time from now, or an aware datetime.
+            until: How far the clock goes: a time from now, or an aware datetime.
             max_runs: How many runs there may be.
 
         Returns:
@@ -661,8 +774,9 @@ class Bridge:
             UnsupportedError: The bridge is not `inline://`.
             TaskBridgeError: There were more runs.
         """
-        moment = self.now() + delay_s(when, now=self.now(), name="when")
-        runs: int = self._inline("run_until").run_until(moment, max_runs)
+        now = self.now()
+        moment = now + delay_s(until, now=now, name="until")
+        runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
         return runs
 
     def _inline(self, what: str) -> Any:
@@ -758,12 +872,15 @@ class Bridge:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            engine, parts, store = self._engine, self._parts, self._store
+            engine, parts, store, known = self._engine, self._parts, self._store, self._cancellations
             self._engine, self._parts, self._store, self._has_store = None, None, None, False
+            self._cancellations = None
         if engine is not None:
             engine.close()
         if parts is not None:
             parts[0].close()
+        if known is not None:
+            known.close()
         if store is not None:
             store.close()
 

@@ -29,6 +29,7 @@ class Declaration:
         expires_s: Seconds after which a message of it no longer starts; None is never.
         time_limit_s: Seconds that a run may take; None is no limit.
         schedules: When messages of it are sent by themselves.
+        results: Whether its messages are recorded, where there is a store.
     """
 
     name: str
@@ -41,3 +42,4 @@ class Declaration:
     expires_s: float | None = None
     time_limit_s: float | None = None
     schedules: tuple[Schedule, ...] = ()
+    results: bool = True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from taskbridge import codec
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
-from taskbridge.schedules import Schedule, Timing, named
+from taskbridge.schedules import Schedule, Timing, check_recorded, named
 from taskbridge.stores.ticks import ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
@@ -130,6 +130,7 @@ class Schedules:
             DeclarationError: There is another schedule of that name already.
             EncodeError: An argument can't be put in a message.
         """
+        check_recorded([timing], results=call.declaration.results)
         codec.dumps(list(call.args), "args")
         codec.dumps_object(call.kwargs, "kwargs")
         schedule = named(None, call.declaration.name, timing)
@@ -160,8 +161,9 @@ class Schedules:
             hint = nearest(setting.task, self._source.task_names())
             raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
         try:
+            check_recorded([setting.timing], results=declaration.results)
             declaration.signature.bind(*setting.args, **setting.kwargs)
-        except TypeError as exc:
+        except TypeError as exc:  # a DeclarationError is one too
             raise SettingsError("schedules", f"{setting.name!r}: {exc}") from exc
         options = SendOptions(queue=setting.queue, priority=setting.priority)
         call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)

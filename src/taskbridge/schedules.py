@@ -255,6 +255,16 @@ def named(name: str | None, task: str, timing: Timing) -> Schedule:
     return Schedule(name=check_name(chosen), task=task, timing=timing)
 
 
+def check_recorded(timings: Sequence[Timing], *, results: bool) -> None:
+    """Refuse to look whether the last message has ended where that is not recorded.
+
+    Raises:
+        DeclarationError: A timing says `overlap="skip"`, and the task `results=False`.
+    """
+    if not results and any(timing.overlap == "skip" for timing in timings):
+        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
+
+
 def check_name(name: Any) -> str:
     """Return a schedule's name if it is one.
 
@@ -291,7 +301,7 @@ def timing_of(
         raise DeclarationError("timezone has an effect only with cron (every counts in UTC)")
     if every is not None:
         return Every(every, **rest)
-    for key in rest:
+    for key in (key for key in rest if key != "name"):
         raise DeclarationError(f"{key} has an effect only with cron or every; Cron(...) and Every(...) take it too")
     return None
 
@@ -304,7 +314,7 @@ def checked_timings(timings: Any) -> tuple[Timing, ...]:
     """
     if not isinstance(timings, Sequence) or isinstance(timings, str):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
-    given = cast("Sequence[Any]", timings)
+    given = cast("Sequence[object]", timings)
     checked: list[Timing] = []
     for timing in given:
         if not isinstance(timing, (Cron, Every)):

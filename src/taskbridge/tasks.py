@@ -193,7 +193,7 @@ class AsyncTask(Sendable[P, R]):
 
 
 OPTIONS = (
-    *("name", "queue", "priority", "retry", "expires", "time_limit"),
+    *("name", "queue", "priority", "retry", "expires", "time_limit", "results"),
     *("cron", "every", "timezone", "schedules", "catch_up", "overlap"),
 )
 """The options of the decorator; the set is closed."""
@@ -214,6 +214,7 @@ def declare(
     schedules: Sequence[Timing] = (),
     catch_up: CatchUp | None = None,
     overlap: Overlap | None = None,
+    results: bool = True,
     **unknown: object,
 ) -> Declaration:
     """Return the declaration of a task.
@@ -230,6 +231,8 @@ def declare(
         raise DeclarationError(f"a task's name must be text of up to 255 characters, not {task_name!r}")
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
+    if not isinstance(results, bool):
+        raise DeclarationError(f"task {task_name!r}: results must be True or False, not {results!r}")
     try:
         bound = _signature(function)
         periodic = (cron, every, timezone, catch_up, overlap)
@@ -245,7 +248,8 @@ def declare(
             time_limit_s=None if time_limit is None else _positive(time_limit, name="time_limit"),
             schedules=()
             if schedules == () and all(option is None for option in periodic)
-            else _schedules(task_name, bound, schedules, *periodic),
+            else _schedules(task_name, bound, results, schedules, *periodic),
+            results=results,
         )
     except (TypeError, ValueError) as exc:
         raise DeclarationError(f"task {task_name!r}: {exc}") from exc
@@ -254,6 +258,7 @@ def declare(
 def _schedules(
     task: str,
     of: Signature,
+    results: bool,
     timings: Any,
     cron: str | None,
     every: Duration | None,
@@ -267,6 +272,7 @@ def _schedules(
     short = schedules.timing_of(cron=cron, every=every, timezone=timezone, catch_up=catch_up, overlap=overlap)
     found = [] if short is None else [schedules.named(task, task, short)]
     found += [schedules.named(None, task, timing) for timing in schedules.checked_timings(timings)]
+    schedules.check_recorded([schedule.timing for schedule in found], results=results)
     try:
         of.bind()
     except TypeError as exc:

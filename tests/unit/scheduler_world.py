@@ -1,7 +1,7 @@
 """A world with a clock of its own, in which schedulers take turns, and are killed and stopped between any two steps.
 
-Each scheduler runs in a thread, but only one thread runs at a time: at every call to the store or the broker it stops, and
-the world chooses who goes on, by its seed.
+Each scheduler runs in a thread, but only one thread runs at a time: at every call to the store or the broker it stops,
+and the world chooses who goes on, by its seed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class World:
         while self.now < until:
             ready = [actor for actor in self.actors if actor.wake_at <= self.now]
             if not ready:
-                self.now = min(until, min(actor.wake_at for actor in self.actors))
+                self.now = min(until, *(actor.wake_at for actor in self.actors))
                 continue
             actor = self.random.choice(ready)
             if actor.is_mortal and self.random.random() < disorder:

@@ -45,7 +45,7 @@ def at(text: str, zone: str = "UTC") -> datetime:
 
 
 def scanned(expression: str, zone: str, begin: float, end: float) -> list[float]:
-    """Return the ticks of ten days as the rule has them, by looking at every minute of the time and of the wall clock."""
+    """Return the ticks of ten days as the rule has them, by looking at every minute, and at the wall clock."""
     minutes, hours = PATTERNS[expression]
     found: set[float] = set()
     seen: set[datetime] = set()

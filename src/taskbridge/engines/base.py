@@ -25,6 +25,7 @@ from taskbridge.retry import Verdict
 from taskbridge.schedules import Schedule
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Marks, Store
+from taskbridge.stores.records import Records
 
 OFF_VARIABLE: Final = "TASKBRIDGE_APP_SCHEDULER"
 """The environment variable that, being `off`, keeps a worker from sending by schedules, whatever its settings say."""
@@ -98,6 +99,18 @@ class Host(Protocol):
 
     def send_tick(self, schedule: str, planned_at: float) -> str:
         """Send the message of a schedule's tick, and return its id, which is the same whoever sends it."""
+        ...
+
+    def records_of(self, task: str) -> Records | None:
+        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
+        ...
+
+    def was_cancelled(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+
+        Raises:
+            BrokerUnavailable: That can't be known, for the store doesn't answer.
+        """
         ...
 
     def run(self, message: Message) -> Verdict:
