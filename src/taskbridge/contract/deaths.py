@@ -66,6 +66,8 @@ _PLACES: Final[Mapping[str, Place]] = {
         module="taskbridge.brokers.redis.pump", path="Pump._settle", when="after", matters=_something_is_due
     ),
     "due amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="before"),
+    "claimed": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="before"),
+    "ticked": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="after"),
     "promoted amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="after"),
 }
 
@@ -74,6 +76,9 @@ RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "sett
 
 PROMOTING: Final = ("due", "promoted")
 """The places that a parked message comes through."""
+
+SCHEDULING: Final = ("claimed", "ticked")
+"""The places that what a schedule plans comes through: between claiming it and settling it."""
 
 
 def named(place: str, target: Target) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 from taskbridge.contract.harness import Harness
@@ -69,6 +70,19 @@ def with_marks(target: Target) -> str:
     if target.address.engine == "inline":
         return "nothing is delivered twice where nothing outlives the process"
     return "" if target.keeps_marks or target.store else "it has no attempt marks without TASKBRIDGE_STORE=redis://..."
+
+
+def with_a_store(target: Target) -> str:
+    """Keep out targets without a store."""
+    if target.in_process or target.keeps_marks or target.store:
+        return ""
+    return "it has no store without TASKBRIDGE_STORE=redis://..."
+
+
+def with_a_store_and_cron(target: Target) -> str:
+    """Keep out targets without a store, and all where no cron expression can be read."""
+    missing = "cronsim is not installed: pip install 'taskbridge-queue[cron]'"
+    return with_a_store(target) or ("" if find_spec("cronsim") is not None else missing)
 
 
 def with_processes_and_marks(target: Target) -> str:

@@ -71,6 +71,12 @@ _TEXTS: Final[Mapping[str, str]] = {
     "L2": "A replay starts a dead message again at attempt 1; it is dead or waits, never both and never neither.",
     "L3": "What is purged is gone for good, and nothing else is.",
     "O1": "Whether workers consume a queue is found out by asking them, and being busy is told from being gone.",
+    "CR1": "What a schedule plans is sent once and not before its time, however many workers plan it.",
+    "CR2": "A worker killed as it sends by a schedule changes nothing: another sends the same message, and one is run.",
+    "CR3": "A time of day that a clock change skips is due once as that is over; one that comes twice, the first time.",
+    "CR4": "What was due while nobody was there is caught up as the schedule says, and the rest is counted.",
+    "CR5": "A schedule that is not to overlap sends nothing before its last message has ended.",
+    "CR6": "A paused schedule sends nothing, whatever is started anew, and leaves out what was due meanwhile.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }

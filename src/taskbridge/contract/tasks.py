@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
@@ -58,12 +58,14 @@ class Variant:
         changing: How many attempts the task `contract.changing` has.
         narrow: Whether the task `contract.narrowed` has a parameter less.
         dies: Where the worker kills itself, by the name of a place in `taskbridge.contract.deaths`; empty for nowhere.
+        schedules: What `Tasks.declare_schedules` is given.
     """
 
     late: bool = True
     changing: int = 5
     narrow: bool = False
     dies: str = ""
+    schedules: Sequence[Mapping[str, Any]] = ()
 
     def dumps(self) -> str:
         """Return it as text."""
@@ -141,6 +143,7 @@ class Tasks:
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
+        self.declare_schedules(chosen.schedules)
         self._declare_hooks()
 
     def declare_narrowed(self, *, narrow: bool) -> Task[..., None]:
@@ -167,6 +170,13 @@ class Tasks:
     def declare_late(self) -> Task[[list[dict[str, Any]]], str]:
         """Declare the task that some workers do not know."""
         return self._bridge.task(name=LATE)(self._program)
+
+    def declare_schedules(self, schedules: Sequence[Mapping[str, Any]]) -> None:
+        """Declare schedules by the options of `Bridge.periodic`, and `gate`: what is sent waits until it is open."""
+        for schedule in schedules:
+            options = {"gate": "", **schedule}
+            step = Step(gate=options.pop("gate"))
+            self._bridge.periodic(self.programs["once"].call([step.plain()]), **options)
 
     def declare_stranger(self, name: str) -> Task[[list[dict[str, Any]]], str]:
         """Declare a task that was not known before."""
