@@ -67,6 +67,7 @@ __all__ = [
     "RetryPolicy",
     "SendError",
     "SettingsError",
+    "StoreNotReady",
     "Task",
     "TaskBridgeError",
     "TimeLimitExceeded",
