@@ -23,8 +23,8 @@ from taskbridge.stores.base import Store
 T = TypeVar("T")
 
 PREFIX: Final = "contract-"
-PATIENCE_S: Final = 20.0
-"""How long something may take that should happen at once, on a busy machine."""
+MUTANT: Final = "TASKBRIDGE_CONTRACT_STORE_MUTANT"
+"""The variable that tells the processes of a check what is broken; see `taskbridge.contract.stores.mutants`."""
 TIMEOUT_S: Final = 10.0
 """How long a call may take, where that isn't what is checked."""
 
@@ -94,8 +94,9 @@ class Actor:
 
     def __init__(self, place: Place, verb: str, words: tuple[str, ...], settings: dict[str, Any]) -> None:
         given = {"store": place.url, "namespace": place.namespace, **settings}
-        # The checks' own words may stand in the environment, but no setting does.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_") or name == MUTANT
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "taskbridge.contract.stores.actor", json.dumps(given), verb, *words],
             stdin=subprocess.PIPE,
@@ -155,6 +156,11 @@ def a_message(**fields: Any) -> Message:
     return Message(**{**given, **fields})
 
 
+def patience_s() -> float:
+    """Return how long something may take that should happen at once, on a busy machine; less for what must fail."""
+    return 3.0 if MUTANT in os.environ else 20.0
+
+
 def expect(seen: object, wanted: object, what: str) -> None:
     """Fail if something isn't as it should be.
 
@@ -169,11 +175,11 @@ def soon(look: Callable[[], T], wanted: Callable[[T], bool], what: str) -> T:
     """Return what is seen as soon as it is as it should be.
 
     Raises:
-        ContractFailure: It isn't within 20 s.
+        ContractFailure: It isn't within `patience_s()`.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s()
     while not wanted(seen := look()):
         if time.monotonic() > deadline:
-            raise ContractFailure(f"{what}: not within {PATIENCE_S:g} s, saw {seen!r}")
+            raise ContractFailure(f"{what}: not within {patience_s():g} s, saw {seen!r}")
         time.sleep(0.01)
     return seen

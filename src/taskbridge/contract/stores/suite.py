@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from taskbridge import BrokerUnavailable
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores import checks
@@ -53,6 +54,8 @@ def run_check(check: Check, url: str, *, server: PrivateServer | None = None) ->
             check.run(place)
         except ContractFailure as exc:
             outcome, why = "failed", str(exc)
+        except BrokerUnavailable as exc:  # which those that take the store away expect themselves
+            outcome, why = "failed", f"the store is there, and says: {exc}"
         except Exception:
             outcome, why = "crashed", traceback.format_exc()
     return StoreResult(check=check.name, outcome=outcome, seconds=time.monotonic() - started, why=why)

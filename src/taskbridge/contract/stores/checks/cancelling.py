@@ -58,15 +58,13 @@ def a_start_that_could_not_know_wins(p: Place) -> None:
 
 
 @check()
-def an_end_of_a_start_that_could_not_know_wins_too(p: Place) -> None:
-    """The end of a run that began before it could know counts, even if its start was never heard of."""
+def what_is_cancelled_stays_so_without_a_run(p: Place) -> None:
+    """What is cancelled stays so, whatever is said of an end by a process that knows of no run."""
     store, other, message, at = p.store(), p.store(), a_message(), time.time()
-    store.records.started(message, worker="one:1", at=at)
-    end(store, message, "queued", at=at)
-    create(other, message)
-    cancel(other, message, at=at)
-    end(other, message, "done", result_json="1")
-    expect(record_of(store, message).state, "cancelled", "after the end of a run that nobody knows of")
+    create(store, message)
+    cancel(store, message, at=at)
+    end(other, message, "done", at=at, result_json="1")
+    expect(record_of(store, message).state, "cancelled", "after an end without a start")
 
 
 @check()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from taskbridge import Message
-from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, soon
+from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, patience_s, soon
 from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.base import Claim, Store
 
@@ -90,7 +90,7 @@ def a_killed_workers_run_is_lost(p: Place) -> None:
     actor.kill()
     expect(_claim(stores[0], message), Claim.RUNNING, "right after the kill")
     claims: Counter[Claim] = Counter()
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + patience_s()
     while not claims[Claim.LOST] and time.monotonic() < deadline:
         with ThreadPoolExecutor(3) as pool:
             claims.update(pool.map(lambda store: _claim(store, message), stores))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from taskbridge import BrokerUnavailable, Message
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.checks.records import create, end, record_of
-from taskbridge.contract.stores.place import PATIENCE_S, Place, a_message, expect, soon
+from taskbridge.contract.stores.place import Place, a_message, expect, patience_s, soon
 from taskbridge.contract.stores.table import a_server, check
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
@@ -111,9 +111,9 @@ def a_store_that_was_away_wakes_who_waits(p: Place) -> None:
     finally:
         p.server.start()
     _expect_back(store, message)
-    expect(woken.wait(PATIENCE_S), True, "whether who waits is woken when the store is back")
+    expect(woken.wait(patience_s()), True, "whether who waits is woken when the store is back")
     woken_later.clear()
     end(store, later, "done")
-    expect(woken_later.wait(PATIENCE_S), True, "whether it is woken by an end after that")
+    expect(woken_later.wait(patience_s()), True, "whether it is woken by an end after that")
     for stop in stops:
         stop()

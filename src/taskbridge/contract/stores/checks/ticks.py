@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-from taskbridge.contract.stores.place import TIMEOUT_S, Place, expect
+from taskbridge.contract.stores.place import TIMEOUT_S, Place, expect, patience_s
 from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.base import Store
 from taskbridge.stores.ticks import ScheduleState, TickClaim
@@ -108,7 +108,7 @@ def a_killed_claimants_tick_is_claimed_again(p: Place) -> None:
     expect(actor.line(), "ours", "the claimant")
     actor.kill()
     claims: list[TickClaim] = []
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + patience_s()
     while not claims or (claims[-1] is TickClaim.CLAIMED and time.monotonic() < deadline):
         time.sleep(0.05)
         claims.append(store.ticks.claim("s", 1.0, claimant="two", now=time.time(), lease_s=60, timeout_s=TIMEOUT_S))

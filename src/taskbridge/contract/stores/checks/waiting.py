@@ -8,7 +8,7 @@ import time
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.checks.cancelling import cancel
 from taskbridge.contract.stores.checks.records import create, end, record_of, start
-from taskbridge.contract.stores.place import PATIENCE_S, Place, a_message, expect
+from taskbridge.contract.stores.place import Place, a_message, expect, patience_s
 from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.records import State
 
@@ -29,7 +29,7 @@ def whoever_waits_is_woken(p: Place) -> None:
         else:
             start(other, message)
             end(other, message, ending)
-        if not woken.wait(PATIENCE_S):
+        if not woken.wait(patience_s()):
             raise ContractFailure(f"nobody was woken as a message became {ending}")
         expect(record_of(store, message).state, ending, "when it is woken")
         stop()
@@ -45,7 +45,7 @@ def a_watch_ends(p: Place) -> None:
     stop()
     stop()
     end(other, message, "done")
-    expect(going.wait(PATIENCE_S), True, "whether who still waits is woken")
+    expect(going.wait(patience_s()), True, "whether who still waits is woken")
     time.sleep(0.1)
     expect(ended.is_set(), False, "whether who has stopped is woken")
     stop_too()
@@ -55,7 +55,7 @@ def a_watch_ends(p: Place) -> None:
     woken = threading.Event()
     stop = store.records.watch(again.id, woken.set)
     end(other, again, "done")
-    expect(woken.wait(PATIENCE_S), True, "whether a watch after a watch is woken")
+    expect(woken.wait(patience_s()), True, "whether a watch after a watch is woken")
     stop()
 
 
@@ -71,7 +71,7 @@ def a_thousand_wait_at_once(p: Place) -> None:
     expect(threading.active_count() - threads < 5, True, "that there is no thread for each")
     for message in messages:
         end(other, message, "done", result_json="1")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s()
     missed = sum(not event.wait(max(0.0, deadline - time.monotonic())) for event in woken)
     expect(missed, 0, f"how many of {_MANY} were not woken")
     for stop in stops:
@@ -89,6 +89,6 @@ def whoever_waits_is_woken_by_another_process(p: Place) -> None:
         woken = threading.Event()
         stop = store.records.watch(message.id, woken.set)
         actor.go_on()
-        expect(woken.wait(PATIENCE_S), True, "whether it wakes")
+        expect(woken.wait(patience_s()), True, "whether it wakes")
         expect(record_of(store, message).state, "done", "then")
         stop()
