@@ -2,6 +2,7 @@
 
 from taskbridge.contract.scenarios import (
     acknowledging,
+    cancelling,
     coroutines,
     crashes,
     dead_letters,
@@ -11,6 +12,7 @@ from taskbridge.contract.scenarios import (
     hooks,
     outages,
     priority,
+    results,
     retries,
     routing,
     sending,
@@ -20,6 +22,7 @@ from taskbridge.contract.scenarios import (
 
 __all__ = [
     "acknowledging",
+    "cancelling",
     "coroutines",
     "crashes",
     "dead_letters",
@@ -29,6 +32,7 @@ __all__ = [
     "hooks",
     "outages",
     "priority",
+    "results",
     "retries",
     "routing",
     "sending",
