@@ -9,7 +9,7 @@ from taskbridge import TaskCancelled
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, ask, fail, hold
 from taskbridge.contract.registry import RECORDED, STORED, scenario, with_records
-from taskbridge.contract.scenarios.results import result_of, status_of, until_it_is
+from taskbridge.contract.scenarios.results import outcome_of, result_of, status_of, until_it_is
 
 _KNOWN_S: Final = 1.0
 """After which time a worker knows of a cancellation."""
@@ -26,7 +26,7 @@ def _are_dropped(h: Harness, sent: list[Sent]) -> None:
         ends = [(end.kind, end.data["reason"]) for end in h.records(item.id) if end.kind in ("discarded", "dead")]
         h.equal("its end", ends, [("discarded", "cancelled")])
         h.equal("its state", status_of(h, item).state, "cancelled")
-        h.refused(TaskCancelled, result_of, h, item)
+        h.refused(TaskCancelled, outcome_of, h, item)
 
 
 @scenario("CA1", on=(STORED,), where=with_records)

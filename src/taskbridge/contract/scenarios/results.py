@@ -15,6 +15,7 @@ from taskbridge import (
     NoSuchRecord,
     ResultTimeout,
     Status,
+    TaskBridgeError,
     TaskDiscarded,
     TaskFailed,
     UnsupportedError,
@@ -44,8 +45,11 @@ _LONGEST_GAP_S: Final = 5.0
 
 
 def status_of(h: Harness, item: Sent) -> Status:
-    """Return what is known of a message."""
-    return h.bridge.handle(item.id).status()
+    """Return what is known of a message, which must be something."""
+    try:
+        return h.bridge.handle(item.id).status()
+    except NoSuchRecord as exc:
+        h.fail(f"there should be a record, but: {exc}")
 
 
 def until_it_is(h: Harness, item: Sent, state: str) -> Status:
@@ -59,7 +63,15 @@ def until_it_is(h: Harness, item: Sent, state: str) -> Status:
 
 
 def result_of(h: Harness, item: Sent) -> Any:
-    """Wait for a message's result, and return it."""
+    """Wait for a message's result, and return it; there must be one."""
+    try:
+        return outcome_of(h, item)
+    except TaskBridgeError as exc:
+        h.fail(f"{item.id} should have a result, but: {exc}")
+
+
+def outcome_of(h: Harness, item: Sent) -> Any:
+    """Wait for a message's result, and return it, or raise why there is none."""
     return h.bridge.handle(item.id).result(h.stage.patience_s)
 
 
@@ -78,9 +90,10 @@ def a_record_is_there_when_send_returns(h: Harness) -> None:
     with ThreadPoolExecutor(4) as pool:
         sent = list(pool.map(send, range(40)))
     handles = h.tasks.programs["standard"].send_many([h.tasks.programs["standard"].call(plan.plain_steps())] * 40)
-    states = {handle.status().state for handle in handles}
+    many = [h.own(handle) for handle in handles]
+    states = {status_of(h, item).state for item in many}
     h.check(states <= {"queued", "running", "done"}, f"they should be on their way, but are {states}")
-    sent += [h.own(handle) for handle in handles]
+    sent += many
     h.equal("the results", [result_of(h, item) for item in sent], [f"result of {item.id}" for item in sent])
     h.equal("their states at the end", {status_of(h, item).state for item in sent}, {"done"})
 
@@ -138,15 +151,15 @@ def every_end_is_recorded(h: Harness) -> None:
         h.send(Plan(steps=(DISCARD,))),
         h.send(Plan(steps=(RETURN,), delay_s=1.0, expires_s=0.2)),
     )
-    error = h.refused(TaskFailed, result_of, h, dead)
+    error = h.refused(TaskFailed, outcome_of, h, dead)
     h.equal("its error", (error.reason, error.type, error.message), ("exhausted", "KeyError", "'as the program says'"))
     h.check("in _program" in error.traceback, f"it should tell where, but has {error.traceback!r}")
-    error = h.refused(TaskFailed, result_of, h, gave_up)
+    error = h.refused(TaskFailed, outcome_of, h, gave_up)
     kind = "taskbridge.contract.program.PermanentError"
     h.equal("the error of one that gave up", (error.reason, error.type), ("gave_up", kind))
-    dropped = h.refused(TaskDiscarded, result_of, h, discarded)
+    dropped = h.refused(TaskDiscarded, outcome_of, h, discarded)
     h.equal("why it was discarded", dropped.reason, "the program says so")
-    late = h.refused(TaskDiscarded, result_of, h, expired)
+    late = h.refused(TaskDiscarded, outcome_of, h, expired)
     h.equal("why it was discarded", late.reason, "expired")
     statuses = [status_of(h, item) for item in (dead, gave_up, discarded, expired)]
     h.equal("the states", [status.state for status in statuses], ["dead", "dead", "discarded", "discarded"])
@@ -161,12 +174,12 @@ def a_replay_is_recorded(h: Harness) -> None:
     item = h.send(Plan(steps=(replace(fail(), gate="replayed"),), policy="twice"))
     h.started(item.id)
     h.tasks.open("replayed")
-    h.refused(TaskFailed, result_of, h, item)
+    h.refused(TaskFailed, outcome_of, h, item)
     h.equal("its attempts", [each.number for each in status_of(h, item).attempts], [1, 2])
     h.bridge.dead.replay(item.id)
     status = status_of(h, item)
     h.equal("how often it was replayed", status.replays, 1)
-    h.refused(TaskFailed, result_of, h, item)
+    h.refused(TaskFailed, outcome_of, h, item)
     status = status_of(h, item)
     h.equal("its second end", (status.state, status.replays), ("dead", 1))
     h.equal("its attempts since", [each.number for each in status.attempts], [1, 2])
@@ -222,7 +235,7 @@ def a_handle_outlives_a_switch_of_engines(h: Harness) -> None:
         h.equal("what is known of it here", status_of(h, done).state, "queued")
         beside.start_worker(answers=False)
         h.equal("the result, asked for here", result_of(h, done), {"kept": (1, 2.5)})
-        h.equal("the failure, asked for here", h.refused(TaskFailed, result_of, h, dead).type, "ValueError")
+        h.equal("the failure, asked for here", h.refused(TaskFailed, outcome_of, h, dead).type, "ValueError")
         engines = {start.data["engine"] for item in (done, dead) for start in there.starts(item.id)}
         h.equal("the engines that ran it", engines, {other.address.engine})
         there.idle()
@@ -261,7 +274,7 @@ def a_kill_beside_the_record_leaves_none_open(h: Harness) -> None:
 
     def start(case: _Case) -> None:
         variant = Variant(dies=deaths.named(case.place, h.target))
-        h.start_worker(queues=(case.queue,), variant=variant, answers=False)
+        h.start_worker(queues=(case.queue,), threads=2, variant=variant, answers=False)
 
     with ThreadPoolExecutor(len(cases)) as pool:
         list(pool.map(start, cases))
@@ -283,10 +296,10 @@ def a_kill_beside_the_record_leaves_none_open(h: Harness) -> None:
 def what_cannot_be_recorded_is_a_failed_attempt(h: Harness) -> None:
     """A result of ten megabytes, or of an unknown type, is a failed attempt whose error says what to do."""
     large, odd = h.own(h.tasks.odd.send("large")), h.own(h.tasks.odd.send("object"))
-    error = h.refused(TaskFailed, result_of, h, large)
+    error = h.refused(TaskFailed, outcome_of, h, large)
     h.equal("its error", (error.type, error.reason), ("taskbridge.exceptions.ResultTooLarge", "exhausted"))
     h.says(error, f"{TOO_MUCH + 2} bytes, more than max_message_bytes = {h.stage.spec.max_message_bytes}")
-    error = h.refused(TaskFailed, result_of, h, odd)
+    error = h.refused(TaskFailed, outcome_of, h, odd)
     h.equal("its error", error.type, "taskbridge.exceptions.EncodeError")
     for text in ('result["deep"][0]', "builtins.object", "results=False"):
         h.says(error, text)
@@ -300,7 +313,10 @@ def a_thousand_wait_at_once(h: Harness) -> None:
     sent = [h.send(Plan(steps=(hold("thousand"),))) for _ in range(4)]
     for item in sent:
         h.started(item.id)
-    results = asyncio.run(_all_waiting(h, sent))
+    try:
+        results = asyncio.run(_all_waiting(h, sent))
+    except asyncio.TimeoutError:
+        h.fail("they should be woken, and leave threads of the loop's pool for others")
     h.equal("how many got it", len(results), _WAITERS)
     h.equal("what they got", set(results), {f"result of {item.id}" for item in sent})
     h.idle()
@@ -321,4 +337,4 @@ async def _all_waiting(h: Harness, sent: list[Sent]) -> list[Any]:
     h.check(more < _MORE_THREADS, f"they should not need a thread each, but there are {more} more")
     h.check(not any(task.done() for task in waiting), "none of them should have a result already")
     h.tasks.open("thousand")
-    return await asyncio.gather(*waiting)
+    return await asyncio.wait_for(asyncio.gather(*waiting), h.stage.patience_s)
