@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from taskbridge import codec
 from taskbridge.durations import Duration, seconds
@@ -29,10 +30,14 @@ from taskbridge.stores.transitions import life_of
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     from taskbridge.settings import Settings
 
 T = TypeVar("T")
+
+_THREADS: Final = 4
+"""How many threads ask the store for all who await."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +135,8 @@ class Results:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._lock = threading.Lock()
+        self._asking: tuple[int, ThreadPoolExecutor] | None = None
 
     # Looking
 
@@ -139,7 +146,7 @@ class Results:
 
     async def astatus(self, id: str, *, task: str = "") -> Status:
         """Do as `status` without blocking the event loop."""
-        return await _in_thread(lambda: self.status(id, task=task))
+        return await self._aside(lambda: self.status(id, task=task))
 
     # Waiting
 
@@ -149,6 +156,11 @@ class Results:
         deadline = _deadline(timeout)
         record = self._driven(records, id)
         return outcome_of(record if record.state in FINAL else self._awaited(records, id, deadline))
+
+    @property
+    def _drives(self) -> bool:
+        """Whether waiting may run tasks."""
+        return self._host.settings.url.engine == "inline"
 
     def _driven(self, records: Records, id: str) -> Record:
         """Return the record, after what waits has been run where nobody else would."""
@@ -186,7 +198,8 @@ class Results:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
         records = self._records("RS1", task)
         deadline = _deadline(timeout)
-        record = await _in_thread(lambda: self._driven(records, id))
+        # What runs tasks may take any time, and may be inside one: a thread of its own.
+        record = await _in_thread(lambda: self._driven(records, id)) if self._drives else await self._aget(records, id)
         return outcome_of(record if record.state in FINAL else await self._aawaited(records, id, deadline))
 
     async def _aawaited(self, records: Records, id: str, deadline: float | None) -> Record:
@@ -199,20 +212,25 @@ class Results:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
                 loop.call_soon_threadsafe(woken.set)
 
-        watch = loop.run_in_executor(None, lambda: self._asked(lambda: records.watch(id, wake)))
+        watch = loop.run_in_executor(self._threads(), lambda: self._asked(lambda: records.watch(id, wake)))
         try:
             await asyncio.shield(watch)
             while True:
                 woken.clear()
-                record = await _in_thread(lambda: self._get(records, id))
+                record = await self._aget(records, id)
                 if record.state in FINAL:
                     return record
                 try:
                     await asyncio.wait_for(woken.wait(), _left_s(deadline))
                 except asyncio.TimeoutError:
-                    return await _in_thread(lambda: self._at_last(records, id))
+                    return await self._aside(lambda: self._at_last(records, id))
         finally:
-            watch.add_done_callback(_end_watch)  # it may still be beginning, if this task was cancelled
+            watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
+
+    def _end_watch(self, watch: asyncio.Future[Callable[[], None]]) -> None:
+        """End a watch that has begun, in a thread, for it may have to tell the store."""
+        if not watch.cancelled() and watch.exception() is None:
+            self._threads().submit(watch.result())
 
     # Cancelling
 
@@ -229,7 +247,7 @@ class Results:
 
     async def acancel(self, id: str, *, task: str = "") -> Status:
         """Do as `cancel` without blocking the event loop."""
-        return await _in_thread(lambda: self.cancel(id, task=task))
+        return await self._aside(lambda: self.cancel(id, task=task))
 
     # Asking the store
 
@@ -250,6 +268,23 @@ class Results:
         if record is None:
             raise NoSuchRecord(id)
         return record
+
+    async def _aget(self, records: Records, id: str) -> Record:
+        return await self._aside(lambda: self._get(records, id))
+
+    async def _aside(self, ask: Callable[[], T]) -> T:
+        """Ask in one of a few threads, which are not those of the event loop's own pool: others need these."""
+        import asyncio  # here, for a program that doesn't await need not import it (30 ms)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads(), ask)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor  # here, for a program that doesn't await needs none
+
+        with self._lock:
+            if self._asking is None or self._asking[0] != os.getpid():  # forked: the threads are the parent's
+                self._asking = os.getpid(), ThreadPoolExecutor(_THREADS, "taskbridge-results")
+            return self._asking[1]
 
     def _asked(self, ask: Callable[[], T]) -> T:
         try:
@@ -336,12 +371,6 @@ def _deadline(timeout: Duration | None) -> float | None:
 
 def _left_s(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - monotonic())
-
-
-def _end_watch(watch: asyncio.Future[Callable[[], None]]) -> None:
-    """End a watch that has begun, in a thread, for it may have to tell the store."""
-    if not watch.cancelled() and watch.exception() is None:
-        watch.get_loop().run_in_executor(None, watch.result())
 
 
 async def _in_thread(act: Callable[[], T]) -> T:

@@ -58,6 +58,8 @@ _PLACES: Final[Mapping[str, Place]] = {
     "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
     "parked": Place(module=_SETTLE, path="later", when="after"),
     "buried": Place(module=_SETTLE, path="bury", when="after"),
+    "unrecorded": Place(module=_SETTLE, path="_record", when="before"),
+    "recorded": Place(module=_SETTLE, path="_record", when="after"),
     "settled": Place(module=_SETTLE, path="finish", when="after"),
     "due redis": Place(
         module="taskbridge.brokers.redis.pump", path="Pump._settle", when="before", matters=_something_is_due
@@ -73,6 +75,9 @@ _PLACES: Final[Mapping[str, Place]] = {
 
 RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "settled")
 """The places that a message comes through, in order: from its queue to just before it is acknowledged."""
+
+RECORDING: Final = ("unrecorded", "recorded")
+"""The places beside the recording of what became of an attempt."""
 
 PROMOTING: Final = ("due", "promoted")
 """The places that a parked message comes through."""

@@ -30,6 +30,9 @@ ALONE: Final = StageSpec(name="alone")
 BURIAL: Final = StageSpec(name="burial", workers=1, threads=4, shared=True)
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
 
+RECORDED: Final = StageSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
+"""As `ORDINARY`, with records of what becomes of messages."""
+
 BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
 """As `ALONE`; an unknown task waits for 2 s."""
 
@@ -72,17 +75,17 @@ def with_marks(target: Target) -> str:
     return "" if target.keeps_marks or target.store else "it has no attempt marks without TASKBRIDGE_STORE=redis://..."
 
 
-def with_a_store(target: Target) -> str:
-    """Keep out targets without a store."""
+def with_records(target: Target) -> str:
+    """Keep out targets without records."""
     if target.in_process or target.keeps_marks or target.store:
         return ""
-    return "it has no store without TASKBRIDGE_STORE=redis://..."
+    return "it has no records without TASKBRIDGE_STORE=redis://..."
 
 
-def with_a_store_and_cron(target: Target) -> str:
-    """Keep out targets without a store, and all where no cron expression can be read."""
+def with_records_and_cron(target: Target) -> str:
+    """Keep out targets without records, and all where no cron expression can be read."""
     missing = "cronsim is not installed: pip install 'taskbridge-queue[cron]'"
-    return with_a_store(target) or ("" if find_spec("cronsim") is not None else missing)
+    return with_records(target) or ("" if find_spec("cronsim") is not None else missing)
 
 
 def with_processes_and_marks(target: Target) -> str:

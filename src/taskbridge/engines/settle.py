@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -97,14 +97,33 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
         verdict = _of_redelivered(host, marks, message)
         if verdict is not None:
             return verdict
-    records = host.records_of(message.task)
-    if records is not None and _was_cancelled(host, message):
-        return _ended(host, marks, message, Cancelled())
     if marks is not None:
-        marks.started(message)
-    if records is not None and not _has_expired(host, message):
+        marks.started(message)  # first of all: another delivery of this attempt may be at the same point
+    records = host.records_of(message.task)
+    if records is None:
+        return None
+    try:
+        if _was_cancelled(host, message):
+            return _ended(host, marks, message, Cancelled())
+    except NotSettledError:
+        unmark(host, [message])
+        raise
+    if not _has_expired(host, message):
         records.started(message, worker=_this_process(), at=host.now())
     return None
+
+
+def unmark(host: Host, messages: Iterable[Message]) -> None:
+    """Take the marks of runs away that are given back, so that they are no attempts (rule R8)."""
+    marks = host.marks
+    for message in messages if marks is not None else ():
+        try:
+            if marks is not None:
+                marks.given_back(message, timeout_s=_TELL_S)
+        except BrokerUnavailable as exc:
+            _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+            return
+        _record(host, message, GivenBack())
 
 
 def finish(host: Host, message: Message, verdict: Verdict) -> Verdict:

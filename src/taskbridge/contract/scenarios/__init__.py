@@ -2,6 +2,7 @@
 
 from taskbridge.contract.scenarios import (
     acknowledging,
+    cancelling,
     coroutines,
     crashes,
     dead_letters,
@@ -12,6 +13,7 @@ from taskbridge.contract.scenarios import (
     outages,
     periodic,
     priority,
+    results,
     retries,
     routing,
     sending,
@@ -21,6 +23,7 @@ from taskbridge.contract.scenarios import (
 
 __all__ = [
     "acknowledging",
+    "cancelling",
     "coroutines",
     "crashes",
     "dead_letters",
@@ -31,6 +34,7 @@ __all__ = [
     "outages",
     "periodic",
     "priority",
+    "results",
     "retries",
     "routing",
     "sending",

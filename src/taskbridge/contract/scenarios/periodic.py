@@ -14,9 +14,9 @@ from taskbridge.contract.probe import START, Record
 from taskbridge.contract.registry import (
     STORED,
     scenario,
-    with_a_store,
-    with_a_store_and_cron,
     with_processes_and_marks,
+    with_records,
+    with_records_and_cron,
 )
 from taskbridge.contract.tasks import Variant
 
@@ -69,7 +69,7 @@ def _without_gaps(h: Harness, what: str, instants: Sequence[float], every_s: flo
     h.equal(what, [instant - instants[0] for instant in instants], [instant - instants[0] for instant in expected])
 
 
-@scenario("CR1", "CR2", on=(STORED,), where=with_a_store)
+@scenario("CR1", "CR2", on=(STORED,), where=with_records)
 def ticks_are_sent_once_by_any_number_of_workers(h: Harness) -> None:
     """Three workers send each tick once and in time, and go on where one of them is killed."""
     schedules = _declare(h, {"name": "second", "every": 1, "catch_up": "all"})
@@ -114,7 +114,7 @@ def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
     h.equal("how many ids the tick was sent with", len(ids), 1)
 
 
-@scenario("CR3", on=(STORED,), where=with_a_store_and_cron)
+@scenario("CR3", on=(STORED,), where=with_records_and_cron)
 def times_of_day_live_through_clock_changes(h: Harness) -> None:
     """A time of day that a clock change skips is due once as that is over; one that comes twice, the first time."""
     zones = {"Europe/Rome": "30 2 * * *", "America/New_York": "30 1,2 * * *", "Australia/Lord_Howe": "45 1 * * *"}
@@ -135,7 +135,7 @@ def times_of_day_live_through_clock_changes(h: Harness) -> None:
             h.equal("its minute", {run.minute for run in changes}, {0})
 
 
-@scenario("CR4", "CR6", on=(STORED,), where=with_a_store)
+@scenario("CR4", "CR6", on=(STORED,), where=with_records)
 def what_was_due_meanwhile_is_caught_up_as_asked(h: Harness) -> None:
     """After a time without workers, none of what was due is sent, the latest, or all; what is paused stays so."""
     ways = ("none", "one", "all")
@@ -183,7 +183,7 @@ def _caught_up(h: Harness, gone_at: float) -> None:
     h.equal("what was missed of 'paused'", _entry(h, "paused").missed, 0)
 
 
-@scenario("CR5", on=(STORED,), where=with_a_store)
+@scenario("CR5", on=(STORED,), where=with_records)
 def what_is_not_to_overlap_waits_for_the_last_one(h: Harness) -> None:
     """A schedule that is not to overlap sends nothing while its last message waits or runs; another one does."""
     schedules = _declare(

@@ -22,9 +22,9 @@ from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, unmark
+from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
 from taskbridge.engines.scheduler import Scheduler
-from taskbridge.engines.settle import NotSettledError, bury
+from taskbridge.engines.settle import NotSettledError, bury, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 

@@ -22,8 +22,9 @@ from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.runs import WATCH_S, Run, Runs, unmark
+from taskbridge.engines.runs import WATCH_S, Run, Runs
 from taskbridge.engines.scheduler import Scheduler
+from taskbridge.engines.settle import unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 
