@@ -45,7 +45,7 @@ def test_the_next_runs_are_shown_in_the_schedules_zone_and_in_utc(run: Run) -> N
     lines = shown.stdout.splitlines()
     assert lines[0].split() == ["schedule", "task", "when", "next", "run", "in", "UTC", "state", "missed"]
     assert re.search(
-        r"^report  report  30 2 \* \* \* \(Europe/Rome\)  \w{3} \S+ \S+ \+0[12]00  \S+ \S+Z  active +0$", lines[3]
+        r"^report +report  30 2 \* \* \* \(Europe/Rome\)  \w{3} \S+ \S+ \+0[12]00  \S+ \S+Z  active +0$", lines[3]
     )
     assert len(lines) == 5
     names = [entry["name"] for entry in found]

@@ -17,6 +17,7 @@ from taskbridge import (
     DeclarationError,
     EncodeError,
     Every,
+    Message,
     RetryPolicy,
     SettingsError,
     UnknownSchedule,
@@ -24,7 +25,10 @@ from taskbridge import (
     current,
 )
 from taskbridge.engines.base import WorkerOptions
+from taskbridge.engines.settle import begin
 from taskbridge.periodic import PLANNED_HEADER, SCHEDULE_HEADER, tick_id
+from taskbridge.retry import Discarded
+from taskbridge.stores.records import Ending
 
 
 def a_bridge(**settings: Any) -> Bridge:
@@ -327,3 +331,22 @@ def test_the_id_of_a_tick_depends_on_nothing_but_namespace_schedule_and_instant(
 
     assert tick_id("shop", "report", 1.8e9) == "6f9a1d8a-b7d1-87d4-8549-fbe31238d8eb"  # of another release too
     assert len(others) == 3
+
+
+def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
+    """The mark of the first is kept for a minute past the lease; it may stand in a long queue for longer."""
+    pytest.importorskip("celery")
+    bridge = Bridge("celery+memory://")
+    bridge.task(name="new", every=60)(without_arguments)
+    store = bridge.store
+    assert store is not None
+    message_id = bridge.send_tick("new", 1.8e9)
+    message = Message(
+        id=message_id, task="new", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.8e9, redelivered=1
+    )
+    assert begin(bridge, message, redelivered=False) is None
+    store.records.ended(message, Ending(state="done", at=1.8e9, result_json="null"), timeout_s=5)
+    store.marks.given_back(message, timeout_s=5)  # as if it had grown too old
+
+    assert begin(bridge, message, redelivered=False) == Discarded("ended before")
+    bridge.close()

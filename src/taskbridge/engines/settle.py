@@ -235,11 +235,11 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
     if message.redelivered:
         host.stopping.wait(_FIRST_COMES_FIRST_S)
     claim = _claimed(host, marks, message)
-    if claim is Claim.RUN:
-        return None
-    if claim is Claim.LOST and _is_recorded(host, message):
+    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(host, message):
         marks.ended(message)
         claim = Claim.ENDED
+    if claim is Claim.RUN:
+        return None
     _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
     if claim is Claim.ENDED:
         return Discarded("ended before")
@@ -250,7 +250,10 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
 
 
 def _is_recorded(host: Host, message: Message) -> bool:
-    """Return whether a message's end is recorded, and so carried out: its worker died before it could mark that."""
+    """Return whether a message's end is recorded, and so carried out.
+
+    Its worker died before it could mark that, or it was so long ago that the mark is gone.
+    """
     records = host.records_of(message.task)
     if records is None:
         return False
