@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,10 @@ default_bridge().periodic(report.call("eu"), every=timedelta(seconds=1), name="o
 
 
 @pytest.fixture
-def run(tmp_path: Path, redis_server: PrivateRedis, request: pytest.FixtureRequest) -> Iterator[Run]:
+def run(tmp_path: Path, redis_server: PrivateRedis, request: pytest.FixtureRequest) -> Run:
     (tmp_path / "shop.py").write_text(SHOP)
     url = f"celery+{redis_server.url}"
-    yield runner(tmp_path, TASKBRIDGE_URL=url, TASKBRIDGE_NAMESPACE=f"cli{tmp_path.name[-20:].replace('-', '_')}")
+    return runner(tmp_path, TASKBRIDGE_URL=url, TASKBRIDGE_NAMESPACE=f"cli{tmp_path.name[-20:].replace('-', '_')}")
 
 
 def test_the_next_runs_are_shown_in_the_schedules_zone_and_in_utc(run: Run) -> None:

@@ -57,9 +57,8 @@ def test_what_was_due_while_redis_was_away_is_caught_up_as_it_is_set(redis_serve
         sent.append((headers[SCHEDULE_HEADER], datetime.fromisoformat(headers[PLANNED_HEADER]).timestamp()))
 
     with Proxy(("127.0.0.1", redis_server.port)) as proxy:
-        bridges = [
-            Bridge(f"celery+redis://127.0.0.1:{proxy.port}", namespace=namespace, send_timeout=1) for _ in range(3)
-        ]
+        url = f"celery+redis://127.0.0.1:{proxy.port}"
+        bridges = [Bridge(url, namespace=namespace, send_timeout=1) for _ in range(3)]
         stop = threading.Event()
         threads: list[threading.Thread] = []
         for bridge in bridges:
