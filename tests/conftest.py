@@ -20,7 +20,13 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerNotInstalled
+from taskbridge.contract.servers import (
+    PrivatePostgreSQL,
+    PrivateRabbitMQ,
+    PrivateRedis,
+    PrivateServer,
+    ServerNotInstalled,
+)
 
 TARGETS: Final = (
     "inline",
@@ -36,7 +42,14 @@ TARGETS: Final = (
 _MODULES: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
 
 # Folders and files of tests (test_celery_wire.py) that need it, by the words in theirs.
-_WORDS_IN_PATHS: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "rabbitmq": "pika"}
+_WORDS_IN_PATHS: Final = {
+    "celery": "celery",
+    "dramatiq": "dramatiq",
+    "redis": "redis",
+    "rabbitmq": "pika",
+    "sql": "sqlalchemy",
+    "postgresql": "psycopg",
+}
 
 AnyServer = TypeVar("AnyServer", bound=PrivateServer)
 
@@ -104,6 +117,13 @@ def redis_server() -> Iterator[PrivateRedis]:
 def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
     """A RabbitMQ node shared by the tests of this process; a test that breaks servers takes `make_rabbitmq`."""
     with _started(PrivateRabbitMQ()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PrivatePostgreSQL]:
+    """A PostgreSQL server shared by the tests of this process; none has made tables in its database."""
+    with _started(PrivatePostgreSQL()) as server:
         yield server
 
 

@@ -10,7 +10,7 @@ Only where a message may have been delivered before is the mark read.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from taskbridge.message import Message
 from taskbridge.stores.records import Records
@@ -115,4 +115,20 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of what is held open."""
+        ...
+
+
+@runtime_checkable
+class StoreWithTables(Store, Protocol):
+    """A store that has to be made ready, once and by each release that needs it otherwise: `taskbridge store init`."""
+
+    def init(self, *, timeout_s: float) -> tuple[int, int]:
+        """Make it ready, and return the versions of its tables before and after; 0 is none.
+
+        It may be done again, and by several processes at once. Data stays.
+
+        Raises:
+            BrokerUnavailable: It doesn't answer, or refuses.
+            StoreNotReady: A later release has made it.
+        """
         ...

@@ -188,7 +188,8 @@ class _Process:
         is_running_here = (message.life, message.attempt) in self.running
         with self._database.writing(timeout_s=timeout_s) as connection:
             row = self._row(message, self.name, _STARTED_KEPT_S)
-            if connection.execute(self._database.insert(MARKS).values(row).on_conflict_do_nothing()).rowcount:
+            insert = self._database.insert(MARKS).values(row).on_conflict_do_nothing().returning(MARKS.c.attempt)
+            if connection.execute(insert).first() is not None:
                 return Claim.RUN
             owner = connection.execute(select(MARKS.c.owner).where(*self.key(message)).with_for_update()).scalar()
             if owner == _ENDED:

@@ -170,10 +170,10 @@ class SqlRecords:
             statement = update(RECORDS).where(*self._is(kept.record.id)).values(row)
         else:
             statement = self._database.insert(RECORDS).values(row).on_conflict_do_nothing()
+        told: Any = RECORDS.c.id
         if tells:  # in the same statement, for a round trip less
-            statement = statement.returning(func.pg_notify(CHANNEL, f"{self._namespace}:{kept.record.id}"))
-            return connection.execute(statement).first() is not None
-        return bool(connection.execute(statement).rowcount)
+            told = func.pg_notify(CHANNEL, f"{self._namespace}:{kept.record.id}")
+        return connection.execute(statement.returning(told)).first() is not None
 
     def _tell(self, connection: Connection, record: Record) -> None:
         """Put a cancellation where `cancelled_since` finds it; numbers are committed in their order."""
