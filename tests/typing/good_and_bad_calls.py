@@ -13,7 +13,21 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from taskbridge import Bridge, Call, Context, Event, Handle, Priority, Retry, RetryPolicy, current, on, task
+from taskbridge import (
+    Bridge,
+    Call,
+    Context,
+    Event,
+    Handle,
+    Priority,
+    Retry,
+    RetryPolicy,
+    State,
+    Status,
+    current,
+    on,
+    task,
+)
 from taskbridge.tasks import AsyncTask, Task
 
 bridge = Bridge("inline://")
@@ -62,6 +76,14 @@ async def good() -> None:
     assert_type(current().attempt, int)
     assert_type(current().priority, Priority)
     assert_type(add.send(1).id, str)
+    assert_type(add.send(1).result(timeout=timedelta(seconds=5)), float)
+    assert_type(await add.send(1).aresult(5), float)
+    assert_type(fetch.send("u").result(), bytes)
+    assert_type(add.send(1).status(), Status)
+    assert_type(add.send(1).status().state, State)
+    assert_type(await add.send(1).acancel(), Status)
+    assert_type(bridge.handle("some-id").result(), Any)
+    assert_type(current().cancelled, bool)
     wide: Handle[object] = add.send(1)
     assert_type(wide.queue, str)
 
@@ -83,12 +105,23 @@ def bad() -> None:
     RetryPolicy(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RetryPolicy(max_attempts="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Retry(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    word: str = add.send(1).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    add.send(1).result("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.handle(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Bridge(nmespace="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    print(wrong)
+    print(wrong, word)
 
 
 @task(quue="email")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
 def mistyped_option() -> None: ...
+
+
+@task(results=False)
+def unrecorded() -> object: ...
+
+
+@task(results="no")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_option() -> None: ...
 
 
 @on("dead")

@@ -41,10 +41,10 @@ def test_init_needs_a_store_that_answers(run: Run) -> None:
     assert "there is no store" in done.stderr
 
 
-def test_init_without_a_verb_shows_help(run: Run) -> None:
+def test_store_needs_a_verb(run: Run) -> None:
     done = run("store")
-    assert done.returncode == 0
-    assert "init" in done.stdout
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "init" in run("store", "--help").stdout
 
 
 def test_check_says_whether_the_store_answers(run: Run) -> None:

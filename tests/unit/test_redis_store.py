@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 from taskbridge import Bridge, Message
 from taskbridge.brokers.redis.client import Client
@@ -19,10 +20,8 @@ def opened(server: PrivateRedis, **settings: object) -> RedisStore:
     return store
 
 
-def a_message(**fields: int) -> Message:
-    return Message(
-        id=new_id(), task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time(), **fields
-    )
+def a_message() -> Message:
+    return Message(id=new_id(), task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
 
 
 def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateRedis) -> None:
@@ -50,7 +49,8 @@ def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: Priv
     deadline = time.monotonic() + 20
     while (record := store.records.get(again.id, timeout_s=5)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert record is not None and record.state == "running"
+    assert record is not None
+    assert record.state == "running"
     store.close()
     client.close()
 
@@ -112,7 +112,7 @@ def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis)
     child = os.fork()
     if child == 0:
         try:
-            second = Message(**{**{f: getattr(message, f) for f in message.__slots__}, "attempt": 2})
+            second = replace(message, attempt=2)
             store.records.started(second, worker="child:1", at=time.time())
             store.records.ended(second, Ending(state="done", at=time.time()), timeout_s=5)
             os._exit(0)

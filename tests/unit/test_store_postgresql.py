@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -19,12 +18,12 @@ from taskbridge.stores.sql import SqlStore, open_store
 
 
 @pytest.fixture
-def url(postgresql_server: PrivatePostgreSQL, request: pytest.FixtureRequest) -> Iterator[str]:
+def url(postgresql_server: PrivatePostgreSQL) -> str:
     """A database of the test's own, without tables."""
     with psycopg.connect(postgresql_server.url, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS shop WITH (FORCE)")
         connection.execute("CREATE DATABASE shop")
-    yield postgresql_server.url.replace("/postgres", "/shop")
+    return postgresql_server.url.replace("/postgres", "/shop")
 
 
 def opened(url: str, **given: object) -> SqlStore:

@@ -38,10 +38,8 @@ def opened(url: str, **given: object) -> SqlStore:
     return open_store(settings, url)
 
 
-def a_message(number: int = 0, **fields: int) -> Message:
-    return Message(
-        id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time(), **fields
-    )
+def a_message(number: int = 0) -> Message:
+    return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
 
 
 def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
@@ -119,13 +117,14 @@ def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_a
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match="no answer in time|locked"):
+    with pytest.raises(BrokerUnavailable, match=r"no answer in time|locked"):
         store.records.cancel("id-0", at=1.0, timeout_s=0.5)
     assert time.monotonic() - began < 2
     other.execute("ROLLBACK")
     other.close()
     record = store.records.cancel("id-0", at=1.0, timeout_s=5)
-    assert record is not None and record.state == "cancelled"
+    assert record is not None
+    assert record.state == "cancelled"
 
 
 def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> None:
@@ -166,7 +165,8 @@ def test_a_forked_process_has_connections_of_its_own(store: SqlStore) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert woken.wait(20)
     record = store.records.get("id-0", timeout_s=5)
-    assert record is not None and record.state == "done"
+    assert record is not None
+    assert record.state == "done"
     assert [attempt.worker for attempt in record.attempts] == ["child:1"]
     stop()
 

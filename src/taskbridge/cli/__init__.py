@@ -1,4 +1,4 @@
-"""The command line: `taskbridge worker`, `check`, `queues`, `health`, `status`, `cancel`, `dead` and the others."""
+"""The command line: `taskbridge worker`, `check`, `queues`, `health`, `status`, `cancel`, `dead`, `store`, and others."""
 
 from __future__ import annotations
 

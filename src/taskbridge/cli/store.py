@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from taskbridge import Bridge
 from taskbridge.cli.arguments import Commands, UsageError, add_command, bridge_of
@@ -34,16 +35,14 @@ _TIMEOUT_S = 60.0
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("store", help="make the store ready", description=_DESCRIPTION)
-    verbs = parser.add_subparsers(
-        prog="taskbridge store", title="commands", metavar="COMMAND", dest="verb", required=True
-    )
-    init = add_command(
-        verbs, "init", run, help="make its tables, or bring them up to date", description=_INIT_DESCRIPTION
-    )
+    verbs: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+    title = "make its tables, or bring them up to date"
+    init = add_command(verbs, "init", run, help=title, description=_INIT_DESCRIPTION)
     init.add_argument(
         "app",
         nargs="?",
         metavar="MODULE[:BRIDGE]",
+        default=os.environ.get(APP_VARIABLE),
         help="the module whose settings name the store; if left out: the environment's TASKBRIDGE_STORE",
     )
     init.add_argument("--url", metavar="URL", help="the store, such as postgresql://user:password@host/database")
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     bridge = _bridge(arguments)
     store, url = bridge.store, bridge.settings.store or bridge.settings.url.broker_url
     if store is None:
-        raise UsageError(f"there is no store: set TASKBRIDGE_STORE or --url (and {APP_VARIABLE} is no setting of it)")
+        raise UsageError("there is no store to make ready: set TASKBRIDGE_STORE, or --url to the store's")
     shown = without_credentials(url)
     try:
         if isinstance(store, StoreWithTables):
@@ -77,8 +76,6 @@ def _bridge(arguments: argparse.Namespace) -> Bridge:
 def _done(before: int, after: int) -> str:
     if before == after:
         return f"the tables are there, of version {after}"
-    return (
-        f"made the tables, of version {after}"
-        if before == 0
-        else f"brought the tables from version {before} to {after}"
-    )
+    if before == 0:
+        return f"made the tables, of version {after}"
+    return f"brought the tables from version {before} to {after}"

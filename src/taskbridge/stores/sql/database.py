@@ -142,14 +142,15 @@ class Database:
         except BrokerUnavailable:  # which is an OSError too
             raise
         except (DBAPIError, SQLAlchemyError, OSError, sqlite3.Error) as exc:
-            raise self._error(process, exc) from exc
+            raise self._error(process, exc, is_checked=is_checked) from exc
         finally:
             process.deadlines.remove_mine()
 
-    def _error(self, process: _Process, exc: Exception) -> BrokerUnavailable:
+    def _error(self, process: _Process, exc: Exception, *, is_checked: bool) -> BrokerUnavailable:
         original: Any = getattr(exc, "orig", None) or exc
         text = str(original).strip().partition("\n")[0] or type(original).__name__
-        if getattr(original, "sqlstate", None) == _UNDEFINED_TABLE or text.startswith("no such table"):
+        is_missing = getattr(original, "sqlstate", None) == _UNDEFINED_TABLE or text.startswith("no such table")
+        if is_missing and is_checked:
             process.is_ready = False
             return StoreNotReady("the store's tables are gone", url=schema.shown(process.engine))
         if time.monotonic() >= process.call.deadline:
@@ -263,14 +264,25 @@ def _sqlite(url: URL, timeout_s: float) -> sqlite3.Connection:
     place = url.database or ""
     connection = sqlite3.connect(place, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA busy_timeout = 1000")
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer don't wait for each other
+        _use_wal(connection, time.monotonic() + timeout_s)
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
+    """Keep what is written in a log beside the database, so that readers and the writer don't wait for each other."""
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:  # locked, for others do the same: SQLite doesn't wait by itself here
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _close(connection: Any) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from taskbridge import BrokerUnavailable, Message
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.checks.records import create, end, record_of
-from taskbridge.contract.stores.place import Place, a_message, expect, patience_s, soon
+from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, patience_s, soon
 from taskbridge.contract.stores.table import a_server, check
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
@@ -86,7 +86,7 @@ def a_store_that_is_silent_is_noticed_in_time(p: Place) -> None:
     store, message = p.store(send_timeout=_TIMEOUT_S, lease=5), a_message()
     create(store, message)
     stop = store.records.watch(message.id, lambda: None)
-    store.marks.claim(a_message(), timeout_s=_TIMEOUT_S)
+    store.marks.claim(a_message(), timeout_s=TIMEOUT_S)
     p.server.pause()
     try:
         _expect_unavailable(store, message)
