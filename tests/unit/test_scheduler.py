@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from itertools import takewhile
@@ -30,7 +30,7 @@ def due(timing: Timing, begin: float, end: float) -> list[float]:
 
 
 @contextmanager
-def world_of(*schedules: Schedule, begin: float, seed: int = 1, ticks: Any = None) -> Iterator[World]:
+def world_of(*schedules: Schedule, begin: float, seed: int = 1, ticks: Any = None) -> Generator[World]:
     world = World(ticks=MemoryTicks() if ticks is None else ticks, schedules=schedules, now=begin, seed=seed)
     try:
         yield world

@@ -180,7 +180,7 @@ class Tasks:
     def declare_schedules(self, schedules: Sequence[Mapping[str, Any]]) -> None:
         """Declare schedules by the options of `Bridge.periodic`, and `gate`: what is sent waits until it is open."""
         for schedule in schedules:
-            options = {"gate": "", **schedule}
+            options: dict[str, Any] = {"gate": "", **schedule}
             step = Step(gate=options.pop("gate"))
             self._bridge.periodic(self.programs["once"].call([step.plain()]), **options)
 
