@@ -17,11 +17,14 @@ from taskbridge import (
     Bridge,
     Call,
     Context,
+    Cron,
     Event,
+    Every,
     Handle,
     Priority,
     Retry,
     RetryPolicy,
+    ScheduleEntry,
     State,
     Status,
     current,
@@ -122,6 +125,33 @@ def unrecorded() -> object: ...
 
 @task(results="no")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
 def wrong_option() -> None: ...
+
+
+@task(cron="0 8 * * mon-fri", timezone="Europe/Rome", catch_up="all", overlap="skip")
+def morning() -> int:
+    return 8
+
+
+@task(every=timedelta(minutes=5), schedules=[Cron("0 3 * * *", timezone="UTC", name="nightly"), Every(60)])
+async def often() -> None: ...
+
+
+@task(cron=5)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_cron() -> None: ...
+
+
+@task(every=5, catch_up="some")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_catch_up() -> None: ...
+
+
+def schedules() -> None:
+    assert_type(morning, Task[[], int])
+    assert_type(often, AsyncTask[[], None])
+    bridge.periodic(add.using(queue="slow").call(1, right=2), cron="* * * * *", name="adding")
+    assert_type(bridge.schedules.list(runs=2), list[ScheduleEntry])
+    bridge.periodic(add.call("1"), every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.periodic(add, every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.periodic(add.call(1), every="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @on("dead")

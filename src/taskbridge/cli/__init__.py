@@ -1,4 +1,4 @@
-"""The command line: `taskbridge worker`, `check`, `queues`, `schedules`, `status`, `cancel`, `dead`, `store`, and others."""
+"""The command line: `taskbridge worker`, `check`, `queues`, `schedules`, `status`, `cancel`, `dead`, `store`, ..."""
 
 from __future__ import annotations
 
