@@ -220,3 +220,18 @@ def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is
 
     assert world.planned("s") == [begin + 120]
     assert world.state("s").missed == 1
+
+
+def test_a_schedule_with_much_to_catch_up_does_not_hold_up_the_others() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("much", Every(1, catch_up="all")), scheduled("other", Every(60)), begin=begin) as world:
+        world.add("first")
+        world.run(begin + 1.5)
+        world.actors[0].kill()
+        world.actors.clear()
+        world.now = begin + 3600.5
+        world.add("second")
+        while not world.planned("other"):
+            world.run(world.now + 0.05)
+
+    assert len(world.planned("much")) < 1000

@@ -35,6 +35,12 @@ _LOOK_S: Final = 1.0
 _POLL_S: Final = 0.25
 """How soon a tick is looked at again that somebody else has claimed."""
 
+_SOON_S: Final = 0.02
+"""How soon a schedule is looked at again whose tick somebody else has settled just now."""
+
+_AT_A_TIME: Final = 20
+"""How many ticks of a schedule are dealt with before the others have their turn; there may be many to catch up."""
+
 _WITNESS_S: Final = 3.0
 """How long a tick that was due before this scheduler came is left to those that were there before."""
 
@@ -122,7 +128,7 @@ class Ticker:
     def _attend(self, schedule: Schedule) -> float:
         """Deal with the ticks of a schedule that are due, and return when to look again."""
         ticks = self._ticks()
-        while True:
+        for _ in range(_AT_A_TIME):
             now = self._here()
             state = ticks.begin(schedule.name, at=now, timeout_s=self._timeout_s)
             if self._watched_since is None:
@@ -148,8 +154,9 @@ class Ticker:
                 timeout_s=self._timeout_s,
             )
             if claim in (TickClaim.CLAIMED, TickClaim.SETTLED):
-                return now + (_POLL_S if claim is TickClaim.CLAIMED else 0.0)
+                return now + (_POLL_S if claim is TickClaim.CLAIMED else _SOON_S)
             self._settle(ticks, schedule, state, _after_claim(claim, decision, first, state), now)
+        return self._here()
 
     def _may_decide(self, schedule: Schedule, state: ScheduleState, first: float, now: float) -> bool:
         """Return whether nobody else seems to have been there when a tick was due that this scheduler has not seen.

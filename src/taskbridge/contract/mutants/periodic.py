@@ -53,7 +53,11 @@ def everybody_has_the_claim() -> None:
 def ticks_are_sent_early() -> None:
     """A tick is sent half a second before its time."""
     _decide_otherwise(lambda timing, given: (timing, {**given, "now": given["now"] + 0.5}))
-    put(_SCHEDULER, "Ticker.step", lambda step: lambda self: min(step(self), self._host.now() + 0.1))
+
+    def make(attend: Any) -> Any:
+        return lambda self, schedule: min(attend(self, schedule), self._host.now() + 0.1)
+
+    put(_SCHEDULER, "Ticker._attend", make)
 
 
 @mutant("CR1", _MANY)

@@ -21,12 +21,12 @@ from taskbridge.contract.registry import (
 )
 from taskbridge.contract.tasks import Variant
 
-TICKS: Final = int(os.environ.get("TASKBRIDGE_CONTRACT_TICKS", "9"))
+TICKS: Final = int(os.environ.get("TASKBRIDGE_CONTRACT_TICKS", "8"))
 """How many ticks are waited for; the variable is for longer trials by hand."""
 
 _ON_TIME_S: Final = 1.0
-_EVERY_S: Final = 2
-_GONE_S: Final = 7.0
+_EVERY_S: Final = 1
+_GONE_S: Final = 3.5
 """How long nobody is there: several ticks."""
 
 
