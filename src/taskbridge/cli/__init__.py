@@ -1,4 +1,4 @@
-"""The command line: `taskbridge worker`, `check`, `queues`, `health`, `status`, `cancel`, `dead`, `store`, and others."""
+"""The command line: `taskbridge worker`, `check`, `queues`, `health`, `status`, `cancel`, `dead`, and others."""
 
 from __future__ import annotations
 
