@@ -27,8 +27,7 @@ class Context:
         enqueued_at: When the message was first sent, aware, in UTC.
         headers: What the application sent along.
         previous_error: Why the attempt before this one failed; None on the first.
-        cancelled: Whether the message was cancelled since it started, known within a second. It is for the task to
-            look at, and to end; nothing interrupts it.
+        is_cancelled: What answers `cancelled`.
     """
 
     id: str
@@ -44,7 +43,10 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the message was cancelled since it started; asking waits for nothing."""
+        """Whether the message was cancelled since it started, known within a second; asking waits for nothing.
+
+        It is for the task to look at, and to end; nothing interrupts it.
+        """
         return self.is_cancelled()
 
 
