@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NotInstalledError,
         SendError,
         SettingsError,
+        StoreNotReady,
         TaskBridgeError,
         TimeLimitExceeded,
         UnknownQueue,

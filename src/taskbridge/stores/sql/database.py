@@ -7,7 +7,7 @@ import select as selecting
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -57,7 +57,7 @@ class Database:
         self._process: _Process | None = None
 
     @contextmanager
-    def reading(self, *, timeout_s: float) -> Iterator[Connection]:
+    def reading(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection for single statements.
 
         Raises:
@@ -68,7 +68,7 @@ class Database:
             yield process.for_reading(connection)
 
     @contextmanager
-    def single(self, *, timeout_s: float) -> Iterator[Connection]:
+    def single(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection for one statement that writes, which on PostgreSQL is then one round trip.
 
         Raises:
@@ -82,7 +82,7 @@ class Database:
             yield process.for_reading(connection)
 
     @contextmanager
-    def writing(self, *, timeout_s: float) -> Iterator[Connection]:
+    def writing(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection in a transaction, which is committed at the end. On SQLite there is one at a time.
 
         Raises:
@@ -132,7 +132,7 @@ class Database:
             process.close()
 
     @contextmanager
-    def _within(self, timeout_s: float, *, is_checked: bool = True) -> Iterator[_Process]:
+    def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
         process = self._mine()
         process.call.deadline = time.monotonic() + timeout_s
         try:

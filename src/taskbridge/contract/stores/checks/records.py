@@ -43,7 +43,8 @@ def _state(store: Store, message: Message) -> State | None:
 
 def end(store: Store, message: Message, state: State, **fields: Any) -> None:
     """Record an end."""
-    ending = Ending(state=state, **{"at": time.time(), **fields})
+    given: dict[str, Any] = {"at": time.time(), **fields}
+    ending = Ending(state=state, **given)
     store.records.ended(message, ending, timeout_s=TIMEOUT_S)
 
 
