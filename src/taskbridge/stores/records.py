@@ -204,7 +204,7 @@ class Records(Protocol):
         """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
 
         A message's life is `Message.life`. A replay begins another one, which is not cancelled.
-        None is skipped, whatever the order in which concurrent `cancel`s end; some may be told twice.
+        None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.

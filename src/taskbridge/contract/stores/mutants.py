@@ -151,6 +151,17 @@ def needs_a_start(ended: Any) -> Any:
     return refuse
 
 
+@mutant("a_text_may_hold_what_is_no_character", _TRANSITIONS, "ended")
+def takes_characters_only(ended: Any) -> Any:
+    """An end is recorded with nothing but characters in it."""
+
+    def encode(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        ok = replace(ending, traceback=ending.traceback.encode(errors="ignore").decode(), reason="")
+        return ended(old, message, ok, run, writer=writer)
+
+    return encode
+
+
 @mutant("a_late_start_changes_nothing", _TRANSITIONS, "_of_life")
 def takes_late_starts(of_life: Any) -> Any:
     """What an earlier attempt says counts."""

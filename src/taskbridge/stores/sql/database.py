@@ -24,7 +24,11 @@ from taskbridge.stores.sql import schema
 from taskbridge.stores.sql.deadlines import Deadlines, InTime
 
 _KEPT_OPEN: Final = 5
+"""How many connections stay open while they are idle."""
+_AT_A_TIME: Final = 20
+"""How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
 _RECYCLED_S: Final = 300
+"""After how many seconds a connection is made anew."""
 _UNDEFINED_TABLE: Final = "42P01"
 
 _inherited: Final[list[Any]] = []
@@ -135,6 +139,8 @@ class Database:
     def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
         process = self._mine()
         process.call.deadline = time.monotonic() + timeout_s
+        if not process.turns.acquire(timeout=max(0.0, timeout_s)):
+            raise BrokerUnavailable("the store is busy: too many calls at once")
         try:
             if is_checked:
                 process.check()
@@ -145,6 +151,7 @@ class Database:
             raise self._error(process, exc, is_checked=is_checked) from exc
         finally:
             process.deadlines.remove_mine()
+            process.turns.release()
 
     def _error(self, process: _Process, exc: Exception, *, is_checked: bool) -> BrokerUnavailable:
         original: Any = getattr(exc, "orig", None) or exc
@@ -183,6 +190,7 @@ class _Process:
         self.pid = os.getpid()
         self.call = _Call()
         self.deadlines = Deadlines()
+        self.turns = threading.Semaphore(_AT_A_TIME)
         self.writes = threading.Lock()
         self.is_ready = False
         self._is_sqlite = is_sqlite

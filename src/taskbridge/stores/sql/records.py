@@ -52,6 +52,14 @@ class SqlRecords:
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages, all in one transaction."""
+        if len(messages) == 1 and not messages[0][0].replays:
+            kept = transitions.created(None, *messages[0])
+            if kept is not None:
+                insert = self._database.insert(RECORDS).values(self._row(kept)).on_conflict_do_nothing()
+                with self._database.single(timeout_s=timeout_s) as connection:
+                    connection.execute(insert)
+            self._purge(timeout_s)
+            return
         with self._database.writing(timeout_s=timeout_s) as connection:
             first = [self._row(kept) for message, delay_s in messages if (kept := _created(message, delay_s))]
             for start in range(0, len(first), _TOGETHER):

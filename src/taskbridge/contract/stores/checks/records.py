@@ -143,6 +143,16 @@ def a_message_may_end_without_a_start(p: Place) -> None:
 
 
 @check()
+def a_text_may_hold_what_is_no_character(p: Place) -> None:
+    """A reason or a traceback with half a character, or with none, doesn't keep an end from being recorded."""
+    store, message = p.store(), a_message()
+    create(store, message)
+    end(store, message, "dead", reason="no \udc80 file \x00", error=_ERROR, traceback="line \udcff\x00")
+    seen = record_of(store, message)
+    expect((seen.state, seen.reason[:3], seen.traceback[:5]), ("dead", "no ", "line "), "its record")
+
+
+@check()
 def a_late_start_changes_nothing(p: Place) -> None:
     """A start that arrives after the next attempt's, or after the end, changes nothing."""
     store, message = p.store(), a_message()
