@@ -132,8 +132,12 @@ class Database:
         """Close the connections; the next call makes new ones."""
         with self._lock:
             process, self._process = self._process, None
-        if process is not None and process.pid == os.getpid():
+        if process is None:
+            return
+        if process.pid == os.getpid():
             process.close()
+        else:
+            _inherited.append(process)
 
     @contextmanager
     def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
