@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from taskbridge.settings import load
 from taskbridge.stores.base import Claim
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store
+from tests.unit.command_line import runner
 
 
 @pytest.fixture
@@ -117,3 +119,27 @@ def test_a_store_that_is_closed_leaves_no_connection(url: str) -> None:
             assert row is not None
             left = (row[0],)
     assert left == (0,)
+
+
+def test_a_worker_without_tables_says_in_one_line_what_to_do(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("celery")
+    (tmp_path / "shop.py").write_text("from taskbridge import task\n\n@task\ndef greet() -> None: ...\n")
+    run = runner(tmp_path, TASKBRIDGE_URL="celery+redis://127.0.0.1:1", TASKBRIDGE_STORE=url)
+    done = run("worker", "shop")
+    assert done.returncode == 2
+    assert "the store has no tables yet: run `taskbridge store init`" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    store.records.create([(a_message(number), 0.0) for number in range(100)], timeout_s=5)
+    with ThreadPoolExecutor(100) as pool:
+        found = list(pool.map(lambda number: store.records.get(f"id-{number}", timeout_s=20), range(100)))
+    assert None not in found
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'").fetchone()
+    assert row is not None
+    assert row[0] <= 21
+    store.close()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,7 +155,9 @@ def test_a_forked_process_has_connections_of_its_own(store: SqlStore) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     woken = threading.Event()
     stop = store.records.watch("id-0", woken.set)
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
+        child = os.fork()
     if child == 0:
         try:
             store.records.started(a_message(), worker="child:1", at=time.time())

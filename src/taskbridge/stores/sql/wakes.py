@@ -18,13 +18,11 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.statements import CHANNEL
 from taskbridge.stores.sql.tables import RECORDS
 from taskbridge.stores.watches import Watches
 
 _log = logging.getLogger("taskbridge.store")
-
-CHANNEL: Final = "taskbridge_ended"
-"""The channel on which PostgreSQL tells that a record became final, as `namespace:id`."""
 
 _LOOK_S: Final = 0.05
 """How often SQLite is asked whether anything has changed, while somebody waits; that takes some microseconds."""
@@ -89,7 +87,7 @@ class Wakes(ABC):
                 pause_s = _SHORTEST_PAUSE_S
                 self._wait(connection)
             except Exception as exc:  # of sqlite3, psycopg, or the system: all mean that the database is away
-                if not self._closed.is_set():
+                if not self._closed.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
             self._set(listens=False)
             if connection is not None:
