@@ -15,6 +15,7 @@ from taskbridge import Cron, Every
 from taskbridge.schedules import CatchUp, Schedule, Timing
 from taskbridge.stores.memory.ticks import MemoryTicks
 from taskbridge.stores.records import Record, State
+from taskbridge.stores.ticks import Ticks
 from tests.unit.scheduler_world import World
 from tests.unit.test_schedules import WINDOWS
 
@@ -46,6 +47,24 @@ def all_day(zone: str, catch_up: CatchUp) -> list[Schedule]:
         scheduled("all the time", Cron("*/20 * * * *", timezone=zone, catch_up=catch_up)),
         scheduled("every", Every(timedelta(hours=1), catch_up=catch_up)),
     ]
+
+
+def two_days_in_disorder(ticks: Ticks) -> None:
+    """Check that five schedulers on a store, which are killed and stopped, send each tick once."""
+    begin, end = 1.8e9, 1.8e9 + 2 * 86400
+    schedules = [
+        scheduled("every", Every(600, catch_up="all")),
+        scheduled("cron", Cron("*/15 1-2 * * *", timezone="Europe/Rome", catch_up="all")),
+    ]
+    with world_of(*schedules, begin=begin, seed=3, ticks=ticks) as world:
+        for number in range(WORKERS):
+            world.add(f"worker {number}")
+        world.run(end, disorder=0.03)
+        world.run(end + 7200)
+        for schedule in schedules:
+            assert [tick for tick in world.planned(schedule.name) if tick <= end] == due(schedule.timing, begin, end)
+            assert world.state(schedule.name).missed == 0
+    assert world.kills > 20
 
 
 @pytest.mark.parametrize(("zone", "day"), WINDOWS)

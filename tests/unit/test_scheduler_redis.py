@@ -11,39 +11,23 @@ from uuid import uuid4
 
 import pytest
 
-from taskbridge import Bridge, Cron, Event, Every
+from taskbridge import Bridge, Event
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.scheduler import Scheduler
 from taskbridge.periodic import PLANNED_HEADER, SCHEDULE_HEADER
-from taskbridge.schedules import CatchUp, Schedule
-from tests.unit.scheduler_world import World
-from tests.unit.test_scheduler import due, scheduled
+from taskbridge.schedules import CatchUp
+from tests.unit.test_scheduler import two_days_in_disorder
 
 
 def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(redis_server: PrivateRedis) -> None:
     bridge = Bridge(f"celery+{redis_server.url}", namespace=f"t{uuid4().hex[:10]}")
     store = bridge.store
     assert store is not None
-    begin = 1.8e9
-    schedules: Sequence[Schedule] = [
-        scheduled("every", Every(600, catch_up="all")),
-        scheduled("cron", Cron("*/15 1-2 * * *", timezone="Europe/Rome", catch_up="all")),
-    ]
-    world = World(ticks=store.ticks, schedules=schedules, now=begin, seed=3)
-    try:
-        for number in range(5):
-            world.add(f"worker {number}")
-        world.run(begin + 2 * 86400, disorder=0.03)
-        world.run(begin + 2 * 86400 + 7200)
-        for schedule in schedules:
-            seen = [tick for tick in world.planned(schedule.name) if tick <= begin + 2 * 86400]
-            assert seen == due(schedule.timing, begin, begin + 2 * 86400)
-            assert world.state(schedule.name).missed == 0
-    finally:
-        world.close()
-        bridge.close()
-    assert world.kills > 20
+
+    two_days_in_disorder(store.ticks)
+
+    bridge.close()
 
 
 @pytest.mark.slow
