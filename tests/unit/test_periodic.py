@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -317,12 +316,20 @@ def test_an_embedded_worker_keeps_to_schedules() -> None:
     with bridge.embedded_worker():
         assert ran.wait(20)
 
-    off = Bridge("inline://?threads=0", scheduler=False)
-    off.task(name="soon", every=1)(soon)
-    ran.clear()
-    with off.embedded_worker():
-        threads = [thread.name for thread in threading.enumerate()]
-        time.sleep(0.1)
+
+@pytest.mark.parametrize("by_setting", [True, False])
+def test_a_worker_that_is_told_so_does_not_send_by_schedules(by_setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by_setting:
+        monkeypatch.setenv("TASKBRIDGE_SCHEDULER", "off")
+    else:  # as `taskbridge worker --no-scheduler` tells it
+        monkeypatch.setenv("TASKBRIDGE_APP_SCHEDULER", "off")
+    bridge = a_bridge()
+    bridge.task(name="soon", every=1)(without_arguments)
+
+    with bridge.embedded_worker():
+        threads = {thread.name for thread in threading.enumerate()}
+
+    assert "taskbridge-pump" in threads
     assert "taskbridge-scheduler" not in threads
 
 
