@@ -40,6 +40,7 @@ class World:
         sent: The ids that were sent, how often, by schedule and planned instant.
         away: Whether the store does not answer.
         records: What is known of messages.
+        full_until: Until when nothing is taken of a schedule.
         away_s: How long after a kill another scheduler may take to come in the place of the one that was killed.
     """
 
@@ -52,6 +53,7 @@ class World:
     records: dict[str, Record] = field(default_factory=dict)
     away_s: Sequence[float] = (0.5, 5.0, 60.0, 3600.0)
     settings: Settings = field(default_factory=lambda: load({"url": "celery+redis://nowhere"}, environ={})[0])
+    full_until: dict[str, float] = field(default_factory=dict)
     kills: int = 0
     freezes: int = 0
 
@@ -192,6 +194,8 @@ class Actor:
         message_id = tick_id("world", schedule, planned_at)
 
         def send() -> None:
+            if self.world.now < self.world.full_until.get(schedule, 0.0):
+                raise BrokerUnavailable("the queue is full")
             self.world.sent[schedule, planned_at, message_id] += 1
 
         self._ask(send)

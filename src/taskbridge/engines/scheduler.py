@@ -38,6 +38,9 @@ _POLL_S: Final = 0.25
 _SOON_S: Final = 0.02
 """How soon a schedule is looked at again whose tick somebody else has settled just now."""
 
+_STUCK_LEASES: Final = 3
+"""After how many leases a tick that is still claimed tells that nothing can be sent, and what is due is missed."""
+
 _AT_A_TIME: Final = 20
 """How many ticks of a schedule are dealt with before the others have their turn; there may be many to catch up."""
 
@@ -77,6 +80,14 @@ class TickHost(Protocol):
         ...
 
 
+class _NotSentError(Exception):
+    """The broker did not take the message of a tick; `cause` says why."""
+
+    def __init__(self, cause: BrokerUnavailable) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class Ticker:
     """One scheduler, without a thread: whoever has one calls `step` again and again.
 
@@ -95,6 +106,7 @@ class Ticker:
         self._here_at: float | None = None
         self._watched_since: float | None = None
         self._look_at: dict[str, float] = {}
+        self._unsent_at: dict[str, float] = {}
         self._left: dict[str, tuple[float, float]] = {}
 
     def lapse(self) -> None:
@@ -107,13 +119,22 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
-        try:
-            for schedule in self._host.all_schedules():
-                if self._look_at.get(schedule.name, 0.0) <= self._here():
-                    self._look_at[schedule.name] = self._attend(schedule)
-        except BrokerUnavailable:
-            self.lapse()
-            raise
+        failure: BrokerUnavailable | None = None
+        for schedule in self._host.all_schedules():
+            now = self._here()
+            if self._look_at.get(schedule.name, 0.0) > now:
+                continue
+            try:
+                self._look_at[schedule.name] = self._attend(schedule)
+            except _NotSentError as exc:  # its queue alone may be full: the others go on
+                failure = exc.cause
+                self._unsent_at[schedule.name] = self._host.now()
+                self._look_at[schedule.name] = self._host.now() + _LOOK_S
+            except BrokerUnavailable:
+                self.lapse()
+                raise
+        if failure is not None:
+            raise failure
         return min(self._look_at.values(), default=inf)
 
     def _here(self) -> float:
@@ -133,18 +154,20 @@ class Ticker:
             state = ticks.begin(schedule.name, at=now, timeout_s=self._timeout_s)
             if self._watched_since is None:
                 self._watched_since = now
+            since = max(self._watched_since, self._unsent_at.get(schedule.name, -inf))
             decision = decide(
                 schedule.timing,
                 settled_until=state.settled_until,
                 paused=state.paused,
-                watched_since=self._watched_since,
+                watched_since=since,
                 now=now,
             )
             if isinstance(decision, NothingDue):
                 self._left.pop(schedule.name, None)
                 return inf if decision.next_at is None else decision.next_at
             first = decision.planned_at if isinstance(decision, SendTick) else decision.first
-            if not self._may_decide(schedule, state, first, now):
+            is_missed = first <= since and schedule.timing.catch_up != "all" and not state.paused
+            if is_missed and not self._may_decide(schedule, state, now):
                 return now + _POLL_S
             claim = ticks.claim(
                 *(schedule.name, first),
@@ -153,21 +176,21 @@ class Ticker:
                 lease_s=self._lease_s,
                 timeout_s=self._timeout_s,
             )
-            if claim in (TickClaim.CLAIMED, TickClaim.SETTLED):
-                return now + (_POLL_S if claim is TickClaim.CLAIMED else _SOON_S)
+            if claim is TickClaim.SETTLED:
+                return now + _SOON_S
+            if claim is TickClaim.CLAIMED:
+                if now - first > _STUCK_LEASES * self._lease_s:  # whoever has it can't send: the broker is away
+                    self._unsent_at[schedule.name] = now
+                return now + _POLL_S
             self._settle(ticks, schedule, state, _after_claim(claim, decision, first, state), now)
         return self._here()
 
-    def _may_decide(self, schedule: Schedule, state: ScheduleState, first: float, now: float) -> bool:
+    def _may_decide(self, schedule: Schedule, state: ScheduleState, now: float) -> bool:
         """Return whether nobody else seems to have been there when a tick was due that this scheduler has not seen.
 
         To this scheduler it was missed. Others that were there are held up by a claimant that died, perhaps: as long as
         they go on, they know better.
         """
-        if state.paused or schedule.timing.catch_up == "all" or self._watched_since is None:
-            return True
-        if first > self._watched_since:
-            return True
         seen, since = self._left.get(schedule.name, (-inf, now))
         if seen != state.settled_until:
             self._left[schedule.name] = state.settled_until, now
@@ -177,7 +200,14 @@ class Ticker:
     def _settle(
         self, ticks: Ticks, schedule: Schedule, state: ScheduleState, decision: SendTick | SkipTicks, claimed_at: float
     ) -> None:
-        """Carry a decision out about ticks, the first of which is claimed here."""
+        """Carry a decision out about ticks, the first of which is claimed here.
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+            _NotSentError: The broker did not take the message.
+        """
+        if self._has_stood_still(claimed_at):
+            return  # the ticks may be another's by now: claim again
         if isinstance(decision, SendTick) and self._overlaps(schedule, state):
             _log.warning(
                 "schedule %s: %s skipped, message %s has not ended", *_names(schedule, decision), state.last_id
@@ -186,19 +216,22 @@ class Ticker:
         if isinstance(decision, SkipTicks):
             self._skip(ticks, schedule, decision)
             return
-        if self._host.now() - claimed_at > self._lease_s / 2:
-            return  # this process stood still, and the tick may be another's by now: claim it again
+        if self._has_stood_still(claimed_at):
+            return
         planned_at = decision.planned_at
         try:
             message_id = self._host.send_tick(schedule.name, planned_at)
-        except BrokerUnavailable:
-            raise
+        except BrokerUnavailable as exc:
+            raise _NotSentError(exc) from exc
         except Exception:  # an argument that can't be encoded, a queue that is not known any more: it won't go better
             _log.exception("schedule %s: %s can't be sent", *_names(schedule, decision))
             self._skip(ticks, schedule, SkipTicks(first=planned_at, last=planned_at, missed=1))
             return
         ticks.settle(schedule.name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
         _log.info("schedule %s: %s sent, task %s id %s", *_names(schedule, decision), schedule.task, message_id)
+
+    def _has_stood_still(self, claimed_at: float) -> bool:
+        return self._host.now() - claimed_at > self._lease_s / 2
 
     def _skip(self, ticks: Ticks, schedule: Schedule, skip: SkipTicks) -> None:
         ticks.settle(schedule.name, skip.last, message_id="", missed=skip.missed, timeout_s=self._timeout_s)
@@ -213,7 +246,7 @@ class Ticker:
             )
 
     def _overlaps(self, schedule: Schedule, state: ScheduleState) -> bool:
-        """Return whether a tick must wait for none: the message before has not ended, and `overlap` says skip."""
+        """Return whether a tick is left out: the message before has not ended, and `overlap` says skip."""
         if schedule.timing.overlap == "allow" or not state.last_id or self._host.store is None:
             return False
         record = self._host.store.records.get(state.last_id, timeout_s=self._timeout_s)
