@@ -72,6 +72,7 @@ has_server() { # PACKAGE
         redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
         rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
             command -v epmd > /dev/null ;;
+        postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;
         *) return 1 ;;
     esac
 }

@@ -23,8 +23,16 @@ from typing import Any, Final, TypeVar
 import pytest
 from _pytest.runner import runtestprotocol
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerNotInstalled
+from taskbridge.contract.servers import (
+    PrivatePostgreSQL,
+    PrivateRabbitMQ,
+    PrivateRedis,
+    PrivateServer,
+    ServerNotInstalled,
+)
 from taskbridge.contract.stopwatch import StallWatch
+from taskbridge.contract.stores.place import Place
+from taskbridge.stores.base import StoreWithTables
 
 TARGETS: Final = (
     "inline",
@@ -40,7 +48,14 @@ TARGETS: Final = (
 _MODULES: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
 
 # Folders and files of tests (test_celery_wire.py) that need it, by the words in theirs.
-_WORDS_IN_PATHS: Final = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "rabbitmq": "pika"}
+_WORDS_IN_PATHS: Final = {
+    "celery": "celery",
+    "dramatiq": "dramatiq",
+    "redis": "redis",
+    "rabbitmq": "pika",
+    "sql": "sqlalchemy",
+    "postgresql": "psycopg",
+}
 
 AnyServer = TypeVar("AnyServer", bound=PrivateServer)
 
@@ -136,6 +151,23 @@ def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
     """A RabbitMQ node shared by the tests of this process; a test that breaks servers takes `make_rabbitmq`."""
     with _started(PrivateRabbitMQ()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PrivatePostgreSQL]:
+    """A PostgreSQL server shared by the tests of this process."""
+    with _started(PrivatePostgreSQL()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_store(postgresql_server: PrivatePostgreSQL) -> str:
+    """The URL of a store in the shared PostgreSQL server, whose tables are made."""
+    with Place(postgresql_server.url) as place:
+        store = place.store()
+        assert isinstance(store, StoreWithTables)
+        store.init(timeout_s=20)
+    return postgresql_server.url
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from taskbridge import RetryPolicy, current, task
+from taskbridge import Discard, RetryPolicy, current, task
 
 log = logging.getLogger(__name__)
 
@@ -22,3 +22,13 @@ async def send_welcome_email(address: str) -> None:
 @task(queue="email", expires=timedelta(days=4))  # counted from the sending, not from the time it is scheduled for
 def send_reminder(address: str) -> None:
     sent.append(f"reminder: {address}")
+
+
+@task(queue="reports")
+def make_report(year: int) -> dict[str, int]:
+    months: dict[str, int] = {}
+    for month in range(1, 13):
+        if current().cancelled:  # nobody wants it any longer; a fact that costs nothing to look at
+            raise Discard("cancelled")
+        months[f"{year}-{month:02}"] = month * year  # stands for what takes a while
+    return months

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from examples.fastapi_app import reports
 from examples.fastapi_app.tasks import send_reminder, send_welcome_email
 from taskbridge import BrokerUnavailable, default_bridge
 
@@ -35,6 +36,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 
 app = FastAPI(lifespan=lifespan)
+app.include_router(reports.router)
+for error, answer in reports.ERRORS.items():
+    app.add_exception_handler(error, answer)
 
 
 @app.post("/signups", status_code=202)

@@ -12,6 +12,7 @@ from taskbridge import DeadLetter, DecodeError, Event, UnsupportedError
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
+from taskbridge.engines.scheduler import Scheduler
 from taskbridge.engines.settle import NotSettledError, bury, put_off_unknown, run_and_settle
 from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads
@@ -39,15 +40,18 @@ class ThreadsEngine:
 
     @contextmanager
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
-        names, stop, pump = tuple(queues) or tuple(self._host.queues()), threading.Event(), Pump(self._host)
+        names, stop = tuple(queues) or tuple(self._host.queues()), threading.Event()
+        pump, scheduler = Pump(self._host), Scheduler(self._host)
         workers = [threading.Thread(target=self._work, args=(names, stop), daemon=True) for _ in range(threads)]
         self._host.hooks.call(Event(name="worker_started"))
         pump.start()
+        scheduler.start()
         for worker in workers:
             worker.start()
         try:
             yield
         finally:
+            scheduler.stop()
             self._host.hooks.call(Event(name="worker_stopping"))
             stop.set()
             self._let_finish(workers)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast, overload
 
 from taskbridge import codec
 from taskbridge.clock import RealClock
@@ -39,10 +41,15 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts, Wire
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
+    from taskbridge.engines.cancellations import Cancellations
     from taskbridge.health import Health
+    from taskbridge.periodic import Schedules
+    from taskbridge.results import Results
     from taskbridge.runner import Runner
+    from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
+    from taskbridge.stores.records import Records
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +57,8 @@ HookT = TypeVar("HookT", bound=Hook)
 
 LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
 """8 years (rule D5)."""
+
+_log = logging.getLogger("taskbridge.bridge")
 
 _BATCH: Final = 1000
 """How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
@@ -67,6 +76,8 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
     "dramatiq": ("engine 'dramatiq'", "dramatiq"),
     "redis": ("redis-py, the client of broker 'redis',", "redis"),
     "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
+    "sqlalchemy": ("SQLAlchemy, which SQL stores need,", "sql"),
+    "psycopg": ("psycopg, the client of store 'postgresql',", "postgresql"),
 }
 
 
@@ -77,6 +88,15 @@ def _module(group: str, name: str) -> str:
     from taskbridge.settings import plugins  # here, for declaring tasks needs no settings
 
     return plugins(group)[name]
+
+
+def _store_module(scheme: str) -> str:
+    """Return the module of a store, built in or found by entry point."""
+    from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
+
+    if scheme in STORE_SCHEMES:
+        return f"taskbridge.stores.{STORE_SCHEMES[scheme]}"
+    return plugins(STORE_PLUGINS)[scheme]
 
 
 def _import(name: str) -> Any:
@@ -108,10 +128,13 @@ class Bridge:
         send_timeout: How long `send` waits for the broker at most.
         lease: How long after a worker's death its messages are given to another.
         grace: How long a stopping worker lets tasks run.
-        store: Where attempt marks live.
+        store: Where attempt marks, records and cancellations live.
         unknown_task_grace: How long a message waits for a worker that knows its task.
         dead_ttl: How long dead letters are kept.
         max_message_bytes: How large a message's encoded arguments and headers may be.
+        result_ttl: How long what became of a message, and its result, is kept after its end; None is for ever.
+        schedules: Further schedules of tasks, by name: `{"nightly": {"task": "shop.report", "cron": "0 3 * * *"}}`.
+        scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
 
     Raises:
         SettingsError: A setting is wrong; it says which.
@@ -133,8 +156,13 @@ class Bridge:
         unknown_task_grace: Duration | None = None,
         dead_ttl: Duration | None = None,
         max_message_bytes: int | None = None,
+        result_ttl: Duration | Literal["default"] | None = "default",
+        schedules: Mapping[str, Mapping[str, Any]] | None = None,
+        scheduler: bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
+        if result_ttl == "default":
+            del given["result_ttl"]  # None is a value of it
         self._start_over(given)
         _ = self.settings
 
@@ -152,6 +180,9 @@ class Bridge:
         self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
         self._dead: DeadLetters | None = None
+        self._schedules: Schedules | None = None
+        self._results: Results | None = None
+        self._cancellations: Cancellations | None = None
         self.stopping: threading.Event = threading.Event()
         self._runner: Runner | None = None
 
@@ -218,17 +249,25 @@ class Bridge:
 
     @property
     def marks(self) -> Marks | None:
-        """The attempt marks, in the store; None without one."""
+        """The attempt marks, in the store; None without one, and where nothing outlives the process."""
+        if self.settings.url.engine == "inline":
+            return None  # nothing is delivered twice there
         store = self.store
         return None if store is None else store.marks
 
     @property
+    def records(self) -> Records | None:
+        """What became of messages, in the store; None without one."""
+        store = self.store
+        return None if store is None else store.records
+
+    @property
     def store(self) -> Store | None:
-        """What is known beside the messages; None without a `store`. Connects when it is first used."""
+        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
         if not self._has_store:
             with self._lock:
                 if not self._has_store:
-                    self._store = _open_store(self.settings)
+                    self._store = _open_store(self.settings, self.now)
                     self._has_store = True
         return self._store
 
@@ -269,6 +308,33 @@ class Bridge:
             self._dead = DeadLetters(self)
         return self._dead
 
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules: list, pause and resume."""
+        if self._schedules is None:
+            from taskbridge.periodic import Schedules  # here, for few applications have some
+
+            with self._lock:
+                self._schedules = Schedules(self) if self._schedules is None else self._schedules
+        return self._schedules
+
+    @property
+    def results(self) -> Results:
+        """What becomes of messages, for their handles."""
+        if self._results is None:
+            from taskbridge.results import Results  # here, for few processes ask
+
+            self._results = Results(self)
+        return self._results
+
+    def handle(self, id: str) -> Handle[Any]:
+        """Return the handle of a message of which only the id is known.
+
+        Args:
+            id: As it was in the handle that `send` returned, in any process and on any engine with the same store.
+        """
+        return Handle(id=id, bridge=self)
+
     # What the engine asks of it
 
     def now(self) -> float:
@@ -279,6 +345,14 @@ class Bridge:
     def declarations(self) -> Sequence[Declaration]:
         """Return all tasks declared so far."""
         return tuple(self._declarations.values())
+
+    def declaration_of(self, task: str) -> Declaration | None:
+        """Return a task's declaration; None if it is not declared."""
+        return self._declarations.get(task)
+
+    def task_names(self) -> list[str]:
+        """Return the names of all tasks declared so far."""
+        return list(self._declarations)
 
     def knows(self, task: str) -> bool:
         """Return whether a task of this exact name is declared."""
@@ -297,6 +371,52 @@ class Bridge:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
         declaration = self._declarations.get(task)
         return self._route().queue_of(task, asked=None, on_task=declaration.queue if declaration else None)
+
+    def records_of(self, task: str) -> Records | None:
+        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
+        declaration = self._declarations.get(task)
+        return None if declaration is not None and not declaration.results else self.records
+
+    def was_cancelled(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+
+        Raises:
+            BrokerUnavailable: That can't be known, for the store doesn't answer.
+        """
+        return self._known_cancellations().has(message)
+
+    def note_cancelled(self, life: str) -> None:
+        """Learn that a message was cancelled by this process, which then knows it at once."""
+        self._known_cancellations().add(life)
+
+    def _known_cancellations(self) -> Cancellations:
+        known = self._cancellations
+        if known is None:
+            from taskbridge.engines.cancellations import Cancellations  # here, for a process that only sends needs none
+
+            with self._lock:
+                known = self._cancellations = self._cancellations or Cancellations(
+                    lambda: self.records, settings=self.settings
+                )
+        return known
+
+    def run_until(self, done: Callable[[], bool]) -> bool:
+        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
+        if self.settings.url.engine != "inline":
+            return False
+        nothing_is_left: bool = self._inline("run_until").run_until(done)
+        return nothing_is_left
+
+    def replayed(self, messages: Sequence[Message]) -> None:
+        """Record that messages were taken from the dead letters, and wait for a worker again."""
+        recorded = [(message, 0.0) for message in messages if self.records_of(message.task) is not None]
+        records = self.records
+        if records is None or not recorded:
+            return
+        try:
+            records.create(recorded, timeout_s=self.settings.send_timeout_s)
+        except BrokerUnavailable as exc:  # their starts will tell
+            _log.warning("%d messages are replayed, but recorded as dead: %s", len(recorded), exc.problem)
 
     def _route(self) -> Routing:
         _ = self.settings
@@ -323,7 +443,15 @@ class Bridge:
             default_policy=lambda: self.settings.retry,
             hooks=self.hooks,
             now=self.now,
+            most_bytes=self._most_bytes,
+            is_cancelled=self._is_cancelled,
         )
+
+    def _most_bytes(self, declaration: Declaration) -> int | None:
+        return self.settings.max_message_bytes if declaration.results and self.records is not None else None
+
+    def _is_cancelled(self, message: Message) -> bool:
+        return self.records_of(message.task) is not None and self._known_cancellations().knows(message)
 
     # Declaring
 
@@ -346,6 +474,13 @@ class Bridge:
         retry: RetryPolicy | None = None,
         expires: Duration | None = None,
         time_limit: Duration | None = None,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        schedules: Sequence[Timing] = (),
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
+        results: bool = True,
     ) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -356,10 +491,16 @@ class Bridge:
             **options: `name`: what messages call it, `module.qualname` by default. `queue`: where they wait, if
                 `using(queue=)` and the routes don't say. `priority`: `low`, `normal`, `high` or `critical`.
                 `retry`: a `RetryPolicy`. `expires`: a message that would start later than this after it was sent is
-                discarded. `time_limit`: how long a run may take.
+                discarded. `time_limit`: how long a run may take. `cron` (with `timezone`, UTC by default) or `every`:
+                when workers send it by themselves, without arguments; with `catch_up`, `none`, `one` or `all`, for
+                what was due while no worker was there, and `overlap`, `allow` or `skip`, for what is due before the
+                last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`. `results`: whether
+                to record what becomes of its messages, where there is a store; `False` costs nothing, and gives no
+                status, result or cancelling.
 
         Raises:
-            DeclarationError: An option is unknown or wrong, or there is a task of this name already.
+            DeclarationError: An option is unknown or wrong, or there is a task or schedule of this name already.
+            NotInstalledError: `cron` needs cronsim: `pip install 'taskbridge-queue[cron]'`.
         """
         if function is None:
             return partial(self._declare, options)
@@ -376,12 +517,74 @@ class Bridge:
                     f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
                     "give one of them another name"
                 )
+            if declaration.schedules or self._schedules is not None:
+                self.schedules.declare(declaration)
             self._declarations[declaration.name] = declaration
             self._known_queues = None
             if self._engine is not None:
                 self._engine.register(declaration)
         kind: Any = AsyncTask if declaration.is_coroutine else Task
         return kind(self, declaration, SendOptions(priority=None))
+
+    def periodic(
+        self,
+        call: Call[Any],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        name: str | None = None,
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
+    ) -> None:
+        """Have workers send a call by a schedule: `bridge.periodic(report.call("eu"), cron="0 3 * * *")`.
+
+        Args:
+            call: What `Task.call` returns, with arguments; with `using(...)`, also queue, priority and expiry.
+            cron: A cron expression of five fields.
+            every: An interval; it counts from 1970-01-01 00:00 UTC.
+            timezone: The zone of `cron`, by its IANA name; UTC if None.
+            name: The schedule's name; None makes one of the task's name and the time.
+            catch_up: What becomes of what was due while no worker was there: `none` of it is sent, the latest `one`
+                (the default), or `all`.
+            overlap: What becomes of what is due before the last one has ended: `allow` sends it, `skip` does not.
+
+        Raises:
+            DeclarationError: An option is wrong, or there is a schedule of this name already.
+            EncodeError: An argument can't be put in a message.
+            NotInstalledError: `cron` needs cronsim: `pip install 'taskbridge-queue[cron]'`.
+        """
+        from taskbridge.schedules import timing_of  # here, for few applications have some
+
+        timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
+        if timing is None:
+            raise DeclarationError("a periodic call needs cron or every")
+        if call.declaration is not self._declarations.get(call.declaration.name):
+            raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
+        with self._lock:
+            self.schedules.add(call, timing)
+
+    def all_schedules(self) -> Sequence[Schedule]:
+        """Return all schedules: those of tasks, of `periodic`, and of the setting `schedules`.
+
+        Raises:
+            SettingsError: The setting names a task that is not declared.
+        """
+        if self._schedules is None and not self.settings.schedules:
+            return ()
+        return [planned.schedule for planned in self.schedules.planned().values()]
+
+    def check_schedules(self) -> None:
+        """Return if there is nothing in the way of sending by schedules, or there are none.
+
+        Raises:
+            UnsupportedError: There is no store.
+            SettingsError: The setting `schedules` names a task that is not declared.
+        """
+        if self.all_schedules() and self.store is None:
+            from taskbridge.periodic import no_store  # here, for few applications have schedules
+
+            raise no_store(self.settings)
 
     def on(self, name: HookName) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
@@ -401,17 +604,48 @@ class Bridge:
 
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
-        message = self._message(call)
-        wait_s = self._wait_s(when)
+        return self._send(self._message(call), self._wait_s(when))
+
+    def send_tick(self, schedule: str, planned_at: float) -> str:
+        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
+
+        Perhaps somebody else sends it too, who stood still before; so it is marked as one that may have been started
+        (rule A7).
+
+        Raises:
+            BrokerUnavailable: The broker didn't take it.
+        """
+        from taskbridge.periodic import tick_headers, tick_id  # here, for few processes send by schedules
+
+        message = self._message(self.schedules.planned()[schedule].call)
+        headers = {**message.headers, **tick_headers(schedule, planned_at)}
+        message_id = tick_id(self.settings.namespace, schedule, planned_at)
+        self._send(replace(message, id=message_id, headers=headers, redelivered=1), 0.0)
+        return message_id
+
+    def _send(self, message: Message, wait_s: float) -> Handle[Any]:
         self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
-        timeout_s = self.settings.send_timeout_s
-        if wait_s > 0:
+        self._deliver(message, wait_s)
+        self._sent(message, wait_s)
+        return self._handle(message)
+
+    def _deliver(self, message: Message, wait_s: float) -> None:
+        records, timeout_s = self.records_of(message.task), self.settings.send_timeout_s
+        if records is not None:
+            from taskbridge.sending import park_recorded, publish_recorded  # here, for a worker need not send
+
+            if wait_s > 0:
+                park_recorded(self, records, message, wait_s, timeout_s=timeout_s)
+            else:
+                publish_recorded(self, records, [message], timeout_s=timeout_s)
+        elif wait_s > 0:
             self.broker.park([(message, wait_s)], timeout_s=timeout_s)
         else:
             self.broker.publish([message], timeout_s=timeout_s)
-        self._sent(message, wait_s)
-        return Handle(id=message.id, task=message.task, queue=message.queue)
+
+    def _handle(self, message: Message) -> Handle[Any]:
+        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
@@ -428,7 +662,7 @@ class Bridge:
         sent: list[str] = []
         while batch := list(islice(remaining, _BATCH)):
             try:
-                self.broker.publish(batch, timeout_s=self.settings.send_timeout_s)
+                self._deliver_all(batch)
             except PartlyPublished as exc:
                 self._raise_send_error(exc, sent, batch, messages)
             except BrokerUnavailable as exc:  # of a batch of one
@@ -438,7 +672,19 @@ class Bridge:
             for message in batch:
                 self._sent(message, 0.0)
             sent.extend(message.id for message in batch)
-        return [Handle(id=message.id, task=message.task, queue=message.queue) for message in messages]
+        return [self._handle(message) for message in messages]
+
+    def _deliver_all(self, batch: Sequence[Message]) -> None:
+        timeout_s = self.settings.send_timeout_s
+        silent = {task for task in {message.task for message in batch} if self.records_of(task) is None}
+        unrecorded = {message.id for message in batch if message.task in silent} if silent else frozenset[str]()
+        records = self.records
+        if records is None or len(unrecorded) == len(batch):
+            self.broker.publish(batch, timeout_s=timeout_s)
+            return
+        from taskbridge.sending import publish_recorded  # here, for a worker need not send
+
+        publish_recorded(self, records, batch, but=unrecorded, timeout_s=timeout_s)
 
     def _raise_send_error(
         self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]
@@ -517,6 +763,25 @@ class Bridge:
         runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
         return runs
 
+    def run_schedules(self, until: When, *, max_runs: int = 10_000) -> int:
+        """Run all that is due up to a time, by schedules too, here and now, on a virtual clock; only on `inline://`.
+
+        Args:
+            until: How far the clock goes: a time from now, or an aware datetime.
+            max_runs: How many runs there may be.
+
+        Returns:
+            The number of runs.
+
+        Raises:
+            UnsupportedError: The bridge is not `inline://`.
+            TaskBridgeError: There were more runs.
+        """
+        now = self.now()
+        moment = now + delay_s(until, now=now, name="until")
+        runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
+        return runs
+
     def _inline(self, what: str) -> Any:
         if self.settings.url.engine != "inline":
             raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
@@ -552,7 +817,14 @@ class Bridge:
             )
         for queue in options.queues:
             check_known(queue, self.queues())
-        return self.engine.worker_commands(options)
+        if self.settings.scheduler and options.scheduler:
+            self.check_schedules()
+        commands = self.engine.worker_commands(options)
+        if options.scheduler:
+            return commands
+        from taskbridge.engines.base import OFF_VARIABLE  # here, for only who starts workers needs it
+
+        return [replace(command, env={**command.env, OFF_VARIABLE: "off"}) for command in commands]
 
     # Looking
 
@@ -603,12 +875,15 @@ class Bridge:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            engine, parts, store = self._engine, self._parts, self._store
+            engine, parts, store, known = self._engine, self._parts, self._store, self._cancellations
             self._engine, self._parts, self._store, self._has_store = None, None, None, False
+            self._cancellations = None
         if engine is not None:
             engine.close()
         if parts is not None:
             parts[0].close()
+        if known is not None:
+            known.close()
         if store is not None:
             store.close()
 
@@ -656,17 +931,16 @@ def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
     return load(given)
 
 
-def _open_store(settings: Settings) -> Store | None:
+def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     """Return the store: the setting's, or the broker, if it is Redis or memory."""
-    if settings.url.engine == "inline":
-        return None  # nothing is delivered twice where nothing outlives the process
     url = settings.store
     if url is None and settings.url.broker in ("redis", "memory"):
         url = settings.url.broker_url
     if url is None:
         return None
-    scheme = "memory" if url.startswith("memory:") else "redis"
-    store: Store = _import(f"taskbridge.stores.{scheme}").open_store(settings, url)
+    scheme = url.partition(":")[0]
+    module = _import(_store_module(scheme))
+    store: Store = module.open_store(settings, url, now=now) if scheme == "memory" else module.open_store(settings, url)
     return store
 
 

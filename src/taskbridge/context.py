@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from taskbridge.exceptions import NoCurrentTaskError
@@ -27,6 +27,7 @@ class Context:
         enqueued_at: When the message was first sent, aware, in UTC.
         headers: What the application sent along.
         previous_error: Why the attempt before this one failed; None on the first.
+        is_cancelled: What answers `cancelled`.
     """
 
     id: str
@@ -38,6 +39,15 @@ class Context:
     enqueued_at: datetime
     headers: Mapping[str, str]
     previous_error: ErrorInfo | None
+    is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the message was cancelled since it started, known within a second; asking waits for nothing.
+
+        It is for the task to look at, and to end; nothing interrupts it.
+        """
+        return self.is_cancelled()
 
 
 _current: ContextVar[Context] = ContextVar("taskbridge_current")
@@ -56,7 +66,9 @@ def current() -> Context:
 
 
 @contextmanager
-def running(message: Message, *, max_attempts: int | None) -> Generator[Context, None, None]:
+def running(
+    message: Message, *, max_attempts: int | None, is_cancelled: Callable[[], bool]
+) -> Generator[Context, None, None]:
     """Make `current()` answer for a message while the block runs."""
     context = Context(
         id=message.id,
@@ -68,6 +80,7 @@ def running(message: Message, *, max_attempts: int | None) -> Generator[Context,
         enqueued_at=datetime.fromtimestamp(message.enqueued_at, timezone.utc),
         headers=message.headers,
         previous_error=message.error,
+        is_cancelled=is_cancelled,
     )
     token = _current.set(context)
     try:

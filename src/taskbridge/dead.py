@@ -127,6 +127,10 @@ class Host(Protocol):
         """Return the time, in seconds since the epoch."""
         ...
 
+    def replayed(self, messages: Sequence[Message]) -> None:
+        """Learn that messages were taken from the dead letters, and wait for a worker again."""
+        ...
+
     def work_is_there(self) -> None:
         """Learn that messages wait that were not sent here."""
         ...
@@ -212,10 +216,10 @@ class DeadLetters:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
         wanted = dict.fromkeys([ids] if isinstance(ids, str) else ids)
-        unreadable: dict[str, None] = {}
-        taken = self._take(lambda letter: self._again(letter, unreadable), wanted)
-        missing = [each for each in wanted if each not in taken and each not in unreadable]
-        return self._replayed(taken, missing, unreadable)
+        again = _Again(self._host.now)
+        taken = self._take(again, wanted)
+        missing = [each for each in wanted if each not in taken and each not in again.unreadable]
+        return self._replayed(taken, missing, again)
 
     def replay_all(self, *, task: str | None = None, reason: str | None = None, queue: str | None = None) -> Replayed:
         """Send all dead letters again, or those that `list` finds by these filters; see `replay`.
@@ -224,9 +228,9 @@ class DeadLetters:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
         matches = _filter(task, reason, queue)
-        unreadable: dict[str, None] = {}
-        taken = self._take(lambda letter: self._again(letter, unreadable) if matches(letter) else None, None)
-        return self._replayed(taken, (), unreadable)
+        again = _Again(self._host.now)
+        taken = self._take(lambda letter: again(letter) if matches(letter) else None, None)
+        return self._replayed(taken, (), again)
 
     def purge(self, ids: str | Iterable[str]) -> tuple[str, ...]:
         """Forget dead letters for good, and return the ids of those that were there.
@@ -247,22 +251,17 @@ class DeadLetters:
         matches = _filter(task, reason, queue)
         return tuple(self._take(lambda letter: Taken() if matches(letter) else None, None))
 
-    def _again(self, letter: DeadLetter, unreadable: dict[str, None]) -> Taken | None:
-        if letter.message is None:
-            unreadable[letter.id] = None
-            return None
-        return Taken(message=letter.message.replayed(self._host.now()))
-
     def _take(self, decide: Decide, ids: dict[str, None] | None) -> Sequence[str]:
         timeout_s = self._host.settings.send_timeout_s
         return self._host.broker.take_dead(decide, ids=ids, timeout_s=timeout_s)
 
-    def _replayed(self, taken: Iterable[str], missing: Iterable[str], unreadable: Iterable[str]) -> Replayed:
+    def _replayed(self, taken: Iterable[str], missing: Iterable[str], again: _Again) -> Replayed:
         ids = tuple(taken)
         if ids:
             _log.info("replayed %d dead letters", len(ids))
+            self._host.replayed([again.messages[each] for each in ids])
             self._host.work_is_there()
-        return Replayed(ids=ids, missing=tuple(missing), unreadable=tuple(unreadable))
+        return Replayed(ids=ids, missing=tuple(missing), unreadable=tuple(again.unreadable))
 
     # Showing
 
@@ -277,6 +276,27 @@ class DeadLetters:
         except Exception as exc:
             _log.exception("the redact function failed for task %s id %s", entry.task, entry.id)
             return _hidden(entry, type(exc).__name__)
+
+
+class _Again:
+    """Decides that dead letters start again.
+
+    Attributes:
+        messages: What they became, by id.
+        unreadable: The ids of those that can't be read.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.messages: dict[str, Message] = {}
+        self.unreadable: dict[str, None] = {}
+
+    def __call__(self, letter: DeadLetter) -> Taken | None:
+        if letter.message is None:
+            self.unreadable[letter.id] = None
+            return None
+        again = self.messages[letter.id] = letter.message.replayed(self._now())
+        return Taken(message=again)
 
 
 def entry_of(letter: DeadLetter) -> DeadEntry:

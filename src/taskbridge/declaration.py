@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskbridge.message import Priority
 from taskbridge.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from taskbridge.schedules import Schedule  # only here, for few tasks have one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,8 @@ class Declaration:
         retry: Its policy; None leaves it to the settings.
         expires_s: Seconds after which a message of it no longer starts; None is never.
         time_limit_s: Seconds that a run may take; None is no limit.
+        schedules: When messages of it are sent by themselves.
+        results: Whether its messages are recorded, where there is a store.
     """
 
     name: str
@@ -36,3 +41,5 @@ class Declaration:
     retry: RetryPolicy | None = None
     expires_s: float | None = None
     time_limit_s: float | None = None
+    schedules: tuple[Schedule, ...] = ()
+    results: bool = True

@@ -86,6 +86,15 @@ class UnknownQueue(TaskBridgeError, LookupError):
         self.known: tuple[str, ...] = tuple(known)
 
 
+class UnknownSchedule(TaskBridgeError, LookupError):
+    """There is no schedule of this `name`."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no schedule {name!r}{nearest(name, known)} (known: {', '.join(known) or 'none'})")
+        self.name = name
+        self.known: tuple[str, ...] = tuple(known)
+
+
 class MessageTooLarge(TaskBridgeError, ValueError):
     """A message's encoded arguments and headers are larger than the setting `max_message_bytes` (rule S6)."""
 
@@ -123,6 +132,14 @@ class BrokerUnavailable(TaskBridgeError, ConnectionError):
         self.maybe_taken = maybe_taken
 
 
+class StoreNotReady(BrokerUnavailable):
+    """The store answers, but it has not been made ready for this release."""
+
+    def __init__(self, problem: str, *, url: str) -> None:
+        super().__init__(f"{problem}: run `taskbridge store init`, with TASKBRIDGE_STORE or --url set to {url}")
+        self.url = url
+
+
 class PartlyPublished(BrokerUnavailable):
     """Some of a batch was not published.
 
@@ -154,6 +171,91 @@ class NoSuchDeadLetter(TaskBridgeError, LookupError):
     def __init__(self, id: str) -> None:
         super().__init__(f"there is no dead letter {id!r}")
         self.id = id
+
+
+class StoreUnavailable(BrokerUnavailable):
+    """The store does not answer, so that nothing can be said of a message, or done about it."""
+
+    def __init__(self, problem: str) -> None:
+        TaskBridgeError.__init__(self, f"the store does not answer: {problem}")
+        self.problem = problem
+        self.maybe_taken = False
+
+
+class NoSuchRecord(TaskBridgeError, LookupError):
+    """Nothing is known of a message of this `id`: it was never sent, or its record is older than `result_ttl`."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            f"nothing is known of a message {id!r}: no such message was sent while a store was set, "
+            "or its record is older than result_ttl"
+        )
+        self.id = id
+
+
+class ResultTimeout(TaskBridgeError, TimeoutError):
+    """A message had no result in time; `state` is what it was doing then."""
+
+    def __init__(self, id: str, state: str, problem: str) -> None:
+        super().__init__(f"message {id} has no result {problem}: it is {state}")
+        self.id = id
+        self.state = state
+
+
+class TaskFailed(TaskBridgeError):
+    """The message is dead, so that there is no result.
+
+    Attributes:
+        id: The message's id.
+        task: The task's name.
+        reason: Why it is dead, such as `exhausted`.
+        type: The qualified name of the last error's class; empty if none was raised. It is text: no exception is made
+            of what is found in a store.
+        message: The last error's text.
+        traceback: The last error's traceback, as text.
+    """
+
+    def __init__(self, *, id: str, task: str, reason: str, type: str, message: str, traceback: str) -> None:
+        error = f"{type}: {message}" if type else "no error was raised"
+        super().__init__(f"task {task!r} (message {id}) is dead ({reason}): {error}")
+        self.id = id
+        self.task = task
+        self.reason = reason
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+
+
+class TaskCancelled(TaskBridgeError):
+    """The message was cancelled before it ended, so that there is no result."""
+
+    def __init__(self, *, id: str, task: str) -> None:
+        super().__init__(f"task {task!r} (message {id}) was cancelled")
+        self.id = id
+        self.task = task
+
+
+class TaskDiscarded(TaskBridgeError):
+    """The message expired or was dropped by `Discard`, so that there is no result; `reason` says why."""
+
+    def __init__(self, *, id: str, task: str, reason: str) -> None:
+        super().__init__(f"task {task!r} (message {id}) was discarded: {reason or 'no reason given'}")
+        self.id = id
+        self.task = task
+        self.reason = reason
+
+
+class ResultTooLarge(TaskBridgeError, ValueError):
+    """What a task returned is larger, encoded, than the setting `max_message_bytes`: a failed attempt (rule RS3)."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"task {task!r}: the result has {size} bytes, more than max_message_bytes = {limit}; "
+            "return a reference to the data, or declare the task with results=False"
+        )
+        self.task = task
+        self.size = size
+        self.limit = limit
 
 
 class TimeLimitExceeded(TaskBridgeError):

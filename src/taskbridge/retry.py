@@ -189,9 +189,13 @@ _MAX_MESSAGE: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The task returned; `value` is what it returned."""
+    """The task returned.
+
+    `value` is what it returned, and `result_json` the same in the codec's form; None if it is not to be recorded.
+    """
 
     value: object = None
+    result_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,14 @@ class Discarded:
     """The message ends without a result and without a dead letter; `reason` says why."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled(Discarded):
+    """The message was cancelled, and does not start again; `error` is what its last run raised, if that ended now."""
+
+    reason: str = "cancelled"
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from taskbridge import codec
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
-from taskbridge.exceptions import DecodeError, WorkerLost
+from taskbridge.exceptions import DecodeError, EncodeError, ResultTooLarge, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, RetryPolicy, Verdict, judge
@@ -23,6 +24,8 @@ class Runner:
         default_policy: Returns the policy of tasks that name none.
         hooks: Told before each run.
         now: Returns the time, in seconds since the epoch.
+        most_bytes: Returns how large an encoded result may be; None if a task's results are not recorded.
+        is_cancelled: Returns whether a message that runs was cancelled.
     """
 
     def __init__(
@@ -32,11 +35,15 @@ class Runner:
         default_policy: Callable[[], RetryPolicy],
         hooks: Hooks,
         now: Callable[[], float],
+        most_bytes: Callable[[Declaration], int | None],
+        is_cancelled: Callable[[Message], bool],
     ) -> None:
         self._find = find
         self._default_policy = default_policy
         self._hooks = hooks
         self._now = now
+        self._most_bytes = most_bytes
+        self._is_cancelled = is_cancelled
 
     def run(self, message: Message) -> Verdict:
         """Run a message's task once, if it may still start, and return the verdict; raises nothing."""
@@ -57,10 +64,12 @@ class Runner:
 
     def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
         policy = self._policy_of(declaration)
-        with running(message, max_attempts=policy.max_attempts):
+        is_cancelled = partial(self._is_cancelled, message)
+        with running(message, max_attempts=policy.max_attempts, is_cancelled=is_cancelled):
             self._hooks.call(Event(name="before_run", message=message))
             try:
-                return Done(_call(declaration, args, kwargs))
+                value = _call(declaration, args, kwargs)
+                return Done(value, _result_json(declaration, value, self._most_bytes(declaration)))
             except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
                 return judge(policy, attempt=message.attempt, message_id=message.id, error=exc)
 
@@ -74,6 +83,27 @@ class Runner:
             return Dead("unknown_task")
         error = WorkerLost(f"the worker that ran attempt {message.attempt} is gone")
         return judge(self._policy_of(declaration), attempt=message.attempt, message_id=message.id, error=error)
+
+
+def _result_json(declaration: Declaration, value: object, most_bytes: int | None) -> str | None:
+    """Return a result as it is recorded; None if it isn't to be.
+
+    Raises:
+        EncodeError: It can't be.
+        ResultTooLarge: It is over the limit.
+    """
+    if most_bytes is None:
+        return None
+    if value is None:
+        return "null"
+    try:
+        encoded = codec.dumps(value, "result")
+    except EncodeError as exc:
+        remedy = "return something that can be, or declare the task with results=False"
+        raise EncodeError(exc.path, f"{exc.problem}, nor recorded: {remedy}") from None
+    if len(encoded) > most_bytes:
+        raise ResultTooLarge(declaration.name, len(encoded), most_bytes)
+    return encoded
 
 
 def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -6,13 +6,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from taskbridge.durations import seconds
-from taskbridge.exceptions import SettingsError, nearest
+from taskbridge.exceptions import DeclarationError, SettingsError, nearest
+from taskbridge.message import PRIORITIES, Priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Route, check_queue_name
+
+if TYPE_CHECKING:
+    from taskbridge.schedules import Timing  # only here, for few settings hold one
 
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
@@ -22,6 +26,19 @@ ENGINE_PLUGINS: Final = "taskbridge.engines"
 
 BROKER_PLUGINS: Final = "taskbridge.brokers"
 """The group of entry points whose names are URL schemes, and whose values are modules like those in `brokers/`."""
+
+STORE_PLUGINS: Final = "taskbridge.stores"
+"""The group of entry points whose names are schemes of stores, and whose values are modules like those in `stores/`."""
+
+STORE_SCHEMES: Final[Mapping[str, str]] = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "memory": "memory",
+    "sqlite": "sql",
+    "postgresql": "sql",
+}
+"""The schemes of the built-in stores' URLs, and in which room each is."""
 
 _SCHEMES: Final[Mapping[str, str]] = {
     "redis": "redis",
@@ -164,6 +181,29 @@ def _amqp_url(url: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PeriodicSetting:
+    """A schedule of the setting `schedules`.
+
+    Attributes:
+        name: The schedule's name.
+        task: The task's name.
+        timing: When it is due.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        queue: Where it is sent; None leaves it to the task and the routes.
+        priority: None leaves it to the task.
+    """
+
+    name: str
+    task: str
+    timing: Timing
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any]
+    queue: str | None = None
+    priority: Priority | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """All settings of a bridge, checked; durations are in seconds."""
 
@@ -180,6 +220,9 @@ class Settings:
     unknown_task_grace_s: float
     dead_ttl_s: float
     max_message_bytes: int
+    result_ttl_s: float | None
+    schedules: tuple[PeriodicSetting, ...]
+    scheduler: bool
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
@@ -194,7 +237,7 @@ def load(
     """Return checked settings, and whether anyone chose the URL.
 
     Args:
-        given: By key; None stands for not given.
+        given: By key; None stands for not given, but for `result_ttl`.
         environ: The environment; the process's own if None.
         engines: The names of the built-in engines.
 
@@ -207,7 +250,7 @@ def load(
         if name.startswith(ENV_PREFIX) and not name.startswith(_NOT_SETTINGS):
             chosen[_known_key(name[len(ENV_PREFIX) :].lower(), name)] = value
     for key, value in given.items():
-        if value is not None:
+        if value is not None or key == "result_ttl":  # for which None says: for ever
             chosen[_known_key(key, key)] = value
     known_engines = tuple(engines)
     values: dict[str, Any] = {}
@@ -289,6 +332,10 @@ def _duration(value: Any) -> float:
     return number
 
 
+def _ttl(value: Any) -> float | None:
+    return None if value is None or value == "none" else _duration(value)
+
+
 def _grace(value: Any) -> float:
     if isinstance(value, str):
         value = float(value)
@@ -306,10 +353,26 @@ def _size(value: Any) -> int:
 def _store(value: Any) -> str | None:
     if value is None:
         return None
-    scheme = _string(value).partition("://")[0]
-    if "://" not in value or scheme not in ("redis", "rediss", "unix", "memory"):
-        raise ValueError("it must be a redis:// or memory:// URL")
-    return _redis_url(value) if scheme != "memory" else _memory_url(value)
+    scheme, separator, _ = _string(value).partition("://")
+    room = STORE_SCHEMES.get(scheme)
+    others = plugins(STORE_PLUGINS) if separator and room is None else {}
+    if scheme in others:
+        return str(value)
+    if not separator or room is None:
+        hint = nearest(scheme, (*STORE_SCHEMES, *others)) if separator else ""
+        raise ValueError(f"it must be a redis://, postgresql://, sqlite:/// or memory:// URL{hint}")
+    return {"redis": _redis_url, "memory": _memory_url, "sql": _sql_url}[room](value)
+
+
+def _sql_url(url: str) -> str:
+    """Return the URL of an SQL database as it was given."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
+        raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
+    if parts.scheme == "postgresql" and not parts.path.strip("/"):
+        raise ValueError("it must name a database: postgresql://user:password@host/database")
+    _checked_port(url)
+    return url
 
 
 def _retry(value: Any) -> RetryPolicy:
@@ -328,6 +391,73 @@ def _retry(value: Any) -> RetryPolicy:
     return RetryPolicy(**options)
 
 
+def _switch(value: Any) -> bool:
+    words = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError(f"it must be on or off, not {value!r}")
+    return value
+
+
+def _schedules(value: Any) -> tuple[PeriodicSetting, ...]:
+    if isinstance(value, tuple) and not value:
+        return ()
+    if isinstance(value, str):
+        import json  # here, for few environments hold schedules
+
+        try:
+            value = json.loads(value)
+        except ValueError as exc:
+            raise ValueError(f"as text it must be JSON: {exc}") from exc
+    if not isinstance(value, Mapping):
+        raise TypeError(f"it must hold schedules by name, such as {{'nightly': {{'task': ...}}}}, not {value!r}")
+    named = cast("Mapping[str, Any]", value)
+    return tuple(_schedule(name, given) for name, given in named.items())
+
+
+_TIMING_KEYS: Final = ("cron", "every", "timezone", "catch_up", "overlap")
+_SCHEDULE_KEYS: Final = ("task", *_TIMING_KEYS, "args", "kwargs", "queue", "priority")
+
+
+def _schedule(name: Any, given: Any) -> PeriodicSetting:
+    from taskbridge.schedules import check_name, timing_of  # here, for few settings hold one
+
+    try:
+        checked = check_name(name)
+        if not isinstance(given, Mapping):
+            raise DeclarationError(f"it must hold a task, and cron or every, not {given!r}")
+        options = cast("Mapping[str, Any]", given)
+        for key in options:
+            if key not in _SCHEDULE_KEYS:
+                raise DeclarationError(f"there is no {key!r} in a schedule{nearest(str(key), _SCHEDULE_KEYS)}")
+        timing = timing_of(name=checked, **{"cron": None, "every": None, **_only(options, _TIMING_KEYS)})
+        if timing is None or not isinstance(options.get("task"), str):
+            raise DeclarationError("it needs a task, by name, and cron or every")
+        return PeriodicSetting(name=checked, task=options["task"], timing=timing, **_call_options(options))
+    except DeclarationError as exc:
+        raise ValueError(f"{name!r}: {exc}") from exc
+
+
+def _only(options: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: options[key] for key in keys if options.get(key) is not None}
+
+
+def _call_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    args, kwargs = options.get("args", ()), options.get("kwargs", {})
+    queue, priority = options.get("queue"), options.get("priority")
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
+        raise DeclarationError("args must be a list, and kwargs values by name")
+    if priority is not None and priority not in PRIORITIES:
+        raise DeclarationError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}")
+    return {
+        "args": tuple(cast("Iterable[Any]", args)),
+        "kwargs": dict(cast("Mapping[str, Any]", kwargs)),
+        "queue": None if queue is None else check_queue_name(queue),
+        "priority": priority,
+    }
+
+
 _KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
     "url": (DEFAULT_URL, _string),
     "namespace": ("taskbridge", _namespace),
@@ -342,9 +472,14 @@ _KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
     "unknown_task_grace": (600.0, _grace),
     "dead_ttl": (7 * 86400.0, _duration),
     "max_message_bytes": (1024 * 1024, _size),
+    "result_ttl": (86400.0, _ttl),
+    "schedules": ((), _schedules),
+    "scheduler": (True, _switch),
 }
 
-_FIELD_OF: Final = {key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl")}
+_FIELD_OF: Final = {
+    key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl", "result_ttl")
+}
 
 SETTING_KEYS: Final = tuple(_KEYS)
 """The names of all settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import update_wrapper
@@ -21,6 +21,8 @@ from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # only here, for it takes 5 ms to import
+
+    from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -190,7 +192,10 @@ class AsyncTask(Sendable[P, R]):
         return coroutine
 
 
-OPTIONS = ("name", "queue", "priority", "retry", "expires", "time_limit")
+OPTIONS = (
+    *("name", "queue", "priority", "retry", "expires", "time_limit", "results"),
+    *("cron", "every", "timezone", "schedules", "catch_up", "overlap"),
+)
 """The options of the decorator; the set is closed."""
 
 
@@ -203,6 +208,13 @@ def declare(
     retry: RetryPolicy | None = None,
     expires: Duration | None = None,
     time_limit: Duration | None = None,
+    cron: str | None = None,
+    every: Duration | None = None,
+    timezone: str | None = None,
+    schedules: Sequence[Timing] = (),
+    catch_up: CatchUp | None = None,
+    overlap: Overlap | None = None,
+    results: bool = True,
     **unknown: object,
 ) -> Declaration:
     """Return the declaration of a task.
@@ -219,20 +231,56 @@ def declare(
         raise DeclarationError(f"a task's name must be text of up to 255 characters, not {task_name!r}")
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
+    if not isinstance(results, bool):
+        raise DeclarationError(f"task {task_name!r}: results must be True or False, not {results!r}")
     try:
+        bound = _signature(function)
+        periodic = (cron, every, timezone, catch_up, overlap)
         return Declaration(
             name=task_name,
             function=function,
-            signature=_signature(function),
+            signature=bound,
             is_coroutine=iscoroutinefunction(function),
             queue=None if queue is None else check_queue_name(queue),
             priority=_checked_priority(priority),
             retry=retry,
             expires_s=None if expires is None else _positive(expires, name="expires"),
             time_limit_s=None if time_limit is None else _positive(time_limit, name="time_limit"),
+            schedules=()
+            if schedules == () and all(option is None for option in periodic)
+            else _schedules(task_name, bound, results, schedules, *periodic),
+            results=results,
         )
     except (TypeError, ValueError) as exc:
         raise DeclarationError(f"task {task_name!r}: {exc}") from exc
+
+
+def _schedules(
+    task: str,
+    of: Signature,
+    results: bool,
+    timings: Any,
+    cron: str | None,
+    every: Duration | None,
+    timezone: str | None,
+    catch_up: CatchUp | None,
+    overlap: Overlap | None,
+) -> tuple[Schedule, ...]:
+    """Return the schedules of a task: the one of the short options has the task's own name."""
+    from taskbridge import schedules  # here, for few tasks have one
+
+    short = schedules.timing_of(cron=cron, every=every, timezone=timezone, catch_up=catch_up, overlap=overlap)
+    found = [] if short is None else [schedules.named(task, task, short)]
+    found += [schedules.named(None, task, timing) for timing in schedules.checked_timings(timings)]
+    schedules.check_recorded([schedule.timing for schedule in found], results=results)
+    try:
+        of.bind()
+    except TypeError as exc:
+        raise DeclarationError(
+            f"it is sent without arguments by its schedule, but needs some ({exc}); "
+            "give them with bridge.periodic(task.call(...), cron=...)"
+        ) from exc
+    return tuple(found)
 
 
 def default_name(function: Callable[..., Any]) -> str:

@@ -13,7 +13,24 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from taskbridge import Bridge, Call, Context, Event, Handle, Priority, Retry, RetryPolicy, current, on, task
+from taskbridge import (
+    Bridge,
+    Call,
+    Context,
+    Cron,
+    Event,
+    Every,
+    Handle,
+    Priority,
+    Retry,
+    RetryPolicy,
+    ScheduleEntry,
+    State,
+    Status,
+    current,
+    on,
+    task,
+)
 from taskbridge.tasks import AsyncTask, Task
 
 bridge = Bridge("inline://")
@@ -62,6 +79,14 @@ async def good() -> None:
     assert_type(current().attempt, int)
     assert_type(current().priority, Priority)
     assert_type(add.send(1).id, str)
+    assert_type(add.send(1).result(timeout=timedelta(seconds=5)), float)
+    assert_type(await add.send(1).aresult(5), float)
+    assert_type(fetch.send("u").result(), bytes)
+    assert_type(add.send(1).status(), Status)
+    assert_type(add.send(1).status().state, State)
+    assert_type(await add.send(1).acancel(), Status)
+    assert_type(bridge.handle("some-id").result(), Any)
+    assert_type(current().cancelled, bool)
     wide: Handle[object] = add.send(1)
     assert_type(wide.queue, str)
 
@@ -83,12 +108,50 @@ def bad() -> None:
     RetryPolicy(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RetryPolicy(max_attempts="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Retry(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    word: str = add.send(1).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    add.send(1).result("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.handle(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Bridge(nmespace="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    print(wrong)
+    print(wrong, word)
 
 
 @task(quue="email")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
 def mistyped_option() -> None: ...
+
+
+@task(results=False)
+def unrecorded() -> object: ...
+
+
+@task(results="no")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_option() -> None: ...
+
+
+@task(cron="0 8 * * mon-fri", timezone="Europe/Rome", catch_up="all", overlap="skip")
+def morning() -> int:
+    return 8
+
+
+@task(every=timedelta(minutes=5), schedules=[Cron("0 3 * * *", timezone="UTC", name="nightly"), Every(60)])
+async def often() -> None: ...
+
+
+@task(cron=5)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_cron() -> None: ...
+
+
+@task(every=5, catch_up="some")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_catch_up() -> None: ...
+
+
+def schedules() -> None:
+    assert_type(morning, Task[[], int])
+    assert_type(often, AsyncTask[[], None])
+    bridge.periodic(add.using(queue="slow").call(1, right=2), cron="* * * * *", name="adding")
+    assert_type(bridge.schedules.list(runs=2), list[ScheduleEntry])
+    bridge.periodic(add.call("1"), every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.periodic(add, every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.periodic(add.call(1), every="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @on("dead")

@@ -218,6 +218,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         "routes",
         "queues",
         "health",
+        "status",
+        "cancel",
         "dead",
         "dead list",
         "dead show",

@@ -18,7 +18,9 @@ import pytest
 from taskbridge import Bridge, DeadLetter
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.settle import letter_of
-from taskbridge.message import Message
+from taskbridge.message import Message, new_id
+from taskbridge.retry import ErrorInfo
+from taskbridge.stores.records import Ending
 from tests.unit.command_line import Run, runner
 
 SHOP = """
@@ -307,3 +309,94 @@ def test_a_worker_says_that_the_broker_is_away_and_can_be_stopped_then(tmp_path:
     assert re.match(r"taskbridge: the broker does not answer yet, the workers keep trying: .*refused", line)
     assert process.returncode == 0, rest
     assert "secret" not in banner + line + rest
+
+
+CALLS = """
+from taskbridge import RetryPolicy, task
+
+@task
+def add(a: int, b: int) -> tuple[int, ...]:
+    return (a, b)
+
+@task(retry=RetryPolicy.never())
+def fail() -> None:
+    raise ValueError("no")
+"""
+
+
+class TestStatusAndCancel:
+    @pytest.fixture
+    def calls(self, tmp_path: Path, redis_server: PrivateRedis) -> tuple[Run, Bridge]:
+        (tmp_path / "calls.py").write_text(CALLS)
+        settings = {"TASKBRIDGE_URL": f"dramatiq+{redis_server.url}", "TASKBRIDGE_NAMESPACE": tmp_path.name}
+        bridge = Bridge(settings["TASKBRIDGE_URL"], namespace=settings["TASKBRIDGE_NAMESPACE"])
+        return runner(tmp_path, TZ="UTC", **settings), bridge
+
+    def test_a_message_is_shown_until_its_end(self, calls: tuple[Run, Bridge]) -> None:
+        run, bridge = calls
+        with closing(bridge):
+            message = self.sent(bridge, "calls.add")
+            shown = run("status", message.id)
+            assert re.fullmatch(
+                rf"id +{message.id}\ntask +calls\.add\nqueue +default\nstate +queued\nsent +20\d\d-.*\n", shown.stdout
+            ), shown.stdout
+            self.record(bridge, message, Ending(state="done", at=time.time(), result_json='{"$":"tuple","v":[1]}'))
+            lines = run("status", message.id).stdout.splitlines()
+            assert lines[-2:] == [next(line for line in lines if line.startswith("attempt 1")), "result      (1,)"]
+            found: Any = json.loads(run("status", message.id, "--json").stdout)
+            assert (found["state"], found["result"], found["error"]) == ("done", "(1,)", None)
+            assert found["attempts"][0]["worker"] == "host:1"
+
+    def test_a_failure_is_shown_with_its_traceback(self, calls: tuple[Run, Bridge]) -> None:
+        run, bridge = calls
+        with closing(bridge):
+            message = self.sent(bridge, "calls.fail")
+            error = ErrorInfo(type="ValueError", message="no")
+            ending = Ending(state="dead", at=time.time(), reason="exhausted", error=error, traceback="Traceback: x\n")
+            self.record(bridge, message, ending)
+            shown = run("status", message.id).stdout
+            assert "state       dead (exhausted)\n" in shown
+            assert re.search(r"^attempt 1 .* on host:1: ValueError: no$", shown, re.MULTILINE), shown
+            assert shown.endswith("\n\nTraceback: x\n")
+            late = run("cancel", message.id)
+            assert re.fullmatch(r"too late: it is dead since 20.*\n", late.stdout), late.stdout
+            assert late.returncode == 1
+
+    def test_what_waits_is_cancelled_and_what_runs_is_told(self, calls: tuple[Run, Bridge]) -> None:
+        run, bridge = calls
+        with closing(bridge):
+            waiting, running = self.sent(bridge, "calls.add"), self.sent(bridge, "calls.add")
+            assert bridge.records is not None
+            bridge.records.started(running, worker="host:1", at=time.time())
+            self.until_running(bridge, running)
+            done = run("cancel", waiting.id)
+            assert (done.stdout, done.returncode) == ("cancelled: it starts no more\n", 0)
+            assert bridge.handle(waiting.id).status().state == "cancelled"
+            told = run("cancel", running.id)
+            assert (told.stdout, told.returncode) == ("it runs, and was told; there is no further attempt\n", 0)
+            assert json.loads(run("cancel", running.id, "--json").stdout)["cancel_asked"] is True
+
+    @pytest.mark.parametrize("command", ["status", "cancel"])
+    def test_an_id_that_nobody_knows_is_one_line(self, calls: tuple[Run, Bridge], command: str) -> None:
+        done = calls[0](command, "3f2b")
+        assert re.fullmatch(r"taskbridge: nothing is known of a message '3f2b': .*\n", done.stderr), done.stderr
+        assert done.returncode == 2
+
+    def sent(self, bridge: Bridge, task: str) -> Message:
+        message = Message(
+            id=new_id(), task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=time.time()
+        )
+        assert bridge.records is not None
+        bridge.records.create([(message, 0.0)], timeout_s=5)
+        return message
+
+    def record(self, bridge: Bridge, message: Message, ending: Ending) -> None:
+        assert bridge.records is not None
+        bridge.records.started(message, worker="host:1", at=time.time())
+        bridge.records.ended(message, ending, timeout_s=5)
+
+    def until_running(self, bridge: Bridge, message: Message) -> None:
+        deadline = time.monotonic() + 20
+        while bridge.handle(message.id).status().state != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

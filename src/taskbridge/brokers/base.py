@@ -168,6 +168,28 @@ class Broker(Protocol):
         ...
 
 
+class RecordingBroker(Broker, Protocol):
+    """A broker in Redis: where the store is the same database, a message and its record are sent together."""
+
+    def publish_along(
+        self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
+    ) -> None:
+        """Publish messages as `publish` does, each in one transaction with a command, if it has one.
+
+        Raises:
+            PartlyPublished, BrokerUnavailable: As `publish` does.
+        """
+        ...
+
+    def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
+        """Park a message as `park` does, in one transaction with a command.
+
+        Raises:
+            BrokerUnavailable: It was not parked.
+        """
+        ...
+
+
 @runtime_checkable
 class SignBroker(Broker, Protocol):
     """A broker in which a process can ask whether queues are consumed, and workers can answer.

@@ -1,4 +1,4 @@
-"""The command line: `taskbridge worker`, `check`, `routes`, `queues`, `health`, `dead`, `verify` and `demo`."""
+"""The command line: `taskbridge worker`, `check`, `queues`, `schedules`, `status`, `cancel`, `dead`, `store`, ..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import warnings
 from collections.abc import Sequence
 
 from taskbridge._version import __version__
-from taskbridge.cli import check, dead, demo, health, queues, routes, verify, worker
+from taskbridge.cli import (
+    check,
+    dead,
+    demo,
+    health,
+    messages,
+    queues,
+    routes,
+    scheduler,
+    schedules,
+    store,
+    verify,
+    worker,
+)
 from taskbridge.cli.arguments import Parser
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 
@@ -31,7 +44,7 @@ dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an exam
 Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can't be done, and one line says why.
 """
 
-_COMMANDS = (worker, check, routes, queues, health, dead, verify, demo)
+_COMMANDS = (worker, scheduler, check, routes, queues, schedules, health, messages, dead, store, verify, demo)
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
 

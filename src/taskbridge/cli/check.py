@@ -88,6 +88,7 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         yield from _reachable(bridge)
     if app is not None:
         yield _tasks(bridge, app)
+        yield from _schedules(bridge)
     yield from _routes(bridge, app)
     yield _Finding(subject="queues", outcome="ok", text=", ".join(bridge.queues()))
     yield from _limits(bridge)
@@ -120,6 +121,8 @@ def _changed(settings: Settings) -> str:
 def _value(name: str, value: Any) -> str:
     if name == "store":
         return without_credentials(value)
+    if name == "schedules":
+        return ", ".join(schedule.name for schedule in value)  # not their arguments, which may be secret
     if isinstance(value, RetryPolicy):
         return f"({policy(value)})"
     return duration(value) if name.endswith("_s") else str(value)
@@ -190,25 +193,28 @@ def _version(distribution: str) -> str:
 
 
 def _reachable(bridge: Bridge) -> Iterator[_Finding]:
-    yield _answer("broker", bridge)
-    store = bridge.settings.store
-    if store is not None and not store.startswith("memory:"):
-        # A store is a Redis like any other: what is asked is whether it answers, whoever consumes there.
-        asked = Bridge(f"celery+{store}", send_timeout=bridge.settings.send_timeout_s)
-        yield _answer("store", asked)
-        asked.close()
+    timeout_s, url = bridge.settings.send_timeout_s, bridge.settings.store
+    yield _answer("broker", lambda: bridge.broker.ping(timeout_s=timeout_s), bridge.settings.url.broker == "memory")
+    if url is not None:
+        yield _answer("store", lambda: _ping_store(bridge, timeout_s), url.startswith("memory:"))
 
 
-def _answer(subject: str, bridge: Bridge) -> _Finding:
+def _ping_store(bridge: Bridge, timeout_s: float) -> None:
+    store = bridge.store
+    if store is not None:
+        store.ping(timeout_s=timeout_s)
+
+
+def _answer(subject: str, ping: Callable[[], None], is_here: bool) -> _Finding:
     started = perf_counter()
     try:
-        bridge.broker.ping(timeout_s=bridge.settings.send_timeout_s)
+        ping()
     except BrokerUnavailable as exc:
         return _Finding(subject=subject, outcome="error", text=exc.problem)
     except TaskBridgeError as exc:
         return _Finding(subject=subject, outcome="error", text=str(exc))
     took_ms = (perf_counter() - started) * 1000
-    text = "in this process" if bridge.settings.url.broker == "memory" else f"answers, in {took_ms:.0f} ms"
+    text = "in this process" if is_here else f"answers, in {took_ms:.0f} ms"
     return _Finding(subject=subject, outcome="ok", text=text)
 
 
@@ -217,6 +223,20 @@ def _tasks(bridge: Bridge, app: str) -> _Finding:
     if not names:
         return _Finding(subject="tasks", outcome="warning", text=f"{app} declares none on this bridge")
     return _Finding(subject="tasks", outcome="ok", text=f"{len(names)}: {', '.join(names)}")
+
+
+def _schedules(bridge: Bridge) -> Iterator[_Finding]:
+    """Tell whether what is to be sent by schedules can be sent."""
+    try:
+        names = sorted(schedule.name for schedule in bridge.all_schedules())
+        if names:
+            bridge.check_schedules()
+    except TaskBridgeError as exc:
+        yield _Finding(subject="schedules", outcome="error", text=str(exc))
+        return
+    if names:
+        off = "" if bridge.settings.scheduler else " (workers do not send by them: `taskbridge scheduler` has to run)"
+        yield _Finding(subject="schedules", outcome="ok", text=f"{len(names)}: {', '.join(names)}{off}")
 
 
 def _routes(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
@@ -249,7 +269,7 @@ def _limits(bridge: Bridge) -> Iterator[_Finding]:
     if settings.url.broker == "amqp" and settings.store is None:
         notes.append(
             "RabbitMQ without a store: runs that died with their worker are counted by redeliveries, up to 10, not "
-            "exactly; set `store` to a redis:// URL"
+            "exactly, and there are no status, results and schedules; set `store` to a redis:// or postgresql:// URL"
         )
     for note in notes:
         yield _Finding(subject="limits", outcome="note", text=note)

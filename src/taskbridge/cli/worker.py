@@ -6,6 +6,7 @@ import argparse
 import os
 
 from taskbridge import Bridge
+from taskbridge.brokers.base import Broker
 from taskbridge.cli.arguments import (
     Commands,
     add_app,
@@ -18,8 +19,9 @@ from taskbridge.cli.arguments import (
 )
 from taskbridge.cli.show import say
 from taskbridge.engines.base import WorkerOptions
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
 from taskbridge.loading import URL_VARIABLE
+from taskbridge.stores.base import Store
 
 _DESCRIPTION = """\
 Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
@@ -54,6 +56,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1")
     parser.add_argument(
+        "--no-scheduler",
+        action="store_true",
+        help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
+    )
+    parser.add_argument(
         "--log-level", type=str.upper, choices=_LOG_LEVELS, metavar="LEVEL", default="INFO", help="default: INFO"
     )
 
@@ -71,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         threads=arguments.threads,
         log_level=arguments.log_level,
+        scheduler=not arguments.no_scheduler,
     )
     supervisor = Supervisor(
         bridge.worker_commands(options),
@@ -80,17 +88,26 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     say(_banner(bridge, options))
-    _warn_if_away(bridge)
+    _warn_if_away(bridge, "the broker", bridge.broker)
+    if bridge.settings.store is not None and bridge.store is not None:
+        _warn_if_away(bridge, "the store", bridge.store)
+    bridge.close()  # nothing of it is for the workers, which are not forked but started
     return supervisor.run()
 
 
-def _warn_if_away(bridge: Bridge) -> None:
-    """Say it in one line if the broker is away: it may come later, so that it is no reason not to start."""
+def _warn_if_away(bridge: Bridge, name: str, place: Broker | Store) -> None:
+    """Say it in one line if something is away: it may come later, so that it is no reason not to start.
+
+    Raises:
+        StoreNotReady: It is there, and won't become ready by itself.
+    """
     try:
-        bridge.broker.ping(timeout_s=_PING_S)
+        place.ping(timeout_s=_PING_S)
+    except StoreNotReady:
+        bridge.close()
+        raise
     except BrokerUnavailable as exc:
-        say(f"the broker does not answer yet, the workers keep trying: {exc.problem}")
-    bridge.close()  # nothing of it is for the workers, which are not forked but started
+        say(f"{name} does not answer yet, the workers keep trying: {exc.problem}")
 
 
 def _banner(bridge: Bridge, options: WorkerOptions) -> str:

@@ -58,6 +58,8 @@ _PLACES: Final[Mapping[str, Place]] = {
     "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
     "parked": Place(module=_SETTLE, path="later", when="after"),
     "buried": Place(module=_SETTLE, path="bury", when="after"),
+    "unrecorded": Place(module=_SETTLE, path="_record", when="before"),
+    "recorded": Place(module=_SETTLE, path="_record", when="after"),
     "settled": Place(module=_SETTLE, path="finish", when="after"),
     "due redis": Place(
         module="taskbridge.brokers.redis.pump", path="Pump._settle", when="before", matters=_something_is_due
@@ -66,14 +68,22 @@ _PLACES: Final[Mapping[str, Place]] = {
         module="taskbridge.brokers.redis.pump", path="Pump._settle", when="after", matters=_something_is_due
     ),
     "due amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="before"),
+    "claimed": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="before"),
+    "ticked": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="after"),
     "promoted amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="after"),
 }
 
 RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "settled")
 """The places that a message comes through, in order: from its queue to just before it is acknowledged."""
 
+RECORDING: Final = ("unrecorded", "recorded")
+"""The places beside the recording of what became of an attempt."""
+
 PROMOTING: Final = ("due", "promoted")
 """The places that a parked message comes through."""
+
+SCHEDULING: Final = ("claimed", "ticked")
+"""The places that what a schedule plans comes through: between claiming it and settling it."""
 
 
 def named(place: str, target: Target) -> str:

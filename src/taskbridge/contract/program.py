@@ -70,6 +70,7 @@ class Step:
         stuck: `sleep` or `search`: it is in one call into C for longer than any scenario waits; a search keeps the
             interpreter's lock as well.
         kill: Whether it kills the process that it runs in.
+        until_cancelled: Whether it first waits until it sees that it was cancelled.
     """
 
     outcome: Literal["return", "raise", "retry", "discard"] = "return"
@@ -80,6 +81,7 @@ class Step:
     spin_s: float = 0.0
     stuck: Literal["", "sleep", "search"] = ""
     kill: bool = False
+    until_cancelled: bool = False
 
     def plain(self) -> dict[str, Any]:
         """Return the step as it travels in a message."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 from taskbridge.contract.harness import Harness
@@ -28,6 +29,9 @@ ALONE: Final = StageSpec(name="alone")
 
 BURIAL: Final = StageSpec(name="burial", workers=1, threads=4, shared=True)
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
+
+RECORDED: Final = StageSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
+"""As `ORDINARY`, with records of what becomes of messages."""
 
 BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
 """As `ALONE`; an unknown task waits for 2 s."""
@@ -69,6 +73,19 @@ def with_marks(target: Target) -> str:
     if target.address.engine == "inline":
         return "nothing is delivered twice where nothing outlives the process"
     return "" if target.keeps_marks or target.store else "it has no attempt marks without TASKBRIDGE_STORE=redis://..."
+
+
+def with_records(target: Target) -> str:
+    """Keep out targets without records."""
+    if target.in_process or target.keeps_marks or target.store:
+        return ""
+    return "it has no records without TASKBRIDGE_STORE=redis://..."
+
+
+def with_records_and_cron(target: Target) -> str:
+    """Keep out targets without records, and all where no cron expression can be read."""
+    missing = "cronsim is not installed: pip install 'taskbridge-queue[cron]'"
+    return with_records(target) or ("" if find_spec("cronsim") is not None else missing)
 
 
 def with_processes_and_marks(target: Target) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
@@ -38,6 +38,9 @@ STAMP: Final = "stamp"
 LATE: Final = "contract.late"
 """The task that some workers do not know."""
 
+TOO_MUCH: Final = 10_000_000
+"""How large a result is that is refused, in bytes."""
+
 _STUCK: Final[Mapping[str, Callable[[], object]]] = {
     "sleep": lambda: time.sleep(1000),
     "search": lambda: re.fullmatch("(a+)+b", "a" * 60),  # longer than the universe is old
@@ -58,12 +61,14 @@ class Variant:
         changing: How many attempts the task `contract.changing` has.
         narrow: Whether the task `contract.narrowed` has a parameter less.
         dies: Where the worker kills itself, by the name of a place in `taskbridge.contract.deaths`; empty for nowhere.
+        schedules: What `Tasks.declare_schedules` is given.
     """
 
     late: bool = True
     changing: int = 5
     narrow: bool = False
     dies: str = ""
+    schedules: Sequence[Mapping[str, Any]] = ()
 
     def dumps(self) -> str:
         """Return it as text."""
@@ -138,9 +143,13 @@ class Tasks:
         self.meeting: Final = bridge.task(name="contract.meeting")(self._meeting)
         self.echo: Final = bridge.task(name="contract.echo", retry=RetryPolicy.never())(self._echo)
         self.awkward: Final = bridge.task(name="contract.awkward")(self._awkward)
+        self.returning: Final = bridge.task(name="contract.returning", retry=RetryPolicy.never())(self._returning)
+        self.odd: Final = bridge.task(name="contract.odd", retry=RetryPolicy(max_attempts=2, min_delay=0.1))(self._odd)
+        self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
+        self.declare_schedules(chosen.schedules)
         self._declare_hooks()
 
     def declare_narrowed(self, *, narrow: bool) -> Task[..., None]:
@@ -167,6 +176,13 @@ class Tasks:
     def declare_late(self) -> Task[[list[dict[str, Any]]], str]:
         """Declare the task that some workers do not know."""
         return self._bridge.task(name=LATE)(self._program)
+
+    def declare_schedules(self, schedules: Sequence[Mapping[str, Any]]) -> None:
+        """Declare schedules by the options of `Bridge.periodic`, and `gate`: what is sent waits until it is open."""
+        for schedule in schedules:
+            options: dict[str, Any] = {"gate": "", **schedule}
+            step = Step(gate=options.pop("gate"))
+            self._bridge.periodic(self.programs["once"].call([step.plain()]), **options)
 
     def declare_stranger(self, name: str) -> Task[[list[dict[str, Any]]], str]:
         """Declare a task that was not known before."""
@@ -220,6 +236,19 @@ class Tasks:
         self._started(context, values=[describe(value) for value in values], named=describe(named))
         self._ended(context, "returned")
 
+    def _returning(self, value: Any) -> Any:
+        self._note_run()
+        return value
+
+    def _odd(self, kind: str) -> Any:
+        """Return what can't be recorded: too much, or no value of the codec's types."""
+        self._note_run()
+        return "x" * TOO_MUCH if kind == "large" else {"deep": [object()]}
+
+    def _silent(self) -> object:
+        self._note_run()
+        return object()
+
     def _awkward(self, queue: str, task: str, id: int, *, retry: bool, expires: float, name: str = "x") -> None:
         context = current()
         self._started(context, values=[queue, task, id, retry, expires, name])
@@ -228,6 +257,8 @@ class Tasks:
     def _perform(self, step: Step) -> None:
         if step.gate:
             self._pass(step.gate)
+        if step.until_cancelled:
+            _wait_until_cancelled()
         deadline = time.monotonic() + step.sleep_s
         while (left_s := deadline - time.monotonic()) > 0:
             time.sleep(min(_POLL_S, left_s))
@@ -271,7 +302,7 @@ class Tasks:
             "error": None if error is None else type(error).__name__,
             "delay_s": event.delay_s,
             "reason": event.reason,
-            "result": event.result,
+            "result": event.result if isinstance(event.result, str | None) else describe(event.result),
         }
         if message is None:
             self.probe.write(event.name, **data)
@@ -279,6 +310,14 @@ class Tasks:
         data |= {"task": message.task, "queue": message.queue, "priority": message.priority}
         data["headers"] = dict(message.headers)
         self.probe.write(event.name, id=message.id, attempt=message.attempt, **data)
+
+
+def _wait_until_cancelled() -> None:
+    deadline = time.monotonic() + _LONGEST_HOLD_S
+    while not current().cancelled:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody cancelled it")
+        time.sleep(_POLL_S)
 
 
 def _end(step: Step) -> None:

@@ -15,15 +15,20 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from taskbridge.brokers.base import Broker, Wire
 from taskbridge.declaration import Declaration
 from taskbridge.hooks import Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Verdict
+from taskbridge.schedules import Schedule
 from taskbridge.settings import Settings
-from taskbridge.stores.base import Marks
+from taskbridge.stores.base import Marks, Store
+from taskbridge.stores.records import Records
+
+OFF_VARIABLE: Final = "TASKBRIDGE_APP_SCHEDULER"
+"""The environment variable that, being `off`, keeps a worker from sending by schedules, whatever its settings say."""
 
 
 class Host(Protocol):
@@ -79,6 +84,35 @@ class Host(Protocol):
         """The attempt marks; None without a store."""
         ...
 
+    @property
+    def store(self) -> Store | None:
+        """What is known beside the messages; None without a store."""
+        ...
+
+    def all_schedules(self) -> Sequence[Schedule]:
+        """Return all schedules declared so far."""
+        ...
+
+    def check_schedules(self) -> None:
+        """Raise what stands in the way of sending by schedules."""
+        ...
+
+    def send_tick(self, schedule: str, planned_at: float) -> str:
+        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it."""
+        ...
+
+    def records_of(self, task: str) -> Records | None:
+        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
+        ...
+
+    def was_cancelled(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+
+        Raises:
+            BrokerUnavailable: That can't be known, for the store doesn't answer.
+        """
+        ...
+
     def run(self, message: Message) -> Verdict:
         """Run a message in this thread, and return the verdict, not yet carried out."""
         ...
@@ -98,6 +132,7 @@ class WorkerOptions:
         processes: How many, at least 1.
         threads: Tasks at a time in each, at least 1.
         log_level: A level's name, such as `INFO`.
+        scheduler: Whether they send by schedules, if the setting `scheduler` allows it.
     """
 
     app: str
@@ -105,6 +140,7 @@ class WorkerOptions:
     processes: int = 1
     threads: int = 1
     log_level: str = "INFO"
+    scheduler: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,9 @@
 
 `inline://` runs messages in 4 daemon threads, which start with the first message; `inline://?threads=N` in N. With
 `threads=0` nothing runs until `Bridge.run_until_idle()`, or inside `Bridge.embedded_worker()`.
+
+Schedules are kept in `Bridge.run_schedules()` and inside `Bridge.embedded_worker()`, and nowhere else: a test that
+moves the clock to the next retry is not to run what a schedule would have sent meanwhile.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import heapq
 import itertools
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -20,6 +24,7 @@ from taskbridge.clock import VirtualClock
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
+from taskbridge.engines.scheduler import Scheduler, Ticker
 from taskbridge.engines.settle import put_off_unknown, run_and_settle
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
@@ -28,6 +33,12 @@ from taskbridge.retry import GivenBack, Interrupted
 from taskbridge.timelimit import raise_in_thread
 
 DEFAULT_THREADS: Final = 4
+
+_UNNOTICED_S: Final = 15.0
+"""How far the clock may go between two calls of `run_schedules` without anything counting as missed."""
+
+_MOST_RUNS: Final = 10_000
+"""How many runs there may be until a message is at its end that someone waits for."""
 
 _log = logging.getLogger("taskbridge.inline")
 
@@ -121,7 +132,11 @@ class InlineEngine:
         self._thread_count = threads
         self._background: _Workers | None = None
         self._pump = Pump(host)
+        self._scheduler = Scheduler(host)
+        self._ticker: Ticker | None = None
+        self._ticked_until = 0.0
         self._running = 0
+        self._embedded = 0
         self._driven = False
         self._lock = threading.Lock()
 
@@ -179,35 +194,99 @@ class InlineEngine:
         Raises:
             TaskBridgeError: Messages are left after `max_runs`.
         """
+        with self._driving():
+            return self._drive(max_runs)
+
+    def run_schedules(self, moment: float, max_runs: int) -> int:
+        """Run what is due until then in this thread, by schedules too, moving the clock to each due time.
+
+        Returns:
+            The number of runs.
+
+        Raises:
+            TaskBridgeError: There were more than `max_runs`.
+        """
+        with self._driving():
+            ticker = self._driven_ticker()
+            runs = 0
+            while True:
+                look_at = ticker.step()
+                runs += self._run_waiting(max_runs - runs, max_runs)
+                due = self._broker.next_due()
+                at = look_at if due is None else min(due, look_at)
+                if at > moment:
+                    self._clock.move_to(moment)
+                    self._ticked_until = self._clock.now()
+                    return runs
+                self._clock.move_to(at)
+
+    def _driven_ticker(self) -> Ticker:
+        """Return the one that keeps to the virtual clock; what the clock has passed over without it was missed."""
+        self._host.check_schedules()
+        if self._ticker is None:
+            self._ticker = Ticker(self._host, claimant="run_schedules", stall_s=inf)
+        elif self._clock.now() - self._ticked_until > _UNNOTICED_S:
+            self._ticker.lapse()
+        return self._ticker
+
+    @contextmanager
+    def _driving(self) -> Generator[None, None, None]:
+        """Keep the background threads from taking anything, once they have run what they took."""
         with self.wire.changed:
             self._driven = True
             while self._running:
                 self.wire.changed.wait()
         try:
-            return self._drive(max_runs)
+            yield
         finally:
             with self.wire.changed:
                 self._driven = False
                 self.wire.changed.notify_all()
 
-    def _drive(self, max_runs: int) -> int:
+    def run_until(self, done: Callable[[], bool]) -> bool:
+        """Run what waits and what is parked in this thread until something is done, unless other threads run it.
+
+        Fit for a task that waits for another one.
+
+        Returns:
+            Whether nothing is left to run, in no thread.
+
+        Raises:
+            TaskBridgeError: It isn't done after 10,000 runs.
+        """
+        with self._lock:
+            if self._thread_count or self._embedded:
+                return False
+        self._drive(_MOST_RUNS, done)
+        with self.wire.changed:
+            return not self._running
+
+    def _drive(self, max_runs: int, done: Callable[[], bool] | None = None) -> int:
+        """Run what waits, and what is parked as the clock comes to it, until something is done, or nothing is left."""
         runs = 0
         while True:
+            runs += self._run_waiting(max_runs - runs, max_runs, done)
+            due = self._broker.next_due()
+            if due is None or (done is not None and done()):
+                return runs
+            self._clock.move_to(due)
+
+    def _run_waiting(self, allowed: int, max_runs: int, done: Callable[[], bool] | None = None) -> int:
+        """Run what waits and what is due now, until something is done."""
+        runs = 0
+        while done is None or not done():
             self._broker.promote_due()
             message = self.wire.take(None)
             if message is None:
-                due = self._broker.next_due()
-                if due is None:
-                    return runs
-                self._clock.move_to(due)
-                continue
-            if runs >= max_runs:
+                return runs
+            if runs >= allowed:
                 self.wire.deliver(message)
                 raise TaskBridgeError(f"not idle after {max_runs} runs: does a task retry for ever?")
             with self.wire.changed:
                 self._running += 1
             self.run(message)
             runs += 1
+        return runs
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
         """Refuse: no other process can see this one's messages."""
@@ -219,15 +298,23 @@ class InlineEngine:
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
         """Run messages of these queues, all if empty, in so many threads while the block runs."""
         workers = _Workers(self, list(queues) or None, threads)
+        self._count_embedded(1)
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
+        self._scheduler.start()
         workers.start()
         try:
             yield
         finally:
+            self._scheduler.stop()
             self._host.hooks.call(Event(name="worker_stopping"))
             workers.stop(self._host.settings.grace_s)
             self._pump.stop()
+            self._count_embedded(-1)
+
+    def _count_embedded(self, change: int) -> None:
+        with self._lock:
+            self._embedded += change
 
     def close(self) -> None:
         """Stop the background threads."""

@@ -9,9 +9,8 @@ which needs no lock: it writes where each thread is, and ends the process.
 from __future__ import annotations
 
 import faulthandler
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -19,20 +18,15 @@ from time import monotonic
 from typing import Any, Final
 
 from taskbridge.engines.base import Host
-from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.retry import GivenBack, Interrupted, Verdict
 from taskbridge.timelimit import raise_in_thread
-
-_log = logging.getLogger("taskbridge.worker")
 
 WATCH_S: Final = 0.5
 """How often a worker process looks for runs that are stuck."""
 
 ORDERLY_S: Final = 1.0
 """How long a process that ends with a stuck run waits for its other runs to be interrupted."""
-
-_UNMARK_S: Final = 1.0
 
 _STDERR: Final = 2
 """The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
@@ -138,18 +132,6 @@ class Runs:
                 if run not in but and thread not in self._interrupted:
                     self._interrupted.add(thread)
                     raise_in_thread(thread, Interrupted)
-
-
-def unmark(host: Host, messages: Iterable[Message]) -> None:
-    """Take the marks of runs away that end with this process and are given back, so that they are no attempts."""
-    marks = host.marks
-    for message in messages if marks is not None else ():
-        try:
-            if marks is not None:
-                marks.given_back(message, timeout_s=_UNMARK_S)
-        except BrokerUnavailable as exc:
-            _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
-            return
 
 
 def patience_s(grace_s: float) -> float:

@@ -1,6 +1,11 @@
-"""Carries a verdict out, the same on every engine: park the next attempt, or bury, and then call the hooks.
+"""Carries a verdict out, the same on every engine: park the next attempt, or bury, call the hooks, and record it.
 
-An engine acknowledges its message only after `settle` returns (rules A1 and R5).
+An engine acknowledges its message only after `finish` returns (rules A1, R5 and RS2).
+
+What is done comes in an order in which a worker may be killed anywhere. That an attempt failed is recorded before the
+next one is parked, so that the record of that one comes later. What is final is recorded last, when dead letter and
+hooks are done, so that a message which comes back before is still to be decided; and the mark that it has ended comes
+after that. So one that comes back unmarked, but with a final record, needs nothing but to be let go.
 """
 
 from __future__ import annotations
@@ -9,8 +14,9 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
@@ -18,8 +24,9 @@ from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
-from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
 from taskbridge.stores.base import Claim, Marks
+from taskbridge.stores.records import Ending, Record, State
 
 _log = logging.getLogger("taskbridge.worker")
 
@@ -28,6 +35,9 @@ _LONGEST_PAUSE_S = 2.0
 
 _ANSWER_S = 2.0
 """How long an answer to a probe may take."""
+
+_TELL_S = 1.0
+"""How long it may take to record that a message is given back."""
 
 _LOOK_AGAIN_S = 2.0
 """How long a message waits that another worker seems to run."""
@@ -64,13 +74,14 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     """
     verdict = begin(host, message, redelivered=redelivered)
     if verdict is None:
-        verdict = host.run(message)
-        finish(host, message, verdict)
+        verdict = finish(host, message, host.run(message))
     return verdict
 
 
 def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
-    """Mark a message's attempt as started, unless it was started before; the first part of `run_and_settle`.
+    """Mark a message's attempt as started, unless it was started before, or cancelled.
+
+    This is the first part of `run_and_settle`.
 
     Returns:
         None if it is to be run now; else a verdict that is carried out already.
@@ -87,12 +98,39 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
         if verdict is not None:
             return verdict
     if marks is not None:
-        marks.started(message)
+        marks.started(message)  # first of all: another delivery of this attempt may be at the same point
+    records = host.records_of(message.task)
+    if records is None:
+        return None
+    try:
+        if _was_cancelled(host, message):
+            return _ended(host, marks, message, Cancelled())
+    except NotSettledError:
+        unmark(host, [message])
+        raise
+    if not _has_expired(host, message):
+        records.started(message, worker=_this_process(), at=host.now())
     return None
 
 
-def finish(host: Host, message: Message, verdict: Verdict) -> None:
+def unmark(host: Host, messages: Iterable[Message]) -> None:
+    """Take the marks of runs away that are given back, so that they are no attempts (rule R8)."""
+    marks = host.marks
+    for message in messages if marks is not None else ():
+        try:
+            if marks is not None:
+                marks.given_back(message, timeout_s=_TELL_S)
+        except BrokerUnavailable as exc:
+            _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+            return
+        _record(host, message, GivenBack())
+
+
+def finish(host: Host, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out and mark the attempt as ended, or as not started; the last part of `run_and_settle`.
+
+    Returns:
+        The verdict that was carried out: another one if there was to be a next attempt, and the message is cancelled.
 
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
@@ -100,12 +138,76 @@ def finish(host: Host, message: Message, verdict: Verdict) -> None:
     marks = host.marks
     if marks is not None and not _is_still_ours(host, marks, message):
         _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
-        return
+        return verdict
     if marks is not None and isinstance(verdict, GivenBack):
         _persist(host, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
-    settle(host, message, verdict)
+    return _ended(host, marks, message, verdict)
+
+
+def _ended(host: Host, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
+    """Carry a verdict out, record it, and mark the attempt as ended."""
+    if isinstance(verdict, RunAgain) and host.records_of(message.task) is not None and _was_cancelled(host, message):
+        verdict = Cancelled(error=verdict.error)
+    if isinstance(verdict, (RunAgain, GivenBack)):
+        _record(host, message, verdict)
+        settle(host, message, verdict)
+    else:
+        settle(host, message, verdict)
+        _record(host, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message)
+    return verdict
+
+
+def _was_cancelled(host: Host, message: Message) -> bool:
+    answers: list[bool] = []
+    _persist(host, lambda _: answers.append(host.was_cancelled(message)))
+    return answers[0]
+
+
+def _has_expired(host: Host, message: Message) -> bool:
+    return message.expires_at is not None and host.now() > message.expires_at
+
+
+def _record(host: Host, message: Message, verdict: Verdict) -> None:
+    """Record what became of a message; keeps trying while the worker runs, unless the message is given back."""
+    records = host.records_of(message.task)
+    if records is None:
+        return
+    ending = _ending_of(message, verdict, host.now())
+    if not isinstance(verdict, GivenBack):
+        _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+        return
+    try:
+        records.ended(message, ending, timeout_s=_TELL_S)
+    except BrokerUnavailable as exc:  # its next start will tell
+        _log.warning("task %s id %s attempt %d is given back unrecorded: %s", *_names(message), exc.problem)
+
+
+def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
+    match verdict:
+        case Done(_, result_json):
+            return Ending(state="done", at=now, result_json="null" if result_json is None else result_json)
+        case RunAgain(after_s, error):
+            return Ending(state="retrying", at=now, due_at=now + after_s, error=ErrorInfo.of(error))
+        case Dead(reason, error):
+            return _failed("dead", now, reason, error)
+        case Cancelled(_, error):
+            return _failed("cancelled", now, "", error)
+        case Discarded(reason):
+            return Ending(state="discarded", at=now, reason=reason)
+        case GivenBack():
+            return Ending(state="queued", at=now)
+
+
+def _failed(state: State, now: float, reason: str, error: BaseException | None) -> Ending:
+    return Ending(
+        state=state,
+        at=now,
+        reason=reason,
+        error=None if error is None else ErrorInfo.of(error),
+        traceback=_text_of(error),
+    )
 
 
 def _is_still_ours(host: Host, marks: Marks, message: Message) -> bool:
@@ -133,6 +235,9 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
     if message.redelivered:
         host.stopping.wait(_FIRST_COMES_FIRST_S)
     claim = _claimed(host, marks, message)
+    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(host, message):
+        marks.ended(message)
+        claim = Claim.ENDED
     if claim is Claim.RUN:
         return None
     _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
@@ -141,10 +246,21 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
     if claim is Claim.RUNNING:
         later(host, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
         return Discarded("running elsewhere")
-    verdict = host.judge_lost(message)
-    settle(host, message, verdict)
-    marks.ended(message)
-    return verdict
+    return _ended(host, marks, message, host.judge_lost(message))
+
+
+def _is_recorded(host: Host, message: Message) -> bool:
+    """Return whether a message's end is recorded, and so carried out.
+
+    Its worker died before it could mark that, or it was so long ago that the mark is gone.
+    """
+    records = host.records_of(message.task)
+    if records is None:
+        return False
+    found: list[Record | None] = []
+    _persist(host, lambda timeout_s: found.append(records.get(message.id, timeout_s=timeout_s)))
+    record = found[0]
+    return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
 
 
 def _claimed(host: Host, marks: Marks, message: Message) -> Claim:
@@ -158,9 +274,8 @@ def _counted(host: Host, message: Message) -> Verdict | None:
     if message.redelivered < MOST_REDELIVERIES:
         later(host, replace(message, redelivered=message.redelivered + 1), 0)
         return Discarded("counted")
-    verdict = Dead("exhausted", WorkerLost(f"it came back {message.redelivered} times without an outcome"))
-    settle(host, message, verdict)
-    return verdict
+    error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
+    return _ended(host, None, message, Dead("exhausted", error))
 
 
 def _names(message: Message) -> tuple[str, str, int]:
@@ -221,10 +336,23 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
         message=message,
         reason=reason,
         error=None if error is None else ErrorInfo.of(error),
-        traceback="" if error is None else "".join(traceback.format_exception(error)),
+        traceback=_text_of(error),
         died_at=now,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
+        worker=_this_process(),
     )
+
+
+def _text_of(error: BaseException | None) -> str:
+    return "" if error is None else "".join(traceback.format_exception(error))
+
+
+def _this_process() -> str:
+    return f"{_host_name()}:{os.getpid()}"
+
+
+@cache
+def _host_name() -> str:
+    return socket.gethostname()
 
 
 def put_off_unknown(host: Host, message: Message) -> Verdict:
@@ -239,9 +367,7 @@ def put_off_unknown(host: Host, message: Message) -> Verdict:
     since = now if message.waits_since is None else message.waits_since
     left_s = host.settings.unknown_task_grace_s - (now - since)
     if left_s <= 0:
-        verdict = Dead("unknown_task")
-        settle(host, message, verdict)
-        return verdict
+        return _ended(host, None, message, Dead("unknown_task"))
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
     _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
     later(host, replace(message, waits=message.waits + 1, waits_since=since), wait_s)
@@ -267,7 +393,7 @@ def _persist(host: Host, act: Callable[[float], None]) -> None:
         try:
             return act(host.settings.send_timeout_s)
         except BrokerUnavailable as exc:
-            _log.warning("the broker does not take it, trying again in %.1f s: %s", pause_s, exc)
+            _log.warning("the broker or the store does not answer, trying again in %.1f s: %s", pause_s, exc)
             if host.stopping.wait(pause_s):
                 raise NotSettledError(str(exc)) from exc
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)

@@ -1,4 +1,7 @@
-"""Attempt marks: which attempts were started, and by whom (rules A5, A7 and R9).
+"""Stores: what is known beside the messages. A store has three parts, each a protocol of its own.
+
+`Marks`, here: which attempts were started, and by whom (rules A5, A7 and R9). `Records`: what became of each message.
+`Ticks`: which instants of which schedules were sent.
 
 A worker marks an attempt as its run starts and as its verdict has been carried out. Nobody waits for these writes.
 Only where a message may have been delivered before is the mark read.
@@ -7,9 +10,11 @@ Only where a message may have been delivered before is the mark read.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from taskbridge.message import Message
+from taskbridge.stores.records import Records
+from taskbridge.stores.ticks import Ticks
 
 
 class Claim(Enum):
@@ -89,6 +94,41 @@ class Store(Protocol):
         """The attempt marks."""
         ...
 
+    @property
+    def records(self) -> Records:
+        """What became of each message."""
+        ...
+
+    @property
+    def ticks(self) -> Ticks:
+        """Which instants of which schedules were sent."""
+        ...
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if the store answers and can be used.
+
+        Raises:
+            BrokerUnavailable: It doesn't answer.
+            StoreNotReady: It answers, but `taskbridge store init` was not run, or by an earlier or later release.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what is held open."""
+        ...
+
+
+@runtime_checkable
+class StoreWithTables(Store, Protocol):
+    """A store that has to be made ready, once and by each release that needs it otherwise: `taskbridge store init`."""
+
+    def init(self, *, timeout_s: float) -> tuple[int, int]:
+        """Make it ready, and return the versions of its tables before and after; 0 is none.
+
+        It may be done again, and by several processes at once. Data stays.
+
+        Raises:
+            BrokerUnavailable: It doesn't answer, or refuses.
+            StoreNotReady: A later release has made it.
+        """
         ...

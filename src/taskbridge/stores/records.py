@@ -8,6 +8,11 @@ Who writes what, and what a store must keep to:
 - `create` never overwrites: a worker may have been faster, or the same message may have been published twice.
 - `started` and `ended` carry the message's attempt and `replays`; a write of an earlier attempt than the record's
   latest one, or of an earlier life, changes nothing. A final record (`FINAL`) changes only by a replay.
+- An attempt ends once: the first `ended` stands, but for one that says `queued` (the run was given back, and is no
+  attempt).
+- `create` of a later life (a replay) begins the record anew.
+- A record that was asked to be cancelled while it ran waits for nothing more: where the run's end would make it
+  `retrying` or `queued`, it becomes `cancelled`.
 - `cancel` and these are atomic to one another: a message whose record is `cancelled` is never `running` again, except
   that a start may win which began before its worker could know (`CANCEL_KNOWN_S`); that `started` says so by its time.
 """
@@ -187,7 +192,8 @@ class Records(Protocol):
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
 
         One that does not run becomes `cancelled`; for one that runs, `cancel_asked` is set. `cancelled_since` tells
-        its id from now on, for at least as long as its message can be about: its due time, and `result_ttl` more.
+        its life from now on, for at least as long as its message can be about: its due time, and `result_ttl` or
+        7 days more.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.
@@ -195,9 +201,10 @@ class Records(Protocol):
         ...
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
-        """Return the ids that were cancelled after a cursor, and the next cursor; "" is the beginning.
+        """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
 
-        None is skipped, whatever the order in which concurrent `cancel`s end; some may be told twice.
+        A message's life is `Message.life`. A replay begins another one, which is not cancelled.
+        None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.

@@ -53,11 +53,23 @@ class RedisBroker:
             PartlyPublished: Of several messages, not all were published.
             BrokerUnavailable: The only message was not published.
         """
+        self.publish_along(messages, [None] * len(messages), timeout_s=timeout_s)
+
+    def publish_along(
+        self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
+    ) -> None:
+        """Publish messages as `publish` does, each in one transaction with a command, if it has one.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were published.
+            BrokerUnavailable: The only message was not published.
+        """
         if len(messages) == 1:
-            self._client.execute(self._wire.encode(messages[0]), timeout_s=timeout_s)
+            request = self._wire.encode(messages[0])
+            self._client.execute(request if along[0] is None else (along[0], *request), timeout_s=timeout_s)
             return
-        batches = merged([self._wire.encode(message) for message in messages])
-        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
+        batches = merged([self._wire.encode(message) for message in messages], along)
+        outcomes = self._client.execute_all([batch.whole for batch in batches], timeout_s=timeout_s)
         _raise_unless_all([(batch.indexes, outcome) for batch, outcome in zip(batches, outcomes, strict=True)])
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -83,6 +95,16 @@ class RedisBroker:
             except BrokerUnavailable as exc:
                 fates.append((indexes, exc))
         _raise_unless_all(fates)
+
+    def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
+        """Park a message as `park` does, in one transaction with a command.
+
+        Raises:
+            BrokerUnavailable: It was not parked.
+        """
+        keys = (self._parking.due, self._parking.messages, self._engines)
+        args = (self._wire.engine, *_parked(message, delay_s))
+        self._client.run_along(PARK, keys, args, along, timeout_s=timeout_s)
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
@@ -230,14 +252,23 @@ class Batch:
         request: The commands.
         indexes: Which messages these are.
         size: Their bytes, about.
+        along: Further commands, each for itself.
     """
 
     request: tuple[list[Word], ...]
     indexes: list[int] = field(default_factory=list[int])
     size: int = 0
+    along: list[RedisCommand] = field(default_factory=list[RedisCommand])
 
-    def add(self, index: int, request: Request) -> None:
-        """Add a message's items to the commands."""
+    @property
+    def whole(self) -> Request:
+        """All commands: what goes along first."""
+        return (*self.along, *self.request) if self.along else self.request
+
+    def add(self, index: int, request: Request, along: RedisCommand | None) -> None:
+        """Add a message's items to the commands, and what goes along with it."""
+        if along is not None:
+            self.along.append(along)
         for words, command in zip(self.request, request, strict=True):
             words.extend(command[2:])
             last = command[-1]  # where engines put the body
@@ -245,8 +276,13 @@ class Batch:
         self.indexes.append(index)
 
 
-def merged(encoded: Sequence[Request]) -> list[Batch]:
-    """Return requests that do in few commands what one request a message would do; in each list the order stays."""
+def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None] | None = None) -> list[Batch]:
+    """Return requests that do in few commands what one request a message would do; in each list the order stays.
+
+    Args:
+        encoded: A request for each message.
+        along: A command for each message that goes along with its request; None for none.
+    """
     batches: list[Batch] = []
     growing: dict[Any, Batch] = {}
     for index, request in enumerate(encoded):
@@ -257,7 +293,7 @@ def merged(encoded: Sequence[Request]) -> list[Batch]:
             batches.append(batch)
             if all(command[0] in _VARIADIC for command in request):
                 growing[shape] = batch
-        batch.add(index, request)
+        batch.add(index, request, None if along is None else along[index])
         if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
             growing.pop(shape, None)
     return batches

@@ -265,6 +265,26 @@ class Client:
         left_s = deadline - time.monotonic()
         return self.execute([("EVAL", script.text, *rest)], timeout_s=left_s, stop=stop)
 
+    def run_along(
+        self, script: Script, keys: Sequence[str], args: Sequence[Word], along: Sequence[Word], *, timeout_s: float
+    ) -> Any:
+        """Run a script in one transaction with a command that may be carried out twice, and return both replies.
+
+        Where the server doesn't know the script, the command alone is carried out the first time.
+
+        Raises:
+            BrokerUnavailable: As for `execute`.
+        """
+        deadline = time.monotonic() + timeout_s
+        rest = (len(keys), *keys, *args)
+        try:
+            return self.execute([along, ("EVALSHA", script.sha, *rest)], timeout_s=timeout_s)
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, NoScriptError):
+                raise
+        left_s = deadline - time.monotonic()
+        return self.execute([along, ("EVAL", script.text, *rest)], timeout_s=left_s)
+
     def close(self) -> None:
         """Close the idle connections, and the others as their calls end; the next call makes new ones."""
         idle, self._idle = self._idle, deque()

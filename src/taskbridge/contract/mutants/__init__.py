@@ -3,7 +3,18 @@
 The environment variable `TASKBRIDGE_CONTRACT_MUTANT` names the mutant that a process and its workers are to be.
 """
 
-from taskbridge.contract.mutants import crashes, dead_letters, outages, retries, routing, running, sending, waiting
+from taskbridge.contract.mutants import (
+    crashes,
+    dead_letters,
+    outages,
+    periodic,
+    results,
+    retries,
+    routing,
+    running,
+    sending,
+    waiting,
+)
 from taskbridge.contract.mutants.table import MUTANTS, Mutant
 
 __all__ = [
@@ -13,6 +24,8 @@ __all__ = [
     "crashes",
     "dead_letters",
     "outages",
+    "periodic",
+    "results",
     "retries",
     "routing",
     "running",

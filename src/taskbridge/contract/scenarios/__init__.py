@@ -2,6 +2,7 @@
 
 from taskbridge.contract.scenarios import (
     acknowledging,
+    cancelling,
     coroutines,
     crashes,
     dead_letters,
@@ -10,7 +11,9 @@ from taskbridge.contract.scenarios import (
     health,
     hooks,
     outages,
+    periodic,
     priority,
+    results,
     retries,
     routing,
     sending,
@@ -20,6 +23,7 @@ from taskbridge.contract.scenarios import (
 
 __all__ = [
     "acknowledging",
+    "cancelling",
     "coroutines",
     "crashes",
     "dead_letters",
@@ -28,7 +32,9 @@ __all__ = [
     "health",
     "hooks",
     "outages",
+    "periodic",
     "priority",
+    "results",
     "retries",
     "routing",
     "sending",

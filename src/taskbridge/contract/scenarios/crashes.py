@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
-from taskbridge import DeadLetter
+from taskbridge import DeadLetter, TaskFailed
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import KILL, RETURN, WORKER_LOST, Plan, fail, hold
@@ -35,7 +35,7 @@ def _lost_within_s(h: Harness) -> float:
     return _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.stage.spec.lease_s)
 
 
-@scenario("A5", "A2", "R9", on=(STORED,), where=with_processes_and_marks)
+@scenario("A5", "A2", "R9", "ST2", on=(STORED,), where=with_processes_and_marks)
 def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     """A run that was killed with its worker is a failed attempt; if it was the only one, it is dead."""
     first = h.start_worker(threads=2)
@@ -57,6 +57,11 @@ def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     h.equal("the end of the one with several attempts", h.final(again.id)[0].kind, "succeeded")
     h.equal("the starts of the one with a single attempt", len(h.starts(once.id)), 1)
     _is_lost(h, once)
+    status = h.bridge.handle(again.id).status()
+    errors = [None if attempt.error is None else attempt.error.type for attempt in status.attempts]
+    h.equal("what its record says", (status.state, errors), ("done", [WORKER_LOST, None]))
+    error = h.refused(TaskFailed, h.bridge.handle(once.id).result, h.stage.patience_s)
+    h.equal("what its result says", (error.reason, error.type), ("exhausted", WORKER_LOST))
 
 
 def _is_lost(h: Harness, item: Sent) -> None:

@@ -22,8 +22,9 @@ from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, unmark
-from taskbridge.engines.settle import NotSettledError, bury
+from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
+from taskbridge.engines.scheduler import Scheduler
+from taskbridge.engines.settle import NotSettledError, bury, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 
@@ -95,6 +96,7 @@ class Life:
         self.runs: Final = runs
         self._carrier = carrier
         self._pump = Pump(host)
+        self._scheduler = Scheduler(host)
         self._busy = BusySigns(host, self._full_queues)
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -147,6 +149,7 @@ class Life:
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.start()
         self._pump.start()
+        self._scheduler.start()
         self._busy.start()
         if not self._is_embedded:
             threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
@@ -283,6 +286,7 @@ class Life:
         """Stop the threads, after the pool has ended and the connection is closed."""
         self._host.stopping.set()
         self._busy.stop()
+        self._scheduler.stop()
         self._pump.stop()
         self.desk.stop(_PAUSE_S)
         self.desk = Desk()

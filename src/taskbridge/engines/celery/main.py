@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from taskbridge.engines import scheduler
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
 
@@ -24,7 +25,9 @@ def load() -> BridgeCelery:
         problem = f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?"
     else:
         try:
-            app: BridgeCelery = load_bridge(name).native
+            bridge = load_bridge(name)
+            scheduler.check(bridge)
+            app: BridgeCelery = bridge.native
         except TaskBridgeError as exc:
             problem = str(exc)
         else:

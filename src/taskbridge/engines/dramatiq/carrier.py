@@ -21,7 +21,7 @@ from taskbridge.engines.dramatiq.worker import Life
 from taskbridge.engines.settle import NotSettledError, begin, finish, put_off_unknown
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -110,15 +110,14 @@ class Carrier:
                 raise Returned("no such task here: it waits")
             return verdict
         known = begin(self._host, message, redelivered=delivery.redelivered)
-        if isinstance(known, Discarded):
+        if isinstance(known, Discarded) and not isinstance(known, Cancelled):
             raise Returned(f"it was delivered again: {known.reason}")
         if known is not None:
             return known
         verdict = self._life.runs.run(message, limit_s=delivery.limit_s, holder=delivery)
         if delivery.abandoned:
             raise Returned("the worker has given it back meanwhile")
-        finish(self._host, message, verdict)
-        return verdict
+        return finish(self._host, message, verdict)
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from taskbridge.engines import scheduler
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
 
@@ -29,7 +30,9 @@ def load() -> EngineBroker:
         _log.critical("the environment variable %s is not set: which module has the tasks?", APP_VARIABLE)
         sys.exit(2)
     try:
-        broker: EngineBroker = load_bridge(app).native
+        bridge = load_bridge(app)
+        scheduler.check(bridge)
+        broker: EngineBroker = bridge.native
     except TaskBridgeError as exc:
         _log.critical("%s", exc)
         sys.exit(2)

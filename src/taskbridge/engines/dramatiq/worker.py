@@ -23,7 +23,9 @@ from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.runs import WATCH_S, Run, Runs, unmark
+from taskbridge.engines.runs import WATCH_S, Run, Runs
+from taskbridge.engines.scheduler import Scheduler
+from taskbridge.engines.settle import unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 
@@ -61,6 +63,7 @@ class Life(Middleware):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._pump = Pump(host)
+        self._scheduler = Scheduler(host)
         self._busy: BusySigns | None = None
         self.runs: Final = Runs(host)
         self.runs.ends_process = lambda: self._is_whole_process
@@ -108,6 +111,7 @@ class Life(Middleware):
         if not self.draining:
             _engine_broker(broker).booted.set()
             self._pump.start()
+            self._scheduler.start()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Begin to stop."""
@@ -132,6 +136,7 @@ class Life(Middleware):
         _engine_broker(broker).closed()
         if self._busy is not None:
             self._busy.stop()
+        self._scheduler.stop()
         self._pump.stop()
 
     def _full_queues(self, worker: Worker) -> list[str]:

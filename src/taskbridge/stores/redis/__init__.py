@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from taskbridge.brokers.redis.client import Client
 from taskbridge.settings import Settings
 from taskbridge.stores.redis.marks import RedisMarks
+from taskbridge.stores.redis.records import RedisRecords
+from taskbridge.stores.redis.silent import Silent
+from taskbridge.stores.redis.ticks import RedisTicks
 
 
 class RedisStore:
@@ -11,14 +15,27 @@ class RedisStore:
 
     Attributes:
         marks: The attempt marks.
+        records: The records.
+        ticks: The ticks of schedules.
     """
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self.marks: RedisMarks = RedisMarks(settings, url)
+        self._client = Client(url)
+        self._silent = Silent(settings, url)
+        self.marks: RedisMarks = RedisMarks(settings, url, self._silent)
+        self.records: RedisRecords = RedisRecords(settings, url, self._client, self._silent)
+        self.ticks: RedisTicks = RedisTicks(settings, self._client)
+
+    def ping(self, *, timeout_s: float) -> None:
+        """Return if Redis answers."""
+        self._client.execute([("PING",)], timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the connections."""
         self.marks.close()
+        self.records.close()
+        self._silent.close()
+        self._client.close()
 
 
 def open_store(settings: Settings, url: str) -> RedisStore:

@@ -3,8 +3,7 @@
 A mark is a key for a message's attempt; it holds the name of the worker that started it, or `ended`. A worker is
 alive as long as its own key is there, which a thread of it refreshes.
 
-Marks are written on a connection of their own whose replies are off (`CLIENT REPLY OFF`): such a write costs 5 us,
-where one with a round trip costs 38 us, and it reaches the server even if the writer is killed right after it.
+Marks are written so that nobody waits for them: see `taskbridge.stores.redis.silent`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import select
 import socket
 import threading
 from math import inf
@@ -26,6 +24,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim
+from taskbridge.stores.redis.silent import Silent
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -34,13 +33,8 @@ _STARTED_TTL_S: Final = 7 * 86400
 """A mark of a run that never ended is kept for this long; its message comes back much sooner."""
 _AFTER_END_S: Final = 60
 """How long past the lease an ended attempt is remembered: for a delivery that was on its way."""
-_PAUSE_S: Final = 1.0
-"""How long marks are not written after a failure."""
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
-
-_PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-"""What tells that the server has closed a connection; the last is Linux's."""
 
 _CLAIM: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -56,9 +50,10 @@ return 'run'
 class RedisMarks:
     """Keeps marks in a Redis database."""
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, url: str, silent: Silent | None = None) -> None:
         self._settings = settings
         self._url = url
+        self._silent = Silent(settings, url) if silent is None else silent
         self._lock = threading.Lock()
         self._mine: _Process | None = None
 
@@ -66,14 +61,14 @@ class RedisMarks:
         """Mark an attempt as started by this process; waits for nothing."""
         process = self._process()
         process.running[message.life, message.attempt] = monotonic()
-        process.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
+        self._silent.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
         process, key = self._process(), (message.life, message.attempt)
         process.running.pop(key, None)
         process.deciding.discard(key)
-        process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
+        self._silent.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
@@ -121,6 +116,7 @@ class RedisMarks:
         with self._lock:
             mine, self._mine = self._mine, None
         if mine is not None and mine.pid == os.getpid():
+            self._silent.close()
             mine.close()
 
     def _key(self, message: Message) -> str:
@@ -151,9 +147,6 @@ class _Process:
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
         self._client: Any = Redis.from_url(url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0)
         self._lock = threading.Lock()
-        self._silent: Any = None
-        self._ending: Any = None
-        self._silent_until = 0.0
         self._stop = threading.Event()
         self._say_alive()
         threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True).start()
@@ -168,39 +161,6 @@ class _Process:
                 return False
             self.deciding.add(key)
             return True
-
-    def write(self, *command: object) -> None:
-        """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""
-        with self._lock:
-            if monotonic() < self._silent_until:
-                return
-            if self._silent is not None and self._ending.poll(0):  # else the first write would be lost without a trace
-                self._silent = None
-            is_new = self._silent is None
-            if self._sent(command) or (not is_new and self._sent(command)):
-                return
-            self._silent_until = monotonic() + _PAUSE_S
-
-    def _sent(self, command: tuple[object, ...]) -> bool:
-        try:
-            if self._silent is None:
-                self._silent = self._connected()
-            self._silent.send_command(*command)
-        except (RedisError, OSError) as exc:
-            _log.warning("attempt marks can't be written: %s", type(exc).__name__)
-            self._silent = None
-            return False
-        return True
-
-    def _connected(self) -> Any:
-        connection = self._client.connection_pool.make_connection()
-        connection.connect()
-        connection.send_command("CLIENT", "REPLY", "OFF")
-        self._ending = select.poll()
-        self._ending.register(
-            connection._sock, _PEER_IS_GONE
-        )  # no POLLIN: TLS has something to read after its handshake
-        return connection
 
     def ask(self, timeout_s: float, *command: object) -> Any:
         """Send a command and return the answer."""
@@ -231,10 +191,6 @@ class _Process:
 
     def close(self) -> None:
         self._stop.set()
-        with self._lock:
-            if self._silent is not None:
-                self._silent.disconnect()
-                self._silent = None
         try:
             self._client.delete(self.alive_prefix + self.name)
         except (RedisError, OSError):

@@ -1,0 +1,209 @@
+"""CR: schedules."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from taskbridge import Cron, ScheduleEntry
+from taskbridge.contract import deaths
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.probe import START, Record
+from taskbridge.contract.registry import (
+    STORED,
+    scenario,
+    with_processes_and_marks,
+    with_records,
+    with_records_and_cron,
+)
+from taskbridge.contract.tasks import Variant
+
+TICKS: Final = int(os.environ.get("TASKBRIDGE_CONTRACT_TICKS", "8"))
+"""How many ticks are waited for; the variable is for longer trials by hand."""
+
+_ON_TIME_S: Final = 1.0
+_EVERY_S: Final = 1
+_GONE_S: Final = 3.5
+"""How long nobody is there: several ticks."""
+
+
+def _planned_at(record: Record) -> float:
+    """Return the instant that a message was planned for."""
+    headers = record.data["headers"] if "headers" in record.data else record.data["context"]["headers"]
+    return datetime.fromisoformat(headers["taskbridge.planned_at"]).timestamp()
+
+
+def _of(h: Harness, schedule: str, kind: str = START) -> list[Record]:
+    """Return what happened to what a schedule sent, so far."""
+    found: list[Record] = []
+    for record in h.stage.records.all():
+        headers = record.data.get("headers") or record.data.get("context", {}).get("headers", {})
+        if record.kind == kind and headers.get("taskbridge.schedule") == schedule:
+            found.append(record)
+    return found
+
+
+def _ran(h: Harness, schedule: str) -> list[float]:
+    """Return the planned instants of what was started, in order, each as often as it was."""
+    return sorted(_planned_at(record) for record in _of(h, schedule))
+
+
+def _worker(h: Harness, schedules: Sequence[Mapping[str, Any]], *, dies: str = "", threads: int = 4) -> Any:
+    return h.start_worker(threads=threads, variant=Variant(schedules=schedules, dies=dies), answers=not dies)
+
+
+def _declare(h: Harness, *schedules: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Declare schedules here, to look at them; workers in processes of their own get them as a variant."""
+    h.tasks.declare_schedules(schedules)
+    return schedules
+
+
+def _entry(h: Harness, name: str) -> ScheduleEntry:
+    return next(entry for entry in h.bridge.schedules.list() if entry.name == name)
+
+
+def _without_gaps(h: Harness, what: str, instants: Sequence[float], every_s: float) -> None:
+    expected = [instants[0] + number * every_s for number in range(len(instants))]
+    h.equal(what, [instant - instants[0] for instant in instants], [instant - instants[0] for instant in expected])
+
+
+@scenario("CR1", "CR2", on=(STORED,), where=with_records)
+def ticks_are_sent_once_by_any_number_of_workers(h: Harness) -> None:
+    """Three workers send each tick once and in time, and go on where one of them is killed."""
+    schedules = _declare(h, {"name": "second", "every": 1, "catch_up": "all"})
+    workers = [_worker(h, schedules) for _ in range(1 if h.target.in_process else 3)]
+    h.until(lambda: len(_ran(h, "second")) >= TICKS // 2, "the first ticks")
+    sent = Counter(_planned_at(record) for record in _of(h, "second", "after_send"))
+    h.equal("how often a tick was sent", set(sent.values()), {1})
+    if not h.target.in_process:
+        h.stage.kill(workers[0])
+    lease_s = h.stage.spec.lease_s
+    h.until(
+        lambda: len(_ran(h, "second")) >= TICKS, "the ticks after that", within_s=lease_s + TICKS + h.stage.patience_s
+    )
+    h.bridge.schedules.pause("second")
+    h.until(lambda: len(_of(h, "second", "succeeded")) >= len(set(_ran(h, "second"))), "the end of what was sent")
+    h.idle(within_s=lease_s + 10 + h.stage.patience_s)
+    _without_gaps(h, "the instants that were run, each once", _ran(h, "second"), 1)
+    early = [record.at - _planned_at(record) for record in _of(h, "second") if record.at < _planned_at(record)]
+    h.equal("what started before its time", early, [])
+    late_s = min(record.at - _planned_at(record) for record in _of(h, "second"))
+    h.check(late_s <= _ON_TIME_S, f"some should start within {_ON_TIME_S} s, but the fastest took {late_s:.3f} s")
+    h.equal("what was missed", _entry(h, "second").missed, 0)
+
+
+@scenario("CR2", on=(STORED,), where=with_processes_and_marks)
+def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
+    """A worker killed between claiming a tick and sending it, or right after, leaves it to another; it runs once."""
+    schedules = _declare(h, {"name": "often", "every": _EVERY_S, "catch_up": "all"})
+    lease_s = h.stage.spec.lease_s
+    for place in deaths.SCHEDULING:
+        worker = _worker(h, schedules, dies=place)
+        died = worker.wait(lease_s + h.stage.patience_s) is not None
+        h.check(died, f"the worker should have died where it was to: {place}")
+        h.stage.kill(worker)
+    [sent] = {_planned_at(record) for record in _of(h, "often", "after_send")}
+    _worker(h, schedules)
+    h.until(lambda: len(_ran(h, "often")) >= TICKS, "ticks after that", within_s=2 * lease_s + h.stage.patience_s)
+    h.bridge.schedules.pause("often")
+    h.idle()
+    ran = _ran(h, "often")
+    h.equal("the first that was run", ran[0], sent)
+    _without_gaps(h, "the instants that were run, each once", ran, _EVERY_S)
+    ids = {record.id for record in _of(h, "often", "after_send") if _planned_at(record) == sent}
+    h.equal("how many ids the tick was sent with", len(ids), 1)
+
+
+@scenario("CR3", on=(STORED,), where=with_records_and_cron)
+def times_of_day_live_through_clock_changes(h: Harness) -> None:
+    """A time of day that a clock change skips is due once as that is over; one that comes twice, the first time."""
+    zones = {"Europe/Rome": "30 2 * * *", "America/New_York": "30 1,2 * * *", "Australia/Lord_Howe": "45 1 * * *"}
+    for zone, cron in zones.items():
+        _declare(h, {"name": zone, "cron": cron, "timezone": zone})
+    for entry in h.bridge.schedules.list(runs=2 * 366):
+        h.check(isinstance(entry.timing, Cron), f"{entry.name} should be a cron schedule")
+        hours = len(entry.timing.spec.split()[1].split(","))
+        days = Counter(run.date() for run in entry.next_runs[:-hours])
+        del days[entry.next_runs[0].date()]  # some of it may be over
+        h.equal(f"how many runs a day has in {entry.name}", set(days.values()), {hours})
+        changes = [run for run in entry.next_runs if run.minute not in (30, 45)]
+        repeated = [run for run in entry.next_runs if run.fold]
+        h.equal(f"what is due the second time in {entry.name}", repeated, [])
+        if "Lord_Howe" not in entry.name:  # there the clocks go from 2:00 to 2:30, and back to 1:30
+            h.check(len(changes) in (1, 2), f"{entry.name} should have a time that is skipped once a year: {changes}")
+            h.equal(f"when the skipped time is made up for in {entry.name}", {run.hour for run in changes}, {3})
+            h.equal("its minute", {run.minute for run in changes}, {0})
+
+
+@scenario("CR4", "CR6", on=(STORED,), where=with_records)
+def what_was_due_meanwhile_is_caught_up_as_asked(h: Harness) -> None:
+    """After a time without workers, none of what was due is sent, the latest, or all; what is paused stays so."""
+    ways = ("none", "one", "all")
+    schedules = _declare(
+        h,
+        *({"name": way, "every": _EVERY_S, "catch_up": way} for way in ways),
+        {"name": "paused", "every": _EVERY_S, "catch_up": "all"},
+    )
+    first = _worker(h, schedules)
+    names = (*ways, "paused")
+    h.until(lambda: all(len(_ran(h, name)) >= 2 for name in names), "the first ticks")
+    h.bridge.schedules.pause("paused")
+    h.stop(first)
+    gone_at = h.bridge.now()
+    h.pause(_GONE_S)
+    paused_after = [instant for instant in _ran(h, "paused") if instant > gone_at]
+    _worker(h, schedules)
+    h.until(lambda: all(max(_ran(h, way)) > h.bridge.now() - 2 * _EVERY_S for way in ways), "ticks at their time")
+    h.until(lambda: len([each for each in _ran(h, "none") if each > gone_at]) >= 2, "ticks after the restart")
+    h.equal("what a paused schedule sent", [each for each in _ran(h, "paused") if each > gone_at], paused_after)
+    resumed_at = h.bridge.now()
+    h.bridge.schedules.resume("paused")
+    h.until(lambda: [each for each in _ran(h, "paused") if each > gone_at], "ticks of the schedule that was resumed")
+    for name in names:
+        h.bridge.schedules.pause(name)
+    h.idle()
+    h.equal(
+        "what was due while it was paused", [each for each in _ran(h, "paused") if gone_at < each <= resumed_at], []
+    )
+    _caught_up(h, gone_at)
+
+
+def _caught_up(h: Harness, gone_at: float) -> None:
+    """Check what was run, and what was missed, of ticks due while nobody was there."""
+    ran = {name: _ran(h, name) for name in ("none", "one", "all", "paused")}
+    for name, instants in ran.items():
+        h.equal(f"instants of {name!r} that were run twice", len(instants) - len(set(instants)), 0)
+    _without_gaps(h, "what was run of 'all'", ran["all"], _EVERY_S)
+    after = {name: min(each for each in ran[name] if each > gone_at) for name in ("none", "one")}
+    h.check(after["none"] > gone_at + _GONE_S, "of 'none', nothing should be run that was due while nobody was there")
+    h.equal("how much earlier 'one' begins again than 'none'", after["none"] - after["one"], _EVERY_S)
+    for name in ("none", "one", "all"):
+        planned = round((ran[name][-1] - ran[name][0]) / _EVERY_S) + 1
+        h.equal(f"what was missed of {name!r}", _entry(h, name).missed, planned - len(ran[name]))
+    h.equal("what was missed of 'paused'", _entry(h, "paused").missed, 0)
+
+
+@scenario("CR5", on=(STORED,), where=with_records)
+def what_is_not_to_overlap_waits_for_the_last_one(h: Harness) -> None:
+    """A schedule that is not to overlap sends nothing while its last message waits or runs; another one does."""
+    schedules = _declare(
+        h,
+        {"name": "skipping", "every": 1, "overlap": "skip", "gate": "overlap"},
+        {"name": "allowing", "every": 1, "gate": "overlap"},
+    )
+    _worker(h, schedules, threads=8)
+    h.until(lambda: len(_ran(h, "allowing")) >= 4, "ticks that overlap")
+    h.equal("how many of the others were started", len(_ran(h, "skipping")), 1)
+    h.bridge.schedules.pause("allowing")
+    h.tasks.open("overlap")
+    h.until(lambda: len(_ran(h, "skipping")) >= 3, "ticks after the end of the first")
+    h.bridge.schedules.pause("skipping")
+    h.idle()
+    ran = _ran(h, "skipping")
+    skipped = round(ran[-1] - ran[0]) + 1 - len(ran)
+    h.check(skipped >= 2, f"some ticks should have been skipped, but only {skipped} were")
+    h.check(_entry(h, "skipping").missed >= skipped, f"{skipped} ticks should count as missed: {_entry(h, 'skipping')}")
+    h.equal("what was missed of those that overlap", _entry(h, "allowing").missed, 0)

@@ -1,0 +1,101 @@
+"""A process in a check's story: `python -m taskbridge.contract.stores.actor SETTINGS VERB WORD...`.
+
+It writes what it sees to its output, and takes each further step at a line of its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from taskbridge import Bridge, Message
+from taskbridge.contract.stores.place import MUTANT, TIMEOUT_S, a_message
+from taskbridge.stores.base import Store
+from taskbridge.stores.records import Ending
+
+_THREADS: Final = 4
+
+
+def _say(word: object) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def _wait() -> None:
+    sys.stdin.readline()
+
+
+def _message(message_id: str) -> Message:
+    return a_message(id=message_id)
+
+
+def claim_ticks(store: Store, schedule: str, number: str, claimant: str) -> None:
+    """Claim the ticks 1 to `number` of a schedule in several threads, and write those that are ours."""
+
+    def claim(instant: float) -> str:
+        claim = store.ticks.claim(
+            schedule, instant, claimant=claimant, now=time.time(), lease_s=600, timeout_s=TIMEOUT_S
+        )
+        return f"{claim.value}:{instant:g}"
+
+    _say("ready")
+    _wait()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for seen in pool.map(claim, [float(each) for each in range(1, int(number) + 1)]):
+            _say(seen)
+
+
+def claim_tick(store: Store, schedule: str, lease_s: str) -> None:
+    """Claim the tick 1 of a schedule, and wait."""
+    claim = store.ticks.claim(
+        schedule, 1.0, claimant="actor", now=time.time(), lease_s=float(lease_s), timeout_s=TIMEOUT_S
+    )
+    _say(claim.value)
+    _wait()
+
+
+def start_run(store: Store, message_id: str) -> None:
+    """Start a run, and wait; then say whether it is still this process's."""
+    message = _message(message_id)
+    store.marks.started(message)
+    _say("started")
+    _wait()
+    _say(store.marks.still_ours(message, timeout_s=TIMEOUT_S))
+
+
+def end_run(store: Store, *message_ids: str) -> None:
+    """Record the ends of runs, one at each line of input."""
+    _say("ready")
+    for message_id in message_ids:
+        _wait()
+        store.records.ended(
+            _message(message_id), Ending(state="done", at=time.time(), result_json="1"), timeout_s=TIMEOUT_S
+        )
+        _say("ended")
+
+
+_VERBS: Final[Mapping[str, Callable[..., None]]] = {
+    verb.__name__: verb for verb in (claim_ticks, claim_tick, start_run, end_run)
+}
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    if MUTANT in os.environ:
+        from taskbridge.contract.stores.mutants import MUTANTS  # here, for it imports the stores' insides
+
+        MUTANTS[os.environ[MUTANT]].apply()
+    bridge = Bridge("inline://", **json.loads(sys.argv[1]))
+    store = bridge.store
+    assert store is not None
+    _VERBS[sys.argv[2]](store, *sys.argv[3:])
+    bridge.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Which messages were cancelled, as far as this process knows: asked before each start (rules CA).
+
+A thread asks the store what is new, a few times in `CANCEL_KNOWN_S`. So a start costs a look at a set, and one only
+waits for the store if what is known has grown old: as the process begins, after it stood still, or while the store is
+away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Final
+
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import Message
+from taskbridge.settings import Settings
+from taskbridge.stores.records import CANCEL_KNOWN_S, Records
+
+_log = logging.getLogger("taskbridge.worker")
+
+PERIOD_S: Final = CANCEL_KNOWN_S / 4
+"""How often the store is asked."""
+
+_OLD_S: Final = CANCEL_KNOWN_S * 0.8
+"""From when on a start does not rest on what is known."""
+
+
+class Cancellations:
+    """The lives of messages (`Message.life`) that were cancelled. Threads share it; a forked process learns anew.
+
+    Args:
+        records: Returns the records that tell of cancellations, or None if there are none.
+        settings: The bridge's.
+    """
+
+    def __init__(self, records: Callable[[], Records | None], *, settings: Settings) -> None:
+        self._records = records
+        self._timeout_s = settings.send_timeout_s
+        self._is_shared = _is_shared(settings)
+        self._asking = threading.Lock()
+        self._stop = threading.Event()
+        self._pid = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lives: set[str] = set()
+        self._cursor = ""
+        self._known_at = -inf
+        self._thread: threading.Thread | None = None
+
+    def add(self, life: str) -> None:
+        """Learn of a cancellation that was asked for in this process."""
+        self._lives.add(life)
+
+    def has(self, message: Message) -> bool:
+        """Return whether a message that is about to start was cancelled at least `CANCEL_KNOWN_S` ago.
+
+        Raises:
+            BrokerUnavailable: What is known is too old, and the store doesn't answer.
+        """
+        if self._is_shared:
+            self._keep_knowing()
+            if monotonic() - self._known_at > _OLD_S:
+                self._ask(self._timeout_s)
+        return message.life in self._lives
+
+    def knows(self, message: Message) -> bool:
+        """Return whether a message that runs was cancelled, as far as is known; waits for nothing."""
+        if self._is_shared:
+            self._keep_knowing()
+        return message.life in self._lives
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+
+    def _keep_knowing(self) -> None:
+        """See to it that the thread runs."""
+        if self._pid != os.getpid():  # forked: the thread is the parent's, and so may be the lock
+            self._pid = os.getpid()
+            self._asking = threading.Lock()
+            self._stop = threading.Event()
+            lives = self._lives
+            self._reset()
+            self._lives |= lives
+        if self._thread is None or not self._thread.is_alive():
+            with self._asking:
+                if self._thread is None or not self._thread.is_alive():
+                    self._stop.clear()
+                    self._thread = threading.Thread(target=self._follow, name="taskbridge-cancelled", daemon=True)
+                    self._thread.start()
+
+    def _follow(self) -> None:
+        stop = self._stop
+        while not stop.wait(PERIOD_S):
+            try:
+                self._ask(self._timeout_s, unless_newer_than_s=PERIOD_S / 2)
+            except BrokerUnavailable as exc:
+                _log.warning("the store does not tell what is cancelled: %s", exc.problem)
+
+    def _ask(self, timeout_s: float, *, unless_newer_than_s: float = _OLD_S) -> None:
+        """Learn what was cancelled since the last time; of several threads that need it, one asks."""
+        with self._asking:
+            asked_at = monotonic()
+            records = self._records()
+            if records is None or asked_at - self._known_at <= unless_newer_than_s:
+                return
+            self._cursor, lives = records.cancelled_since(self._cursor, timeout_s=timeout_s)
+            self._lives.update(lives)
+            self._known_at = asked_at
+
+
+def _is_shared(settings: Settings) -> bool:
+    """Return whether others than this process can cancel what the store keeps."""
+    if settings.store is None:
+        return settings.url.broker != "memory"
+    return not settings.store.startswith("memory:")

@@ -1,0 +1,281 @@
+"""The schedules of a bridge: which there are, when they are next due, pausing them and letting them go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from taskbridge import codec
+from taskbridge.declaration import Declaration
+from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
+from taskbridge.schedules import Schedule, Timing, check_recorded, named
+from taskbridge.stores.ticks import ScheduleState, Ticks
+from taskbridge.tasks import Call, SendOptions
+
+if TYPE_CHECKING:
+    from taskbridge.settings import PeriodicSetting, Settings
+    from taskbridge.stores.base import Store
+
+SCHEDULE_HEADER: Final = "taskbridge.schedule"
+"""The header that names the schedule which sent a message."""
+
+PLANNED_HEADER: Final = "taskbridge.planned_at"
+"""The header with the instant that a message was planned for, in UTC, as ISO 8601."""
+
+
+class Source(Protocol):
+    """The bridge, as its schedules see it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings."""
+        ...
+
+    @property
+    def store(self) -> Store | None:
+        """The store; None without one."""
+        ...
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        ...
+
+    def declaration_of(self, task: str) -> Declaration | None:
+        """Return a task's declaration; None if it is not declared."""
+        ...
+
+    def task_names(self) -> list[str]:
+        """Return the names of all tasks declared so far."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleEntry:
+    """A schedule as it is shown.
+
+    Attributes:
+        name: What it is called.
+        task: The name of the task that it sends.
+        timing: When it is due: `Cron(...)` or `Every(...)`.
+        next_runs: The next instants it is due, each in the schedule's own zone; while it is paused, they are skipped.
+        paused: Whether it is paused.
+        missed: How many ticks were not sent: nobody was there, or the message before had not ended.
+        last_id: The id of the message that was sent last; None if none was.
+        last_planned_at: What that message was planned for, in the schedule's own zone.
+    """
+
+    name: str
+    task: str
+    timing: Timing
+    next_runs: tuple[datetime, ...]
+    paused: bool = False
+    missed: int = 0
+    last_id: str | None = None
+    last_planned_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A schedule, and the call that it sends.
+
+    Attributes:
+        schedule: The schedule.
+        call: The call.
+        by_task: Whether the task's decorator has it.
+    """
+
+    schedule: Schedule
+    call: Call[Any]
+    by_task: bool = False
+
+
+class Schedules:
+    """The schedules of a bridge; `Bridge.schedules`. Threads share it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._declared: dict[str, Planned] = {}
+
+    # What there is
+
+    def declare(self, declaration: Declaration) -> None:
+        """Take the schedules of a task, in the place of those that a former declaration of it had.
+
+        Raises:
+            DeclarationError: There is a schedule of that name already.
+        """
+        others = {
+            name: planned
+            for name, planned in self._declared.items()
+            if not planned.by_task or planned.schedule.task != declaration.name
+        }
+        options = SendOptions()
+        new: dict[str, Planned] = {}
+        for schedule in declaration.schedules:
+            call: Call[Any] = Call(declaration=declaration, args=(), kwargs={}, options=options)
+            former = new.get(schedule.name, others.get(schedule.name))
+            if former is not None:
+                raise _taken(schedule, former)
+            new[schedule.name] = Planned(schedule=schedule, call=call, by_task=True)
+        self._declared = {**others, **new}
+
+    def add(self, call: Call[Any], timing: Timing) -> None:
+        """Take a schedule for a call.
+
+        Raises:
+            DeclarationError: There is another schedule of that name already.
+            EncodeError: An argument can't be put in a message.
+        """
+        check_recorded([timing], results=call.declaration.results)
+        codec.dumps(list(call.args), "args")
+        codec.dumps_object(call.kwargs, "kwargs")
+        schedule = named(None, call.declaration.name, timing)
+        former = self._declared.get(schedule.name)
+        if former is not None and (former.schedule != schedule or not _same_call(former.call, call)):
+            raise _taken(schedule, former)
+        self._declared[schedule.name] = Planned(schedule=schedule, call=call)
+
+    def planned(self) -> Mapping[str, Planned]:
+        """Return all schedules by name: those of tasks, of `Bridge.periodic` and of the setting `schedules`.
+
+        Raises:
+            SettingsError: The setting names a task that is not declared, or a schedule that is.
+        """
+        settings = self._source.settings.schedules
+        if not settings:
+            return self._declared
+        found = dict(self._declared)
+        for setting in settings:
+            if setting.name in found:
+                raise SettingsError("schedules", f"there is a schedule {setting.name!r} already, declared in the code")
+            found[setting.name] = self._of_setting(setting)
+        return found
+
+    def _of_setting(self, setting: PeriodicSetting) -> Planned:
+        declaration = self._source.declaration_of(setting.task)
+        if declaration is None:
+            hint = nearest(setting.task, self._source.task_names())
+            raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
+        try:
+            check_recorded([setting.timing], results=declaration.results)
+            declaration.signature.bind(*setting.args, **setting.kwargs)
+        except TypeError as exc:  # a DeclarationError is one too
+            raise SettingsError("schedules", f"{setting.name!r}: {exc}") from exc
+        options = SendOptions(queue=setting.queue, priority=setting.priority)
+        call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)
+        return Planned(schedule=named(None, setting.task, setting.timing), call=call)
+
+    # What users ask
+
+    def list(self, *, runs: int = 1, timeout_s: float | None = None) -> list[ScheduleEntry]:
+        """Return all schedules, sorted by name, with so many next runs of each.
+
+        Raises:
+            UnsupportedError: There is no store.
+            BrokerUnavailable: The store doesn't answer.
+            SettingsError: The setting `schedules` names a task that is not declared.
+        """
+        planned = self.planned()
+        if not planned:
+            return []
+        timeout_s = self._source.settings.send_timeout_s if timeout_s is None else timeout_s
+        states = self._ticks().states(tuple(planned), timeout_s=timeout_s)
+        now = self._source.now()
+        return [_entry(planned[name].schedule, states.get(name), now, runs) for name in sorted(planned)]
+
+    def pause(self, name: str) -> None:
+        """Send nothing of a schedule until `resume`, whatever is started anew meanwhile.
+
+        Raises:
+            UnknownSchedule: There is no such schedule.
+            UnsupportedError: There is no store.
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ticks, at = self._ticks_of(name)
+        ticks.pause(name, paused=True, at=at, timeout_s=self._source.settings.send_timeout_s)
+
+    def resume(self, name: str) -> None:
+        """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed.
+
+        Raises:
+            UnknownSchedule: There is no such schedule.
+            UnsupportedError: There is no store.
+            BrokerUnavailable: The store doesn't answer.
+        """
+        ticks, at = self._ticks_of(name)
+        timeout_s = self._source.settings.send_timeout_s
+        state = ticks.states((name,), timeout_s=timeout_s).get(name)
+        if state is not None and state.paused:
+            ticks.settle(name, at, message_id="", missed=0, timeout_s=timeout_s)
+            ticks.pause(name, paused=False, at=at, timeout_s=timeout_s)
+
+    def _ticks_of(self, name: str) -> tuple[Ticks, float]:
+        planned = self.planned()
+        if name not in planned:
+            raise UnknownSchedule(name, sorted(planned))
+        return self._ticks(), self._source.now()
+
+    def _ticks(self) -> Ticks:
+        store = self._source.store
+        if store is None:
+            raise no_store(self._source.settings)
+        return store.ticks
+
+
+def no_store(settings: Settings) -> UnsupportedError:
+    """Return the error of a bridge that has schedules, but no store to keep their ticks in."""
+    return UnsupportedError(
+        "CR1",
+        settings.url.target,
+        "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
+        "postgresql:// or sqlite:///",
+    )
+
+
+def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
+    """Return the id of the message of a tick, the same whoever sends it: a UUID of version 8 (RFC 9562)."""
+    digits = sha256(f"{namespace}\0{schedule}\0{planned_at!r}".encode()).hexdigest()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+
+
+def tick_headers(schedule: str, planned_at: float) -> dict[str, str]:
+    """Return the headers by which a task knows the tick that it was sent for."""
+    moment = datetime.fromtimestamp(planned_at, timezone.utc)
+    return {SCHEDULE_HEADER: schedule, PLANNED_HEADER: moment.isoformat()}
+
+
+def _entry(schedule: Schedule, state: ScheduleState | None, now: float, runs: int) -> ScheduleEntry:
+    zone = schedule.timing.zone
+    upcoming = tuple(datetime.fromtimestamp(tick, zone) for tick in islice(schedule.timing.ticks(now), runs))
+    if state is None:
+        return ScheduleEntry(name=schedule.name, task=schedule.task, timing=schedule.timing, next_runs=upcoming)
+    last = state.last_planned_at
+    return ScheduleEntry(
+        name=schedule.name,
+        task=schedule.task,
+        timing=schedule.timing,
+        next_runs=upcoming,
+        paused=state.paused,
+        missed=state.missed,
+        last_id=state.last_id or None,
+        last_planned_at=None if last is None else datetime.fromtimestamp(last, zone),
+    )
+
+
+def _same_call(one: Call[Any], other: Call[Any]) -> bool:
+    """Return whether two calls are the same: a module imported twice says everything twice."""
+    return (one.declaration.name, one.args, dict(one.kwargs), one.options) == (
+        *(other.declaration.name, other.args),
+        *(dict(other.kwargs), other.options),
+    )
+
+
+def _taken(schedule: Schedule, former: Planned) -> DeclarationError:
+    return DeclarationError(
+        f"there is a schedule {schedule.name!r} already, of task {former.schedule.task!r}; give one of them a name"
+    )

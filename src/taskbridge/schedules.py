@@ -1,0 +1,430 @@
+"""Schedules: when periodic tasks are due (rules CR). Pure: nothing here asks for the time, or talks to a store.
+
+A tick is one planned instant of a schedule, in whole seconds since the epoch. Who plans the same schedule gets the same
+ticks, on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+from taskbridge.durations import Duration, seconds
+from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
+
+CatchUp = Literal["none", "one", "all"]
+"""What becomes of ticks that were due while no scheduler was there: none is sent, the latest, or each."""
+
+Overlap = Literal["allow", "skip"]
+"""What becomes of a tick while the message of the one before has not ended: it is sent, or skipped."""
+
+LONGEST_NAME: Final = 255
+
+_FIELDS: Final = 5
+_HOURS: Final = frozenset(range(24))
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """Ticks by a cron expression, in a time zone.
+
+    A schedule that names hours (`30 2 * * *`) is for times of the day: what falls into the hour that a clock change
+    skips is due once, as that hour would have ended, and what falls into the hour that comes twice is due the first
+    time. One for every hour (`*/10 * * * *`) is for elapsed time: it knows no skipped hour, and is due in both of two.
+
+    Attributes:
+        expression: Five fields: minute, hour, day of the month, month, day of the week, as Debian's cron reads them.
+        timezone: The name of an IANA zone.
+        name: The schedule's name; None is made of the task's name and the expression.
+        catch_up: What becomes of ticks that were due while no scheduler was there.
+        overlap: What becomes of a tick while the message of the one before has not ended.
+
+    Raises:
+        DeclarationError: The expression, or another value, is wrong.
+        NotInstalledError: cronsim, or the data of time zones, is missing.
+    """
+
+    expression: str
+    _: KW_ONLY
+    timezone: str = "UTC"
+    name: str | None = None
+    catch_up: CatchUp = "one"
+    overlap: Overlap = "allow"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not isinstance(self.expression, str):
+            raise DeclarationError(f"a cron expression is text, such as '0 8 * * mon-fri', not {self.expression!r}")
+        object.__setattr__(self, "expression", " ".join(self.expression.split()))
+        zone_of(self.timezone)
+        pattern = _pattern(self.expression, _START)
+        if next(pattern, None) is None:
+            raise DeclarationError(f"cron expression {self.expression!r} is never due")
+
+    @property
+    def spec(self) -> str:
+        """The expression, as default names have it."""
+        return self.expression
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone."""
+        return zone_of(self.timezone)
+
+    def ticks(self, after: float) -> Iterator[float]:
+        """Return the ticks after an instant, in order; endless, but for an expression that has none for 50 years."""
+        zone = self.zone
+        each_hour = self._is_for_every_hour
+        waiting: list[float] = []
+        latest = after
+        for wall in _pattern(self.expression, _wall_before(after, zone)):
+            first = wall.replace(tzinfo=zone).timestamp()
+            while waiting and waiting[0] < first:
+                latest = heappop(waiting)
+                yield latest
+            for tick in _instants(wall, zone, each_hour=each_hour):
+                if tick > latest and tick not in waiting:
+                    heappush(waiting, tick)
+        while waiting:
+            yield heappop(waiting)
+
+    @property
+    def _is_for_every_hour(self) -> bool:
+        return _hours(self.expression.split()[1]) == _HOURS
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Ticks at the multiples of an interval since 1970-01-01 00:00 UTC, so that all workers plan the same ones.
+
+    Attributes:
+        interval: A `timedelta` or a number of seconds; a whole number of at least 1.
+        name: The schedule's name; None is made of the task's name and the interval.
+        catch_up: What becomes of ticks that were due while no scheduler was there.
+        overlap: What becomes of a tick while the message of the one before has not ended.
+
+    Raises:
+        DeclarationError: A value is wrong.
+    """
+
+    interval: Duration
+    _: KW_ONLY
+    name: str | None = None
+    catch_up: CatchUp = "one"
+    overlap: Overlap = "allow"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        try:
+            interval_s = seconds(self.interval, name="every")
+        except (TypeError, ValueError) as exc:
+            raise DeclarationError(str(exc)) from exc
+        if interval_s < 1 or interval_s != int(interval_s):
+            raise DeclarationError(f"every must be whole seconds, at least 1, not {self.interval!r}")
+
+    @property
+    def interval_s(self) -> int:
+        """The interval in seconds."""
+        return int(seconds(self.interval, name="every"))
+
+    @property
+    def spec(self) -> str:
+        """The interval, as default names have it."""
+        return f"every {self.interval_s} s"
+
+    @property
+    def zone(self) -> tzinfo:
+        """UTC."""
+        return timezone.utc
+
+    def ticks(self, after: float) -> Iterator[float]:
+        """Return the ticks after an instant, in order; endless."""
+        number = int(after // self.interval_s)
+        while True:
+            number += 1
+            yield float(number * self.interval_s)
+
+
+Timing: TypeAlias = Cron | Every
+"""When a schedule is due."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """A schedule of a bridge.
+
+    Attributes:
+        name: What it is called, in the store too.
+        task: The name of the task that it sends.
+        timing: When it is due, and what becomes of the ticks that could not be sent in time.
+    """
+
+    name: str
+    task: str
+    timing: Timing
+
+
+# What is decided about ticks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SendTick:
+    """Send this tick."""
+
+    planned_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkipTicks:
+    """Send none of the ticks from the first to the last of these; so many of them count as missed."""
+
+    first: float
+    last: float
+    missed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NothingDue:
+    """Do nothing before this instant; None is for ever."""
+
+    next_at: float | None
+
+
+Decision: TypeAlias = SendTick | SkipTicks | NothingDue
+
+
+def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since: float, now: float) -> Decision:
+    """Decide about the first ticks of a schedule that are not settled.
+
+    Args:
+        timing: The schedule's.
+        settled_until: Every tick up to this instant is settled.
+        paused: Whether the schedule is paused.
+        watched_since: Since when this scheduler has been there: ticks planned until then were missed, as it seems.
+        now: The time; all in seconds since the epoch.
+    """
+    first = next(timing.ticks(settled_until), None)
+    if first is None or first > now:
+        return NothingDue(next_at=first)
+    if paused:
+        return SkipTicks(first=first, last=_last(timing, first, now)[0], missed=0)
+    if first > watched_since or timing.catch_up == "all":
+        return SendTick(planned_at=first)
+    last, count, before_last = _last(timing, first, min(now, watched_since))
+    if timing.catch_up == "none":
+        return SkipTicks(first=first, last=last, missed=count)
+    if count == 1:
+        return SendTick(planned_at=first)
+    return SkipTicks(first=first, last=before_last, missed=count - 1)
+
+
+def _last(timing: Timing, first: float, until: float) -> tuple[float, int, float]:
+    """Return the last tick from `first` until then, how many there are, and the one before it (`first` if none is)."""
+    last, count, before = first, 1, first
+    for tick in timing.ticks(first):
+        if tick > until:
+            break
+        last, count, before = tick, count + 1, last
+    return last, count, before
+
+
+# Names and options
+
+
+def default_name(task: str, timing: Timing) -> str:
+    """Return the name of a schedule that was given none, beside others of its task."""
+    return f"{task}:{timing.spec}"
+
+
+def named(name: str | None, task: str, timing: Timing) -> Schedule:
+    """Return a schedule of a task.
+
+    Args:
+        name: What it is called if the timing has no name; None for the default name.
+        task: The task's name.
+        timing: When it is due.
+
+    Raises:
+        DeclarationError: The name is too long.
+    """
+    chosen = timing.name if timing.name is not None else default_name(task, timing) if name is None else name
+    return Schedule(name=check_name(chosen), task=task, timing=timing)
+
+
+def check_recorded(timings: Sequence[Timing], *, results: bool) -> None:
+    """Refuse to look whether the last message has ended where that is not recorded.
+
+    Raises:
+        DeclarationError: A timing says `overlap="skip"`, and the task `results=False`.
+    """
+    if not results and any(timing.overlap == "skip" for timing in timings):
+        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
+
+
+def check_name(name: Any) -> str:
+    """Return a schedule's name if it is one.
+
+    Raises:
+        DeclarationError: It is not.
+    """
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise DeclarationError(f"a schedule's name must be text of up to {LONGEST_NAME} characters, not {name!r}")
+    return name
+
+
+def timing_of(
+    *,
+    cron: str | None,
+    every: Duration | None,
+    timezone: str | None = None,
+    name: str | None = None,
+    catch_up: CatchUp | None = None,
+    overlap: Overlap | None = None,
+) -> Timing | None:
+    """Return what a task's short options say; None if they name no time.
+
+    Raises:
+        DeclarationError: They contradict one another, have no effect, or are wrong.
+        NotInstalledError: cronsim, or the data of time zones, is missing.
+    """
+    chosen: dict[str, Any] = {"name": name, "catch_up": catch_up, "overlap": overlap}
+    rest = {key: value for key, value in chosen.items() if value is not None}
+    if cron is not None and every is not None:
+        raise DeclarationError("give cron or every, or several in schedules=[Cron(...), Every(...)]")
+    if cron is not None:
+        return Cron(cron, **rest) if timezone is None else Cron(cron, timezone=timezone, **rest)
+    if timezone is not None:
+        raise DeclarationError("timezone has an effect only with cron (every counts in UTC)")
+    if every is not None:
+        return Every(every, **rest)
+    for key in (key for key in rest if key != "name"):
+        raise DeclarationError(f"{key} has an effect only with cron or every; Cron(...) and Every(...) take it too")
+    return None
+
+
+def checked_timings(timings: Any) -> tuple[Timing, ...]:
+    """Return the timings that a task's option `schedules` holds.
+
+    Raises:
+        DeclarationError: It holds something else.
+    """
+    if not isinstance(timings, Sequence) or isinstance(timings, str):
+        raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
+    given = cast("Sequence[object]", timings)
+    checked: list[Timing] = []
+    for timing in given:
+        if not isinstance(timing, (Cron, Every)):
+            raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not of {timing!r}")
+        checked.append(timing)
+    return tuple(checked)
+
+
+def _check(timing: Timing) -> None:
+    if timing.name is not None:
+        check_name(timing.name)
+    for key, choices in (("catch_up", get_args(CatchUp)), ("overlap", get_args(Overlap))):
+        value = getattr(timing, key)
+        if value not in choices:
+            hint = nearest(value, choices) if isinstance(value, str) else ""
+            raise DeclarationError(f"{key} {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+# Time zones and patterns
+
+
+@lru_cache(maxsize=64)
+def zone_of(name: str) -> tzinfo:
+    """Return a time zone by its IANA name.
+
+    Raises:
+        DeclarationError: There is no such zone.
+        NotInstalledError: The system has no data of time zones, and the package tzdata is missing.
+    """
+    from zoneinfo import TZPATH, ZoneInfo, available_timezones  # here, for few programs need them
+
+    if not isinstance(name, str):
+        raise DeclarationError(f"a time zone is the name of one, such as 'Europe/Rome', not {name!r}")
+    if name == "UTC":
+        return timezone.utc
+    try:
+        return ZoneInfo(name)
+    except (LookupError, ValueError, OSError) as exc:  # a folder's name is an OSError, one with dots a ValueError
+        zones = available_timezones()
+        if not zones:
+            raise NotInstalledError(f"the data of time zones (none in {':'.join(TZPATH)})", "cron") from exc
+        raise DeclarationError(f"there is no time zone {name!r}{nearest(name, zones)}") from exc
+
+
+_START: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall
+
+
+def _pattern(expression: str, after: datetime) -> Iterator[datetime]:
+    """Return the times on a wall clock that an expression names, after one of them; it knows no zone.
+
+    cronsim reads the expression and knows the calendar. What clock changes mean is decided here.
+    """
+    try:
+        from cronsim import CronSim, CronSimError
+    except ModuleNotFoundError as exc:
+        raise NotInstalledError("cronsim, which reads cron expressions,", "cron") from exc
+    if len(expression.split()) != _FIELDS:
+        raise DeclarationError(
+            f"cron expression {expression!r} must have {_FIELDS} fields: minute, hour, day, month, day of the week"
+        )
+    try:
+        return CronSim(expression, after)
+    except CronSimError as exc:
+        raise DeclarationError(f"cron expression {expression!r}: {exc}") from exc
+
+
+@lru_cache(maxsize=256)
+def _hours(field: str) -> frozenset[int]:
+    """Return the hours that an expression's second field names."""
+    first = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall
+    found: set[int] = set()
+    for wall in _pattern(f"0 {field} * * *", first - timedelta(seconds=1)):
+        if wall.hour in found:
+            break
+        found.add(wall.hour)
+    return frozenset(found)
+
+
+def _wall_before(after: float, zone: tzinfo) -> datetime:
+    """Return a time on a zone's wall clock that is not after any that the clock shows later than `after`."""
+    shown = datetime.fromtimestamp(after, zone)
+    wall = shown.replace(tzinfo=None, fold=0)
+    again_s = _second(wall, zone) - _first(wall, zone)
+    return wall - timedelta(seconds=max(0.0, again_s))  # for what comes twice has been, and comes again
+
+
+def _instants(wall: datetime, zone: tzinfo, *, each_hour: bool) -> list[float]:
+    """Return the ticks of a time on a zone's wall clock."""
+    first, second = _first(wall, zone), _second(wall, zone)
+    if second < first:  # the clock never shows it: with fold=0 it is taken for after the change, with 1 for before
+        return [] if each_hour else [_change(second, first, zone)]
+    return [first, second] if each_hour and second > first else [first]
+
+
+def _first(wall: datetime, zone: tzinfo) -> float:
+    return wall.replace(tzinfo=zone, fold=0).timestamp()
+
+
+def _second(wall: datetime, zone: tzinfo) -> float:
+    return wall.replace(tzinfo=zone, fold=1).timestamp()
+
+
+def _change(before: float, after: float, zone: tzinfo) -> float:
+    """Return the first whole second after a clock change that lies between two instants."""
+    offset = datetime.fromtimestamp(before, zone).utcoffset()
+    low, high = int(before), int(after)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if datetime.fromtimestamp(middle, zone).utcoffset() == offset:
+            low = middle
+        else:
+            high = middle
+    return float(high)

@@ -1,0 +1,150 @@
+"""Records of one process."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from taskbridge.brokers.base import RedisCommand
+from taskbridge.message import Message
+from taskbridge.settings import Settings
+from taskbridge.stores import transitions
+from taskbridge.stores.records import FINAL, Ending, Record
+from taskbridge.stores.transitions import Kept, Run
+from taskbridge.stores.watches import Watches
+
+_FORGOTTEN_AT_ONCE: Final = 20
+"""How many records that are too old a call removes at most."""
+
+_WRITER: Final = "this process"
+
+
+class MemoryRecords:
+    """Keeps records in a table."""
+
+    def __init__(self, settings: Settings, now: Callable[[], float]) -> None:
+        self._ttl_s = settings.result_ttl_s
+        self._now = now
+        self._lock = threading.Lock()
+        self._kept: dict[str, Kept] = {}
+        self._until: dict[str, float] = {}
+        self._ends: list[tuple[float, str]] = []
+        self._cancelled: list[tuple[str, float | None]] = []
+        self._cancelled_before = 0
+        self._watches = Watches()
+
+    def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+        """Make the records of messages."""
+        with self._lock:
+            for message, delay_s in messages:
+                self._put(transitions.created(self._find(message.id), message, delay_s))
+
+    def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
+        """Return None: this is no Redis."""
+        return None
+
+    def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove the records that nobody has changed."""
+        with self._lock:
+            for message_id in ids:
+                kept = self._kept.get(message_id)
+                if kept is not None and transitions.is_untouched(kept):
+                    self._remove(message_id)
+
+    def started(self, message: Message, *, worker: str, at: float) -> None:
+        """Record that an attempt starts."""
+        with self._lock:
+            run = Run(worker=worker, at=at)
+            self._put(transitions.started(self._find(message.id), message, run, writer=_WRITER))
+
+    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> None:
+        """Record how a run or a wait ended, and wake who waits for a final record."""
+        with self._lock:
+            kept = transitions.ended(self._find(message.id), message, ending, None, writer=_WRITER)
+            self._put(kept)
+        self._wake(kept)
+
+    def get(self, message_id: str, *, timeout_s: float) -> Record | None:
+        """Return a record; None if there is none."""
+        with self._lock:
+            kept = self._find(message_id)
+            return None if kept is None else kept.record
+
+    def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` when a message's record becomes final, until it is told to stop."""
+        stop, _ = self._watches.add(message_id, wake)
+        return stop
+
+    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Record | None:
+        """Cancel a message unless it is final."""
+        with self._lock:
+            old = self._find(message_id)
+            if old is None:
+                return None
+            new = transitions.cancelled(old, at=at)
+            if new is not None:
+                self._put(new)
+                now = self._now()
+                kept_s = transitions.cancellation_kept_s(old.record, result_ttl_s=self._ttl_s, now=now)
+                until = None if kept_s is None else now + kept_s
+                self._cancelled.append((transitions.life_of(old.record), until))
+                self._forget_cancellations(now)
+        self._wake(new)
+        return (old if new is None else new).record
+
+    def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
+        """Return the lives that were cancelled after a cursor, and the next cursor."""
+        with self._lock:
+            skipped = max(0, int(cursor or "0") - self._cancelled_before)
+            lives = [life for life, _ in self._cancelled[skipped:]]
+            return str(self._cancelled_before + len(self._cancelled)), lives
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+    def _find(self, message_id: str) -> Kept | None:
+        now = self._now()
+        for _ in range(_FORGOTTEN_AT_ONCE):
+            if not self._ends or self._ends[0][0] > now:
+                break
+            _, found = heapq.heappop(self._ends)
+            until = self._until.get(found)
+            if until is not None and until > now:
+                heapq.heappush(self._ends, (until, found))
+            else:
+                self._remove(found)
+        if self._until.get(message_id, now + 1) <= now:
+            self._remove(message_id)
+        return self._kept.get(message_id)
+
+    def _put(self, kept: Kept | None) -> None:
+        if kept is None:
+            return
+        now, message_id = self._now(), kept.record.id
+        self._kept[message_id] = kept
+        kept_s = transitions.kept_s(kept.record, result_ttl_s=self._ttl_s, now=now)
+        if kept_s is None:
+            self._until.pop(message_id, None)
+            return
+        is_new = message_id not in self._until
+        self._until[message_id] = now + kept_s
+        if is_new or kept.record.state in FINAL:  # else the queue grows by each write
+            heapq.heappush(self._ends, (now + kept_s, message_id))
+
+    def _remove(self, message_id: str) -> None:
+        self._kept.pop(message_id, None)
+        self._until.pop(message_id, None)
+
+    def _forget_cancellations(self, now: float) -> None:
+        while self._cancelled:
+            until = self._cancelled[0][1]
+            if until is None or until > now:
+                return
+            del self._cancelled[0]
+            self._cancelled_before += 1
+
+    def _wake(self, kept: Kept | None) -> None:
+        if kept is not None and kept.record.state in FINAL:
+            self._watches.wake(kept.record.id)

@@ -1,0 +1,121 @@
+"""What a worker process knows of cancellations, and when it asks the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Iterator
+
+import pytest
+
+from taskbridge import Bridge, BrokerUnavailable, Message
+from taskbridge.engines.cancellations import PERIOD_S, Cancellations
+from taskbridge.stores.memory.records import MemoryRecords
+from taskbridge.stores.records import CANCEL_KNOWN_S
+
+
+class Store(MemoryRecords):
+    """Records that can be away, and that count how often they were asked, and by which threads."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge.settings, time.time)
+        self.is_away = False
+        self.askers: list[str] = []
+
+    def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
+        self.askers.append(threading.current_thread().name)
+        if self.is_away:
+            raise BrokerUnavailable("it is away")
+        return super().cancelled_since(cursor, timeout_s=timeout_s)
+
+    def add(self, message: Message, *, cancelled: bool = False) -> Message:
+        self.create([(message, 0.0)], timeout_s=1)
+        if cancelled:
+            self.cancel(message.id, at=time.time(), timeout_s=1)
+        return message
+
+
+def message(number: int) -> Message:
+    return Message(id=f"m{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(Bridge("celery+redis://localhost"))
+
+
+@pytest.fixture
+def known(store: Store) -> Iterator[Cancellations]:
+    known = Cancellations(lambda: store, settings=Bridge("celery+redis://localhost").settings)
+    yield known
+    known.close()
+
+
+def until_known(known: Cancellations, one: Message, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not (found := known.knows(one)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def test_the_first_start_waits_for_what_is_cancelled_already(known: Cancellations, store: Store) -> None:
+    cancelled, other = store.add(message(1), cancelled=True), store.add(message(2))
+
+    assert (known.has(cancelled), known.has(other)) == (True, False)
+
+
+def test_starts_ask_nobody_while_a_thread_does(known: Cancellations, store: Store) -> None:
+    known.has(store.add(message(1)))
+    later = store.add(message(2), cancelled=True)
+
+    assert until_known(known, later, 20)
+    assert known.has(later)
+    assert set(store.askers[1:]) == {"taskbridge-cancelled"}
+    assert PERIOD_S * 2 < CANCEL_KNOWN_S
+
+
+def test_a_running_task_is_told_without_waiting_for_the_store(known: Cancellations, store: Store) -> None:
+    store.is_away = True
+    running = store.add(message(1), cancelled=True)
+
+    assert not known.knows(running)
+    store.is_away = False
+    assert until_known(known, running, 20)
+    assert set(store.askers) == {"taskbridge-cancelled"}
+
+
+def test_nothing_starts_on_old_knowledge(known: Cancellations, store: Store) -> None:
+    one = store.add(message(1))
+    assert not known.has(one)
+    store.is_away = True
+
+    time.sleep(CANCEL_KNOWN_S)
+    with pytest.raises(BrokerUnavailable, match="it is away"):
+        known.has(one)
+    store.is_away = False
+    assert not known.has(one)
+
+
+def test_what_this_process_cancels_it_knows_at_once(known: Cancellations, store: Store) -> None:
+    one = store.add(message(1))
+    known.has(one)
+    known.add(one.life)
+
+    assert known.has(one)
+
+
+def test_a_replay_is_another_life(known: Cancellations, store: Store) -> None:
+    one = store.add(message(1), cancelled=True)
+
+    assert known.has(one)
+    assert not known.has(one.replayed(time.time()))
+
+
+@pytest.mark.parametrize("url", ["inline://", "celery+memory://"])
+def test_where_nobody_else_can_cancel_nobody_is_asked(url: str) -> None:
+    bridge = Bridge(url)
+    store = Store(bridge)
+    known = Cancellations(lambda: store, settings=bridge.settings)
+
+    assert not known.has(store.add(message(1)))
+    assert store.askers == []

@@ -1,0 +1,128 @@
+"""The store in a real Redis: what only it has."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from dataclasses import replace
+
+from taskbridge import Bridge, Message
+from taskbridge.brokers.redis.client import Client
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.message import new_id
+from taskbridge.stores.records import Ending
+from taskbridge.stores.redis import RedisStore
+
+
+def opened(server: PrivateRedis, **settings: object) -> RedisStore:
+    store = Bridge(f"celery+{server.url}", namespace=f"ns-{new_id()[:8]}", **settings).store  # type: ignore[arg-type]
+    assert isinstance(store, RedisStore)
+    return store
+
+
+def a_message() -> Message:
+    return Message(id=new_id(), task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
+
+
+def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateRedis) -> None:
+    store, client, message = opened(redis_server), Client(redis_server.url), a_message()
+    command = store.records.creating(message, 60.0)
+    assert command is not None
+    client.execute([("SCRIPT", "FLUSH")], timeout_s=5)
+
+    client.execute([command, ("SET", "published", "1")], timeout_s=5)
+
+    record = store.records.get(message.id, timeout_s=5)
+    assert record is not None
+    assert (record.state, record.due_at) == ("scheduled", message.enqueued_at + 60)
+    assert client.execute([("GET", "published")], timeout_s=5) == b"1"
+    store.close()
+    client.close()
+
+
+def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:
+    store, client, message = opened(redis_server), Client(redis_server.url), a_message()
+    store.records.started(message, worker="w:1", at=1.0)
+    client.execute([("SCRIPT", "FLUSH")], timeout_s=5)
+    again = a_message()
+    store.records.started(again, worker="w:1", at=1.0)
+    deadline = time.monotonic() + 20
+    while (record := store.records.get(again.id, timeout_s=5)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert record is not None
+    assert record.state == "running"
+    store.close()
+    client.close()
+
+
+def test_all_keys_are_in_the_namespace_and_records_expire(redis_server: PrivateRedis) -> None:
+    store, client = opened(redis_server, result_ttl=100), Client(redis_server.url)
+    namespace = vars(store.records)["_settings"].namespace
+    client.execute([("FLUSHDB",)], timeout_s=5)
+    waiting, final, cancelled, late = (a_message() for _ in range(4))
+    store.records.create([(waiting, 0.0), (final, 0.0), (cancelled, 0.0)], timeout_s=5)
+    store.records.create([(late, 1000.0)], timeout_s=5)
+    store.records.ended(final, Ending(state="done", at=1.0), timeout_s=5)
+    store.records.cancel(cancelled.id, at=1.0, timeout_s=5)
+    store.ticks.begin("s", at=1.0, timeout_s=5)
+    keys = [key.decode() for key in client.execute([("KEYS", "*")], timeout_s=5)]
+    assert [key for key in keys if not key.startswith(f"{namespace}:")] == []
+
+    def life_s(message: Message) -> int:
+        return int(client.execute([("TTL", f"{namespace}:record:{message.id}")], timeout_s=5))
+
+    assert 90 <= life_s(final) <= 100
+    assert 90 <= life_s(cancelled) <= 100
+    assert 29 * 86400 < life_s(waiting) <= 30 * 86400
+    assert 30 * 86400 < life_s(late) <= 30 * 86400 + 1000
+    store.close()
+    client.close()
+
+
+def test_any_number_of_watches_takes_one_connection(redis_server: PrivateRedis) -> None:
+    store = opened(redis_server)
+    stops = [store.records.watch(f"id-{number}", lambda: None) for number in range(50)]
+    client = Client(redis_server.url)
+    clients = client.execute([("CLIENT", "LIST", "TYPE", "pubsub")], timeout_s=5).decode().strip().splitlines()
+    assert len(clients) == 1
+    assert " sub=50 " in clients[0]
+    for stop in stops:
+        stop()
+    store.close()
+    client.close()
+
+
+def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_server: PrivateRedis) -> None:
+    store, client, one, two = opened(redis_server), Client(redis_server.url), a_message(), a_message()
+    store.records.create([(one, 0.0), (two, 0.0)], timeout_s=5)
+    store.records.cancel(one.id, at=1.0, timeout_s=5)
+    cursor, _ = store.records.cancelled_since("", timeout_s=5)
+    namespace = vars(store.records)["_settings"].namespace
+    client.execute([("DEL", f"{namespace}:cancelled", f"{namespace}:cancelled:until")], timeout_s=5)
+    store.records.cancel(two.id, at=1.0, timeout_s=5)
+    assert store.records.cancelled_since(cursor, timeout_s=5)[1] == [two.id]
+    store.close()
+    client.close()
+
+
+def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis) -> None:
+    store, message = opened(redis_server), a_message()
+    store.records.create([(message, 0.0)], timeout_s=5)
+    store.records.started(message, worker="parent:1", at=time.time())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
+        child = os.fork()
+    if child == 0:
+        try:
+            second = replace(message, attempt=2)
+            store.records.started(second, worker="child:1", at=time.time())
+            store.records.ended(second, Ending(state="done", at=time.time()), timeout_s=5)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    record = store.records.get(message.id, timeout_s=5)
+    assert record is not None
+    assert [attempt.worker for attempt in record.attempts] == ["parent:1", "child:1"]
+    store.close()

@@ -1,0 +1,278 @@
+"""CR: any number of schedulers send each tick once, whoever is killed or stopped, and wherever."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from itertools import takewhile
+from typing import Any, get_args
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from taskbridge import Cron, Every
+from taskbridge.schedules import CatchUp, Schedule, Timing
+from taskbridge.stores.memory.ticks import MemoryTicks
+from taskbridge.stores.records import Record, State
+from taskbridge.stores.ticks import Ticks
+from tests.unit.scheduler_world import World
+from tests.unit.test_schedules import WINDOWS
+
+WORKERS = 5
+
+
+def scheduled(name: str, timing: Timing) -> Schedule:
+    return Schedule(name=name, task="task", timing=timing)
+
+
+def due(timing: Timing, begin: float, end: float) -> list[float]:
+    return list(takewhile(lambda tick: tick <= end, timing.ticks(begin)))
+
+
+@contextmanager
+def world_of(*schedules: Schedule, begin: float, seed: int = 1, ticks: Any = None) -> Generator[World]:
+    world = World(ticks=MemoryTicks() if ticks is None else ticks, schedules=schedules, now=begin, seed=seed)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def all_day(zone: str, catch_up: CatchUp) -> list[Schedule]:
+    """Return schedules that are due in the skipped and the repeated hour, and at other times."""
+    return [
+        scheduled("in the hour", Cron("30 2 * * *", timezone=zone, catch_up=catch_up)),
+        scheduled("often in it", Cron("*/15 1-2 * * *", timezone=zone, catch_up=catch_up)),
+        scheduled("all the time", Cron("*/20 * * * *", timezone=zone, catch_up=catch_up)),
+        scheduled("every", Every(timedelta(hours=1), catch_up=catch_up)),
+    ]
+
+
+def two_days_in_disorder(ticks: Ticks) -> None:
+    """Check that five schedulers on a store, which are killed and stopped, send each tick once."""
+    begin, end = 1.8e9, 1.8e9 + 2 * 86400
+    schedules = [
+        scheduled("every", Every(600, catch_up="all")),
+        scheduled("cron", Cron("*/15 1-2 * * *", timezone="Europe/Rome", catch_up="all")),
+    ]
+    with world_of(*schedules, begin=begin, seed=3, ticks=ticks) as world:
+        for number in range(WORKERS):
+            world.add(f"worker {number}")
+        world.run(end, disorder=0.03)
+        world.run(end + 7200)
+        for schedule in schedules:
+            assert [tick for tick in world.planned(schedule.name) if tick <= end] == due(schedule.timing, begin, end)
+            assert world.state(schedule.name).missed == 0
+    assert world.kills > 20
+
+
+@pytest.mark.parametrize(("zone", "day"), WINDOWS)
+def test_ten_days_with_kills_and_stops_are_sent_as_planned_each_tick_once(zone: str, day: date) -> None:
+    schedules = all_day(zone, "all")
+    begin = (datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) - timedelta(days=5)).timestamp()
+    end = begin + 10 * 86400
+    with world_of(*schedules, begin=begin, seed=day.toordinal()) as world:
+        for number in range(WORKERS):
+            world.add(f"worker {number}")
+        world.run(end, disorder=0.02)
+        kills, freezes = world.kills, world.freezes
+        world.run(end + 2 * 3600)  # whoever is left, and comes back, sends what is left
+
+    assert kills > 100
+    assert freezes > 100
+    for schedule in schedules:
+        seen = [tick for tick in world.planned(schedule.name) if tick <= end]
+        assert seen == due(schedule.timing, begin, end), schedule.name
+        assert world.state(schedule.name).missed == 0
+
+
+@pytest.mark.parametrize("catch_up", get_args(CatchUp))
+def test_as_long_as_one_worker_lives_nothing_is_missed_whatever_becomes_of_the_others(catch_up: CatchUp) -> None:
+    schedules = [
+        scheduled("often", Every(5, catch_up=catch_up)),
+        scheduled("cron", Cron("* * * * *", catch_up=catch_up)),
+    ]
+    begin = 1.8e9
+    with world_of(*schedules, begin=begin, seed=7) as world:
+        world.away_s = (0.5, 5.0, 60.0)
+        world.add("the one", is_mortal=False)
+        for number in range(WORKERS - 1):
+            world.add(f"worker {number}")
+        world.run(begin + 4 * 3600, disorder=0.06)
+
+    assert world.kills > 30
+    for schedule in schedules:
+        seen = [tick for tick in world.planned(schedule.name) if tick <= begin + 4 * 3600 - 60]
+        assert seen == due(schedule.timing, begin, begin + 4 * 3600 - 60)
+        assert world.state(schedule.name).missed == 0
+
+
+def test_a_tick_is_sent_again_with_the_same_id_by_whoever_comes_after_a_claimant_that_died() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60)), begin=begin) as world:
+        world.add("first")
+        [first] = world.actors
+        while not world.sent:
+            world.run(world.now + 0.02)
+        first.kill()  # it has sent, and not settled
+        world.actors.remove(first)
+        world.add("second")
+        world.run(begin + 90)
+
+    [(key, times)] = world.sent.items()
+    assert key[1] == begin + 60
+    assert times == 2
+    assert world.state("s").missed == 0
+
+
+@pytest.mark.parametrize(("catch_up", "sent", "missed"), [("none", 0, 60), ("one", 1, 59), ("all", 60, 0)])
+def test_what_was_due_while_nobody_was_there_is_caught_up_as_it_is_set(
+    catch_up: CatchUp, sent: int, missed: int
+) -> None:
+    begin, timing = 1.8e9, Every(60, catch_up=catch_up)
+    with world_of(scheduled("s", timing), begin=begin) as world:
+        world.add("first")
+        world.run(begin + 150)
+        [first] = world.actors
+        first.kill()
+        world.actors.remove(first)
+        world.now = begin + 3750
+        for number in range(WORKERS):
+            world.add(f"worker {number}")
+        world.run(begin + 3890)
+
+    assert len([tick for tick in world.planned("s") if begin + 150 < tick < begin + 3750]) == sent
+    assert world.state("s").missed == missed
+    assert set(world.sent.values()) == {1}
+    regular = [tick for tick in due(timing, begin, begin + 3890) if tick <= begin + 150 or tick > begin + 3750]
+    assert set(regular) <= set(world.planned("s"))
+
+
+@pytest.mark.parametrize(("catch_up", "sent"), [("none", 0), ("one", 1), ("all", 6)])
+def test_what_was_due_while_the_store_was_away_is_caught_up_as_it_is_set(catch_up: CatchUp, sent: int) -> None:
+    begin, timing = 1.8e9, Every(10, catch_up=catch_up)
+    with world_of(scheduled("s", timing), begin=begin) as world:
+        for number in range(3):
+            world.add(f"worker {number}")
+        world.run(begin + 35)
+        world.away = True
+        world.run(begin + 95)
+        world.away = False
+        world.run(begin + 130)
+
+    seen = world.planned("s")
+    assert len([tick for tick in seen if begin + 35 < tick < begin + 95]) == sent
+    assert [tick for tick in seen if tick < begin + 35 or tick > begin + 99] == [
+        begin + second for second in (10, 20, 30, 100, 110, 120, 130) if begin + second in seen
+    ]
+    assert {begin + 100, begin + 110, begin + 120} <= set(seen)
+    assert world.state("s").missed == 6 - sent
+
+
+def test_a_process_that_stood_still_does_not_send_all_that_was_due_meanwhile() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60)), begin=begin) as world:
+        world.add("only")
+        world.run(begin + 90)
+        world.actors[0].wake_at = begin + 3630
+        world.run(begin + 3650)
+
+    assert world.planned("s") == [begin + 60, begin + 3600]
+    assert world.state("s").missed == 58
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_overlap_skip_sends_nothing_before_the_last_one_has_ended(state: State) -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60, overlap="skip")), begin=begin) as world:
+        world.add("a")
+        world.add("b")
+        world.run(begin + 90)
+        last_id = world.state("s").last_id
+        world.records[last_id] = Record(id=last_id, task="task", queue="q", state=state, enqueued_at=begin)
+        world.run(begin + 130)
+
+    has_ended = state in ("done", "dead", "discarded", "cancelled")
+    assert world.planned("s") == [begin + 60, begin + 120] if has_ended else [begin + 60]
+    assert world.state("s").missed == (0 if has_ended else 1)
+
+
+def test_a_message_without_a_record_is_no_reason_to_skip() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60, overlap="skip")), begin=begin) as world:
+        world.add("a")
+        world.run(begin + 130)
+
+    assert world.planned("s") == [begin + 60, begin + 120]
+
+
+def test_a_paused_schedule_sends_nothing_and_goes_on_from_where_it_is_resumed() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60, catch_up="all")), begin=begin) as world:
+        world.add("a")
+        world.add("b")
+        world.run(begin + 90)
+        world.ticks.pause("s", paused=True, at=world.now, timeout_s=5)
+        world.run(begin + 200)
+        world.ticks.pause("s", paused=False, at=world.now, timeout_s=5)
+        world.run(begin + 250)
+
+    assert world.planned("s") == [begin + 60, begin + 240]
+    assert world.state("s").missed == 0
+
+
+def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is_tried() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60)), begin=begin) as world:
+        world.add("a")
+        [actor] = world.actors
+        send_tick = actor.send_tick
+
+        def refuse(schedule: str, planned_at: float) -> str:
+            if planned_at == begin + 60:
+                raise LookupError("no such queue")
+            return send_tick(schedule, planned_at)
+
+        actor.send_tick = refuse  # type: ignore[method-assign]
+        world.run(begin + 130)
+
+    assert world.planned("s") == [begin + 120]
+    assert world.state("s").missed == 1
+
+
+def test_a_schedule_with_much_to_catch_up_does_not_hold_up_the_others() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("much", Every(1, catch_up="all")), scheduled("other", Every(60)), begin=begin) as world:
+        world.add("first")
+        world.run(begin + 1.5)
+        world.actors[0].kill()
+        world.actors.clear()
+        world.now = begin + 3600.5
+        world.add("second")
+        while not world.planned("other"):
+            world.run(world.now + 0.05)
+
+    assert len(world.planned("much")) < 1000
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "sent"), [("none", []), ("one", [60, 360]), ("all", [60, 120, 180, 240, 300, 360])]
+)
+def test_a_queue_that_takes_nothing_holds_up_its_own_schedule_only(catch_up: CatchUp, sent: list[float]) -> None:
+    begin = 1.8e9
+    full = scheduled("full", Every(60, catch_up=catch_up))
+    other = scheduled("other", Every(5, catch_up="none"))
+    with world_of(full, other, begin=begin) as world:
+        for number in range(2):
+            world.add(f"worker {number}")
+        world.full_until = {"full": begin + 370}
+        world.run(begin + 400)
+        world.run(begin + 450)
+
+    assert world.planned("other") == due(other.timing, begin, begin + 449)
+    assert world.state("other").missed == 0
+    late = [tick - begin for tick in world.planned("full") if tick < begin + 370]
+    assert late[:1] == [60]  # it was claimed, and may have been sent for all that is known
+    assert late[1:] == [tick for tick in sent if tick != 60]
+    assert world.planned("full")[-1] == begin + 420

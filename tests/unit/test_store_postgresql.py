@@ -1,0 +1,145 @@
+"""The store in a real PostgreSQL server: what only it has."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from taskbridge import Message, StoreNotReady
+from taskbridge.contract.servers import PrivatePostgreSQL
+from taskbridge.settings import load
+from taskbridge.stores.base import Claim
+from taskbridge.stores.records import Ending
+from taskbridge.stores.sql import SqlStore, open_store
+from tests.unit.command_line import runner
+
+
+@pytest.fixture
+def url(postgresql_server: PrivatePostgreSQL) -> str:
+    """A database of the test's own, without tables."""
+    with psycopg.connect(postgresql_server.url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS shop WITH (FORCE)")
+        connection.execute("CREATE DATABASE shop")
+    return postgresql_server.url.replace("/postgres", "/shop")
+
+
+def opened(url: str, **given: object) -> SqlStore:
+    settings, _ = load({"url": "inline://", "send_timeout": 5, **given}, environ={})
+    return open_store(settings, url)
+
+
+def a_message(number: int = 0) -> Message:
+    return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
+
+
+def test_without_tables_one_line_says_what_to_do(url: str) -> None:
+    store = opened(url.replace("taskbridge@", "taskbridge:secret@"))
+    with pytest.raises(StoreNotReady, match=r"no tables yet: run `taskbridge store init`") as caught:
+        store.records.create([(a_message(), 0.0)], timeout_s=5)
+    assert "secret" not in str(caught.value)
+    assert store.init(timeout_s=5) == (0, 1)
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    store.close()
+
+
+def test_several_make_the_tables_at_once_and_one_does(url: str) -> None:
+    stores = [opened(url) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda store: store.init(timeout_s=20), stores))
+    assert sorted(made) == [(0, 1)] + [(1, 1)] * 5
+    for store in stores:
+        store.close()
+
+
+def test_any_number_of_watches_takes_one_connection(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    stops = [store.records.watch(f"id-{number}", lambda: None) for number in range(50)]
+    with psycopg.connect(url) as connection:
+        listening = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %' AND datname = 'shop'"
+        ).fetchone()
+    assert listening == (1,)
+    for stop in stops:
+        stop()
+    store.close()
+
+
+def test_who_waits_is_woken_at_once(url: str) -> None:
+    """The time from an end to a wake, on an idle machine a millisecond; here only that nobody polls by the second."""
+    store, other = opened(url), opened(url)
+    store.init(timeout_s=5)
+    took_s: list[float] = []
+    for number in range(20):
+        woken = threading.Event()
+        stop = store.records.watch(f"id-{number}", woken.set)
+        began = time.monotonic()
+        other.records.ended(a_message(number), Ending(state="done", at=time.time()), timeout_s=5)
+        assert woken.wait(20)
+        took_s.append(time.monotonic() - began)
+        stop()
+    assert sorted(took_s)[10] < 0.25
+    store.close()
+    other.close()
+
+
+def test_a_server_that_was_restarted_is_used_again_by_the_next_call(
+    url: str, postgresql_server: PrivatePostgreSQL
+) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    assert store.marks.claim(a_message(), timeout_s=5) is Claim.RUN
+    postgresql_server.restart()
+    assert store.records.get("id-0", timeout_s=5) is not None
+    assert store.marks.claim(a_message(), timeout_s=5) is Claim.RUNNING
+    store.close()
+
+
+def test_a_store_that_is_closed_leaves_no_connection(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    stop = store.records.watch("id-0", lambda: None)
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    store.marks.started(a_message())
+    store.records.started(a_message(), worker="w:1", at=1.0)
+    stop()
+    store.close()
+    deadline = time.monotonic() + 20
+    left = (1,)
+    while left != (0,) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        with psycopg.connect(url.replace("/shop", "/postgres")) as connection:
+            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'").fetchone()
+            assert row is not None
+            left = (row[0],)
+    assert left == (0,)
+
+
+def test_a_worker_without_tables_says_in_one_line_what_to_do(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("celery")
+    (tmp_path / "shop.py").write_text("from taskbridge import task\n\n@task\ndef greet() -> None: ...\n")
+    run = runner(tmp_path, TASKBRIDGE_URL="celery+redis://127.0.0.1:1", TASKBRIDGE_STORE=url)
+    done = run("worker", "shop")
+    assert done.returncode == 2
+    assert "the store has no tables yet: run `taskbridge store init`" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    store.records.create([(a_message(number), 0.0) for number in range(100)], timeout_s=5)
+    with ThreadPoolExecutor(100) as pool:
+        found = list(pool.map(lambda number: store.records.get(f"id-{number}", timeout_s=20), range(100)))
+    assert None not in found
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'").fetchone()
+    assert row is not None
+    assert row[0] <= 21
+    store.close()

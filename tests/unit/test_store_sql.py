@@ -1,0 +1,202 @@
+"""The store in SQLite: what only SQL has."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
+from taskbridge.settings import load
+from taskbridge.stores.records import Ending
+from taskbridge.stores.sql import SqlStore, open_store, schema
+from taskbridge.stores.sql.tables import TABLES
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[SqlStore]:
+    with_store = opened(url)
+    yield with_store
+    with_store.close()
+
+
+def opened(url: str, **given: object) -> SqlStore:
+    settings, _ = load({"url": "inline://", "send_timeout": 1, **given}, environ={})
+    return open_store(settings, url)
+
+
+def a_message(number: int = 0) -> Message:
+    return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
+
+
+def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
+    store.ping(timeout_s=5)
+    found = inspect(create_engine(url))
+    assert sorted(found.get_table_names()) == sorted(table.name for table in TABLES)
+    for table in TABLES:
+        columns = {column["name"]: column for column in found.get_columns(table.name)}
+        assert list(columns) == [column.name for column in table.columns]
+        assert found.get_pk_constraint(table.name)["constrained_columns"] == [each.name for each in table.primary_key]
+        for column in table.columns:
+            assert columns[column.name]["nullable"] == column.nullable, f"{table.name}.{column.name}"
+
+
+def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_once(url: str) -> None:
+    program = (
+        "import sys\nfrom taskbridge import Bridge\n"
+        "store = Bridge('inline://', store=sys.argv[1]).store\nstore.ping(timeout_s=20)\n"
+        "print(store.init(timeout_s=20))"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True, env=env)
+        for _ in range(4)
+    ]
+    assert [process.communicate()[0].strip() for process in processes] == ["(1, 1)"] * 4
+
+
+def test_tables_of_a_later_release_are_left_alone(url: str, store: SqlStore, tmp_path: Path) -> None:
+    store.ping(timeout_s=5)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE taskbridge_schema SET version = 99")
+    later = opened(url)
+    with pytest.raises(StoreNotReady, match=r"version 99, and this release knows 1; update taskbridge"):
+        later.init(timeout_s=5)
+    with pytest.raises(StoreNotReady, match="taskbridge store init"):
+        later.records.get("x", timeout_s=5)
+    later.close()
+
+
+def test_tables_of_an_earlier_release_are_brought_up_to_date(
+    url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE taskbridge_tick ADD COLUMN note TEXT",))
+    )
+    monkeypatch.setattr(schema, "VERSION", 2)
+    newer = opened(url)
+    with pytest.raises(StoreNotReady, match=r"have version 1, not 2.*taskbridge store init"):
+        newer.records.get("id-0", timeout_s=5)
+    assert newer.init(timeout_s=5) == (1, 2)
+    assert newer.init(timeout_s=5) == (2, 2)
+    assert newer.records.get("id-0", timeout_s=5) is not None
+    newer.close()
+
+
+def test_a_migration_that_fails_leaves_the_tables_as_they_were(
+    url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.ping(timeout_s=5)
+    broken = ("ALTER TABLE taskbridge_tick ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+    monkeypatch.setattr(schema, "VERSION", 2)
+    with pytest.raises(BrokerUnavailable, match="nowhere"):
+        opened(url).init(timeout_s=5)
+    columns = [column["name"] for column in inspect(create_engine(url)).get_columns("taskbridge_tick")]
+    assert "note" not in columns
+
+
+def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_again(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match=r"no answer in time|locked"):
+        store.records.cancel("id-0", at=1.0, timeout_s=0.5)
+    assert time.monotonic() - began < 2
+    other.execute("ROLLBACK")
+    other.close()
+    record = store.records.cancel("id-0", at=1.0, timeout_s=5)
+    assert record is not None
+    assert record.state == "cancelled"
+
+
+def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("this is no database, and not even a folder")
+    for place in (tmp_path / "file", tmp_path / "file" / "store.db", tmp_path / "nowhere" / "store.db"):
+        with pytest.raises(BrokerUnavailable, match="the store does not answer"):
+            opened(f"sqlite:///{place}").ping(timeout_s=1)
+
+
+def test_records_whose_time_is_over_are_removed_a_bounded_number_at_once(url: str, tmp_path: Path) -> None:
+    store = opened(url, result_ttl=0.2)
+    messages = [a_message(number) for number in range(1100)]
+    store.records.create([(message, 0.0) for message in messages], timeout_s=5)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE taskbridge_record SET until = 1")
+    left = []
+    for number in range(2000, 2004):
+        vars(store.records)["_purge_at"] = 0.0
+        store.records.create([(a_message(number), 0.0)], timeout_s=5)
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            left.append(connection.execute("SELECT count(*) FROM taskbridge_record WHERE until = 1").fetchone()[0])
+    assert left == [600, 100, 0, 0]
+    store.close()
+
+
+def test_a_forked_process_has_connections_of_its_own(store: SqlStore) -> None:
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
+    woken = threading.Event()
+    stop = store.records.watch("id-0", woken.set)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
+        child = os.fork()
+    if child == 0:
+        try:
+            store.records.started(a_message(), worker="child:1", at=time.time())
+            store.records.ended(a_message(), Ending(state="done", at=time.time(), result_json="1"), timeout_s=5)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert woken.wait(20)
+    record = store.records.get("id-0", timeout_s=5)
+    assert record is not None
+    assert record.state == "done"
+    assert [attempt.worker for attempt in record.attempts] == ["child:1"]
+    stop()
+
+
+def test_marks_whose_time_is_over_are_removed(url: str, tmp_path: Path) -> None:
+    store = opened(url, lease=0.4)
+    store.marks.started(a_message())
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE taskbridge_mark SET until = 1")
+    deadline = time.monotonic() + 20
+    left = 1
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            left = connection.execute("SELECT count(*) FROM taskbridge_mark").fetchone()[0]
+    assert left == 0
+    store.close()
+
+
+def test_a_url_that_names_no_file_or_database_is_refused() -> None:
+    for wrong in ("sqlite://", "sqlite:///", "sqlite://host/file.db", "postgresql://host", "postgresql://host:x/db"):
+        with pytest.raises(SettingsError):
+            Bridge("inline://", store=wrong)
+
+
+def test_an_inline_bridge_uses_a_store_that_it_is_given(url: str) -> None:
+    bridge = Bridge("inline://", store=url)
+    assert isinstance(bridge.store, SqlStore)
+    assert bridge.marks is None
+    bridge.close()
