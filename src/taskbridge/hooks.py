@@ -76,7 +76,7 @@ class Hooks:
         for hook in self._hooks[event.name]:
             try:
                 hook(event)
-            except Exception:
+            except (Exception, SystemExit):  # a hook may call sys.exit()
                 subject = event.message
                 _log.exception(
                     "a %s hook failed (task %s, id %s, attempt %s)",

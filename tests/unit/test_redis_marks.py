@@ -205,3 +205,20 @@ def test_a_connection_that_the_server_has_closed_costs_no_mark(server: PrivateRe
     one.close()
     other.close()
     client.close()
+
+
+def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: PrivateRedis) -> None:
+    dead, other = marks_of(server), marks_of(server)
+    never, lost = a_message(101), a_message(102)
+    dead.started(lost)
+    claim_when(other, lost, Claim.RUNNING)
+    dead.close()
+
+    for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
+        assert other.claim(message, timeout_s=1) is answer
+        other._process().running.clear()
+        other._process().deciding.clear()
+        assert other.claim(message, timeout_s=1) is answer
+    other.ended(lost)
+    assert claim_when(other, lost, Claim.ENDED) is Claim.ENDED
+    other.close()

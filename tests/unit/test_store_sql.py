@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, inspect
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
+from taskbridge.stores.base import Claim
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store, schema
 from taskbridge.stores.sql.tables import TABLES
@@ -200,3 +201,18 @@ def test_an_inline_bridge_uses_a_store_that_it_is_given(url: str) -> None:
     assert isinstance(bridge.store, SqlStore)
     assert bridge.marks is None
     bridge.close()
+
+
+def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, store: SqlStore) -> None:
+    gone, never, lost = opened(url), a_message(1), a_message(2)
+    gone.marks.started(lost)
+    gone.close()
+    process = store.marks._process()
+
+    for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
+        assert store.marks.claim(message, timeout_s=5) is answer
+        process.running.clear()
+        process.deciding.clear()
+        assert store.marks.claim(message, timeout_s=5) is answer
+    store.marks.ended(lost)
+    assert store.marks.claim(lost, timeout_s=5) is Claim.ENDED

@@ -95,8 +95,12 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
     marks = host.marks
     if redelivered or (message.redelivered and marks is not None):
         verdict = _of_redelivered(host, marks, message)
-        if verdict is not None:
-            return verdict
+    elif marks is not None and marks.stood_still():  # so what it had taken may have been given to another meanwhile
+        verdict = _of_taken_before(host, marks, message)
+    else:
+        verdict = None
+    if verdict is not None:
+        return verdict
     if marks is not None:
         marks.started(message)  # first of all: another delivery of this attempt may be at the same point
     records = host.records_of(message.task)
@@ -111,6 +115,13 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
     if not _has_expired(host, message):
         records.started(message, worker=_this_process(), at=host.now())
     return None
+
+
+def prepare_marks(host: Host) -> None:
+    """Get ready to mark attempts, before the first message is taken."""
+    marks = host.marks
+    if marks is not None:
+        marks.prepare()
 
 
 def unmark(host: Host, messages: Iterable[Message]) -> None:
@@ -234,7 +245,20 @@ def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdic
         return _counted(host, message)
     if message.redelivered:
         host.stopping.wait(_FIRST_COMES_FIRST_S)
-    claim = _claimed(host, marks, message)
+    return _of_claim(host, marks, message, _claimed(host, marks, message))
+
+
+def _of_taken_before(host: Host, marks: Marks, message: Message) -> Verdict | None:
+    """Do as `_of_redelivered`, but let a message run that came once, as far as is known, while the store is away."""
+    try:
+        claim = marks.claim(message, timeout_s=_TELL_S)
+    except BrokerUnavailable:
+        return None
+    return _of_claim(host, marks, message, claim)
+
+
+def _of_claim(host: Host, marks: Marks, message: Message, claim: Claim) -> Verdict | None:
+    """Return what became of a message whose mark says this; None if it is to be run."""
     if claim in (Claim.RUN, Claim.LOST) and _is_recorded(host, message):
         marks.ended(message)
         claim = Claim.ENDED
@@ -327,7 +351,7 @@ def _following(message: Message, error: BaseException) -> Message:
     it to look at the marks, and of the two, one runs (rule A7).
     """
     following = message.next_attempt(error)
-    return replace(following, redelivered=1) if isinstance(error, WorkerLost) else following
+    return suspect(following) if isinstance(error, WorkerLost) else following
 
 
 def letter_of(message: Message, *, reason: str, error: BaseException | None, now: float) -> DeadLetter:
@@ -355,10 +379,15 @@ def _host_name() -> str:
     return socket.gethostname()
 
 
-def put_off_unknown(host: Host, message: Message) -> Verdict:
+def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
     """Make a message wait whose task this worker does not know, or bury it after `unknown_task_grace` (rule Q6).
 
     The waits grow from 1 s to 30 s and use up no attempt.
+
+    Args:
+        host: The bridge.
+        message: What can't be run.
+        redelivered: Whether the broker says that it was delivered before: it may have been put off then, too.
 
     Raises:
         NotSettledError: The broker was away until the worker stopped.
@@ -370,16 +399,37 @@ def put_off_unknown(host: Host, message: Message) -> Verdict:
         return _ended(host, None, message, Dead("unknown_task"))
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
     _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
-    later(host, replace(message, waits=message.waits + 1, waits_since=since), wait_s)
+    waiting = suspect(message) if redelivered else message
+    later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
     return GivenBack()
 
 
 def later(host: Host, message: Message, delay_s: float) -> None:
-    """Park a message, or publish it if nothing is to be waited for; keeps trying while the worker runs (rule R5)."""
-    if delay_s > 0:
-        _persist(host, lambda timeout_s: host.broker.park([(message, delay_s)], timeout_s=timeout_s))
-    else:
-        _persist(host, lambda timeout_s: host.broker.publish([message], timeout_s=timeout_s))
+    """Park a message, or publish it if nothing is to be waited for; keeps trying while the worker runs (rule R5).
+
+    If the broker may have taken it without saying so, the next try tells whoever takes it to look at the marks, and of
+    the two, one runs (rule A7).
+    """
+    sent = message
+
+    def act(timeout_s: float) -> None:
+        nonlocal sent
+        try:
+            if delay_s > 0:
+                host.broker.park([(sent, delay_s)], timeout_s=timeout_s)
+            else:
+                host.broker.publish([sent], timeout_s=timeout_s)
+        except BrokerUnavailable as exc:
+            if exc.maybe_taken:
+                sent = suspect(message)
+            raise
+
+    _persist(host, act)
+
+
+def suspect(message: Message) -> Message:
+    """Return a message that says of its attempt that it may have been started, from another delivery."""
+    return replace(message, redelivered=max(1, message.redelivered))
 
 
 def bury(host: Host, letter: DeadLetter) -> None:

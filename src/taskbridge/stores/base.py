@@ -81,6 +81,20 @@ class Marks(Protocol):
         """
         ...
 
+    def prepare(self) -> None:
+        """Connect and say that this process is alive, before it takes messages; raises nothing.
+
+        Else its first mark would take longer than others, and another delivery of that attempt could be quicker.
+        """
+        ...
+
+    def stood_still(self) -> bool:
+        """Return whether this process may have been taken for dead lately, for the time of a lease.
+
+        What it took before may have been given to another worker then. Nothing is asked of the store.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what is held open."""
         ...

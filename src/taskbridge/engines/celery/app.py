@@ -8,6 +8,7 @@ import os
 import secrets
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from taskbridge.engines.celery.connection import own_connection, own_transport
 from taskbridge.engines.celery.life import Life
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
+from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
@@ -271,6 +273,8 @@ class CeleryEngine:
 
     def _on_child_started(self, **_: Any) -> None:
         if self._is_child():
+            # Celery kills a child that doesn't answer for 4 s, and a store that is away may take longer.
+            threading.Thread(target=prepare_marks, args=(self.host,), name="taskbridge-prepare", daemon=True).start()
             self.host.hooks.call(Event(name="worker_started"))
 
     def _on_child_stopping(self, **_: Any) -> None:

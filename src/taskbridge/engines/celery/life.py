@@ -24,7 +24,7 @@ from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
 from taskbridge.engines.scheduler import Scheduler
-from taskbridge.engines.settle import NotSettledError, bury, unmark
+from taskbridge.engines.settle import NotSettledError, bury, prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 
@@ -145,6 +145,8 @@ class Life:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
         if not self._has_children and not self._is_embedded:
             self._host.hooks.call(Event(name="worker_started"))
+        if not self._has_children:
+            prepare_marks(self._host)
         self.desk.start()
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.start()

@@ -19,7 +19,7 @@ from taskbridge.engines.celery.app import CeleryEngine
 from taskbridge.engines.celery.attempts import ENDED, Attempts
 from taskbridge.engines.celery.carrier import PutOff
 from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock, worker_state
-from taskbridge.engines.settle import NotSettledError, later, put_off_unknown
+from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
 
@@ -250,11 +250,12 @@ class Consumer(CeleryConsumer):
             message.taskbridge = read
             wait_s = 0.0 if due_at is None else due_at - self._host.now()
             if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
-                return self._at_desk(message, lambda: later(self._host, read, wait_s))
+                due = suspect(read) if _is_redelivered(message) else read
+                return self._at_desk(message, lambda: later(self._host, due, wait_s))
             if name not in self.strategies and name in self.app.tasks and not self._has_children:
                 self.update_strategies()  # declared since the worker started; children would not know it
             if name not in self.strategies:
-                return self._at_desk(message, lambda: put_off_unknown(self._host, read))
+                return self._put_off_unknown(message)
             if self._came_back(message, read):
                 return None
             try:
@@ -270,7 +271,7 @@ class Consumer(CeleryConsumer):
 
         RabbitMQ requeues what was held on a connection that failed, even if its task goes on, or has ended since.
         """
-        if not (read.redelivered or (message.delivery_info or {}).get("redelivered")):
+        if not (read.redelivered or _is_redelivered(message)):
             return False
         if self._was_dropped(read):
             self._life.attempts.forget(read)
@@ -404,7 +405,16 @@ class Consumer(CeleryConsumer):
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Make a message wait whose task is not known (rule Q6)."""
-        self._at_desk(message, lambda: put_off_unknown(self._host, message.taskbridge))
+        self._put_off_unknown(message)
+
+    def _put_off_unknown(self, message: Any) -> None:
+        again = _is_redelivered(message)
+        self._at_desk(message, lambda: put_off_unknown(self._host, message.taskbridge, redelivered=again))
+
+
+def _is_redelivered(message: Any) -> bool:
+    """Return whether the broker says that a message was delivered before."""
+    return bool((message.delivery_info or {}).get("redelivered"))
 
 
 def raw_of(message: Any) -> bytes:

@@ -105,7 +105,7 @@ class Carrier:
     def _settled(self, delivery: Delivery, message: Message) -> Verdict:
         """Run a message, unless there is a reason not to, and return the verdict, carried out."""
         if not self._host.knows(message.task):
-            verdict = put_off_unknown(self._host, message)
+            verdict = put_off_unknown(self._host, message, redelivered=delivery.redelivered)
             if isinstance(verdict, GivenBack):
                 raise Returned("no such task here: it waits")
             return verdict

@@ -11,7 +11,7 @@ from dramatiq.errors import DecodeError as DramatiqDecodeError
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import bury, later
+from taskbridge.engines.settle import bury, later, suspect
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import DeadLetter
 from taskbridge.retry import ErrorInfo
@@ -136,7 +136,7 @@ class Reception:
         except DecodeError as exc:
             self.undecodable(delivery.body, exc)
             return None
-        later(self._host, message, max(0.0, wait_s))
+        later(self._host, suspect(message) if delivery.redelivered else message, max(0.0, wait_s))
         return None
 
 

@@ -25,7 +25,7 @@ from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import WATCH_S, Run, Runs
 from taskbridge.engines.scheduler import Scheduler
-from taskbridge.engines.settle import unmark
+from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 
@@ -108,6 +108,7 @@ class Life(Middleware):
         self._begin(broker)
 
     def _begin(self, broker: Broker) -> None:
+        prepare_marks(self._host)
         if not self.draining:
             _engine_broker(broker).booted.set()
             self._pump.start()

@@ -60,5 +60,12 @@ class MemoryMarks:
         """Say yes: nobody is taken for dead."""
         return True
 
+    def prepare(self) -> None:
+        """Do nothing: there is no connection."""
+
+    def stood_still(self) -> bool:
+        """Say no: nobody is taken for dead."""
+        return False
+
     def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -37,14 +37,20 @@ _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
 
 _CLAIM: Final = """
-local owner = redis.call('GET', KEYS[1])
-if owner == 'ended' then return 'ended' end
+local mark = redis.call('GET', KEYS[1])
+if mark == 'ended' then return 'ended' end
+local owner, lost = mark, false
+if mark and string.sub(mark, -5) == '|lost' then owner, lost = string.sub(mark, 1, -6), true end
 if owner and owner ~= ARGV[1] and redis.call('EXISTS', ARGV[2] .. owner) == 1 then return 'running' end
 if owner == ARGV[1] and ARGV[4] == '1' then return 'running' end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
-if owner then return 'lost' end
-return 'run'
+if owner == ARGV[1] then return lost and 'lost' or 'run' end
+redis.call('SET', KEYS[1], owner and ARGV[1] .. '|lost' or ARGV[1], 'EX', ARGV[3])
+return owner and 'lost' or 'run'
 """
+"""A mark of this process's that it knows nothing of is of a claim whose answer never came: it gets the same again."""
+
+_LOST: Final = "|lost"
+"""What ends the mark of a process that has found the attempt lost, and is to decide about it."""
 
 
 class RedisMarks:
@@ -109,7 +115,21 @@ class RedisMarks:
         if started_at is None or process.lived_since(started_at):
             return True
         owner = process.ask(timeout_s, "GET", self._key(message))
-        return owner is None or owner.decode() == process.name
+        if owner is None or owner.decode().removesuffix(_LOST) == process.name:
+            return True
+        process.running.pop((message.life, message.attempt), None)
+        return False
+
+    def prepare(self) -> None:
+        """Connect and say that this process is alive."""
+        self._process()
+
+    def stood_still(self) -> bool:
+        """Return whether the store may have missed a sign of life of this process in the last lease's time."""
+        mine = self._mine
+        if mine is None or mine.pid != os.getpid():
+            return False
+        return not mine.lived_since(monotonic() - self._settings.lease_s)
 
     def close(self) -> None:
         """Close the connections and stop saying that this process is alive."""

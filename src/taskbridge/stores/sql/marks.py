@@ -28,6 +28,8 @@ from taskbridge.stores.sql.tables import MARKS, WORKERS
 _log = logging.getLogger("taskbridge.store")
 
 _ENDED: Final = "ended"
+_LOST: Final = "|lost"
+"""What ends the mark of a process that has found the attempt lost, and is to decide about it."""
 _STARTED_KEPT_S: Final = 7 * 86400.0
 _AFTER_END_S: Final = 60.0
 _LONGEST_LIFE_S: Final = 8.0
@@ -98,7 +100,21 @@ class SqlMarks:
             return True
         with self._database.reading(timeout_s=timeout_s) as connection:
             owner = connection.execute(select(MARKS.c.owner).where(*process.key(message))).scalar()
-        return owner is None or owner == process.name
+        if owner is None or owner.removesuffix(_LOST) == process.name:
+            return True
+        process.running.pop((message.life, message.attempt), None)
+        return False
+
+    def prepare(self) -> None:
+        """Connect and say that this process is alive."""
+        self._process()
+
+    def stood_still(self) -> bool:
+        """Return whether the store may have missed a sign of life of this process in the last lease's time."""
+        mine = self._mine
+        if mine is None or mine.pid != os.getpid():
+            return False
+        return not mine.lived_since(monotonic() - self._settings.lease_s)
 
     def close(self) -> None:
         """Stop saying that this process is alive."""
@@ -191,13 +207,17 @@ class _Process:
             insert = self._database.insert(MARKS).values(row).on_conflict_do_nothing().returning(MARKS.c.attempt)
             if connection.execute(insert).first() is not None:
                 return Claim.RUN
-            owner = connection.execute(select(MARKS.c.owner).where(*self.key(message)).with_for_update()).scalar()
-            if owner == _ENDED:
+            mark = connection.execute(select(MARKS.c.owner).where(*self.key(message)).with_for_update()).scalar()
+            if mark == _ENDED:
                 return Claim.ENDED
+            owner = None if mark is None else mark.removesuffix(_LOST)
             if owner == self.name and is_running_here:
                 return Claim.RUNNING
-            if owner is not None and owner != self.name and self._is_alive(connection, owner):
+            if owner == self.name:  # of a claim whose answer never came: it gets the same again
+                return Claim.LOST if owner != mark else Claim.RUN
+            if owner is not None and self._is_alive(connection, owner):
                 return Claim.RUNNING
+            row = self._row(message, self.name + _LOST, _STARTED_KEPT_S)
             connection.execute(update(MARKS).where(*self.key(message)).values(row))
             return Claim.LOST
 
