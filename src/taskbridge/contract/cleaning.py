@@ -36,10 +36,12 @@ def remove_stored(url: str, namespaces: Collection[str]) -> None:
         return
     for namespace in namespaces:
         bridge = Bridge("inline://", store=url, namespace=namespace)
-        store = bridge.store
-        if isinstance(store, StoreWithTables):
-            store.clear(timeout_s=_TIMEOUT_S)
-        bridge.close()
+        try:
+            store = bridge.store
+            if isinstance(store, StoreWithTables):
+                store.clear(timeout_s=_TIMEOUT_S)
+        finally:
+            bridge.close()
 
 
 def _remove_keys(url: str, namespaces: Collection[str]) -> None:
