@@ -27,6 +27,8 @@ from taskbridge.contract.servers import (
     PrivateServer,
     ServerNotInstalled,
 )
+from taskbridge.contract.stores.place import Place
+from taskbridge.stores.base import StoreWithTables
 
 TARGETS: Final = (
     "inline",
@@ -122,9 +124,19 @@ def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PrivatePostgreSQL]:
-    """A PostgreSQL server shared by the tests of this process; none has made tables in its database."""
+    """A PostgreSQL server shared by the tests of this process."""
     with _started(PrivatePostgreSQL()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_store(postgresql_server: PrivatePostgreSQL) -> str:
+    """The URL of a store in the shared PostgreSQL server, whose tables are made."""
+    with Place(postgresql_server.url) as place:
+        store = place.store()
+        assert isinstance(store, StoreWithTables)
+        store.init(timeout_s=20)
+    return postgresql_server.url
 
 
 @pytest.fixture

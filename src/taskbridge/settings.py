@@ -325,12 +325,12 @@ def _store(value: Any) -> str | None:
     if value is None:
         return None
     scheme, separator, _ = _string(value).partition("://")
-    room = STORE_SCHEMES.get(scheme) if separator else None
-    if separator and room is None and scheme in (others := plugins(STORE_PLUGINS)):
+    room = STORE_SCHEMES.get(scheme)
+    others = plugins(STORE_PLUGINS) if separator and room is None else {}
+    if scheme in others:
         return str(value)
     if not separator or room is None:
-        known = dict.fromkeys((*STORE_SCHEMES, *(others if separator else ())))
-        hint = nearest(scheme, known) if separator else ""
+        hint = nearest(scheme, (*STORE_SCHEMES, *others)) if separator else ""
         raise ValueError(f"it must be a redis://, postgresql://, sqlite:/// or memory:// URL{hint}")
     return {"redis": _redis_url, "memory": _memory_url, "sql": _sql_url}[room](value)
 

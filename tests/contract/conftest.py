@@ -34,6 +34,8 @@ def _is_pointless(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def target_store(target: str, store_of: Callable[[str], str | None]) -> str | None:
-    """Where attempt marks live: in a private Redis, for a target whose broker keeps none."""
+def target_store(request: pytest.FixtureRequest, target: str, store_of: Callable[[str], str | None]) -> str | None:
+    """Where the store is, for a target whose broker is none: in a private Redis, and once in a private PostgreSQL."""
+    if target == "dramatiq+amqp" and importlib.util.find_spec("psycopg") is not None:
+        return str(request.getfixturevalue("postgresql_store"))
     return store_of(target)

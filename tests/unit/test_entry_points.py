@@ -25,18 +25,30 @@ def connect(settings, wire):
 """
 
 
+STORE = """
+from taskbridge.stores import memory
+
+def open_store(settings, url):
+    store = memory.open_store(settings, "memory://")
+    store.opened_with = url
+    return store
+"""
+
+
 @pytest.fixture
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "loops-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loops\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[taskbridge.engines]\nloop = loops\n\n[taskbridge.brokers]\nheap = loops.heap\n"
+        "[taskbridge.engines]\nloop = loops\n\n[taskbridge.brokers]\nheap = loops.heap\n\n"
+        "[taskbridge.stores]\npile = loops.pile\n"
     )
     (tmp_path / "loops").mkdir()
     (tmp_path / "loops" / "__init__.py").touch()
     (tmp_path / "loops" / "wire.py").write_text(WIRE)
     (tmp_path / "loops" / "heap.py").write_text(BROKER)
+    (tmp_path / "loops" / "pile.py").write_text(STORE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -70,3 +82,19 @@ def test_found_names_are_suggested() -> None:
 def test_without_a_package_that_brings_it_there_is_no_such_engine() -> None:
     with pytest.raises(SettingsError, match="there is no engine 'loop'"):
         Bridge("loop+heap://")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_store_is_found_by_entry_point() -> None:
+    bridge = Bridge("inline://", store="pile://user:secret@somewhere/else")
+    store = bridge.store
+
+    assert store is not None
+    assert vars(store)["opened_with"] == "pile://user:secret@somewhere/else"
+    assert store.records.get("nobody", timeout_s=1) is None
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_mistyped_store_is_told_the_nearest_one_installed() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'pile'"):
+        Bridge("inline://", store="pyle://somewhere")

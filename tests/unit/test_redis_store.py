@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import replace
 
 from taskbridge import Bridge, Message
@@ -109,7 +110,9 @@ def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis)
     store, message = opened(redis_server), a_message()
     store.records.create([(message, 0.0)], timeout_s=5)
     store.records.started(message, worker="parent:1", at=time.time())
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
+        child = os.fork()
     if child == 0:
         try:
             second = replace(message, attempt=2)

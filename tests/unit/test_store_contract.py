@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from taskbridge.contract.servers import PrivatePostgreSQL, PrivateServer
+from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores.mutants import MUTANTS, unproven
 from taskbridge.contract.stores.place import Place
 from taskbridge.contract.stores.suite import run_check
 from taskbridge.contract.stores.table import CHECKS
-from taskbridge.stores.base import StoreWithTables
 
 MODULES = {"memory": None, "redis": "redis", "sqlite": "sqlalchemy", "postgresql": "psycopg"}
 KINDS = [kind for kind, module in MODULES.items() if module is None or importlib.util.find_spec(module)]
@@ -29,19 +28,12 @@ def store_at(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             return "memory://", None
         if kind == "sqlite":
             return f"sqlite:///{tmp_path_factory.getbasetemp() / 'store.db'}", None
-        server: PrivateServer = request.getfixturevalue("redis_server" if kind == "redis" else "tables")
+        if kind == "postgresql":
+            _ = request.getfixturevalue("postgresql_store")
+        server: PrivateServer = request.getfixturevalue(f"{kind}_server")
         return server.url, server
 
     return find
-
-
-@pytest.fixture(scope="session")
-def tables(postgresql_server: PrivatePostgreSQL) -> PrivatePostgreSQL:
-    with Place(postgresql_server.url) as place:
-        store = place.store()
-        assert isinstance(store, StoreWithTables)
-        store.init(timeout_s=10)
-    return postgresql_server
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from taskbridge import Message, StoreNotReady
 from taskbridge.contract.servers import PrivatePostgreSQL
+from taskbridge.contract.stores.suite import run_all
+from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store
+from tests.unit.command_line import runner
 
 
 @pytest.fixture
@@ -117,3 +123,92 @@ def test_a_store_that_is_closed_leaves_no_connection(url: str) -> None:
             assert row is not None
             left = (row[0],)
     assert left == (0,)
+
+
+def test_a_worker_without_tables_says_in_one_line_what_to_do(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("celery")
+    (tmp_path / "shop.py").write_text("from taskbridge import task\n\n@task\ndef greet() -> None: ...\n")
+    run = runner(tmp_path, TASKBRIDGE_URL="celery+redis://127.0.0.1:1", TASKBRIDGE_STORE=url)
+    done = run("worker", "shop")
+    assert done.returncode == 2
+    assert "the store has no tables yet: run `taskbridge store init`" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    store.records.create([(a_message(number), 0.0) for number in range(100)], timeout_s=5)
+    with ThreadPoolExecutor(100) as pool:
+        found = list(pool.map(lambda number: store.records.get(f"id-{number}", timeout_s=20), range(100)))
+    assert None not in found
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'").fetchone()
+    assert row is not None
+    assert row[0] <= 21
+    store.close()
+
+
+def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: str) -> None:
+    store, other = opened(url, namespace="one"), opened(url, namespace="other")
+    store.init(timeout_s=5)
+    for each in (store, other):
+        each.records.create([(a_message(), 0.0)], timeout_s=5)
+        each.records.cancel("id-0", at=1.0, timeout_s=5)
+        each.ticks.begin("s", at=1.0, timeout_s=5)
+        each.ticks.claim("s", 2.0, claimant="c", now=1.0, lease_s=9.0, timeout_s=5)
+        each.marks.started(a_message())
+    store.clear(timeout_s=5)
+    assert store.records.get("id-0", timeout_s=5) is None
+    assert store.records.cancelled_since("", timeout_s=5)[1] == []
+    assert store.ticks.states(["s"], timeout_s=5) == {}
+    assert other.records.get("id-0", timeout_s=5) is not None
+    assert list(other.ticks.states(["s"], timeout_s=5)) == ["s"]
+    assert other.marks.claim(a_message(), timeout_s=5) is Claim.RUNNING
+    for each in (store, other):
+        each.close()
+
+
+def test_the_checks_leave_nothing_behind(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        store = opened(url)
+        store.init(timeout_s=5)
+        store.close()
+        results = list(run_all(url, [CHECKS["what_is_settled_stays_settled"], CHECKS["a_replay_begins_anew"]]))
+        assert [result.outcome for result in results] == ["passed", "passed"]
+        for table in ("record", "schedule", "tick", "mark", "cancelled"):
+            query = psycopg.sql.SQL("SELECT count(*) FROM {}").format(psycopg.sql.Identifier(f"taskbridge_{table}"))
+            assert connection.execute(query).fetchone() == (0,), table
+
+
+class TestServer:
+    def test_what_was_committed_is_there_after_a_kill_and_after_a_pause(self) -> None:
+        with PrivatePostgreSQL() as server:
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("CREATE TABLE kept (number int)")
+            server.kill()
+            assert not server.is_running
+            server.start()
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("INSERT INTO kept VALUES (1)")
+                server.pause()
+                server.resume()
+                assert connection.execute("SELECT number FROM kept").fetchone() == (1,)
+
+    def test_stop_leaves_no_process_and_no_folder(self) -> None:
+        server = PrivatePostgreSQL().start()
+        folder, connection = server.folder, psycopg.connect(server.url)
+        server.pause()
+        server.stop()
+        server.stop()
+        connection.close()
+        assert not folder.exists()
+        left = [place for place in Path("/proc").glob("[0-9]*/cwd") if _leads_to(place, folder)]
+        assert left == []
+
+
+def _leads_to(place: Path, folder: Path) -> bool:
+    try:
+        return str(folder) in os.readlink(place)
+    except OSError:  # it has ended
+        return False

@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from typing_extensions import Self
 
@@ -121,9 +121,9 @@ class PrivateServer(ABC):
         """Return the environment of the server's processes."""
         return os.environ
 
-    def _identity(self) -> Mapping[str, Any]:
-        """Return arguments for `Popen`: as whom the server runs, if not as whoever starts it."""
-        return {}
+    def _identity(self) -> tuple[int, int] | None:
+        """Return the ids of the user and group as whom the server runs; None if as whoever starts it."""
+        return None
 
     @property
     def pid(self) -> int | None:
@@ -246,6 +246,7 @@ class PrivateServer(ABC):
         return ServerFailed(self.name, problem, log)
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        identity = self._identity()
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -255,7 +256,9 @@ class PrivateServer(ABC):
                 cwd=self.folder,  # how the watch knows it
                 env=self._environment(),
                 start_new_session=True,
-                **self._identity(),
+                user=None if identity is None else identity[0],
+                group=None if identity is None else identity[1],
+                extra_groups=None if identity is None else [],
             )
         (self.folder / "pids" / str(process.pid)).touch()
         return process
@@ -548,9 +551,10 @@ class PrivatePostgreSQL(PrivateServer):
     def _prepare(self) -> None:
         data = self.folder / "data"
         data.mkdir(mode=0o700)
-        if identity := self._identity():
+        identity = self._identity()
+        if identity is not None:
             self.folder.chmod(0o711)
-            os.chown(data, identity["user"], identity["group"])
+            os.chown(data, *identity)
         made = subprocess.run(
             [
                 _postgresql_program("initdb"),
@@ -561,7 +565,9 @@ class PrivatePostgreSQL(PrivateServer):
             check=False,
             cwd=self.folder,
             env=self._environment(),
-            **self._identity(),
+            user=None if identity is None else identity[0],
+            group=None if identity is None else identity[1],
+            extra_groups=None if identity is None else [],
         )
         if made.returncode != 0:
             raise ServerFailed(self.name, "initdb failed", (made.stdout + made.stderr).decode(errors="replace"))
@@ -571,13 +577,13 @@ class PrivatePostgreSQL(PrivateServer):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         return {**inherited, "HOME": str(self.folder), "LC_ALL": "C"}
 
-    def _identity(self) -> Mapping[str, Any]:
+    def _identity(self) -> tuple[int, int] | None:
         if os.geteuid() != 0:
-            return {}
+            return None
         user = next((found for name in ("postgres", "nobody") if (found := _user(name)) is not None), None)
         if user is None:
             raise ServerFailed(self.name, "it refuses to run as root, and there is no user postgres or nobody", "")
-        return {"user": user[0], "group": user[1], "extra_groups": []}
+        return user
 
     def _is_ready(self) -> bool:
         words = b"user\0taskbridge\0database\0postgres\0\0"

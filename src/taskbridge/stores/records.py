@@ -203,9 +203,8 @@ class Records(Protocol):
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
 
-        A life is what `Message.life` is: the id, but for a message that was replayed, which is no longer cancelled.
-
-        None is skipped, whatever the order in which concurrent `cancel`s end; some may be told twice.
+        A message's life is `Message.life`. A replay begins another one, which is not cancelled.
+        None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.

@@ -3,12 +3,16 @@
 They break what is built in, in this process: most of them the store in memory, or what it has in common with SQL.
 """
 
+# What is put in the place of a method is a lambda where it can be, and none of its arguments has a type.
+# pyright: reportUnknownLambdaType=none, reportUnknownVariableType=none, reportUnknownMemberType=none
+# pyright: reportUnknownArgumentType=none, reportUnknownParameterType=none
+
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -57,7 +61,7 @@ class StoreMutant:
         return lambda: setattr(owner, last, was)
 
     @contextmanager
-    def broken(self) -> Iterator[None]:
+    def broken(self) -> Generator[None]:
         """Break it, in this process and those that a check starts, for as long as the context lasts."""
         os.environ[MUTANT] = self.name
         mend = self.apply()
@@ -145,6 +149,17 @@ def needs_a_start(ended: Any) -> Any:
         return ended(old, message, ending, run, writer=writer)
 
     return refuse
+
+
+@mutant("a_text_may_hold_what_is_no_character", _TRANSITIONS, "ended")
+def takes_characters_only(ended: Any) -> Any:
+    """An end is recorded with nothing but characters in it."""
+
+    def encode(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        ok = replace(ending, traceback=ending.traceback.encode(errors="ignore").decode(), reason="")
+        return ended(old, message, ok, run, writer=writer)
+
+    return encode
 
 
 @mutant("a_late_start_changes_nothing", _TRANSITIONS, "_of_life")

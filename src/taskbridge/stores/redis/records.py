@@ -81,9 +81,9 @@ class RedisRecords:
             self._final_ms,
             self._kept(ending.due_at),
             json.dumps([ending.at, _pair(ending.error)]),
-            ending.reason,
+            _bytes(ending.reason),
             "" if ending.error is None else json.dumps(_pair(ending.error)),
-            ending.traceback,
+            _bytes(ending.traceback),
             "" if ending.result_json is None else ending.result_json,
         )
         keys = (self._prefix + message.id, self._channel(message.id))
@@ -150,6 +150,10 @@ def _meta(message: Message) -> str:
 
 def _head(message: Message, at: float) -> tuple[Word, ...]:
     return message.replays, message.attempt, _meta(message), repr(at)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # a traceback may hold what is no character
 
 
 def _start(run: Run) -> str:

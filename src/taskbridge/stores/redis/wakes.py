@@ -121,7 +121,7 @@ class Wakes:
                 is_first, pause_s = False, _SHORTEST_PAUSE_S
                 self._read(connection)
             except (RedisError, OSError, ValueError, AttributeError) as exc:  # the last two: closed while it was read
-                if not self._closed.is_set():
+                if not self._closed.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
             with self._changed:
                 self._drop()

@@ -7,7 +7,7 @@ import select as selecting
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -24,7 +24,11 @@ from taskbridge.stores.sql import schema
 from taskbridge.stores.sql.deadlines import Deadlines, InTime
 
 _KEPT_OPEN: Final = 5
+"""How many connections stay open while they are idle."""
+_AT_A_TIME: Final = 20
+"""How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
 _RECYCLED_S: Final = 300
+"""After how many seconds a connection is made anew."""
 _UNDEFINED_TABLE: Final = "42P01"
 
 _inherited: Final[list[Any]] = []
@@ -57,7 +61,7 @@ class Database:
         self._process: _Process | None = None
 
     @contextmanager
-    def reading(self, *, timeout_s: float) -> Iterator[Connection]:
+    def reading(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection for single statements.
 
         Raises:
@@ -68,7 +72,7 @@ class Database:
             yield process.for_reading(connection)
 
     @contextmanager
-    def single(self, *, timeout_s: float) -> Iterator[Connection]:
+    def single(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection for one statement that writes, which on PostgreSQL is then one round trip.
 
         Raises:
@@ -82,7 +86,7 @@ class Database:
             yield process.for_reading(connection)
 
     @contextmanager
-    def writing(self, *, timeout_s: float) -> Iterator[Connection]:
+    def writing(self, *, timeout_s: float) -> Generator[Connection]:
         """Give a connection in a transaction, which is committed at the end. On SQLite there is one at a time.
 
         Raises:
@@ -128,13 +132,19 @@ class Database:
         """Close the connections; the next call makes new ones."""
         with self._lock:
             process, self._process = self._process, None
-        if process is not None and process.pid == os.getpid():
+        if process is None:
+            return
+        if process.pid == os.getpid():
             process.close()
+        else:
+            _inherited.append(process)
 
     @contextmanager
-    def _within(self, timeout_s: float, *, is_checked: bool = True) -> Iterator[_Process]:
+    def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
         process = self._mine()
         process.call.deadline = time.monotonic() + timeout_s
+        if not process.turns.acquire(timeout=max(0.0, timeout_s)):
+            raise BrokerUnavailable("the store is busy: too many calls at once")
         try:
             if is_checked:
                 process.check()
@@ -145,6 +155,7 @@ class Database:
             raise self._error(process, exc, is_checked=is_checked) from exc
         finally:
             process.deadlines.remove_mine()
+            process.turns.release()
 
     def _error(self, process: _Process, exc: Exception, *, is_checked: bool) -> BrokerUnavailable:
         original: Any = getattr(exc, "orig", None) or exc
@@ -183,6 +194,7 @@ class _Process:
         self.pid = os.getpid()
         self.call = _Call()
         self.deadlines = Deadlines()
+        self.turns = threading.Semaphore(_AT_A_TIME)
         self.writes = threading.Lock()
         self.is_ready = False
         self._is_sqlite = is_sqlite

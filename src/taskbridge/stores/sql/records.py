@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, delete, func, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, delete, func, select, tuple_
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import BrokerUnavailable
@@ -21,8 +21,9 @@ from taskbridge.stores import transitions
 from taskbridge.stores.records import FINAL, AttemptRecord, Ending, Record
 from taskbridge.stores.runs import Runs
 from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.statements import RecordStatements
 from taskbridge.stores.sql.tables import CANCELLED, RECORDS
-from taskbridge.stores.sql.wakes import CHANNEL, Wakes, make_wakes
+from taskbridge.stores.sql.wakes import Wakes, make_wakes
 from taskbridge.stores.sql.writer import Writer
 from taskbridge.stores.transitions import Kept, Run
 
@@ -47,11 +48,19 @@ class SqlRecords:
         self._database = database
         self._namespace = settings.namespace
         self._ttl_s = settings.result_ttl_s
+        self._statements = RecordStatements(database)
         self._purge_at = 0.0
         self._here: tuple[Runs, Wakes, Writer] | None = None
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages, all in one transaction."""
+        if len(messages) == 1 and not messages[0][0].replays:
+            kept = transitions.created(None, *messages[0])
+            if kept is not None:
+                with self._database.single(timeout_s=timeout_s) as connection:
+                    self._write(connection, kept, was_there=False)
+            self._purge(timeout_s)
+            return
         with self._database.writing(timeout_s=timeout_s) as connection:
             first = [self._row(kept) for message, delay_s in messages if (kept := _created(message, delay_s))]
             for start in range(0, len(first), _TOGETHER):
@@ -89,8 +98,7 @@ class SqlRecords:
         def decide(old: Kept | None) -> Kept | None:
             return transitions.ended(old, message, ending, run, writer=runs.writer)
 
-        with self._database.writing(timeout_s=timeout_s) as connection:
-            new = self._change(connection, message.id, decide)
+        new = self._changed(message.id, decide, timeout_s)
         runs.remove(message)
         if new is not None and new.record.state in FINAL:
             wakes.wake_here(message.id)
@@ -154,6 +162,19 @@ class SqlRecords:
             for message, run in sorted(left, key=lambda start: start[0].id):  # in order, so that no two lock each other
                 self._change(connection, message.id, _starts(message, run, runs.writer))
 
+    def _changed(self, message_id: str, decide: Decide, timeout_s: float) -> Kept | None:
+        """Put in the place of one record what is decided, in a transaction, or where that is cheaper by comparing."""
+        if self._database.is_sqlite:
+            with self._database.writing(timeout_s=timeout_s) as connection:
+                return self._change(connection, message_id, decide)
+        deadline = time.monotonic() + timeout_s
+        while True:  # two round trips if nobody else changes it meanwhile; a transaction takes four
+            with self._database.single(timeout_s=deadline - time.monotonic()) as connection:
+                row = self._find(connection, message_id, locks=False)
+                new = decide(self._kept(row))
+                if new is None or self._write(connection, new, was_there=row is not None, seen=row):
+                    return new
+
     def _change(self, connection: Connection, message_id: str, decide: Decide) -> Kept | None:
         """Put in the place of a record what is decided, and return that."""
         while True:
@@ -162,18 +183,25 @@ class SqlRecords:
             if new is None or self._write(connection, new, was_there=row is not None):
                 return new
 
-    def _write(self, connection: Connection, kept: Kept, *, was_there: bool) -> bool:
-        """Write a record, and wake who waits for it; return False if another has made it meanwhile."""
-        row, tells = self._row(kept), kept.record.state in FINAL and not self._database.is_sqlite
-        statement: Any
-        if was_there:
-            statement = update(RECORDS).where(*self._is(kept.record.id)).values(row)
-        else:
-            statement = self._database.insert(RECORDS).values(row).on_conflict_do_nothing()
-        told: Any = RECORDS.c.id
-        if tells:  # in the same statement, for a round trip less
-            told = func.pg_notify(CHANNEL, f"{self._namespace}:{kept.record.id}")
-        return connection.execute(statement.returning(told)).first() is not None
+    def _write(self, connection: Connection, kept: Kept, *, was_there: bool, seen: RowMapping | None = None) -> bool:
+        """Write a record, and wake who waits for it; return False if another has made it meanwhile.
+
+        Args:
+            connection: Where.
+            kept: What.
+            was_there: Whether there is a row of it.
+            seen: That row, if it isn't locked: then False, too, if another has changed it.
+        """
+        tells = kept.record.state in FINAL and not self._database.is_sqlite
+        values: dict[str, Any] = {f"new_{name}": value for name, value in self._row(kept).items()}
+        if tells:
+            values["told"] = f"{self._namespace}:{kept.record.id}"
+        if not was_there:
+            return connection.execute(self._statements.inserts[tells], values).first() is not None
+        values |= {"its_namespace": values.pop("new_namespace"), "its_id": values.pop("new_id")}
+        if seen is not None:
+            values |= {"seen_state": seen["state"], "seen_rest": seen["rest"]}
+        return connection.execute(self._statements.updates[seen is not None, tells], values).first() is not None
 
     def _tell(self, connection: Connection, record: Record) -> None:
         """Put a cancellation where `cancelled_since` finds it; numbers are committed in their order."""
@@ -196,8 +224,10 @@ class SqlRecords:
         return self._kept(self._find(connection, message_id, locks=locks))
 
     def _find(self, connection: Connection, message_id: str, *, locks: bool) -> RowMapping | None:
-        chosen = select(RECORDS).where(*self._is(message_id))
-        return connection.execute(chosen.with_for_update() if locks else chosen).mappings().first()
+        statement = self._statements.find_and_lock if locks else self._statements.find
+        its = {"its_namespace": self._namespace, "its_id": message_id}
+        found: RowMapping | None = connection.execute(statement, its).mappings().first()
+        return found
 
     def _is(self, message_id: str) -> tuple[Any, Any]:
         return RECORDS.c.namespace == self._namespace, RECORDS.c.id == message_id

@@ -18,7 +18,10 @@ _log = logging.getLogger("taskbridge.store")
 _TOGETHER: Final = 100
 _MOST: Final = 10_000
 """How many writes wait at most; more are dropped, for the news of a run's end tells of its start too."""
+_GATHERING_S: Final = 0.01
+"""How long the first of them waits for others; the start of a run that has ended by then is told by its end."""
 _PAUSE_S: Final = 1.0
+"""How long nothing is written after a failure; what comes meanwhile is dropped."""
 _CLOSING_S: Final = 2.0
 
 Start = tuple[Message, Run]
@@ -57,6 +60,8 @@ class Writer:
         is_open = True
         while is_open:
             starts = [self._waiting.get()]
+            if starts[0] is not None:
+                time.sleep(_GATHERING_S)
             while len(starts) < _TOGETHER and not self._waiting.empty():
                 starts.append(self._waiting.get())
             is_open = None not in starts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 from taskbridge import Message
@@ -93,7 +94,7 @@ def a_killed_workers_run_is_lost(p: Place) -> None:
     deadline = time.monotonic() + patience_s()
     while not claims[Claim.LOST] and time.monotonic() < deadline:
         with ThreadPoolExecutor(3) as pool:
-            claims.update(pool.map(lambda store: _claim(store, message), stores))
+            claims.update(pool.map(partial(_claim, message=message), stores))
     expect(
         (claims[Claim.LOST], claims[Claim.RUN], claims[Claim.ENDED]), (1, 0, 0), "how many were told that it is lost"
     )

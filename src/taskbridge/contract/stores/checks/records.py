@@ -43,7 +43,8 @@ def _state(store: Store, message: Message) -> State | None:
 
 def end(store: Store, message: Message, state: State, **fields: Any) -> None:
     """Record an end."""
-    ending = Ending(state=state, **{"at": time.time(), **fields})
+    given: dict[str, Any] = {"at": time.time(), **fields}
+    ending = Ending(state=state, **given)
     store.records.ended(message, ending, timeout_s=TIMEOUT_S)
 
 
@@ -139,6 +140,16 @@ def a_message_may_end_without_a_start(p: Place) -> None:
     end(store, message, "discarded", at=9.5, reason="expired")
     seen = record_of(store, message)
     expect((seen.state, seen.ended_at, seen.reason, seen.attempts), ("discarded", 9.5, "expired", ()), "its record")
+
+
+@check()
+def a_text_may_hold_what_is_no_character(p: Place) -> None:
+    """A reason or a traceback with half a character, or with none, doesn't keep an end from being recorded."""
+    store, message = p.store(), a_message()
+    create(store, message)
+    end(store, message, "dead", reason="no \udc80 file \x00", error=_ERROR, traceback="line \udcff\x00")
+    seen = record_of(store, message)
+    expect((seen.state, seen.reason[:3], seen.traceback[:5]), ("dead", "no ", "line "), "its record")
 
 
 @check()
