@@ -408,15 +408,24 @@ class Bridge:
         return nothing_is_left
 
     def replayed(self, messages: Sequence[Message]) -> None:
-        """Record that messages were taken from the dead letters, and wait for a worker again."""
-        recorded = [(message, 0.0) for message in messages if self.records_of(message.task) is not None]
-        records = self.records
-        if records is None or not recorded:
+        """Record that messages were taken from the dead letters, and wait for a worker again.
+
+        Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
+        before.
+        """
+        records, timeout_s = self.records, self.settings.send_timeout_s
+        if records is None:
             return
+        recorded: list[tuple[Message, float]] = []
         try:
-            records.create(recorded, timeout_s=self.settings.send_timeout_s)
+            for message in messages:
+                declared = self._declarations.get(message.task)
+                was_recorded = declared is None and records.get(message.id, timeout_s=timeout_s) is not None
+                if was_recorded or (declared is not None and declared.results):
+                    recorded.append((message, 0.0))
+            records.create(recorded, timeout_s=timeout_s)
         except BrokerUnavailable as exc:  # their starts will tell
-            _log.warning("%d messages are replayed, but recorded as dead: %s", len(recorded), exc.problem)
+            _log.warning("%d messages are replayed, but some are recorded as dead: %s", len(messages), exc.problem)
 
     def _route(self) -> Routing:
         _ = self.settings

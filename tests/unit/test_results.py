@@ -252,6 +252,33 @@ class TestAwaiting:
         assert asyncio.run(ask()) == ["scheduled", "cancelled"]
 
 
+class TestReplays:
+    @pytest.mark.parametrize("declared", [True, False])
+    def test_what_was_recorded_is_recorded_again(self, driven: Bridge, declared: bool) -> None:
+        def fail() -> None:
+            raise ValueError("no")
+
+        handle = driven.task(name="fail", retry=RetryPolicy.never())(fail).send()
+        driven.run_until_idle()
+        if not declared:
+            driven._declarations.clear()  # pyright: ignore[reportPrivateUsage] - the command line without --app
+        driven.dead.replay(handle.id)
+
+        assert driven.handle(handle.id).status().state == "queued"
+
+    def test_what_was_not_recorded_is_not_now(self, driven: Bridge) -> None:
+        def fail() -> None:
+            raise ValueError("no")
+
+        handle = driven.task(name="fail", results=False, retry=RetryPolicy.never())(fail).send()
+        driven.run_until_idle()
+        driven._declarations.clear()  # pyright: ignore[reportPrivateUsage] - the command line without --app
+        driven.dead.replay(handle.id)
+
+        with pytest.raises(NoSuchRecord):
+            driven.handle(handle.id).status()
+
+
 class TestCancelling:
     def test_nothing_that_is_cancelled_starts(self, driven: Bridge) -> None:
         started: list[int] = []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from taskbridge import Message, StoreNotReady
 from taskbridge.contract.servers import PrivatePostgreSQL
+from taskbridge.contract.stores.suite import run_all
+from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim
 from taskbridge.stores.records import Ending
@@ -143,3 +147,68 @@ def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
     assert row is not None
     assert row[0] <= 21
     store.close()
+
+
+def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: str) -> None:
+    store, other = opened(url, namespace="one"), opened(url, namespace="other")
+    store.init(timeout_s=5)
+    for each in (store, other):
+        each.records.create([(a_message(), 0.0)], timeout_s=5)
+        each.records.cancel("id-0", at=1.0, timeout_s=5)
+        each.ticks.begin("s", at=1.0, timeout_s=5)
+        each.ticks.claim("s", 2.0, claimant="c", now=1.0, lease_s=9.0, timeout_s=5)
+        each.marks.started(a_message())
+    store.clear(timeout_s=5)
+    assert store.records.get("id-0", timeout_s=5) is None
+    assert store.records.cancelled_since("", timeout_s=5)[1] == []
+    assert store.ticks.states(["s"], timeout_s=5) == {}
+    assert other.records.get("id-0", timeout_s=5) is not None
+    assert list(other.ticks.states(["s"], timeout_s=5)) == ["s"]
+    assert other.marks.claim(a_message(), timeout_s=5) is Claim.RUNNING
+    for each in (store, other):
+        each.close()
+
+
+def test_the_checks_leave_nothing_behind(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        store = opened(url)
+        store.init(timeout_s=5)
+        store.close()
+        results = list(run_all(url, [CHECKS["what_is_settled_stays_settled"], CHECKS["a_replay_begins_anew"]]))
+        assert [result.outcome for result in results] == ["passed", "passed"]
+        for table in ("record", "schedule", "tick", "mark", "cancelled"):
+            query = psycopg.sql.SQL("SELECT count(*) FROM {}").format(psycopg.sql.Identifier(f"taskbridge_{table}"))
+            assert connection.execute(query).fetchone() == (0,), table
+
+
+class TestServer:
+    def test_what_was_committed_is_there_after_a_kill_and_after_a_pause(self) -> None:
+        with PrivatePostgreSQL() as server:
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("CREATE TABLE kept (number int)")
+            server.kill()
+            assert not server.is_running
+            server.start()
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("INSERT INTO kept VALUES (1)")
+                server.pause()
+                server.resume()
+                assert connection.execute("SELECT number FROM kept").fetchone() == (1,)
+
+    def test_stop_leaves_no_process_and_no_folder(self) -> None:
+        server = PrivatePostgreSQL().start()
+        folder, connection = server.folder, psycopg.connect(server.url)
+        server.pause()
+        server.stop()
+        server.stop()
+        connection.close()
+        assert not folder.exists()
+        left = [place for place in Path("/proc").glob("[0-9]*/cwd") if _leads_to(place, folder)]
+        assert left == []
+
+
+def _leads_to(place: Path, folder: Path) -> bool:
+    try:
+        return str(folder) in os.readlink(place)
+    except OSError:  # it has ended
+        return False

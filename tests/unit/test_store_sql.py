@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,20 @@ def opened(url: str, **given: object) -> SqlStore:
     return open_store(settings, url)
 
 
+@contextmanager
+def database(folder: Path) -> Generator[sqlite3.Connection]:
+    with closing(sqlite3.connect(folder / "store.db")) as connection, connection:
+        yield connection
+
+
 def a_message(number: int = 0) -> Message:
     return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
 
 
 def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
     store.ping(timeout_s=5)
-    found = inspect(create_engine(url))
+    engine = create_engine(url)
+    found = inspect(engine)
     assert sorted(found.get_table_names()) == sorted(table.name for table in TABLES)
     for table in TABLES:
         columns = {column["name"]: column for column in found.get_columns(table.name)}
@@ -54,6 +62,7 @@ def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) ->
         assert found.get_pk_constraint(table.name)["constrained_columns"] == [each.name for each in table.primary_key]
         for column in table.columns:
             assert columns[column.name]["nullable"] == column.nullable, f"{table.name}.{column.name}"
+    engine.dispose()
 
 
 def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_once(url: str) -> None:
@@ -72,7 +81,7 @@ def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_o
 
 def test_tables_of_a_later_release_are_left_alone(url: str, store: SqlStore, tmp_path: Path) -> None:
     store.ping(timeout_s=5)
-    with sqlite3.connect(tmp_path / "store.db") as connection:
+    with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_schema SET version = 99")
     later = opened(url)
     with pytest.raises(StoreNotReady, match=r"version 99, and this release knows 1; update taskbridge"):
@@ -100,15 +109,17 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date(
 
 
 def test_a_migration_that_fails_leaves_the_tables_as_they_were(
-    url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.ping(timeout_s=5)
     broken = ("ALTER TABLE taskbridge_tick ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
     monkeypatch.setattr(schema, "VERSION", 2)
     with pytest.raises(BrokerUnavailable, match="nowhere"):
-        opened(url).init(timeout_s=5)
-    columns = [column["name"] for column in inspect(create_engine(url)).get_columns("taskbridge_tick")]
+        store.init(timeout_s=5)
+    with database(tmp_path) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(taskbridge_tick)")]
+    assert "planned_at" in columns
     assert "note" not in columns
 
 
@@ -132,21 +143,23 @@ def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_a
 def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("this is no database, and not even a folder")
     for place in (tmp_path / "file", tmp_path / "file" / "store.db", tmp_path / "nowhere" / "store.db"):
+        store = opened(f"sqlite:///{place}")
         with pytest.raises(BrokerUnavailable, match="the store does not answer"):
-            opened(f"sqlite:///{place}").ping(timeout_s=1)
+            store.ping(timeout_s=1)
+        store.close()
 
 
 def test_records_whose_time_is_over_are_removed_a_bounded_number_at_once(url: str, tmp_path: Path) -> None:
     store = opened(url, result_ttl=0.2)
     messages = [a_message(number) for number in range(1100)]
     store.records.create([(message, 0.0) for message in messages], timeout_s=5)
-    with sqlite3.connect(tmp_path / "store.db") as connection:
+    with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_record SET until = 1")
     left = []
     for number in range(2000, 2004):
         vars(store.records)["_purge_at"] = 0.0
         store.records.create([(a_message(number), 0.0)], timeout_s=5)
-        with sqlite3.connect(tmp_path / "store.db") as connection:
+        with database(tmp_path) as connection:
             left.append(connection.execute("SELECT count(*) FROM taskbridge_record WHERE until = 1").fetchone()[0])
     assert left == [600, 100, 0, 0]
     store.close()
@@ -178,13 +191,13 @@ def test_a_forked_process_has_connections_of_its_own(store: SqlStore) -> None:
 def test_marks_whose_time_is_over_are_removed(url: str, tmp_path: Path) -> None:
     store = opened(url, lease=0.4)
     store.marks.started(a_message())
-    with sqlite3.connect(tmp_path / "store.db") as connection:
+    with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_mark SET until = 1")
     deadline = time.monotonic() + 20
     left = 1
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
-        with sqlite3.connect(tmp_path / "store.db") as connection:
+        with database(tmp_path) as connection:
             left = connection.execute("SELECT count(*) FROM taskbridge_mark").fetchone()[0]
     assert left == 0
     store.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+from taskbridge import Bridge
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES
+from taskbridge.stores.base import StoreWithTables
 
 PREFIX: Final = "contract-"
 """What the names of all namespaces begin with."""
@@ -14,6 +16,7 @@ PREFIX: Final = "contract-"
 _LEVELS: Final = 28
 _ENGINES: Final = ("celery", "dramatiq")
 _TOGETHER: Final = 500
+_TIMEOUT_S: Final = 10.0
 
 
 def remove(target: Target, namespaces: Collection[str]) -> None:
@@ -22,6 +25,23 @@ def remove(target: Target, namespaces: Collection[str]) -> None:
         _remove_keys(target.address.broker_url, namespaces)
     elif target.address.broker == "amqp":
         _remove_queues(target.address.broker_url, namespaces)
+    if target.store is not None:
+        remove_stored(target.store, namespaces)
+
+
+def remove_stored(url: str, namespaces: Collection[str]) -> None:
+    """Remove what is left of namespaces in a store; in one that is not known here, it stays until its time is over."""
+    if url.startswith(("redis", "unix")):
+        _remove_keys(url, namespaces)
+        return
+    for namespace in namespaces:
+        bridge = Bridge("inline://", store=url, namespace=namespace)
+        try:
+            store = bridge.store
+            if isinstance(store, StoreWithTables):
+                store.clear(timeout_s=_TIMEOUT_S)
+        finally:
+            bridge.close()
 
 
 def _remove_keys(url: str, namespaces: Collection[str]) -> None:

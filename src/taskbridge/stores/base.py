@@ -146,3 +146,11 @@ class StoreWithTables(Store, Protocol):
             StoreNotReady: A later release has made it.
         """
         ...
+
+    def clear(self, *, timeout_s: float) -> None:
+        """Remove all that the bridge's namespace has stored.
+
+        Raises:
+            BrokerUnavailable: It wasn't done.
+        """
+        ...

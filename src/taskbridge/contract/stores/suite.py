@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taskbridge import BrokerUnavailable
+from taskbridge.contract import cleaning
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores import checks
@@ -58,6 +59,10 @@ def run_check(check: Check, url: str, *, server: PrivateServer | None = None) ->
             outcome, why = "failed", f"the store is there, and says: {exc}"
         except Exception:
             outcome, why = "crashed", traceback.format_exc()
+    try:
+        cleaning.remove_stored(url, [place.namespace])
+    except BrokerUnavailable as exc:
+        outcome, why = "failed", f"{why}\nafterwards: {exc}".strip()
     return StoreResult(check=check.name, outcome=outcome, seconds=time.monotonic() - started, why=why)
 
 

@@ -71,7 +71,13 @@ _PAUSE_S: Final = 0.05
 
 _parse_url: Any = parse_url
 
-_SOCKET_S: Final = 10.0
+_SOCKET_S: Final = 5.0
+"""How long Redis may take to answer.
+
+Two of kombu's and Celery's timers, every 10 s, wait for an answer in the main loop; while the loop waits for one that
+never comes, it does not notice that its connection is dead, nor that slots are free.
+"""
+
 _CONNECT_S: Final = 5.0
 
 

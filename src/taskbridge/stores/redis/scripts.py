@@ -68,6 +68,9 @@ local function begin()
   redis.call('DEL', k)
   redis.call('HSET', k, 'm', ARGV[3], 'replays', ARGV[1])
 end
+local gone = string.format('%d', attempt - """
+    + str(MOST_ATTEMPTS)
+    + """)
 local function keep(ms)
   if ms == '' then redis.call('PERSIST', k) else redis.call('PEXPIRE', k, ms) end
 end
@@ -84,9 +87,6 @@ if same then
   if final[state] then redis.call('HSET', k, 'asked', '1') end
 end
 begin()
-local gone = string.format('%d', attempt - """
-    + str(MOST_ATTEMPTS)
-    + """)
 redis.call('HDEL', k, 'due', 'ended', 'e' .. ARGV[2], 's' .. gone, 'e' .. gone)
 redis.call('HSET', k, 'state', 'running', 'attempt', ARGV[2], 'writer', ARGV[5], 'written', ARGV[4])
 redis.call('HSET', k, 's' .. ARGV[2], ARGV[6])
@@ -106,7 +106,7 @@ end
 local new = ARGV[8]
 if new == 'queued' and same and state == 'running' and old[5] ~= ARGV[5] then return 0 end
 begin()
-redis.call('HDEL', k, 'due', 'ended', 'reason', 'traceback', 'result')
+redis.call('HDEL', k, 'due', 'ended', 'reason', 'traceback', 'result', 's' .. gone, 'e' .. gone)
 local words = {'attempt', ARGV[2]}
 local function set(field, value) words[#words + 1] = field; words[#words + 1] = value end
 if asked then set('asked', '1') end

@@ -11,6 +11,7 @@ from taskbridge.settings import Settings
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.marks import SqlMarks
 from taskbridge.stores.sql.records import SqlRecords
+from taskbridge.stores.sql.tables import TABLES
 from taskbridge.stores.sql.ticks import SqlTicks
 
 
@@ -38,6 +39,13 @@ class SqlStore:
     def init(self, *, timeout_s: float) -> tuple[int, int]:
         """Make the tables, or bring them up to date; return the versions of before and after."""
         return self._database.make_tables(timeout_s=timeout_s)
+
+    def clear(self, *, timeout_s: float) -> None:
+        """Remove all rows of the namespace."""
+        with self._database.writing(timeout_s=timeout_s) as connection:
+            for table in TABLES:
+                if "namespace" in table.columns:
+                    connection.execute(table.delete().where(table.c.namespace == self._database.namespace))
 
     def close(self) -> None:
         """Close the connections."""

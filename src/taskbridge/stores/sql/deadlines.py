@@ -56,12 +56,13 @@ class Deadlines:
                     return
                 now = time.monotonic()
                 for descriptor in [each for each, (_, deadline) in self._calls.items() if deadline <= now]:
-                    _cut(descriptor)  # under the lock: its number can't be another connection's yet
+                    cut(descriptor)  # under the lock: its number can't be another connection's yet
                     del self._calls[descriptor]
             time.sleep(_LOOK_S)
 
 
-def _cut(descriptor: int) -> None:
+def cut(descriptor: int) -> None:
+    """End a connection, so that whatever waits on it fails at once."""
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -40,6 +40,7 @@ _PAUSE_S: Final = 1.0
 """How long marks are not written after a failure."""
 _PURGED_TOGETHER: Final = 500
 _DEAD_FOR_S: Final = 86400.0
+_CLOSING_S: Final = 1.0
 
 
 class SqlMarks:
@@ -152,7 +153,8 @@ class _Process:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._say_alive()
-        threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True).start()
+        self._thread = threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True)
+        self._thread.start()
 
     def decides(self, key: tuple[str, int]) -> bool:
         """Return whether the caller is to decide about an attempt: no other thread does."""
@@ -280,6 +282,7 @@ class _Process:
 
     def close(self) -> None:
         self._stop.set()
+        self._thread.join(_CLOSING_S)  # else it could give a connection back to a pool that is closed
         mine = WORKERS.c.namespace == self._namespace, WORKERS.c.name == self.name
         try:
             with self._database.single(timeout_s=self._timeout_s) as connection:

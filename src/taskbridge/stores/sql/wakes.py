@@ -18,6 +18,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.deadlines import cut
 from taskbridge.stores.sql.statements import CHANNEL
 from taskbridge.stores.sql.tables import RECORDS
 from taskbridge.stores.watches import Watches
@@ -30,10 +31,10 @@ _LOOK_S: Final = 0.05
 _TOGETHER: Final = 500
 _SILENCE_S: Final = 4.0
 """After this long without a word PostgreSQL is asked whether it is there."""
-_SLICE_S: Final = 0.5
-"""How long the thread waits before it looks whether it is to end."""
 _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
+_CLOSING_S: Final = 1.0
+"""How long closing waits for the thread, which holds a connection."""
 
 
 class Wakes(ABC):
@@ -44,9 +45,9 @@ class Wakes(ABC):
         self._database = database
         self._watches = Watches()
         self._changed = threading.Condition()
-        self._listens = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._connection: Any = None
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` whenever a record became final; returns when nothing is missed any more."""
@@ -57,7 +58,7 @@ class Wakes(ABC):
                 self._thread = threading.Thread(target=self._run, name="taskbridge-wakes", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-            while not self._listens:
+            while self._connection is None:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or self._closed.is_set():
                     stop()
@@ -74,6 +75,10 @@ class Wakes(ABC):
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
+            if self._connection is not None:
+                self._interrupt(self._connection)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_CLOSING_S)
 
     def _run(self) -> None:
         pause_s, was_away = _SHORTEST_PAUSE_S, False
@@ -81,7 +86,7 @@ class Wakes(ABC):
             connection: Any = None
             try:
                 connection = self._connect()
-                self._set(listens=True)
+                self._set(connection)
                 if was_away:
                     self._watches.wake_all()
                 pause_s = _SHORTEST_PAUSE_S
@@ -89,7 +94,7 @@ class Wakes(ABC):
             except Exception as exc:  # of sqlite3, psycopg, or the system: all mean that the database is away
                 if not self._closed.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
-            self._set(listens=False)
+            self._set(None)
             if connection is not None:
                 with suppress(Exception):  # it is of no use any more
                     connection.close()
@@ -97,14 +102,18 @@ class Wakes(ABC):
             self._closed.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _set(self, *, listens: bool) -> None:
+    def _set(self, connection: Any) -> None:
         with self._changed:
-            self._listens = listens
+            self._connection = connection
             self._changed.notify_all()
 
     @abstractmethod
     def _connect(self) -> Any:
         """Return a connection that misses nothing from now on."""
+
+    def _interrupt(self, connection: Any) -> None:
+        """End what waits on a connection, if closing doesn't end it at once."""
+        return  # it does, where nothing waits for the server
 
     @abstractmethod
     def _wait(self, connection: Any) -> None:
@@ -114,13 +123,20 @@ class Wakes(ABC):
 class _PostgresWakes(Wakes):
     def _connect(self) -> Any:
         connection = self._database.connect(timeout_s=self._timeout_s)
-        connection.autocommit = True
-        self._answer(connection, f"LISTEN {CHANNEL}")
+        try:
+            connection.autocommit = True
+            self._answer(connection, f"LISTEN {CHANNEL}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _interrupt(self, connection: Any) -> None:
+        cut(connection.pgconn.socket)
 
     def _wait(self, connection: Any) -> None:
         mine = f"{self._database.namespace}:"
-        wire, heard_at = connection.pgconn, time.monotonic()
+        wire = connection.pgconn
         poll = selecting.poll()
         poll.register(wire.socket, selecting.POLLIN)
         while not self._closed.is_set():
@@ -129,12 +145,10 @@ class _PostgresWakes(Wakes):
                 namespace_and_id = notice.extra.decode()
                 if namespace_and_id.startswith(mine):
                     self._watches.wake(namespace_and_id[len(mine) :])
-            elif poll.poll(_SLICE_S * 1000):
+            elif poll.poll(_SILENCE_S * 1000):
                 wire.consume_input()
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > _SILENCE_S:
+            elif not self._closed.is_set():
                 self._answer(connection, "SELECT 1")
-                heard_at = time.monotonic()
 
     def _answer(self, connection: Any, statement: str) -> None:
         """Carry a statement out; one that is not answered in time is an error."""
