@@ -127,6 +127,7 @@ class Tasks:
             for name, policy in POLICIES.items()
         }
         self.default: Final = bridge.task(name="contract.program.default")(self._program)
+        self.unrecorded: Final = bridge.task(name="contract.program.unrecorded", results=False)(self._program)
         self.decorated: Final = bridge.task(name="contract.decorated", queue="decorated")(self._program)
         self.routed: Final = bridge.task(name="contract.routed.first", queue="decorated")(self._program)
         self.urgent: Final = bridge.task(name="contract.urgent", queue="urgent", priority="high")(self._program)

@@ -160,7 +160,7 @@ def _troubles_of_rabbitmq(server: PrivateRabbitMQ) -> list[_Trouble]:
 
 def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
     """Let workers that go this way to the broker live through one trouble after another."""
-    h.start_worker(queues=["contract"], threads=4, url=url)
+    h.start_worker(queues=["contract"], threads=5, url=url)
     h.start_worker(queues=["left", "right"], processes=2, url=url)
     sender = h.tasks_by(url, send_timeout_s=_SEND_TIMEOUT_S)
     sender.default.send([{}])  # the first one of all may declare queues
@@ -177,6 +177,7 @@ def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
     during, after = f"during-{secrets.token_hex(3)}", f"after-{secrets.token_hex(3)}"
     running = [
         h.send(Plan(steps=(hold(during),))),
+        h.send_to(h.tasks.unrecorded, Plan(steps=(hold(during),))),  # its slot is free again in the trouble
         h.send(Plan(steps=(replace(fail(), gate=during), RETURN))),
         buried := h.send(Plan(steps=(replace(fail(), gate=during),), policy="once")),
         h.send(Plan(steps=(hold(after),))),
