@@ -193,31 +193,23 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         hand = self._hands[queue_name] = _Hand(slots)
         return hand
 
-    def fetch(
-        self, queue_name: str, lists: Sequence[str], slots: int, *, in_hand: int, done: Sequence[bytes] = ()
-    ) -> list[Any]:
+    def fetch(self, keys: Sequence[str], slots: int, *, in_hand: int, done: Sequence[bytes] = ()) -> list[Any]:
         """Remove messages that are done with, take up to so many others, and return what the script returns.
 
         Raises:
             BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
-        keys = (self.heartbeats_key, *self._taken_keys(queue_name), *lists)
         args = (self.worker_id, slots, in_hand, *done)
         rows: list[Any] = self._calls.run(scripts.FETCH, keys, args, timeout_s=_TIMEOUT_S)
         return rows
 
-    def remove(self, queue_name: str, places: Sequence[bytes]) -> None:
+    def remove(self, keys: Sequence[str], places: Sequence[bytes]) -> None:
         """Remove messages that this worker has taken and is done with.
 
         Raises:
             BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
-        if places:
-            self._calls.run(scripts.ACK, self._taken_keys(queue_name), places, timeout_s=_TIMEOUT_S)
-
-    def _taken_keys(self, queue_name: str) -> tuple[str, str, str]:
-        """Return the keys of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
-        return self.acks_key(queue_name), self.bodies_key(queue_name), self.recovered_key(queue_name)
+        self._calls.run(scripts.ACK, keys, places, timeout_s=_TIMEOUT_S)
 
     def put_back(self, queue_name: str, ids: Sequence[bytes]) -> None:
         """Return messages that this worker has taken to their queue, in front.
@@ -324,7 +316,9 @@ class _LeveledConsumer(Consumer):
     def __init__(self, broker: LeveledRedisBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         self._broker = broker
         self._queue_name = queue_name
-        self._lists = broker.lists(queue_name)
+        self._keys = (broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name))
+        """Of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
+        self._fetch_keys = (broker.heartbeats_key, *self._keys, *broker.lists(queue_name))
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
         self._look_s = _LOOK_DELAYED_S if is_delayed else _LOOK_S
@@ -371,7 +365,7 @@ class _LeveledConsumer(Consumer):
         elif self._goes_on() and self._exchange(place):
             return
         else:
-            self._surely(lambda: self._broker.remove(self._queue_name, [place]))
+            self._surely(lambda: self._broker.remove(self._keys, [place]))
         self._hand.drop(place)
 
     def _goes_on(self) -> bool:
@@ -382,7 +376,7 @@ class _LeveledConsumer(Consumer):
         return self._slots.keep(self._ticket)
 
     def _exchange(self, place: bytes) -> bool:
-        """Remove a message and take the next one in its slot, in one round trip and this thread; return whether it is done.
+        """Remove a message and take the next one in its slot, in one round trip; return whether that was done.
 
         The consumer's own thread would have to be woken for it, and then wake this one: that takes longer than a short
         task. If Redis fails, what it may have taken goes back by `_reconcile`.
@@ -391,7 +385,7 @@ class _LeveledConsumer(Consumer):
         if in_hand is None:
             return False
         try:
-            _, *rows = self._broker.fetch(self._queue_name, self._lists, 1, in_hand=in_hand, done=[place])
+            _, *rows = self._broker.fetch(self._fetch_keys, 1, in_hand=in_hand, done=[place])
             delivery = self._admit(rows[0], rows[1], redelivered=bool(rows[2])) if rows else None
             if delivery is not None:
                 self._hand.add(delivery)
@@ -414,7 +408,7 @@ class _LeveledConsumer(Consumer):
         """
         place = _delivery(message).place
         dead = f"{self._broker.key(self._queue_name.removesuffix('.DQ'))}.XQ"
-        keys = [*self._keys(), dead, f"{dead}.msgs"]
+        keys = [*self._keys, dead, f"{dead}.msgs"]
 
         def reject() -> None:
             self._broker.nack_script(keys=keys, args=[place])
@@ -457,7 +451,7 @@ class _LeveledConsumer(Consumer):
         in_hand = self._hand.ask(asked)
         assert in_hand is not None, "only this thread reconciles"
         try:
-            has_lost, *rows = self._broker.fetch(self._queue_name, self._lists, slots, in_hand=in_hand)
+            has_lost, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand)
             for redis_id, body, recovered in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
                 delivery = self._admit(redis_id, body, redelivered=bool(recovered))
                 if delivery is not None:
@@ -495,7 +489,7 @@ class _LeveledConsumer(Consumer):
             self._broker.put_back(self._queue_name, [redis_id])
             raise
         if delivery is None:
-            self._broker.remove(self._queue_name, [redis_id])
+            self._broker.remove(self._keys, [redis_id])
         return delivery
 
     def _reconcile(self) -> None:
@@ -503,14 +497,9 @@ class _LeveledConsumer(Consumer):
         with self._hand.reconciled() as places:
             if places is None:
                 return  # what is being fetched would count as lost; the next fetch tells again
-            keys = [*self._keys()[:2], self._broker.key(self._queue_name)]
+            keys = [*self._keys[:2], self._broker.key(self._queue_name)]
             lost = self._broker.reconcile_script(keys=keys, args=places)
         _log.warning("%d messages that were taken from %s but never arrived are back in it", lost, self._queue_name)
-
-    def _keys(self) -> list[str]:
-        """Return the keys of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
-        broker, queue_name = self._broker, self._queue_name
-        return [broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name)]
 
     def _surely(self, act: Callable[[], None]) -> None:
         """Do what may be done twice; the first failure may only mean that an idle connection was closed.

@@ -25,8 +25,8 @@ local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-# KEYS: heartbeats, acks, bodies, recovered, the lists in order. ARGV: worker, how many to take, how many are in hand, then
-# the ids of those in hand that are done with.
+# KEYS: heartbeats, acks, bodies, recovered, the lists in order. ARGV: worker, how many to take, how many are in hand,
+# then the ids of those in hand that are done with.
 # Returns: whether more is marked as taken than is in hand; then of each message the id, the body, and whether it was
 # recovered from a worker that died.
 FETCH: Final = Script(

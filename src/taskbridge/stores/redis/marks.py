@@ -3,8 +3,9 @@
 A mark is a key for a message's attempt; it holds the name of the worker that started it, or `ended`. A worker is
 alive as long as its own key is there, which a thread of it refreshes.
 
-Marks are written on a connection of their own whose replies are off (`CLIENT REPLY OFF`): such a write costs 5 us,
-where one with a round trip costs 38 us, and it reaches the server even if the writer is killed right after it.
+Marks are written on connections of their own whose replies are off (`CLIENT REPLY OFF`): such a write costs 5 us,
+where one with a round trip costs 38 us, and it reaches the server even if the writer is killed right after it. Each
+thread that runs tasks has its own: threads that wait for one another's writes take more time than the writes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
+from taskbridge.brokers.redis.client import Word, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -41,6 +43,8 @@ _LONGEST_LIFE_S: Final = 8.0
 
 _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 """What tells that the server has closed a connection; the last is Linux's."""
+
+_REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
 
 _CLAIM: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -136,6 +140,35 @@ class RedisMarks:
             return self._mine
 
 
+class _Silent:
+    """A connection whose replies are off; closed when its thread has ended."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        connection.connect()
+        self._socket: Any = connection._sock  # redis-py's own way to it takes longer than the write
+        self._socket.sendall(_REPLIES_OFF)
+        self._ending = select.poll()
+        # No POLLIN: TLS has something to read after its handshake.
+        self._ending.register(self._socket, _PEER_IS_GONE)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has closed it: what is sent then is lost without a trace."""
+        return bool(self._ending.poll(0))
+
+    def send(self, request: bytes) -> None:
+        """Send a request.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        self._socket.sendall(request)
+
+    def __del__(self) -> None:
+        self._connection.disconnect()
+
+
 class _Process:
     """This process, as the store knows it: its name, its connections, the thread that says it is alive."""
 
@@ -151,8 +184,7 @@ class _Process:
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
         self._client: Any = Redis.from_url(url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0)
         self._lock = threading.Lock()
-        self._silent: Any = None
-        self._ending: Any = None
+        self._local = threading.local()
         self._silent_until = 0.0
         self._stop = threading.Event()
         self._say_alive()
@@ -169,38 +201,28 @@ class _Process:
             self.deciding.add(key)
             return True
 
-    def write(self, *command: object) -> None:
+    def write(self, *command: Word) -> None:
         """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""
-        with self._lock:
-            if monotonic() < self._silent_until:
-                return
-            if self._silent is not None and self._ending.poll(0):  # else the first write would be lost without a trace
-                self._silent = None
-            is_new = self._silent is None
-            if self._sent(command) or (not is_new and self._sent(command)):
-                return
+        if monotonic() < self._silent_until:
+            return
+        request = pack([command])
+        silent: _Silent | None = getattr(self._local, "silent", None)
+        if silent is not None and not silent.is_closed and self._sent(silent, request):
+            return
+        if not self._sent(None, request):
             self._silent_until = monotonic() + _PAUSE_S
 
-    def _sent(self, command: tuple[object, ...]) -> bool:
+    def _sent(self, silent: _Silent | None, request: bytes) -> bool:
+        """Send a request on this thread's connection, or on a new one, and return whether that went well."""
         try:
-            if self._silent is None:
-                self._silent = self._connected()
-            self._silent.send_command(*command)
+            if silent is None:
+                silent = self._local.silent = _Silent(self._client.connection_pool.make_connection())
+            silent.send(request)
         except (RedisError, OSError) as exc:
             _log.warning("attempt marks can't be written: %s", type(exc).__name__)
-            self._silent = None
+            self._local.silent = None
             return False
         return True
-
-    def _connected(self) -> Any:
-        connection = self._client.connection_pool.make_connection()
-        connection.connect()
-        connection.send_command("CLIENT", "REPLY", "OFF")
-        self._ending = select.poll()
-        self._ending.register(
-            connection._sock, _PEER_IS_GONE
-        )  # no POLLIN: TLS has something to read after its handshake
-        return connection
 
     def ask(self, timeout_s: float, *command: object) -> Any:
         """Send a command and return the answer."""
@@ -231,10 +253,7 @@ class _Process:
 
     def close(self) -> None:
         self._stop.set()
-        with self._lock:
-            if self._silent is not None:
-                self._silent.disconnect()
-                self._silent = None
+        self._local = threading.local()
         try:
             self._client.delete(self.alive_prefix + self.name)
         except (RedisError, OSError):
