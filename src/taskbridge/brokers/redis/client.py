@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import select
 import threading
 import time
@@ -69,6 +70,9 @@ _NOT_FOR_CONNECTIONS: Final = frozenset(
         "socket_connect_timeout",
     }
 )
+
+_PROTOCOL: Final = re.compile(r"([?&])protocol=[^&]*&?")
+"""The version of the protocol in a URL."""
 
 # Error replies for which redis-py breaks a connection off; the server has refused the command.
 _BREAKING_REFUSALS: Final = (BusyLoadingError, AuthenticationError)
@@ -289,16 +293,22 @@ class Client:
     def __init__(self, url: str) -> None:
         self._place = without_credentials(url)
         try:
-            pool: Any = _ConnectionPool.from_url(url, protocol=2)  # 2 needs no round trip to be agreed upon
-            self._make: Any = pool.connection_class
-            options = pool.connection_kwargs
-            self._options = {key: value for key, value in options.items() if key not in _NOT_FOR_CONNECTIONS}
-            self._options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2}  # whatever the URL says
-            self._make(**self._options)
+            self._prepare(url)
+            if self._options["protocol"] != 2:  # replies are read in that one, which needs no round trip to agree
+                self._prepare(_PROTOCOL.sub(r"\1", url))
         except (TypeError, ValueError, RedisError) as exc:
             raise SettingsError("url", f"redis-py can't read {self._place} and its options: {exc}") from exc
         self._idle: deque[_Link] = deque()
         self._pid = os.getpid()
+
+    def _prepare(self, url: str) -> None:
+        """Learn from redis-py what connections to a URL are made of, and have it check that."""
+        pool: Any = _ConnectionPool.from_url(url, protocol=2)
+        self._make: Any = pool.connection_class
+        options = pool.connection_kwargs
+        self._options = {key: value for key, value in options.items() if key not in _NOT_FOR_CONNECTIONS}
+        self._options["retry"] = Retry(NoBackoff(), 0)
+        self._make(**self._options)
 
     def execute(self, request: Request, *, timeout_s: float, stop: threading.Event | None = None) -> Any:
         """Carry a request out and return its reply.
