@@ -402,7 +402,8 @@ class Bridge:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         message = self._message(call)
         wait_s = self._wait_s(when)
-        self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
+        if self.hooks.has("before_send"):
+            self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
         timeout_s = self.settings.send_timeout_s
         if wait_s > 0:
@@ -421,7 +422,8 @@ class Bridge:
         """
         messages = [self._message(call) for call in calls]
         for message in messages:
-            self.hooks.call(Event(name="before_send", message=message))
+            if self.hooks.has("before_send"):
+                self.hooks.call(Event(name="before_send", message=message))
             self._check(message)
         remaining = iter(messages)
         sent: list[str] = []
@@ -486,7 +488,8 @@ class Bridge:
         return wait_s
 
     def _sent(self, message: Message, wait_s: float) -> None:
-        self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+        if self.hooks.has("after_send"):
+            self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
         self.work_is_there()
 
     def work_is_there(self) -> None:

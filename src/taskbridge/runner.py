@@ -50,7 +50,7 @@ class Runner:
         except DecodeError as exc:
             return Dead("undecodable", exc)
         try:
-            declaration.signature.bind(*args, **kwargs)
+            declaration.check(args, kwargs)
         except TypeError as exc:
             return Dead("bad_arguments", exc)
         return self._attempt(declaration, message, args, kwargs)

@@ -11,7 +11,7 @@ from inspect import Signature, iscoroutinefunction, signature
 from os.path import basename, splitext
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
-from taskbridge.declaration import Declaration
+from taskbridge.declaration import Declaration, positional_of
 from taskbridge.durations import Duration, When, seconds, timestamp
 from taskbridge.exceptions import DeclarationError, nearest
 from taskbridge.handle import Handle
@@ -126,7 +126,7 @@ class Sendable(Generic[P, R]):
         Raises:
             TypeError: The arguments don't fit the function.
         """
-        self._declaration.signature.bind(*args, **kwargs)
+        self._declaration.check(args, kwargs)
         return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options)
 
     def send(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
@@ -220,10 +220,12 @@ def declare(
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
     try:
+        known = _signature(function)
         return Declaration(
             name=task_name,
             function=function,
-            signature=_signature(function),
+            signature=known,
+            positional=positional_of(known),
             is_coroutine=iscoroutinefunction(function),
             queue=None if queue is None else check_queue_name(queue),
             priority=_checked_priority(priority),
