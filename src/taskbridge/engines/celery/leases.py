@@ -170,6 +170,9 @@ class Leases:
     Args:
         settings: The bridge's.
         undecodable: Called in the thread with a tag and bytes that can't be read; it buries them and ends the lease.
+
+    Attributes:
+        in_loop: Whether Celery's event loop is there, which flushes in each of its turns.
     """
 
     def __init__(self, settings: Settings, undecodable: Callable[[str, bytes, Exception], None]) -> None:
@@ -185,6 +188,7 @@ class Leases:
         self._number = 0
         self._held: set[str] = set()
         self._ending: dict[str, None] = {}
+        self.in_loop: bool = False
         self._overdue_work: deque[tuple[bool, str]] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()

@@ -108,7 +108,7 @@ class QoS(RedisQoS):
 
         In the event loop, the script that takes the next message does it, or the end of the loop's turn.
         """
-        if self.channel.connection.turns:
+        if self.channel.leases.in_loop:
             self.channel.leases.end_soon(delivery_tag)
         else:
             self.channel.leases.end(delivery_tag)
@@ -409,14 +409,9 @@ def _changed(_: Any) -> object:
 
 
 class Transport(RedisTransport):
-    """kombu's Redis transport with channels that take on lease.
-
-    Attributes:
-        turns: Whether Celery's event loop calls it in each of its turns.
-    """
+    """kombu's Redis transport with channels that take on lease."""
 
     Channel = Channel
-    turns: bool = False
 
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
@@ -424,9 +419,9 @@ class Transport(RedisTransport):
 
         def on_poll_start() -> None:
             """Take what there are slots for; then acknowledge what no script that takes will acknowledge soon."""
-            self.turns = True
-            take()
             leases: Leases = self.engine.leases
+            leases.in_loop = True
+            take()
             if leases.has_ending and not any(channel.is_taking for channel in list(self.cycle._channels)):
                 leases.flush()
 
