@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +77,7 @@ class Place:
     @contextmanager
     def worker(
         self, contender: Contender, broker: str, *, marked: Sequence[int] = (), queues: int = 0
-    ) -> Iterator[WorkerProcess]:
+    ) -> Generator[WorkerProcess]:
         """Run a contender's worker while the block runs.
 
         Args:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -110,7 +110,7 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker(argv: Sequence[str], environment: Mapping[str, str], *, output: Path, log: Path) -> Iterator[WorkerProcess]:
+def worker(argv: Sequence[str], environment: Mapping[str, str], *, output: Path, log: Path) -> Generator[WorkerProcess]:
     """Run a worker while the block runs.
 
     Args:

@@ -73,7 +73,8 @@ class Result:
 def loads(text: str) -> Result:
     """Return a result that `dumps` wrote."""
     data: dict[str, Any] = json.loads(text)
-    found = [Measurement(**{**each, "values": tuple(each["values"])}) for each in data.pop("measurements")]
+    read: list[dict[str, Any]] = data.pop("measurements")
+    found = [Measurement(**dict(each, values=tuple(each["values"]))) for each in read]
     return Result(**data, measurements=tuple(found))
 
 

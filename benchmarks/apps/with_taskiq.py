@@ -15,14 +15,16 @@ _loop: Final = asyncio.new_event_loop()
 _started: Final[list[bool]] = []
 
 
-@broker.task(task_name="tick")
-async def tick(payload: str) -> None:
+async def _tick(payload: str) -> None:
     work.tick()
 
 
-@broker.task(task_name="mark")
-async def mark_task(label: str, due_at: float) -> None:
+async def _mark_task(label: str, due_at: float) -> None:
     work.mark(label, due_at)
+
+
+tick: Final[Any] = broker.task(task_name="tick")(_tick)
+mark_task: Final[Any] = broker.task(task_name="mark")(_mark_task)
 
 
 async def _start() -> None:

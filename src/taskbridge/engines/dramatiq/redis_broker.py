@@ -30,7 +30,7 @@ from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.client import Client, Word
 from taskbridge.engines.dramatiq import scripts
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -199,7 +199,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         Raises:
             BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
-        args = (self.worker_id, slots, in_hand, *done)
+        args: tuple[Word, ...] = (self.worker_id, slots, in_hand, *done)
         rows: list[Any] = self._calls.run(scripts.FETCH, keys, args, timeout_s=_TIMEOUT_S)
         return rows
 
