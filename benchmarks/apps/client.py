@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 
 class App(Protocol):
-    """A contender's application, with two tasks: `tick(payload)` does nothing, `mark(label, due_at)` writes its lateness."""
+    """A contender's application. Its task `tick(payload)` does nothing; `mark(label, due_at)` writes how late it is."""
 
     def tick_each(self, payload: str, count: int) -> None:
         """Send `tick` so many times, one after another."""
