@@ -75,12 +75,11 @@ def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
     plan: Plan = QUICK if options.quick else FULL
     with Place(options.peers) as place:
         measurements, missing = measure(place, rows, plan, lambda line: print(line, file=sys.stderr, flush=True))
-    sizes = {name: value for name, value in asdict(plan).items() if isinstance(value, (int, float))}
     return Result(
         date=datetime.now(timezone.utc).date().isoformat(),
         machine=machine(),
         versions=versions(options.peers),
-        plan=sizes,
+        plan=asdict(plan),
         measurements=tuple(measurements),
         missing=missing,
     )

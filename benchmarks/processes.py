@@ -81,29 +81,34 @@ class WorkerProcess:
             time.sleep(0.05)
 
     def memory_mb(self) -> float:
-        """Return what it and its children hold in memory, in MB of 10**6 bytes; shared pages count for each."""
+        """Return what it and all below it hold in memory, in MB of 10**6 bytes; shared pages count for each."""
         return sum(int(stat[21]) for stat in self._stats()) * _PAGE_MB
 
     def cpu_s(self) -> float:
-        """Return the CPU time that it and its living children have used."""
+        """Return the CPU time that it and all that live below it have used."""
         return sum(int(stat[11]) + int(stat[12]) for stat in self._stats()) / _TICKS_A_SECOND
 
     def _stats(self) -> Iterator[list[str]]:
-        """Yield the fields of each process of its session, from the third on (man 5 proc)."""
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdecimal():
-                continue
-            with suppress(OSError):
-                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self._process.pid:
-                    yield fields
+        """Return the fields of it and of each process below it, from the third on (man 5 proc)."""
+        return iter(self._pids().values())
+
+    def _pids(self) -> dict[int, list[str]]:
+        fields = dict(_all_stats())
+        found = {self._process.pid}
+        while more := {pid for pid, stat in fields.items() if int(stat[1]) in found} - found:
+            found |= more
+        return {pid: fields[pid] for pid in found if pid in fields}
 
     def stop(self) -> None:
-        """End it."""
+        """End it; what does not end by itself is killed, with all below it."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
+            try:
                 self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                for pid in self._pids():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -128,6 +133,13 @@ def worker(argv: Sequence[str], environment: Mapping[str, str], *, output: Path,
         yield running
     finally:
         running.stop()
+
+
+def _all_stats() -> Iterator[tuple[int, list[str]]]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                yield int(entry.name), Path(entry.path, "stat").read_text().rpartition(")")[2].split()
 
 
 def _last(text: str, lines: int = 12) -> str:

@@ -47,7 +47,7 @@ def markdown(result: Result, rows: Sequence[Row], judged: Sequence[Judged]) -> s
                 parts += [*_settings(row, measured), ""]
     parts += ["## Goals", "", *_piped([_GOAL_HEAD, *map(_goal_cells, judged)]), ""]
     for who, why in result.missing.items():
-        parts += [f"Not measured: {who}: {why.splitlines()[0]}.", ""]
+        parts += [f"Not measured: {who}: {why.splitlines()[-1]}.", ""]
     return "\n".join([*parts, END])
 
 

@@ -8,7 +8,8 @@ from typing import Final
 
 from benchmarks.contenders import BRIDGES, ENGINES, PEERS, Contender
 from benchmarks.place import Place
-from benchmarks.plan import FULL, Plan
+from benchmarks.plan import Plan
+from benchmarks.processes import MeasuringFailed
 from benchmarks.rows.base import Measure, Row
 from benchmarks.rows.idling import ready
 from benchmarks.rows.working import worked
@@ -16,6 +17,7 @@ from benchmarks.rows.working import worked
 _SMALL: Final = 10
 _QUEUES: Final = (0, 10, 100)
 _SENDERS_QUEUES: Final = (10, 1000)
+_PARKED: Final = (0, 100_000, 1_000_000)
 _THREADS: Final = (1, 8, 32)
 _WATCHED_S: Final = 5.0
 
@@ -36,13 +38,14 @@ def _worker_with_queues(more: int) -> Measure:
     return measure
 
 
-def _parked(number: int) -> Measure:
-    """Park as many of the messages of the plan as its `number`th figure says, and measure beside them."""
+def _parked(size: int) -> Measure:
+    """Park so many messages, and measure beside them."""
 
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
-        parked = (0, *plan.parked)[min(number, len(plan.parked))]
+        if size > plan.most_parked:
+            raise MeasuringFailed("only without --quick")
         place.empty("redis")
-        place.run(contender, "redis", "parking", parked)
+        place.run(contender, "redis", "parking", size)
         scheduled = place.run(contender, "redis", "sending", "later", _SMALL, plan.sends)
         sent = place.run(contender, "redis", "sending", "each", _SMALL, plan.sends)
         with place.worker(contender, "redis") as worker:
@@ -100,11 +103,11 @@ ROWS: Final = (
         _row(
             f"parked-{size // 1000}k",
             f"{size:,} messages parked, Redis",
-            _parked(number),
+            _parked(size),
             *("schedule us", "send us", "worker MB"),
             is_once=True,
         )
-        for number, size in enumerate((0, *FULL.parked))
+        for size in _PARKED
     ),
     *(
         _row(

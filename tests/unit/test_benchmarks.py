@@ -45,7 +45,7 @@ FOUND = result(
     measured(C, 10, 12, metric="cpu_us"),
     measured("Celery", 200, 400),
     measured("Celery", 150, 170, metric="cpu_us"),
-    missing={"send-redis: RQ": "no such package\nand more"},
+    missing={"send-redis: RQ": "it failed:\nno such package"},
 )
 
 
@@ -107,7 +107,7 @@ class TestShowing:
             ["taskbridge", "on", "Celery", "25.0", "40%", "1.00", "11.0"],
             ["Celery", "300", "67%", "12.00", "160"],
         ]
-        assert lines[-2:] == ["not measured: send-redis: RQ: no such package", "and more"]
+        assert lines[-2:] == ["not measured: send-redis: RQ: it failed:", "no such package"]
 
     def test_the_page_has_a_table_for_each_row_with_settings_and_goals(self) -> None:
         goal = Goal(row="send-redis", metric="us", ours=C, theirs="Celery", most=0.05, tolerance=2)
