@@ -58,7 +58,8 @@ class Runner:
     def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
         policy = self._policy_of(declaration)
         with running(message, max_attempts=policy.max_attempts):
-            self._hooks.call(Event(name="before_run", message=message))
+            if self._hooks.has("before_run"):
+                self._hooks.call(Event(name="before_run", message=message))
             try:
                 return Done(_call(declaration, args, kwargs))
             except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
@@ -81,5 +82,7 @@ def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> 
         from taskbridge import coroutines  # here, for it imports asyncio
 
         return coroutines.run(declaration.function(*args, **kwargs), limit_s=declaration.time_limit_s)
+    if declaration.time_limit_s is None:
+        return declaration.function(*args, **kwargs)
     with limited(declaration.time_limit_s):
         return declaration.function(*args, **kwargs)

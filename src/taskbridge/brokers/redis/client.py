@@ -6,6 +6,9 @@ import math
 import os
 import re
 import select
+import socket
+import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -50,6 +53,9 @@ _LONGEST_IDLE_S: Final = 30.0
 
 _WINDOW_BYTES: Final = 1 << 20
 """About how much is sent before the replies are read."""
+
+_SMALL_BYTES: Final = 8192
+"""What an idle connection takes in one call, whatever its peer does."""
 
 _RECEIVED: Final = 1 << 16
 """How many bytes are received at a time, at most."""
@@ -163,13 +169,16 @@ class _Replies:
 class _Link:
     """An open connection."""
 
-    __slots__ = ("_poll", "_released_at", "_replies", "_timeout_s", "connection", "socket")
+    __slots__ = ("_poll", "_released_at", "_replies", "_timeout_s", "_waits_in_kernel", "connection", "socket")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.socket = connection._sock  # redis-py has no public way to change an open connection's timeout
         self._replies = _Replies(connection)
         self._timeout_s = 0.0
+        self._waits_in_kernel = sys.platform == "linux" and type(self.socket) is socket.socket  # not TLS
+        if self._waits_in_kernel:
+            self.socket.settimeout(None)
         self._poll = select.poll()  # unlike select(), for any number of open files; unlike epoll, it opens none itself
         self._poll.register(self.socket, select.POLLIN)
         self._released_at = 0.0
@@ -182,14 +191,25 @@ class _Link:
     def is_stale(self) -> bool:
         return time.monotonic() - self._released_at > _LONGEST_IDLE_S
 
-    @property
-    def is_fit(self) -> bool:
-        """Whether it can be used again: an idle connection with something to read is closed, or out of step."""
-        return not (self._replies.has_more or self.is_stale or self._poll.poll(0))
+    def is_fit(self, trusted_s: float) -> bool:
+        """Return whether it can be used again: an idle connection with something to read is closed, or out of step.
+
+        Args:
+            trusted_s: One that was in use so shortly before is not looked at.
+        """
+        idle_s = time.monotonic() - self._released_at
+        if self._replies.has_more or idle_s > _LONGEST_IDLE_S:
+            return False
+        return idle_s < trusted_s or not self._poll.poll(0)
 
     def send(self, packed: bytes, deadline: float) -> None:
-        self._limit(deadline)
-        self.socket.sendall(packed)
+        if self._waits_in_kernel and len(packed) > _SMALL_BYTES:  # it may take several calls, each with its own time
+            self.socket.settimeout(_left_s(deadline))
+            self.socket.sendall(packed)
+            self.socket.settimeout(None)
+        else:
+            self._limit(deadline)
+            self.socket.sendall(packed)
 
     def read(self, deadline: float, stop: threading.Event | None) -> Any:
         """Return a reply; an error reply is raised."""
@@ -208,12 +228,27 @@ class _Link:
     def _limit(self, deadline: float) -> None:
         """Have the socket's calls end in time; a system call is spared where nearly the same time is left as before."""
         left_s = _left_s(deadline)
-        if not left_s * 0.98 < self._timeout_s <= left_s * 1.02:
+        if left_s * 0.98 < self._timeout_s <= left_s * 1.02:
+            return
+        if self._waits_in_kernel:
+            limit_in_kernel(self.socket, left_s)
+        else:
             self.socket.settimeout(left_s)
-            self._timeout_s = left_s
+        self._timeout_s = left_s
 
     def close(self) -> None:
         self.connection.disconnect()
+
+
+def limit_in_kernel(blocking: socket.socket, timeout_s: float) -> None:
+    """Have each call on a blocking socket fail with `BlockingIOError` after so many seconds.
+
+    Python's own timeouts are two system calls for each one, and the interpreter's lock is let go for each: with many
+    threads that takes longer than the call.
+    """
+    limit = struct.pack("ll", int(timeout_s), max(1, int(timeout_s % 1 * 1e6)))
+    blocking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    blocking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _none() -> int:
@@ -285,12 +320,15 @@ class Client:
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, as redis-py reads them.
+        trusted_s: A connection that was in use so shortly before is not looked at, for a caller whom a failure costs
+            nothing but time.
 
     Raises:
         SettingsError: redis-py can't read the URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, trusted_s: float = 0.0) -> None:
+        self._trusted_s = trusted_s
         self._place = without_credentials(url)
         try:
             self._prepare(url)
@@ -394,7 +432,7 @@ class Client:
                 link = idle.pop()
             except IndexError:  # another thread took the last one
                 break
-            if link.is_fit:
+            if link.is_fit(self._trusted_s):
                 return link
             link.close()
         connection = self._make(**self._options, socket_timeout=left_s, socket_connect_timeout=left_s)
@@ -513,7 +551,7 @@ def _problem(exc: Exception) -> str:
     match exc:
         case _InterruptedError():
             return "given up, for the worker stops"
-        case RedisTimeoutError() | TimeoutError():
+        case RedisTimeoutError() | TimeoutError() | BlockingIOError():
             return "no answer in time"
         case BusyLoadingError():
             return "Redis is loading its data"

@@ -54,6 +54,9 @@ _LOOK_DELAYED_S: Final = 0.5
 _TIMEOUT_S: Final = 10.0
 """How long one command may take. Each is short; without a limit a silent server would hold a thread for ever."""
 
+_TRUSTED_S: Final = 0.01
+"""How long after its last use a connection is taken for open without a look; what fails on it is done again."""
+
 _FORGOTTEN_S: Final = 3600.0
 """How long a client or worker that is not ours stays in the list of heartbeats after its last one."""
 
@@ -134,7 +137,8 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             heartbeat_timeout=int(self.lease_s * 1000),
             maintenance_chance=0,  # the lease keeper's is regular, and by the server's clock
         )
-        self._calls = Client(settings.url.broker_url)  # for what each message needs: a third of redis-py's own time
+        # For what each message needs: a third of redis-py's own time.
+        self._calls = Client(settings.url.broker_url, trusted_s=_TRUSTED_S)
         self.worker_id: str = str(uuid4())
         self._own_queues = native_queue(settings.namespace, "")
         self._hands: dict[str, _Hand] = {}
@@ -510,7 +514,7 @@ class _LeveledConsumer(Consumer):
         try:
             try:
                 act()
-            except (redis.ConnectionError, redis.TimeoutError):
+            except (redis.ConnectionError, redis.TimeoutError, BrokerUnavailable):
                 act()
         except (redis.RedisError, BrokerUnavailable) as exc:
             raise ConnectionClosed(exc) from None

@@ -15,6 +15,7 @@ import os
 import secrets
 import select
 import socket
+import sys
 import threading
 from math import inf
 from time import monotonic
@@ -23,7 +24,7 @@ from typing import Any, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
-from taskbridge.brokers.redis.client import Word, pack
+from taskbridge.brokers.redis.client import limit_in_kernel, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -45,6 +46,15 @@ _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRD
 """What tells that the server has closed a connection; the last is Linux's."""
 
 _REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
+
+_HEAD: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n%b"
+"""A command that sets a key: the length of the key, the key, and the three words after it, packed."""
+
+
+def _tail(value: str, ttl_s: int) -> bytes:
+    """Return the words of a command that sets a key to a value for so many seconds, from the value on, packed."""
+    return pack([(value, "EX", ttl_s)]).partition(b"\r\n")[2]
+
 
 _CLAIM: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -70,14 +80,14 @@ class RedisMarks:
         """Mark an attempt as started by this process; waits for nothing."""
         process = self._process()
         process.running[message.life, message.attempt] = monotonic()
-        process.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
+        process.write(self._key(message), process.started_tail)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
         process, key = self._process(), (message.life, message.attempt)
         process.running.pop(key, None)
         process.deciding.discard(key)
-        process.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
+        process.write(self._key(message), process.ended_tail)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
@@ -148,6 +158,10 @@ class _Silent:
         connection.connect()
         self._socket: Any = connection._sock  # redis-py's own way to it takes longer than the write
         self._socket.sendall(_REPLIES_OFF)
+        timeout_s = self._socket.gettimeout()
+        if sys.platform == "linux" and type(self._socket) is socket.socket and timeout_s is not None:  # not TLS
+            self._socket.settimeout(None)
+            limit_in_kernel(self._socket, timeout_s)
         self._ending = select.poll()
         # No POLLIN: TLS has something to read after its handshake.
         self._ending.register(self._socket, _PEER_IS_GONE)
@@ -176,6 +190,8 @@ class _Process:
         self.pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         self.alive_prefix = f"{settings.namespace}:alive:"
+        self.started_tail = _tail(self.name, _STARTED_TTL_S)
+        self.ended_tail = _tail(_ENDED, int(settings.lease_s) + _AFTER_END_S)
         self.running: dict[tuple[str, int], float] = {}
         self.deciding: set[tuple[str, int]] = set()
         self._seen_at = monotonic()
@@ -201,11 +217,17 @@ class _Process:
             self.deciding.add(key)
             return True
 
-    def write(self, *command: Word) -> None:
-        """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""
+    def write(self, key: str, tail: bytes) -> None:
+        """Set a key and don't wait; if no new connection can be had, nothing is written for a second.
+
+        Args:
+            key: The key.
+            tail: The words after it, as `_tail` makes them.
+        """
         if monotonic() < self._silent_until:
             return
-        request = pack([command])
+        encoded = key.encode()
+        request = _HEAD % (len(encoded), encoded, tail)
         silent: _Silent | None = getattr(self._local, "silent", None)
         if silent is not None and not silent.is_closed and self._sent(silent, request):
             return
