@@ -30,9 +30,10 @@ def measure(
 def _row(place: Place, row: Row, plan: Plan, missing: dict[str, str]) -> list[Measurement]:
     figures: Figures = defaultdict(list)
     out: set[str] = set()
-    for _ in range(row.rounds(plan)):
+    rounds = {contender.name: row.rounds(plan, contender) for contender in row.contenders if place.has(contender)}
+    for number in range(max(rounds.values())):
         for contender in row.contenders:
-            if contender.name in out or not place.has(contender):
+            if contender.name in out or number >= rounds.get(contender.name, 0):
                 continue
             try:
                 values = row.measure(place, contender, plan)

@@ -11,8 +11,9 @@ class Plan:
     """The sizes of all rows.
 
     Attributes:
-        rounds: How often each contender has its turn in the short rows.
+        rounds: How often taskbridge, the engines and the controls have their turn in the short rows.
         long_rounds: The same in the rows in which a worker is started.
+        peer_rounds: How often the peers have theirs in the short rows; in the long ones, once.
         sends: Messages sent one after another, in a round.
         batches: Batches of 100 messages sent, in a round.
         starts: How often a program is started in a round, of which the fastest counts.
@@ -25,6 +26,7 @@ class Plan:
 
     rounds: int
     long_rounds: int
+    peer_rounds: int
     sends: int
     batches: int
     starts: int
@@ -36,21 +38,23 @@ class Plan:
 
 
 FULL: Final = Plan(
-    rounds=5,
-    long_rounds=3,
+    rounds=4,
+    long_rounds=2,
+    peer_rounds=2,
     sends=3000,
     batches=30,
     starts=3,
-    tasks=10_000,
-    marks=150,
+    tasks=5000,
+    marks=100,
     delayed=10_000,
-    delay_s=45.0,
+    delay_s=30.0,
     most_parked=1_000_000,
 )
 
 QUICK: Final = Plan(
     rounds=3,
     long_rounds=1,
+    peer_rounds=1,
     sends=600,
     batches=6,
     starts=3,

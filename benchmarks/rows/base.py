@@ -25,7 +25,7 @@ class Row:
         metrics: Which of the figures are kept.
         more_is_better: Whether a higher figure is the better one.
         is_long: Whether it has the smaller number of rounds.
-        is_once: Whether it has one round only.
+        is_once: Whether it has one round only, however long that takes.
         in_guard: Whether its ratios are stable enough, on a busy machine, for the guard's quick form.
         is_extra: Whether it is about how cost grows, which the table shows apart.
     """
@@ -41,8 +41,10 @@ class Row:
     in_guard: bool = False
     is_extra: bool = False
 
-    def rounds(self, plan: Plan) -> int:
-        """Return how often each contender is measured."""
+    def rounds(self, plan: Plan, contender: Contender) -> int:
+        """Return how often a contender is measured."""
         if self.is_once:
             return 1
+        if contender.is_peer:
+            return 1 if self.is_long else plan.peer_rounds
         return plan.long_rounds if self.is_long else plan.rounds

@@ -76,7 +76,6 @@ def _row(
     measure: Measure,
     *metrics: str,
     contenders: tuple[Contender, ...] = BRIDGES,
-    is_once: bool = False,
 ) -> Row:
     return Row(
         key=key,
@@ -84,9 +83,8 @@ def _row(
         contenders=contenders,
         measure=measure,
         metrics=metrics,
-        is_long=True,
         is_extra=True,
-        is_once=is_once,
+        is_once=True,
         more_is_better=metrics[0] == "tasks/s",
     )
 
@@ -105,7 +103,6 @@ ROWS: Final = (
             f"{size:,} messages parked, Redis",
             _parked(size),
             *("schedule us", "send us", "worker MB"),
-            is_once=True,
         )
         for size in _PARKED
     ),
