@@ -17,7 +17,7 @@ class Plan:
         sends: Messages sent one after another, in a round.
         batches: Batches of 100 messages sent, in a round.
         starts: How often a program is started in a round, of which the fastest counts.
-        tasks: Tasks that a worker runs in a round; the first tenth is not measured.
+        tasks: Tasks that a worker runs in a round; the first two fifths are not measured.
         marks: Tasks sent to an idle worker in a round.
         delayed: Tasks that are delayed by `delay_s` before the two that are measured.
         delay_s: For how long.
@@ -44,7 +44,7 @@ FULL: Final = Plan(
     sends=3000,
     batches=30,
     starts=3,
-    tasks=5000,
+    tasks=8000,
     marks=100,
     delayed=10_000,
     delay_s=30.0,
