@@ -633,7 +633,8 @@ class Bridge:
         return message_id
 
     def _send(self, message: Message, wait_s: float) -> Handle[Any]:
-        self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
+        if self.hooks.has("before_send"):
+            self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
         self._deliver(message, wait_s)
         self._sent(message, wait_s)
@@ -665,7 +666,8 @@ class Bridge:
         """
         messages = [self._message(call) for call in calls]
         for message in messages:
-            self.hooks.call(Event(name="before_send", message=message))
+            if self.hooks.has("before_send"):
+                self.hooks.call(Event(name="before_send", message=message))
             self._check(message)
         remaining = iter(messages)
         sent: list[str] = []
@@ -744,7 +746,8 @@ class Bridge:
         return wait_s
 
     def _sent(self, message: Message, wait_s: float) -> None:
-        self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+        if self.hooks.has("after_send"):
+            self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
         self.work_is_there()
 
     def work_is_there(self) -> None:

@@ -8,11 +8,13 @@ mistaken for a tag, ours or kombu's) is written as a tagged list of pairs.
 from __future__ import annotations
 
 import json
+import json.encoder
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
@@ -28,7 +30,23 @@ if TYPE_CHECKING:
 
 _Moment = TypeVar("_Moment", datetime, time)
 
-_dumps = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
+    """Return what an encoder's `encode` does, without the half of its time that it takes to prepare each call."""
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # not CPython
+        return encoder.encode
+    parts = make(None, encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False)
+
+    def encode(plain: object) -> str:
+        return encode_basestring_ascii(plain) if isinstance(plain, str) else "".join(parts(plain, 0))
+
+    return encode
+
+
+_dumps = _made_in_c(_encoder)
 
 
 def to_json(plain: object) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Signature
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 
 from taskbridge.message import Priority
@@ -30,6 +31,7 @@ class Declaration:
         time_limit_s: Seconds that a run may take; None is no limit.
         schedules: When messages of it are sent by themselves.
         results: Whether its messages are recorded, where there is a store.
+        positional: How many arguments, all of them positional, always fit the signature.
     """
 
     name: str
@@ -43,3 +45,28 @@ class Declaration:
     time_limit_s: float | None = None
     schedules: tuple[Schedule, ...] = ()
     results: bool = True
+    positional: range = range(0)
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Return if the arguments fit the signature.
+
+        Raises:
+            TypeError: They don't.
+        """
+        if kwargs or len(args) not in self.positional:  # else there is no need for `bind`, which takes 2 us
+            self.signature.bind(*args, **kwargs)
+
+
+def positional_of(signature: Signature) -> range:
+    """Return how many arguments, all of them positional, always fit a signature."""
+    least = most = 0
+    for parameter in signature.parameters.values():
+        is_needed = parameter.default is Parameter.empty
+        if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
+            least += is_needed
+            most += 1
+        elif parameter.kind is Parameter.VAR_POSITIONAL:
+            most = sys.maxsize - 1
+        elif parameter.kind is Parameter.KEYWORD_ONLY and is_needed:
+            return range(0)
+    return range(least, most + 1)

@@ -71,6 +71,10 @@ class Hooks:
         if name not in self._hooks:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
 
+    def has(self, name: HookName) -> bool:
+        """Return whether there are hooks of this name: who calls often need not make an event for nobody."""
+        return bool(self._hooks[name])
+
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""
         for hook in self._hooks[event.name]:

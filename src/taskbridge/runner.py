@@ -57,7 +57,7 @@ class Runner:
         except DecodeError as exc:
             return Dead("undecodable", exc)
         try:
-            declaration.signature.bind(*args, **kwargs)
+            declaration.check(args, kwargs)
         except TypeError as exc:
             return Dead("bad_arguments", exc)
         return self._attempt(declaration, message, args, kwargs)
@@ -66,7 +66,8 @@ class Runner:
         policy = self._policy_of(declaration)
         is_cancelled = partial(self._is_cancelled, message)
         with running(message, max_attempts=policy.max_attempts, is_cancelled=is_cancelled):
-            self._hooks.call(Event(name="before_run", message=message))
+            if self._hooks.has("before_run"):
+                self._hooks.call(Event(name="before_run", message=message))
             try:
                 value = _call(declaration, args, kwargs)
                 return Done(value, _result_json(declaration, value, self._most_bytes(declaration)))
@@ -111,5 +112,7 @@ def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> 
         from taskbridge import coroutines  # here, for it imports asyncio
 
         return coroutines.run(declaration.function(*args, **kwargs), limit_s=declaration.time_limit_s)
+    if declaration.time_limit_s is None:
+        return declaration.function(*args, **kwargs)
     with limited(declaration.time_limit_s):
         return declaration.function(*args, **kwargs)

@@ -11,7 +11,7 @@ from inspect import Signature, iscoroutinefunction, signature
 from os.path import basename, splitext
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
-from taskbridge.declaration import Declaration
+from taskbridge.declaration import Declaration, positional_of
 from taskbridge.durations import Duration, When, seconds, timestamp
 from taskbridge.exceptions import DeclarationError, nearest
 from taskbridge.handle import Handle
@@ -128,7 +128,7 @@ class Sendable(Generic[P, R]):
         Raises:
             TypeError: The arguments don't fit the function.
         """
-        self._declaration.signature.bind(*args, **kwargs)
+        self._declaration.check(args, kwargs)
         return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options)
 
     def send(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
@@ -240,6 +240,7 @@ def declare(
             name=task_name,
             function=function,
             signature=bound,
+            positional=positional_of(bound),
             is_coroutine=iscoroutinefunction(function),
             queue=None if queue is None else check_queue_name(queue),
             priority=_checked_priority(priority),

@@ -164,3 +164,42 @@ def test_an_acknowledgement_outlives_an_outage(make_redis: Any) -> None:
     leases.look_after()
     assert client.hlen(leases.unacked_key) == 0
     leases.stop()
+
+
+class TestEndingSoon:
+    """What is done with is acknowledged by the script that takes the next message, or by a flush."""
+
+    def test_the_script_that_takes_a_message_ends_others(self, client: Any, settings: Settings, leases: Leases) -> None:
+        put(client, settings)
+        put(client, settings)
+        first = take(client, settings, leases)
+        assert first is not None
+        leases.took(first[0])
+        leases.end_soon(first[0])
+        assert client.hlen(leases.unacked_key) == 1, "nothing is sent for it alone"
+
+        ending = leases.ending()
+        native = f"{settings.namespace}.celery.q"
+        places = RedisWire(settings).places("q")
+        keys = [*places, leases.unacked_key, leases.index_key]
+        tag = leases.next_tag()
+        client.eval(TAKE.text, len(keys), *keys, tag, *[native] * len(places), *ending)
+        leases.ended(ending)
+
+        assert client.hkeys(leases.unacked_key) == client.zrange(leases.index_key, 0, -1) == [tag.encode()]
+        assert not leases.has_ending
+
+    def test_a_flush_ends_them_and_so_does_the_end_of_the_worker(
+        self, client: Any, settings: Settings, leases: Leases
+    ) -> None:
+        for act in (leases.flush, leases.stop):
+            put(client, settings)
+            taken = take(client, settings, leases)
+            assert taken is not None
+            leases.took(taken[0])
+            leases.end_soon(taken[0])
+
+            act()
+
+            assert client.hlen(leases.unacked_key) == client.zcard(leases.index_key) == 0
+            assert not any(client.llen(place) for place in RedisWire(settings).places("q")), "it is not given back"

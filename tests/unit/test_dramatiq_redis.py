@@ -132,6 +132,63 @@ class TestTaking:
         broker.closed()
         assert not list(place.client.scan_iter(f"{place.namespace}:__*")), "the lease is given up"
 
+    def test_who_is_done_with_a_message_takes_the_next_one_of_its_queue_in_the_same_slot(self, place: Place) -> None:
+        for n in range(4):
+            place.note.send(n)
+        broker = place.broker(threads=2)
+        consumer = broker.consume(place.queue, timeout=50)
+        held = take(consumer, 2)
+        handed: list[Delivery] = []
+        broker.hand_over = handed.append
+
+        consumer.ack(held[0])
+        consumer.ack(held[1])
+
+        assert [delivery.args for delivery in handed] == [(2,), (3,)]
+        assert (place.waiting(), place.bodies()) == ([], 2)
+        assert next(consumer) is None, "both slots are held"
+        for delivery in handed:
+            consumer.ack(delivery)
+        assert place.bodies() == 0
+        assert broker.slots is not None
+        assert broker.slots.full_for_s() == 0
+        broker.closed()
+
+    def test_a_slot_goes_to_another_queue_whose_consumer_waits_for_it(self, place: Place) -> None:
+        place.note.send(0)
+        place.note.send(1)
+        place.note.using(queue="email").send(2)
+        broker = place.broker(threads=1)
+        one, two = (
+            broker.consume(name, prefetch=9, timeout=50)
+            for name in (place.queue, place.queue.replace("default", "email"))
+        )
+        handed: list[Delivery] = []
+        broker.hand_over = handed.append
+        (held,) = take(one)
+        assert next(two) is None, "it stands in line now"
+
+        one.ack(held)
+
+        assert handed == []
+        assert [delivery.args for delivery in take(two)] == [(2,)]
+        broker.closed()
+
+    def test_nothing_more_is_taken_once_the_worker_drains(self, place: Place) -> None:
+        place.note.send(0)
+        place.note.send(1)
+        broker = place.broker(threads=1)
+        consumer = broker.consume(place.queue, timeout=50)
+        (held,) = take(consumer)
+        handed: list[Delivery] = []
+        broker.hand_over = handed.append
+        broker.closes()
+
+        consumer.ack(held)
+
+        assert (handed, len(place.waiting()), place.bodies()) == ([], 1, 1)
+        broker.closed()
+
     def test_what_failed_is_among_dramatiqs_own_dead(self, place: Place) -> None:
         place.note.send(1)
         broker = place.broker()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from uuid import UUID
 
@@ -111,3 +112,19 @@ def test_ids_are_random_uuids() -> None:
 
     assert len(ids) == 1000
     assert all(str(UUID(text)) == text and UUID(text).version == 4 for text in ids)
+
+
+def test_a_forked_child_gives_other_ids_than_its_parent() -> None:
+    new_id()  # more are drawn with it
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, "\n".join(new_id() for _ in range(200)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 1 << 16).decode().split("\n")
+    ours = [new_id() for _ in range(200)]
+    os.close(reader)
+    os.close(writer)
+
+    assert len({*theirs, *ours}) == 400

@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 import redis
+from redis._parsers import BaseParser
+from redis.exceptions import NoScriptError
 
 from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
+from taskbridge.brokers.redis.client import _Replies
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
@@ -778,3 +781,34 @@ class TestCounts:
                 place.client.script_flush()
 
             assert broker.counts([]).delayed == 2
+
+
+class TestReplies:
+    """Replies are read without redis-py's parser, in whatever pieces they arrive."""
+
+    @pytest.mark.parametrize("size", [1, 2, 7, 1000])
+    def test_every_kind_of_reply_is_read_from_any_pieces(self, size: int) -> None:
+        data = b":12\r\n+OK\r\n$5\r\na\r\nbc\r\n$-1\r\n*3\r\n:1\r\n*-1\r\n-ERR no\r\n$0\r\n\r\n-NOSCRIPT none\r\n"
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        replies = _Replies(_Pieces(pieces))
+
+        assert [replies.read() for _ in range(4)] == [12, b"OK", b"a\r\nbc", None]
+        one, nothing, error = replies.read()
+        assert (one, nothing, type(error)) == (1, None, redis.ResponseError)
+        assert replies.read() == b""
+        with pytest.raises(NoScriptError):
+            replies.read()
+        with pytest.raises(redis.ConnectionError):
+            replies.read()
+
+
+class _Pieces:
+    """A connection on which these bytes arrive, and then its end."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._left = iter(pieces)
+        self._sock = self
+        self._parser: Any = BaseParser
+
+    def recv(self, size: int) -> bytes:
+        return next(self._left, b"")

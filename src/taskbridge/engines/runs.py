@@ -114,7 +114,9 @@ class Runs:
 
     def _arm(self) -> None:
         """Have the process ended by a thread in C, a little after its own threads should have done so."""
-        first = min((run.is_stuck_at for run in self._running.values()), default=inf)
+        first = inf
+        for run in self._running.values():
+            first = min(first, run.is_stuck_at)
         if first == self._armed_for or not self.ends_process():
             return
         self._armed_for = first

@@ -20,6 +20,7 @@ import threading
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from time import monotonic
 from typing import Final
 
@@ -51,8 +52,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 TAKE: Final = Script(
     _NOW
     + """
--- KEYS: lists in the order of preference, unacked, index. ARGV: tag, then of each list its queue.
+-- KEYS: lists in the order of preference, unacked, index. ARGV: tag, then of each list its queue, then tags to end.
 local lists = #KEYS - 2
+if #ARGV > lists + 1 then
+  redis.call('HDEL', KEYS[lists + 1], unpack(ARGV, lists + 2))
+  redis.call('ZREM', KEYS[lists + 2], unpack(ARGV, lists + 2))
+end
 for i = 1, lists do
   local item = redis.call('RPOP', KEYS[i])  -- first, for Redis then refuses no later write for want of memory
   if item then
@@ -64,7 +69,7 @@ end
 return false
 """
 )
-"""Take the next message; it is in a list or under its tag, and at no moment in neither."""
+"""End what is done with, and take the next message; it is in a list or under its tag, and at no moment in neither."""
 
 _ACK: Final = Script(
     """
@@ -166,6 +171,9 @@ class Leases:
     Args:
         settings: The bridge's.
         undecodable: Called in the thread with a tag and bytes that can't be read; it buries them and ends the lease.
+
+    Attributes:
+        in_loop: Whether Celery's event loop is there, which flushes in each of its turns.
     """
 
     def __init__(self, settings: Settings, undecodable: Callable[[str, bytes, Exception], None]) -> None:
@@ -180,6 +188,8 @@ class Leases:
         self._worker = secrets.token_hex(8)
         self._number = 0
         self._held: set[str] = set()
+        self._ending: dict[str, None] = {}
+        self.in_loop: bool = False
         self._overdue_work: deque[tuple[bool, str]] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -207,6 +217,42 @@ class Leases:
     def end(self, tag: str) -> None:
         """Acknowledge a message: it is done with."""
         self._soon(True, tag)
+
+    def end_soon(self, tag: str) -> None:
+        """Acknowledge a message with the next one that is taken, or with the next `flush`."""
+        with self._lock:
+            self._ending[tag] = None
+
+    @property
+    def has_ending(self) -> bool:
+        """Whether anything is to be acknowledged."""
+        return bool(self._ending)
+
+    def ending(self) -> list[str]:
+        """Return what is to be acknowledged, until `ended` is told that it was."""
+        with self._lock:
+            return list(islice(self._ending, _TOGETHER))
+
+    def ended(self, tags: Iterable[str]) -> None:
+        """Note that these are acknowledged."""
+        with self._lock:
+            for tag in tags:
+                self._ending.pop(tag, None)
+                self._held.discard(tag)
+
+    def flush(self) -> None:
+        """Acknowledge what is to be; if Redis does not answer, the thread goes on trying."""
+        while tags := self.ending():
+            try:
+                self._client.run(_ACK, (self.unacked_key, self.index_key), tags, timeout_s=_AT_ONCE_S)
+            except BrokerUnavailable as exc:
+                _log.warning("Redis does not answer, %d acknowledgements have to wait: %s", len(tags), exc.problem)
+                self._overdue_work.extend((True, tag) for tag in tags)
+                with self._lock:
+                    for tag in tags:
+                        self._ending.pop(tag, None)
+            else:
+                self.ended(tags)
 
     def give_back(self, tag: str) -> None:
         """Return a message to its queue, as the next one to be taken."""
@@ -291,6 +337,7 @@ class Leases:
         Raises:
             BrokerUnavailable: Redis does not answer.
         """
+        self.flush()
         self._catch_up()
         with self._lock:
             held = list(self._held)
@@ -332,6 +379,7 @@ class Leases:
             self._thread.join(self._timeout_s)
             self._thread = None
         try:
+            self.flush()
             self._catch_up()
             with self._lock:
                 held = list(self._held)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import Enum, auto
 from queue import Empty
@@ -110,8 +110,14 @@ class QoS(RedisQoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; on whatever connection, even if it was taken on one that has failed since."""
-        self.channel.leases.end(delivery_tag)
+        """Acknowledge a message; on whatever connection, even if it was taken on one that has failed since.
+
+        In the event loop, the script that takes the next message does it, or the end of the loop's turn.
+        """
+        if self.channel.leases.in_loop:
+            self.channel.leases.end_soon(delivery_tag)
+        else:
+            self.channel.leases.end(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -163,6 +169,7 @@ class Channel(RedisChannel):
         self._brpop_sent_at: float | None = None
         self._in_poll: Any = None
         self._tag = ""
+        self._ending: list[str] = []
         self._asked: list[str] = []
         self._unleased: set[str] = set()
         self._shared_client: Any = None
@@ -273,8 +280,14 @@ class Channel(RedisChannel):
         self._asked = [queue for _, queue in keys]
         self._expected.append(reply)
         script = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
-        unacked, index = self.leases.unacked_key, self.leases.index_key
-        return (*script, len(keys) + 2, *(key for key, _ in keys), unacked, index, self._tag, *self._asked)
+        self._ending = self.leases.ending()
+        lists = (*(key for key, _ in keys), self.leases.unacked_key, self.leases.index_key)
+        return (*script, len(lists), *lists, self._tag, *self._asked, *self._ending)
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether the reply to a script that takes is on its way."""
+        return bool(self._in_poll) and not {_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT}.isdisjoint(self._expected)
 
     def _track_and_look(self) -> None:
         keys = [step_key(queue, step) for step in STEPS for queue in self.active_queues]
@@ -336,6 +349,7 @@ class Channel(RedisChannel):
             self._pause(_POLL_S)
 
     def _on_take(self, kind: _Reply, found: list[Any] | None) -> tuple[int, bytes] | None:
+        self.leases.ended(self._ending)
         if found:
             self._in_poll = None
             return found[0], found[1]
@@ -404,3 +418,17 @@ class Transport(RedisTransport):
     """kombu's Redis transport with channels that take on lease."""
 
     Channel = Channel
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)
+        take: Callable[[], None] = self.cycle.on_poll_start
+
+        def on_poll_start() -> None:
+            """Take what there are slots for; then acknowledge what no script that takes will acknowledge soon."""
+            leases: Leases = self.engine.leases
+            leases.in_loop = True
+            take()
+            if leases.has_ending and not any(channel.is_taking for channel in list(self.cycle._channels)):
+                leases.flush()
+
+        self.cycle.on_poll_start = on_poll_start

@@ -85,6 +85,22 @@ _host: Final = socket.gethostname()
 _host_json: Final = codec.to_json(_host)[1:-1]
 
 
+class _Sender:
+    """This process, as Celery's messages name their senders."""
+
+    def __init__(self) -> None:
+        self.forked()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forked)
+
+    def forked(self) -> None:
+        """Note the number of this process; to ask for it with each message would be a system call each."""
+        self.origin_json = f'"gen{os.getpid()}@{_host_json}"'
+
+
+_sender: Final = _Sender()
+
+
 def _origin() -> str:
     return f"gen{os.getpid()}@{_host}"  # celery/utils/nodenames.py, anon_nodename
 
@@ -170,7 +186,7 @@ class _Envelope:
             f'"expires": null, "group": null, "group_index": null, "retries": {message.attempt - 1}, '
             f'"timelimit": [null, null], "root_id": {id_json}, "parent_id": null, '
             f'"argsrepr": {_quoted(_shown(f"({message.args_json[1:-1]})"))}, '
-            f'"kwargsrepr": {_quoted(_shown(message.kwargs_json))}, "origin": "gen{os.getpid()}@{_host_json}", '
+            f'"kwargsrepr": {_quoted(_shown(message.kwargs_json))}, "origin": {_sender.origin_json}, '
             f'"ignore_result": true, "replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}, '
             f'"{META}": {_quoted(message.dumps_meta())}}}, '
             f'"properties": {{"correlation_id": {id_json}{self._queue}{getrandbits(128):032x}"}}}}'

@@ -22,6 +22,7 @@ class EngineBroker(Broker):
         draining: Whether nothing is to be taken any more.
         booted: Set once the worker may take messages.
         reception: Looks at each message.
+        hand_over: Gives a message to the worker's threads; None while no worker runs on this broker.
         stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
@@ -29,6 +30,7 @@ class EngineBroker(Broker):
     draining: bool = False
     booted: threading.Event
     reception: Reception
+    hand_over: Callable[[Delivery], None] | None = None
     stranger: Callable[[str], Actor[Any, Any]]
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:

@@ -17,7 +17,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -29,6 +30,7 @@ from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from taskbridge.brokers.redis.client import Client, Word
 from taskbridge.engines.dramatiq import scripts
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -36,7 +38,7 @@ from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list, native_queue
 from taskbridge.engines.settle import NotSettledError
-from taskbridge.exceptions import DecodeError
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.dramatiq")
@@ -52,6 +54,9 @@ _LOOK_DELAYED_S: Final = 0.5
 _TIMEOUT_S: Final = 10.0
 """How long one command may take. Each is short; without a limit a silent server would hold a thread for ever."""
 
+_TRUSTED_S: Final = 0.01
+"""How long after its last use a connection is taken for open without a look; what fails on it is done again."""
+
 _FORGOTTEN_S: Final = 3600.0
 """How long a client or worker that is not ours stays in the list of heartbeats after its last one."""
 
@@ -66,20 +71,47 @@ class _Hand:
         self._slots = slots
         self._lock = threading.Lock()
         self._deliveries: dict[bytes, Delivery] = {}
+        self._asked = 0
+        self._is_reconciled = False
 
-    def __len__(self) -> int:
-        return len(self._deliveries)
+    def ask(self, most: int) -> int | None:
+        """Begin to fetch up to so many, and return how many Redis may have marked as taken before; None: not now."""
+        with self._lock:
+            if self._is_reconciled:
+                return None
+            taken = len(self._deliveries) + self._asked
+            self._asked += most
+            return taken
+
+    def got(self, most: int) -> None:
+        """End what `ask` began."""
+        with self._lock:
+            self._asked -= most
+
+    @contextmanager
+    def reconciled(self) -> Generator[list[bytes] | None]:
+        """Give the places of all that is in hand, while nothing is fetched; None if something is being fetched."""
+        with self._lock:
+            self._is_reconciled = self._asked == 0
+            places = list(self._deliveries) if self._is_reconciled else None
+        try:
+            yield places
+        finally:
+            self._is_reconciled = False
 
     def add(self, delivery: Delivery) -> None:
         with self._lock:
             self._deliveries[delivery.place] = delivery
 
-    def drop(self, redis_id: bytes) -> None:
+    def drop(self, place: bytes) -> None:
         """Be done with a message; its slot is free."""
-        with self._lock:
-            known = self._deliveries.pop(redis_id, None) is not None
-        if known:
+        if self.forget(place):
             self._slots.release()
+
+    def forget(self, place: bytes) -> bool:
+        """Be done with a message, and return whether a slot was held for it, which still is."""
+        with self._lock:
+            return self._deliveries.pop(place, None) is not None
 
     def all(self) -> list[Delivery]:
         with self._lock:
@@ -105,14 +137,14 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             heartbeat_timeout=int(self.lease_s * 1000),
             maintenance_chance=0,  # the lease keeper's is regular, and by the server's clock
         )
+        # For what each message needs: a third of redis-py's own time.
+        self._calls = Client(settings.url.broker_url, trusted_s=_TRUSTED_S)
         self.worker_id: str = str(uuid4())
         self._own_queues = native_queue(settings.namespace, "")
         self._hands: dict[str, _Hand] = {}
         self._keeper: LeaseKeeper | None = None
         self._can_wait = True
         register = self.client.register_script
-        self.fetch_script: Any = register(scripts.FETCH)
-        self.ack_script: Any = register(scripts.ACK)
         self.nack_script: Any = register(scripts.NACK)
         self.return_script: Any = register(scripts.RETURN)
         self.reconcile_script: Any = register(scripts.RECONCILE)
@@ -164,6 +196,24 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Return an empty hand for a queue, from now on its own."""
         hand = self._hands[queue_name] = _Hand(slots)
         return hand
+
+    def fetch(self, keys: Sequence[str], slots: int, *, in_hand: int, done: Sequence[bytes] = ()) -> list[Any]:
+        """Remove messages that are done with, take up to so many others, and return what the script returns.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
+        """
+        args: tuple[Word, ...] = (self.worker_id, slots, in_hand, *done)
+        rows: list[Any] = self._calls.run(scripts.FETCH, keys, args, timeout_s=_TIMEOUT_S)
+        return rows
+
+    def remove(self, keys: Sequence[str], places: Sequence[bytes]) -> None:
+        """Remove messages that this worker has taken and is done with.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
+        """
+        self._calls.run(scripts.ACK, keys, places, timeout_s=_TIMEOUT_S)
 
     def put_back(self, queue_name: str, ids: Sequence[bytes]) -> None:
         """Return messages that this worker has taken to their queue, in front.
@@ -255,6 +305,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
         self.client.close()
+        self._calls.close()
 
     def _queues_key(self) -> str:
         return f"{self.namespace}:__queues__.{self.worker_id}"
@@ -269,7 +320,9 @@ class _LeveledConsumer(Consumer):
     def __init__(self, broker: LeveledRedisBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         self._broker = broker
         self._queue_name = queue_name
-        self._lists = broker.lists(queue_name)
+        self._keys = (broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name))
+        """Of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
+        self._fetch_keys = (broker.heartbeats_key, *self._keys, *broker.lists(queue_name))
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
         self._look_s = _LOOK_DELAYED_S if is_delayed else _LOOK_S
@@ -283,6 +336,7 @@ class _LeveledConsumer(Consumer):
         self._ready: deque[Delivery] = deque()
         self._wake = threading.Event()
         self._ticket: Ticket | None = None
+        self._is_closed = False
 
     def __next__(self) -> MessageProxy | None:
         """Return the next message; None if there is none for a while, or no thread for it.
@@ -295,7 +349,7 @@ class _LeveledConsumer(Consumer):
         try:
             if not self._ready and not self._broker.draining:
                 self._fetch()
-        except (redis.RedisError, NotSettledError) as exc:
+        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
             raise ConnectionClosed(exc) from None
         if self._broker.draining:
             time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
@@ -309,11 +363,46 @@ class _LeveledConsumer(Consumer):
             ConnectionClosed: Redis doesn't do it.
         """
         delivery = _delivery(message)
+        place = delivery.place
         if delivery.returns:
-            self._surely(lambda: self._broker.put_back(self._queue_name, [delivery.place]))
+            self._surely(lambda: self._broker.put_back(self._queue_name, [place]))
+        elif self._goes_on() and self._exchange(place):
+            return
         else:
-            self._surely(lambda: self._remove(delivery.place))
-        self._hand.drop(delivery.place)
+            self._surely(lambda: self._broker.remove(self._keys, [place]))
+        self._hand.drop(place)
+
+    def _goes_on(self) -> bool:
+        """Return whether the thread that is done with a message takes the next one of this queue."""
+        broker = self._broker
+        if self._is_closed or broker.draining or broker.hand_over is None or self._slots is not broker.slots:
+            return False
+        return self._slots.keep(self._ticket)
+
+    def _exchange(self, place: bytes) -> bool:
+        """Remove a message and take the next one in its slot, in one round trip; return whether that was done.
+
+        The consumer's own thread would have to be woken for it, and then wake this one: that takes longer than a short
+        task. If Redis fails, what it may have taken goes back by `_reconcile`.
+        """
+        in_hand = self._hand.ask(1)
+        if in_hand is None:
+            return False
+        try:
+            _, *rows = self._broker.fetch(self._fetch_keys, 1, in_hand=in_hand, done=[place])
+            delivery = self._admit(rows[0], rows[1], redelivered=bool(rows[2])) if rows else None
+            if delivery is not None:
+                self._hand.add(delivery)
+        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
+            _log.info("no further message could be taken from %s: %s", self._queue_name, exc)
+            return False
+        finally:
+            self._hand.got(1)
+        if delivery is None or not self._hand.forget(place):
+            self._hand.drop(place)
+        if delivery is not None and self._broker.hand_over is not None:
+            self._broker.hand_over(delivery)
+        return True
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards.
@@ -323,7 +412,7 @@ class _LeveledConsumer(Consumer):
         """
         place = _delivery(message).place
         dead = f"{self._broker.key(self._queue_name.removesuffix('.DQ'))}.XQ"
-        keys = [*self._keys(), dead, f"{dead}.msgs"]
+        keys = [*self._keys, dead, f"{dead}.msgs"]
 
         def reject() -> None:
             self._broker.nack_script(keys=keys, args=[place])
@@ -348,6 +437,7 @@ class _LeveledConsumer(Consumer):
         Raises:
             ConnectionClosed: Redis is away.
         """
+        self._is_closed = True
         if self._ticket is not None:
             self._slots.give_up(self._ticket)
             self._ticket = None
@@ -359,14 +449,13 @@ class _LeveledConsumer(Consumer):
 
     def _fetch(self) -> None:
         """Take messages for free threads; wait a little if there is nothing to take."""
-        slots = self._take_slots()
+        slots = asked = self._take_slots()
         if slots == 0:
             return
+        in_hand = self._hand.ask(asked)
+        assert in_hand is not None, "only this thread reconciles"
         try:
-            has_lost, *rows = self._broker.fetch_script(
-                keys=[self._broker.heartbeats_key, *self._keys(), *self._lists],
-                args=[self._broker.worker_id, slots, len(self._hand)],
-            )
+            has_lost, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand)
             for redis_id, body, recovered in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
                 delivery = self._admit(redis_id, body, redelivered=bool(recovered))
                 if delivery is not None:
@@ -374,6 +463,7 @@ class _LeveledConsumer(Consumer):
                     self._ready.append(delivery)
                     slots -= 1
         finally:
+            self._hand.got(asked)
             self._slots.release(slots)
         if has_lost:
             self._reconcile()
@@ -403,24 +493,17 @@ class _LeveledConsumer(Consumer):
             self._broker.put_back(self._queue_name, [redis_id])
             raise
         if delivery is None:
-            self._remove(redis_id)
+            self._broker.remove(self._keys, [redis_id])
         return delivery
 
     def _reconcile(self) -> None:
         """Return what is marked as taken by this worker and is not: the reply to a fetch was lost on its way."""
-        lost = self._broker.reconcile_script(
-            keys=[*self._keys()[:2], self._broker.key(self._queue_name)],
-            args=[delivery.place for delivery in self._hand.all()],
-        )
+        with self._hand.reconciled() as places:
+            if places is None:
+                return  # what is being fetched would count as lost; the next fetch tells again
+            keys = [*self._keys[:2], self._broker.key(self._queue_name)]
+            lost = self._broker.reconcile_script(keys=keys, args=places)
         _log.warning("%d messages that were taken from %s but never arrived are back in it", lost, self._queue_name)
-
-    def _remove(self, redis_id: bytes) -> None:
-        self._broker.ack_script(keys=self._keys(), args=[redis_id])
-
-    def _keys(self) -> list[str]:
-        """Return the keys of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
-        broker, queue_name = self._broker, self._queue_name
-        return [broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name)]
 
     def _surely(self, act: Callable[[], None]) -> None:
         """Do what may be done twice; the first failure may only mean that an idle connection was closed.
@@ -431,9 +514,9 @@ class _LeveledConsumer(Consumer):
         try:
             try:
                 act()
-            except (redis.ConnectionError, redis.TimeoutError):
+            except (redis.ConnectionError, redis.TimeoutError, BrokerUnavailable):
                 act()
-        except redis.RedisError as exc:
+        except (redis.RedisError, BrokerUnavailable) as exc:
             raise ConnectionClosed(exc) from None
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from taskbridge.brokers.redis.scripts import Script
+
 # Returns the list to which a message goes back.
 _HOME: Final = """
 local function home(queue, id)
@@ -23,14 +25,21 @@ local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-# KEYS: heartbeats, acks, bodies, recovered, the lists in order. ARGV: worker, how many to take, how many are in hand.
+# KEYS: heartbeats, acks, bodies, recovered, the lists in order. ARGV: worker, how many to take, how many are in hand,
+# then the ids of those in hand that are done with.
 # Returns: whether more is marked as taken than is in hand; then of each message the id, the body, and whether it was
 # recovered from a worker that died.
-FETCH: Final = (
+FETCH: Final = Script(
     _NOW
     + """
-redis.call('zadd', KEYS[1], now, ARGV[1])
 local taken = {redis.call('scard', KEYS[2]) > tonumber(ARGV[3]) and 1 or 0}
+for i = 4, #ARGV do
+  if redis.call('srem', KEYS[2], ARGV[i]) > 0 then
+    redis.call('hdel', KEYS[3], ARGV[i])
+    redis.call('srem', KEYS[4], ARGV[i])
+  end
+end
+redis.call('zadd', KEYS[1], now, ARGV[1])
 local left = tonumber(ARGV[2])
 for list = 5, #KEYS do
   while left > 0 do
@@ -49,13 +58,17 @@ return taken
 """
 )
 
-# KEYS: acks, bodies, recovered. ARGV: id. No heartbeat: it removes only, which Redis lets even a full server do.
-ACK: Final = """
-if redis.call('srem', KEYS[1], ARGV[1]) > 0 then
-  redis.call('hdel', KEYS[2], ARGV[1])
-  redis.call('srem', KEYS[3], ARGV[1])
+# KEYS: acks, bodies, recovered. ARGV: ids. No heartbeat: it removes only, which Redis lets even a full server do.
+ACK: Final = Script(
+    """
+for i = 1, #ARGV do
+  if redis.call('srem', KEYS[1], ARGV[i]) > 0 then
+    redis.call('hdel', KEYS[2], ARGV[i])
+    redis.call('srem', KEYS[3], ARGV[i])
+  end
 end
 """
+)
 
 # KEYS: acks, bodies, recovered, dead ids, dead bodies. ARGV: id.
 NACK: Final = (

@@ -56,6 +56,16 @@ class Slots:
             self._changed_at = monotonic()
             return taken
 
+    def keep(self, own: Ticket | None) -> bool:
+        """Return whether a slot may go on to the next message of its queue: no other queue's consumer waits for one.
+
+        Args:
+            own: The ticket of the queue's own consumer.
+        """
+        with self._lock:
+            self._changed_at = monotonic()
+            return all(ticket is own for ticket in self._line)
+
     def full_for_s(self) -> float:
         """Return for how long all slots have been held, and always for the same messages; 0 if one is free."""
         with self._lock:

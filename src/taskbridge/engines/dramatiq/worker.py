@@ -84,6 +84,9 @@ class Life(Middleware):
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self._keep_to_grace(worker)
         _engine_broker(broker).opens(worker.worker_threads)
+        _engine_broker(broker).hand_over = lambda delivery: worker.consumers[delivery.queue_name].handle_message(
+            delivery
+        )
         self._host.hooks.call(Event(name="worker_started"))
         self._busy = BusySigns(self._host, lambda: self._full_queues(worker))
         self._busy.start()

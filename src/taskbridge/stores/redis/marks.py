@@ -20,6 +20,7 @@ from typing import Any, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
+from taskbridge.brokers.redis.client import pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -35,6 +36,15 @@ _AFTER_END_S: Final = 60
 """How long past the lease an ended attempt is remembered: for a delivery that was on its way."""
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
+
+_HEAD: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n%b"
+"""A command that sets a key: the length of the key, the key, and the three words after it, packed."""
+
+
+def _tail(value: str, ttl_s: int) -> bytes:
+    """Return the words of a command that sets a key to a value for so many seconds, from the value on, packed."""
+    return pack([(value, "EX", ttl_s)]).partition(b"\r\n")[2]
+
 
 _CLAIM: Final = """
 local mark = redis.call('GET', KEYS[1])
@@ -67,14 +77,14 @@ class RedisMarks:
         """Mark an attempt as started by this process; waits for nothing."""
         process = self._process()
         process.running[message.life, message.attempt] = monotonic()
-        self._silent.write("SET", self._key(message), process.name, "EX", _STARTED_TTL_S)
+        self._write(message, process.started_tail)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended; waits for nothing."""
         process, key = self._process(), (message.life, message.attempt)
         process.running.pop(key, None)
         process.deciding.discard(key)
-        self._silent.write("SET", self._key(message), _ENDED, "EX", int(self._settings.lease_s) + _AFTER_END_S)
+        self._write(message, process.ended_tail)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
@@ -139,6 +149,11 @@ class RedisMarks:
             self._silent.close()
             mine.close()
 
+    def _write(self, message: Message, tail: bytes) -> None:
+        """Set a message's mark and don't wait; the words after the key are packed already."""
+        key = self._key(message).encode()
+        self._silent.send(_HEAD % (len(key), key, tail))
+
     def _key(self, message: Message) -> str:
         return f"{self._settings.namespace}:mark:{message.life}:{message.attempt}"
 
@@ -159,6 +174,8 @@ class _Process:
         self.pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         self.alive_prefix = f"{settings.namespace}:alive:"
+        self.started_tail = _tail(self.name, _STARTED_TTL_S)
+        self.ended_tail = _tail(_ENDED, int(settings.lease_s) + _AFTER_END_S)
         self.running: dict[tuple[str, int], float] = {}
         self.deciding: set[tuple[str, int]] = set()
         self._seen_at = monotonic()

@@ -1,7 +1,8 @@
 """Writes to Redis that nobody waits for.
 
-They go through a connection of their own whose replies are off (`CLIENT REPLY OFF`): such a write costs 5 us, where one
-with a round trip costs 38 us, and it reaches the server even if the writer is killed right after it.
+They go through connections of their own whose replies are off (`CLIENT REPLY OFF`): such a write costs 5 us, where one
+with a round trip costs 38 us, and it reaches the server even if the writer is killed right after it. Each thread that
+writes has its own: threads that wait for one another's writes take more time than the writes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
+import sys
 import threading
 from time import monotonic
 from typing import Any, Final
@@ -16,6 +19,7 @@ from typing import Any, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
+from taskbridge.brokers.redis.client import limit_in_kernel, pack
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.store")
@@ -25,6 +29,41 @@ _PAUSE_S: Final = 1.0
 
 _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 """What tells that the server has closed a connection; the last is Linux's."""
+
+_REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
+
+
+class _Link:
+    """A connection whose replies are off; closed when its thread has ended."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        connection.connect()
+        self._socket: Any = connection._sock  # redis-py's own way to it takes longer than the write
+        self._socket.sendall(_REPLIES_OFF)
+        timeout_s = self._socket.gettimeout()
+        if sys.platform == "linux" and type(self._socket) is socket.socket and timeout_s is not None:  # not TLS
+            self._socket.settimeout(None)
+            limit_in_kernel(self._socket, timeout_s)
+        self._ending = select.poll()
+        # No POLLIN: TLS has something to read after its handshake.
+        self._ending.register(self._socket, _PEER_IS_GONE)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has closed it: what is sent then is lost without a trace."""
+        return bool(self._ending.poll(0))
+
+    def send(self, request: bytes) -> None:
+        """Send a request.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        self._socket.sendall(request)
+
+    def __del__(self) -> None:
+        self._connection.disconnect()
 
 
 class Silent:
@@ -36,50 +75,38 @@ class Silent:
 
     def _start_over(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._connection: Any = None
-        self._ending: Any = None
+        self._local = threading.local()
         self._silent_until = 0.0
 
-    def write(self, *command: object) -> None:
-        """Send a command and don't wait; if no new connection can be had, nothing is written for a second."""
-        if self._pid != os.getpid():  # forked: the socket is the parent's
+    def write(self, *command: str | bytes | int | float) -> None:
+        """Send a command and don't wait; see `send`."""
+        self.send(pack([command]))
+
+    def send(self, request: bytes) -> None:
+        """Send a packed command and don't wait; if no new connection can be had, nothing is sent for a second."""
+        if self._pid != os.getpid():  # forked: the sockets are the parent's
             self._start_over()
-        with self._lock:
-            if monotonic() < self._silent_until:
-                return
-            if self._connection is not None and self._ending.poll(0):  # else the first write would be lost untold
-                self._connection = None
-            is_new = self._connection is None
-            if self._sent(command) or (not is_new and self._sent(command)):
-                return
+        if monotonic() < self._silent_until:
+            return
+        link: _Link | None = getattr(self._local, "link", None)
+        if link is not None and not link.is_closed and self._sent(link, request):
+            return
+        if not self._sent(None, request):
             self._silent_until = monotonic() + _PAUSE_S
 
-    def _sent(self, command: tuple[object, ...]) -> bool:
+    def _sent(self, link: _Link | None, request: bytes) -> bool:
+        """Send a request on this thread's connection, or on a new one, and return whether that went well."""
         try:
-            if self._connection is None:
-                self._connection = self._connected()
-            self._connection.send_command(*command)
+            if link is None:
+                link = self._local.link = _Link(self._client.connection_pool.make_connection())
+            link.send(request)
         except (RedisError, OSError) as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
-            self._connection = None
+            self._local.link = None
             return False
         return True
 
-    def _connected(self) -> Any:
-        connection = self._client.connection_pool.make_connection()
-        connection.connect()
-        connection.send_command("CLIENT", "REPLY", "OFF")
-        self._ending = select.poll()
-        # No POLLIN: TLS has something to read after its handshake.
-        self._ending.register(connection._sock, _PEER_IS_GONE)
-        return connection
-
     def close(self) -> None:
-        """Close the connection, if it is this process's; the next write makes a new one."""
-        if self._pid != os.getpid():
-            return
-        with self._lock:
-            if self._connection is not None:
-                self._connection.disconnect()
-                self._connection = None
+        """Let go of the connections, if they are this process's; the next write makes a new one."""
+        if self._pid == os.getpid():
+            self._local = threading.local()

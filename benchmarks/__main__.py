@@ -1,0 +1,100 @@
+"""The command line of the benchmark; `./scripts/bench` prepares what it needs and calls it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final
+
+from benchmarks.goals import GOALS, Judged, judge
+from benchmarks.machine import machine, versions
+from benchmarks.measuring import measure
+from benchmarks.place import Place
+from benchmarks.plan import FULL, QUICK, Plan
+from benchmarks.processes import ROOT
+from benchmarks.render import markdown, replaced, text
+from benchmarks.results import Result, loads
+from benchmarks.rows.base import Row
+from benchmarks.rows.table import ROWS
+
+_RESULT: Final = ROOT / "docs" / "performance.json"
+_PAGE: Final = ROOT / "docs" / "performance.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit code: 1 if the guard lets a ratio not pass, 2 for a wrong command line."""
+    options = _parser().parse_args(argv)
+    rows = _rows(options)
+    result = loads(_RESULT.read_text()) if options.render else _measured(rows, options)
+    judged = judge(result, GOALS)
+    print(text(result, rows, judged))
+    if options.json:
+        Path(options.json).write_text(result.dumps())
+    if options.write or options.render:
+        _RESULT.write_text(result.dumps())
+        _PAGE.write_text(replaced(_PAGE.read_text(), markdown(result, rows, judged)))
+    return _guarded(result, judged) if options.guard else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./scripts/bench", description=sys.modules["benchmarks"].__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, few rounds, no peers; with --guard, few rows"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows only; a glob is allowed")
+    parser.add_argument(
+        "--guard", action="store_true", help="exit with 1 if a ratio misses its goal past its tolerance"
+    )
+    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter with the peers' packages")
+    parser.add_argument("--json", metavar="FILE", help="write the result there, too")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.json and the table in its page")
+    parser.add_argument("--render", action="store_true", help="measure nothing: the page from docs/performance.json")
+    parser.add_argument("--rows", action="version", version="\n".join(row.key for row in ROWS), help="name the rows")
+    return parser
+
+
+def _rows(options: argparse.Namespace) -> list[Row]:
+    wanted: Sequence[str] | None = options.only
+    if wanted is not None:
+        for each in wanted:
+            if not any(fnmatch(row.key, each) for row in ROWS):
+                _parser().error(f"no row is called {each!r}; there are {', '.join(row.key for row in ROWS)}")
+        return [row for row in ROWS if any(fnmatch(row.key, each) for each in wanted)]
+    if options.guard and options.quick:
+        return [row for row in ROWS if row.in_guard]
+    return list(ROWS)
+
+
+def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
+    plan: Plan = QUICK if options.quick else FULL
+    with Place(options.peers) as place:
+        measurements, missing = measure(place, rows, plan, lambda line: print(line, file=sys.stderr, flush=True))
+    return Result(
+        date=datetime.now(timezone.utc).date().isoformat(),
+        machine=machine(),
+        versions=versions(options.peers),
+        plan=asdict(plan),
+        measurements=tuple(measurements),
+        missing=missing,
+    )
+
+
+def _guarded(result: Result, judged: Sequence[Judged]) -> int:
+    failed = [each for each in judged if not each.passes]
+    for each in failed:
+        goal = each.goal
+        print(f"guard: {goal.row}, {goal.metric}: {goal.ours} to {goal.theirs} is {each.found:.3g}, not {goal.text}")
+    if not judged:
+        print("guard: nothing was compared")
+    return 1 if failed or not judged or result.missing else 0
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""taskbridge, with its default settings."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Final
+
+from benchmarks.apps import work
+from taskbridge import Bridge
+
+bridge: Final = Bridge(
+    f"{work.OPTION}+{work.URL}", namespace="bench", queues=[f"other{n}" for n in range(work.MORE_QUEUES)]
+)
+
+
+@bridge.task(name="tick")
+def tick(payload: str) -> None:
+    work.tick()
+
+
+@bridge.task(name="mark")
+def mark_task(label: str, due_at: float) -> None:
+    work.mark(label, due_at)
+
+
+def tick_each(payload: str, count: int) -> None:
+    for _ in range(count):
+        tick.send(payload)
+
+
+def tick_batches(payload: str, size: int, times: int) -> None:
+    for _ in range(times):
+        tick.send_many([tick.call(payload) for _ in range(size)])
+
+
+def mark(label: str, delay_s: float) -> None:
+    if delay_s:
+        mark_task.schedule(delay_s, label, monotonic() + delay_s)
+    else:
+        mark_task.send(label, monotonic())
+
+
+def tick_later(payload: str, count: int, delay_s: float) -> None:
+    for _ in range(count):
+        tick.schedule(delay_s, payload)
+
+
+async def tick_async(payload: str) -> None:
+    await tick.asend(payload)

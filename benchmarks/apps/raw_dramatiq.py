@@ -1,0 +1,58 @@
+"""Dramatiq alone, with confirms on RabbitMQ as taskbridge has them."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, Final
+
+import dramatiq
+
+from benchmarks.apps import work
+
+
+def _broker() -> Any:
+    if work.URL.startswith("amqp"):
+        from dramatiq.brokers.rabbitmq import RabbitmqBroker  # here, for each broker's client costs an import
+
+        return RabbitmqBroker(url=work.URL, confirm_delivery=work.CONFIRMS)
+    from dramatiq.brokers.redis import RedisBroker
+
+    return RedisBroker(url=work.URL)
+
+
+broker: Final = _broker()
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor(actor_name="tick", queue_name=work.QUEUE)
+def tick(payload: str) -> None:
+    work.tick()
+
+
+@dramatiq.actor(actor_name="mark", queue_name=work.QUEUE)
+def mark_actor(label: str, due_at: float) -> None:
+    work.mark(label, due_at)
+
+
+def tick_each(payload: str, count: int) -> None:
+    for _ in range(count):
+        tick.send(payload)
+
+
+def tick_batches(payload: str, size: int, times: int) -> None:
+    for _ in range(times):
+        dramatiq.group([tick.message(payload) for _ in range(size)]).run()
+
+
+def mark(label: str, delay_s: float) -> None:
+    args = (label, monotonic() + delay_s)
+    mark_actor.send_with_options(args=args, delay=int(delay_s * 1000) or None)
+
+
+def tick_later(payload: str, count: int, delay_s: float) -> None:
+    for _ in range(count):
+        tick.send_with_options(args=(payload,), delay=int(delay_s * 1000))
+
+
+async def tick_async(payload: str) -> None:
+    tick.send(payload)  # Dramatiq has no other way: it blocks the loop

@@ -1,0 +1,59 @@
+"""What the tasks do, and where the servers are; it imports next to nothing, for its own cost is in every figure."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+from time import monotonic
+from typing import Final
+
+URL: Final = os.environ.get("BENCH_URL", "")
+"""The broker's URL: `redis://...` or `amqp://...`."""
+
+QUEUE: Final = "bench"
+EARLY: Final = os.environ.get("BENCH_EARLY") == "1"
+CONFIRMS: Final = os.environ.get("BENCH_CONFIRMS", "1") == "1"
+OPTION: Final = os.environ.get("BENCH_OPTION", "")
+"""Which of several ways a contender is used."""
+
+MORE_QUEUES: Final = int(os.environ.get("BENCH_MORE_QUEUES", "0"))
+"""How many more queues the application knows than it uses."""
+
+_LOG: Final = os.environ.get("BENCH_LOG", os.devnull)
+_SERVER: Final = os.environ.get("BENCH_SERVER_PID", "")
+_MARKED: Final = frozenset(int(each) for each in os.environ.get("BENCH_MARKED", "").split(",") if each)
+_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+_count = itertools.count(1)
+
+
+def tick() -> None:
+    """Count one run in this process; of the first and the last that are measured, write the times."""
+    number = next(_count)
+    if number in _MARKED:
+        _write(f"tick {number} {monotonic()} {_own_cpu_s()} {_server_cpu_s()}")
+
+
+def mark(label: str, due_at: float) -> None:
+    """Write how long after `due_at`, on the system's monotonic clock, the task started, in seconds."""
+    _write(f"mark {label} {monotonic() - due_at}")
+
+
+def _write(line: str) -> None:
+    log = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"{line}\n".encode())
+    os.close(log)
+
+
+def _own_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _server_cpu_s() -> float:
+    if not _SERVER:
+        return 0.0
+    with open(f"/proc/{_SERVER}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND

@@ -1,0 +1,145 @@
+"""Who is measured, and with which settings: for each, the best that keep what it is compared for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from benchmarks.goals import C, D
+
+SLOTS: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """One of those that take turns in a row.
+
+    Attributes:
+        name: What it is called in the row.
+        app: Its module in `benchmarks.apps`.
+        option: In which way that is used.
+        confirms: Whether RabbitMQ confirms what is sent.
+        worker: The command line of its worker after `python -m`, with eight slots in one process.
+        variables: What its processes find in the environment, beside what all of them do.
+        settings: What of its settings is not the default, for the reader.
+        is_peer: Whether it is neither taskbridge nor an engine, and its packages are in an environment of their own.
+    """
+
+    name: str
+    app: str
+    option: str = ""
+    confirms: bool = True
+    worker: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    settings: str = "defaults"
+    is_peer: bool = False
+
+    def like(self, name: str, **changes: object) -> Contender:
+        """Return it by another name, with changes."""
+        return replace(self, name=name, **changes)  # type: ignore[arg-type]
+
+
+def _bridged(name: str, engine: str) -> Contender:
+    return Contender(
+        name=name,
+        app="bridged",
+        option=engine,
+        worker=(
+            *("taskbridge", "worker", "benchmarks.apps.bridged:bridge"),
+            *("--processes", "1", "--threads", str(SLOTS), "--log-level", "WARNING"),
+        ),
+        settings="defaults; `--log-level WARNING`, which is Celery's own default",
+    )
+
+
+CELERY_BRIDGE: Final = _bridged(C, "celery")
+DRAMATIQ_BRIDGE: Final = _bridged(D, "dramatiq")
+BRIDGES: Final = (CELERY_BRIDGE, DRAMATIQ_BRIDGE)
+
+CELERY: Final = Contender(
+    name="Celery",
+    app="raw_celery",
+    worker=(
+        *("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "threads", "--concurrency", str(SLOTS)),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+    ),
+    settings=(
+        "`task_acks_late`, `worker_prefetch_multiplier=1`, `task_ignore_result`; on RabbitMQ `confirm_publish`; "
+        "workers without gossip, mingle and heartbeat"
+    ),
+)
+CELERY_SOLO: Final = CELERY.like(
+    "Celery, 1 slot",
+    worker=("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "solo", *CELERY.worker[-3:]),
+    settings="`--pool solo`: no threads to switch between, and so its fastest; it runs one task at a time",
+)
+CELERY_EARLY: Final = CELERY.like(
+    "Celery, early ack",
+    variables=(("BENCH_EARLY", "1"),),
+    settings="its defaults: acknowledged before the task runs, four messages prefetched for a slot",
+)
+
+DRAMATIQ: Final = Contender(
+    name="Dramatiq",
+    app="raw_dramatiq",
+    worker=("dramatiq", "benchmarks.apps.raw_dramatiq", "--processes", "1", "--threads", str(SLOTS)),
+    settings="defaults; on RabbitMQ `confirm_delivery`",
+)
+DRAMATIQ_FULL: Final = DRAMATIQ.like(
+    "Dramatiq, prefetch 128",
+    variables=(("dramatiq_queue_prefetch", "128"),),
+    settings="`dramatiq_queue_prefetch=128`, sixteen messages a thread: its fastest; other workers wait for them",
+)
+ENGINES: Final = (CELERY, DRAMATIQ)
+NO_CONFIRMS: Final = (
+    CELERY.like("Celery, no confirms", confirms=False, settings="its default: no confirms"),
+    DRAMATIQ.like("Dramatiq, no confirms", confirms=False, settings="its default: no confirms"),
+)
+
+PEERS: Final = (
+    Contender(
+        name="RQ",
+        app="with_rq",
+        worker=("rq.cli", "worker", "--url", "{url}", "-w", "rq.worker.SimpleWorker", "--quiet", "bench"),
+        settings="`SimpleWorker`, which runs one task at a time and doesn't fork; `result_ttl=0`",
+        is_peer=True,
+    ),
+    Contender(
+        name="Huey",
+        app="with_huey",
+        worker=(
+            *("huey.bin.huey_consumer", "benchmarks.apps.with_huey.huey"),
+            *("--workers", str(SLOTS), "--worker-type", "thread", "--quiet"),
+        ),
+        settings="8 threads, no results; it has no acknowledgement",
+        is_peer=True,
+    ),
+    Contender(
+        name="arq",
+        app="with_arq",
+        worker=("arq.cli", "benchmarks.apps.with_arq.WorkerSettings"),
+        settings="`max_jobs=8`, `poll_delay=0.01` (its default is 0.5), `keep_result=0`",
+        is_peer=True,
+    ),
+    Contender(
+        name="taskiq",
+        app="with_taskiq",
+        worker=(
+            *("taskiq", "worker", "benchmarks.apps.with_taskiq:broker"),
+            *("--workers", "1", "--max-async-tasks", str(SLOTS), "--log-level", "WARNING"),
+        ),
+        settings="`RedisStreamBroker`, `--max-async-tasks 8`",
+        is_peer=True,
+    ),
+    Contender(
+        name="SAQ",
+        app="with_saq",
+        worker=("saq", "benchmarks.apps.with_saq.settings", "--quiet"),
+        settings="`concurrency=8`, `ttl=-1`",
+        is_peer=True,
+    ),
+)
+
+SOCKET: Final = Contender(name="bare socket", app="bare", option="socket", settings="LPUSH of 900 bytes")
+REDIS_PY: Final = Contender(name="redis-py", app="bare", option="redis-py", settings="`lpush` of 900 bytes")
+PIKA: Final = Contender(name="pika", app="bare", option="pika", settings="`basic_publish` of 900 bytes, confirmed")

@@ -1,0 +1,124 @@
+"""What taskbridge is to reach, as ratios to the others in the same run, and how far a noisy machine may be off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.results import Result, ratio
+
+C: Final = "taskbridge on Celery"
+D: Final = "taskbridge on Dramatiq"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """Our figure over theirs is at most `most`, or at least `least`.
+
+    Attributes:
+        row: The row's key.
+        metric: Which of its figures.
+        ours: The contender that is to reach it.
+        theirs: Whom it is compared with.
+        most: The goal, where less is better.
+        least: The goal, where more is better.
+        tolerance: By which part the guard lets a run miss it; 0.2 lets `most` be 1.2 times as high.
+    """
+
+    row: str
+    metric: str
+    ours: str
+    theirs: str
+    most: float | None = None
+    least: float | None = None
+    tolerance: float = 0.25
+
+    @property
+    def text(self) -> str:
+        """The goal, to be read."""
+        return f"<= {self.most:.3g}" if self.most is not None else f">= {self.least:.3g}"
+
+    def met(self, found: float, *, tolerance: float = 0.0) -> bool:
+        """Tell whether a ratio reaches the goal, or misses it by no more than this part."""
+        if self.most is not None:
+            return found <= self.most * (1 + tolerance)
+        assert self.least is not None
+        return found >= self.least / (1 + tolerance)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A goal, and the ratio that was found.
+
+    Attributes:
+        goal: The goal.
+        found: The median of the rounds' ratios.
+        at_best: The ratio of both sides' best rounds: what disturbs a round only makes it worse.
+    """
+
+    goal: Goal
+    found: float
+    at_best: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.goal.met(self.found)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the guard lets it pass: one of both ratios is within the tolerance."""
+        return any(self.goal.met(each, tolerance=self.goal.tolerance) for each in (self.found, self.at_best))
+
+
+def judge(result: Result, goals: Iterable[Goal]) -> list[Judged]:
+    """Return the goals of which both sides were measured, with what was found."""
+    judged: list[Judged] = []
+    for goal in goals:
+        ours = result.find(goal.row, goal.ours, goal.metric)
+        theirs = result.find(goal.row, goal.theirs, goal.metric)
+        if ours is not None and theirs is not None:
+            best = max if goal.most is None else min
+            at_best = best(ours.values) / best(theirs.values)
+            judged.append(Judged(goal=goal, found=ratio(ours, theirs), at_best=at_best))
+    return judged
+
+
+def _below(row: str, metric: str, theirs: str, most: float, *, tolerance: float, ours: str | None = None) -> list[Goal]:
+    """Return the goal for both engines, or for one."""
+    who = (C, D) if ours is None else (ours,)
+    return [Goal(row=row, metric=metric, ours=each, theirs=theirs, most=most, tolerance=tolerance) for each in who]
+
+
+def _above(row: str, theirs: str, least: float, ours: str) -> list[Goal]:
+    return [Goal(row=row, metric="tasks/s", ours=ours, theirs=theirs, least=least)]
+
+
+GOALS: Final[tuple[Goal, ...]] = (
+    *_below("send-redis", "us", "Celery", 1 / 6, tolerance=0.4),
+    *_below("send-redis", "us", "Dramatiq", 0.8, tolerance=0.3),
+    *_below("many-redis", "us", "Celery, loop", 1 / 25, tolerance=0.4),
+    *_below("many-redis", "us", "Celery, one producer", 1 / 12, tolerance=0.3),
+    *_below("many-redis", "us", "Dramatiq", 1 / 10, tolerance=0.5),
+    *_below("send-amqp", "us", "Celery", 0.6, tolerance=0.25),
+    *_below("send-amqp", "us", "Dramatiq", 0.95, tolerance=0.25),
+    *_below("many-amqp", "us", "Celery", 1 / 6, tolerance=0.3),
+    *_below("many-amqp", "us", "Dramatiq", 1 / 5, tolerance=0.3),
+    *_below("many-amqp", "us", "Celery, no confirms", 1.0, tolerance=0.3),
+    *_below("many-amqp", "us", "Dramatiq, no confirms", 1.0, tolerance=0.5),
+    *_above("worker-redis", "Celery", 1.4, C),
+    *_above("worker-redis", "Dramatiq", 4.0, D),
+    *_above("worker-amqp", "Celery", 0.97, C),
+    *_above("worker-amqp", "Dramatiq", 0.97, D),
+    *_below("import", "ms", "Celery, with an app", 15 / 87, tolerance=0.25, ours="import taskbridge"),
+    *_below("first-send", "ms", "Celery", 0.65, tolerance=0.25),
+    *_below("memory", "MB", "Celery", 33 / 40, tolerance=0.1),
+    *_below("memory", "MB", "Dramatiq", 33 / 32, tolerance=0.1),
+    *_below("idle-redis", "p50 ms", "Celery", 1.1, tolerance=0.25),
+    *_below("idle-redis", "p99 ms", "Celery", 1.1, tolerance=1.0),
+    *_below("idle-amqp", "p50 ms", "Celery", 1.1, tolerance=0.25, ours=C),
+    *_below("idle-amqp", "p99 ms", "Celery", 1.1, tolerance=1.0, ours=C),
+    *_below("idle-amqp", "p50 ms", "Dramatiq", 1.1, tolerance=0.25, ours=D),
+    *_below("idle-amqp", "p99 ms", "Dramatiq", 1.1, tolerance=1.0, ours=D),
+)

@@ -1,0 +1,139 @@
+"""Where it is measured: private servers that start when first needed, and are emptied for each measurement."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from benchmarks.contenders import Contender
+from benchmarks.processes import WorkerProcess, run, worker
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
+
+_QUEUES = ("bench", "bench.DQ", "bench.XQ", "bench.dead", "bench.celery.default", "bench.due.celery")
+_DRAMATIQ_QUEUES = ("bench.dramatiq.default", "bench.due.dramatiq")
+_LEVELS = 29
+
+
+class Place:
+    """The servers, and the processes beside them.
+
+    Args:
+        peers_python: The interpreter with the peers' packages; None to do without them.
+    """
+
+    def __init__(self, peers_python: str | None) -> None:
+        self._peers_python = peers_python
+        self._open = ExitStack()
+        self._servers: dict[str, PrivateServer] = {}
+        self._folder = Path()
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        """Make a folder for what workers write."""
+        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="taskbridge-bench-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the servers."""
+        self._open.close()
+
+    def has(self, contender: Contender) -> bool:
+        """Tell whether a contender's packages are there."""
+        return not contender.is_peer or self._peers_python is not None
+
+    def python(self, contender: Contender) -> str:
+        """Return the interpreter that a contender runs on."""
+        return self._peers_python or sys.executable if contender.is_peer else sys.executable
+
+    def run(
+        self, contender: Contender, broker: str, program: str, *words: object, more: Mapping[str, str] | None = None
+    ) -> Mapping[str, float]:
+        """Run one of `benchmarks.programs` with a contender, and return its figures.
+
+        Args:
+            contender: Whom.
+            broker: `redis` or `amqp`.
+            program: The program's name.
+            *words: Its arguments, after the name of the app.
+            more: Further variables of its environment.
+        """
+        argv = [self.python(contender), "-m", f"benchmarks.programs.{program}", contender.app, *map(str, words)]
+        return run(argv, {**self._environment(contender, broker), **(more or {})})
+
+    def run_snippet(self, contender: Contender, broker: str, snippet: str) -> Mapping[str, float]:
+        """Run a piece of Python, and return its figures."""
+        return run([self.python(contender), "-c", snippet], self._environment(contender, broker))
+
+    @contextmanager
+    def worker(
+        self, contender: Contender, broker: str, *, marked: Sequence[int] = (), queues: int = 0
+    ) -> Generator[WorkerProcess]:
+        """Run a contender's worker while the block runs.
+
+        Args:
+            contender: Whose.
+            broker: `redis` or `amqp`.
+            marked: The runs of `tick`, counted from 1, of which it writes the times.
+            queues: How many more queues it knows than it needs.
+        """
+        self._number += 1
+        log = self._folder / f"{self._number}.log"
+        environment = self._environment(contender, broker) | {
+            "BENCH_LOG": str(log),
+            "BENCH_MARKED": ",".join(map(str, marked)),
+            "BENCH_SERVER_PID": str(self._server(broker).pid),
+            "BENCH_MORE_QUEUES": str(queues),
+        }
+        words = [word.format(url=self._url(broker)) for word in contender.worker]
+        output = self._folder / f"{self._number}.out"
+        with worker([self.python(contender), "-m", *words], environment, output=output, log=log) as running:
+            yield running
+
+    def empty(self, broker: str) -> None:
+        """Remove all messages from a server."""
+        server = self._server(broker)
+        if isinstance(server, PrivateRedis):
+            server.command("FLUSHALL")
+        else:
+            _empty_rabbitmq(server.url)
+
+    def _environment(self, contender: Contender, broker: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "BENCH_URL": self._url(broker),
+            "BENCH_OPTION": contender.option,
+            "BENCH_CONFIRMS": "1" if contender.confirms else "0",
+            **dict(contender.variables),
+        }
+
+    def _url(self, broker: str) -> str:
+        return self._server(broker).url
+
+    def _server(self, broker: str) -> PrivateServer:
+        if broker not in self._servers:
+            made = PrivateRedis(appendonly=False) if broker == "redis" else PrivateRabbitMQ()
+            self._servers[broker] = self._open.enter_context(made)
+        return self._servers[broker]
+
+
+def _empty_rabbitmq(url: str) -> None:
+    import pika  # here, for not everyone measures RabbitMQ
+
+    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        native = [f"{_DRAMATIQ_QUEUES[0]}{end}" for end in ("", ".DQ", ".XQ")]
+        for queue in (*_QUEUES, *native, _DRAMATIQ_QUEUES[1], *(f"bench.delay.{level}" for level in range(_LEVELS))):
+            channel.queue_delete(queue)
+    finally:
+        connection.close()

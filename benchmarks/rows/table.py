@@ -1,0 +1,12 @@
+"""All rows, in the order in which they are measured and shown."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.rows import delaying, growing, idling, sending, starting, working
+from benchmarks.rows.base import Row
+
+_ALL: Final = (*sending.ROWS, *working.ROWS, *starting.ROWS, *idling.ROWS, *delaying.ROWS, *growing.ROWS)
+
+ROWS: Final[tuple[Row, ...]] = tuple(sorted(_ALL, key=lambda row: row.is_extra))
