@@ -149,6 +149,27 @@ def test_steps_are_kombus(priority: int | None, step: int) -> None:
     assert step_of(priority) == step
 
 
+def test_a_full_redis_lets_a_worker_take_and_keep_what_will_empty_it(make_redis: Any) -> None:
+    server: PrivateRedis = make_redis()
+    settings = load({"url": f"celery+{server.url}", "lease": 0.3}, environ={})[0]
+    leases = Leases(settings, lambda *_: None)
+    client: Any = redis.Redis.from_url(server.url)
+    put(client, settings)
+    client.config_set("maxmemory", 1)
+
+    taken = take(client, settings, leases)
+
+    assert taken is not None
+    leases.took(taken[0])
+    before = client.zscore(leases.index_key, taken[0])
+    time.sleep(0.05)
+    leases.look_after()
+    assert client.zscore(leases.index_key, taken[0]) > before
+    leases.end(taken[0])
+    assert client.hlen(leases.unacked_key) == 0
+    leases.stop()
+
+
 def test_an_acknowledgement_outlives_an_outage(make_redis: Any) -> None:
     server: PrivateRedis = make_redis()
     settings = load({"url": f"celery+{server.url}", "send_timeout": 1}, environ={})[0]

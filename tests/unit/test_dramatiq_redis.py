@@ -292,8 +292,8 @@ class TestTaking:
         (delivery,) = take(consumer)
         delivery.returns = True
 
-        place.client.config_set("maxmemory", 1)
-        with pytest.raises(ConnectionClosed, match="maxmemory"):
+        server.command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(ConnectionClosed, match="read only"):
             next(consumer)
         server.kill()
         for act, given in ((consumer.__next__, ()), (consumer.ack, (delivery,)), (consumer.requeue, ([delivery],))):
@@ -303,6 +303,21 @@ class TestTaking:
         consumer.ack(delivery)
 
         assert (len(place.waiting()), place.bodies()) == (1, 1)
+
+    def test_a_full_redis_is_emptied(
+        self, make_redis: Callable[[], PrivateRedis], open_place: Callable[[str], Place]
+    ) -> None:
+        place = open_place(make_redis().url)
+        place.note.send(1)
+        broker = place.broker(keeps_lease=False)
+        consumer = broker.consume(place.queue, timeout=50)
+
+        place.client.config_set("maxmemory", 1)
+        broker.renew()
+        (delivery,) = take(consumer)
+        consumer.ack(delivery)
+
+        assert (place.waiting(), place.bodies()) == ([], 0)
 
     def test_what_is_returned_to_a_full_redis_is_not_lost(
         self, make_redis: Callable[[], PrivateRedis], open_place: Callable[[str], Place]

@@ -83,6 +83,7 @@ _RENEW: Final = Script(
     _NOW
     + """
 -- KEYS: index. ARGV: tags. Returns: how many are still held.
+redis.call('ZREM', KEYS[1], '')  -- removes nothing, but a full Redis refuses no later write of this script
 local held = 0
 for i = 1, #ARGV do
   if redis.call('ZSCORE', KEYS[1], ARGV[i]) then

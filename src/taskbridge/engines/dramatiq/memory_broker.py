@@ -189,9 +189,11 @@ class _MemoryConsumer(Consumer):
     def _take_slot(self) -> bool:
         if self._ticket is None:
             self._ticket = self._slots.ticket(self._wake.set)
-        if not self._ticket.granted and not self._wake.wait(self._timeout_s):
-            return False
+        if not self._ticket.granted:
+            self._wake.wait(self._timeout_s)
         self._wake.clear()
+        if not self._ticket.granted:  # not in time, or what woke it came late and was for the ticket before
+            return False
         self._ticket = None
         return True
 

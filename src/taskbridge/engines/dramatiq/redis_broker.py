@@ -474,9 +474,11 @@ class _LeveledConsumer(Consumer):
         """Take the free slots; if there are none, wait in line for one, and return 0 if that takes too long."""
         if self._ticket is None:
             self._ticket = self._slots.ticket(self._wake.set)
-        if not self._ticket.granted and not self._wake.wait(self._timeout_s):
-            return 0
+        if not self._ticket.granted:
+            self._wake.wait(self._timeout_s)
         self._wake.clear()
+        if not self._ticket.granted:  # not in time, or what woke it came late and was for the ticket before
+            return 0
         self._ticket = None
         return 1 + self._slots.take(self._slots.total - 1)
 

@@ -39,6 +39,7 @@ for i = 4, #ARGV do
     redis.call('srem', KEYS[4], ARGV[i])
   end
 end
+redis.call('zrem', KEYS[1], ARGV[1])  -- first, for a full Redis then refuses no later write of this script
 redis.call('zadd', KEYS[1], now, ARGV[1])
 local left = tonumber(ARGV[2])
 for list = 5, #KEYS do
@@ -124,6 +125,7 @@ return lost
 BEAT: Final = (
     _NOW
     + """
+redis.call('zrem', KEYS[1], ARGV[1])  -- first, for a full Redis then refuses no later write of this script
 redis.call('zadd', KEYS[1], now, ARGV[1])
 redis.call('sadd', KEYS[2], unpack(ARGV, 2))
 """
