@@ -226,8 +226,9 @@ _OTHER: Final = {"celery": "dramatiq", "dramatiq": "celery"}
 @scenario("RS1", on=(STORED,), where=_with_another_engine)
 def a_handle_outlives_a_switch_of_engines(h: Harness) -> None:
     """What another engine has run, on another broker even, is known here by its id: they share the store."""
-    broker = h.target.url.partition("+")[2] if h.target.store is None else h.target.store
-    other = Target.of(f"{_OTHER[h.target.address.engine]}+{broker}")
+    store = h.target.store or ""
+    broker = store if store.startswith("redis:") else h.target.url.partition("+")[2]
+    other = Target.of(f"{_OTHER[h.target.address.engine]}+{broker}", store=h.target.store)
     with Stage(other, h.stage.spec, patience_s=h.stage.patience_s, namespace=h.stage.namespace) as beside:
         there = Harness(beside)
         done = there.own(there.tasks.returning.send({"kept": (1, 2.5)}))
