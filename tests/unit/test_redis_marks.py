@@ -222,3 +222,20 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: Priv
     other.ended(lost)
     assert claim_when(other, lost, Claim.ENDED) is Claim.ENDED
     other.close()
+
+
+def test_what_a_url_says_of_replies_and_checks_does_not_count(server: PrivateRedis) -> None:
+    settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
+    marks = RedisMarks(settings, f"{server.url}?decode_responses=true&health_check_interval=1")
+    other = marks_of(server)
+
+    marks.started(a_message(110))
+    assert claim_when(other, a_message(110), Claim.RUNNING) is Claim.RUNNING
+    time.sleep(1.1)  # a check would be due, whose answer never comes
+    began = time.monotonic()
+    marks.ended(a_message(110))
+    assert time.monotonic() - began < 1
+    assert claim_when(other, a_message(110), Claim.ENDED) is Claim.ENDED
+    assert marks.claim(a_message(111), timeout_s=1) is Claim.RUN
+    marks.close()
+    other.close()

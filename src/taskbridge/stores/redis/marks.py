@@ -17,7 +17,6 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from taskbridge.brokers.redis.client import pack
@@ -25,11 +24,13 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim
+from taskbridge.stores.redis.connecting import connect
 from taskbridge.stores.redis.silent import Silent
 
 _log = logging.getLogger("taskbridge.store")
 
 _ENDED: Final = "ended"
+_CONNECT_S: Final = 2.0
 _STARTED_TTL_S: Final = 7 * 86400
 """A mark of a run that never ended is kept for this long; its message comes back much sooner."""
 _AFTER_END_S: Final = 60
@@ -182,7 +183,7 @@ class _Process:
         self._lapsed_at = -inf
         on_rabbitmq = settings.url.broker == "amqp"
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
-        self._client: Any = Redis.from_url(url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0)
+        self._client: Any = connect(url, timeout_s=settings.send_timeout_s, connect_timeout_s=_CONNECT_S)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._say_alive()

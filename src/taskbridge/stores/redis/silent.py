@@ -16,13 +16,15 @@ import threading
 from time import monotonic
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from taskbridge.brokers.redis.client import limit_in_kernel, pack
 from taskbridge.settings import Settings
+from taskbridge.stores.redis.connecting import connect
 
 _log = logging.getLogger("taskbridge.store")
+
+_CONNECT_S: Final = 2.0
 
 _PAUSE_S: Final = 1.0
 """How long nothing is written after a failure."""
@@ -70,7 +72,7 @@ class Silent:
     """Sends commands to a Redis server and waits for no answer. Threads share it; a forked process makes its own."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self._client: Any = Redis.from_url(url, socket_timeout=settings.send_timeout_s, socket_connect_timeout=2.0)
+        self._client: Any = connect(url, timeout_s=settings.send_timeout_s, connect_timeout_s=_CONNECT_S)
         self._start_over()
 
     def _start_over(self) -> None:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
+from taskbridge.stores.redis.connecting import connect
 from taskbridge.stores.watches import Watches
 
 _log = logging.getLogger("taskbridge.store")
@@ -34,9 +34,7 @@ class Wakes:
     def __init__(self, settings: Settings, url: str) -> None:
         self._prefix = f"{settings.namespace}:ended:"
         self._timeout_s = settings.send_timeout_s
-        self._client: Any = Redis.from_url(
-            url, protocol=2, socket_timeout=self._timeout_s, socket_connect_timeout=self._timeout_s
-        )
+        self._client: Any = connect(url, timeout_s=self._timeout_s, connect_timeout_s=self._timeout_s)
         self._watches = Watches()
         self._changed = threading.Condition()
         self._connection: Any = None
