@@ -34,8 +34,15 @@ def make_bridge(redis_server: PrivateRedis) -> Iterator[Callable[[], Bridge]]:
 
 
 def a_message(**given: Any) -> Message:
-    known: dict[str, Any] = {"id": secrets.token_hex(8), "task": "t", "queue": "default", "enqueued_at": 1.0}
-    return Message(**{**known, "args_json": "[]", "kwargs_json": "{}", **given})
+    known: dict[str, Any] = {
+        "id": secrets.token_hex(8),
+        "task": "t",
+        "queue": "default",
+        "enqueued_at": 1.0,
+        "args_json": "[]",
+        "kwargs_json": "{}",
+    }
+    return Message(**{**known, **given})
 
 
 def stand_still(bridge: Bridge) -> None:
