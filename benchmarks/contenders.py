@@ -21,6 +21,8 @@ class Contender:
         confirms: Whether RabbitMQ confirms what is sent.
         worker: The command line of its worker after `python -m`, with eight slots in one process.
         variables: What its processes find in the environment, beside what all of them do.
+        results: Whether it keeps what tasks return.
+        store: The server on which taskbridge keeps it, if not the broker.
         settings: What of its settings is not the default, for the reader.
         is_peer: Whether it is neither taskbridge nor an engine, and its packages are in an environment of their own.
     """
@@ -32,6 +34,8 @@ class Contender:
     worker: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
     settings: str = "defaults"
+    results: bool = False
+    store: str = ""
     is_peer: bool = False
 
     def like(self, name: str, **changes: object) -> Contender:
@@ -48,7 +52,10 @@ def _bridged(name: str, engine: str) -> Contender:
             *("taskbridge", "worker", "benchmarks.apps.bridged:bridge"),
             *("--processes", "1", "--threads", str(SLOTS), "--log-level", "WARNING"),
         ),
-        settings="defaults; `--log-level WARNING`, which is Celery's own default",
+        settings=(
+            "`results=False` on the tasks, for the others keep none either; otherwise defaults; `--log-level WARNING`, "
+            "which is Celery's own default"
+        ),
     )
 
 
@@ -91,6 +98,23 @@ DRAMATIQ_FULL: Final = DRAMATIQ.like(
     settings="`dramatiq_queue_prefetch=128`, sixteen messages a thread: its fastest; other workers wait for them",
 )
 ENGINES: Final = (CELERY, DRAMATIQ)
+
+RECORDED: Final = tuple(
+    bridge.like(f"{bridge.name}, results", results=True, settings="defaults: with a record of each message")
+    for bridge in BRIDGES
+)
+IN_POSTGRESQL: Final = tuple(
+    bridge.like(
+        bridge.name.replace(", results", ", in PostgreSQL"), store="postgresql", settings="`store=postgresql://...`"
+    )
+    for bridge in RECORDED
+)
+CELERY_RESULTS: Final = CELERY.like(
+    "Celery, results", results=True, settings="`result_backend` on the broker's Redis, and as above"
+)
+DRAMATIQ_RESULTS: Final = DRAMATIQ.like(
+    "Dramatiq, results", results=True, settings="`Results(backend=RedisBackend(...), store_results=True)`"
+)
 NO_CONFIRMS: Final = (
     CELERY.like("Celery, no confirms", confirms=False, settings="its default: no confirms"),
     DRAMATIQ.like("Dramatiq, no confirms", confirms=False, settings="its default: no confirms"),

@@ -15,11 +15,14 @@ from typing_extensions import Self
 
 from benchmarks.contenders import Contender
 from benchmarks.processes import WorkerProcess, run, worker
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
+from taskbridge import Bridge
+from taskbridge.contract.servers import PrivatePostgreSQL, PrivateRabbitMQ, PrivateRedis, PrivateServer
+from taskbridge.stores.base import StoreWithTables
 
 _QUEUES = ("bench", "bench.DQ", "bench.XQ", "bench.dead", "bench.celery.default", "bench.due.celery")
 _DRAMATIQ_QUEUES = ("bench.dramatiq.default", "bench.due.dramatiq")
 _LEVELS = 29
+_TABLES_S = 30.0
 
 
 class Place:
@@ -113,6 +116,8 @@ class Place:
             "BENCH_URL": self._url(broker),
             "BENCH_OPTION": contender.option,
             "BENCH_CONFIRMS": "1" if contender.confirms else "0",
+            "BENCH_RESULTS": "1" if contender.results else "0",
+            "BENCH_STORE": self._url(contender.store) if contender.store else "",
             **dict(contender.variables),
         }
 
@@ -121,9 +126,25 @@ class Place:
 
     def _server(self, broker: str) -> PrivateServer:
         if broker not in self._servers:
-            made = PrivateRedis(appendonly=False) if broker == "redis" else PrivateRabbitMQ()
-            self._servers[broker] = self._open.enter_context(made)
+            server = self._open.enter_context(_made(broker))
+            if broker == "postgresql":
+                _make_tables(server.url)
+            self._servers[broker] = server
         return self._servers[broker]
+
+
+def _made(name: str) -> PrivateServer:
+    if name == "redis":
+        return PrivateRedis(appendonly=False)
+    return PrivateRabbitMQ() if name == "amqp" else PrivatePostgreSQL()
+
+
+def _make_tables(url: str) -> None:
+    bridge = Bridge("inline://", store=url)
+    store = bridge.store
+    assert isinstance(store, StoreWithTables)
+    store.init(timeout_s=_TABLES_S)
+    bridge.close()
 
 
 def _empty_rabbitmq(url: str) -> None:

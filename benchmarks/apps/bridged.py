@@ -1,4 +1,4 @@
-"""taskbridge, with its default settings."""
+"""taskbridge, with its default settings; whether tasks are recorded depends on whether the others keep results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from benchmarks.apps import work
 from taskbridge import Bridge
 
 bridge: Final = Bridge(
-    f"{work.OPTION}+{work.URL}", namespace="bench", queues=[f"other{n}" for n in range(work.MORE_QUEUES)]
+    f"{work.OPTION}+{work.URL}",
+    namespace="bench",
+    queues=[f"other{n}" for n in range(work.MORE_QUEUES)],
+    store=work.STORE,
 )
 
 
-@bridge.task(name="tick")
+@bridge.task(name="tick", results=work.RESULTS)
 def tick(payload: str) -> None:
     work.tick()
 
 
-@bridge.task(name="mark")
+@bridge.task(name="mark", results=work.RESULTS)
 def mark_task(label: str, due_at: float) -> None:
     work.mark(label, due_at)
+
+
+@bridge.task(name="stamp")
+def stamp() -> float:
+    return monotonic()
 
 
 def tick_each(payload: str, count: int) -> None:
@@ -43,6 +51,11 @@ def mark(label: str, delay_s: float) -> None:
 def tick_later(payload: str, count: int, delay_s: float) -> None:
     for _ in range(count):
         tick.schedule(delay_s, payload)
+
+
+def wait_for_stamp() -> float:
+    done_at = stamp.send().result(timeout=work.WAIT_S)
+    return monotonic() - done_at
 
 
 async def tick_async(payload: str) -> None:

@@ -26,6 +26,10 @@ class App(Protocol):
         """Send `tick` so many times, each to be run after so many seconds."""
         ...
 
+    def wait_for_stamp(self) -> float:
+        """Send `stamp`, which returns the time, wait for its result, and return how old that is, in seconds."""
+        ...
+
     def tick_async(self, payload: str) -> Coroutine[Any, Any, object]:
         """Send `tick` once, from an event loop."""
         ...

@@ -9,9 +9,9 @@ from celery import Celery, group
 
 from benchmarks.apps import work
 
-app: Final[Any] = Celery("bench", broker=work.URL)
+app: Final[Any] = Celery("bench", broker=work.URL, backend=work.URL if work.RESULTS else None)
 app.conf.update(
-    task_ignore_result=True,
+    task_ignore_result=not work.RESULTS,
     task_acks_late=not work.EARLY,
     worker_prefetch_multiplier=4 if work.EARLY else 1,
     task_default_queue=work.QUEUE,
@@ -29,6 +29,11 @@ def tick(payload: str) -> None:
 @app.task(name="mark")
 def mark_task(label: str, due_at: float) -> None:
     work.mark(label, due_at)
+
+
+@app.task(name="stamp")
+def stamp() -> float:
+    return monotonic()
 
 
 def tick_each(payload: str, count: int) -> None:
@@ -60,6 +65,11 @@ def mark(label: str, delay_s: float) -> None:
 def tick_later(payload: str, count: int, delay_s: float) -> None:
     for _ in range(count):
         tick.apply_async((payload,), countdown=delay_s)
+
+
+def wait_for_stamp() -> float:
+    done_at: float = stamp.delay().get(timeout=work.WAIT_S)
+    return monotonic() - done_at
 
 
 async def tick_async(payload: str) -> None:

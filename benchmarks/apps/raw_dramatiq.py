@@ -20,7 +20,16 @@ def _broker() -> Any:
     return RedisBroker(url=work.URL)
 
 
+def _keep_results() -> None:
+    from dramatiq.results import Results
+    from dramatiq.results.backends import RedisBackend
+
+    broker.add_middleware(Results(backend=RedisBackend(url=work.URL), store_results=True))
+
+
 broker: Final = _broker()
+if work.RESULTS:
+    _keep_results()
 dramatiq.set_broker(broker)
 
 
@@ -32,6 +41,11 @@ def tick(payload: str) -> None:
 @dramatiq.actor(actor_name="mark", queue_name=work.QUEUE)
 def mark_actor(label: str, due_at: float) -> None:
     work.mark(label, due_at)
+
+
+@dramatiq.actor(actor_name="stamp", queue_name=work.QUEUE)
+def stamp() -> float:
+    return monotonic()
 
 
 def tick_each(payload: str, count: int) -> None:
@@ -52,6 +66,11 @@ def mark(label: str, delay_s: float) -> None:
 def tick_later(payload: str, count: int, delay_s: float) -> None:
     for _ in range(count):
         tick.send_with_options(args=(payload,), delay=int(delay_s * 1000))
+
+
+def wait_for_stamp() -> float:
+    done_at: float = stamp.send().get_result(block=True, timeout=int(work.WAIT_S * 1000))
+    return monotonic() - done_at
 
 
 async def tick_async(payload: str) -> None:

@@ -14,11 +14,20 @@ URL: Final = os.environ.get("BENCH_URL", "")
 QUEUE: Final = "bench"
 EARLY: Final = os.environ.get("BENCH_EARLY") == "1"
 CONFIRMS: Final = os.environ.get("BENCH_CONFIRMS", "1") == "1"
+RESULTS: Final = os.environ.get("BENCH_RESULTS") == "1"
+"""Whether what tasks return is kept."""
+
+STORE: Final = os.environ.get("BENCH_STORE") or None
+"""Where taskbridge keeps it, if not in its broker."""
+
 OPTION: Final = os.environ.get("BENCH_OPTION", "")
 """Which of several ways a contender is used."""
 
 MORE_QUEUES: Final = int(os.environ.get("BENCH_MORE_QUEUES", "0"))
 """How many more queues the application knows than it uses."""
+
+WAIT_S: Final = 30.0
+"""How long a result is waited for."""
 
 _LOG: Final = os.environ.get("BENCH_LOG", os.devnull)
 _SERVER: Final = os.environ.get("BENCH_SERVER_PID", "")

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.rows import delaying, growing, idling, sending, starting, working
+from benchmarks.rows import delaying, growing, idling, resulting, sending, starting, working
 from benchmarks.rows.base import Row
 
-_ALL: Final = (*sending.ROWS, *working.ROWS, *starting.ROWS, *idling.ROWS, *delaying.ROWS, *growing.ROWS)
+_ALL: Final = (
+    *sending.ROWS,
+    *working.ROWS,
+    *starting.ROWS,
+    *idling.ROWS,
+    *resulting.ROWS,
+    *delaying.ROWS,
+    *growing.ROWS,
+)
 
 ROWS: Final[tuple[Row, ...]] = tuple(sorted(_ALL, key=lambda row: row.is_extra))
