@@ -71,6 +71,28 @@ def _remove_queues(url: str, namespaces: Collection[str]) -> None:
         connection.close()
 
 
+def is_deserted(target: Target, namespace: str) -> bool:
+    """Return whether nobody consumes a namespace's queues on RabbitMQ.
+
+    A worker that was killed is there for the server until it comes to read that its connection has ended; what it gives
+    that worker meanwhile waits again afterwards.
+    """
+    import pika  # here, for not everyone has it installed
+
+    connection: Any = pika.BlockingConnection(pika.URLParameters(target.address.broker_url))
+    try:
+        channel = connection.channel()
+        for queue in _queues(namespace):
+            try:
+                if channel.queue_declare(queue, passive=True).method.consumer_count:
+                    return False
+            except pika.exceptions.ChannelClosedByBroker:  # there is no such queue
+                channel = connection.channel()
+        return True
+    finally:
+        connection.close()
+
+
 def _queues(namespace: str) -> Iterator[str]:
     yield f"{namespace}.dead"
     yield from _levels(namespace)

@@ -25,6 +25,9 @@ from taskbridge.contract.target import Target
 PATIENCE_S: Final = 20.0
 """How long something may take that should happen at once, on a busy machine."""
 
+_GONE_S: Final = 5.0
+_LOOK_S: Final = 0.1
+
 PARALLEL: Final = 3
 """How many scenarios with stages of their own run at a time."""
 
@@ -183,9 +186,18 @@ class _Suite:
             self.namespaces.add(stage.namespace)
             yield stage
             stage.end_workers()
-            if self._target.address.broker == "amqp" and stage.is_clean():
+            if self._target.address.broker == "amqp" and self._is_free(stage):
                 with self._lock:
                     self._free_namespaces.append(stage.namespace)
+
+    def _is_free(self, stage: Stage) -> bool:
+        """Return whether another stage may have a namespace: RabbitMQ knows that the workers are gone."""
+        deadline = time.monotonic() + _GONE_S
+        while not cleaning.is_deserted(self._target, stage.namespace):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_S)
+        return stage.is_clean()
 
     def _attempt(self, scenario: Scenario, stage: Stage) -> Result | None:
         """Run a scenario; return None if others kept the stage from being idle."""
