@@ -41,6 +41,7 @@ class World:
         away: Whether the store does not answer.
         records: What is known of messages.
         full_until: Until when nothing is taken of a schedule.
+        full_is_unsure: Whether what is not taken may have been taken, as far as its sender knows.
         away_s: How long after a kill another scheduler may take to come in the place of the one that was killed.
     """
 
@@ -54,6 +55,7 @@ class World:
     away_s: Sequence[float] = (0.5, 5.0, 60.0, 3600.0)
     settings: Settings = field(default_factory=lambda: load({"url": "celery+redis://nowhere"}, environ={})[0])
     full_until: dict[str, float] = field(default_factory=dict)
+    full_is_unsure: bool = False
     kills: int = 0
     freezes: int = 0
 
@@ -195,7 +197,7 @@ class Actor:
 
         def send() -> None:
             if self.world.now < self.world.full_until.get(schedule, 0.0):
-                raise BrokerUnavailable("the queue is full")
+                raise BrokerUnavailable("the queue is full", maybe_taken=self.world.full_is_unsure)
             self.world.sent[schedule, planned_at, message_id] += 1
 
         self._ask(send)
@@ -210,6 +212,9 @@ class Actor:
 
     def claim(self, *args: Any, **given: Any) -> Any:
         return self._ask(lambda: self.world.ticks.claim(*args, **given))
+
+    def release(self, *args: Any, **given: Any) -> Any:
+        return self._ask(lambda: self.world.ticks.release(*args, **given))
 
     def settle(self, *args: Any, **given: Any) -> Any:
         return self._ask(lambda: self.world.ticks.settle(*args, **given))

@@ -108,6 +108,7 @@ class Ticker:
         self._look_at: dict[str, float] = {}
         self._unsent_at: dict[str, float] = {}
         self._left: dict[str, tuple[float, float]] = {}
+        self._to_release: dict[str, float] = {}
 
     def lapse(self) -> None:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
@@ -149,6 +150,7 @@ class Ticker:
     def _attend(self, schedule: Schedule) -> float:
         """Deal with the ticks of a schedule that are due, and return when to look again."""
         ticks = self._ticks()
+        self._release(ticks, schedule)
         for _ in range(_AT_A_TIME):
             now = self._here()
             state = ticks.begin(schedule.name, at=now, timeout_s=self._timeout_s)
@@ -182,8 +184,22 @@ class Ticker:
                 if now - first > _STUCK_LEASES * self._lease_s:  # whoever has it can't send: the broker is away
                     self._unsent_at[schedule.name] = now
                 return now + _POLL_S
-            self._settle(ticks, schedule, state, _after_claim(claim, decision, first, state), now)
+            try:
+                self._settle(ticks, schedule, state, _after_claim(claim, decision, first, state), now)
+            except _NotSentError as exc:
+                if claim is TickClaim.OURS and not exc.cause.maybe_taken:
+                    self._to_release[schedule.name] = first
+                    self._release(ticks, schedule)
+                raise
         return self._here()
+
+    def _release(self, ticks: Ticks, schedule: Schedule) -> None:
+        """Take the claim of a tick back that was surely not sent, for a claimed one is sent however late (rule CR4)."""
+        planned_at = self._to_release.get(schedule.name)
+        if planned_at is None:
+            return
+        ticks.release(schedule.name, planned_at, claimant=self._claimant, timeout_s=self._timeout_s)
+        del self._to_release[schedule.name]
 
     def _may_decide(self, schedule: Schedule, state: ScheduleState, now: float) -> bool:
         """Return whether nobody else seems to have been there when a tick was due that this scheduler has not seen.

@@ -68,6 +68,13 @@ class Ticks(Protocol):
         """
         ...
 
+    def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        """Take a claim back that came to nothing, if it is still this claimant's: the tick is as if never claimed.
+
+        Only for one that was `OURS`, and whose message was surely not sent.
+        """
+        ...
+
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled, and remove their claims; never goes back.
 

@@ -423,6 +423,23 @@ def takes_over_at_once(claim: Any) -> Any:
     return lambda self, *args, lease_s, **rest: claim(self, *args, lease_s=-1.0, **rest)
 
 
+@mutant("a_claim_may_be_taken_back", f"{_MEMORY}.ticks", "MemoryTicks.release")
+def takes_no_claim_back(release: Any) -> Any:
+    """A claim that is taken back stays."""
+    return lambda self, *args, **rest: None
+
+
+@mutant("a_claim_may_be_taken_back", f"{_SQL}.ticks", "SqlTicks.release", "sqlite")
+def takes_any_claim_back(release: Any) -> Any:
+    """A claim is taken back whoever has it."""
+
+    def anyones(self: Any, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        for name in ("one", "two"):
+            release(self, schedule, planned_at, claimant=name, timeout_s=timeout_s)
+
+    return anyones
+
+
 @mutant("a_killed_claimants_tick_is_claimed_again", f"{_SQL}.ticks", "SqlTicks.claim", "sqlite")
 def loses_the_ticks_of_the_killed(claim: Any) -> Any:
     """The tick of a claimant that was killed is nobody's."""

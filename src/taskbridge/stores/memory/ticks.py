@@ -42,6 +42,13 @@ class MemoryTicks:
             claims[planned_at] = claimant, now + lease_s
             return TickClaim.AGAIN if owner else TickClaim.OURS
 
+    def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        """Take a claim back, if it is still this claimant's."""
+        with self._lock:
+            claims = self._claims.get(schedule, {})
+            if planned_at in claims and claims[planned_at][0] == claimant:
+                del claims[planned_at]
+
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled."""
         with self._lock:

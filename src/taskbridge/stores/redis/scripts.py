@@ -205,6 +205,13 @@ return 'ours'
 """)
 """KEYS: a schedule. ARGV: the instant, the claimant, now, when the claim ends."""
 
+RELEASE_TICK: Final = Script("""
+local claim = redis.call('HGET', KEYS[1], 'c:' .. ARGV[1])
+if claim and string.match(claim, '^%S+ (.*)$') == ARGV[2] then redis.call('HDEL', KEYS[1], 'c:' .. ARGV[1]) end
+return 1
+""")
+"""KEYS: a schedule. ARGV: the instant, the claimant."""
+
 SETTLE: Final = Script("""
 local k = KEYS[1]
 local settled = redis.call('HGET', k, 'settled')

@@ -42,6 +42,11 @@ class RedisTicks:
         answer = self._client.run(scripts.CLAIM_TICK, (self._key(schedule),), args, timeout_s=timeout_s)
         return TickClaim(answer.decode())
 
+    def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        """Take a claim back, if it is still this claimant's."""
+        args = (repr(float(planned_at)), claimant)
+        self._client.run(scripts.RELEASE_TICK, (self._key(schedule),), args, timeout_s=timeout_s)
+
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled."""
         args = (repr(float(planned_at)), message_id, missed)

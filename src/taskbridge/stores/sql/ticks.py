@@ -41,11 +41,7 @@ class SqlTicks:
         with self._database.writing(timeout_s=timeout_s) as connection:
             if planned_at <= self._locked(connection, schedule, settled_until=_UNKNOWN).settled_until:
                 return TickClaim.SETTLED
-            tick = (
-                TICKS.c.namespace == self._namespace,
-                TICKS.c.schedule == schedule,
-                TICKS.c.planned_at == planned_at,
-            )
+            tick = self._tick(schedule, planned_at)
             claim = connection.execute(select(TICKS.c.claimant, TICKS.c.until).where(*tick)).first()
             row = {"claimant": claimant, "until": now + lease_s}
             if claim is None:
@@ -56,6 +52,13 @@ class SqlTicks:
                 return TickClaim.CLAIMED
             connection.execute(update(TICKS).where(*tick).values(row))
             return TickClaim.AGAIN
+
+    def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        """Take a claim back, if it is still this claimant's."""
+        with self._database.writing(timeout_s=timeout_s) as connection:
+            self._locked(connection, schedule, settled_until=_UNKNOWN)
+            tick = self._tick(schedule, planned_at)
+            connection.execute(delete(TICKS).where(*tick, TICKS.c.claimant == claimant))
 
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled."""
@@ -99,6 +102,13 @@ class SqlTicks:
             connection.execute(update(SCHEDULES).where(*self._is(schedule)).values(settled_until=settled_until))
             row = connection.execute(chosen).one()
         return _state(row)
+
+    def _tick(self, schedule: str, planned_at: float) -> tuple[Any, Any, Any]:
+        return (
+            TICKS.c.namespace == self._namespace,
+            TICKS.c.schedule == schedule,
+            TICKS.c.planned_at == planned_at,
+        )
 
     def _is(self, schedule: str) -> tuple[Any, Any]:
         return SCHEDULES.c.namespace == self._namespace, SCHEDULES.c.name == schedule

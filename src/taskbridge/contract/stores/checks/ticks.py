@@ -101,6 +101,23 @@ def a_claim_has_a_lease(p: Place) -> None:
     expect(counts, Counter({TickClaim.AGAIN: 1, TickClaim.CLAIMED: 7}), "what 8 were told after its lease")
 
 
+@check()
+def a_claim_may_be_taken_back(p: Place) -> None:
+    """A claim that its claimant takes back is as if never made; it can't be taken back for another claimant."""
+    store, other = p.store(), p.store()
+    for at in (10.0, 20.0):
+        expect(_claim(store, at), TickClaim.OURS, "a tick")
+    other.ticks.release("s", 10.0, claimant="two", timeout_s=TIMEOUT_S)
+    expect(_claim(other, 10.0, claimant="two"), TickClaim.CLAIMED, "after somebody else took it back")
+    store.ticks.release("s", 10.0, claimant="one", timeout_s=TIMEOUT_S)
+    expect(_claim(other, 10.0, claimant="two"), TickClaim.OURS, "after its claimant took it back")
+    expect(_claim(other, 20.0, claimant="two"), TickClaim.CLAIMED, "another tick")
+    expect(_claim(other, 20.0, claimant="two", now=1001.0 + _LEASE_S), TickClaim.AGAIN, "the same, after its lease")
+    store.ticks.release("s", 20.0, claimant="one", timeout_s=TIMEOUT_S)
+    expect(_claim(store, 20.0), TickClaim.CLAIMED, "after who had it before took it back")
+    store.ticks.release("unknown", 10.0, claimant="one", timeout_s=TIMEOUT_S)
+
+
 @check(processes)
 def a_killed_claimants_tick_is_claimed_again(p: Place) -> None:
     """The tick of a claimant that was killed is another's after the lease, and not before."""
