@@ -24,6 +24,7 @@ from taskbridge.exceptions import (
     TaskFailed,
     UnsupportedError,
 )
+from taskbridge.ids import is_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import FINAL, AttemptRecord, Record, Records, State
 from taskbridge.stores.transitions import life_of
@@ -237,6 +238,7 @@ class Results:
     def cancel(self, id: str, *, task: str = "") -> Status:
         """Cancel a message unless it has ended, and return its status after that; see `Handle.cancel`."""
         records = self._records("CA1", task)
+        _check_id(id)
         timeout_s = self._host.settings.send_timeout_s
         record = self._asked(lambda: records.cancel(id, at=self._host.now(), timeout_s=timeout_s))
         if record is None:
@@ -263,6 +265,7 @@ class Results:
         return records
 
     def _get(self, records: Records, id: str) -> Record:
+        _check_id(id)
         timeout_s = self._host.settings.send_timeout_s
         record = self._asked(lambda: records.get(id, timeout_s=timeout_s))
         if record is None:
@@ -293,6 +296,11 @@ class Results:
             raise
         except BrokerUnavailable as exc:
             raise StoreUnavailable(exc.problem) from exc
+
+
+def _check_id(id: str) -> None:
+    if not is_id(id):  # no message has it, and not every store can be asked
+        raise NoSuchRecord(id)
 
 
 def outcome_of(record: Record) -> Any:

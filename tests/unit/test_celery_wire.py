@@ -211,3 +211,13 @@ def test_a_newer_form_is_told_from_an_unreadable_one() -> None:
     meta = message().dumps_meta().replace('"form":1', '"form":99')
     with pytest.raises(NewerFormError):
         read(native({wire.META: meta}))
+
+
+@pytest.mark.parametrize("meta", [None, message().dumps_meta()])
+@pytest.mark.parametrize(
+    "headers",
+    [{"id": "a\0b"}, {"id": ""}, {"id": 5}, {"id": "a" * 256}, {"id": "\ud800"}, {"task": "a\0b"}, {"task": "\ud800"}],
+)
+def test_what_not_every_store_can_hold_is_refused(headers: dict[str, Any], meta: str | None) -> None:
+    with pytest.raises(DecodeError):
+        read(native({**headers, wire.META: meta}))

@@ -262,3 +262,35 @@ def test_sending_imports_no_engine() -> None:
     done = run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("sender", ["plain", "own"])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("message_id", "a\0b"),
+        ("message_id", ""),
+        ("message_id", "a" * 256),
+        ("message_id", "\u00e9" * 128),
+        ("message_id", "\ud800"),
+        ("actor_name", "a\0b"),
+        ("actor_name", "\ud800"),
+    ],
+)
+def test_what_not_every_store_can_hold_is_refused(sender: str, part: str, value: str) -> None:
+    parts = {
+        **json.loads(wire.Templates("taskbridge").of("email")[1].fill(message(), '"broker_priority":1')),
+        part: value,
+    }
+    if sender == "plain":
+        parts["options"] = {}
+
+    with pytest.raises(DecodeError, match="its (id|task) is"):
+        wire.read(wire.parse(json.dumps(parts).encode()), queue="email")
+
+
+def test_the_longest_id_is_read() -> None:
+    sent = message(id="a" * 255)
+    body = wire.memory_body(wire.Templates("taskbridge"), sent)[1]
+
+    assert wire.read(wire.parse(body), queue="email") == sent

@@ -60,6 +60,21 @@ class TestHandles:
             loaded.status()
         assert driven.handle(loaded.id).result() == 1
 
+    @pytest.mark.parametrize("id", ["", "a\0b", "\ud800", "a" * 256])
+    def test_of_what_is_no_id_nothing_is_known_and_no_store_is_asked(
+        self, driven: Bridge, monkeypatch: Fails, id: str
+    ) -> None:
+        def ask(*_: Any, **__: Any) -> None:
+            raise AssertionError
+
+        handle = driven.handle(id)
+        for name in ("get", "cancel", "watch"):
+            monkeypatch.setattr(driven.records, name, ask)
+
+        for call in (handle.status, handle.cancel, handle.result, lambda: asyncio.run(handle.aresult())):
+            with pytest.raises(NoSuchRecord):
+                call()
+
     def test_a_copied_handle_is_the_handle(self, driven: Bridge) -> None:
         sent = driven.task(name="add")(lambda a: a).send(1)
 

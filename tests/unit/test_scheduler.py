@@ -258,9 +258,7 @@ def test_a_schedule_with_much_to_catch_up_does_not_hold_up_the_others() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("maybe_taken", [False, True])
-@pytest.mark.parametrize(
-    ("catch_up", "sent"), [("none", []), ("one", [360]), ("all", [60, 120, 180, 240, 300, 360])]
-)
+@pytest.mark.parametrize(("catch_up", "sent"), [("none", []), ("one", [360]), ("all", [60, 120, 180, 240, 300, 360])])
 def test_a_queue_that_takes_nothing_holds_up_its_own_schedule_only(
     catch_up: CatchUp, sent: list[float], maybe_taken: bool, workers: int
 ) -> None:

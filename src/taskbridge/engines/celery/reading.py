@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from taskbridge import codec
 from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META
 from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.ids import checked
 from taskbridge.message import Message, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
@@ -50,16 +51,17 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
     meta = native.headers.get(META)
     try:
         if meta is None:
-            return _read_plain(native, default_queue, now)
+            return checked(_read_plain(native, default_queue, now))
         if not isinstance(meta, str):
             raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
-        return loads_meta(
+        message = loads_meta(
             meta,
             id=native.headers["id"],
             task=native.headers["task"],
             args_json=codec.to_json(list(native.args)),
             kwargs_json=codec.to_json(dict(native.kwargs)),
         )
+        return checked(message)
     except CodecError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as exc:  # NaN, say, which Python reads in JSON

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from taskbridge import codec
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
 from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.ids import checked
 from taskbridge.message import PRIORITIES, Message, Priority, loads_meta, new_id
 from taskbridge.settings import Settings
 
@@ -126,16 +127,17 @@ def read(native: Native, *, queue: str) -> Message:
     meta = native.options.get(OPTION)
     try:
         if meta is None:
-            return _read_plain(native, queue)
+            return checked(_read_plain(native, queue))
         if not isinstance(meta, str):
             raise DecodeError(f"not a message: its option {OPTION!r} is a {type(meta).__name__}")
-        return loads_meta(
+        message = loads_meta(
             meta,
             id=native.message_id,
             task=native.actor_name,
             args_json=codec.to_json(native.args),
             kwargs_json=codec.to_json(native.kwargs),
         )
+        return checked(message)
     except CodecError:
         raise
     except (ValueError, RecursionError) as exc:  # NaN, which Python reads in JSON
