@@ -222,11 +222,18 @@ def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since:
     return SkipTicks(first=first, last=before_last, missed=count - 1)
 
 
+MOST_AT_ONCE: Final = 100_000
+"""How many ticks one decision is about at most: going through them takes a second or two."""
+
+
 def _last(timing: Timing, first: float, until: float) -> tuple[float, int, float]:
-    """Return the last tick from `first` until then, how many there are, and the one before it (`first` if none is)."""
+    """Return the last tick from `first` until then, how many there are, and the one before it (`first` if none is).
+
+    Of more than `MOST_AT_ONCE` that many are looked at.
+    """
     last, count, before = first, 1, first
     for tick in timing.ticks(first):
-        if tick > until:
+        if tick > until or count >= MOST_AT_ONCE:
             break
         last, count, before = tick, count + 1, last
     return last, count, before

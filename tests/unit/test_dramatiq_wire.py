@@ -285,7 +285,7 @@ def test_what_not_every_store_can_hold_is_refused(sender: str, part: str, value:
     if sender == "plain":
         parts["options"] = {}
 
-    with pytest.raises(DecodeError, match="its (id|task) is"):
+    with pytest.raises(DecodeError, match=r"its (id|task) is"):
         wire.read(wire.parse(json.dumps(parts).encode()), queue="email")
 
 

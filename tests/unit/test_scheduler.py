@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskbridge import Cron, Every
-from taskbridge.schedules import CatchUp, Schedule, Timing
+from taskbridge.schedules import CatchUp, Schedule, Timing, decide
 from taskbridge.stores.memory.ticks import MemoryTicks
 from taskbridge.stores.records import Record, State
 from taskbridge.stores.ticks import Ticks
@@ -168,6 +168,59 @@ def test_what_was_due_while_the_store_was_away_is_caught_up_as_it_is_set(catch_u
     ]
     assert {begin + 100, begin + 110, begin + 120} <= set(seen)
     assert world.state("s").missed == 6 - sent
+
+
+def test_a_decision_that_takes_longer_than_a_claim_lasts_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60, catch_up="none")), begin=begin) as world:
+        world.add("first")
+        world.run(begin + 90)
+
+        def slow(*args: Any, **given: Any) -> Any:
+            world.now += 9.0  # a claim lasts 10 s
+            return decide(*args, **given)
+
+        monkeypatch.setattr("taskbridge.engines.scheduler.decide", slow)
+        world.run(begin + 250)
+
+    assert world.planned("s") == [begin + 60, begin + 120, begin + 180, begin + 240]
+
+
+def test_a_claim_that_grew_old_before_it_was_acted_upon_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(60, overlap="skip")), begin=begin) as world:
+        world.add("first")
+        world.run(begin + 70)
+        [actor] = world.actors
+        get = actor.get
+
+        def slow(*args: Any, **given: Any) -> Any:
+            world.now += 6.0 if world.now < begin + 135 else 0.0
+            return get(*args, **given)
+
+        actor.get = slow  # type: ignore[method-assign]
+        world.run(begin + 150)
+
+    assert "since a tick was claimed: it is claimed again" in caplog.text
+    assert world.planned("s") == [begin + 60, begin + 120]
+
+
+def test_very_many_missed_ticks_are_dealt_with_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.schedules.MOST_AT_ONCE", 1000)
+    begin = 1.8e9
+    schedules = [scheduled(catch_up, Every(1, catch_up=catch_up)) for catch_up in ("none", "one")]
+    with world_of(*schedules, begin=begin) as world:
+        world.add("first")
+        world.run(begin + 0.5)
+        world.actors[0].kill()
+        world.actors.clear()
+        world.now = begin + 50_000.5
+        world.add("second")
+        world.run(begin + 50_010)
+        for schedule in schedules:
+            sent = [tick for tick in world.planned(schedule.name) if tick <= begin + 50_000]
+            assert sent == ([] if schedule.name == "none" else [begin + 50_000])
+            assert world.state(schedule.name).missed == 50_000 - len(sent)
 
 
 def test_a_process_that_stood_still_does_not_send_all_that_was_due_meanwhile() -> None:

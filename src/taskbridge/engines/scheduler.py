@@ -171,6 +171,9 @@ class Ticker:
             is_missed = first <= since and schedule.timing.catch_up != "all" and not state.paused
             if is_missed and not self._may_decide(schedule, state, now):
                 return now + _POLL_S
+            now = self._here()  # what came before may have taken long
+            if self._watched_since is None:
+                continue  # this process stood still meanwhile: decide again
             claim = ticks.claim(
                 *(schedule.name, first),
                 claimant=self._claimant,
@@ -222,7 +225,7 @@ class Ticker:
             BrokerUnavailable: The store doesn't answer.
             _NotSentError: The broker did not take the message.
         """
-        if self._has_stood_still(claimed_at):
+        if self._has_stood_still(schedule, claimed_at):
             return  # the ticks may be another's by now: claim again
         if isinstance(decision, SendTick) and self._overlaps(schedule, state):
             _log.warning(
@@ -232,7 +235,7 @@ class Ticker:
         if isinstance(decision, SkipTicks):
             self._skip(ticks, schedule, decision)
             return
-        if self._has_stood_still(claimed_at):
+        if self._has_stood_still(schedule, claimed_at):
             return
         planned_at = decision.planned_at
         try:
@@ -246,11 +249,18 @@ class Ticker:
         ticks.settle(schedule.name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
         _log.info("schedule %s: %s sent, task %s id %s", *_names(schedule, decision), schedule.task, message_id)
 
-    def _has_stood_still(self, claimed_at: float) -> bool:
-        return self._host.now() - claimed_at > self._lease_s / 2
+    def _has_stood_still(self, schedule: Schedule, claimed_at: float) -> bool:
+        """Return whether a claim is too old to act on it, for another may take it over."""
+        passed_s = self._host.now() - claimed_at
+        if passed_s <= self._lease_s / 2:
+            return False
+        _log.warning("schedule %s: %.1f s since a tick was claimed: it is claimed again", schedule.name, passed_s)
+        return True
 
     def _skip(self, ticks: Ticks, schedule: Schedule, skip: SkipTicks) -> None:
         ticks.settle(schedule.name, skip.last, message_id="", missed=skip.missed, timeout_s=self._timeout_s)
+        if schedule.name in self._left:  # it was this scheduler that went on, and it does so
+            self._left[schedule.name] = skip.last, self._left[schedule.name][1]
         if skip.missed:
             _log.warning(
                 "schedule %s: %d missed, from %s to %s (catch_up %s)",
