@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
@@ -37,6 +38,7 @@ class RedisRecords:
         self._final_ms = _milliseconds(ttl_s)
         self._waiting_ms = _milliseconds(None if ttl_s is None else max(ttl_s, UNENDED_KEPT_S))
         self._cancelled_ms = _milliseconds(None if ttl_s is None else max(ttl_s, CANCELLATION_KEPT_S))
+        self._lock = threading.Lock()
         self._here: tuple[Runs, Wakes] | None = None
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -115,15 +117,19 @@ class RedisRecords:
 
     def close(self) -> None:
         """Close the connections."""
-        here, self._here = self._here, None
+        with self._lock:
+            here, self._here = self._here, None
         if here is not None and here[0].pid == os.getpid():
             here[1].close()
 
     def _process(self) -> tuple[Runs, Wakes]:
         here = self._here
-        if here is None or here[0].pid != os.getpid():
-            self._here = here = Runs(), Wakes(self._settings, self._url)
-        return here
+        if here is not None and here[0].pid == os.getpid():
+            return here
+        with self._lock:
+            if self._here is None or self._here[0].pid != os.getpid():
+                self._here = Runs(), Wakes(self._settings, self._url)
+            return self._here
 
     def _created(self, message: Message, delay_s: float) -> tuple[Word, ...]:
         due_at = message.enqueued_at + delay_s if delay_s > 0 else None

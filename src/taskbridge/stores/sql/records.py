@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -50,6 +51,7 @@ class SqlRecords:
         self._ttl_s = settings.result_ttl_s
         self._statements = RecordStatements(database)
         self._purge_at = 0.0
+        self._lock = threading.Lock()
         self._here: tuple[Runs, Wakes, Writer] | None = None
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -140,18 +142,21 @@ class SqlRecords:
 
     def close(self) -> None:
         """Write what is left to write, and close the connection that waits."""
-        here, self._here = self._here, None
+        with self._lock:
+            here, self._here = self._here, None
         if here is not None and here[0].pid == os.getpid():
             here[2].close()
             here[1].close()
 
     def _process(self) -> tuple[Runs, Wakes, Writer]:
         here = self._here
-        if here is None or here[0].pid != os.getpid():
-            wakes = make_wakes(self._settings, self._database)
-            runs = Runs()
-            self._here = here = runs, wakes, Writer(partial(self._write_starts, runs))
-        return here
+        if here is not None and here[0].pid == os.getpid():
+            return here
+        with self._lock:
+            if self._here is None or self._here[0].pid != os.getpid():
+                runs, wakes = Runs(), make_wakes(self._settings, self._database)
+                self._here = runs, wakes, Writer(partial(self._write_starts, runs))
+            return self._here
 
     def _write_starts(self, runs: Runs, starts: Sequence[tuple[Message, Run]]) -> None:
         """Write starts in one transaction, but for those whose ends are known already."""
