@@ -160,7 +160,9 @@ def _ended(host: Host, marks: Marks | None, message: Message, verdict: Verdict) 
     if isinstance(verdict, RunAgain) and host.records_of(message.task) is not None and _was_cancelled(host, message):
         verdict = Cancelled(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
-        _record(host, message, verdict)
+        state = _record(host, message, verdict)
+        if state == "cancelled" and isinstance(verdict, RunAgain):  # so lately that it was not known yet
+            verdict = Cancelled(error=verdict.error)
         settle(host, message, verdict)
     else:
         settle(host, message, verdict)
@@ -180,19 +182,25 @@ def _has_expired(host: Host, message: Message) -> bool:
     return message.expires_at is not None and host.now() > message.expires_at
 
 
-def _record(host: Host, message: Message, verdict: Verdict) -> None:
-    """Record what became of a message; keeps trying while the worker runs, unless the message is given back."""
+def _record(host: Host, message: Message, verdict: Verdict) -> State | None:
+    """Record what became of a message; keeps trying while the worker runs, unless the message is given back.
+
+    Returns:
+        What the record says then, if it is known.
+    """
     records = host.records_of(message.task)
     if records is None:
-        return
+        return None
     ending = _ending_of(message, verdict, host.now())
     if not isinstance(verdict, GivenBack):
-        _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
-        return
+        states: list[State | None] = []
+        _persist(host, lambda timeout_s: states.append(records.ended(message, ending, timeout_s=timeout_s)))
+        return states[0]
     try:
-        records.ended(message, ending, timeout_s=_TELL_S)
+        return records.ended(message, ending, timeout_s=_TELL_S)
     except BrokerUnavailable as exc:  # its next start will tell
         _log.warning("task %s id %s attempt %d is given back unrecorded: %s", *_names(message), exc.problem)
+        return None
 
 
 def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:

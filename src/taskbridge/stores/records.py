@@ -155,10 +155,14 @@ class Records(Protocol):
         """Record that an attempt starts. Raises nothing, and waits for nothing where the store allows that."""
         ...
 
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> None:
+    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record.
 
         It is written even if this process is killed after this returns.
+
+        Returns:
+            The record's state after that, whether this has changed it or not; None if it is of another life. It is
+            `cancelled` where there was to be a next attempt, and somebody has cancelled the message.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.

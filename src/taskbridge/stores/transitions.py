@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from taskbridge.message import Message
-from taskbridge.stores.records import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, AttemptRecord, Ending, Record
+from taskbridge.stores.records import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, AttemptRecord, Ending, Record, State
 
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
@@ -97,6 +97,18 @@ def ended(old: Kept | None, message: Message, ending: Ending, run: Run | None, *
         kept = replace(kept, over=message.attempt)
     record = _as(ending, replace(record, attempts=attempts))
     return replace(kept, record=record, attempt=message.attempt)
+
+
+def left(old: Kept | None, new: Kept | None, message: Message) -> State | None:
+    """Return the state in which a write left the record of a message's life.
+
+    Args:
+        old: What there was.
+        new: What was written; None if nothing.
+        message: Of which the write was.
+    """
+    kept = old if new is None else new
+    return kept.record.state if kept is not None and kept.record.replays == message.replays else None
 
 
 def cancelled(old: Kept, *, at: float) -> Kept | None:

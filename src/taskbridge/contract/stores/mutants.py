@@ -276,6 +276,17 @@ def lets_it_wait(end_as: Any) -> Any:
     )
 
 
+@mutant("an_end_says_what_it_left", f"{_MEMORY}.records", "MemoryRecords.ended")
+def says_what_it_was_told(ended: Any) -> Any:
+    """Who records an end is told what it said."""
+
+    def told(self: Any, message: Any, ending: Any, *, timeout_s: float) -> Any:
+        ended(self, message, ending, timeout_s=timeout_s)
+        return ending.state
+
+    return told
+
+
 @mutant("what_is_final_is_not_cancelled", _TRANSITIONS, "cancelled")
 def cancels_what_is_final(cancelled: Any) -> Any:
     """A final record can be cancelled."""

@@ -11,7 +11,7 @@ from taskbridge.brokers.base import RedisCommand
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.records import FINAL, Ending, Record
+from taskbridge.stores.records import FINAL, Ending, Record, State
 from taskbridge.stores.transitions import Kept, Run
 from taskbridge.stores.watches import Watches
 
@@ -59,12 +59,14 @@ class MemoryRecords:
             run = Run(worker=worker, at=at)
             self._put(transitions.started(self._find(message.id), message, run, writer=_WRITER))
 
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> None:
+    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record."""
         with self._lock:
-            kept = transitions.ended(self._find(message.id), message, ending, None, writer=_WRITER)
+            old = self._find(message.id)
+            kept = transitions.ended(old, message, ending, None, writer=_WRITER)
             self._put(kept)
         self._wake(kept)
+        return transitions.left(old, kept, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Record | None:
         """Return a record; None if there is none."""

@@ -14,7 +14,7 @@ from taskbridge.brokers.redis.client import Client, Word
 from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
-from taskbridge.stores.records import AttemptRecord, Ending, Record
+from taskbridge.stores.records import AttemptRecord, Ending, Record, State
 from taskbridge.stores.redis import scripts
 from taskbridge.stores.redis.silent import Silent
 from taskbridge.stores.redis.wakes import Wakes
@@ -70,7 +70,7 @@ class RedisRecords:
         args = (*_head(message, at), runs.writer, _start(run), self._waiting_ms)
         self._silent.write("EVAL", script, 1, self._prefix + message.id, *args)
 
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> None:
+    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record."""
         runs = self._process()[0]
         run = runs.get(message)
@@ -89,8 +89,9 @@ class RedisRecords:
             "" if ending.result_json is None else ending.result_json,
         )
         keys = (self._prefix + message.id, self._channel(message.id))
-        self._client.run(scripts.ENDED, keys, args, timeout_s=timeout_s)
+        state: Any = self._client.run(scripts.ENDED, keys, args, timeout_s=timeout_s).decode()
         runs.remove(message)
+        return state or None
 
     def get(self, message_id: str, *, timeout_s: float) -> Record | None:
         """Return a record; None if there is none."""

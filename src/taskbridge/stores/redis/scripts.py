@@ -54,9 +54,9 @@ _JUDGE: Final = (
 local k, attempt, at = KEYS[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local old = redis.call('HMGET', k, 'state', 'replays', 'attempt', 'over', 'writer', 'written', 'ended', 'asked')
 local state, replays, latest = old[1], tonumber(old[2] or '0'), tonumber(old[3] or '0')
-if state and replays > tonumber(ARGV[1]) then return 0 end
+if state and replays > tonumber(ARGV[1]) then return '' end
 local same = state and replays == tonumber(ARGV[1])
-if same and (latest > attempt or tonumber(old[4] or '0') >= attempt) then return 0 end
+if same and (latest > attempt or tonumber(old[4] or '0') >= attempt) then return state end
 local asked = same and old[8]
 local function won(run_at)
   return state == 'cancelled' and run_at and run_at <= tonumber(old[7]) + """
@@ -100,11 +100,11 @@ ENDED: Final = Script(
     _JUDGE
     + """
 if same and final[state] then
-  if not won(tonumber(ARGV[7])) then return 0 end
+  if not won(tonumber(ARGV[7])) then return state end
   asked = '1'
 end
 local new = ARGV[8]
-if new == 'queued' and same and state == 'running' and old[5] ~= ARGV[5] then return 0 end
+if new == 'queued' and same and state == 'running' and old[5] ~= ARGV[5] then return state end
 begin()
 redis.call('HDEL', k, 'due', 'ended', 'reason', 'traceback', 'result', 's' .. gone, 'e' .. gone)
 local words = {'attempt', ARGV[2]}
@@ -134,10 +134,10 @@ if final[new] then
 else
   keep(ARGV[11])
 end
-return 1
+return new
 """
 )
-"""KEYS: a record, its channel.
+"""KEYS: a record, its channel. Returns the state that it left; nothing if the record is of a later life.
 
 ARGV: those of `_JUDGE`, writer, s{n} and when it started or nothing, state, due, how long it is kept if it is final and
 if it is not, e{n}, reason, error, traceback, result.

@@ -19,7 +19,7 @@ from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.records import FINAL, AttemptRecord, Ending, Record
+from taskbridge.stores.records import FINAL, AttemptRecord, Ending, Record, State
 from taskbridge.stores.runs import Runs
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.statements import RecordStatements
@@ -92,12 +92,15 @@ class SqlRecords:
         runs.add(message, run)
         writer.put((message, run))
 
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> None:
+    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record."""
         runs, wakes, _ = self._process()
         run = runs.get(message)
+        seen: Kept | None = None
 
         def decide(old: Kept | None) -> Kept | None:
+            nonlocal seen
+            seen = old
             return transitions.ended(old, message, ending, run, writer=runs.writer)
 
         new = self._changed(message.id, decide, timeout_s)
@@ -105,6 +108,7 @@ class SqlRecords:
         if new is not None and new.record.state in FINAL:
             wakes.wake_here(message.id)
         self._purge(timeout_s)
+        return transitions.left(seen, new, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Record | None:
         """Return a record; None if there is none, or its time is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 from taskbridge import Message
@@ -83,6 +84,25 @@ def what_runs_is_asked_to_end(p: Place) -> None:
     expect((seen.state, seen.due_at, seen.ended_at is None), ("cancelled", None, False), "of one that failed")
     end(store, given_back, "queued")
     expect(record_of(other, given_back).state, "cancelled", "of one that was given back")
+
+
+@check()
+def an_end_says_what_it_left(p: Place) -> None:
+    """Who records an end learns the state that it left, also where it changed nothing; none of another life."""
+    store, other = p.store(), p.store()
+    failed, cancelled, waiting, replayed = a_message(), a_message(), a_message(), a_message(replays=1)
+    for message in (failed, cancelled, replayed):
+        start(store, message)
+    cancel(other, cancelled)
+    expect(end(store, failed, "retrying", due_at=time.time() + 60), "retrying", "of one that failed")
+    expect(end(store, cancelled, "retrying", due_at=time.time() + 60), "cancelled", "of one that was cancelled")
+    expect(end(store, cancelled, "retrying", due_at=time.time() + 60), "cancelled", "of the same, told again")
+    create(store, waiting)
+    cancel(other, waiting, at=time.time() - CANCEL_KNOWN_S - 60)
+    expect(end(store, waiting, "retrying", due_at=time.time() + 60), "cancelled", "of one whose start is not known")
+    cancel(other, replayed)
+    expect(end(store, replace(replayed, replays=0), "retrying"), None, "of an earlier life")
+    expect(end(store, replayed, "done"), "done", "of one that ended well")
 
 
 @check()

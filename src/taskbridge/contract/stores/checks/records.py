@@ -41,11 +41,11 @@ def _state(store: Store, message: Message) -> State | None:
     return None if record is None else record.state
 
 
-def end(store: Store, message: Message, state: State, **fields: Any) -> None:
-    """Record an end."""
+def end(store: Store, message: Message, state: State, **fields: Any) -> State | None:
+    """Record an end, and return the state that it left."""
     given: dict[str, Any] = {"at": time.time(), **fields}
     ending = Ending(state=state, **given)
-    store.records.ended(message, ending, timeout_s=TIMEOUT_S)
+    return store.records.ended(message, ending, timeout_s=TIMEOUT_S)
 
 
 def settled(store: Store) -> None:
