@@ -223,6 +223,20 @@ def test_very_many_missed_ticks_are_dealt_with_part_by_part(monkeypatch: pytest.
             assert world.state(schedule.name).missed == 50_000 - len(sent)
 
 
+def test_a_schedule_that_is_gone_is_not_looked_at() -> None:
+    begin = 1.8e9
+    gone, stays = scheduled("gone", Every(5)), scheduled("stays", Every(60))
+    with world_of(gone, stays, begin=begin) as world:
+        world.add("first")
+        world.run(begin + 7)
+        world.schedules = [stays]
+        world.run(begin + 61)
+        [actor] = world.actors
+
+        assert actor.wake_at == begin + 120
+        assert world.planned("gone") == [begin + 5]
+
+
 def test_a_process_that_stood_still_does_not_send_all_that_was_due_meanwhile() -> None:
     begin = 1.8e9
     with world_of(scheduled("s", Every(60)), begin=begin) as world:

@@ -121,7 +121,8 @@ class Ticker:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
         failure: BrokerUnavailable | None = None
-        for schedule in self._host.all_schedules():
+        schedules = self._host.all_schedules()
+        for schedule in schedules:
             now = self._here()
             if self._look_at.get(schedule.name, 0.0) > now:
                 continue
@@ -136,6 +137,8 @@ class Ticker:
                 raise
         if failure is not None:
             raise failure
+        # Of those that are there: a task may be declared anew, with other schedules.
+        self._look_at = {each.name: self._look_at[each.name] for each in schedules}
         return min(self._look_at.values(), default=inf)
 
     def _here(self) -> float:
