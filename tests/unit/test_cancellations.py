@@ -102,6 +102,7 @@ def test_what_this_process_cancels_it_knows_at_once(known: Cancellations, store:
     known.add(one.life)
 
     assert known.has(one)
+    assert known.knows(one)
 
 
 def test_a_replay_is_another_life(known: Cancellations, store: Store) -> None:
@@ -109,6 +110,55 @@ def test_a_replay_is_another_life(known: Cancellations, store: Store) -> None:
 
     assert known.has(one)
     assert not known.has(one.replayed(time.time()))
+
+
+def test_many_are_learned_part_by_part(known: Cancellations, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.stores.memory.records.CANCELLATIONS_AT_ONCE", 3)
+    cancelled = [store.add(message(number), cancelled=True) for number in range(8)]
+
+    assert all(known.has(each) for each in cancelled)
+    assert store.askers[:4] == ["MainThread"] * 4
+    assert len(store.cancelled_since("", timeout_s=1)[1]) == 3
+
+
+def test_what_the_store_forgets_is_forgotten(
+    known: Cancellations, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskbridge.engines.cancellations._MOST_FORGOTTEN", 10)
+    known._enough = 10
+    old = [store.add(message(number), cancelled=True) for number in range(9)]
+    assert known.has(old[0])
+    del store._cancelled[:9]
+    store._cancelled_before = 9
+    recent = [store.add(message(number), cancelled=True) for number in range(9, 20)]
+
+    assert until_known(known, recent[-1], 20)
+    assert all(known.has(each) for each in recent)
+    assert not any(known.has(each) for each in old)
+
+
+def test_a_process_that_only_cancels_remembers_nothing(known: Cancellations, store: Store) -> None:
+    one = store.add(message(1), cancelled=True)
+    known.add(one.life)
+
+    assert len(known._lives) == 0
+    assert known.has(one)
+
+
+def test_in_one_process_too_what_the_store_forgets_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.engines.cancellations._MOST_FORGOTTEN", 10)
+    bridge = Bridge("inline://")
+    store = Store(bridge)
+    known = Cancellations(lambda: store, settings=bridge.settings)
+    lives = [store.add(message(number), cancelled=True) for number in range(12)]
+    for each in lives[:10]:
+        known.add(each.life)
+    del store._cancelled[:10]
+    store._cancelled_before = 10
+    for each in lives[10:]:
+        known.add(each.life)
+
+    assert [known.has(each) for each in lives] == [False] * 10 + [True] * 2
 
 
 @pytest.mark.parametrize("url", ["inline://", "celery+memory://"])

@@ -7,6 +7,8 @@ import time
 import warnings
 from dataclasses import replace
 
+import pytest
+
 from taskbridge import Bridge, Message
 from taskbridge.brokers.redis.client import Client
 from taskbridge.contract.servers import PrivateRedis
@@ -104,6 +106,22 @@ def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_ser
     assert store.records.cancelled_since(cursor, timeout_s=5)[1] == [two.id]
     store.close()
     client.close()
+
+
+def test_many_cancellations_are_told_part_by_part(redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.stores.redis.records.CANCELLATIONS_AT_ONCE", 3)
+    store, messages = opened(redis_server), [a_message() for _ in range(7)]
+    store.records.create([(each, 0.0) for each in messages], timeout_s=5)
+    for each in messages:
+        store.records.cancel(each.id, at=1.0, timeout_s=5)
+    told, cursor = list[str](), ""
+    while found := store.records.cancelled_since(cursor, timeout_s=5)[1]:
+        cursor, _ = store.records.cancelled_since(cursor, timeout_s=5)
+        assert len(found) <= 3
+        told.extend(found)
+
+    assert [each for each in told if each in {message.id for message in messages}] == [each.id for each in messages]
+    store.close()
 
 
 def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis) -> None:

@@ -92,6 +92,20 @@ def test_threads_that_begin_at_once_share_a_connection_to_redis(monkeypatch: pyt
     assert parts_of(records) == 1
 
 
+def test_many_cancellations_are_told_part_by_part(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql_records, "CANCELLATIONS_AT_ONCE", 3)
+    messages = [a_message(number) for number in range(7)]
+    store.records.create([(each, 0.0) for each in messages], timeout_s=5)
+    for each in messages:
+        store.records.cancel(each.id, at=1.0, timeout_s=5)
+    told, cursor = list[int](), ""
+    while found := store.records.cancelled_since(cursor, timeout_s=5)[1]:
+        cursor, _ = store.records.cancelled_since(cursor, timeout_s=5)
+        told.append(len(found))
+
+    assert told == [3, 3, 1]
+
+
 def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
     store.ping(timeout_s=5)
     engine = create_engine(url)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import inf
 from time import monotonic
 from typing import Final
@@ -27,6 +27,10 @@ PERIOD_S: Final = CANCEL_KNOWN_S / 4
 
 _OLD_S: Final = CANCEL_KNOWN_S * 0.8
 """From when on a start does not rest on what is known."""
+
+
+_MOST_FORGOTTEN: Final = 10_000
+"""How many lives more are known than the store knows, at most, beside as many as it knows."""
 
 
 class Cancellations:
@@ -48,13 +52,21 @@ class Cancellations:
 
     def _reset(self) -> None:
         self._lives: set[str] = set()
+        self._enough = _MOST_FORGOTTEN
         self._cursor = ""
         self._known_at = -inf
         self._thread: threading.Thread | None = None
 
     def add(self, life: str) -> None:
-        """Learn of a cancellation that was asked for in this process."""
+        """Learn of a cancellation that was asked for in this process, and is stored."""
+        if self._is_shared:
+            if self._thread is not None:  # else nothing has started here, and whatever does asks the store first
+                self._lives.add(life)
+            return
         self._lives.add(life)
+        if len(self._lives) > self._enough:
+            with self._asking:
+                self._forget(self._timeout_s)
 
     def has(self, message: Message) -> bool:
         """Return whether a message that is about to start was cancelled at least `CANCEL_KNOWN_S` ago.
@@ -109,9 +121,32 @@ class Cancellations:
             records = self._records()
             if records is None or asked_at - self._known_at <= unless_newer_than_s:
                 return
-            self._cursor, lives = records.cancelled_since(self._cursor, timeout_s=timeout_s)
-            self._lives.update(lives)
+            deadline = asked_at + timeout_s
+            while lives := self._next(records, deadline):
+                self._lives.update(lives)
             self._known_at = asked_at
+            if len(self._lives) > self._enough:
+                self._forget(timeout_s)
+
+    def _next(self, records: Records, deadline: float) -> Collection[str]:
+        """Return the next lives that the store tells of; none if all are known."""
+        self._cursor, lives = records.cancelled_since(self._cursor, timeout_s=deadline - monotonic())
+        return lives
+
+    def _forget(self, timeout_s: float) -> None:
+        """Forget the lives that the store has forgotten, which knows how long a message can be about.
+
+        All that it still knows is read, so this is done when there are twice as many as the last time.
+        """
+        records = self._records()
+        if records is None:
+            return
+        before, kept, self._cursor = set(self._lives), set[str](), ""
+        deadline = monotonic() + timeout_s
+        while lives := self._next(records, deadline):
+            kept.update(lives)
+        self._lives -= before - kept  # in place: others may add some meanwhile
+        self._enough = _MOST_FORGOTTEN + 2 * len(kept)
 
 
 def _is_shared(settings: Settings) -> bool:

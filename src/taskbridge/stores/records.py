@@ -42,6 +42,10 @@ CANCEL_KNOWN_S: Final = 1.0
 """A worker knows of a cancellation after this at most."""
 
 
+CANCELLATIONS_AT_ONCE: Final = 1000
+"""How many cancellations a store tells of at once."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptRecord:
     """One run of a message.
@@ -208,7 +212,9 @@ class Records(Protocol):
         """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
 
         A message's life is `Message.life`. A replay begins another one, which is not cancelled.
-        None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice.
+        None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice. Of many
+        only the first are told, `CANCELLATIONS_AT_ONCE` or so: whoever wants all asks with the next cursor, until none
+        is told.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.

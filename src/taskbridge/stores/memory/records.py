@@ -11,7 +11,7 @@ from taskbridge.brokers.base import RedisCommand
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.records import FINAL, Ending, Record, State
+from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL, Ending, Record, State
 from taskbridge.stores.transitions import Kept, Run
 from taskbridge.stores.watches import Watches
 
@@ -100,8 +100,8 @@ class MemoryRecords:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
         with self._lock:
             skipped = max(0, int(cursor or "0") - self._cancelled_before)
-            lives = [life for life, _ in self._cancelled[skipped:]]
-            return str(self._cancelled_before + len(self._cancelled)), lives
+            lives = [life for life, _ in self._cancelled[skipped : skipped + CANCELLATIONS_AT_ONCE]]
+            return str(self._cancelled_before + skipped + len(lives)), lives
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

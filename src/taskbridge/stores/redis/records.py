@@ -14,7 +14,7 @@ from taskbridge.brokers.redis.client import Client, Word
 from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
-from taskbridge.stores.records import AttemptRecord, Ending, Record, State
+from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, AttemptRecord, Ending, Record, State
 from taskbridge.stores.redis import scripts
 from taskbridge.stores.redis.silent import Silent
 from taskbridge.stores.redis.wakes import Wakes
@@ -112,7 +112,8 @@ class RedisRecords:
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
         key, after = f"{self._settings.namespace}:cancelled", f"({cursor}" if cursor else "-inf"
-        found = self._client.execute([("ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES")], timeout_s=timeout_s)
+        limit = ("LIMIT", 0, CANCELLATIONS_AT_ONCE)
+        found = self._client.execute([("ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES", *limit)], timeout_s=timeout_s)
         lives = [life.decode() for life in found[::2]]
         return found[-1].decode() if found else cursor, lives
 

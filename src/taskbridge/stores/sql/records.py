@@ -19,7 +19,7 @@ from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.records import FINAL, AttemptRecord, Ending, Record, State
+from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL, AttemptRecord, Ending, Record, State
 from taskbridge.stores.runs import Runs
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.statements import RecordStatements
@@ -141,7 +141,7 @@ class SqlRecords:
             CANCELLED.c.namespace == self._namespace, CANCELLED.c.number > int(cursor or "0")
         )
         with self._database.reading(timeout_s=timeout_s) as connection:
-            found = connection.execute(chosen.order_by(CANCELLED.c.number)).all()
+            found = connection.execute(chosen.order_by(CANCELLED.c.number).limit(CANCELLATIONS_AT_ONCE)).all()
         return str(found[-1].number) if found else cursor, [row.life for row in found]
 
     def close(self) -> None:
