@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import psycopg.sql
@@ -103,6 +104,30 @@ def test_a_server_that_was_restarted_is_used_again_by_the_next_call(
     assert store.records.get("id-0", timeout_s=5) is not None
     assert store.marks.claim(a_message(), timeout_s=5) is Claim.RUNNING
     store.close()
+
+
+def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other, message = opened(url), opened(url), a_message()
+    store.init(timeout_s=5)
+    other.marks.started(message)
+    marks: Any = store.marks
+    process = marks._process()
+    key, given_back = process.key, list[bool]()
+
+    def late(asked: Message) -> Any:
+        if not given_back:
+            given_back.append(True)
+            other.marks.given_back(message, timeout_s=5)
+        return key(asked)
+
+    monkeypatch.setattr(process, "key", late)
+    assert store.marks.claim(message, timeout_s=5) is Claim.RUN
+    assert given_back
+    assert other.marks.claim(message, timeout_s=5) is Claim.RUNNING
+    store.close()
+    other.close()
 
 
 def test_a_store_that_is_closed_leaves_no_connection(url: str) -> None:

@@ -205,23 +205,32 @@ class _Process:
         """Say what may be done with a message, in one transaction."""
         is_running_here = (message.life, message.attempt) in self.running
         with self._database.writing(timeout_s=timeout_s) as connection:
-            row = self._row(message, self.name, _STARTED_KEPT_S)
-            insert = self._database.insert(MARKS).values(row).on_conflict_do_nothing().returning(MARKS.c.attempt)
-            if connection.execute(insert).first() is not None:
+            mark = self._made_or_found(connection, message)
+            if mark is None:
                 return Claim.RUN
-            mark = connection.execute(select(MARKS.c.owner).where(*self.key(message)).with_for_update()).scalar()
             if mark == _ENDED:
                 return Claim.ENDED
-            owner = None if mark is None else mark.removesuffix(_LOST)
+            owner = mark.removesuffix(_LOST)
             if owner == self.name and is_running_here:
                 return Claim.RUNNING
             if owner == self.name:  # of a claim whose answer never came: it gets the same again
                 return Claim.LOST if owner != mark else Claim.RUN
-            if owner is not None and self._is_alive(connection, owner):
+            if self._is_alive(connection, owner):
                 return Claim.RUNNING
             row = self._row(message, self.name + _LOST, _STARTED_KEPT_S)
             connection.execute(update(MARKS).where(*self.key(message)).values(row))
             return Claim.LOST
+
+    def _made_or_found(self, connection: Connection, message: Message) -> str | None:
+        """Return whose mark there is, and keep others from changing it; None if there was none, and it is made."""
+        row = self._row(message, self.name, _STARTED_KEPT_S)
+        insert = self._database.insert(MARKS).values(row).on_conflict_do_nothing().returning(MARKS.c.attempt)
+        while connection.execute(insert).first() is None:
+            found = select(MARKS.c.owner).where(*self.key(message)).with_for_update()
+            mark: str | None = connection.execute(found).scalar()
+            if mark is not None:
+                return mark  # else it was taken away between the two
+        return None
 
     def _is_alive(self, connection: Connection, name: str) -> bool:
         its = WORKERS.c.namespace == self._namespace, WORKERS.c.name == name
