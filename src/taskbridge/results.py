@@ -197,8 +197,8 @@ class Results:
 
     async def aresult(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
-        records = self._records("RS1", task)
         deadline = _deadline(timeout)
+        records = await self._aside(lambda: self._records("RS1", task))  # the first time, that imports a client
         # What runs tasks may take any time, and may be inside one: a thread of its own.
         record = await _in_thread(lambda: self._driven(records, id)) if self._drives else await self._aget(records, id)
         return outcome_of(record if record.state in FINAL else await self._aawaited(records, id, deadline))

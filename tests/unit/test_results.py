@@ -27,6 +27,7 @@ from taskbridge import (
     UnsupportedError,
     current,
 )
+from taskbridge import bridge as bridge_module
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.results import status_of
 from taskbridge.stores.records import Record
@@ -74,6 +75,24 @@ class TestHandles:
         for call in (handle.status, handle.cancel, handle.result, lambda: asyncio.run(handle.aresult())):
             with pytest.raises(NoSuchRecord):
                 call()
+
+    def test_whoever_awaits_opens_no_store_on_the_event_loop(self, monkeypatch: Fails) -> None:
+        bridge = Bridge("celery+memory://")
+        openers = list[str]()
+        open_store = bridge_module._open_store
+
+        def note(*args: Any) -> Any:
+            openers.append(threading.current_thread().name)
+            return open_store(*args)
+
+        monkeypatch.setattr(bridge_module, "_open_store", note)
+        handle = bridge.handle("nobody")
+        with pytest.raises(NoSuchRecord):
+            asyncio.run(handle.aresult())
+        bridge.close()
+
+        assert len(openers) == 1
+        assert openers[0].startswith("taskbridge-results")
 
     def test_a_copied_handle_is_the_handle(self, driven: Bridge) -> None:
         sent = driven.task(name="add")(lambda a: a).send(1)
