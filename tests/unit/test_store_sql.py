@@ -106,6 +106,26 @@ def test_many_cancellations_are_told_part_by_part(store: SqlStore, monkeypatch: 
     assert told == [3, 3, 1]
 
 
+def test_whoever_sends_does_not_wait_for_old_records_to_be_removed(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purges, records = list[float](), store.records
+    purge = records._purge
+
+    def note(deadline: float) -> None:
+        purges.append(deadline - time.monotonic())
+        purge(deadline)
+
+    monkeypatch.setattr(records, "_purge", note)
+    records.create([(a_message(1), 0.0)], timeout_s=5)
+    records.create([(a_message(2), 0.0), (a_message(3), 0.0)], timeout_s=5)
+    assert purges == []
+
+    records.ended(a_message(1), Ending(state="done", at=time.time()), timeout_s=5)
+    assert len(purges) == 1
+    assert 0 < purges[0] < 5
+
+
 def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
     store.ping(timeout_s=5)
     engine = create_engine(url)
@@ -213,7 +233,7 @@ def test_records_whose_time_is_over_are_removed_a_bounded_number_at_once(url: st
     left = []
     for number in range(2000, 2004):
         vars(store.records)["_purge_at"] = 0.0
-        store.records.create([(a_message(number), 0.0)], timeout_s=5)
+        store.records.ended(a_message(number), Ending(state="done", at=time.time()), timeout_s=5)
         with database(tmp_path) as connection:
             left.append(connection.execute("SELECT count(*) FROM taskbridge_record WHERE until = 1").fetchone()[0])
     assert left == [600, 100, 0, 0]

@@ -61,7 +61,6 @@ class SqlRecords:
             if kept is not None:
                 with self._database.single(timeout_s=timeout_s) as connection:
                     self._write(connection, kept, was_there=False)
-            self._purge(timeout_s)
             return
         with self._database.writing(timeout_s=timeout_s) as connection:
             first = [self._row(kept) for message, delay_s in messages if (kept := _created(message, delay_s))]
@@ -71,7 +70,6 @@ class SqlRecords:
             for message, delay_s in messages:
                 if message.replays:
                     self._change(connection, message.id, _creates(message, delay_s))
-        self._purge(timeout_s)
 
     def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
         """Return None: this is no Redis."""
@@ -94,6 +92,7 @@ class SqlRecords:
 
     def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record."""
+        deadline = time.monotonic() + timeout_s
         runs, wakes, _ = self._process()
         run = runs.get(message)
         seen: Kept | None = None
@@ -107,7 +106,7 @@ class SqlRecords:
         runs.remove(message)
         if new is not None and new.record.state in FINAL:
             wakes.wake_here(message.id)
-        self._purge(timeout_s)
+        self._purge(deadline)
         return transitions.left(seen, new, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Record | None:
@@ -263,10 +262,13 @@ class SqlRecords:
             return None
         return _kept(row)
 
-    def _purge(self, timeout_s: float) -> None:
-        """Remove records whose time is over, now and then, and never many at once."""
+    def _purge(self, deadline: float) -> None:
+        """Remove records whose time is over, now and then, and never many at once.
+
+        Only where an end is recorded: whoever sends has a time to keep to (rule S2).
+        """
         now = time.monotonic()
-        if now < self._purge_at:
+        if now < self._purge_at or now >= deadline:
             return
         self._purge_at = now + _PURGE_EVERY_S
         key = RECORDS.c.namespace, RECORDS.c.id
@@ -274,7 +276,7 @@ class SqlRecords:
         if not self._database.is_sqlite:
             old = old.with_for_update(skip_locked=True)
         try:
-            with self._database.writing(timeout_s=timeout_s) as connection:
+            with self._database.writing(timeout_s=deadline - now) as connection:
                 removed = connection.execute(delete(RECORDS).where(tuple_(*key).in_(old))).rowcount
         except BrokerUnavailable as exc:  # what was asked for is done
             _log.info("old records are not removed now: %s", exc.problem)
