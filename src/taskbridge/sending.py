@@ -58,8 +58,8 @@ def publish_recorded(
     recorded = [(message, 0.0) for message in messages if message.id not in but]
     commands = _commands(host.settings, records, recorded)
     if commands is None:
-        ids = [message.id for message in messages]
-        _after_records(records, recorded, partial(_publish, host.broker, messages), ids=ids, timeout_s=timeout_s)
+        send = partial(_publish, host.broker, messages)
+        _after_records(records, recorded, send, messages=messages, timeout_s=timeout_s)
     else:
         along = [commands.get(message.id) for message in messages]
         cast("RecordingBroker", host.broker).publish_along(messages, along, timeout_s=timeout_s)
@@ -74,7 +74,8 @@ def park_recorded(host: Host, records: Records, message: Message, delay_s: float
     recorded = [(message, delay_s)]
     commands = _commands(host.settings, records, recorded)
     if commands is None:
-        _after_records(records, recorded, partial(_park, host.broker, recorded), ids=[message.id], timeout_s=timeout_s)
+        send = partial(_park, host.broker, recorded)
+        _after_records(records, recorded, send, messages=[message], timeout_s=timeout_s)
     else:
         cast("RecordingBroker", host.broker).park_along(message, delay_s, commands[message.id], timeout_s=timeout_s)
 
@@ -107,26 +108,30 @@ def _after_records(
     recorded: Sequence[tuple[Message, float]],
     send: Callable[[float], None],
     *,
-    ids: Sequence[str],
+    messages: Sequence[Message],
     timeout_s: float,
 ) -> None:
-    """Make the records, and then send; what was surely not sent loses its record again."""
+    """Make the records, and then send; what was surely not sent loses its record again.
+
+    Except for messages that somebody else may have sent before (the ticks of schedules): theirs may be that one's.
+    """
     deadline = monotonic() + timeout_s
     if recorded:
         records.create(recorded, timeout_s=timeout_s)
     try:
         send(max(0.001, deadline - monotonic()))
     except PartlyPublished as exc:
-        unsent = [each for index, each in enumerate(ids) if index not in exc.accepted and index not in exc.unsure]
+        unsent = [each for index, each in enumerate(messages) if index not in exc.accepted and index not in exc.unsure]
         _forget(records, unsent, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
         raise
     except BrokerUnavailable as exc:
         if not exc.maybe_taken:
-            _forget(records, ids, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
+            _forget(records, messages, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
         raise
 
 
-def _forget(records: Records, ids: Sequence[str], timeout_s: float) -> None:
+def _forget(records: Records, unsent: Sequence[Message], timeout_s: float) -> None:
+    ids = [message.id for message in unsent if not message.redelivered]
     if not ids:
         return
     try:

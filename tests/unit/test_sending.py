@@ -56,6 +56,23 @@ def test_only_what_was_surely_not_sent_loses_its_record(
     assert states(bridge, ids) == [state, state.replace("queued", "scheduled")]
 
 
+def test_a_tick_that_somebody_else_may_have_sent_keeps_its_record(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge.task(name="add", every=60)(lambda: 1)
+    [schedule] = bridge.all_schedules()
+    message_id = bridge.send_tick(schedule.name, 1.8e9)
+
+    def refuse(*_: Any, timeout_s: float) -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    monkeypatch.setattr(bridge.broker, "publish", refuse)
+    with pytest.raises(BrokerUnavailable):
+        bridge.send_tick(schedule.name, 1.8e9)
+
+    assert state_of(bridge, message_id) == "queued"
+
+
 def test_of_many_those_that_were_surely_not_sent_lose_theirs(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = Ids(bridge)
     task = bridge.task(name="add")(lambda: 1)
