@@ -18,6 +18,9 @@ from taskbridge.stores.watches import Watches
 _FORGOTTEN_AT_ONCE: Final = 20
 """How many records that are too old a call removes at most."""
 
+_MOST_STALE: Final = 1000
+"""How many entries too many the queue of ends has at most, beside twice as many as there are records."""
+
 _WRITER: Final = "this process"
 
 
@@ -134,6 +137,9 @@ class MemoryRecords:
         self._until[message_id] = now + kept_s
         if is_new or kept.record.state in FINAL:  # else the queue grows by each write
             heapq.heappush(self._ends, (now + kept_s, message_id))
+        if len(self._ends) > 2 * len(self._until) + _MOST_STALE:  # of records that are gone, or end sooner
+            self._ends = [(until, name) for name, until in self._until.items()]
+            heapq.heapify(self._ends)
 
     def _remove(self, message_id: str) -> None:
         self._kept.pop(message_id, None)
