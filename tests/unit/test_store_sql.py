@@ -26,6 +26,7 @@ from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store, schema
 from taskbridge.stores.sql import records as sql_records
 from taskbridge.stores.sql.tables import TABLES
+from taskbridge.stores.sql.wakes import make_wakes
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def parts_of(records: Any) -> int:
 def test_threads_that_begin_at_once_share_what_a_process_has_one_of(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql_records, "make_wakes", slow(sql_records.make_wakes))
+    monkeypatch.setattr(sql_records, "make_wakes", slow(make_wakes))
     assert parts_of(store.records) == 1
 
 

@@ -114,6 +114,9 @@ class Ticker:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
         self._watched_since = None
 
+    def _has_lapsed(self) -> bool:
+        return self._watched_since is None
+
     def step(self) -> float:
         """Deal with all that is due, and return when to call again, in seconds since the epoch.
 
@@ -175,7 +178,7 @@ class Ticker:
             if is_missed and not self._may_decide(schedule, state, now):
                 return now + _POLL_S
             now = self._here()  # what came before may have taken long
-            if self._watched_since is None:
+            if self._has_lapsed():
                 continue  # this process stood still meanwhile: decide again
             claim = ticks.claim(
                 *(schedule.name, first),
