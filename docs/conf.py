@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -46,14 +48,20 @@ html_title = f"taskbridge {release}"
 html_copy_source = False
 
 
-COMMANDS = ("", "worker", "check", "routes", "queues", "dead", "dead list", "dead show", "verify", "demo")
-
-
 class CommandHelp(Directive):
     """`.. command-help::` shows what each command's `--help` prints."""
 
     def run(self) -> list[nodes.Node]:
-        return [section for command in COMMANDS for section in _help(command)]
+        return [section for command in _commands(cli._parser()) for section in _help(command)]
+
+
+def _commands(parser: ArgumentParser, name: str = "") -> Iterator[str]:
+    """Yield a command and those below it, such as `dead` and `dead list`, in the order of its help."""
+    yield name
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            for word, below in action.choices.items():
+                yield from _commands(below, f"{name} {word}".lstrip())
 
 
 def _help(command: str) -> list[nodes.Node]:

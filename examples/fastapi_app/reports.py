@@ -1,4 +1,4 @@
-"""Reports: a request starts one and gets its id; others ask how it is doing, follow it to its end, or call it back.
+"""Reports: a request starts one and gets its id; others ask how it is doing, follow it to its end, or cancel it.
 
 curl -i -X POST 'localhost:8000/reports?year=2026'          # 202, and where to look
 curl localhost:8000/reports/ID

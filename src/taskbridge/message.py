@@ -26,11 +26,14 @@ PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 
 _TOGETHER: Final = 64
 
-_drawn: Final[deque[str]] = deque()
-"""Random digits for ids to come."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drawn.clear)  # else parent and child would give the same ids
+class _Drawn(deque[str]):
+    """Random digits for ids to come, and the process that has drawn them."""
+
+    pid: int = 0
+
+
+_drawn: Final = _Drawn()
 
 
 def new_id() -> str:
@@ -39,6 +42,9 @@ def new_id() -> str:
     Made by hand, for that takes a third of `uuid4`'s time and spares its import; and of random bytes that are drawn for
     many at a time, for a system call takes longer than all the rest.
     """
+    if _drawn.pid != os.getpid():  # forked, perhaps by C code that calls no hook: else both would give the same ids
+        _drawn.clear()
+        _drawn.pid = os.getpid()
     try:
         digits = _drawn.pop()
     except IndexError:

@@ -178,6 +178,29 @@ def test_verify_prints_a_matrix(run: Run) -> None:
     assert "2/2 inline" in done.stderr
 
 
+BROKEN = """
+import sys
+
+from taskbridge.contract import mutants
+
+mutants.apply(sys.argv[1])  # before all else: it breaks what the others import
+
+from taskbridge.cli import main
+
+sys.exit(main(sys.argv[2:]))
+"""
+"""The command line of a product with a rule broken."""
+
+
+def test_verify_ends_with_1_if_a_cell_fails(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BROKEN, "any_queue_is_known", "verify", "inline://", "--rule", "Q2,S6"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:3]] == [["Q2", "FAIL"], ["S6", "ok"]]
+    assert "UnknownQueue should be raised, but" in done.stdout
+    assert "inline: unknown_queues_are_refused" in done.stdout
+
+
 def test_verify_lists_what_proves_each_rule(run: Run) -> None:
     done = run("verify", "--list", "--rule", "R1")
     assert done.returncode == 0, done.stderr
@@ -214,9 +237,11 @@ def test_no_command_shows_the_help(run: Run) -> None:
     "command",
     [
         "worker",
+        "scheduler",
         "check",
         "routes",
         "queues",
+        "schedules",
         "health",
         "status",
         "cancel",
@@ -225,6 +250,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         "dead show",
         "dead replay",
         "dead purge",
+        "store",
+        "store init",
         "verify",
         "demo",
     ],

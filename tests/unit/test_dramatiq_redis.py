@@ -154,6 +154,30 @@ class TestTaking:
         assert broker.slots.full_for_s() == 0
         broker.closed()
 
+    def test_what_a_lost_reply_held_is_found_though_threads_go_on_by_themselves(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for n in range(4):
+            place.note.send(n)
+        broker = place.broker(threads=1)
+        consumer: Any = broker.consume(place.queue, timeout=50)
+        (held,) = take(consumer)
+        lost = place.client.lpop(place.key)
+        place.client.sadd(broker.acks_key(place.queue), lost)  # type: ignore[arg-type]
+        handed: list[Delivery] = []
+        broker.hand_over = handed.append
+        consumer.ack(held)
+        assert [delivery.args for delivery in handed] == [(2,)], "the thread goes on"
+
+        monkeypatch.setattr("taskbridge.engines.dramatiq.redis_broker._ALONE_S", 0.0)
+        consumer.ack(handed.pop())
+        (last,) = take(consumer)
+        consumer.ack(last)
+
+        assert [delivery.args for delivery in (last, *take(consumer))] == [(3,), (1,)]
+        assert handed == []
+        broker.closed()
+
     def test_a_slot_goes_to_another_queue_whose_consumer_waits_for_it(self, place: Place) -> None:
         place.note.send(0)
         place.note.send(1)
@@ -303,6 +327,22 @@ class TestTaking:
         consumer.ack(delivery)
 
         assert (len(place.waiting()), place.bodies()) == (1, 1)
+
+    @pytest.mark.parametrize("suspect", [True, False])
+    def test_what_goes_back_says_whether_it_may_have_been_started(self, place: Place, suspect: bool) -> None:
+        place.note.send(1)
+        broker = place.broker()
+        consumer = broker.consume(place.queue, timeout=50)
+        (delivery,) = take(consumer)
+        delivery.returns, delivery.suspect = True, suspect
+        consumer.ack(delivery)
+
+        (again,) = take(consumer)
+
+        assert again.redelivered is suspect
+        consumer.ack(again)
+        assert not list(place.client.scan_iter(f"{place.namespace}:*recovered"))
+        broker.closed()
 
     def test_a_full_redis_is_emptied(
         self, make_redis: Callable[[], PrivateRedis], open_place: Callable[[str], Place]

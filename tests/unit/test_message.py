@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from uuid import UUID
 
@@ -112,6 +114,20 @@ def test_ids_are_random_uuids() -> None:
 
     assert len(ids) == 1000
     assert all(str(UUID(text)) == text and UUID(text).version == 4 for text in ids)
+
+
+def test_a_child_that_c_code_has_forked_gives_other_ids_than_its_parent() -> None:
+    """Such as uWSGI's: it calls no hook of Python's."""
+    code = (
+        "import ctypes, os\n"
+        "from taskbridge.message import new_id\n"
+        "new_id()\n"
+        "child = ctypes.CDLL(None).fork()\n"
+        "os.write(1, f'{new_id()}\\n'.encode())\n"
+        "os._exit(0) if child == 0 else os.waitpid(child, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert len(set(done.stdout.split())) == 2, done
 
 
 def test_a_forked_child_gives_other_ids_than_its_parent() -> None:

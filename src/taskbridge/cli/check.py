@@ -20,8 +20,8 @@ from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
 
 _DESCRIPTION = """\
-Check that tasks can be sent and run: the settings, the engine and the client library, whether the broker answers, the
-routes, and what this engine and broker can't do.
+Check that tasks can be sent and run: the settings, the engine and the client library, whether the broker and the store
+answer, the routes, and what this engine and broker can't do.
 
   taskbridge check shop.tasks
   TASKBRIDGE_URL=dramatiq+amqp://guest:guest@localhost// taskbridge check shop.tasks

@@ -1,4 +1,4 @@
-"""`taskbridge status` and `taskbridge cancel`: what a message is doing, and calling it back."""
+"""`taskbridge status` and `taskbridge cancel`: what a message is doing, and cancelling it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Exit code 1: it was too late, for the message had ended already.
 def add(commands: Commands) -> None:
     """Add the commands."""
     looking = add_command(commands, "status", run_status, help="what a message is doing", description=_STATUS)
-    cancelling = add_command(commands, "cancel", run_cancel, help="call a message back", description=_CANCEL)
+    cancelling = add_command(commands, "cancel", run_cancel, help="cancel a message", description=_CANCEL)
     for each in (looking, cancelling):
         each.add_argument("id", metavar="ID", help="the message's id")
         each.add_argument(

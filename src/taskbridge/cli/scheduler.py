@@ -1,4 +1,4 @@
-"""`taskbridge scheduler`: sends by schedules, and runs nothing."""
+"""`taskbridge scheduler`: sends what schedules say, and runs nothing."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ _LOOK_S = 0.5
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands, "scheduler", run, help="send by schedules, and run nothing", description=_DESCRIPTION
-    )
+    title = "send what schedules say, and run nothing"
+    parser = add_command(commands, "scheduler", run, help=title, description=_DESCRIPTION)
     add_app(parser, required=True)
     parser.add_argument(
         "--log-level", type=str.upper, choices=_LOG_LEVELS, metavar="LEVEL", default="INFO", help="default: INFO"

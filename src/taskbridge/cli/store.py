@@ -1,4 +1,4 @@
-"""`taskbridge store init`: makes the store ready."""
+"""`taskbridge store init`: makes the store's tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TIMEOUT_S = 60.0
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("store", help="make the store ready", description=_DESCRIPTION)
+    parser = commands.add_parser("store", help="make the store's tables", description=_DESCRIPTION)
     verbs: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     title = "make its tables, or bring them up to date"
     init = add_command(verbs, "init", run, help=title, description=_INIT_DESCRIPTION)

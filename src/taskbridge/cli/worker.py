@@ -38,6 +38,8 @@ SIGTERM and Ctrl-C stop it: nothing new is taken, what runs may finish for the s
 rest goes back to its queue, and the exit code is 0. A second Ctrl-C ends it at once. SIGHUP starts the workers anew,
 with the code as it is then. A worker that dies is started again, after 1 s at first and 30 s at last.
 
+It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
+
 Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
 """
 

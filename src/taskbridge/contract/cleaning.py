@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from typing import Any, Final
 
 from taskbridge import Bridge
@@ -79,6 +80,7 @@ def is_deserted(target: Target, namespace: str) -> bool:
     """
     import pika  # here, for not everyone has it installed
 
+    errors: Any = import_module("pika.exceptions")
     connection: Any = pika.BlockingConnection(pika.URLParameters(target.address.broker_url))
     try:
         channel = connection.channel()
@@ -86,7 +88,7 @@ def is_deserted(target: Target, namespace: str) -> bool:
             try:
                 if channel.queue_declare(queue, passive=True).method.consumer_count:
                     return False
-            except pika.exceptions.ChannelClosedByBroker:  # there is no such queue
+            except errors.ChannelClosedByBroker:  # there is no such queue
                 channel = connection.channel()
         return True
     finally:

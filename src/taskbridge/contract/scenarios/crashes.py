@@ -9,7 +9,7 @@ from typing import Final
 from taskbridge import DeadLetter, TaskFailed
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
-from taskbridge.contract.program import KILL, RETURN, WORKER_LOST, Plan, fail, hold
+from taskbridge.contract.program import KILL, POLICIES, RETURN, WORKER_LOST, Plan, fail, hold
 from taskbridge.contract.registry import (
     ALONE,
     SHORT_LEASE,
@@ -75,24 +75,39 @@ def _is_lost(h: Harness, item: Sent) -> None:
 @scenario("A5", on=(STORED,), where=with_processes_and_marks)
 def a_task_that_kills_its_worker_dies(h: Harness) -> None:
     """A task that always kills its worker is dead after as many starts as it has attempts."""
-    _kills_its_worker(h, processes=1, threads=2)
+    kill_by_every_attempt(h, processes=1, threads=2)
 
 
 @scenario("A5", on=(STORED,), where=with_processes_and_marks)
 def a_task_that_kills_its_process_dies(h: Harness) -> None:
     """The same, where each task has a process of its own."""
-    _kills_its_worker(h, processes=2, threads=1)
+    kill_by_every_attempt(h, processes=2, threads=1)
 
 
-def _kills_its_worker(h: Harness, *, processes: int, threads: int) -> None:
+def kill_by_every_attempt(h: Harness, *, processes: int, threads: int, policy: str = "twice") -> int:
+    """Send a message whose every attempt kills the process that it runs in, to a worker that is started again.
+
+    Args:
+        h: The scenario.
+        processes: Of the worker.
+        threads: Of each process.
+        policy: The message's, by its name in `POLICIES`; one with a limit.
+
+    Returns:
+        How often it was started: as often as its policy has attempts.
+    """
+    attempts = POLICIES[policy].max_attempts
+    assert attempts is not None
     h.start_worker(processes=processes, threads=threads, supervised=True)
-    poison = h.send(Plan(steps=(KILL,), policy="twice"))
-    h.final(poison.id, within_s=2 * (_lost_within_s(h) + _RESTART_S) + h.stage.patience_s)
+    poison = h.send(Plan(steps=(KILL,), policy=policy))
+    h.final(poison.id, within_s=attempts * (_lost_within_s(h) + _RESTART_S) + h.stage.patience_s)
     after = h.send(Plan(steps=(RETURN,)))
     h.final(after.id)
     h.idle()
-    h.equal("its attempts", [start.attempt for start in h.starts(poison.id)], [1, 2])
+    starts = [start.attempt for start in h.starts(poison.id)]
+    h.equal("its attempts", starts, list(range(1, attempts + 1)))
     _is_lost(h, poison)
+    return len(starts)
 
 
 def _without_marks(target: Target) -> str:

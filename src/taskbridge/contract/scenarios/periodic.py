@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,8 +20,8 @@ from taskbridge.contract.registry import (
 )
 from taskbridge.contract.tasks import Variant
 
-TICKS: Final = int(os.environ.get("TASKBRIDGE_CONTRACT_TICKS", "8"))
-"""How many ticks are waited for; the variable is for longer trials by hand."""
+_TICKS: Final = 8
+"""How many ticks are waited for."""
 
 _ON_TIME_S: Final = 1.0
 _EVERY_S: Final = 1
@@ -73,16 +72,26 @@ def _without_gaps(h: Harness, what: str, instants: Sequence[float], every_s: flo
 @scenario("CR1", "CR2", on=(STORED,), where=with_records)
 def ticks_are_sent_once_by_any_number_of_workers(h: Harness) -> None:
     """Three workers send each tick once and in time, and go on where one of them is killed."""
+    tick_by_three_workers(h, _TICKS)
+
+
+def tick_by_three_workers(h: Harness, ticks: int) -> int:
+    """Let three workers send so many ticks of a second, and kill one of them halfway.
+
+    Returns:
+        How many instants came, each of which was run once.
+    """
     schedules = _declare(h, {"name": "second", "every": 1, "catch_up": "all"})
     workers = [_worker(h, schedules) for _ in range(1 if h.target.in_process else 3)]
-    h.until(lambda: len(_ran(h, "second")) >= TICKS // 2, "the first ticks")
+    first = ticks // 2
+    h.until(lambda: len(_ran(h, "second")) >= first, "the first ticks", within_s=first + h.stage.patience_s)
     sent = Counter(_planned_at(record) for record in _of(h, "second", "after_send"))
     h.equal("how often a tick was sent", set(sent.values()), {1})
     if not h.target.in_process:
         h.stage.kill(workers[0])
     lease_s = h.stage.spec.lease_s
     h.until(
-        lambda: len(_ran(h, "second")) >= TICKS, "the ticks after that", within_s=lease_s + TICKS + h.stage.patience_s
+        lambda: len(_ran(h, "second")) >= ticks, "the ticks after that", within_s=lease_s + ticks + h.stage.patience_s
     )
     h.bridge.schedules.pause("second")
     h.until(lambda: len(_of(h, "second", "succeeded")) >= len(set(_ran(h, "second"))), "the end of what was sent")
@@ -93,6 +102,7 @@ def ticks_are_sent_once_by_any_number_of_workers(h: Harness) -> None:
     late_s = min(record.at - _planned_at(record) for record in _of(h, "second"))
     h.check(late_s <= _ON_TIME_S, f"some should start within {_ON_TIME_S} s, but the fastest took {late_s:.3f} s")
     h.equal("what was missed", _entry(h, "second").missed, 0)
+    return len(_ran(h, "second"))
 
 
 @scenario("CR2", on=(STORED,), where=with_processes_and_marks)
@@ -107,7 +117,7 @@ def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
         h.stage.kill(worker)
     [sent] = {_planned_at(record) for record in _of(h, "often", "after_send")}
     _worker(h, schedules)
-    h.until(lambda: len(_ran(h, "often")) >= TICKS, "ticks after that", within_s=2 * lease_s + h.stage.patience_s)
+    h.until(lambda: len(_ran(h, "often")) >= _TICKS, "ticks after that", within_s=2 * lease_s + h.stage.patience_s)
     h.bridge.schedules.pause("often")
     h.idle()
     ran = _ran(h, "often")

@@ -31,8 +31,12 @@ def workers_are_restarted_under_load(h: Harness) -> None:
     restart_under_load(h, _RESTARTS)
 
 
-def restart_under_load(h: Harness, restarts: int) -> None:
-    """Restart a worker so many times while messages keep coming, of threads and of processes in turn."""
+def restart_under_load(h: Harness, restarts: int) -> int:
+    """Restart a worker so many times while messages keep coming, of threads and of processes in turn.
+
+    Returns:
+        How many messages came.
+    """
     workers = [h.start_worker(threads=2), h.start_worker(processes=2)]
     with _load(h) as sent:
         for number in range(restarts):
@@ -45,6 +49,7 @@ def restart_under_load(h: Harness, restarts: int) -> None:
     h.idle(within_s=h.stage.patience_s + 10)
     runs = Counter((each, start.attempt) for each in sent for start in h.starts(each))
     h.equal("the attempts that were started again", [run for run, count in runs.items() if count > 1], [])
+    return len(sent)
 
 
 def _has_ended(h: Harness, worker: Worker) -> None:

@@ -79,7 +79,7 @@ class Carrier:
         try:
             return self._carry(delivery, queue)
         except NotSettledError as exc:
-            raise _going_back(delivery, "the worker stops before the broker took the verdict") from exc
+            raise _going_back(delivery, "the worker stops before the broker took the verdict", suspect=True) from exc
 
     def _carry(self, delivery: Delivery, queue: str) -> Any:
         try:
@@ -99,7 +99,7 @@ class Carrier:
                 "task %s id %s attempt %d could not be settled, goes back", message.task, message.id, message.attempt
             )
             self._host.stopping.wait(_PAUSE_S)
-            raise _going_back(delivery, "it could not be settled") from None
+            raise _going_back(delivery, "it could not be settled", suspect=True) from None
         return self._show(delivery, verdict)
 
     def _settled(self, delivery: Delivery, message: Message) -> Verdict:
@@ -176,6 +176,7 @@ def _waits(option: Any, now: float) -> tuple[int, float]:
             return 0, now
 
 
-def _going_back(delivery: Delivery, reason: str) -> Returned:
+def _going_back(delivery: Delivery, reason: str, *, suspect: bool = False) -> Returned:
     delivery.returns = True
+    delivery.suspect = suspect
     return Returned(reason)

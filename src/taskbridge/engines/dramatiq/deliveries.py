@@ -28,6 +28,7 @@ class Delivery(MessageProxy):
         place: Where the broker holds it; what that is, its consumer knows.
         redelivered: Whether the broker says that it was delivered before.
         returns: Whether it goes back to its queue instead of being acknowledged.
+        suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
         abandoned: Whether it has gone back while its thread still ran it.
         limit_s: How long its task may run; None is for ever.
         is_ours: Whether taskbridge decides about it; None until someone asks.
@@ -42,6 +43,7 @@ class Delivery(MessageProxy):
         self.place = place
         self.redelivered = redelivered
         self.returns = False
+        self.suspect = False
         self.abandoned = False
         self.limit_s: float | None = None
         self.is_ours: bool | None = None

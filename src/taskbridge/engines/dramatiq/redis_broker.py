@@ -57,6 +57,12 @@ _TIMEOUT_S: Final = 10.0
 _TRUSTED_S: Final = 0.01
 """How long after its last use a connection is taken for open without a look; what fails on it is done again."""
 
+_ALONE_S: Final = 5.0
+"""How long threads may go on by themselves: then the consumer's own fetch tells whether a reply to them was lost."""
+
+_RECONCILED_S: Final = 1.0
+"""How long it is waited for that nothing is being fetched."""
+
 _FORGOTTEN_S: Final = 3600.0
 """How long a client or worker that is not ours stays in the list of heartbeats after its last one."""
 
@@ -90,10 +96,14 @@ class _Hand:
 
     @contextmanager
     def reconciled(self) -> Generator[list[bytes] | None]:
-        """Give the places of all that is in hand, while nothing is fetched; None if something is being fetched."""
+        """Give the places of all that is in hand, while nothing is fetched; None if something is for too long."""
         with self._lock:
-            self._is_reconciled = self._asked == 0
-            places = list(self._deliveries) if self._is_reconciled else None
+            self._is_reconciled = True  # so that nobody begins to
+        deadline = time.monotonic() + _RECONCILED_S
+        while self._asked > 0 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with self._lock:
+            places = list(self._deliveries) if self._asked == 0 else None
         try:
             yield places
         finally:
@@ -215,15 +225,20 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """
         self._calls.run(scripts.ACK, keys, places, timeout_s=_TIMEOUT_S)
 
-    def put_back(self, queue_name: str, ids: Sequence[bytes]) -> None:
+    def put_back(self, queue_name: str, ids: Sequence[bytes], *, suspect: bool = False) -> None:
         """Return messages that this worker has taken to their queue, in front.
+
+        Args:
+            queue_name: The queue.
+            ids: Of the messages, in Redis.
+            suspect: Whether they may have been started.
 
         Raises:
             redis.RedisError: Redis doesn't do it.
         """
         if ids:
             keys = [self.acks_key(queue_name), self.bodies_key(queue_name), self.key(queue_name)]
-            self.return_script(keys=keys, args=list(ids))
+            self.return_script(keys=[*keys, self.recovered_key(queue_name)], args=[int(suspect), *ids])
 
     def wait(self, queue_name: str, timeout_s: float) -> None:
         """Return when there is something in a queue's list for `normal`, or after so many seconds.
@@ -337,6 +352,7 @@ class _LeveledConsumer(Consumer):
         self._wake = threading.Event()
         self._ticket: Ticket | None = None
         self._is_closed = False
+        self._fetched_at = time.monotonic()
 
     def __next__(self) -> MessageProxy | None:
         """Return the next message; None if there is none for a while, or no thread for it.
@@ -365,7 +381,8 @@ class _LeveledConsumer(Consumer):
         delivery = _delivery(message)
         place = delivery.place
         if delivery.returns:
-            self._surely(lambda: self._broker.put_back(self._queue_name, [place]))
+            suspect = delivery.suspect
+            self._surely(lambda: self._broker.put_back(self._queue_name, [place], suspect=suspect))
         elif self._goes_on() and self._exchange(place):
             return
         else:
@@ -376,6 +393,8 @@ class _LeveledConsumer(Consumer):
         """Return whether the thread that is done with a message takes the next one of this queue."""
         broker = self._broker
         if self._is_closed or broker.draining or broker.hand_over is None or self._slots is not broker.slots:
+            return False
+        if time.monotonic() - self._fetched_at > _ALONE_S:
             return False
         return self._slots.keep(self._ticket)
 
@@ -454,6 +473,7 @@ class _LeveledConsumer(Consumer):
             return
         in_hand = self._hand.ask(asked)
         assert in_hand is not None, "only this thread reconciles"
+        self._fetched_at = time.monotonic()
         try:
             has_lost, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand)
             for redis_id, body, recovered in zip(rows[::3], rows[1::3], rows[2::3], strict=True):

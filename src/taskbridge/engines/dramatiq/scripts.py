@@ -87,13 +87,17 @@ end
 """
 )
 
-# KEYS: acks, bodies, queue. ARGV: ids; the first ends up as the first.
+# KEYS: acks, bodies, queue, recovered. ARGV: whether they may have been started, as 1 or 0, then their ids; the first
+# ends up as the first.
 RETURN: Final = (
     _HOME
     + """
-for i = #ARGV, 1, -1 do
+for i = #ARGV, 2, -1 do
   if redis.call('srem', KEYS[1], ARGV[i]) > 0 and redis.call('hexists', KEYS[2], ARGV[i]) > 0 then
     redis.call('lpush', home(KEYS[3], ARGV[i]), ARGV[i])
+    if ARGV[1] == '1' then
+      redis.call('sadd', KEYS[4], ARGV[i])
+    end
   end
 end
 """

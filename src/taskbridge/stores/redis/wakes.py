@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ class Wakes:
         self._client: Any = connect(url, timeout_s=self._timeout_s, connect_timeout_s=self._timeout_s)
         self._watches = Watches()
         self._changed = threading.Condition()
+        self._using = threading.Lock()  # of the connection: OpenSSL takes one thread at a time; after `_changed`
         self._connection: Any = None
         self._asked: Counter[str] = Counter()
         self._wanted: set[str] = set()  # for these SUBSCRIBE was sent, and no UNSUBSCRIBE after it
@@ -97,7 +99,8 @@ class Wakes:
 
     def _send(self, *command: str) -> None:
         try:
-            self._connection.send_command(*command)
+            with self._using:
+                self._connection.send_command(*command)
         except (RedisError, OSError):
             self._drop()
 
@@ -136,17 +139,31 @@ class Wakes:
                 self._ask("SUBSCRIBE", ids[start : start + _TOGETHER])
 
     def _read(self, connection: Any) -> None:
-        asked = False
+        asked, asks_at = False, time.monotonic() + _LOOK_S
         while self._connection is connection and not self._closed.is_set():
-            if not connection.can_read(timeout=_LOOK_S):
+            if self._has_reply(connection, max(0.0, asks_at - time.monotonic())):
+                asked, asks_at = False, time.monotonic() + _LOOK_S
+                with self._using:
+                    reply = connection.read_response(disconnect_on_error=False)
+                self._take(reply)
+            elif time.monotonic() >= asks_at:
                 if asked:
                     raise TimeoutError
-                asked = True
+                asked, asks_at = True, time.monotonic() + _LOOK_S
                 with self._changed:
                     self._send("PING")  # allowed here; the answer is a list, as all are
-                continue
-            asked = False
-            self._take(connection.read_response(disconnect_on_error=False))
+
+    def _has_reply(self, connection: Any, wait_s: float) -> bool:
+        """Return whether there is something to read, and wait for that, while others may write."""
+        with self._using:
+            if connection.can_read(timeout=0):
+                return True
+        ready = select.poll()
+        ready.register(connection._sock, select.POLLIN)
+        ready.poll(wait_s * 1000)
+        with self._using:  # what came may be OpenSSL's own affair
+            found: bool = connection.can_read(timeout=0)
+        return found
 
     def _take(self, reply: Any) -> None:
         kind, channel = reply[0], reply[1]

@@ -1,0 +1,166 @@
+"""Promises in a size that is too long for continuous integration: each check runs on a stage, and tells its figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from taskbridge import Task
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.program import RETURN, Plan, Step
+from taskbridge.contract.registry import STORED
+from taskbridge.contract.scenarios.crashes import kill_by_every_attempt
+from taskbridge.contract.scenarios.periodic import tick_by_three_workers
+from taskbridge.contract.scenarios.shutdown import restart_under_load
+from taskbridge.contract.stage import StageSpec
+
+_SIGTERMS: Final = 50
+_TICKS: Final = 30
+_WORKERS: Final = 3
+_LONG_S: Final = 30.0
+_POLICY: Final = "standard"
+"""That of the message which always kills its worker: five attempts."""
+
+_DELAYED: Final = 100_000
+_HOUR_S: Final = 3600.0
+_GROWTH_MB: Final = 10.0
+_SENDERS: Final = 8
+_FIRST: Final = 200
+"""How many messages a worker has run before its memory is looked at: what it needs for that is no growth."""
+_WATCHED_S: Final = 20.0
+_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """A check.
+
+    Attributes:
+        title: The promise, as a sentence.
+        run: Does it, and returns its figures; it raises `ContractFailure` if the promise is broken.
+        stage: Where it runs.
+    """
+
+    title: str
+    run: Callable[[Harness], str]
+    stage: StageSpec = STORED
+
+
+def _sigterms(h: Harness) -> str:
+    sent = restart_under_load(h, _SIGTERMS)
+    return f"{_SIGTERMS} restarts, {sent:,} messages: none lost, no attempt started again"
+
+
+def _long_task(h: Harness) -> str:
+    for _ in range(_WORKERS):
+        h.start_worker(threads=2)
+    sent = h.send(Plan(steps=(Step(sleep_s=_LONG_S),)))
+    h.final(sent.id, within_s=_LONG_S + h.stage.patience_s)
+    h.idle()
+    h.equal("how it ended", h.final(sent.id)[0].kind, "succeeded")
+    starts = h.starts(sent.id)
+    h.equal("its attempts", [start.attempt for start in starts], [1])
+    lasted_s = h.ends(sent.id)[0].at - starts[0].at
+    return f"{lasted_s:.1f} s with a lease of {h.stage.spec.lease_s:g} s and {_WORKERS} workers: {len(starts)} start"
+
+
+def _ticks(h: Harness) -> str:
+    instants = tick_by_three_workers(h, _TICKS)
+    return f"{instants} instants, {_WORKERS} workers, one of them killed: each instant was run once"
+
+
+def _poison(h: Harness) -> str:
+    starts = kill_by_every_attempt(h, processes=1, threads=2, policy=_POLICY)
+    return f"dead after {starts} starts, in a process with others"
+
+
+def _poison_processes(h: Harness) -> str:
+    starts = kill_by_every_attempt(h, processes=2, threads=1, policy=_POLICY)
+    return f"dead after {starts} starts, in a process of its own"
+
+
+def _delayed(h: Harness) -> str:
+    h.start_worker(threads=2)
+    pids = [record.pid for record in h.stage.records.all() if record.kind == "worker_started"]
+    _run_some(h)
+    before = _resident_mb(pids)
+    begun = time.monotonic()
+    _schedule_many(h)
+    took_s = time.monotonic() - begun
+    h.resting(delayed=_DELAYED)
+    most = max(_watched_mb(pids))
+    _run_some(h)
+    h.resting(delayed=_DELAYED)
+    after = max(most, _resident_mb(pids))
+    grown = after - before
+    h.check(grown < _GROWTH_MB, f"the worker should grow by less than {_GROWTH_MB} MB, but grew by {grown:.1f} MB")
+    return f"{_DELAYED:,} parked in {took_s:.0f} s; worker {before:.1f} MB before, {after:.1f} MB after ({grown:+.1f})"
+
+
+def _run_some(h: Harness) -> None:
+    h.final(*(h.send(Plan(steps=(RETURN,))).id for _ in range(_FIRST)))
+
+
+def _schedule_many(h: Harness) -> None:
+    """Schedule from several threads, on a bridge without hooks: there is no sending of many with a delay."""
+    bridge = h.stage.make_bridge()
+    try:
+        task = bridge.task(name=h.tasks.default.name)(_never)
+        with ThreadPoolExecutor(_SENDERS) as pool:
+            for scheduled in [pool.submit(_schedule, task, _DELAYED // _SENDERS) for _ in range(_SENDERS)]:
+                scheduled.result()
+    finally:
+        bridge.close()
+
+
+def _never(steps: list[dict[str, Any]]) -> str:
+    raise AssertionError(f"nothing is run here, but this would be: {steps}")
+
+
+def _schedule(task: Task[[list[dict[str, Any]]], str], count: int) -> None:
+    steps = [RETURN.plain()]
+    for _ in range(count):
+        task.schedule(_HOUR_S, steps)
+
+
+def _watched_mb(pids: Iterable[int]) -> list[float]:
+    """Return what processes need, again and again, while their worker looks for what is due."""
+    seen: list[float] = []
+    deadline = time.monotonic() + _WATCHED_S
+    while time.monotonic() < deadline:
+        seen.append(_resident_mb(pids))
+        time.sleep(_EVERY_S)
+    return seen
+
+
+def _resident_mb(pids: Iterable[int]) -> float:
+    """Return the resident memory of processes together."""
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+    kilobytes = [int(line.split()[1]) for text in statuses for line in text.splitlines() if line.startswith("VmRSS:")]
+    return sum(kilobytes) / 1000
+
+
+CHECKS: Final[Mapping[str, Check]] = {
+    "sigterms": Check(
+        title="Fifty SIGTERMs under load: nothing lost, nothing run again that had ended, workers end with code 0",
+        run=_sigterms,
+    ),
+    "long-task": Check(title="A task of 30 s with a lease of 5 s and three workers is started once", run=_long_task),
+    "delayed": Check(
+        title="100,000 messages delayed by an hour: the worker's memory grows by less than 10 MB",
+        run=_delayed,
+        stage=replace(STORED, name="delayed", stored=False),
+    ),
+    "ticks": Check(
+        title="Thirty ticks of a second, three workers and a kill -9: every instant is run once", run=_ticks
+    ),
+    "poison": Check(
+        title="A task that always kills its worker is dead after exactly as many starts as it has attempts", run=_poison
+    ),
+    "poison-processes": Check(title="The same, where each task has a process of its own", run=_poison_processes),
+}
+"""Every check by name."""
