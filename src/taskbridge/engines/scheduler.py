@@ -114,9 +114,6 @@ class Ticker:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
         self._watched_since = None
 
-    def _has_lapsed(self) -> bool:
-        return self._watched_since is None
-
     def step(self) -> float:
         """Deal with all that is due, and return when to call again, in seconds since the epoch.
 
@@ -152,6 +149,9 @@ class Ticker:
             self.lapse()
         self._here_at = now
         return now
+
+    def _has_lapsed(self) -> bool:
+        return self._watched_since is None
 
     def _attend(self, schedule: Schedule) -> float:
         """Deal with the ticks of a schedule that are due, and return when to look again."""
