@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.write or options.render:
         _RESULT.write_text(result.dumps())
         _PAGE.write_text(replaced(_PAGE.read_text(), markdown(result, rows, judged)))
-    return _guarded(result, judged) if options.guard else 0
+    return _guarded(rows, result, judged, options) if options.guard else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,14 +85,24 @@ def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
     )
 
 
-def _guarded(result: Result, judged: Sequence[Judged]) -> int:
+def _guarded(rows: Sequence[Row], result: Result, judged: Sequence[Judged], options: argparse.Namespace) -> int:
+    failed = _failed(judged)
+    if failed and not options.render:  # what disturbs a machine may outlast a row, and what is slower stays slower
+        doubted = [row for row in rows if any(each.goal.row == row.key for each in failed)]
+        print(f"guard: measured again: {', '.join(row.key for row in doubted)}")
+        failed = _failed(judge(_measured(doubted, options), [each.goal for each in failed]))
+    if not judged:
+        print("guard: nothing was compared")
+    return 1 if failed or not judged or result.missing else 0
+
+
+def _failed(judged: Sequence[Judged]) -> list[Judged]:
+    """Return the goals that the guard lets not pass, and say which these are."""
     failed = [each for each in judged if not each.passes]
     for each in failed:
         goal = each.goal
         print(f"guard: {goal.row}, {goal.metric}: {goal.ours} to {goal.theirs} is {each.found:.3g}, not {goal.text}")
-    if not judged:
-        print("guard: nothing was compared")
-    return 1 if failed or not judged or result.missing else 0
+    return failed
 
 
 if __name__ == "__main__":
