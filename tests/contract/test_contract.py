@@ -43,5 +43,5 @@ def test_the_promise_is_kept(
 ) -> None:
     result = results[scenario]
     if result.stalled_s:
-        record_property(STALLED, f"{result.stalled_s:.1f} s")
+        record_property(STALLED, f"{result.stalled_s:.1f} s\n{result.why_again}")
     assert result.outcome == "passed", f"{SCENARIOS[scenario].title}\n{result.why}"

@@ -54,6 +54,7 @@ def test_a_failure_while_the_machine_stands_still_is_judged_again() -> None:
     assert runs == 2
     assert [result.outcome for result in results] == ["passed"]
     assert results[0].stalled_s >= STALL_S
+    assert results[0].why_again.startswith("too late")
 
 
 def test_one_that_fails_again_has_failed() -> None:

@@ -45,6 +45,7 @@ class Result:
         seconds: How long it took.
         why: What was expected and what was seen, or why it is not applicable.
         stalled_s: If it was run again: how long the machine had stood still while it failed the first time.
+        why_again: And what was seen then.
     """
 
     scenario: str
@@ -53,6 +54,7 @@ class Result:
     seconds: float = 0.0
     why: str = ""
     stalled_s: float = 0.0
+    why_again: str = ""
 
 
 def run_suite(
@@ -103,7 +105,7 @@ class _Suite:
             self._run(scenarios)
             while self._stalled:
                 scenario, result = self._stalled.pop()
-                self._run_alone(scenario, stalled_s=result.stalled_s)
+                self._run_alone(scenario, doubted=result)
         return self._results
 
     def _run(self, scenarios: Sequence[Scenario]) -> None:
@@ -160,7 +162,7 @@ class _Suite:
         for scenario in unjudged:
             self._run_alone(scenario)
 
-    def _run_alone(self, scenario: Scenario, *, stalled_s: float = 0.0) -> None:
+    def _run_alone(self, scenario: Scenario, *, doubted: Result | None = None) -> None:
         """Run a scenario on a stage of its own, perhaps because of a stall the first time."""
         began = time.monotonic()
         try:
@@ -171,11 +173,11 @@ class _Suite:
             result = self._result(scenario, *_outcome(exc))
         if result is None:
             result = self._result(scenario, "failed", "the target does not come to rest, though all messages ended")
-        result = replace(result, seconds=time.monotonic() - began, stalled_s=stalled_s)
-        if stalled_s:
-            self._keep(result)
-        else:
+        result = replace(result, seconds=time.monotonic() - began)
+        if doubted is None:
             self._keep_or_doubt(scenario, result, began)
+        else:
+            self._keep(replace(result, stalled_s=doubted.stalled_s, why_again=doubted.why))
 
     @contextmanager
     def _stage(self, spec: StageSpec) -> Generator[Stage]:
