@@ -18,13 +18,11 @@ from typing import Any
 
 import pytest
 import redis
-from redis._parsers import BaseParser
-from redis.exceptions import NoScriptError
 
 from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
-from taskbridge.brokers.redis.client import _Replies
+from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
@@ -129,6 +127,36 @@ class TestAddresses:
 
             place.client.select(3)
             assert len(place.waiting()) == 1
+
+    def test_a_name_that_the_server_shows(self, redis_server: PrivateRedis, place: Place) -> None:
+        place.broker(url=f"{redis_server.url}?client_name=shop").publish([message()], timeout_s=3)
+
+        assert "shop" in [client["name"] for client in place.client.client_list()]
+
+    @pytest.mark.parametrize(
+        ("url", "imports"),
+        [
+            ("redis://127.0.0.1:1/0", False),
+            ("redis://ann:secret@127.0.0.1:1/3?client_name=shop", False),
+            ("unix://ann:secret@/nowhere/redis.sock?db=2", False),
+            ("redis://127.0.0.1:1/0?socket_read_size=1000", True),
+            ("rediss://127.0.0.1:1/0", True),
+        ],
+    )
+    def test_a_producer_with_a_plain_url_needs_no_redis_py(self, url: str, imports: bool) -> None:
+        script = (
+            "import sys\n"
+            "from taskbridge import Bridge, BrokerUnavailable\n"
+            f"bridge = Bridge('celery+{url}', send_timeout=2)\n"
+            "task = bridge.task(name='t')(lambda: None)\n"
+            "try:\n"
+            "    task.send()\n"
+            "except BrokerUnavailable:\n"
+            "    print('redis' in sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+        assert done.stdout == f"{imports}\n"
 
     def test_resp3_and_options_for_a_pool(self, redis_server: PrivateRedis, place: Place) -> None:
         query = "protocol=3&decode_responses=true&retry_on_timeout=true&max_connections=1&health_check_interval=1"
@@ -581,6 +609,18 @@ class TestRefusals:
             with unavailable(within_s=3, maybe_taken=False, match="refuses the credentials"):
                 place.broker(HashWire).publish([message()], timeout_s=3)
 
+    def test_no_room_for_another_client(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        server = make_redis()
+        with place_on(server.url) as place:
+            place.client.config_set("maxclients", connections(place, besides=0))
+            with unavailable(within_s=3, maybe_taken=False, match="max number of clients"):
+                place.broker(HashWire).publish([message()], timeout_s=3)
+            place.client.config_set("maxclients", 100)
+
+    def test_a_database_that_is_not_there(self, redis_server: PrivateRedis, place: Place) -> None:
+        with unavailable(within_s=3, maybe_taken=False, match="DB index is out of range"):
+            place.broker(url=f"redis://127.0.0.1:{redis_server.port}/4711").publish([message()], timeout_s=3)
+
     def test_a_user_that_may_not_write_here(self, breakable: PrivateRedis, broken_place: Place) -> None:
         broken_place.client.execute_command("ACL", "SETUSER", "bob", "on", ">pw", "~other*", "+@all")
         broker = broken_place.broker(HashWire, url=f"redis://bob:pw@127.0.0.1:{breakable.port}/0")
@@ -790,25 +830,23 @@ class TestReplies:
     def test_every_kind_of_reply_is_read_from_any_pieces(self, size: int) -> None:
         data = b":12\r\n+OK\r\n$5\r\na\r\nbc\r\n$-1\r\n*3\r\n:1\r\n*-1\r\n-ERR no\r\n$0\r\n\r\n-NOSCRIPT none\r\n"
         pieces = [data[start : start + size] for start in range(0, len(data), size)]
-        replies = _Replies(_Pieces(pieces))
+        replies = Replies(_Pieces(pieces))
 
         assert [replies.read() for _ in range(4)] == [12, b"OK", b"a\r\nbc", None]
         one, nothing, error = replies.read()
-        assert (one, nothing, type(error)) == (1, None, redis.ResponseError)
+        assert (one, nothing, type(error)) == (1, None, ReplyError)
         assert replies.read() == b""
-        with pytest.raises(NoScriptError):
+        with pytest.raises(ReplyError, match="NOSCRIPT none"):
             replies.read()
-        with pytest.raises(redis.ConnectionError):
+        with pytest.raises(RedisTrouble, match="closed"):
             replies.read()
 
 
 class _Pieces:
-    """A connection on which these bytes arrive, and then its end."""
+    """A socket on which these bytes arrive, and then its end."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._left = iter(pieces)
-        self._sock = self
-        self._parser: Any = BaseParser
 
     def recv(self, size: int) -> bytes:
         return next(self._left, b"")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import select
 import socket
 import struct
@@ -12,38 +11,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from redis import ConnectionPool
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterCrossSlotError,
-    ClusterDownError,
-    InvalidResponse,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
-
+from taskbridge.brokers.redis.connecting import Connect, Connection, Request, Word, connector, pack
+from taskbridge.brokers.redis.replies import OutOfTime, RedisTrouble, Replies, ReplyError
 from taskbridge.brokers.redis.scripts import Script
-from taskbridge.exceptions import BrokerUnavailable, SettingsError
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
-
-Word = str | bytes | int | float
-"""A part of a command."""
-
-Request = Sequence[Sequence[Word]]
-"""Commands that are carried out together: one as it is, several in a transaction."""
 
 Outcome = Any
 """What became of a request: the reply (of a transaction, the list of replies), or a `BrokerUnavailable`."""
@@ -57,113 +32,15 @@ _WINDOW_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 8192
 """What an idle connection takes in one call, whatever its peer does."""
 
-_RECEIVED: Final = 1 << 16
-"""How many bytes are received at a time, at most."""
-
 _SLICE_S: Final = 0.1
 """How long a call that can be interrupted waits before it looks whether it is."""
 
-# Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
-_NOT_FOR_CONNECTIONS: Final = frozenset(
-    {
-        "max_connections",
-        "timeout",
-        "retry_on_timeout",
-        "retry_on_error",
-        "health_check_interval",
-        "decode_responses",
-        "socket_timeout",
-        "socket_connect_timeout",
-    }
-)
-
-_PROTOCOL: Final = re.compile(r"([?&])protocol=[^&]*&?")
-"""The version of the protocol in a URL."""
-
-# Error replies for which redis-py breaks a connection off; the server has refused the command.
-_BREAKING_REFUSALS: Final = (BusyLoadingError, AuthenticationError)
-
-_DEMOTED: Final = (ReadOnlyError, MasterDownError)
-"""What a server says that was the primary: new connections may lead to the new one."""
-
-_TROUBLE: Final = (RedisError, OSError, UnicodeError)
+_TROUBLE: Final = (RedisTrouble, OSError, UnicodeError)
 """What making or using a connection may raise; UnicodeError for a host that can't be a name."""
 
 
-_ConnectionPool: Any = ConnectionPool
-"""Connections are Any here: redis-py's types leave out or misstate most of what is used of them."""
-
-
-class _InterruptedError(RedisError):
+class _InterruptedError(RedisTrouble):
     """A call was given up because its caller is to stop."""
-
-
-class _Replies:
-    """Reads the replies on a connection, in version 2 of the protocol; redis-py's own takes five times as long."""
-
-    __slots__ = ("_at", "_data", "_parse_error", "_receive")
-
-    def __init__(self, connection: Any) -> None:
-        self._receive: Callable[[int], bytes] = connection._sock.recv
-        self._parse_error: Callable[[str], Exception] = connection._parser.parse_error
-        self._data = b""
-        self._at = 0
-
-    @property
-    def has_more(self) -> bool:
-        """Whether a part of the next reply has been received."""
-        return self._at < len(self._data)
-
-    def read(self) -> Any:
-        """Return a reply; an error in an array is an item of it.
-
-        Raises:
-            ResponseError: The reply is an error.
-            RedisError, OSError: The connection can't be used any longer.
-        """
-        reply = self._reply()
-        if isinstance(reply, ResponseError):
-            raise reply
-        return reply
-
-    def _reply(self) -> Any:
-        line = self._line()
-        kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            return None if rest == b"-1" else self._bytes(int(rest))
-        if kind == b":":
-            return int(rest)
-        if kind == b"+":
-            return rest
-        if kind == b"*":
-            return None if rest == b"-1" else [self._reply() for _ in range(int(rest))]
-        if kind != b"-":
-            raise InvalidResponse(f"a reply can't begin with {kind!r}")
-        error = self._parse_error(rest.decode(errors="replace"))
-        if isinstance(error, ResponseError):
-            return error
-        raise error
-
-    def _line(self) -> bytes:
-        while (end := self._data.find(b"\r\n", self._at)) < 0:
-            self._fill()
-        line = self._data[self._at : end]
-        self._at = end + 2
-        return line
-
-    def _bytes(self, size: int) -> bytes:
-        while len(self._data) - self._at < size + 2:
-            self._fill()
-        found = self._data[self._at : self._at + size]
-        self._at += size + 2
-        return found
-
-    def _fill(self) -> None:
-        received = self._receive(_RECEIVED)
-        if not received:
-            raise RedisConnectionError("the server has closed the connection")
-        self._data = self._data[self._at :] + received
-        self._at = 0
 
 
 class _Link:
@@ -171,10 +48,10 @@ class _Link:
 
     __slots__ = ("_poll", "_released_at", "_replies", "_timeout_s", "_waits_in_kernel", "connection", "socket")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.socket = connection._sock  # redis-py has no public way to change an open connection's timeout
-        self._replies = _Replies(connection)
+        self.socket = connection.socket
+        self._replies = Replies(self.socket)
         self._timeout_s = 0.0
         self._waits_in_kernel = sys.platform == "linux" and type(self.socket) is socket.socket  # not TLS
         if self._waits_in_kernel:
@@ -237,7 +114,7 @@ class _Link:
         self._timeout_s = left_s
 
     def close(self) -> None:
-        self.connection.disconnect()
+        self.connection.close()
 
 
 def limit_in_kernel(blocking: socket.socket, timeout_s: float) -> None:
@@ -258,11 +135,13 @@ def _none() -> int:
 class _Connecting:
     """A connection being made, in a thread: so no part of it (looking the host up, TLS, AUTH) outlasts a deadline."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, connect: Connect, timeout_s: float) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._given_up = False
+        self._made: Connection | None = None
         self._error: Exception | None = None
         try:
             threading.Thread(target=self._run, name="taskbridge-redis-connect", daemon=True).start()
@@ -271,19 +150,19 @@ class _Connecting:
 
     def _run(self) -> None:
         try:
-            self._connection.connect()
+            self._made = self._connect(self._timeout_s)
         except Exception as exc:
             self._error = exc
         with self._lock:
-            if self._given_up:
-                self._connection.disconnect()
+            if self._given_up and self._made is not None:
+                self._made.close()
             self._ended.set()
 
     def wait(self, deadline: float, stop: threading.Event | None) -> _Link:
         """Return the open connection.
 
         Raises:
-            RedisError, OSError, UnicodeError: It can't be made, or not in time.
+            RedisTrouble, OSError, UnicodeError: It can't be made, or not in time.
         """
         try:
             while not self._ended.wait(_left_s(deadline) if stop is None else min(_SLICE_S, _left_s(deadline))):
@@ -291,9 +170,9 @@ class _Connecting:
                     _check(stop)
         finally:
             self._give_up_unless_ended()
-        if self._error is not None:
-            raise self._error
-        return _Link(self._connection)
+        if self._made is None:
+            raise self._error or OutOfTime()
+        return _Link(self._made)
 
     def _give_up_unless_ended(self) -> None:
         with self._lock:
@@ -303,7 +182,7 @@ class _Connecting:
 def _left_s(deadline: float) -> float:
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        raise RedisTimeoutError
+        raise OutOfTime
     return left_s
 
 
@@ -330,23 +209,9 @@ class Client:
     def __init__(self, url: str, *, trusted_s: float = 0.0) -> None:
         self._trusted_s = trusted_s
         self._place = without_credentials(url)
-        try:
-            self._prepare(url)
-            if self._options["protocol"] != 2:  # replies are read in that one, which needs no round trip to agree
-                self._prepare(_PROTOCOL.sub(r"\1", url))
-        except (TypeError, ValueError, RedisError) as exc:
-            raise SettingsError("url", f"redis-py can't read {self._place} and its options: {exc}") from exc
+        self._connect = connector(url)
         self._idle: deque[_Link] = deque()
         self._pid = os.getpid()
-
-    def _prepare(self, url: str) -> None:
-        """Learn from redis-py what connections to a URL are made of, and have it check that."""
-        pool: Any = _ConnectionPool.from_url(url, protocol=2)
-        self._make: Any = pool.connection_class
-        options = pool.connection_kwargs
-        self._options = {key: value for key, value in options.items() if key not in _NOT_FOR_CONNECTIONS}
-        self._options["retry"] = Retry(NoBackoff(), 0)
-        self._make(**self._options)
 
     def execute(self, request: Request, *, timeout_s: float, stop: threading.Event | None = None) -> Any:
         """Carry a request out and return its reply.
@@ -401,7 +266,7 @@ class Client:
         try:
             return self.execute([("EVALSHA", script.sha, *rest)], timeout_s=timeout_s, stop=stop)
         except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, NoScriptError):
+            if not _is_unknown_script(exc):
                 raise
         left_s = deadline - time.monotonic()
         return self.execute([("EVAL", script.text, *rest)], timeout_s=left_s, stop=stop)
@@ -421,7 +286,7 @@ class Client:
         try:
             return self.execute([along, ("EVALSHA", script.sha, *rest)], timeout_s=timeout_s)
         except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, NoScriptError):
+            if not _is_unknown_script(exc):
                 raise
         left_s = deadline - time.monotonic()
         return self.execute([along, ("EVAL", script.text, *rest)], timeout_s=left_s)
@@ -444,7 +309,7 @@ class Client:
         """Return the connection that was used last, if it is fit, or a new one.
 
         Raises:
-            RedisError, OSError, UnicodeError: None can be made.
+            RedisTrouble, OSError, UnicodeError: None can be made.
         """
         left_s = _left_s(deadline)
         while idle:
@@ -455,8 +320,7 @@ class Client:
             if link.is_fit(self._trusted_s):
                 return link
             link.close()
-        connection = self._make(**self._options, socket_timeout=left_s, socket_connect_timeout=left_s)
-        return _Connecting(connection).wait(deadline, stop)
+        return _Connecting(self._connect, left_s).wait(deadline, stop)
 
     def _give_back(self, link: _Link, idle: deque[_Link]) -> None:
         if idle is not self._idle:  # closed meanwhile
@@ -494,7 +358,7 @@ class Client:
                 outcomes.append(self._read(link, request, deadline, stop))
         except _TROUBLE as exc:
             link.close()
-            if isinstance(exc, _BREAKING_REFUSALS):
+            if isinstance(exc, ReplyError):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
             lost = self._unavailable(exc, maybe_taken=sent or len(requests) > 1)
@@ -509,27 +373,31 @@ class Client:
         """Return what became of a request.
 
         Raises:
-            RedisError, OSError: The connection can't be used any longer.
+            RedisTrouble, OSError: The connection can't be used any longer.
         """
         if len(request) == 1:
             try:
                 return link.read(deadline, stop)
-            except ResponseError as exc:
+            except ReplyError as exc:
+                if exc.breaks:
+                    raise
                 return self._unavailable(exc, maybe_taken=False)
         return self._read_transaction(link, len(request), deadline, stop)
 
     def _read_transaction(self, link: _Link, commands: int, deadline: float, stop: threading.Event | None) -> Outcome:
-        refusal: ResponseError | None = None
+        refusal: ReplyError | None = None
         in_transaction = True
         for number in range(1 + commands):
             try:
                 link.read(deadline, stop)
-            except ResponseError as exc:
+            except ReplyError as exc:
+                if exc.breaks:
+                    raise
                 in_transaction = in_transaction and number > 0  # without MULTI, each command is carried out at once
                 refusal = refusal or exc
         try:
             replies = link.read(deadline, stop)
-        except ResponseError as exc:
+        except ReplyError as exc:
             return self._unavailable(refusal or exc, maybe_taken=not in_transaction)
         for reply in replies:
             if isinstance(reply, Exception):  # the wrong type of key, say; the other commands were carried out
@@ -537,55 +405,27 @@ class Client:
         return replies
 
     def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
-        if isinstance(exc, _DEMOTED):
+        if isinstance(exc, ReplyError) and exc.is_of_demoted:
             self.close()
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = exc
         return made
 
 
-def pack(request: Request) -> bytes:
-    """Return what is sent for a request; redis-py's own way takes twice as long."""
-    if len(request) == 1:
-        return b"".join(_parts(request))
-    return b"".join([_MULTI, *_parts(request), _EXEC])
-
-
-def _parts(commands: Request) -> list[bytes]:
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for word in command:
-            data = word if isinstance(word, bytes) else word.encode() if isinstance(word, str) else b"%r" % word
-            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return parts
-
-
-_MULTI: Final = b"".join(_parts([("MULTI",)]))
-_EXEC: Final = b"".join(_parts([("EXEC",)]))
+def _is_unknown_script(exc: BrokerUnavailable) -> bool:
+    return isinstance(exc.__cause__, ReplyError) and exc.__cause__.code == "NOSCRIPT"
 
 
 def _problem(exc: Exception) -> str:
     """Return what an error says, without what was sent, and without where in a script it arose."""
-    text = str(exc).partition(", with args beginning with")[0].partition(" script: ")[0]
     match exc:
         case _InterruptedError():
             return "given up, for the worker stops"
-        case RedisTimeoutError() | TimeoutError() | BlockingIOError():
+        case OutOfTime() | TimeoutError() | BlockingIOError():
             return "no answer in time"
-        case BusyLoadingError():
-            return "Redis is loading its data"
-        case OutOfMemoryError():
-            return f"Redis is out of memory: {text}"
-        case ReadOnlyError():
-            return f"this Redis is a read-only replica: {text}"
-        case AuthenticationError():
-            return f"Redis refuses the credentials: {text}"
-        case MasterDownError():
-            return f"this Redis is a replica without its primary: {text}"
-        case AskError() | ClusterCrossSlotError() | ClusterDownError():
-            return f"Redis Cluster is not supported: {text}"
-        case ResponseError():
-            return f"Redis refuses: {text}"
-        case _:
+        case ReplyError():
+            return exc.problem
+        case OSError(strerror=str(text)):
             return text
+        case _:
+            return str(exc)

@@ -30,7 +30,8 @@ from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from taskbridge.brokers.redis.client import Client, Word
+from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.connecting import Word
 from taskbridge.engines.dramatiq import scripts
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery

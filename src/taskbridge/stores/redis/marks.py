@@ -17,20 +17,17 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
-from taskbridge.brokers.redis.client import pack
+from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.connecting import Word, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim
-from taskbridge.stores.redis.connecting import connect
 from taskbridge.stores.redis.silent import Silent
 
 _log = logging.getLogger("taskbridge.store")
 
 _ENDED: Final = "ended"
-_CONNECT_S: Final = 2.0
 _STARTED_TTL_S: Final = 7 * 86400
 """A mark of a run that never ended is kept for this long; its message comes back much sooner."""
 _AFTER_END_S: Final = 60
@@ -69,7 +66,7 @@ class RedisMarks:
 
     def __init__(self, settings: Settings, url: str, silent: Silent | None = None) -> None:
         self._settings = settings
-        self._url = url
+        self._client = Client(url)
         self._silent = Silent(settings, url) if silent is None else silent
         self._lock = threading.Lock()
         self._mine: _Process | None = None
@@ -90,7 +87,7 @@ class RedisMarks:
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
         process = self._process()
-        process.ask(timeout_s, "DEL", self._key(message))
+        self._ask(timeout_s, "DEL", self._key(message))
         process.running.pop((message.life, message.attempt), None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
@@ -98,7 +95,7 @@ class RedisMarks:
         process = self._process()
         keys = [f"{self._settings.namespace}:mark:{life}:{attempt}" for life, attempt in tuple(process.running)]
         if keys:
-            process.ask(timeout_s, "DEL", *keys)
+            self._ask(timeout_s, "DEL", *keys)
         process.running.clear()
 
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
@@ -109,7 +106,7 @@ class RedisMarks:
         mine = "1" if key in process.running else "0"
         words = (process.name, process.alive_prefix, _STARTED_TTL_S, mine)
         try:
-            claim = Claim(process.ask(timeout_s, "EVAL", _CLAIM, 1, self._key(message), *words).decode())
+            claim = Claim(self._ask(timeout_s, "EVAL", _CLAIM, 1, self._key(message), *words).decode())
         except BaseException:
             process.deciding.discard(key)
             raise
@@ -125,7 +122,7 @@ class RedisMarks:
         started_at = process.running.get((message.life, message.attempt))
         if started_at is None or process.lived_since(started_at):
             return True
-        owner = process.ask(timeout_s, "GET", self._key(message))
+        owner: bytes | None = self._ask(timeout_s, "GET", self._key(message))
         if owner is None or owner.decode().removesuffix(_LOST) == process.name:
             return True
         process.running.pop((message.life, message.attempt), None)
@@ -149,6 +146,14 @@ class RedisMarks:
         if mine is not None and mine.pid == os.getpid():
             self._silent.close()
             mine.close()
+            self._client.close()
+
+    def _ask(self, timeout_s: float, *command: Word) -> Any:
+        """Send a command and return the answer."""
+        try:
+            return self._client.execute([command], timeout_s=timeout_s)
+        except BrokerUnavailable as exc:
+            raise BrokerUnavailable(f"the store does not answer: {exc.problem}") from exc
 
     def _write(self, message: Message, tail: bytes) -> None:
         """Set a message's mark and don't wait; the words after the key are packed already."""
@@ -164,14 +169,14 @@ class RedisMarks:
             return mine
         with self._lock:
             if self._mine is None or self._mine.pid != os.getpid():
-                self._mine = _Process(self._settings, self._url)
+                self._mine = _Process(self._settings, self._client)
             return self._mine
 
 
 class _Process:
     """This process, as the store knows it: its name, its connections, the thread that says it is alive."""
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, client: Client) -> None:
         self.pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         self.alive_prefix = f"{settings.namespace}:alive:"
@@ -183,7 +188,8 @@ class _Process:
         self._lapsed_at = -inf
         on_rabbitmq = settings.url.broker == "amqp"
         self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
-        self._client: Any = connect(url, timeout_s=settings.send_timeout_s, connect_timeout_s=_CONNECT_S)
+        self._client = client
+        self._timeout_s = settings.send_timeout_s
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._say_alive()
@@ -200,13 +206,6 @@ class _Process:
             self.deciding.add(key)
             return True
 
-    def ask(self, timeout_s: float, *command: object) -> Any:
-        """Send a command and return the answer."""
-        try:
-            return self._client.execute_command(*command)
-        except (RedisError, OSError) as exc:
-            raise BrokerUnavailable(f"the store does not answer: {type(exc).__name__}") from exc
-
     def lived_since(self, moment: float) -> bool:
         """Return whether the store has known this process for alive all the time since then."""
         return monotonic() - self._seen_at < self._life_s and self._lapsed_at < moment
@@ -214,8 +213,8 @@ class _Process:
     def _say_alive(self) -> bool:
         said_at = monotonic()
         try:
-            self._client.set(self.alive_prefix + self.name, "1", px=int(self._life_s * 1000))
-        except (RedisError, OSError):
+            self._tell("SET", self.alive_prefix + self.name, "1", "PX", int(self._life_s * 1000))
+        except BrokerUnavailable:
             return False
         if monotonic() - self._seen_at >= self._life_s:
             self._lapsed_at = said_at
@@ -230,7 +229,9 @@ class _Process:
     def close(self) -> None:
         self._stop.set()
         try:
-            self._client.delete(self.alive_prefix + self.name)
-        except (RedisError, OSError):
+            self._tell("DEL", self.alive_prefix + self.name)
+        except BrokerUnavailable:
             _log.info("the store was away as this worker ended")
-        self._client.close()
+
+    def _tell(self, *command: Word) -> None:
+        self._client.execute([command], timeout_s=self._timeout_s)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.brokers.redis.client import Client, Word
+from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.connecting import Word
 from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings

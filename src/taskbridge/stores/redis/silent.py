@@ -14,13 +14,12 @@ import socket
 import sys
 import threading
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
-from redis.exceptions import RedisError
-
-from taskbridge.brokers.redis.client import limit_in_kernel, pack
+from taskbridge.brokers.redis.client import limit_in_kernel
+from taskbridge.brokers.redis.connecting import Connection, connector, pack
+from taskbridge.brokers.redis.replies import RedisTrouble
 from taskbridge.settings import Settings
-from taskbridge.stores.redis.connecting import connect
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -38,13 +37,12 @@ _REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
 class _Link:
     """A connection whose replies are off; closed when its thread has ended."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection = connection
-        connection.connect()
-        self._socket: Any = connection._sock  # redis-py's own way to it takes longer than the write
+        self._socket = connection.socket
+        self._socket.settimeout(timeout_s)
         self._socket.sendall(_REPLIES_OFF)
-        timeout_s = self._socket.gettimeout()
-        if sys.platform == "linux" and type(self._socket) is socket.socket and timeout_s is not None:  # not TLS
+        if sys.platform == "linux" and type(self._socket) is socket.socket:  # not TLS
             self._socket.settimeout(None)
             limit_in_kernel(self._socket, timeout_s)
         self._ending = select.poll()
@@ -65,14 +63,15 @@ class _Link:
         self._socket.sendall(request)
 
     def __del__(self) -> None:
-        self._connection.disconnect()
+        self._connection.close()
 
 
 class Silent:
     """Sends commands to a Redis server and waits for no answer. Threads share it; a forked process makes its own."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self._client: Any = connect(url, timeout_s=settings.send_timeout_s, connect_timeout_s=_CONNECT_S)
+        self._connect = connector(url)
+        self._timeout_s = settings.send_timeout_s
         self._start_over()
 
     def _start_over(self) -> None:
@@ -100,9 +99,9 @@ class Silent:
         """Send a request on this thread's connection, or on a new one, and return whether that went well."""
         try:
             if link is None:
-                link = self._local.link = _Link(self._client.connection_pool.make_connection())
+                link = self._local.link = _Link(self._connect(_CONNECT_S), self._timeout_s)
             link.send(request)
-        except (RedisError, OSError) as exc:
+        except (RedisTrouble, OSError, UnicodeError) as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
             self._local.link = None
             return False
@@ -111,4 +110,5 @@ class Silent:
     def close(self) -> None:
         """Let go of the connections, if they are this process's; the next write makes a new one."""
         if self._pid == os.getpid():
+            self._local.link = None
             self._local = threading.local()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import select
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
+from taskbridge.brokers.redis.connecting import Connection, connector, pack
+from taskbridge.brokers.redis.replies import RedisTrouble, Replies
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
-from taskbridge.stores.redis.connecting import connect
 from taskbridge.stores.watches import Watches
 
 _log = logging.getLogger("taskbridge.store")
@@ -29,17 +29,66 @@ _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
 
+class _Line:
+    """A connection on which messages come unasked."""
+
+    def __init__(self, connection: Connection, timeout_s: float) -> None:
+        self._connection = connection
+        self._socket = connection.socket
+        self._timeout_s = timeout_s
+        self._socket.settimeout(timeout_s)
+        self._replies = Replies(self._socket)
+        self._nothing_yet = _nothing_yet(self._socket)
+        self._ready = select.poll()
+        self._ready.register(self._socket, select.POLLIN)
+
+    def send(self, *command: str) -> None:
+        self._socket.sendall(pack([command]))
+
+    def read(self) -> Any:
+        return self._replies.read()
+
+    def has_more(self) -> bool:
+        """Return whether there is something to read; what has arrived may be OpenSSL's own affair."""
+        if self._replies.has_more:
+            return True
+        self._socket.settimeout(0)
+        try:
+            self._replies.receive()
+        except self._nothing_yet:
+            return False
+        finally:
+            self._socket.settimeout(self._timeout_s)
+        return True
+
+    def wait(self, wait_s: float) -> None:
+        """Wait until something arrives, while others may write."""
+        self._ready.poll(wait_s * 1000)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _nothing_yet(used: socket.socket) -> tuple[type[OSError], ...]:
+    """Return what a socket raises that doesn't wait, if nothing has arrived."""
+    if type(used) is socket.socket:
+        return (BlockingIOError,)
+    import ssl  # here, for it takes 5 ms
+
+    return ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError
+
+
 class Wakes:
     """The watches of this process. Its thread connects again after an outage, and then wakes everybody."""
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._prefix = f"{settings.namespace}:ended:"
         self._timeout_s = settings.send_timeout_s
-        self._client: Any = connect(url, timeout_s=self._timeout_s, connect_timeout_s=self._timeout_s)
+        self._connect = connector(url)
         self._watches = Watches()
         self._changed = threading.Condition()
         self._using = threading.Lock()  # of the connection: OpenSSL takes one thread at a time; after `_changed`
-        self._connection: Any = None
+        self._connection: _Line | None = None
         self._asked: Counter[str] = Counter()
         self._wanted: set[str] = set()  # for these SUBSCRIBE was sent, and no UNSUBSCRIBE after it
         self._heard: set[str] = set()
@@ -62,7 +111,6 @@ class Wakes:
         self._closed.set()
         with self._changed:
             self._drop()
-        self._client.close()
 
     def _listen(self, message_id: str) -> None:
         deadline = time.monotonic() + self._timeout_s
@@ -100,8 +148,9 @@ class Wakes:
     def _send(self, *command: str) -> None:
         try:
             with self._using:
-                self._connection.send_command(*command)
-        except (RedisError, OSError):
+                if self._connection is not None:
+                    self._connection.send(*command)
+        except OSError:
             self._drop()
 
     def _drop(self) -> None:
@@ -110,27 +159,32 @@ class Wakes:
         self._heard.clear()
         self._asked.clear()
         if connection is not None:
-            connection.disconnect()
+            connection.close()
 
     def _run(self) -> None:
         pause_s, is_first = _SHORTEST_PAUSE_S, True
         while not self._closed.is_set():
-            connection = self._client.connection_pool.make_connection()
+            connection: _Line | None = None
             try:
-                connection.connect()
+                connection = _Line(self._connect(self._timeout_s), self._timeout_s)
                 self._begin(connection, is_first)
                 is_first, pause_s = False, _SHORTEST_PAUSE_S
                 self._read(connection)
-            except (RedisError, OSError, ValueError, AttributeError) as exc:  # the last two: closed while it was read
+            except (
+                RedisTrouble,
+                OSError,
+                ValueError,
+            ) as exc:  # ValueError: closed while it was read
                 if not self._closed.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
             with self._changed:
                 self._drop()
-            connection.disconnect()
+            if connection is not None:
+                connection.close()
             self._closed.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _begin(self, connection: Any, is_first: bool) -> None:
+    def _begin(self, connection: _Line, is_first: bool) -> None:
         with self._changed:
             self._connection = connection
             ids = list(self._watches.ids())
@@ -138,13 +192,13 @@ class Wakes:
             for start in range(0, len(ids), _TOGETHER):
                 self._ask("SUBSCRIBE", ids[start : start + _TOGETHER])
 
-    def _read(self, connection: Any) -> None:
+    def _read(self, connection: _Line) -> None:
         asked, asks_at = False, time.monotonic() + _LOOK_S
         while self._connection is connection and not self._closed.is_set():
             if self._has_reply(connection, max(0.0, asks_at - time.monotonic())):
                 asked, asks_at = False, time.monotonic() + _LOOK_S
                 with self._using:
-                    reply = connection.read_response(disconnect_on_error=False)
+                    reply = connection.read()
                 self._take(reply)
             elif time.monotonic() >= asks_at:
                 if asked:
@@ -153,17 +207,14 @@ class Wakes:
                 with self._changed:
                     self._send("PING")  # allowed here; the answer is a list, as all are
 
-    def _has_reply(self, connection: Any, wait_s: float) -> bool:
+    def _has_reply(self, connection: _Line, wait_s: float) -> bool:
         """Return whether there is something to read, and wait for that, while others may write."""
         with self._using:
-            if connection.can_read(timeout=0):
+            if connection.has_more():
                 return True
-        ready = select.poll()
-        ready.register(connection._sock, select.POLLIN)
-        ready.poll(wait_s * 1000)
-        with self._using:  # what came may be OpenSSL's own affair
-            found: bool = connection.can_read(timeout=0)
-        return found
+        connection.wait(wait_s)
+        with self._using:
+            return connection.has_more()
 
     def _take(self, reply: Any) -> None:
         kind, channel = reply[0], reply[1]
