@@ -637,7 +637,7 @@ class Bridge:
             self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
         self._check(message)
         self._deliver(message, wait_s)
-        self._sent(message, wait_s)
+        self._sent(message, wait_s=wait_s)
         return self._handle(message)
 
     def _deliver(self, message: Message, wait_s: float) -> None:
@@ -665,10 +665,12 @@ class Bridge:
             EncodeError, UnknownQueue, MessageTooLarge: As `Task.send` does; then nothing was sent.
         """
         messages = [self._message(call) for call in calls]
-        for message in messages:
-            if self.hooks.has("before_send"):
+        if self.hooks.has("before_send"):
+            for message in messages:
                 self.hooks.call(Event(name="before_send", message=message))
-            self._check(message)
+                self._check(message)
+        else:
+            self._check(*messages)
         remaining = iter(messages)
         sent: list[str] = []
         while batch := list(islice(remaining, _BATCH)):
@@ -680,8 +682,7 @@ class Bridge:
                 unsure = frozenset({0}) if exc.maybe_taken else frozenset[int]()
                 cause = PartlyPublished(exc, accepted=frozenset(), unsure=unsure)
                 self._raise_send_error(cause, sent, batch, messages)
-            for message in batch:
-                self._sent(message, 0.0)
+            self._sent(*batch)
             sent.extend(message.id for message in batch)
         return [self._handle(message) for message in messages]
 
@@ -700,8 +701,7 @@ class Bridge:
     def _raise_send_error(
         self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]
     ) -> None:
-        for index in sorted(cause.accepted):
-            self._sent(batch[index], 0.0)
+        self._sent(*(batch[index] for index in sorted(cause.accepted)))
         taken = [*sent, *(batch[index].id for index in sorted(cause.accepted))]
         accepted = set(taken)
         unsent = [message.id for message in messages if message.id not in accepted]
@@ -730,12 +730,14 @@ class Bridge:
             headers=dict(options.headers),
         )
 
-    def _check(self, message: Message) -> None:
-        check_known(message.queue, self.queues())
-        if message.size > self.settings.max_message_bytes:
-            raise MessageTooLarge(message.task, message.size, self.settings.max_message_bytes)
-        if message.headers and message.headers_size > MOST_HEADER_BYTES:
-            raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
+    def _check(self, *messages: Message) -> None:
+        queues, most_bytes = self.queues(), self.settings.max_message_bytes
+        for message in messages:
+            check_known(message.queue, queues)
+            if message.size > most_bytes:
+                raise MessageTooLarge(message.task, message.size, most_bytes)
+            if message.headers and message.headers_size > MOST_HEADER_BYTES:
+                raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
 
     def _wait_s(self, when: When | None) -> float:
         if when is None:
@@ -745,9 +747,10 @@ class Bridge:
             raise ValueError(f"a delay is at most 8 years, not {when!r}")
         return wait_s
 
-    def _sent(self, message: Message, wait_s: float) -> None:
+    def _sent(self, *messages: Message, wait_s: float = 0.0) -> None:
         if self.hooks.has("after_send"):
-            self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+            for message in messages:
+                self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
         self.work_is_there()
 
     def work_is_there(self) -> None:

@@ -100,8 +100,10 @@ class Message:
     @property
     def size(self) -> int:
         """The bytes that the application decides about: arguments and headers, encoded (rule S6)."""
-        headers = sum(len(key.encode()) + len(value.encode()) for key, value in self.headers.items())
-        return len(self.args_json) + len(self.kwargs_json) + headers
+        size = len(self.args_json) + len(self.kwargs_json)
+        if self.headers:
+            size += sum(len(key.encode()) + len(value.encode()) for key, value in self.headers.items())
+        return size
 
     @property
     def headers_size(self) -> int:

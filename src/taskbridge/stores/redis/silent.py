@@ -31,6 +31,9 @@ _PAUSE_S: Final = 1.0
 _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 """What tells that the server has closed a connection; the last is Linux's."""
 
+_ESTABLISHED: Final = b"\x01"
+"""The state of a connection that neither side has closed, as Linux says it first in its `tcp_info` (tcp(7))."""
+
 _REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
 
 
@@ -45,6 +48,8 @@ class _Link:
         if sys.platform == "linux" and type(self._socket) is socket.socket:  # not TLS
             self._socket.settimeout(None)
             limit_in_kernel(self._socket, timeout_s)
+        # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it each time.
+        self._is_tcp = sys.platform == "linux" and self._socket.family != socket.AF_UNIX
         self._ending = select.poll()
         # No POLLIN: TLS has something to read after its handshake.
         self._ending.register(self._socket, _PEER_IS_GONE)
@@ -52,6 +57,9 @@ class _Link:
     @property
     def is_closed(self) -> bool:
         """Whether the server has closed it: what is sent then is lost without a trace."""
+        if self._is_tcp:
+            state: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            return state != _ESTABLISHED
         return bool(self._ending.poll(0))
 
     def send(self, request: bytes) -> None:
