@@ -216,8 +216,8 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: Priv
 
     for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
         assert other.claim(message, timeout_s=1) is answer
-        other._process().running.clear()
-        other._process().deciding.clear()
+        other._worker().running.clear()
+        other._worker().deciding.clear()
         assert other.claim(message, timeout_s=1) is answer
     other.ended(lost)
     assert claim_when(other, lost, Claim.ENDED) is Claim.ENDED

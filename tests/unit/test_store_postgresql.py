@@ -113,8 +113,7 @@ def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
     store.init(timeout_s=5)
     other.marks.started(message)
     marks: Any = store.marks
-    process = marks._process()
-    key, given_back = process.key, list[bool]()
+    key, given_back = marks._key, list[bool]()
 
     def late(asked: Message) -> Any:
         if not given_back:
@@ -122,7 +121,7 @@ def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
             other.marks.given_back(message, timeout_s=5)
         return key(asked)
 
-    monkeypatch.setattr(process, "key", late)
+    monkeypatch.setattr(marks, "_key", late)
     assert store.marks.claim(message, timeout_s=5) is Claim.RUN
     assert given_back
     assert other.marks.claim(message, timeout_s=5) is Claim.RUNNING

@@ -296,12 +296,12 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, st
     gone, never, lost = opened(url), a_message(1), a_message(2)
     gone.marks.started(lost)
     gone.close()
-    process = store.marks._process()
+    worker = store.marks._worker()
 
     for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
         assert store.marks.claim(message, timeout_s=5) is answer
-        process.running.clear()
-        process.deciding.clear()
+        worker.running.clear()
+        worker.deciding.clear()
         assert store.marks.claim(message, timeout_s=5) is answer
     store.marks.ended(lost)
     assert store.marks.claim(lost, timeout_s=5) is Claim.ENDED

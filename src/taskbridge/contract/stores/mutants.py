@@ -25,6 +25,7 @@ Kind = Literal["memory", "sqlite", "postgresql"]
 
 _MEMORY: Final = "taskbridge.stores.memory"
 _SQL: Final = "taskbridge.stores.sql"
+_MARKING: Final = "taskbridge.stores.marking"
 _TRANSITIONS: Final = "taskbridge.stores.transitions"
 
 
@@ -507,25 +508,25 @@ def gives_nothing_back(all_given_back: Any) -> Any:
     return lambda self, *, timeout_s: None
 
 
-@mutant("a_live_workers_run_is_its_own", f"{_SQL}.marks", "_Process._stay_alive", "sqlite")
+@mutant("a_live_workers_run_is_its_own", _MARKING, "Worker._stay_alive", "sqlite")
 def says_once_that_it_is_alive(stay_alive: Any) -> Any:
     """A worker says once that it is alive."""
     return lambda self: None
 
 
-@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "_Process._is_alive", "sqlite")
+@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
 def takes_all_for_alive(is_alive: Any) -> Any:
     """Every worker counts as alive."""
     return lambda self, connection, name: True
 
 
-@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "_Process._is_alive", "sqlite")
+@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
 def takes_all_for_dead(is_alive: Any) -> Any:
     """Every worker counts as dead."""
     return lambda self, connection, name: False
 
 
-@mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", f"{_SQL}.marks", "SqlMarks.still_ours", "sqlite")
+@mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", _MARKING, "StoredMarks.still_ours", "sqlite")
 def never_asks(still_ours: Any) -> Any:
     """A worker takes its runs for its own without asking."""
     return lambda self, message, *, timeout_s: True

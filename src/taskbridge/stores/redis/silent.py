@@ -48,7 +48,7 @@ class _Link:
         if sys.platform == "linux" and type(self._socket) is socket.socket:  # not TLS
             self._socket.settimeout(None)
             limit_in_kernel(self._socket, timeout_s)
-        # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it each time.
+        # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
         self._is_tcp = sys.platform == "linux" and self._socket.family != socket.AF_UNIX
         self._ending = select.poll()
         # No POLLIN: TLS has something to read after its handshake.
