@@ -329,7 +329,9 @@ def _transport(settings: Settings) -> Any:
         from taskbridge.engines.celery.memory import Transport as MemoryTransport  # here, for only memory needs it
 
         return MemoryTransport
-    return None
+    from taskbridge.engines.celery.amqp import Transport as AmqpTransport  # here, for it imports py-amqp
+
+    return AmqpTransport
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:

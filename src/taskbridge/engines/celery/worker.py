@@ -140,7 +140,15 @@ class Consumer(CeleryConsumer):
     def stop(self) -> None:
         """Take nothing new."""
         self._life.begins_to_end()
+        self._stop_gathering()
         stock(super()).stop()
+
+    def _stop_gathering(self) -> None:
+        """Have each acknowledgement written at once: the main loop is at its end."""
+        stop = getattr(getattr(self.connection, "_connection", None), "stop_gathering", None)
+        if stop is not None:
+            with suppress(*self.connection_errors):  # then all that was gathered is delivered again
+                stop()
 
     def shutdown(self) -> None:
         """Close the connection, after the pool has ended; what is left goes back."""
@@ -217,6 +225,7 @@ class Consumer(CeleryConsumer):
 
     def flush_acknowledgements(self) -> None:
         """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
+        self._stop_gathering()
         for callback in self.hub._pop_ready() if self.hub is not None else ():
             method = getattr(callback, "fun", None)
             if getattr(method, "__name__", "") in ("ack_log_error", "reject_log_error"):
