@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +16,17 @@ from celery.exceptions import ImproperlyConfigured
 
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
-from taskbridge.engines.celery.attempts import ENDED, Attempts
-from taskbridge.engines.celery.carrier import PutOff
-from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock, worker_state
+from taskbridge.engines.celery.attempts import ENDED
+from taskbridge.engines.celery.quick import Way
+from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.stock import (
+    CeleryConsumer,
+    PreforkPool,
+    SoloPool,
+    ThreadsPool,
+    stock,
+    worker_state,
+)
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
@@ -68,38 +76,6 @@ class Waker:
             return
 
 
-class Request(CeleryRequest):
-    """A request for a task of taskbridge's; the worker remembers which attempts it has begun and ended."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._is_put_off = False
-        self._attempts().begin(self.message.taskbridge)
-
-    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Deal with what the task raised."""
-        error = exc_info.exception
-        self._is_put_off = isinstance(getattr(error, "exc", error), PutOff)  # pools wrap what comes from a child
-        stock(super()).on_failure(exc_info, *args, **options)
-
-    def acknowledge(self) -> None:
-        """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
-        if self._is_put_off:
-            self._attempts().forget(self.message.taskbridge)  # else that one would be taken for a run that has ended
-        else:
-            self._attempts().end(self.message.taskbridge)
-        stock(super()).acknowledge()
-
-    def reject(self, requeue: bool = False) -> None:
-        """Return the message: the attempt has not happened."""
-        self._attempts().forget(self.message.taskbridge)
-        stock(super()).reject(requeue)
-
-    def _attempts(self) -> Attempts:
-        attempts: Attempts = self.app.engine.life.attempts
-        return attempts
-
-
 class Consumer(CeleryConsumer):
     """Takes messages for the pool, and deals with those that can't run."""
 
@@ -120,6 +96,8 @@ class Consumer(CeleryConsumer):
         self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
+        self._ways: dict[str, Way] = {}
+        self._done: deque[Any] = deque()
         _check_pool(pool)
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
@@ -127,6 +105,7 @@ class Consumer(CeleryConsumer):
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._has_children = isinstance(pool, PreforkPool)
+        self._slots = _slots_of(pool)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -230,6 +209,7 @@ class Consumer(CeleryConsumer):
             method = getattr(callback, "fun", None)
             if getattr(method, "__name__", "") in ("ack_log_error", "reject_log_error"):
                 callback()
+        self._acknowledge_done()
 
     def update_strategies(self) -> None:
         """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
@@ -237,6 +217,14 @@ class Consumer(CeleryConsumer):
         for name, task in self.app.tasks.items():
             if type(task).__module__ == "celery.app.builtins":
                 del self.strategies[name]
+        self._ways = {} if self._slots is None or self.hub is None else self._made_ways(self._slots)
+
+    def _made_ways(self, slots: Slots) -> dict[str, Way]:
+        slots.tell = self._tell_of_done
+        return {
+            declaration.name: Way(self, self.app.tasks[declaration.name], slots, limit_s=declaration.time_limit_s)
+            for declaration in self._host.declarations()
+        }
 
     # Messages
 
@@ -268,6 +256,9 @@ class Consumer(CeleryConsumer):
             if self._came_back(message, read):
                 return None
             try:
+                way = self._ways.get(name)
+                if way is not None and due_at is None and way.is_open():
+                    return way.take(message)
                 return hand_on(message)
             except _ODD as exc:
                 self._let_go(message)
@@ -367,6 +358,20 @@ class Consumer(CeleryConsumer):
                 if self.controller.semaphore is not None:
                     self.controller.semaphore.release()
 
+    def acknowledge_soon(self, message: Any) -> None:
+        """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
+        self._done.append(message)
+        if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
+            self._tell_of_done()
+
+    def _tell_of_done(self) -> None:
+        self.call_soon(self._acknowledge_done)
+
+    def _acknowledge_done(self) -> None:
+        errors = (*self.connection_errors, *self.channel_errors)
+        while self._done:
+            self._done.popleft().ack_log_error(_log, errors)
+
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
 
@@ -443,6 +448,17 @@ def _are_limits(limits: Any) -> bool:
         and len(limits) == len(("hard", "soft"))
         and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
     )
+
+
+def _slots_of(pool: Any) -> Slots | None:
+    """Return the threads of a pool of threads, in the place of its own; None for other pools."""
+    if not isinstance(pool, ThreadsPool):
+        return None
+    if not isinstance(pool.executor, Slots):
+        pool.executor.shutdown(wait=False)
+        pool.executor = Slots(pool.limit)
+    slots: Slots = pool.executor
+    return slots
 
 
 def _check_pool(pool: Any) -> None:

@@ -1,0 +1,159 @@
+"""The short way of a message through a Celery worker, where the tasks run in threads of its main process.
+
+Celery's own way reads a message in the main loop, and once more where it runs; makes two promises and a future for it;
+and traces its run for signals, events, log lines and result backends. Where nobody listens for any of these, a message
+of taskbridge's goes from the main loop to a thread as it was read, and what it holds is never decoded a second time.
+What did not end well is shown by Celery's tracer, which is told what has become of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from time import time
+from typing import Any, Final
+
+from celery import signals
+from celery.app import trace as _trace
+from celery.worker import strategy as _strategy
+
+from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
+from taskbridge.engines.celery.request import Request
+from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.stock import CeleryContext, celery_state, worker_state
+from taskbridge.message import Message
+from taskbridge.retry import Done
+
+_LISTENED: Final[tuple[Any, ...]] = (
+    signals.task_received,
+    signals.task_prerun,
+    signals.task_postrun,
+    signals.task_success,
+)
+_LOGGERS: Final[tuple[logging.Logger, ...]] = (_trace.logger, _strategy.logger)
+
+
+class _Context(CeleryContext):
+    """What `task.request` gives in a task, made without a look at what few ask for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__ = values
+
+    @property
+    def headers(self) -> dict[str, Any] | None:
+        """The headers that are none of Celery's own."""
+        found: dict[str, Any] | None = self._get_custom_headers(vars(self))
+        return found
+
+
+class QuickRequest(Request):
+    """A request that runs itself in a slot."""
+
+    def __init__(self, way: Way, message: Any) -> None:
+        self._way = way
+        super().__init__(
+            message,
+            headers=message.headers,
+            body=message.payload,
+            on_ack=self._acknowledged,
+            on_reject=self._rejected,
+            **way.options,
+        )
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> None:
+        """Have the task run in one of the pool's threads."""
+        self._way.slots.put(self.run)
+
+    def run(self) -> None:
+        """Run the task in this thread, and settle its message."""
+        self.worker_pid = self._way.pid
+        self.time_start = time()
+        worker_state.task_accepted(self)
+        if self._terminate_on_ack is not None:
+            self.terminate(*self._terminate_on_ack)
+        settled = self._settled()
+        request = self.request_dict
+        if type(settled) is Done and not any([request.get(name) for name in LINKS]):
+            worker_state.task_ready(self, successful=True)
+            self.acknowledge()
+        else:
+            request[SETTLED] = settled
+            result, error, runtime, shown = self._way.task.__trace__(self.id, self.args, self.kwargs, request)
+            self.on_success((1, result, runtime) if error else (0, shown, runtime))
+
+    def _settled(self) -> Any:
+        way, task = self._way, self._way.task
+        request = self.request_dict
+        request.update(self.body[2], is_eager=False)
+        celery_state._task_stack.push(task)
+        task.request_stack.push(_Context({**request, "called_directly": False}))
+        try:
+            return way.carrier.settle(
+                self._read, redelivered=bool(self.delivery_info["redelivered"]), limit_s=way.limit_s
+            )
+        finally:
+            celery_state._task_stack.pop()
+            task.request_stack.pop()
+
+    def _read(self) -> Message:
+        message: Message = self.message.taskbridge
+        return message
+
+    def _acknowledged(self, *_: Any) -> None:
+        self._way.acknowledge(self.message)
+
+    def _rejected(self, *args: Any) -> None:
+        self._way.soon(self.message.reject_log_error, *args)
+
+
+class Way:
+    """The short way for the messages of one task.
+
+    Args:
+        consumer: The worker's consumer.
+        task: The Celery task.
+        slots: Where tasks run.
+        limit_s: The task's time limit; None is for ever.
+    """
+
+    def __init__(self, consumer: Any, task: Any, slots: Slots, *, limit_s: float | None) -> None:
+        self.task = task
+        self.slots = slots
+        self.limit_s = limit_s
+        self.carrier: Carrier = consumer.app.engine.carrier
+        self.acknowledge: Callable[[Any], None] = consumer.acknowledge_soon
+        self.soon: Callable[..., Any] = consumer.call_soon
+        self.pid = os.getpid()
+        self.options: Final[dict[str, Any]] = {
+            "app": consumer.app,
+            "hostname": consumer.hostname,
+            "eventer": consumer.event_dispatcher,
+            "task": task,
+            "connection_errors": consumer.connection_errors,
+            "decoded": True,
+        }
+        self._consumer = consumer
+        self._is_silent = not any(logger.isEnabledFor(logging.INFO) for logger in _LOGGERS)
+
+    def is_open(self) -> bool:
+        """Whether nobody listens for what is left out on this way, as far as is known now."""
+        consumer = self._consumer
+        eventer = consumer.event_dispatcher
+        return (
+            self._is_silent
+            and consumer._maximum_prefetch_restored
+            and not any([signal.receivers for signal in _LISTENED])
+            and consumer.task_buckets[self.task.name] is None
+            and not (eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+        )
+
+    def take(self, message: Any) -> None:
+        """Hand a message on to a thread; it has been read."""
+        request = QuickRequest(self, message)
+        if request.revoked():
+            return
+        worker_state.task_reserved(request)
+        for callback in self._consumer.on_task_message:
+            callback(request)
+        self._consumer.on_task_request(request)
