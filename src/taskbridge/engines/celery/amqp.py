@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from struct import error as StructError  # noqa: N812 - it is a class
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import UnexpectedFrame
+from amqp.serialization import _read_item as _amqp_read_item
+from amqp.serialization import decode_properties_basic as _decode_properties_basic
 from amqp.transport import TCPTransport as _TCPTransport
 from kombu.transport import pyamqp as _pyamqp
 
@@ -39,12 +44,125 @@ else:
     AmqpConnection = _pyamqp.Connection
     AmqpTransport = _pyamqp.Transport
 
+_Message: Final[Any] = _AmqpMessage
+_read_item: Final[Any] = _amqp_read_item
+decode_properties_basic: Final[Any] = _decode_properties_basic
+
 _CHUNK: Final = 65_536
+_METHOD, _HEADER, _BODY = 1, 2, 3
+"""The kinds of frames of which a message is made."""
+
+_DELIVER: Final = bytes((0, 60, 0, 60))
+"""The class and the method of `basic.deliver`."""
+
+_FRAME_ROOM: Final = 8
+"""What a frame takes beside its payload: seven bytes before it, and one after it."""
+
+_SIZE_OF_BODY: Final = Struct(">Q")
+_TAG: Final = Struct(">QB")
+_FLAGS: Final = Struct(">H")
+_LONG: Final = Struct(">I")
+_TEXT, _VOID = ord("S"), ord("V")
+
+_RARE: Final = 0x01FF
+"""The flags of properties that Celery's messages have not."""
+
 _FRAME_HEAD: Final = Struct(">BHI")
 _FRAME_END: Final = 0xCE
 _BASIC_ACK: Final = (60, 80)
 _ACK: Final = Struct(">BHIHHQBB")
 """A whole frame with `basic.ack`: type, channel, size, class, method, tag, multiple, end."""
+
+
+class _Delivery(NamedTuple):
+    """A message, taken out of three frames.
+
+    Attributes:
+        channel: The channel's number.
+        arguments: Consumer tag, delivery tag, whether it is redelivered, exchange, routing key.
+        properties: As py-amqp names them.
+        body: The body.
+        end: Where the next frame begins.
+    """
+
+    channel: int
+    arguments: tuple[str, int, bool, str, str]
+    properties: dict[str, Any]
+    body: bytes
+    end: int
+
+
+def _delivery(held: bytes) -> _Delivery | None:
+    """Return the message with which these bytes begin; None if it is not whole, or in more frames than three."""
+    _, channel, size = _FRAME_HEAD.unpack_from(held)
+    header_at = size + _FRAME_ROOM
+    kind, _, header_size = _FRAME_HEAD.unpack_from(held, header_at)
+    body_at = header_at + header_size + _FRAME_ROOM
+    body_kind, _, body_size = _FRAME_HEAD.unpack_from(held, body_at)
+    end = body_at + body_size + _FRAME_ROOM
+    if len(held) < end or (kind, body_kind) != (_HEADER, _BODY):
+        return None
+    if not held[header_at - 1] == held[body_at - 1] == held[end - 1] == _FRAME_END:
+        return None
+    (whole_size,) = _SIZE_OF_BODY.unpack_from(held, header_at + 11)
+    if whole_size != body_size:
+        return None
+    consumer_tag, at = _short(held, 11)
+    tag, is_redelivered = _TAG.unpack_from(held, at)
+    exchange, at = _short(held, at + _TAG.size)
+    routing_key, _ = _short(held, at)
+    arguments = consumer_tag, tag, bool(is_redelivered & 1), exchange, routing_key
+    properties = _properties(held, header_at + 19)
+    return _Delivery(channel, arguments, properties, held[body_at + 7 : end - 1], end)
+
+
+def _short(held: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + held[at]
+    return held[at + 1 : end].decode(), end
+
+
+def _properties(held: bytes, at: int) -> dict[str, Any]:
+    (flags,) = _FLAGS.unpack_from(held, at)
+    if flags & _RARE:
+        rare: dict[str, Any] = decode_properties_basic(held, at)[0]
+        return rare
+    at += _FLAGS.size
+    found: dict[str, Any] = {}
+    if flags & 0x8000:
+        found["content_type"], at = _short(held, at)
+    if flags & 0x4000:
+        found["content_encoding"], at = _short(held, at)
+    if flags & 0x2000:
+        found["application_headers"], at = _table(held, at)
+    if flags & 0x1000:
+        found["delivery_mode"], at = held[at], at + 1
+    if flags & 0x0800:
+        found["priority"], at = held[at], at + 1
+    if flags & 0x0400:
+        found["correlation_id"], at = _short(held, at)
+    if flags & 0x0200:
+        found["reply_to"], at = _short(held, at)
+    return found
+
+
+def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
+    found: dict[str, Any] = {}
+    (size,) = _LONG.unpack_from(held, at)
+    at += _LONG.size
+    end = at + size
+    while at < end:
+        name, at = _short(held, at)
+        kind = held[at]
+        if kind == _TEXT:
+            (size,) = _LONG.unpack_from(held, at + 1)
+            at += 5 + size
+            found[name] = held[at - size : at].decode()
+        elif kind == _VOID:
+            found[name] = None
+            at += 1
+        else:
+            found[name], at = _read_item(held, at)
+    return found, at
 
 
 class Socket(TCPTransport):
@@ -164,8 +282,36 @@ class Connection(AmqpConnection):
         self._handle()
 
     def _handle(self) -> None:
-        while self.connected and (frame := self.transport.next_frame()) is not None:
-            self.on_inbound_frame(frame)
+        while self.connected:
+            delivery = self._next_delivery()
+            if delivery is not None:
+                delivery()
+            elif (frame := self.transport.next_frame()) is not None:
+                self.on_inbound_frame(frame)
+            else:
+                return
+
+    def _next_delivery(self) -> Callable[[], Any] | None:
+        """Take a message off what was read, if that begins with a whole one; return what delivers it.
+
+        What is odd about it in any way is left to py-amqp.
+        """
+        transport = self.transport
+        held: bytes = transport._read_buffer
+        if held[7:11] != _DELIVER or held[0] != _METHOD:
+            return None
+        try:
+            found = _delivery(held)
+        except (StructError, IndexError, UnicodeDecodeError):
+            return None
+        channel = None if found is None else self.channels.get(found.channel)
+        if found is None or channel is None or channel.is_closing or channel.auto_decode:
+            return None
+        transport._read_buffer = held[found.end :]
+        self.bytes_recv += 3
+        message = _Message(found.body)
+        message.properties = found.properties
+        return partial(channel._on_basic_deliver, *found.arguments, message)
 
     def write_gathered(self) -> None:
         """Write what was gathered.

@@ -100,7 +100,7 @@ end
 return taken
 """
 )
-"""End what is done with, and take what there are slots for; it is in a list or under its tag, at no moment in neither."""
+"""End what is done with, and take what there are slots for: each in its list or under its tag, at any moment."""
 
 _ACK: Final = Script(
     """

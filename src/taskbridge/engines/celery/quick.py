@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from time import time
+from collections.abc import Callable, Mapping
+from time import monotonic, time
 from typing import Any, Final
 
 from celery import signals
-from celery.app import trace as _trace
-from celery.worker import strategy as _strategy
+from celery.app import trace as _celery_trace
+from celery.worker import strategy as _celery_strategy
 
 from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
 from taskbridge.engines.celery.request import Request
@@ -25,13 +25,12 @@ from taskbridge.engines.celery.stock import CeleryContext, celery_state, worker_
 from taskbridge.message import Message
 from taskbridge.retry import Done
 
-_LISTENED: Final[tuple[Any, ...]] = (
-    signals.task_received,
-    signals.task_prerun,
-    signals.task_postrun,
-    signals.task_success,
-)
-_LOGGERS: Final[tuple[logging.Logger, ...]] = (_trace.logger, _strategy.logger)
+_received: Final[Any] = signals.task_received
+_prerun: Final[Any] = signals.task_prerun
+_postrun: Final[Any] = signals.task_postrun
+_success: Final[Any] = signals.task_success
+_strategy: Final[Any] = _celery_strategy
+_trace: Final[Any] = _celery_trace
 
 
 class _Context(CeleryContext):
@@ -72,9 +71,12 @@ class QuickRequest(Request):
         worker_state.task_accepted(self)
         if self._terminate_on_ack is not None:
             self.terminate(*self._terminate_on_ack)
+        begun_at = monotonic()
         settled = self._settled()
         request = self.request_dict
-        if type(settled) is Done and not any([request.get(name) for name in LINKS]):
+        if type(settled) is Done and not _is_linked(request):
+            if self._way.logs_end:
+                self._log_end(monotonic() - begun_at)
             worker_state.task_ready(self, successful=True)
             self.acknowledge()
         else:
@@ -96,6 +98,18 @@ class QuickRequest(Request):
             celery_state._task_stack.pop()
             task.request_stack.pop()
 
+    def _log_end(self, took_s: float) -> None:
+        """Log that the task ended well, as Celery does."""
+        about = {
+            "id": self.id,
+            "name": self.name,
+            "return_value": "None",  # taskbridge gives Celery no other, so that none gets into a log
+            "runtime": took_s,
+            "args": self.argsrepr,
+            "kwargs": self.kwargsrepr,
+        }
+        _trace.info(_trace.LOG_SUCCESS, about)
+
     def _read(self) -> Message:
         message: Message = self.message.taskbridge
         return message
@@ -105,6 +119,10 @@ class QuickRequest(Request):
 
     def _rejected(self, *args: Any) -> None:
         self._way.soon(self.message.reject_log_error, *args)
+
+
+def _is_linked(request: Mapping[str, Any]) -> bool:
+    return any(request.get(name) for name in LINKS)
 
 
 class Way:
@@ -134,16 +152,16 @@ class Way:
             "decoded": True,
         }
         self._consumer = consumer
-        self._is_silent = not any(logger.isEnabledFor(logging.INFO) for logger in _LOGGERS)
+        self._logs_start = _strategy.logger.isEnabledFor(logging.INFO)
+        self.logs_end: bool = _trace.logger.isEnabledFor(logging.INFO)
 
     def is_open(self) -> bool:
         """Whether nobody listens for what is left out on this way, as far as is known now."""
         consumer = self._consumer
         eventer = consumer.event_dispatcher
         return (
-            self._is_silent
-            and consumer._maximum_prefetch_restored
-            and not any([signal.receivers for signal in _LISTENED])
+            consumer._maximum_prefetch_restored
+            and not (_received.receivers or _prerun.receivers or _postrun.receivers or _success.receivers)
             and consumer.task_buckets[self.task.name] is None
             and not (eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
         )
@@ -151,6 +169,15 @@ class Way:
     def take(self, message: Any) -> None:
         """Hand a message on to a thread; it has been read."""
         request = QuickRequest(self, message)
+        if self._logs_start:
+            about = {
+                "id": request.id,
+                "name": request.name,
+                "args": request.argsrepr,
+                "kwargs": request.kwargsrepr,
+                "eta": None,
+            }
+            _strategy.logger.info(_trace.LOG_RECEIVED, about, extra={"data": about})
         if request.revoked():
             return
         worker_state.task_reserved(request)

@@ -305,7 +305,13 @@ class Consumer(CeleryConsumer):
         Raises:
             DecodeError: It is no Celery message.
         """
+        texts: tuple[str, str] | None = None
         try:
+            if wire.META in message.headers and message.content_type == "application/json":
+                apart = reading.taken_apart(_bytes_of(message.body))
+                if apart is not None:
+                    texts = apart[3]
+                    message._decoded_cache = apart[:3]
             payload = message.payload
             fields = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
             args, kwargs, embed = (
@@ -330,11 +336,12 @@ class Consumer(CeleryConsumer):
             kwargs=kwargs or {},
             embed=embed if isinstance(embed, dict) else {},
             queue=wire.own_queue(self._engine.settings.namespace, queue),
+            texts=texts,
         )
 
     def _read(self, native: reading.Native) -> Message:
-        task = native.headers["task"]
-        return reading.read(native, default_queue=self._host.queue_of(task), now=self._host.now())
+        default_queue = "" if wire.META in native.headers else self._host.queue_of(native.headers["task"])
+        return reading.read(native, default_queue=default_queue, now=self._host.now())
 
     def _at_desk(self, message: Any, act: Callable[[], object]) -> None:
         """Do what has to wait for the broker in another thread, and then acknowledge."""
@@ -429,6 +436,11 @@ class Consumer(CeleryConsumer):
 def _is_redelivered(message: Any) -> bool:
     """Return whether the broker says that a message was delivered before."""
     return bool((message.delivery_info or {}).get("redelivered"))
+
+
+def _bytes_of(body: Any) -> bytes:
+    """Return a body as bytes: RabbitMQ's client gives bytes, a memory view or text."""
+    return body.encode() if isinstance(body, str) else bytes(body)
 
 
 def raw_of(message: Any) -> bytes:
