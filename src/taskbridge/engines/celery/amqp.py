@@ -15,10 +15,9 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from amqp import serialization as _amqp_serialization
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import UnexpectedFrame
-from amqp.serialization import _read_item as _amqp_read_item
-from amqp.serialization import decode_properties_basic as _decode_properties_basic
 from amqp.transport import TCPTransport as _TCPTransport
 from kombu.transport import pyamqp as _pyamqp
 
@@ -45,8 +44,7 @@ else:
     AmqpTransport = _pyamqp.Transport
 
 _Message: Final[Any] = _AmqpMessage
-_read_item: Final[Any] = _amqp_read_item
-decode_properties_basic: Final[Any] = _decode_properties_basic
+_serialization: Final[Any] = _amqp_serialization
 
 _CHUNK: Final = 65_536
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -124,7 +122,7 @@ def _short(held: bytes, at: int) -> tuple[str, int]:
 def _properties(held: bytes, at: int) -> dict[str, Any]:
     (flags,) = _FLAGS.unpack_from(held, at)
     if flags & _RARE:
-        rare: dict[str, Any] = decode_properties_basic(held, at)[0]
+        rare: dict[str, Any] = _serialization.decode_properties_basic(held, at)[0]
         return rare
     at += _FLAGS.size
     found: dict[str, Any] = {}
@@ -161,20 +159,23 @@ def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
             found[name] = None
             at += 1
         else:
-            found[name], at = _read_item(held, at)
+            found[name], at = _serialization._read_item(held, at)
     return found, at
 
 
 class Socket(TCPTransport):
     """A socket from which as much is read at a time as there is."""
 
+    _read_buffer: bytes
+    _quick_recv: Callable[[int], bytes]
+
     def _read(self, n: int, initial: bool = False, *_: Any) -> bytes:
         """Return exactly so many bytes; what came with them is kept for the next call."""
-        held: bytes = self._read_buffer
+        held = self._read_buffer
         if len(held) >= n:
             self._read_buffer = held[n:]
             return held[:n]
-        quick: Callable[[int], bytes] = self._quick_recv
+        quick = self._quick_recv
         self._quick_recv = lambda size: quick(max(size, _CHUNK))
         try:
             read: bytes = stock(super())._read(n, initial)
@@ -198,7 +199,7 @@ class Socket(TCPTransport):
 
     def next_frame(self) -> tuple[int, int, bytes] | None:
         """Return the next frame of what was read: its type, channel and payload; None if it is not whole."""
-        held: bytes = self._read_buffer
+        held = self._read_buffer
         if len(held) < _FRAME_HEAD.size:
             return None
         kind, channel, size = _FRAME_HEAD.unpack_from(held)
@@ -240,18 +241,26 @@ class Connection(AmqpConnection):
     """
 
     Channel = Channel
+    bytes_recv: int
+    bytes_sent: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.gathers = False
         self.gathered: list[bytes] = []
         super().__init__(*args, **options)
 
-    def Transport(self, host: str, connect_timeout: float | None, ssl: Any = False, *args: Any, **options: Any) -> Any:  # noqa: N802 - py-amqp's name
+    def Transport(  # noqa: N802 - py-amqp's name
+        self,
+        host: str,
+        connect_timeout: float | None,
+        ssl: Any = False,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
         """Return the socket to be connected."""
-        made = stock(super()).Transport(host, connect_timeout, ssl, *args, **options)
-        if type(made) is _TCPTransport:
-            made.__class__ = Socket
-        return made
+        options |= {"connect_timeout": connect_timeout, "read_timeout": read_timeout, "write_timeout": write_timeout}
+        return stock(super()).Transport(host, ssl=ssl, **options) if ssl else Socket(host, **options)
 
     def send_method(self, *args: Any, **options: Any) -> Any:
         """Send a method of the connection's own, after the acknowledgements that came before it."""
@@ -336,7 +345,7 @@ class Transport(AmqpTransport):
     Connection = Connection
     engine: Any = None
 
-    def register_with_event_loop(self, connection: Connection, loop: Any) -> None:
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have a connection served by Celery's event loop."""
         connection.serve(loop)
         if isinstance(connection.transport, Socket):

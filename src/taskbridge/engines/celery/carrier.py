@@ -101,13 +101,13 @@ class Carrier:
             if verdict is None:
                 return finish(self._host, message, self._runs.run(message, limit_s=limit_s))
         except NotSettledError as exc:
-            return Reject(f"the worker stops: {exc}", requeue=True)
+            return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:
             return exc
         except Exception:
             _log.exception("a message could not be settled, goes back")
             self._host.stopping.wait(_PAUSE_S)
-            return Reject("it could not be settled", requeue=True)
+            return _given_back("it could not be settled")
         finally:
             self._runs.end()
         return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
@@ -138,6 +138,11 @@ class Carrier:
                 raise Ignore(reason)
             case GivenBack():
                 raise Reject("the worker stops", requeue=True)
+
+
+def _given_back(why: str) -> Exception:
+    shown: Exception = Reject(why, requeue=True)
+    return shown
 
 
 def native_of(request: Mapping[str, Any], namespace: str) -> reading.Native:

@@ -38,6 +38,7 @@ class Slots:
         self._number: Final = number
         self._work: deque[_Work] = deque()
         self._calls: SimpleQueue[None] = SimpleQueue()
+        self._asleep: set[int] = set()
         self._is_coming = False
         self._have_ended = False
         self._is_over = False
@@ -67,21 +68,30 @@ class Slots:
         for thread in self._threads:
             thread.start()
 
-    def _call(self) -> None:
-        """Wake a thread. Who calls this has appended work before; who comes looks for work after `_is_coming` ends."""
+    def _call(self) -> bool:
+        """Wake a thread that sleeps; return whether there was one.
+
+        Who calls this has appended work before, and a thread looks for work once more after it has said that it sleeps:
+        so one of the two sees what the other one did.
+        """
+        if not self._asleep:
+            return False
         self._is_coming = True
         self._calls.put(None)
+        return True
 
     def _run(self) -> None:
-        while True:
-            self._calls.get()
-            self._is_coming = False
-            self._tell()
+        me = threading.get_ident()
+        while not self._is_over:
             while self._take():
                 pass
             self._tell()
-            if self._is_over:
-                return
+            self._asleep.add(me)
+            if not self._work:
+                self._calls.get()
+            self._asleep.discard(me)
+            self._is_coming = False  # after that, so that nobody calls a thread that is awake
+            self._tell()
 
     def _take(self) -> bool:
         """Do the next piece of work; return whether there was one."""
@@ -89,11 +99,9 @@ class Slots:
             work = self._work.popleft()
         except IndexError:
             return False
-        if not self._is_coming:
-            if self._work:
-                self._call()
-            else:
-                self._tell()
+        is_coming = self._is_coming or (bool(self._work) and self._call())
+        if not is_coming:  # who comes would tell
+            self._tell()
         try:
             work()
         except BaseException:

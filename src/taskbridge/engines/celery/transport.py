@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum, auto
 from queue import Empty
@@ -166,7 +166,7 @@ class _Lists:
     def __init__(self, queues: tuple[str, ...], others: tuple[str, ...]) -> None:
         self.queues: Final = queues
         self.keys: Final = (*(step_key(queue, step) for step in STEPS for queue in queues), *others)
-        self.packed: Final = b"".join(map(_word, (len(self.keys), *self.keys)))
+        self.packed: Final = _packed((len(self.keys), *self.keys))
         self.start = 0
 
     def served(self, number: int) -> str:
@@ -174,6 +174,10 @@ class _Lists:
         index = (number - 1) % len(self.queues)
         self.start = (index + 1) % len(self.queues)
         return self.queues[index]
+
+
+def _packed(words: Iterable[bytes | str | int]) -> bytes:
+    return b"".join([_word(word) for word in words])
 
 
 def _word(word: bytes | str | int) -> bytes:
@@ -203,7 +207,7 @@ class Channel(RedisChannel):
         self._in_poll: Any = None
         self._tags: list[str] = []
         self._ending: list[str] = []
-        self._lists: _Lists | None = None
+        self._asked = _Lists((), ())
         self._unleased: set[str] = set()
         self._shared_client: Any = None
         super().__init__(connection, **options)
@@ -308,26 +312,26 @@ class Channel(RedisChannel):
 
     def _take(self, reply: _Reply, *, by_text: bool = False) -> bytes:
         """Return the command that takes what there are slots for: the highest priorities, and of the queues in turn."""
-        lists = self._lists_of(tuple(self.active_queues))
+        lists = self._asked = self._lists_of(tuple(self.active_queues))
         most = self._room()
         base = self.leases.next_tag()
         self._tags = [f"{base}.{number}" for number in range(most)]
         self._expected.append(reply)
         self._ending = self.leases.ending()
-        script = (b"EVAL", TAKE.text) if by_text else (b"EVALSHA", TAKE.sha)
-        words = (base, most, len(lists.queues), lists.start, *self._ending)
+        script: tuple[bytes | str, ...] = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
+        words: tuple[str | int, ...] = (base, most, len(lists.queues), lists.start, *self._ending)
         count = len(script) + 1 + len(lists.keys) + len(words)
-        return b"".join((b"*%d\r\n" % count, *map(_word, script), lists.packed, *map(_word, words)))
+        return b"*%d\r\n%b%b%b" % (count, _packed(script), lists.packed, _packed(words))
 
     def _lists_of(self, queues: tuple[str, ...]) -> _Lists:
-        if self._lists is None or self._lists.queues != queues:
-            self._lists = _Lists(queues, (self.leases.unacked_key, self.leases.index_key))
-        return self._lists
+        if self._asked.queues == queues:
+            return self._asked
+        return _Lists(queues, (self.leases.unacked_key, self.leases.index_key))
 
     def _room(self) -> int:
         """Return how many messages there are slots for, at least 1."""
-        room = self.qos.can_consume_max_estimate()
-        free = self.engine.life.free_slots()
+        room: int | None = self.qos.can_consume_max_estimate()
+        free: int = self.engine.life.free_slots()
         return max(1, free if room is None else min(room, free))
 
     @property
@@ -409,10 +413,13 @@ class Channel(RedisChannel):
 
     def _hand_over_all(self, found: list[Any]) -> None:
         """Deliver what was taken: of each message its list, counted from 1, and its item."""
-        taken = list(zip(self._tags, found[::2], found[1::2], strict=False))
+        taken = [
+            (tag, self._asked.served(number), item)
+            for tag, number, item in zip(self._tags, found[::2], found[1::2], strict=False)
+        ]
         self.leases.took(*(tag for tag, _, _ in taken))
-        for tag, number, item in taken:
-            self._hand_over(tag, self._lists.served(number), item)
+        for tag, queue, item in taken:
+            self._hand_over(tag, queue, item)
 
     def _hand_over(self, tag: str, queue: str, item: bytes) -> None:
         """Deliver a message, or have bytes that can't be read buried."""
