@@ -58,8 +58,8 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
             meta,
             id=native.headers["id"],
             task=native.headers["task"],
-            args_json=codec.to_json(list(native.args)),
-            kwargs_json=codec.to_json(dict(native.kwargs)),
+            args=list(native.args),
+            kwargs=dict(native.kwargs),
         )
         return checked(message)
     except CodecError:
