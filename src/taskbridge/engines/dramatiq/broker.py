@@ -10,6 +10,7 @@ from dramatiq import Actor, Broker
 
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
+from taskbridge.engines.dramatiq.work import WorkQueue
 
 _BOOT_LOOK_S: Final = 0.2
 
@@ -23,6 +24,7 @@ class EngineBroker(Broker):
         booted: Set once the worker may take messages.
         reception: Looks at each message.
         hand_over: Gives a message to the worker's threads; None while no worker runs on this broker.
+        work: Where the worker's threads take their messages from, if that is not Dramatiq's own queue.
         stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
@@ -31,6 +33,7 @@ class EngineBroker(Broker):
     booted: threading.Event
     reception: Reception
     hand_over: Callable[[Delivery], None] | None = None
+    work: WorkQueue | None = None
     stranger: Callable[[str], Actor[Any, Any]]
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
@@ -42,6 +45,10 @@ class EngineBroker(Broker):
         if self.slots is not None and actor_name not in self.actors:
             return self.stranger(actor_name)
         return super().get_actor(actor_name)
+
+    def work_queue(self) -> WorkQueue | None:
+        """Return what a worker's threads are to take their messages from; None is Dramatiq's own queue."""
+        return None
 
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
