@@ -31,9 +31,10 @@ LEVELS: Final[tuple[Priority, ...]] = ("critical", "high", "normal", "low")
 FOREIGN_HEADER: Final = "dramatiq-options"
 """The header in which a plain client's options (a pipeline's next step, callbacks) outlive a retry."""
 
-_READ_OPTIONS: Final = frozenset(
-    {OPTION, "redis_message_id", "broker_priority", "eta", "max_age", "retries", "traceback", "requeue_timestamp"}
-)
+OWN_OPTIONS: Final = frozenset({OPTION, "redis_message_id", "broker_priority", "retries"})
+"""What is written here: of these, Dramatiq's own middleware makes nothing of a task's message."""
+
+_READ_OPTIONS: Final = OWN_OPTIONS | {"eta", "max_age", "traceback", "requeue_timestamp"}
 """What is read here or belongs to one delivery; other options of a plain client are carried along."""
 
 
