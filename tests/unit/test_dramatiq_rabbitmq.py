@@ -275,7 +275,7 @@ def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: P
         work.get(timeout=0.1)
     again = broker.consume(place.queue, prefetch=1, timeout=50)
 
-    assert work.get(timeout=10).message.redelivered  # type: ignore[attr-defined]
+    assert work.get(timeout=10).message.redelivered
     again.close()
 
 

@@ -170,9 +170,12 @@ class TestTaking:
         work = broker.work_queue()
         fetched: list[Any] = []
         fetch = broker.fetch
-        monkeypatch.setattr(
-            broker, "fetch", lambda *given, **more: fetched.append(more["done"]) or fetch(*given, **more)
-        )
+
+        def noted(*given: Any, done: Any, **more: Any) -> Any:
+            fetched.append(done)
+            return fetch(*given, done=done, **more)
+
+        monkeypatch.setattr(broker, "fetch", noted)
 
         with broker.hand(place.queue, consumer._slots).settling:  # as another thread holds it
             consumer.ack(held[0])
