@@ -96,13 +96,13 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
             return checked(_read_plain(native, default_queue, now))
         if not isinstance(meta, str):
             raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
-        args_json, kwargs_json = native.texts or (codec.to_json(list(native.args)), codec.to_json(dict(native.kwargs)))
         message = loads_meta(
             meta,
             id=native.headers["id"],
             task=native.headers["task"],
-            args_json=args_json,
-            kwargs_json=kwargs_json,
+            args=list(native.args),
+            kwargs=dict(native.kwargs),
+            texts=native.texts,
         )
         return checked(message)
     except CodecError:
