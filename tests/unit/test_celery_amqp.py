@@ -11,7 +11,7 @@ import amqp.transport
 import pytest
 from amqp import spec
 from amqp.basic_message import Message
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import dumps
 
 from taskbridge.engines.celery.amqp import Channel, Connection, Socket
@@ -170,6 +170,8 @@ def test_a_frame_without_its_end_ends_the_connection(peer: Peer) -> None:
 def test_a_closed_connection_is_noticed(peer: Peer) -> None:
     peer.theirs.close()
     with pytest.raises(OSError, match="closed"):
+        peer.connection.receive()
+    with pytest.raises(RecoverableConnectionError):
         peer.connection.receive()
 
 

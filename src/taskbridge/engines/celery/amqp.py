@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from amqp import serialization as _amqp_serialization
 from amqp.basic_message import Message as _AmqpMessage
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.transport import TCPTransport as _TCPTransport
 from kombu.transport import pyamqp as _pyamqp
 
@@ -166,6 +166,7 @@ def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
 class Socket(TCPTransport):
     """A socket from which as much is read at a time as there is."""
 
+    connected: bool
     _read_buffer: bytes
     _quick_recv: Callable[[int], bytes]
 
@@ -193,7 +194,11 @@ class Socket(TCPTransport):
             received: bytes = self.sock.recv(_CHUNK, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
+        except OSError:
+            self.connected = False
+            raise
         if not received:
+            self.connected = False
             raise OSError("Server unexpectedly closed connection")
         self._read_buffer += received
 
@@ -286,7 +291,10 @@ class Connection(AmqpConnection):
 
         Raises:
             OSError: The connection is closed.
+            RecoverableConnectionError: It was closed before.
         """
+        if not self.connected:
+            raise RecoverableConnectionError("Socket was disconnected")
         self.transport.receive()
         self._handle()
 

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from time import monotonic, time
+from types import FunctionType
 from typing import Any, Final
 
 from celery import signals
@@ -119,6 +120,23 @@ class QuickRequest(Request):
 
     def _rejected(self, *args: Any) -> None:
         self._way.soon(self.message.reject_log_error, *args)
+
+
+def is_traced_by_celery_alone(task: Any) -> bool:
+    """Return whether neither a class of tasks nor a tool that watches over them has put something of its own in.
+
+    Such tools wrap the function that makes tracers, and would miss what does not come to one.
+    """
+    make = _trace.build_tracer
+    return (
+        type(make) is FunctionType
+        and make.__module__ == _trace.__name__
+        and not any(_trace.task_has_custom(task, name) for name in _CUSTOM)
+    )
+
+
+_CUSTOM: Final = ("__call__", "before_start", "on_success", "after_return")
+"""What Celery's tracer calls of a task that is not as Celery made it."""
 
 
 def _is_linked(request: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from celery.exceptions import ImproperlyConfigured
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
 from taskbridge.engines.celery.attempts import ENDED
-from taskbridge.engines.celery.quick import Way
+from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
 from taskbridge.engines.celery.slots import Slots
 from taskbridge.engines.celery.stock import (
     CeleryConsumer,
@@ -221,10 +221,12 @@ class Consumer(CeleryConsumer):
 
     def _made_ways(self, slots: Slots) -> dict[str, Way]:
         slots.tell = self._tell_of_done
-        return {
-            declaration.name: Way(self, self.app.tasks[declaration.name], slots, limit_s=declaration.time_limit_s)
-            for declaration in self._host.declarations()
-        }
+        ways: dict[str, Way] = {}
+        for declaration in self._host.declarations():
+            task = self.app.tasks[declaration.name]
+            if is_traced_by_celery_alone(task):
+                ways[declaration.name] = Way(self, task, slots, limit_s=declaration.time_limit_s)
+        return ways
 
     # Messages
 
@@ -376,8 +378,9 @@ class Consumer(CeleryConsumer):
 
     def _acknowledge_done(self) -> None:
         errors = (*self.connection_errors, *self.channel_errors)
-        while self._done:
-            self._done.popleft().ack_log_error(_log, errors)
+        with suppress(IndexError):  # there are none left; or another thread has taken the last one, as the worker ends
+            while True:
+                self._done.popleft().ack_log_error(_log, errors)
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
