@@ -114,6 +114,10 @@ class TestTakingMany:
         assert ids(take_many(client, leases, *"abc", most=4)) == [a[0], b[0], c[0], a[1]]
         assert ids(take_many(client, leases, *"abc", most=4, start=1)) == [b[1], c[1], a[2], b[2]]
 
+    def test_without_queues_it_takes_nothing_and_ends(self, client: Any, leases: Leases) -> None:
+        """So it is for a moment as a worker stops."""
+        assert take_many(client, leases, most=3) == []
+
     @pytest.mark.parametrize("queues", [1, 15, 16, 17, 40])
     def test_none_of_many_queues_is_passed_over(
         self, client: Any, settings: Settings, leases: Leases, queues: int

@@ -86,7 +86,7 @@ local function not_empty(first)  -- the lists of one priority, in turn; asked fo
   end
   return found
 end
-for first = 1, lists, queues do
+for first = 1, lists, math.max(queues, 1) do  -- a step of 0 never ends
   local waiting = not_empty(first)
   while #waiting > 0 do
     local more = {}
