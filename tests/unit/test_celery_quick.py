@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from celery import signals
 from celery.app import trace
+from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
 from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
@@ -39,8 +43,9 @@ def consumer(task: Any) -> Any:
         connection_errors=(),
         task_buckets={"shop.pay": None},
         _maximum_prefetch_restored=True,
-        acknowledge_soon=None,
-        call_soon=None,
+        done=[],
+        on_task_message=(),
+        on_task_request=lambda request: request.execute_using_pool(None),
     )
 
 
@@ -81,6 +86,30 @@ def test_it_is_closed_for_events_rate_limits_and_after_a_reconnection(
 ) -> None:
     setattr(consumer, attribute, value)
     assert not way.is_open()
+
+
+def test_a_request_is_let_go_without_a_garbage_collection(
+    way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has to wait for it, 2,000 times a second, makes collections frequent, and long."""
+    requests: list[weakref.ref[Any]] = []
+    done = threading.Event()
+    monkeypatch.setattr(Way, "acknowledge", lambda way, message, *_: done.set())
+    consumer.on_task_request = lambda request: (requests.append(weakref.ref(request)), way.slots.put(request.run))
+    task.app.engine.life.opens(None, has_children=False)
+    sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    headers = {"id": sent.id, "task": sent.task}
+    message = KombuMessage(None, headers=headers, delivery_info={"routing_key": "q"})
+    message._decoded_cache = ([], {}, {})
+    message.taskbridge = sent
+    gc.disable()
+    try:
+        way.take(message)
+        assert done.wait(20)
+        way.slots.shutdown()
+        assert [request() for request in requests] == [None]
+    finally:
+        gc.enable()
 
 
 def test_there_is_none_where_a_tool_watches_over_tracers(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:

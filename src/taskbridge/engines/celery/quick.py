@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from time import monotonic, time
 from types import FunctionType
 from typing import Any, Final
@@ -56,8 +57,8 @@ class QuickRequest(Request):
             message,
             headers=message.headers,
             body=message.payload,
-            on_ack=self._acknowledged,
-            on_reject=self._rejected,
+            on_ack=partial(way.acknowledge, message),  # no method of its own: it would live until a garbage collection
+            on_reject=partial(way.reject, message),
             **way.options,
         )
 
@@ -115,12 +116,6 @@ class QuickRequest(Request):
         message: Message = self.message.taskbridge
         return message
 
-    def _acknowledged(self, *_: Any) -> None:
-        self._way.acknowledge(self.message)
-
-    def _rejected(self, *args: Any) -> None:
-        self._way.soon(self.message.reject_log_error, *args)
-
 
 def is_traced_by_celery_alone(task: Any) -> bool:
     """Return whether neither a class of tasks nor a tool that watches over them has put something of its own in.
@@ -158,8 +153,6 @@ class Way:
         self.slots = slots
         self.limit_s = limit_s
         self.carrier: Carrier = consumer.app.engine.carrier
-        self.acknowledge: Callable[[Any], None] = consumer.acknowledge_soon
-        self.soon: Callable[..., Any] = consumer.call_soon
         self.pid = os.getpid()
         self.options: Final[dict[str, Any]] = {
             "app": consumer.app,
@@ -183,6 +176,14 @@ class Way:
             and consumer.task_buckets[self.task.name] is None
             and not (eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
         )
+
+    def acknowledge(self, message: Any, *_: Any) -> None:
+        """Acknowledge a message in the main loop, together with others."""
+        self._consumer.acknowledge_soon(message)
+
+    def reject(self, message: Any, *args: Any) -> None:
+        """Return a message to its queue, in the main loop; with Celery's arguments for that."""
+        self._consumer.call_soon(message.reject_log_error, *args)
 
     def take(self, message: Any) -> None:
         """Hand a message on to a thread; it has been read."""
