@@ -76,10 +76,11 @@ app = bridge.native
 if "CELERY_SHOP_LISTENS" in os.environ:
     from celery import signals
 
-    @signals.task_prerun.connect(weak=False)
     def _on_prerun(task_id: str, task: Any, args: Any, **_: Any) -> None:
         note("task_prerun", task.request.id == task_id, args)
 
-    @signals.task_success.connect(weak=False)
     def _on_success(sender: Any, result: Any, **_: Any) -> None:
         note("task_success", sender.name, result)
+
+    signals.task_prerun.connect(_on_prerun, weak=False)
+    signals.task_success.connect(_on_success, weak=False)

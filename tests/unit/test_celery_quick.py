@@ -23,6 +23,9 @@ from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
 
 
+kombu_message: Any = KombuMessage
+
+
 @pytest.fixture
 def task() -> Iterator[Any]:
     bridge = Bridge("celery+memory://")
@@ -43,9 +46,8 @@ def consumer(task: Any) -> Any:
         connection_errors=(),
         task_buckets={"shop.pay": None},
         _maximum_prefetch_restored=True,
-        done=[],
         on_task_message=(),
-        on_task_request=lambda request: request.execute_using_pool(None),
+        on_task_request=None,
     )
 
 
@@ -95,11 +97,16 @@ def test_a_request_is_let_go_without_a_garbage_collection(
     requests: list[weakref.ref[Any]] = []
     done = threading.Event()
     monkeypatch.setattr(Way, "acknowledge", lambda way, message, *_: done.set())
-    consumer.on_task_request = lambda request: (requests.append(weakref.ref(request)), way.slots.put(request.run))
+
+    def hand_on(request: Any) -> None:
+        requests.append(weakref.ref(request))
+        way.slots.put(request.run)
+
+    consumer.on_task_request = hand_on
     task.app.engine.life.opens(None, has_children=False)
     sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
     headers = {"id": sent.id, "task": sent.task}
-    message = KombuMessage(None, headers=headers, delivery_info={"routing_key": "q"})
+    message = kombu_message(None, headers=headers, delivery_info={"routing_key": "q"})
     message._decoded_cache = ([], {}, {})
     message.taskbridge = sent
     gc.disable()
