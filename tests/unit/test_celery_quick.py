@@ -22,7 +22,6 @@ from taskbridge.engines.celery.slots import Slots
 from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
 
-
 kombu_message: Any = KombuMessage
 
 
