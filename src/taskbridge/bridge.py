@@ -175,6 +175,7 @@ class Bridge:
         self._parts: tuple[Broker, Wire[Any]] | None = None
         self._engine: Engine | None = None
         self._store: Store | None = None
+        self._marks: Marks | None = None
         self._has_store = False
         self._declarations: dict[str, Declaration] = {}
         self._clock: Any = RealClock()
@@ -250,10 +251,9 @@ class Bridge:
     @property
     def marks(self) -> Marks | None:
         """The attempt marks, in the store; None without one, and where nothing outlives the process."""
-        if self.settings.url.engine == "inline":
-            return None  # nothing is delivered twice there
-        store = self.store
-        return None if store is None else store.marks
+        if not self._has_store:
+            _ = self.store
+        return self._marks
 
     @property
     def records(self) -> Records | None:
@@ -267,7 +267,9 @@ class Bridge:
         if not self._has_store:
             with self._lock:
                 if not self._has_store:
-                    self._store = _open_store(self.settings, self.now)
+                    store = self._store = _open_store(self.settings, self.now)
+                    nothing_comes_twice = self.settings.url.engine == "inline"
+                    self._marks = None if store is None or nothing_comes_twice else store.marks
                     self._has_store = True
         return self._store
 
@@ -891,7 +893,7 @@ class Bridge:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
             engine, parts, store, known = self._engine, self._parts, self._store, self._cancellations
-            self._engine, self._parts, self._store, self._has_store = None, None, None, False
+            self._engine, self._parts, self._store, self._marks, self._has_store = None, None, None, None, False
             self._cancellations = None
         if engine is not None:
             engine.close()

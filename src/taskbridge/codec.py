@@ -11,7 +11,7 @@ import json
 import json.encoder
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
@@ -47,6 +47,27 @@ def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
 
 
 _dumps = _made_in_c(_encoder)
+
+_decoder: Any = json.JSONDecoder()  # its method is not in typeshed
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what `json.loads` returns, in half the time for short ASCII text without spaces around it.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deeply.
+    """
+    if isinstance(text, bytes):
+        if not text.isascii():
+            return json.loads(text)
+        text = text.decode("ascii")
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:  # there is no value
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
 
 
 def to_json(plain: object) -> str:
@@ -92,7 +113,7 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
     plain = _parse(text)
     if not _is_dict(plain):
         raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
-    return {key: from_plain(item) for key, item in plain.items()}
+    return values_of(plain)
 
 
 def loads_array(text: str | bytes) -> list[Any]:
@@ -104,7 +125,25 @@ def loads_array(text: str | bytes) -> list[Any]:
     plain = _parse(text)
     if not _is_list(plain):
         raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
+    return items_of(plain)
+
+
+def items_of(plain: Iterable[Any]) -> list[Any]:
+    """Return the values that were made plain.
+
+    Raises:
+        DecodeError: As for `from_plain`.
+    """
     return [from_plain(item) for item in plain]
+
+
+def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that were made plain, by their names, which are never tagged.
+
+    Raises:
+        DecodeError: As for `from_plain`.
+    """
+    return {key: from_plain(item) for key, item in plain.items()} if plain else {}
 
 
 def loads(text: str | bytes) -> Any:
@@ -126,7 +165,7 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
 
 def _parse(text: str | bytes) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)
     except RecursionError:
         raise DecodeError("nested too deeply") from None
     except ValueError as exc:
@@ -139,9 +178,10 @@ def from_plain(plain: Any) -> Any:
     Raises:
         DecodeError: A tag is not known, or its value is not of its type.
     """
-    if _is_list(plain):
+    kind = cast("Any", type(plain))
+    if kind is list:
         return [from_plain(item) for item in plain]
-    if not _is_dict(plain):
+    if kind is not dict:
         return plain
     if TAG not in plain:
         return {key: from_plain(item) for key, item in plain.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, cast
 
@@ -74,6 +74,8 @@ class Message:
         waits_since: When it was first put off, in seconds since the epoch.
         redelivered: How often this attempt was put off because it may have been started before (rules A5 and A7).
         replays: How often it was replayed from the dead letters (rule L2).
+        plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
+            the message had decoded them; nobody changes them.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Message:
     waits_since: float | None = None
     redelivered: int = 0
     replays: int = 0
+    plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def life(self) -> str:
@@ -109,6 +112,17 @@ class Message:
     def headers_size(self) -> int:
         """The bytes that the headers take in a message's form."""
         return len(json.dumps(dict(self.headers)))
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return the positional and the keyword arguments, new objects each time.
+
+        Raises:
+            DecodeError: They are not in the codec's form.
+        """
+        if self.plain is not None:
+            args, kwargs = self.plain
+            return codec.items_of(args), codec.values_of(kwargs)
+        return codec.loads_array(self.args_json), codec.loads_object(self.kwargs_json)
 
     def next_attempt(self, error: BaseException) -> Message:
         """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""
@@ -190,8 +204,24 @@ def _message(data: Mapping[str, Any]) -> Message:
         raise DecodeError(f"not a message: {exc} is missing") from exc
 
 
-def loads_meta(text: str | bytes, *, id: str, task: str, args_json: str, kwargs_json: str) -> Message:
+def loads_meta(
+    text: str | bytes,
+    *,
+    id: str,
+    task: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    texts: tuple[str, str] | None = None,
+) -> Message:
     """Return the message whose other half `Message.dumps_meta` wrote.
+
+    Args:
+        text: What it wrote.
+        id: The message's id.
+        task: The task's name.
+        args: The positional arguments, decoded from JSON.
+        kwargs: The keyword arguments, decoded from JSON.
+        texts: Both as JSON, in ASCII, if whoever read them still has it.
 
     Raises:
         NewerFormError: A newer release wrote it.
@@ -201,12 +231,20 @@ def loads_meta(text: str | bytes, *, id: str, task: str, args_json: str, kwargs_
         fields = _fields(_object(text))
     except KeyError as exc:
         raise DecodeError(f"not a message: {exc} is missing") from exc
-    return Message(id=id, task=task, args_json=args_json, kwargs_json=kwargs_json, **fields)
+    args_json, kwargs_json = texts or (codec.to_json(args), codec.to_json(kwargs) if kwargs else "{}")
+    return Message(
+        id=id,
+        task=task,
+        args_json=args_json,
+        kwargs_json=kwargs_json,
+        plain=(args, kwargs),
+        **fields,
+    )
 
 
 def _object(text: str | bytes) -> Mapping[str, Any]:
     try:
-        data = json.loads(text)
+        data = codec.from_json(text)
     except (ValueError, RecursionError) as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
     if not isinstance(data, dict):
@@ -222,14 +260,27 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         raise NewerFormError(f"the message has form {form}; this release reads up to {FORM}")
     if data["priority"] not in PRIORITIES:
         raise DecodeError(f"not a message: its priority is {data['priority']!r}")
+    queue, attempt, enqueued_at = data["queue"], data["attempt"], data["enqueued_at"]
+    is_usual = type(queue) is str and type(attempt) is int and type(enqueued_at) is float
+    if not (
+        is_usual and 0 <= attempt <= _END_OF_TIME and 0 <= enqueued_at <= _END_OF_TIME
+    ):  # a third of the calls' time
+        _text(data, "queue")
+        _number(data, "attempt", int)
+        _number(data, "enqueued_at", int, float)
+    fields = {"queue": queue, "priority": data["priority"], "attempt": attempt, "enqueued_at": enqueued_at}
+    return fields if len(data) <= _ALWAYS else fields | _rare_fields(data)
+
+
+_ALWAYS: Final = 5
+"""How many fields each message has beside id, task and arguments: the form, and the four above."""
+
+
+def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     headers, error = data.get("headers", {}), data.get("error")
     if not isinstance(headers, dict):
         raise DecodeError(f"not a message: its headers are {headers!r}")
     return {
-        "queue": _text(data, "queue"),
-        "priority": data["priority"],
-        "attempt": _number(data, "attempt", int),
-        "enqueued_at": _number(data, "enqueued_at", int, float),
         "expires_at": _number(data, "expires_at", int, float, default=None),
         "headers": headers,
         "error": None if error is None else _error(error),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from taskbridge import codec
-from taskbridge.context import running
+from taskbridge.context import Running
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import DecodeError, EncodeError, ResultTooLarge, WorkerLost
 from taskbridge.hooks import Event, Hooks
@@ -53,7 +52,7 @@ class Runner:
         if message.expires_at is not None and self._now() > message.expires_at:
             return Discarded("expired")
         try:
-            args, kwargs = codec.loads_array(message.args_json), codec.loads_object(message.kwargs_json)
+            args, kwargs = message.arguments()
         except DecodeError as exc:
             return Dead("undecodable", exc)
         try:
@@ -64,8 +63,7 @@ class Runner:
 
     def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
         policy = self._policy_of(declaration)
-        is_cancelled = partial(self._is_cancelled, message)
-        with running(message, max_attempts=policy.max_attempts, is_cancelled=is_cancelled):
+        with Running(message, max_attempts=policy.max_attempts, is_cancelled=self._is_cancelled):
             if self._hooks.has("before_run"):
                 self._hooks.call(Event(name="before_run", message=message))
             try:

@@ -20,7 +20,9 @@ def note(what: str, *data: Any) -> None:
 
 @bridge.task
 def add(x: int, y: int) -> None:
+    request = app.current_task.request
     note("add", x, y)
+    note("request", request.id == current().id, request.called_directly, request.args, request.headers is not None)
 
 
 @bridge.task(retry=RetryPolicy(max_attempts=3, min_delay=0.1, jitter=0))
@@ -70,3 +72,15 @@ for hook in get_args(HookName):
         bridge.on(hook)(_on)
 
 app = bridge.native
+
+if "CELERY_SHOP_LISTENS" in os.environ:
+    from celery import signals
+
+    def _on_prerun(task_id: str, task: Any, args: Any, **_: Any) -> None:
+        note("task_prerun", task.request.id == task_id, args)
+
+    def _on_success(sender: Any, result: Any, **_: Any) -> None:
+        note("task_success", sender.name, result)
+
+    signals.task_prerun.connect(_on_prerun, weak=False)
+    signals.task_success.connect(_on_success, weak=False)

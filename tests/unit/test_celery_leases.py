@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import redis
 
 from taskbridge.contract.servers import PrivateRedis
-from taskbridge.engines.celery.leases import TAKE, Leases, step_of
-from taskbridge.engines.celery.wire import RedisWire
+from taskbridge.engines.celery.leases import STEPS, TAKE, Leases, step_of
+from taskbridge.engines.celery.wire import RedisWire, step_key
 from taskbridge.message import Message, new_id
 from taskbridge.settings import Settings, load
 
@@ -41,22 +41,93 @@ def leases(settings: Settings, buried: list[tuple[str, bytes]]) -> Iterator[Leas
     made.stop()
 
 
-def put(client: Any, settings: Settings, priority: Any = "normal") -> str:
+def put(client: Any, settings: Settings, priority: Any = "normal", queue: str = "q") -> str:
     sent = Message(
-        id=new_id(), task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=1.0, priority=priority
+        id=new_id(), task="t", queue=queue, args_json="[]", kwargs_json="{}", enqueued_at=1.0, priority=priority
     )
     [command] = RedisWire(settings).encode(sent)
     client.execute_command(*command)
     return sent.id
 
 
+def take_many(
+    client: Any, leases: Leases, *queues: str, most: int, start: int = 0, ending: Sequence[str] = ()
+) -> list[tuple[str, dict[str, Any]]]:
+    prefix = leases.unacked_key.removesuffix("unacked")
+    keys = [step_key(f"{prefix}{queue}", step) for step in STEPS for queue in queues]
+    base = leases.next_tag()
+    every = [*keys, leases.unacked_key, leases.index_key]
+    found = client.eval(TAKE.text, len(every), *every, base, most, len(queues), start, *ending)
+    return [(f"{base}.{number}", json.loads(item)) for number, item in enumerate(found[1::2])]
+
+
 def take(client: Any, settings: Settings, leases: Leases) -> tuple[str, dict[str, Any]] | None:
-    places = RedisWire(settings).places("q")
-    native = f"{settings.namespace}.celery.q"
-    tag = leases.next_tag()
-    keys = [*places, leases.unacked_key, leases.index_key]
-    found = client.eval(TAKE.text, len(keys), *keys, tag, *[native] * len(places))
-    return None if found is None else (tag, json.loads(found[1]))
+    taken = take_many(client, leases, "q", most=1)
+    return taken[0] if taken else None
+
+
+def ids(taken: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [payload["headers"]["id"] for _, payload in taken]
+
+
+class TestTakingMany:
+    """One script takes as many messages as there are slots for."""
+
+    def test_it_takes_no_more_than_it_was_asked_for_and_all_of_it_is_on_lease(
+        self, client: Any, settings: Settings, leases: Leases
+    ) -> None:
+        sent = [put(client, settings) for _ in range(5)]
+
+        taken = take_many(client, leases, "q", most=3)
+
+        assert ids(taken) == sent[:3]
+        assert {tag.encode() for tag, _ in taken} == set(client.hkeys(leases.unacked_key))
+        assert set(client.zrange(leases.index_key, 0, -1)) == set(client.hkeys(leases.unacked_key))
+        assert client.llen(RedisWire(settings).places("q")[2]) == 2
+
+    def test_what_it_takes_goes_back_to_its_own_queue(self, client: Any, settings: Settings, leases: Leases) -> None:
+        put(client, settings, queue="a", priority="high")
+        put(client, settings, queue="b")
+        taken = take_many(client, leases, "a", "b", most=2)
+        leases.took(*(tag for tag, _ in taken))
+
+        leases.stop()
+
+        wire = RedisWire(settings)
+        assert [client.llen(place) for queue in ("a", "b") for place in wire.places(queue)] == [0, 1, 0, 0, 0, 0, 1, 0]
+
+    def test_higher_priorities_come_first_whatever_their_queue(
+        self, client: Any, settings: Settings, leases: Leases
+    ) -> None:
+        low = put(client, settings, "low", queue="a")
+        normal = put(client, settings, "normal", queue="b")
+        critical = put(client, settings, "critical", queue="c")
+
+        assert ids(take_many(client, leases, "a", "b", "c", most=3)) == [critical, normal, low]
+
+    def test_queues_have_their_turn_within_a_script_and_from_one_to_the_next(
+        self, client: Any, settings: Settings, leases: Leases
+    ) -> None:
+        sent = {queue: [put(client, settings, queue=queue) for _ in range(4)] for queue in "abc"}
+        a, b, c = sent["a"], sent["b"], sent["c"]
+
+        assert ids(take_many(client, leases, *"abc", most=4)) == [a[0], b[0], c[0], a[1]]
+        assert ids(take_many(client, leases, *"abc", most=4, start=1)) == [b[1], c[1], a[2], b[2]]
+
+    def test_without_queues_it_takes_nothing_and_ends(self, client: Any, leases: Leases) -> None:
+        """So it is for a moment as a worker stops."""
+        assert take_many(client, leases, most=3) == []
+
+    @pytest.mark.parametrize("queues", [1, 15, 16, 17, 40])
+    def test_none_of_many_queues_is_passed_over(
+        self, client: Any, settings: Settings, leases: Leases, queues: int
+    ) -> None:
+        names = [f"q{number}" for number in range(queues)]
+        sent = {put(client, settings, queue=name) for name in names}
+
+        taken = take_many(client, leases, *names, most=queues + 1, start=queues // 2)
+
+        assert set(ids(taken)) == sent
 
 
 def test_a_taken_message_is_on_lease_the_moment_it_leaves_its_list(
@@ -135,7 +206,7 @@ def test_what_cannot_be_read_is_buried_once_by_whoever_finds_it(
     client.lpush(RedisWire(settings).places("q")[0], b'}{ ,"","')
     dead = Leases(settings, lambda *_: None)
     keys = [*RedisWire(settings).places("q"), dead.unacked_key, dead.index_key]
-    client.eval(TAKE.text, len(keys), *keys, dead.next_tag(), *["n.celery.q"] * (len(keys) - 2))
+    client.eval(TAKE.text, len(keys), *keys, dead.next_tag(), 1, 1, 0)
     time.sleep(0.4)
     leases.look_after()
     leases.look_after()
@@ -200,11 +271,7 @@ class TestEndingSoon:
         assert client.hlen(leases.unacked_key) == 1, "nothing is sent for it alone"
 
         ending = leases.ending()
-        native = f"{settings.namespace}.celery.q"
-        places = RedisWire(settings).places("q")
-        keys = [*places, leases.unacked_key, leases.index_key]
-        tag = leases.next_tag()
-        client.eval(TAKE.text, len(keys), *keys, tag, *[native] * len(places), *ending)
+        [(tag, _)] = take_many(client, leases, "q", most=1, ending=ending)
         leases.ended(ending)
 
         assert client.hkeys(leases.unacked_key) == client.zrange(leases.index_key, 0, -1) == [tag.encode()]

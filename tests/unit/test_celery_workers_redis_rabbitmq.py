@@ -129,6 +129,27 @@ def test_every_verdict_is_carried_out(server: PrivateRedis | PrivateRabbitMQ, po
     assert shop.log().count("ValueError: no") == 1  # the traceback, once
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_in_threads_celery_logs_its_tasks_and_who_listens_hears_of_them(
+    redis_server: PrivateRedis, listens: bool, make_shop: MakeShop
+) -> None:
+    """Where nobody listens, a message takes a shorter way, and nobody sees a difference."""
+    shop = make_shop(redis_server)
+    worker = shop.worker("threads", **({"CELERY_SHOP_LISTENS": "1"} if listens else {}))
+    sent = [shop.send("add", number, 2).id for number in range(5)]
+    shop.until(lambda: len(shop.notes("request")) == 5, "all to run")
+    assert shop.stop(worker)[0] == 0
+    assert sorted(shop.notes("request"), key=str) == sorted(
+        ([pid, True, False, [x, 2], True] for pid, x, _ in shop.notes("add")), key=str
+    )
+    for id_ in sent:
+        line = f"Task {APP}.add[{id_}]"
+        assert (shop.log().count(f"{line} received"), shop.log().count(f"{line} succeeded in ")) == (1, 1)
+    heard = [[True, [number, 2]] for number in range(5)] if listens else []
+    assert sorted(rest for _, *rest in shop.notes("task_prerun")) == heard
+    assert len(shop.notes("task_success")) == len(heard)
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_sigterm_gives_back_what_outlasts_the_grace(
     server: PrivateRedis | PrivateRabbitMQ, pool: str, make_shop: MakeShop

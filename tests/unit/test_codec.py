@@ -162,3 +162,18 @@ def test_plain_values_are_plain_json_that_any_client_reads() -> None:
     value = {"a": [1, 2.5, "x", None, True]}
 
     assert json.loads(codec.dumps(value, "x")) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["1", ' {"a": [1, null]} ', b'{"a": "\xc3\xa4"}', "[NaN]", '"\u00e4"', '{"a": 1}'.encode("utf-16")]
+)
+def test_json_is_read_as_pythons_own_reader_reads_it(text: str | bytes) -> None:
+    assert repr(codec.from_json(text)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", "[1] [2]", b"\xff", "\ufeff1", "[" * 100_000])
+def test_what_pythons_own_reader_refuses_is_refused(text: str | bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)) as own:
+        json.loads(text)
+    with pytest.raises(own.type):
+        codec.from_json(text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any
 
 import pika
@@ -13,6 +15,7 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
+from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
@@ -59,6 +62,10 @@ class Place:
 
 
 def _note(x: int) -> None:
+    """Do nothing."""
+
+
+def _long(text: str) -> None:
     """Do nothing."""
 
 
@@ -189,6 +196,114 @@ def test_a_worker_that_drains_returns_what_has_arrived(place: Place) -> None:
     consumer.close()
 
     assert place.waiting(place.queue) == 2
+
+
+def test_threads_take_what_arrives_by_themselves_and_no_more_than_there_are_slots(place: Place) -> None:
+    for n in range(3):
+        place.note.send(n)
+    broker = place.broker(2)
+    work = broker.work_queue()
+    consumer = broker.consume(place.queue, prefetch=2, timeout=50)
+
+    taken = [work.get(timeout=10).message for _ in range(2)]
+    with pytest.raises(Empty):
+        work.get(timeout=0.3)
+    consumer.ack(taken[0])
+    taken.append(work.get(timeout=10).message)
+
+    assert [message.args for message in taken] == [(0,), (1,), (2,)]
+    for message in taken[1:]:
+        consumer.ack(message)
+    consumer.close()
+    assert place.waiting(place.queue) == 0
+
+
+def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: Place) -> None:
+    for n in range(2):
+        place.note.send(n)
+    broker = place.broker(1)
+    work = broker.work_queue()
+    busy = broker.consume(place.queue, prefetch=2, timeout=50)
+    first = work.get(timeout=10).message
+    turn(busy, until=lambda: busy._arrived)  # type: ignore[attr-defined]
+    place.note.using(queue="email").send(2)
+    other: Any = broker.consume(place.email, prefetch=2, timeout=50)
+    turn(other, until=lambda: other._arrived)
+
+    busy.ack(first)
+    second = work.get(timeout=10).message
+    place.note.send(3)
+    busy.ack(second)
+    third = work.get(timeout=10).message
+    other.ack(third)
+
+    assert [message.args for message in (first, second, third, work.get(timeout=10).message)] == [
+        (0,),
+        (1,),
+        (2,),
+        (3,),
+    ]
+    for consumer in (busy, other):
+        consumer.close()
+
+
+def test_what_no_thread_has_begun_with_goes_back_when_the_worker_drains(place: Place) -> None:
+    for n in range(2):
+        place.note.send(n)
+    broker = place.broker(2)
+    work = broker.work_queue()
+    consumer = broker.consume(place.queue, prefetch=2, timeout=50)
+    turn(consumer, until=lambda: work.unfinished_tasks == 2)
+
+    broker.closes()
+    turn(consumer, until=lambda: place.waiting(place.queue) == 2)
+
+    with pytest.raises(Empty):
+        work.get_nowait()
+    consumer.close()
+
+
+def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: Place) -> None:
+    place.note.send(1)
+    broker = place.broker(1)
+    work = broker.work_queue()
+    first: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+    turn(first, until=lambda: work.unfinished_tasks == 1)
+    first._connection.close()
+
+    with pytest.raises(Empty):
+        work.get(timeout=0.1)
+    again = broker.consume(place.queue, prefetch=1, timeout=50)
+
+    assert work.get(timeout=10).message.redelivered
+    again.close()
+
+
+def test_an_acknowledgement_does_not_wait_for_a_heartbeat_because_another_thread_was_writing(place: Place) -> None:
+    for n in range(2):
+        place.note.send(n)
+    consumer: Any = place.broker(1).consume(place.queue, prefetch=1, timeout=50)
+    held = take(consumer)
+
+    with consumer._connection.writing(Deadline(5)):
+        thread = threading.Thread(target=consumer.ack, args=(held,))
+        thread.start()
+        thread.join(10)
+        assert consumer._connection._soon, "it was not sent by the other thread"
+    unsent = list(consumer._connection._soon)
+
+    assert unsent == []
+    assert take(consumer).args == (1,)
+    consumer.close()
+
+
+def test_a_body_of_many_frames_arrives_whole(place: Place) -> None:
+    text = "x" * 300_000
+    place.bridge.task(name="long")(_long).send(text)
+    consumer = place.broker(1).consume(place.queue, prefetch=1, timeout=50)
+
+    assert take(consumer).args == (text,)
+    consumer.close()
 
 
 def test_bytes_that_can_not_be_read_are_dead_and_gone(place: Place) -> None:

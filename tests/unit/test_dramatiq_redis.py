@@ -17,6 +17,7 @@ from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.redis_broker import LeveledRedisBroker
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import new_id
 
 
@@ -69,6 +70,10 @@ class Place:
 
 def _note(x: int) -> None:
     """Do nothing."""
+
+
+def _refuse(*given: Any, **more: Any) -> Any:
+    raise BrokerUnavailable("on purpose")
 
 
 @pytest.fixture
@@ -152,6 +157,75 @@ class TestTaking:
         assert place.bodies() == 0
         assert broker.slots is not None
         assert broker.slots.full_for_s() == 0
+        broker.closed()
+
+    def test_what_ends_while_another_thread_acknowledges_shares_the_next_round_trip(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for n in range(5):
+            place.note.send(n)
+        broker = place.broker(threads=3)
+        consumer: Any = broker.consume(place.queue, timeout=50)
+        held = take(consumer, 3)
+        work = broker.work_queue()
+        fetched: list[Any] = []
+        fetch = broker.fetch
+
+        def noted(*given: Any, done: Any, **more: Any) -> Any:
+            fetched.append(done)
+            return fetch(*given, done=done, **more)
+
+        monkeypatch.setattr(broker, "fetch", noted)
+
+        with broker.hand(place.queue, consumer._slots).settling:  # as another thread holds it
+            consumer.ack(held[0])
+            consumer.ack(held[1])
+            assert (fetched, place.bodies()) == ([], 5)
+        consumer.ack(held[2])
+
+        assert fetched == [[delivery.place for delivery in held]]
+        assert [work.get_nowait().message.args for _ in range(2)] == [(3,), (4,)]
+        assert (place.waiting(), place.bodies()) == ([], 2)
+        assert broker.slots is not None
+        assert broker.slots.take(3) == 1, "the third found no message"
+        broker.closed()
+
+    def test_what_redis_did_not_take_is_acknowledged_with_the_next(self, place: Place) -> None:
+        for n in range(2):
+            place.note.send(n)
+        broker = place.broker(threads=2)
+        consumer: Any = broker.consume(place.queue, timeout=50)
+        held = take(consumer, 2)
+        broker.work_queue()
+
+        with pytest.MonkeyPatch.context() as broken:
+            for name in ("fetch", "remove"):
+                broken.setattr(broker, name, _refuse)
+            for _ in range(2):  # Dramatiq tries again
+                with pytest.raises(ConnectionClosed):
+                    consumer.ack(held[0])
+        assert place.bodies() == 2
+        consumer.ack(held[1])
+
+        assert place.bodies() == 0
+        assert broker.slots is not None
+        assert broker.slots.take(3) == 2
+        broker.closed()
+
+    def test_what_no_thread_has_begun_with_goes_back_when_the_worker_drains(self, place: Place) -> None:
+        for n in range(2):
+            place.note.send(n)
+        before = place.waiting()
+        broker = place.broker(threads=2)
+        work = broker.work_queue()
+        consumer = broker.consume(place.queue, timeout=50)
+        assert next(consumer) is None
+        assert work.unfinished_tasks == 2
+
+        broker.closes()
+        assert next(consumer) is None
+
+        assert place.waiting() == before
         broker.closed()
 
     def test_what_a_lost_reply_held_is_found_though_threads_go_on_by_themselves(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -40,10 +41,29 @@ def test_the_first_form_is_read_as_it_was_written() -> None:
 
 
 def test_the_first_form_of_what_an_engines_message_carries_is_read() -> None:
-    message = loads_meta(FORM_1["meta"], id="i", task="t", args_json="[]", kwargs_json="{}")
+    message = loads_meta(FORM_1["meta"], id="i", task="t", args=[], kwargs={})
 
     assert (message.queue, message.attempt, message.enqueued_at) == ("parcels", 1, 1700000000.5)
     assert message.dumps_meta() == FORM_1["meta"]
+
+
+def test_arguments_come_out_the_same_from_text_and_from_what_was_decoded() -> None:
+    args, kwargs = [1, {"$": "tuple", "v": [2]}], {"$": {"$": "bytes", "v": "AA=="}}
+    message = loads_meta(FORM_1["meta"], id="i", task="t", args=args, kwargs=kwargs)
+    from_text = replace(message, plain=None)
+
+    assert message.arguments() == from_text.arguments() == ([1, (2,)], {"$": b"\0"})
+    assert message == from_text
+    assert args == [1, {"$": "tuple", "v": [2]}]
+
+
+def test_a_task_that_changes_its_arguments_does_not_change_the_message() -> None:
+    message = loads_meta(FORM_1["meta"], id="i", task="t", args=[[1]], kwargs={"more": {}})
+    args, kwargs = message.arguments()
+    args[0].append(2)
+    kwargs["more"]["key"] = 1
+
+    assert message.arguments() == ([[1]], {"more": {}})
 
 
 def test_the_first_form_of_a_dead_letter_is_read() -> None:
@@ -56,7 +76,7 @@ def test_the_first_form_of_a_dead_letter_is_read() -> None:
 
 
 def test_what_the_first_form_got_later_is_read() -> None:
-    replayed = loads_meta(FORM_1["replayed"], id="i", task="t", args_json="[]", kwargs_json="{}")
+    replayed = loads_meta(FORM_1["replayed"], id="i", task="t", args=[], kwargs={})
     letter = loads_letter(FORM_1["letter_of_worker"])
 
     assert (replayed.replays, letter.worker) == (2, "host:1")

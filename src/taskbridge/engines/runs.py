@@ -11,7 +11,6 @@ from __future__ import annotations
 import faulthandler
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -90,25 +89,29 @@ class Runs:
         thread = threading.get_ident()
         stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
         verdict: Verdict = GivenBack()
-        with suppress(Interrupted):  # it may arrive outside the task's own code, where the runner does not see it
+        try:
             if self._enter(thread, Run(message, holder, stuck_at)):
                 try:
                     verdict = self._host.run(message)
                 finally:
                     self._leave(thread)
+        except Interrupted:  # it may arrive outside the task's own code, where the runner does not see it
+            return verdict
         return verdict
 
     def _enter(self, thread: int, run: Run) -> bool:
         with self._lock:
             if not self._is_over:
                 self._running[thread] = run
-                self._arm()
+                if run.is_stuck_at < self._armed_for:
+                    self._arm()
             return not self._is_over
 
     def _leave(self, thread: int) -> None:
         with self._lock:
-            self._running.pop(thread, None)
-            self._arm()
+            run = self._running.pop(thread, None)
+            if run is not None and run.is_stuck_at == self._armed_for != inf:
+                self._arm()
             if thread in self._interrupted:
                 raise_in_thread(thread, None)
 

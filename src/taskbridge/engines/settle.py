@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
@@ -26,7 +27,9 @@ from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
 from taskbridge.stores.base import Claim, Marks
-from taskbridge.stores.records import Ending, Record, State
+from taskbridge.stores.records import Ending, State
+
+T = TypeVar("T")
 
 _log = logging.getLogger("taskbridge.worker")
 
@@ -173,9 +176,7 @@ def _ended(host: Host, marks: Marks | None, message: Message, verdict: Verdict) 
 
 
 def _was_cancelled(host: Host, message: Message) -> bool:
-    answers: list[bool] = []
-    _persist(host, lambda _: answers.append(host.was_cancelled(message)))
-    return answers[0]
+    return _persist(host, lambda _: host.was_cancelled(message))
 
 
 def _has_expired(host: Host, message: Message) -> bool:
@@ -193,9 +194,7 @@ def _record(host: Host, message: Message, verdict: Verdict) -> State | None:
         return None
     ending = _ending_of(message, verdict, host.now())
     if not isinstance(verdict, GivenBack):
-        states: list[State | None] = []
-        _persist(host, lambda timeout_s: states.append(records.ended(message, ending, timeout_s=timeout_s)))
-        return states[0]
+        return _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
     try:
         return records.ended(message, ending, timeout_s=_TELL_S)
     except BrokerUnavailable as exc:  # its next start will tell
@@ -231,9 +230,7 @@ def _failed(state: State, now: float, reason: str, error: BaseException | None) 
 
 def _is_still_ours(host: Host, marks: Marks, message: Message) -> bool:
     """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
-    answers: list[bool] = []
-    _persist(host, lambda timeout_s: answers.append(marks.still_ours(message, timeout_s=timeout_s)))
-    return answers[0]
+    return _persist(host, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
 
 
 def _answer(host: Host, probe: Message) -> None:
@@ -289,16 +286,12 @@ def _is_recorded(host: Host, message: Message) -> bool:
     records = host.records_of(message.task)
     if records is None:
         return False
-    found: list[Record | None] = []
-    _persist(host, lambda timeout_s: found.append(records.get(message.id, timeout_s=timeout_s)))
-    record = found[0]
+    record = _persist(host, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
     return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
 
 
 def _claimed(host: Host, marks: Marks, message: Message) -> Claim:
-    claims: list[Claim] = []
-    _persist(host, lambda timeout_s: claims.append(marks.claim(message, timeout_s=timeout_s)))
-    return claims[0]
+    return _persist(host, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
 
 
 def _counted(host: Host, message: Message) -> Verdict | None:
@@ -322,7 +315,8 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
     """
     match verdict:
         case Done(value):
-            host.hooks.call(Event(name="succeeded", message=message, result=value))
+            if host.hooks.has("succeeded"):
+                host.hooks.call(Event(name="succeeded", message=message, result=value))
         case RunAgain(after_s, error):
             _log.warning(
                 "task %s id %s attempt %d failed (%s), next in %.3f s",
@@ -445,7 +439,16 @@ def bury(host: Host, letter: DeadLetter) -> None:
     _persist(host, lambda timeout_s: host.broker.bury(letter, timeout_s=timeout_s))
 
 
-def _persist(host: Host, act: Callable[[float], None]) -> None:
+def _persist(host: Host, act: Callable[[float], T]) -> T:
+    """Return what an act on the broker or the store returns; keeps trying while the worker runs.
+
+    Args:
+        host: The bridge.
+        act: Is given the seconds that it may take.
+
+    Raises:
+        NotSettledError: The broker or the store was away until the worker stopped.
+    """
     pause_s = _FIRST_PAUSE_S
     while True:
         try:

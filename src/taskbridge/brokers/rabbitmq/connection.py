@@ -202,6 +202,8 @@ class Connection:
             if self.problem is not None:
                 raise ConnectionLostError(self.problem)
             yield
+        if self._soon:
+            self._push_if_free()
 
     def write(self, data: bytes, deadline: Deadline) -> None:
         """Send bytes, inside `writing`. What the server doesn't read in time will be sent before all else.
@@ -391,11 +393,14 @@ class Connection:
         return [self._soon.popleft() for _ in range(len(self._soon))]
 
     def _push_if_free(self) -> None:
-        if self._soon or self._unsent:
+        """Send what waits for it, unless another thread is writing, which then does so when it has finished."""
+        while self._soon or self._unsent:
             with self._writing.tried() as ours:
-                if ours:
-                    self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
-                    self._push()
+                if not ours:
+                    return
+                self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
+                if not self._push():
+                    return
 
     def _push(self) -> bool:
         """Send what the system takes at once, and tell whether that was all."""

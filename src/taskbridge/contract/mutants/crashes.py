@@ -66,9 +66,9 @@ def a_message_is_let_go_as_it_comes() -> None:
     """A message is acknowledged as it is handed over, as Celery does by default."""
 
     def make(hand_over: Any) -> Any:
-        def early(self: Any, number: int, item: bytes) -> None:
-            self.leases.end(self._tag)
-            hand_over(self, number, item)
+        def early(self: Any, tag: str, queue: str, item: bytes) -> None:
+            self.leases.end(tag)
+            hand_over(self, tag, queue, item)
 
         return early
 

@@ -18,11 +18,11 @@ def what_the_broker_does_not_take_is_let_go() -> None:
     """A retry that the broker does not take at once is given up, and the message acknowledged."""
     unavailable = importlib.import_module("taskbridge").BrokerUnavailable
 
-    def once(host: Any, act: Any) -> None:
+    def once(host: Any, act: Any) -> Any:
         try:
-            act(host.settings.send_timeout_s)
+            return act(host.settings.send_timeout_s)
         except unavailable:
-            return
+            return None
 
     put(_SETTLE, "_persist", lambda _: once)
 

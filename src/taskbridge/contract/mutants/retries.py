@@ -170,11 +170,11 @@ def a_retry_is_let_go_unparked() -> None:
     def make(_: Any) -> Any:
         unavailable = importlib.import_module("taskbridge").BrokerUnavailable
 
-        def careless(host: Any, act: Any) -> None:
+        def careless(host: Any, act: Any) -> Any:
             try:
-                act(host.settings.send_timeout_s)
+                return act(host.settings.send_timeout_s)
             except unavailable:
-                return
+                return None
 
         return careless
 

@@ -84,6 +84,7 @@ class CeleryEngine:
         settings: The bridge's.
         broker_url: The broker's URL, as kombu reads it.
         transport: kombu's transport with taskbridge's rules; None for kombu's own.
+        carrier: Runs messages where Celery's pool runs tasks.
         redis_tells: Whether this Redis tells an idle worker of new messages.
     """
 
@@ -97,8 +98,8 @@ class CeleryEngine:
         self.redis_tells = True
         self._leases: Leases | None = None
         self._runs = ChildRuns(host)
-        self._carrier = Carrier(host, self._runs)
-        self.life: Final = Life(self, host, self._runs, self._carrier)
+        self.carrier: Final = Carrier(host, self._runs)
+        self.life: Final = Life(self, host, self._runs, self.carrier)
         self._queues: dict[str, Any] = {}
         self._app = self._make_app(tls)
         self._declare_queues()
@@ -241,13 +242,13 @@ class CeleryEngine:
             ignore_result=True,
             max_retries=None,
             throws=(Exception,),  # the error is in taskbridge's log, with its traceback; here it is one line
-            Request="taskbridge.engines.celery.worker:Request",
+            Request="taskbridge.engines.celery.request:Request",
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
         self._declare_queues()
 
     def _body(self, declaration: Declaration) -> Callable[..., Any]:
-        carrier = self._carrier
+        carrier = self.carrier
 
         def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
             request = task.request
@@ -329,7 +330,9 @@ def _transport(settings: Settings) -> Any:
         from taskbridge.engines.celery.memory import Transport as MemoryTransport  # here, for only memory needs it
 
         return MemoryTransport
-    return None
+    from taskbridge.engines.celery.amqp import Transport as AmqpTransport  # here, for it imports py-amqp
+
+    return AmqpTransport
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:

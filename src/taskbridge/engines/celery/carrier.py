@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import CeleryError, Ignore, Reject, Retry
@@ -18,12 +18,18 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.settle import NotSettledError, bury, run_and_settle
+from taskbridge.engines.settle import NotSettledError, begin, bury, finish
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.celery")
+
+LINKS: Final = ("callbacks", "chain", "chord", "group")
+"""What a request names that a plain client has linked to its task, and that is to be told what it returned."""
+
+SETTLED: Final = "taskbridge-settled"
+"""Where a request says what has become of its message, if that was settled before Celery traces it."""
 
 _PAUSE_S: Final = 1.0
 """How long a slot rests before a message goes back that could not be settled for a reason nobody thought of."""
@@ -39,24 +45,6 @@ class TaskFailed(TaskBridgeError):
 
 class PutOff(CeleryIgnore):
     """Shows a message that was not run now: it waits, for its attempt may have been started before."""
-
-
-class _InterruptibleHost:
-    """The bridge, but what it runs can be interrupted; `ran` says whether it was asked to run anything."""
-
-    def __init__(self, host: Host, runs: ChildRuns, limit_s: float | None) -> None:
-        self._host = host
-        self._runs = runs
-        self._limit_s = limit_s
-        self.ran = False
-
-    def run(self, message: Message) -> Verdict:
-        """Run a message in this thread."""
-        self.ran = True
-        return self._runs.run(message, limit_s=self._limit_s)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
 
 
 class Carrier:
@@ -75,7 +63,7 @@ class Carrier:
         """Run the task of a request and settle it.
 
         Args:
-            request: All that Celery knows of it.
+            request: All that Celery knows of it; under `SETTLED` what has become of it, if it has been settled before.
             limit_s: The task's time limit; None is for ever.
 
         Returns:
@@ -85,27 +73,44 @@ class Carrier:
             Retry, Ignore, Reject: It did not end well, and Celery is to show it and to do the like.
             Exception: The error of which it is dead.
         """
-        if os.getpid() != self._worker_pid and self._worker_pid:
-            self._runs.heed_signals()
-        host = _InterruptibleHost(self._host, self._runs, limit_s)
+        settled = request.get(SETTLED)
+        if settled is None:
+            if os.getpid() != self._worker_pid and self._worker_pid:
+                self._runs.heed_signals()
+            redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
+            settled = self.settle(lambda: self._read(request), redelivered=redelivered, limit_s=limit_s)
+        if isinstance(settled, Exception):
+            raise settled
+        return self._show(settled, request)
+
+    def settle(self, read: Callable[[], Message], *, redelivered: bool, limit_s: float | None) -> Verdict | Exception:
+        """Run a message and settle it.
+
+        Args:
+            read: Returns the message.
+            redelivered: Whether the broker says that it was delivered before.
+            limit_s: The task's time limit; None is for ever.
+
+        Returns:
+            The verdict, carried out; or the exception that says what Celery is to do.
+        """
         self._runs.begin()
         try:
-            message = self._read(request)
-            redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
-            verdict = run_and_settle(cast("Host", host), message, redelivered=redelivered)
+            message = read()
+            verdict = begin(self._host, message, redelivered=redelivered)
+            if verdict is None:
+                return finish(self._host, message, self._runs.run(message, limit_s=limit_s))
         except NotSettledError as exc:
-            raise Reject(f"the worker stops: {exc}", requeue=True) from None
-        except (Reject, CodecError):
-            raise
+            return _given_back(f"the worker stops: {exc}")
+        except (Reject, CodecError) as exc:
+            return exc
         except Exception:
-            _log.exception("task %s id %s could not be settled, goes back", request.get("task"), request.get("id"))
+            _log.exception("a message could not be settled, goes back")
             self._host.stopping.wait(_PAUSE_S)
-            raise Reject("it could not be settled", requeue=True) from None
+            return _given_back("it could not be settled")
         finally:
             self._runs.end()
-        if isinstance(verdict, Discarded) and not host.ran:
-            raise PutOff(verdict.reason)
-        return self._show(verdict, request)
+        return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
 
     def _read(self, request: Mapping[str, Any]) -> Message:
         try:
@@ -123,7 +128,7 @@ class Carrier:
         """Make Celery, Flower and the like see a verdict that was carried out."""
         match verdict:
             case Done(value):
-                linked = any(request.get(name) for name in ("callbacks", "chain", "chord", "group"))
+                linked = any(request.get(name) for name in LINKS)
                 return value if linked else None  # Celery logs what is returned
             case RunAgain(after_s, error):
                 raise Retry(exc=shown(error), when=round(after_s, 3))
@@ -133,6 +138,11 @@ class Carrier:
                 raise Ignore(reason)
             case GivenBack():
                 raise Reject("the worker stops", requeue=True)
+
+
+def _given_back(why: str) -> Exception:
+    shown: Exception = Reject(why, requeue=True)
+    return shown
 
 
 def native_of(request: Mapping[str, Any], namespace: str) -> reading.Native:

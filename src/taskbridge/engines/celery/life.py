@@ -214,6 +214,13 @@ class Life:
             return []
         return self._engine.consumed_queues()
 
+    def free_slots(self) -> int:
+        """Return how many more tasks the pool can run at once."""
+        if self._consumer is None or self._consumer.pool is None:
+            return 1
+        slots: int = self._consumer.pool.num_processes
+        return slots - len(worker_state.reserved_requests)
+
     # The end
 
     def begin_stop(self) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, NO_CANVAS
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.ids import checked
 from taskbridge.message import Message, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
 """The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""
+
+
+_END: Final = f", {NO_CANVAS}]".encode()
+_TYPED: Final = b"__type__"
+"""What kombu's own JSON marks values with; in taskbridge's there is none."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +37,7 @@ class Native:
         kwargs: The keyword arguments.
         embed: Callbacks, chain and chord.
         queue: taskbridge's name of the queue it came from; None if that is none of ours.
+        texts: The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
     """
 
     headers: Mapping[str, Any]
@@ -34,6 +45,37 @@ class Native:
     kwargs: Mapping[str, Any]
     embed: Mapping[str, Any]
     queue: str | None
+    texts: tuple[str, str] | None = None
+
+
+_scanner: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def taken_apart(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str, str]] | None:
+    """Return the arguments in a body as taskbridge writes it, what is embedded, and the arguments' own JSON.
+
+    Returns:
+        None if it is written otherwise, or can't be read.
+    """
+    if not body.endswith(_END) or _TYPED in body:
+        return None
+    try:
+        text = body.decode("ascii")
+        args, end_of_args = _scanner.raw_decode(text, 1)
+        kwargs, end = _scanner.raw_decode(text, end_of_args + 2)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = (
+        text[0] == "["
+        and text[end_of_args : end_of_args + 2] == ", "
+        and len(text) - end == len(_END)
+        and type(args) is list
+        and type(kwargs) is dict
+    )
+    if not is_ours:
+        return None
+    return args, kwargs, {**_EMBED}, (text[1:end_of_args], text[end_of_args + 2 : end])
 
 
 def read(native: Native, *, default_queue: str, now: float) -> Message:
@@ -58,8 +100,9 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
             meta,
             id=native.headers["id"],
             task=native.headers["task"],
-            args_json=codec.to_json(list(native.args)),
-            kwargs_json=codec.to_json(dict(native.kwargs)),
+            args=list(native.args),
+            kwargs=dict(native.kwargs),
+            texts=native.texts,
         )
         return checked(message)
     except CodecError:

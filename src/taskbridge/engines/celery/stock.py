@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery as _Celery
 from celery import _state
 from celery.app.amqp import AMQP as _AMQP
+from celery.app.task import Context as _Context
 from celery.concurrency.base import BasePool as _BasePool
 from celery.concurrency.base import apply_target as _apply_target
 from celery.concurrency.prefork import TaskPool as _PreforkPool
 from celery.concurrency.solo import TaskPool as _SoloPool
+from celery.concurrency.thread import TaskPool as _ThreadsPool
 from celery.exceptions import Ignore as _Ignore
 from celery.worker import WorkController as _WorkController
 from celery.worker import state as _worker_state
@@ -26,6 +28,7 @@ AMQP: Final[Any] = _AMQP
 apply_target: Final[Any] = _apply_target
 PreforkPool: Final[Any] = _PreforkPool
 SoloPool: Final[Any] = _SoloPool
+ThreadsPool: Final[Any] = _ThreadsPool
 WorkController: Final[Any] = _WorkController
 worker_state: Final[Any] = _worker_state
 celery_state: Final[Any] = _state
@@ -54,6 +57,9 @@ if TYPE_CHECKING:
     class CeleryConsumer(Untyped):
         """Stands for `celery.worker.consumer.Consumer`."""
 
+    class CeleryContext(Untyped):
+        """Stands for `celery.app.task.Context`."""
+
     class CeleryRequest(Untyped):
         """Stands for `celery.worker.request.Request`."""
 
@@ -75,6 +81,7 @@ else:
     Celery = _Celery
     BasePool = _BasePool
     CeleryConsumer = _Consumer
+    CeleryContext = _Context
     CeleryRequest = _Request
     CeleryIgnore = _Ignore
     VirtualMessage = _virtual.Message

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum, auto
 from queue import Empty
@@ -149,6 +149,43 @@ class QoS(RedisQoS):
         self.channel.look_after()
 
 
+class _Lists:
+    """The lists of the queues that are consumed, by priority and, within one, by queue.
+
+    Args:
+        queues: The native names.
+        others: The keys of what else the script that takes works on.
+
+    Attributes:
+        queues: The native names.
+        keys: All keys.
+        packed: The keys and their number, as they are sent with each script that takes.
+        start: With which queue to begin next, counted from 0, so that all have their turn.
+    """
+
+    def __init__(self, queues: tuple[str, ...], others: tuple[str, ...]) -> None:
+        self.queues: Final = queues
+        self.keys: Final = (*(step_key(queue, step) for step in STEPS for queue in queues), *others)
+        self.packed: Final = _packed((len(self.keys), *self.keys))
+        self.start = 0
+
+    def served(self, number: int) -> str:
+        """Note that a message was taken from a list, counted from 1, and return its queue."""
+        index = (number - 1) % len(self.queues)
+        self.start = (index + 1) % len(self.queues)
+        return self.queues[index]
+
+
+def _packed(words: Iterable[bytes | str | int]) -> bytes:
+    return b"".join([_word(word) for word in words])
+
+
+def _word(word: bytes | str | int) -> bytes:
+    """Return a word of a command as it is sent to Redis."""
+    text = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
 class Channel(RedisChannel):
     """A channel that takes messages on lease."""
 
@@ -168,9 +205,9 @@ class Channel(RedisChannel):
         self._waits_since: float | None = None
         self._brpop_sent_at: float | None = None
         self._in_poll: Any = None
-        self._tag = ""
+        self._tags: list[str] = []
         self._ending: list[str] = []
-        self._asked: list[str] = []
+        self._asked = _Lists((), ())
         self._unleased: set[str] = set()
         self._shared_client: Any = None
         super().__init__(connection, **options)
@@ -262,27 +299,40 @@ class Channel(RedisChannel):
                 connection.disconnect()
                 raise
             if found is not None:
-                self._hand_over(*found)
+                self._hand_over_all(found)
                 return True
             if not more:
                 raise Empty
 
-    def _send(self, *commands: tuple[Any, ...]) -> None:
+    def _send(self, *commands: tuple[Any, ...] | bytes) -> None:
         connection = self.client.connection
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        packed = [each if isinstance(each, bytes) else b"".join(connection.pack_command(*each)) for each in commands]
+        connection.send_packed_command(packed, check_health=False)
         self._brpop_sent_at = monotonic()
 
-    def _take(self, reply: _Reply, *, by_text: bool = False) -> tuple[Any, ...]:
-        """Return the command that takes a message: of the highest priority, and of the queues in turn."""
-        queues: list[str] = self._queue_cycle.consume(len(self.active_queues))
-        keys = [(step_key(queue, step), queue) for step in STEPS for queue in queues]
-        self._tag = self.leases.next_tag()
-        self._asked = [queue for _, queue in keys]
+    def _take(self, reply: _Reply, *, by_text: bool = False) -> bytes:
+        """Return the command that takes what there are slots for: the highest priorities, and of the queues in turn."""
+        lists = self._asked = self._lists_of(tuple(self.active_queues))
+        most = self._room()
+        base = self.leases.next_tag()
+        self._tags = [f"{base}.{number}" for number in range(most)]
         self._expected.append(reply)
-        script = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
         self._ending = self.leases.ending()
-        lists = (*(key for key, _ in keys), self.leases.unacked_key, self.leases.index_key)
-        return (*script, len(lists), *lists, self._tag, *self._asked, *self._ending)
+        script: tuple[bytes | str, ...] = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
+        words: tuple[str | int, ...] = (base, most, len(lists.queues), lists.start, *self._ending)
+        count = len(script) + 1 + len(lists.keys) + len(words)
+        return b"*%d\r\n%b%b%b" % (count, _packed(script), lists.packed, _packed(words))
+
+    def _lists_of(self, queues: tuple[str, ...]) -> _Lists:
+        if self._asked.queues == queues:
+            return self._asked
+        return _Lists(queues, (self.leases.unacked_key, self.leases.index_key))
+
+    def _room(self) -> int:
+        """Return how many messages there are slots for, at least 1."""
+        room: int | None = self.qos.can_consume_max_estimate()
+        free: int = self.engine.life.free_slots()
+        return max(1, free if room is None else min(room, free))
 
     @property
     def is_taking(self) -> bool:
@@ -318,8 +368,8 @@ class Channel(RedisChannel):
             return _CHANGED
         return reply
 
-    def _on_reply(self, reply: Any) -> tuple[int, bytes] | None:
-        """Go on to the next step; return the message if this is one."""
+    def _on_reply(self, reply: Any) -> list[Any] | None:
+        """Go on to the next step; return what was taken, if this says so."""
         if reply is _CHANGED:
             if self._waits_since is not None:
                 self._untrack_and_take(_Reply.TAKEN_AFTER_WAIT)
@@ -348,11 +398,11 @@ class Channel(RedisChannel):
         else:
             self._pause(_POLL_S)
 
-    def _on_take(self, kind: _Reply, found: list[Any] | None) -> tuple[int, bytes] | None:
+    def _on_take(self, kind: _Reply, found: list[Any]) -> list[Any] | None:
         self.leases.ended(self._ending)
         if found:
             self._in_poll = None
-            return found[0], found[1]
+            return found
         if kind is _Reply.TAKEN_AFTER_WAIT:
             self._pause(_PAUSE_S * (0.2 + 0.8 * random()))
         elif self.engine.redis_tells:
@@ -361,11 +411,18 @@ class Channel(RedisChannel):
             self._pause(_POLL_S)
         return None
 
-    def _hand_over(self, number: int, item: bytes) -> None:
+    def _hand_over_all(self, found: list[Any]) -> None:
+        """Deliver what was taken: of each message its list, counted from 1, and its item."""
+        taken = [
+            (tag, self._asked.served(number), item)
+            for tag, number, item in zip(self._tags, found[::2], found[1::2], strict=False)
+        ]
+        self.leases.took(*(tag for tag, _, _ in taken))
+        for tag, queue, item in taken:
+            self._hand_over(tag, queue, item)
+
+    def _hand_over(self, tag: str, queue: str, item: bytes) -> None:
         """Deliver a message, or have bytes that can't be read buried."""
-        tag, queue = self._tag, self._asked[number - 1]
-        self.leases.took(tag)
-        self._queue_cycle.rotate(queue)
         try:
             self.connection._deliver(items.parse(item, tag=tag, queue=queue), queue)
         except DecodeError as exc:
@@ -397,14 +454,15 @@ class Channel(RedisChannel):
         connection, self._in_poll = self.client.connection, None
         taking = [kind for kind in self._expected if kind in (_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT)]
         if taking:
-            self.leases.took(self._tag)
+            self.leases.took(*self._tags)
             try:
                 while self._expected:
                     if self._read(connection) is not _CHANGED:
                         self._expected.popleft()
             except (*self.connection_errors, ResponseError) as exc:
                 _log.info("a message that was being taken goes back when its lease is over: %s", type(exc).__name__)
-            self.leases.give_back(self._tag)
+            for tag in self._tags:
+                self.leases.give_back(tag)
         self._expected.clear()
         self._waits_since = None
         connection.disconnect()

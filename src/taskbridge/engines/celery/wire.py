@@ -79,7 +79,7 @@ _EMBEDDED: Final = ("callbacks", "errbacks", "chain", "chord")
 CANVAS_HEADERS: Final = ("group", "group_index", "root_id", "parent_id")
 """The headers that belong to a canvas."""
 
-_NO_CANVAS: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+NO_CANVAS: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
 
 _host: Final = socket.gethostname()
 _host_json: Final = codec.to_json(_host)[1:-1]
@@ -182,7 +182,7 @@ class _Envelope:
             return self._filled(message, _Canvas(message.headers[CANVAS]))
         id_json = _quoted(message.id)
         return (
-            f'{{"body": "{_base64(_body(message, _NO_CANVAS))}{self._task}{id_json}, "shadow": null, "eta": null, '
+            f'{{"body": "{_base64(_body(message, NO_CANVAS))}{self._task}{id_json}, "shadow": null, "eta": null, '
             f'"expires": null, "group": null, "group_index": null, "retries": {message.attempt - 1}, '
             f'"timelimit": [null, null], "root_id": {id_json}, "parent_id": null, '
             f'"argsrepr": {_quoted(_shown(f"({message.args_json[1:-1]})"))}, '
@@ -268,7 +268,7 @@ class AmqpWire:
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
         canvas = _canvas_of(message)
-        embed = _NO_CANVAS if canvas is None else codec.to_json(canvas.embed)
+        embed = NO_CANVAS if canvas is None else codec.to_json(canvas.embed)
         return Publication(
             queue=native_queue(self._namespace, message.queue),
             arguments=self._arguments,

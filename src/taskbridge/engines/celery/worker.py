@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +16,17 @@ from celery.exceptions import ImproperlyConfigured
 
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.app import CeleryEngine
-from taskbridge.engines.celery.attempts import ENDED, Attempts
-from taskbridge.engines.celery.carrier import PutOff
-from taskbridge.engines.celery.stock import CeleryConsumer, CeleryRequest, PreforkPool, SoloPool, stock, worker_state
+from taskbridge.engines.celery.attempts import ENDED
+from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
+from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.stock import (
+    CeleryConsumer,
+    PreforkPool,
+    SoloPool,
+    ThreadsPool,
+    stock,
+    worker_state,
+)
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
@@ -68,38 +76,6 @@ class Waker:
             return
 
 
-class Request(CeleryRequest):
-    """A request for a task of taskbridge's; the worker remembers which attempts it has begun and ended."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._is_put_off = False
-        self._attempts().begin(self.message.taskbridge)
-
-    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Deal with what the task raised."""
-        error = exc_info.exception
-        self._is_put_off = isinstance(getattr(error, "exc", error), PutOff)  # pools wrap what comes from a child
-        stock(super()).on_failure(exc_info, *args, **options)
-
-    def acknowledge(self) -> None:
-        """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
-        if self._is_put_off:
-            self._attempts().forget(self.message.taskbridge)  # else that one would be taken for a run that has ended
-        else:
-            self._attempts().end(self.message.taskbridge)
-        stock(super()).acknowledge()
-
-    def reject(self, requeue: bool = False) -> None:
-        """Return the message: the attempt has not happened."""
-        self._attempts().forget(self.message.taskbridge)
-        stock(super()).reject(requeue)
-
-    def _attempts(self) -> Attempts:
-        attempts: Attempts = self.app.engine.life.attempts
-        return attempts
-
-
 class Consumer(CeleryConsumer):
     """Takes messages for the pool, and deals with those that can't run."""
 
@@ -120,6 +96,8 @@ class Consumer(CeleryConsumer):
         self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
+        self._ways: dict[str, Way] = {}
+        self._done: deque[Any] = deque()
         _check_pool(pool)
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
@@ -127,6 +105,7 @@ class Consumer(CeleryConsumer):
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._has_children = isinstance(pool, PreforkPool)
+        self._slots = _slots_of(pool)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -140,7 +119,15 @@ class Consumer(CeleryConsumer):
     def stop(self) -> None:
         """Take nothing new."""
         self._life.begins_to_end()
+        self._stop_gathering()
         stock(super()).stop()
+
+    def _stop_gathering(self) -> None:
+        """Have each acknowledgement written at once: the main loop is at its end."""
+        stop = getattr(getattr(self.connection, "_connection", None), "stop_gathering", None)
+        if stop is not None:
+            with suppress(*self.connection_errors):  # then all that was gathered is delivered again
+                stop()
 
     def shutdown(self) -> None:
         """Close the connection, after the pool has ended; what is left goes back."""
@@ -217,10 +204,12 @@ class Consumer(CeleryConsumer):
 
     def flush_acknowledgements(self) -> None:
         """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
+        self._stop_gathering()
         for callback in self.hub._pop_ready() if self.hub is not None else ():
             method = getattr(callback, "fun", None)
             if getattr(method, "__name__", "") in ("ack_log_error", "reject_log_error"):
                 callback()
+        self._acknowledge_done()
 
     def update_strategies(self) -> None:
         """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
@@ -228,6 +217,16 @@ class Consumer(CeleryConsumer):
         for name, task in self.app.tasks.items():
             if type(task).__module__ == "celery.app.builtins":
                 del self.strategies[name]
+        self._ways = {} if self._slots is None or self.hub is None else self._made_ways(self._slots)
+
+    def _made_ways(self, slots: Slots) -> dict[str, Way]:
+        slots.tell = self._tell_of_done
+        ways: dict[str, Way] = {}
+        for declaration in self._host.declarations():
+            task = self.app.tasks[declaration.name]
+            if is_traced_by_celery_alone(task):
+                ways[declaration.name] = Way(self, task, slots, limit_s=declaration.time_limit_s)
+        return ways
 
     # Messages
 
@@ -259,6 +258,9 @@ class Consumer(CeleryConsumer):
             if self._came_back(message, read):
                 return None
             try:
+                way = self._ways.get(name)
+                if way is not None and due_at is None and way.is_open():
+                    return way.take(message)
                 return hand_on(message)
             except _ODD as exc:
                 self._let_go(message)
@@ -305,7 +307,13 @@ class Consumer(CeleryConsumer):
         Raises:
             DecodeError: It is no Celery message.
         """
+        texts: tuple[str, str] | None = None
         try:
+            if wire.META in message.headers and message.content_type == "application/json":
+                apart = reading.taken_apart(_bytes_of(message.body))
+                if apart is not None:
+                    texts = apart[3]
+                    message._decoded_cache = apart[:3]
             payload = message.payload
             fields = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
             args, kwargs, embed = (
@@ -330,11 +338,12 @@ class Consumer(CeleryConsumer):
             kwargs=kwargs or {},
             embed=embed if isinstance(embed, dict) else {},
             queue=wire.own_queue(self._engine.settings.namespace, queue),
+            texts=texts,
         )
 
     def _read(self, native: reading.Native) -> Message:
-        task = native.headers["task"]
-        return reading.read(native, default_queue=self._host.queue_of(task), now=self._host.now())
+        default_queue = "" if wire.META in native.headers else self._host.queue_of(native.headers["task"])
+        return reading.read(native, default_queue=default_queue, now=self._host.now())
 
     def _at_desk(self, message: Any, act: Callable[[], object]) -> None:
         """Do what has to wait for the broker in another thread, and then acknowledge."""
@@ -357,6 +366,21 @@ class Consumer(CeleryConsumer):
                 worker_state.task_ready(request)
                 if self.controller.semaphore is not None:
                     self.controller.semaphore.release()
+
+    def acknowledge_soon(self, message: Any) -> None:
+        """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
+        self._done.append(message)
+        if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
+            self._tell_of_done()
+
+    def _tell_of_done(self) -> None:
+        self.call_soon(self._acknowledge_done)
+
+    def _acknowledge_done(self) -> None:
+        errors = (*self.connection_errors, *self.channel_errors)
+        with suppress(IndexError):  # there are none left; or another thread has taken the last one, as the worker ends
+            while True:
+                self._done.popleft().ack_log_error(_log, errors)
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
@@ -417,6 +441,11 @@ def _is_redelivered(message: Any) -> bool:
     return bool((message.delivery_info or {}).get("redelivered"))
 
 
+def _bytes_of(body: Any) -> bytes:
+    """Return a body as bytes: RabbitMQ's client gives bytes, a memory view or text."""
+    return body.encode() if isinstance(body, str) else bytes(body)
+
+
 def raw_of(message: Any) -> bytes:
     """Return a message's bytes as they came: of a list's item on Redis, of the body on RabbitMQ."""
     raw = getattr(getattr(message, "_raw", None), "raw", None)
@@ -434,6 +463,17 @@ def _are_limits(limits: Any) -> bool:
         and len(limits) == len(("hard", "soft"))
         and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
     )
+
+
+def _slots_of(pool: Any) -> Slots | None:
+    """Return the threads of a pool of threads, in the place of its own; None for other pools."""
+    if not isinstance(pool, ThreadsPool):
+        return None
+    if not isinstance(pool.executor, Slots):
+        pool.executor.shutdown(wait=False)
+        pool.executor = Slots(pool.limit)
+    slots: Slots = pool.executor
+    return slots
 
 
 def _check_pool(pool: Any) -> None:

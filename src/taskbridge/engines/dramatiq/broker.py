@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from dramatiq import Actor, Broker
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
+from taskbridge.engines.dramatiq.work import WorkQueue
 
 _BOOT_LOOK_S: Final = 0.2
 
@@ -23,14 +25,17 @@ class EngineBroker(Broker):
         booted: Set once the worker may take messages.
         reception: Looks at each message.
         hand_over: Gives a message to the worker's threads; None while no worker runs on this broker.
+        work: Where the worker's threads take their messages from, if that is not Dramatiq's own queue.
         stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
     slots: Slots | None = None
     draining: bool = False
+    _known_listeners: tuple[list[Middleware], dict[tuple[str, bool], Sequence[Callable[..., Any]]]] = ([], {})
     booted: threading.Event
     reception: Reception
     hand_over: Callable[[Delivery], None] | None = None
+    work: WorkQueue | None = None
     stranger: Callable[[str], Actor[Any, Any]]
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
@@ -42,6 +47,47 @@ class EngineBroker(Broker):
         if self.slots is not None and actor_name not in self.actors:
             return self.stranger(actor_name)
         return super().get_actor(actor_name)
+
+    # What it tells its middleware
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call what the middleware has for before something, in order; as Dramatiq does, but without what does nothing.
+
+        Raises:
+            MiddlewareError: One of them wants it to end here.
+        """
+        name = f"before_{signal}"
+        for call in self._listeners(name, args):
+            try:
+                call(self, *args, **kwargs)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self.logger.critical("%s failed: %r", name, call, exc_info=True)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call what the middleware has for after something, the last first; as Dramatiq does."""
+        name = f"after_{signal}"
+        for call in reversed(self._listeners(name, args)):
+            try:
+                call(self, *args, **kwargs)
+            except Exception:
+                self.logger.critical("%s failed: %r", name, call, exc_info=True)
+
+    def _listeners(self, name: str, args: Sequence[Any]) -> Sequence[Callable[..., Any]]:
+        """Return what is called for a signal: ten are told of each message four times, and most don't listen."""
+        of, known = self._known_listeners
+        if of != self.middleware:
+            of, known = self._known_listeners = list(self.middleware), {}
+        is_plain = bool(args) and isinstance(args[0], Delivery) and args[0].is_plain
+        found = known.get((name, is_plain))
+        if found is None:
+            found = known[name, is_plain] = tuple(_listening(of, name, is_plain=is_plain))
+        return found
+
+    def work_queue(self) -> WorkQueue | None:
+        """Return what a worker's threads are to take their messages from; None is Dramatiq's own queue."""
+        return None
 
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
@@ -63,3 +109,14 @@ class EngineBroker(Broker):
         Args:
             keep: What is not given back, so that it counts as lost with this worker.
         """
+
+
+class ForOthers:
+    """Marks a middleware that does nothing about a message of taskbridge's that has no options of Dramatiq's."""
+
+
+def _listening(middleware: Sequence[Middleware], name: str, *, is_plain: bool) -> Iterator[Callable[..., Any]]:
+    for each in middleware:
+        does_nothing = getattr(type(each), name, None) is getattr(Middleware, name, None) and name not in vars(each)
+        if not does_nothing and not (is_plain and isinstance(each, ForOthers)):
+            yield getattr(each, name)

@@ -83,7 +83,7 @@ class Carrier:
 
     def _carry(self, delivery: Delivery, queue: str) -> Any:
         try:
-            message = wire.read(delivery.parts(), queue=queue)
+            message = wire.read(delivery.parts, queue=queue)
         except NewerFormError as exc:
             return self._put_off_newer(delivery, exc)
         except DecodeError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from dramatiq import Message, MessageProxy
@@ -32,12 +33,24 @@ class Delivery(MessageProxy):
         abandoned: Whether it has gone back while its thread still ran it.
         limit_s: How long its task may run; None is for ever.
         is_ours: Whether taskbridge decides about it; None until someone asks.
+        is_plain: Whether it is known to be taskbridge's, and to have no options of Dramatiq's.
     """
 
     def __init__(
-        self, message: Message[Any], *, queue: str | None, body: bytes, place: Any, redelivered: bool = False
+        self, parts: wire.Native, *, queue: str | None, body: bytes, place: Any, redelivered: bool = False
     ) -> None:
-        super().__init__(message)
+        # Not the base class's: it takes a message of Dramatiq's, which is rarely needed, and looks each part up in it.
+        self.failed = False
+        self._exception = None
+        self._made: Message[Any] | None = None
+        self.parts = parts
+        self.queue_name = parts.queue_name
+        self.actor_name = parts.actor_name
+        self.args = tuple(parts.args)
+        self.kwargs = dict(parts.kwargs)
+        self.options = dict(parts.options)
+        self.message_id = parts.message_id
+        self.message_timestamp = int(parts.message_timestamp)
         self.queue = queue
         self.body = body
         self.place = place
@@ -47,19 +60,22 @@ class Delivery(MessageProxy):
         self.abandoned = False
         self.limit_s: float | None = None
         self.is_ours: bool | None = None
+        self.is_plain = False
 
-    def parts(self) -> wire.Native:
-        """Return the message's parts."""
-        message = self._message
-        return wire.Native(
-            queue_name=message.queue_name,
-            actor_name=message.actor_name,
-            args=message.args,
-            kwargs=message.kwargs,
-            options=message.options,
-            message_id=message.message_id,
-            message_timestamp=message.message_timestamp,
-        )
+    @property
+    def _message(self) -> Message[Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The message as Dramatiq's own class, for what asks for more than its parts."""
+        if self._made is None:
+            self._made = Message(
+                queue_name=self.queue_name,
+                actor_name=self.actor_name,
+                args=self.args,
+                kwargs=self.kwargs,
+                options=self.options,
+                message_id=self.message_id,
+                message_timestamp=self.message_timestamp,
+            )
+        return self._made
 
     def __str__(self) -> str:
         # Dramatiq logs it whenever a task fails, and arguments may be secret.
@@ -99,15 +115,17 @@ class Reception:
         """
         queue = wire.own_queue(self._host.settings.namespace, queue_name.removesuffix(".DQ"))
         try:
-            message = _decoded(body, ordinary=queue is None)
+            parts = _decoded(body, queue_name, ordinary=queue is None)
         except DecodeError as exc:
             self.undecodable(body, exc)
             return None
-        if message.queue_name != queue_name:  # Dramatiq looks its consumer up by this name, and a thread dies of others
-            message = message.copy(queue_name=queue_name)
-        delivery = Delivery(message, queue=queue, body=body, place=place, redelivered=redelivered)
-        if queue is not None and "eta" in message.options and not self._is_ordinary(message.actor_name):
+        delivery = Delivery(parts, queue=queue, body=body, place=place, redelivered=redelivered)
+        if queue is None or self._is_ordinary(parts.actor_name):
+            return delivery
+        if "eta" in parts.options:
             return self._delayed(delivery, queue)
+        delivery.is_ours = True
+        delivery.is_plain = parts.options.keys() <= wire.OWN_OPTIONS
         return delivery
 
     def undecodable(self, body: bytes, error: Exception) -> None:
@@ -132,7 +150,7 @@ class Reception:
         eta = delivery.options["eta"]
         wait_s = eta / 1000 - self._host.now() if isinstance(eta, (int, float)) else 0.0
         try:
-            message = wire.read(delivery.parts(), queue=queue)
+            message = wire.read(delivery.parts, queue=queue)
         except NewerFormError:
             return delivery  # put off by this engine; see Carrier
         except DecodeError as exc:
@@ -142,11 +160,13 @@ class Reception:
         return None
 
 
-def _decoded(body: bytes, *, ordinary: bool) -> Message[Any]:
-    """Return the Dramatiq message in these bytes.
+def _decoded(body: bytes, queue_name: str, *, ordinary: bool) -> wire.Native:
+    """Return the parts of the Dramatiq message in these bytes.
 
     Args:
         body: The bytes.
+        queue_name: Dramatiq's name of the queue it came from; that is its queue, whatever it says itself, for Dramatiq
+            looks its consumer up by this name, and a thread dies of others.
         ordinary: Whether it is the user's own affair, so that the encoder that the user may have set applies; a
             message of taskbridge's is JSON, whatever encoder is set, for nothing is unpickled (rule S9).
 
@@ -154,23 +174,20 @@ def _decoded(body: bytes, *, ordinary: bool) -> Message[Any]:
         DecodeError: It can't be read.
     """
     if not ordinary:
-        return _message(wire.parse(body))
+        parts = wire.parse(body)
+        return parts if parts.queue_name == queue_name else replace(parts, queue_name=queue_name)
     try:
         message: Message[Any] = Message.decode(body)
     except DramatiqDecodeError as exc:
         raise DecodeError(f"not a Dramatiq message: {exc.error!r}") from exc
     if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
         raise DecodeError("not a Dramatiq message")
-    return message
-
-
-def _message(parts: wire.Native) -> Message[Any]:
-    return Message(
-        queue_name=parts.queue_name,
-        actor_name=parts.actor_name,
-        args=tuple(parts.args),
-        kwargs=dict(parts.kwargs),
-        options=dict(parts.options),
-        message_id=parts.message_id,
-        message_timestamp=int(parts.message_timestamp),
+    return wire.Native(
+        queue_name=queue_name,
+        actor_name=message.actor_name,
+        args=message.args,
+        kwargs=message.kwargs,
+        options=message.options,
+        message_id=message.message_id,
+        message_timestamp=message.message_timestamp,
     )

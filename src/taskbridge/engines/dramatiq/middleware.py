@@ -20,10 +20,11 @@ from dramatiq.middleware import (
 )
 
 from taskbridge.engines.dramatiq.actors import is_ours
+from taskbridge.engines.dramatiq.broker import ForOthers
 from taskbridge.engines.dramatiq.carrier import Returned
 
 
-class OrdinaryAgeLimit(AgeLimit):
+class OrdinaryAgeLimit(ForOthers, AgeLimit):
     """Expires messages of ordinary actors; taskbridge's expire by rule X1."""
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
@@ -32,7 +33,7 @@ class OrdinaryAgeLimit(AgeLimit):
             super().before_process_message(broker, message)
 
 
-class OrdinaryTimeLimit(TimeLimit):
+class OrdinaryTimeLimit(ForOthers, TimeLimit):
     """Limits the time of ordinary actors, by default to 10 minutes; taskbridge's tasks have rule T1."""
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
@@ -41,7 +42,7 @@ class OrdinaryTimeLimit(TimeLimit):
             super().before_process_message(broker, message)
 
 
-class OrdinaryShutdownNotifications(ShutdownNotifications):
+class OrdinaryShutdownNotifications(ForOthers, ShutdownNotifications):
     """Interrupts ordinary actors that ask for it as soon as the worker stops; taskbridge's tasks have rule A4."""
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
@@ -50,7 +51,7 @@ class OrdinaryShutdownNotifications(ShutdownNotifications):
             super().before_process_message(broker, message)
 
 
-class OrdinaryRetries(Retries):
+class OrdinaryRetries(ForOthers, Retries):
     """Retries ordinary actors; of taskbridge's messages the verdict is carried out before this is called."""
 
     def after_process_message(
@@ -61,7 +62,7 @@ class OrdinaryRetries(Retries):
             super().after_process_message(broker, message, result=result, exception=exception)
 
 
-class AttemptCallbacks(Callbacks):
+class AttemptCallbacks(ForOthers, Callbacks):
     """Calls back as usual, but not for a message that only goes back to its queue."""
 
     def after_process_message(
@@ -72,6 +73,10 @@ class AttemptCallbacks(Callbacks):
             super().after_process_message(broker, message, result=result, exception=exception)
 
 
+class OptionalPipelines(ForOthers, Pipelines):
+    """Goes on with pipelines as usual."""
+
+
 def default_middleware() -> list[Middleware]:
     """Return what Dramatiq's brokers have by default, in the same order, and `CurrentMessage`."""
     return [
@@ -79,7 +84,7 @@ def default_middleware() -> list[Middleware]:
         OrdinaryTimeLimit(),
         OrdinaryShutdownNotifications(),
         AttemptCallbacks(),
-        Pipelines(),
+        OptionalPipelines(),
         OrdinaryRetries(),
         CurrentMessage(),
     ]

@@ -2,6 +2,11 @@
 
 The queues are declared as `RabbitmqBroker(max_priority=3)` declares them, so that plain Dramatiq clients and this
 package's own publisher agree with it.
+
+The consumers don't use pika's connections, of which each belongs to one thread, so that a message passes through two
+more threads on its way to the one that runs it, and its acknowledgement through one. They share one connection that any
+thread may write to (`taskbridge.brokers.rabbitmq.connection`). Its own thread puts what arrives where the worker's
+threads take it from, if one of them is free; else whichever thread becomes free does so.
 """
 
 from __future__ import annotations
@@ -9,24 +14,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Collection, Iterable
+from struct import Struct
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeGuard
 
-import pika
-import pika.exceptions
 from dramatiq import Consumer, MessageProxy
 from dramatiq.brokers.rabbitmq import DEAD_MESSAGE_TTL, RabbitmqBroker
 from dramatiq.common import dq_name, q_name, xq_name
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
+from pika import spec
 
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError
+from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
+from taskbridge.brokers.rabbitmq.frames import method_bytes
+from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
+from taskbridge.engines.dramatiq.work import WorkQueue
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.settings import Settings
 
@@ -44,13 +52,10 @@ _FULL_S: Final = 0.5
 _ARRIVAL_S: Final = 0.2
 """How long a slot is kept for a queue whose consumer has just begun again."""
 
-_OWNER_S: Final = 0.5
-"""How long a consumer that closes waits for its own thread to be done with the connection."""
+_CLOSE_S: Final = 2.0
+"""How long a consumer that closes waits for RabbitMQ, which has its last acknowledgements then."""
 
-_FLUSH_S: Final = 2.0
-"""How long a consumer that closes waits for its last acknowledgements to be sent."""
-
-_TROUBLE: Final = (pika.exceptions.AMQPError, OSError)
+_TROUBLE: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, NotSettledError)
 
 
 class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
@@ -64,6 +69,10 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.heartbeat = _HEARTBEAT_S
         if "blocked_connection_timeout=" not in url:
             parameters.blocked_connection_timeout = settings.send_timeout_s
+        self.timeout_s: float = settings.send_timeout_s
+        """How long RabbitMQ may take to answer."""
+        self._linking = threading.Lock()
+        self._link: Connection | None = None
 
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
         self.may_return: bool = settings.store is not None
@@ -77,9 +86,117 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         self.declare_queue(queue_name)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
 
+    def work_queue(self) -> WorkQueue:
+        """Return what a worker's threads take their messages from."""
+        self.work = WorkQueue()
+        return self.work
+
+    def link(self) -> Connection:
+        """Return the consumers' connection; a new one if there is none that is usable.
+
+        Raises:
+            ConnectionLostError, TimedOutError: RabbitMQ can't be reached.
+        """
+        with self._linking:
+            link = self._link
+            if link is None or link.problem is not None:
+                link = self._link = Connection(self.parameters, timeout_s=self.timeout_s)
+                link.start()
+        link.wait_open(Deadline(self.timeout_s))
+        return link
+
+    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
+        """End the consumers' connection; what is not acknowledged goes back. What is kept goes with this process."""
+        if not keep:
+            self._unlink()
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        self._unlink()
+        super().close()
+
+    def _unlink(self) -> None:
+        with self._linking:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+
+_ACK: Final = Struct(">BHIHHQBB")
+"""The frame of an acknowledgement: kind, channel, size, class, method, delivery tag, whether of all before too, end."""
+
+_ACK_SIZE: Final = 13
+
+_ACK_INDEX: Final = divmod(spec.Basic.Ack.INDEX, 1 << 16)
+
+_DELIVER: Final = spec.Basic.Deliver.INDEX.to_bytes(4, "big")
+
+_TAG: Final = Struct(">QB")
+
+
+class _Receiver(Channel):
+    """A channel that calls a function with the tag, the redelivered flag and the body of each delivery.
+
+    What it needs of a delivery it reads itself: pika takes 20 us for the rest, which nobody asks for.
+    """
+
+    def __init__(self, connection: Connection, receive: Callable[[int, bool, bytes], None]) -> None:
+        self._receive = receive
+        self._delivered: tuple[int, bool] | None = None
+        self._left = 0
+        self._parts: list[bytes] = []
+        super().__init__(connection)
+
+    def take(self, kind: int, payload: bytes) -> None:
+        """Take a frame."""
+        if kind == spec.FRAME_METHOD:
+            if not payload.startswith(_DELIVER):
+                super().take(kind, payload)
+                return
+            tag, redelivered = _TAG.unpack_from(payload, 5 + payload[4])  # after the consumer's tag
+            self._delivered = tag, bool(redelivered & 1)
+            return
+        if self._delivered is None:
+            return
+        if kind == spec.FRAME_HEADER:
+            self._left, self._parts = int.from_bytes(payload[4:12], "big"), []
+        else:
+            self._parts.append(payload)
+            self._left -= len(payload)
+        if self._left <= 0:
+            (tag, is_again), self._delivered = self._delivered, None
+            self._receive(tag, is_again, b"".join(self._parts))
+
+    def let_go(self, tag: int) -> None:
+        """Acknowledge a delivery, without waiting."""
+        number, kind = self.number, spec.FRAME_METHOD
+        self.connection.write_soon(_ACK.pack(kind, number, _ACK_SIZE, *_ACK_INDEX, tag, 0, spec.FRAME_END))
+
+    def refuse(self, tags: Iterable[int], *, requeue: bool) -> None:
+        """Return deliveries to their queue, or reject them, without waiting."""
+        frames = [method_bytes(self.number, spec.Basic.Nack(tag, requeue=requeue)) for tag in tags]
+        if frames:
+            self.connection.write_soon(b"".join(frames))
+
+
+class _Arrival(NamedTuple):
+    """A delivery that nobody has looked at yet."""
+
+    consumer: _SparingConsumer
+    tag: int
+    redelivered: bool
+    body: bytes
+
+    def opened(self) -> MessageProxy | None:
+        """Return the message, for the thread that is to run it; None if there is nothing to run."""
+        return self.consumer.taken(self)
+
 
 class _SparingConsumer(Consumer):
-    """Takes messages of one queue over a connection of its own, which only the consumer's own thread may touch."""
+    """Takes messages of one queue over a channel of its own.
+
+    Each one that is handed on has a slot. What finds none waits here, and the consumer is in line for one then.
+    """
 
     def __init__(self, broker: SparingRabbitmqBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         self._broker = broker
@@ -87,24 +204,32 @@ class _SparingConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if is_delayed or broker.slots is None else broker.slots
+        self._hands_over = not is_delayed and broker.work is not None
+        self._lock = threading.Lock()  # guards the four below; no slot is given up under it, for that wakes others
         self._ticket: Ticket | None = None
-        self._arrived: deque[tuple[int, bool, bytes]] = deque()
+        self._arrived: deque[_Arrival] = deque()
         self._arrived_at = 0.0
+        self._is_closed = False
+        self._ready: deque[_Arrival] = deque()
+        self._news = threading.Event()
         self._consumer_tag: str | None = None
-        self._using = threading.Lock()
-        self._is_cancelled = False
+        self._failure: Exception | None = None
         try:
-            self._connection: Any = pika.BlockingConnection(broker.parameters)
-            self._channel: Any = self._connection.channel()
-            self._declare()
-            self._channel.basic_qos(prefetch_count=prefetch)
-            self._channel.add_on_cancel_callback(self._on_cancel)
-            self._begin()
+            self._connection = broker.link()
+            self._channel = _Receiver(self._connection, self._receive)
+            self._open(prefetch)
+            if broker.slots is None or broker.booted.is_set():
+                self._begin()
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
 
+    # For Dramatiq's thread
+
     def __next__(self) -> MessageProxy | None:
-        """Return the next message; None if there is none for a while, or no thread for it.
+        """See to what has to be seen to now and then, and wait a little.
+
+        Returns:
+            A message that no thread takes by itself; None if there is none.
 
         Raises:
             ConnectionClosed: RabbitMQ doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
@@ -112,169 +237,219 @@ class _SparingConsumer(Consumer):
         if not self._broker.is_booted():
             return None
         try:
-            with self._using:
-                return self._next()
-        except (*_TROUBLE, NotSettledError) as exc:
+            return self._next()
+        except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
 
     def _next(self) -> MessageProxy | None:
+        if self._failure is not None:
+            raise ConnectionClosed(self._failure)
+        self._channel.check()
         if self._broker.draining:
             self._drain()
             return None
-        if self._is_cancelled or self._channel.is_closed:
-            raise ConnectionClosed(f"the consumer of {self._queue_name} was cancelled")
         if self._consumer_tag is None:
             self._resume()
-        elif not self._arrived:
+        if not self._ready:
+            self._news.wait(self._timeout_s)
+            self._news.clear()
+            self._channel.check()
+            self._be_sparing()
+        return self._opened(self._ready.popleft()) if self._ready else None
+
+    def _be_sparing(self) -> None:
+        """Send back what waits for too long; and if nothing does, let nothing come while there is no thread for it."""
+        if self._consumer_tag is None:
+            return
+        if not self._arrived:
+            if self._slots.full_for_s() > _FULL_S:
+                self._send_back(leave_line=True)  # nothing, as yet: what comes from now on would wait for a long task
+        elif self._broker.may_return and monotonic() - self._arrived_at > _PATIENCE_S:
+            self._send_back(leave_line=False)
+
+    def _resume(self) -> None:
+        """Consume again once a thread is free, and keep it for what arrives first if something is known to wait."""
+        ticket = self._ticket
+        if ticket is None:
+            if self._slots.full_for_s() <= _FULL_S:
+                self._begin()
+        elif ticket.granted:
+            self._begin()
+            deadline = monotonic() + _ARRIVAL_S
+            while self._ticket is ticket and not self._ready and (left_s := deadline - monotonic()) > 0:
+                self._news.wait(left_s)
+                self._news.clear()
+            if self._ticket is ticket:
+                self._leave_line()
+
+    def _begin(self) -> None:
+        reply = self._channel.call(spec.Basic.Consume(queue=self._queue_name), Deadline(self._broker.timeout_s))
+        self._consumer_tag = reply.consumer_tag
+
+    def _send_back(self, *, leave_line: bool) -> None:
+        """Return what arrived to the queue and take nothing more, until there is a thread for it."""
+        if self._consumer_tag is not None:
+            cancel = spec.Basic.Cancel(consumer_tag=self._consumer_tag)
+            self._channel.call(cancel, Deadline(self._broker.timeout_s))
+            self._consumer_tag = None
+        with self._lock:
+            arrived = [arrival.tag for arrival in self._arrived]
+            self._arrived.clear()
+        if leave_line:
             self._leave_line()
-            self._connection.process_data_events(self._timeout_s)
-            if not self._arrived and self._slots.full_for_s() > _FULL_S:
-                self._send_back()  # nothing, as yet: what comes from now on would wait here for a long task's end
-        return self._hand_out() if self._arrived else None
+        self._channel.refuse(arrived, requeue=True)
+
+    def _drain(self) -> None:
+        self._send_back(leave_line=True)
+        unopened = list(self._ready) if self._broker.work is None else self._broker.work.withdrawn(self._is_own)
+        self._ready.clear()
+        self._channel.refuse([arrival.tag for arrival in unopened], requeue=True)
+        self._slots.release(len(unopened))
+        self._news.wait(self._timeout_s)
+
+    def _is_own(self, parcel: object) -> TypeGuard[_Arrival]:
+        return isinstance(parcel, _Arrival) and parcel.consumer is self
+
+    def _open(self, prefetch: int) -> None:
+        """Open the channel; declare the queue, the one for its delayed messages and the one for its dead."""
+        canonical = q_name(self._queue_name)
+        arguments = queue_arguments(canonical)
+        declare = spec.Queue.Declare
+        self._channel.call_all(
+            [
+                spec.Channel.Open(),
+                declare(queue=canonical, durable=True, arguments=arguments),
+                declare(queue=dq_name(canonical), durable=True, arguments=arguments),
+                declare(queue=xq_name(canonical), durable=True, arguments={"x-message-ttl": DEAD_MESSAGE_TTL}),
+                spec.Basic.Qos(prefetch_count=prefetch),
+            ],
+            Deadline(self._broker.timeout_s),
+        )
+        self._broker.queues_pending.discard(canonical)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Do nothing: RabbitMQ returns what is unacknowledged when the channel is closed."""
+
+    def close(self) -> None:
+        """Send the last acknowledgements and close the channel.
+
+        Raises:
+            ConnectionClosed: The connection broke, or RabbitMQ does not answer.
+        """
+        with self._lock:
+            self._is_closed = True
+        self._leave_line()
+        while self._ready:
+            self._ready.pop()
+            self._slots.release()
+        try:
+            self._channel.close(Deadline(_CLOSE_S))
+        except _TROUBLE as exc:
+            raise ConnectionClosed(exc) from None
+
+    # For any thread
 
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message that is done with, or return one to its queue that goes back."""
         delivery = _delivery(message)
-        _, tag = delivery.place
-        if delivery.returns:
-            self._settle(delivery, partial(self._channel.basic_nack, tag, requeue=True))
-        else:
-            self._settle(delivery, partial(self._channel.basic_ack, tag))
+        channel, tag = delivery.place
+        if self._has(channel, delivery):
+            if delivery.returns:
+                channel.refuse([tag], requeue=True)
+            else:
+                channel.let_go(tag)
+        self._slots.release()
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards."""
         delivery = _delivery(message)
-        _, tag = delivery.place
-        self._settle(delivery, partial(self._channel.basic_nack, tag, requeue=False))
-
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Do nothing: RabbitMQ returns what is unacknowledged when the connection is closed."""
-
-    def close(self) -> None:
-        """Send the last acknowledgements and close the connection.
-
-        Raises:
-            ConnectionClosed: It broke, or the consumer's own thread still waits on it for a reply.
-        """
-        if not self._using.acquire(timeout=_OWNER_S):  # pika's connections can't bear two threads
-            raise ConnectionClosed("RabbitMQ does not answer")
-        try:
-            self._close()
-        finally:
-            self._using.release()
-
-    def _close(self) -> None:
-        self._leave_line()
-        try:
-            flushed = threading.Event()
-            self._connection.add_callback_threadsafe(flushed.set)
-            deadline = monotonic() + _FLUSH_S
-            while not flushed.is_set() and monotonic() < deadline:
-                self._connection.process_data_events(0.05)
-            self._connection.close()
-        except _TROUBLE as exc:
-            raise ConnectionClosed(exc) from None
-
-    def _declare(self) -> None:
-        """Declare the queue, the one for its delayed messages and the one for its dead, as Dramatiq does."""
-        canonical = q_name(self._queue_name)
-        arguments = queue_arguments(canonical)
-        self._channel.queue_declare(queue=canonical, durable=True, arguments=arguments)
-        self._channel.queue_declare(queue=dq_name(canonical), durable=True, arguments=arguments)
-        self._channel.queue_declare(
-            queue=xq_name(canonical), durable=True, arguments={"x-message-ttl": DEAD_MESSAGE_TTL}
-        )
-        self._broker.queues_pending.discard(canonical)
-
-    def _begin(self) -> None:
-        self._consumer_tag = self._channel.basic_consume(self._queue_name, self._on_message)
-
-    def _on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
-        if not self._arrived:
-            self._arrived_at = monotonic()
-        self._arrived.append((method.delivery_tag, method.redelivered, body))
-
-    def _on_cancel(self, _frame: Any) -> None:
-        self._is_cancelled = True  # the queue was deleted
-
-    def _hand_out(self) -> Delivery | None:
-        """Return what arrived first, if there is a thread for it; send all back if there is none for too long."""
-        if not self._has_slot():
-            self._connection.process_data_events(self._timeout_s)  # ends when a slot is granted
-            if not self._has_slot():
-                if self._broker.may_return and monotonic() - self._arrived_at > _PATIENCE_S:
-                    self._send_back()
-                return None
-        tag, redelivered, body = self._arrived.popleft()
-        place = self._channel, tag
-        delivery = self._broker.reception.admit(self._queue_name, body, place=place, redelivered=redelivered)
-        if delivery is None:
-            self._channel.basic_ack(tag)
-        else:
-            self._ticket = None  # the message holds the slot
-            self._arrived_at = monotonic()
-        return delivery
-
-    def _send_back(self) -> None:
-        """Return what arrived to the queue and take nothing more, until there is a thread for it."""
-        if self._consumer_tag is not None:
-            self._channel.basic_cancel(self._consumer_tag)
-            self._consumer_tag = None
-        while self._arrived:
-            self._channel.basic_nack(self._arrived.popleft()[0], requeue=True)
-
-    def _resume(self) -> None:
-        """Consume again once a thread is free, and keep it for what arrives first if something is known to wait."""
-        if self._ticket is None:
-            if self._slots.full_for_s() > _FULL_S:
-                self._connection.process_data_events(self._timeout_s)
-            else:
-                self._begin()
-            return
-        if not self._ticket.granted:
-            self._connection.process_data_events(self._timeout_s)
-            return
-        self._begin()
-        deadline = monotonic() + _ARRIVAL_S
-        while not self._arrived and (left_s := deadline - monotonic()) > 0:
-            self._connection.process_data_events(left_s)
-
-    def _drain(self) -> None:
-        self._leave_line()
-        self._send_back()
-        self._connection.process_data_events(self._timeout_s)  # sends acknowledgements
-
-    def _has_slot(self) -> bool:
-        if self._ticket is None:
-            self._ticket = self._slots.ticket(self._wake)
-        return self._ticket.granted
-
-    def _leave_line(self) -> None:
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            self._slots.give_up(ticket)
-
-    def _wake(self) -> None:
-        with suppress(pika.exceptions.AMQPError):  # a closed connection: its consumer is about to notice
-            self._connection.add_callback_threadsafe(_nothing)
-
-    def _settle(self, delivery: Delivery, act: Callable[[], None]) -> None:
-        """Do something to a message in the thread that owns the connection."""
+        channel, tag = delivery.place
+        if self._has(channel, delivery):
+            channel.refuse([tag], requeue=False)
         self._slots.release()
-        channel, _ = delivery.place
-        with suppress(pika.exceptions.AMQPError):  # a closed connection, as below
-            if channel is self._channel:
-                self._connection.add_callback_threadsafe(act)
-                return
+
+    def _has(self, channel: _Receiver, delivery: Delivery) -> bool:
+        """Return whether a message came over this consumer's own channel, and that is open."""
+        if channel is self._channel and channel.closed is None:
+            return True
         _log.warning(
             "task %s id %s: the connection was lost meanwhile, so RabbitMQ delivers it again",
             delivery.actor_name,
             delivery.message_id,
         )
+        return False
 
+    def taken(self, arrival: _Arrival) -> MessageProxy | None:
+        """Look at a message that a thread takes to run it, and return it; None if it is not to be run now."""
+        if self._channel.closed is not None:  # so RabbitMQ delivers it again
+            self._slots.release()
+            return None
+        try:
+            delivery = self._opened(arrival)
+        except Exception as exc:  # Dramatiq's thread raises it, and makes another consumer
+            if not isinstance(exc, NotSettledError):
+                _log.exception("a message of %s can't be looked at", self._queue_name)
+            self._failure = exc
+            self._news.set()
+            self._slots.release()
+            return None
+        if delivery is not None and "eta" in delivery.options and self._broker.hand_over is not None:
+            self._broker.hand_over(delivery)  # to where Dramatiq keeps what is delayed
+            return None
+        return delivery
 
-def _nothing() -> None:
-    """End a wait."""
+    def _opened(self, arrival: _Arrival) -> Delivery | None:
+        """Look at a message that has a slot, and return it; None if it is done with.
+
+        Raises:
+            NotSettledError: The broker was away until the worker stopped; the message is not acknowledged.
+        """
+        _, tag, redelivered, body = arrival
+        place = self._channel, tag
+        delivery = self._broker.reception.admit(self._queue_name, body, place=place, redelivered=redelivered)
+        if delivery is None:
+            self._channel.let_go(tag)
+            self._slots.release()
+        return delivery
+
+    def _receive(self, tag: int, redelivered: bool, body: bytes) -> None:
+        """Take what arrives; the connection's thread calls it."""
+        with self._lock:
+            if not self._arrived:
+                self._arrived_at = monotonic()
+            self._arrived.append(_Arrival(self, tag, redelivered, body))
+            self._hand_on()
+
+    def _slot_granted(self) -> None:
+        """Use a slot that was waited for; whichever thread frees it calls it."""
+        with self._lock:
+            self._hand_on()
+        if self._ticket is not None:
+            self._news.set()  # for `_resume`
+
+    def _hand_on(self) -> None:
+        """Hand on what arrived, as far as there are slots, and get in line for the rest."""
+        if self._is_closed or self._broker.draining:
+            return
+        while self._arrived:
+            if self._ticket is None:
+                self._ticket = self._slots.ticket(self._slot_granted)
+            if not self._ticket.granted:
+                return
+            self._ticket = None  # the message holds the slot
+            self._arrived_at = monotonic()
+            arrival = self._arrived.popleft()
+            if self._hands_over and self._broker.work is not None:
+                self._broker.work.put(arrival)
+            else:
+                self._ready.append(arrival)
+                self._news.set()
+
+    def _leave_line(self) -> None:
+        with self._lock:
+            ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._slots.give_up(ticket)
 
 
 def _delivery(message: MessageProxy) -> Delivery:

@@ -19,7 +19,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeGuard
 from uuid import UUID, uuid4
 
 import redis
@@ -38,6 +39,7 @@ from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list, native_queue
+from taskbridge.engines.dramatiq.work import WorkQueue
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import Settings
@@ -77,16 +79,19 @@ class _Hand:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._lock = threading.Lock()
-        self._deliveries: dict[bytes, Delivery] = {}
+        self._places: set[bytes] = set()
         self._asked = 0
         self._is_reconciled = False
+        self._done: deque[bytes] = deque()
+        self.settling: Final = threading.Lock()
+        """Held by the thread that acknowledges what is done with."""
 
     def ask(self, most: int) -> int | None:
         """Begin to fetch up to so many, and return how many Redis may have marked as taken before; None: not now."""
         with self._lock:
             if self._is_reconciled:
                 return None
-            taken = len(self._deliveries) + self._asked
+            taken = len(self._places) + self._asked
             self._asked += most
             return taken
 
@@ -104,15 +109,15 @@ class _Hand:
         while self._asked > 0 and time.monotonic() < deadline:
             time.sleep(0.001)
         with self._lock:
-            places = list(self._deliveries) if self._asked == 0 else None
+            places = list(self._places) if self._asked == 0 else None
         try:
             yield places
         finally:
             self._is_reconciled = False
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, place: bytes) -> None:
         with self._lock:
-            self._deliveries[delivery.place] = delivery
+            self._places.add(place)
 
     def drop(self, place: bytes) -> None:
         """Be done with a message; its slot is free."""
@@ -122,11 +127,32 @@ class _Hand:
     def forget(self, place: bytes) -> bool:
         """Be done with a message, and return whether a slot was held for it, which still is."""
         with self._lock:
-            return self._deliveries.pop(place, None) is not None
+            if place not in self._places:
+                return False
+            self._places.remove(place)
+            return True
 
-    def all(self) -> list[Delivery]:
+    def all(self) -> list[bytes]:
         with self._lock:
-            return list(self._deliveries.values())
+            return list(self._places)
+
+    def note_done(self, places: Iterable[bytes]) -> None:
+        """Note messages that are done with, and that Redis has yet to be told of."""
+        self._done.extend(places)
+
+    @property
+    def has_done(self) -> bool:
+        """Whether there are some."""
+        return bool(self._done)
+
+    def take_done(self) -> list[bytes]:
+        """Return them, each once; whoever has them tells Redis, or notes them again."""
+        return list(dict.fromkeys(self._done.popleft() for _ in range(len(self._done))))
+
+    def count(self, places: Iterable[bytes]) -> int:
+        """Return how many of these are in hand."""
+        with self._lock:
+            return sum(place in self._places for place in places)
 
 
 class LeveledRedisBroker(EngineBroker, RedisBroker):
@@ -181,6 +207,10 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Return the key of the ids in a queue that a worker had taken which died."""
         return f"{self.namespace}:{queue_name}.recovered"
 
+    def taken_keys(self, queue_name: str) -> tuple[str, str, str]:
+        """Return the keys of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
+        return self.acks_key(queue_name), self.bodies_key(queue_name), self.recovered_key(queue_name)
+
     @property
     def heartbeats_key(self) -> str:
         """The key of the workers and the times of their last signs of life."""
@@ -194,6 +224,11 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         return [key]
 
     # Consuming
+
+    def work_queue(self) -> WorkQueue:
+        """Return what a worker's threads take their messages from."""
+        self.work = WorkQueue()
+        return self.work
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue."""
@@ -273,11 +308,14 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Give back all that is still in hand, and end the lease; what is kept is taken when the lease is over."""
         kept = {delivery.place for delivery in keep}
         for queue_name, hand in list(self._hands.items()):
-            deliveries = [delivery for delivery in hand.all() if delivery.place not in kept]
+            done = hand.take_done()
+            places = [place for place in hand.all() if place not in kept and place not in done]
             try:
-                self.put_back(queue_name, [delivery.place for delivery in deliveries])
-            except redis.RedisError as exc:
-                _log.warning("%d messages go back only when the lease is over: %s", len(deliveries), exc)
+                self.put_back(queue_name, places)
+                if done:  # which Redis did not take before
+                    self.remove(self.taken_keys(queue_name), done)
+            except (redis.RedisError, BrokerUnavailable) as exc:
+                _log.warning("%d messages go back only when the lease is over: %s", len(places), exc)
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None
@@ -330,14 +368,26 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         return [*self.get_declared_queues(), *self.get_declared_delay_queues()]
 
 
+class _Fetched(NamedTuple):
+    """A message that was taken, and that nobody has looked at yet; without a body, only its id was there."""
+
+    consumer: _LeveledConsumer
+    redis_id: bytes
+    body: bytes | None
+    recovered: int
+
+    def opened(self) -> MessageProxy | None:
+        """Return the message, for the thread that is to run it; None if there is nothing to run."""
+        return self.consumer.taken(self)
+
+
 class _LeveledConsumer(Consumer):
     """Takes messages from the lists of one queue, in order, as many as there are free threads."""
 
     def __init__(self, broker: LeveledRedisBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         self._broker = broker
         self._queue_name = queue_name
-        self._keys = (broker.acks_key(queue_name), broker.bodies_key(queue_name), broker.recovered_key(queue_name))
-        """Of what this worker has taken, of the bodies, and of what was recovered from dead workers."""
+        self._keys = broker.taken_keys(queue_name)
         self._fetch_keys = (broker.heartbeats_key, *self._keys, *broker.lists(queue_name))
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
@@ -349,7 +399,7 @@ class _LeveledConsumer(Consumer):
         else:
             self._slots = broker.slots
             self._hand = broker.hand(queue_name, self._slots)
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[_Fetched] = deque()
         self._wake = threading.Event()
         self._ticket: Ticket | None = None
         self._is_closed = False
@@ -366,12 +416,21 @@ class _LeveledConsumer(Consumer):
         try:
             if not self._ready and not self._broker.draining:
                 self._fetch()
+            if self._broker.draining:
+                self._give_back_unopened()
+                time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
+                return None
+            return self._next_ready()
         except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
             raise ConnectionClosed(exc) from None
-        if self._broker.draining:
-            time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
-            return None
-        return self._ready.popleft() if self._ready else None
+
+    def _next_ready(self) -> Delivery | None:
+        """Return the next message that was taken; one that is done with already is none."""
+        while self._ready:
+            delivery = self._opened(self._ready.popleft())
+            if delivery is not None:
+                return delivery
+        return None
 
     def ack(self, message: MessageProxy) -> None:
         """Remove a message that is done with, or return one to its queue that goes back.
@@ -384,45 +443,98 @@ class _LeveledConsumer(Consumer):
         if delivery.returns:
             suspect = delivery.suspect
             self._surely(lambda: self._broker.put_back(self._queue_name, [place], suspect=suspect))
-        elif self._goes_on() and self._exchange(place):
+            self._hand.drop(place)
             return
-        else:
-            self._surely(lambda: self._broker.remove(self._keys, [place]))
-        self._hand.drop(place)
+        self._hand.note_done([place])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Acknowledge what is done with, unless another thread is at it, which then does this too.
+
+        So quick tasks share a round trip, and a single one has its own. Nothing is left behind: who comes while another
+        thread is at it has noted before what is done, and that thread looks once more when it has finished.
+
+        Raises:
+            ConnectionClosed: Redis doesn't do it.
+        """
+        hand = self._hand
+        while hand.has_done and hand.settling.acquire(blocking=False):
+            done = hand.take_done()
+            try:
+                if not (done and self._goes_on() and self._exchange(done)):
+                    self._surely(partial(self._broker.remove, self._keys, done))
+                    for place in done:
+                        hand.drop(place)
+            except BaseException:
+                hand.note_done(done)
+                raise
+            finally:
+                hand.settling.release()
 
     def _goes_on(self) -> bool:
-        """Return whether the thread that is done with a message takes the next one of this queue."""
+        """Return whether threads that are done with messages take the next ones of this queue."""
         broker = self._broker
-        if self._is_closed or broker.draining or broker.hand_over is None or self._slots is not broker.slots:
+        if self._is_closed or broker.draining or self._slots is not broker.slots:
+            return False
+        if broker.work is None and broker.hand_over is None:
             return False
         if time.monotonic() - self._fetched_at > _ALONE_S:
             return False
         return self._slots.keep(self._ticket)
 
-    def _exchange(self, place: bytes) -> bool:
-        """Remove a message and take the next one in its slot, in one round trip; return whether that was done.
+    def _exchange(self, done: Sequence[bytes]) -> bool:
+        """Remove messages and take as many others in their slots, in one round trip; return whether that was done.
 
         The consumer's own thread would have to be woken for it, and then wake this one: that takes longer than a short
         task. If Redis fails, what it may have taken goes back by `_reconcile`.
         """
-        in_hand = self._hand.ask(1)
+        slots = self._hand.count(done)  # not of what an earlier consumer has given back
+        in_hand = self._hand.ask(slots)
         if in_hand is None:
             return False
         try:
-            _, *rows = self._broker.fetch(self._fetch_keys, 1, in_hand=in_hand, done=[place])
-            delivery = self._admit(rows[0], rows[1], redelivered=bool(rows[2])) if rows else None
-            if delivery is not None:
-                self._hand.add(delivery)
-        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
+            _, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand, done=done)
+            fetched = self._taken(rows)
+        except (redis.RedisError, BrokerUnavailable) as exc:
             _log.info("no further message could be taken from %s: %s", self._queue_name, exc)
             return False
         finally:
-            self._hand.got(1)
-        if delivery is None or not self._hand.forget(place):
-            self._hand.drop(place)
-        if delivery is not None and self._broker.hand_over is not None:
-            self._broker.hand_over(delivery)
+            self._hand.got(slots)
+        free = sum(self._hand.forget(place) for place in done) - len(fetched)
+        if free > 0:
+            self._slots.release(free)
+        for each in fetched:
+            self._pass_on(each)
         return True
+
+    def _taken(self, rows: Sequence[Any]) -> list[_Fetched]:
+        """Return what a fetch has taken, which is in hand from now on."""
+        fetched = [_Fetched(self, *row) for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True)]
+        for each in fetched:
+            self._hand.add(each.redis_id)
+        return fetched
+
+    def _pass_on(self, fetched: _Fetched) -> None:
+        """Give the worker's threads a message that has a slot."""
+        if self._broker.work is not None:
+            self._broker.work.put(fetched)
+        elif self._broker.hand_over is not None and (delivery := self._opened(fetched)) is not None:
+            self._broker.hand_over(delivery)
+
+    def taken(self, fetched: _Fetched) -> MessageProxy | None:
+        """Look at a message that a thread takes to run it, and return it; None if it is not to be run now."""
+        try:
+            delivery = self._opened(fetched)
+        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
+            _log.warning("a message of %s goes back to it unread: %s", self._queue_name, exc)
+            return None
+        except Exception:
+            _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
+            return None
+        if delivery is not None and "eta" in delivery.options and self._broker.hand_over is not None:
+            self._broker.hand_over(delivery)  # to where Dramatiq keeps what is delayed
+            return None
+        return delivery
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards.
@@ -461,7 +573,7 @@ class _LeveledConsumer(Consumer):
         if self._ticket is not None:
             self._slots.give_up(self._ticket)
             self._ticket = None
-        places = [delivery.place for delivery in self._ready]
+        places = [fetched.redis_id for fetched in self._ready]
         self._ready.clear()
         for place in places:
             self._hand.drop(place)
@@ -477,15 +589,16 @@ class _LeveledConsumer(Consumer):
         self._fetched_at = time.monotonic()
         try:
             has_lost, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand)
-            for redis_id, body, recovered in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
-                delivery = self._admit(redis_id, body, redelivered=bool(recovered))
-                if delivery is not None:
-                    self._hand.add(delivery)
-                    self._ready.append(delivery)
-                    slots -= 1
+            fetched = self._taken(rows)
+            slots -= len(fetched)
         finally:
             self._hand.got(asked)
             self._slots.release(slots)
+        if self._slots is self._broker.slots and self._broker.work is not None:
+            for each in fetched:
+                self._broker.work.put(each)
+        else:
+            self._ready.extend(fetched)
         if has_lost:
             self._reconcile()
         if not rows:
@@ -503,21 +616,48 @@ class _LeveledConsumer(Consumer):
         self._ticket = None
         return 1 + self._slots.take(self._slots.total - 1)
 
-    def _admit(self, redis_id: bytes, body: bytes | None, *, redelivered: bool) -> Delivery | None:
+    def _opened(self, fetched: _Fetched) -> Delivery | None:
+        """Look at a message in hand, and return it; None if it is done with, and its slot free.
+
+        Raises:
+            NotSettledError, redis.RedisError, BrokerUnavailable: Its slot is free, and it goes back to the queue.
+        """
         reception, queue_name = self._broker.reception, self._queue_name
+        _, redis_id, body, recovered = fetched
         try:
             if body is not None:
-                delivery = reception.admit(queue_name, body, place=redis_id, redelivered=redelivered)
+                delivery = reception.admit(queue_name, body, place=redis_id, redelivered=bool(recovered))
             else:
                 delivery = None
                 if not _is_id(redis_id):  # else a second copy of an id, whose message is done with
                     reception.undecodable(redis_id, DecodeError("not the id of a message"))
+            if delivery is not None:
+                return delivery
+            self._broker.remove(self._keys, [redis_id])
         except NotSettledError:
+            self._hand.drop(redis_id)
             self._broker.put_back(self._queue_name, [redis_id])
             raise
-        if delivery is None:
-            self._broker.remove(self._keys, [redis_id])
-        return delivery
+        except BaseException:
+            self._hand.drop(redis_id)
+            raise
+        self._hand.drop(redis_id)
+        return None
+
+    def _give_back_unopened(self) -> None:
+        """Return what no thread has begun with.
+
+        Raises:
+            redis.RedisError: Redis doesn't do it; they go back when the worker ends.
+        """
+        work = self._broker.work
+        places = [] if work is None else [fetched.redis_id for fetched in work.withdrawn(self._is_own)]
+        self._broker.put_back(self._queue_name, places)
+        for place in places:
+            self._hand.drop(place)
+
+    def _is_own(self, parcel: object) -> TypeGuard[_Fetched]:
+        return isinstance(parcel, _Fetched) and parcel.consumer is self
 
     def _reconcile(self) -> None:
         """Return what is marked as taken by this worker and is not: the reply to a fetch was lost on its way."""

@@ -6,7 +6,6 @@ else travels in `options["taskbridge"]`, as text. A message without that option 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -32,9 +31,10 @@ LEVELS: Final[tuple[Priority, ...]] = ("critical", "high", "normal", "low")
 FOREIGN_HEADER: Final = "dramatiq-options"
 """The header in which a plain client's options (a pipeline's next step, callbacks) outlive a retry."""
 
-_READ_OPTIONS: Final = frozenset(
-    {OPTION, "redis_message_id", "broker_priority", "eta", "max_age", "retries", "traceback", "requeue_timestamp"}
-)
+OWN_OPTIONS: Final = frozenset({OPTION, "redis_message_id", "broker_priority", "retries"})
+"""What is written here: of these, Dramatiq's own middleware makes nothing of a task's message."""
+
+_READ_OPTIONS: Final = OWN_OPTIONS | {"eta", "max_age", "traceback", "requeue_timestamp"}
 """What is read here or belongs to one delivery; other options of a plain client are carried along."""
 
 
@@ -86,13 +86,13 @@ def parse(body: bytes) -> Native:
         DecodeError: It is no Dramatiq message in JSON.
     """
     try:
-        data = json.loads(body)
+        data = codec.from_json(body)
     except (ValueError, RecursionError) as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
-    if not isinstance(data, dict) or set(cast("dict[str, Any]", data)) != set(_PARTS):
+    if not isinstance(data, dict) or cast("dict[str, Any]", data).keys() != _PARTS.keys():
         raise DecodeError("not a Dramatiq message")
     for part, kinds in _PARTS.items():
-        if not isinstance(data[part], kinds) or isinstance(data[part], bool):
+        if type(data[part]) not in kinds:
             raise DecodeError(f"not a Dramatiq message: its {part} is a {type(data[part]).__name__}")
     if not 0 <= data["message_timestamp"] < _END_OF_TIME_MS:
         raise DecodeError("not a Dramatiq message: its message_timestamp is no time")
@@ -134,8 +134,8 @@ def read(native: Native, *, queue: str) -> Message:
             meta,
             id=native.message_id,
             task=native.actor_name,
-            args_json=codec.to_json(native.args),
-            kwargs_json=codec.to_json(native.kwargs),
+            args=native.args,
+            kwargs=native.kwargs,
         )
         return checked(message)
     except CodecError:

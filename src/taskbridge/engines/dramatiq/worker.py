@@ -83,6 +83,9 @@ class Life(Middleware):
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self._keep_to_grace(worker)
+        work = _engine_broker(broker).work_queue()
+        if work is not None:
+            cast("Any", worker).work_queue = work
         _engine_broker(broker).opens(worker.worker_threads)
         _engine_broker(broker).hand_over = lambda delivery: worker.consumers[delivery.queue_name].handle_message(
             delivery

@@ -1,0 +1,362 @@
+"""kombu's transport for RabbitMQ, with fewer system calls: each lets go of the interpreter's lock, and waits for it.
+
+py-amqp asks the system for a frame in three parts, sets the socket's timeout before and after each frame, and writes
+each acknowledgement by itself. With a pool of threads, every one of these calls is a chance for another thread to take
+the lock, and the main loop then waits until that thread sleeps. Here the loop reads all that has come at once, and
+writes the acknowledgements of one of its turns together, before it sleeps. Connections with TLS read as py-amqp does.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is a class
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from amqp import serialization as _amqp_serialization
+from amqp.basic_message import Message as _AmqpMessage
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
+from amqp.transport import TCPTransport as _TCPTransport
+from kombu.transport import pyamqp as _pyamqp
+
+from taskbridge.engines.celery.stock import stock
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.stock import Untyped
+
+    class TCPTransport(Untyped):
+        """Stands for `amqp.transport.TCPTransport`."""
+
+    class AmqpChannel(Untyped):
+        """Stands for `kombu.transport.pyamqp.Channel`."""
+
+    class AmqpConnection(Untyped):
+        """Stands for `kombu.transport.pyamqp.Connection`."""
+
+    class AmqpTransport(Untyped):
+        """Stands for `kombu.transport.pyamqp.Transport`."""
+else:
+    TCPTransport = _TCPTransport
+    AmqpChannel = _pyamqp.Channel
+    AmqpConnection = _pyamqp.Connection
+    AmqpTransport = _pyamqp.Transport
+
+_Message: Final[Any] = _AmqpMessage
+_serialization: Final[Any] = _amqp_serialization
+
+_CHUNK: Final = 65_536
+_METHOD, _HEADER, _BODY = 1, 2, 3
+"""The kinds of frames of which a message is made."""
+
+_DELIVER: Final = bytes((0, 60, 0, 60))
+"""The class and the method of `basic.deliver`."""
+
+_FRAME_ROOM: Final = 8
+"""What a frame takes beside its payload: seven bytes before it, and one after it."""
+
+_SIZE_OF_BODY: Final = Struct(">Q")
+_TAG: Final = Struct(">QB")
+_FLAGS: Final = Struct(">H")
+_LONG: Final = Struct(">I")
+_TEXT, _VOID = ord("S"), ord("V")
+
+_RARE: Final = 0x01FF
+"""The flags of properties that Celery's messages have not."""
+
+_FRAME_HEAD: Final = Struct(">BHI")
+_FRAME_END: Final = 0xCE
+_BASIC_ACK: Final = (60, 80)
+_ACK: Final = Struct(">BHIHHQBB")
+"""A whole frame with `basic.ack`: type, channel, size, class, method, tag, multiple, end."""
+
+
+class _Delivery(NamedTuple):
+    """A message, taken out of three frames.
+
+    Attributes:
+        channel: The channel's number.
+        arguments: Consumer tag, delivery tag, whether it is redelivered, exchange, routing key.
+        properties: As py-amqp names them.
+        body: The body.
+        end: Where the next frame begins.
+    """
+
+    channel: int
+    arguments: tuple[str, int, bool, str, str]
+    properties: dict[str, Any]
+    body: bytes
+    end: int
+
+
+def _delivery(held: bytes) -> _Delivery | None:
+    """Return the message with which these bytes begin; None if it is not whole, or in more frames than three."""
+    _, channel, size = _FRAME_HEAD.unpack_from(held)
+    header_at = size + _FRAME_ROOM
+    kind, _, header_size = _FRAME_HEAD.unpack_from(held, header_at)
+    body_at = header_at + header_size + _FRAME_ROOM
+    body_kind, _, body_size = _FRAME_HEAD.unpack_from(held, body_at)
+    end = body_at + body_size + _FRAME_ROOM
+    if len(held) < end or (kind, body_kind) != (_HEADER, _BODY):
+        return None
+    if not held[header_at - 1] == held[body_at - 1] == held[end - 1] == _FRAME_END:
+        return None
+    (whole_size,) = _SIZE_OF_BODY.unpack_from(held, header_at + 11)
+    if whole_size != body_size:
+        return None
+    consumer_tag, at = _short(held, 11)
+    tag, is_redelivered = _TAG.unpack_from(held, at)
+    exchange, at = _short(held, at + _TAG.size)
+    routing_key, _ = _short(held, at)
+    arguments = consumer_tag, tag, bool(is_redelivered & 1), exchange, routing_key
+    properties = _properties(held, header_at + 19)
+    return _Delivery(channel, arguments, properties, held[body_at + 7 : end - 1], end)
+
+
+def _short(held: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + held[at]
+    return held[at + 1 : end].decode(), end
+
+
+def _properties(held: bytes, at: int) -> dict[str, Any]:
+    (flags,) = _FLAGS.unpack_from(held, at)
+    if flags & _RARE:
+        rare: dict[str, Any] = _serialization.decode_properties_basic(held, at)[0]
+        return rare
+    at += _FLAGS.size
+    found: dict[str, Any] = {}
+    if flags & 0x8000:
+        found["content_type"], at = _short(held, at)
+    if flags & 0x4000:
+        found["content_encoding"], at = _short(held, at)
+    if flags & 0x2000:
+        found["application_headers"], at = _table(held, at)
+    if flags & 0x1000:
+        found["delivery_mode"], at = held[at], at + 1
+    if flags & 0x0800:
+        found["priority"], at = held[at], at + 1
+    if flags & 0x0400:
+        found["correlation_id"], at = _short(held, at)
+    if flags & 0x0200:
+        found["reply_to"], at = _short(held, at)
+    return found
+
+
+def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
+    found: dict[str, Any] = {}
+    (size,) = _LONG.unpack_from(held, at)
+    at += _LONG.size
+    end = at + size
+    while at < end:
+        name, at = _short(held, at)
+        kind = held[at]
+        if kind == _TEXT:
+            (size,) = _LONG.unpack_from(held, at + 1)
+            at += 5 + size
+            found[name] = held[at - size : at].decode()
+        elif kind == _VOID:
+            found[name] = None
+            at += 1
+        else:
+            found[name], at = _serialization._read_item(held, at)
+    return found, at
+
+
+class Socket(TCPTransport):
+    """A socket from which as much is read at a time as there is."""
+
+    connected: bool
+    _read_buffer: bytes
+    _quick_recv: Callable[[int], bytes]
+
+    def _read(self, n: int, initial: bool = False, *_: Any) -> bytes:
+        """Return exactly so many bytes; what came with them is kept for the next call."""
+        held = self._read_buffer
+        if len(held) >= n:
+            self._read_buffer = held[n:]
+            return held[:n]
+        quick = self._quick_recv
+        self._quick_recv = lambda size: quick(max(size, _CHUNK))
+        try:
+            read: bytes = stock(super())._read(n, initial)
+        finally:
+            self._quick_recv = quick
+        return read
+
+    def receive(self) -> None:
+        """Read what has come, without waiting.
+
+        Raises:
+            OSError: The connection is closed.
+        """
+        try:
+            received: bytes = self.sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.connected = False
+            raise
+        if not received:
+            self.connected = False
+            raise OSError("Server unexpectedly closed connection")
+        self._read_buffer += received
+
+    def next_frame(self) -> tuple[int, int, bytes] | None:
+        """Return the next frame of what was read: its type, channel and payload; None if it is not whole."""
+        held = self._read_buffer
+        if len(held) < _FRAME_HEAD.size:
+            return None
+        kind, channel, size = _FRAME_HEAD.unpack_from(held)
+        end = _FRAME_HEAD.size + size
+        if len(held) <= end:
+            return None
+        if held[end] != _FRAME_END:
+            raise UnexpectedFrame(f"Received frame_end {held[end]:#04x} while expecting {_FRAME_END:#04x}")
+        self._read_buffer = held[end + 1 :]
+        return kind, channel, held[_FRAME_HEAD.size : end]
+
+
+class Channel(AmqpChannel):
+    """A channel whose acknowledgements are written together."""
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> Any:
+        """Acknowledge a message: in the event loop with the end of its turn, elsewhere at once."""
+        connection = self.connection
+        if connection is None or not connection.gathers:
+            return stock(super()).basic_ack(delivery_tag, multiple, argsig)
+        connection.gathered.append(
+            _ACK.pack(1, self.channel_id, 13, *_BASIC_ACK, delivery_tag, bool(multiple), _FRAME_END)
+        )
+        return None
+
+    def send_method(self, *args: Any, **options: Any) -> Any:
+        """Send a method, after the acknowledgements that came before it."""
+        if self.connection is not None:
+            self.connection.write_gathered()
+        return stock(super()).send_method(*args, **options)
+
+
+class Connection(AmqpConnection):
+    """A connection that an event loop serves.
+
+    Attributes:
+        gathers: Whether acknowledgements wait for the end of the loop's turn.
+        gathered: Their frames.
+    """
+
+    Channel = Channel
+    bytes_recv: int
+    bytes_sent: int
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.gathers = False
+        self.gathered: list[bytes] = []
+        super().__init__(*args, **options)
+
+    def Transport(  # noqa: N802 - py-amqp's name
+        self,
+        host: str,
+        connect_timeout: float | None,
+        ssl: Any = False,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return the socket to be connected."""
+        options |= {"connect_timeout": connect_timeout, "read_timeout": read_timeout, "write_timeout": write_timeout}
+        return stock(super()).Transport(host, ssl=ssl, **options) if ssl else Socket(host, **options)
+
+    def send_method(self, *args: Any, **options: Any) -> Any:
+        """Send a method of the connection's own, after the acknowledgements that came before it."""
+        self.write_gathered()
+        return stock(super()).send_method(*args, **options)
+
+    def serve(self, loop: Any) -> None:
+        """Have the loop read this connection, and write what was gathered before it sleeps."""
+        self.gathers = True
+
+        def on_tick() -> None:
+            if not self.connected:
+                loop.on_tick.discard(on_tick)
+                return
+            self.write_gathered()
+            if isinstance(self.transport, Socket):
+                self._handle()  # what a call that waited for a reply has read beyond it
+
+        loop.on_tick.add(on_tick)
+
+    def receive(self) -> None:
+        """Handle all that has come.
+
+        Raises:
+            OSError: The connection is closed.
+            RecoverableConnectionError: It was closed before.
+        """
+        if not self.connected:
+            raise RecoverableConnectionError("Socket was disconnected")
+        self.transport.receive()
+        self._handle()
+
+    def _handle(self) -> None:
+        while self.connected:
+            delivery = self._next_delivery()
+            if delivery is not None:
+                delivery()
+            elif (frame := self.transport.next_frame()) is not None:
+                self.on_inbound_frame(frame)
+            else:
+                return
+
+    def _next_delivery(self) -> Callable[[], Any] | None:
+        """Take a message off what was read, if that begins with a whole one; return what delivers it.
+
+        What is odd about it in any way is left to py-amqp.
+        """
+        transport = self.transport
+        held: bytes = transport._read_buffer
+        if held[7:11] != _DELIVER or held[0] != _METHOD:
+            return None
+        try:
+            found = _delivery(held)
+        except (StructError, IndexError, UnicodeDecodeError):
+            return None
+        channel = None if found is None else self.channels.get(found.channel)
+        if found is None or channel is None or channel.is_closing or channel.auto_decode:
+            return None
+        transport._read_buffer = held[found.end :]
+        self.bytes_recv += 3
+        message = _Message(found.body)
+        message.properties = found.properties
+        return partial(channel._on_basic_deliver, *found.arguments, message)
+
+    def write_gathered(self) -> None:
+        """Write what was gathered.
+
+        Raises:
+            OSError: The connection is closed.
+        """
+        if self.gathered and self.connected:
+            frames, self.gathered = self.gathered, []
+            self.transport.write(b"".join(frames))
+            self.bytes_sent += len(frames)
+
+    def stop_gathering(self) -> None:
+        """Write what was gathered, and each acknowledgement at once from now on: the loop ends."""
+        self.gathers = False
+        self.write_gathered()
+
+
+class Transport(AmqpTransport):
+    """A transport whose connections are served by the event loop as a whole."""
+
+    Connection = Connection
+    engine: Any = None
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have a connection served by Celery's event loop."""
+        connection.serve(loop)
+        if isinstance(connection.transport, Socket):
+            loop.add_reader(connection.sock, connection.receive)
+        else:
+            stock(super()).register_with_event_loop(connection, loop)

@@ -1,0 +1,205 @@
+"""The short way of a message through a Celery worker, where the tasks run in threads of its main process.
+
+Celery's own way reads a message in the main loop, and once more where it runs; makes two promises and a future for it;
+and traces its run for signals, events, log lines and result backends. Where nobody listens for any of these, a message
+of taskbridge's goes from the main loop to a thread as it was read, and what it holds is never decoded a second time.
+What did not end well is shown by Celery's tracer, which is told what has become of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import partial
+from time import monotonic, time
+from types import FunctionType
+from typing import Any, Final
+
+from celery import signals
+from celery.app import trace as _celery_trace
+from celery.worker import strategy as _celery_strategy
+
+from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
+from taskbridge.engines.celery.request import Request
+from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.stock import CeleryContext, celery_state, worker_state
+from taskbridge.message import Message
+from taskbridge.retry import Done
+
+_received: Final[Any] = signals.task_received
+_prerun: Final[Any] = signals.task_prerun
+_postrun: Final[Any] = signals.task_postrun
+_success: Final[Any] = signals.task_success
+_strategy: Final[Any] = _celery_strategy
+_trace: Final[Any] = _celery_trace
+
+
+class _Context(CeleryContext):
+    """What `task.request` gives in a task, made without a look at what few ask for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__ = values
+
+    @property
+    def headers(self) -> dict[str, Any] | None:
+        """The headers that are none of Celery's own."""
+        found: dict[str, Any] | None = self._get_custom_headers(vars(self))
+        return found
+
+
+class QuickRequest(Request):
+    """A request that runs itself in a slot."""
+
+    def __init__(self, way: Way, message: Any) -> None:
+        self._way = way
+        super().__init__(
+            message,
+            headers=message.headers,
+            body=message.payload,
+            on_ack=partial(way.acknowledge, message),  # no method of its own: it would live until a garbage collection
+            on_reject=partial(way.reject, message),
+            **way.options,
+        )
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> None:
+        """Have the task run in one of the pool's threads."""
+        self._way.slots.put(self.run)
+
+    def run(self) -> None:
+        """Run the task in this thread, and settle its message."""
+        self.worker_pid = self._way.pid
+        self.time_start = time()
+        worker_state.task_accepted(self)
+        if self._terminate_on_ack is not None:
+            self.terminate(*self._terminate_on_ack)
+        begun_at = monotonic()
+        settled = self._settled()
+        request = self.request_dict
+        if type(settled) is Done and not _is_linked(request):
+            if self._way.logs_end:
+                self._log_end(monotonic() - begun_at)
+            worker_state.task_ready(self, successful=True)
+            self.acknowledge()
+        else:
+            request[SETTLED] = settled
+            result, error, runtime, shown = self._way.task.__trace__(self.id, self.args, self.kwargs, request)
+            self.on_success((1, result, runtime) if error else (0, shown, runtime))
+
+    def _settled(self) -> Any:
+        way, task = self._way, self._way.task
+        request = self.request_dict
+        request.update(self.body[2], is_eager=False)
+        celery_state._task_stack.push(task)
+        task.request_stack.push(_Context({**request, "called_directly": False}))
+        try:
+            return way.carrier.settle(
+                self._read, redelivered=bool(self.delivery_info["redelivered"]), limit_s=way.limit_s
+            )
+        finally:
+            celery_state._task_stack.pop()
+            task.request_stack.pop()
+
+    def _log_end(self, took_s: float) -> None:
+        """Log that the task ended well, as Celery does."""
+        about = {
+            "id": self.id,
+            "name": self.name,
+            "return_value": "None",  # taskbridge gives Celery no other, so that none gets into a log
+            "runtime": took_s,
+            "args": self.argsrepr,
+            "kwargs": self.kwargsrepr,
+        }
+        _trace.info(_trace.LOG_SUCCESS, about)
+
+    def _read(self) -> Message:
+        message: Message = self.message.taskbridge
+        return message
+
+
+def is_traced_by_celery_alone(task: Any) -> bool:
+    """Return whether neither a class of tasks nor a tool that watches over them has put something of its own in.
+
+    Such tools wrap the function that makes tracers, and would miss what does not come to one.
+    """
+    make = _trace.build_tracer
+    return (
+        type(make) is FunctionType
+        and make.__module__ == _trace.__name__
+        and not any(_trace.task_has_custom(task, name) for name in _CUSTOM)
+    )
+
+
+_CUSTOM: Final = ("__call__", "before_start", "on_success", "after_return")
+"""What Celery's tracer calls of a task that is not as Celery made it."""
+
+
+def _is_linked(request: Mapping[str, Any]) -> bool:
+    return any(request.get(name) for name in LINKS)
+
+
+class Way:
+    """The short way for the messages of one task.
+
+    Args:
+        consumer: The worker's consumer.
+        task: The Celery task.
+        slots: Where tasks run.
+        limit_s: The task's time limit; None is for ever.
+    """
+
+    def __init__(self, consumer: Any, task: Any, slots: Slots, *, limit_s: float | None) -> None:
+        self.task = task
+        self.slots = slots
+        self.limit_s = limit_s
+        self.carrier: Carrier = consumer.app.engine.carrier
+        self.pid = os.getpid()
+        self.options: Final[dict[str, Any]] = {
+            "app": consumer.app,
+            "hostname": consumer.hostname,
+            "eventer": consumer.event_dispatcher,
+            "task": task,
+            "connection_errors": consumer.connection_errors,
+            "decoded": True,
+        }
+        self._consumer = consumer
+        self._logs_start = _strategy.logger.isEnabledFor(logging.INFO)
+        self.logs_end: bool = _trace.logger.isEnabledFor(logging.INFO)
+
+    def is_open(self) -> bool:
+        """Whether nobody listens for what is left out on this way, as far as is known now."""
+        consumer = self._consumer
+        eventer = consumer.event_dispatcher
+        return (
+            consumer._maximum_prefetch_restored
+            and not (_received.receivers or _prerun.receivers or _postrun.receivers or _success.receivers)
+            and consumer.task_buckets[self.task.name] is None
+            and not (eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+        )
+
+    def acknowledge(self, message: Any, *_: Any) -> None:
+        """Acknowledge a message in the main loop, together with others."""
+        self._consumer.acknowledge_soon(message)
+
+    def reject(self, message: Any, *args: Any) -> None:
+        """Return a message to its queue, in the main loop; with Celery's arguments for that."""
+        self._consumer.call_soon(message.reject_log_error, *args)
+
+    def take(self, message: Any) -> None:
+        """Hand a message on to a thread; it has been read."""
+        request = QuickRequest(self, message)
+        if self._logs_start:
+            about = {
+                "id": request.id,
+                "name": request.name,
+                "args": request.argsrepr,
+                "kwargs": request.kwargsrepr,
+                "eta": None,
+            }
+            _strategy.logger.info(_trace.LOG_RECEIVED, about, extra={"data": about})
+        if request.revoked():
+            return
+        worker_state.task_reserved(request)
+        for callback in self._consumer.on_task_message:
+            callback(request)
+        self._consumer.on_task_request(request)

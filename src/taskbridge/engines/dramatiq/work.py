@@ -1,0 +1,159 @@
+"""What a worker's threads take their messages from, in the place of Dramatiq's own queue.
+
+Dramatiq's is a `PriorityQueue`: a lock and a condition in Python, and each message wakes a thread of its own, which
+then finds the interpreter's lock taken. Here one thread is woken at a time: it takes what is there, and wakes the next
+if more is left. So quick tasks are run by few threads one after the other, and long ones by as many as there are.
+
+No order of priorities is kept, for nothing waits in here but for a thread that is free, and has yet to wake up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import Empty
+from time import monotonic, sleep
+from typing import Any, Final, Protocol, TypeGuard, TypeVar
+
+from dramatiq import MessageProxy
+
+_LOOK_S: Final = 0.01
+
+
+class Parcel(Protocol):
+    """What is in the queue: a message, or what one is made of by the thread that takes it."""
+
+    def opened(self) -> MessageProxy | None:
+        """Return the message; None if there is nothing to run."""
+        ...
+
+
+ParcelT = TypeVar("ParcelT")
+
+
+class Item:
+    """A message that is to be run, as Dramatiq's threads expect it."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: MessageProxy) -> None:
+        self.message = message
+
+    def opened(self) -> MessageProxy:
+        """Return the message."""
+        return self.message
+
+
+class WorkQueue:
+    """As much of `queue.Queue` as Dramatiq's worker uses (dramatiq/worker.py).
+
+    Attributes:
+        unfinished_tasks: How many messages were put in that are not done with yet.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[Parcel] = deque()
+        self._idle: list[Any] = []  # a lock for each thread that waits; who waits longest is woken last
+        self._is_waking = False
+        self._local = threading.local()
+        self._counting = threading.Lock()
+        self.unfinished_tasks: int = 0
+
+    def put(self, item: Any) -> None:
+        """Put something in: a `Parcel`, or what Dramatiq puts into its own queue."""
+        with self._counting:
+            self.unfinished_tasks += 1
+        self._items.append(item if hasattr(item, "opened") else Item(item.message))
+        if not self._is_waking:
+            self._wake()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Item:
+        """Return the next message.
+
+        Raises:
+            Empty: There is none in so many seconds.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            try:
+                parcel = self._items.popleft()
+            except IndexError:
+                if not block or not self._wait(deadline):
+                    raise Empty from None
+                continue
+            message = parcel.opened()
+            if message is not None:
+                return Item(message)
+            self.task_done()
+
+    def get_nowait(self) -> Item:
+        """Return the next message; as `get`."""
+        return self.get(block=False)
+
+    def withdrawn(self, is_one: Callable[[object], TypeGuard[ParcelT]]) -> list[ParcelT]:
+        """Take out what is of a kind, unopened, and return it."""
+        found: list[ParcelT] = []
+        for _ in range(len(self._items)):
+            try:
+                parcel = self._items.popleft()
+            except IndexError:  # a thread was faster
+                break
+            if is_one(parcel):
+                found.append(parcel)
+                self.task_done()
+            else:
+                self._items.append(parcel)
+        return found
+
+    def _wait(self, deadline: float | None) -> bool:
+        """Return when there may be something; whether that was in time."""
+        waker = self._waker()
+        self._idle.append(waker)
+        if self._items:  # put in just before
+            is_woken = not self._withdraw(waker)
+        else:
+            left_s = -1.0 if deadline is None else max(0.0, deadline - monotonic())
+            is_woken = waker.acquire(timeout=left_s) or not self._withdraw(waker)
+            if not is_woken:
+                return False
+        if is_woken:
+            self._is_waking = False  # first: what is put in from here on wakes another thread
+            if len(self._items) > 1:
+                self._wake()
+        return True
+
+    def _withdraw(self, waker: Any) -> bool:
+        """Wait no longer; return False if this thread is just being woken."""
+        try:
+            self._idle.remove(waker)
+        except ValueError:
+            waker.acquire()
+            return False
+        return True
+
+    def _wake(self) -> None:
+        try:
+            waker = self._idle.pop()
+        except IndexError:
+            return
+        self._is_waking = True
+        waker.release()
+
+    def _waker(self) -> Any:
+        """Return this thread's lock, which is taken."""
+        waker = getattr(self._local, "waker", None)
+        if waker is None:
+            waker = self._local.waker = threading.Lock()
+            waker.acquire()
+        return waker
+
+    def task_done(self) -> None:
+        """Count a message as done with."""
+        with self._counting:
+            self.unfinished_tasks -= 1
+
+    def join(self) -> None:
+        """Wait until all that was put in is done with."""
+        while self.unfinished_tasks > 0:
+            sleep(_LOOK_S)

@@ -1,0 +1,183 @@
+"""When a message may take the short way through a Celery worker."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import signals
+from celery.app import trace
+from kombu.message import Message as KombuMessage
+
+from taskbridge import Bridge
+from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
+from taskbridge.engines.celery.reading import taken_apart
+from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.wire import AmqpWire
+from taskbridge.message import Message, new_id
+
+kombu_message: Any = KombuMessage
+
+
+@pytest.fixture
+def task() -> Iterator[Any]:
+    bridge = Bridge("celery+memory://")
+
+    @bridge.task(name="shop.pay")
+    def pay() -> None: ...
+
+    yield bridge.native.tasks["shop.pay"]
+    bridge.close()
+
+
+@pytest.fixture
+def consumer(task: Any) -> Any:
+    return SimpleNamespace(
+        app=task.app,
+        hostname="h",
+        event_dispatcher=SimpleNamespace(enabled=True, groups={"worker"}),
+        connection_errors=(),
+        task_buckets={"shop.pay": None},
+        _maximum_prefetch_restored=True,
+        on_task_message=(),
+        on_task_request=None,
+    )
+
+
+@pytest.fixture
+def way(consumer: Any, task: Any) -> Way:
+    return Way(consumer, task, Slots(1), limit_s=None)
+
+
+def test_it_is_open_where_nobody_listens(way: Way, task: Any) -> None:
+    assert way.is_open()
+    assert is_traced_by_celery_alone(task)
+
+
+@pytest.mark.parametrize("name", ["task_received", "task_prerun", "task_postrun", "task_success"])
+def test_it_is_closed_as_long_as_somebody_listens_for_a_signal(way: Way, name: str) -> None:
+    def listen(**_: Any) -> None: ...
+
+    signal: Any = getattr(signals, name)
+    signal.connect(listen, weak=False)
+    try:
+        assert not way.is_open()
+    finally:
+        signal.disconnect(listen)
+    assert way.is_open()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("task_buckets", {"shop.pay": "a rate limit"}),
+        ("event_dispatcher", SimpleNamespace(enabled=True, groups=set[str]())),
+        ("event_dispatcher", SimpleNamespace(enabled=True, groups={"task"})),
+        ("_maximum_prefetch_restored", False),
+    ],
+)
+def test_it_is_closed_for_events_rate_limits_and_after_a_reconnection(
+    way: Way, consumer: Any, attribute: str, value: Any
+) -> None:
+    setattr(consumer, attribute, value)
+    assert not way.is_open()
+
+
+def test_a_request_is_let_go_without_a_garbage_collection(
+    way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has to wait for it, 2,000 times a second, makes collections frequent, and long."""
+    requests: list[weakref.ref[Any]] = []
+    done = threading.Event()
+    monkeypatch.setattr(Way, "acknowledge", lambda way, message, *_: done.set())
+
+    def hand_on(request: Any) -> None:
+        requests.append(weakref.ref(request))
+        way.slots.put(request.run)
+
+    consumer.on_task_request = hand_on
+    task.app.engine.life.opens(None, has_children=False)
+    sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    headers = {"id": sent.id, "task": sent.task}
+    message = kombu_message(None, headers=headers, delivery_info={"routing_key": "q"})
+    message._decoded_cache = ([], {}, {})
+    message.taskbridge = sent
+    gc.disable()
+    try:
+        way.take(message)
+        assert done.wait(20)
+        way.slots.shutdown()
+        assert [request() for request in requests] == [None]
+    finally:
+        gc.enable()
+
+
+def test_there_is_none_where_a_tool_watches_over_tracers(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_tracer(*args: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(trace, "build_tracer", build_tracer)
+    assert not is_traced_by_celery_alone(task)
+
+
+@pytest.mark.parametrize("name", ["__call__", "before_start", "on_success", "after_return"])
+def test_there_is_none_for_a_task_with_methods_of_its_own(
+    task: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(task), name, lambda *_: None, raising=False)
+    assert not is_traced_by_celery_alone(task)
+
+
+def _body(args_json: str, kwargs_json: str) -> bytes:
+    bridge = Bridge("celery+amqp://localhost")
+    message = Message(id=new_id(), task="t", queue="q", args_json=args_json, kwargs_json=kwargs_json, enqueued_at=1.0)
+    body: bytes = AmqpWire(bridge.settings).encode(message).body
+    return body
+
+
+class TestTakingABodyApart:
+    """What taskbridge wrote is read once, and its text is kept."""
+
+    @pytest.mark.parametrize(
+        ("args_json", "kwargs_json"),
+        [
+            ("[]", "{}"),
+            ('[1,"], {}, {",[[]]]', '{"a":{"b":"]"}}'),
+            ('["\\u00e4",{"$":"set","v":[1]}]', '{"callbacks":null}'),
+            ("[1.5e300,-0.0,null,true]", "{}"),
+        ],
+    )
+    def test_it_gives_the_values_and_their_text(self, args_json: str, kwargs_json: str) -> None:
+        body = _body(args_json, kwargs_json)
+        found = taken_apart(body)
+        assert found is not None
+        assert list(found[:3]) == json.loads(body)
+        assert found[3] == (args_json, kwargs_json)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"}{",
+            b"[[], {}]",
+            b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": [1]}]',
+            _body("[NaN]", "{}"),
+            _body("[]", '{"a":Infinity}'),
+            _body("[", "{}"),
+            _body("[]", "[]"),
+            _body("{}", "{}"),
+            _body("[], 1", "{}"),
+            _body("[" * 100_000, "{}"),
+            _body('[{"__type__":"uuid","__value__":"x"}]', "{}"),
+            _body("[]", "{}").replace(b"[[]", b"[ []"),
+            _body('["a"]', "{}").replace(b'"a"', '"ä"'.encode()),
+        ],
+    )
+    def test_what_is_written_otherwise_is_left_to_kombu(self, body: bytes) -> None:
+        assert taken_apart(body) is None
