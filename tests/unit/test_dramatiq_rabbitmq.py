@@ -15,7 +15,7 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
-from taskbridge.brokers.rabbitmq.waiting import Deadline
+from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
@@ -295,6 +295,23 @@ def test_an_acknowledgement_does_not_wait_for_a_heartbeat_because_another_thread
     assert unsent == []
     assert take(consumer).args == (1,)
     consumer.close()
+
+
+def test_what_a_channel_holds_on_which_a_call_was_not_answered_goes_back(place: Place) -> None:
+    place.note.send(1)
+    broker = place.broker(1)
+    first: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+    take(first)
+    first._channel._shut(TimedOutError("on purpose"))
+
+    with pytest.raises(ConnectionClosed, match="on purpose"):
+        next(first)
+    first.close()
+    second: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+
+    turn(second, until=lambda: second._arrived)
+    assert second._connection is first._connection
+    second.close()
 
 
 def test_a_body_of_many_frames_arrives_whole(place: Place) -> None:

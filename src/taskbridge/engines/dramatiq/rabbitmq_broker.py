@@ -145,6 +145,7 @@ class _Receiver(Channel):
         self._delivered: tuple[int, bool] | None = None
         self._left = 0
         self._parts: list[bytes] = []
+        self._is_closed_there = False
         super().__init__(connection)
 
     def take(self, kind: int, payload: bytes) -> None:
@@ -166,6 +167,20 @@ class _Receiver(Channel):
         if self._left <= 0:
             (tag, is_again), self._delivered = self._delivered, None
             self._receive(tag, is_again, b"".join(self._parts))
+
+    def abandon(self) -> None:
+        """Have the server close the channel, without waiting; what is not acknowledged goes back to its queue.
+
+        It may count as closed here, and be open there: if a call was not answered, or its queue was deleted.
+        """
+        if not self._is_closed_there:
+            self.connection.write_soon(method_bytes(self.number, spec.Channel.Close(200, "", 0, 0)))
+
+    def _on_method(self, method: Any) -> None:
+        self._is_closed_there = self._is_closed_there or isinstance(method, spec.Channel.Close | spec.Channel.CloseOk)
+        if isinstance(method, spec.Channel.CloseOk) and self.closed is not None:
+            self.connection.detach(self.number)
+        super()._on_method(method)
 
     def let_go(self, tag: int) -> None:
         """Acknowledge a delivery, without waiting."""
@@ -342,6 +357,9 @@ class _SparingConsumer(Consumer):
         while self._ready:
             self._ready.pop()
             self._slots.release()
+        if self._channel.closed is not None:
+            self._channel.abandon()
+            return
         try:
             self._channel.close(Deadline(_CLOSE_S))
         except _TROUBLE as exc:
