@@ -5,9 +5,9 @@ at once: closing one waits for a server that may be silent. Here every wait has 
 is noticed before a message is written to it, and a silent one is dropped.
 
 Of the threads that wait, one leads: it reads what arrives, for the others too, until it has its own answer; then
-another one leads. So a single confirmed message needs no other thread, and many threads read once for all. The
-connection's own thread reads while nobody leads, and sends heartbeats. It stands back for a moment after somebody led,
-else the next answer would wake it as well.
+another one leads. So a confirmed message needs no other thread. The connection's own thread reads while nobody leads,
+or so many wait that handing on costs more than it saves, and sends heartbeats. It stands back for a moment after
+somebody led, else the next answer would wake it as well.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ _REST_S: Final = 0.1
 """For how long its own thread does not look after somebody else has read."""
 
 _MOMENT_S: Final = 0.01
+
+_CROWD: Final = 3
+"""With so many threads that wait, its own thread reads for all: to wake it takes less than to hand the reading on."""
+
+_CALM_READS: Final = 50
 
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -118,8 +123,12 @@ class Connection:
         self._leads = False  # whether a thread that waits has it
         self._led = False  # whether one had it since its own thread last looked
         self._takes = False  # whether it is at work on what has arrived
-        self._reads_itself = True  # whether its own thread may stand back
+        self._consumes = False  # whether messages may be delivered at any time
+        self._crowded = False  # whether so many threads wait that their taking turns would cost more than it saves
+        self._calm_reads = 0  # how often in a row fewer waited
         self._followers: dict[Awaited, None] = {}  # those who wait for a reader; used as a set
+        self._heir: Awaited | None = None  # the one of them that was woken to lead, and does not yet
+        self._rests = False  # whether its own thread waits for this
         self._rest: SimpleQueue[None] = SimpleQueue()
         self._writing = Lock()
         self._deaf = f"RabbitMQ at {self.where} does not read what is sent to it"
@@ -276,8 +285,10 @@ class Connection:
                 self._followers[awaited] = None
                 if not self._lead(awaited, deadline):  # who led has gone perhaps, before it knew of this one
                     awaited.sleep(deadline.slice_s)
+                    self._resign(awaited)
         finally:
             self._followers.pop(awaited, None)
+            self._resign(awaited)
             self._hand_on()
         return awaited.done
 
@@ -295,7 +306,12 @@ class Connection:
 
     @property
     def _can_be_led(self) -> bool:
-        return self._reads_itself and self.was_open and self.problem is None
+        return self._stands_back and self.was_open and self.problem is None
+
+    @property
+    def _stands_back(self) -> bool:
+        """Whether its own thread leaves the reading to those who wait."""
+        return not self._crowded and not self._consumes
 
     def _read_until(self, awaited: Awaited, deadline: Deadline) -> None:
         while not awaited.done and self.problem is None and self._socket is not None:
@@ -317,16 +333,27 @@ class Connection:
 
         The one that came last, for its answer will be the last to arrive: it reads for most of the others.
         """
-        if self._followers and not self._leads and self._can_be_led:
+        if not self._followers or self._leads:
+            return
+        if len(self._followers) >= _CROWD:
+            self._crowded = True
+        if not self._can_be_led:
+            if self._rests:
+                self._rest.put(None)
+        elif self._heir is None:
             try:
-                follower, _ = self._followers.popitem()
+                self._heir, _ = self._followers.popitem()
             except KeyError:
                 return  # they have gone
-            follower.ring()
+            self._heir.ring()
+
+    def _resign(self, awaited: Awaited) -> None:
+        if self._heir is awaited:
+            self._heir = None
 
     def keep_reading(self) -> None:
         """Let its own thread read all the time from now on, as deliveries ask for."""
-        self._reads_itself = False
+        self._consumes = True
         self._rest.put(None)
 
     def receive(self) -> None:
@@ -334,7 +361,7 @@ class Connection:
         if self._leads:  # that thread does so; or this one, which a signal's handler has interrupted
             return
         try:
-            while not self._leads:
+            while not self._leads and self.problem is None:
                 if self._reading.take_within(_MOMENT_S):
                     self._read(all_of_it=True)
                     break
@@ -496,11 +523,15 @@ class Connection:
             wait_s = min(_IDLE_S, self._heartbeat_s / 4) if self._heartbeat_s else _IDLE_S
             if self._unsent or self._soon:
                 wait_s = min(wait_s, _PENDING_S)
-            if self._leads or (self._led and self._reads_itself):
+            self._rests = True  # said before it looks whether anybody leads, so that who stops doing so knows
+            if self._leads or (self._led and self._stands_back):
                 self._led = False
                 self._stand_back(min(wait_s, _REST_S))
+                self._rests = False
             else:
+                self._rests = False
                 poll.poll(wait_s * 1000)
+            self._note_crowd()
             self.receive()
             self._show_life(poll)
 
@@ -509,6 +540,13 @@ class Connection:
             self._rest.get(timeout=time_s)
         except Empty:
             return  # now it looks again
+
+    def _note_crowd(self) -> None:
+        if self._crowded:
+            self._calm_reads = 0 if len(self._followers) >= _CROWD else self._calm_reads + 1
+            if self._calm_reads == _CALM_READS:
+                self._crowded = False
+                self._calm_reads = 0
 
     def _show_life(self, poll: select.poll) -> None:
         self._push_if_free()
