@@ -48,7 +48,7 @@ _PENDING_S: Final = 0.5
 _CLOSE_S: Final = 1.0
 
 _REST_S: Final = 0.1
-"""For how long its own thread does not look after somebody else has read."""
+"""For how long its own thread does not look after somebody else has read, and who reads does not look at the time."""
 
 _MOMENT_S: Final = 0.01
 
@@ -318,7 +318,8 @@ class Connection:
             self._leads = self._led = True  # in each turn: a signal's handler may have led meanwhile
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
-            if poll.poll(deadline.slice_s * 1000):
+            # In slices: after a signal's handler the call goes on, though the handler may have read all there was.
+            if poll.poll(min(_REST_S, deadline.slice_s) * 1000):
                 self._read(all_of_it=self._is_tls)  # which holds what poll does not see
             elif deadline.passed:
                 return

@@ -286,8 +286,9 @@ class AmqpWire:
 
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
-        if message.headers and CANVAS in message.headers:
-            return self._with_canvas(message, _Canvas(message.headers[CANVAS]))
+        canvas = _canvas_of(message)
+        if canvas is not None:
+            return self._with_canvas(message, canvas)
         return Publication(
             queue=self._native(message.queue),
             arguments=self._arguments,
