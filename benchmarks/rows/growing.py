@@ -19,6 +19,7 @@ _QUEUES: Final = (0, 10, 100)
 _SENDERS_QUEUES: Final = (10, 1000)
 _PARKED: Final = (0, 100_000, 1_000_000)
 _THREADS: Final = (1, 8, 32)
+_AMQP_THREADS: Final = (8, 32)
 _WATCHED_S: Final = 5.0
 
 
@@ -57,10 +58,10 @@ def _parked(size: int) -> Measure:
     return measure
 
 
-def _threads(number: int) -> Measure:
+def _threads(broker: str, number: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
-        place.empty("redis")
-        return place.run(contender, "redis", "sending", "threads", _SMALL, plan.sends, number)
+        place.empty(broker)
+        return place.run(contender, broker, "sending", "threads", _SMALL, plan.sends, number)
 
     return measure
 
@@ -110,12 +111,23 @@ ROWS: Final = (
         _row(
             f"threads-{n}",
             f"send from {n} threads, Redis",
-            _threads(n),
+            _threads("redis", n),
             "us",
             "cpu_us",
             contenders=(*BRIDGES, *ENGINES),
         )
         for n in _THREADS
+    ),
+    *(
+        _row(
+            f"threads-amqp-{n}",
+            f"send from {n} threads, RabbitMQ, confirmed",
+            _threads("amqp", n),
+            "us",
+            "cpu_us",
+            contenders=(*BRIDGES, *ENGINES),
+        )
+        for n in _AMQP_THREADS
     ),
     _row(
         "stall",

@@ -6,10 +6,13 @@ import base64
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
+from celery.worker.request import Request
 from kombu.transport import pyamqp
 from kombu.transport.redis import Channel
 
@@ -129,8 +132,63 @@ def test_a_publication_for_rabbitmq_has_celerys_properties() -> None:
     assert ours.queue == "taskbridge.celery.email"
     assert ours.arguments == {"x-max-priority": 3}
     assert ours.body == expected.body
-    renamed = {"application_headers" if key == "headers" else key: value for key, value in ours.properties.items()}
-    assert renamed == expected.properties
+    said = {**expected.properties, "application_headers": without_what_says_nothing(put["headers"])}
+    assert renamed(ours) == said
+
+
+def without_what_says_nothing(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers without those that a worker takes to be the same when they are missing."""
+
+    def read(headers: dict[str, Any]) -> list[Any]:
+        delivery = SimpleNamespace(headers=headers, body=b"", delivery_info={}, properties={}, delivery_tag="1")
+        delivery.content_type, delivery.content_encoding = "application/json", "utf-8"
+        task, app = SimpleNamespace(typing=False), Celery(set_as_current=False)
+        request: Any = Request(delivery, app=app, task=task, body=([], {}, {}), headers=headers, decoded=True)
+        context: Any = Context(request.request_dict)
+        return [
+            *(getattr(request, name) for name in ("name", "eta", "expires", "group_index")),
+            list(request.time_limits),
+            *(getattr(request, name) for name in ("replaced_task_nesting", "stamped_headers", "stamps")),
+            *(getattr(context, name) for name in ("shadow", "eta", "expires", "group_index", "replaced_task_nesting")),
+            context.timelimit or [None, None],  # as it is read everywhere
+            context.stamped_headers or [],
+            context.stamps or {},
+        ]
+
+    needed = {name: value for name, value in headers.items() if name not in wire._UNSAID}
+    assert read(needed) == read(headers)
+    return needed
+
+
+def renamed(publication: Publication) -> dict[str, Any]:
+    """Return all properties of a publication, as py-amqp names them."""
+    common, own = dict(publication.common or {}), dict(publication.properties)
+    headers = {**common.pop("headers", {}), **own.pop("headers")}
+    return {**common, **own, "application_headers": headers}
+
+
+def test_what_publications_have_in_common_is_one_object_for_a_task_and_a_priority() -> None:
+    amqp = wire.AmqpWire(_SETTINGS)
+
+    first, same = amqp.encode(message()), amqp.encode(message(attempt=2))
+    others = [amqp.encode(message(task="shop.tasks.other")), amqp.encode(message(priority="high"))]
+
+    assert first.common is same.common
+    assert renamed(first)["application_headers"]["retries"] == 0
+    assert renamed(same)["application_headers"]["retries"] == 1
+    assert renamed(others[0])["application_headers"]["task"] == "shop.tasks.other"
+    assert renamed(others[1])["priority"] == 2
+
+
+def test_what_a_plain_client_linked_to_its_task_is_in_a_publication_too() -> None:
+    canvas = {"embed": {"callbacks": [{"task": "next"}]}, "group": "g1", "group_index": 2}
+    sent = message(headers={wire.CANVAS: codec.to_json(canvas)})
+
+    publication = wire.AmqpWire(_SETTINGS).encode(sent)
+
+    headers = renamed(publication)["application_headers"]
+    assert (headers["group"], headers["group_index"], headers["task"]) == ("g1", 2, sent.task)
+    assert json.loads(publication.body)[2]["callbacks"] == [{"task": "next"}]
 
 
 def test_each_item_has_a_tag_of_its_own() -> None:

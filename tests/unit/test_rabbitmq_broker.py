@@ -23,12 +23,15 @@ import pika
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pika import spec
 
 from taskbridge.brokers.base import Broker, Publication
 from taskbridge.brokers.rabbitmq import connect
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
-from taskbridge.brokers.rabbitmq.frames import FrameReader, NotAMQPError
-from taskbridge.brokers.rabbitmq.properties import encoded
+from taskbridge.brokers.rabbitmq.connection import Connection
+from taskbridge.brokers.rabbitmq.frames import FrameReader, NotAMQPError, confirm_of, method_bytes
+from taskbridge.brokers.rabbitmq.properties import Template, encoded
+from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline
 from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
@@ -230,6 +233,34 @@ class TestBytes:
     def test_properties_are_what_pika_makes_of_them(self, properties: dict[str, Any]) -> None:
         assert encoded(properties) == b"".join(pika.BasicProperties(**properties).encode())
 
+    @given(
+        common=st.fixed_dictionaries({"headers": st.dictionaries(NAMES, VALUES, max_size=3)}, optional={"type": NAMES}),
+        own=st.fixed_dictionaries(
+            {}, optional={"headers": st.dictionaries(NAMES, VALUES, max_size=3), "priority": st.integers(0, 255)}
+        ),
+    )
+    def test_properties_in_common_and_own_ones_are_what_pika_makes_of_both(
+        self, common: dict[str, Any], own: dict[str, Any]
+    ) -> None:
+        doubled = own.get("headers", {}).keys() & common["headers"].keys()
+        own["headers"] = {name: each for name, each in own.get("headers", {}).items() if name not in doubled}
+        properties: dict[str, Any] = {**common, **own, "headers": {**common["headers"], **own["headers"]}}
+        together = pika.BasicProperties(**properties)
+
+        assert Template(common, own).fill(own) == b"".join(together.encode())
+
+    @given(st.integers(1, 2**63), st.booleans(), st.booleans())
+    def test_a_confirm_is_read_as_pika_reads_it(self, number: int, multiple: bool, requeue: bool) -> None:
+        ack, nack = spec.Basic.Ack(number, multiple), spec.Basic.Nack(number, multiple, requeue)
+        payloads = [method_bytes(1, method)[7:-1] for method in (ack, nack)]
+
+        assert [confirm_of(payload) for payload in payloads] == [(number, multiple, True), (number, multiple, False)]
+
+    def test_other_methods_are_no_confirms(self) -> None:
+        methods = (spec.Channel.OpenOk(), spec.Confirm.SelectOk(), spec.Basic.ConsumeOk("x" * 8), spec.Tx.CommitOk())
+
+        assert [confirm_of(method_bytes(1, method)[7:-1]) for method in methods] == [None] * 4
+
     def test_a_property_that_does_not_exist_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no property 'colour'"):
             encoded({"colour": "red"})
@@ -419,6 +450,176 @@ class TestPublishing:
         broker.publish([a_message()], timeout_s=5)
 
         assert len(place.take_all(place.queue())) == 2
+
+
+@contextmanager
+def readers(connection: Connection) -> Generator[Counter[str]]:
+    """Yield how often which thread has read something from a connection."""
+    counted: Counter[str] = Counter()
+    take = connection._take
+
+    def noted(data: bytes) -> None:
+        counted[threading.current_thread().name] += 1
+        take(data)
+
+    connection._take = noted  # type: ignore[method-assign]
+    try:
+        yield counted
+    finally:
+        connection._take = take  # type: ignore[method-assign]
+
+
+@contextmanager
+def waiting(broker: RabbitMQBroker, number: int, *, timeout_s: float) -> Generator[list[threading.Thread]]:
+    """Let so many threads wait on the connection for what does not come; at the block's end it does."""
+    connection = broker._publisher.session(5).connection
+    awaited = [Awaited() for _ in range(number)]
+    threads = [threading.Thread(target=connection.wait, args=(each, Deadline(timeout_s))) for each in awaited]
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+    finally:
+        for each in awaited:
+            each.finish()
+        broker.publish([a_message()], timeout_s=5)  # what arrives wakes the one that reads
+        for thread in threads:
+            thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def blocked(broker: RabbitMQBroker, server: PrivateRabbitMQ) -> None:
+    """Let the server take no more messages, and wait until it has said so."""
+    server.ctl("set_vm_memory_high_watermark", "0")
+    with pytest.raises(BrokerUnavailable):
+        broker.publish([a_message(999)], timeout_s=0.5)
+
+
+class TestWaiting:
+    def test_a_thread_that_sends_alone_reads_its_confirms_itself(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+
+        with readers(broker._publisher.session(5).connection) as counted:
+            for number in range(200):
+                broker.publish([a_message(number)], timeout_s=5)
+
+        assert counted[threading.current_thread().name] > 100, counted
+
+    def test_when_who_reads_gives_up_another_one_reads_on(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        with waiting(broker, 1, timeout_s=1.0) as first:
+            wait_until(lambda: connection._leads, timeout_s=5, what="it leads")
+            with waiting(broker, 2, timeout_s=30.0) as others:
+                wait_until(lambda: len(connection._followers) == 2, timeout_s=5, what="the others follow")
+                first[0].join(10)
+                wait_until(lambda: connection._leads, timeout_s=5, what="one of them leads")
+                with readers(connection) as counted:
+                    broker.publish([a_message(1)], timeout_s=5)
+
+        assert set(counted) <= {thread.name for thread in others}
+
+    def test_for_many_that_wait_its_own_thread_reads_until_they_are_few(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        with waiting(broker, 1, timeout_s=1.0) as first:
+            wait_until(lambda: connection._leads, timeout_s=5, what="it leads")
+            with waiting(broker, 8, timeout_s=30.0):
+                wait_until(lambda: len(connection._followers) == 8, timeout_s=5, what="the others follow")
+                first[0].join(10)
+                with readers(connection) as with_others:
+                    for number in range(20):
+                        broker.publish([a_message(number)], timeout_s=5)
+        with readers(connection) as alone:
+            for number in range(300):
+                broker.publish([a_message(number)], timeout_s=5)
+
+        assert with_others.most_common(1)[0][0] == connection._thread.name
+        assert alone.most_common(1)[0][0] == threading.current_thread().name
+
+    def test_a_signals_handler_may_send_while_its_thread_waits_for_a_confirm(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+
+        def send(*_: object) -> None:
+            broker.publish([a_message(1)], timeout_s=10)
+
+        before = signal.signal(signal.SIGALRM, send)
+        resume = threading.Timer(1.0, fragile.server.resume)
+        fragile.server.pause()
+        try:
+            resume.start()
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with takes(0.9, 5):
+                broker.publish([a_message(2)], timeout_s=10)
+        finally:
+            resume.join()
+            signal.signal(signal.SIGALRM, before)
+
+        found = Counter(body for _, body in fragile.take_all(fragile.queue()))
+        assert found == {b"[%d]" % number: 1 for number in range(3)}
+
+    def test_who_gives_up_leaves_the_reading_to_the_others(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        session = broker._publisher.session(5)
+        channel = session._ready([], Deadline(5))
+        parcels = [broker._packer.publication(0, a_message(number)) for number in (1, 2)]
+        blocked(broker, fragile.server)
+        try:
+            impatient, patient = (channel.send([parcel], Deadline(5)) for parcel in parcels)
+            leader = threading.Thread(target=session.connection.wait, args=(impatient, Deadline(1)))
+            leader.start()
+            over = threading.Timer(2, fragile.server.ctl, args=("set_vm_memory_high_watermark", "0.4"))
+            over.start()
+            done = session.connection.wait(patient, Deadline(20))
+            leader.join(10)
+            over.join(20)
+        finally:
+            fragile.server.ctl("set_vm_memory_high_watermark", "0.4")
+
+        assert done
+        assert patient.accepted == {0}
+
+    def test_its_own_thread_reads_again_after_others_did(self, fragile: Place) -> None:
+        broker = fragile.broker()
+        for number in range(50):
+            broker.publish([a_message(number)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+
+        fragile.server.ctl("close_all_connections", "for a test")
+
+        wait_until(lambda: connection.problem is not None, timeout_s=5, what="the close is noticed")
+
+    def test_heartbeats_are_served_while_threads_send_and_wait(self, place: Place) -> None:
+        broker = place.broker(url=f"{place.server.url}?heartbeat=1")
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        end = time.monotonic() + 4
+        failures: list[BaseException] = []
+
+        def send(pause_s: float) -> None:
+            try:
+                while time.monotonic() < end:
+                    broker.publish([a_message()], timeout_s=5)
+                    time.sleep(pause_s)
+            except BaseException as exc:
+                failures.append(exc)
+
+        threads = [threading.Thread(target=send, args=(pause_s,)) for pause_s in (0.0, 0.005, 0.09, 0.3)]
+        for thread in threads:
+            thread.start()
+        never = Awaited()
+        assert not connection.wait(never, Deadline(3.5))
+        for thread in threads:
+            thread.join(20)
+
+        assert failures == []
+        assert connection.problem is None
+        assert broker._publisher.session(5).connection is connection
 
 
 class TestDelays:
@@ -1064,7 +1265,7 @@ class TestIdleConnections:
         broker = fragile.broker()
         broker.publish([a_message(0)], timeout_s=5)
         connection = broker._publisher.session(5).connection
-        with connection._reading:  # the connection's own thread can't read meanwhile
+        with connection._reading.held(Deadline(10), ""):  # the connection's own thread can't read meanwhile
             fragile.server.ctl("close_all_connections", "for a test")
         broker.publish([a_message(1)], timeout_s=5)
 

@@ -12,9 +12,15 @@ from typing import Any, Final
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.frames import content_of, method_bytes, method_of, publication_bytes
+from taskbridge.brokers.rabbitmq.frames import (
+    confirm_of,
+    content_of,
+    method_bytes,
+    method_of,
+    publication_bytes,
+)
 from taskbridge.brokers.rabbitmq.parcel import Parcel
-from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
+from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline, Lock, TimedOutError
 
 _CHUNK_BYTES: Final = 1 << 18
 
@@ -55,9 +61,9 @@ class Channel:
         self.closed: Exception | None = None
         self._calling = Lock()
         self._state = threading.RLock()  # guards `closed` and what is below
-        # Not entered through the condition: a time limit may arrive there, in Python, and leave it taken for ever.
-        self._changed = threading.Condition(self._state)
         self._replies: list[Any] = []
+        self._asked = 0
+        self._answer = Awaited()
         self._deliveries: Deliveries | None = None
         self._content: tuple[Any, int, Any, list[bytes]] | None = None
         self.number: int = connection.attach(self)
@@ -84,23 +90,22 @@ class Channel:
         """Return the replies to methods that are sent together; raises as `call`."""
         with self._calling.held(deadline, f"RabbitMQ at {self.connection.where} does not answer"):
             with self._state:
-                self._replies = []
+                self._replies, self._asked, self._answer = [], len(methods), Awaited()
             try:
                 self._write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
-                return self._wait_for_replies(len(methods), deadline)
+                return self._wait_for_replies(deadline) if methods else []
             except BaseException as exc:  # a late reply would be taken for the next call's
                 self._shut(TimedOutError(f"a call was not answered: {exc}"))
                 raise
 
-    def _wait_for_replies(self, number: int, deadline: Deadline) -> list[Any]:
+    def _wait_for_replies(self, deadline: Deadline) -> list[Any]:
+        answered = self.connection.wait(self._answer, deadline)
         with self._state:
-            while len(self._replies) < number:
-                if self.closed is not None:
-                    raise self._failure(self._replies)
-                if deadline.passed:
-                    raise TimedOutError(f"RabbitMQ at {self.connection.where} does not answer")
-                self._changed.wait(deadline.slice_s)
-            return self._replies
+            if len(self._replies) >= self._asked:
+                return self._replies
+            if answered:
+                raise self._failure(self._replies)
+            raise TimedOutError(f"RabbitMQ at {self.connection.where} does not answer")
 
     def _write(self, data: bytes, deadline: Deadline) -> None:
         with self.connection.writing(deadline):
@@ -123,6 +128,7 @@ class Channel:
         deliveries: Deliveries = SimpleQueue()
         with self._state:
             self._deliveries = deliveries
+        self.connection.keep_reading()
         qos, consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue, exclusive=exclusive)
         self.call_all([qos, consume], deadline)
         return deliveries
@@ -183,7 +189,7 @@ class Channel:
                 self.closed = reason
             if self._deliveries is not None:
                 self._deliveries.put(None)
-            self._changed.notify_all()
+            self._answer.finish()
 
     def _on_method(self, method: Any) -> None:
         if isinstance(method, spec.Channel.Close):
@@ -207,14 +213,15 @@ class Channel:
     def _reply(self, reply: Any) -> None:
         with self._state:
             self._replies.append(reply)
-            self._changed.notify_all()
+            if len(self._replies) >= self._asked:
+                self._answer.finish()
 
 
 _WITH_CONTENT: Final = frozenset({spec.Basic.Deliver.INDEX, spec.Basic.GetOk.INDEX, spec.Basic.Return.INDEX})
 
 
-class Batch:
-    """What became of parcels that were sent together.
+class Batch(Awaited):
+    """What became of parcels that were sent together; done when all are answered, or never will be.
 
     Attributes:
         accepted: The indexes of those that the server has confirmed.
@@ -225,22 +232,13 @@ class Batch:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.accepted: set[int] = set()
         self.returned: set[int] = set()
         self.refused: set[int] = set()
         self.unsure: set[int] = set()
         self.problem: Exception | None = None
         self._open = 1  # one for the sender itself, who is not done yet
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    def wait(self, deadline: Deadline) -> bool:
-        """Return whether all are answered, or never will be; at the deadline at last."""
-        while not self._done.acquire(timeout=deadline.slice_s):
-            if deadline.passed:
-                return False
-        self._done.release()
-        return True
 
     # The rest is called with the channel's lock held.
 
@@ -252,7 +250,7 @@ class Batch:
         """Note that one answer came."""
         self._open -= 1
         if self._open == 0:
-            self._done.release()
+            self.finish()
 
 
 class PublishingChannel(Channel):
@@ -282,20 +280,26 @@ class PublishingChannel(Channel):
     def _send_chunk(self, batch: Batch, chunk: Sequence[Parcel], deadline: Deadline) -> None:
         frame_max = self.connection.frame_max
         data = b"".join(_published(self.number, each, frame_max) for each in chunk)
-        with self.connection.writing(deadline):
-            try:
-                with self._state:
-                    self.check()
-                    batch.expect(len(chunk))
-                    for parcel in chunk:
-                        self._sent += 1
-                        self._unconfirmed[self._sent] = (batch, parcel)
-                self.connection.write(data, deadline)
-            except (ConnectionLostError, ChannelClosedError, TimedOutError):
-                raise
-            except BaseException:
-                self.connection.lose_interrupted()
-                raise
+        try:
+            self.connection.begin_writing(deadline)
+            self._write_chunk(batch, chunk, data, deadline)
+        finally:
+            self.connection.end_writing()
+
+    def _write_chunk(self, batch: Batch, chunk: Sequence[Parcel], data: bytes, deadline: Deadline) -> None:
+        try:
+            with self._state:
+                self.check()
+                batch.expect(len(chunk))
+                for parcel in chunk:
+                    self._sent += 1
+                    self._unconfirmed[self._sent] = (batch, parcel)
+            self.connection.write(data, deadline)
+        except (ConnectionLostError, ChannelClosedError, TimedOutError):
+            raise
+        except BaseException:
+            self.connection.lose_interrupted()
+            raise
 
     def abandon(self, batch: Batch) -> None:
         """Count what is not answered yet as unsure."""
@@ -307,12 +311,14 @@ class PublishingChannel(Channel):
 
     # For the connection
 
-    def _on_method(self, method: Any) -> None:
-        if isinstance(method, spec.Basic.Ack | spec.Basic.Nack):
-            with self._state:
-                self._on_confirm(method.delivery_tag, method.multiple, taken=isinstance(method, spec.Basic.Ack))
+    def take(self, kind: int, payload: bytes) -> None:
+        """Take a frame."""
+        confirm = confirm_of(payload) if kind == spec.FRAME_METHOD else None
+        if confirm is None:
+            super().take(kind, payload)
         else:
-            super()._on_method(method)
+            with self._state:
+                self._on_confirm(confirm.number, confirm.multiple, taken=confirm.taken)
 
     def _on_confirm(self, number: int, multiple: bool, *, taken: bool) -> None:
         upto = list(takewhile(lambda each: each <= number, self._unconfirmed)) if multiple else [number]

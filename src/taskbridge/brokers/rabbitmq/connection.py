@@ -1,9 +1,13 @@
-"""A connection to RabbitMQ that threads share: one thread reads and keeps it alive, any thread writes.
+"""A connection to RabbitMQ that threads share: any thread writes, and whoever waits for an answer reads.
 
 pika's own connections belong to one thread each, are alive only while that thread is inside them, and can't be given up
 at once: closing one waits for a server that may be silent. Here every wait has a deadline, a connection that was closed
-is noticed before a message is written to it, and a silent one is dropped. A single message costs about the CPU that it
-costs with pika's SelectConnection in a thread.
+is noticed before a message is written to it, and a silent one is dropped.
+
+Of the threads that wait, one leads: it reads what arrives, for the others too, until it has its own answer; then
+another one leads. So a confirmed message needs no other thread. The connection's own thread reads while nobody leads,
+or so many wait that handing on costs more than it saves, and sends heartbeats. It stands back for a moment after
+somebody led, else the next answer would wake it as well.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 import pika
@@ -35,12 +40,22 @@ from taskbridge.brokers.rabbitmq.frames import (
     method_bytes,
     method_of,
 )
-from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
+from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline, Lock, TimedOutError
 
-_READ_BYTES: Final = 1 << 18
+_READ_BYTES: Final = 1 << 16
 _IDLE_S: Final = 30.0
 _PENDING_S: Final = 0.5
 _CLOSE_S: Final = 1.0
+
+_REST_S: Final = 0.1
+"""For how long its own thread does not look after somebody else has read, and who reads does not look at the time."""
+
+_MOMENT_S: Final = 0.01
+
+_CROWD: Final = 3
+"""With so many threads that wait, its own thread reads for all: to wake it takes less than to hand the reading on."""
+
+_CALM_READS: Final = 50
 
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -66,7 +81,7 @@ class Endpoint(Protocol):
 class Connection:
     """One connection, from its making to its end; it is never made again.
 
-    Its thread connects, reads, and sends heartbeats. Threads that write do so themselves. `start` begins.
+    Its thread connects, reads while nobody waits, and sends heartbeats. `start` begins.
 
     Args:
         parameters: Where to, and as whom.
@@ -101,12 +116,23 @@ class Connection:
         self._sent_at = 0.0
         self._socket: socket.socket | None = None
         self._state = threading.RLock()  # guards the state above and the channels
-        # Not entered through the condition: a time limit may arrive there, in Python, and leave it taken for ever.
-        self._changed = threading.Condition(self._state)
+        self._watchers: dict[Awaited, None] = {}  # who waits for a change of the state; used as a set
         self._endpoints: dict[int, Endpoint] = {}
         self._channel_max = 0
-        self._reading = threading.Lock()
+        self._reading = Lock()
+        self._leads = False  # whether a thread that waits has it
+        self._led = False  # whether one had it since its own thread last looked
+        self._takes = False  # whether it is at work on what has arrived
+        self._consumes = False  # whether messages may be delivered at any time
+        self._crowded = False  # whether so many threads wait that their taking turns would cost more than it saves
+        self._calm_reads = 0  # how often in a row fewer waited
+        self._followers: dict[Awaited, None] = {}  # those who wait for a reader; used as a set
+        self._heir: Awaited | None = None  # the one of them that was woken to lead, and does not yet
+        self._rests = False  # whether its own thread waits for this
+        self._rest: SimpleQueue[None] = SimpleQueue()
         self._writing = Lock()
+        self._deaf = f"RabbitMQ at {self.where} does not read what is sent to it"
+        self._is_tls = False
         self._tls = threading.Lock()  # OpenSSL takes one thread at a time on a connection
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
@@ -147,7 +173,8 @@ class Connection:
             ConnectionLostError: It can't be made, or is gone.
             TimedOutError: Neither is known in time.
         """
-        self._wait(lambda: self.was_open, deadline, f"RabbitMQ at {self.where} does not answer")
+        if not self.was_open or self.problem is not None:
+            self._wait(lambda: self.was_open, deadline, f"RabbitMQ at {self.where} does not answer")
 
     def wait_unblocked(self, deadline: Deadline) -> None:
         """Return when the server takes messages.
@@ -164,13 +191,22 @@ class Connection:
         return f"RabbitMQ at {self.where} takes no messages at the moment: {self.blocked_by}"
 
     def _wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str) -> None:
-        with self._state:
-            while self.problem is None and not condition():
-                if deadline.passed:
-                    raise TimedOutError(problem)
-                self._changed.wait(deadline.slice_s)
-            if self.problem is not None:
-                raise ConnectionLostError(self.problem)
+        while self.problem is None and not condition():
+            if deadline.passed:
+                raise TimedOutError(problem)
+            change = Awaited()
+            self._watchers[change] = None
+            try:
+                if self.problem is None and not condition():
+                    self.wait(change, deadline)
+            finally:
+                self._watchers.pop(change, None)
+        if self.problem is not None:
+            raise ConnectionLostError(self.problem)
+
+    def _changed(self) -> None:
+        for watcher in list(self._watchers):
+            watcher.finish()
 
     def attach(self, endpoint: Endpoint) -> int:
         """Take a new channel in, and return its number.
@@ -198,11 +234,25 @@ class Connection:
             ConnectionLostError: The connection is gone.
             TimedOutError: Others write all the time.
         """
-        with self._writing.held(deadline, f"RabbitMQ at {self.where} does not read what is sent to it"):
-            if self.problem is not None:
-                raise ConnectionLostError(self.problem)
+        try:
+            self.begin_writing(deadline)
             yield
-        if self._soon:
+        finally:
+            self.end_writing()
+
+    def begin_writing(self, deadline: Deadline) -> None:
+        """Do as at the beginning of `writing`; inside `try`, with `end_writing` in its `finally`."""
+        if self._writing.is_mine:  # a signal's handler came in between
+            self.lose_interrupted()
+        else:
+            self._writing.take(deadline, self._deaf)
+        if self.problem is not None:
+            raise ConnectionLostError(self.problem)
+
+    def end_writing(self) -> None:
+        """Let other threads write; what was left for who has finished is sent first."""
+        self._writing.drop()
+        if self._soon and self.problem is None:
             self._push_if_free()
 
     def write(self, data: bytes, deadline: Deadline) -> None:
@@ -212,11 +262,12 @@ class Connection:
             ConnectionLostError: The connection is gone.
             TimedOutError: The server does not read.
         """
-        self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
+        if self._soon:
+            self._unsent.extend(memoryview(piece) for piece in self._taken_soon())
         self._unsent.append(memoryview(data))
         while not self._push():
             if deadline.passed:
-                raise TimedOutError(f"RabbitMQ at {self.where} does not read what is sent to it")
+                raise TimedOutError(self._deaf)
             self._wait_writable(deadline)
         if self.problem is not None:
             raise ConnectionLostError(self.problem)
@@ -226,19 +277,119 @@ class Connection:
         self._soon.append(data)
         self._push_if_free()
 
+    def wait(self, awaited: Awaited, deadline: Deadline) -> bool:
+        """Return whether it has come, at the deadline at last; read meanwhile, unless somebody else does."""
+        try:
+            while not awaited.done and not deadline.passed:
+                if self._lead(awaited, deadline):
+                    continue
+                awaited.arm()
+                self._followers[awaited] = None
+                if not self._lead(awaited, deadline):  # who led has gone perhaps, before it knew of this one
+                    awaited.sleep(deadline.slice_s)
+                    self._resign(awaited)
+        finally:
+            self._followers.pop(awaited, None)
+            self._resign(awaited)
+            self._hand_on()
+        return awaited.done
+
+    def _lead(self, awaited: Awaited, deadline: Deadline) -> bool:
+        """Read until it has come, and tell whether that was possible."""
+        if not self._can_be_led:
+            return False
+        try:
+            if not self._reading.take_if_free():
+                return False
+            self._read_until(awaited, deadline)
+            return True
+        finally:
+            self._stop_reading()
+
+    @property
+    def _can_be_led(self) -> bool:
+        return self._stands_back and self.was_open and self.problem is None
+
+    @property
+    def _stands_back(self) -> bool:
+        """Whether its own thread leaves the reading to those who wait."""
+        return not self._crowded and not self._consumes
+
+    def _read_until(self, awaited: Awaited, deadline: Deadline) -> None:
+        while not awaited.done and self.problem is None and self._socket is not None:
+            self._leads = self._led = True  # in each turn: a signal's handler may have led meanwhile
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            # In slices: after a signal's handler the call goes on, though the handler may have read all there was.
+            if poll.poll(min(_REST_S, deadline.slice_s) * 1000):
+                self._read(all_of_it=self._is_tls)  # which holds what poll does not see
+            elif deadline.passed:
+                return
+
+    def _stop_reading(self) -> None:
+        if self._reading.is_mine:
+            self._leads = False
+            self._reading.drop()
+
+    def _hand_on(self) -> None:
+        """Let one of those who wait for a reader be it.
+
+        The one that came last, for its answer will be the last to arrive: it reads for most of the others.
+        """
+        if not self._followers or self._leads:
+            return
+        if len(self._followers) >= _CROWD:
+            self._crowded = True
+        if not self._can_be_led:
+            if self._rests:
+                self._rest.put(None)
+        elif self._heir is None:
+            try:
+                self._heir, _ = self._followers.popitem()
+            except KeyError:
+                return  # they have gone
+            self._heir.ring()
+
+    def _resign(self, awaited: Awaited) -> None:
+        if self._heir is awaited:
+            self._heir = None
+
+    def keep_reading(self) -> None:
+        """Let its own thread read all the time from now on, as deliveries ask for."""
+        self._consumes = True
+        self._rest.put(None)
+
     def receive(self) -> None:
         """Take in what has arrived, without waiting for more; so a connection that is closed already is noticed."""
-        with self._reading:
-            try:
-                while self.problem is None:
-                    data = self._receive_some()
-                    if data is None:
-                        return
-                    self.heard_at = time.monotonic()
-                    self._take(data)
-            except BaseException:
-                self.lose_interrupted()
-                raise
+        if self._leads:  # that thread does so; or this one, which a signal's handler has interrupted
+            return
+        try:
+            while not self._leads and self.problem is None:
+                if self._reading.take_within(_MOMENT_S):
+                    self._read(all_of_it=True)
+                    break
+        finally:
+            self._stop_reading()
+            self._hand_on()
+
+    def _read(self, *, all_of_it: bool) -> None:
+        if self._takes:  # a signal's handler came in between, and can't wait for the rest of what it has interrupted
+            self.lose_interrupted()
+        try:
+            self._takes = True
+            while self.problem is None:
+                data = self._receive_some()
+                if data is None:
+                    return
+                self.heard_at = time.monotonic()
+                self._take(data)
+                if not all_of_it:
+                    return
+        except BaseException:
+            self.lose_interrupted()
+            raise
+        finally:
+            self._takes = False
 
     def lose(self, problem: str) -> None:
         """Give the connection up: everyone who waits for it learns of it, and its thread ends."""
@@ -247,9 +398,10 @@ class Connection:
                 return
             self.problem = problem
             endpoints = list(self._endpoints.values())
-            self._changed.notify_all()
+        self._changed()
         for endpoint in endpoints:
             endpoint.lose(problem)
+        self._rest.put(None)
         if self._socket is not None:
             try:
                 # Wakes the threads that wait for it; its own thread closes it. (SSLSocket.shutdown forgets its cipher.)
@@ -299,7 +451,7 @@ class Connection:
             _log.exception("the connection to RabbitMQ at %s failed", self.where)
             self.lose(f"the connection to RabbitMQ at {self.where} failed: {exc!r}")
         finally:
-            with self._writing.held(Deadline(), ""), self._reading:
+            with self._writing.held(Deadline(), ""), self._reading.held(Deadline(), ""):
                 if self._socket is not None:
                     self._socket.close()
 
@@ -314,13 +466,14 @@ class Connection:
         if tls is not None:
             name = tls.server_hostname or self._parameters.host
             self._socket = connected = tls.context.wrap_socket(connected, server_hostname=name)
+            self._is_tls = True
         self._shake_hands(connected, deadline)
         connected.setblocking(False)
         with self._state:
             if self.problem is not None:
                 return
             self.was_open = True
-            self._changed.notify_all()
+        self._changed()
 
     def _shake_hands(self, connected: socket.socket, deadline: Deadline) -> None:
         def send(data: bytes) -> None:
@@ -373,17 +526,39 @@ class Connection:
             wait_s = min(_IDLE_S, self._heartbeat_s / 4) if self._heartbeat_s else _IDLE_S
             if self._unsent or self._soon:
                 wait_s = min(wait_s, _PENDING_S)
-            poll.poll(wait_s * 1000)
+            self._rests = True  # said before it looks whether anybody leads, so that who stops doing so knows
+            if self._leads or (self._led and self._stands_back):
+                self._led = False
+                self._stand_back(min(wait_s, _REST_S))
+                self._rests = False
+            else:
+                self._rests = False
+                poll.poll(wait_s * 1000)
+            self._note_crowd()
             self.receive()
-            self._show_life()
+            self._show_life(poll)
 
-    def _show_life(self) -> None:
+    def _stand_back(self, time_s: float) -> None:
+        try:
+            self._rest.get(timeout=time_s)
+        except Empty:
+            return  # now it looks again
+
+    def _note_crowd(self) -> None:
+        if self._crowded:
+            self._calm_reads = 0 if len(self._followers) >= _CROWD else self._calm_reads + 1
+            if self._calm_reads == _CALM_READS:
+                self._crowded = False
+                self._calm_reads = 0
+
+    def _show_life(self, poll: select.poll) -> None:
         self._push_if_free()
         if not self._heartbeat_s:
             return
         now = time.monotonic()
         if now - self.heard_at > 2 * self._heartbeat_s:
-            self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self.heard_at:.1f} s")
+            if not (self._leads and poll.poll(0)):  # the process stood still perhaps, and who leads is about to read
+                self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self.heard_at:.1f} s")
         elif now - self._sent_at > self._heartbeat_s / 2 and not self._soon and not self._unsent:
             self.write_soon(HEARTBEAT)
 
@@ -407,7 +582,10 @@ class Connection:
         try:
             while self._unsent and self._socket is not None:
                 view = self._unsent[0]
-                with self._tls:
+                if self._is_tls:
+                    with self._tls:
+                        sent = self._socket.send(view)
+                else:
                     sent = self._socket.send(view)
                 self._sent_at = time.monotonic()
                 if sent < len(view):
@@ -435,7 +613,10 @@ class Connection:
         if self._socket is None:
             return None
         try:
-            with self._tls:
+            if self._is_tls:
+                with self._tls:
+                    data = self._socket.recv(_READ_BYTES)
+            else:
                 data = self._socket.recv(_READ_BYTES)
         except _WOULD_BLOCK:
             return None
@@ -477,7 +658,7 @@ class Connection:
     def _block(self, reason: str | None) -> None:
         with self._state:
             self.blocked_by = reason
-            self._changed.notify_all()
+        self._changed()
 
 
 def _connected(addresses: list[Any], deadline: Deadline) -> socket.socket:

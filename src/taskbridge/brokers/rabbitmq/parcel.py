@@ -10,13 +10,14 @@ from typing import Any, Final
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
-from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, encoded
+from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, Template, encoded
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue, sign_queue
 from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
 _PERSISTENT: Final = 2
+_MOST_TEMPLATES: Final = 10_000
 _JSON: Final = {"content_type": "application/json"}
 
 
@@ -73,6 +74,8 @@ class Packer:
         self._topology = topology = Topology(settings.namespace)
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Place] = {}
+        # With what the number belongs to, so that it is nothing else's.
+        self._templates: dict[tuple[int, tuple[str, ...]], tuple[Mapping[str, Any] | None, Template]] = {}
         self._dead = Place(name=topology.dead, calls=lambda _: [classic_queue(topology.dead)])
         engines = (wire.engine, *other_engines(wire.engine))  # all of them, else messages for one could block a level
         self.due: Place = Place(
@@ -91,12 +94,25 @@ class Packer:
             HeadersTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        ending = {} if life_s is None else {"expiration": _milliseconds(life_s)}
-        token, properties = _with_token({**native.properties, **ending}, message.id)
+        own = dict(native.properties)
+        token = own["message_id"] = _token(own.get("message_id"), message.id)
+        if life_s is not None:
+            own["expiration"] = _milliseconds(life_s)
+        properties = self._template(native.common, own).fill(own)
         if len(properties) > PROPERTIES_ROOM:
             raise HeadersTooLarge(message.task, len(properties), PROPERTIES_ROOM)
         place = self._queues.get(native.queue) or self._queue(native)
         return Parcel(index=index, place=place, key=native.queue, token=token, properties=properties, body=native.body)
+
+    def _template(self, common: Mapping[str, Any] | None, own: Mapping[str, Any]) -> Template:
+        names = tuple([name for name, value in own.items() if value is not None])
+        found = self._templates.get((id(common), names))
+        if found is None:
+            if len(self._templates) >= _MOST_TEMPLATES:  # a wire that shares nothing
+                self._templates.clear()
+            found = common, Template({**(common or {}), "delivery_mode": _PERSISTENT}, names)
+            self._templates[id(common), names] = found
+        return found[1]
 
     def _queue(self, native: Publication) -> Place:
         name, arguments = native.queue, native.arguments
@@ -135,9 +151,14 @@ def _milliseconds(life_s: float) -> str:
     return str(max(1, round(life_s * 1000)))
 
 
+def _token(given: str | None, message_id: str | None) -> str | None:
+    """Return the property `message_id`: the one that is given, or the message's, if a property can hold it."""
+    if given is None and message_id is not None and len(message_id.encode()) <= LONGEST_SHORT_STRING:
+        return message_id
+    return given
+
+
 def _with_token(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
     """Return the property `message_id`, and all properties as bytes: of a persistent message."""
-    token = properties.get("message_id")
-    if token is None and message_id is not None and len(message_id.encode()) <= LONGEST_SHORT_STRING:
-        token = message_id
+    token = _token(properties.get("message_id"), message_id)
     return token, encoded({**properties, "message_id": token, "delivery_mode": _PERSISTENT})

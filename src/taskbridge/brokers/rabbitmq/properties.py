@@ -1,8 +1,8 @@
-"""Basic properties as bytes: the same as pika's, in 10 us instead of 25 for a message of Celery's."""
+"""Basic properties as bytes: the same as pika's, of which those are kept that many publications have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final
@@ -38,32 +38,69 @@ _INT: Final = range(-(1 << 31), 1 << 31)
 _TIMESTAMP: Final = Struct(">Q")
 
 
+class Template:
+    """Properties by pika's names, some of which are in bytes already.
+
+    Args:
+        common: Those that all publications have; of the headers, those that all have. None is left out.
+        own: The names of those that each has for itself; `headers` come after the common ones.
+
+    Raises:
+        ValueError: There is no such property, or its value is none that it can have.
+    """
+
+    __slots__ = ("_headers", "_parts")
+
+    def __init__(self, common: Mapping[str, Any], own: Iterable[str]) -> None:
+        given = {name: value for name, value in common.items() if value is not None}
+        names = {*given, *own}
+        unknown = names - _BITS.keys()
+        if unknown:
+            raise ValueError(f"there is no property {sorted(unknown)[0]!r}")
+        self._headers = _entries(given.get("headers", {}))
+        pieces = [_FLAGS.pack(sum(_BITS[name] for name in names))]
+        self._parts: list[bytes | str] = []  # bytes as they are, and the names of what comes in between
+        for name in _BITS:
+            if name in own:
+                self._parts += (b"".join(pieces), name)
+                pieces = []
+            elif name in given:
+                pieces.append(_value(name, given[name], b""))
+        self._parts.append(b"".join(pieces))
+
+    def fill(self, own: Mapping[str, Any]) -> bytes:
+        """Return all properties as they stand in a header frame.
+
+        Raises:
+            ValueError: One has a value that it can't have.
+        """
+        common = self._headers
+        return b"".join(
+            [part if type(part) is bytes else _value(part, own[part], common) for part in self._parts]  # type: ignore[arg-type, index]
+        )
+
+
 def encoded(properties: Mapping[str, Any]) -> bytes:
     """Return properties, by pika's names, as they stand in a header frame; None is left out.
 
     Raises:
         ValueError: There is no such property, or its value is none that it can have.
     """
-    unknown = properties.keys() - _BITS.keys()
-    if unknown:
-        raise ValueError(f"there is no property {sorted(unknown)[0]!r}")
-    flags = 0
-    pieces = [b""]
-    for name, bit in _BITS.items():
-        value = properties.get(name)
-        if value is None:
-            continue
-        flags |= bit
-        if name == "headers":
-            pieces.append(_table(value))
-        elif name == "timestamp":
-            pieces.append(_TIMESTAMP.pack(value))
-        elif isinstance(value, str):
-            pieces.append(_short_string(value))
-        else:
-            pieces.append(bytes((value,)))
-    pieces[0] = _FLAGS.pack(flags)
-    return b"".join(pieces)
+    return _template(tuple(name for name, value in properties.items() if value is not None)).fill(properties)
+
+
+@lru_cache(maxsize=256)
+def _template(names: tuple[str, ...]) -> Template:
+    return Template({}, names)
+
+
+def _value(name: str, value: Any, common_headers: bytes) -> bytes:
+    if name == "headers":
+        raw = common_headers + _entries(value)
+        return _SIZE.pack(len(raw)) + raw
+    if name == "timestamp":
+        return _TIMESTAMP.pack(value)
+    return _short_string(value) if isinstance(value, str) else bytes((value,))
 
 
 def _short_string(text: str) -> bytes:
@@ -76,13 +113,13 @@ def _short_string(text: str) -> bytes:
 _name = lru_cache(maxsize=1024)(_short_string)
 
 
-def _table(table: Mapping[str, Any]) -> bytes:
+def _entries(table: Mapping[str, Any]) -> bytes:
+    """Return what is in a table, without its size."""
     pieces: list[bytes] = []
     for name, value in table.items():
         pieces.append(_name(name))
         _add(value, pieces)
-    raw = b"".join(pieces)
-    return _SIZE.pack(len(raw)) + raw
+    return b"".join(pieces)
 
 
 def _add(value: Any, pieces: list[bytes]) -> None:

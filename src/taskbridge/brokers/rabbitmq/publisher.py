@@ -67,10 +67,12 @@ class Publisher:
             except ConnectionLostError as exc:
                 outcome.problem = str(exc)
                 break
-            left = [parcel for parcel in parcels if parcel.index not in outcome.accepted]
-            latest = session.deliver(left, deadline)
-            latest.accepted |= outcome.accepted
-            outcome = latest
+            accepted = outcome.accepted
+            left = [parcel for parcel in parcels if parcel.index not in accepted] if accepted else parcels
+            outcome = session.deliver(left, deadline)
+            outcome.accepted |= accepted
+            if outcome.problem is None:
+                break
             again = outcome.again or (not outcome.unsure and session.connection.was_lost_by_others(began))
             if not again or deadline.passed:
                 break

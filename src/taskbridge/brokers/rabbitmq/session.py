@@ -77,13 +77,13 @@ class Session:
             After all were confirmed, or at the deadline, or when no more will be.
         """
         outcome = Outcome()
-        todo = list(parcels)
+        todo = parcels
         try:
             for _ in range(_ROUNDS):
                 began = time.monotonic()
                 channel = self._ready(todo, deadline)
                 batch = channel.send(todo, deadline)
-                if not batch.wait(deadline):
+                if not self.connection.wait(batch, deadline):
                     self._abandon(channel, batch, began, deadline)
                 outcome.accepted |= batch.accepted
                 outcome.unsure |= batch.unsure
@@ -93,9 +93,9 @@ class Session:
                 if batch.refused:
                     refusing = next(parcel.place.name for parcel in todo if parcel.index in batch.refused)
                     outcome.problem = f"RabbitMQ at {self.connection.where} refused it: is queue {refusing!r} full?"
-                todo = [parcel for parcel in todo if parcel.index in batch.returned]
-                if not todo:
+                if not batch.returned:
                     return outcome
+                todo = [parcel for parcel in todo if parcel.index in batch.returned]
                 for place in dict.fromkeys(parcel.place for parcel in todo):
                     self._made.difference_update(place.with_all_below())
                     self.make(place, deadline)
@@ -115,6 +115,15 @@ class Session:
         self.connection.wait_open(deadline)
         self.connection.receive()  # that it was closed meanwhile is noticed now, not after publishing into the void
         self.connection.wait_unblocked(deadline)
+        channel = self._publishing
+        if channel is None or channel.closed is not None:
+            channel = self._publishing_channel(deadline)
+        for place in {parcel.place for parcel in parcels if parcel.place.made_first}:
+            if place not in self._made:
+                self.make(place, deadline)  # in any order, for each comes with all below it
+        return channel
+
+    def _publishing_channel(self, deadline: Deadline) -> PublishingChannel:
         with self._opening.held(deadline, self._busy):
             channel = self._publishing
             if channel is None or channel.closed is not None:
@@ -122,9 +131,7 @@ class Session:
                 channel = PublishingChannel(self.connection)
                 channel.open(deadline)
                 self._publishing = channel
-        for place in {parcel.place for parcel in parcels if parcel.place.made_first} - self._made:
-            self.make(place, deadline)  # in any order, for each comes with all below it
-        return channel
+            return channel
 
     def _abandon(self, channel: PublishingChannel, batch: Batch, began: float, deadline: Deadline) -> None:
         channel.abandon(batch)

@@ -232,6 +232,7 @@ class _SparingConsumer(Consumer):
         try:
             self._connection = broker.link()
             self._channel = _Receiver(self._connection, self._receive)
+            self._connection.keep_reading()
             self._open(prefetch)
             if broker.slots is None or broker.booted.is_set():
                 self._begin()
