@@ -141,7 +141,7 @@ PEERS: Final = (
     Contender(
         name="arq",
         app="with_arq",
-        worker=("arq.cli", "benchmarks.apps.with_arq.WorkerSettings"),
+        worker=("arq", "benchmarks.apps.with_arq.WorkerSettings"),
         settings="`max_jobs=8`, `poll_delay=0.01` (its default is 0.5), `keep_result=0`",
         is_peer=True,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.rows import delaying, growing, idling, resulting, sending, starting, working
+from benchmarks.rows import delaying, growing, idling, lasting, resulting, sending, starting, working
 from benchmarks.rows.base import Row
 
 _ALL: Final = (
@@ -14,6 +14,7 @@ _ALL: Final = (
     *idling.ROWS,
     *resulting.ROWS,
     *delaying.ROWS,
+    *lasting.ROWS,
     *growing.ROWS,
 )
 
