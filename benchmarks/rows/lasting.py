@@ -14,7 +14,7 @@ from benchmarks.rows.base import Measure, Row
 
 _WARM_SHARE: Final = 0.1
 _PARKED_SHARE: Final[Mapping[str, float]] = {"redis": 1.0, "amqp": 0.1}
-"""How much of `Plan.most_parked` is parked; RabbitMQ keeps a tenth, for it takes ten times as long to fill."""
+"""How much of `Plan.most_parked` is parked; on RabbitMQ, where that takes longer, a tenth."""
 
 _TIMEOUT_S: Final = 900.0
 _LOOK_S: Final = 0.5
@@ -55,7 +55,7 @@ def _most_mb(worker: WorkerProcess, most_mb: float) -> float:
 ROWS: Final = tuple(
     Row(
         key=f"lasting-{broker}",
-        title=f"memory of a worker over 200,000 tasks, {parked} messages parked, {name}",
+        title=f"memory of a worker over 200,000 tasks, with {parked} messages parked, {name}",
         contenders=BRIDGES,
         measure=_on(broker),
         metrics=("MB more", "MB", "tasks/s"),
