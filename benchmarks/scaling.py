@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Final
 
 from benchmarks.contenders import BRIDGES, RECORDED
-from benchmarks.render import about, piped, settings, shown, title, unit
+from benchmarks.render import UNKNOWN, about, piped, settings, shown, title, unit
 from benchmarks.results import Result
 from benchmarks.rows.base import Row
 
@@ -23,12 +23,14 @@ PEAK: Final = 3
 """How many times the mean the busiest minutes are taken to be."""
 
 WORKERS: Final = 1000
+MARKED_S: Final = 120
+"""How long the mark of an attempt stays that has ended: the default lease, and a minute."""
+
 LOAD: Final = 0.7
 """How busy a processor may be planned to be: who plans for all of it has no room for a peak within the peak."""
 
 _MEAN: Final = A_DAY / 86_400
 _HOUR: Final = _MEAN * 3600
-_UNKNOWN: Final = "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +65,19 @@ Sum = Callable[[_Way], float | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
-    """A line of sums: what it says, from which figures, and its value."""
+    """A line of sums: what it says, from which figures, its value, and whether only the next whole number counts."""
 
     name: str
     how: str
     value: Sum
+    is_whole: bool = False
+
+    def cell(self, way: _Way) -> str:
+        """Return its value for a way, as it is shown."""
+        found = self.value(way)
+        if found is None:
+            return UNKNOWN
+        return f"{math.ceil(found):,}" if self.is_whole else shown(found)
 
 
 def sums(result: Result) -> str:
@@ -112,7 +122,7 @@ def _table(result: Result, rows: Sequence[Row]) -> list[list[str]]:
         for row in rows:
             found = [result.find(row.key, contender, metric) for metric in metrics]
             if any(found):
-                cells = [_UNKNOWN if each is None else shown(each.median) for each in found]
+                cells = [UNKNOWN if each is None else shown(each.median) for each in found]
                 lines.append([contender, *([row.size] if has_sizes else []), *cells])
     return lines
 
@@ -128,8 +138,7 @@ def _given(result: Result) -> str:
 def _summed(ways: Sequence[_Way], lines: Sequence[_Line]) -> list[list[str]]:
     cells = [["", "from", *(way.contender for way in ways)]]
     for line in lines:
-        found = [line.value(way) for way in ways]
-        cells.append([line.name, line.how, *(_UNKNOWN if each is None else shown(each) for each in found)])
+        cells.append([line.name, line.how, *map(line.cell, ways)])
     return cells
 
 
@@ -145,9 +154,16 @@ def _own_cpu_us(broker: str) -> Sum:
     return lambda way: way.figure("results-worker" if way.is_recorded else f"worker-{broker}", "cpu_us")
 
 
+def _marks_gb(way: _Way) -> float | None:
+    held = way.shared("server-redis", "done: bytes")
+    return None if held is None else held * _MEAN * PEAK * MARKED_S / 1e9
+
+
 def _records_gb(way: _Way) -> float | None:
-    held = way.figure("server-redis", "done: bytes")
-    return None if held is None else held * A_DAY / 1e9 if way.is_recorded else 0.0
+    if not way.is_recorded:
+        return 0.0
+    with_record, marks = (find("server-redis", "done: bytes") for find in (way.figure, way.shared))
+    return None if with_record is None or marks is None else (with_record - marks) * A_DAY / 1e9
 
 
 def _and(*terms: Sum) -> Sum:
@@ -165,11 +181,6 @@ def _times(factor: float, term: Sum) -> Sum:
     return lambda way: None if (found := term(way)) is None else found * factor
 
 
-def _up(term: Sum) -> Sum:
-    """Give the next whole number."""
-    return lambda way: None if (found := term(way)) is None else float(math.ceil(found))
-
-
 def _rate(term: Sum) -> Sum:
     """Give how many a second one processor can do of what takes so many microseconds."""
     return lambda way: None if not (found := term(way)) else LOAD * 1e6 / found
@@ -183,28 +194,26 @@ def _processors(term: Sum) -> Sum:
 def _crowd(broker: str) -> list[_Line]:
     """Return what a thousand workers with nothing to do ask."""
     row, number = f"idle-workers-{broker}", f"{WORKERS:,}"
-    commands = _Line(
-        name="commands/s", how=f"{number} x *commands/s*", value=_times(WORKERS, _shared(row, "commands/s"))
-    )
-    channels = _Line(name="channels", how=f"{number} x *channels*", value=_times(WORKERS, _shared(row, "channels")))
+    commands = _Line(name="commands/s", how=f"{number} x *commands/s*", value=_times(WORKERS, _of(row, "commands/s")))
+    channels = _Line(name="channels", how=f"{number} x *channels*", value=_times(WORKERS, _of(row, "channels")))
     lines = [
         *([commands] if broker == "redis" else []),
         _Line(
             name="processors of the server",
             how=f"{number} x *server CPU %*",
-            value=_times(WORKERS / 100, _shared(row, "server CPU %")),
+            value=_times(WORKERS / 100, _of(row, "server CPU %")),
         ),
-        _Line(name="connections", how=f"{number} x *connections*", value=_times(WORKERS, _shared(row, "connections"))),
+        _Line(name="connections", how=f"{number} x *connections*", value=_times(WORKERS, _of(row, "connections"))),
         *([channels] if broker == "amqp" else []),
         _Line(
             name="memory of the server, MB",
             how=f"{number} x *server KB*",
-            value=_times(WORKERS / 1e3, _shared(row, "server KB")),
+            value=_times(WORKERS / 1e3, _of(row, "server KB")),
         ),
         _Line(
             name="memory of the workers, GB",
             how=f"{number} x *own MB*",
-            value=_times(WORKERS / 1e3, _shared(row, "own MB")),
+            value=_times(WORKERS / 1e3, _of(row, "own MB")),
         ),
     ]
     return [_Line(name=f"{number} idle workers: {each.name}", how=each.how, value=each.value) for each in lines]
@@ -227,18 +236,21 @@ def _busy(broker: str) -> list[_Line]:
         ),
         _Line(
             name="processors of servers at the peak",
-            how=f"*p* x (*a* + *c*) / {LOAD:.0%}, the next whole number",
-            value=_up(_processors(_and(alone, run))),
+            how=f"*p* x (*a* + *c*) / {LOAD:.0%}, rounded up",
+            value=_processors(_and(alone, run)),
+            is_whole=True,
         ),
         _Line(
             name="the same, sent 100 at once",
-            how=f"*p* x (*b* + *c*) / {LOAD:.0%}",
-            value=_up(_processors(_and(together, run))),
+            how=f"*p* x (*b* + *c*) / {LOAD:.0%}, rounded up",
+            value=_processors(_and(together, run)),
+            is_whole=True,
         ),
         _Line(
             name="processors of workers at the peak, beside what tasks do",
-            how=f"*p* x their own µs / {LOAD:.0%}",
-            value=_up(_processors(_own_cpu_us(broker))),
+            how=f"*p* x their own µs / {LOAD:.0%}, rounded up",
+            value=_processors(_own_cpu_us(broker)),
+            is_whole=True,
         ),
         _Line(
             name="traffic at the peak, MB/s", how="*p* x bytes, sent and run", value=_times(_MEAN * PEAK / 1e6, moved)
@@ -262,7 +274,12 @@ def _parked(row: str) -> list[_Line]:
 _REDIS: Final = (
     *_busy("redis"),
     _gb_an_hour(_of("server-redis", "waiting: bytes")),
-    _Line(name="memory: the records of a day, GB", how="10⁹ x bytes each that are left", value=_records_gb),
+    _Line(
+        name="memory: attempt marks at the peak, GB",
+        how=f"*p* x {MARKED_S} s x *d*, the bytes left of a message that is done",
+        value=_marks_gb,
+    ),
+    _Line(name="memory: the records of a day, GB", how="10⁹ x (bytes left with a record - *d*)", value=_records_gb),
     *_parked("parked-1000k"),
     *_crowd("redis"),
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.contenders import BRIDGES, CELERY, DRAMATIQ, Contender
+from benchmarks.contenders import BRIDGES, CELERY, DRAMATIQ, RECORDED, Contender
 from benchmarks.place import Place
 from benchmarks.plan import Plan
 from benchmarks.processes import MeasuringFailed, WorkerProcess
@@ -23,6 +23,7 @@ _LOOK_S: Final = 0.05
 
 _MORE_WORKERS: Final = 4
 _MORE_SENDERS: Final = 10
+_TASKS_FIRST: Final = 200
 _WATCHED_S: Final = 6.0
 
 
@@ -88,7 +89,10 @@ def _between(start: _Moment, end: _Moment) -> Mapping[str, float]:
 
 
 def _idle_workers(broker: str) -> Measure:
-    """Start one worker and then more, and return what each of those costs the server while it has nothing to do."""
+    """Start one worker and then more, and return what each of those costs the server while it has nothing to do.
+
+    They have run tasks before: only then a worker has all its connections, and asks what is cancelled.
+    """
 
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         place.empty(broker)
@@ -96,8 +100,9 @@ def _idle_workers(broker: str) -> Measure:
 
             def start(number: int) -> list[WorkerProcess]:
                 workers = [stack.enter_context(place.worker(contender, broker)) for _ in range(number)]
-                for worker in workers:
-                    worker.wait_until_idle(timeout_s=_TIMEOUT_S)
+                _wait_until_idle(workers)
+                place.run(contender, broker, "marking", "fill", _TASKS_FIRST * number)
+                _wait_until_idle(workers)
                 return workers
 
             start(1)
@@ -111,6 +116,11 @@ def _idle_workers(broker: str) -> Measure:
         return {**_each(one, many, _MORE_WORKERS), "own CPU %": own, "own MB": memory_mb}
 
     return measure
+
+
+def _wait_until_idle(workers: Iterable[WorkerProcess]) -> None:
+    for worker in workers:
+        worker.wait_until_idle(timeout_s=_TIMEOUT_S)
 
 
 def _idle_senders(broker: str) -> Measure:
@@ -171,8 +181,6 @@ _OF_SERVER: Final[Mapping[str, tuple[str, ...]]] = {
     "redis": ("commands/s", "server CPU %", "bytes/s", "connections", "server KB"),
     "amqp": ("server CPU %", "connections", "channels", "server KB"),
 }
-_ENGINES_TOO: Final = (*BRIDGES, CELERY, DRAMATIQ)
-
 ROWS: Final = (
     *(
         grown(
@@ -192,7 +200,7 @@ ROWS: Final = (
             "",
             _idle_workers(broker),
             *(*_OF_SERVER[broker], "own CPU %", "own MB"),
-            contenders=_ENGINES_TOO,
+            contenders=(*BRIDGES, *(RECORDED if broker == "redis" else ()), CELERY, DRAMATIQ),
         )
         for broker, name in _NAMES.items()
     ),
@@ -203,7 +211,7 @@ ROWS: Final = (
             "",
             _idle_senders(broker),
             *_OF_SERVER[broker],
-            contenders=_ENGINES_TOO,
+            contenders=(*BRIDGES, CELERY, DRAMATIQ),
         )
         for broker, name in _NAMES.items()
     ),
