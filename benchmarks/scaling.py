@@ -49,6 +49,11 @@ class _Way:
         """Return a figure that does not depend on whether messages are recorded, and was measured without."""
         return self._find(row, self.plain, metric)
 
+    def most(self, row: str, metric: str) -> float | None:
+        """Return a figure that was measured once for both: with records, where there are any."""
+        recorded = self.figure(row, metric) if self.is_recorded else self._find(row, f"{self.plain}, results", metric)
+        return self.shared(row, metric) if recorded is None else recorded
+
     @property
     def is_recorded(self) -> bool:
         """Whether messages are recorded."""
@@ -150,6 +155,11 @@ def _shared(row: str, metric: str) -> Sum:
     return lambda way: way.shared(row, metric)
 
 
+def _idle(row: str, metric: str) -> Sum:
+    """Give a figure of workers with nothing to do; where there are records, all of them look at what is cancelled."""
+    return lambda way: way.most(row, metric)
+
+
 def _own_cpu_us(broker: str) -> Sum:
     return lambda way: way.figure("results-worker" if way.is_recorded else f"worker-{broker}", "cpu_us")
 
@@ -194,26 +204,26 @@ def _processors(term: Sum) -> Sum:
 def _crowd(broker: str) -> list[_Line]:
     """Return what a thousand workers with nothing to do ask."""
     row, number = f"idle-workers-{broker}", f"{WORKERS:,}"
-    commands = _Line(name="commands/s", how=f"{number} x *commands/s*", value=_times(WORKERS, _of(row, "commands/s")))
-    channels = _Line(name="channels", how=f"{number} x *channels*", value=_times(WORKERS, _of(row, "channels")))
+    commands = _Line(name="commands/s", how=f"{number} x *commands/s*", value=_times(WORKERS, _idle(row, "commands/s")))
+    channels = _Line(name="channels", how=f"{number} x *channels*", value=_times(WORKERS, _idle(row, "channels")))
     lines = [
         *([commands] if broker == "redis" else []),
         _Line(
             name="processors of the server",
             how=f"{number} x *server CPU %*",
-            value=_times(WORKERS / 100, _of(row, "server CPU %")),
+            value=_times(WORKERS / 100, _idle(row, "server CPU %")),
         ),
-        _Line(name="connections", how=f"{number} x *connections*", value=_times(WORKERS, _of(row, "connections"))),
+        _Line(name="connections", how=f"{number} x *connections*", value=_times(WORKERS, _idle(row, "connections"))),
         *([channels] if broker == "amqp" else []),
         _Line(
             name="memory of the server, MB",
             how=f"{number} x *server KB*",
-            value=_times(WORKERS / 1e3, _of(row, "server KB")),
+            value=_times(WORKERS / 1e3, _idle(row, "server KB")),
         ),
         _Line(
             name="memory of the workers, GB",
             how=f"{number} x *own MB*",
-            value=_times(WORKERS / 1e3, _of(row, "own MB")),
+            value=_times(WORKERS / 1e3, _idle(row, "own MB")),
         ),
     ]
     return [_Line(name=f"{number} idle workers: {each.name}", how=each.how, value=each.value) for each in lines]

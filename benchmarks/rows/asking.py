@@ -73,7 +73,7 @@ ROWS: Final = (
             *("waiting: bytes", "done: bytes"),
         ),
         family="what a message asks of Redis",
-        is_long=True,
+        is_once=True,
     ),
     Row(
         key="server-amqp",
@@ -82,6 +82,6 @@ ROWS: Final = (
         measure=_of("amqp"),
         metrics=(*_TIMES, "sent: bytes", "run: bytes"),
         family="what a message asks of RabbitMQ",
-        is_long=True,
+        is_once=True,
     ),
 )

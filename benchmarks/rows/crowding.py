@@ -21,10 +21,10 @@ _QUEUES: Final = ("default",)
 _TIMEOUT_S: Final = 120.0
 _LOOK_S: Final = 0.05
 
-_MORE_WORKERS: Final = 4
+_MORE_WORKERS: Final = 3
 _MORE_SENDERS: Final = 10
 _TASKS_FIRST: Final = 200
-_WATCHED_S: Final = 6.0
+_WATCHED_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ def _at_work(broker: str, number: int) -> Measure:
 
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         place.empty(broker)
-        tasks = plan.tasks * 2
+        tasks = plan.tasks
         words = tuple(str(number) if before == "--processes" else word for before, word in _pairs(contender.worker))
         with (
             place.worker(contender.like(contender.name, worker=words), broker) as worker,
@@ -200,7 +200,7 @@ ROWS: Final = (
             "",
             _idle_workers(broker),
             *(*_OF_SERVER[broker], "own CPU %", "own MB"),
-            contenders=(*BRIDGES, *(RECORDED if broker == "redis" else ()), CELERY, DRAMATIQ),
+            contenders=(*(RECORDED if broker == "redis" else BRIDGES), CELERY, DRAMATIQ),
         )
         for broker, name in _NAMES.items()
     ),
