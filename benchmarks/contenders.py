@@ -186,4 +186,7 @@ PEERS: Final = (
 
 SOCKET: Final = Contender(name="bare socket", app="bare", option="socket", settings="LPUSH of 900 bytes")
 REDIS_PY: Final = Contender(name="redis-py", app="bare", option="redis-py", settings="`lpush` of 900 bytes")
+AMQP_SOCKET: Final = SOCKET.like(
+    "bare socket", option="amqp-socket", settings="frames of a persistent message of 900 bytes, confirmed"
+)
 PIKA: Final = Contender(name="pika", app="bare", option="pika", settings="`basic_publish` of 900 bytes, confirmed")

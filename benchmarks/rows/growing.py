@@ -18,6 +18,7 @@ _SENDERS_QUEUES: Final = (1, 10, 100, 1000)
 _WORKERS_QUEUES: Final = (1, 10, 100)
 _TASKS: Final = (1, 100, 1000, 10_000)
 _THREADS: Final = (1, 8, 32)
+_AMQP_THREADS: Final = (8, 32)
 
 
 def _with_queues(number: int) -> Measure:
@@ -58,10 +59,10 @@ print('{"declare ms": %f, "sender MB": %f}' % (declared_s * 1e3, int(held) * 1.0
 """
 
 
-def _threads(number: int) -> Measure:
+def _threads(broker: str, number: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
-        place.empty("redis")
-        return place.run(contender, "redis", "sending", "threads", _SMALL, plan.sends, number)
+        place.empty(broker)
+        return place.run(contender, broker, "sending", "threads", _SMALL, plan.sends, number)
 
     return measure
 
@@ -117,11 +118,22 @@ ROWS: Final = (
             f"threads-{n}",
             "threads that send, Redis",
             f"{n}",
-            _threads(n),
+            _threads("redis", n),
             *("us", "cpu_us"),
             contenders=(*BRIDGES, *ENGINES),
         )
         for n in _THREADS
+    ),
+    *(
+        grown(
+            f"threads-amqp-{n}",
+            "threads that send, RabbitMQ, confirmed",
+            f"{n}",
+            _threads("amqp", n),
+            *("us", "cpu_us"),
+            contenders=(*BRIDGES, *ENGINES),
+        )
+        for n in _AMQP_THREADS
     ),
     grown(
         "stall",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from benchmarks.contenders import (
+    AMQP_SOCKET,
     BRIDGES,
     CELERY,
     DRAMATIQ,
@@ -70,14 +71,14 @@ ROWS: Final = (
     Row(
         key="send-amqp",
         title="send, RabbitMQ, confirmed",
-        contenders=(*BRIDGES, *ENGINES, *NO_CONFIRMS, PIKA),
+        contenders=(*BRIDGES, *ENGINES, *NO_CONFIRMS, PIKA, AMQP_SOCKET),
         measure=_each("amqp"),
         metrics=_METRICS,
     ),
     Row(
         key="many-amqp",
         title="send 100 at once, RabbitMQ, confirmed; a message",
-        contenders=(*BRIDGES, *ENGINES, *NO_CONFIRMS, PIKA),
+        contenders=(*BRIDGES, *ENGINES, *NO_CONFIRMS, PIKA, AMQP_SOCKET),
         measure=_batches("amqp"),
         metrics=_METRICS,
     ),
