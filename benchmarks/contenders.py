@@ -73,6 +73,7 @@ CELERY: Final = Contender(
     app="raw_celery",
     worker=(
         *("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "threads", "--concurrency", str(SLOTS)),
+        *("--hostname", "bench{number}@%h"),  # two of one name can't be on one RabbitMQ
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ),
     settings=(
@@ -82,7 +83,7 @@ CELERY: Final = Contender(
 )
 CELERY_SOLO: Final = CELERY.like(
     "Celery, 1 slot",
-    worker=("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "solo", *CELERY.worker[-3:]),
+    worker=("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "solo", *CELERY.worker[-5:]),
     settings="`--pool solo`: no threads to switch between, and so its fastest; it runs one task at a time",
 )
 CELERY_EARLY: Final = CELERY.like(

@@ -81,9 +81,9 @@ class Place:
         with held([argv] * number, self._environment(contender, broker)):
             yield
 
-    def read(self, broker: str, *, connections: bool = False) -> Reading:
-        """Ask a server what it has done and holds; of RabbitMQ's connections only on demand, for that takes 2 s."""
-        return read(self._server(broker), connections=connections)
+    def read(self, broker: str, *, closely: bool = False) -> Reading:
+        """Ask a server what it has done and holds; of RabbitMQ, what it holds only if closely, for that takes 4 s."""
+        return read(self._server(broker), closely=closely)
 
     def bridge(self, contender: Contender, broker: str) -> Bridge:
         """Return a bridge of this process to what a contender of ours sends, to be closed."""
@@ -120,7 +120,7 @@ class Place:
             "BENCH_MARKED": ",".join(map(str, marked)),
             **(more or {}),
         }
-        words = [word.format(url=self._url(broker)) for word in contender.worker]
+        words = [word.format(url=self._url(broker), number=self._number) for word in contender.worker]
         output = self._folder / f"{self._number}.out"
         with worker([self.python(contender), "-m", *words], environment, output=output, log=log) as running:
             yield running

@@ -10,7 +10,9 @@ from typing import Final
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+_COLLECTED: Final = "[erlang:garbage_collect(Each) || Each <- erlang:processes()], erlang:memory(total)."
+"""What Erlang has allocated without what it would collect sooner or later; its resident set shrinks late, if at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,39 +21,40 @@ class Reading:
 
     Attributes:
         cpu_s: The CPU time that it has used; of RabbitMQ in steps of 10 ms.
-        held: The bytes of memory that its data take: what Redis has allocated, or the resident set of RabbitMQ.
+        held: The bytes of memory that it has allocated; 0 if it was not asked closely.
         commands: The commands that Redis has carried out, those in scripts too; 0 of RabbitMQ.
-        connections: The connections that are open.
+        connections: The connections that are open; of RabbitMQ, and what follows, 0 if it was not asked closely.
         channels: The channels in them; 0 of Redis.
         moved: The bytes that were received and sent by it, on the connections that RabbitMQ has now.
     """
 
     cpu_s: float
-    held: int
+    held: int = 0
     commands: int = 0
     connections: int = 0
     channels: int = 0
     moved: int = 0
 
 
-def read(server: PrivateServer, *, connections: bool = False) -> Reading:
+def read(server: PrivateServer, *, closely: bool = False) -> Reading:
     """Ask a server.
 
     Args:
         server: Which one.
-        connections: Whether RabbitMQ is asked about its connections, which takes 2 s, and much CPU time of its own.
+        closely: Whether RabbitMQ is asked about its memory and connections, which takes 4 s, and much CPU time of its
+            own; Redis always tells all.
     """
     if isinstance(server, PrivateRedis):
         return from_info(server.command("INFO"))
     assert isinstance(server, PrivateRabbitMQ)
     fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    cpu_s, held = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND, int(fields[21]) * _PAGE_BYTES
-    if not connections:
-        return Reading(cpu_s=cpu_s, held=held)
+    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    if not closely:
+        return Reading(cpu_s=cpu_s)
     numbers = counted(server.ctl("list_connections", "channels", "recv_oct", "send_oct"))
     return Reading(
         cpu_s=cpu_s,
-        held=held,
+        held=int(server.ctl("eval", _COLLECTED)),
         connections=len(numbers),
         channels=sum(each[0] for each in numbers),
         moved=sum(each[1] + each[2] for each in numbers),

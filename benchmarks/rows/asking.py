@@ -24,13 +24,13 @@ def _of(broker: str) -> Measure:
         filled = place.read(broker)
         with place.senders(contender, broker, 1, sent=plan.sends):
             sent = place.read(broker)
-            sent_to = place.read(broker, connections=True)
+            sent_to = place.read(broker, closely=True)
         count = plan.tasks + plan.sends
         before = place.read(broker)
         with place.worker(contender, broker, marked=(count,)) as worker:
             worker.wait_for("tick", timeout_s=_TIMEOUT_S)
             done = place.read(broker)
-            done_with = place.read(broker, connections=True)
+            done_with = place.read(broker, closely=True)
         one_by_one = _each(filled, sent, plan.sends)
         run = _each(before, done, count)
         if broker == "amqp":  # its connections are counted from their beginning

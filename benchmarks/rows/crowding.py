@@ -154,14 +154,14 @@ def _watched(place: Place, broker: str) -> _Watched:
     before = place.read(broker)
     time.sleep(_WATCHED_S)
     after = place.read(broker)
-    now = place.read(broker, connections=True)
+    now = place.read(broker, closely=True)
     return _Watched(
         commands=(after.commands - before.commands) / _WATCHED_S,
         cpu=(after.cpu_s - before.cpu_s) / _WATCHED_S,
         moved=(after.moved - before.moved) / _WATCHED_S,
         connections=now.connections,
         channels=now.channels,
-        held=after.held,
+        held=now.held,
     )
 
 

@@ -24,9 +24,9 @@ def _waiting(broker: str, size: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         _refuse(size, plan)
         place.empty(broker)
-        held = place.read(broker).held
+        held = place.read(broker, closely=True).held
         place.run(contender, broker, "marking", "fill", size)
-        held = place.read(broker).held - held
+        held = place.read(broker, closely=True).held - held
         place.run(contender, broker, "marking", "fill", plan.tasks)
         sent = place.run(contender, broker, "sending", "each", _SMALL, plan.sends)
         first, last = plan.tasks * 2 // 5, plan.tasks
@@ -53,9 +53,9 @@ def _parked(broker: str, size: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         _refuse(size, plan)
         place.empty(broker)
-        held = place.read(broker).held
+        held = place.read(broker, closely=True).held
         place.run(contender, broker, "parking", size)
-        held = place.read(broker).held - held
+        held = place.read(broker, closely=True).held - held
         scheduled = place.run(contender, broker, "sending", "later", _SMALL, plan.sends)
         sent = place.run(contender, broker, "sending", "each", _SMALL, plan.sends)
         promoted = place.run(contender, broker, "promoting", plan.tasks)
