@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Final
@@ -97,25 +97,36 @@ def _idle_workers(broker: str) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         place.empty(broker)
         with ExitStack() as stack:
-
-            def start(number: int) -> list[WorkerProcess]:
-                workers = [stack.enter_context(place.worker(contender, broker)) for _ in range(number)]
-                _wait_until_idle(workers)
-                place.run(contender, broker, "marking", "fill", _TASKS_FIRST * number)
-                _wait_until_idle(workers)
-                return workers
-
-            start(1)
+            first = _started(place, contender, broker, stack, 1)
+            _run_some(place, contender, broker, first)
             one = _watched(place, broker)
-            more = start(_MORE_WORKERS)
-            own_s = sum(worker.cpu_s() for worker in more)
-            many = _watched(place, broker)
-            own_s = sum(worker.cpu_s() for worker in more) - own_s
+            more = _started(place, contender, broker, stack, _MORE_WORKERS)
+            _run_some(place, contender, broker, [*first, *more])
+            many = _watched(place, broker, more)
             memory_mb = sum(worker.memory_mb() for worker in more) / _MORE_WORKERS
-        own = own_s / _MORE_WORKERS / _WATCHED_S * 100
+        own = many.own_cpu / _MORE_WORKERS * 100
         return {**_each(one, many, _MORE_WORKERS), "own CPU %": own, "own MB": memory_mb}
 
     return measure
+
+
+def _started(place: Place, contender: Contender, broker: str, stack: ExitStack, number: int) -> list[WorkerProcess]:
+    workers = [stack.enter_context(place.worker(contender, broker)) for _ in range(number)]
+    _wait_until_idle(workers)
+    return workers
+
+
+def _run_some(place: Place, contender: Contender, broker: str, workers: Sequence[WorkerProcess]) -> None:
+    """Let workers run tasks, the last of which tells that they are done."""
+    told = sum(len(worker.lines("mark")) for worker in workers)
+    place.run(contender, broker, "marking", "fill", _TASKS_FIRST * len(workers))
+    place.run(contender, broker, "marking", "knock")
+    deadline = time.monotonic() + _TIMEOUT_S
+    while sum(len(worker.lines("mark")) for worker in workers) <= told:
+        if time.monotonic() > deadline:
+            raise MeasuringFailed(f"no worker has run the last task after {_TIMEOUT_S:.0f} s")
+        time.sleep(_LOOK_S)
+    _wait_until_idle(workers)
 
 
 def _wait_until_idle(workers: Iterable[WorkerProcess]) -> None:
@@ -139,25 +150,27 @@ def _idle_senders(broker: str) -> Measure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Watched:
-    """What a server did in a second, and held."""
+    """What a server did in a second, and held; and the CPU time of workers in that second."""
 
     commands: float
     cpu: float
+    own_cpu: float
     moved: float
     connections: int
     channels: int
     held: int
 
 
-def _watched(place: Place, broker: str) -> _Watched:
-    """Look at a server for some seconds."""
-    before = place.read(broker)
+def _watched(place: Place, broker: str, workers: Sequence[WorkerProcess] = ()) -> _Watched:
+    """Look at a server for some seconds, and at workers."""
+    before, own_s = place.read(broker), sum(worker.cpu_s() for worker in workers)
     time.sleep(_WATCHED_S)
-    after = place.read(broker)
+    after, own_s = place.read(broker), sum(worker.cpu_s() for worker in workers) - own_s
     now = place.read(broker, closely=True)
     return _Watched(
         commands=(after.commands - before.commands) / _WATCHED_S,
         cpu=(after.cpu_s - before.cpu_s) / _WATCHED_S,
+        own_cpu=own_s / _WATCHED_S,
         moved=(after.moved - before.moved) / _WATCHED_S,
         connections=now.connections,
         channels=now.channels,

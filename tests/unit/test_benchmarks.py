@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from benchmarks.machine import servers
 from benchmarks.measuring import measure
 from benchmarks.place import Place
 from benchmarks.plan import QUICK
+from benchmarks.processes import MeasuringFailed, WorkerProcess, held, worker
 from benchmarks.readings import Reading, counted, from_info
 from benchmarks.render import BEGIN, END, markdown, replaced, shown, text
 from benchmarks.results import Measurement, Result, loads, ratio
@@ -302,6 +307,63 @@ def test_who_lives_in_an_environment_that_is_not_there_is_left_out() -> None:
     other = CELERY.like("other", home="elsewhere")
     one = replace(row(), contenders=(CELERY_BRIDGE, other), measure=lambda *_: figures)
     with Place({}) as without, Place({"elsewhere": "/usr/bin/python3"}) as with_it:
-        names = [{each.contender for each in measure(place, [one], QUICK, str)[0]} for place in (without, with_it)]
+        names = [
+            {each.contender for each in measure(place, [one], QUICK, lambda line: None)[0]}
+            for place in (without, with_it)
+        ]
 
     assert names == [{C}, {C, "other"}]
+
+
+@contextmanager
+def started(folder: Path, code: str) -> Generator[tuple[WorkerProcess, Path]]:
+    output = folder / "out"
+    argv = [sys.executable, "-c", code]
+    with worker(argv, dict(os.environ), output=output, log=folder / "log") as running:
+        yield running, output
+
+
+class TestProcesses:
+    def test_programs_are_held_until_the_block_ends(self, tmp_path: Path) -> None:
+        code = (
+            f"import pathlib, sys; print('here', flush=True); sys.stdin.read(); pathlib.Path('{tmp_path}/end').touch()"
+        )
+        with held([[sys.executable, "-c", code]], dict(os.environ)):
+            assert not (tmp_path / "end").exists()
+
+        assert (tmp_path / "end").exists()
+
+    def test_a_program_that_ends_at_once_is_told(self) -> None:
+        programs = [[sys.executable, "-c", "print('here', flush=True); input()"], [sys.executable, "-c", "pass"]]
+        with pytest.raises(MeasuringFailed, match="ended"), held(programs, dict(os.environ)):
+            pytest.fail("the block began")
+
+    def test_a_frozen_worker_does_nothing_and_goes_on_after_that(self, tmp_path: Path) -> None:
+        code = "import os, time\nwhile True: os.write(1, b'x'); time.sleep(0.01)"
+        with started(tmp_path, code) as (running, output):
+            grows_beyond(output, 0)
+            with running.frozen():
+                time.sleep(0.1)
+                size = output.stat().st_size
+                time.sleep(0.3)
+                assert output.stat().st_size == size
+            grows_beyond(output, size)
+
+    def test_a_worker_is_idle_when_it_has_started_and_uses_next_to_no_time(self, tmp_path: Path) -> None:
+        code = "import time\nwhile time.process_time() < 0.25: pass\nprint('started', flush=True); time.sleep(60)"
+        with started(tmp_path, code) as (running, output):
+            running.wait_until_idle(timeout_s=30)
+            assert output.read_text() == "started\n"
+
+    def test_a_worker_that_ends_is_not_waited_for(self, tmp_path: Path) -> None:
+        with started(tmp_path, "print('no such module')") as (running, output):
+            grows_beyond(output, 0)
+            with pytest.raises(MeasuringFailed, match="no such module"):
+                running.wait_until_idle(timeout_s=30)
+
+
+def grows_beyond(file: Path, size: int) -> None:
+    deadline = time.monotonic() + 20
+    while not file.exists() or file.stat().st_size <= size:
+        assert time.monotonic() < deadline, f"{file} stays at {size} bytes"
+        time.sleep(0.01)
