@@ -22,9 +22,11 @@ from benchmarks.render import markdown, replaced, text
 from benchmarks.results import Result, loads
 from benchmarks.rows.base import Row
 from benchmarks.rows.table import ROWS
+from benchmarks.scaling import sums, tables
 
 _RESULT: Final = ROOT / "docs" / "performance.json"
 _PAGE: Final = ROOT / "docs" / "performance.md"
+_SCALING: Final = ROOT / "docs" / "scaling.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.write or options.render:
         _RESULT.write_text(result.dumps())
         _PAGE.write_text(replaced(_PAGE.read_text(), markdown(result, rows, judged)))
+        _SCALING.write_text(replaced(replaced(_SCALING.read_text(), sums(result)), tables(result, rows)))
     return _guarded(rows, result, judged, options) if options.guard else 0
 
 
@@ -52,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "--guard", action="store_true", help="exit with 1 if a ratio misses its goal past its tolerance"
     )
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter with the peers' packages")
+    parser.add_argument("--taskferry", metavar="PYTHON", help="one with taskferry's, which needs Python 3.12")
     parser.add_argument("--json", metavar="FILE", help="write the result there, too")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.json and the table in its page")
-    parser.add_argument("--render", action="store_true", help="measure nothing: the page from docs/performance.json")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.json and the pages' tables")
+    parser.add_argument("--render", action="store_true", help="measure nothing: the pages from docs/performance.json")
     parser.add_argument("--rows", action="version", version="\n".join(row.key for row in ROWS), help="name the rows")
     return parser
 
@@ -73,15 +77,18 @@ def _rows(options: argparse.Namespace) -> list[Row]:
 
 def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
     plan: Plan = QUICK if options.quick else FULL
-    with Place(options.peers) as place:
+    named = {"peers": options.peers, "taskferry": options.taskferry}
+    pythons = {home: python for home, python in named.items() if python is not None}
+    with Place(pythons) as place:
         measurements, missing = measure(place, rows, plan, lambda line: print(line, file=sys.stderr, flush=True))
     return Result(
         date=datetime.now(timezone.utc).date().isoformat(),
         machine=machine(),
-        versions=versions(options.peers),
+        versions=versions(pythons),
         plan=asdict(plan),
         measurements=tuple(measurements),
         missing=missing,
+        left_out=tuple(home for home in named if home not in pythons),
     )
 
 
@@ -101,7 +108,8 @@ def _failed(judged: Sequence[Judged]) -> list[Judged]:
     failed = [each for each in judged if not each.passes]
     for each in failed:
         goal = each.goal
-        print(f"guard: {goal.row}, {goal.metric}: {goal.ours} to {goal.theirs} is {each.found:.3g}, not {goal.text}")
+        who = goal.ours if goal.theirs is None else f"{goal.ours} to {goal.theirs}"
+        print(f"guard: {goal.row}, {goal.metric}: {who} is {each.found:.3g}, not {goal.text}")
     return failed
 
 

@@ -24,7 +24,7 @@ class Contender:
         results: Whether it keeps what tasks return.
         store: The server on which taskbridge keeps it, if not the broker.
         settings: What of its settings is not the default, for the reader.
-        is_peer: Whether it is neither taskbridge nor an engine, and its packages are in an environment of their own.
+        home: The environment in which its packages are, if it is neither taskbridge nor an engine: `peers` or another.
     """
 
     name: str
@@ -36,7 +36,12 @@ class Contender:
     settings: str = "defaults"
     results: bool = False
     store: str = ""
-    is_peer: bool = False
+    home: str = ""
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is neither taskbridge nor an engine."""
+        return bool(self.home)
 
     def like(self, name: str, **changes: object) -> Contender:
         """Return it by another name, with changes."""
@@ -68,6 +73,7 @@ CELERY: Final = Contender(
     app="raw_celery",
     worker=(
         *("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "threads", "--concurrency", str(SLOTS)),
+        *("--hostname", "bench{number}@%h"),  # two of one name can't be on one RabbitMQ
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ),
     settings=(
@@ -77,7 +83,7 @@ CELERY: Final = Contender(
 )
 CELERY_SOLO: Final = CELERY.like(
     "Celery, 1 slot",
-    worker=("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "solo", *CELERY.worker[-3:]),
+    worker=("celery", "-A", "benchmarks.apps.raw_celery", "worker", "--pool", "solo", *CELERY.worker[-5:]),
     settings="`--pool solo`: no threads to switch between, and so its fastest; it runs one task at a time",
 )
 CELERY_EARLY: Final = CELERY.like(
@@ -120,13 +126,26 @@ NO_CONFIRMS: Final = (
     DRAMATIQ.like("Dramatiq, no confirms", confirms=False, settings="its default: no confirms"),
 )
 
+
+def _with_taskferry(engine: Contender, option: str) -> Contender:
+    app = "with_taskferry"
+    return engine.like(
+        f"taskferry on {engine.name}",
+        app=app,
+        option=option,
+        worker=tuple(word.replace(engine.app, app) for word in engine.worker),
+        home="taskferry",
+        settings=f"{engine.name} as above; on Python 3.12 or newer, which it needs",
+    )
+
+
 PEERS: Final = (
     Contender(
         name="RQ",
         app="with_rq",
         worker=("rq.cli", "worker", "--url", "{url}", "-w", "rq.worker.SimpleWorker", "--quiet", "bench"),
         settings="`SimpleWorker`, which runs one task at a time and doesn't fork; `result_ttl=0`",
-        is_peer=True,
+        home="peers",
     ),
     Contender(
         name="Huey",
@@ -136,14 +155,14 @@ PEERS: Final = (
             *("--workers", str(SLOTS), "--worker-type", "thread", "--quiet"),
         ),
         settings="8 threads, no results; it has no acknowledgement",
-        is_peer=True,
+        home="peers",
     ),
     Contender(
         name="arq",
         app="with_arq",
-        worker=("arq.cli", "benchmarks.apps.with_arq.WorkerSettings"),
+        worker=("arq", "benchmarks.apps.with_arq.WorkerSettings"),
         settings="`max_jobs=8`, `poll_delay=0.01` (its default is 0.5), `keep_result=0`",
-        is_peer=True,
+        home="peers",
     ),
     Contender(
         name="taskiq",
@@ -153,15 +172,17 @@ PEERS: Final = (
             *("--workers", "1", "--max-async-tasks", str(SLOTS), "--log-level", "WARNING"),
         ),
         settings="`RedisStreamBroker`, `--max-async-tasks 8`",
-        is_peer=True,
+        home="peers",
     ),
     Contender(
         name="SAQ",
         app="with_saq",
         worker=("saq", "benchmarks.apps.with_saq.settings", "--quiet"),
         settings="`concurrency=8`, `ttl=-1`",
-        is_peer=True,
+        home="peers",
     ),
+    _with_taskferry(CELERY, "celery"),
+    _with_taskferry(DRAMATIQ, "dramatiq"),
 )
 
 SOCKET: Final = Contender(name="bare socket", app="bare", option="socket", settings="LPUSH of 900 bytes")

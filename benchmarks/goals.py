@@ -1,4 +1,7 @@
-"""What taskbridge is to reach, as ratios to the others in the same run, and how far a noisy machine may be off."""
+"""What taskbridge is to reach, and how far a noisy machine may be off.
+
+Goals are ratios to the others in the same run, but where a figure must not depend on the machine: such as memory.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ D: Final = "taskbridge on Dramatiq"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
-    """Our figure over theirs is at most `most`, or at least `least`.
+    """Our figure over theirs, or ours alone, is at most `most`, or at least `least`.
 
     Attributes:
         row: The row's key.
         metric: Which of its figures.
         ours: The contender that is to reach it.
-        theirs: Whom it is compared with.
+        theirs: Whom it is compared with; None if the figure itself is to reach the goal, in the metric's unit.
         most: The goal, where less is better.
         least: The goal, where more is better.
         tolerance: By which part the guard lets a run miss it; 0.2 lets `most` be 1.2 times as high.
@@ -29,7 +32,7 @@ class Goal:
     row: str
     metric: str
     ours: str
-    theirs: str
+    theirs: str | None
     most: float | None = None
     least: float | None = None
     tolerance: float = 0.25
@@ -40,7 +43,7 @@ class Goal:
         return f"<= {self.most:.3g}" if self.most is not None else f">= {self.least:.3g}"
 
     def met(self, found: float, *, tolerance: float = 0.0) -> bool:
-        """Tell whether a ratio reaches the goal, or misses it by no more than this part."""
+        """Tell whether what was found reaches the goal, or misses it by no more than this part."""
         if self.most is not None:
             return found <= self.most * (1 + tolerance)
         assert self.least is not None
@@ -49,12 +52,12 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """A goal, and the ratio that was found.
+    """A goal, and what was found.
 
     Attributes:
         goal: The goal.
-        found: The median of the rounds' ratios.
-        at_best: The ratio of both sides' best rounds: what disturbs a round only makes it worse.
+        found: The median of the rounds' ratios, or of the rounds.
+        at_best: The ratio of both sides' best rounds, or the best round: what disturbs a round only makes it worse.
     """
 
     goal: Goal
@@ -73,16 +76,21 @@ class Judged:
 
 
 def judge(result: Result, goals: Iterable[Goal]) -> list[Judged]:
-    """Return the goals of which both sides were measured, with what was found."""
-    judged: list[Judged] = []
-    for goal in goals:
-        ours = result.find(goal.row, goal.ours, goal.metric)
-        theirs = result.find(goal.row, goal.theirs, goal.metric)
-        if ours is not None and theirs is not None:
-            best = max if goal.most is None else min
-            at_best = best(ours.values) / best(theirs.values)
-            judged.append(Judged(goal=goal, found=ratio(ours, theirs), at_best=at_best))
-    return judged
+    """Return the goals of which all sides were measured, with what was found."""
+    return [judged for goal in goals if (judged := _judged(result, goal)) is not None]
+
+
+def _judged(result: Result, goal: Goal) -> Judged | None:
+    best = max if goal.most is None else min
+    ours = result.find(goal.row, goal.ours, goal.metric)
+    if ours is None:
+        return None
+    if goal.theirs is None:
+        return Judged(goal=goal, found=ours.median, at_best=best(ours.values))
+    theirs = result.find(goal.row, goal.theirs, goal.metric)
+    if theirs is None:
+        return None
+    return Judged(goal=goal, found=ratio(ours, theirs), at_best=best(ours.values) / best(theirs.values))
 
 
 def _below(row: str, metric: str, theirs: str, most: float, *, tolerance: float, ours: str | None = None) -> list[Goal]:
@@ -93,6 +101,11 @@ def _below(row: str, metric: str, theirs: str, most: float, *, tolerance: float,
 
 def _above(row: str, theirs: str, least: float, ours: str) -> list[Goal]:
     return [Goal(row=row, metric="tasks/s", ours=ours, theirs=theirs, least=least)]
+
+
+def _flat(row: str) -> list[Goal]:
+    """Return the goal that a worker's memory stays flat, within 10 MB."""
+    return [Goal(row=row, metric="MB more", ours=each, theirs=None, most=10.0) for each in (C, D)]
 
 
 GOALS: Final[tuple[Goal, ...]] = (
@@ -121,4 +134,6 @@ GOALS: Final[tuple[Goal, ...]] = (
     *_below("idle-amqp", "p99 ms", "Celery", 1.1, tolerance=1.0, ours=C),
     *_below("idle-amqp", "p50 ms", "Dramatiq", 1.1, tolerance=0.25, ours=D),
     *_below("idle-amqp", "p99 ms", "Dramatiq", 1.1, tolerance=1.0, ours=D),
+    *_flat("lasting-redis"),
+    *_flat("lasting-amqp"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
@@ -23,7 +24,9 @@ def measure(
     missing: dict[str, str] = {}
     for row in rows:
         say(f"{row.key} ...")
+        started = time.monotonic()
         found += _row(place, row, plan, missing)
+        say(f"  {time.monotonic() - started:.0f} s")
     return found, missing
 
 

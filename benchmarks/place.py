@@ -14,7 +14,8 @@ from typing import Any
 from typing_extensions import Self
 
 from benchmarks.contenders import Contender
-from benchmarks.processes import WorkerProcess, run, worker
+from benchmarks.processes import WorkerProcess, held, run, worker
+from benchmarks.readings import Reading, read
 from taskbridge import Bridge
 from taskbridge.contract.servers import PrivatePostgreSQL, PrivateRabbitMQ, PrivateRedis, PrivateServer
 from taskbridge.stores.base import StoreWithTables
@@ -29,11 +30,11 @@ class Place:
     """The servers, and the processes beside them.
 
     Args:
-        peers_python: The interpreter with the peers' packages; None to do without them.
+        pythons: The interpreters with the packages of the others, by `Contender.home`; who has none is left out.
     """
 
-    def __init__(self, peers_python: str | None) -> None:
-        self._peers_python = peers_python
+    def __init__(self, pythons: Mapping[str, str]) -> None:
+        self._pythons = {"": sys.executable, **pythons}
         self._open = ExitStack()
         self._servers: dict[str, PrivateServer] = {}
         self._folder = Path()
@@ -52,11 +53,11 @@ class Place:
 
     def has(self, contender: Contender) -> bool:
         """Tell whether a contender's packages are there."""
-        return not contender.is_peer or self._peers_python is not None
+        return contender.home in self._pythons
 
     def python(self, contender: Contender) -> str:
         """Return the interpreter that a contender runs on."""
-        return self._peers_python or sys.executable if contender.is_peer else sys.executable
+        return self._pythons[contender.home]
 
     def run(
         self, contender: Contender, broker: str, program: str, *words: object, more: Mapping[str, str] | None = None
@@ -73,13 +74,36 @@ class Place:
         argv = [self.python(contender), "-m", f"benchmarks.programs.{program}", contender.app, *map(str, words)]
         return run(argv, {**self._environment(contender, broker), **(more or {})})
 
-    def run_snippet(self, contender: Contender, broker: str, snippet: str) -> Mapping[str, float]:
-        """Run a piece of Python, and return its figures."""
-        return run([self.python(contender), "-c", snippet], self._environment(contender, broker))
+    @contextmanager
+    def senders(self, contender: Contender, broker: str, number: int, *, sent: int) -> Generator[None]:
+        """Keep so many processes of a contender while the block runs, each of which has sent so many messages."""
+        argv = [self.python(contender), "-m", "benchmarks.programs.holding", contender.app, str(sent)]
+        with held([argv] * number, self._environment(contender, broker)):
+            yield
+
+    def read(self, broker: str, *, closely: bool = False) -> Reading:
+        """Ask a server what it has done and holds; of RabbitMQ, what it holds only if closely, for that takes 4 s."""
+        return read(self._server(broker), closely=closely)
+
+    def bridge(self, contender: Contender, broker: str) -> Bridge:
+        """Return a bridge of this process to what a contender of ours sends, to be closed."""
+        return Bridge(f"{contender.option}+{self._url(broker)}", namespace="bench")
+
+    def run_snippet(
+        self, contender: Contender, broker: str, snippet: str, *, more: Mapping[str, str] | None = None
+    ) -> Mapping[str, float]:
+        """Run a piece of Python, with further variables of its environment, and return its figures."""
+        environment = {**self._environment(contender, broker), **(more or {})}
+        return run([self.python(contender), "-c", snippet], environment)
 
     @contextmanager
     def worker(
-        self, contender: Contender, broker: str, *, marked: Sequence[int] = (), queues: int = 0
+        self,
+        contender: Contender,
+        broker: str,
+        *,
+        marked: Sequence[int] = (),
+        more: Mapping[str, str] | None = None,
     ) -> Generator[WorkerProcess]:
         """Run a contender's worker while the block runs.
 
@@ -87,17 +111,16 @@ class Place:
             contender: Whose.
             broker: `redis` or `amqp`.
             marked: The runs of `tick`, counted from 1, of which it writes the times.
-            queues: How many more queues it knows than it needs.
+            more: Further variables of its environment.
         """
         self._number += 1
         log = self._folder / f"{self._number}.log"
         environment = self._environment(contender, broker) | {
             "BENCH_LOG": str(log),
             "BENCH_MARKED": ",".join(map(str, marked)),
-            "BENCH_SERVER_PID": str(self._server(broker).pid),
-            "BENCH_MORE_QUEUES": str(queues),
+            **(more or {}),
         }
-        words = [word.format(url=self._url(broker)) for word in contender.worker]
+        words = [word.format(url=self._url(broker), number=self._number) for word in contender.worker]
         output = self._folder / f"{self._number}.out"
         with worker([self.python(contender), "-m", *words], environment, output=output, log=log) as running:
             yield running
@@ -114,6 +137,7 @@ class Place:
         return {
             **os.environ,
             "BENCH_URL": self._url(broker),
+            "BENCH_SERVER_PID": str(self._server(broker).pid),
             "BENCH_OPTION": contender.option,
             "BENCH_CONFIRMS": "1" if contender.confirms else "0",
             "BENCH_RESULTS": "1" if contender.results else "0",

@@ -22,6 +22,7 @@ class Plan:
         delayed: Tasks that are delayed by `delay_s` before the two that are measured.
         delay_s: For how long.
         most_parked: How many messages wait for their time at most, in the rows about that.
+        lasting: Tasks that a worker runs, one after another, while its memory is watched.
     """
 
     rounds: int
@@ -35,6 +36,7 @@ class Plan:
     delayed: int
     delay_s: float
     most_parked: int
+    lasting: int
 
 
 FULL: Final = Plan(
@@ -49,6 +51,7 @@ FULL: Final = Plan(
     delayed=10_000,
     delay_s=30.0,
     most_parked=1_000_000,
+    lasting=200_000,
 )
 
 QUICK: Final = Plan(
@@ -63,4 +66,5 @@ QUICK: Final = Plan(
     delayed=2000,
     delay_s=15.0,
     most_parked=100_000,
+    lasting=20_000,
 )

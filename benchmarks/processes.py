@@ -17,6 +17,12 @@ ROOT: Final = Path(__file__).parents[1]
 _PROGRAM_S: Final = 300.0
 _STOP_S: Final = 15.0
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 1e6
+_STARTED_CPU_S: Final = 0.2
+"""No worker of a contender starts with less CPU time."""
+
+_IDLE_CPU_S: Final = 0.08
+"""Who uses less in a second has started."""
+
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -88,6 +94,32 @@ class WorkerProcess:
         """Return the CPU time that it and all that live below it have used."""
         return sum(int(stat[11]) + int(stat[12]) for stat in self._stats()) / _TICKS_A_SECOND
 
+    @contextmanager
+    def frozen(self) -> Generator[None]:
+        """Let it, and all below it, stand still while the block runs."""
+        pids = list(self._pids())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def wait_until_idle(self, *, timeout_s: float) -> None:
+        """Return when it uses next to no CPU time, for it has started.
+
+        Raises:
+            MeasuringFailed: It is not idle in time, or has ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        used_s = -_IDLE_CPU_S
+        while (now_s := self.cpu_s()) - used_s >= _IDLE_CPU_S or now_s < _STARTED_CPU_S:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise MeasuringFailed(f"not idle; the worker wrote:\n{_last(self._output.read_text())}")
+            used_s = now_s
+            time.sleep(1.0)
+
     def _stats(self) -> Iterator[list[str]]:
         """Return the fields of it and of each process below it, from the third on (man 5 proc)."""
         return iter(self._pids().values())
@@ -112,6 +144,29 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+@contextmanager
+def held(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> Generator[None]:
+    """Keep programs while the block runs; it begins when each has printed a line, and they end with their input.
+
+    Raises:
+        MeasuringFailed: One ends at once.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for argv in commands:
+            processes.append(
+                subprocess.Popen(argv, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+        for process in processes:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise MeasuringFailed(f"{' '.join(map(str, process.args))}: ended")  # type: ignore[arg-type]
+        yield
+    finally:
+        for process in processes:
+            process.communicate()
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class Result:
         plan: How much was measured, by name.
         measurements: All figures.
         missing: Contenders that could not be measured, and why.
+        left_out: Environments (`Contender.home`) that were not there, so that who lives in them was not measured.
     """
 
     date: str
@@ -55,6 +56,7 @@ class Result:
     plan: Mapping[str, float]
     measurements: tuple[Measurement, ...]
     missing: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     def find(self, row: str, contender: str, metric: str) -> Measurement | None:
         """Return a figure; None if it was not measured."""
@@ -75,7 +77,8 @@ def loads(text: str) -> Result:
     data: dict[str, Any] = json.loads(text)
     read: list[dict[str, Any]] = data.pop("measurements")
     found = [Measurement(**dict(each, values=tuple(each["values"]))) for each in read]
-    return Result(**data, measurements=tuple(found))
+    left_out: list[str] = data.pop("left_out", [])
+    return Result(**data, measurements=tuple(found), left_out=tuple(left_out))
 
 
 def ratio(ours: Measurement, theirs: Measurement) -> float:

@@ -31,6 +31,21 @@ def stamp() -> float:
     return monotonic()
 
 
+def _nothing(payload: str) -> None:
+    pass
+
+
+def _declare(count: int) -> float:
+    """Declare so many more tasks, and return the seconds that it took."""
+    started = monotonic()
+    for number in range(count):
+        bridge.task(name=f"more.task{number}", results=work.RESULTS)(_nothing)
+    return monotonic() - started
+
+
+declared_s: Final = _declare(work.MORE_TASKS)
+
+
 def tick_each(payload: str, count: int) -> None:
     for _ in range(count):
         tick.send(payload)

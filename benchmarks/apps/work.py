@@ -26,6 +26,9 @@ OPTION: Final = os.environ.get("BENCH_OPTION", "")
 MORE_QUEUES: Final = int(os.environ.get("BENCH_MORE_QUEUES", "0"))
 """How many more queues the application knows than it uses."""
 
+MORE_TASKS: Final = int(os.environ.get("BENCH_MORE_TASKS", "0"))
+"""How many more tasks the application has than it uses."""
+
 WAIT_S: Final = 30.0
 """How long a result is waited for."""
 
@@ -41,7 +44,7 @@ def tick() -> None:
     """Count one run in this process; of the first and the last that are measured, write the times."""
     number = next(_count)
     if number in _MARKED:
-        _write(f"tick {number} {monotonic()} {_own_cpu_s()} {_server_cpu_s()}")
+        _write(f"tick {number} {monotonic()} {_own_cpu_s()} {server_cpu_s()}")
 
 
 def mark(label: str, due_at: float) -> None:
@@ -60,7 +63,8 @@ def _own_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _server_cpu_s() -> float:
+def server_cpu_s() -> float:
+    """Return the CPU time that the server has used, in steps of 10 ms; 0 if it is not known."""
     if not _SERVER:
         return 0.0
     with open(f"/proc/{_SERVER}/stat") as stat:

@@ -27,7 +27,8 @@ class Row:
         is_long: Whether it has the smaller number of rounds.
         is_once: Whether it has one round only, however long that takes.
         in_guard: Whether its ratios are stable enough, on a busy machine, for the guard's quick form.
-        is_extra: Whether it is about how cost grows, which the table shows apart.
+        family: What grows, in a row about how cost grows; the rows of a family are one table, on a page of its own.
+        size: How much of that there is in this row.
     """
 
     key: str
@@ -39,7 +40,13 @@ class Row:
     is_long: bool = False
     is_once: bool = False
     in_guard: bool = False
-    is_extra: bool = False
+    family: str = ""
+    size: str = ""
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether it is about how cost grows."""
+        return bool(self.family)
 
     def rounds(self, plan: Plan, contender: Contender) -> int:
         """Return how often a contender is measured."""

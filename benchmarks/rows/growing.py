@@ -1,4 +1,4 @@
-"""How cost grows: with the queues that are known, with what is parked, with threads; and what an event loop feels."""
+"""How cost grows with the queues and tasks that are known, with threads; and what an event loop feels."""
 
 from __future__ import annotations
 
@@ -9,53 +9,54 @@ from typing import Final
 from benchmarks.contenders import BRIDGES, ENGINES, PEERS, Contender
 from benchmarks.place import Place
 from benchmarks.plan import Plan
-from benchmarks.processes import MeasuringFailed
 from benchmarks.rows.base import Measure, Row
 from benchmarks.rows.idling import ready
 from benchmarks.rows.working import worked
 
 _SMALL: Final = 10
-_QUEUES: Final = (0, 10, 100)
-_SENDERS_QUEUES: Final = (10, 1000)
-_PARKED: Final = (0, 100_000, 1_000_000)
+_SENDERS_QUEUES: Final = (1, 10, 100, 1000)
+_WORKERS_QUEUES: Final = (1, 10, 100)
+_TASKS: Final = (1, 100, 1000, 10_000)
 _THREADS: Final = (1, 8, 32)
 _AMQP_THREADS: Final = (8, 32)
-_WATCHED_S: Final = 5.0
 
 
-def _with_queues(more: int) -> Measure:
+def _with_queues(number: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
         place.empty("redis")
-        variables = {"BENCH_MORE_QUEUES": str(more)}
+        variables = {"BENCH_MORE_QUEUES": str(number - 1)}
         return place.run(contender, "redis", "sending", "each", _SMALL, plan.sends, more=variables)
 
     return measure
 
 
-def _worker_with_queues(more: int) -> Measure:
+def _worker_with_queues(number: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
-        return worked(place, contender, "redis", plan.tasks // 2, queues=more)
+        return worked(place, contender, "redis", plan.tasks // 2, {"BENCH_MORE_QUEUES": str(number - 1)})
 
     return measure
 
 
-def _parked(size: int) -> Measure:
-    """Park so many messages, and measure beside them."""
-
+def _with_tasks(number: int) -> Measure:
     def measure(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float]:
-        if size > plan.most_parked:
-            raise MeasuringFailed("only without --quick")
         place.empty("redis")
-        place.run(contender, "redis", "parking", size)
-        scheduled = place.run(contender, "redis", "sending", "later", _SMALL, plan.sends)
-        sent = place.run(contender, "redis", "sending", "each", _SMALL, plan.sends)
-        with place.worker(contender, "redis") as worker:
+        variables = {"BENCH_MORE_TASKS": str(number - 1)}
+        sent = place.run(contender, "redis", "sending", "each", _SMALL, plan.sends, more=variables)
+        declared = place.run_snippet(contender, "redis", _DECLARED, more=variables)
+        started = time.monotonic()
+        with place.worker(contender, "redis", more=variables) as worker:
             ready(place, contender, "redis", worker)
-            time.sleep(_WATCHED_S)
-            memory_mb = worker.memory_mb()
-        return {"schedule us": scheduled["us"], "send us": sent["us"], "worker MB": memory_mb}
+            start_s, memory_mb = time.monotonic() - started, worker.memory_mb()
+        return {"us": sent["us"], **declared, "worker start s": start_s, "worker MB": memory_mb}
 
     return measure
+
+
+_DECLARED: Final = """
+from benchmarks.apps.bridged import declared_s
+held = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')][0]
+print('{"declare ms": %f, "sender MB": %f}' % (declared_s * 1e3, int(held) * 1.024e-3))
+"""
 
 
 def _threads(broker: str, number: int) -> Measure:
@@ -71,67 +72,73 @@ def _stall(place: Place, contender: Contender, plan: Plan) -> Mapping[str, float
     return place.run(contender, "redis", "sending", "stall", _SMALL, plan.sends // 3)
 
 
-def _row(
+def grown(
     key: str,
-    title: str,
+    family: str,
+    size: str,
     measure: Measure,
     *metrics: str,
     contenders: tuple[Contender, ...] = BRIDGES,
 ) -> Row:
+    """Return a row about how cost grows: measured once, for what it shows is read along a table, not across one."""
     return Row(
         key=key,
-        title=title,
+        title=f"{family}: {size}" if size else family,
         contenders=contenders,
         measure=measure,
         metrics=metrics,
-        is_extra=True,
+        family=family,
+        size=size,
         is_once=True,
         more_is_better=metrics[0] == "tasks/s",
     )
 
 
 _ASYNC: Final = tuple(peer for peer in PEERS if peer.name in ("arq", "taskiq", "SAQ"))
+_WORKER: Final = ("tasks/s", "cpu_us", "server_us")
 
 ROWS: Final = (
-    *(_row(f"queues-{n}", f"send, Redis, {n} more queues known", _with_queues(n), "us") for n in _SENDERS_QUEUES),
+    *(grown(f"queues-{n}", "queues known: send, Redis", f"{n:,}", _with_queues(n), "us") for n in _SENDERS_QUEUES),
     *(
-        _row(f"worker-queues-{n}", f"worker, Redis, {n} more queues, tasks/s", _worker_with_queues(n), "tasks/s")
-        for n in _QUEUES
+        grown(f"worker-queues-{n}", "queues consumed: worker, Redis", f"{n:,}", _worker_with_queues(n), *_WORKER)
+        for n in _WORKERS_QUEUES
     ),
     *(
-        _row(
-            f"parked-{size // 1000}k",
-            f"{size:,} messages parked, Redis",
-            _parked(size),
-            *("schedule us", "send us", "worker MB"),
+        grown(
+            f"tasks-{n}",
+            "tasks declared, Redis",
+            f"{n:,}",
+            _with_tasks(n),
+            *("us", "declare ms", "sender MB", "worker start s", "worker MB"),
         )
-        for size in _PARKED
+        for n in _TASKS
     ),
     *(
-        _row(
+        grown(
             f"threads-{n}",
-            f"send from {n} threads, Redis",
+            "threads that send, Redis",
+            f"{n}",
             _threads("redis", n),
-            "us",
-            "cpu_us",
+            *("us", "cpu_us"),
             contenders=(*BRIDGES, *ENGINES),
         )
         for n in _THREADS
     ),
     *(
-        _row(
+        grown(
             f"threads-amqp-{n}",
-            f"send from {n} threads, RabbitMQ, confirmed",
+            "threads that send, RabbitMQ, confirmed",
+            f"{n}",
             _threads("amqp", n),
-            "us",
-            "cpu_us",
+            *("us", "cpu_us"),
             contenders=(*BRIDGES, *ENGINES),
         )
         for n in _AMQP_THREADS
     ),
-    _row(
+    grown(
         "stall",
         "send from an event loop, Redis: its longest stall",
+        "",
         _stall,
         *("stall_ms", "us"),
         contenders=(*BRIDGES, *ENGINES, *_ASYNC),

@@ -89,7 +89,8 @@ ROWS: Final = (
             contenders=(*BRIDGES, *ENGINES),
             measure=_each("redis", size),
             metrics=_METRICS,
-            is_extra=True,
+            family="the size of an argument: send, Redis",
+            size=f"{size // 1024} KiB",
         )
         for name, size in _PAYLOADS.items()
     ),

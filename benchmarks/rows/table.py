@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.rows import delaying, growing, idling, resulting, sending, starting, working
+from benchmarks.rows import (
+    asking,
+    crowding,
+    delaying,
+    growing,
+    holding,
+    idling,
+    lasting,
+    resulting,
+    sending,
+    starting,
+    working,
+)
 from benchmarks.rows.base import Row
 
 _ALL: Final = (
@@ -14,7 +26,11 @@ _ALL: Final = (
     *idling.ROWS,
     *resulting.ROWS,
     *delaying.ROWS,
+    *lasting.ROWS,
+    *asking.ROWS,
+    *holding.ROWS,
     *growing.ROWS,
+    *crowding.ROWS,
 )
 
 ROWS: Final[tuple[Row, ...]] = tuple(sorted(_ALL, key=lambda row: row.is_extra))

@@ -23,12 +23,14 @@ _TIMEOUT_S: Final = 120.0
 _METRICS: Final = ("tasks/s", "cpu_us", "server_us")
 
 
-def worked(place: Place, contender: Contender, broker: str, tasks: int, queues: int = 0) -> Mapping[str, float]:
+def worked(
+    place: Place, contender: Contender, broker: str, tasks: int, more: Mapping[str, str] | None = None
+) -> Mapping[str, float]:
     """Return what a worker does with a queue that is full before it starts: tasks a second, and CPU time a task."""
     first, last = tasks * 2 // 5, tasks  # the first ones run while threads are still being started, and queues declared
     place.empty(broker)
     place.run(contender, broker, "marking", "fill", tasks)
-    with place.worker(contender, broker, marked=(first, last), queues=queues) as worker:
+    with place.worker(contender, broker, marked=(first, last), more=more) as worker:
         ticks = worker.wait_for("tick", count=2, timeout_s=_TIMEOUT_S)
     (_, *start), (_, *end) = ticks
     took_s, cpu_s, server_s = (float(after) - float(before) for before, after in zip(start, end, strict=True))

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.contenders import CELERY, CELERY_BRIDGE
 from benchmarks.goals import GOALS, C, D, Goal, judge
+from benchmarks.machine import servers
+from benchmarks.measuring import measure
+from benchmarks.place import Place
+from benchmarks.plan import QUICK
+from benchmarks.processes import MeasuringFailed, WorkerProcess, held, worker
+from benchmarks.readings import Reading, counted, from_info
 from benchmarks.render import BEGIN, END, markdown, replaced, shown, text
 from benchmarks.results import Measurement, Result, loads, ratio
 from benchmarks.rows.base import Row
 from benchmarks.rows.table import ROWS
+from benchmarks.scaling import SUMS, TABLES, sums, tables
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def measured(contender: str, *values: float, row: str = "send-redis", metric: str = "us") -> Measurement:
@@ -29,14 +45,15 @@ def result(*measurements: Measurement, missing: Mapping[str, str] | None = None)
     )
 
 
-def row(key: str = "send-redis", *, is_extra: bool = False) -> Row:
+def row(key: str = "send-redis", *, family: str = "", size: str = "") -> Row:
     return Row(
         key=key,
         title="send, Redis",
         contenders=(CELERY_BRIDGE, CELERY),
         measure=lambda *_: {},
         metrics=("us", "cpu_us"),
-        is_extra=is_extra,
+        family=family,
+        size=size,
     )
 
 
@@ -51,7 +68,16 @@ FOUND = result(
 
 class TestResults:
     def test_a_result_is_the_same_after_it_was_written_and_read(self) -> None:
+        left_out = replace(FOUND, left_out=("peers",))
+
         assert loads(FOUND.dumps()) == FOUND
+        assert loads(left_out.dumps()) == left_out
+
+    def test_a_result_of_before_there_was_something_to_leave_out_can_be_read(self) -> None:
+        older = json.loads(FOUND.dumps())
+        del older["left_out"]
+
+        assert loads(json.dumps(older)) == FOUND
 
     def test_a_figure_is_the_median_of_its_rounds_and_its_spread_a_part_of_that(self) -> None:
         one = measured("x", 1, 2, 4)
@@ -90,13 +116,22 @@ class TestGoals:
 
         assert judge(FOUND, [goal]) == []
 
+    @pytest.mark.parametrize(("found", "met"), [(-0.5, True), (10, True), (10.1, False)])
+    def test_a_figure_may_have_to_reach_a_goal_by_itself(self, found: float, met: bool) -> None:
+        goal = Goal(row="lasting-redis", metric="MB more", ours=C, theirs=None, most=10)
+        (judged,) = judge(result(measured(C, found, row="lasting-redis", metric="MB more")), [goal])
+
+        assert (judged.met, judged.found, judged.at_best) == (met, found, found)
+        assert judge(FOUND, [goal]) == []
+
     def test_every_goal_is_about_a_figure_that_is_measured(self) -> None:
         figures = {
             (row.key, contender.name, metric) for row in ROWS for contender in row.contenders for metric in row.metrics
         }
 
         for goal in GOALS:
-            assert {(goal.row, goal.ours, goal.metric), (goal.row, goal.theirs, goal.metric)} <= figures
+            for who in (goal.ours, *([] if goal.theirs is None else [goal.theirs])):
+                assert (goal.row, who, goal.metric) in figures
 
 
 class TestShowing:
@@ -111,7 +146,7 @@ class TestShowing:
 
     def test_the_page_has_a_table_for_each_row_with_settings_and_goals(self) -> None:
         goal = Goal(row="send-redis", metric="us", ours=C, theirs="Celery", most=0.05, tolerance=2)
-        page = markdown(FOUND, [row(), row("other", is_extra=True)], judge(FOUND, [goal]))
+        page = markdown(FOUND, [row(), row("other", family="others")], judge(FOUND, [goal]))
 
         assert page.startswith(BEGIN)
         assert page.endswith(END)
@@ -120,11 +155,28 @@ class TestShowing:
         assert f"Celery: {CELERY.settings}" in page
         assert "| send-redis | µs | taskbridge on Celery | Celery | <= 0.05 | 0.0875 | near |" in page
         assert "Not measured: send-redis: RQ: no such package." in page
+        assert "environment" not in page
+
+    def test_the_page_says_which_environments_were_not_there(self) -> None:
+        found = replace(FOUND, left_out=("taskferry",))
+
+        assert "Not measured, for there was no environment for it: taskferry." in markdown(found, [row()], [])
+        assert text(found, [row()], []).endswith("no such package")
+        assert "no environment: taskferry" in text(found, [row()], [])
+
+    def test_a_goal_that_compares_with_nobody_is_shown_as_such(self) -> None:
+        goal = Goal(row="send-redis", metric="us", ours=C, theirs=None, most=10)
+
+        assert "| send-redis | µs | taskbridge on Celery | itself | <= 10 | 25 | MISSED |" in markdown(
+            FOUND, [row()], judge(FOUND, [goal])
+        )
 
     def test_only_the_generated_part_of_a_page_is_replaced(self) -> None:
-        assert replaced(f"before\n{BEGIN}\nold\n{END}\nafter", f"{BEGIN}new{END}") == f"before\n{BEGIN}new{END}\nafter"
+        assert replaced(f"before\n{BEGIN}\nold\n{END}\nafter", f"{BEGIN}\nnew\n{END}") == (
+            f"before\n{BEGIN}\nnew\n{END}\nafter"
+        )
         with pytest.raises(ValueError, match="no generated part"):
-            replaced("before", "new")
+            replaced("before", f"{BEGIN}\nnew\n{END}")
 
     @pytest.mark.parametrize(("value", "expected"), [(0.1234, "0.12"), (12.34, "12.3"), (1234.5, "1,234")])
     def test_a_figure_has_three_digits_or_all_before_the_point(self, value: float, expected: str) -> None:
@@ -135,3 +187,183 @@ def test_no_two_rows_and_no_two_contenders_of_a_row_have_one_name() -> None:
     assert len({row.key for row in ROWS}) == len(ROWS)
     for each in ROWS:
         assert len({contender.name for contender in each.contenders}) == len(each.contenders), each.key
+
+
+def grown(contender: str, key: str, **metrics: float) -> list[Measurement]:
+    return [measured(contender, value, row=key, metric=metric) for metric, value in metrics.items()]
+
+
+class TestScaling:
+    """The page about growth: figures read downwards, and sums that show where they come from."""
+
+    def test_rows_of_a_family_are_one_table_with_a_line_for_each_size(self) -> None:
+        rows = [
+            row(),
+            row("few", family="queues known", size="1"),
+            row("stall", family="stall"),
+            row("many", family="queues known", size="1,000"),
+        ]
+        found = result(
+            *grown(C, "few", us=10, cpu_us=5),
+            *grown("Celery", "few", us=100, cpu_us=50),
+            *grown(C, "many", us=11),
+            *grown(C, "stall", us=1, cpu_us=2),
+        )
+
+        lines = tables(found, rows).splitlines()
+
+        assert (lines[0], lines[-1]) == TABLES
+        start = lines.index("### Queues known")
+        assert lines[start + 2 : start + 7] == [
+            "|  |  | µs | own CPU µs |",
+            "| --- | --: | --: | --: |",
+            "| taskbridge on Celery | 1 | 10.0 | 5.00 |",
+            "| taskbridge on Celery | 1,000 | 11.0 | - |",
+            "| Celery | 1 | 100 | 50.0 |",
+        ]
+        assert lines.index("### Stall") > start
+        assert "|  | µs | own CPU µs |" in lines
+        assert sum(line.startswith("Settings:") for line in lines) == 1
+
+    def test_sums_are_worked_out_from_the_figures(self) -> None:
+        found = result(
+            measured(C, 20, row="server-redis", metric="sent: server µs"),
+            measured(C, 2, row="server-redis", metric="sent 100 at once: server µs"),
+            measured(C, 50, row="server-redis", metric="run: server µs"),
+            measured(C, 600, row="server-redis", metric="waiting: bytes"),
+            measured(C, 30, row="idle-workers-redis", metric="commands/s"),
+            measured(C, 0.05, row="idle-workers-redis", metric="server CPU %"),
+        )
+
+        redis, _, rabbitmq = sums(found).partition("### RabbitMQ")
+        cells = {line.split(" | ")[0]: line.split(" | ")[2] for line in redis.splitlines() if " | " in line}
+
+        assert cells["| messages/s of one processor"] == "10,000", "0.7 s / (20 + 50) µs"
+        assert cells["| processors of servers at the peak"] == "4", "34,722 x 70 µs / 0.7 s = 3.47"
+        assert cells["| the same, sent 100 at once"] == "3", "34,722 x 52 µs / 0.7 s = 2.58"
+        assert cells["| memory: an hour that waits, GB"] == "25.0", "3,600 x 11,574 x 600"
+        assert cells["| 1,000 idle workers: commands/s"] == "30,000"
+        assert cells["| 1,000 idle workers: processors of the server"] == "0.50"
+        assert "10,000" not in rabbitmq
+
+    def test_what_was_not_measured_is_a_dash_and_no_error(self) -> None:
+        lines = sums(FOUND).splitlines()
+
+        assert (lines[0], lines[-1]) == SUMS
+        assert "| *c*: server µs, run | measured | - | - | - | - |" in lines
+        assert [line for line in lines if "1,000 idle workers: channels" in line] == [
+            "| 1,000 idle workers: channels | 1,000 x *channels* | - | - |"
+        ]
+
+    def test_the_sums_are_about_rows_that_are_measured(self) -> None:
+        everything = result(
+            *(
+                measured(contender.name, 1, row=each.key, metric=metric)
+                for each in ROWS
+                for contender in each.contenders
+                for metric in each.metrics
+            )
+        )
+
+        assert [line for line in sums(everything).splitlines() if "| -" in line.replace("| --", "")] == []
+
+
+class TestReadings:
+    def test_what_redis_says_of_itself_is_read(self) -> None:
+        info = "\r\n".join(
+            [
+                *("# Memory", "used_memory:1048576", "used_memory_human:1.00M", "# Clients", "connected_clients:3"),
+                *("total_commands_processed:70", "total_net_input_bytes:100", "total_net_output_bytes:20"),
+                *("used_cpu_sys:0.5", "used_cpu_user:1.25", "executable:/usr/bin/redis-server"),
+            ]
+        )
+
+        assert from_info(info) == Reading(cpu_s=1.75, held=1048576, commands=70, connections=3, moved=120)
+
+    def test_lines_of_numbers_are_told_from_the_names_of_their_columns(self) -> None:
+        assert counted("channels\trecv_oct\tsend_oct\n2\t512\t1024\n1\t7\t8\n") == [(2, 512, 1024), (1, 7, 8)]
+        assert counted("channels\trecv_oct\tsend_oct\n") == []
+
+    def test_servers_tell_their_versions(self) -> None:
+        told = servers()
+
+        assert list(told) == ["Redis", "RabbitMQ", "Erlang"]
+        assert all(each[:1].isdigit() for each in told.values()), told
+
+
+class TestPages:
+    """The pages are what the last run of the benchmark wrote, as `--render` would write them now."""
+
+    def test_their_generated_parts_are_up_to_date(self) -> None:
+        found = loads((DOCS / "performance.json").read_text())
+        performance, scaling = (DOCS / "performance.md").read_text(), (DOCS / "scaling.md").read_text()
+
+        assert replaced(performance, markdown(found, ROWS, judge(found, GOALS))) == performance
+        assert replaced(replaced(scaling, sums(found)), tables(found, ROWS)) == scaling
+
+
+def test_who_lives_in_an_environment_that_is_not_there_is_left_out() -> None:
+    figures = {"us": 1.0, "cpu_us": 2.0}
+    other = CELERY.like("other", home="elsewhere")
+    one = replace(row(), contenders=(CELERY_BRIDGE, other), measure=lambda *_: figures)
+    with Place({}) as without, Place({"elsewhere": "/usr/bin/python3"}) as with_it:
+        names = [
+            {each.contender for each in measure(place, [one], QUICK, lambda line: None)[0]}
+            for place in (without, with_it)
+        ]
+
+    assert names == [{C}, {C, "other"}]
+
+
+@contextmanager
+def started(folder: Path, code: str) -> Generator[tuple[WorkerProcess, Path]]:
+    output = folder / "out"
+    argv = [sys.executable, "-c", code]
+    with worker(argv, dict(os.environ), output=output, log=folder / "log") as running:
+        yield running, output
+
+
+class TestProcesses:
+    def test_programs_are_held_until_the_block_ends(self, tmp_path: Path) -> None:
+        code = (
+            f"import pathlib, sys; print('here', flush=True); sys.stdin.read(); pathlib.Path('{tmp_path}/end').touch()"
+        )
+        with held([[sys.executable, "-c", code]], dict(os.environ)):
+            assert not (tmp_path / "end").exists()
+
+        assert (tmp_path / "end").exists()
+
+    def test_a_program_that_ends_at_once_is_told(self) -> None:
+        programs = [[sys.executable, "-c", "print('here', flush=True); input()"], [sys.executable, "-c", "pass"]]
+        with pytest.raises(MeasuringFailed, match="ended"), held(programs, dict(os.environ)):
+            pytest.fail("the block began")
+
+    def test_a_frozen_worker_does_nothing_and_goes_on_after_that(self, tmp_path: Path) -> None:
+        code = "import os, time\nwhile True: os.write(1, b'x'); time.sleep(0.01)"
+        with started(tmp_path, code) as (running, output):
+            grows_beyond(output, 0)
+            with running.frozen():
+                time.sleep(0.1)
+                size = output.stat().st_size
+                time.sleep(0.3)
+                assert output.stat().st_size == size
+            grows_beyond(output, size)
+
+    def test_a_worker_is_idle_when_it_has_started_and_uses_next_to_no_time(self, tmp_path: Path) -> None:
+        code = "import time\nwhile time.process_time() < 0.25: pass\nprint('started', flush=True); time.sleep(60)"
+        with started(tmp_path, code) as (running, output):
+            running.wait_until_idle(timeout_s=30)
+            assert output.read_text() == "started\n"
+
+    def test_a_worker_that_ends_is_not_waited_for(self, tmp_path: Path) -> None:
+        with started(tmp_path, "print('no such module')") as (running, output):
+            grows_beyond(output, 0)
+            with pytest.raises(MeasuringFailed, match="no such module"):
+                running.wait_until_idle(timeout_s=30)
+
+
+def grows_beyond(file: Path, size: int) -> None:
+    deadline = time.monotonic() + 20
+    while not file.exists() or file.stat().st_size <= size:
+        assert time.monotonic() < deadline, f"{file} stays at {size} bytes"
+        time.sleep(0.01)

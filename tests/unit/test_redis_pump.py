@@ -102,6 +102,45 @@ class TestParking:
         assert len(place.texts()) == 1050
 
 
+class TestAmongMany:
+    """A pump among hundreds asks less often, for any of them does the work; the others are only names here."""
+
+    def test_it_looks_half_as_often_when_nothing_is_due(self, place: Place) -> None:
+        add_pumps(place, 100)
+        with pumping(place.broker()):
+            before = looks(place)
+            time.sleep(3)
+            found = looks(place) - before
+
+        assert 1 <= found <= 9, "15 alone"
+
+    def test_it_does_not_wake_for_each_message_and_none_is_over_1_s_late(self, place: Place) -> None:
+        broker = place.broker(HashWire)
+        parked = [(message(), 0.5 + 0.002 * number) for number in range(1000)]
+        due = {each.id: time.time() + delay_s for each, delay_s in parked}
+        broker.park(parked, timeout_s=3)
+        add_pumps(place, 100)
+        with pumping(broker), arrivals(place) as seen:
+            before = looks(place)
+            wait_until(lambda: len(seen) == len(parked), timeout_s=20, saw=lambda: len(seen))
+            found = looks(place) - before
+
+        late_s = [seen[each] - due[each] for each in due]
+        assert min(late_s) >= 0
+        assert sorted(late_s)[len(late_s) // 2] <= 1
+        assert found <= 60, "over 200 alone"
+
+
+def add_pumps(place: Place, number: int) -> None:
+    later = place.now_ms() + 60_000
+    place.client.zadd(f"{place.namespace}:pumps:celery", {f"other{each}": later for each in range(number)})
+
+
+def looks(place: Place) -> int:
+    """Return how often pumps have looked: nothing else here asks by score."""
+    return int(place.client.info("commandstats").get("cmdstat_zrangebyscore", {"calls": 0})["calls"])
+
+
 class TestOnTime:
     def test_never_early_and_at_most_1_s_late(self, place: Place) -> None:
         broker, wire_delays_s = place.broker(HashWire), [0, 0.001, 0.05, 0.2, 0.201, 0.5, 0.77, 1.0, 1.5, 2.0]

@@ -21,9 +21,13 @@ from taskbridge.settings import Settings
 _log = logging.getLogger("taskbridge.pump")
 
 _POLL_S: Final = 0.2
-"""How long a pump sleeps at most: what is parked meanwhile with a shorter delay is late by no more."""
+"""How long a single pump sleeps at most: what is parked meanwhile with a shorter delay is late by no more."""
 
 _SHORTEST_SLEEP_S: Final = 0.005
+"""How long it sleeps at least, so that what falls due in a row is taken together."""
+
+_LONGEST_SLEEP_S: Final = 0.5
+"""How long one of many sleeps at most: if all others have died, what is due is late by no more (rule D2)."""
 
 _TOGETHER: Final = 100
 _TOGETHER_BYTES: Final = 1 << 18
@@ -97,6 +101,7 @@ class Pump:
         self._own = Parking(settings.namespace, wire.engine)
         self._orphans: dict[str, _Orphan] = {}
         self._next_beat = 0.0
+        self._living = 1
 
     def run(self) -> None:
         """Publish what falls due; while Redis is away, try again and again."""
@@ -126,7 +131,7 @@ class Pump:
     def _beat(self) -> None:
         """Say that this pump lives, and learn which other engines have none."""
         args = (self._namespace, self._own.engine, self._id, _LIFE_MS)
-        engines = self._run(BEAT, (engines_key(self._namespace), self._own.pumps), args)
+        self._living, *engines = self._run(BEAT, (engines_key(self._namespace), self._own.pumps), args)
         names = [engine.decode() for engine in engines]
         for name in set(names) - self._orphans.keys():
             _log.info("engine %s has no pump: its delayed messages are published here, if the task is known", name)
@@ -146,7 +151,7 @@ class Pump:
         """Publish what bridges of this engine parked, and return how long to sleep."""
         wait_ms, found = self._look(self._own, claim_ms=_CLAIM_MS, offset=0)
         self._settle(self._own, [self._decided(each) for each in found])
-        return _sleep_s(wait_ms)
+        return _sleep_s(wait_ms, self._living)
 
     def _promote_orphan(self, orphan: _Orphan) -> float:
         """Publish what another engine's bridges parked, if the task is known, and return how long to sleep.
@@ -162,10 +167,10 @@ class Pump:
         self._settle(orphan.parking, wanted)
         left = len(found) - len(wanted)
         pause_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
-        sleep_s = pause_s if left else _sleep_s(wait_ms)
+        wait_s = pause_s if left else _sleep_s(wait_ms, self._living)
         orphan.offset = orphan.offset + left if wait_ms == 0 else 0
-        orphan.next_look = time.monotonic() + sleep_s
-        return sleep_s
+        orphan.next_look = time.monotonic() + wait_s
+        return wait_s
 
     def _look(self, parking: Parking, *, claim_ms: int, offset: int) -> tuple[int, list[_Found]]:
         """Return the milliseconds until there is more (0: at once; -1: nothing is parked), and what is due."""
@@ -222,7 +227,19 @@ class Pump:
         return self._client.run(script, keys, args, timeout_s=_CALL_S, stop=self._stop)
 
 
-def _sleep_s(wait_ms: int) -> float:
-    if wait_ms <= 0:  # more is due, or nothing is parked
-        return 0.0 if wait_ms == 0 else _POLL_S
-    return min(_POLL_S, max(_SHORTEST_SLEEP_S, wait_ms / 1000))
+def _sleep_s(wait_ms: int, living: int) -> float:
+    """Return how long one of so many living pumps sleeps.
+
+    Each sleeps the longer the more there are, for any of them promotes what is due: else a thousand idle workers would
+    keep Redis busy, and all of them would wake for each message that falls due.
+
+    Args:
+        wait_ms: The milliseconds until something is due; 0 if something is, -1 if nothing is parked.
+        living: How many pumps there are, this one included.
+    """
+    if wait_ms == 0:
+        return 0.0
+    longest_s = min(_LONGEST_SLEEP_S, _POLL_S * living)
+    if wait_ms < 0:
+        return longest_s
+    return min(longest_s, max(_SHORTEST_SLEEP_S * living, wait_ms / 1000))

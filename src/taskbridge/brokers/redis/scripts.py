@@ -181,23 +181,23 @@ BEAT: Final = Script(
     _NOW
     + """
 -- KEYS: engines, pumps of the own engine. ARGV: namespace, own engine, pump, time to live in ms.
--- Returns: the other engines that have something parked and no living pump.
+-- Returns: how many of the own engine's pumps live, then the other engines that have something parked and none.
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)  -- before ZADD, which as the first write needs memory to spare
 redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-local orphans = {}
+local result = {redis.call('ZCARD', KEYS[2])}
 for _, engine in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if engine ~= ARGV[2]
     and redis.call('EXISTS', ARGV[1] .. ':parked:' .. engine) == 1
     and redis.call('ZCOUNT', ARGV[1] .. ':pumps:' .. engine, '(' .. string.format('%.0f', now), '+inf') == 0
   then
-    orphans[#orphans + 1] = engine
+    result[#result + 1] = engine
   end
 end
-return orphans
+return result
 """
 )
-"""Say that a pump lives, and find whose parked messages nobody promotes."""
+"""Say that a pump lives, count those that do, and find whose parked messages nobody promotes."""
 
 BURY: Final = Script(
     _NOW

@@ -1,0 +1,79 @@
+"""What a server says of itself, and what the system says of its process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
+
+_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+_COLLECTED: Final = "[erlang:garbage_collect(Each) || Each <- erlang:processes()], erlang:memory(total)."
+"""What Erlang has allocated without what it would collect sooner or later; its resident set shrinks late, if at all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a server has done since it was started, and holds now.
+
+    Attributes:
+        cpu_s: The CPU time that it has used; of RabbitMQ in steps of 10 ms.
+        held: The bytes of memory that it has allocated; 0 if it was not asked closely.
+        commands: The commands that Redis has carried out, those in scripts too; 0 of RabbitMQ.
+        connections: The connections that are open; of RabbitMQ, and what follows, 0 if it was not asked closely.
+        channels: The channels in them; 0 of Redis.
+        moved: The bytes that were received and sent by it, on the connections that RabbitMQ has now.
+    """
+
+    cpu_s: float
+    held: int = 0
+    commands: int = 0
+    connections: int = 0
+    channels: int = 0
+    moved: int = 0
+
+
+def read(server: PrivateServer, *, closely: bool = False) -> Reading:
+    """Ask a server.
+
+    Args:
+        server: Which one.
+        closely: Whether RabbitMQ is asked about its memory and connections, which takes 4 s, and much CPU time of its
+            own; Redis always tells all.
+    """
+    if isinstance(server, PrivateRedis):
+        return from_info(server.command("INFO"))
+    assert isinstance(server, PrivateRabbitMQ)
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    if not closely:
+        return Reading(cpu_s=cpu_s)
+    numbers = counted(server.ctl("list_connections", "channels", "recv_oct", "send_oct"))
+    return Reading(
+        cpu_s=cpu_s,
+        held=int(server.ctl("eval", _COLLECTED)),
+        connections=len(numbers),
+        channels=sum(each[0] for each in numbers),
+        moved=sum(each[1] + each[2] for each in numbers),
+    )
+
+
+def from_info(text: str) -> Reading:
+    """Return what Redis answers to INFO."""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return Reading(
+        cpu_s=float(fields["used_cpu_user"]) + float(fields["used_cpu_sys"]),
+        held=int(fields["used_memory"]),
+        commands=int(fields["total_commands_processed"]),
+        connections=int(fields["connected_clients"]),
+        moved=int(fields["total_net_input_bytes"]) + int(fields["total_net_output_bytes"]),
+    )
+
+
+def counted(table: str) -> list[tuple[int, ...]]:
+    """Return the lines of numbers that rabbitmqctl prints below the names of its columns."""
+    words = [line.split() for line in table.splitlines()]
+    return [tuple(map(int, line)) for line in words if line and all(word.isdecimal() for word in line)]
