@@ -21,7 +21,7 @@ class Reading:
         cpu_s: The CPU time that it has used.
         held: The bytes of memory that it has allocated; of RabbitMQ, and what follows, 0 if it was not asked closely.
         kept: Those of them that its own processes hold, without messages and the buffers of sockets, which RabbitMQ
-            makes as large as the system's: on a loopback 4 MB, on a network some 100 KB. Redis does not tell them apart.
+            makes as large as the system's: on a loopback 4 MB, on a network some 100 KB. Redis tells no difference.
         commands: The commands that Redis has carried out, those in scripts too; 0 of RabbitMQ.
         connections: The connections that are open.
         channels: The channels in them; 0 of Redis.

@@ -224,7 +224,6 @@ ROWS: Final = (
             "",
             _idle_senders(broker),
             *_OF_SERVER[broker],
-            contenders=(*BRIDGES, CELERY, DRAMATIQ),
         )
         for broker, name in _NAMES.items()
     ),
