@@ -178,7 +178,9 @@ class TestShowing:
         with pytest.raises(ValueError, match="no generated part"):
             replaced("before", f"{BEGIN}\nnew\n{END}")
 
-    @pytest.mark.parametrize(("value", "expected"), [(0.1234, "0.12"), (12.34, "12.3"), (1234.5, "1,234")])
+    @pytest.mark.parametrize(
+        ("value", "expected"), [(0.1234, "0.12"), (-0.001, "0.00"), (12.34, "12.3"), (1234.5, "1,234")]
+    )
     def test_a_figure_has_three_digits_or_all_before_the_point(self, value: float, expected: str) -> None:
         assert shown(value) == expected
 
