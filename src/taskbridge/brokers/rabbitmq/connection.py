@@ -314,6 +314,7 @@ class Connection:
         return not self._crowded and not self._consumes
 
     def _read_until(self, awaited: Awaited, deadline: Deadline) -> None:
+        self._heir = None
         while not awaited.done and self.problem is None and self._socket is not None:
             self._leads = self._led = True  # in each turn: a signal's handler may have led meanwhile
             poll = select.poll()
