@@ -344,10 +344,11 @@ class Connection:
                 self._rest.put(None)
         elif self._heir is None:
             try:
-                self._heir, _ = self._followers.popitem()
+                heir, _ = self._followers.popitem()
             except KeyError:
                 return  # they have gone
-            self._heir.ring()
+            self._heir = heir
+            heir.ring()
 
     def _resign(self, awaited: Awaited) -> None:
         if self._heir is awaited:
