@@ -250,7 +250,7 @@ class Connection(AmqpConnection):
     bytes_sent: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.gathers = False
+        self.gathers: bool = False
         self.gathered: list[bytes] = []
         super().__init__(*args, **options)
 

@@ -68,8 +68,8 @@ class QuickRequest(Request):
 
     def run(self) -> None:
         """Run the task in this thread, and settle its message."""
-        self.worker_pid = self._way.pid
-        self.time_start = time()
+        self.worker_pid: int | None = self._way.pid
+        self.time_start: float | None = time()
         worker_state.task_accepted(self)
         if self._terminate_on_ack is not None:
             self.terminate(*self._terminate_on_ack)
@@ -149,11 +149,11 @@ class Way:
     """
 
     def __init__(self, consumer: Any, task: Any, slots: Slots, *, limit_s: float | None) -> None:
-        self.task = task
-        self.slots = slots
-        self.limit_s = limit_s
+        self.task: Any = task
+        self.slots: Slots = slots
+        self.limit_s: float | None = limit_s
         self.carrier: Carrier = consumer.app.engine.carrier
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self.options: Final[dict[str, Any]] = {
             "app": consumer.app,
             "hostname": consumer.hostname,
