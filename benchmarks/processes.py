@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).parents[1]
 _PROGRAM_S: Final = 300.0
 _STOP_S: Final = 15.0
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 1e6
-_STARTED_CPU_S: Final = 0.2
+_STARTED_CPU_S: Final = 0.08
 """No worker of a contender starts with less CPU time."""
 
 _IDLE_CPU_S: Final = 0.08

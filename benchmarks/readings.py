@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
-_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
-
-_COLLECTED: Final = "[erlang:garbage_collect(Each) || Each <- erlang:processes()], erlang:memory(total)."
+_COLLECTED: Final = "[erlang:garbage_collect(Each) || Each <- erlang:processes()], erlang:memory([total, processes])."
 """What Erlang has allocated without what it would collect sooner or later; its resident set shrinks late, if at all."""
 
 
@@ -20,16 +18,19 @@ class Reading:
     """What a server has done since it was started, and holds now.
 
     Attributes:
-        cpu_s: The CPU time that it has used; of RabbitMQ in steps of 10 ms.
-        held: The bytes of memory that it has allocated; 0 if it was not asked closely.
+        cpu_s: The CPU time that it has used.
+        held: The bytes of memory that it has allocated; of RabbitMQ, and what follows, 0 if it was not asked closely.
+        kept: Those of them that its own processes hold, without messages and the buffers of sockets, which RabbitMQ
+            makes as large as the system's: on a loopback 4 MB, on a network some 100 KB. Redis tells no difference.
         commands: The commands that Redis has carried out, those in scripts too; 0 of RabbitMQ.
-        connections: The connections that are open; of RabbitMQ, and what follows, 0 if it was not asked closely.
+        connections: The connections that are open.
         channels: The channels in them; 0 of Redis.
         moved: The bytes that were received and sent by it, on the connections that RabbitMQ has now.
     """
 
     cpu_s: float
     held: int = 0
+    kept: int = 0
     commands: int = 0
     connections: int = 0
     channels: int = 0
@@ -47,18 +48,25 @@ def read(server: PrivateServer, *, closely: bool = False) -> Reading:
     if isinstance(server, PrivateRedis):
         return from_info(server.command("INFO"))
     assert isinstance(server, PrivateRabbitMQ)
-    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    cpu_s = _cpu_s(server.pid)
     if not closely:
         return Reading(cpu_s=cpu_s)
     numbers = counted(server.ctl("list_connections", "channels", "recv_oct", "send_oct"))
+    total, processes = re.findall(r"\d+", server.ctl("eval", _COLLECTED))
     return Reading(
         cpu_s=cpu_s,
-        held=int(server.ctl("eval", _COLLECTED)),
+        held=int(total),
+        kept=int(processes),
         connections=len(numbers),
         channels=sum(each[0] for each in numbers),
         moved=sum(each[1] + each[2] for each in numbers),
     )
+
+
+def _cpu_s(pid: int | None) -> float:
+    """Return the CPU time of a process's threads that live; its own account of it goes by steps of 10 ms."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(each.read_text().split()[0]) for each in threads) / 1e9
 
 
 def from_info(text: str) -> Reading:
@@ -67,6 +75,7 @@ def from_info(text: str) -> Reading:
     return Reading(
         cpu_s=float(fields["used_cpu_user"]) + float(fields["used_cpu_sys"]),
         held=int(fields["used_memory"]),
+        kept=int(fields["used_memory"]),
         commands=int(fields["total_commands_processed"]),
         connections=int(fields["connected_clients"]),
         moved=int(fields["total_net_input_bytes"]) + int(fields["total_net_output_bytes"]),

@@ -108,6 +108,8 @@ def shown(value: float) -> str:
     """Return a figure with three digits, or all before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
+    if abs(value) < 0.005:
+        return "0.00"  # not "-0.00", as a difference of two figures may be
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 

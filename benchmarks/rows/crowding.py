@@ -150,7 +150,7 @@ def _idle_senders(broker: str) -> Measure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Watched:
-    """What a server did in a second, and held; and the CPU time of workers in that second."""
+    """What a server did in a second, and kept; and the CPU time of workers in that second."""
 
     commands: float
     cpu: float
@@ -158,7 +158,7 @@ class _Watched:
     moved: float
     connections: int
     channels: int
-    held: int
+    kept: int
 
 
 def _watched(place: Place, broker: str, workers: Sequence[WorkerProcess] = ()) -> _Watched:
@@ -174,7 +174,7 @@ def _watched(place: Place, broker: str, workers: Sequence[WorkerProcess] = ()) -
         moved=(after.moved - before.moved) / _WATCHED_S,
         connections=now.connections,
         channels=now.channels,
-        held=now.held,
+        kept=now.kept,
     )
 
 
@@ -186,7 +186,7 @@ def _each(one: _Watched, many: _Watched, number: int) -> Mapping[str, float]:
         "bytes/s": (many.moved - one.moved) / number,
         "connections": (many.connections - one.connections) / number,
         "channels": (many.channels - one.channels) / number,
-        "server KB": (many.held - one.held) / number / 1e3,
+        "server KB": (many.kept - one.kept) / number / 1e3,
     }
 
 
@@ -224,7 +224,6 @@ ROWS: Final = (
             "",
             _idle_senders(broker),
             *_OF_SERVER[broker],
-            contenders=(*BRIDGES, CELERY, DRAMATIQ),
         )
         for broker, name in _NAMES.items()
     ),

@@ -22,7 +22,8 @@ def note(what: str, *data: Any) -> None:
 def add(x: int, y: int) -> None:
     request = app.current_task.request
     note("add", x, y)
-    note("request", request.id == current().id, request.called_directly, request.args, request.headers is not None)
+    way = type(request).__module__
+    note("request", way, request.id == current().id, request.called_directly, request.args, request.headers is not None)
 
 
 @bridge.task(retry=RetryPolicy(max_attempts=3, min_delay=0.1, jitter=0))

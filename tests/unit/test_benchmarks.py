@@ -20,7 +20,7 @@ from benchmarks.measuring import measure
 from benchmarks.place import Place
 from benchmarks.plan import QUICK
 from benchmarks.processes import MeasuringFailed, WorkerProcess, held, worker
-from benchmarks.readings import Reading, counted, from_info
+from benchmarks.readings import Reading, _cpu_s, counted, from_info
 from benchmarks.render import BEGIN, END, markdown, replaced, shown, text
 from benchmarks.results import Measurement, Result, loads, ratio
 from benchmarks.rows.base import Row
@@ -178,7 +178,9 @@ class TestShowing:
         with pytest.raises(ValueError, match="no generated part"):
             replaced("before", f"{BEGIN}\nnew\n{END}")
 
-    @pytest.mark.parametrize(("value", "expected"), [(0.1234, "0.12"), (12.34, "12.3"), (1234.5, "1,234")])
+    @pytest.mark.parametrize(
+        ("value", "expected"), [(0.1234, "0.12"), (-0.001, "0.00"), (12.34, "12.3"), (1234.5, "1,234")]
+    )
     def test_a_figure_has_three_digits_or_all_before_the_point(self, value: float, expected: str) -> None:
         assert shown(value) == expected
 
@@ -278,7 +280,14 @@ class TestReadings:
             ]
         )
 
-        assert from_info(info) == Reading(cpu_s=1.75, held=1048576, commands=70, connections=3, moved=120)
+        assert from_info(info) == Reading(cpu_s=1.75, held=1048576, kept=1048576, commands=70, connections=3, moved=120)
+
+    def test_the_time_of_a_process_is_that_of_its_threads(self) -> None:
+        before_s, started_s = _cpu_s(os.getpid()), time.process_time()
+        while time.process_time() - started_s < 0.2:
+            pass
+
+        assert _cpu_s(os.getpid()) - before_s == pytest.approx(0.2, abs=0.1)
 
     def test_lines_of_numbers_are_told_from_the_names_of_their_columns(self) -> None:
         assert counted("channels\trecv_oct\tsend_oct\n2\t512\t1024\n1\t7\t8\n") == [(2, 512, 1024), (1, 7, 8)]
@@ -350,7 +359,7 @@ class TestProcesses:
             grows_beyond(output, size)
 
     def test_a_worker_is_idle_when_it_has_started_and_uses_next_to_no_time(self, tmp_path: Path) -> None:
-        code = "import time\nwhile time.process_time() < 0.25: pass\nprint('started', flush=True); time.sleep(60)"
+        code = "import time\nwhile time.process_time() < 0.1: pass\nprint('started', flush=True); time.sleep(60)"
         with started(tmp_path, code) as (running, output):
             running.wait_until_idle(timeout_s=30)
             assert output.read_text() == "started\n"

@@ -118,6 +118,14 @@ def test_a_request_is_let_go_without_a_garbage_collection(
         gc.enable()
 
 
+def test_what_celery_itself_puts_into_tasks_as_a_worker_starts_does_not_close_it(task: Any) -> None:
+    trace.setup_worker_optimizations(task.app)
+    try:
+        assert is_traced_by_celery_alone(task)
+    finally:
+        trace.reset_worker_optimizations(task.app)
+
+
 def test_there_is_none_where_a_tool_watches_over_tracers(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def build_tracer(*args: Any, **options: Any) -> Any:
         raise NotImplementedError

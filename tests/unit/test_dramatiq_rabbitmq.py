@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -16,6 +17,7 @@ from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
 from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
+from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
@@ -28,13 +30,15 @@ class Place:
     def __init__(self, url: str) -> None:
         self.namespace = f"dq-{os.urandom(4).hex()}"
         self._url = url
+        self.port = urlsplit(url).port or 5672
         self._bridges: list[Bridge] = []
         self.bridge = self._bridge()
         self.queue, self.email = (f"{self.namespace}.dramatiq.{name}" for name in ("default", "email"))
         self.note = self.bridge.task(name="note")(_note)
 
-    def _bridge(self, **settings: Any) -> Bridge:
-        bridge = Bridge(f"dramatiq+{self._url}", namespace=self.namespace, queues=("email",), **settings)
+    def _bridge(self, port: int | None = None, **settings: Any) -> Bridge:
+        url = self._url if port is None else self._url.replace(f":{self.port}", f":{port}")
+        bridge = Bridge(f"dramatiq+{url}", namespace=self.namespace, queues=("email",), **settings)
         self._bridges.append(bridge)
         return bridge
 
@@ -42,9 +46,9 @@ class Place:
         for bridge in self._bridges:
             bridge.close()
 
-    def broker(self, threads: int, **settings: Any) -> SparingRabbitmqBroker:
+    def broker(self, threads: int, *, port: int | None = None, **settings: Any) -> SparingRabbitmqBroker:
         """Return the broker of a worker process; each is one of its own."""
-        bridge = self._bridge(**settings)
+        bridge = self._bridge(port, **settings)
         bridge.task(name="note")(_note)
         broker: SparingRabbitmqBroker = bridge.native
         broker.opens(threads)
@@ -205,6 +209,7 @@ def test_threads_take_what_arrives_by_themselves_and_no_more_than_there_are_slot
     work = broker.work_queue()
     consumer = broker.consume(place.queue, prefetch=2, timeout=50)
 
+    turn(consumer, until=lambda: work.unfinished_tasks == 2)
     taken = [work.get(timeout=10).message for _ in range(2)]
     with pytest.raises(Empty):
         work.get(timeout=0.3)
@@ -218,14 +223,49 @@ def test_threads_take_what_arrives_by_themselves_and_no_more_than_there_are_slot
     assert place.waiting(place.queue) == 0
 
 
+def test_nothing_is_delivered_before_dramatiq_has_the_consumer(place: Place) -> None:
+    """A thread that is done with a message asks Dramatiq for the queue's consumer, and would find none, or the last."""
+    place.note.send(1)
+    broker = place.broker(1)
+    work = broker.work_queue()
+    consumer = broker.consume(place.queue, prefetch=1, timeout=50)
+
+    with pytest.raises(Empty):
+        work.get(timeout=0.3)
+    assert next(consumer) is None
+    assert work.get(timeout=10).message.args == (1,)
+    consumer.close()
+
+
+def test_a_worker_that_drains_waits_for_no_server_that_is_silent(place: Place) -> None:
+    with Proxy(("127.0.0.1", place.port)) as proxy:
+        broker = place.broker(1, port=proxy.port)
+        one, two = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
+        proxy.stall()
+        broker.closes()
+
+        began = time.monotonic()
+        for consumer in (one, two):
+            assert next(consumer) is None
+        drained_s = time.monotonic() - began
+        with pytest.raises(ConnectionClosed):
+            one.close()
+        two.close()
+        broker.closed()
+        took_s = time.monotonic() - began
+
+    assert drained_s < broker.timeout_s / 2
+    assert took_s < broker.timeout_s
+
+
 def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: Place) -> None:
     for n in range(2):
         place.note.send(n)
     broker = place.broker(1)
     work = broker.work_queue()
     busy = broker.consume(place.queue, prefetch=2, timeout=50)
-    first = work.get(timeout=10).message
     turn(busy, until=lambda: busy._arrived)  # type: ignore[attr-defined]
+    first = work.get(timeout=10).message
     place.note.using(queue="email").send(2)
     other: Any = broker.consume(place.email, prefetch=2, timeout=50)
     turn(other, until=lambda: other._arrived)
@@ -274,6 +314,7 @@ def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: P
     with pytest.raises(Empty):
         work.get(timeout=0.1)
     again = broker.consume(place.queue, prefetch=1, timeout=50)
+    turn(again, until=lambda: work.unfinished_tasks == 1)
 
     assert work.get(timeout=10).message.redelivered
     again.close()

@@ -316,6 +316,7 @@ class Connection:
         return not self._crowded and not self._consumes
 
     def _read_until(self, awaited: Awaited, deadline: Deadline) -> None:
+        self._heir = None
         while not awaited.done and self.problem is None and self._socket is not None:
             self._leads = self._led = True  # in each turn: a signal's handler may have led meanwhile
             poll = select.poll()
@@ -345,10 +346,11 @@ class Connection:
                 self._rest.put(None)
         elif self._heir is None:
             try:
-                self._heir, _ = self._followers.popitem()
+                heir, _ = self._followers.popitem()
             except KeyError:
                 return  # they have gone
-            self._heir.ring()
+            self._heir = heir
+            heir.ring()
 
     def _resign(self, awaited: Awaited) -> None:
         if self._heir is awaited:

@@ -120,9 +120,13 @@ def nothing_waits_behind_a_long_task(h: Harness) -> None:
     else:
         h.start_worker()
         h.start_worker()
-    long = h.send(Plan(steps=(hold("long"),)))
+    plans = [Plan(steps=(hold("long"),)), *[Plan(steps=(RETURN,))] * 8]
+    program = h.tasks.programs[plans[0].policy]
+    handles = program.send_many([program.call(plan.plain_steps()) for plan in plans])  # so that all wait at once
+    long, *quick = [h.own(handle, plan) for handle, plan in zip(handles, plans, strict=True)]
+    h.final(*(item.id for item in quick))
     h.started(long.id)
-    for _ in range(3):
+    for _ in range(2):
         quick = [h.send(Plan(steps=(RETURN,))) for _ in range(8)]
         h.final(*(item.id for item in quick))
     h.tasks.open("long")

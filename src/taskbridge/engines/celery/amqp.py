@@ -15,7 +15,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from amqp import serialization as _amqp_serialization
+import amqp.serialization as _amqp_serialization
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.transport import TCPTransport as _TCPTransport
@@ -250,7 +250,7 @@ class Connection(AmqpConnection):
     bytes_sent: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.gathers = False
+        self.gathers: bool = False
         self.gathered: list[bytes] = []
         super().__init__(*args, **options)
 

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from functools import partial
+from itertools import takewhile
 from time import monotonic, time
 from types import FunctionType
 from typing import Any, Final
@@ -23,7 +24,7 @@ from celery.worker import strategy as _celery_strategy
 from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
 from taskbridge.engines.celery.request import Request
 from taskbridge.engines.celery.slots import Slots
-from taskbridge.engines.celery.stock import CeleryContext, celery_state, worker_state
+from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, celery_state, worker_state
 from taskbridge.message import Message
 from taskbridge.retry import Done
 
@@ -68,8 +69,8 @@ class QuickRequest(Request):
 
     def run(self) -> None:
         """Run the task in this thread, and settle its message."""
-        self.worker_pid = self._way.pid
-        self.time_start = time()
+        self.worker_pid: int | None = self._way.pid
+        self.time_start: float | None = time()
         worker_state.task_accepted(self)
         if self._terminate_on_ack is not None:
             self.terminate(*self._terminate_on_ack)
@@ -123,11 +124,10 @@ def is_traced_by_celery_alone(task: Any) -> bool:
     Such tools wrap the function that makes tracers, and would miss what does not come to one.
     """
     make = _trace.build_tracer
-    return (
-        type(make) is FunctionType
-        and make.__module__ == _trace.__name__
-        and not any(_trace.task_has_custom(task, name) for name in _CUSTOM)
-    )
+    if type(make) is not FunctionType or make.__module__ != _trace.__name__:
+        return False
+    kinds = takewhile(lambda kind: kind is not CeleryTask, type(task).__mro__)  # into that one, Celery itself puts some
+    return not any(name in vars(kind) for kind in kinds for name in _CUSTOM)
 
 
 _CUSTOM: Final = ("__call__", "before_start", "on_success", "after_return")
@@ -149,11 +149,11 @@ class Way:
     """
 
     def __init__(self, consumer: Any, task: Any, slots: Slots, *, limit_s: float | None) -> None:
-        self.task = task
-        self.slots = slots
-        self.limit_s = limit_s
+        self.task: Any = task
+        self.slots: Slots = slots
+        self.limit_s: float | None = limit_s
         self.carrier: Carrier = consumer.app.engine.carrier
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self.options: Final[dict[str, Any]] = {
             "app": consumer.app,
             "hostname": consumer.hostname,

@@ -8,6 +8,7 @@ from celery import Celery as _Celery
 from celery import _state
 from celery.app.amqp import AMQP as _AMQP
 from celery.app.task import Context as _Context
+from celery.app.task import Task as _Task
 from celery.concurrency.base import BasePool as _BasePool
 from celery.concurrency.base import apply_target as _apply_target
 from celery.concurrency.prefork import TaskPool as _PreforkPool
@@ -25,6 +26,7 @@ from kombu.transport import virtual as _virtual
 from kombu.utils import json as _json
 
 AMQP: Final[Any] = _AMQP
+CeleryTask: Final[Any] = _Task
 apply_target: Final[Any] = _apply_target
 PreforkPool: Final[Any] = _PreforkPool
 SoloPool: Final[Any] = _SoloPool

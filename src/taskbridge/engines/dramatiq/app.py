@@ -38,6 +38,7 @@ class DramatiqEngine:
         self._carrier = Carrier(host, self._native, self._life, reception)
         self._native.reception = reception
         self._native.stranger = self._stranger
+        self._native.stopping = host.stopping
         self._embedded = threading.Lock()
         self._booted = False
 

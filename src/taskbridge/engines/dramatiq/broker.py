@@ -23,6 +23,7 @@ class EngineBroker(Broker):
         slots: The worker's free threads; None while no worker runs on this broker.
         draining: Whether nothing is to be taken any more.
         booted: Set once the worker may take messages.
+        stopping: Set once the worker's grace is over: nothing waits for a server any longer.
         reception: Looks at each message.
         hand_over: Gives a message to the worker's threads; None while no worker runs on this broker.
         work: Where the worker's threads take their messages from, if that is not Dramatiq's own queue.
@@ -33,6 +34,7 @@ class EngineBroker(Broker):
     draining: bool = False
     _known_listeners: tuple[list[Middleware], dict[tuple[str, bool], Sequence[Callable[..., Any]]]] = ([], {})
     booted: threading.Event
+    stopping: threading.Event
     reception: Reception
     hand_over: Callable[[Delivery], None] | None = None
     work: WorkQueue | None = None

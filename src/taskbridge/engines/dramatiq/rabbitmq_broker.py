@@ -52,7 +52,7 @@ _FULL_S: Final = 0.5
 _ARRIVAL_S: Final = 0.2
 """How long a slot is kept for a queue whose consumer has just begun again."""
 
-_CLOSE_S: Final = 2.0
+_CLOSE_S: Final = 0.5
 """How long a consumer that closes waits for RabbitMQ, which has its last acknowledgements then."""
 
 _TROUBLE: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, NotSettledError)
@@ -69,8 +69,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.heartbeat = _HEARTBEAT_S
         if "blocked_connection_timeout=" not in url:
             parameters.blocked_connection_timeout = settings.send_timeout_s
-        self.timeout_s: float = settings.send_timeout_s
-        """How long RabbitMQ may take to answer."""
+        self.timeout_s: float = settings.send_timeout_s  # that RabbitMQ may take to answer
         self._linking = threading.Lock()
         self._link: Connection | None = None
 
@@ -102,8 +101,12 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             if link is None or link.problem is not None:
                 link = self._link = Connection(self.parameters, timeout_s=self.timeout_s)
                 link.start()
-        link.wait_open(Deadline(self.timeout_s))
+        link.wait_open(self.deadline())
         return link
+
+    def deadline(self) -> Deadline:
+        """Return until when RabbitMQ is waited for now: only for a moment once the worker's grace is over."""
+        return Deadline(self.timeout_s, self.stopping)
 
     def closed(self, *, keep: Collection[Delivery] = ()) -> None:
         """End the consumers' connection; what is not acknowledged goes back. What is kept goes with this process."""
@@ -182,6 +185,19 @@ class _Receiver(Channel):
             self.connection.detach(self.number)
         super()._on_method(method)
 
+    def cancel(self, consumer_tag: str, deadline: Deadline | None) -> None:
+        """Let nothing more be delivered; without a deadline, what is on its way still is.
+
+        Raises:
+            ConnectionLostError, ChannelClosedError, TimedOutError: As for `call`.
+        """
+        if deadline is not None:
+            self.call(spec.Basic.Cancel(consumer_tag=consumer_tag), deadline)
+        else:
+            self.connection.write_soon(
+                method_bytes(self.number, spec.Basic.Cancel(consumer_tag=consumer_tag, nowait=True))
+            )
+
     def let_go(self, tag: int) -> None:
         """Acknowledge a delivery, without waiting."""
         number, kind = self.number, spec.FRAME_METHOD
@@ -234,8 +250,8 @@ class _SparingConsumer(Consumer):
             self._channel = _Receiver(self._connection, self._receive)
             self._connection.keep_reading()
             self._open(prefetch)
-            if broker.slots is None or broker.booted.is_set():
-                self._begin()
+            if not self._hands_over and (broker.slots is None or broker.booted.is_set()):
+                self._begin()  # else in `__next__`: threads that are done with a message ask Dramatiq for this consumer
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
 
@@ -299,14 +315,14 @@ class _SparingConsumer(Consumer):
                 self._leave_line()
 
     def _begin(self) -> None:
-        reply = self._channel.call(spec.Basic.Consume(queue=self._queue_name), Deadline(self._broker.timeout_s))
+        reply = self._channel.call(spec.Basic.Consume(queue=self._queue_name), self._broker.deadline())
         self._consumer_tag = reply.consumer_tag
 
     def _send_back(self, *, leave_line: bool) -> None:
         """Return what arrived to the queue and take nothing more, until there is a thread for it."""
         if self._consumer_tag is not None:
-            cancel = spec.Basic.Cancel(consumer_tag=self._consumer_tag)
-            self._channel.call(cancel, Deadline(self._broker.timeout_s))
+            # What arrives before the answer goes back too. A worker that drains looks again, and waits for nobody.
+            self._channel.cancel(self._consumer_tag, None if self._broker.draining else self._broker.deadline())
             self._consumer_tag = None
         with self._lock:
             arrived = [arrival.tag for arrival in self._arrived]
@@ -339,7 +355,7 @@ class _SparingConsumer(Consumer):
                 declare(queue=xq_name(canonical), durable=True, arguments={"x-message-ttl": DEAD_MESSAGE_TTL}),
                 spec.Basic.Qos(prefetch_count=prefetch),
             ],
-            Deadline(self._broker.timeout_s),
+            self._broker.deadline(),
         )
         self._broker.queues_pending.discard(canonical)
 
@@ -363,6 +379,9 @@ class _SparingConsumer(Consumer):
             return
         try:
             self._channel.close(Deadline(_CLOSE_S))
+        except TimedOutError as exc:
+            self._connection.lose(str(exc))  # so that no other consumer waits for it
+            raise ConnectionClosed(exc) from None
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
 
