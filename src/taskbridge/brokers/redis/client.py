@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from taskbridge.brokers.redis.connecting import Connect, Connection, Request, Word, connector, pack
-from taskbridge.brokers.redis.replies import OutOfTime, RedisTrouble, Replies, ReplyError
+from taskbridge.brokers.redis.replies import NotRedis, OutOfTime, RedisTrouble, Replies, ReplyError
 from taskbridge.brokers.redis.scripts import Script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
@@ -399,6 +399,8 @@ class Client:
             replies = link.read(deadline, stop)
         except ReplyError as exc:
             return self._unavailable(refusal or exc, maybe_taken=not in_transaction)
+        if replies is None:  # nothing here is watched
+            raise NotRedis("a transaction was not carried out")
         for reply in replies:
             if isinstance(reply, Exception):  # the wrong type of key, say; the other commands were carried out
                 return self._unavailable(reply, maybe_taken=True)

@@ -12,12 +12,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from taskbridge.brokers.redis.replies import OutOfTime, RedisTrouble, Replies, ReplyError
-from taskbridge.exceptions import SettingsError
+from taskbridge.exceptions import NotInstalledError, SettingsError
 from taskbridge.settings import without_credentials
 
 Word = str | bytes | int | float
@@ -33,9 +33,6 @@ _PLAIN_OPTIONS: Final = frozenset({"db", "client_name"})
 
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 """When the system asks a silent peer whether it is there, as redis-py sets it (redis/connection.py)."""
-
-_NAMELESS: Final = frozenset({"ERR", "NOPERM"})
-"""What a server says that lets no client tell which library it is; that is new in Redis 7.2."""
 
 # Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
 _NOT_FOR_CONNECTIONS: Final = frozenset(
@@ -82,6 +79,15 @@ class Connection:
     def __del__(self) -> None:
         if self._maker is None and self.socket is not None:
             self.socket.close()
+
+
+def nothing_yet(used: socket.socket) -> tuple[type[OSError], ...]:
+    """Return what a socket raises that doesn't wait, if nothing has arrived."""
+    if type(used) is socket.socket:
+        return (BlockingIOError,)
+    import ssl  # here, for it takes 5 ms
+
+    return ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError
 
 
 Connect = Callable[[float], Connection]
@@ -150,8 +156,8 @@ class _Direct:
     """Connects to a host and port, or to the path of a socket."""
 
     at: str | tuple[str, int]
-    user: str
-    password: str
+    user: str = field(repr=False)
+    password: str = field(repr=False)
     db: int
     client_name: str
 
@@ -169,16 +175,21 @@ class _Direct:
     def _open(self, deadline: float) -> socket.socket:
         error: OSError | None = None
         for family, kind, protocol, address in self._addresses():
-            made = socket.socket(family, kind, protocol)
+            try:
+                made = socket.socket(family, kind, protocol)
+            except OSError as exc:  # the system has no such family
+                error = exc
+                continue
             try:
                 _prepare(made)
                 _limit(made, deadline)
                 made.connect(address)
-            except (OSError, RedisTrouble) as exc:
+            except OSError as exc:
                 made.close()
-                if isinstance(exc, RedisTrouble):
-                    raise
                 error = exc
+            except BaseException:
+                made.close()
+                raise
             else:
                 return made
         raise error or OSError("the host has no address")
@@ -204,8 +215,8 @@ class _Direct:
             _ask(made, replies, deadline, "CLIENT", "SETNAME", self.client_name)
         try:
             _ask(made, replies, deadline, "CLIENT", "SETINFO", "LIB-NAME", "taskbridge")
-        except ReplyError as exc:
-            if exc.code not in _NAMELESS:
+        except ReplyError as exc:  # new in Redis 7.2, and proxies say in many ways that they don't know it
+            if exc.breaks:
                 raise
         if self.db:
             _ask(made, replies, deadline, "SELECT", self.db)
@@ -237,8 +248,11 @@ def _limit(made: socket.socket, deadline: float) -> None:
 
 def _by_redis_py(url: str) -> Connect:
     """Return what has redis-py make connections."""
-    from redis.exceptions import AuthenticationError, RedisError
-    from redis.exceptions import TimeoutError as RedisTimeoutError
+    try:
+        from redis.exceptions import AuthenticationError, RedisError, ResponseError
+        from redis.exceptions import TimeoutError as RedisTimeoutError
+    except ModuleNotFoundError as exc:
+        raise NotInstalledError("redis-py, which this URL needs,", "redis") from exc
 
     try:
         kind, options = _known_to_redis_py(url)
@@ -251,10 +265,12 @@ def _by_redis_py(url: str) -> Connect:
         made = kind(**options, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         try:
             made.connect()
-        except AuthenticationError as exc:
-            raise ReplyError(f"WRONGPASS {exc}") from exc
+        except AuthenticationError as exc:  # whose own text, here and below, may hold the password
+            raise ReplyError(f"WRONGPASS {exc}") from None
         except RedisTimeoutError as exc:
             raise OutOfTime from exc
+        except ResponseError as exc:
+            raise ReplyError(f"ERR {exc}") from None
         except RedisError as exc:
             raise RedisTrouble(str(exc)) from exc
         return Connection(made._sock, made)  # redis-py has no public way to it

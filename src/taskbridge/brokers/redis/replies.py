@@ -10,6 +10,9 @@ _RECEIVED: Final = 1 << 16
 
 _MOST_SHOWN: Final = 60
 
+_DEEPEST: Final = 8
+"""How deep arrays may lie in one another; those of the commands and scripts here do so three times."""
+
 _FULL: Final = "ERR max number of clients reached"
 """What the server says to a connection that it closes at once."""
 
@@ -40,6 +43,7 @@ class ReplyError(RedisTrouble):
     """
 
     def __init__(self, line: str) -> None:
+        line = line.partition(", with args beginning with")[0]  # which may be a password
         super().__init__(line)
         self.code, _, self.text = line.partition(" ")
 
@@ -55,9 +59,9 @@ class ReplyError(RedisTrouble):
 
     @property
     def problem(self) -> str:
-        """What is wrong, without what was sent, and without where in a script it arose."""
+        """What is wrong, without where in a script it arose."""
         text = self.text if self.code == "ERR" or self.code in _KNOWN else str(self)
-        text = text.partition(", with args beginning with")[0].partition(" script: ")[0]
+        text = text.partition(" script: ")[0]
         return _KNOWN.get(self.code, "Redis refuses: {}").format(text)
 
 
@@ -73,6 +77,12 @@ _KNOWN: Final = {
     **dict.fromkeys(_CLUSTER, "Redis Cluster is not supported: {}"),
 }
 """What error replies mean, by their code (redis.io, "Redis serialization protocol specification", simple errors)."""
+
+
+def _size(digits: bytes) -> int:
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits)
 
 
 class Replies:
@@ -102,17 +112,20 @@ class Replies:
             raise reply
         return reply
 
-    def _reply(self) -> Any:
+    def _reply(self, depth: int = 0) -> Any:
         line = self._line()
         kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            return None if rest == b"-1" else self._bytes(int(rest))
-        if kind == b":":
-            return int(rest)
         if kind == b"+":
             return rest
-        if kind == b"*":
-            return None if rest == b"-1" else [self._reply() for _ in range(int(rest))]
+        try:
+            if kind == b"$":
+                return None if rest == b"-1" else self._bytes(_size(rest))
+            if kind == b":":
+                return int(rest)
+            if kind == b"*" and depth < _DEEPEST:
+                return None if rest == b"-1" else [self._reply(depth + 1) for _ in range(_size(rest))]
+        except ValueError:
+            kind = b""
         text = line.decode(errors="replace")
         if kind != b"-":
             raise NotRedis(f"what answers is not Redis, it says {text[:_MOST_SHOWN]!r}")

@@ -17,8 +17,8 @@ from time import monotonic
 from typing import Final
 
 from taskbridge.brokers.redis.client import limit_in_kernel
-from taskbridge.brokers.redis.connecting import Connection, connector, pack
-from taskbridge.brokers.redis.replies import RedisTrouble
+from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
+from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.store")
@@ -34,7 +34,10 @@ _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRD
 _ESTABLISHED: Final = b"\x01"
 """The state of a connection that neither side has closed, as Linux says it first in its `tcp_info` (tcp(7))."""
 
+_REPLIES_ON: Final = pack([("CLIENT", "REPLY", "ON")])
 _REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
+
+_RECEIVED: Final = 1 << 16
 
 
 class _Link:
@@ -44,8 +47,10 @@ class _Link:
         self._connection = connection
         self._socket = connection.socket
         self._socket.settimeout(timeout_s)
-        self._socket.sendall(_REPLIES_OFF)
+        self._timeout_s: float | None = timeout_s
+        self._has_replies = not self._turn_replies_off()
         if sys.platform == "linux" and type(self._socket) is socket.socket:  # not TLS
+            self._timeout_s = None
             self._socket.settimeout(None)
             limit_in_kernel(self._socket, timeout_s)
         # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
@@ -53,6 +58,17 @@ class _Link:
         self._ending = select.poll()
         # No POLLIN: TLS has something to read after its handshake.
         self._ending.register(self._socket, _PEER_IS_GONE)
+
+    def _turn_replies_off(self) -> bool:
+        """Have the server send no replies; return whether it lets users like this one do that."""
+        self._socket.sendall(_REPLIES_ON)  # which is answered, the other isn't
+        try:
+            Replies(self._socket).read()
+        except ReplyError as exc:
+            _log.info("each write to the store is answered, and costs more for that: %s", exc.problem)
+            return False
+        self._socket.sendall(_REPLIES_OFF)
+        return True
 
     @property
     def is_closed(self) -> bool:
@@ -68,7 +84,20 @@ class _Link:
         Raises:
             OSError: The connection is broken.
         """
+        if self._has_replies:
+            self._drop_replies()
         self._socket.sendall(request)
+
+    def _drop_replies(self) -> None:
+        """Take in what was answered, which the server would keep else."""
+        self._socket.setblocking(False)
+        try:
+            while self._socket.recv(_RECEIVED):
+                continue
+        except nothing_yet(self._socket):
+            return
+        finally:
+            self._socket.settimeout(self._timeout_s)
 
     def __del__(self) -> None:
         self._connection.close()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import select
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from taskbridge.brokers.redis.connecting import Connection, connector, pack
+from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
 from taskbridge.brokers.redis.replies import RedisTrouble, Replies
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
@@ -29,6 +28,10 @@ _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
 
+_TROUBLE: Final = (RedisTrouble, OSError, ValueError, AttributeError)
+"""What making or using a connection may raise; the last two if it is closed while it is read."""
+
+
 class _Line:
     """A connection on which messages come unasked."""
 
@@ -38,7 +41,7 @@ class _Line:
         self._timeout_s = timeout_s
         self._socket.settimeout(timeout_s)
         self._replies = Replies(self._socket)
-        self._nothing_yet = _nothing_yet(self._socket)
+        self._nothing_yet = nothing_yet(self._socket)
         self._ready = select.poll()
         self._ready.register(self._socket, select.POLLIN)
 
@@ -67,15 +70,6 @@ class _Line:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def _nothing_yet(used: socket.socket) -> tuple[type[OSError], ...]:
-    """Return what a socket raises that doesn't wait, if nothing has arrived."""
-    if type(used) is socket.socket:
-        return (BlockingIOError,)
-    import ssl  # here, for it takes 5 ms
-
-    return ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError
 
 
 class Wakes:
@@ -170,11 +164,7 @@ class Wakes:
                 self._begin(connection, is_first)
                 is_first, pause_s = False, _SHORTEST_PAUSE_S
                 self._read(connection)
-            except (
-                RedisTrouble,
-                OSError,
-                ValueError,
-            ) as exc:  # ValueError: closed while it was read
+            except _TROUBLE as exc:
                 if not self._closed.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
             with self._changed:
