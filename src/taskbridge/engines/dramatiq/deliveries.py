@@ -40,17 +40,17 @@ class Delivery(MessageProxy):
         self, parts: wire.Native, *, queue: str | None, body: bytes, place: Any, redelivered: bool = False
     ) -> None:
         # Not the base class's: it takes a message of Dramatiq's, which is rarely needed, and looks each part up in it.
-        self.failed = False
-        self._exception = None
+        self.failed: bool = False
+        self._exception: BaseException | None = None
         self._made: Message[Any] | None = None
         self.parts = parts
-        self.queue_name = parts.queue_name
-        self.actor_name = parts.actor_name
-        self.args = tuple(parts.args)
-        self.kwargs = dict(parts.kwargs)
-        self.options = dict(parts.options)
-        self.message_id = parts.message_id
-        self.message_timestamp = int(parts.message_timestamp)
+        self.queue_name: str = parts.queue_name
+        self.actor_name: str = parts.actor_name
+        self.args: tuple[Any, ...] = tuple(parts.args)
+        self.kwargs: dict[str, Any] = dict(parts.kwargs)
+        self.options: dict[str, Any] = dict(parts.options)
+        self.message_id: str = parts.message_id
+        self.message_timestamp: int = int(parts.message_timestamp)
         self.queue = queue
         self.body = body
         self.place = place
@@ -60,7 +60,7 @@ class Delivery(MessageProxy):
         self.abandoned = False
         self.limit_s: float | None = None
         self.is_ours: bool | None = None
-        self.is_plain = False
+        self.is_plain: bool = False
 
     @property
     def _message(self) -> Message[Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]

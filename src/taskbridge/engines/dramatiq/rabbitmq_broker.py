@@ -87,8 +87,9 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
 
     def work_queue(self) -> WorkQueue:
         """Return what a worker's threads take their messages from."""
-        self.work = WorkQueue()
-        return self.work
+        made = WorkQueue()
+        self.work: WorkQueue | None = made
+        return made
 
     def link(self) -> Connection:
         """Return the consumers' connection; a new one if there is none that is usable.

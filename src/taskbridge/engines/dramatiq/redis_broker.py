@@ -227,8 +227,9 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
 
     def work_queue(self) -> WorkQueue:
         """Return what a worker's threads take their messages from."""
-        self.work = WorkQueue()
-        return self.work
+        made = WorkQueue()
+        self.work: WorkQueue | None = made
+        return made
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue."""

@@ -38,7 +38,7 @@ class Item:
     __slots__ = ("message",)
 
     def __init__(self, message: MessageProxy) -> None:
-        self.message = message
+        self.message: MessageProxy = message
 
     def opened(self) -> MessageProxy:
         """Return the message."""
