@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from taskbridge.durations import seconds
 from taskbridge.exceptions import DeclarationError, SettingsError, nearest
@@ -84,11 +84,11 @@ class Address:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without user, password and query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    shown = f"***@{host}" if "@" in parts.netloc else host
-    return f"{parts.scheme}://{shown}{parts.path}"
+    """Return a URL without user, password and query, also of a wrong one: they may hold what has to be escaped."""
+    scheme, _, rest = url.partition("://")
+    _, at, place = rest.rpartition("@")
+    place = place.partition("?")[0].partition("#")[0]
+    return f"{scheme}://***@{place}" if at else f"{scheme}://{place}"
 
 
 def plugins(group: str) -> dict[str, str]:
@@ -141,38 +141,49 @@ def _query(rest: str) -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, _, value in pairs)
 
 
+_ESCAPE: Final = " (in a user's name or password, write / ? # [ ] @ as %2F %3F %23 %5B %5D %40)"
+
+
 def _memory_url(url: str) -> str:
     if url != "memory://":
         raise SettingsError("url", "a memory broker has no address: write memory://")
     return url
 
 
-def _checked_port(url: str) -> None:
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL that can be read and whose port is a number."""
     try:
-        _ = urlsplit(url).port
-    except ValueError as exc:
-        raise SettingsError("url", f"its port is not a number from 0 to 65535: {without_credentials(url)}") from exc
+        parts = urlsplit(url)
+    except ValueError:  # which shows what it has read
+        raise SettingsError("url", f"it can't be read: {without_credentials(url)}{_ESCAPE}") from None
+    try:
+        _ = parts.port
+    except ValueError:
+        problem = f"its port is not a number from 0 to 65535: {without_credentials(url)}"
+        raise SettingsError("url", f"{problem}{_ESCAPE}") from None
+    if parts.netloc and parts.fragment:
+        raise SettingsError("url", f"there is a # in it{_ESCAPE}")
+    return parts
 
 
 def _redis_url(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
             raise SettingsError("url", "a unix:// URL needs the path of the socket")
         return url
-    _checked_port(url)
     if not parts.hostname:
         raise SettingsError("url", "the host is missing")
     database = parts.path.strip("/") or "0"
     if not database.isdecimal():
-        raise SettingsError("url", f"the database {database!r} is not a number")
+        shown = f"{database!r} " if "@" not in url.partition("://")[2].partition("/")[2] else ""
+        raise SettingsError("url", f"the database {shown}is not a number{_ESCAPE}")
     return urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
 
 
 def _amqp_url(url: str) -> str:
     """Return an AMQP URL that kombu and pika read alike: they differ on `//`, `/` and no path (the vhost `/`)."""
-    parts = urlsplit(url)
-    _checked_port(url)
+    parts = _split(url)
     if not parts.hostname:
         raise SettingsError("url", "the host is missing")
     vhost = parts.path[1:]
@@ -366,12 +377,11 @@ def _store(value: Any) -> str | None:
 
 def _sql_url(url: str) -> str:
     """Return the URL of an SQL database as it was given."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
         raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
     if parts.scheme == "postgresql" and not parts.path.strip("/"):
         raise ValueError("it must name a database: postgresql://user:password@host/database")
-    _checked_port(url)
     return url
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import redis
 from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
+from taskbridge.brokers.redis.connecting import connector
 from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
@@ -821,6 +823,77 @@ class TestCounts:
                 place.client.script_flush()
 
             assert broker.counts([]).delayed == 2
+
+
+class TestOdd:
+    """What is no Redis, or not quite: a proxy, another protocol, a server with commands taken away."""
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            b"* OK IMAP4rev1 ready\r\n",
+            b":irc.example NOTICE *\r\n",
+            b"$x\r\n",
+            b"*1\r\n" * 3000,
+            b"*-2\r\n",
+            b"$-7\r\n",
+        ],
+    )
+    def test_what_is_not_redis_is_no_broker(self, place: Place, said: bytes) -> None:
+        with _speaking([said]) as port, unavailable(within_s=2, maybe_taken=False, match="not Redis"):
+            place.broker(url=f"redis://127.0.0.1:{port}/0").publish([message()], timeout_s=2)
+
+    def test_a_proxy_that_does_not_know_client_is_a_broker(self, place: Place) -> None:
+        with _speaking([b"-unsupported command 'CLIENT'\r\n", b":1\r\n"]) as port:
+            place.broker(OneListWire, url=f"redis://127.0.0.1:{port}/0").publish([message()], timeout_s=2)
+
+    @pytest.mark.parametrize("query", ["", "?socket_read_size=1000"])
+    def test_a_server_that_quotes_the_password_is_not_quoted(self, place: Place, query: str) -> None:
+        password = "s3cret"
+        quote = f"-ERR unknown command 'AUTH', with args beginning with: 'ann' '{password}' \r\n".encode()
+        with (
+            _speaking([quote] * 3) as port,
+            unavailable(within_s=2, maybe_taken=False, match="refuses|unknown command") as caught,
+        ):
+            place.broker(url=f"redis://ann:{password}@127.0.0.1:{port}/0{query}").publish([message()], timeout_s=2)
+
+        assert password not in "".join(traceback.format_exception(caught.value))
+
+    def test_what_makes_connections_shows_no_password(self) -> None:
+        assert "s3cret" not in repr(connector("redis://ann:s3cret@127.0.0.1:1/0"))
+
+    def test_an_address_of_a_family_that_the_system_has_not_is_passed_over(
+        self, redis_server: PrivateRedis, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        there = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", redis_server.port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(999, socket.SOCK_STREAM, 6, "", ("::1", 1)), there])
+
+        place.broker(OneListWire, url="redis://redis.test/0").publish([message()], timeout_s=3)
+
+    def test_a_transaction_that_was_not_carried_out_may_have_been(self, place: Place) -> None:
+        replies = [b"+OK\r\n", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*-1\r\n"]
+        with _speaking(replies) as port, unavailable(within_s=2, maybe_taken=True, match="transaction"):
+            place.broker(HashWire, url=f"redis://127.0.0.1:{port}/0").publish([message()], timeout_s=2)
+
+
+@contextmanager
+def _speaking(replies: list[bytes]) -> Generator[int]:
+    """Yields the port of a server that answers whatever it is sent with these, one after the other."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for reply in replies:
+                if not connection.recv(65536):
+                    return
+                connection.sendall(reply)
+            connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(5)
 
 
 class TestReplies:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -204,6 +206,26 @@ def test_a_connection_that_the_server_has_closed_costs_no_mark(server: PrivateRe
     assert claims == [Claim.RUNNING, Claim.RUNNING]
     one.close()
     other.close()
+    client.close()
+
+
+def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: PrivateRedis) -> None:
+    client: Any = redis.Redis.from_url(server.url)
+    client.execute_command("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all", "-client")
+    settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
+    marks, other = RedisMarks(settings, server.url.replace("//", "//eve:pw@")), marks_of(server)
+
+    for number in range(2000):
+        marks.started(a_message(300 + number % 10))
+
+    assert claim_when(other, a_message(300), Claim.RUNNING) is Claim.RUNNING
+    marks.started(a_message(300))
+    time.sleep(0.1)
+    link: Any = marks._silent._local.link
+    assert len(link._socket.recv(1 << 20, socket.MSG_PEEK)) < 1000, "what nobody reads stays in the server in the end"
+    marks.close()
+    other.close()
+    client.execute_command("ACL", "DELUSER", "eve")
     client.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -96,11 +97,22 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
         "celery+redis://u:s3cret@h:99999/0",
         "celery+amqp://u:s3cret@h:x//",
         "celery+redis://u:s3cret@h/x?password=s3cret",
+        "celery+redis://:a/s3cret@h/0",
+        "celery+redis://u:12/s3cret@h/0",
+        "celery+redis://:s3cret?t@h/0",
+        "celery+redis://u:s3cret\uff03x@h/0",
+        "celery+redis://u:s3cret[x@h/0",
+        "celery+redis://u:1234#s3cret@h/0",
+        "celery+amqp://u:1234#s3cret@h/",
     ],
 )
 def test_credentials_are_in_no_error(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"url": url}, environ={})
+
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)).partition("SettingsError")[2]
+    with pytest.raises(SettingsError) as caught:
+        load({"store": url.replace("celery+", "")}, environ={})
 
     assert "s3cret" not in str(caught.value)
 
