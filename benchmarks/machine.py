@@ -34,7 +34,7 @@ def machine() -> Mapping[str, str]:
     return {
         "processors": f"{len(os.sched_getaffinity(0))} x {_processor()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "system": f"Linux {platform.release()}",
+        "system": f"Linux {platform.release().partition('-')[0]}",
         "load before": f"{os.getloadavg()[0]:.1f}",
     }
 

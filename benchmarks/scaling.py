@@ -274,10 +274,10 @@ def _gb_an_hour(held: Sum) -> _Line:
 
 def _parked(row: str) -> list[_Line]:
     each = _shared(row, "server's bytes each")
-    promoted = _shared(row, "promote: server's µs")
+    promoted = _shared(row, "park and promote: server's µs")
     return [
         _Line(name="memory: a million parked, GB", how="10⁶ x bytes each", value=_times(1e-3, each)),
-        _Line(name="server µs more of a message that was parked", how="measured", value=promoted),
+        _Line(name="server µs to park and promote a message, in place of *b*", how="measured", value=promoted),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Promotes messages that fall due, and prints what one costs: this process's CPU time and the server's.
+"""Parks and promotes messages, and prints what one costs: this process's CPU time as it promotes, the server's in all.
 
 python -m benchmarks.programs.promoting bridged COUNT
 """
@@ -36,9 +36,8 @@ def _waiting() -> int:
 
 def main(count: int) -> None:
     """Park so many, wait until they are due, and promote them."""
-    before = _waiting()
+    before, server_before = _waiting(), work.server_cpu_s()
     _park(count)
-    server_before = work.server_cpu_s()
     time.sleep(2 * _DUE_AFTER_S)
     stop = threading.Event()
     pump = threading.Thread(target=lambda: bridge.broker.pump(knows=lambda task: True, stop=stop))

@@ -31,6 +31,7 @@ def _of(broker: str) -> Measure:
             worker.wait_for("tick", timeout_s=_TIMEOUT_S)
             done = place.read(broker)
             done_with = place.read(broker, closely=True)
+        left = place.read(broker)
         one_by_one = _each(filled, sent, plan.sends)
         run = _each(before, done, count)
         if broker == "amqp":  # its connections are counted from their beginning
@@ -46,7 +47,7 @@ def _of(broker: str) -> Measure:
             "sent: bytes": sent_bytes,
             "run: bytes": run_bytes,
             "waiting: bytes": (filled.held - empty.held) / plan.tasks,
-            "done: bytes": (done.held - empty.held) / count,
+            "done: bytes": (left.held - empty.held) / count,
         }
 
     return measure

@@ -66,7 +66,7 @@ def _parked(broker: str, size: int) -> Measure:
             "schedule us": scheduled["us"],
             "send us": sent["us"],
             "promote: pump's µs": promoted["cpu_us"],
-            "promote: server's µs": promoted["server_us"],
+            "park and promote: server's µs": promoted["server_us"],
             "worker MB": memory_mb,
             **_a_message(held, size),
         }
@@ -89,7 +89,7 @@ def _key(kind: str, broker: str, size: int) -> str:
 
 _WAITING: Final = ("tasks/s", "cpu_us", "server_us", "send us", "worker MB", "server's bytes each")
 _PARKED: Final = (
-    *("schedule us", "send us", "promote: pump's µs", "promote: server's µs"),
+    *("schedule us", "send us", "promote: pump's µs", "park and promote: server's µs"),
     *("worker MB", "server's bytes each"),
 )
 

@@ -57,10 +57,10 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, say_alive: Callable[[Worker], None], tidy: Callable[[], None]) -> None:
-        self.pid = os.getpid()
-        self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
+        self.pid: int = os.getpid()
+        self.name: str = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
         on_rabbitmq = settings.url.broker == "amqp"
-        self.life_s = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
+        self.life_s: float = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
         self.running: dict[Key, float] = {}
         self.deciding: set[Key] = set()
         self._tell = say_alive

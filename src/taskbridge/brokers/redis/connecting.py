@@ -62,7 +62,7 @@ class Connection:
     __slots__ = ("_maker", "_pid", "socket")
 
     def __init__(self, socket: Any = None, maker: Any = None) -> None:
-        self.socket = socket
+        self.socket: Any = socket
         self._maker = maker  # redis-py's own connection closes the socket when it goes
         self._pid = os.getpid()
 

@@ -45,7 +45,9 @@ class ReplyError(RedisTrouble):
     def __init__(self, line: str) -> None:
         line = line.partition(", with args beginning with")[0]  # which may be a password
         super().__init__(line)
-        self.code, _, self.text = line.partition(" ")
+        code, _, text = line.partition(" ")
+        self.code: str = code
+        self.text: str = text
 
     @property
     def breaks(self) -> bool:
