@@ -29,9 +29,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 # then the ids of those in hand that are done with.
 # Returns: whether more is marked as taken than is in hand; then of each message the id, the body, and whether it was
 # recovered from a worker that died.
+# The sign of life is left out where there is nothing to take: LeaseKeeper gives it, and idle workers look often.
 FETCH: Final = Script(
-    _NOW
-    + """
+    """
 local taken = {redis.call('scard', KEYS[2]) > tonumber(ARGV[3]) and 1 or 0}
 for i = 4, #ARGV do
   if redis.call('srem', KEYS[2], ARGV[i]) > 0 then
@@ -39,9 +39,15 @@ for i = 4, #ARGV do
     redis.call('srem', KEYS[4], ARGV[i])
   end
 end
+local left = tonumber(ARGV[2])
+if left == 0 or redis.call('exists', unpack(KEYS, 5)) == 0 then
+  return taken
+end
+"""
+    + _NOW
+    + """
 redis.call('zrem', KEYS[1], ARGV[1])  -- first, for a full Redis then refuses no later write of this script
 redis.call('zadd', KEYS[1], now, ARGV[1])
-local left = tonumber(ARGV[2])
 for list = 5, #KEYS do
   while left > 0 do
     local id = redis.call('lpop', KEYS[list])
