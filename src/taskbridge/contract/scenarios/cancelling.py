@@ -25,8 +25,8 @@ def _are_dropped(h: Harness, sent: list[Sent]) -> None:
     for item in sent:
         ends = [(end.kind, end.data["reason"]) for end in h.records(item.id) if end.kind in ("discarded", "dead")]
         h.equal("its end", ends, [("discarded", "cancelled")])
+        h.refused(TaskCancelled, outcome_of, h, item)  # it waits for the record, which is written after the hook
         h.equal("its state", status_of(h, item).state, "cancelled")
-        h.refused(TaskCancelled, outcome_of, h, item)
 
 
 @scenario("CA1", on=(STORED,), where=with_records)

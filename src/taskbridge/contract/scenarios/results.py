@@ -38,8 +38,8 @@ from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
 _WAITERS: Final = 1000
-_MORE_THREADS: Final = 60
-"""How many threads a thousand waiters may need: those of an event loop's pool, and a store's."""
+_MORE_THREADS: Final = _WAITERS // 4
+"""How many more threads there may be than before: the loop's pool, the store's, and of workers that start meanwhile."""
 _LONGEST_GAP_S: Final = 5.0
 """How long an event loop may stand still on a busy machine; what blocked it would for the whole wait."""
 
