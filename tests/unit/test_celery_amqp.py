@@ -14,7 +14,7 @@ from amqp.basic_message import Message
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import dumps
 
-from taskbridge.engines.celery.amqp import Channel, Connection, Socket
+from taskbridge.engines.celery.amqp import Channel, Connection, Socket, _delivery
 
 TYPICAL: dict[str, Any] = {
     "content_type": "application/json",
@@ -160,6 +160,13 @@ def test_what_a_call_has_read_beyond_its_reply_is_delivered_before_the_loop_slee
         callback()
 
     assert len(peer.came) == 1
+
+
+def test_frames_of_two_channels_are_not_one_message() -> None:
+    method, header, body = delivery(b"[]")
+    other = [header[:1] + pack(">H", 2) + header[3:], body[:1] + pack(">H", 2) + body[3:]]
+    assert _delivery(method + header + body) is not None
+    assert _delivery(method + b"".join(other)) is None
 
 
 def test_a_frame_without_its_end_ends_the_connection(peer: Peer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import threading
@@ -16,9 +17,10 @@ from celery.app import trace
 from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
+from taskbridge.engines.celery.quick import QuickRequest, Way, _Context, is_traced_by_celery_alone
 from taskbridge.engines.celery.reading import taken_apart
 from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.stock import CeleryTask, worker_state
 from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
 
@@ -140,6 +142,57 @@ def test_there_is_none_for_a_task_with_methods_of_its_own(
 ) -> None:
     monkeypatch.setattr(type(task), name, lambda *_: None, raising=False)
     assert not is_traced_by_celery_alone(task)
+
+
+def test_there_is_none_for_what_a_tool_has_put_into_tasks_as_such(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CeleryTask, "on_success", lambda *_: None)
+    assert not is_traced_by_celery_alone(task)
+    monkeypatch.undo()
+    monkeypatch.setattr(task, "run", lambda: None, raising=False)
+    assert not is_traced_by_celery_alone(task)
+    monkeypatch.undo()
+    monkeypatch.setattr(trace, "build_tracer", functools.wraps(trace.build_tracer)(lambda *_: None))
+    assert not is_traced_by_celery_alone(task)
+
+
+@pytest.mark.parametrize("name", ["on_task_init", "on_process_cleanup"])
+def test_there_is_none_with_a_loader_that_is_told_of_tasks(
+    task: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(task.app.loader), name, lambda *_: None, raising=False)
+    assert not is_traced_by_celery_alone(task)
+
+
+def test_what_a_task_puts_into_the_headers_of_its_request_stays_there() -> None:
+    request = _Context({"id": "x", "task": "t", "colour": "red"})
+    headers = request.headers
+    assert headers is not None
+    assert headers["colour"] == "red"
+    headers["shape"] = "round"
+    assert request.headers == headers
+    request.headers = {"another": "one"}
+    assert request.headers == {"another": "one"}
+    request.update(headers={"a": "third"})
+    assert request.headers == {"a": "third"}
+
+
+def test_a_request_that_cannot_be_run_goes_back_and_holds_no_slot(
+    way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned: list[Any] = []
+    monkeypatch.setattr(Way, "reject", lambda way, message, *args: returned.append(args[-1]))
+    monkeypatch.setattr(QuickRequest, "_settled", lambda _: 1 / 0)
+    consumer.on_task_request = lambda request: request.run()
+    task.app.engine.life.opens(None, has_children=False)
+    sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    message = kombu_message(None, headers={"id": sent.id, "task": sent.task}, delivery_info={"routing_key": "q"})
+    message._decoded_cache = ([], {}, {})
+    message.taskbridge = sent
+
+    way.take(message)
+
+    assert returned == [True]
+    assert sent.id not in worker_state.requests
 
 
 def _body(args_json: str, kwargs_json: str) -> bytes:

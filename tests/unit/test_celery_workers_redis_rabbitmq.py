@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from celery import Celery
 
 from taskbridge import Bridge
+from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 
 APP = "tests.unit.celery_shop"
@@ -243,6 +246,60 @@ def test_a_plain_celery_client_is_served(server: PrivateRedis | PrivateRabbitMQ,
     shop.until(lambda: shop.notes("dead") and shop.notes("add"), "both to end")
     assert time.time() - before >= 1
     assert [attempt for _, attempt in shop.notes("fails")] == [1, 2, 3]
+
+
+def test_messages_that_celery_itself_would_not_write_are_served_in_threads(
+    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
+) -> None:
+    """Those of protocol 1, and those of clients in other languages, which may leave out all that can be left out."""
+    shop = make_shop(server)
+    shop.worker("threads")
+    plain = _plain_client(server)
+    plain.conf.task_protocol = 1
+    plain.send_task(f"{APP}.add", (1, 1), queue=shop.queue)
+    with plain.connection_for_write() as connection:
+        for number in (2, 3):  # as many as there are threads
+            connection.Producer().publish(
+                json.dumps([[number, 1], {}, None]),
+                routing_key=shop.queue,
+                exchange="",
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers={"lang": "go", "task": f"{APP}.add", "id": f"id-{number}"},
+            )
+    shop.send("add", 4, 1)
+    shop.until(lambda: len(shop.notes("add")) == 4, "all to run")
+    assert sorted(x for _, x, _ in shop.notes("add")) == [1, 2, 3, 4]
+    assert shop.bridge.dead_letters() == []
+
+
+def test_what_was_taken_by_a_script_whose_reply_was_lost_runs_soon(
+    redis_server: PrivateRedis, make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = threading.Event()
+    pass_on = Proxy._pass_on
+
+    def lose_one(proxy: Proxy, source: socket.socket, target: socket.socket) -> None:
+        if source.getpeername()[1] == redis_server.port and not lost.is_set():
+            while b"celery_shop.add" not in (data := source.recv(65536)) or lost.is_set():
+                if not data:
+                    break
+                target.sendall(data)
+            else:
+                lost.set()
+            source.close()
+            target.close()
+        else:
+            pass_on(proxy, source, target)
+
+    monkeypatch.setattr(Proxy, "_pass_on", lose_one)
+    with Proxy(("127.0.0.1", redis_server.port)) as proxy:
+        shop = make_shop(redis_server, lease=60)
+        for number in range(4):
+            shop.send("add", number, 1)
+        shop.worker("threads", TASKBRIDGE_URL=f"celery+redis://127.0.0.1:{proxy.port}/0")
+        shop.until(lambda: len(shop.notes("add")) == 4, "all to run", within_s=30)
+    assert lost.is_set()
 
 
 def _plain_client(server: PrivateRedis | PrivateRabbitMQ) -> Any:

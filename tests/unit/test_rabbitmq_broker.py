@@ -15,7 +15,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,9 @@ class TestPublishing:
                     confirmed.add(b"[%d]" % number)
                 except Interruption:
                     interrupted += 1
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    with takes(0, 4), ThreadPoolExecutor(1) as another:
+                        another.submit(broker.publish, [a_message(2000)], timeout_s=5).result()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -437,6 +441,7 @@ class TestPublishing:
         broker.publish([a_message(1000)], timeout_s=5)
         found = Counter(body for _, body in place.take_all(place.queue()))
         assert confirmed | {b"[1000]"} <= found.keys()
+        assert found.pop(b"[2000]", 0) == interrupted
         assert max(found.values()) == 1
 
     def test_close_ends_the_thread_and_the_next_send_connects_again(self, place: Place) -> None:
@@ -539,6 +544,63 @@ class TestWaiting:
 
         assert with_others.most_common(1)[0][0] == connection._thread.name
         assert alone.most_common(1)[0][0] == threading.current_thread().name
+
+    def test_what_comes_before_a_thread_can_be_woken_keeps_it_from_sleeping(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        broker._publisher.session(5).connection.keep_reading()  # by its own thread
+        arm = Awaited.arm
+
+        def late(awaited: Awaited) -> None:
+            time.sleep(0.1)
+            arm(awaited)
+
+        monkeypatch.setattr(Awaited, "arm", late)
+        with takes(0, 3):
+            broker.publish([a_message(1)], timeout_s=5)
+
+    def test_the_right_to_read_that_was_left_behind_costs_the_connection_and_no_more(self, place: Place) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        left = threading.Thread(target=connection._reading.take, args=(Deadline(5), "it is taken"))
+        left.start()
+        left.join()
+
+        with takes(0, 4):
+            broker.publish([a_message(1)], timeout_s=5)
+
+        assert connection.problem is not None
+
+    @pytest.mark.parametrize("call", ["send", "recv"])
+    def test_a_signals_handler_may_send_while_its_thread_is_in_a_call_of_tls(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        broker = place.broker()
+        broker.publish([a_message(0)], timeout_s=5)
+        connection = broker._publisher.session(5).connection
+        in_turn, came = Connection._in_turn, list[bool]()
+
+        def interrupted(used: Connection, act: Any, argument: Any) -> Any:
+            def within(given: Any) -> Any:
+                if not came and act.__name__ == call and threading.current_thread() is threading.main_thread():
+                    came.append(True)
+                    broker.publish([a_message(1)], timeout_s=5)  # as a handler does, at this point
+                return act(given)
+
+            within.__name__ = act.__name__
+            return in_turn(used, within, argument)
+
+        monkeypatch.setattr(Connection, "_in_turn", interrupted)
+        monkeypatch.setattr(connection, "_is_tls", True)
+        with takes(0, 4), suppress(BrokerUnavailable):
+            broker.publish([a_message(2)], timeout_s=5)
+        broker.publish([a_message(3)], timeout_s=5)
+
+        assert came
+        assert {b"[1]", b"[3]"} <= {body for _, body in place.take_all(place.queue())}
 
     def test_a_signals_handler_may_send_while_its_thread_waits_for_a_confirm(self, fragile: Place) -> None:
         broker = fragile.broker()

@@ -284,7 +284,11 @@ class PublishingChannel(Channel):
             self.connection.begin_writing(deadline)
             self._write_chunk(batch, chunk, data, deadline)
         finally:
-            self.connection.end_writing()
+            try:
+                self.connection.end_writing()
+            except BaseException:  # a time limit, as it was called
+                self.connection.end_writing()
+                raise
 
     def _write_chunk(self, batch: Batch, chunk: Sequence[Parcel], data: bytes, deadline: Deadline) -> None:
         try:

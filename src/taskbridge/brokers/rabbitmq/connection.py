@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pika
 from pika import spec
@@ -52,10 +52,16 @@ _REST_S: Final = 0.1
 
 _MOMENT_S: Final = 0.01
 
+_LEFT_BEHIND_S: Final = 1.0
+"""After this the right to read was left behind by a thread that was interrupted."""
+
 _CROWD: Final = 3
 """With so many threads that wait, its own thread reads for all: to wake it takes less than to hand the reading on."""
 
 _CALM_READS: Final = 50
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -133,7 +139,7 @@ class Connection:
         self._writing = Lock()
         self._deaf = f"RabbitMQ at {self.where} does not read what is sent to it"
         self._is_tls = False
-        self._tls = threading.Lock()  # OpenSSL takes one thread at a time on a connection
+        self._tls = Lock()  # OpenSSL takes one thread at a time on a connection
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
         self._soon: deque[bytes] = deque()
@@ -238,7 +244,11 @@ class Connection:
             self.begin_writing(deadline)
             yield
         finally:
-            self.end_writing()
+            try:
+                self.end_writing()
+            except BaseException:  # a time limit, as it was called
+                self.end_writing()
+                raise
 
     def begin_writing(self, deadline: Deadline) -> None:
         """Do as at the beginning of `writing`; inside `try`, with `end_writing` in its `finally`."""
@@ -285,7 +295,8 @@ class Connection:
                     continue
                 awaited.arm()
                 self._followers[awaited] = None
-                if not self._lead(awaited, deadline):  # who led has gone perhaps, before it knew of this one
+                # Who led has gone perhaps before it knew of this one; and what came before `arm` has rung for nobody.
+                if not self._lead(awaited, deadline) and not awaited.done:
                     awaited.sleep(deadline.slice_s)
                     self._resign(awaited)
         finally:
@@ -304,7 +315,11 @@ class Connection:
             self._read_until(awaited, deadline)
             return True
         finally:
-            self._stop_reading()
+            try:
+                self._stop_reading()
+            except BaseException:  # a time limit, as it was called: it would keep all others from reading for ever
+                self._stop_reading()
+                raise
 
     @property
     def _can_be_led(self) -> bool:
@@ -365,13 +380,22 @@ class Connection:
         """Take in what has arrived, without waiting for more; so a connection that is closed already is noticed."""
         if self._leads:  # that thread does so; or this one, which a signal's handler has interrupted
             return
+        seen_at = time.monotonic()
         try:
             while not self._leads and self.problem is None:
                 if self._reading.take_within(_MOMENT_S):
                     self._read(all_of_it=True)
                     break
+                if self._takes:
+                    seen_at = time.monotonic()
+                elif time.monotonic() - seen_at > _LEFT_BEHIND_S:  # whoever has it neither reads nor leads
+                    self.lose_interrupted()
         finally:
-            self._stop_reading()
+            try:
+                self._stop_reading()
+            except BaseException:  # as in `_lead`
+                self._stop_reading()
+                raise
             self._hand_on()
 
     def _read(self, *, all_of_it: bool) -> None:
@@ -571,7 +595,7 @@ class Connection:
 
     def _push_if_free(self) -> None:
         """Send what waits for it, unless another thread is writing, which then does so when it has finished."""
-        while self._soon or self._unsent:
+        while (self._soon or self._unsent) and not self._writing.is_mine:  # else this thread does so at the end, too
             with self._writing.tried() as ours:
                 if not ours:
                     return
@@ -584,11 +608,7 @@ class Connection:
         try:
             while self._unsent and self._socket is not None:
                 view = self._unsent[0]
-                if self._is_tls:
-                    with self._tls:
-                        sent = self._socket.send(view)
-                else:
-                    sent = self._socket.send(view)
+                sent = self._in_turn(self._socket.send, view) if self._is_tls else self._socket.send(view)
                 self._sent_at = time.monotonic()
                 if sent < len(view):
                     self._unsent[0] = view[sent:]
@@ -604,6 +624,14 @@ class Connection:
             raise
         return True
 
+    def _in_turn(self, call: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
+        """Do something with the socket of TLS; each of these takes no time, for none waits."""
+        if self._tls.is_mine:  # a signal's handler came in between
+            self.lose_interrupted()
+            raise BlockingIOError
+        with self._tls.held(Deadline(self._timeout_s), self._deaf):
+            return call(argument)
+
     def _wait_writable(self, deadline: Deadline) -> None:
         if self._socket is not None and self.problem is None:
             poll = select.poll()
@@ -615,11 +643,7 @@ class Connection:
         if self._socket is None:
             return None
         try:
-            if self._is_tls:
-                with self._tls:
-                    data = self._socket.recv(_READ_BYTES)
-            else:
-                data = self._socket.recv(_READ_BYTES)
+            data = self._in_turn(self._socket.recv, _READ_BYTES) if self._is_tls else self._socket.recv(_READ_BYTES)
         except _WOULD_BLOCK:
             return None
         except OSError as exc:

@@ -111,7 +111,11 @@ class Lock:
             self.take(deadline, problem)
             yield
         finally:
-            self.drop()
+            try:
+                self.drop()
+            except BaseException:  # a time limit, as it was called
+                self.drop()
+                raise
 
     @contextmanager
     def tried(self) -> Generator[bool, None, None]:
@@ -119,7 +123,11 @@ class Lock:
         try:
             yield self.take_if_free()
         finally:
-            self.drop()
+            try:
+                self.drop()
+            except BaseException:  # a time limit, as it was called
+                self.drop()
+                raise
 
     # Without a block, which takes a microsecond; inside `try`, with `drop` in its `finally`
 

@@ -94,11 +94,11 @@ def _delivery(held: bytes) -> _Delivery | None:
     """Return the message with which these bytes begin; None if it is not whole, or in more frames than three."""
     _, channel, size = _FRAME_HEAD.unpack_from(held)
     header_at = size + _FRAME_ROOM
-    kind, _, header_size = _FRAME_HEAD.unpack_from(held, header_at)
+    kind, header_channel, header_size = _FRAME_HEAD.unpack_from(held, header_at)
     body_at = header_at + header_size + _FRAME_ROOM
-    body_kind, _, body_size = _FRAME_HEAD.unpack_from(held, body_at)
+    body_kind, body_channel, body_size = _FRAME_HEAD.unpack_from(held, body_at)
     end = body_at + body_size + _FRAME_ROOM
-    if len(held) < end or (kind, body_kind) != (_HEADER, _BODY):
+    if len(held) < end or (kind, body_kind) != (_HEADER, _BODY) or not channel == header_channel == body_channel:
         return None
     if not held[header_at - 1] == held[body_at - 1] == held[end - 1] == _FRAME_END:
         return None
@@ -280,9 +280,9 @@ class Connection(AmqpConnection):
             if not self.connected:
                 loop.on_tick.discard(on_tick)
                 return
-            self.write_gathered()
             if isinstance(self.transport, Socket):
                 self._handle()  # what a call that waited for a reply has read beyond it
+            self.write_gathered()
 
         loop.on_tick.add(on_tick)
 

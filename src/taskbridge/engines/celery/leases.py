@@ -64,7 +64,7 @@ local taken = {}
 local function take(i)
   local item = redis.call('RPOP', KEYS[i])  -- first, for Redis then refuses no later write for want of memory
   if not item then return false end
-  local tag = ARGV[1] .. '.' .. #taken / 2
+  local tag = ARGV[1] .. '.' .. string.format('%d', #taken / 2)
   local queue = string.match(KEYS[i], '^(.-)\\6\\22') or KEYS[i]
   redis.call('HSET', KEYS[lists + 1], tag, '[' .. item .. ',"","' .. queue .. '"]')
   redis.call('ZADD', KEYS[lists + 2], now, tag)

@@ -12,13 +12,13 @@ import logging
 import os
 from collections.abc import Mapping
 from functools import partial
-from itertools import takewhile
 from time import monotonic, time
 from types import FunctionType
 from typing import Any, Final
 
 from celery import signals
 from celery.app import trace as _celery_trace
+from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
 from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
@@ -27,6 +27,8 @@ from taskbridge.engines.celery.slots import Slots
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, celery_state, worker_state
 from taskbridge.message import Message
 from taskbridge.retry import Done
+
+_log = logging.getLogger("taskbridge.celery")
 
 _received: Final[Any] = signals.task_received
 _prerun: Final[Any] = signals.task_prerun
@@ -44,9 +46,16 @@ class _Context(CeleryContext):
 
     @property
     def headers(self) -> dict[str, Any] | None:
-        """The headers that are none of Celery's own."""
-        found: dict[str, Any] | None = self._get_custom_headers(vars(self))
+        """The headers that are none of Celery's own; the same dict each time, and another one if that is put here."""
+        values = vars(self)
+        if values.get("headers") is None:
+            values["headers"] = self._get_custom_headers(values)
+        found: dict[str, Any] | None = values["headers"]
         return found
+
+    @headers.setter
+    def headers(self, headers: dict[str, Any] | None) -> None:
+        vars(self)["headers"] = headers
 
 
 class QuickRequest(Request):
@@ -68,7 +77,15 @@ class QuickRequest(Request):
         self._way.slots.put(self.run)
 
     def run(self) -> None:
-        """Run the task in this thread, and settle its message."""
+        """Run the task in this thread, and settle its message; it goes back if that is not possible."""
+        try:
+            self._run()
+        except BaseException:  # nobody else would, and its slot would be taken for ever
+            _log.exception("task %s id %s could not be settled, goes back", self.name, self.id)
+            worker_state.task_ready(self)
+            self.reject(requeue=True)
+
+    def _run(self) -> None:
         self.worker_pid: int | None = self._way.pid
         self.time_start: float | None = time()
         worker_state.task_accepted(self)
@@ -123,15 +140,29 @@ def is_traced_by_celery_alone(task: Any) -> bool:
 
     Such tools wrap the function that makes tracers, and would miss what does not come to one.
     """
-    make = _trace.build_tracer
-    if type(make) is not FunctionType or make.__module__ != _trace.__name__:
-        return False
-    kinds = takewhile(lambda kind: kind is not CeleryTask, type(task).__mro__)  # into that one, Celery itself puts some
-    return not any(name in vars(kind) for kind in kinds for name in _CUSTOM)
+    make, call = _trace.build_tracer, type(task).__call__
+    return (
+        type(make) is FunctionType
+        and make.__module__ == _trace.__name__
+        and not hasattr(make, "__wrapped__")
+        and call is CeleryTask.__call__
+        and call.__module__ in _CALLS_OF_CELERY
+        and "run" not in vars(task)
+        and not any(_trace.task_has_custom(task, name) for name in _TOLD)
+        and all(_is_stock(task.app.loader, name) for name in _TOLD_TOO)
+    )
 
 
-_CUSTOM: Final = ("__call__", "before_start", "on_success", "after_return")
-"""What Celery's tracer calls of a task that is not as Celery made it."""
+_CALLS_OF_CELERY: Final = ("celery.app.task", "celery.app.trace")
+"""Where `Task.__call__` comes from that is Celery's; a worker puts the second in the place of the first."""
+
+_TOLD: Final = ("before_start", "on_success", "after_return")
+_TOLD_TOO: Final = ("on_task_init", "on_process_cleanup")
+"""What Celery's tracer calls of a task, and of the loader, where it is not as Celery made it (celery/app/trace.py)."""
+
+
+def _is_stock(loader: Any, name: str) -> bool:
+    return name not in vars(loader) and getattr(type(loader), name) is getattr(BaseLoader, name)
 
 
 def _is_linked(request: Mapping[str, Any]) -> bool:

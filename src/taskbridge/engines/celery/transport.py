@@ -92,6 +92,8 @@ class _Reply(Enum):
     PAUSED = auto()
 
 
+_TAKING: Final = frozenset({_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT})
+
 _CHANGED: Final = object()
 """Stands for Redis's message that a list has changed."""
 
@@ -297,6 +299,7 @@ class Channel(RedisChannel):
             except (*self.connection_errors, ResponseError):
                 self._in_poll = None
                 connection.disconnect()
+                self._give_back_unheard()
                 raise
             if found is not None:
                 self._hand_over_all(found)
@@ -337,7 +340,7 @@ class Channel(RedisChannel):
     @property
     def is_taking(self) -> bool:
         """Whether the reply to a script that takes is on its way."""
-        return bool(self._in_poll) and not {_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT}.isdisjoint(self._expected)
+        return bool(self._in_poll) and not _TAKING.isdisjoint(self._expected)
 
     def _track_and_look(self) -> None:
         keys = [step_key(queue, step) for step in STEPS for queue in self.active_queues]
@@ -411,6 +414,15 @@ class Channel(RedisChannel):
             self._pause(_POLL_S)
         return None
 
+    def _give_back_unheard(self) -> None:
+        """Return what Redis has perhaps taken for a script whose reply never came; its lease would be long."""
+        if _TAKING.isdisjoint(self._expected):
+            return
+        self._expected.clear()
+        self.leases.took(*self._tags)
+        for tag in self._tags:
+            self.leases.give_back(tag)
+
     def _hand_over_all(self, found: list[Any]) -> None:
         """Deliver what was taken: of each message its list, counted from 1, and its item."""
         taken = [
@@ -418,8 +430,13 @@ class Channel(RedisChannel):
             for tag, number, item in zip(self._tags, found[::2], found[1::2], strict=False)
         ]
         self.leases.took(*(tag for tag, _, _ in taken))
-        for tag, queue, item in taken:
-            self._hand_over(tag, queue, item)
+        for number, (tag, queue, item) in enumerate(taken):
+            try:
+                self._hand_over(tag, queue, item)
+            except BaseException:  # a connection is lost, say: what no request holds yet would never be run
+                for later, _, _ in taken[number + 1 :]:
+                    self.leases.give_back(later)
+                raise
 
     def _hand_over(self, tag: str, queue: str, item: bytes) -> None:
         """Deliver a message, or have bytes that can't be read buried."""
@@ -443,6 +460,7 @@ class Channel(RedisChannel):
         elif self._in_poll and self._expected and now - (self._brpop_sent_at or now) > _OVERDUE_S:
             _log.warning("Redis has not answered for %.0f s, connecting again", _OVERDUE_S)
             self._in_poll.disconnect()
+            self._give_back_unheard()
 
     def close(self) -> None:
         """Close the channel; a message that is being taken goes back."""
@@ -452,20 +470,21 @@ class Channel(RedisChannel):
 
     def _end_poll(self) -> None:
         connection, self._in_poll = self.client.connection, None
-        taking = [kind for kind in self._expected if kind in (_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT)]
-        if taking:
-            self.leases.took(*self._tags)
-            try:
-                while self._expected:
-                    if self._read(connection) is not _CHANGED:
-                        self._expected.popleft()
-            except (*self.connection_errors, ResponseError) as exc:
-                _log.info("a message that was being taken goes back when its lease is over: %s", type(exc).__name__)
-            for tag in self._tags:
-                self.leases.give_back(tag)
+        if not _TAKING.isdisjoint(self._expected):
+            self._await_take(connection)
         self._expected.clear()
         self._waits_since = None
         connection.disconnect()
+
+    def _await_take(self, connection: Any) -> None:
+        """Wait until Redis has taken what it was asked to, and return that."""
+        left = len(self._expected)
+        try:
+            while left > 0:
+                left -= self._read(connection) is not _CHANGED
+        except (*self.connection_errors, ResponseError) as exc:
+            _log.info("it is not known what was taken: %s", type(exc).__name__)
+        self._give_back_unheard()
 
 
 def _changed(_: Any) -> object:

@@ -258,7 +258,7 @@ class Consumer(CeleryConsumer):
             if self._came_back(message, read):
                 return None
             try:
-                way = self._ways.get(name)
+                way = self._ways.get(name) if wire.META in message.headers else None  # plain clients may want more
                 if way is not None and due_at is None and way.is_open():
                     return way.take(message)
                 return hand_on(message)

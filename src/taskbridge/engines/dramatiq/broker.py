@@ -32,7 +32,7 @@ class EngineBroker(Broker):
 
     slots: Slots | None = None
     draining: bool = False
-    _known_listeners: tuple[list[Middleware], dict[tuple[str, bool], Sequence[Callable[..., Any]]]] = ([], {})
+    _known_listeners: tuple[list[Middleware], dict[tuple[str, bool], Sequence[Middleware]]] = ([], {})
     booted: threading.Event
     stopping: threading.Event
     reception: Reception
@@ -59,25 +59,25 @@ class EngineBroker(Broker):
             MiddlewareError: One of them wants it to end here.
         """
         name = f"before_{signal}"
-        for call in self._listeners(name, args):
+        for each in self._listeners(name, args):
             try:
-                call(self, *args, **kwargs)
+                getattr(each, name)(self, *args, **kwargs)
             except MiddlewareError:
                 raise
             except Exception:
-                self.logger.critical("%s failed: %r", name, call, exc_info=True)
+                self.logger.critical("%s of %r failed", name, each, exc_info=True)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call what the middleware has for after something, the last first; as Dramatiq does."""
         name = f"after_{signal}"
-        for call in reversed(self._listeners(name, args)):
+        for each in reversed(self._listeners(name, args)):
             try:
-                call(self, *args, **kwargs)
+                getattr(each, name)(self, *args, **kwargs)
             except Exception:
-                self.logger.critical("%s failed: %r", name, call, exc_info=True)
+                self.logger.critical("%s of %r failed", name, each, exc_info=True)
 
-    def _listeners(self, name: str, args: Sequence[Any]) -> Sequence[Callable[..., Any]]:
-        """Return what is called for a signal: ten are told of each message four times, and most don't listen."""
+    def _listeners(self, name: str, args: Sequence[Any]) -> Sequence[Middleware]:
+        """Return who is told of a signal: ten are told of each message four times, and most don't listen."""
         of, known = self._known_listeners
         if of != self.middleware:
             of, known = self._known_listeners = list(self.middleware), {}
@@ -117,8 +117,8 @@ class ForOthers:
     """Marks a middleware that does nothing about a message of taskbridge's that has no options of Dramatiq's."""
 
 
-def _listening(middleware: Sequence[Middleware], name: str, *, is_plain: bool) -> Iterator[Callable[..., Any]]:
+def _listening(middleware: Sequence[Middleware], name: str, *, is_plain: bool) -> Iterator[Middleware]:
     for each in middleware:
         does_nothing = getattr(type(each), name, None) is getattr(Middleware, name, None) and name not in vars(each)
         if not does_nothing and not (is_plain and isinstance(each, ForOthers)):
-            yield getattr(each, name)
+            yield each

@@ -172,12 +172,19 @@ class _Receiver(Channel):
             (tag, is_again), self._delivered = self._delivered, None
             self._receive(tag, is_again, b"".join(self._parts))
 
+    def close(self, deadline: Deadline) -> None:
+        """Close the channel; see there."""
+        if self.closed is None:
+            self._is_closed_there = True  # soon: closed a second time, RabbitMQ would close the connection
+        super().close(deadline)
+
     def abandon(self) -> None:
         """Have the server close the channel, without waiting; what is not acknowledged goes back to its queue.
 
         It may count as closed here, and be open there: if a call was not answered, or its queue was deleted.
         """
         if not self._is_closed_there:
+            self._is_closed_there = True  # soon, as above
             self.connection.write_soon(method_bytes(self.number, spec.Channel.Close(200, "", 0, 0)))
 
     def _on_method(self, method: Any) -> None:
@@ -249,11 +256,15 @@ class _SparingConsumer(Consumer):
         try:
             self._connection = broker.link()
             self._channel = _Receiver(self._connection, self._receive)
+        except _TROUBLE as exc:
+            raise ConnectionClosed(exc) from None
+        try:
             self._connection.keep_reading()
             self._open(prefetch)
             if not self._hands_over and (broker.slots is None or broker.booted.is_set()):
                 self._begin()  # else in `__next__`: threads that are done with a message ask Dramatiq for this consumer
         except _TROUBLE as exc:
+            self._channel.abandon()  # RabbitMQ may carry out what it has not answered, and deliver to nobody
             raise ConnectionClosed(exc) from None
 
     # For Dramatiq's thread
@@ -312,8 +323,7 @@ class _SparingConsumer(Consumer):
             while self._ticket is ticket and not self._ready and (left_s := deadline - monotonic()) > 0:
                 self._news.wait(left_s)
                 self._news.clear()
-            if self._ticket is ticket:
-                self._leave_line()
+            self._leave_line(with_only=ticket)
 
     def _begin(self) -> None:
         reply = self._channel.call(spec.Basic.Consume(queue=self._queue_name), self._broker.deadline())
@@ -339,6 +349,7 @@ class _SparingConsumer(Consumer):
         self._channel.refuse([arrival.tag for arrival in unopened], requeue=True)
         self._slots.release(len(unopened))
         self._news.wait(self._timeout_s)
+        self._news.clear()
 
     def _is_own(self, parcel: object) -> TypeGuard[_Arrival]:
         return isinstance(parcel, _Arrival) and parcel.consumer is self
@@ -381,7 +392,8 @@ class _SparingConsumer(Consumer):
         try:
             self._channel.close(Deadline(_CLOSE_S))
         except TimedOutError as exc:
-            self._connection.lose(str(exc))  # so that no other consumer waits for it
+            if self._broker.draining:
+                self._connection.lose(str(exc))  # so that no other consumer waits for it
             raise ConnectionClosed(exc) from None
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
@@ -432,10 +444,21 @@ class _SparingConsumer(Consumer):
             self._news.set()
             self._slots.release()
             return None
-        if delivery is not None and "eta" in delivery.options and self._broker.hand_over is not None:
-            self._broker.hand_over(delivery)  # to where Dramatiq keeps what is delayed
-            return None
-        return delivery
+        return None if delivery is None else self._for_this_thread(delivery)
+
+    def _for_this_thread(self, delivery: Delivery) -> Delivery | None:
+        """Return a message that is to be run now; one that is delayed goes to where Dramatiq keeps those."""
+        hand_over = self._broker.hand_over
+        if "eta" not in delivery.options or hand_over is None:
+            return delivery
+        try:
+            hand_over(delivery)
+        except Exception as exc:  # of a user's middleware; as above
+            _log.exception("a message of %s can't be kept for later", self._queue_name)
+            self._failure = exc
+            self._news.set()
+            self._slots.release()
+        return None
 
     def _opened(self, arrival: _Arrival) -> Delivery | None:
         """Look at a message that has a slot, and return it; None if it is done with.
@@ -484,8 +507,11 @@ class _SparingConsumer(Consumer):
                 self._ready.append(arrival)
                 self._news.set()
 
-    def _leave_line(self) -> None:
+    def _leave_line(self, *, with_only: Ticket | None = None) -> None:
+        """Give up the place in the line for a slot, or the slot; with this ticket, if it is given, and no other."""
         with self._lock:
+            if with_only is not None and self._ticket is not with_only:
+                return
             ticket, self._ticket = self._ticket, None
         if ticket is not None:
             self._slots.give_up(ticket)

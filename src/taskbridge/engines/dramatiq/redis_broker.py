@@ -83,6 +83,7 @@ class _Hand:
         self._asked = 0
         self._is_reconciled = False
         self._done: deque[bytes] = deque()
+        self.being_settled: list[bytes] = []
         self.settling: Final = threading.Lock()
         """Held by the thread that acknowledges what is done with."""
 
@@ -309,7 +310,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Give back all that is still in hand, and end the lease; what is kept is taken when the lease is over."""
         kept = {delivery.place for delivery in keep}
         for queue_name, hand in list(self._hands.items()):
-            done = hand.take_done()
+            done = [*hand.take_done(), *hand.being_settled]
             places = [place for place in hand.all() if place not in kept and place not in done]
             try:
                 self.put_back(queue_name, places)
@@ -460,8 +461,9 @@ class _LeveledConsumer(Consumer):
         """
         hand = self._hand
         while hand.has_done and hand.settling.acquire(blocking=False):
-            done = hand.take_done()
+            done: list[bytes] = []
             try:
+                done = hand.being_settled = hand.take_done()
                 if not (done and self._goes_on() and self._exchange(done)):
                     self._surely(partial(self._broker.remove, self._keys, done))
                     for place in done:
@@ -470,6 +472,7 @@ class _LeveledConsumer(Consumer):
                 hand.note_done(done)
                 raise
             finally:
+                hand.being_settled = []
                 hand.settling.release()
 
     def _goes_on(self) -> bool:
@@ -532,10 +535,20 @@ class _LeveledConsumer(Consumer):
         except Exception:
             _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
             return None
-        if delivery is not None and "eta" in delivery.options and self._broker.hand_over is not None:
-            self._broker.hand_over(delivery)  # to where Dramatiq keeps what is delayed
-            return None
-        return delivery
+        return None if delivery is None else self._for_this_thread(delivery)
+
+    def _for_this_thread(self, delivery: Delivery) -> Delivery | None:
+        """Return a message that is to be run now; one that is delayed goes to where Dramatiq keeps those."""
+        hand_over = self._broker.hand_over
+        if "eta" not in delivery.options or hand_over is None:
+            return delivery
+        try:
+            hand_over(delivery)
+        except Exception:  # of a user's middleware
+            _log.exception("a message of %s can't be kept for later, and goes back to it", self._queue_name)
+            self._broker.put_back(self._queue_name, [delivery.place])
+            self._hand.drop(delivery.place)
+        return None
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards.
