@@ -183,6 +183,8 @@ def test_a_request_that_cannot_be_run_goes_back_and_holds_no_slot(
     monkeypatch.setattr(Way, "reject", lambda way, message, *args: returned.append(args[-1]))
     monkeypatch.setattr(QuickRequest, "_settled", lambda _: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
+    consumer.event_dispatcher = None
+    way.options["eventer"] = None
     task.app.engine.life.opens(None, has_children=False)
     sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
     message = kombu_message(None, headers={"id": sent.id, "task": sent.task}, delivery_info={"routing_key": "q"})

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -280,17 +281,18 @@ def test_what_was_taken_by_a_script_whose_reply_was_lost_runs_soon(
     pass_on = Proxy._pass_on
 
     def lose_one(proxy: Proxy, source: socket.socket, target: socket.socket) -> None:
-        if source.getpeername()[1] == redis_server.port and not lost.is_set():
-            while b"celery_shop.add" not in (data := source.recv(65536)) or lost.is_set():
-                if not data:
+        if source.getpeername()[1] != redis_server.port:
+            return pass_on(proxy, source, target)
+        with suppress(OSError):  # the other side has ended it
+            while data := source.recv(65536):
+                if b"celery_shop.add" in data and not lost.is_set():
+                    lost.set()
                     break
                 target.sendall(data)
-            else:
-                lost.set()
-            source.close()
-            target.close()
-        else:
-            pass_on(proxy, source, target)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        return None
 
     monkeypatch.setattr(Proxy, "_pass_on", lose_one)
     with Proxy(("127.0.0.1", redis_server.port)) as proxy:
