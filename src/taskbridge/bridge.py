@@ -101,8 +101,13 @@ def _store_module(scheme: str) -> str:
 
 def _import(name: str) -> Any:
     """Import one of our modules that needs a library that may be missing."""
+    return _with_libraries(lambda: import_module(name))
+
+
+def _with_libraries(make: Callable[[], Any]) -> Any:
+    """Return what is made with libraries; where one is missing, say how to get it."""
     try:
-        return import_module(name)
+        return make()
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing not in _CLIENTS:
@@ -285,7 +290,7 @@ class Bridge:
             with self._lock:
                 if self._engine is None:
                     name = _module("taskbridge.engines", self.settings.url.engine)
-                    made: Engine = _import(f"{name}.app").make_engine(self)
+                    made: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self))
                     self._engine = made
                     made.register(PROBE_DECLARATION)
                     for declaration in self.declarations():
