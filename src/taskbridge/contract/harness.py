@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
 
-from taskbridge import Bridge, DeadLetter, Handle, Task
+from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.probe import END, START, Record
@@ -267,8 +268,14 @@ class Harness:
     def deliver_again(self, sent: Sent, *, redelivered: int = 1) -> None:
         """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
         wire: Any = self.bridge.wire
-        encode = wire.encode
-        wire.encode = lambda message: encode(replace(message, id=sent.id, redelivered=redelivered))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        encode, thread = wire.encode, threading.get_ident()
+
+        def again(message: Message) -> Any:
+            if threading.get_ident() != thread:  # a worker in this process parks or publishes something meanwhile
+                return encode(message)
+            return encode(replace(message, id=sent.id, redelivered=redelivered))
+
+        wire.encode = again
         try:
             self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
         finally:
