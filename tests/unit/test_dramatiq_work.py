@@ -107,3 +107,11 @@ def test_what_nobody_has_begun_with_is_withdrawn() -> None:
 
     assert [parcel.number for parcel in withdrawn] == [0, 2]
     assert [work.get_nowait().message.number for _ in range(2)] == [1, 3]
+
+
+def test_items_are_what_dramatiq_2_0_expects_too() -> None:
+    queue, message = WorkQueue(), object()
+    queue.put((0, message))
+    _, found = queue.get_nowait()
+
+    assert found is message

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty
 from time import monotonic, sleep
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
@@ -40,9 +40,20 @@ class Item:
     def __init__(self, message: MessageProxy) -> None:
         self.message: MessageProxy = message
 
+    def __iter__(self) -> Iterator[Any]:
+        """Yield a priority and the message: in Dramatiq 2.0, items are pairs of these (dramatiq/worker.py)."""
+        yield 0
+        yield self.message
+
     def opened(self) -> MessageProxy:
         """Return the message."""
         return self.message
+
+
+def _message_of(item: Any) -> MessageProxy:
+    """Return the message in an item of Dramatiq's."""
+    message: MessageProxy = item[-1] if isinstance(item, tuple) else item.message
+    return message
 
 
 class WorkQueue:
@@ -64,7 +75,7 @@ class WorkQueue:
         """Put something in: a `Parcel`, or what Dramatiq puts into its own queue."""
         with self._counting:
             self.unfinished_tasks += 1
-        self._items.append(item if hasattr(item, "opened") else Item(item.message))
+        self._items.append(item if hasattr(item, "opened") else Item(_message_of(item)))
         if not self._is_waking:
             self._wake()
 
