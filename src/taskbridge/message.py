@@ -25,6 +25,8 @@ PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 
 
 _TOGETHER: Final = 64
+_VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+"""The digit that says how the id is laid out, of which two bits are free."""
 
 
 class _Drawn(deque[str]):
@@ -51,7 +53,7 @@ def new_id() -> str:
         drawn = os.urandom(16 * _TOGETHER).hex()
         _drawn.extend(drawn[start : start + 32] for start in range(32, len(drawn), 32))
         digits = drawn[:32]
-    variant = "89ab"[int(digits[16], 16) & 3]
+    variant = _VARIANTS[digits[16]]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 

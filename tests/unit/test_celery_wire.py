@@ -146,10 +146,11 @@ def without_what_says_nothing(headers: dict[str, Any]) -> dict[str, Any]:
         request: Any = Request(delivery, app=app, task=task, body=([], {}, {}), headers=headers, decoded=True)
         context: Any = Context(request.request_dict)
         return [
-            *(getattr(request, name) for name in ("name", "eta", "expires", "group_index")),
+            *(getattr(request, name) for name in ("name", "eta", "expires", "group", "group_index", "parent_id")),
             list(request.time_limits),
             *(getattr(request, name) for name in ("replaced_task_nesting", "stamped_headers", "stamps")),
-            *(getattr(context, name) for name in ("shadow", "eta", "expires", "group_index", "replaced_task_nesting")),
+            *(getattr(context, name) for name in ("shadow", "eta", "expires", "group", "group_index", "parent_id")),
+            *(getattr(context, name) for name in ("retries", "replaced_task_nesting")),
             context.timelimit or [None, None],  # as it is read everywhere
             context.stamped_headers or [],
             context.stamps or {},
@@ -174,7 +175,7 @@ def test_what_publications_have_in_common_is_one_object_for_a_task_and_a_priorit
     others = [amqp.encode(message(task="shop.tasks.other")), amqp.encode(message(priority="high"))]
 
     assert first.common is same.common
-    assert renamed(first)["application_headers"]["retries"] == 0
+    assert "retries" not in renamed(first)["application_headers"]
     assert renamed(same)["application_headers"]["retries"] == 1
     assert renamed(others[0])["application_headers"]["task"] == "shop.tasks.other"
     assert renamed(others[1])["priority"] == 2

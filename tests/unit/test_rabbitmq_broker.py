@@ -346,6 +346,24 @@ class TestPublishing:
         broker.publish([a_message(1)], timeout_s=5)
         assert len(place.take_all(place.queue())) == 1
 
+    def test_the_first_half_is_on_its_way_before_the_second_is_packed(self, place: Place) -> None:
+        on_their_way: list[int] = []
+
+        class LookingWire(AnyWire):
+            def encode(self, message: Message) -> Publication:
+                if message.args_json == "[99]":
+                    on_their_way.extend(int(body[1:-1]) for _, body in place.arrivals(50, timeout_s=5))
+                return super().encode(message)
+
+        settings, _ = load({"url": f"celery+{place.server.url}", "namespace": place.namespace}, environ={})
+        with closing(connect(settings, LookingWire("celery", place.namespace))) as broker:
+            broker.publish([a_message()], timeout_s=5)
+            place.take_all(place.queue())
+            broker.publish([a_message(number) for number in range(100)], timeout_s=5)
+
+        assert on_their_way == [*range(50)]
+        assert len(place.take_all(place.queue())) == 50
+
     def test_an_id_that_is_too_long_for_a_property_is_no_problem(self, place: Place) -> None:
         broker = place.broker()
         broker.publish([a_message(id="x" * 300)], timeout_s=5)

@@ -14,7 +14,7 @@ from taskbridge.brokers.rabbitmq.channel import Delivery
 from taskbridge.brokers.rabbitmq.connection import parameters_of
 from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.letters import Removal, browse, take_out
-from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
+from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel, Parcels
 from taskbridge.brokers.rabbitmq.publisher import Publisher
 from taskbridge.brokers.rabbitmq.pump import Pump
 from taskbridge.brokers.rabbitmq.session import FAILURES, QueueState, Session
@@ -61,7 +61,7 @@ class RabbitMQBroker:
             BrokerUnavailable: The only message was not published.
         """
         deadline = Deadline(timeout_s)
-        self._deliver([self._packer.publication(index, each) for index, each in enumerate(messages)], deadline)
+        self._deliver(self._packer.publications(messages), deadline)
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages, each for so many seconds, rounded up; more than 2**28 - 1 (8.5 years) are cut to that.
@@ -85,8 +85,8 @@ class RabbitMQBroker:
         """
         self._deliver([self._packer.letter(0, letter)], Deadline(timeout_s))
 
-    def _deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> None:
-        if not parcels:
+    def _deliver(self, parcels: Parcels, deadline: Deadline) -> None:
+        if len(parcels) == 0:
             return
         outcome = self._publisher.deliver(parcels, deadline)
         if len(outcome.accepted) == len(parcels):

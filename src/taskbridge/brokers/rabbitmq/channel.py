@@ -17,12 +17,15 @@ from taskbridge.brokers.rabbitmq.frames import (
     content_of,
     method_bytes,
     method_of,
-    publication_bytes,
+    publication_frames,
 )
-from taskbridge.brokers.rabbitmq.parcel import Parcel
+from taskbridge.brokers.rabbitmq.parcel import Packing, Parcel, Parcels
 from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline, Lock, TimedOutError
 
 _CHUNK_BYTES: Final = 1 << 18
+
+_FEW: Final = 16
+"""Of so many messages the server need not have the first ones before the last are packed: a write costs more."""
 
 
 class ChannelClosedError(Exception):
@@ -111,6 +114,14 @@ class Channel:
         with self.connection.writing(deadline):
             self.check()
             self.connection.write(data, deadline)
+
+    def _published(self, parcels: Sequence[Parcel]) -> bytes:
+        """Return the frames by which parcels are published."""
+        number, frame_max = self.number, self.connection.frame_max
+        pieces: list[bytes] = []
+        for parcel in parcels:
+            pieces += publication_frames(number, parcel.exchange, parcel.key, parcel.properties, parcel.body, frame_max)
+        return b"".join(pieces)
 
     def _failure(self, replies: Sequence[Any] = ()) -> Exception:
         """Return why the channel is closed, as an error of one's own."""
@@ -265,7 +276,7 @@ class PublishingChannel(Channel):
         """Open the channel and ask for confirms."""
         self.call_all([spec.Channel.Open(), spec.Confirm.Select()], deadline)
 
-    def send(self, parcels: Sequence[Parcel], deadline: Deadline) -> Batch:
+    def send(self, parcels: Parcels, deadline: Deadline) -> Batch:
         """Send parcels, and return at once a batch that can be waited for; it also tells what was not sent, and why."""
         batch = Batch()
         try:
@@ -278,8 +289,7 @@ class PublishingChannel(Channel):
         return batch
 
     def _send_chunk(self, batch: Batch, chunk: Sequence[Parcel], deadline: Deadline) -> None:
-        frame_max = self.connection.frame_max
-        data = b"".join(_published(self.number, each, frame_max) for each in chunk)
+        data = self._published(chunk)
         try:
             self.connection.begin_writing(deadline)
             self._write_chunk(batch, chunk, data, deadline)
@@ -310,8 +320,8 @@ class PublishingChannel(Channel):
         with self._state:
             for number in [number for number, (owner, _) in self._unconfirmed.items() if owner is batch]:
                 _, parcel = self._unconfirmed.pop(number)
-                if parcel.index not in batch.returned:
-                    batch.unsure.add(parcel.index)
+                if parcel.number not in batch.returned:
+                    batch.unsure.add(parcel.number)
 
     # For the connection
 
@@ -333,9 +343,9 @@ class PublishingChannel(Channel):
     @staticmethod
     def _confirm(batch: Batch, parcel: Parcel, *, taken: bool) -> None:
         if not taken:
-            batch.refused.add(parcel.index)
-        elif parcel.index not in batch.returned:
-            batch.accepted.add(parcel.index)
+            batch.refused.add(parcel.number)
+        elif parcel.number not in batch.returned:
+            batch.accepted.add(parcel.number)
         batch.answered()
 
     def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
@@ -346,7 +356,7 @@ class PublishingChannel(Channel):
             there = [each for each in self._unconfirmed.values() if (each[1].exchange, each[1].key) == place]
             same = [each for each in there if each[1].token == properties.message_id]
             for batch, parcel in same or there:
-                batch.returned.add(parcel.index)
+                batch.returned.add(parcel.number)
 
     def _shut(self, reason: Exception) -> None:
         with self._state:
@@ -356,8 +366,8 @@ class PublishingChannel(Channel):
             for batch, parcel in unconfirmed:
                 # Only what made the server close the channel is known not to be taken; what came before it may be.
                 refused_alone = isinstance(reason, ChannelClosedError) and len(unconfirmed) == 1
-                if not refused_alone and parcel.index not in batch.returned:
-                    batch.unsure.add(parcel.index)
+                if not refused_alone and parcel.number not in batch.returned:
+                    batch.unsure.add(parcel.number)
                 batch.problem = reason
                 batch.answered()
 
@@ -380,9 +390,8 @@ class TransactionChannel(Channel):
             ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been done or not.
         """
         self._returned.clear()
-        frame_max = self.connection.frame_max
         for chunk in _chunks(parcels):
-            self._write(b"".join(_published(self.number, parcel, frame_max) for parcel in chunk), deadline)
+            self._write(self._published(chunk), deadline)
         self.ack_all(tags, deadline)
         self.call(spec.Tx.Commit(), deadline)
         return [parcel for parcel in parcels if parcel.token in self._returned]
@@ -394,16 +403,15 @@ class TransactionChannel(Channel):
             super()._on_content(method, properties, body)
 
 
-def _published(channel: int, parcel: Parcel, frame_max: int) -> bytes:
-    return publication_bytes(channel, parcel.exchange, parcel.key, parcel.properties, parcel.body, frame_max)
-
-
-def _chunks(parcels: Sequence[Parcel]) -> Iterable[Sequence[Parcel]]:
-    """Cut parcels into portions of about 256 KiB."""
-    start = size = 0
-    for number, parcel in enumerate(parcels):
-        if size > 0 and size + len(parcel.body) > _CHUNK_BYTES:
-            yield parcels[start:number]
-            start, size = number, 0
+def _chunks(parcels: Parcels) -> Iterable[Sequence[Parcel]]:
+    """Cut parcels into portions of about 256 KiB; those that are packed meanwhile into two at least."""
+    most = max(_FEW, (len(parcels) + 1) // 2) if isinstance(parcels, Packing) else len(parcels)
+    chunk: list[Parcel] = []
+    size = 0
+    for parcel in parcels:
+        if size > 0 and (size + len(parcel.body) > _CHUNK_BYTES or len(chunk) == most):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(parcel)
         size += len(parcel.body) + len(parcel.properties) + 100
-    yield parcels[start:]
+    yield chunk

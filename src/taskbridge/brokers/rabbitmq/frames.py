@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -14,6 +15,7 @@ HEARTBEAT: Final = frame.Heartbeat().marshal()
 
 _HEAD: Final = Struct(">BHI")  # kind, channel, size
 _CONTENT_HEAD: Final = Struct(">BHIHHQ")  # kind, channel, size, class, weight, size of the body
+_NEXT: Final = Struct(">BBHI")  # the end of a frame, and the head of the next
 _CONTENT_SIZE: Final = _CONTENT_HEAD.size - _HEAD.size
 _END: Final = bytes([spec.FRAME_END])
 _KINDS: Final = frozenset({spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT})
@@ -115,17 +117,18 @@ def _publish_bytes(channel: int, exchange: str, key: str) -> bytes:
     return method_bytes(channel, spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True))
 
 
-def publication_bytes(channel: int, exchange: str, key: str, properties: bytes, body: bytes, frame_max: int) -> bytes:
-    """Return the frames of a mandatory publication."""
-    room = frame_max - _OVERHEAD
+def publication_frames(
+    channel: int, exchange: str, key: str, properties: bytes, body: bytes, frame_max: int
+) -> Sequence[bytes]:
+    """Return the frames of a mandatory publication, in pieces."""
     size = len(body)
-    pieces = [
-        _publish_bytes(channel, exchange, key),
-        _CONTENT_HEAD.pack(spec.FRAME_HEADER, channel, _CONTENT_SIZE + len(properties), spec.Basic.INDEX, 0, size),
-        properties,
-        _END,
-    ]
+    publish = _publish_bytes(channel, exchange, key)
+    head = _CONTENT_HEAD.pack(spec.FRAME_HEADER, channel, _CONTENT_SIZE + len(properties), spec.Basic.INDEX, 0, size)
+    room = frame_max - _OVERHEAD
+    if 0 < size <= room:
+        return publish, head, properties, _NEXT.pack(spec.FRAME_END, spec.FRAME_BODY, channel, size), body, _END
+    pieces = [publish, head, properties, _END]
     for start in range(0, size, room):
         part = body[start : start + room]
         pieces += (_HEAD.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
-    return b"".join(pieces)
+    return pieces

@@ -6,12 +6,12 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.parcel import Parcel
+from taskbridge.brokers.rabbitmq.parcel import Parcels
 from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
 from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable
@@ -54,7 +54,7 @@ class Publisher:
                     raise
             return self._session
 
-    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
+    def deliver(self, parcels: Parcels, deadline: Deadline) -> Outcome:
         """Publish parcels as `Session.deliver` does, on another connection if the one there was is gone.
 
         A parcel is published again only if it was not taken.
@@ -68,7 +68,7 @@ class Publisher:
                 outcome.problem = str(exc)
                 break
             accepted = outcome.accepted
-            left = [parcel for parcel in parcels if parcel.index not in accepted] if accepted else parcels
+            left = [parcel for parcel in parcels if parcel.number not in accepted] if accepted else parcels
             outcome = session.deliver(left, deadline)
             outcome.accepted |= accepted
             if outcome.problem is None:

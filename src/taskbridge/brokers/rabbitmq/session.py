@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from taskbridge.brokers.rabbitmq.channel import Batch, Channel, ChannelClosedError, PublishingChannel
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.parcel import Parcel, Place
+from taskbridge.brokers.rabbitmq.parcel import Packing, Parcels, Place
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 from taskbridge.brokers.rabbitmq.waiting import Deadline, Lock, TimedOutError
 
@@ -70,7 +70,7 @@ class Session:
 
     # Publishing
 
-    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
+    def deliver(self, parcels: Parcels, deadline: Deadline) -> Outcome:
         """Publish parcels in order, pipelined; makes the places that are missing, and publishes again what they miss.
 
         Returns:
@@ -91,15 +91,17 @@ class Session:
                 if batch.problem is not None:
                     raise batch.problem
                 if batch.refused:
-                    refusing = next(parcel.place.name for parcel in todo if parcel.index in batch.refused)
+                    refusing = next(parcel.place.name for parcel in todo if parcel.number in batch.refused)
                     outcome.problem = f"RabbitMQ at {self.connection.where} refused it: is queue {refusing!r} full?"
                 if not batch.returned:
                     return outcome
-                todo = [parcel for parcel in todo if parcel.index in batch.returned]
+                todo = [parcel for parcel in todo if parcel.number in batch.returned]
                 for place in dict.fromkeys(parcel.place for parcel in todo):
                     self._made.difference_update(place.with_all_below())
                     self.make(place, deadline)
-            outcome.problem = f"RabbitMQ at {self.connection.where} does not find {todo[0].place.name!r}, just declared"
+            outcome.problem = (
+                f"RabbitMQ at {self.connection.where} does not find {next(iter(todo)).place.name!r}, just declared"
+            )
         except FAILURES as exc:
             outcome.problem = str(exc)
             outcome.again = not outcome.unsure and self._may_help(exc)
@@ -110,7 +112,7 @@ class Session:
             return failure.code == _NOT_FOUND  # an exchange was deleted; it is declared again
         return isinstance(failure, ConnectionLostError) and self.connection.may_be_remade
 
-    def _ready(self, parcels: Iterable[Parcel], deadline: Deadline) -> PublishingChannel:
+    def _ready(self, parcels: Parcels, deadline: Deadline) -> PublishingChannel:
         """Return the channel, once the server is there and takes messages."""
         self.connection.wait_open(deadline)
         self.connection.receive()  # that it was closed meanwhile is noticed now, not after publishing into the void
@@ -118,7 +120,7 @@ class Session:
         channel = self._publishing
         if channel is None or channel.closed is not None:
             channel = self._publishing_channel(deadline)
-        for place in {parcel.place for parcel in parcels if parcel.place.made_first}:
+        for place in _made_first(parcels):
             if place not in self._made:
                 self.make(place, deadline)  # in any order, for each comes with all below it
         return channel
@@ -225,6 +227,11 @@ class Session:
             for name, reply in zip(asked, replies, strict=False):
                 states[name] = QueueState(reply.message_count, reply.consumer_count)
         return states
+
+
+def _made_first(parcels: Parcels) -> Collection[Place]:
+    """Return the places that must be there before these can be published; publications need none."""
+    return () if isinstance(parcels, Packing) else {each.place for each in parcels if each.place.made_first}
 
 
 def _declaration_problem(call: Any, refusal: ChannelClosedError) -> str:

@@ -260,14 +260,18 @@ _UNSAID: Final[Mapping[str, Any]] = {
     "shadow": None,
     "eta": None,
     "expires": None,
+    "group": None,
     "group_index": None,
+    "retries": 0,
     "timelimit": [None, None],
+    "parent_id": None,
     "replaced_task_nesting": 0,
     "stamped_headers": None,
     "stamps": {},
 }
-"""Headers that Celery does without (celery/worker/request.py), and what it takes a missing one for. RabbitMQ decodes
-each, and copies it from process to process: with these eight, a message costs it a fifth more."""
+"""Headers that Celery does without (celery/worker/request.py, celery/app/task.py: Context), and what it takes a missing
+one for. RabbitMQ decodes each, copies it from process to process, and keeps it as long as the message is in memory:
+with these eleven, a message costs it a third more."""
 
 _OWN: Final = ("id", "retries", "root_id", "argsrepr", "kwargsrepr", META)
 """Headers that each message has for itself."""
@@ -289,21 +293,20 @@ class AmqpWire:
         canvas = _canvas_of(message)
         if canvas is not None:
             return self._with_canvas(message, canvas)
+        headers: dict[str, Any] = {
+            "id": message.id,
+            "root_id": message.id,
+            "argsrepr": _shown(f"({message.args_json[1:-1]})"),
+            "kwargsrepr": _shown(message.kwargs_json),
+            META: message.dumps_meta(),
+        }
+        if message.attempt > 1:
+            headers["retries"] = message.attempt - 1
         return Publication(
             queue=self._native(message.queue),
             arguments=self._arguments,
             body=_body(message, NO_CANVAS).encode("ascii"),
-            properties={
-                "headers": {
-                    "id": message.id,
-                    "retries": message.attempt - 1,
-                    "root_id": message.id,
-                    "argsrepr": _shown(f"({message.args_json[1:-1]})"),
-                    "kwargsrepr": _shown(message.kwargs_json),
-                    META: message.dumps_meta(),
-                },
-                "correlation_id": message.id,
-            },
+            properties={"headers": headers, "correlation_id": message.id},
             common=self._common_of(message),
         )
 
