@@ -190,4 +190,9 @@ REDIS_PY: Final = Contender(name="redis-py", app="bare", option="redis-py", sett
 AMQP_SOCKET: Final = SOCKET.like(
     "bare socket", option="amqp-socket", settings="frames of a persistent message of 900 bytes, confirmed"
 )
+CELERYS_SOCKET: Final = SOCKET.like(
+    "bare socket, Celery's form",
+    option="amqp-socket-celery",
+    settings="the same, with the properties of a message in Celery's form, in a queue with priorities",
+)
 PIKA: Final = Contender(name="pika", app="bare", option="pika", settings="`basic_publish` of 900 bytes, confirmed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -44,10 +45,38 @@ class _RedisPy:
         self._client.lpush(work.QUEUE, *items)
 
 
-class _AmqpSocket:
-    """One connection to RabbitMQ, with frames that are written by hand, and no reply read beyond a confirm's number."""
+_ID: Final = "0" * 36
+_CELERYS: Final[dict[str, Any]] = {
+    "content_type": "application/json",
+    "content_encoding": "utf-8",
+    "priority": 1,
+    "correlation_id": _ID,
+    "message_id": _ID,
+    "headers": {
+        "lang": "py",
+        "task": "bench.tick",
+        "id": _ID,
+        "root_id": _ID,
+        "ignore_result": True,
+        "argsrepr": "(...)",
+        "kwargsrepr": "{}",
+        "origin": "gen12345@localhost",
+        "taskbridge": "." * 100,
+    },
+}
+"""The properties of a message in Celery's form, as taskbridge sends it: RabbitMQ decodes and keeps each header."""
 
-    def __init__(self) -> None:
+
+class _AmqpSocket:
+    """One connection to RabbitMQ, with frames that are written by hand, and no reply read beyond a confirm's number.
+
+    Args:
+        properties: By pika's names, besides that the message is persistent.
+        arguments: What the queue is declared with.
+    """
+
+    def __init__(self, properties: dict[str, Any] | None = None, arguments: dict[str, Any] | None = None) -> None:
+        import pika
         from pika import frame, spec
 
         def call(method: Any, channel: int = 1) -> None:
@@ -63,14 +92,17 @@ class _AmqpSocket:
         self._socket.sendall(frame.Method(0, spec.Connection.TuneOk(2047, 1 << 17, 0)).marshal())
         call(spec.Connection.Open(unquote(place.path[1:])), 0)
         call(spec.Channel.Open())
-        call(spec.Queue.Declare(queue=work.QUEUE, durable=True))
+        call(spec.Queue.Declare(queue=work.QUEUE, durable=True, arguments=arguments))
         call(spec.Confirm.Select())
         publish = spec.Basic.Publish(exchange="", routing_key=work.QUEUE, mandatory=True)
         self._publish: bytes = frame.Method(1, publish).marshal()
+        self._properties = b"".join(pika.BasicProperties(delivery_mode=2, **(properties or {})).encode())
         self._sent = 0
 
     def push(self, items: list[bytes]) -> None:
-        self._socket.sendall(b"".join([self._publish + _persistent(item) for item in items]))
+        properties = self._properties
+        items = [item[len(properties) :] for item in items]
+        self._socket.sendall(b"".join([self._publish + _content(properties, item) for item in items]))
         self._sent += len(items)
         rest = b""
         while True:
@@ -82,12 +114,14 @@ class _AmqpSocket:
 
 
 _CONFIRM: Final = struct.Struct(">7x4xQxx")
-_CONTENT: Final = struct.Struct(">BHIHHQHBBBHI")
+_HEAD: Final = struct.Struct(">BHIHHQ")
+_BODY: Final = struct.Struct(">BBHI")
 
 
-def _persistent(item: bytes) -> bytes:
-    """Return the frames of a persistent message's content."""
-    return b"%b%b\xce" % (_CONTENT.pack(2, 1, 15, 60, 0, len(item), 1 << 12, 2, 0xCE, 3, 1, len(item)), item)
+def _content(properties: bytes, item: bytes) -> bytes:
+    """Return the frames of a message's content."""
+    head = _HEAD.pack(2, 1, 12 + len(properties), 60, 0, len(item))
+    return b"%b%b%b%b\xce" % (head, properties, _BODY.pack(0xCE, 3, 1, len(item)), item)
 
 
 class _Pika:
@@ -107,7 +141,13 @@ class _Pika:
             self._channel.basic_publish("", work.QUEUE, item, properties=self._properties)
 
 
-_KINDS: Final[dict[str, Any]] = {"socket": _Socket, "amqp-socket": _AmqpSocket, "redis-py": _RedisPy, "pika": _Pika}
+_KINDS: Final[dict[str, Any]] = {
+    "socket": _Socket,
+    "amqp-socket": _AmqpSocket,
+    "amqp-socket-celery": partial(_AmqpSocket, _CELERYS, {"x-max-priority": 3}),
+    "redis-py": _RedisPy,
+    "pika": _Pika,
+}
 _client: Final[Any] = _KINDS[work.OPTION]()
 
 
