@@ -122,7 +122,7 @@ class Packer:
         Raises:
             HeadersTooLarge: The properties of one are larger than a frame; then none is to be sent.
         """
-        if all(map(_is_small, messages)):
+        if len(messages) > 1 and all(map(_is_small, messages)):
             return Packing(messages, self.publication)
         return [self.publication(number, message) for number, message in enumerate(messages)]
 
