@@ -193,6 +193,6 @@ AMQP_SOCKET: Final = SOCKET.like(
 CELERYS_SOCKET: Final = SOCKET.like(
     "bare socket, Celery's form",
     option="amqp-socket-celery",
-    settings="the same, with the properties of a message in Celery's form, in a queue with priorities",
+    settings="the same, with the properties and the size of a message in Celery's form, in a queue with priorities",
 )
 PIKA: Final = Contender(name="pika", app="bare", option="pika", settings="`basic_publish` of 900 bytes, confirmed")

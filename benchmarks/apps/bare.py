@@ -66,6 +66,9 @@ _CELERYS: Final[dict[str, Any]] = {
 }
 """The properties of a message in Celery's form, as taskbridge sends it: RabbitMQ decodes and keeps each header."""
 
+_CELERYS_BODY: Final = 90
+"""About what the body of such a message takes, with small arguments."""
+
 
 class _AmqpSocket:
     """One connection to RabbitMQ, with frames that are written by hand, and no reply read beyond a confirm's number.
@@ -73,9 +76,15 @@ class _AmqpSocket:
     Args:
         properties: By pika's names, besides that the message is persistent.
         arguments: What the queue is declared with.
+        size: How many bytes the body has.
     """
 
-    def __init__(self, properties: dict[str, Any] | None = None, arguments: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        properties: dict[str, Any] | None = None,
+        arguments: dict[str, Any] | None = None,
+        size: int = _SIZE,
+    ) -> None:
         import pika
         from pika import frame, spec
 
@@ -97,12 +106,12 @@ class _AmqpSocket:
         publish = spec.Basic.Publish(exchange="", routing_key=work.QUEUE, mandatory=True)
         self._publish: bytes = frame.Method(1, publish).marshal()
         self._properties = b"".join(pika.BasicProperties(delivery_mode=2, **(properties or {})).encode())
+        self._size = size
         self._sent = 0
 
     def push(self, items: list[bytes]) -> None:
-        properties = self._properties
-        items = [item[len(properties) :] for item in items]
-        self._socket.sendall(b"".join([self._publish + _content(properties, item) for item in items]))
+        properties, size = self._properties, self._size
+        self._socket.sendall(b"".join([self._publish + _content(properties, item[:size]) for item in items]))
         self._sent += len(items)
         rest = b""
         while True:
@@ -144,7 +153,7 @@ class _Pika:
 _KINDS: Final[dict[str, Any]] = {
     "socket": _Socket,
     "amqp-socket": _AmqpSocket,
-    "amqp-socket-celery": partial(_AmqpSocket, _CELERYS, {"x-max-priority": 3}),
+    "amqp-socket-celery": partial(_AmqpSocket, _CELERYS, {"x-max-priority": 3}, _CELERYS_BODY),
     "redis-py": _RedisPy,
     "pika": _Pika,
 }

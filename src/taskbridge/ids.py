@@ -18,6 +18,11 @@ def is_id(id: object) -> bool:
     return isinstance(id, str) and 0 < _size(id) <= LONGEST
 
 
+def can_be_kept(name: str) -> bool:
+    """Return whether every broker and store can hold this as a name: PostgreSQL, say, takes no NUL."""
+    return _size(name) >= 0
+
+
 def checked(message: Message) -> Message:
     """Return a message that was read, if its id and names can be kept.
 
@@ -30,7 +35,7 @@ def checked(message: Message) -> Message:
     if not is_id(message.id):
         raise DecodeError(f"not a message: its id is {ascii(message.id)[:_SHOWN]}")
     for kind, name in (("task", message.task), ("queue", message.queue)):
-        if _size(name) < 0:
+        if not can_be_kept(name):
             raise DecodeError(f"not a message: its {kind} is {ascii(name)[:_SHOWN]}")
     return message
 

@@ -15,6 +15,7 @@ from taskbridge.declaration import Declaration, positional_of
 from taskbridge.durations import Duration, When, seconds, timestamp
 from taskbridge.exceptions import DeclarationError, nearest
 from taskbridge.handle import Handle
+from taskbridge.ids import can_be_kept
 from taskbridge.message import PRIORITIES, Priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
@@ -229,6 +230,8 @@ def declare(
     task_name = default_name(function) if name is None else name
     if not isinstance(task_name, str) or not task_name.strip() or len(task_name) > 255:
         raise DeclarationError(f"a task's name must be text of up to 255 characters, not {task_name!r}")
+    if not can_be_kept(task_name):
+        raise DeclarationError(f"a task's name must be text that UTF-8 can hold, without NUL, not {task_name!r}")
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
     if not isinstance(results, bool):

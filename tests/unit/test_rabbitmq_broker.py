@@ -364,6 +364,17 @@ class TestPublishing:
         assert on_their_way == [*range(50)]
         assert len(place.take_all(place.queue())) == 50
 
+    @pytest.mark.parametrize("name", ["x\ud800", "x" * 200_000])
+    def test_a_name_that_no_property_can_hold_is_refused_before_anything_is_sent(self, place: Place, name: str) -> None:
+        broker = place.broker()
+        broker.publish([a_message()], timeout_s=5)
+        place.take_all(place.queue())
+
+        with pytest.raises((UnicodeEncodeError, MessageTooLarge)):
+            broker.publish([*(a_message(number) for number in range(99)), a_message(task=name)], timeout_s=5)
+
+        assert place.take_all(place.queue()) == []
+
     def test_an_id_that_is_too_long_for_a_property_is_no_problem(self, place: Place) -> None:
         broker = place.broker()
         broker.publish([a_message(id="x" * 300)], timeout_s=5)

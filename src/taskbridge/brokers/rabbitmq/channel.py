@@ -24,8 +24,8 @@ from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline, Lock, TimedOu
 
 _CHUNK_BYTES: Final = 1 << 18
 
-_FEW: Final = 16
-"""Of so many messages the server need not have the first ones before the last are packed: a write costs more."""
+_FEW: Final = 32
+"""Of fewer messages the server need not have the first ones before the last are packed: a write costs more."""
 
 
 class ChannelClosedError(Exception):
@@ -404,8 +404,9 @@ class TransactionChannel(Channel):
 
 
 def _chunks(parcels: Parcels) -> Iterable[Sequence[Parcel]]:
-    """Cut parcels into portions of about 256 KiB; those that are packed meanwhile into two at least."""
-    most = max(_FEW, (len(parcels) + 1) // 2) if isinstance(parcels, Packing) else len(parcels)
+    """Cut parcels into portions of about 256 KiB; those that are packed meanwhile into two at least, unless few."""
+    in_halves = isinstance(parcels, Packing) and len(parcels) >= _FEW
+    most = (len(parcels) + 1) // 2 if in_halves else len(parcels)
     chunk: list[Parcel] = []
     size = 0
     for parcel in parcels:

@@ -193,12 +193,9 @@ class Packer:
 
 
 def _is_small(message: Message) -> bool:
-    """Tell whether a message's properties surely fit into a frame, whatever an engine adds."""
-    return (
-        not message.headers
-        and message.error is None
-        and len(message.id) + len(message.task) + len(message.queue) <= LONGEST_SHORT_STRING
-    )
+    """Tell whether a message's properties surely can be written and fit into a frame, whatever an engine adds."""
+    names = f"{message.id}{message.task}{message.queue}"
+    return not message.headers and message.error is None and len(names) <= LONGEST_SHORT_STRING and names.isascii()
 
 
 def _milliseconds(life_s: float) -> str:

@@ -98,11 +98,11 @@ def _template(names: tuple[str, ...]) -> Template:
 
 
 def _value(name: str, value: Any) -> bytes:
-    if isinstance(value, str):
-        return _short_string(value)
     if name == "headers":
         return _table(value, b"")
-    return _TIMESTAMP.pack(value) if name == "timestamp" else bytes((value,))
+    if name == "timestamp":
+        return _TIMESTAMP.pack(value)
+    return _short_string(value) if isinstance(value, str) else bytes((value,))
 
 
 def _short_string(text: str) -> bytes:
