@@ -33,8 +33,9 @@ _TOGETHER: Final = 100
 _TOGETHER_BYTES: Final = 1 << 18
 """How much is taken at a time."""
 
-_CLAIM_MS: Final = 1000
-"""How long what one pump has looked up is hidden from the others."""
+_CLAIM_MS: Final = 400
+"""How long what one pump has looked up is hidden from the others: if it dies with it in its hands, another must find it
+in time (rule D2). One that takes longer to publish it finds that another has done so."""
 
 _BEAT_S: Final = 1.5
 _LIFE_MS: Final = 5000
