@@ -535,20 +535,20 @@ class _LeveledConsumer(Consumer):
         except Exception:
             _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
             return None
-        return None if delivery is None else self._for_this_thread(delivery)
-
-    def _for_this_thread(self, delivery: Delivery) -> Delivery | None:
-        """Return a message that is to be run now; one that is delayed goes to where Dramatiq keeps those."""
-        hand_over = self._broker.hand_over
-        if "eta" not in delivery.options or hand_over is None:
-            return delivery
         try:
-            hand_over(delivery)
+            return None if delivery is None else self._broker.kept_or_now(delivery)
         except Exception:  # of a user's middleware
             _log.exception("a message of %s can't be kept for later, and goes back to it", self._queue_name)
-            self._broker.put_back(self._queue_name, [delivery.place])
-            self._hand.drop(delivery.place)
+        self._give_back(fetched.redis_id)
         return None
+
+    def _give_back(self, place: bytes) -> None:
+        """Return a message that was not begun with to its queue; if Redis is away, `_reconcile` does it."""
+        try:
+            self._surely(lambda: self._broker.put_back(self._queue_name, [place]))
+        except ConnectionClosed as exc:
+            _log.warning("a message of %s goes back to it only when Redis is there: %s", self._queue_name, exc)
+        self._hand.drop(place)
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards.
