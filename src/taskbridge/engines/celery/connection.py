@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1.5}
 """Seconds between tries; by kombu's default they grow to 30, and a worker idles long after its broker is back.
 
-kombu 5.5 goes beyond the maximum by the start (kombu/utils/functional.py, retry_over_time): to 2 s.
+kombu before 5.7 goes beyond the maximum by the start (kombu/utils/functional.py, retry_over_time): to 2 s.
 """
 
 
