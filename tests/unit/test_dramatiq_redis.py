@@ -527,6 +527,23 @@ class TestLeases:
 
         assert (len(place.waiting()), place.bodies()) == (1, 1)
 
+    def test_what_a_worker_takes_again_while_it_still_runs_it_holds_one_slot(self, place: Place) -> None:
+        """It stood still for longer than its lease, so another one returned the message."""
+        place.note.send(1)
+        frozen, living = (place.broker(threads=2, keeps_lease=False) for _ in range(2))
+        consumer: Any = frozen.consume(place.queue, timeout=50)
+        (delivery,) = take(consumer)
+        time.sleep(1.1)
+        assert living.recover(strangers=True) == 1
+
+        again = next(consumer)
+        consumer.ack(delivery)
+
+        assert again is None
+        assert (place.waiting(), place.bodies()) == ([], 0)
+        assert frozen.slots is not None
+        assert frozen.slots.take(3) == 2
+
     def test_a_worker_recovers_queues_that_it_does_not_consume(self, place: Place) -> None:
         place.note.send(1)
         dead = place.broker(keeps_lease=False)

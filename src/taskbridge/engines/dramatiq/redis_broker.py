@@ -116,9 +116,15 @@ class _Hand:
         finally:
             self._is_reconciled = False
 
-    def add(self, place: bytes) -> None:
+    def add(self, place: bytes) -> bool:
+        """Note a message that was taken; return False if it is in hand already.
+
+        Then this worker stood still for longer than its lease, another one returned the message, and it was taken anew.
+        """
         with self._lock:
+            is_new = place not in self._places
             self._places.add(place)
+        return is_new
 
     def drop(self, place: bytes) -> None:
         """Be done with a message; its slot is free."""
@@ -512,11 +518,9 @@ class _LeveledConsumer(Consumer):
         return True
 
     def _taken(self, rows: Sequence[Any]) -> list[_Fetched]:
-        """Return what a fetch has taken, which is in hand from now on."""
+        """Return what a fetch has taken and was not in hand; it is from now on."""
         fetched = [_Fetched(self, *row) for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True)]
-        for each in fetched:
-            self._hand.add(each.redis_id)
-        return fetched
+        return [each for each in fetched if self._hand.add(each.redis_id)]
 
     def _pass_on(self, fetched: _Fetched) -> None:
         """Give the worker's threads a message that has a slot."""
