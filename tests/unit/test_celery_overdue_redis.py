@@ -1,4 +1,4 @@
-"""A Celery worker on Redis goes on after it has given up a connection on which no answer came."""
+"""A Celery worker's loop on Redis, after it has given up a connection on which no answer came, or lost it."""
 
 from __future__ import annotations
 
@@ -50,4 +50,27 @@ def test_a_loop_polls_the_next_connection(redis_server: PrivateRedis) -> None:
         assert lost._sock is not None, "it is connected anew"
         received[0].ack()
         hub.close()
+    bridge.close()
+
+
+def test_what_is_left_in_the_loop_of_a_lost_connection_acknowledges_nothing(
+    redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come first, and leave the script that takes the next message nothing to acknowledge."""
+    bridge = Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")
+    flushed: list[bool] = []
+    hub: Any = Hub()  # type: ignore[no-untyped-call]
+    for _ in range(2):
+        with bridge.native.connection_for_read() as connection:
+            connection.register_with_event_loop(hub)
+            bridge.native.amqp.queues["default"](connection.default_channel).consume(callback=_do_nothing)
+    leases = bridge.native.engine.leases
+    monkeypatch.setattr(leases, "flush", lambda: flushed.append(True))
+
+    leases.end_soon("a tag")
+    for tick in set(hub.on_tick):
+        tick()
+
+    assert flushed == []
+    hub.close()
     bridge.close()

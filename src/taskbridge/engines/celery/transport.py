@@ -505,7 +505,8 @@ class Transport(RedisTransport):
             leases: Leases = self.engine.leases
             leases.in_loop = True
             take()
-            if leases.has_ending and not any(channel.is_taking for channel in list(self.cycle._channels)):
+            channels = list(self.cycle._channels)  # none if it was closed: a loop keeps this function
+            if channels and leases.has_ending and not any(channel.is_taking for channel in channels):
                 leases.flush()
 
         self.cycle.on_poll_start = on_poll_start
