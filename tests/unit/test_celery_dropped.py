@@ -44,6 +44,7 @@ class Worker:
         self.consumer = _consumer()
         self.consumer._life = SimpleNamespace(attempts=self.attempts)
         self.consumer._host = None
+        self.consumer._has_children = False
         self.consumer._dropped = OrderedDict()
         self.consumer._at_desk = lambda message, act: self.put_off.append(message)
         monkeypatch.setattr(CeleryConsumer, "on_close", lambda consumer: None)
@@ -98,3 +99,31 @@ def test_what_had_begun_before_is_not_run_twice(holding: Worker, monkeypatch: py
 
     assert holding.is_dealt_with_again()
     assert holding.attempts.state_of(SENT) == RUNNING
+
+
+class Job:
+    """What the pool remembers of what it has written to a child."""
+
+    def __init__(self, *, accepted: bool) -> None:
+        self._accepted = accepted
+        self.is_ready = False
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+
+def test_the_pool_remembers_what_its_children_run(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of Celery 5.5 forgets all its jobs, and then nobody learns how those ended that run."""
+    running, written, died = Job(accepted=True), Job(accepted=False), Job(accepted=True)
+    jobs = {1: running, 2: written, 3: died}
+    holding.consumer._has_children = True
+    holding.consumer.pool = SimpleNamespace(_pool=SimpleNamespace(_cache=jobs))
+
+    def flush(_: Any) -> None:
+        jobs.clear()
+        died.is_ready = True  # the pool looks after its children, too
+
+    monkeypatch.setattr(CeleryConsumer, "on_close", flush)
+    holding.consumer.on_close()
+
+    assert jobs == {1: running}

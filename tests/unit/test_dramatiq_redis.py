@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from queue import Empty
 from typing import Any
 
 import pytest
 import redis
+from dramatiq import Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
@@ -74,6 +76,10 @@ def _note(x: int) -> None:
 
 def _refuse(*given: Any, **more: Any) -> Any:
     raise BrokerUnavailable("on purpose")
+
+
+def _is_away(*given: Any, **more: Any) -> Any:
+    raise redis.ConnectionError("on purpose")
 
 
 @pytest.fixture
@@ -226,6 +232,37 @@ class TestTaking:
         assert next(consumer) is None
 
         assert place.waiting() == before
+        broker.closed()
+
+    @pytest.mark.parametrize("is_away", [False, True], ids=["redis is there", "redis is away"])
+    def test_what_a_users_middleware_fails_on_goes_back_and_ends_no_thread(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_away: bool
+    ) -> None:
+        """A thread ends for good on an error that is raised where it takes its messages (dramatiq/worker.py)."""
+        broker = place.broker(threads=1)
+        work = broker.work_queue()
+        queue = f"{place.namespace}.own"
+        broker.declare_queue(queue)
+        broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={"eta": 1}))
+        consumer: Any = broker.consume(queue, timeout=50)
+        broker.hand_over = _refuse
+        assert next(consumer) is None
+        assert work.unfinished_tasks == 1
+
+        with monkeypatch.context() as outage:
+            if is_away:
+                outage.setattr(broker, "return_script", _is_away)
+            with pytest.raises(Empty):
+                work.get_nowait()
+        broker.hand_over = None
+
+        assert "can't be kept for later" in caplog.text
+        wait_until(lambda: next(consumer) is None and work.unfinished_tasks == 1)
+        again = work.get_nowait().message
+        assert (again.args, again.redelivered) == ((1,), False)
+        consumer.ack(again)
+        assert broker.slots is not None
+        assert broker.slots.take(2) == 1
         broker.closed()
 
     def test_what_a_lost_reply_held_is_found_though_threads_go_on_by_themselves(
@@ -489,6 +526,23 @@ class TestLeases:
         consumer.ack(delivery)
 
         assert (len(place.waiting()), place.bodies()) == (1, 1)
+
+    def test_what_a_worker_takes_again_while_it_still_runs_it_holds_one_slot(self, place: Place) -> None:
+        """It stood still for longer than its lease, so another one returned the message."""
+        place.note.send(1)
+        frozen, living = (place.broker(threads=2, keeps_lease=False) for _ in range(2))
+        consumer: Any = frozen.consume(place.queue, timeout=50)
+        (delivery,) = take(consumer)
+        time.sleep(1.1)
+        assert living.recover(strangers=True) == 1
+
+        again = next(consumer)
+        consumer.ack(delivery)
+
+        assert again is None
+        assert (place.waiting(), place.bodies()) == ([], 0)
+        assert frozen.slots is not None
+        assert frozen.slots.take(3) == 2
 
     def test_a_worker_recovers_queues_that_it_does_not_consume(self, place: Place) -> None:
         place.note.send(1)

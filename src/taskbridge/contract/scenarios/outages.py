@@ -170,7 +170,8 @@ def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
         try:
             _one_trouble(h, sender, trouble)
         except ContractFailure as exc:
-            raise type(exc)(f"while the broker was {trouble.name}: {exc}") from None
+            exc.args = (f"while the broker was {trouble.name}: {exc}",)
+            raise
 
 
 def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
 
 
-_PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2.0}
-"""Seconds between tries; by kombu's default they grow to 30, and a worker idles long after its broker is back."""
+_PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1.5}
+"""Seconds between tries; by kombu's default they grow to 30, and a worker idles long after its broker is back.
+
+kombu before 5.7 goes beyond the maximum by the start (kombu/utils/functional.py, retry_over_time): to 2 s.
+"""
 
 
 def own_transport(engine: CeleryEngine, stock: Any) -> Any:

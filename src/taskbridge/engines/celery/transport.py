@@ -505,7 +505,33 @@ class Transport(RedisTransport):
             leases: Leases = self.engine.leases
             leases.in_loop = True
             take()
-            if leases.has_ending and not any(channel.is_taking for channel in list(self.cycle._channels)):
+            channels = list(self.cycle._channels)  # none if it was closed: a loop keeps this function
+            if channels and leases.has_ending and not any(channel.is_taking for channel in channels):
                 leases.flush()
 
         self.cycle.on_poll_start = on_poll_start
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have a loop poll the channels' connections, and go on when one was given up (`Channel.look_after`).
+
+        kombu before 5.7 forgets no socket that redis-py has closed already, and then polls none any more.
+        """
+        others = set(loop.on_tick)
+        stock(super()).register_with_event_loop(connection, loop)
+        cycle, polling = self.cycle, loop.on_tick - others
+        stock_forget: Callable[[Any], None] = cycle._on_connection_disconnect
+
+        def forget(lost: Any) -> None:
+            """Forget a connection's sockets, and poll the next one's."""
+            gone = [ident for ident in cycle._chan_to_sock if ident[1].connection is lost]
+            kinds = {(channel, kind) for channel, _, kind in gone}
+            for ident in gone:
+                del cycle._chan_to_sock[ident]
+            for number in [number for number, of in cycle._fd_to_chan.items() if of in kinds]:
+                loop.remove(number)
+                del cycle._fd_to_chan[number]
+            stock_forget(lost)
+            if cycle._channels:
+                loop.on_tick.update(polling)
+
+        cycle._on_connection_disconnect = forget

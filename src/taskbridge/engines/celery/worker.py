@@ -6,8 +6,8 @@ import logging
 import socket
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Final
@@ -137,13 +137,26 @@ class Consumer(CeleryConsumer):
     def on_close(self) -> None:
         """Drop what no slot has begun with, and note it: it is delivered again, on the next connection."""
         waiting = [request for request in worker_state.reserved_requests if request.time_start is None]
-        stock(super()).on_close()
+        with self._running_jobs_kept():
+            stock(super()).on_close()
         for request in waiting:
             message = self.message_of(request)
             if message is not None:
                 self._dropped[message.id, message.attempt] = request, monotonic()
         while len(self._dropped) > _MOST_REMEMBERED:
             self._dropped.popitem(last=False)
+
+    @contextmanager
+    def _running_jobs_kept(self) -> Generator[None]:
+        """Have the pool remember what its children run; Celery 5.5's forgets it, and then never says how that ended.
+
+        Its message would count as running for ever (celery/concurrency/asynpool.py, AsynPool.flush).
+        """
+        pool = getattr(self.pool, "_pool", None) if self._has_children else None
+        jobs: dict[int, Any] = {} if pool is None else pool._cache
+        running = {number: job for number, job in jobs.items() if job._accepted}
+        yield
+        jobs.update({number: job for number, job in running.items() if not job.ready()})
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch what Celery watches, and wake-ups."""

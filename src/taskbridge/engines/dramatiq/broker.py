@@ -91,6 +91,17 @@ class EngineBroker(Broker):
         """Return what a worker's threads are to take their messages from; None is Dramatiq's own queue."""
         return None
 
+    def kept_or_now(self, delivery: Delivery) -> Delivery | None:
+        """Return a message that a thread is to run now; one that is delayed goes to where Dramatiq keeps those.
+
+        Raises:
+            Exception: A user's middleware wants it to end here; nobody has the message.
+        """
+        if "eta" not in delivery.options or self.hand_over is None:
+            return delivery
+        self.hand_over(delivery)
+        return None
+
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
         self.draining = False

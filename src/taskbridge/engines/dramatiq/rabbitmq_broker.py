@@ -437,28 +437,14 @@ class _SparingConsumer(Consumer):
             return None
         try:
             delivery = self._opened(arrival)
+            return None if delivery is None else self._broker.kept_or_now(delivery)
         except Exception as exc:  # Dramatiq's thread raises it, and makes another consumer
             if not isinstance(exc, NotSettledError):
-                _log.exception("a message of %s can't be looked at", self._queue_name)
+                _log.exception("a message of %s can't be looked at, or kept for later", self._queue_name)
             self._failure = exc
             self._news.set()
             self._slots.release()
             return None
-        return None if delivery is None else self._for_this_thread(delivery)
-
-    def _for_this_thread(self, delivery: Delivery) -> Delivery | None:
-        """Return a message that is to be run now; one that is delayed goes to where Dramatiq keeps those."""
-        hand_over = self._broker.hand_over
-        if "eta" not in delivery.options or hand_over is None:
-            return delivery
-        try:
-            hand_over(delivery)
-        except Exception as exc:  # of a user's middleware; as above
-            _log.exception("a message of %s can't be kept for later", self._queue_name)
-            self._failure = exc
-            self._news.set()
-            self._slots.release()
-        return None
 
     def _opened(self, arrival: _Arrival) -> Delivery | None:
         """Look at a message that has a slot, and return it; None if it is done with.

@@ -116,9 +116,15 @@ class _Hand:
         finally:
             self._is_reconciled = False
 
-    def add(self, place: bytes) -> None:
+    def add(self, place: bytes) -> bool:
+        """Note a message that was taken; return False if it is in hand already.
+
+        Then this worker stood still for longer than its lease, another one returned the message, and it was taken anew.
+        """
         with self._lock:
+            is_new = place not in self._places
             self._places.add(place)
+        return is_new
 
     def drop(self, place: bytes) -> None:
         """Be done with a message; its slot is free."""
@@ -512,11 +518,9 @@ class _LeveledConsumer(Consumer):
         return True
 
     def _taken(self, rows: Sequence[Any]) -> list[_Fetched]:
-        """Return what a fetch has taken, which is in hand from now on."""
+        """Return what a fetch has taken and was not in hand; it is from now on."""
         fetched = [_Fetched(self, *row) for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True)]
-        for each in fetched:
-            self._hand.add(each.redis_id)
-        return fetched
+        return [each for each in fetched if self._hand.add(each.redis_id)]
 
     def _pass_on(self, fetched: _Fetched) -> None:
         """Give the worker's threads a message that has a slot."""
@@ -535,20 +539,20 @@ class _LeveledConsumer(Consumer):
         except Exception:
             _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
             return None
-        return None if delivery is None else self._for_this_thread(delivery)
-
-    def _for_this_thread(self, delivery: Delivery) -> Delivery | None:
-        """Return a message that is to be run now; one that is delayed goes to where Dramatiq keeps those."""
-        hand_over = self._broker.hand_over
-        if "eta" not in delivery.options or hand_over is None:
-            return delivery
         try:
-            hand_over(delivery)
+            return None if delivery is None else self._broker.kept_or_now(delivery)
         except Exception:  # of a user's middleware
             _log.exception("a message of %s can't be kept for later, and goes back to it", self._queue_name)
-            self._broker.put_back(self._queue_name, [delivery.place])
-            self._hand.drop(delivery.place)
+        self._give_back(fetched.redis_id)
         return None
+
+    def _give_back(self, place: bytes) -> None:
+        """Return a message that was not begun with to its queue; if Redis is away, `_reconcile` does it."""
+        try:
+            self._surely(lambda: self._broker.put_back(self._queue_name, [place]))
+        except ConnectionClosed as exc:
+            _log.warning("a message of %s goes back to it only when Redis is there: %s", self._queue_name, exc)
+        self._hand.drop(place)
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones, for its dashboards.
