@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.message import DeadLetter, Message
 
@@ -21,10 +20,8 @@ RedisCommand = tuple[str | bytes | int | float, ...]
 """One Redis command, name first; an engine's message is a sequence of them, carried out together."""
 
 
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-class Publication(NamedTuple):  # it is made in a third of a dataclass's time
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
     """An engine's message for RabbitMQ: published to the default exchange, durable, with this queue as its key.
 
     Attributes:
@@ -39,7 +36,7 @@ class Publication(NamedTuple):  # it is made in a third of a dataclass's time
     queue: str
     arguments: Mapping[str, Any]
     body: bytes
-    properties: Mapping[str, Any] = _NONE
+    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     common: Mapping[str, Any] | None = None
 
 
