@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from time import monotonic
 from typing import Any
 
@@ -22,11 +24,22 @@ def _do_nothing() -> None:
     """Do nothing."""
 
 
-def test_a_loop_polls_the_next_connection(redis_server: PrivateRedis) -> None:
-    bridge = Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")
+@pytest.fixture
+def bridge(redis_server: PrivateRedis) -> Iterator[Bridge]:
+    with closing(Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    make: Any = Hub  # untyped
+    with closing(make()) as hub:
+        yield hub
+
+
+def test_a_loop_polls_the_next_connection(bridge: Bridge, hub: Any) -> None:
     task = bridge.task(name="nothing")(_do_nothing)
     received: list[Any] = []
-    hub: Any = Hub()  # type: ignore[no-untyped-call]
     with bridge.native.connection_for_read() as connection:
         connection.register_with_event_loop(hub)
         channel = connection.default_channel
@@ -49,17 +62,13 @@ def test_a_loop_polls_the_next_connection(redis_server: PrivateRedis) -> None:
         assert len(received) == 1
         assert lost._sock is not None, "it is connected anew"
         received[0].ack()
-        hub.close()
-    bridge.close()
 
 
 def test_what_is_left_in_the_loop_of_a_lost_connection_acknowledges_nothing(
-    redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may come first, and leave the script that takes the next message nothing to acknowledge."""
-    bridge = Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")
     flushed: list[bool] = []
-    hub: Any = Hub()  # type: ignore[no-untyped-call]
     for _ in range(2):
         with bridge.native.connection_for_read() as connection:
             connection.register_with_event_loop(hub)
@@ -72,5 +81,3 @@ def test_what_is_left_in_the_loop_of_a_lost_connection_acknowledges_nothing(
         tick()
 
     assert flushed == []
-    hub.close()
-    bridge.close()

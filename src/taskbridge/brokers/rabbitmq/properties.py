@@ -65,7 +65,7 @@ class Template:
                 self._parts.append((b"".join(pieces), name))
                 pieces = []
             elif name in given:
-                pieces.append(_value(name, given[name]))
+                pieces.append(_value(name, given[name], b""))
         self._end = b"".join(pieces)
 
     def fill(self, own: Mapping[str, Any]) -> bytes:
@@ -76,9 +76,7 @@ class Template:
         """
         pieces: list[bytes] = []
         for before, name in self._parts:
-            value = own[name]
-            encoded = _table(value, self._headers) if name == "headers" else _value(name, value)
-            pieces += (before, encoded)
+            pieces += (before, _value(name, own[name], self._headers))
         pieces.append(self._end)
         return b"".join(pieces)
 
@@ -97,9 +95,10 @@ def _template(names: tuple[str, ...]) -> Template:
     return Template({}, names)
 
 
-def _value(name: str, value: Any) -> bytes:
+def _value(name: str, value: Any, common_headers: bytes) -> bytes:
     if name == "headers":
-        return _table(value, b"")
+        raw = b"".join([common_headers, *_entries(value)])
+        return _SIZE.pack(len(raw)) + raw
     if name == "timestamp":
         return _TIMESTAMP.pack(value)
     return _short_string(value) if isinstance(value, str) else bytes((value,))
@@ -119,12 +118,6 @@ _name = lru_cache(maxsize=1024)(_short_string)
 def _name_of_text(name: str) -> bytes:
     """Return what stands before a text of this name, but for its size."""
     return _name(name) + b"S"
-
-
-def _table(table: Mapping[str, Any], common: bytes) -> bytes:
-    """Return a table whose first entries are these common ones."""
-    raw = b"".join([common, *_entries(table)])
-    return _SIZE.pack(len(raw)) + raw
 
 
 def _entries(table: Mapping[str, Any]) -> list[bytes]:
