@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 from taskbridge.engines.dramatiq.slots import Slots
 
@@ -30,6 +31,18 @@ def test_who_waits_longest_gets_what_is_freed_and_is_told() -> None:
 
     assert (first.granted, second.granted, woken) == (True, False, ["first"])
     assert slots.take(1) == 0, "it was handed over, and never free"
+
+
+def test_of_several_freed_at_once_each_in_the_line_gets_one_and_the_rest_is_free() -> None:
+    slots, woken = Slots(5), list[str]()
+    slots.take(5)
+    line = [slots.ticket(partial(woken.append, name)) for name in ("first", "second")]
+
+    slots.release(5)
+
+    assert [ticket.granted for ticket in line] == [True, True]
+    assert woken == ["first", "second"]
+    assert slots.take(5) == 3
 
 
 def test_who_gives_up_is_passed_over() -> None:

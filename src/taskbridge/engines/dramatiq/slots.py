@@ -82,12 +82,13 @@ class Slots:
 
     def release(self, count: int = 1) -> None:
         """Free slots; who waits longest gets them."""
-        for _ in range(count):
-            with self._lock:
-                self._changed_at = monotonic()
-                if not self._line:
-                    self._free += 1
-                    continue
+        granted: list[Ticket] = []
+        with self._lock:
+            self._changed_at = monotonic()
+            while self._line and len(granted) < count:
                 ticket = self._line.popleft()
                 ticket.granted = True
+                granted.append(ticket)
+            self._free += count - len(granted)
+        for ticket in granted:
             ticket.wake()
