@@ -186,6 +186,9 @@ PEERS: Final = (
 )
 
 SOCKET: Final = Contender(name="bare socket", app="bare", option="socket", settings="LPUSH of 900 bytes")
+BRPOP: Final = SOCKET.like(
+    "bare BRPOP", worker=("benchmarks.apps.bare",), settings="LPUSH of 900 bytes, and BRPOP in a loop; nothing is kept"
+)
 REDIS_PY: Final = Contender(name="redis-py", app="bare", option="redis-py", settings="`lpush` of 900 bytes")
 AMQP_SOCKET: Final = SOCKET.like(
     "bare socket", option="amqp-socket", settings="frames of a persistent message of 900 bytes, confirmed"

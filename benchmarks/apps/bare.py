@@ -1,10 +1,14 @@
-"""The controls: the cheapest way to give the same server a message of the same size, which no queue can beat."""
+"""The controls: the cheapest way to give the same server a message of the same size, which no queue can beat.
+
+python -m benchmarks.apps.bare    take messages from Redis with BRPOP, and mark when each arrived
+"""
 
 from __future__ import annotations
 
 import socket
 import struct
 from functools import partial
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +35,14 @@ class _Socket:
         packed = b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)])
         self._socket.sendall(packed)
         self._socket.recv(64)
+
+    def pop(self) -> bytes:
+        """Wait for an item, and take it."""
+        self._socket.sendall(b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$1\r\n0\r\n" % (len(work.QUEUE), work.QUEUE.encode()))
+        reply = b""
+        while reply.count(b"\r\n") < 5:
+            reply += self._socket.recv(1 << 16)
+        return reply.split(b"\r\n")[4]
 
 
 class _RedisPy:
@@ -168,3 +180,17 @@ def tick_each(payload: str, count: int) -> None:
 def tick_batches(payload: str, size: int, times: int) -> None:
     for _ in range(times):
         _client.push([_item(payload) for _ in range(size)])
+
+
+def mark(label: str, delay_s: float) -> None:
+    _client.push([_item(f"{label} {monotonic()} ")])
+
+
+def _take_marks() -> None:
+    while True:
+        label, due_at = _client.pop().split()[:2]
+        work.mark(label.decode(), float(due_at))
+
+
+if __name__ == "__main__":
+    _take_marks()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import quantiles
 from typing import Final
 
-from benchmarks.contenders import BRIDGES, CELERY, DRAMATIQ, PEERS, Contender
+from benchmarks.contenders import BRIDGES, BRPOP, CELERY, DRAMATIQ, PEERS, Contender
 from benchmarks.place import Place
 from benchmarks.plan import Plan
 from benchmarks.processes import WorkerProcess
@@ -45,10 +45,9 @@ ROWS: Final = tuple(
     Row(
         key=f"idle-{broker}",
         title=f"start of a task on an idle worker, {name}",
-        contenders=(*BRIDGES, CELERY, DRAMATIQ, *(PEERS if broker == "redis" else ())),
+        contenders=(*BRIDGES, CELERY, DRAMATIQ, *((*PEERS, BRPOP) if broker == "redis" else ())),
         measure=_on(broker),
         metrics=("p50 ms", "p99 ms", "idle CPU %"),
-        is_long=True,
     )
     for broker, name in (("redis", "Redis"), ("amqp", "RabbitMQ"))
 )
