@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,4 +68,20 @@ def test_a_worker_outlives_a_full_redis(make_redis: type[PrivateRedis], tmp_path
 
     assert sorted(data[0] for data in shop.data("note")) == ["after", "delayed", "delayed after"]
     assert [data[:2] for data in shop.data("lasts")] == [["through", 1]]
+    shop.bridge.close()
+
+
+def test_a_worker_runs_tasks_where_redis_can_not_wait_for_them(
+    make_redis: Callable[..., PrivateRedis], tmp_path: Path
+) -> None:
+    """Before 6.2 there was no BLMOVE."""
+    server = make_redis(extra_args=("--rename-command", "BLMOVE", ""))
+    shop = Shop.at(f"dramatiq+{server.url}", tmp_path)
+    with shop.worker():
+        for number in range(3):
+            shop.note.send(number)
+            shop.wait(lambda number=number: len(shop.records("note")) > number)
+        shop.idle()
+
+    assert [data[0] for data in shop.data("note")] == [0, 1, 2]
     shop.bridge.close()

@@ -288,7 +288,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Return when there is something in a queue's list for `normal`, or after so many seconds.
 
         Raises:
-            redis.RedisError: Redis doesn't do it.
+            BrokerUnavailable: Redis doesn't do it.
         """
         if not self._can_wait:
             time.sleep(timeout_s / 4)
@@ -296,8 +296,8 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         key = self.key(queue_name)
         try:
             # Moves the first to where it was, so that nothing is taken; Redis has no waiting that only looks.
-            self.client.execute_command("BLMOVE", key, key, "LEFT", "LEFT", timeout_s)
-        except redis.ResponseError as exc:
+            self._calls.execute([("BLMOVE", key, key, "LEFT", "LEFT", timeout_s)], timeout_s=_TIMEOUT_S)
+        except BrokerUnavailable as exc:
             if "unknown command" not in str(exc):
                 raise
             self._can_wait = False  # before Redis 6.2
