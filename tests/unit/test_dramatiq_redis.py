@@ -78,10 +78,6 @@ def _refuse(*given: Any, **more: Any) -> Any:
     raise BrokerUnavailable("on purpose")
 
 
-def _is_away(*given: Any, **more: Any) -> Any:
-    raise redis.ConnectionError("on purpose")
-
-
 @pytest.fixture
 def open_place() -> Iterator[Callable[[str], Place]]:
     with ExitStack() as stack:
@@ -251,7 +247,7 @@ class TestTaking:
 
         with monkeypatch.context() as outage:
             if is_away:
-                outage.setattr(broker, "return_script", _is_away)
+                outage.setattr(broker, "put_back", _refuse)
             with pytest.raises(Empty):
                 work.get_nowait()
         broker.hand_over = None
@@ -603,7 +599,7 @@ class _Lessee:
 
     def renew(self) -> None:
         if self.is_away:
-            raise redis.ConnectionError("away")
+            raise BrokerUnavailable("away")
         self.beats += 1
 
     def recover(self, *, strangers: bool) -> int:

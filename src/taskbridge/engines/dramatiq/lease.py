@@ -7,7 +7,7 @@ import threading
 from time import monotonic
 from typing import Final, Protocol
 
-import redis
+from taskbridge.exceptions import BrokerUnavailable
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -67,14 +67,14 @@ class LeaseKeeper:
         self._thread.join(_JOIN_S)
         try:
             self._lessee.leave()
-        except redis.RedisError as exc:
+        except BrokerUnavailable as exc:
             _log.info("the lease is not given up but will be over by itself: %s", exc)
 
     def _run(self) -> None:
         while True:
             try:
                 self._beat()
-            except redis.RedisError as exc:
+            except BrokerUnavailable as exc:
                 if not self._is_cut_off:
                     _log.warning("the lease can't be renewed, trying on: %s", exc)
                 self._is_cut_off = True

@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.connecting import Word
+from taskbridge.brokers.redis.scripts import Script
 from taskbridge.engines.dramatiq import scripts
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -181,20 +182,13 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             heartbeat_timeout=int(self.lease_s * 1000),
             maintenance_chance=0,  # the lease keeper's is regular, and by the server's clock
         )
-        # For what each message needs: a third of redis-py's own time.
+        # For all that is done here: it takes a third of redis-py's time, and each call ends in time.
         self._calls = Client(settings.url.broker_url, trusted_s=_TRUSTED_S)
         self.worker_id: str = str(uuid4())
         self._own_queues = native_queue(settings.namespace, "")
         self._hands: dict[str, _Hand] = {}
         self._keeper: LeaseKeeper | None = None
         self._can_wait = True
-        register = self.client.register_script
-        self.nack_script: Any = register(scripts.NACK)
-        self.return_script: Any = register(scripts.RETURN)
-        self.reconcile_script: Any = register(scripts.RECONCILE)
-        self._beat_script = register(scripts.BEAT)
-        self._maintain_script = register(scripts.MAINTAIN)
-        self._leave_script = register(scripts.LEAVE)
 
     # Keys
 
@@ -258,7 +252,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
         args: tuple[Word, ...] = (self.worker_id, slots, in_hand, *done)
-        rows: list[Any] = self._calls.run(scripts.FETCH, keys, args, timeout_s=_TIMEOUT_S)
+        rows: list[Any] = self._run(scripts.FETCH, keys, args)
         return rows
 
     def remove(self, keys: Sequence[str], places: Sequence[bytes]) -> None:
@@ -267,7 +261,25 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         Raises:
             BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
-        self._calls.run(scripts.ACK, keys, places, timeout_s=_TIMEOUT_S)
+        self._run(scripts.ACK, keys, places)
+
+    def reject(self, keys: Sequence[str], place: bytes) -> None:
+        """Move a message that this worker has taken to Dramatiq's own dead ones.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
+        """
+        self._run(scripts.NACK, keys, [place])
+
+    def reconcile(self, queue_name: str, in_hand: Sequence[bytes]) -> int:
+        """Return what is marked as taken by this worker and is not in hand to its queue; return how many these were.
+
+        Raises:
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
+        """
+        keys = [self.acks_key(queue_name), self.bodies_key(queue_name), self.key(queue_name)]
+        returned: int = self._run(scripts.RECONCILE, keys, in_hand)
+        return returned
 
     def put_back(self, queue_name: str, ids: Sequence[bytes], *, suspect: bool = False) -> None:
         """Return messages that this worker has taken to their queue, in front.
@@ -278,11 +290,11 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             suspect: Whether they may have been started.
 
         Raises:
-            redis.RedisError: Redis doesn't do it.
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
         if ids:
             keys = [self.acks_key(queue_name), self.bodies_key(queue_name), self.key(queue_name)]
-            self.return_script(keys=[*keys, self.recovered_key(queue_name)], args=[int(suspect), *ids])
+            self._run(scripts.RETURN, [*keys, self.recovered_key(queue_name)], [int(suspect), *ids])
 
     def wait(self, queue_name: str, timeout_s: float) -> None:
         """Return when there is something in a queue's list for `normal`, or after so many seconds.
@@ -322,7 +334,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
                 self.put_back(queue_name, places)
                 if done:  # which Redis did not take before
                     self.remove(self.taken_keys(queue_name), done)
-            except (redis.RedisError, BrokerUnavailable) as exc:
+            except BrokerUnavailable as exc:
                 _log.warning("%d messages go back only when the lease is over: %s", len(places), exc)
         if self._keeper is not None:
             self._keeper.stop()
@@ -332,19 +344,20 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Give a sign of life.
 
         Raises:
-            redis.RedisError: Redis doesn't take it.
+            BrokerUnavailable: Redis doesn't take it.
         """
-        self._beat_script(keys=[self.heartbeats_key, self._queues_key()], args=[self.worker_id, *self._all_queues()])
+        self._run(scripts.BEAT, [self.heartbeats_key, self._queues_key()], [self.worker_id, *self._all_queues()])
 
     def recover(self, *, strangers: bool) -> int:
         """Return the messages of dead workers to their queues; forget Dramatiq's own dead messages in their time.
 
         Raises:
-            redis.RedisError: Redis doesn't do it.
+            BrokerUnavailable: Redis doesn't do it, or nobody knows.
         """
-        returned: int = self._maintain_script(
-            keys=[self.heartbeats_key],
-            args=[
+        returned: int = self._run(
+            scripts.MAINTAIN,
+            [self.heartbeats_key],
+            [
                 self.namespace,
                 int(self.lease_s * 1000),
                 int(strangers),
@@ -362,12 +375,15 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             redis.RedisError: Redis doesn't do it.
         """
         taken = [self.acks_key(queue_name) for queue_name in self._all_queues()]
-        self._leave_script(keys=[self.heartbeats_key, self._queues_key()], args=[self.worker_id, *taken])
+        self._run(scripts.LEAVE, [self.heartbeats_key, self._queues_key()], [self.worker_id, *taken])
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
         self.client.close()
         self._calls.close()
+
+    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Word]) -> Any:
+        return self._calls.run(script, keys, args, timeout_s=_TIMEOUT_S)
 
     def _queues_key(self) -> str:
         return f"{self.namespace}:__queues__.{self.worker_id}"
@@ -429,7 +445,7 @@ class _LeveledConsumer(Consumer):
                 time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
                 return None
             return self._next_ready()
-        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
+        except (BrokerUnavailable, NotSettledError) as exc:
             raise ConnectionClosed(exc) from None
 
     def _next_ready(self) -> Delivery | None:
@@ -505,7 +521,7 @@ class _LeveledConsumer(Consumer):
         try:
             _, *rows = self._broker.fetch(self._fetch_keys, slots, in_hand=in_hand, done=done)
             fetched = self._taken(rows)
-        except (redis.RedisError, BrokerUnavailable) as exc:
+        except BrokerUnavailable as exc:
             _log.info("no further message could be taken from %s: %s", self._queue_name, exc)
             return False
         finally:
@@ -533,7 +549,7 @@ class _LeveledConsumer(Consumer):
         """Look at a message that a thread takes to run it, and return it; None if it is not to be run now."""
         try:
             delivery = self._opened(fetched)
-        except (redis.RedisError, BrokerUnavailable, NotSettledError) as exc:
+        except (BrokerUnavailable, NotSettledError) as exc:
             _log.warning("a message of %s goes back to it unread: %s", self._queue_name, exc)
             return None
         except Exception:
@@ -564,10 +580,7 @@ class _LeveledConsumer(Consumer):
         dead = f"{self._broker.key(self._queue_name.removesuffix('.DQ'))}.XQ"
         keys = [*self._keys, dead, f"{dead}.msgs"]
 
-        def reject() -> None:
-            self._broker.nack_script(keys=keys, args=[place])
-
-        self._surely(reject)
+        self._surely(lambda: self._broker.reject(keys, place))
         self._hand.drop(place)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -638,7 +651,7 @@ class _LeveledConsumer(Consumer):
         """Look at a message in hand, and return it; None if it is done with, and its slot free.
 
         Raises:
-            NotSettledError, redis.RedisError, BrokerUnavailable: Its slot is free, and it goes back to the queue.
+            NotSettledError, BrokerUnavailable: Its slot is free, and it goes back to the queue.
         """
         reception, queue_name = self._broker.reception, self._queue_name
         _, redis_id, body, recovered = fetched
@@ -666,7 +679,7 @@ class _LeveledConsumer(Consumer):
         """Return what no thread has begun with.
 
         Raises:
-            redis.RedisError: Redis doesn't do it; they go back when the worker ends.
+            BrokerUnavailable: Redis doesn't do it; they go back when the worker ends.
         """
         work = self._broker.work
         places = [] if work is None else [fetched.redis_id for fetched in work.withdrawn(self._is_own)]
@@ -682,8 +695,7 @@ class _LeveledConsumer(Consumer):
         with self._hand.reconciled() as places:
             if places is None:
                 return  # what is being fetched would count as lost; the next fetch tells again
-            keys = [*self._keys[:2], self._broker.key(self._queue_name)]
-            lost = self._broker.reconcile_script(keys=keys, args=places)
+            lost = self._broker.reconcile(self._queue_name, places)
         _log.warning("%d messages that were taken from %s but never arrived are back in it", lost, self._queue_name)
 
     def _surely(self, act: Callable[[], None]) -> None:
@@ -695,9 +707,9 @@ class _LeveledConsumer(Consumer):
         try:
             try:
                 act()
-            except (redis.ConnectionError, redis.TimeoutError, BrokerUnavailable):
+            except BrokerUnavailable:
                 act()
-        except (redis.RedisError, BrokerUnavailable) as exc:
+        except BrokerUnavailable as exc:
             raise ConnectionClosed(exc) from None
 
 

@@ -78,7 +78,7 @@ end
 )
 
 # KEYS: acks, bodies, recovered, dead ids, dead bodies. ARGV: id.
-NACK: Final = (
+NACK: Final = Script(
     _NOW
     + """
 if redis.call('srem', KEYS[1], ARGV[1]) > 0 then
@@ -95,7 +95,7 @@ end
 
 # KEYS: acks, bodies, queue, recovered. ARGV: whether they may have been started, as 1 or 0, then their ids; the first
 # ends up as the first.
-RETURN: Final = (
+RETURN: Final = Script(
     _HOME
     + """
 for i = #ARGV, 2, -1 do
@@ -110,7 +110,7 @@ end
 )
 
 # KEYS: acks, bodies, queue. ARGV: the ids that the worker has in hand. Returns how many it had not.
-RECONCILE: Final = (
+RECONCILE: Final = Script(
     _HOME
     + """
 local in_hand = {}
@@ -132,7 +132,7 @@ return lost
 )
 
 # KEYS: heartbeats, the worker's set of queues. ARGV: worker, queues ...
-BEAT: Final = (
+BEAT: Final = Script(
     _NOW
     + """
 redis.call('zrem', KEYS[1], ARGV[1])  -- first, for a full Redis then refuses no later write of this script
@@ -143,7 +143,7 @@ redis.call('sadd', KEYS[2], unpack(ARGV, 2))
 
 # KEYS: heartbeats. ARGV: namespace, lease in ms, whether to look at strange workers too, ms after which those are
 # forgotten, ms after which Dramatiq's own dead messages are, queues ... Returns how many messages went back.
-MAINTAIN: Final = (
+MAINTAIN: Final = Script(
     _NOW
     + _HOME
     + """
@@ -195,7 +195,8 @@ return returned
 )
 
 # KEYS: heartbeats, the worker's set of queues. ARGV: worker, its sets of taken messages ...
-LEAVE: Final = """
+LEAVE: Final = Script(
+    """
 for i = 2, #ARGV do
   if redis.call('scard', ARGV[i]) > 0 then
     return 0
@@ -205,3 +206,4 @@ redis.call('del', KEYS[2])
 redis.call('zrem', KEYS[1], ARGV[1])
 return 1
 """
+)
