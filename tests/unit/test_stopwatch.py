@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from statistics import median
 
 import pytest
 
@@ -24,9 +25,12 @@ print(watch.took_s)
 
 
 def test_it_tells_what_a_block_takes() -> None:
-    with Stopwatch() as watch:
-        time.sleep(0.3)
-    assert watch.took_s == pytest.approx(0.3, abs=0.1)
+    took_s: list[float] = []
+    for _ in range(3):
+        with Stopwatch() as watch:
+            time.sleep(0.3)
+        took_s.append(watch.took_s)
+    assert median(took_s) == pytest.approx(0.3, abs=0.1)
 
 
 def test_it_leaves_out_what_the_machine_kept_from_the_process() -> None:
