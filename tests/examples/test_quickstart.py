@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from uuid import uuid4
 
 import pytest
 
@@ -37,7 +38,8 @@ def test_it_shows_the_same_in_one_process_whatever_the_engine(url: str) -> None:
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_a_worker_runs_what_it_sends_to_a_server(engine: str, redis_server: PrivateRedis, start: Start) -> None:
-    variables = {"TASKBRIDGE_URL": f"{engine}+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"quickstart-{engine}"}
+    namespace = f"quickstart-{uuid4().hex[:8]}"
+    variables = {"TASKBRIDGE_URL": f"{engine}+{redis_server.url}", "TASKBRIDGE_NAMESPACE": namespace}
     worker = start("taskbridge", "worker", "examples.quickstart", env=variables)
 
     sender = run(sys.executable, "-m", "examples.quickstart", env=variables)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 from taskbridge.contract.servers import PrivateRedis
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Start, run, wait_until
@@ -15,7 +16,8 @@ def test_two_hosts_run_one_librarys_tasks_on_two_engines_over_one_redis(
 ) -> None:
     outbox = tmp_path / "outbox"
     outbox.touch()
-    variables = {"REDIS_URL": redis_server.url, "OUTBOX": str(outbox), "TASKBRIDGE_NAMESPACE": "newsletter"}
+    namespace = f"newsletter-{uuid4().hex[:8]}"
+    variables = {"REDIS_URL": redis_server.url, "OUTBOX": str(outbox), "TASKBRIDGE_NAMESPACE": namespace}
     workers = [
         start("taskbridge", "worker", f"{EXAMPLE}.host_celery", env=variables),
         start("taskbridge", "worker", f"{EXAMPLE}.host_dramatiq", "--queues", "bulk", env=variables),

@@ -9,11 +9,12 @@ import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
+from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, free_port
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Process, Start, wait_until
 
 FOLDER = ROOT / "examples" / "switch"
@@ -27,13 +28,6 @@ def compose() -> dict[str, Any]:
 def interpolated(text: str, **variables: str) -> str:
     """Replace `${NAME:-default}`, as Docker does."""
     return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1], found[2]), text)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Shop:
@@ -105,7 +99,7 @@ def test_a_delay_that_began_on_one_engine_ends_on_the_other(
 ) -> None:
     broker: PrivateRedis | PrivateRabbitMQ = request.getfixturevalue(server)
     broker_kind = broker.url.partition("://")[0]
-    database = tmp_path / f"from-{before}.sqlite"
+    database = tmp_path / f"from-{before}-{uuid4().hex[:8]}.sqlite"  # its name is the namespace, too
     shop = Shop(start, database, engine=before, broker=broker.url)
     order, target = shop.order()
     shop.wait_for(order, "paid on attempt 2")
@@ -128,7 +122,7 @@ def test_a_delay_that_began_on_one_engine_ends_on_the_other(
 def test_the_same_shop_runs_on_rabbitmq(
     engine: str, rabbitmq_server: PrivateRabbitMQ, start: Start, tmp_path: Path
 ) -> None:
-    shop = Shop(start, tmp_path / f"on-{engine}.sqlite", engine=engine, broker=rabbitmq_server.url)
+    shop = Shop(start, tmp_path / f"on-{engine}-{uuid4().hex[:8]}.sqlite", engine=engine, broker=rabbitmq_server.url)
 
     order, target = shop.order()
     shop.wait_for(order, "reminded")

@@ -116,7 +116,7 @@ class WorkerTests:
         assert shop.bridge.settings.grace_s <= took_s <= shop.bridge.settings.grace_s + 5
         assert shop.data("lasted") == [["short"]]
         assert shop.data("note") == []
-        assert shop.bridge.counts().waiting["default"] == 3
+        shop.wait(lambda: shop.bridge.counts().waiting["default"] == 3)
         with shop.worker(threads=3):
             shop.wait(lambda: len(shop.records("lasts", "is_stuck", "note")) == 6)
 

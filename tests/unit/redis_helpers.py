@@ -98,8 +98,8 @@ def message(queue: str = "email", task: str = "shop.tasks.add", **changes: Any) 
 @contextmanager
 def pumping(
     broker: RedisBroker, knows: Callable[[str], bool] = lambda task: True, *, stop_s: float = 0.5
-) -> Generator[None]:
-    """Run a pump in a thread; at the end it must stop in time, and must not have raised."""
+) -> Generator[threading.Thread]:
+    """Run a pump in a thread, and yield that; at the end it must stop in time, and must not have raised."""
     errors: list[BaseException] = []
     stop = threading.Event()
 
@@ -113,7 +113,7 @@ def pumping(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         stop.set()
         started = time.monotonic()

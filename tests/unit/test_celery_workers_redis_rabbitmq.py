@@ -166,7 +166,7 @@ def test_sigterm_gives_back_what_outlasts_the_grace(
     code, seconds = shop.stop(worker)
     assert (code, seconds < GRACE_S + 5) == (0, True)
     assert [ending for _, ending in shop.notes("long ended")] == ["Interrupted"]
-    assert shop.bridge.counts().waiting["default"] == 1
+    shop.until(lambda: shop.bridge.counts().waiting["default"] == 1, "its return")
     shop.worker(pool)
     shop.until(lambda: len(shop.notes("long")) == 2, "a start elsewhere")
     assert [note[1:] for note in shop.notes("long")] == [[handle.id, 1]] * 2

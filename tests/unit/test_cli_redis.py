@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: PrivateRedis) -> None:
-    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": "unwell"}
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"unwell-{time.time_ns()}"}
 
     red = run("health", "shop", "--timeout", "0.3", **settings)
     assert (red.stdout, red.stderr) == (
@@ -141,7 +141,8 @@ def test_what_is_not_installed_is_told_with_its_remedy(
 
 def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis) -> None:
     url = f"celery+{redis_server.url}"
-    bridge = Bridge(url, namespace="cli", queues=["email"])
+    settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": f"cli-{time.time_ns()}"}
+    bridge = Bridge(url, namespace=settings["TASKBRIDGE_NAMESPACE"], queues=["email"])
     mail = bridge.task(name="shop.mail", queue="email")(lambda user: None)
     for user in (1, 2):
         mail.send(user)
@@ -160,7 +161,6 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
     error = ValueError("no such user\nand more")
     bridge.broker.bury(letter_of(message, reason="exhausted", error=error, now=died_at), timeout_s=5)
     bridge.close()
-    settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": "cli"}
 
     queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
     assert queues == {"waiting": {"default": 0, "email": 2}, "delayed": 1, "dead": 1}

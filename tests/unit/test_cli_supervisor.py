@@ -56,7 +56,16 @@ be_ready()
 while True: time.sleep(0.05)
 """
 )
-BROKEN = READY + "time.sleep(1)\nprint('no such setting', file=sys.stderr)\nsys.exit(3)"
+BROKEN_AFTER_ANOTHER_STARTED = (
+    READY
+    + """
+deadline = time.monotonic() + 8
+while open(sys.argv[1]).read().count("start") < 2 and time.monotonic() < deadline:
+    time.sleep(0.02)
+print("no such setting", file=sys.stderr)
+sys.exit(3)
+"""
+)
 PARENT = (
     READY
     + """
@@ -214,7 +223,7 @@ def test_what_a_dead_worker_left_behind_is_ended(start: Callable[..., Run]) -> N
 
 
 def test_a_worker_that_can_not_start_ends_the_command_with_its_reason(start: Callable[..., Run]) -> None:
-    run = start(BROKEN, GOOD, processes=2)
+    run = start(BROKEN_AFTER_ANOTHER_STARTED, GOOD, processes=2)
 
     assert run.exit_code() == 2
     assert "no such setting" in run.said()

@@ -36,7 +36,9 @@ def pack(order: int) -> None:
 @bridge.task
 def hold(order: int) -> None:
     write(f"hold {order} {os.getpid()}")
-    time.sleep(1)
+    deadline = time.monotonic() + 20
+    while Path(os.environ["SHOP_LOG"]).read_text().count("hold ") < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
     write(f"held {order} {os.getpid()}")
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -32,6 +33,14 @@ from taskbridge.stores.records import Ending
 
 def a_bridge(**settings: Any) -> Bridge:
     return Bridge("inline://?threads=0", **settings)
+
+
+@pytest.fixture
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test begin at noon, and 20 s, on a day in winter: no tick is near, and no change of clocks."""
+    ahead_s = datetime(2026, 1, 14, 12, 0, 20, tzinfo=timezone.utc).timestamp() - time.time()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + ahead_s)
 
 
 def names(bridge: Bridge) -> list[str]:
@@ -130,6 +139,7 @@ SETTING = {
 }
 
 
+@pytest.mark.usefixtures("noon")
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_the_setting_names_schedules(by_environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_environment:
@@ -205,6 +215,7 @@ def test_workers_with_schedules_and_no_store_are_refused_with_what_would_help(en
     assert bridge.worker_commands(WorkerOptions(app="shop"))
 
 
+@pytest.mark.usefixtures("noon")
 def test_a_test_runs_a_week_of_schedules_in_a_moment() -> None:
     bridge = a_bridge()
     seen: list[datetime] = []
@@ -226,6 +237,7 @@ def test_a_test_runs_a_week_of_schedules_in_a_moment() -> None:
     assert bridge.run_until_idle() == 0
 
 
+@pytest.mark.usefixtures("noon")
 def test_running_schedules_ends_at_the_time_that_was_given() -> None:
     bridge = a_bridge()
     bridge.task(name="new", every=60)(without_arguments)

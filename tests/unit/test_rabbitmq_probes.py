@@ -24,10 +24,10 @@ def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
 
 def test_a_probe_that_nobody_takes_is_dropped(place: Place) -> None:
     broker = place.broker()
-    probe = make_probe("email", now=time.time(), life_s=1)
-    broker.ask([probe], timeout_s=1)
+    probe = make_probe("email", now=time.time(), life_s=3)
+    broker.ask([probe], timeout_s=3)
     assert broker.counts(["email"]).waiting == {"email": 1}
-    wait_until(lambda: broker.counts(["email"]).waiting == {"email": 0}, timeout_s=5, what="the probe to be dropped")
+    wait_until(lambda: broker.counts(["email"]).waiting == {"email": 0}, timeout_s=10, what="the probe to be dropped")
 
 
 def test_a_sign_is_seen_for_its_life_only(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,7 +17,14 @@ from typing import Any
 import pytest
 
 from taskbridge.contract import servers
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerFailed, ServerNotInstalled
+from taskbridge.contract.servers import (
+    PrivateRabbitMQ,
+    PrivateRedis,
+    PrivateServer,
+    ServerFailed,
+    ServerNotInstalled,
+    free_port,
+)
 
 pika = pytest.importorskip("pika", reason="the contract's servers are plain Python; their tests need the clients")
 redis = pytest.importorskip("redis", reason="the contract's servers are plain Python; their tests need the clients")
@@ -232,6 +240,46 @@ class TestRabbitMQ:
 
         ports = [rabbitmq_server.port, rabbitmq_server._dist_port, rabbitmq_server._epmd_port]
         assert {address_of[port] for port in ports} == {"0100007F"}  # 127.0.0.1
+
+
+class TestPorts:
+    SCRIPT = (
+        "import random, sys\n"
+        "from taskbridge.contract.servers import free_port\n"
+        "sample = random.SystemRandom.sample\n"
+        "random.SystemRandom.sample = lambda *given, k: [int(sys.argv[1]), *sample(*given, k=k)]\n"
+        "print(free_port())\n"
+    )
+
+    def given_to_another(self, wished_for: int, **environ: str) -> int:
+        """Return which port another process gets, which would have liked to have this one."""
+        command = [sys.executable, "-c", self.SCRIPT, str(wished_for)]
+        done = subprocess.run(
+            command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, check=True
+        )
+        return int(done.stdout)
+
+    def test_no_other_process_gets_one_while_the_process_that_has_it_lives(self) -> None:
+        ours = free_port()
+
+        theirs = self.given_to_another(ours)
+        again = self.given_to_another(theirs)
+
+        assert theirs != ours
+        assert again == theirs, "it had ended"
+
+    def test_what_is_in_the_way_of_reserving_them_is_no_failure(self, tmp_path: Path) -> None:
+        (tmp_path / f"taskbridge-ports-{os.getuid()}").mkdir()
+        wished_for = free_port()
+
+        assert self.given_to_another(wished_for, TMPDIR=str(tmp_path)) == wished_for
+
+    def test_no_two_calls_get_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours = free_port()
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *_, k: [ours] * k)
+
+        with pytest.raises(ServerFailed, match="none of 200 ports"):
+            free_port()
 
 
 class TestAMissingProgram:

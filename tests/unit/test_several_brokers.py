@@ -87,8 +87,8 @@ def test_each_task_runs_on_the_broker_of_its_bridge_and_each_key_on_that_of_its_
     with ExitStack() as stack:
         other = stack.enter_context(PrivateRedis(appendonly=False))
         kept = {key: value for key, value in os.environ.items() if not key.startswith("TASKBRIDGE_")}
-        env = {**kept, "TASKBRIDGE_NAMESPACE": "several", "MAIN": redis_server.url, "BULK": other.url}
-        env |= {"NOTES": str(notes), "WORKER": "none"}
+        env = {**kept, "MAIN": redis_server.url, "BULK": other.url}
+        env |= {"TASKBRIDGE_NAMESPACE": f"several-{time.time_ns()}", "NOTES": str(notes), "WORKER": "none"}
         subprocess.run([sys.executable, "-c", SEND], cwd=tmp_path, env=env, check=True, timeout=60)
         for bridge in ("main", "bulk"):
             stack.enter_context(worker(bridge, tmp_path, env))

@@ -5,12 +5,15 @@
 
 They run as whoever starts them (PostgreSQL, which refuses root, then as `postgres` or `nobody`), keep everything in a
 temporary folder, and use no configuration of the machine's own servers. They end with the process that started them: at
-the end of the `with`, at its exit, and when it is killed.
+the end of the `with`, at its exit, and when it is killed. What stays is an empty file, `taskbridge-ports-` and a user's
+id, by whose locks processes agree on ports.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
+import fcntl
 import os
 import pwd
 import random
@@ -25,6 +28,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -37,6 +41,9 @@ _HOST: Final = "127.0.0.1"
 # Below the range from which Linux takes the local ports of outgoing connections (from 32768 on): a client that keeps
 # trying to reconnect can otherwise take the port of a server that is down, by connecting to itself.
 _PORTS: Final = range(20_000, 32_000)
+
+_reserved: Final[set[int]] = set()
+"""The ports that this process has."""
 
 _RABBITMQ_FOLDERS: Final = (
     "/usr/lib/rabbitmq/bin",  # Debian, Ubuntu, Fedora; what stands in /usr/sbin there changes the user
@@ -601,14 +608,47 @@ class PrivatePostgreSQL(PrivateServer):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now."""
+    """Return a port of 127.0.0.1 that nobody uses now; no other call of this user's gets it while this process lives.
+
+    A server binds its port seconds later, and again after each restart.
+    """
     for port in random.SystemRandom().sample(_PORTS, k=200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((_HOST, port))
-                return port
+        if _is_free(port) and _reserve(port):
+            return port
     raise ServerFailed("port", f"none of 200 ports from {_PORTS.start} to {_PORTS.stop} is free", "")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind((_HOST, port))
+            return True
+    return False
+
+
+def _reserve(port: int) -> bool:
+    """Lock the byte of the file of ports that stands for this one; tell whether nobody else has."""
+    if port in _reserved:
+        return False
+    file = _file_of_ports()
+    try:
+        if file is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        # else its file system has no locks, and nobody can reserve anything
+    _reserved.add(port)
+    return True
+
+
+@cache  # open until the process ends: its locks end as soon as it is closed
+def _file_of_ports() -> int | None:
+    path = Path(tempfile.gettempdir()) / f"taskbridge-ports-{os.getuid()}"
+    with suppress(OSError):  # something else of that name is in the way: then without
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return None
 
 
 def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
