@@ -36,8 +36,8 @@ RECORDED: Final = StageSpec(name="recorded", workers=1, threads=8, grace_s=4, st
 BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
 """As `ALONE`; an unknown task waits for 2 s."""
 
-SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=2)
-"""As `ALONE`; a worker that is told to stop lets tasks run for 2 s."""
+SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=4)
+"""As `ALONE`; a worker that is told to stop lets tasks run for 4 s."""
 
 SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
 """As `ALONE`, with a lease of 5 s."""

@@ -223,12 +223,14 @@ class Tasks:
             self._ended(context, ending)
         return f"result of {context.id}"
 
-    async def _meeting(self, sleep_s: float) -> None:
-        """Sleep among others on the loop, and tell what is still known afterwards, here and in a task of its own."""
+    async def _meeting(self, gate: str) -> None:
+        """Wait with others on the loop, and tell what is still known afterwards, here and in a task of its own."""
         context = current()
         self._started(context, tag=_tag.get(), loop=id(asyncio.get_running_loop()))
         _tag.set(f"{context.id} in the coroutine")
-        await asyncio.sleep(sleep_s)
+        deadline = time.monotonic() + _LONGEST_HOLD_S
+        while not self._is_open(gate, deadline):
+            await asyncio.sleep(_POLL_S)
         in_task = await asyncio.create_task(_look())
         self._ended(context, "returned", tag=_tag.get(), in_task=in_task)
 
@@ -274,10 +276,15 @@ class Tasks:
 
     def _pass(self, gate: str) -> None:
         deadline = time.monotonic() + _LONGEST_HOLD_S
-        while not (self._folder / f"{gate}.gate").exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nobody opened the gate {gate!r}")
+        while not self._is_open(gate, deadline):
             time.sleep(_POLL_S)
+
+    def _is_open(self, gate: str, deadline: float) -> bool:
+        if (self._folder / f"{gate}.gate").exists():
+            return True
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody opened the gate {gate!r}")
+        return False
 
     # What is written down
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,15 @@ def _decide_otherwise(change: Any) -> None:
 def everybody_has_the_claim() -> None:
     """Each worker that asks for a tick is told to send it."""
     _claim_otherwise(lambda claims, claim: claims.OURS if claim is claims.CLAIMED else claim)
+
+    def make(settle: Any) -> Any:
+        def late(*args: Any, **given: Any) -> Any:
+            time.sleep(0.05)  # for that long a tick is claimed and not settled, else chance decides whether two meet
+            return settle(*args, **given)
+
+        return late
+
+    put(_REDIS, "RedisTicks.settle", make)
 
 
 @mutant("CR1", _MANY)

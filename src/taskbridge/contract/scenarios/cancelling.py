@@ -14,6 +14,9 @@ from taskbridge.contract.scenarios.results import outcome_of, result_of, status_
 _KNOWN_S: Final = 1.0
 """After which time a worker knows of a cancellation."""
 
+_PARKED_S: Final = 5.0
+"""How long what waits for its second attempt does so: a worker is told to stop meanwhile."""
+
 
 def _cancel(h: Harness, item: Sent) -> str:
     return h.bridge.handle(item.id).cancel().state
@@ -33,17 +36,18 @@ def _are_dropped(h: Harness, sent: list[Sent]) -> None:
 def what_is_cancelled_does_not_start(h: Harness) -> None:
     """What is cancelled while no worker is up, in a delay or between two attempts, does not start when workers come."""
     worker = h.start_worker(threads=4)
-    retrying = [h.send(Plan(steps=(ask(delay_s), RETURN))) for delay_s in (2.0, 5.0)]
+    retrying = [h.send(Plan(steps=(ask(delay_s), RETURN))) for delay_s in (_PARKED_S, _PARKED_S + 2.0)]
     for item in retrying:
         until_it_is(h, item, "retrying")
+    first_due = h.ends(retrying[0].id)[0].at + _PARKED_S
     h.stop(worker)
     queued = [h.send(Plan(steps=(RETURN,), priority=priority)) for priority in ("low", "critical")]
-    delayed = [h.send(Plan(steps=(RETURN,), delay_s=delay_s)) for delay_s in (0.5, 4.0)]
+    delayed = [h.send(Plan(steps=(RETURN,), delay_s=delay_s)) for delay_s in (0.5, _PARKED_S)]
     cancelled = [*retrying, *queued, *delayed]
     kept = [h.send(Plan(steps=(RETURN,), delay_s=delay_s)) for delay_s in (0.0, 1.0)]
     h.equal("what cancelling says", {_cancel(h, item) for item in cancelled}, {"cancelled"})
     h.equal("what it says again", {_cancel(h, item) for item in cancelled}, {"cancelled"})
-    h.pause(1.0)  # some are due now, and some are not
+    h.pause(max(1.0, first_due - h.bridge.now()))  # some are due now, and some are not
     h.start_worker(threads=4, answers=False)
     _are_dropped(h, cancelled)
     h.equal("the results of others", [result_of(h, item) for item in kept], [f"result of {item.id}" for item in kept])

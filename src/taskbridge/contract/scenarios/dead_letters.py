@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from taskbridge import DeadEntry, NoSuchDeadLetter
 from taskbridge.contract.harness import Harness
@@ -10,6 +11,9 @@ from taskbridge.contract.program import Plan, fail
 from taskbridge.contract.registry import BURIAL, scenario
 
 # The scenarios share a stage: each that filters has a task or a queue for itself.
+
+_EXPIRES_S: Final = 7.0
+"""A message starts within this, though all scenarios begin at once."""
 
 
 @scenario("L1", on=(BURIAL,))
@@ -133,8 +137,8 @@ def a_replay_of_many_starts_those(h: Harness) -> None:
 @scenario("L2", on=(BURIAL,))
 def a_replay_forgets_a_past_expiry(h: Harness) -> None:
     """A replay runs though the message has expired since."""
-    sent = h.run([Plan(steps=(fail(),), policy="once", expires_s=3)])[0]
-    h.pause(max(0.0, sent.after + 3.1 - h.bridge.now()))
+    sent = h.run([Plan(steps=(fail(),), policy="once", expires_s=_EXPIRES_S)])[0]
+    h.pause(max(0.0, sent.after + _EXPIRES_S + 0.1 - h.bridge.now()))
     h.bridge.dead.replay(sent.id)
     h.until(lambda: len(h.records(sent.id, "dead")) == 2, "the second death")
     h.idle()

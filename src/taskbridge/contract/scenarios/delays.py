@@ -22,7 +22,15 @@ _GROWTH_MB: Final = 6.0
 def delays_are_kept(h: Harness) -> None:
     """What is delayed starts on time, and never early, first attempt or later."""
     plans = [Plan(steps=(RETURN,), delay_s=delay_s) for delay_s in (0.05, 0.5, 1.0, 1.7, 2.0, 3.3)]
+    _delay_something(h)
     h.run([*plans, Plan(steps=(fail(),)), Plan(steps=(ask(1.5), RETURN))], on_time=True)
+
+
+def _delay_something(h: Harness) -> None:
+    """Let the sender and the worker delay a message as long as any: the first time, RabbitMQ has queues to make."""
+    h.send(Plan(steps=(RETURN,), delay_s=3.3))
+    retried = h.send(Plan(steps=(ask(1.5), RETURN)))
+    h.until(lambda: h.records(retried.id, "retrying"), "the retry to be parked")
 
 
 @scenario("D1", "D2", on=(QUIET,))
@@ -70,7 +78,7 @@ def _resident_mb(pid: int) -> float:
 def delays_outlive_workers(h: Harness) -> None:
     """What is delayed outlives every worker."""
     first = h.start_worker()
-    sent = [h.send(Plan(steps=(RETURN,), delay_s=2.5)), h.send(Plan(steps=(ask(2), RETURN)))]
+    sent = [h.send(Plan(steps=(RETURN,), delay_s=5)), h.send(Plan(steps=(ask(5), RETURN)))]
     h.until(lambda: h.records(sent[1].id, "retrying"), "the retry to be parked")
     h.resting(delayed=2)
     h.stage.kill(first)

@@ -11,9 +11,9 @@ from taskbridge.contract.registry import ALONE, scenario, with_a_server, with_pr
 from taskbridge.contract.target import Target
 
 _TIMEOUT_S: Final = 4.0
-_ANSWER_S: Final = 2.0
-_GONE_S: Final = 2.0
-"""RabbitMQ drops what has expired a moment after that, and not at once."""
+_LONG_S: Final = 15.0
+_ANSWER_S: Final = 8.0
+"""An answer comes at once, however busy the machine is: long before nobody waits for it any more."""
 
 
 def _with_workers_elsewhere(target: Target) -> str:
@@ -26,8 +26,8 @@ def health_tells_who_consumes(h: Harness) -> None:
     worker = h.start_worker(queues=["left", "right"], threads=2)
     _is(h, {"left": "consumed", "right": "consumed"}, "with an idle worker")
     _is(h, {"vip": "silent", "left": "consumed"}, "with a worker of other queues")
-    if h.target.address.broker == "amqp":
-        h.until(lambda: not any(h.bridge.counts().waiting.values()), "nothing is left of probes", within_s=_GONE_S)
+    if h.target.address.broker == "amqp":  # which drops what has expired a moment after that, and not at once
+        h.until(lambda: not any(h.bridge.counts().waiting.values()), "nothing to be left of probes")
     h.equal("what is left of probes", h.bridge.counts().waiting, dict.fromkeys(h.bridge.counts().waiting, 0))
 
     running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
@@ -52,10 +52,11 @@ def _is_probe(record: Record) -> bool:
 
 
 def _is(h: Harness, expected: dict[str, str], when: str) -> None:
-    health = h.bridge.health(*expected, timeout=_TIMEOUT_S)
+    all_answer = set(expected.values()) == {"consumed"}
+    health = h.bridge.health(*expected, timeout=_LONG_S if all_answer else _TIMEOUT_S)
     h.equal(f"the health {when}", dict(health.queues), expected)
     h.equal(f"whether that is well {when}", health.is_well, "silent" not in expected.values())
-    if set(expected.values()) == {"consumed"}:
+    if all_answer:
         h.check(health.seconds <= _ANSWER_S, f"an answer {when} should come at once, but took {health.seconds:.2f} s")
 
 

@@ -64,6 +64,11 @@ def _entry(h: Harness, name: str) -> ScheduleEntry:
     return next(entry for entry in h.bridge.schedules.list() if entry.name == name)
 
 
+def _is_whole(instants: Sequence[float]) -> bool:
+    """Return whether each second is there from the first of these instants to the last, once or more often."""
+    return len(set(instants)) > instants[-1] - instants[0]
+
+
 def _without_gaps(h: Harness, what: str, instants: Sequence[float], every_s: float) -> None:
     expected = [instants[0] + number * every_s for number in range(len(instants))]
     h.equal(what, [instant - instants[0] for instant in instants], [instant - instants[0] for instant in expected])
@@ -94,6 +99,8 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
         lambda: len(_ran(h, "second")) >= ticks, "the ticks after that", within_s=lease_s + ticks + h.stage.patience_s
     )
     h.bridge.schedules.pause("second")
+    # What the killed worker held, which counts as waiting nowhere, starts again when its lease is over (rule A2).
+    h.until(lambda: _is_whole(_ran(h, "second")), "a run of each instant", within_s=lease_s + 10 + h.stage.patience_s)
     h.until(lambda: len(_of(h, "second", "succeeded")) >= len(set(_ran(h, "second"))), "the end of what was sent")
     h.idle(within_s=lease_s + 10 + h.stage.patience_s)
     _without_gaps(h, "the instants that were run, each once", _ran(h, "second"), 1)

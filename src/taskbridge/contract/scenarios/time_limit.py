@@ -13,7 +13,7 @@ from taskbridge.contract.workers import is_gone
 
 _LIMIT_S = 0.5
 _LATE_S = 5.0
-_SLACK_S: Final = 1.5
+_SLACK_S: Final = 5.0
 """How late a busy machine may be in ending a process."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier
+from itertools import cycle
+from threading import Barrier, Event
 
 from taskbridge import Message
 from taskbridge.contract.failure import ContractFailure
@@ -169,18 +170,23 @@ def no_cancellation_is_skipped(p: Place) -> None:
     messages = [a_message() for _ in range(160)]
     create(reader, *messages)
     told: set[str] = set()
-    cursor = ""
+    reads, is_over = Event(), Event()
 
-    def read() -> None:
-        nonlocal cursor
-        cursor, lives = reader.records.cancelled_since(cursor, timeout_s=TIMEOUT_S)
-        told.update(lives)
+    def follow() -> None:
+        cursor, is_last = "", False
+        while not is_last:
+            is_last = is_over.is_set()
+            cursor, lives = reader.records.cancelled_since(cursor, timeout_s=TIMEOUT_S)
+            told.update(lives)
+            reads.set()
 
-    with ThreadPoolExecutor(8) as pool:
-        cancelling = [pool.submit(cancel, stores[number % 4], message) for number, message in enumerate(messages)]
-        while not all(each.done() for each in cancelling):
-            read()
-        for each in cancelling:
-            each.result()
-    read()
+    with ThreadPoolExecutor(1) as follower:
+        following = follower.submit(follow)
+        try:
+            reads.wait(TIMEOUT_S)  # so that it does while they cancel
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(cancel, cycle(stores), messages))
+        finally:
+            is_over.set()
+        following.result()
     expect(len({message.life for message in messages} - told), 0, "how many of 160 were not told")

@@ -14,6 +14,8 @@ from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.base import Claim, Store
 
 _LEASE_S = 1.0
+_LONG_LEASE_S = 2.5
+"""Long enough that it has not ended by the time a worker was killed and its run is looked at."""
 
 
 def _claim(store: Store, message: Message) -> Claim:
@@ -84,14 +86,14 @@ def a_live_workers_run_is_its_own(p: Place) -> None:
 @check(processes)
 def a_killed_workers_run_is_lost(p: Place) -> None:
     """The run of a worker that was killed is lost after the lease, not before, and one other is told so."""
-    stores, message = [p.store(lease=_LEASE_S) for _ in range(3)], a_message()
-    actor = p.actor("start_run", message.id, lease=_LEASE_S)
+    stores, message = [p.store(lease=_LONG_LEASE_S) for _ in range(3)], a_message()
+    actor = p.actor("start_run", message.id, lease=_LONG_LEASE_S)
     expect(actor.line(), "started", "the worker")
     _claim_when(stores[0], message, Claim.RUNNING)
     actor.kill()
     expect(_claim(stores[0], message), Claim.RUNNING, "right after the kill")
     claims: Counter[Claim] = Counter()
-    deadline = time.monotonic() + patience_s()
+    deadline = time.monotonic() + _LONG_LEASE_S + patience_s()
     while not claims[Claim.LOST] and time.monotonic() < deadline:
         with ThreadPoolExecutor(3) as pool:
             claims.update(pool.map(partial(_claim, message=message), stores))

@@ -285,7 +285,7 @@ def a_record_tells_of_the_latest_attempts(p: Place) -> None:
 @check()
 def a_record_is_kept_for_result_ttl(p: Place) -> None:
     """A final record is kept for `result_ttl`, one that isn't final for longer, and all of them if it is None."""
-    brief, lasting = p.store(result_ttl=0.5), p.store(result_ttl=None)
+    brief, lasting = p.store(result_ttl=1.5), p.store(result_ttl=None)
     final, waiting, kept = a_message(), a_message(), a_message()
     create(brief, final, waiting)
     create(lasting, kept)
