@@ -12,7 +12,7 @@ class Plan:
 
     Attributes:
         rounds: How often taskbridge, the engines and the controls have their turn in the short rows.
-        long_rounds: The same in the rows in which a worker is started.
+        long_rounds: The same in the rows that take long.
         peer_rounds: How often the peers have theirs in the short rows; in the long ones, once.
         sends: Messages sent one after another, in a round.
         batches: Batches of 100 messages sent, in a round.

@@ -35,8 +35,10 @@ def test_what_still_runs_is_not_started_again() -> None:
     assert at_fault(record(START, 9.9, OLD), record(START, 12.2, NEW), record(END, 12.3, OLD, "returned")) == [OLD]
 
 
-def test_nothing_is_interrupted_in_its_grace() -> None:
-    assert at_fault(record(START, 9.9, OLD), record(END, 10.1, OLD, "Interrupted"), record(START, 10.2, NEW)) == [OLD]
+@pytest.mark.parametrize("again_at", [10.2, 15.0])
+def test_nothing_is_interrupted_in_its_grace(again_at: float) -> None:
+    interrupted = record(END, 10.1, OLD, "Interrupted")
+    assert at_fault(record(START, 9.9, OLD), interrupted, record(START, again_at, NEW)) == [OLD]
 
 
 def test_nothing_is_lost_where_nobody_was_told_to_stop() -> None:

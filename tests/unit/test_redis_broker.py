@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -25,6 +26,7 @@ from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
 from taskbridge.brokers.redis.connecting import connector
 from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
+from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
@@ -491,6 +493,23 @@ class TestOutages:
 
         assert {type(future.exception()) for future in futures} == {BrokerUnavailable}
         assert watch.took_s < 2
+
+
+def test_a_call_without_an_answer_ends_all_connections_that_were_idle_before_it(place: Place) -> None:
+    """What drops one connection silently has dropped the others, and each would cost a call its time."""
+    parts = urlsplit(place.url)
+    assert parts.port is not None
+    with Proxy(("127.0.0.1", parts.port)) as proxy:
+        client = client_module.Client(f"redis://127.0.0.1:{proxy.port}/0")
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(lambda n: client.execute([("BLPOP", f"none{n}", 0.3)], timeout_s=5), range(3)))
+        proxy.freeze()
+
+        with unavailable(within_s=0.5, maybe_taken=True, match="no answer in time"):
+            client.execute([("PING",)], timeout_s=0.5)
+
+        assert client.execute([("PING",)], timeout_s=3) == b"PONG"
+        client.close()
 
 
 class TestRefusals:

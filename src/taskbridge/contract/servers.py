@@ -5,15 +5,12 @@
 
 They run as whoever starts them (PostgreSQL, which refuses root, then as `postgres` or `nobody`), keep everything in a
 temporary folder, and use no configuration of the machine's own servers. They end with the process that started them: at
-the end of the `with`, at its exit, and when it is killed. What stays is an empty file, `taskbridge-ports-` and a user's
-id, by whose locks processes agree on ports.
+the end of the `with`, at its exit, and when it is killed.
 """
 
 from __future__ import annotations
 
 import atexit
-import errno
-import fcntl
 import os
 import pwd
 import random
@@ -23,12 +20,12 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -608,7 +605,7 @@ class PrivatePostgreSQL(PrivateServer):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now; no other call of this user's gets it while this process lives.
+    """Return a port of 127.0.0.1 that nobody uses now; no other call gets it while this process lives.
 
     A server binds its port seconds later, and again after each restart.
     """
@@ -628,27 +625,23 @@ def _is_free(port: int) -> bool:
 
 
 def _reserve(port: int) -> bool:
-    """Lock the byte of the file of ports that stands for this one; tell whether nobody else has."""
+    """Keep a port for this process; return False if another one, or an earlier call, has it.
+
+    Linux has names of sockets that are no files, and that go with the process (unix(7), abstract sockets). Elsewhere
+    other processes are not kept from it.
+    """
     if port in _reserved:
         return False
-    file = _file_of_ports()
+    guard = socket.socket(socket.AF_UNIX)
     try:
-        if file is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-    except OSError as exc:
-        if exc.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        # else its file system has no locks, and nobody can reserve anything
+        if sys.platform == "linux":
+            guard.bind(f"\0taskbridge-port-{port}")
+    except OSError:
+        guard.close()
+        return False
+    guard.detach()  # so that it is open until the process ends
     _reserved.add(port)
     return True
-
-
-@cache  # open until the process ends: its locks end as soon as it is closed
-def _file_of_ports() -> int | None:
-    path = Path(tempfile.gettempdir()) / f"taskbridge-ports-{os.getuid()}"
-    with suppress(OSError):  # something else of that name is in the way: then without
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    return None
 
 
 def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:

@@ -38,6 +38,9 @@ _SLICE_S: Final = 0.1
 _TROUBLE: Final = (RedisTrouble, OSError, UnicodeError)
 """What making or using a connection may raise; UnicodeError for a host that can't be a name."""
 
+_SILENCE: Final = (OutOfTime, TimeoutError, BlockingIOError)
+"""The same, if there was no answer in time."""
+
 
 class _InterruptedError(RedisTrouble):
     """A call was given up because its caller is to stop."""
@@ -46,7 +49,7 @@ class _InterruptedError(RedisTrouble):
 class _Link:
     """An open connection."""
 
-    __slots__ = ("_poll", "_released_at", "_replies", "_timeout_s", "_waits_in_kernel", "connection", "socket")
+    __slots__ = ("_poll", "_replies", "_timeout_s", "_waits_in_kernel", "connection", "released_at", "socket")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -58,15 +61,15 @@ class _Link:
             self.socket.settimeout(None)
         self._poll = select.poll()  # unlike select(), for any number of open files; unlike epoll, it opens none itself
         self._poll.register(self.socket, select.POLLIN)
-        self._released_at = 0.0
+        self.released_at: float = 0.0
 
     def rest(self) -> None:
         """Note that the connection is idle from now on."""
-        self._released_at = time.monotonic()
+        self.released_at = time.monotonic()
 
     @property
     def is_stale(self) -> bool:
-        return time.monotonic() - self._released_at > _LONGEST_IDLE_S
+        return time.monotonic() - self.released_at > _LONGEST_IDLE_S
 
     def is_fit(self, trusted_s: float) -> bool:
         """Return whether it can be used again: an idle connection with something to read is closed, or out of step.
@@ -74,7 +77,7 @@ class _Link:
         Args:
             trusted_s: One that was in use so shortly before is not looked at.
         """
-        idle_s = time.monotonic() - self._released_at
+        idle_s = time.monotonic() - self.released_at
         if self._replies.has_more or idle_s > _LONGEST_IDLE_S:
             return False
         return idle_s < trusted_s or not self._poll.poll(0)
@@ -345,6 +348,7 @@ class Client:
     ) -> list[Outcome]:
         """Send requests, read their replies, and return what became of each."""
         idle = self._pool()
+        began = time.monotonic()
         try:
             link = self._take(idle, deadline, stop)
         except _TROUBLE as exc:
@@ -358,6 +362,8 @@ class Client:
                 outcomes.append(self._read(link, request, deadline, stop))
         except _TROUBLE as exc:
             link.close()
+            if isinstance(exc, _SILENCE):
+                _close_older(idle, began)
             if isinstance(exc, ReplyError):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
@@ -412,6 +418,22 @@ class Client:
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = exc
         return made
+
+
+def _close_older(idle: deque[_Link], began: float) -> None:
+    """Close what has been idle since before a call that had no answer: all of it may have been dropped silently.
+
+    Else each of these connections would cost a call all of its time.
+    """
+    while idle:
+        try:
+            link = idle.popleft()
+        except IndexError:  # another thread took the last one
+            return
+        if link.released_at >= began:  # and so are those to the right of it
+            idle.appendleft(link)
+            return
+        link.close()
 
 
 def _is_unknown_script(exc: BrokerUnavailable) -> bool:

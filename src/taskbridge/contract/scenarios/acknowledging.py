@@ -7,12 +7,13 @@ from typing import Final
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import ALONE, SHORT_GRACE, SHORT_LEASE, scenario, with_processes
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.workers import Worker
 
 _AFTER_LEASE_S: Final = 10.0
 _AFTER_GRACE_S: Final = 5.0
-_REACTION_S: Final = 1.5
-"""How long a signal may be on its way before a worker takes nothing new; the grace is longer."""
+_REACTION_S: Final = 0.5
+"""How long a signal may be on its way before a worker takes nothing new, beside what the machine stands still."""
 
 
 @scenario("A1", "A2", on=(SHORT_LEASE,), where=with_processes)
@@ -64,12 +65,14 @@ def _stops(h: Harness, *, processes: int, threads: int) -> None:
     for item in (finishing, stuck):
         h.started(item.id)
     waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
-    told_at = _tell(h, worker)
-    h.pause(_REACTION_S + 0.3)
+    with Stopwatch() as watch:
+        told_at = _tell(h, worker)
+        h.pause(_REACTION_S + 0.3)
+    stalled_s = max(0.0, h.bridge.now() - told_at - watch.took_s)
     h.tasks.open("finishing")
     _ends_in_its_grace(h, worker, told_at)
     h.equal("what became of a task that ended in the grace", h.final(finishing.id)[0].kind, "succeeded")
-    _nothing_new_was_taken(h, waiting, told_at)
+    _nothing_new_was_taken(h, waiting, told_at + stalled_s)
     left = [item for item in waiting if not h.starts(item.id)]
     h.until(
         lambda: sum(h.bridge.counts().waiting.values()) == len(left) + 1,

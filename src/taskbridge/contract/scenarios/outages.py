@@ -37,6 +37,9 @@ Refusal = BrokerUnavailable | SendError
 _SEND_TIMEOUT_S: Final = 2.0
 """A tenth of it, by which an error may be late, has to be more than a busy machine keeps a thread waiting."""
 
+_MOST_REFUSALS: Final = 2
+"""How often a send may fail after a trouble: on a connection that is dead, and while all connect again."""
+
 _LASTS_S: Final = 2.0
 
 _AFTER_GRACE_S: Final = 5.0
@@ -252,11 +255,14 @@ def _taken(h: Harness, send: Callable[[], T], within_s: float) -> T:
     While all connect again, sending may still fail within its timeout. What may have been taken then runs too, and is
     waited for with all else.
     """
+    refusals: list[BrokerUnavailable] = []
 
     def sent() -> list[T]:
         try:
             return [send()]
-        except BrokerUnavailable:
+        except BrokerUnavailable as exc:
+            refusals.append(exc)
+            h.check(len(refusals) <= _MOST_REFUSALS, f"sending failed time and again: {exc}")
             return []
 
     return h.until(sent, "a message to be taken", within_s=within_s)[0]

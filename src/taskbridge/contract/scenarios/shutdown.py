@@ -49,10 +49,12 @@ def restart_under_load(h: Harness, restarts: int) -> int:
     with _load(h) as sent:
         for number in range(restarts):
             old = workers.pop(0)
-            told |= dict.fromkeys(_pids(h, old), h.bridge.now())
+            told_at = h.bridge.now()
+            told |= dict.fromkeys(_pids(h, old), told_at)
             old.terminate()
             threads, processes = (2, 1) if number % 2 == 0 else (1, 2)
             workers.append(h.start_worker(threads=threads, processes=processes, answers=False))
+            told |= dict.fromkeys(_pids(h, old), told_at)  # of those too that first ran something just then
             _has_ended(h, old)
     h.final(*sent, within_s=h.stage.patience_s + 30)
     h.idle(within_s=h.stage.patience_s + 10)
@@ -80,15 +82,15 @@ def run_again(
         grace_s: How long a process has after that.
     """
     pairs = [(run, again) for run, again in combinations(starts, 2) if run.attempt == again.attempt]
-    return [
-        run for run, again in pairs if _ending(run, ends) != _INTERRUPTED or again.at < told.get(run.pid, inf) + grace_s
-    ]
+    return [run for run, again in pairs if not _was_cut_off(run, again, ends, over_at=told.get(run.pid, inf) + grace_s)]
 
 
-def _ending(run: Record, ends: Sequence[Record]) -> str:
-    """Return how a run ended; one that did not went down with its process."""
+def _was_cut_off(run: Record, again: Record, ends: Sequence[Record], *, over_at: float) -> bool:
+    """Tell whether a run was ended from outside, and not before its grace was over."""
     own = [end for end in ends if (end.attempt, end.pid) == (run.attempt, run.pid) and end.at >= run.at]
-    return own[0].data["ending"] if own else _INTERRUPTED
+    if not own:  # it went down with its process
+        return again.at >= over_at
+    return own[0].data["ending"] == _INTERRUPTED and own[0].at >= over_at
 
 
 def _has_ended(h: Harness, worker: Worker) -> None:

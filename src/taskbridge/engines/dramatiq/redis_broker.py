@@ -170,7 +170,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         pool: Any = redis.ConnectionPool.from_url(
             settings.url.broker_url,
             protocol=2,  # needs no round trip to be agreed upon
-            retry=Retry(NoBackoff(), 0),  # a fetch that is sent twice takes twice
+            retry=Retry(NoBackoff(), 0),  # for what Dramatiq itself sends: sent twice, it would be there twice
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
         )
@@ -372,7 +372,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         """Give the lease up, if nothing is held under it.
 
         Raises:
-            redis.RedisError: Redis doesn't do it.
+            BrokerUnavailable: Redis doesn't do it.
         """
         taken = [self.acks_key(queue_name) for queue_name in self._all_queues()]
         self._run(scripts.LEAVE, [self.heartbeats_key, self._queues_key()], [self.worker_id, *taken])
