@@ -348,7 +348,6 @@ class Client:
     ) -> list[Outcome]:
         """Send requests, read their replies, and return what became of each."""
         idle = self._pool()
-        began = time.monotonic()
         try:
             link = self._take(idle, deadline, stop)
         except _TROUBLE as exc:
@@ -363,7 +362,7 @@ class Client:
         except _TROUBLE as exc:
             link.close()
             if isinstance(exc, _SILENCE):
-                _close_older(idle, began)
+                _close_older(idle, link.released_at)
             if isinstance(exc, ReplyError):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
@@ -420,17 +419,17 @@ class Client:
         return made
 
 
-def _close_older(idle: deque[_Link], began: float) -> None:
-    """Close what has been idle since before a call that had no answer: all of it may have been dropped silently.
+def _close_older(idle: deque[_Link], released_at: float) -> None:
+    """Close what has been idle for longer than a connection on which no answer came: it may have been dropped as well.
 
-    Else each of these connections would cost a call all of its time.
+    Else each of these would cost a call all of its time. One that was new has no older ones beside it.
     """
     while idle:
         try:
             link = idle.popleft()
         except IndexError:  # another thread took the last one
             return
-        if link.released_at >= began:  # and so are those to the right of it
+        if link.released_at > released_at:  # and so are those to the right of it
             idle.appendleft(link)
             return
         link.close()
