@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from taskbridge.contract.matrix import Proof, catalogue
-from taskbridge.contract.mutants import MUTANTS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.mutants.catalogue import mutants_of
 
 HEAD = """\
 # Scenarios
@@ -18,7 +22,8 @@ holds. It runs on every [target](guide/settings.md#urls) on which it makes sense
 processes. A **mutant** is taskbridge with the rule broken, in which the named scenario must fail: so it is known that
 the suite can fail.
 
-`taskbridge verify --list` prints the same list; `taskbridge verify URL --rule R5` runs a rule's scenarios.
+`taskbridge verify --list` prints the rules with their scenarios; `taskbridge verify URL --rule R5` runs those
+of a rule.
 """
 
 
@@ -37,7 +42,7 @@ def _section(proof: Proof) -> Iterator[str]:
     yield "| scenario | what it shows |\n|---|---|"
     yield from (f"| `{scenario.name}` | {scenario.title} |" for scenario in proof.scenarios)
     yield "\n| mutant | what is broken | found by |\n|---|---|---|"
-    for mutant in (MUTANTS[name] for name in proof.mutants):
+    for mutant in mutants_of(name):
         yield f"| `{mutant.name}` | {mutant.title} | `{mutant.scenario}` on `{mutant.target}` |"
     yield ""
 

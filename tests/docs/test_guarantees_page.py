@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from taskbridge.contract.guarantees.columns import COLUMNS
-from taskbridge.contract.guarantees.page import FILE, page
-from taskbridge.contract.guarantees.results import FILE as RESULTS
-from taskbridge.contract.guarantees.results import load, places
-from taskbridge.contract.guarantees.table import ROWS
+from benchmarks.guarantees.columns import COLUMNS
+from benchmarks.guarantees.page import FILE, page
+from benchmarks.guarantees.results import FILE as RESULTS
+from benchmarks.guarantees.results import load, places
+from benchmarks.guarantees.table import ROWS
 from tests.docs.pages import DOCS
 
 CELLS = load(DOCS / RESULTS)
@@ -39,7 +39,7 @@ KNOWN = {
 def test_the_page_is_what_the_results_say() -> None:
     written = (DOCS / FILE).read_text(encoding="utf-8")
 
-    assert written == page(CELLS), "run taskbridge verify --matrix --no-measuring --write docs"
+    assert written == page(CELLS), "run python -m benchmarks.guarantees --no-measuring --write docs"
 
 
 def test_every_row_was_measured_in_every_column() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from taskbridge.contract.matrix import catalogue
-from taskbridge.contract.mutants import MUTANTS, Mutant
 from taskbridge.contract.registry import SCENARIOS
+from tests.mutants.applying import RULE, environment
+from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
 
 PATIENCE_S = 6
 LONGEST_S = 240
@@ -40,7 +41,7 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | Non
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
     if mutant is not None:
-        env["TASKBRIDGE_CONTRACT_MUTANT"] = mutant
+        env |= environment(RULE, mutant)
     command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
@@ -76,9 +77,9 @@ def test_a_mutant_breaks_a_rule_that_its_scenario_proves(name: str) -> None:
 def test_every_rule_has_a_scenario_and_a_mutant() -> None:
     proofs = [proof for proof in catalogue() if not proof.rule.planned]
     assert [proof.rule.name for proof in proofs if not proof.scenarios] == []
-    assert [proof.rule.name for proof in proofs if not proof.mutants] == []
+    assert [proof.rule.name for proof in proofs if not mutants_of(proof.rule.name)] == []
 
 
 def test_the_scenarios_of_planned_rules_have_mutants_too() -> None:
     proofs = [proof for proof in catalogue() if proof.rule.planned and proof.scenarios]
-    assert [proof.rule.name for proof in proofs if not proof.mutants] == []
+    assert [proof.rule.name for proof in proofs if not mutants_of(proof.rule.name)] == []

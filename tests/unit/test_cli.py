@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.mutants.applying import RULE, environment
 from tests.unit.command_line import Run, runner
 
 SHOP = """
@@ -71,16 +72,6 @@ REDIS = "celery+redis://localhost:1/0"
         (["routes", "empty"], r"'empty' declares no task on this bridge; .*"),
         (["verify"], r"verify: which URL\? Such as: taskbridge verify celery\+redis://.*"),
         (["verify", "inline://", "--rule", "R99"], r"there is no rule 'R99' .*"),
-        (["verify", "--matrix", "inline://"], r"verify: --matrix takes no URL and no --rule: .*"),
-        (
-            ["verify", "--matrix", "--row", "killed-work"],
-            r"there is no row .*; did you mean 'killed-worker'.*",
-        ),
-        (
-            ["verify", "--matrix", "--column", "celery"],
-            r"there is no column 'celery' \(.*celery\+redis:raw, .*",
-        ),
-        (["verify", "--matrix", "--no-measuring"], r"verify: --no-measuring only writes the page: it needs --write"),
         # The target.
         (["worker", "shop"], r"inline:// \(the default\) keeps its messages .* set TASKBRIDGE_URL or --url .*"),
         (["worker", "shop", "--url", "celery+memory://"], r"celery\+memory:// keeps its messages .*"),
@@ -178,23 +169,8 @@ def test_verify_prints_a_matrix(run: Run) -> None:
     assert "2/2 inline" in done.stderr
 
 
-BROKEN = """
-import sys
-
-from taskbridge.contract import mutants
-
-mutants.apply(sys.argv[1])  # before all else: it breaks what the others import
-
-from taskbridge.cli import main
-
-sys.exit(main(sys.argv[2:]))
-"""
-"""The command line of a product with a rule broken."""
-
-
-def test_verify_ends_with_1_if_a_cell_fails(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BROKEN, "any_queue_is_known", "verify", "inline://", "--rule", "Q2,S6"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+def test_verify_ends_with_1_if_a_cell_fails(run: Run) -> None:
+    done = run("verify", "inline://", "--rule", "Q2,S6", **environment(RULE, "any_queue_is_known"))
     assert done.returncode == 1, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()[1:3]] == [["Q2", "FAIL"], ["S6", "ok"]]
     assert "UnknownQueue should be raised, but" in done.stdout
@@ -207,7 +183,7 @@ def test_verify_lists_what_proves_each_rule(run: Run) -> None:
     first, *lines = done.stdout.splitlines()
     assert first.startswith("R1 ")
     kinds = {line.split()[0] for line in lines}
-    assert kinds == {"scenario", "mutant"}
+    assert kinds == {"scenario"}
     data: Any = json.loads(run("verify", "--list", "--json").stdout)
     assert {"R1", "D2", "A1"} <= {proof["rule"] for proof in data}
 

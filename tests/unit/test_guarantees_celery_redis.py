@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from taskbridge.contract.guarantees import rows
-from taskbridge.contract.guarantees.columns import column_of
-from taskbridge.contract.guarantees.measuring import measure
-from taskbridge.contract.guarantees.results import Cell
-from taskbridge.contract.guarantees.table import row_of
+from benchmarks.guarantees import rows
+from benchmarks.guarantees.columns import column_of
+from benchmarks.guarantees.measuring import measure
+from benchmarks.guarantees.results import Cell
+from benchmarks.guarantees.table import row_of
 
 assert rows.__all__  # fills the table
 
@@ -48,4 +48,4 @@ def test_a_cell_says_what_it_was_measured_with_and_how_to_repeat_it(cells: dict[
 
     assert {"python", "celery", "kombu", "redis", "redis-server", "taskbridge-queue"} <= cell.versions.keys()
     assert all(cell.versions.values())
-    assert cell.command == "taskbridge verify --matrix --row garbage-in-the-queue --column celery+redis:taskbridge"
+    assert cell.command == "python -m benchmarks.guarantees --row garbage-in-the-queue --column celery+redis:taskbridge"

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from taskbridge.contract.servers import PrivateServer
-from taskbridge.contract.stores.mutants import MUTANTS, unproven
 from taskbridge.contract.stores.place import Place
 from taskbridge.contract.stores.suite import run_check
 from taskbridge.contract.stores.table import CHECKS
+from tests.mutants.of_stores import MUTANTS, unproven
 
 MODULES = {"memory": None, "redis": "redis", "sqlite": "sqlalchemy", "postgresql": "psycopg"}
 KINDS = [kind for kind, module in MODULES.items() if module is None or importlib.util.find_spec(module)]

@@ -9,7 +9,6 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from taskbridge.cli import guarantees
 from taskbridge.cli.arguments import Commands, UsageError, add_command, add_json, words
 from taskbridge.cli.show import print_json, say
 
@@ -23,13 +22,9 @@ target, ok or FAIL. It starts workers on this machine, stops and kills them, and
   taskbridge verify celery+redis://localhost:6379/0 dramatiq+redis://localhost:6379/0
   taskbridge verify dramatiq+amqp://guest:guest@localhost// --rule R5 --rule D2
   taskbridge verify --list
-  taskbridge verify --matrix --row killed-worker
 
 What it makes on a server has names of its own, and is removed. Your queues are not touched, but the server gets load:
 take one that nobody waits for.
-
-With --matrix it measures, on private servers that it starts and stops, what goes wrong on the engines alone and what
-does under taskbridge. All of it takes about a quarter of an hour.
 
 Exit code: 0 if every cell is ok or not applicable, 1 if one fails.
 """
@@ -49,17 +44,14 @@ def add(commands: Commands) -> None:
         default=None,
         help="only this rule; may be given several times",
     )
-    parser.add_argument("--list", action="store_true", help="print each rule with its scenarios and mutants, and end")
+    parser.add_argument("--list", action="store_true", help="print each rule with its scenarios, and end")
     add_json(parser)
-    guarantees.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the contract and print the matrix, or print what is in it."""
     if arguments.list:
         return _list(as_json=arguments.json, rules=arguments.rule)
-    if arguments.matrix:
-        return _measure(arguments)
     if not arguments.urls:
         raise UsageError("verify: which URL? Such as: taskbridge verify celery+redis://localhost:6379/0")
     from taskbridge.contract.matrix import verify  # here, for no other command needs it
@@ -76,15 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(matrix.render())
     return 0 if matrix.ok else 1
-
-
-def _measure(arguments: argparse.Namespace) -> int:
-    progress = _Progress()
-    signal.signal(signal.SIGINT, _interrupt)
-    try:
-        return guarantees.run(arguments, progress.tell)
-    finally:
-        progress.end()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -129,7 +112,6 @@ def _data(proof: Proof) -> dict[str, object]:
         "text": proof.rule.text,
         "planned": proof.rule.planned,
         "scenarios": [{"name": scenario.name, "title": scenario.title} for scenario in proof.scenarios],
-        "mutants": list(proof.mutants),
     }
 
 
@@ -137,5 +119,4 @@ def _described(proof: Proof) -> str:
     planned = " (planned)" if proof.rule.planned else ""
     lines = [f"{proof.rule.name:<3} {proof.rule.text}{planned}"]
     lines += [f"      scenario  {scenario.name}" for scenario in proof.scenarios]
-    lines += [f"      mutant    {mutant}" for mutant in proof.mutants]
     return "\n".join(lines)

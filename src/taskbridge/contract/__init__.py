@@ -2,3 +2,7 @@
 
 It is started by `taskbridge.contract.matrix.verify(["celery+redis://localhost:6379/0"])`.
 """
+
+from taskbridge.contract.preloading import preload
+
+preload()  # before all else: it may change what the other modules import

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
-
-if "TASKBRIDGE_CONTRACT_MUTANT" in os.environ:
-    from taskbridge.contract import mutants  # before all else: it breaks what the others import
-
-    mutants.apply(os.environ["TASKBRIDGE_CONTRACT_MUTANT"])
 
 from taskbridge.contract import scenarios
 from taskbridge.contract.registry import SCENARIOS

@@ -9,11 +9,6 @@ from pathlib import Path
 from taskbridge import Bridge
 from taskbridge.contract.tasks import Tasks, Variant
 
-if "TASKBRIDGE_CONTRACT_MUTANT" in os.environ:
-    from taskbridge.contract import mutants  # here, for it imports what it breaks
-
-    mutants.apply(os.environ["TASKBRIDGE_CONTRACT_MUTANT"])
-
 _variant: Variant = Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}")))
 
 if _variant.dies:

@@ -142,23 +142,18 @@ class Proof:
     Attributes:
         rule: The rule.
         scenarios: Those that show whether it is kept.
-        mutants: The names of the product's broken versions that they must find out.
     """
 
     rule: Rule
     scenarios: tuple[Scenario, ...]
-    mutants: tuple[str, ...]
 
 
 def catalogue() -> list[Proof]:
-    """Return every rule with its scenarios and mutants, in order."""
-    from taskbridge.contract.mutants import MUTANTS  # here, for it imports the inside of the product
-
+    """Return every rule with its scenarios, in order."""
     return [
         Proof(
             rule=rule,
             scenarios=tuple(scenario for scenario in SCENARIOS.values() if name in scenario.rules),
-            mutants=tuple(mutant.name for mutant in MUTANTS.values() if mutant.rule == name),
         )
         for name, rule in RULES.items()
     ]

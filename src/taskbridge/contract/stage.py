@@ -21,6 +21,7 @@ from typing_extensions import Self
 from taskbridge import Bridge, Counts, DeadLetter
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
+from taskbridge.contract.preloading import passed_on
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
 from taskbridge.contract.target import Target
@@ -147,8 +148,8 @@ class Stage:
 
     def environment(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
         """Return the variables by which another process makes the same bridge."""
-        mutant = os.environ.get("TASKBRIDGE_CONTRACT_MUTANT")
         return {
+            **passed_on(),
             "TASKBRIDGE_URL": self.target.url if url is None else url,
             "TASKBRIDGE_NAMESPACE": self.namespace,
             "TASKBRIDGE_DEFAULT_QUEUE": QUEUES[0],
@@ -161,7 +162,6 @@ class Stage:
             "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),
             "TASKBRIDGE_CONTRACT_VARIANT": (Variant() if variant is None else variant).dumps(),
             **({} if self._store is None else {"TASKBRIDGE_STORE": self._store}),
-            **({} if mutant is None else {"TASKBRIDGE_CONTRACT_MUTANT": mutant}),
         }
 
     def __enter__(self) -> Self:

@@ -6,7 +6,6 @@ It writes what it sees to its output, and takes each further step at a line of i
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from taskbridge import Bridge, Message
-from taskbridge.contract.stores.place import MUTANT, TIMEOUT_S, a_message
+from taskbridge.contract.stores.place import TIMEOUT_S, a_message
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
 
@@ -86,10 +85,6 @@ _VERBS: Final[Mapping[str, Callable[..., None]]] = {
 
 def main() -> None:
     """Do what the arguments say."""
-    if MUTANT in os.environ:
-        from taskbridge.contract.stores.mutants import MUTANTS  # here, for it imports the stores' insides
-
-        MUTANTS[os.environ[MUTANT]].apply()
     bridge = Bridge("inline://", **json.loads(sys.argv[1]))
     store = bridge.store
     assert store is not None

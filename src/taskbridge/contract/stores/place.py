@@ -17,14 +17,13 @@ from typing_extensions import Self
 
 from taskbridge import Bridge, Message
 from taskbridge.contract.failure import ContractFailure
+from taskbridge.contract.preloading import PRELOAD, passed_on
 from taskbridge.contract.servers import PrivateServer
 from taskbridge.stores.base import Store
 
 T = TypeVar("T")
 
 PREFIX: Final = "contract-"
-MUTANT: Final = "TASKBRIDGE_CONTRACT_STORE_MUTANT"
-"""The variable that tells the processes of a check what is broken; see `taskbridge.contract.stores.mutants`."""
 TIMEOUT_S: Final = 10.0
 """How long a call may take, where that isn't what is checked."""
 
@@ -94,15 +93,13 @@ class Actor:
 
     def __init__(self, place: Place, verb: str, words: tuple[str, ...], settings: dict[str, Any]) -> None:
         given = {"store": place.url, "namespace": place.namespace, **settings}
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_") or name == MUTANT
-        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "taskbridge.contract.stores.actor", json.dumps(given), verb, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**inherited, **passed_on()},
         )
 
     def line(self) -> str:
@@ -158,7 +155,7 @@ def a_message(**fields: Any) -> Message:
 
 def patience_s() -> float:
     """Return how long something may take that should happen at once, on a busy machine; less for what must fail."""
-    return 3.0 if MUTANT in os.environ else 20.0
+    return 3.0 if PRELOAD in os.environ else 20.0
 
 
 def expect(seen: object, wanted: object, what: str) -> None:

@@ -1,5 +1,0 @@
-"""The rows; importing the package fills the table."""
-
-from taskbridge.contract.guarantees.rows import crashes, delays, failures, messages, running, sending
-
-__all__ = ["crashes", "delays", "failures", "messages", "running", "sending"]

@@ -1,0 +1,24 @@
+"""Lets a test change the product in all processes of the contract, before they import it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Final
+
+PRELOAD: Final = "TASKBRIDGE_CONTRACT_PRELOAD"
+"""Names a module that each process of the contract imports first. The project's tests break the product that way."""
+
+_PASSED_ON: Final = "TASKBRIDGE_CONTRACT_"
+
+
+def preload() -> None:
+    """Import the module that the variable names, if it is set."""
+    if name := os.environ.get(PRELOAD):
+        import_module(name)
+
+
+def passed_on() -> Mapping[str, str]:
+    """Return the variables of this process that the processes it starts are given too."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}

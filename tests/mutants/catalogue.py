@@ -1,0 +1,31 @@
+"""The product with its rules broken, one after another: what the scenarios must find out."""
+
+from tests.mutants import (
+    crashes,
+    dead_letters,
+    outages,
+    periodic,
+    results,
+    retries,
+    routing,
+    running,
+    sending,
+    waiting,
+)
+from tests.mutants.table import MUTANTS, Mutant, mutants_of
+
+__all__ = [
+    "MUTANTS",
+    "Mutant",
+    "crashes",
+    "dead_letters",
+    "mutants_of",
+    "outages",
+    "periodic",
+    "results",
+    "retries",
+    "routing",
+    "running",
+    "sending",
+    "waiting",
+]

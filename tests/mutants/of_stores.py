@@ -1,0 +1,547 @@
+"""Stores with one promise broken, each of which must turn the suite red.
+
+They break what is built in, in this process: most of them the store in memory, or what it has in common with SQL.
+"""
+
+# What is put in the place of a method is a lambda where it can be, and none of its arguments has a type.
+# pyright: reportUnknownLambdaType=none, reportUnknownVariableType=none, reportUnknownMemberType=none
+# pyright: reportUnknownArgumentType=none, reportUnknownParameterType=none
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, Final, Literal
+from unittest.mock import patch
+
+from taskbridge.contract.stores.table import CHECKS
+from tests.mutants.applying import STORE, environment
+
+Kind = Literal["memory", "sqlite", "postgresql"]
+
+_MEMORY: Final = "taskbridge.stores.memory"
+_SQL: Final = "taskbridge.stores.sql"
+_MARKING: Final = "taskbridge.stores.marking"
+_TRANSITIONS: Final = "taskbridge.stores.transitions"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreMutant:
+    """A store with a promise broken.
+
+    Attributes:
+        name: The function's that says how.
+        title: What is broken, as a sentence.
+        check: The name of the check that must fail.
+        kind: The store on which it must.
+        module: Where it is broken.
+        path: What is broken there, such as `MemoryRecords.create`.
+        make: Returns what is put in its place, given what was there.
+    """
+
+    name: str
+    title: str
+    check: str
+    kind: Kind
+    module: str
+    path: str
+    make: Callable[[Any], Any]
+
+    def apply(self) -> Callable[[], None]:
+        """Break it, in this process, and return what mends it."""
+        owner: Any = import_module(self.module)
+        *before, last = self.path.split(".")
+        for name in before:
+            owner = getattr(owner, name)
+        was = getattr(owner, last)
+        setattr(owner, last, self.make(was))
+        return lambda: setattr(owner, last, was)
+
+    @contextmanager
+    def broken(self) -> Generator[None]:
+        """Break it, in this process and those that a check starts, for as long as the context lasts."""
+        mend = self.apply()
+        try:
+            with patch.dict(os.environ, environment(STORE, self.name)):
+                yield
+        finally:
+            mend()
+
+
+_mutants: Final[dict[str, StoreMutant]] = {}
+
+MUTANTS: Final[Mapping[str, StoreMutant]] = _mutants
+"""Every mutant by name."""
+
+Make = Callable[[Any], Any]
+
+
+def mutant(check: str, module: str, path: str, kind: Kind = "memory") -> Callable[[Make], Make]:
+    """Return a decorator that adds to the table what a function puts in the place of something."""
+
+    def add(make: Make) -> Make:
+        name, title = make.__name__, (make.__doc__ or "").partition("\n")[0].rstrip(".")
+        if name in _mutants:
+            raise ValueError(f"there is a mutant {name!r} already")
+        _mutants[name] = StoreMutant(
+            name=name, title=title, check=check, kind=kind, module=module, path=path, make=make
+        )
+        return make
+
+    return add
+
+
+def unproven() -> list[str]:
+    """Return the checks that no mutant turns red."""
+    return sorted(set(CHECKS) - {each.check for each in MUTANTS.values()})
+
+
+# Records
+
+
+@mutant("a_record_says_what_was_sent", _TRANSITIONS, "created")
+def forgets_the_delay(created: Any) -> Any:
+    """A record of a delayed message says that it waits for a worker."""
+    return lambda old, message, delay_s: created(old, message, 0.0)
+
+
+@mutant("many_records_are_made_at_once", f"{_MEMORY}.records", "MemoryRecords.create")
+def makes_a_thousand(create: Any) -> Any:
+    """Of many records only a thousand are made."""
+    return lambda self, messages, *, timeout_s: create(self, messages[:1000], timeout_s=timeout_s)
+
+
+@mutant("making_a_record_overwrites_none", _TRANSITIONS, "created")
+def overwrites(created: Any) -> Any:
+    """A record that is there is made anew."""
+    return lambda old, message, delay_s: created(None, message, delay_s)
+
+
+@mutant("a_record_tells_of_each_attempt", _TRANSITIONS, "_ended")
+def forgets_errors(ended: Any) -> Any:
+    """An attempt doesn't tell why it failed."""
+    return lambda attempt, ending: replace(ended(attempt, ending), error=None)
+
+
+@mutant("a_result_is_kept_as_it_was", _TRANSITIONS, "ended")
+def cuts_results(ended: Any) -> Any:
+    """A long result is cut."""
+
+    def cut(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        text = ending.result_json
+        short = ending if text is None else replace(ending, result_json=text[:65536])
+        return ended(old, message, short, run, writer=writer)
+
+    return cut
+
+
+@mutant("a_message_may_end_without_a_start", _TRANSITIONS, "ended")
+def needs_a_start(ended: Any) -> Any:
+    """An end without a start changes nothing."""
+
+    def refuse(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        if old is None or not old.record.attempts:
+            return None
+        return ended(old, message, ending, run, writer=writer)
+
+    return refuse
+
+
+@mutant("a_text_may_hold_what_is_no_character", _TRANSITIONS, "ended")
+def takes_characters_only(ended: Any) -> Any:
+    """An end is recorded with nothing but characters in it."""
+
+    def encode(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        ok = replace(ending, traceback=ending.traceback.encode(errors="ignore").decode(), reason="")
+        return ended(old, message, ok, run, writer=writer)
+
+    return encode
+
+
+@mutant("a_late_start_changes_nothing", _TRANSITIONS, "_of_life")
+def takes_late_starts(of_life: Any) -> Any:
+    """What an earlier attempt says counts."""
+    return lambda old, message: of_life(None if old is None else replace(old, attempt=0), message) and old
+
+
+@mutant("a_late_end_changes_nothing", _TRANSITIONS, "FINAL")
+def knows_no_end(final: Any) -> Any:
+    """A final record changes."""
+    return frozenset()
+
+
+@mutant("an_attempt_ends_once", _TRANSITIONS, "ended")
+def ends_twice(ended: Any) -> Any:
+    """An attempt that has ended may end again."""
+
+    def end(*args: Any, writer: str) -> Any:
+        kept = ended(*args, writer=writer)
+        return None if kept is None else replace(kept, over=0)
+
+    return end
+
+
+@mutant("a_run_that_was_given_back_is_no_attempt", _TRANSITIONS, "ended")
+def counts_what_was_given_back(ended: Any) -> Any:
+    """A run that was given back is an attempt."""
+
+    def end(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        kept = ended(old, message, ending, run, writer=writer)
+        if kept is None or old is None or ending.state != "queued":
+            return kept
+        return replace(kept, record=replace(kept.record, attempts=old.record.attempts))
+
+    return end
+
+
+@mutant("a_start_that_its_run_overtook_changes_nothing", _TRANSITIONS, "started")
+def takes_overtaken_starts(started: Any) -> Any:
+    """A start counts whenever it arrives."""
+    return lambda old, message, run, *, writer: started(old and replace(old, writer=""), message, run, writer=writer)
+
+
+@mutant("a_replay_begins_anew", _TRANSITIONS, "created")
+def knows_no_replays(created: Any) -> Any:
+    """A record of a message that is replayed stays as it was."""
+    return lambda old, message, delay_s: created(old, message, delay_s) if old is None else None
+
+
+@mutant("a_record_of_what_was_not_sent_is_forgotten", _TRANSITIONS, "is_untouched")
+def forgets_all(is_untouched: Any) -> Any:
+    """A record is forgotten even if something was heard of its message."""
+    return lambda kept: True
+
+
+@mutant("a_record_tells_of_the_latest_attempts", _TRANSITIONS, "MOST_ATTEMPTS")
+def tells_of_all_attempts(most: Any) -> Any:
+    """A record grows by each attempt."""
+    return 1_000_000
+
+
+@mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
+def keeps_for_ever(kept_s: Any) -> Any:
+    """Records are kept for ever."""
+    return lambda record, *, result_ttl_s, now: None
+
+
+@mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
+def keeps_none_longer(kept_s: Any) -> Any:
+    """A record is forgotten after `result_ttl` even if its message still waits."""
+    return lambda record, *, result_ttl_s, now: result_ttl_s
+
+
+@mutant("tables_are_made_by_many_at_once", f"{_SQL}.schema", "version_of", "sqlite")
+def looks_for_no_tables(version_of: Any) -> Any:
+    """Tables are made without looking whether they are there."""
+    return lambda connection: 0
+
+
+# Cancelling
+
+
+@mutant("what_is_cancelled_before_it_runs_never_starts", _TRANSITIONS, "_won")
+def starts_anyway(won: Any) -> Any:
+    """A start wins over a cancellation, however late."""
+    return lambda record, run: record.state == "cancelled"
+
+
+@mutant("a_start_that_could_not_know_wins", _TRANSITIONS, "_won")
+def lets_no_start_win(won: Any) -> Any:
+    """A start that could not know of a cancellation changes nothing."""
+    return lambda record, run: False
+
+
+@mutant("what_is_cancelled_stays_so_without_a_run", _TRANSITIONS, "ended")
+def ends_what_never_ran(ended: Any) -> Any:
+    """An end counts even if its run is not known."""
+
+    def end(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
+        from taskbridge.stores.transitions import Run  # here, as all that is broken
+
+        known = Run(worker="", at=0.0) if run is None else run
+        return ended(old, message, ending, known, writer=writer)
+
+    return end
+
+
+@mutant("what_runs_is_asked_to_end", _TRANSITIONS, "_as")
+def lets_it_wait(end_as: Any) -> Any:
+    """A record that was asked to be cancelled may wait for its next attempt."""
+    return lambda ending, record: replace(
+        end_as(ending, replace(record, cancel_asked=False)), cancel_asked=record.cancel_asked
+    )
+
+
+@mutant("an_end_says_what_it_left", f"{_MEMORY}.records", "MemoryRecords.ended")
+def says_what_it_was_told(ended: Any) -> Any:
+    """Who records an end is told what it said."""
+
+    def told(self: Any, message: Any, ending: Any, *, timeout_s: float) -> Any:
+        ended(self, message, ending, timeout_s=timeout_s)
+        return ending.state
+
+    return told
+
+
+@mutant("what_is_final_is_not_cancelled", _TRANSITIONS, "cancelled")
+def cancels_what_is_final(cancelled: Any) -> Any:
+    """A final record can be cancelled."""
+    return lambda old, *, at: replace(old, record=replace(old.record, state="cancelled", ended_at=at))
+
+
+@mutant("cancelling_and_starting_are_atomic", f"{_MEMORY}.records", "MemoryRecords.cancel")
+def cancels_in_two_steps(cancel: Any) -> Any:
+    """A cancellation reads a record, and writes it later."""
+
+    def two_steps(self: Any, message_id: str, *, at: float, timeout_s: float) -> Any:
+        from taskbridge.stores import transitions
+
+        old = self._kept[message_id]
+        time.sleep(0.005)
+        new = transitions.cancelled(old, at=at)
+        if new is None:
+            return old.record
+        with self._lock:
+            self._put(new)
+        return new.record
+
+    return two_steps
+
+
+@mutant("a_cursor_tells_what_was_cancelled_since", _TRANSITIONS, "life_of")
+def tells_the_id(life_of: Any) -> Any:
+    """A cancellation is told by the message's id."""
+    return lambda record: record.id
+
+
+@mutant("no_cancellation_is_skipped", f"{_MEMORY}.records", "MemoryRecords.cancelled_since")
+def moves_the_cursor_too_far(cancelled_since: Any) -> Any:
+    """The cursor is moved past what came while the cancellations were read."""
+
+    def skip(self: Any, cursor: str, *, timeout_s: float) -> Any:
+        lives = cancelled_since(self, cursor, timeout_s=timeout_s)[1]
+        time.sleep(0.002)
+        return str(len(self._cancelled)), lives
+
+    return skip
+
+
+# Waiting
+
+
+@mutant("whoever_waits_is_woken", f"{_MEMORY}.records", "MemoryRecords.cancel")
+def wakes_nobody_by_cancelling(cancel: Any) -> Any:
+    """Nobody is woken by a cancellation."""
+
+    def quiet(self: Any, message_id: str, *, at: float, timeout_s: float) -> Any:
+        wake, self._wake = self._wake, lambda kept: None
+        try:
+            return cancel(self, message_id, at=at, timeout_s=timeout_s)
+        finally:
+            self._wake = wake
+
+    return quiet
+
+
+@mutant("a_watch_ends", "taskbridge.stores.watches", "Watches.add")
+def watches_for_ever(add: Any) -> Any:
+    """Who has stopped to watch is woken."""
+    return lambda self, message_id, wake, *, gone=None: (lambda: None, add(self, message_id, wake, gone=gone)[1])
+
+
+@mutant("a_thousand_wait_at_once", f"{_MEMORY}.records", "MemoryRecords.watch")
+def takes_a_thread_for_each(watch: Any) -> Any:
+    """Each watch has a thread of its own."""
+
+    def start(self: Any, message_id: str, wake: Any) -> Any:
+        stopped = threading.Event()
+        threading.Thread(target=stopped.wait, args=(5.0,), daemon=True).start()
+        stop = watch(self, message_id, wake)
+
+        def stop_both() -> None:
+            stop()
+            stopped.set()
+
+        return stop_both
+
+    return start
+
+
+@mutant("whoever_waits_is_woken_by_another_process", f"{_SQL}.wakes", "_version", "sqlite")
+def sees_no_change(version: Any) -> Any:
+    """What another process changes is not seen."""
+    return lambda connection: 0
+
+
+# Ticks
+
+
+@mutant("a_schedule_begins_once", f"{_MEMORY}.ticks", "MemoryTicks.begin")
+def begins_again(begin: Any) -> Any:
+    """A schedule begins whenever it is asked for."""
+
+    def again(self: Any, schedule: str, *, at: float, timeout_s: float) -> Any:
+        self._states.pop(schedule, None)
+        return begin(self, schedule, at=at, timeout_s=timeout_s)
+
+    return again
+
+
+@mutant("a_claim_makes_no_schedule_known", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+def makes_schedules_known(claim: Any) -> Any:
+    """A claim makes a schedule known."""
+
+    def begun(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
+        self.begin(schedule, at=planned_at - 1, timeout_s=1)
+        return claim(self, schedule, planned_at, **rest)
+
+    return begun
+
+
+@mutant("one_claims_a_tick", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+def claims_for_all(claim: Any) -> Any:
+    """Whoever claims a tick is told that it is theirs."""
+
+    def ours(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
+        self._claims.clear()
+        return claim(self, schedule, planned_at, **rest)
+
+    return ours
+
+
+@mutant("one_process_claims_a_tick", f"{_SQL}.ticks", "SqlTicks.claim", "sqlite")
+def claims_for_this_process(claim: Any) -> Any:
+    """Claims are known to one process only."""
+    from taskbridge.stores.memory.ticks import MemoryTicks
+
+    ticks = MemoryTicks()
+    return lambda self, *args, **rest: ticks.claim(*args, **rest)
+
+
+@mutant("a_claim_has_a_lease", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+def claims_for_ever(claim: Any) -> Any:
+    """A claim is never taken over."""
+    return lambda self, *args, now, **rest: claim(self, *args, now=0.0, **rest)
+
+
+@mutant("a_claim_has_a_lease", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+def takes_over_at_once(claim: Any) -> Any:
+    """A claim is taken over before its lease has ended."""
+    return lambda self, *args, lease_s, **rest: claim(self, *args, lease_s=-1.0, **rest)
+
+
+@mutant("a_claim_may_be_taken_back", f"{_MEMORY}.ticks", "MemoryTicks.release")
+def takes_no_claim_back(release: Any) -> Any:
+    """A claim that is taken back stays."""
+    return lambda self, *args, **rest: None
+
+
+@mutant("a_claim_may_be_taken_back", f"{_SQL}.ticks", "SqlTicks.release", "sqlite")
+def takes_any_claim_back(release: Any) -> Any:
+    """A claim is taken back whoever has it."""
+
+    def anyones(self: Any, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
+        for name in ("one", "two"):
+            release(self, schedule, planned_at, claimant=name, timeout_s=timeout_s)
+
+    return anyones
+
+
+@mutant("a_killed_claimants_tick_is_claimed_again", f"{_SQL}.ticks", "SqlTicks.claim", "sqlite")
+def loses_the_ticks_of_the_killed(claim: Any) -> Any:
+    """The tick of a claimant that was killed is nobody's."""
+    return lambda self, *args, now, **rest: claim(self, *args, now=0.0, **rest)
+
+
+@mutant("what_is_settled_stays_settled", f"{_MEMORY}.ticks", "MemoryTicks.settle")
+def goes_back(settle: Any) -> Any:
+    """Settling an earlier tick goes back."""
+
+    def back(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
+        state = self._states.get(schedule)
+        if state is not None:
+            self._states[schedule] = replace(state, settled_until=planned_at - 1)
+        return settle(self, schedule, planned_at, **rest)
+
+    return back
+
+
+@mutant("a_pause_lasts", f"{_MEMORY}.ticks", "MemoryTicks.settle")
+def ends_a_pause(settle: Any) -> Any:
+    """Settling a tick ends a pause."""
+
+    def unpaused(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
+        settle(self, schedule, planned_at, **rest)
+        self._states[schedule] = replace(self._states[schedule], paused=False)
+
+    return unpaused
+
+
+# Marks
+
+
+@mutant("one_runs_what_was_never_started", f"{_MEMORY}.marks", "MemoryMarks.claim")
+def lets_all_run(claim: Any) -> Any:
+    """Whoever asks may run."""
+
+    def run(self: Any, message: Any, *, timeout_s: float) -> Any:
+        self._running.clear()
+        return claim(self, message, timeout_s=timeout_s)
+
+    return run
+
+
+@mutant("what_has_ended_is_dropped", f"{_MEMORY}.marks", "MemoryMarks.ended")
+def forgets_ends(ended: Any) -> Any:
+    """The end of an attempt is not remembered."""
+    return lambda self, message: self.given_back(message, timeout_s=1)
+
+
+@mutant("what_was_given_back_is_run", f"{_MEMORY}.marks", "MemoryMarks.all_given_back")
+def gives_nothing_back(all_given_back: Any) -> Any:
+    """What is given back with all others stays as it was."""
+    return lambda self, *, timeout_s: None
+
+
+@mutant("a_live_workers_run_is_its_own", _MARKING, "Worker._stay_alive", "sqlite")
+def says_once_that_it_is_alive(stay_alive: Any) -> Any:
+    """A worker says once that it is alive."""
+    return lambda self: None
+
+
+@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
+def takes_all_for_alive(is_alive: Any) -> Any:
+    """Every worker counts as alive."""
+    return lambda self, connection, name: True
+
+
+@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
+def takes_all_for_dead(is_alive: Any) -> Any:
+    """Every worker counts as dead."""
+    return lambda self, connection, name: False
+
+
+@mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", _MARKING, "StoredMarks.still_ours", "sqlite")
+def never_asks(still_ours: Any) -> Any:
+    """A worker takes its runs for its own without asking."""
+    return lambda self, message, *, timeout_s: True
+
+
+# Outages
+
+
+@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.deadlines", "Deadlines.add", "postgresql")
+def waits_longer(add: Any) -> Any:
+    """A call to a silent server takes longer than it may."""
+    return lambda self, descriptor, deadline: add(self, descriptor, deadline + 4)
+
+
+@mutant("a_store_that_was_away_wakes_who_waits", "taskbridge.stores.watches", "Watches.wake_all", "postgresql")
+def wakes_nobody_afterwards(wake_all: Any) -> Any:
+    """Nobody is woken when the store is back."""
+    return lambda self: None

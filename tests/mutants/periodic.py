@@ -1,0 +1,170 @@
+"""CR, broken."""
+
+# What is put in the place of others' functions takes and returns whatever these do.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import replace
+from typing import Any
+
+from tests.mutants.table import mutant, put
+
+_SCHEDULES = "taskbridge.schedules"
+_SCHEDULER = "taskbridge.engines.scheduler"
+_MEMORY = "taskbridge.stores.memory.ticks"
+_REDIS = "taskbridge.stores.redis.ticks"
+
+_MANY = "ticks_are_sent_once_by_any_number_of_workers"
+_KILLED = "a_kill_while_a_tick_is_sent_changes_nothing"
+_CLOCKS = "times_of_day_live_through_clock_changes"
+_MEANWHILE = "what_was_due_meanwhile_is_caught_up_as_asked"
+_OVERLAP = "what_is_not_to_overlap_waits_for_the_last_one"
+
+
+def _claim_otherwise(change: Any) -> None:
+    """Answer claims in Redis otherwise."""
+    claims = importlib.import_module("taskbridge.stores.ticks").TickClaim
+    put(_REDIS, "RedisTicks.claim", lambda claim: lambda *args, **given: change(claims, claim(*args, **given)))
+
+
+def _decide_otherwise(change: Any) -> None:
+    """Decide about ticks with other arguments."""
+
+    def make(decide: Any) -> Any:
+        def otherwise(timing: Any, **given: Any) -> Any:
+            changed, arguments = change(timing, given)
+            return decide(changed, **arguments)
+
+        return otherwise
+
+    put(_SCHEDULER, "decide", make)
+
+
+@mutant("CR1", _MANY, "dramatiq+redis")
+def everybody_has_the_claim() -> None:
+    """Each worker that asks for a tick is told to send it."""
+    _claim_otherwise(lambda claims, claim: claims.OURS if claim is claims.CLAIMED else claim)
+
+    def make(settle: Any) -> Any:
+        def late(*args: Any, **given: Any) -> Any:
+            time.sleep(0.05)  # for that long a tick is claimed and not settled, else chance decides whether two meet
+            return settle(*args, **given)
+
+        return late
+
+    put(_REDIS, "RedisTicks.settle", make)
+
+
+@mutant("CR1", _MANY)
+def ticks_are_sent_early() -> None:
+    """A tick is sent half a second before its time."""
+    _decide_otherwise(lambda timing, given: (timing, {**given, "now": given["now"] + 0.5}))
+
+    def make(attend: Any) -> Any:
+        return lambda self, schedule: min(attend(self, schedule), self._host.now() + 0.1)
+
+    put(_SCHEDULER, "Ticker._attend", make)
+
+
+@mutant("CR1", _MANY)
+def what_was_sent_is_forgotten() -> None:
+    """A tick that was sent is not settled."""
+    put(_MEMORY, "MemoryTicks.settle", lambda settle: lambda self, schedule, planned_at, **given: None)
+
+
+@mutant("CR2", _KILLED, "dramatiq+redis")
+def a_claim_holds_for_ever() -> None:
+    """What a worker has claimed that was killed, nobody else sends."""
+    _claim_otherwise(lambda claims, claim: claims.CLAIMED if claim is claims.AGAIN else claim)
+
+
+@mutant("CR2", _KILLED, "celery+redis")
+def each_sends_a_message_of_its_own() -> None:
+    """What is sent again has another id."""
+    new_id = importlib.import_module("taskbridge.message").new_id
+    put("taskbridge.periodic", "tick_id", lambda _: lambda *args: new_id())
+
+
+@mutant("CR3", _CLOCKS)
+def skipped_times_are_left_out() -> None:
+    """What a clock change skips is not due on that day."""
+
+    def make(instants: Any) -> Any:
+        return lambda wall, zone, *, each_hour: instants(wall, zone, each_hour=True)[:1]
+
+    put(_SCHEDULES, "_instants", make)
+
+
+@mutant("CR3", _CLOCKS)
+def repeated_times_are_due_twice() -> None:
+    """What a clock change repeats is due both times."""
+
+    def make(instants: Any) -> Any:
+        def twice(wall: Any, zone: Any, *, each_hour: bool) -> Any:
+            return instants(wall, zone, each_hour=True) or instants(wall, zone, each_hour=each_hour)
+
+        return twice
+
+    put(_SCHEDULES, "_instants", make)
+
+
+@mutant("CR4", _MEANWHILE)
+def all_is_always_caught_up() -> None:
+    """Everything that was due is sent, whatever the schedule says."""
+    _decide_otherwise(lambda timing, given: (timing, {**given, "watched_since": 0.0}))
+
+
+@mutant("CR4", _MEANWHILE)
+def nothing_is_ever_caught_up() -> None:
+    """Nothing that was due is sent, whatever the schedule says."""
+    _decide_otherwise(lambda timing, given: (replace(timing, catch_up="none"), given))
+
+
+@mutant("CR4", _MEANWHILE)
+def what_is_missed_is_not_counted() -> None:
+    """Ticks that were left out count as sent."""
+
+    def make(settle: Any) -> Any:
+        return lambda self, *args, missed, **given: settle(self, *args, missed=0, **given)
+
+    put(_MEMORY, "MemoryTicks.settle", make)
+
+
+@mutant("CR5", _OVERLAP)
+def everything_overlaps() -> None:
+    """Nobody looks whether the last message has ended."""
+    put(_SCHEDULER, "Ticker._overlaps", lambda _: lambda self, schedule, state: False)
+
+
+@mutant("CR6", _MEANWHILE)
+def a_pause_is_not_kept() -> None:
+    """A paused schedule goes on."""
+    _decide_otherwise(lambda timing, given: (timing, {**given, "paused": False}))
+
+
+@mutant("CR6", _MEANWHILE)
+def a_pause_is_caught_up() -> None:
+    """What was due during a pause is sent when the schedule is resumed."""
+    put("taskbridge.periodic", "Schedules.resume", _resume_and_catch_up)
+    put(_SCHEDULER, "decide", _wait_while_paused)
+
+
+def _resume_and_catch_up(_: Any) -> Any:
+    def resume(self: Any, name: str) -> None:
+        ticks, at = self._ticks_of(name)
+        ticks.pause(name, paused=False, at=at, timeout_s=5.0)
+
+    return resume
+
+
+def _wait_while_paused(decide: Any) -> Any:
+    nothing = importlib.import_module(_SCHEDULES).NothingDue
+
+    def waiting(timing: Any, **given: Any) -> Any:
+        return nothing(next_at=given["now"] + 0.2) if given["paused"] else decide(timing, **given)
+
+    return waiting

@@ -1,0 +1,168 @@
+"""Q and P, broken."""
+
+# What is put in the place of others' functions takes and returns whatever these do.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+from tests.mutants.table import mutant, put
+
+_MEMORY = "taskbridge.brokers.memory"
+_INLINE = "taskbridge.engines.inline"
+_SETTLE = "taskbridge.engines.settle"
+
+
+@mutant("Q1", "queues_are_chosen_in_order")
+def the_decorator_wins_over_routes() -> None:
+    """What the decorator says wins over routes."""
+
+    def make(queue_of: Any) -> Any:
+        def wrong(self: Any, task: str, *, asked: str | None, on_task: str | None) -> Any:
+            return queue_of(self, task, asked=on_task if asked is None else asked, on_task=on_task)
+
+        return wrong
+
+    put("taskbridge.routing", "Routing.queue_of", make)
+
+
+@mutant("Q2", "unknown_queues_are_refused")
+def any_queue_is_known() -> None:
+    """A message is sent to whatever queue is asked for."""
+    put("taskbridge.bridge", "check_known", lambda _: lambda queue, known: None)
+
+
+@mutant("Q3", "workers_serve_their_queues")
+def a_worker_serves_every_queue() -> None:
+    """A worker takes messages from queues that it was not started for."""
+    put(_INLINE, "InlineWire.take", lambda take: lambda self, queues: take(self, None))
+
+
+@mutant("Q4", "workers_serve_their_queues")
+def what_was_parked_comes_to_the_default_queue() -> None:
+    """A delayed message and a retry come to the default queue."""
+
+    def make(park: Any) -> Any:
+        def careless(self: Any, messages: Any, *, timeout_s: float) -> None:
+            moved = [(replace(message, queue="contract"), delay_s) for message, delay_s in messages]
+            park(self, moved, timeout_s=timeout_s)
+
+        return careless
+
+    put(_MEMORY, "MemoryBroker.park", make)
+
+
+@mutant("Q4", "higher_messages_overtake")
+def what_was_parked_comes_back_as_normal() -> None:
+    """A delayed message and a retry lose their priority."""
+
+    def make(promote_due: Any) -> Any:
+        def careless(self: Any) -> Any:
+            deliver = self._wire.deliver
+            self._wire.deliver = lambda native: deliver(replace(native, priority="low"))
+            try:
+                return promote_due(self)
+            finally:
+                self._wire.deliver = deliver
+
+        return careless
+
+    put(_MEMORY, "MemoryBroker.promote_due", make)
+
+
+@mutant("Q5", "two_engines_share_a_broker")
+def bridges_share_their_queues() -> None:
+    """Two bridges of one process take one another's messages."""
+    shared: dict[str, Any] = {}
+
+    def make(init: Any) -> Any:
+        def common(self: Any) -> None:
+            init(self)
+            self._waiting = shared
+
+        return common
+
+    put(_INLINE, "InlineWire.__init__", make)
+
+
+@mutant("Q6", "an_unknown_task_waits")
+def an_unknown_task_is_dead_at_once() -> None:
+    """A message for an unknown task does not wait."""
+    settle = importlib.import_module(_SETTLE)
+
+    def bury(host: Any, message: Any) -> Any:
+        verdict = importlib.import_module("taskbridge.retry").Dead("unknown_task")
+        settle.settle(host, message, verdict)
+        return verdict
+
+    put(_INLINE, "put_off_unknown", lambda _: bury)
+
+
+@mutant("Q6", "an_unknown_task_waits")
+def waiting_to_be_known_is_an_attempt() -> None:
+    """Each time that a message is put off counts as an attempt."""
+
+    def make(later: Any) -> Any:
+        def counted(host: Any, message: Any, delay_s: float) -> None:
+            later(host, replace(message, attempt=message.attempt + bool(message.waits)), delay_s)
+
+        return counted
+
+    put(_SETTLE, "later", make)
+
+
+@mutant("Q6", "an_unknown_task_dies")
+def an_unknown_task_waits_for_ever() -> None:
+    """A message for an unknown task is put off without end."""
+
+    def make(put_off: Any) -> Any:
+        return lambda host, message: put_off(host, replace(message, waits_since=host.now()))
+
+    put(_INLINE, "put_off_unknown", make)
+
+
+@mutant("Q7", "unreadable_bytes_are_dead", "dramatiq+memory")
+def unreadable_bytes_are_dropped() -> None:
+    """What cannot be read vanishes."""
+    put("taskbridge.engines.dramatiq.deliveries", "Reception.undecodable", lambda _: lambda self, body, error: None)
+
+
+@mutant("P1", "there_are_four_priorities")
+def low_is_the_default() -> None:
+    """A task that asks for no priority has the lowest."""
+
+    def make(declare: Any) -> Any:
+        return lambda function, **options: declare(function, **{"priority": "low", **options})
+
+    put("taskbridge.bridge", "declare", make)
+
+
+@mutant("P2", "higher_messages_overtake")
+def who_comes_first_is_served_first() -> None:
+    """Priority is not looked at."""
+
+    def make(deliver: Any) -> Any:
+        def flat(self: Any, native: Any) -> None:
+            dumps = native.dumps()
+            deliver(self, _Flat(native.queue, dumps))
+
+        return flat
+
+    put(_INLINE, "InlineWire.deliver", make)
+
+
+class _Flat:
+    """A message that seems to be of normal priority where it is put in its queue."""
+
+    priority = "normal"
+
+    def __init__(self, queue: str, text: str) -> None:
+        self.queue = queue
+        self._text = text
+
+    def dumps(self) -> str:
+        return self._text

@@ -1,0 +1,225 @@
+"""S, broken."""
+
+# What is put in the place of others' functions takes and returns whatever these do.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import heapq
+import importlib
+import pickle
+import threading
+import time
+from inspect import signature
+from typing import Any
+
+from tests.mutants.table import mutant, put
+
+_MEMORY = "taskbridge.brokers.memory"
+_INLINE = "taskbridge.engines.inline"
+_CODEC = "taskbridge.codec"
+_BRIDGE = "taskbridge.bridge"
+_REDIS = "taskbridge.brokers.redis.client"
+
+
+@mutant("S1", "the_broker_has_what_was_sent")
+def send_returns_before_the_broker_has_it() -> None:
+    """A message is published in the background."""
+
+    def make(publish: Any) -> Any:
+        def later(self: Any, messages: Any, *, timeout_s: float) -> None:
+            threading.Timer(0.3, publish, (self, messages), {"timeout_s": timeout_s}).start()
+
+        return later
+
+    put(_MEMORY, "MemoryBroker.publish", make)
+
+
+@mutant("S2", "nobody_listens", "dramatiq+redis")
+def refusals_are_waited_out() -> None:
+    """A refused connection is tried again for longer than the timeout."""
+
+    def make(execute: Any) -> Any:
+        def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return execute(self, *args, **kwargs)
+            except Exception:
+                time.sleep(1.5 * kwargs["timeout_s"])
+                raise
+
+        return slow
+
+    put(_REDIS, "Client.execute", make)
+
+
+@mutant("S2", "nobody_answers", "dramatiq+redis")
+def uncertainty_is_not_told() -> None:
+    """The error never says that the message may have been taken."""
+
+    def make(init: Any) -> Any:
+        def certain(self: Any, problem: str, *, maybe_taken: bool = False) -> None:
+            init(self, problem, maybe_taken=False)
+
+        return certain
+
+    put("taskbridge.exceptions", "BrokerUnavailable.__init__", make)
+
+
+@mutant("S3", "arguments_must_fit")
+def arguments_are_not_bound() -> None:
+    """What doesn't fit the function is sent all the same."""
+
+    def make(_: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            made = importlib.import_module("taskbridge.tasks").Call
+            return made(declaration=self.declaration, args=args, kwargs=kwargs, options=self._options)
+
+        return call
+
+    put("taskbridge.tasks", "Sendable.call", make)
+
+
+@mutant("S4", "arguments_arrive_as_they_were")
+def tuples_become_lists() -> None:
+    """A tuple arrives as a list, as with plain JSON."""
+
+    def make(plain: Any) -> Any:
+        return lambda value: plain(list(value) if type(value) is tuple else value)
+
+    put(_CODEC, "_plain", make)
+
+
+@mutant("S4", "what_cannot_travel_is_refused")
+def unknown_types_become_text() -> None:
+    """What the codec doesn't know is sent as its text."""
+
+    def make(plain: Any) -> Any:
+        unknown = importlib.import_module(_CODEC)._UnknownTypeError
+
+        def lenient(value: Any) -> Any:
+            try:
+                return plain(value)
+            except unknown:
+                return str(value)
+
+        return lenient
+
+    put(_CODEC, "_plain", make)
+
+
+@mutant("S5", "many_are_sent")
+def the_last_of_many_is_lost() -> None:
+    """Of many messages the last is not published."""
+
+    def make(publish: Any) -> Any:
+        def lossy(self: Any, messages: Any, *, timeout_s: float) -> None:
+            publish(self, messages[:-1] if len(messages) > 1 else messages, timeout_s=timeout_s)
+
+        return lossy
+
+    put(_MEMORY, "MemoryBroker.publish", make)
+
+
+@mutant("S5", "a_failure_says_what_was_not_sent", "dramatiq+redis")
+def what_was_not_sent_is_not_told() -> None:
+    """The error of send_many names nothing."""
+
+    def make(init: Any) -> Any:
+        def silent(self: Any, problem: str, **_: Any) -> None:
+            init(self, problem, sent=(), unsent=(), maybe_taken=False)
+
+        return silent
+
+    put("taskbridge.exceptions", "SendError.__init__", make)
+
+
+@mutant("S6", "size_is_limited")
+def size_is_not_looked_at() -> None:
+    """A message of any size is sent."""
+    put("taskbridge.message", "Message.size", lambda _: 0)
+
+
+@mutant("S7", "threads_send")
+def threads_overwrite_one_another() -> None:
+    """Two threads that send at once may lose a message."""
+
+    def make(_: Any) -> Any:
+        def careless(self: Any, native: Any) -> None:
+            queue = list(self._waiting.get(native.queue, ()))
+            time.sleep(0.001)
+            heapq.heappush(queue, (0, next(self._numbers), native.dumps()))
+            with self.changed:
+                self._waiting[native.queue] = queue
+                self.changed.notify()
+
+        return careless
+
+    put(_INLINE, "InlineWire.deliver", make)
+
+
+@mutant("S7", "a_dropped_connection_loses_nothing", "dramatiq+redis")
+def idle_connections_are_trusted() -> None:
+    """A connection that was closed while it was idle is used as if it were open."""
+    put(_REDIS, "_Link.is_fit", lambda _: lambda self, trusted_s: True)
+    put(_REDIS, "Client.execute", _once)
+
+
+def _once(execute: Any) -> Any:
+    def lossy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, *args, **kwargs)
+        except ConnectionError:
+            return None
+
+    return lossy
+
+
+@mutant("S8", "a_newer_form_waits", "dramatiq+memory")
+def every_form_is_read_as_our_own() -> None:
+    """The version of a message is not looked at."""
+
+    def make(fields: Any) -> Any:
+        return lambda data: fields({**data, "form": 1})
+
+    put("taskbridge.message", "_fields", make)
+
+
+@mutant("S9", "only_declared_tasks_run")
+def what_can_be_imported_is_run() -> None:
+    """A task that isn't declared is looked for among all modules."""
+
+    def make(init: Any) -> Any:
+        def trusting(self: Any, **kwargs: Any) -> None:
+            find = kwargs["find"]
+            init(self, **{**kwargs, "find": lambda name: find(name) or _imported(name)})
+
+        return trusting
+
+    put("taskbridge.runner", "Runner.__init__", make)
+    put(_BRIDGE, "Bridge.knows", lambda _: lambda self, task: True)
+
+
+def _imported(name: str) -> Any:
+    module, _, function = name.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError):
+        return None
+    declaration = importlib.import_module("taskbridge.declaration").Declaration
+    return declaration(name=name, function=found, signature=signature(found), is_coroutine=False)
+
+
+@mutant("S9", "a_pickle_is_dead", "dramatiq+memory")
+def pickles_are_loaded() -> None:
+    """Bytes that are no message of the engine's are loaded as a pickle."""
+
+    def make(admit: Any) -> Any:
+        def trusting(self: Any, queue_name: str, body: bytes, **kwargs: Any) -> Any:
+            if not body.startswith(b"{"):
+                pickle.loads(body)
+            return admit(self, queue_name, body, **kwargs)
+
+        return trusting
+
+    put("taskbridge.engines.dramatiq.deliveries", "Reception.admit", make)
