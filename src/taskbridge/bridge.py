@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast, overload
 
-from taskbridge import codec
+from taskbridge import codec, locks
 from taskbridge.clock import RealClock
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
@@ -116,6 +116,12 @@ def _with_libraries(make: Callable[[], Any]) -> Any:
         raise NotInstalledError(what, extra) from exc
 
 
+def _import_the_rest() -> None:
+    """Import what the first send imports beside the broker and its client, while no other thread may fork."""
+    import_module("taskbridge.sending")
+    "localhost".encode("idna")  # a module that `socket` imports as it first looks a name up
+
+
 class Bridge:
     """Tasks on one engine and one broker. Two bridges in a process don't interfere; threads share a bridge.
 
@@ -173,7 +179,7 @@ class Bridge:
 
     def _start_over(self, given: Mapping[str, Any]) -> None:
         self._given = given
-        self._lock = threading.RLock()
+        self._lock = locks.RLock()
         self._settings: Settings | None = None
         self._routing: Routing | None = None
         self._known_queues: tuple[str, ...] | None = None
@@ -189,7 +195,7 @@ class Bridge:
         self._schedules: Schedules | None = None
         self._results: Results | None = None
         self._cancellations: Cancellations | None = None
-        self.stopping: threading.Event = threading.Event()
+        self.stopping: threading.Event = locks.Event()
         self._runner: Runner | None = None
 
     def __repr__(self) -> str:
@@ -202,7 +208,7 @@ class Bridge:
     def settings(self) -> Settings:
         """The checked settings; the default bridge reads its own when they are first needed."""
         if self._settings is None:
-            with self._lock:
+            with locks.no_fork(), self._lock:
                 settings, chosen = _load(self._given)
                 if not chosen:
                     warnings.warn(
@@ -229,13 +235,14 @@ class Bridge:
 
     def _joined(self) -> tuple[Broker, Wire[Any]]:
         if self._parts is None:
-            with self._lock:
+            with locks.no_fork(), self._lock:
                 if self._parts is None:
                     self._parts = self._join()
         return self._parts
 
     def _join(self) -> tuple[Broker, Wire[Any]]:
         settings = self.settings
+        _import_the_rest()
         address = settings.url
         if address.engine == "inline":
             return self._join_inline(dict(address.options))
@@ -270,8 +277,9 @@ class Bridge:
     def store(self) -> Store | None:
         """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
         if not self._has_store:
-            with self._lock:
+            with locks.no_fork(), self._lock:
                 if not self._has_store:
+                    _import_the_rest()
                     store = self._store = _open_store(self.settings, self.now)
                     nothing_comes_twice = self.settings.url.engine == "inline"
                     self._marks = None if store is None or nothing_comes_twice else store.marks
@@ -287,7 +295,7 @@ class Bridge:
         """
         self._joined()
         if self._engine is None:
-            with self._lock:
+            with locks.no_fork(), self._lock:
                 if self._engine is None:
                     name = _module("taskbridge.engines", self.settings.url.engine)
                     made: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self))

@@ -14,12 +14,13 @@ from contextvars import copy_context
 from time import monotonic
 from typing import Any
 
+from taskbridge import locks
 from taskbridge.exceptions import TimeLimitExceeded
 
 _SLICE_S = 0.1
 """How long a waiting thread sleeps at a time: an exception raised in it from outside is seen only in between."""
 
-_lock = threading.Lock()
+_lock = locks.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from datetime import datetime, timezone
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from taskbridge import codec
+from taskbridge import codec, locks
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import (
     BrokerUnavailable,
@@ -136,7 +135,7 @@ class Results:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._asking: tuple[int, ThreadPoolExecutor] | None = None
 
     # Looking
@@ -175,7 +174,7 @@ class Results:
         return record
 
     def _awaited(self, records: Records, id: str, deadline: float | None) -> Record:
-        woken = threading.Event()
+        woken = locks.Event()
         end_watch = self._asked(lambda: records.watch(id, woken.set))
         try:
             while True:

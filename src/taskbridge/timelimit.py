@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.exceptions import TimeLimitExceeded
 
 _LONGEST_WAIT_S: Final = 3600.0  # queues refuse to wait for ever by a number
@@ -56,7 +57,7 @@ class _Watchdog:
         del ctypes
         self._pid = os.getpid()
         self._new: SimpleQueue[_Watch] = SimpleQueue()
-        self._firing = threading.Lock()
+        self._firing = locks.Lock()
         self._numbers = itertools.count()
         threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True).start()
 
@@ -99,7 +100,7 @@ class _Watchdog:
                     raise_in_thread(watch.thread_id, TimeLimitExceeded)
 
 
-_lock = threading.Lock()
+_lock = locks.Lock()
 _watchdogs: list[_Watchdog] = []
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from taskbridge import locks
 from taskbridge.brokers.base import Counts, Decide, MemoryWire
 from taskbridge.clock import Clock, RealClock
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
@@ -24,7 +25,7 @@ class MemoryBroker:
         self._settings = settings
         self._wire = wire
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = locks.Condition()
         self._parked: list[tuple[float, int, str]] = []
         self._numbers = itertools.count()
         self._letters: list[tuple[float, str]] = []

@@ -8,6 +8,7 @@ import signal
 import threading
 from types import FrameType
 
+from taskbridge import locks
 from taskbridge.cli.arguments import (
     Commands,
     UsageError,
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.app!r} has no schedules; give a task cron or every")
     bridge.check_schedules()
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
+    stop = locks.Event()
 
     def obey(number: int, frame: FrameType | None) -> None:
         stop.set()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.exceptions import BrokerUnavailable
@@ -30,14 +31,14 @@ class BusySigns:
     def __init__(self, host: Host, full_queues: Callable[[], Collection[str]]) -> None:
         self._host = host
         self._full_queues = full_queues
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread, if there is anybody to see the signs; starting twice does nothing."""
         if self._thread is not None or not isinstance(self._host.broker, SignBroker):
             return
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         args = (self._host.broker, self._stop)
         self._thread = threading.Thread(target=self._run, args=args, name="taskbridge-busy", daemon=True)
         self._thread.start()

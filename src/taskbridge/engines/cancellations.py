@@ -15,6 +15,7 @@ from math import inf
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -45,8 +46,8 @@ class Cancellations:
         self._records = records
         self._timeout_s = settings.send_timeout_s
         self._is_shared = _is_shared(settings)
-        self._asking = threading.Lock()
-        self._stop = threading.Event()
+        self._asking = locks.Lock()
+        self._stop = locks.Event()
         self._pid = 0
         self._reset()
 
@@ -94,8 +95,8 @@ class Cancellations:
         """See to it that the thread runs."""
         if self._pid != os.getpid():  # forked: the thread is the parent's, and so may be the lock
             self._pid = os.getpid()
-            self._asking = threading.Lock()
-            self._stop = threading.Event()
+            self._asking = locks.Lock()
+            self._stop = locks.Event()
             lives = self._lives
             self._reset()
             self._lives |= lives

@@ -19,6 +19,7 @@ from math import inf
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.brokers.memory import MemoryBroker
 from taskbridge.clock import VirtualClock
 from taskbridge.declaration import Declaration
@@ -49,7 +50,7 @@ class InlineWire:
     engine = "inline"
 
     def __init__(self) -> None:
-        self.changed: threading.Condition = threading.Condition()
+        self.changed: locks.Condition = locks.Condition()
         self._waiting: dict[str, list[tuple[int, int, str]]] = {}
         self._numbers = itertools.count()
 
@@ -90,7 +91,7 @@ class _Workers:
     def __init__(self, engine: InlineEngine, queues: Sequence[str] | None, threads: int) -> None:
         self._engine = engine
         self._queues = queues
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"taskbridge-inline-{number}", daemon=True)
             for number in range(threads)
@@ -138,7 +139,7 @@ class InlineEngine:
         self._running = 0
         self._embedded = 0
         self._driven = False
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
 
     @property
     def native(self) -> InlineEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from taskbridge import locks
 from taskbridge.engines.base import Host
 
 _log = logging.getLogger("taskbridge.pump")
@@ -17,7 +18,7 @@ class Pump:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:

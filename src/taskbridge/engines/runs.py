@@ -16,6 +16,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
+from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.message import Message
 from taskbridge.retry import GivenBack, Interrupted, Verdict
@@ -52,7 +53,7 @@ class Runs:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._running: dict[int, Run] = {}
         self._interrupted: set[int] = set()
         self._is_over = False

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from math import inf
 from typing import Final, Protocol
 
+from taskbridge import locks
 from taskbridge.engines.base import OFF_VARIABLE
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.schedules import NothingDue, Schedule, SendTick, SkipTicks, decide
@@ -304,7 +305,7 @@ class Scheduler:
 
     def __init__(self, host: TickHost) -> None:
         self._host = host
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -316,7 +317,7 @@ class Scheduler:
         if self._thread is not None or not is_wanted(self._host) or not self._host.all_schedules():
             return
         self._host.check_schedules()
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._thread = threading.Thread(target=self.run, args=(self._stop,), name="taskbridge-scheduler", daemon=True)
         self._thread.start()
 

@@ -17,6 +17,7 @@ from math import inf
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -67,8 +68,8 @@ class Worker:
         self._tidy = tidy
         self._seen_at = monotonic()
         self._lapsed_at = -inf
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._lock = locks.Lock()
+        self._stop = locks.Event()
         self._thread = threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True)
 
     def start(self) -> None:
@@ -122,7 +123,7 @@ class StoredMarks(ABC):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ended_kept_s = int(settings.lease_s) + _AFTER_END_S
-        self._joining = threading.Lock()
+        self._joining = locks.Lock()
         self._me: Worker | None = None
 
     def prepare(self) -> None:

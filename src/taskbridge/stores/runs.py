@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.message import Message
 from taskbridge.stores.transitions import Run
 
@@ -25,7 +25,7 @@ class Runs:
     def __init__(self) -> None:
         self.writer: str = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.pid: int = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._runs: dict[tuple[str, int], Run] = {}
 
     def add(self, message: Message, run: Run) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection
+
+from taskbridge import locks
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -15,7 +16,7 @@ class Watches:
     """A table of wakes by message id. Threads share it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._wakes: dict[str, dict[object, Wake]] = {}
 
     def add(self, message_id: str, wake: Wake, *, gone: Callable[[str], None] | None = None) -> tuple[Wake, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from pika import spec
 
+from taskbridge import locks
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
 from taskbridge.brokers.rabbitmq.frames import (
     confirm_of,
@@ -63,7 +63,7 @@ class Channel:
         self.connection = connection
         self.closed: Exception | None = None
         self._calling = Lock()
-        self._state = threading.RLock()  # guards `closed` and what is below
+        self._state = locks.RLock()  # guards `closed` and what is below
         self._replies: list[Any] = []
         self._asked = 0
         self._answer = Awaited()

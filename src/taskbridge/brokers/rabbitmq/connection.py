@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol, TypeVar
 import pika
 from pika import spec
 
+from taskbridge import locks
 from taskbridge._version import __version__
 from taskbridge.brokers.rabbitmq.frames import (
     FRAME_MAX,
@@ -121,7 +122,7 @@ class Connection:
         self._heartbeat_s = 0.0
         self._sent_at = 0.0
         self._socket: socket.socket | None = None
-        self._state = threading.RLock()  # guards the state above and the channels
+        self._state = locks.RLock()  # guards the state above and the channels
         self._watchers: dict[Awaited, None] = {}  # who waits for a change of the state; used as a set
         self._endpoints: dict[int, Endpoint] = {}
         self._channel_max = 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+from taskbridge import locks
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
 from taskbridge.brokers.rabbitmq.parcel import Parcels
 from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
@@ -33,7 +33,7 @@ class Publisher:
     def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
         self._parameters = parameters
         self._heartbeat_s = heartbeat_s
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._session: Session | None = None
         _living.add(self)
 
@@ -115,7 +115,7 @@ class Publisher:
     def forget(self) -> None:
         """Let go of everything in a forked child: its parent uses the connection, and its threads held the locks."""
         session, self._session = self._session, None
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         if session is not None:
             session.connection.forget()
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from taskbridge import locks
+
 _LOOK_S: Final = 0.1
 _LEAVE_S: Final = 0.3
 _LONGEST_WAIT_S: Final = 3600.0  # locks refuse to wait for ever by a number
@@ -98,7 +100,7 @@ class Lock:
     """
 
     def __init__(self) -> None:
-        self._lock: Any = threading.RLock()  # which knows its owner
+        self._lock: Any = locks.RLock()  # which knows its owner
 
     @contextmanager
     def held(self, deadline: Deadline, problem: str) -> Generator[None, None, None]:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from taskbridge import locks
 from taskbridge.brokers.redis.connecting import Connect, Connection, Request, Word, connector, pack
 from taskbridge.brokers.redis.replies import NotRedis, OutOfTime, RedisTrouble, Replies, ReplyError
 from taskbridge.brokers.redis.scripts import Script
@@ -141,8 +142,8 @@ class _Connecting:
     def __init__(self, connect: Connect, timeout_s: float) -> None:
         self._connect = connect
         self._timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = locks.Lock()
+        self._ended = locks.Event()
         self._given_up = False
         self._made: Connection | None = None
         self._error: Exception | None = None

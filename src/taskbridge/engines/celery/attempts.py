@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.message import Message
 
 _REMEMBERED: Final = 10_000
@@ -22,7 +22,7 @@ class Attempts:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._running: dict[tuple[str, int], int] = {}
         self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
 

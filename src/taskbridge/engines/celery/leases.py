@@ -24,6 +24,7 @@ from itertools import islice
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.scripts import Script
 from taskbridge.engines.celery import items
@@ -223,8 +224,8 @@ class Leases:
         self._ending: dict[str, None] = {}
         self.in_loop: bool = False
         self._overdue_work: deque[tuple[bool, str]] = deque()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._lock = locks.Lock()
+        self._stop = locks.Event()
         self._thread: threading.Thread | None = None
         self._was_away = False
         self._renewed_at: float | None = None

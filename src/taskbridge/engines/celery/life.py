@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
+from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.celery.attempts import Attempts
@@ -98,11 +99,11 @@ class Life:
         self._pump = Pump(host)
         self._scheduler = Scheduler(host)
         self._busy = BusySigns(host, self._full_queues)
-        self._begun = threading.Event()
-        self._ended = threading.Event()
+        self._begun = locks.Event()
+        self._ended = locks.Event()
         self._consumer: Any = None
         self._has_children = False
-        self._embedding = threading.Lock()
+        self._embedding = locks.Lock()
         self._is_embedded = False
         self._is_whole_process = False
         self.runs.ends_process = lambda: self._is_whole_process

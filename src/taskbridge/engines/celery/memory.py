@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.exceptions import WorkerShutdown
 
+from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import items, wire
 from taskbridge.engines.celery.stock import (
@@ -60,7 +61,7 @@ class MemoryWire:
     def __init__(self, settings: Settings) -> None:
         self._namespace = settings.namespace
         self._envelopes = wire.Envelopes(settings.namespace, wire.RANKS)
-        self._changed = threading.Condition()
+        self._changed = locks.Condition()
         self._changes = 0
         self._waiting: dict[str, list[tuple[int, int, bytes]]] = {}
         self._arrivals = itertools.count()
@@ -229,7 +230,7 @@ class Pool(BasePool):
             threading.Thread(target=self._run, name=f"taskbridge-celery-{number}", daemon=True)
             for number in range(self.limit)
         ]
-        self._abandoned = threading.Event()
+        self._abandoned = locks.Event()
 
     def on_start(self) -> None:
         """Start the threads."""
@@ -278,7 +279,7 @@ class _Embedded:
     def __init__(self, engine: CeleryEngine, host: Host, queues: Sequence[str], threads: int) -> None:
         self._engine = engine
         self._host = host
-        self._ready = threading.Event()
+        self._ready = locks.Event()
         app = engine.native
         app.amqp.queues._consume_from = None  # what a former worker was told
         blocks = celery_state.task_join_will_block()

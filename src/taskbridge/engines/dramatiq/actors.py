@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, NoReturn
 
 from dramatiq import Actor, Broker, Message
@@ -10,6 +9,7 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.middleware import Middleware
 
+from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -19,7 +19,7 @@ class Handover(Middleware):
     """Hands a worker thread's message to the actor that it is about to call: actors get only its arguments."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._local = locks.Local()
 
     def take(self) -> Delivery | None:
         """Return the message that this thread is about to run, once; None outside a worker's own call."""

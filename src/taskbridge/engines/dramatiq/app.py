@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from dramatiq import Worker
 from dramatiq.middleware import Middleware
 
+from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.dramatiq.actors import Handover, StrangerActor, TaskActor
@@ -39,7 +39,7 @@ class DramatiqEngine:
         self._native.reception = reception
         self._native.stranger = self._stranger
         self._native.stopping = host.stopping
-        self._embedded = threading.Lock()
+        self._embedded = locks.Lock()
         self._booted = False
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Final
 from dramatiq import Actor, Broker
 from dramatiq.middleware import Middleware, MiddlewareError
 
+from taskbridge import locks
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
 from taskbridge.engines.dramatiq.work import WorkQueue
@@ -105,7 +106,7 @@ class EngineBroker(Broker):
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
         self.draining = False
-        self.booted = threading.Event()
+        self.booted = locks.Event()
         self.slots = Slots(threads)
 
     def is_booted(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 from time import monotonic
 from typing import Final, Protocol
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 
 _log = logging.getLogger("taskbridge.dramatiq")
@@ -50,7 +51,7 @@ class LeaseKeeper:
     def __init__(self, lessee: Lessee) -> None:
         self._lessee = lessee
         self._beat_s = min(lessee.lease_s / 4, _LONGEST_BEAT_S)
-        self._stop = threading.Event()
+        self._stop = locks.Event()
         self._thread = threading.Thread(target=self._run, name="taskbridge-lease", daemon=True)
         self._is_cut_off = False
         self._renewed_at: float | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 from collections.abc import Collection, Iterable, Sequence
 from queue import Empty, Queue
 from time import sleep
@@ -16,6 +15,7 @@ from dramatiq.common import dq_name
 from dramatiq.errors import ConnectionClosed, QueueNotFound
 from dramatiq.middleware import Middleware
 
+from taskbridge import locks
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
@@ -73,7 +73,7 @@ class MemoryWire:
         self._namespace = settings.namespace
         self._templates = Templates(settings.namespace)
         self._queues: dict[str, LeveledQueue] = {}
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
 
     def encode(self, message: Message) -> tuple[str, int, bytes]:
         """Return the native queue, the priority and the bytes of a message."""
@@ -107,7 +107,7 @@ class MemoryBroker(EngineBroker, StubBroker):
         super().__init__(middleware=middleware)
         self._wire = wire
         self._in_hand: dict[int, tuple[LeveledQueue, Delivery]] = {}
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and the one for its delayed messages."""
@@ -160,7 +160,7 @@ class _MemoryConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if is_delayed or broker.slots is None else broker.slots
-        self._wake = threading.Event()
+        self._wake = locks.Event()
         self._ticket: Ticket | None = None
 
     def __next__(self) -> MessageProxy | None:

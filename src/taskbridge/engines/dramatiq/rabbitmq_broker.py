@@ -12,7 +12,6 @@ threads take it from, if one of them is free; else whichever thread becomes free
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from struct import Struct
@@ -26,6 +25,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from pika import spec
 
+from taskbridge import locks
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
 from taskbridge.brokers.rabbitmq.frames import method_bytes
@@ -70,7 +70,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         if "blocked_connection_timeout=" not in url:
             parameters.blocked_connection_timeout = settings.send_timeout_s
         self.timeout_s: float = settings.send_timeout_s  # that RabbitMQ may take to answer
-        self._linking = threading.Lock()
+        self._linking = locks.Lock()
         self._link: Connection | None = None
 
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
@@ -244,13 +244,13 @@ class _SparingConsumer(Consumer):
         is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if is_delayed or broker.slots is None else broker.slots
         self._hands_over = not is_delayed and broker.work is not None
-        self._lock = threading.Lock()  # guards the four below; no slot is given up under it, for that wakes others
+        self._lock = locks.Lock()  # guards the four below; no slot is given up under it, for that wakes others
         self._ticket: Ticket | None = None
         self._arrived: deque[_Arrival] = deque()
         self._arrived_at = 0.0
         self._is_closed = False
         self._ready: deque[_Arrival] = deque()
-        self._news = threading.Event()
+        self._news = locks.Event()
         self._consumer_tag: str | None = None
         self._failure: Exception | None = None
         try:

@@ -14,7 +14,6 @@ Times are the server's: Dramatiq's are each client's own, and a worker whose clo
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
@@ -31,6 +30,7 @@ from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from taskbridge import locks
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.connecting import Word
 from taskbridge.brokers.redis.scripts import Script
@@ -79,13 +79,13 @@ class _Hand:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._places: set[bytes] = set()
         self._asked = 0
         self._is_reconciled = False
         self._done: deque[bytes] = deque()
         self.being_settled: list[bytes] = []
-        self.settling: Final = threading.Lock()
+        self.settling: Final = locks.Lock()
         """Held by the thread that acknowledges what is done with."""
 
     def ask(self, most: int) -> int | None:
@@ -424,7 +424,7 @@ class _LeveledConsumer(Consumer):
             self._slots = broker.slots
             self._hand = broker.hand(queue_name, self._slots)
         self._ready: deque[_Fetched] = deque()
-        self._wake = threading.Event()
+        self._wake = locks.Event()
         self._ticket: Ticket | None = None
         self._is_closed = False
         self._fetched_at = time.monotonic()

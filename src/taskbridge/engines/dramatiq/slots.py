@@ -6,10 +6,11 @@ threads run those of another. Here a consumer takes a message only for a thread 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+
+from taskbridge import locks
 
 
 class Ticket:
@@ -30,7 +31,7 @@ class Slots:
         self._free = total
         self._changed_at = monotonic()
         self._line: deque[Ticket] = deque()
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
 
     def ticket(self, wake: Callable[[], None]) -> Ticket:
         """Return a place in the line for one slot, which is granted at once if one is free.

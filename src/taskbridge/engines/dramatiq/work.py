@@ -9,7 +9,6 @@ No order of priorities is kept, for nothing waits in here but for a thread that 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty
@@ -17,6 +16,8 @@ from time import monotonic, sleep
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
 from dramatiq import MessageProxy
+
+from taskbridge import locks
 
 _LOOK_S: Final = 0.01
 
@@ -67,8 +68,8 @@ class WorkQueue:
         self._items: deque[Parcel] = deque()
         self._idle: list[Any] = []  # a lock for each thread that waits; who waits longest is woken last
         self._is_waking = False
-        self._local = threading.local()
-        self._counting = threading.Lock()
+        self._local = locks.Local()
+        self._counting = locks.Lock()
         self.unfinished_tasks: int = 0
 
     def put(self, item: Any) -> None:
@@ -155,7 +156,7 @@ class WorkQueue:
         """Return this thread's lock, which is taken."""
         waker = getattr(self._local, "waker", None)
         if waker is None:
-            waker = self._local.waker = threading.Lock()
+            waker = self._local.waker = locks.Lock()
             waker.acquire()
         return waker
 

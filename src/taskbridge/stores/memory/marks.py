@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.message import Message
 from taskbridge.stores.base import Claim
 
@@ -17,7 +17,7 @@ class MemoryMarks:
     """Keeps marks in a table."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._running: set[tuple[str, int]] = set()
         self._ended: OrderedDict[tuple[str, int], None] = OrderedDict()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -30,7 +30,7 @@ class MemoryRecords:
     def __init__(self, settings: Settings, now: Callable[[], float]) -> None:
         self._ttl_s = settings.result_ttl_s
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._kept: dict[str, Kept] = {}
         self._until: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []

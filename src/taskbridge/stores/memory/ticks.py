@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from taskbridge import locks
 from taskbridge.stores.ticks import ScheduleState, TickClaim
 
 
@@ -13,7 +13,7 @@ class MemoryTicks:
     """Keeps schedules and claims in tables."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._states: dict[str, ScheduleState] = {}
         self._claims: dict[str, dict[float, tuple[str, float]]] = {}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
+from taskbridge import locks
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.connecting import Word
@@ -39,7 +39,7 @@ class RedisRecords:
         self._final_ms = _milliseconds(ttl_s)
         self._waiting_ms = _milliseconds(None if ttl_s is None else max(ttl_s, UNENDED_KEPT_S))
         self._cancelled_ms = _milliseconds(None if ttl_s is None else max(ttl_s, CANCELLATION_KEPT_S))
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._here: tuple[Runs, Wakes] | None = None
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:

@@ -12,10 +12,10 @@ import os
 import select
 import socket
 import sys
-import threading
 from time import monotonic
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.brokers.redis.client import limit_in_kernel
 from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
 from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
@@ -113,7 +113,7 @@ class Silent:
 
     def _start_over(self) -> None:
         self._pid = os.getpid()
-        self._local = threading.local()
+        self._local = locks.Local()
         self._silent_until = 0.0
 
     def write(self, *command: str | bytes | int | float) -> None:
@@ -148,4 +148,4 @@ class Silent:
         """Let go of the connections, if they are this process's; the next write makes a new one."""
         if self._pid == os.getpid():
             self._local.link = None
-            self._local = threading.local()
+            self._local = locks.Local()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+from taskbridge import locks
 from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
 from taskbridge.brokers.redis.replies import RedisTrouble, Replies
 from taskbridge.exceptions import BrokerUnavailable
@@ -80,14 +81,14 @@ class Wakes:
         self._timeout_s = settings.send_timeout_s
         self._connect = connector(url)
         self._watches = Watches()
-        self._changed = threading.Condition()
-        self._using = threading.Lock()  # of the connection: OpenSSL takes one thread at a time; after `_changed`
+        self._changed = locks.Condition()
+        self._using = locks.Lock()  # of the connection: OpenSSL takes one thread at a time; after `_changed`
         self._connection: _Line | None = None
         self._asked: Counter[str] = Counter()
         self._wanted: set[str] = set()  # for these SUBSCRIBE was sent, and no UNSUBSCRIBE after it
         self._heard: set[str] = set()
         self._to_wake: set[str] = set()
-        self._closed = threading.Event()
+        self._closed = locks.Event()
         self._thread: threading.Thread | None = None
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:

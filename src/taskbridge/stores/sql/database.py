@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select as selecting
 import sqlite3
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAl
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import ColumnElement
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable, SettingsError, StoreNotReady
 from taskbridge.settings import Settings, without_credentials
 from taskbridge.stores.sql import schema
@@ -57,7 +57,7 @@ class Database:
         self.url: URL = parsed.set(drivername="sqlite+pysqlite" if self.is_sqlite else "postgresql+psycopg")
         self.namespace: str = settings.namespace
         self._is_light = is_light
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._process: _Process | None = None
 
     @contextmanager
@@ -181,7 +181,7 @@ class Database:
             return self._process
 
 
-class _Call(threading.local):
+class _Call(locks.Local):
     """Of this thread: by when the current call has to end, by the monotonic clock."""
 
     deadline: float = 0.0
@@ -194,8 +194,8 @@ class _Process:
         self.pid = os.getpid()
         self.call = _Call()
         self.deadlines = Deadlines()
-        self.turns = threading.Semaphore(_AT_A_TIME)
-        self.writes = threading.Lock()
+        self.turns = locks.Semaphore(_AT_A_TIME)
+        self.writes = locks.Lock()
         self.is_ready = False
         self._is_sqlite = is_sqlite
         self._url = url

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
+from taskbridge import locks
+
 T = TypeVar("T")
 
 _LOOK_S: Final = 0.05
@@ -19,7 +21,7 @@ class Deadlines:
     """Cuts connections whose calls are late: what waits on them then fails at once. Threads share it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
+        self._lock = locks.Condition()
         self._calls: dict[int, tuple[int, float]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -73,8 +75,8 @@ class InTime(Generic[T]):
     def __init__(self, make: Callable[[], T], discard: Callable[[T], None]) -> None:
         self._make = make
         self._discard = discard
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = locks.Lock()
+        self._ended = locks.Event()
         self._given_up = False
         self._made: list[T] = []
         self._error: BaseException | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, delete, func, select, tuple_
 
+from taskbridge import locks
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
@@ -51,7 +51,7 @@ class SqlRecords:
         self._ttl_s = settings.result_ttl_s
         self._statements = RecordStatements(database)
         self._purge_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._here: tuple[Runs, Wakes, Writer] | None = None
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:

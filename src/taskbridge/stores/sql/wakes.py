@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.records import FINAL
@@ -44,8 +45,8 @@ class Wakes(ABC):
         self._timeout_s = settings.send_timeout_s
         self._database = database
         self._watches = Watches()
-        self._changed = threading.Condition()
-        self._closed = threading.Event()
+        self._changed = locks.Condition()
+        self._closed = locks.Event()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.stores.transitions import Run
@@ -33,7 +34,7 @@ class Writer:
     def __init__(self, write: Callable[[Sequence[Start]], None]) -> None:
         self._write = write
         self._waiting: queue.Queue[Start | None] = queue.Queue(_MOST)
-        self._lock = threading.Lock()
+        self._lock = locks.Lock()
         self._thread: threading.Thread | None = None
         self._silent_until = 0.0
 

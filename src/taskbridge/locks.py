@@ -1,0 +1,117 @@
+"""Locks, conditions and thread-locals that survive a fork.
+
+A forked child has one thread, the one that called `os.fork`. A lock that another thread held at that moment stays held
+in the child for ever, and whoever asks for it there hangs. So every lock of taskbridge is made here: in the child it is
+free again, and a thread-local is empty (its connections belong to the parent). What a lock guards may be half changed
+in the child: assign what was built in one step, at the end.
+
+The classes are those of `threading`, so that using them costs nothing more. The child frees them by the method by
+which the standard library frees its own (`threading.py`, `logging`): `_at_fork_reinit`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+from weakref import WeakSet
+
+_FORK_WAITS_S: Final = 5.0
+"""How long a fork waits for `no_fork` blocks of other threads, which may themselves wait for the forking one."""
+
+_living: Final[WeakSet[Any]] = WeakSet()
+
+
+def Lock() -> threading.Lock:
+    """Return a lock that is free in a forked child."""
+    lock = threading.Lock()
+    _living.add(lock)
+    return lock
+
+
+def RLock() -> threading.RLock:
+    """Return a reentrant lock that is free in a forked child."""
+    lock = threading.RLock()
+    _living.add(lock)
+    return lock
+
+
+class Condition(threading.Condition):
+    """A condition that is free, and that nobody waits for, in a forked child."""
+
+    def __init__(self, lock: Any = None) -> None:
+        super().__init__(lock)
+        _living.add(self)
+
+
+class Event(threading.Event):
+    """An event that can be set and waited for in a forked child; it stays set or not as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _living.add(self)
+
+
+class Semaphore(threading.Semaphore):
+    """A semaphore that has its first value again in a forked child."""
+
+    def __init__(self, value: int = 1) -> None:
+        super().__init__(value)
+        self._first_value = value
+        _living.add(self)
+
+    def _at_fork_reinit(self) -> None:
+        super().__init__(self._first_value)
+
+
+class Local(threading.local):
+    """A thread-local that is empty in a forked child; `__init__` runs once in each thread, as in `threading.local`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _living.add(self)
+
+    def _at_fork_reinit(self) -> None:
+        self.__dict__.clear()  # of the only thread there is
+
+
+_whole: Final = threading.RLock()  # the hooks below take it around each fork
+_forking: Final = threading.local()
+
+
+@contextmanager
+def no_fork() -> Generator[None, None, None]:
+    """Let no other thread fork while the block runs: forks wait, for 5 s at most.
+
+    It is for first-use imports. A module that another thread was importing at a fork stays half loaded in the child,
+    and its import lock held for ever; no lock of ours can help there.
+    """
+    with _whole:
+        yield
+
+
+def _before_fork() -> None:
+    _forking.holds = _whole.acquire(timeout=_FORK_WAITS_S)
+
+
+def _after_in_parent() -> None:
+    if _forking.holds:
+        _whole.release()
+
+
+def _after_in_child() -> None:
+    if _forking.holds:
+        _whole.release()
+    else:
+        _free(_whole)
+    for survivor in list(_living):
+        _free(survivor)
+
+
+def _free(survivor: Any) -> None:
+    survivor._at_fork_reinit()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
