@@ -27,13 +27,13 @@ def before(stack: ExitStack, redis_server: PrivateRedis) -> Harness:
 @pytest.fixture
 def after(stack: ExitStack, before: Harness, redis_server: PrivateRedis, rabbitmq_server: PrivateRabbitMQ) -> Harness:
     """Dramatiq on RabbitMQ, in the same namespace, with that Redis as its store."""
-    url, namespace = f"dramatiq+{rabbitmq_server.url}", before.stage.namespace
+    url, namespace = f"dramatiq+{rabbitmq_server.url}", before.environment.namespace
     return open_stored(stack, url, store=redis_server.url, namespace=namespace)
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What closes the stages."""
+    """What closes the environments."""
     with ExitStack() as stack:
         yield stack
 

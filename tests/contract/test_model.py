@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from taskbridge import Bridge, DeadLetter
 from taskbridge.contract import model
+from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import Record, Records
 from taskbridge.contract.program import ASK, DISCARD, ERRORS, POLICIES, RETURN, Plan, Step, ask, fail
-from taskbridge.contract.stage import Stage, StageSpec
 from taskbridge.contract.suite import PATIENCE_S
 from taskbridge.contract.target import ON_TIME_S, Target
 from taskbridge.contract.tasks import PROBE_FILE, QUEUES, Tasks
@@ -110,13 +110,13 @@ def test_expiry_goes_as_the_model_says(plan: Plan, expires_s: float, delay_s: fl
     assert run_virtually([expiring]) == []
 
 
-SPEC = StageSpec(name="model", workers=1, threads=8, grace_s=4)
+SPEC = EnvironmentSpec(name="model", workers=1, threads=8, grace_s=4)
 
 
 @pytest.fixture(scope="session")
-def stage(target_url: str) -> Iterator[Stage]:
-    with Stage(Target.of(target_url), SPEC, patience_s=PATIENCE_S) as stage:
-        yield stage
+def environment(target_url: str) -> Iterator[Environment]:
+    with Environment(Target.of(target_url), SPEC, patience_s=PATIENCE_S) as environment:
+        yield environment
 
 
 # Shrinking would cost seconds a try here; what fails here and not on the virtual clock is not about the batch's size.
@@ -128,8 +128,8 @@ def stage(target_url: str) -> Iterator[Stage]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(batch=st.lists(plans(), min_size=30, max_size=40))
-def test_batches_go_as_the_model_says_on_every_target(stage: Stage, batch: list[Plan]) -> None:
-    Harness(stage).run(batch)
+def test_batches_go_as_the_model_says_on_every_target(environment: Environment, batch: list[Plan]) -> None:
+    Harness(environment).run(batch)
 
 
 # That the comparison itself can fail: a true story, told wrongly in each way, differs.

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from taskbridge.contract import cleaning
+from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
-from taskbridge.contract.stage import Stage
 from taskbridge.contract.stopwatch import StallWatch
 from taskbridge.contract.target import Target
 from tests.long.checks import CHECKS, Check
@@ -87,16 +87,16 @@ def _run(target: Target, name: str, check: Check) -> bool:
 
 def _tried(target: Target, check: Check) -> tuple[str, str | None]:
     """Return the figures of a check that passed, or why it failed."""
-    stage = Stage(target, check.stage, patience_s=PATIENCE_S)
+    environment = Environment(target, check.environment, patience_s=PATIENCE_S)
     try:
-        with stage:
-            return check.run(Harness(stage)), None
+        with environment:
+            return check.run(Harness(environment)), None
     except ContractFailure as exc:
         return "", str(exc)
     except Exception:
         return "", traceback.format_exc()
     finally:
-        cleaning.remove(target, [stage.namespace])
+        cleaning.remove(target, [environment.namespace])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Promises in a size that is too long for continuous integration: each check runs on a stage, and tells its figures."""
+"""Promises in a size too long for continuous integration: each check runs in an environment and returns its figures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from taskbridge import Task
+from taskbridge.contract.environment import EnvironmentSpec
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step
 from taskbridge.contract.registry import STORED
 from taskbridge.contract.scenarios.crashes import kill_by_every_attempt
 from taskbridge.contract.scenarios.periodic import tick_by_three_workers
 from taskbridge.contract.scenarios.shutdown import restart_under_load
-from taskbridge.contract.stage import StageSpec
 
 _SIGTERMS: Final = 50
 _TICKS: Final = 30
@@ -42,12 +42,12 @@ class Check:
     Attributes:
         title: The promise, as a sentence.
         run: Does it, and returns its figures; it raises `ContractFailure` if the promise is broken.
-        stage: Where it runs.
+        environment: Where it runs.
     """
 
     title: str
     run: Callable[[Harness], str]
-    stage: StageSpec = STORED
+    environment: EnvironmentSpec = STORED
 
 
 def _sigterms(h: Harness) -> str:
@@ -59,12 +59,12 @@ def _long_task(h: Harness) -> str:
     for _ in range(_WORKERS):
         h.start_worker(threads=2)
     sent = h.send(Plan(steps=(Step(sleep_s=_LONG_S),)))
-    h.final(sent.id, within_s=_LONG_S + h.stage.patience_s)
+    h.final(sent.id, within_s=_LONG_S + h.patience_s)
     _succeeded_the_first_time(h, sent)
     h.idle()
     _succeeded_the_first_time(h, sent)
     lasted_s = h.ends(sent.id)[0].at - h.starts(sent.id)[0].at
-    return f"{lasted_s:.1f} s with a lease of {h.stage.spec.lease_s:g} s and {_WORKERS} workers: 1 start"
+    return f"{lasted_s:.1f} s with a lease of {h.spec.lease_s:g} s and {_WORKERS} workers: 1 start"
 
 
 def _succeeded_the_first_time(h: Harness, sent: Sent) -> None:
@@ -89,7 +89,7 @@ def _poison_processes(h: Harness) -> str:
 
 def _delayed(h: Harness) -> str:
     h.start_worker(threads=2)
-    pids = [record.pid for record in h.stage.records.all() if record.kind == "worker_started"]
+    pids = [record.pid for record in h.environment.records.all() if record.kind == "worker_started"]
     _run_some(h)
     before = _resident_mb(pids)
     begun = time.monotonic()
@@ -111,7 +111,7 @@ def _run_some(h: Harness) -> None:
 
 def _schedule_many(h: Harness) -> None:
     """Schedule from several threads, on a bridge without hooks: there is no sending of many with a delay."""
-    bridge = h.stage.make_bridge()
+    bridge = h.environment.make_bridge()
     try:
         task = bridge.task(name=h.tasks.default.name)(_never)
         with ThreadPoolExecutor(_SENDERS) as pool:
@@ -157,7 +157,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "delayed": Check(
         title="100,000 messages delayed by an hour: the worker's memory grows by less than 10 MB",
         run=_delayed,
-        stage=replace(STORED, name="delayed", stored=False),
+        environment=replace(STORED, name="delayed", stored=False),
     ),
     "ticks": Check(
         title="Thirty ticks of a second, three workers and a kill -9: every instant is run once", run=_ticks

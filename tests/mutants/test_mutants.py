@@ -27,7 +27,7 @@ Stores = Callable[[str], str | None]
 def _is_possible(mutant: Mutant) -> bool:
     modules = {"celery": "celery", "dramatiq": "dramatiq", "redis": "redis", "amqp": "pika"}
     needed = [modules[word] for word in mutant.target.split("+") if word in modules]
-    if SCENARIOS[mutant.scenario].stage.stored and mutant.target.endswith("+amqp"):
+    if SCENARIOS[mutant.scenario].environment.stored and mutant.target.endswith("+amqp"):
         needed.append("redis")
     return all(importlib.util.find_spec(module) is not None for module in needed)
 

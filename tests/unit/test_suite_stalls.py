@@ -22,7 +22,7 @@ def run(act: Callable[[], object]) -> tuple[list[Result], int]:
         runs += 1
         act()
 
-    scenario = Scenario(name="x", title="It holds", rules=("R1",), stage=ALONE, run=body, refusal=everywhere)
+    scenario = Scenario(name="x", title="It holds", rules=("R1",), environment=ALONE, run=body, refusal=everywhere)
     told: list[Result] = []
     results = run_suite(Target.of("inline://"), [scenario], done=told.append)
     assert told == results

@@ -1,4 +1,4 @@
-"""What a scenario is given: a stage, and words for sending plans and looking at what becomes of them."""
+"""What a scenario is given: an environment, and words for sending plans and looking at what becomes of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
+from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.probe import END, START, Record
 from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.rewriting import Rewrite, rewriting
-from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Tasks, Variant
 from taskbridge.contract.workers import Worker
@@ -49,27 +49,37 @@ class Sent:
 
 
 class Harness:
-    """One scenario on one stage; it tells its own messages from those of others by their ids."""
+    """One scenario on one environment; it tells its own messages from those of others by their ids."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
         self._ids: list[str] = []
         self._bridges: list[Bridge] = []
 
     @property
     def target(self) -> Target:
         """The target."""
-        return self.stage.target
+        return self.environment.target
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        """What the environment is like."""
+        return self.environment.spec
+
+    @property
+    def patience_s(self) -> float:
+        """How long something may take that should happen at once."""
+        return self.environment.patience_s
 
     @property
     def bridge(self) -> Bridge:
-        """The stage's bridge."""
-        return self.stage.bridge
+        """The environment's bridge."""
+        return self.environment.bridge
 
     @property
     def tasks(self) -> Tasks:
         """The contract's tasks on it."""
-        return self.stage.tasks
+        return self.environment.tasks
 
     # Sending
 
@@ -104,7 +114,7 @@ class Harness:
 
     def records(self, id: str, kind: str | None = None) -> list[Record]:
         """Return what happened to a message so far, all or of one kind."""
-        return [record for record in self.stage.records.of(id) if kind is None or record.kind == kind]
+        return [record for record in self.environment.records.of(id) if kind is None or record.kind == kind]
 
     def starts(self, id: str) -> list[Record]:
         """Return the starts of a message so far."""
@@ -116,14 +126,14 @@ class Harness:
 
     def letters(self, id: str) -> list[DeadLetter]:
         """Return the dead letters of a message."""
-        return [letter for letter in self.stage.letters() if letter.id == id]
+        return [letter for letter in self.environment.letters() if letter.id == id]
 
     # Waiting
 
     def until(self, condition: Callable[[], T], what: str, *, within_s: float | None = None) -> T:
-        """Wait until a condition is true, and return its value; see `Stage.until`."""
+        """Wait until a condition is true, and return its value; see `Environment.until`."""
         try:
-            return self.stage.until(condition, what, within_s=within_s)
+            return self.environment.until(condition, what, within_s=within_s)
         except ContractFailure as exc:
             raise type(exc)(f"{exc}\n{self.story()}") from None
 
@@ -141,13 +151,13 @@ class Harness:
         return self.until(ended, f"the end of {len(ids)} messages", within_s=within_s) or []
 
     def idle(self, *, within_s: float | None = None) -> None:
-        """Wait until nothing waits, runs or is parked; see `Stage.wait_idle`."""
-        limit_s = self.stage.patience_s if within_s is None else within_s
-        self.stage.wait_idle(limit_s, lambda: frozenset(self._ids))
+        """Wait until nothing waits, runs or is parked; see `Environment.wait_idle`."""
+        limit_s = self.patience_s if within_s is None else within_s
+        self.environment.wait_idle(limit_s, lambda: frozenset(self._ids))
 
     def resting(self, *, delayed: int) -> None:
         """Wait until nothing waits or runs and so many are parked, in two looks between which nothing happened."""
-        self.stage.wait_rest(self.stage.patience_s, delayed=delayed)
+        self.environment.wait_rest(self.patience_s, delayed=delayed)
 
     # Judging
 
@@ -199,9 +209,9 @@ class Harness:
         """
         expected = [model.expected(item.plan, item.id) for item in sent]
         longest_s = max(trace.longest_s(self.target.latest_s) for trace in expected)
-        self.final(*(item.id for item in sent), within_s=longest_s + self.stage.patience_s)
-        self.idle(within_s=longest_s + self.stage.patience_s)
-        letters = self.stage.letters()
+        self.final(*(item.id for item in sent), within_s=longest_s + self.patience_s)
+        self.idle(within_s=longest_s + self.patience_s)
+        letters = self.environment.letters()
         for item, trace in zip(sent, expected, strict=True):
             seen = model.Seen(
                 sent_at=item.before,
@@ -237,8 +247,8 @@ class Harness:
         answers: bool = True,
         supervised: bool = False,
     ) -> Worker:
-        """Start a worker on the stage; see `Stage.start_worker`."""
-        return self.stage.start_worker(
+        """Start a worker on the environment; see `Environment.start_worker`."""
+        return self.environment.start_worker(
             queues=queues,
             processes=processes,
             threads=threads,
@@ -251,14 +261,14 @@ class Harness:
     def stop(self, worker: Worker) -> None:
         """Tell a worker to stop, and wait until it has."""
         worker.terminate()
-        code = worker.wait(self.stage.spec.grace_s + _STOP_S)
+        code = worker.wait(self.spec.grace_s + _STOP_S)
         self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
 
     def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:
         """Return the contract's tasks on another bridge, which goes another way to the same broker."""
-        bridge = self.stage.make_bridge(url, send_timeout_s=send_timeout_s)
+        bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s)
         self._bridges.append(bridge)
-        return Tasks(bridge, self.stage.folder)
+        return Tasks(bridge, self.environment.folder)
 
     def send_rewritten(self, rewrite: Rewrite) -> Sent:
         """Send a message whose text is rewritten on its way out."""
@@ -300,7 +310,7 @@ class Harness:
             program: What follows `from taskbridge.contract.app import bridge, tasks`.
             url: The way to the broker, if not the target's own.
         """
-        env = {**_without_settings(os.environ), **self.stage.environment(url)}
+        env = {**_without_settings(os.environ), **self.environment.variables(url)}
         done = subprocess.run(
             [sys.executable, "-c", f"from taskbridge.contract.app import bridge, tasks\n{program}"],
             env=env,

@@ -177,7 +177,7 @@ def verify(
         rules: The names of the rules to prove; all if None.
         progress: Told in a line what has been done; it is called from several threads, one at a time.
         patience_s: How long something may take that should happen at once.
-        parallel: How many scenarios with stages of their own run at a time.
+        parallel: How many scenarios with environments of their own run at a time.
 
     Raises:
         SettingsError: A URL is wrong.

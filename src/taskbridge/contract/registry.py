@@ -7,45 +7,45 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
+from taskbridge.contract.environment import EnvironmentSpec
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.rules import RULES
-from taskbridge.contract.stage import StageSpec
 from taskbridge.contract.target import Target
 
-ORDINARY: Final = StageSpec(name="ordinary", workers=1, threads=8, grace_s=4, shared=True)
+ORDINARY: Final = EnvironmentSpec(name="ordinary", workers=1, threads=8, grace_s=4, shared=True)
 """One worker with 8 threads; scenarios on it run side by side."""
 
-PROCESSES: Final = StageSpec(name="processes", workers=1, processes=4, grace_s=4, shared=True)
+PROCESSES: Final = EnvironmentSpec(name="processes", workers=1, processes=4, grace_s=4, shared=True)
 """One worker with 4 processes of one thread each."""
 
-QUIET: Final = StageSpec(name="quiet", workers=1, threads=4, quiet=True)
+QUIET: Final = EnvironmentSpec(name="quiet", workers=1, threads=4, quiet=True)
 """One worker with 4 threads, for one scenario, while nothing else runs."""
 
-LEASED: Final = StageSpec(name="leased", workers=3, threads=2, lease_s=5, shared=True)
+LEASED: Final = EnvironmentSpec(name="leased", workers=3, threads=2, lease_s=5, shared=True)
 """Three workers, with a lease of 5 s."""
 
-ALONE: Final = StageSpec(name="alone")
-"""A stage of the scenario's own, without a worker."""
+ALONE: Final = EnvironmentSpec(name="alone")
+"""An environment of the scenario's own, without a worker."""
 
-BURIAL: Final = StageSpec(name="burial", workers=1, threads=4, shared=True)
+BURIAL: Final = EnvironmentSpec(name="burial", workers=1, threads=4, shared=True)
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
 
-RECORDED: Final = StageSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
+RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
 """As `ORDINARY`, with records of what becomes of messages."""
 
-BRIEFLY_UNKNOWN: Final = StageSpec(name="briefly unknown", unknown_task_grace_s=2)
+BRIEFLY_UNKNOWN: Final = EnvironmentSpec(name="briefly unknown", unknown_task_grace_s=2)
 """As `ALONE`; an unknown task waits for 2 s."""
 
-SHORT_GRACE: Final = StageSpec(name="short grace", grace_s=4)
+SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)
 """As `ALONE`; a worker that is told to stop lets tasks run for 4 s."""
 
-SHORT_LEASE: Final = StageSpec(name="short lease", lease_s=5)
+SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 """As `ALONE`, with a lease of 5 s."""
 
-STORED: Final = StageSpec(name="stored", lease_s=5, grace_s=2, stored=True)
+STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
 """As `SHORT_LEASE`, with a short grace too, and attempt marks."""
 
-SHORT_GRACE_AND_LEASE: Final = StageSpec(name="short grace and lease", grace_s=2, lease_s=5)
+SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
 """As `ALONE`, with both."""
 
 Refusal = Callable[[Target], str]
@@ -98,10 +98,10 @@ class Scenario:
     """A way to see whether promises are kept.
 
     Attributes:
-        name: The function's, with the stage's if it runs on several.
+        name: The function's, with the environment's if it runs on several.
         title: The promise, as a sentence.
         rules: The names of the rules that it proves.
-        stage: Where it runs.
+        environment: Where it runs.
         run: What it does; it raises `ContractFailure` if a promise is broken.
         refusal: Says why it can't be run on a target; an empty text if it can.
     """
@@ -109,7 +109,7 @@ class Scenario:
     name: str
     title: str
     rules: tuple[str, ...]
-    stage: StageSpec
+    environment: EnvironmentSpec
     run: Callable[[Harness], None]
     refusal: Refusal
 
@@ -121,13 +121,13 @@ SCENARIOS: Final[Mapping[str, Scenario]] = _scenarios
 
 
 def scenario(
-    *rules: str, on: tuple[StageSpec, ...] = (ORDINARY,), where: Refusal = everywhere
+    *rules: str, on: tuple[EnvironmentSpec, ...] = (ORDINARY,), where: Refusal = everywhere
 ) -> Callable[[Callable[[Harness], None]], Callable[[Harness], None]]:
     """Return a decorator that adds a function to the table; the first line of its docstring is the promise.
 
     Args:
         *rules: The names of the rules that it proves.
-        on: The stages that it runs on, each time.
+        on: The environments that it runs on, each time.
         where: Says why it can't be run on a target.
     """
     unknown = set(rules) - set(RULES)
@@ -136,11 +136,13 @@ def scenario(
 
     def add(run: Callable[[Harness], None]) -> Callable[[Harness], None]:
         title = (run.__doc__ or "").partition("\n")[0].rstrip(".")
-        for stage in on:
-            name = run.__name__ if len(on) == 1 else f"{run.__name__}@{stage.name}"
+        for environment in on:
+            name = run.__name__ if len(on) == 1 else f"{run.__name__}@{environment.name}"
             if name in _scenarios:
                 raise ValueError(f"there is a scenario {name!r} already")
-            _scenarios[name] = Scenario(name=name, title=title, rules=rules, stage=stage, run=run, refusal=where)
+            _scenarios[name] = Scenario(
+                name=name, title=title, rules=rules, environment=environment, run=run, refusal=where
+            )
         return run
 
     return add

@@ -15,10 +15,10 @@ from itertools import repeat
 from typing import Final, Literal
 
 from taskbridge.contract import cleaning
+from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.registry import Scenario
-from taskbridge.contract.stage import Stage, StageSpec
 from taskbridge.contract.stopwatch import StallWatch
 from taskbridge.contract.target import Target
 
@@ -29,7 +29,7 @@ _GONE_S: Final = 5.0
 _LOOK_S: Final = 0.1
 
 PARALLEL: Final = 3
-"""How many scenarios with stages of their own run at a time."""
+"""How many scenarios with environments of their own run at a time."""
 
 Outcome = Literal["passed", "failed", "crashed", "not applicable"]
 
@@ -66,7 +66,7 @@ def run_suite(
     parallel: int = PARALLEL,
     clean: bool = True,
 ) -> list[Result]:
-    """Run scenarios on a target, those that share a stage side by side, and return what came of them.
+    """Run scenarios on a target, those that share an environment side by side, and return what came of them.
 
     One that fails while the machine stands still (`stopwatch.STALL_S`) proves nothing, and is run once more, alone.
 
@@ -75,7 +75,7 @@ def run_suite(
         scenarios: What to run.
         done: Told of each result as it comes, from several threads.
         patience_s: How long something may take that should happen at once.
-        parallel: How many scenarios with stages of their own run at a time.
+        parallel: How many scenarios with environments of their own run at a time.
         clean: Whether to remove from the server what was made there.
     """
     logging.getLogger("taskbridge").addHandler(logging.NullHandler())  # else a worker's log goes to standard error
@@ -111,14 +111,14 @@ class _Suite:
     def _run(self, scenarios: Sequence[Scenario]) -> None:
         quiet: list[Scenario] = []
         alone: list[Scenario] = []
-        together: defaultdict[StageSpec, list[Scenario]] = defaultdict(list)
+        together: defaultdict[EnvironmentSpec, list[Scenario]] = defaultdict(list)
         for scenario in scenarios:
             if reason := scenario.refusal(self._target):
                 self._keep(self._result(scenario, "not applicable", why=reason))
-            elif scenario.stage.quiet:
+            elif scenario.environment.quiet:
                 quiet.append(scenario)
-            elif scenario.stage.shared:
-                together[scenario.stage].append(scenario)
+            elif scenario.environment.shared:
+                together[scenario.environment].append(scenario)
             else:
                 alone.append(scenario)
         for scenario in quiet:
@@ -139,17 +139,17 @@ class _Suite:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _run_together(self, spec: StageSpec, scenarios: Sequence[Scenario], opened: threading.Event) -> None:
-        """Run scenarios side by side on one stage; who can't be judged in company is run again alone."""
+    def _run_together(self, spec: EnvironmentSpec, scenarios: Sequence[Scenario], opened: threading.Event) -> None:
+        """Run scenarios side by side on one environment; who can't be judged in company is run again alone."""
         unjudged: list[Scenario] = []
         began = time.monotonic()
         try:
             with (
-                self._stage(spec) as stage,
+                self._environment(spec) as environment,
                 ThreadPoolExecutor(len(scenarios), "contract-scenario") as pool,
             ):
                 opened.set()
-                results = [*pool.map(self._attempt, scenarios, repeat(stage))]
+                results = [*pool.map(self._attempt, scenarios, repeat(environment))]
         except Exception as exc:
             results = [self._result(scenario, *_outcome(exc)) for scenario in scenarios]
         finally:
@@ -163,12 +163,12 @@ class _Suite:
             self._run_alone(scenario)
 
     def _run_alone(self, scenario: Scenario, *, doubted: Result | None = None) -> None:
-        """Run a scenario on a stage of its own, perhaps because of a stall the first time."""
+        """Run a scenario on an environment of its own, perhaps because of a stall the first time."""
         began = time.monotonic()
         try:
-            with self._stage(scenario.stage) as stage:
-                result = self._attempt(scenario, stage)
-                assert result is not None or scenario.stage.shared
+            with self._environment(scenario.environment) as environment:
+                result = self._attempt(scenario, environment)
+                assert result is not None or scenario.environment.shared
         except Exception as exc:
             result = self._result(scenario, *_outcome(exc))
         if result is None:
@@ -180,35 +180,35 @@ class _Suite:
             self._keep(replace(result, stalled_s=doubted.stalled_s, why_again=doubted.why))
 
     @contextmanager
-    def _stage(self, spec: StageSpec) -> Generator[Stage]:
-        """Open a stage; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
+    def _environment(self, spec: EnvironmentSpec) -> Generator[Environment]:
+        """Open an environment; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
         with self._lock:
             namespace = self._free_namespaces.pop() if self._free_namespaces else None
-        with Stage(self._target, spec, patience_s=self._patience_s, namespace=namespace) as stage:
-            self.namespaces.add(stage.namespace)
-            yield stage
-            stage.end_workers()
-            if self._target.address.broker == "amqp" and self._is_free(stage):
+        with Environment(self._target, spec, patience_s=self._patience_s, namespace=namespace) as environment:
+            self.namespaces.add(environment.namespace)
+            yield environment
+            environment.end_workers()
+            if self._target.address.broker == "amqp" and self._is_free(environment):
                 with self._lock:
-                    self._free_namespaces.append(stage.namespace)
+                    self._free_namespaces.append(environment.namespace)
 
-    def _is_free(self, stage: Stage) -> bool:
-        """Return whether another stage may have a namespace: RabbitMQ knows that the workers are gone."""
+    def _is_free(self, environment: Environment) -> bool:
+        """Return whether another environment may have a namespace: RabbitMQ knows that the workers are gone."""
         deadline = time.monotonic() + _GONE_S
-        while not cleaning.is_deserted(self._target, stage.namespace):
+        while not cleaning.is_deserted(self._target, environment.namespace):
             if time.monotonic() > deadline:
                 return False
             time.sleep(_LOOK_S)
-        return stage.is_clean()
+        return environment.is_clean()
 
-    def _attempt(self, scenario: Scenario, stage: Stage) -> Result | None:
-        """Run a scenario; return None if others kept the stage from being idle."""
+    def _attempt(self, scenario: Scenario, environment: Environment) -> Result | None:
+        """Run a scenario; return None if others kept the environment from being idle."""
         began = time.monotonic()
-        harness = Harness(stage)
+        harness = Harness(environment)
         try:
             scenario.run(harness)
         except NotIdle as exc:
-            if scenario.stage.shared and not exc.own:
+            if scenario.environment.shared and not exc.own:
                 return None
             outcome, why = _outcome(exc)
         except Exception as exc:

@@ -21,7 +21,7 @@ from taskbridge.contract.program import ERRORS, POLICIES, Step
 from taskbridge.hooks import HookName
 
 PROBE_FILE: Final = "probe.jsonl"
-"""The probe's file in the folder of a stage; the gates are files beside it."""
+"""The probe's file in the folder of an environment; the gates are files beside it."""
 
 QUEUES: Final = ("contract", "left", "right", "vip", "routed", "decorated", "urgent")
 """Every queue that scenarios use."""

@@ -24,12 +24,12 @@ def a_killed_worker_loses_nothing(h: Harness) -> None:
     for item in sent:
         h.started(item.id)
     h.start_worker(threads=2, answers=False)
-    h.stage.kill(first)
+    h.environment.kill(first)
     killed_at = h.bridge.now()
     h.tasks.open("again")
-    limit_s = _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.stage.spec.lease_s)
+    limit_s = _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.spec.lease_s)
     for item in sent:
-        again = h.started(item.id, times=2, within_s=limit_s + h.stage.patience_s)
+        again = h.started(item.id, times=2, within_s=limit_s + h.patience_s)
         after_s = again.at - killed_at
         h.check(after_s <= limit_s, f"it should start again within {limit_s} s, but did after {after_s:.1f} s")
     h.equal("how they ended", [record.kind for record in h.final(*(item.id for item in sent))], ["succeeded"] * 2)
@@ -94,13 +94,13 @@ _VERDICTS: Final = ("succeeded", "retrying", "dead", "discarded")
 
 def _tell(h: Harness, worker: Worker) -> float:
     told_at = h.bridge.now()
-    h.stage.note_end(worker)
+    h.environment.note_end(worker)
     worker.terminate()
     return told_at
 
 
 def _ends_in_its_grace(h: Harness, worker: Worker, told_at: float) -> None:
-    grace_s = h.stage.spec.grace_s
+    grace_s = h.spec.grace_s
     code = worker.wait(grace_s + _AFTER_GRACE_S)
     took_s = h.bridge.now() - told_at
     h.equal("the exit code of a worker that was told to stop", code, 0)

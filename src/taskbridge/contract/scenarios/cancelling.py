@@ -24,7 +24,7 @@ def _cancel(h: Harness, item: Sent) -> str:
 
 def _are_dropped(h: Harness, sent: list[Sent]) -> None:
     """Check that cancelled messages come to nothing: dropped when it is their turn, told once, and not started."""
-    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 10)
+    h.final(*(item.id for item in sent), within_s=h.patience_s + 10)
     for item in sent:
         ends = [(end.kind, end.data["reason"]) for end in h.records(item.id) if end.kind in ("discarded", "dead")]
         h.equal("its end", ends, [("discarded", "cancelled")])

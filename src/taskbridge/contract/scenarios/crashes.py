@@ -32,7 +32,7 @@ _LOOKED_AT_S: Final = 3.0
 
 def _lost_within_s(h: Harness) -> float:
     """Return within how many seconds a killed worker's message starts elsewhere (rule A2)."""
-    return _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.stage.spec.lease_s)
+    return _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.spec.lease_s)
 
 
 @scenario("A5", "A2", "R9", "ST2", on=(STORED,), where=with_processes_and_marks)
@@ -43,10 +43,10 @@ def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     for item in (again, once):
         h.started(item.id)
     second = h.start_worker(threads=2, answers=False)
-    h.stage.kill(first)
+    h.environment.kill(first)
     killed_at = h.bridge.now()
     limit_s = _lost_within_s(h)
-    h.final(again.id, once.id, within_s=limit_s + h.stage.patience_s)
+    h.final(again.id, once.id, within_s=limit_s + h.patience_s)
     h.idle()
     h.check(second.wait(0) is None, "the other worker should go on")
     starts = h.starts(again.id)
@@ -60,7 +60,7 @@ def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     status = h.bridge.handle(again.id).status()
     errors = [None if attempt.error is None else attempt.error.type for attempt in status.attempts]
     h.equal("what its record says", (status.state, errors), ("done", [WORKER_LOST, None]))
-    error = h.refused(TaskFailed, h.bridge.handle(once.id).result, h.stage.patience_s)
+    error = h.refused(TaskFailed, h.bridge.handle(once.id).result, h.patience_s)
     h.equal("what its result says", (error.reason, error.type), ("exhausted", WORKER_LOST))
 
 
@@ -100,7 +100,7 @@ def kill_by_every_attempt(h: Harness, *, processes: int, threads: int, policy: s
     assert attempts is not None
     h.start_worker(processes=processes, threads=threads, supervised=True)
     poison = h.send(Plan(steps=(KILL,), policy=policy))
-    h.final(poison.id, within_s=attempts * (_lost_within_s(h) + _RESTART_S) + h.stage.patience_s)
+    h.final(poison.id, within_s=attempts * (_lost_within_s(h) + _RESTART_S) + h.patience_s)
     after = h.send(Plan(steps=(RETURN,)))
     h.final(after.id)
     h.idle()
@@ -123,7 +123,7 @@ def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     poison = h.send(Plan(steps=(KILL,), policy="once"))
     h.started(poison.id)
     h.deliver_again(poison, redelivered=_STARTS_WITHOUT_MARKS - 2)  # as it would be after eight more starts
-    h.final(poison.id, within_s=h.stage.patience_s + 30)
+    h.final(poison.id, within_s=h.patience_s + 30)
     h.check(len(h.starts(poison.id)) <= _STARTS_WITHOUT_MARKS, "it should be started eleven times at most")
     h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {WORKER_LOST})
 
@@ -176,7 +176,7 @@ def a_worker_that_stood_still_decides_nothing(h: Harness) -> None:
     h.start_worker(threads=3, answers=False)
     still.pause()
     try:
-        h.final(*(item.id for item in sent), within_s=_lost_within_s(h) + h.stage.patience_s)
+        h.final(*(item.id for item in sent), within_s=_lost_within_s(h) + h.patience_s)
     finally:
         still.resume()
     h.tasks.open("still")
@@ -200,14 +200,14 @@ def a_kill_between_any_two_steps_loses_nothing(h: Harness) -> None:
 
     with ThreadPoolExecutor(len(places)) as pool:
         list(pool.map(start, places))
-    dying = list(h.stage.workers)
+    dying = list(h.environment.workers)
     plans = (Plan(steps=(RETURN,)), Plan(steps=(fail(), RETURN)), Plan(steps=(fail(),), policy="once"))
     sent = {place: [h.send(replace(plan, queue=queue)) for plan in plans] for place, queue in places.items()}
     h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
     for worker in dying:
-        h.stage.kill(worker)  # what is left of it
+        h.environment.kill(worker)  # what is left of it
     h.start_worker(threads=8, answers=False)
-    h.final(*(item.id for items in sent.values() for item in items), within_s=h.stage.spec.lease_s + 10 + 20)
+    h.final(*(item.id for items in sent.values() for item in items), within_s=h.spec.lease_s + 10 + 20)
     h.idle()
     for items in sent.values():
         _came_to_an_end(h, items)
@@ -229,10 +229,10 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
     for place in deaths.PROMOTING:
         worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(place, h.target)), answers=False)
         sent += [h.send(Plan(steps=(RETURN,), delay_s=0.5)) for _ in range(4)]
-        h.check(worker.wait(h.stage.patience_s) is not None, f"the worker should have died where it was to: {place}")
-        h.stage.kill(worker)
+        h.check(worker.wait(h.patience_s) is not None, f"the worker should have died where it was to: {place}")
+        h.environment.kill(worker)
     h.start_worker(threads=4, answers=False)
-    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 60)
+    h.final(*(item.id for item in sent), within_s=h.patience_s + 60)
     h.idle()
     h.equal("how they ended", {h.final(item.id)[0].kind for item in sent}, {"succeeded"})
 
@@ -243,11 +243,11 @@ def a_kill_while_it_promotes_starts_nothing_twice(h: Harness) -> None:
     variant = Variant(dies=deaths.named(deaths.PROMOTING[-1], h.target))
     dying = h.start_worker(queues=["right"], variant=variant, answers=False)
     sent = [h.send(Plan(steps=(RETURN,), queue="left", delay_s=0.5)) for _ in range(16)]
-    h.check(dying.wait(h.stage.patience_s) is not None, "the worker should have died as it promoted")
-    h.stage.kill(dying)
+    h.check(dying.wait(h.patience_s) is not None, "the worker should have died as it promoted")
+    h.environment.kill(dying)
     for _ in range(2):  # for one would know what it has run
         h.start_worker(queues=["left"], threads=2, answers=False)
-    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + 60)
+    h.final(*(item.id for item in sent), within_s=h.patience_s + 60)
     h.idle()
     for item in sent:
         h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])

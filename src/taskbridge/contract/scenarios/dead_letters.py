@@ -10,7 +10,7 @@ from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import Plan, fail
 from taskbridge.contract.registry import BURIAL, scenario
 
-# The scenarios share a stage: each that filters has a task or a queue for itself.
+# The scenarios share an environment: each that filters has a task or a queue for itself.
 
 _EXPIRES_S: Final = 7.0
 """A message starts within this, though all scenarios begin at once."""
@@ -130,7 +130,7 @@ def a_replay_of_many_starts_those(h: Harness) -> None:
     h.idle()
     h.equal("their starts", [len(h.starts(each)) for each in ids], [8] * 12 + [1] * 2)
     h.equal("the deaths", [len(h.records(each, "dead")) for each in ids], [2] * 12 + [1] * 2)
-    letters = sorted(letter.id for letter in h.stage.letters() if letter.id in ids)
+    letters = sorted(letter.id for letter in h.environment.letters() if letter.id in ids)
     h.equal("the letters", letters, sorted(ids))
 
 
@@ -154,7 +154,7 @@ def what_is_purged_is_gone(h: Harness) -> None:
     h.equal("what is purged again", h.bridge.dead.purge(ids[0]), ())
     gone = h.bridge.dead.purge_all(task="contract.program.anything", queue="right")
     h.equal("what is purged by filters", sorted(gone), sorted([ids[1], ids[3]]))
-    h.equal("what is left", [letter.id for letter in h.stage.letters() if letter.id in ids], [ids[2]])
+    h.equal("what is left", [letter.id for letter in h.environment.letters() if letter.id in ids], [ids[2]])
     h.equal("what a replay still finds", h.bridge.dead.replay(ids[:2]).missing, tuple(ids[:2]))
     h.idle()
     h.equal("the starts", [len(h.starts(each)) for each in ids], [3] * 4)

@@ -40,7 +40,7 @@ def moments_are_kept(h: Harness) -> None:
     due = datetime.fromtimestamp(h.bridge.now() + 1.5, zone)
     sent = h.own(h.tasks.default.schedule(due, [RETURN.plain()]))
     past = h.own(h.tasks.default.schedule(due - timedelta(days=1), [RETURN.plain()]))
-    start = h.started(sent.id, within_s=h.stage.patience_s + 5)
+    start = h.started(sent.id, within_s=h.patience_s + 5)
     early_s = due.timestamp() - start.at
     h.check(early_s <= 0, f"it should start at {due}, but started {early_s:.6f} s before")
     late_s = start.at - sent.after
@@ -56,7 +56,7 @@ def moments_are_kept(h: Harness) -> None:
 def workers_do_not_hold_what_is_delayed(h: Harness) -> None:
     """A worker does not hold what is delayed."""
     h.start_worker(threads=2)
-    pids = [record.pid for record in h.stage.records.all() if record.kind == "worker_started"]
+    pids = [record.pid for record in h.environment.records.all() if record.kind == "worker_started"]
     before = [_resident_mb(pid) for pid in pids]
     with ThreadPoolExecutor(_SENDERS) as pool:
         for handle in [pool.submit(h.tasks.default.schedule, _HOUR_S, [RETURN.plain()]) for _ in range(_MANY)]:
@@ -81,7 +81,7 @@ def delays_outlive_workers(h: Harness) -> None:
     sent = [h.send(Plan(steps=(RETURN,), delay_s=5)), h.send(Plan(steps=(ask(5), RETURN)))]
     h.until(lambda: h.records(sent[1].id, "retrying"), "the retry to be parked")
     h.resting(delayed=2)
-    h.stage.kill(first)
+    h.environment.kill(first)
     h.pause(1.5)
     h.start_worker()
     h.compare(sent)

@@ -45,7 +45,9 @@ def health_tells_who_consumes(h: Harness) -> None:
     finally:
         worker.resume()
     _is(h, {"left": "consumed"}, "with a worker that goes on")
-    h.equal("the hooks that heard of a probe", [record for record in h.stage.records.all() if _is_probe(record)], [])
+    h.equal(
+        "the hooks that heard of a probe", [record for record in h.environment.records.all() if _is_probe(record)], []
+    )
 
 
 def _is_probe(record: Record) -> bool:

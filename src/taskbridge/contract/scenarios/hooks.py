@@ -80,7 +80,7 @@ def workers_tell_when_they_start_and_stop(h: Harness) -> None:
     h.final(*(item.id for item in sent))
     h.idle()
     h.stop(worker)
-    records = h.stage.records.all()
+    records = h.environment.records.all()
     started = [record for record in records if record.kind == "worker_started"]
     stopping = [record for record in records if record.kind == "worker_stopping"]
     processes = 1 if h.target.in_process else 2
@@ -88,10 +88,10 @@ def workers_tell_when_they_start_and_stop(h: Harness) -> None:
     h.equal("the worker_started hooks", len(started), processes)
     h.equal("the processes that stopped", {record.pid for record in stopping}, {record.pid for record in started})
     h.equal("the worker_stopping hooks", len(stopping), processes)
-    ran = {start.pid for start in h.stage.runs()}
+    ran = {start.pid for start in h.environment.runs()}
     h.check(ran <= {record.pid for record in started}, "a process ran tasks that had not told of its start")
     for record in started:
-        first = next((start.at for start in h.stage.runs() if start.pid == record.pid), record.at)
+        first = next((start.at for start in h.environment.runs() if start.pid == record.pid), record.at)
         h.check(record.at <= first, "a process told of its start after its first task")
 
 
@@ -99,6 +99,6 @@ def workers_tell_when_they_start_and_stop(h: Harness) -> None:
 def worker_hooks_are_called_in_the_main_thread(h: Harness) -> None:
     """Those hooks are called in the main thread."""
     h.stop(h.start_worker(processes=2, threads=2))
-    for record in h.stage.records.all():
+    for record in h.environment.records.all():
         if record.kind in ("worker_started", "worker_stopping"):
             h.check(record.main_thread, f"{record.kind} was called in another thread")

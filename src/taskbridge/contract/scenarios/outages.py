@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from taskbridge import BrokerUnavailable, SendError
+from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
 from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, STORED, scenario, with_a_server
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
-from taskbridge.contract.stage import Stage
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Tasks
@@ -101,7 +101,7 @@ def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
         proxy.drop()
         h.pause(_SLACK_S)
         h.tasks.open("held")
-        h.final(*(item.id for item in (*running, *held)), within_s=h.stage.patience_s)
+        h.final(*(item.id for item in (*running, *held)), within_s=h.patience_s)
         h.idle()
         for item in (*running, *held):
             h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])
@@ -132,8 +132,8 @@ def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
 def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
     """Yield a harness like this one on a server that may be harmed."""
     target = Target.of(f"{h.target.address.engine}+{server.url}")
-    with Stage(target, h.stage.spec, patience_s=h.stage.patience_s) as stage:
-        own = Harness(stage)
+    with Environment(target, h.spec, patience_s=h.patience_s) as environment:
+        own = Harness(environment)
         try:
             yield own
         finally:
@@ -173,8 +173,8 @@ def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
     h.start_worker(queues=["contract"], threads=5, url=url)
     h.start_worker(queues=["left", "right"], processes=2, url=url)
     sender = h.tasks_by(url, send_timeout_s=_SEND_TIMEOUT_S)
-    _taken(h, lambda: sender.default.send([{}]), h.stage.patience_s)  # the first one of all may declare queues
-    _taken(h, lambda: sender.default.schedule(0.5, [{}]), h.stage.patience_s)
+    _taken(h, lambda: sender.default.send([{}]), h.patience_s)  # the first one of all may declare queues
+    _taken(h, lambda: sender.default.schedule(0.5, [{}]), h.patience_s)
     h.idle()
     for trouble in troubles:
         try:
@@ -199,7 +199,7 @@ def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
     for sent in running:
         h.started(sent.id)
     if trouble.is_silent:
-        _taken(h, lambda: sender.default.send([{}]), h.stage.patience_s)  # else its connection may be idle for too long
+        _taken(h, lambda: sender.default.send([{}]), h.patience_s)  # else its connection may be idle for too long
     trouble.begin()
     try:
         h.tasks.open(during)
@@ -210,7 +210,7 @@ def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
         trouble.end()
     if trouble.is_silent:
         _refused(h, BrokerUnavailable, lambda: sender.default.send([{}]))  # from here on the sender knows
-    back_s = _SILENT_S if trouble.is_silent else h.stage.patience_s + _SLACK_S
+    back_s = _SILENT_S if trouble.is_silent else h.patience_s + _SLACK_S
     _all_is_well(h, sender, [*running, *waiting, delayed], lambda: h.tasks.open(after), back_s)
     h.check(bool(h.letters(buried.id)), "the message that was about to be buried has no dead letter")
     h.equal(
@@ -245,7 +245,7 @@ def _refused(h: Harness, kind: type[Refusal], act: Callable[[], object]) -> list
 def _asked(h: Harness) -> list[str]:
     """Return the ids of what this thread was to send so far."""
     here = (os.getpid(), threading.get_ident())
-    records = [record for record in h.stage.records.all() if record.kind == "before_send"]
+    records = [record for record in h.environment.records.all() if record.kind == "before_send"]
     return [record.id for record in records if (record.pid, record.thread) == here]
 
 
@@ -296,13 +296,13 @@ def workers_stop_without_their_broker(h: Harness) -> None:
         silent.stall()
         h.pause(_LASTS_S)  # by now they know, and are trying to connect
         for worker in workers:
-            h.stage.note_end(worker)
+            h.environment.note_end(worker)
             worker.terminate()
-        deadline = time.monotonic() + h.stage.spec.grace_s + _AFTER_GRACE_S
+        deadline = time.monotonic() + h.spec.grace_s + _AFTER_GRACE_S
         codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
         logs = [f"--- code {code}\n{worker.log()}" for code, worker in zip(codes, workers, strict=True) if code != 0]
         h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))
     h.tasks.open("held")
     h.start_worker(threads=2)
-    h.final(*(sent.id for sent in held), within_s=h.stage.spec.lease_s + h.stage.patience_s)
+    h.final(*(sent.id for sent in held), within_s=h.spec.lease_s + h.patience_s)
     h.idle()

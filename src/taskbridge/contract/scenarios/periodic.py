@@ -38,7 +38,7 @@ def _planned_at(record: Record) -> float:
 def _of(h: Harness, schedule: str, kind: str = START) -> list[Record]:
     """Return what happened to what a schedule sent, so far."""
     found: list[Record] = []
-    for record in h.stage.records.all():
+    for record in h.environment.records.all():
         headers = record.data.get("headers") or record.data.get("context", {}).get("headers", {})
         if record.kind == kind and headers.get("taskbridge.schedule") == schedule:
             found.append(record)
@@ -89,20 +89,22 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
     schedules = _declare(h, {"name": "second", "every": 1, "catch_up": "all"})
     workers = [_worker(h, schedules) for _ in range(1 if h.target.in_process else 3)]
     first = ticks // 2
-    h.until(lambda: len(_ran(h, "second")) >= first, "the first ticks", within_s=first + h.stage.patience_s)
+    h.until(lambda: len(_ran(h, "second")) >= first, "the first ticks", within_s=first + h.patience_s)
     sent = Counter(_planned_at(record) for record in _of(h, "second", "after_send"))
     h.equal("how often a tick was sent", set(sent.values()), {1})
     if not h.target.in_process:
-        h.stage.kill(workers[0])
-    lease_s = h.stage.spec.lease_s
+        h.environment.kill(workers[0])
+    lease_s = h.spec.lease_s
     h.until(
-        lambda: len(_ran(h, "second")) >= ticks, "the ticks after that", within_s=lease_s + ticks + h.stage.patience_s
+        lambda: len(_ran(h, "second")) >= ticks,
+        "the ticks after that",
+        within_s=lease_s + ticks + h.patience_s,
     )
     h.bridge.schedules.pause("second")
     # What the killed worker held, which counts as waiting nowhere, starts again when its lease is over (rule A2).
-    h.until(lambda: _is_whole(_ran(h, "second")), "a run of each instant", within_s=lease_s + 10 + h.stage.patience_s)
+    h.until(lambda: _is_whole(_ran(h, "second")), "a run of each instant", within_s=lease_s + 10 + h.patience_s)
     h.until(lambda: len(_of(h, "second", "succeeded")) >= len(set(_ran(h, "second"))), "the end of what was sent")
-    h.idle(within_s=lease_s + 10 + h.stage.patience_s)
+    h.idle(within_s=lease_s + 10 + h.patience_s)
     _without_gaps(h, "the instants that were run, each once", _ran(h, "second"), 1)
     early = [record.at - _planned_at(record) for record in _of(h, "second") if record.at < _planned_at(record)]
     h.equal("what started before its time", early, [])
@@ -116,15 +118,15 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
 def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
     """A worker killed between claiming a tick and sending it, or right after, leaves it to another; it runs once."""
     schedules = _declare(h, {"name": "often", "every": _EVERY_S, "catch_up": "all"})
-    lease_s = h.stage.spec.lease_s
+    lease_s = h.spec.lease_s
     for place in deaths.SCHEDULING:
         worker = _worker(h, schedules, dies=place)
-        died = worker.wait(lease_s + h.stage.patience_s) is not None
+        died = worker.wait(lease_s + h.patience_s) is not None
         h.check(died, f"the worker should have died where it was to: {place}")
-        h.stage.kill(worker)
+        h.environment.kill(worker)
     [sent] = {_planned_at(record) for record in _of(h, "often", "after_send")}
     _worker(h, schedules)
-    h.until(lambda: len(_ran(h, "often")) >= _TICKS, "ticks after that", within_s=2 * lease_s + h.stage.patience_s)
+    h.until(lambda: len(_ran(h, "often")) >= _TICKS, "ticks after that", within_s=2 * lease_s + h.patience_s)
     h.bridge.schedules.pause("often")
     h.idle()
     ran = _ran(h, "often")

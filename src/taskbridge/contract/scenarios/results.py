@@ -21,6 +21,7 @@ from taskbridge import (
     UnsupportedError,
 )
 from taskbridge.contract import deaths
+from taskbridge.contract.environment import Environment
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import DISCARD, RETURN, Plan, ask, fail, hold
 from taskbridge.contract.registry import (
@@ -31,7 +32,6 @@ from taskbridge.contract.registry import (
     with_processes_and_marks,
     with_records,
 )
-from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, TOO_MUCH, Variant, describe
 from taskbridge.contract.values import VALUES
@@ -72,7 +72,7 @@ def result_of(h: Harness, item: Sent) -> Any:
 
 def outcome_of(h: Harness, item: Sent) -> Any:
     """Wait for a message's result, and return it, or raise why there is none."""
-    return h.bridge.handle(item.id).result(h.stage.patience_s)
+    return h.bridge.handle(item.id).result(h.patience_s)
 
 
 @scenario("ST1", on=(RECORDED,), where=with_records)
@@ -229,7 +229,7 @@ def a_handle_outlives_a_switch_of_engines(h: Harness) -> None:
     store = h.target.store or ""
     broker = store if store.startswith("redis:") else h.target.url.partition("+")[2]
     other = Target.of(f"{_OTHER[h.target.address.engine]}+{broker}", store=h.target.store)
-    with Stage(other, h.stage.spec, patience_s=h.stage.patience_s, namespace=h.stage.namespace) as beside:
+    with Environment(other, h.spec, patience_s=h.patience_s, namespace=h.environment.namespace) as beside:
         there = Harness(beside)
         done = there.own(there.tasks.returning.send({"kept": (1, 2.5)}))
         dead = there.send(Plan(steps=(fail(),), policy="once"))
@@ -253,7 +253,7 @@ def a_result_is_final(h: Harness) -> None:
         h.check(error.state in ("queued", "running", "retrying"), f"it should be on its way, but is {error.state}")
         h.check(not waiting.done(), "nobody should have a result before there is one")
         h.tasks.open("final")
-        h.equal("the result", waiting.result(h.stage.patience_s), f"result of {item.id}")
+        h.equal("the result", waiting.result(h.patience_s), f"result of {item.id}")
     h.idle()
 
 
@@ -279,13 +279,13 @@ def a_kill_beside_the_record_leaves_none_open(h: Harness) -> None:
 
     with ThreadPoolExecutor(len(cases)) as pool:
         list(pool.map(start, cases))
-    dying = list(h.stage.workers)
+    dying = list(h.environment.workers)
     sent = [h.send(replace(case.plan, queue=case.queue)) for case in cases]
     h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
     for worker in dying:
-        h.stage.kill(worker)  # what is left of it
+        h.environment.kill(worker)  # what is left of it
     h.start_worker(threads=4, answers=False)
-    limit_s = h.stage.spec.lease_s + 10 + h.stage.patience_s
+    limit_s = h.spec.lease_s + 10 + h.patience_s
     h.until(lambda: all(status_of(h, item).is_final for item in sent), "the end of each record", within_s=limit_s)
     h.idle()
     states = [status_of(h, item).state for item in sent]
@@ -299,7 +299,7 @@ def what_cannot_be_recorded_is_a_failed_attempt(h: Harness) -> None:
     large, odd = h.own(h.tasks.odd.send("large")), h.own(h.tasks.odd.send("object"))
     error = h.refused(TaskFailed, outcome_of, h, large)
     h.equal("its error", (error.type, error.reason), ("taskbridge.exceptions.ResultTooLarge", "exhausted"))
-    h.says(error, f"{TOO_MUCH + 2} bytes, more than max_message_bytes = {h.stage.spec.max_message_bytes}")
+    h.says(error, f"{TOO_MUCH + 2} bytes, more than max_message_bytes = {h.spec.max_message_bytes}")
     error = h.refused(TaskFailed, outcome_of, h, odd)
     h.equal("its error", error.type, "taskbridge.exceptions.EncodeError")
     for text in ('result["deep"][0]', "builtins.object", "results=False"):
@@ -326,16 +326,16 @@ def a_thousand_wait_at_once(h: Harness) -> None:
 async def _all_waiting(h: Harness, sent: list[Sent]) -> list[Any]:
     threads = threading.active_count()
     handles = [h.bridge.handle(sent[number % len(sent)].id) for number in range(_WAITERS)]
-    waiting = [asyncio.create_task(handle.aresult(h.stage.patience_s * 3)) for handle in handles]
+    waiting = [asyncio.create_task(handle.aresult(h.patience_s * 3)) for handle in handles]
     longest_s = 0.0
     for _ in range(20):
         before = time.monotonic()
         await asyncio.sleep(0.05)
         longest_s = max(longest_s, time.monotonic() - before)
-        await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), h.stage.patience_s)  # there is a thread for others
+        await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), h.patience_s)  # there is a thread for others
     h.check(longest_s < _LONGEST_GAP_S, f"the loop should go on, but stood still for {longest_s:.1f} s")
     more = threading.active_count() - threads
     h.check(more < _MORE_THREADS, f"they should not need a thread each, but there are {more} more")
     h.check(not any(task.done() for task in waiting), "none of them should have a result already")
     h.tasks.open("thousand")
-    return await asyncio.wait_for(asyncio.gather(*waiting), h.stage.patience_s)
+    return await asyncio.wait_for(asyncio.gather(*waiting), h.patience_s)

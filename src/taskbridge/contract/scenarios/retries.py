@@ -94,7 +94,7 @@ def a_changed_policy_decides(h: Harness) -> None:
     if h.target.in_process:
         h.tasks.declare_changing(3)
     h.start_worker(variant=Variant(changing=3))
-    final = h.final(sent.id, within_s=h.stage.patience_s + 5)[0]
+    final = h.final(sent.id, within_s=h.patience_s + 5)[0]
     h.idle()
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "exhausted", 3))
     most = [start.data["context"]["max_attempts"] for start in h.starts(sent.id)]
@@ -181,8 +181,8 @@ def an_outage_loses_nothing(h: Harness) -> None:
         h.until(lambda: all(h.records(item.id, END) for item in sent), "the end of the first runs")
         h.pause(3)
         proxy.restore()
-        h.final(*(item.id for item in sent), within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)
-        h.idle(within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)
+        h.final(*(item.id for item in sent), within_s=h.patience_s + h.spec.lease_s + 10)
+        h.idle(within_s=h.patience_s + h.spec.lease_s + 10)
     kinds = [h.final(item.id)[0].kind for item in sent]
     h.equal("how they ended", kinds, ["succeeded", "dead", "succeeded"])
     # A run whose acknowledgement was cut off is repeated, and so is its dead letter, where ids don't make it one.

@@ -6,12 +6,12 @@ import importlib.util
 from typing import Any
 
 from taskbridge import Bridge, UnknownQueue
+from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
 from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_processes
 from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form
-from taskbridge.contract.stage import Stage
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import LATE, Variant
 
@@ -91,7 +91,7 @@ def two_engines_share_a_broker(h: Harness) -> None:
     url = h.target.url.partition("+")[2]
     # In this process, the other one is a second bridge: there is no broker to share.
     other = h.target if h.target.in_process else Target.of(f"{_other_engine(h.target)}+{url}")
-    with Stage(other, h.stage.spec, patience_s=h.stage.patience_s, namespace=h.stage.namespace) as beside:
+    with Environment(other, h.spec, patience_s=h.patience_s, namespace=h.environment.namespace) as beside:
         there = Harness(beside)
         if not h.target.in_process:
             beside.start_worker(threads=4)
@@ -102,12 +102,12 @@ def two_engines_share_a_broker(h: Harness) -> None:
             for delay_s in (0.0, 0.4)
         ]
         here_sent, there_sent = [h.send(plan) for plan in plans], [there.send(plan) for plan in plans]
-        h.final(*(item.id for item in here_sent), within_s=h.stage.patience_s + 10)
+        h.final(*(item.id for item in here_sent), within_s=h.patience_s + 10)
         _served_by(h, here_sent, h.target.address.engine)
         if h.target.in_process:
             h.equal("what waits on the other bridge", sum(beside.bridge.counts().waiting.values()), 2)
             return
-        there.final(*(item.id for item in there_sent), within_s=h.stage.patience_s + 10)
+        there.final(*(item.id for item in there_sent), within_s=h.patience_s + 10)
         _served_by(there, there_sent, other.address.engine)
         h.compare(here_sent)
         there.compare(there_sent)
@@ -137,7 +137,7 @@ def an_unknown_task_waits(h: Harness) -> None:
         h.equal("its runs where it is unknown", h.starts(sent.id), [])
         h.start_worker()
         h.stop(old)
-    h.final(sent.id, within_s=h.stage.patience_s + 10)
+    h.final(sent.id, within_s=h.patience_s + 10)
     h.idle()
     h.equal("its attempts", [start.attempt for start in h.starts(sent.id)], [1])
     h.equal("its dead letters", h.letters(sent.id), [])
@@ -148,17 +148,17 @@ def an_unknown_task_dies(h: Harness) -> None:
     """An unknown task is dead when its time is over."""
     h.start_worker()
     sent = _by_a_stranger(h, f"{LATE}.misspelt")
-    final = h.final(sent.id, within_s=h.stage.patience_s + 5)[0]
+    final = h.final(sent.id, within_s=h.patience_s + 5)[0]
     h.idle()
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "unknown_task", 1))
     waited_s = final.at - sent.before
-    grace_s = h.stage.spec.unknown_task_grace_s
+    grace_s = h.spec.unknown_task_grace_s
     h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a worker that knows it, but waited {waited_s:.3f} s")
     h.equal("its dead letters", [letter.reason for letter in h.letters(sent.id)], ["unknown_task"])
 
 
 def _by_a_stranger(h: Harness, name: str) -> Sent:
-    """Send a task that no worker of the stage has declared."""
+    """Send a task that no worker of the environment has declared."""
     stranger = Bridge("inline://?threads=0")
 
     def nothing(steps: list[dict[str, Any]]) -> None:
@@ -181,7 +181,7 @@ def unreadable_bytes_are_dead(h: Harness) -> None:
     after = h.send(Plan(steps=(RETURN,)))
     h.start_worker(threads=2)
     h.final(before.id, after.id)
-    letters = h.until(h.stage.letters, "a dead letter")
+    letters = h.until(h.environment.letters, "a dead letter")
     h.idle()
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
     raw = letters[0].raw or b""
@@ -197,9 +197,9 @@ def whatever_cannot_be_read_is_dead(h: Harness) -> None:
     after = h.send(Plan(steps=(RETURN,)))
     h.start_worker(threads=2)
     h.final(after.id)
-    h.until(lambda: len(h.stage.letters()) == len(kept), f"{len(kept)} dead letters")
+    h.until(lambda: len(h.environment.letters()) == len(kept), f"{len(kept)} dead letters")
     h.idle()
-    letters = h.stage.letters()
+    letters = h.environment.letters()
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"] * len(kept))
     for part in kept.values():
         h.check(any(part in (letter.raw or b"") for letter in letters), f"a letter should hold {part[:20]!r}")
@@ -226,6 +226,6 @@ def a_kill_while_it_is_unknown_loses_nothing(h: Harness) -> None:
     assert h.tasks.late is not None
     old = h.start_worker(variant=Variant(late=False))
     sent = [h.own(h.tasks.late.send(_ONCE)) for _ in range(20)]
-    h.stage.kill(old)
+    h.environment.kill(old)
     h.start_worker(threads=4)
-    h.final(*(item.id for item in sent), within_s=h.stage.patience_s + h.stage.spec.lease_s + 10)
+    h.final(*(item.id for item in sent), within_s=h.patience_s + h.spec.lease_s + 10)

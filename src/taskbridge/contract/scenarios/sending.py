@@ -110,7 +110,7 @@ def parameters_are_not_options(h: Harness) -> None:
 def _nothing_was_sent(h: Harness) -> None:
     counts = h.bridge.counts()
     h.check(not counts.delayed and not any(counts.waiting.values()), f"nothing should be sent, but there is {counts}")
-    h.equal("what was sent", [record.kind for record in h.stage.records.all() if record.kind == "after_send"], [])
+    h.equal("what was sent", [record.kind for record in h.environment.records.all() if record.kind == "after_send"], [])
 
 
 @scenario("S4", on=(PROCESSES,))
@@ -170,7 +170,7 @@ def a_failure_says_what_was_not_sent(h: Harness) -> None:
     tasks = h.tasks_by(h.target.at_port(free_port()), send_timeout_s=1)
     calls = [tasks.echo.call(number) for number in range(3)]
     error = h.refused(SendError, tasks.echo.send_many, calls)
-    wanted = [record.id for record in h.stage.records.all() if record.kind == "before_send"]
+    wanted = [record.id for record in h.environment.records.all() if record.kind == "before_send"]
     h.equal("the ids that were sent", list(error.sent), [])
     h.equal("the ids that were not sent", list(error.unsent), wanted)
 
@@ -181,7 +181,7 @@ _MOST_HEADER_BYTES: Final = 65_536
 @scenario("S6", on=(ALONE,))
 def size_is_limited(h: Harness) -> None:
     """A message over the limit is refused, one below it arrives."""
-    limit = h.stage.spec.max_message_bytes
+    limit = h.spec.max_message_bytes
     h.says(h.refused(MessageTooLarge, h.tasks.echo.send, "x" * limit), str(limit))
     h.refused(MessageTooLarge, h.tasks.echo.schedule, 60, "x" * limit)
     h.refused(MessageTooLarge, h.tasks.echo.using(headers={"h": "x" * limit}).send, 1)
@@ -291,10 +291,10 @@ def a_newer_form_waits(h: Harness) -> None:
     newer = h.send_rewritten(newer_form)
     older = h.send(Plan(steps=(RETURN,)))
     h.final(older.id)
-    letter = h.until(h.stage.letters, "its dead letter", within_s=h.stage.patience_s + 5)[0]
+    letter = h.until(h.environment.letters, "its dead letter", within_s=h.patience_s + 5)[0]
     h.idle()
     waited_s = letter.died_at - newer.before
-    grace_s = h.stage.spec.unknown_task_grace_s
+    grace_s = h.spec.unknown_task_grace_s
     h.check(waited_s >= grace_s, f"it should wait {grace_s} s for a newer worker, but waited {waited_s:.3f} s")
     h.equal("the reason why it is dead", letter.reason, "unknown_task")
     h.equal("its runs", h.starts(newer.id), [])
@@ -304,11 +304,11 @@ def a_newer_form_waits(h: Harness) -> None:
 def a_pickle_is_dead(h: Harness) -> None:
     """A pickle is never loaded, and is dead."""
     h.start_worker()
-    folder = h.stage.folder / "made-by-a-pickle"
+    folder = h.environment.folder / "made-by-a-pickle"
     sent = h.send_rewritten(pickled(str(folder)))
-    h.until(h.stage.letters, "a dead letter")
+    h.until(h.environment.letters, "a dead letter")
     h.idle()
-    h.equal("the reasons of the dead letters", [letter.reason for letter in h.stage.letters()], ["undecodable"])
+    h.equal("the reasons of the dead letters", [letter.reason for letter in h.environment.letters()], ["undecodable"])
     h.check(not folder.exists(), "the pickle was loaded")
     h.equal("its runs", h.starts(sent.id), [])
 
@@ -318,7 +318,7 @@ def only_declared_tasks_run(h: Harness) -> None:
     """What is no declared task is not run, though it can be imported."""
     stranger = Bridge("inline://?threads=0")
     h.start_worker()
-    folders = [h.stage.folder / f"made-{number}" for number in range(3)]
+    folders = [h.environment.folder / f"made-{number}" for number in range(3)]
     names = ("os.mkdir", "os:mkdir", "contract.Echo")
     tasks = [stranger.task(name=name)(os.mkdir) for name in names]
     calls = [task.call(str(folder)) for task, folder in zip(tasks, folders, strict=True)]

@@ -56,16 +56,16 @@ def restart_under_load(h: Harness, restarts: int) -> int:
             workers.append(h.start_worker(threads=threads, processes=processes, answers=False))
             told |= dict.fromkeys(_pids(h, old), told_at)  # of those too that first ran something just then
             _has_ended(h, old)
-    h.final(*sent, within_s=h.stage.patience_s + 30)
-    h.idle(within_s=h.stage.patience_s + 10)
-    grace_s = h.stage.spec.grace_s
+    h.final(*sent, within_s=h.patience_s + 30)
+    h.idle(within_s=h.patience_s + 10)
+    grace_s = h.spec.grace_s
     again = [run for each in sent for run in run_again(h.starts(each), h.ends(each), told=told, grace_s=grace_s)]
     h.equal("what was started again without need", [(run.id, run.attempt) for run in again], [])
     return len(sent)
 
 
 def _pids(h: Harness, worker: Worker) -> set[int]:
-    return {pid for pid in {record.pid for record in h.stage.records.all()} if worker.owns(pid)}
+    return {pid for pid in {record.pid for record in h.environment.records.all()} if worker.owns(pid)}
 
 
 def run_again(
@@ -94,7 +94,7 @@ def _was_cut_off(run: Record, again: Record, ends: Sequence[Record], *, over_at:
 
 
 def _has_ended(h: Harness, worker: Worker) -> None:
-    code = worker.wait(h.stage.spec.grace_s + _AFTER_GRACE_S)
+    code = worker.wait(h.spec.grace_s + _AFTER_GRACE_S)
     h.check(code == 0, f"a worker should end with code 0 in its grace, but has {code}\n{worker.log()}")
 
 

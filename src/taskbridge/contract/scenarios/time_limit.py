@@ -30,7 +30,7 @@ def a_run_over_its_limit_is_ended(h: Harness) -> None:
         _send(h, coroutine, Step(sleep_s=30)),
     ]
     quick = _send(h, h.tasks.limited, Step(sleep_s=0.1))
-    h.final(*sent, quick, within_s=h.stage.patience_s + 10)
+    h.final(*sent, quick, within_s=h.patience_s + 10)
     h.idle()
     for limited in sent:
         h.equal("its attempts", [start.attempt for start in h.starts(limited)], [1, 2])
@@ -88,14 +88,14 @@ def a_stuck_run_ends_its_process(h: Harness) -> None:
 
 
 def _ends_with_its_process(h: Harness, start: Record) -> None:
-    longest_s = _LIMIT_S + h.stage.spec.grace_s + _SLACK_S
+    longest_s = _LIMIT_S + h.spec.grace_s + _SLACK_S
     with Stopwatch() as watch:
         h.until(lambda: is_gone(start.pid), "the end of a process with a stuck run", within_s=longest_s + _GIVEN_UP_S)
     h.check(watch.took_s <= longest_s, f"it should end within {longest_s} s, but did after {watch.took_s:.2f} s")
 
 
 def _was_lost_once(h: Harness, stuck: str) -> None:
-    final = h.final(stuck, within_s=h.stage.spec.lease_s + 10 + h.stage.patience_s)[0]
+    final = h.final(stuck, within_s=h.spec.lease_s + 10 + h.patience_s)[0]
     h.equal("how it ended", final.kind, "succeeded")
     starts = h.starts(stuck)
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])

@@ -1,4 +1,4 @@
-"""Stages: a namespace on a target, with its bridge, its tasks, what was seen of it, and its workers."""
+"""Environments: a namespace on a target, with its bridge, its tasks, what was seen of it, and its workers."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ CALM_S: Final = 0.3
 _WORKER_START_S: Final = 60.0
 
 _SEND_TIMEOUT_S: Final = 30.0
-"""Longer than the default: the first delay in a namespace makes 28 queues on RabbitMQ, and many stages may do so."""
+"""Longer than the default: the first delay in a namespace makes 28 queues on RabbitMQ, and many may do so at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageSpec:
-    """What a stage is like.
+class EnvironmentSpec:
+    """What an environment is like.
 
     Attributes:
         name: How reports call it.
@@ -90,7 +90,7 @@ class Look:
         return f"waiting {waiting or 0}, delayed {self.counts.delayed}, running {list(self.running) or 0}"
 
 
-class Stage:
+class Environment:
     """A namespace of its own on a target. Threads share it.
 
     Args:
@@ -106,7 +106,9 @@ class Stage:
         workers: Those that were started and not forgotten, the oldest first.
     """
 
-    def __init__(self, target: Target, spec: StageSpec, *, patience_s: float, namespace: str | None = None) -> None:
+    def __init__(
+        self, target: Target, spec: EnvironmentSpec, *, patience_s: float, namespace: str | None = None
+    ) -> None:
         self.target = target
         self.spec = spec
         self.patience_s = patience_s
@@ -146,7 +148,7 @@ class Stage:
     def _store(self) -> str | None:
         return self.target.store if self.spec.stored and not self.target.keeps_marks else None
 
-    def environment(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
+    def variables(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
         """Return the variables by which another process makes the same bridge."""
         return {
             **passed_on(),
@@ -190,7 +192,7 @@ class Stage:
     # Workers
 
     def start_workers(self) -> None:
-        """Start as many workers as the stage is to have, and return when they work."""
+        """Start as many workers as the environment is to have, and return when they work."""
         started = [self._launch() for _ in range(1 if self.target.in_process else self.spec.workers)]
         for worker in started:
             self._wait_ready(worker, self.spec.processes)
@@ -248,7 +250,7 @@ class Stage:
             options = WorkerOptions(app=APP, queues=tuple(queues), processes=processes, threads=threads)
             log = self.folder / f"worker-{self._workers_started}.log"
             kind = SupervisedWorker if supervised else ProcessWorker
-            worker = kind.start(self.bridge, options, self.environment(url, variant), log)
+            worker = kind.start(self.bridge, options, self.variables(url, variant), log)
         self.workers.append(worker)
         return worker
 
@@ -289,7 +291,7 @@ class Stage:
         """Wait until a condition is true, and return its value.
 
         Raises:
-            ContractFailure: It is not within this time, the stage's patience if None; it tells what was seen.
+            ContractFailure: It is not within this time, the environment's patience if None; it tells what was seen.
         """
         limit_s = self.patience_s if within_s is None else within_s
         deadline = time.monotonic() + limit_s
@@ -312,7 +314,7 @@ class Stage:
             return self._last
 
     def letters(self) -> list[DeadLetter]:
-        """Return the dead letters since the stage was opened, the oldest first; threads that ask together read once.
+        """Return the dead letters since the environment was opened, oldest first; threads that ask together read once.
 
         On RabbitMQ, who reads the dead letters has them all in hand for a moment, and others would see none.
         """
@@ -326,7 +328,7 @@ class Stage:
             return letters
 
     def is_clean(self) -> bool:
-        """Return whether nothing is left in the broker but dead letters, so that another stage may have its names."""
+        """Return whether nothing is left in the broker but dead letters, so that another may have its names."""
         counts = self.bridge.counts()
         return not counts.delayed and not any(counts.waiting.values())
 
