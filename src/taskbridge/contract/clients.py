@@ -8,19 +8,26 @@ from typing import Any, Final
 from taskbridge import Bridge
 
 
-def _celery(bridge: Bridge, task: str, steps: list[dict[str, Any]], queue: str) -> str:
-    sent: str = bridge.native.send_task(task, (steps,), queue=queue).id
+_Steps = list[dict[str, Any]]
+
+
+def _celery(bridge: Bridge, task: str, steps: _Steps, queue: str, odd: Mapping[str, Any]) -> str:
+    headers = {_CELERY_NAMES[name]: value for name, value in odd.items()}
+    sent: str = bridge.native.send_task(task, (steps,), queue=queue, headers=headers).id
     return sent
 
 
-def _dramatiq(bridge: Bridge, task: str, steps: list[dict[str, Any]], queue: str) -> str:
+def _dramatiq(bridge: Bridge, task: str, steps: _Steps, queue: str, odd: Mapping[str, Any]) -> str:
     broker = bridge.native
     message = broker.get_actor(task).message(steps)
-    sent: str = broker.enqueue(message.copy(queue_name=f"{bridge.settings.namespace}.dramatiq.{queue}")).message_id
+    there = message.copy(queue_name=f"{bridge.settings.namespace}.dramatiq.{queue}", options=dict(odd))
+    sent: str = broker.enqueue(there).message_id
     return sent
 
 
-_CLIENTS: Final[Mapping[str, Callable[[Bridge, str, list[dict[str, Any]], str], str]]] = {
+_CELERY_NAMES: Final = {"eta": "eta", "max_age": "expires"}
+
+_CLIENTS: Final[Mapping[str, Callable[[Bridge, str, _Steps, str, Mapping[str, Any]], str]]] = {
     "celery": _celery,
     "dramatiq": _dramatiq,
 }
@@ -31,6 +38,16 @@ def has_own_client(engine: str) -> bool:
     return engine in _CLIENTS
 
 
-def send_by_own_client(bridge: Bridge, task: str, steps: list[dict[str, Any]], *, queue: str) -> str:
-    """Send a task by the means of the engine alone, and return the message's id."""
-    return _CLIENTS[bridge.settings.url.engine](bridge, task, steps, queue)
+def send_by_own_client(
+    bridge: Bridge, task: str, steps: _Steps, *, queue: str, odd: Mapping[str, Any] | None = None
+) -> str:
+    """Send a task by the means of the engine alone, and return the message's id.
+
+    Args:
+        bridge: Names the engine and the broker.
+        task: The task's name.
+        steps: What it does.
+        queue: taskbridge's name of the queue.
+        odd: What the message says of `eta` and `max_age`, by Dramatiq's names, whatever that is.
+    """
+    return _CLIENTS[bridge.settings.url.engine](bridge, task, steps, queue, {} if odd is None else odd)

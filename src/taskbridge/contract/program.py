@@ -69,6 +69,7 @@ class Step:
         spin_s: How long it computes, in pure Python.
         stuck: `sleep` or `search`: it is in one call into C for longer than any scenario waits; a search keeps the
             interpreter's lock as well.
+        free: The name of a gate; while it is open, `stuck` has no effect.
         kill: Whether it kills the process that it runs in.
         until_cancelled: Whether it first waits until it sees that it was cancelled.
     """
@@ -80,6 +81,7 @@ class Step:
     sleep_s: float = 0.0
     spin_s: float = 0.0
     stuck: Literal["", "sleep", "search"] = ""
+    free: str = ""
     kill: bool = False
     until_cancelled: bool = False
 

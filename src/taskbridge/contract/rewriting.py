@@ -28,6 +28,8 @@ _IN_BODIES: Final = ('"body"', '"queue_name"', '"chain"', '"args"')
 
 _FORM: Final = re.compile(r'(\\*"form\\*": ?)1\b')
 _BODY: Final = re.compile(r'("body": ?")[^"]*(")')
+_OPTIONS: Final = re.compile(r'"options":{')
+_ETA: Final = re.compile(r'("eta": ?)null')
 _JSON_TYPE: Final = "application/json"
 _PICKLE_TYPE: Final = "application/x-python-serialize"
 
@@ -56,6 +58,11 @@ def huge(text: str) -> str:
 def no_form(text: str) -> str:
     """Write a message's form as one that never was."""
     return _FORM.sub(r"\g<1>0", text)
+
+
+def odd_eta(literal: str) -> Rewrite:
+    """Return a rewrite that says in a message of either engine when it is due, by some JSON that is no time."""
+    return lambda text: _OPTIONS.sub(rf'\g<0>"eta":{literal},', _ETA.sub(rf"\g<1>{literal}", text))
 
 
 def pickled(path: str) -> Rewrite:

@@ -191,7 +191,10 @@ class Tasks:
 
     def open(self, gate: str) -> None:
         """Let the steps go on that wait for this gate."""
-        (self._folder / f"{gate}.gate").touch()
+        self._gate(gate).touch()
+
+    def _gate(self, name: str) -> Path:
+        return self._folder / f"{name}.gate"
 
     # What the tasks do
 
@@ -270,7 +273,7 @@ class Tasks:
             pass
         if step.kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        if step.stuck:
+        if step.stuck and not (step.free and self._gate(step.free).exists()):
             _STUCK[step.stuck]()
         _end(step)
 
@@ -280,7 +283,7 @@ class Tasks:
             time.sleep(_POLL_S)
 
     def _is_open(self, gate: str, deadline: float) -> bool:
-        if (self._folder / f"{gate}.gate").exists():
+        if self._gate(gate).exists():
             return True
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody opened the gate {gate!r}")

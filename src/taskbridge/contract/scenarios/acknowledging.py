@@ -6,12 +6,22 @@ from typing import Final
 
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, hold
-from taskbridge.contract.registry import ALONE, SHORT_GRACE, SHORT_LEASE, scenario, with_processes
+from taskbridge.contract.registry import (
+    ALONE,
+    SHORT_GRACE,
+    SHORT_LEASE,
+    STORED,
+    scenario,
+    with_processes,
+    with_processes_and_marks,
+)
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.workers import Worker
 
 _AFTER_LEASE_S: Final = 10.0
 _AFTER_GRACE_S: Final = 5.0
+_AT_ONCE_S: Final = 2.0
+"""How long a message that is back in its queue may take to start on a worker that has just told of its start."""
 _REACTION_S: Final = 0.5
 """How long a signal may be on its way before a worker takes nothing new, beside what the machine stands still."""
 
@@ -111,6 +121,39 @@ def _nothing_new_was_taken(h: Harness, waiting: list[Sent], told_at: float) -> N
     starts = [start for item in waiting for start in h.starts(item.id)]
     late = [start.at - told_at for start in starts if start.at > told_at + _REACTION_S]
     h.equal("the seconds after being told to stop at which tasks were started", late, [])
+
+
+@scenario("R8", "A4", on=(STORED,), where=with_processes_and_marks)
+def stuck_runs_of_threads_are_given_back(h: Harness) -> None:
+    """Runs that the end of their worker can't interrupt start again at once, and are no attempts."""
+    _gives_back_stuck_runs(h, processes=1, threads=2)
+
+
+@scenario("R8", "A4", on=(STORED,), where=with_processes_and_marks)
+def stuck_runs_of_processes_are_given_back(h: Harness) -> None:
+    """The same, where each task has a process of its own."""
+    _gives_back_stuck_runs(h, processes=2, threads=1)
+
+
+def _gives_back_stuck_runs(h: Harness, *, processes: int, threads: int) -> None:
+    worker = h.start_worker(processes=processes, threads=threads)
+    stuck = [h.send(Plan(steps=(Step(stuck="sleep", free="free"),), policy="once")) for _ in range(2)]
+    for item in stuck:
+        h.started(item.id)
+    told_at = _tell(h, worker)
+    _ends_in_its_grace(h, worker, told_at)
+    h.tasks.open("free")
+    h.start_worker(processes=processes, threads=threads, answers=False)
+    ready_at = h.bridge.now()
+    for item in stuck:
+        again = h.started(item.id, times=2)
+        h.check(
+            again.at - ready_at <= _AT_ONCE_S, f"it should start at once, but did after {again.at - ready_at:.1f} s"
+        )
+    h.equal("how they ended", [record.kind for record in h.final(*(item.id for item in stuck))], ["succeeded"] * 2)
+    h.idle()
+    for item in stuck:
+        h.equal("its attempts", [start.attempt for start in h.starts(item.id)], [1, 1])
 
 
 @scenario("A6", on=(ALONE,))

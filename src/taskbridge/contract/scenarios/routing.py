@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from math import inf, nan
+from typing import Any, Final
 
 from taskbridge import Bridge, UnknownQueue
+from taskbridge.contract.clients import send_by_own_client
 from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.harness import FINAL, Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
 from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_processes
-from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form
+from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form, odd_eta
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import LATE, Variant
+from taskbridge.contract.tasks import LATE, QUEUES, Variant
+
+_MOST_LINES: Final = 1500
+"""How many lines a worker may write that has two dozen odd messages, some of them with a traceback of several errors."""
 
 _ONCE: list[dict[str, Any]] = [RETURN.plain()]
 
@@ -203,6 +208,37 @@ def whatever_cannot_be_read_is_dead(h: Harness) -> None:
     h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"] * len(kept))
     for part in kept.values():
         h.check(any(part in (letter.raw or b"") for letter in letters), f"a letter should hold {part[:20]!r}")
+
+
+@scenario("I3", "Q7", on=(ALONE,), where=_with_bytes)
+def odd_times_stop_nothing(h: Harness) -> None:
+    """A time or a limit that is no number, or out of range, stops nothing: each such message runs or is dead."""
+    for literal in ("1e999", "-1e999", "NaN", f"1{'0' * 400}", '"soon"', "[1]"):
+        h.send_rewritten(odd_eta(literal))
+    odd: list[Any] = ["soon", 5] if _says_it_in_headers(h.target) else [inf, -inf, nan, 10**400, "soon"]
+    for name in ("eta", "max_age"):
+        for value in odd:
+            steps = [fail().plain(), RETURN.plain()]  # for what a message says is written down again at a retry
+            send_by_own_client(h.bridge, h.tasks.programs["twice"].name, steps, queue=QUEUES[0], odd={name: value})
+    sent = 6 + 2 * len(odd)
+    after = h.send(Plan(steps=(RETURN,)))
+    worker = h.start_worker(threads=2, answers=False)
+    h.final(after.id)
+    h.until(lambda: _ended(h) == sent + 1, f"the end of {sent + 1} messages")
+    h.idle()
+    lines = worker.log().count("\n")
+    h.check(lines <= _MOST_LINES, f"a worker should not write {lines} lines about {sent} messages")
+
+
+def _says_it_in_headers(target: Target) -> bool:
+    """Return whether times are header values of RabbitMQ, of which none may be infinite or as large as one likes."""
+    return (target.address.engine, target.address.broker) == ("celery", "amqp")
+
+
+def _ended(h: Harness) -> int:
+    """Return how many messages of a stage are at their end."""
+    finals = {record.id for record in h.environment.records.all() if record.kind in FINAL}
+    return len(finals) + sum(letter.id not in finals for letter in h.environment.letters())
 
 
 @scenario("Q6", "R6", on=(ALONE,))

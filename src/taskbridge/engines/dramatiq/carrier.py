@@ -18,7 +18,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.worker import Life
-from taskbridge.engines.settle import NotSettledError, begin, finish, put_off_unknown
+from taskbridge.engines.settle import NotSettledError, begin, finish, put_off_unknown, unmark
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.message import Message
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
@@ -99,6 +99,7 @@ class Carrier:
                 "task %s id %s attempt %d could not be settled, goes back", message.task, message.id, message.attempt
             )
             self._host.stopping.wait(_PAUSE_S)
+            unmark(self._host, [message])  # else its next delivery would find it running (rule R8)
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
         return self._show(delivery, verdict)
 
@@ -170,7 +171,7 @@ class Carrier:
 
 def _waits(option: Any, now: float) -> tuple[int, float]:
     match option:
-        case [int() as count, int() | float() as since]:
+        case [int() as count, int() | float() as since] if count >= 0 and 0 <= since <= now:
             return count, since
         case _:
             return 0, now

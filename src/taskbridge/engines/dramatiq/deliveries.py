@@ -12,7 +12,7 @@ from dramatiq.errors import DecodeError as DramatiqDecodeError
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import bury, later, suspect
+from taskbridge.engines.settle import NotSettledError, bury, later, suspect
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import DeadLetter
 from taskbridge.retry import ErrorInfo
@@ -102,7 +102,8 @@ class Reception:
         """Return a message that is to be run, or None if it is done with and to be removed.
 
         Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
-        hold it in this process's memory (rules D3 and D4).
+        hold it in this process's memory (rules D3 and D4). Whatever else goes wrong here ends this message only: it is
+        buried as it came, with the reason `internal_error` (rule I1).
 
         Args:
             queue_name: Dramatiq's name of the queue it came from.
@@ -113,6 +114,16 @@ class Reception:
         Raises:
             NotSettledError: The broker was away until the worker stopped; it is to be left where it is.
         """
+        try:
+            return self._admit(queue_name, body, place=place, redelivered=redelivered)
+        except NotSettledError:
+            raise
+        except Exception as exc:
+            _log.exception("a message of %d bytes can't be taken and is dead", len(body))
+            self.bury_raw(body, reason="internal_error", error=exc)
+            return None
+
+    def _admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool) -> Delivery | None:
         queue = wire.own_queue(self._host.settings.namespace, queue_name.removesuffix(".DQ"))
         try:
             parts = _decoded(body, queue_name, ordinary=queue is None)
@@ -147,16 +158,16 @@ class Reception:
         bury(self._host, letter)
 
     def _delayed(self, delivery: Delivery, queue: str) -> Delivery | None:
-        eta = delivery.options["eta"]
-        wait_s = eta / 1000 - self._host.now() if isinstance(eta, (int, float)) else 0.0
         try:
+            due_at = wire.due_at(delivery.options)
             message = wire.read(delivery.parts, queue=queue)
         except NewerFormError:
             return delivery  # put off by this engine; see Carrier
         except DecodeError as exc:
             self.undecodable(delivery.body, exc)
             return None
-        later(self._host, suspect(message) if delivery.redelivered else message, max(0.0, wait_s))
+        wait_s = 0.0 if due_at is None else max(0.0, due_at - self._host.now())
+        later(self._host, suspect(message) if delivery.redelivered else message, wait_s)
         return None
 
 

@@ -113,6 +113,32 @@ _END_OF_TIME_MS: Final = 2.5e14
 """The last millisecond that `datetime` holds, roughly."""
 
 
+def due_at(options: Mapping[str, Any]) -> float | None:
+    """Return when a delayed message is due, in seconds since the epoch; None if its `eta` is no number.
+
+    Dramatiq, too, runs a message at once whose `eta` is of another type (dramatiq/worker.py, handle_message).
+
+    Raises:
+        DecodeError: The number is NaN, infinite or out of range.
+    """
+    eta_ms = _milliseconds(options, "eta")
+    return None if eta_ms is None else eta_ms / 1000
+
+
+def _milliseconds(options: Mapping[str, Any], name: str) -> float | None:
+    """Return an option that holds milliseconds; None if it is missing or no number.
+
+    Raises:
+        DecodeError: The number is NaN, infinite or out of range.
+    """
+    value = options.get(name)
+    if not isinstance(value, (int, float)):
+        return None
+    if not -_END_OF_TIME_MS < value < _END_OF_TIME_MS:
+        raise DecodeError(f"not a Dramatiq message: its option {name!r} is out of range")
+    return float(value)
+
+
 def read(native: Native, *, queue: str) -> Message:
     """Return what a Dramatiq message says.
 
@@ -147,7 +173,7 @@ def read(native: Native, *, queue: str) -> Message:
 def _read_plain(native: Native, queue: str) -> Message:
     """Return the message of a plain client: its arguments are plain values, which are not tagged."""
     sent_at = native.message_timestamp / 1000
-    max_age_ms = native.options.get("max_age")
+    max_age_ms = _milliseconds(native.options, "max_age")
     foreign = {key: value for key, value in native.options.items() if key not in _READ_OPTIONS}
     return Message(
         id=native.message_id,
@@ -157,7 +183,7 @@ def _read_plain(native: Native, queue: str) -> Message:
         kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
         enqueued_at=sent_at,
         priority=_plain_priority(native.options.get("broker_priority")),
-        expires_at=sent_at + max_age_ms / 1000 if isinstance(max_age_ms, (int, float)) and max_age_ms else None,
+        expires_at=sent_at + max_age_ms / 1000 if max_age_ms else None,  # to Dramatiq, 0 is no limit
         headers={FOREIGN_HEADER: codec.dumps_object(foreign, "options")} if foreign else {},
     )
 

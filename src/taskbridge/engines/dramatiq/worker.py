@@ -129,6 +129,20 @@ class Life(Middleware):
             running
         ) in worker.workers:  # Dramatiq's own wait counts the time until a thread's end again for each one after
             running.join(max(0.0, self._latest - monotonic()))
+        if self._is_whole_process and any(thread.is_alive() for thread in worker.workers):
+            self._end_with_stuck_runs(broker)
+
+    def _end_with_stuck_runs(self, broker: Broker) -> None:
+        """End the process although tasks are in calls that nothing can interrupt; their messages go back (rule R8).
+
+        Dramatiq would wait once more for each of these threads, until `_end` ends the process, and the runs with it.
+        """
+        stuck = self.runs.all()
+        _log.warning("the worker ends; %d tasks can't be interrupted, and their messages go back", len(stuck))
+        unmark(self._host, [run.message for run in stuck])
+        _engine_broker(broker).closed()
+        logging.shutdown()
+        os._exit(0)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left: tasks that could not be interrupted, such as those inside a long call into C."""
