@@ -131,6 +131,12 @@ def unreadable_bytes_are_dropped() -> None:
     put("taskbridge.engines.dramatiq.deliveries", "Reception.undecodable", lambda _: lambda self, body, error: None)
 
 
+@mutant("I3", "odd_times_stop_nothing", "dramatiq+redis")
+def any_number_is_a_time() -> None:
+    """Numbers that a message carries are taken as they are."""
+    put("taskbridge.engines.dramatiq.wire", "_milliseconds", lambda _: lambda options, name: options.get(name))
+
+
 @mutant("P1", "there_are_four_priorities")
 def low_is_the_default() -> None:
     """A task that asks for no priority has the lowest."""

@@ -84,6 +84,12 @@ def a_stopping_worker_goes_on_taking() -> None:
     put(_INLINE, "_Workers.stop", make)
 
 
+@mutant("R8", "stuck_runs_of_threads_are_given_back", "dramatiq+amqp")
+def what_cannot_be_interrupted_is_lost() -> None:
+    """A run that its worker's end can't interrupt keeps its mark, and so counts as lost with its worker."""
+    put("taskbridge.engines.dramatiq.worker", "unmark", lambda _: lambda host, messages: None)
+
+
 @mutant("A6", "nothing_waits_behind_a_long_task")
 def a_busy_thread_takes_another() -> None:
     """A thread takes its next message while it runs one."""

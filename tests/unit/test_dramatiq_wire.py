@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from subprocess import run
 from typing import Any
 from uuid import UUID
@@ -294,3 +296,20 @@ def test_the_longest_id_is_read() -> None:
     body = wire.memory_body(wire.Templates("taskbridge"), sent)[1]
 
     assert wire.read(wire.parse(body), queue="email") == sent
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 10**400, -(10**400), 1e300])
+def test_a_time_out_of_range_is_not_read(number: float) -> None:
+    native = wire.parse(stock_bytes(message(), {}))
+
+    with pytest.raises(DecodeError, match="eta"):
+        wire.due_at({"eta": number})
+    with pytest.raises(DecodeError, match="max_age"):
+        wire.read(replace(native, options={"max_age": number}), queue="email")
+
+
+def test_a_time_that_is_no_number_is_none() -> None:
+    odd: list[Any] = [None, "soon", [1], {}]
+    assert [wire.due_at({"eta": value}) for value in odd] == [None] * 4
+    assert wire.due_at({}) is None
+    assert wire.due_at({"eta": 1500}) == 1.5

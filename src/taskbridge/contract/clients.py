@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from taskbridge import Bridge
 
-
 _Steps = list[dict[str, Any]]
 
 

@@ -18,7 +18,7 @@ from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import LATE, QUEUES, Variant
 
 _MOST_LINES: Final = 1500
-"""How many lines a worker may write that has two dozen odd messages, some of them with a traceback of several errors."""
+"""How many lines a worker may write about two dozen odd messages, some of them with a traceback of several errors."""
 
 _ONCE: list[dict[str, Any]] = [RETURN.plain()]
 
