@@ -234,6 +234,7 @@ class Settings:
     result_ttl_s: float | None
     schedules: tuple[PeriodicSetting, ...]
     scheduler: bool
+    fast: bool
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
@@ -485,6 +486,7 @@ _KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
     "result_ttl": (86400.0, _ttl),
     "schedules": ((), _schedules),
     "scheduler": (True, _switch),
+    "fast": (True, _switch),
 }
 
 _FIELD_OF: Final = {

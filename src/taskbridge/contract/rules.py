@@ -39,6 +39,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "Q5": "Two engines share a broker without seeing one another's messages.",
     "Q6": "A message that no worker knows how to run waits, uses up no attempt, and is dead when its time is over.",
     "Q7": "What cannot be read is a dead letter that keeps its bytes.",
+    "I1": "Whatever arrives on a queue ends as one message, done, discarded or dead, and ends nothing else.",
     "R1": "Attempts count every run from 1, and stop at max_attempts; None never stops.",
     "R2": "One table of policy, attempt and exception decides what becomes of a message.",
     "R3": "Delays grow as the policy says, with a jitter that depends on nothing but the message's id and the attempt.",

@@ -86,6 +86,7 @@ class CeleryEngine:
         transport: kombu's transport with taskbridge's rules; None for kombu's own.
         carrier: Runs messages where Celery's pool runs tasks.
         redis_tells: Whether this Redis tells an idle worker of new messages.
+        consumer: The worker's consumer (`worker.Consumer`); None while there is no worker.
     """
 
     def __init__(self, host: Host) -> None:
@@ -96,6 +97,7 @@ class CeleryEngine:
         stock = _transport(host.settings)
         self.transport: Final[Any] = None if stock is None else own_transport(self, stock)
         self.redis_tells = True
+        self.consumer: Any = None
         self._leases: Leases | None = None
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)

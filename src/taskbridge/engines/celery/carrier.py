@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.settle import NotSettledError, begin, bury, finish
+from taskbridge.engines.settle import NotSettledError, begin, bury, finish, unmark
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
@@ -31,12 +32,20 @@ LINKS: Final = ("callbacks", "chain", "chord", "group")
 SETTLED: Final = "taskbridge-settled"
 """Where a request says what has become of its message, if that was settled before Celery traces it."""
 
-_PAUSE_S: Final = 1.0
-"""How long a slot rests before a message goes back that could not be settled for a reason nobody thought of."""
+_PAUSE_S: Final = 0.5
+"""How long a slot waits before a message is requeued that could not be settled; each time twice as long."""
+
+MOST_REQUEUES: Final = 5
+"""How often a process requeues a message that could not be settled, before it is dead (rule I2)."""
+
+_MOST_REMEMBERED: Final = 10_000
 
 
 _MEANINGFUL: Final = (CeleryError, MemoryError, Terminated, TimeLimitExceeded, WorkerLostError)
 """Errors from which Celery draws conclusions (celery/worker/request.py, on_failure)."""
+
+
+_OUTCOMES: Final = (Done, RunAgain, Dead, Discarded, GivenBack, Exception)
 
 
 class TaskFailed(TaskBridgeError):
@@ -54,6 +63,7 @@ class Carrier:
         self._host = host
         self._runs = runs
         self._worker_pid = 0
+        self._requeues: OrderedDict[str, int] = OrderedDict()
 
     def opens(self, worker_pid: int) -> None:
         """Note which process the worker is; tasks may run in children of it."""
@@ -74,7 +84,7 @@ class Carrier:
             Exception: The error of which it is dead.
         """
         settled = request.get(SETTLED)
-        if settled is None:
+        if not isinstance(settled, _OUTCOMES):  # a header of this name, say
             if os.getpid() != self._worker_pid and self._worker_pid:
                 self._runs.heed_signals()
             redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
@@ -95,6 +105,7 @@ class Carrier:
             The verdict, carried out; or the exception that says what Celery is to do.
         """
         self._runs.begin()
+        message: Message | None = None
         try:
             message = read()
             verdict = begin(self._host, message, redelivered=redelivered)
@@ -104,13 +115,52 @@ class Carrier:
             return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:
             return exc
-        except Exception:
-            _log.exception("a message could not be settled, goes back")
-            self._host.stopping.wait(_PAUSE_S)
-            return _given_back("it could not be settled")
+        except Exception as exc:
+            return self.unsettled(message, exc)
         finally:
             self._runs.end()
         return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
+
+    def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
+        """Deal with a message that could not be settled for a reason nobody thought of.
+
+        It is requeued without its mark, so that it is no attempt (rule R8), after a pause that grows; and is dead, with
+        the reason `internal_error`, when this process has seen that `MOST_REQUEUES` times (rule I2).
+
+        Args:
+            message: The message; None if it could not even be read, so that its bytes are with Celery alone.
+            error: What was raised.
+
+        Returns:
+            What Celery is to do.
+        """
+        if message is None:
+            _log.error("a message could not be read", exc_info=error)
+            self._host.stopping.wait(_PAUSE_S)
+            return _given_back("it could not be read")
+        about = message.task, message.id, message.attempt
+        _log.error("task %s id %s attempt %d could not be settled", *about, exc_info=error)
+        count = self._requeues.pop(message.life, 0)
+        try:
+            if count >= MOST_REQUEUES:
+                return self._dead(message, error)
+            self._requeues[message.life] = count + 1
+            if len(self._requeues) > _MOST_REMEMBERED:
+                self._requeues.popitem(last=False)
+            self._host.stopping.wait(_PAUSE_S * 2**count)
+            unmark(self._host, [message])
+        except Exception:
+            _log.exception("task %s id %s attempt %d could not be settled either way", *about)
+        _log.warning("requeued task %s id %s attempt %d", *about)
+        return _given_back("it could not be settled")
+
+    def _dead(self, message: Message, error: BaseException) -> Verdict:
+        try:
+            return finish(self._host, message, Dead("internal_error", error))
+        except NotSettledError:
+            raise
+        except Exception:  # the error is what can't be told, perhaps
+            return finish(self._host, message, Dead("internal_error"))
 
     def _read(self, request: Mapping[str, Any]) -> Message:
         try:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+import secrets
+import sys
 from typing import Any, Final
 
 from taskbridge.engines.celery.stock import VirtualMessage, kombu_json
 from taskbridge.exceptions import DecodeError
-
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
-"""What taking foreign JSON apart may raise."""
-
 
 _MARK: Final = b"__type__"
 """What kombu's JSON says of a value that JSON has not (kombu/utils/json.py, object_hook)."""
@@ -23,13 +21,21 @@ class Payload(dict[str, Any]):
 
 
 class Message(VirtualMessage):
-    """A message as kombu takes it apart."""
+    """A message as kombu takes it apart.
+
+    What can't be taken apart becomes a message with an error, which kombu hands to its consumer's `on_decode_error`. An
+    exception here would end Celery's main loop, which also reads what anyone may publish to its control channel.
+    """
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
         try:
             super().__init__(payload, channel=channel, **options)
-        except _WRONG as exc:  # no base64, say
-            raise DecodeError(f"not a Celery message: {exc!r}") from exc
+        except Exception:  # no base64, no object at all
+            self.errors = [sys.exc_info()]
+            asked = payload["properties"] if isinstance(payload, Payload) else {"delivery_tag": secrets.token_hex(8)}
+            kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
+            super().__init__({"properties": kept}, channel=channel)
+            self._raw = payload
 
 
 def loads(text: bytes) -> Any:
@@ -53,7 +59,7 @@ def parse(item: bytes, *, tag: str, queue: str) -> Payload:
         properties = payload["properties"]
         properties["delivery_tag"] = tag
         properties["delivery_info"] |= {"exchange": "", "routing_key": queue}
-    except _WRONG as exc:
+    except Exception as exc:  # what it raises depends on what somebody has written there
         raise DecodeError(f"not a Celery message: {exc!r}") from exc
     payload.raw = item
     return payload
@@ -74,6 +80,6 @@ def redelivered(payload: Any) -> bytes:
     try:
         payload["headers"]["redelivered"] = True
         payload["properties"]["delivery_info"]["redelivered"] = True
-    except _WRONG as exc:
+    except Exception as exc:
         raise DecodeError(f"not a Celery message: {exc!r}") from exc
     return dumps(payload)

@@ -26,7 +26,7 @@ from taskbridge.engines.celery.request import Request
 from taskbridge.engines.celery.slots import Slots
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, celery_state, worker_state
 from taskbridge.message import Message
-from taskbridge.retry import Done
+from taskbridge.retry import Dead, Done
 
 _log = logging.getLogger("taskbridge.celery")
 
@@ -80,10 +80,13 @@ class QuickRequest(Request):
         """Run the task in this thread, and settle its message; it goes back if that is not possible."""
         try:
             self._run()
-        except BaseException:  # nobody else would, and its slot would be taken for ever
-            _log.exception("task %s id %s could not be settled, goes back", self.name, self.id)
+        except BaseException as exc:  # nobody else would, and its slot would be taken for ever
+            outcome = self._way.carrier.unsettled(self.message.taskbridge, exc)
             worker_state.task_ready(self)
-            self.reject(requeue=True)
+            if isinstance(outcome, Dead):
+                self.acknowledge()
+            else:
+                self.reject(requeue=True)
 
     def _run(self) -> None:
         self.worker_pid: int | None = self._way.pid

@@ -48,6 +48,74 @@ class Native:
     texts: tuple[str, str] | None = None
 
 
+LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0
+"""The largest time limit of a plain client's that counts as one."""
+
+DEEPEST: Final = 100
+"""How deep headers and arguments may be nested; more than that ends what pickles them for a child (RecursionError)."""
+
+_AROUND: Final = 8
+"""What Celery puts around an argument: the list of them, a task linked to another, a chain, a chord."""
+
+_HOLDERS: Final = frozenset((list, dict, tuple))
+_LIMITS: Final = ("hard", "soft")
+
+
+def check(headers: object, args: object, kwargs: object, embed: object) -> None:
+    """Refuse what is no Celery message, whoever wrote it (rules I1 and I3).
+
+    Args:
+        headers: Celery's headers, or what stands in their place.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        embed: Callbacks, chain and chord.
+
+    Raises:
+        DecodeError: One of them is not of its kind, too deep, or not a number in range.
+    """
+    if not isinstance(headers, Mapping):
+        raise DecodeError(f"not a Celery message: its headers are a {type(headers).__name__}")
+    found = cast("Mapping[str, object]", headers)
+    if not isinstance(found.get("task"), str) or not isinstance(found.get("id"), str):
+        raise DecodeError("not a Celery message: it has no task, or no id")
+    if not isinstance(args or [], (list, tuple)) or not isinstance(kwargs or {}, dict):
+        raise DecodeError("not a Celery message: its arguments are no list and no object")
+    if not isinstance(embed or {}, dict):
+        raise DecodeError("not a Celery message: what is linked to its task is no object")
+    if not isinstance(found.get("shadow") or "", str):
+        raise DecodeError("not a Celery message: the name that it is shown by is no text")
+    if not _are_limits(found.get("timelimit")):
+        raise DecodeError("not a Celery message: its time limits are no numbers of seconds")
+    if _is_too_deep([args, kwargs, embed, *found.values()]):
+        raise DecodeError(f"not a Celery message: it is nested deeper than {DEEPEST}")
+
+
+def _are_limits(limits: object) -> bool:
+    if not limits:
+        return True
+    if not isinstance(limits, (list, tuple)):
+        return False
+    numbers = cast("Sequence[object]", limits)
+    return len(numbers) == len(_LIMITS) and all(number is None or _is_limit(number) for number in numbers)
+
+
+def _is_limit(number: object) -> bool:
+    return isinstance(number, (int, float)) and 0 <= number <= LONGEST_LIMIT_S
+
+
+def _is_too_deep(values: list[object]) -> bool:
+    """Return whether values are nested deeper than `DEEPEST`; level by level, for a call a level has limits itself."""
+    level = values
+    for _ in range(DEEPEST + _AROUND):
+        holders = [value for value in level if type(value) in _HOLDERS]
+        if not holders:
+            return False
+        level = []
+        for holder in holders:
+            level += holder.values() if isinstance(holder, dict) else cast("Sequence[object]", holder)
+    return True
+
+
 _scanner: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.exceptions import TaskRevokedError
+
 from taskbridge.engines.celery.attempts import Attempts
 from taskbridge.engines.celery.carrier import PutOff
 from taskbridge.engines.celery.stock import CeleryRequest, stock
@@ -16,6 +18,19 @@ class Request(CeleryRequest):
         super().__init__(*args, **options)
         self._is_put_off = False
         self._attempts().begin(self.message.taskbridge)
+
+    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
+        """Have the pool run the task; whatever hinders it buries this message and ends nothing else (rule I1).
+
+        A slot that gets free may call this in the main loop, far from where the message was received.
+        """
+        try:
+            return stock(super()).execute_using_pool(pool, **options)
+        except (TaskRevokedError, MemoryError, OSError):  # not this message's fault
+            raise
+        except Exception as exc:
+            self.app.engine.consumer.refuse_request(self, exc)
+            raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
         """Deal with what the task raised."""

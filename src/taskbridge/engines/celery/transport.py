@@ -275,6 +275,19 @@ class Channel(RedisChannel):
         self._stop_waiting()
         return consumed
 
+    def _receive_one(self, c: Any) -> Any:
+        """Read one message of a control channel; one that can't be read is logged, and ends nothing (rule I1).
+
+        kombu lets through what JSON of a great depth raises, and what has another form than its own (`5`, `[]`).
+        """
+        try:
+            return stock(super())._receive_one(c)
+        except (Empty, SystemExit, *self.connection_errors, *self.channel_errors):
+            raise
+        except Exception:
+            _log.exception("a message on a control channel can't be read, ignored")
+            return None
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self._unleased.intersection(self.active_queues):
             stock(super())._brpop_start()

@@ -89,6 +89,7 @@ class Consumer(CeleryConsumer):
         **options: Any,
     ) -> None:
         engine: CeleryEngine = app.engine
+        engine.consumer = self
         self._engine = engine
         self._host = engine.host
         self._life = engine.life
@@ -247,39 +248,46 @@ class Consumer(CeleryConsumer):
         """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
 
+        lost = (*self.connection_errors, *self.channel_errors)
+
         def on_task_received(message: Any) -> None:
             try:
-                native = self._native(message)
-                name = native.headers["task"]
-                if not self._host.knows(name) and name in self.strategies:
-                    return hand_on(message)  # the user's own Celery task
-                read = self._read(native)
-                due_at = reading.instant(native.headers.get("eta"))
+                self._admit(message, hand_on)
             except NewerFormError as exc:
-                return self._put_off_newer(message, exc)
-            except CodecError as exc:
-                return self._undecodable(message, exc)
-            message.taskbridge = read
-            wait_s = 0.0 if due_at is None else due_at - self._host.now()
-            if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
-                due = suspect(read) if _is_redelivered(message) else read
-                return self._at_desk(message, lambda: later(self._host, due, wait_s))
-            if name not in self.strategies and name in self.app.tasks and not self._has_children:
-                self.update_strategies()  # declared since the worker started; children would not know it
-            if name not in self.strategies:
-                return self._put_off_unknown(message)
-            if self._came_back(message, read):
-                return None
-            try:
-                way = self._ways.get(name) if wire.META in message.headers else None  # plain clients may want more
-                if way is not None and due_at is None and way.is_open():
-                    return way.take(message)
-                return hand_on(message)
-            except _ODD as exc:
-                self._let_go(message)
-                return self._undecodable(message, exc)
+                self._put_off_newer(message, exc)
+            except (CodecError, *_ODD) as exc:
+                self._refuse(message, exc, "undecodable")
+            except (MemoryError, *lost):
+                raise  # the consumer connects again, and the broker delivers the message again
+            except Exception as exc:  # whatever it is, it ends this message and nothing else (rule I1)
+                _log.exception("a message could not be handed to a slot")
+                self._refuse(message, exc, "internal_error")
 
         return on_task_received
+
+    def _admit(self, message: Any, hand_on: Callable[[Any], None]) -> None:
+        """Read a message, and hand it to a slot or to where it waits."""
+        native = self._native(message)
+        name = native.headers["task"]
+        if not self._host.knows(name) and name in self.strategies:
+            return hand_on(message)  # the user's own Celery task
+        read = self._read(native)
+        due_at = reading.instant(native.headers.get("eta"))
+        message.taskbridge = read
+        wait_s = 0.0 if due_at is None else due_at - self._host.now()
+        if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
+            due = suspect(read) if _is_redelivered(message) else read
+            return self._at_desk(message, lambda: later(self._host, due, wait_s))
+        if name not in self.strategies and name in self.app.tasks and not self._has_children:
+            self.update_strategies()  # declared since the worker started; children would not know it
+        if name not in self.strategies:
+            return self._put_off_unknown(message)
+        if self._came_back(message, read):
+            return None
+        way = self._ways.get(name) if wire.META in message.headers else None  # plain clients may want more
+        if way is not None and due_at is None and way.is_open():
+            return way.take(message)
+        return hand_on(message)
 
     def _came_back(self, message: Any, read: Message) -> bool:
         """Deal with a message that was delivered to this worker before, if that is known here (rule A7).
@@ -334,12 +342,7 @@ class Consumer(CeleryConsumer):
             )
         except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
             raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
-        if not isinstance(fields.get("task"), str) or not isinstance(fields.get("id"), str):
-            raise DecodeError("not a Celery message: it has no task, or no id")
-        if not isinstance(args or [], (list, tuple)) or not isinstance(kwargs or {}, dict):
-            raise DecodeError("not a Celery message: its arguments are no list and no object")
-        if not _are_limits(fields.get("timelimit")):
-            raise DecodeError("not a Celery message: its time limits are no numbers")
+        reading.check(fields, args, kwargs, embed)
         if fields.get("expires") is not None:  # the rule for it is taskbridge's own (X1)
             fields[reading.EXPIRES] = fields["expires"]
             fields["expires"] = None
@@ -349,7 +352,7 @@ class Consumer(CeleryConsumer):
             headers=fields,
             args=args or [],
             kwargs=kwargs or {},
-            embed=embed if isinstance(embed, dict) else {},
+            embed=embed or {},
             queue=wire.own_queue(self._engine.settings.namespace, queue),
             texts=texts,
         )
@@ -367,18 +370,36 @@ class Consumer(CeleryConsumer):
             except NotSettledError as exc:
                 _log.warning("a message goes back: %s", exc)
                 self._acknowledge(message.reject_log_error, requeue=True)
+            except Exception as exc:
+                _log.exception("a message that can't run could not be dealt with")
+                self._undecodable(message, exc, "internal_error")
             else:
                 self._acknowledge(message.ack_log_error)
 
         self._life.desk.submit(work)
 
-    def _let_go(self, message: Any) -> None:
-        """Free the slot of a request that failed on its way to the pool."""
+    def _refuse(self, message: Any, error: Exception, reason: str) -> None:
+        """Bury a message that failed on its way to the pool, and free its slot."""
         for request in list(worker_state.reserved_requests):
             if request.message is message:
                 worker_state.task_ready(request)
                 if self.controller.semaphore is not None:
                     self.controller.semaphore.release()
+        self.forget(message)
+        self._undecodable(message, error, reason)
+
+    def refuse_request(self, request: Any, error: Exception) -> None:
+        """Bury the message of a request that the pool doesn't take; Celery frees its slot."""
+        _log.error("task %s id %s could not be handed to a slot", request.name, request.id, exc_info=error)
+        worker_state.task_ready(request)
+        self.forget(request.message)
+        self._undecodable(request.message, error, "internal_error")
+
+    def forget(self, message: Any) -> None:
+        """Note that a message is no attempt that runs here."""
+        read = getattr(message, "taskbridge", None)
+        if read is not None:
+            self._life.attempts.forget(read)
 
     def acknowledge_soon(self, message: Any) -> None:
         """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
@@ -429,8 +450,11 @@ class Consumer(CeleryConsumer):
     # What Celery would drop
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Bury what kombu can't decode (rule Q7)."""
-        self._undecodable(message, exc)
+        """Bury what kombu can't decode (rule Q7); what comes on a control channel is no task's, and only logged."""
+        if message.channel is self.task_consumer.channel:
+            self._undecodable(message, exc)
+        else:
+            _log.error("a message on a control channel can't be read, ignored: %s", exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Bury what is no Celery message (rule Q7)."""
@@ -466,16 +490,6 @@ def raw_of(message: Any) -> bytes:
         return raw
     body = message.body
     return body if isinstance(body, bytes) else str(body).encode()
-
-
-def _are_limits(limits: Any) -> bool:
-    if not limits:
-        return True
-    return (
-        isinstance(limits, (list, tuple))
-        and len(limits) == len(("hard", "soft"))
-        and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
-    )
 
 
 def _slots_of(pool: Any) -> Slots | None:
