@@ -3,6 +3,7 @@
 from tests.mutants import (
     crashes,
     dead_letters,
+    intake,
     outages,
     periodic,
     results,
@@ -19,6 +20,7 @@ __all__ = [
     "Mutant",
     "crashes",
     "dead_letters",
+    "intake",
     "mutants_of",
     "outages",
     "periodic",

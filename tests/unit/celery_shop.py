@@ -85,3 +85,8 @@ if "CELERY_SHOP_LISTENS" in os.environ:
 
     signals.task_prerun.connect(_on_prerun, weak=False)
     signals.task_success.connect(_on_success, weak=False)
+
+if "CELERY_SHOP_TRUSTS" in os.environ:  # the first line of defence against deep nesting is gone
+    from taskbridge.engines.celery import reading
+
+    vars(reading)["_is_too_deep"] = lambda values: False  # pyright: ignore[reportUnknownLambdaType]

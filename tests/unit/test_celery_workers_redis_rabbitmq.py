@@ -19,6 +19,7 @@ import pytest
 from celery import Celery
 
 from taskbridge import Bridge
+from taskbridge.contract.odd import nested
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 
@@ -213,6 +214,67 @@ def test_what_cannot_be_read_is_dead_and_the_worker_lives(redis_server: PrivateR
     shop.until(lambda: client.hlen(f"{shop.namespace}.celery.unacked") == 0, "nothing to be held")
 
 
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_message_that_can_not_be_pickled_for_a_child_is_dead_and_the_worker_lives(
+    server: PrivateRedis | PrivateRabbitMQ, trusts: bool, make_shop: MakeShop
+) -> None:
+    """Deep nesting is refused as it is read; and what the pool raises all the same ends nothing but its message."""
+    shop = make_shop(server)
+    worker = shop.worker("prefork", **({"CELERY_SHOP_TRUSTS": "1"} if trusts else {}))
+    plain = _plain_client(server)
+    for _ in range(3):
+        plain.send_task(f"{APP}.add", (1, nested(485)), queue=shop.queue)
+    shop.send("add", 1, 2)
+    shop.until(lambda: shop.notes("add") and shop.bridge.counts().dead == 3, "the rest to run, and dead letters")
+    assert {letter.reason for letter in shop.bridge.dead_letters()} == {"undecodable"}
+    assert shop.stop(worker)[0] == 0
+    assert "can't be interrupted" not in shop.log()
+
+
+def test_json_that_is_no_celery_message_is_dead_and_the_worker_lives(
+    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
+) -> None:
+    shop = make_shop(server)
+    worker = shop.worker("prefork")
+    shop.send("add", 1, 2)  # which declares the queue
+    bodies = ["[[1], {}, {}]", "{}", "5", "null", '"text"', '{"task": 5, "id": []}', "[[1], {}, 5]"]
+    headers = {"task": f"{APP}.add", "id": "odd"}
+    with _plain_client(server).connection_for_write() as connection:
+        for body in bodies:
+            _publish(connection, body, shop.queue, headers=headers if body == bodies[-1] else {})
+    shop.send("add", 3, 4)
+    shop.until(
+        lambda: len(shop.notes("add")) == 2 and shop.bridge.counts().dead == len(bodies), "the rest to run, and letters"
+    )
+    assert {letter.reason for letter in shop.bridge.dead_letters()} == {"undecodable"}
+    assert worker.poll() is None
+
+
+def test_odd_messages_on_the_control_channel_end_nothing(
+    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
+) -> None:
+    import redis
+
+    shop = make_shop(server)
+    worker = shop.worker("threads")
+    shop.send("add", 1, 2)
+    shop.until(lambda: shop.notes("add"), "the worker to work")
+    odd = ["5", "[]", "{}", "}{", '"text"', "[" * 100_000]
+    if isinstance(server, PrivateRabbitMQ):
+        with _plain_client(server).connection_for_write() as connection:
+            for body in odd:
+                _publish(connection, body, shop.queue, exchange=f"{shop.namespace}.celery.pidbox")
+    else:
+        client = redis.Redis.from_url(server.url)
+        heard = [client.publish(f"/0.{shop.namespace}.celery.pidbox", body) for body in odd]
+        assert heard == [1] * len(odd)
+    assert shop.bridge.native.control.ping(timeout=5)
+    shop.send("add", 3, 4)
+    shop.until(lambda: len(shop.notes("add")) == 2, "the next task")
+    assert (worker.poll(), shop.bridge.counts().dead) == (None, 0)
+    assert "Connection to broker lost" not in shop.log()
+
+
 def test_a_pickle_is_dead_and_never_loaded(server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop) -> None:
     shop = make_shop(server)
     worker = shop.worker("threads")
@@ -309,3 +371,14 @@ def _plain_client(server: PrivateRedis | PrivateRabbitMQ) -> Any:
     if isinstance(server, PrivateRabbitMQ):
         app.conf.task_queue_max_priority = 3  # as the queues are declared; else RabbitMQ answers 406
     return app
+
+
+def _publish(connection: Any, body: str, routing_key: str, *, exchange: str = "", headers: Any = None) -> None:
+    connection.Producer().publish(
+        body,
+        routing_key=routing_key,
+        exchange=exchange,
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers=headers or {},
+    )
