@@ -26,9 +26,9 @@ def odd_messages_are_buried(h: Harness) -> None:
             behind.append(h.send(Plan(steps=(RETURN,))))
             h.final(behind[-1].id)
             buried = len(behind)
-            h.until(lambda: len(h.stage.letters()) >= buried, f"a dead letter of the message with {name}")  # noqa: B023
+            h.until(lambda: len(h.environment.letters()) >= buried, f"a dead letter of the message with {name}")  # noqa: B023
         h.stop(worker)
-    letters = h.stage.letters()
+    letters = h.environment.letters()
     h.equal("the number of dead letters", len(letters), len(behind))
     h.equal("their reasons", {letter.reason for letter in letters} - {"undecodable", "internal_error"}, set())
     h.equal("what waits", {queue: count for queue, count in h.bridge.counts().waiting.items() if count}, {})
