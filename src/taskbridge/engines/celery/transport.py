@@ -282,7 +282,9 @@ class Channel(RedisChannel):
         """
         try:
             return stock(super())._receive_one(c)
-        except (Empty, SystemExit, *self.connection_errors, *self.channel_errors):
+        except Empty:  # which kombu raises for what is no JSON, and then leaves what has come behind it unread
+            return None
+        except self.connection_errors:
             raise
         except Exception:
             _log.exception("a message on a control channel can't be read, ignored")
