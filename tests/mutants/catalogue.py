@@ -3,6 +3,7 @@
 from tests.mutants import (
     crashes,
     dead_letters,
+    environment,
     intake,
     outages,
     periodic,
@@ -20,6 +21,7 @@ __all__ = [
     "Mutant",
     "crashes",
     "dead_letters",
+    "environment",
     "intake",
     "mutants_of",
     "outages",

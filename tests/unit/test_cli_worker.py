@@ -111,6 +111,7 @@ def shop(tmp_path: Path, target: str, target_url: str) -> Generator[Shop]:
 @pytest.mark.parametrize("slots", [("2", "1"), ("1", "2")])
 def test_a_worker_has_processes_times_threads_slots_and_ends_with_0(shop: Shop, slots: tuple[str, str]) -> None:
     processes, threads = slots
+    shop.env |= {"CELERY_WORKER_PURGE": "1", "dramatiq_queue_prefetch": "9"}
     worker = shop.worker("--processes", processes, "--threads", threads)
     shop.wait_ready(worker)
     engine = shop.url.partition("+")[0]
@@ -120,6 +121,9 @@ def test_a_worker_has_processes_times_threads_slots_and_ends_with_0(shop: Shop, 
         shop.said(worker),
     )
     assert "guest:guest" not in shop.said(worker)
+    dropped = {"celery": "CELERY_WORKER_PURGE", "dramatiq": "dramatiq_queue_prefetch"}[engine]
+    warning = f"taskbridge: warning: the workers do not inherit {dropped}: {engine} would obey them\n"
+    assert shop.said(worker).count(warning) == 1
 
     shop.send("for i in range(2): hold.send(i)\nmail.send(1)")
     shop.wait_for(lambda: len(shop.wrote("held")) == 2)

@@ -165,7 +165,7 @@ class Supervisor:
         worker.starts += 1
         worker.process = subprocess.Popen(
             worker.command.argv,
-            env={**os.environ, **self._env, **worker.command.env, READY_VARIABLE: str(worker.fifo)},
+            env={**worker.command.environment({**os.environ, **self._env}), READY_VARIABLE: str(worker.fifo)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C reaches it twice, which Celery takes for "end at once"
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread runs here

@@ -82,14 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
         log_level=arguments.log_level,
         scheduler=not arguments.no_scheduler,
     )
+    commands = bridge.worker_commands(options)
     supervisor = Supervisor(
-        bridge.worker_commands(options),
+        commands,
         env={} if arguments.url is None else {URL_VARIABLE: arguments.url, "TASKBRIDGE_URL": arguments.url},
         processes=options.processes,
         grace_s=bridge.settings.grace_s,
         say=say,
     )
     say(_banner(bridge, options))
+    if dropped := sorted({name for command in commands for name in command.dropped(os.environ)}):
+        say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
     _warn_if_away(bridge, "the broker", bridge.broker)
     if bridge.settings.store is not None and bridge.store is not None:
         _warn_if_away(bridge, "the store", bridge.store)

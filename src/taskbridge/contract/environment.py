@@ -208,6 +208,7 @@ class Environment:
         variant: Variant | None = None,
         answers: bool = True,
         supervised: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start another worker.
 
@@ -221,9 +222,16 @@ class Environment:
                 waited for always.
             supervised: Whether `taskbridge worker` starts it, and starts it again when it ends by itself; only for one
                 in a process of its own.
+            variables: More variables of its environment; only for one in a process of its own.
         """
         worker = self._launch(
-            queues=queues, processes=processes, threads=threads, url=url, variant=variant, supervised=supervised
+            queues=queues,
+            processes=processes,
+            threads=threads,
+            url=url,
+            variant=variant,
+            supervised=supervised,
+            variables=variables,
         )
         self._wait_ready(worker, processes, mortal=variant is not None and variant.dies != "")
         if answers:
@@ -239,6 +247,7 @@ class Environment:
         url: str | None = None,
         variant: Variant | None = None,
         supervised: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Worker:
         processes = self.spec.processes if processes is None else processes
         threads = self.spec.threads if threads is None else threads
@@ -250,7 +259,8 @@ class Environment:
             options = WorkerOptions(app=APP, queues=tuple(queues), processes=processes, threads=threads)
             log = self.folder / f"worker-{self._workers_started}.log"
             kind = SupervisedWorker if supervised else ProcessWorker
-            worker = kind.start(self.bridge, options, self.variables(url, variant), log)
+            env = {**self.variables(url, variant), **(variables or {})}
+            worker = kind.start(self.bridge, options, env, log)
         self.workers.append(worker)
         return worker
 

@@ -246,6 +246,7 @@ class Harness:
         variant: Variant | None = None,
         answers: bool = True,
         supervised: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start a worker on the environment; see `Environment.start_worker`."""
         return self.environment.start_worker(
@@ -256,6 +257,7 @@ class Harness:
             variant=variant,
             answers=answers,
             supervised=supervised,
+            variables=variables,
         )
 
     def stop(self, worker: Worker) -> None:

@@ -89,6 +89,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "CR6": "A paused schedule sends nothing, whatever is started anew, and leaves out what was due meanwhile.",
     "I3": "Numbers and times are checked as a message is read; one that is out of range stops nothing but itself.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
+    "E": "Variables of the environment that only the engine reads change nothing about a worker.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }
 

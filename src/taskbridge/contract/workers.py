@@ -72,7 +72,7 @@ class ProcessWorker:
             self._processes = [
                 subprocess.Popen(
                     command.argv,
-                    env={**env, **command.env},
+                    env=command.environment(env),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol
 
 from taskbridge.brokers.base import Broker, Wire
@@ -145,10 +146,32 @@ class WorkerOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A command that starts a stock worker: the words of its command line, and variables over the environment."""
+    """A command that starts a stock worker.
+
+    Attributes:
+        argv: The words of its command line.
+        env: Variables to set, over those that it inherits.
+        drops: What the names of variables begin with that it does not inherit, because the engine would obey them.
+            None drops nothing.
+        keeps: Shell patterns of variables that it inherits although `drops` matches them.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    drops: str | None = None
+    keeps: tuple[str, ...] = ()
+
+    def dropped(self, inherited: Mapping[str, str]) -> list[str]:
+        """Return the names of the variables that the worker does not inherit, in alphabetical order."""
+        if self.drops is None:
+            return []
+        found = (name for name in inherited if name.startswith(self.drops))
+        return sorted(name for name in found if not any(fnmatchcase(name, kept) for kept in self.keeps))
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the worker's process, made from the one that it is started in."""
+        dropped = set(self.dropped(inherited))
+        return {**{name: value for name, value in inherited.items() if name not in dropped}, **self.env}
 
 
 class Engine(Protocol):

@@ -37,6 +37,17 @@ if TYPE_CHECKING:
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
 
+_KEPT_VARIABLES: Final = (*_FOREIGN_URLS, "CELERY_SKIP_CHECKS", "CELERY_RDB*")
+"""The variables of Celery's own that `taskbridge worker` leaves to its workers.
+
+Celery's command line reads an option from each `CELERY_*` variable (celery/bin/celery.py, `auto_envvar_prefix`), so
+that `CELERY_WORKER_PURGE=1` would delete the queues. Kept are the broker URLs, which `_connection` ignores and an
+application may read for a Celery app of its own, Django's checks, and the remote debugger.
+"""
+
+_NO_GLOBAL_OPTIONS: Final = ("--broker=", "--result-backend=", "--loader=", "--config=")
+"""Empty, or Celery's command line takes them from the variables BROKER_URL, RESULT_BACKEND, LOADER, CONFIG_MODULE."""
+
 _HEARTBEAT_S: Final = 10
 """After two of these without a sign of life a connection to RabbitMQ is dead; Celery's own default is 120."""
 
@@ -297,7 +308,7 @@ class CeleryEngine:
     def _command(self, options: WorkerOptions, pool: str, slots: int) -> Command:
         argv = [
             sys.executable,
-            *("-m", "celery", "--app", "taskbridge.engines.celery.main", "worker"),
+            *("-m", "celery", "--app", "taskbridge.engines.celery.main", *_NO_GLOBAL_OPTIONS, "worker"),
             *("--pool", pool),
             *("--concurrency", str(slots)),
             *("--hostname", f"{self.settings.namespace}-{secrets.token_hex(4)}@%h"),
@@ -305,7 +316,7 @@ class CeleryEngine:
             *("--without-gossip", "--without-mingle"),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
-        return Command(argv=tuple(argv), env={"TASKBRIDGE_APP": options.app})
+        return Command(argv=tuple(argv), env={"TASKBRIDGE_APP": options.app}, drops="CELERY_", keeps=_KEPT_VARIABLES)
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
         """Run a Celery worker in threads of this process while the block runs."""

@@ -25,6 +25,15 @@ from taskbridge.exceptions import DeclarationError, TaskBridgeError
 _EMBEDDED_WAKE_MS: Final = 100
 """How often idle threads of an embedded worker look whether it stops."""
 
+_KEPT_VARIABLES: Final = ("dramatiq_prom_*", "dramatiq_group_callback_barrier_ttl")
+"""The variables of Dramatiq's own that `taskbridge worker` leaves to its workers.
+
+The others change a rule: `dramatiq_dead_message_ttl` makes RabbitMQ refuse a queue that another process has declared,
+`dramatiq_restart_delay` and `dramatiq_worker_timeout` delay what has to be on time, the prefetch counts hold messages
+that other workers could run (dramatiq/worker.py, brokers/rabbitmq.py). Kept are the Prometheus middleware's and that
+of groups, which concern an application's own actors.
+"""
+
 
 class DramatiqEngine:
     """Dramatiq, joined to one bridge."""
@@ -87,7 +96,7 @@ class DramatiqEngine:
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
         env = {"TASKBRIDGE_APP": options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
-        return [Command(argv=tuple(argv), env=env)]
+        return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)]
 
     @contextmanager
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:

@@ -1,0 +1,41 @@
+"""What the process of an engine's worker inherits of the environment that it is started in."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskbridge import Bridge
+from taskbridge.engines.base import Command, WorkerOptions
+
+OPTIONS = WorkerOptions(app="shop")
+
+
+def test_a_command_drops_what_it_names_but_for_what_it_keeps_and_sets() -> None:
+    command = Command(argv=("x",), env={"E_SET": "1", "NEW": "1"}, drops="E_", keeps=("E_K*",))
+    inherited = {"E_KEPT": "1", "E_DROPPED": "1", "E_SET": "0", "e_other": "1", "OTHER": "1"}
+    assert command.dropped(inherited) == ["E_DROPPED", "E_SET"]
+    assert command.environment(inherited) == {"E_KEPT": "1", "E_SET": "1", "e_other": "1", "OTHER": "1", "NEW": "1"}
+
+
+def test_a_command_that_names_none_inherits_all() -> None:
+    command = Command(argv=("x",), env={"A": "2"})
+    assert command.dropped({"A": "1", "": "1"}) == []
+    assert command.environment({"A": "1", "B": "1"}) == {"A": "2", "B": "1"}
+
+
+def test_celerys_worker_inherits_no_option_of_its_command_line() -> None:
+    pytest.importorskip("celery")
+    with Bridge("celery+redis://localhost:1/0") as bridge:
+        commands = bridge.worker_commands(OPTIONS)
+    inherited = ["CELERY_BROKER_URL", "CELERY_WORKER_PURGE", "CELERY_WORKDIR", "CELERY_LOADER", "CELERY_SKIP_CHECKS"]
+    for command in commands:
+        dropped = command.dropped(dict.fromkeys(inherited, "1"))
+        assert dropped == ["CELERY_LOADER", "CELERY_WORKDIR", "CELERY_WORKER_PURGE"]
+
+
+def test_dramatiqs_worker_inherits_only_what_concerns_an_applications_own_actors() -> None:
+    pytest.importorskip("dramatiq")
+    with Bridge("dramatiq+redis://localhost:1/0") as bridge:
+        (command,) = bridge.worker_commands(OPTIONS)
+    inherited = ["dramatiq_queue_prefetch", "dramatiq_prom_port", "dramatiq_group_callback_barrier_ttl"]
+    assert command.dropped(dict.fromkeys(inherited, "1")) == ["dramatiq_queue_prefetch"]
