@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from taskbridge import Bridge
@@ -25,7 +27,7 @@ def test_a_command_that_names_none_inherits_all() -> None:
 
 def test_celerys_worker_inherits_no_option_of_its_command_line() -> None:
     pytest.importorskip("celery")
-    with Bridge("celery+redis://localhost:1/0") as bridge:
+    with closing(Bridge("celery+redis://localhost:1/0")) as bridge:
         commands = bridge.worker_commands(OPTIONS)
     inherited = ["CELERY_BROKER_URL", "CELERY_WORKER_PURGE", "CELERY_WORKDIR", "CELERY_LOADER", "CELERY_SKIP_CHECKS"]
     for command in commands:
@@ -35,7 +37,7 @@ def test_celerys_worker_inherits_no_option_of_its_command_line() -> None:
 
 def test_dramatiqs_worker_inherits_only_what_concerns_an_applications_own_actors() -> None:
     pytest.importorskip("dramatiq")
-    with Bridge("dramatiq+redis://localhost:1/0") as bridge:
+    with closing(Bridge("dramatiq+redis://localhost:1/0")) as bridge:
         (command,) = bridge.worker_commands(OPTIONS)
     inherited = ["dramatiq_queue_prefetch", "dramatiq_prom_port", "dramatiq_group_callback_barrier_ttl"]
     assert command.dropped(dict.fromkeys(inherited, "1")) == ["dramatiq_queue_prefetch"]

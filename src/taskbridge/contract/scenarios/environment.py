@@ -26,7 +26,11 @@ _VARIABLES: Final[Mapping[str, Mapping[str, str]]] = {
         "dramatiq_restart_delay": "600000",
     },
 }
-_UNPREFIXED: Final[Mapping[str, str]] = {"LOADER": "nowhere", "CONFIG_MODULE": "nowhere", "RESULT_BACKEND": "nowhere://"}
+_UNPREFIXED: Final[Mapping[str, str]] = {
+    "LOADER": "nowhere",
+    "CONFIG_MODULE": "nowhere",
+    "RESULT_BACKEND": "nowhere://",
+}
 """Celery's command line reads its global options from these."""
 
 
