@@ -18,7 +18,8 @@ from taskbridge.stores.redis import RedisStore
 
 
 def opened(server: PrivateRedis, **settings: object) -> RedisStore:
-    store = Bridge(f"celery+{server.url}", namespace=f"ns-{new_id()[:8]}", **settings).store  # type: ignore[arg-type]
+    given = {"namespace": f"ns-{new_id()[:8]}", **settings}
+    store = Bridge(f"celery+{server.url}", **given).store  # type: ignore[arg-type]
     assert isinstance(store, RedisStore)
     return store
 
@@ -59,8 +60,8 @@ def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: Priv
 
 
 def test_all_keys_are_in_the_namespace_and_records_expire(redis_server: PrivateRedis) -> None:
-    store, client = opened(redis_server, result_ttl=100), Client(redis_server.url)
-    namespace = vars(store.records)["_settings"].namespace
+    namespace = f"ns-{new_id()[:8]}"
+    store, client = opened(redis_server, result_ttl=100, namespace=namespace), Client(redis_server.url)
     client.execute([("FLUSHDB",)], timeout_s=5)
     waiting, final, cancelled, late = (a_message() for _ in range(4))
     store.records.create([(waiting, 0.0), (final, 0.0), (cancelled, 0.0)], timeout_s=5)
@@ -96,11 +97,16 @@ def test_any_number_of_watches_takes_one_connection(redis_server: PrivateRedis) 
 
 
 def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_server: PrivateRedis) -> None:
-    store, client, one, two = opened(redis_server), Client(redis_server.url), a_message(), a_message()
+    namespace = f"ns-{new_id()[:8]}"
+    store, client, one, two = (
+        opened(redis_server, namespace=namespace),
+        Client(redis_server.url),
+        a_message(),
+        a_message(),
+    )
     store.records.create([(one, 0.0), (two, 0.0)], timeout_s=5)
     store.records.cancel(one.id, at=1.0, timeout_s=5)
     cursor, _ = store.records.cancelled_since("", timeout_s=5)
-    namespace = vars(store.records)["_settings"].namespace
     client.execute([("DEL", f"{namespace}:cancelled", f"{namespace}:cancelled:until")], timeout_s=5)
     store.records.cancel(two.id, at=1.0, timeout_s=5)
     assert store.records.cancelled_since(cursor, timeout_s=5)[1] == [two.id]

@@ -1,4 +1,4 @@
-"""What a write makes of a record; pure. The stores in memory and in SQL use it as it is; Redis says the same in Lua."""
+"""What a write makes of a record; pure. Every store writes what is decided here, and decides nothing itself."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def left(old: Kept | None, new: Kept | None, message: Message) -> State | None:
     return kept.record.state if kept is not None and kept.record.replays == message.replays else None
 
 
-def cancelled(old: Kept, *, at: float) -> Kept | None:
-    """Return what a cancellation makes of a record; None if nothing, for it is final."""
-    record = old.record
-    if record.state in FINAL:
+def cancelled(old: Kept | None, *, at: float) -> Kept | None:
+    """Return what a cancellation makes of a record; None if nothing, for it is final, or there is none."""
+    if old is None or old.record.state in FINAL:
         return None
+    record = old.record
     if record.state == "running":
         return replace(old, record=replace(record, cancel_asked=True))
     return replace(old, record=replace(record, state="cancelled", ended_at=at, due_at=None))

@@ -6,12 +6,13 @@ import heapq
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from taskbridge import locks
 from taskbridge.brokers.base import RedisCommand
+from taskbridge.locks import Lock
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL, Ending, Record, State
+from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
+from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL
 from taskbridge.stores.transitions import Kept, Run
 from taskbridge.stores.watches import Watches
 
@@ -21,16 +22,15 @@ _FORGOTTEN_AT_ONCE: Final = 20
 _MOST_STALE: Final = 1000
 """How many entries too many the queue of ends has at most, beside twice as many as there are records."""
 
-_WRITER: Final = "this process"
 
-
-class MemoryRecords:
+class MemoryRecords(StoredRecords):
     """Keeps records in a table."""
 
     def __init__(self, settings: Settings, now: Callable[[], float]) -> None:
-        self._ttl_s = settings.result_ttl_s
+        super().__init__(settings)
         self._now = now
-        self._lock = locks.Lock()
+        self._lock = Lock()
+        self._started = Runs()
         self._kept: dict[str, Kept] = {}
         self._until: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []
@@ -58,46 +58,15 @@ class MemoryRecords:
 
     def started(self, message: Message, *, worker: str, at: float) -> None:
         """Record that an attempt starts."""
+        run = Run(worker=worker, at=at)
+        self._started.add(message, run)
         with self._lock:
-            run = Run(worker=worker, at=at)
-            self._put(transitions.started(self._find(message.id), message, run, writer=_WRITER))
-
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
-        """Record how a run or a wait ended, and wake who waits for a final record."""
-        with self._lock:
-            old = self._find(message.id)
-            kept = transitions.ended(old, message, ending, None, writer=_WRITER)
-            self._put(kept)
-        self._wake(kept)
-        return transitions.left(old, kept, message)
-
-    def get(self, message_id: str, *, timeout_s: float) -> Record | None:
-        """Return a record; None if there is none."""
-        with self._lock:
-            kept = self._find(message_id)
-            return None if kept is None else kept.record
+            self._put(transitions.started(self._find(message.id), message, run, writer=self._started.writer))
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` when a message's record becomes final, until it is told to stop."""
         stop, _ = self._watches.add(message_id, wake)
         return stop
-
-    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Record | None:
-        """Cancel a message unless it is final."""
-        with self._lock:
-            old = self._find(message_id)
-            if old is None:
-                return None
-            new = transitions.cancelled(old, at=at)
-            if new is not None:
-                self._put(new)
-                now = self._now()
-                kept_s = transitions.cancellation_kept_s(old.record, result_ttl_s=self._ttl_s, now=now)
-                until = None if kept_s is None else now + kept_s
-                self._cancelled.append((transitions.life_of(old.record), until))
-                self._forget_cancellations(now)
-        self._wake(new)
-        return (old if new is None else new).record
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
@@ -108,6 +77,36 @@ class MemoryRecords:
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
+
+    def _runs(self) -> Runs:
+        return self._started
+
+    def _read(self, message_id: str, timeout_s: float) -> Kept | None:
+        with self._lock:
+            return self._find(message_id)
+
+    def _end(self, message: Message, run: Run | None, decide: Decide, timeout_s: float) -> Change:
+        with self._lock:
+            return self._changed(message.id, decide)
+
+    def _cancel(self, message_id: str, decide: Decide, timeout_s: float) -> Change:
+        with self._lock:
+            old, new = self._changed(message_id, decide)
+            if old is not None and new is not None:
+                now = self._now()
+                kept_s = self._cancellation_kept_s(old, now)
+                self._cancelled.append((transitions.life_of(old.record), None if kept_s is None else now + kept_s))
+                self._forget_cancellations(now)
+            return old, new
+
+    def _notify(self, message_id: str) -> None:
+        self._watches.wake(message_id)
+
+    def _changed(self, message_id: str, decide: Decide) -> Change:
+        old = self._find(message_id)
+        new = decide(old)
+        self._put(new)
+        return old, new
 
     def _find(self, message_id: str) -> Kept | None:
         now = self._now()
@@ -129,7 +128,7 @@ class MemoryRecords:
             return
         now, message_id = self._now(), kept.record.id
         self._kept[message_id] = kept
-        kept_s = transitions.kept_s(kept.record, result_ttl_s=self._ttl_s, now=now)
+        kept_s = self._kept_s(kept, now)
         if kept_s is None:
             self._until.pop(message_id, None)
             return
@@ -152,7 +151,3 @@ class MemoryRecords:
                 return
             del self._cancelled[0]
             self._cancelled_before += 1
-
-    def _wake(self, kept: Kept | None) -> None:
-        if kept is not None and kept.record.state in FINAL:
-            self._watches.wake(kept.record.id)

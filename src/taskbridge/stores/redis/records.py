@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from taskbridge import locks
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.connecting import Word
 from taskbridge.message import Message
-from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
-from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, AttemptRecord, Ending, Record, State
+from taskbridge.stores import transitions
+from taskbridge.stores.form import from_row, to_row
+from taskbridge.stores.process import PerProcess
+from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
+from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL
 from taskbridge.stores.redis import scripts
 from taskbridge.stores.redis.silent import Silent
 from taskbridge.stores.redis.wakes import Wakes
-from taskbridge.stores.runs import Runs
-from taskbridge.stores.transitions import CANCELLATION_KEPT_S, UNENDED_KEPT_S, Run
+from taskbridge.stores.transitions import UNENDED_KEPT_S, Kept, Run
 
 _TOGETHER: Final = 100
-"""For how many records one script works at most."""
+"""How many records one script makes at most."""
 
 
-class RedisRecords:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A version of a record.
+
+    Attributes:
+        version: Its number.
+        kept: The record; None if there is none.
+        start: If it was not read but guessed: the start that must have made this version.
+        is_guessed: Whether it was guessed.
+    """
+
+    version: int
+    kept: Kept | None
+    start: str = ""
+    is_guessed: bool = False
+
+
+class RedisRecords(StoredRecords):
     """Keeps records in a Redis database."""
 
     def __init__(self, settings: Settings, url: str, client: Client, silent: Silent) -> None:
-        self._settings = settings
-        self._url = url
+        super().__init__(settings)
         self._client = client
         self._silent = silent
         self._prefix = f"{settings.namespace}:record:"
+        self._channel = f"{settings.namespace}:ended:"
+        self._cancelled = f"{settings.namespace}:cancelled"
         ttl_s = settings.result_ttl_s
-        self._final_ms = _milliseconds(ttl_s)
-        self._waiting_ms = _milliseconds(None if ttl_s is None else max(ttl_s, UNENDED_KEPT_S))
-        self._cancelled_ms = _milliseconds(None if ttl_s is None else max(ttl_s, CANCELLATION_KEPT_S))
-        self._lock = locks.Lock()
-        self._here: tuple[Runs, Wakes] | None = None
+        self._waiting_ms = scripts.milliseconds(None if ttl_s is None else max(ttl_s, UNENDED_KEPT_S))
+        self._started = PerProcess(Runs)
+        self._wakes = PerProcess(lambda: Wakes(settings, url))
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages, up to 100 in one script."""
@@ -49,11 +66,12 @@ class RedisRecords:
             part = messages[start : start + _TOGETHER]
             keys = [self._prefix + message.id for message, _ in part]
             args = [word for message, delay_s in part for word in self._created(message, delay_s)]
-            self._client.run(scripts.CREATE, keys, args, timeout_s=deadline - time.monotonic())
+            self._client.run(scripts.CREATE_RECORDS, keys, args, timeout_s=deadline - time.monotonic())
 
     def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
         """Return a command that makes a record, with the script's text: a transaction can't ask whether it is known."""
-        return "EVAL", scripts.CREATE.text, 1, self._prefix + message.id, *self._created(message, delay_s)
+        words = self._created(message, delay_s)
+        return "EVAL", scripts.CREATE_RECORDS.text, 1, self._prefix + message.id, *words
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records that nobody has changed."""
@@ -61,163 +79,149 @@ class RedisRecords:
         deadline = time.monotonic() + timeout_s
         for start in range(0, len(keys), _TOGETHER):
             part = keys[start : start + _TOGETHER]
-            self._client.run(scripts.FORGET, part, (), timeout_s=deadline - time.monotonic())
+            self._client.run(scripts.FORGET_RECORDS, part, (), timeout_s=deadline - time.monotonic())
 
     def started(self, message: Message, *, worker: str, at: float) -> None:
         """Record that an attempt starts; waits for nothing."""
-        runs, run = self._process()[0], Run(worker=worker, at=at)
+        runs, run = self._runs(), Run(worker=worker, at=at)
         runs.add(message, run)
-        script = scripts.STARTED.text  # not by its name: nobody would hear that the server doesn't know it
-        args = (*_head(message, at), runs.writer, _start(run), self._waiting_ms)
-        self._silent.write("EVAL", script, 1, self._prefix + message.id, *args)
-
-    def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
-        """Record how a run or a wait ended, and wake who waits for a final record."""
-        runs = self._process()[0]
-        run = runs.get(message)
-        args: tuple[Word, ...] = (
-            *_head(message, ending.at),
-            runs.writer,
-            *(("", "") if run is None else (_start(run), repr(run.at))),
-            ending.state,
-            "" if ending.due_at is None else repr(ending.due_at),
-            self._final_ms,
-            self._kept(ending.due_at),
-            json.dumps([ending.at, _pair(ending.error)]),
-            _bytes(ending.reason),
-            "" if ending.error is None else json.dumps(_pair(ending.error)),
-            _bytes(ending.traceback),
-            "" if ending.result_json is None else ending.result_json,
-        )
-        keys = (self._prefix + message.id, self._channel(message.id))
-        state: Any = self._client.run(scripts.ENDED, keys, args, timeout_s=timeout_s).decode()
-        runs.remove(message)
-        return state or None
-
-    def get(self, message_id: str, *, timeout_s: float) -> Record | None:
-        """Return a record; None if there is none."""
-        found = self._client.execute([("HGETALL", self._prefix + message_id)], timeout_s=timeout_s)
-        return _record(message_id, found)
+        script = scripts.NOTE_START.text  # not by its name: nobody would hear that the server doesn't know it
+        start = _start(message, run, runs.writer)
+        self._silent.write("EVAL", script, 1, self._prefix + message.id, start, self._waiting_ms)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` whenever a message's record became final, until it is told to stop."""
-        return self._process()[1].watch(message_id, wake)
-
-    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Record | None:
-        """Cancel a message unless it is final."""
-        cancelled = f"{self._settings.namespace}:cancelled"
-        keys = (self._prefix + message_id, cancelled, f"{cancelled}:until", self._channel(message_id))
-        args = (repr(at), message_id, self._cancelled_ms, self._final_ms)
-        return _record(message_id, self._client.run(scripts.CANCEL, keys, args, timeout_s=timeout_s))
+        return self._wakes.get().watch(message_id, wake)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
-        key, after = f"{self._settings.namespace}:cancelled", f"({cursor}" if cursor else "-inf"
-        limit = ("LIMIT", 0, CANCELLATIONS_AT_ONCE)
-        found = self._client.execute([("ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES", *limit)], timeout_s=timeout_s)
-        lives = [life.decode() for life in found[::2]]
-        return found[-1].decode() if found else cursor, lives
+        after, limit = f"({cursor}" if cursor else "-inf", ("LIMIT", 0, CANCELLATIONS_AT_ONCE)
+        command = ("ZRANGEBYSCORE", self._cancelled, after, "+inf", "WITHSCORES", *limit)
+        found = self._client.execute([command], timeout_s=timeout_s)
+        return found[-1].decode() if found else cursor, [life.decode() for life in found[::2]]
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            here, self._here = self._here, None
-        if here is not None and here[0].pid == os.getpid():
-            here[1].close()
+        wakes = self._wakes.take()
+        if wakes is not None:
+            wakes.close()
 
-    def _process(self) -> tuple[Runs, Wakes]:
-        here = self._here
-        if here is not None and here[0].pid == os.getpid():
-            return here
-        with self._lock:
-            if self._here is None or self._here[0].pid != os.getpid():
-                self._here = Runs(), Wakes(self._settings, self._url)
-            return self._here
+    def _runs(self) -> Runs:
+        return self._started.get()
+
+    def _read(self, message_id: str, timeout_s: float) -> Kept | None:
+        return self._look(message_id, time.monotonic() + timeout_s).kept
+
+    def _end(self, message: Message, run: Run | None, decide: Decide, timeout_s: float) -> Change:
+        guess = _guess(message, run, self._runs().writer)
+        return self._changed(message.id, guess, decide, time.monotonic() + timeout_s)
+
+    def _cancel(self, message_id: str, decide: Decide, timeout_s: float) -> Change:
+        deadline = time.monotonic() + timeout_s
+        return self._changed(message_id, self._look(message_id, deadline), decide, deadline, cancels=True)
+
+    def _changed(
+        self, message_id: str, seen: _Seen, decide: Decide, deadline: float, *, cancels: bool = False
+    ) -> Change:
+        """Replace a record by what is decided about it: in one round trip if it still is as it was seen or guessed."""
+        while True:
+            new = decide(seen.kept)
+            if new is not None:
+                now = self._write(message_id, seen, new, deadline, cancels=cancels)
+            elif seen.is_guessed:
+                now = self._look(message_id, deadline)
+            else:
+                now = None
+            if now is None:
+                return seen.kept, new
+            seen = now
+
+    def _write(self, message_id: str, seen: _Seen, new: Kept, deadline: float, *, cancels: bool) -> _Seen | None:
+        """Write a record if it is as it was seen; return None then, and else what there is now."""
+        now, cancelled = time.time(), seen.kept if cancels else None
+        found = scripts.write(
+            self._client,
+            (self._prefix + message_id, self._channel + message_id, self._cancelled, f"{self._cancelled}:until"),
+            version=seen.version,
+            start=seen.start,
+            kept_s=self._kept_s(new, now),
+            told=new.record.state if new.record.state in FINAL else "",
+            cancelled="" if cancelled is None else transitions.life_of(cancelled.record),
+            cancellation_kept_s=None if cancelled is None else self._cancellation_kept_s(cancelled, now),
+            fields={**to_row(new), "life": new.record.replays or None},
+            timeout_s=deadline - time.monotonic(),
+        )
+        return None if found is None else _seen(message_id, found)
+
+    def _look(self, message_id: str, deadline: float) -> _Seen:
+        command = ("HGETALL", self._prefix + message_id)
+        return _seen(message_id, self._client.execute([command], timeout_s=deadline - time.monotonic()))
 
     def _created(self, message: Message, delay_s: float) -> tuple[Word, ...]:
-        due_at = message.enqueued_at + delay_s if delay_s > 0 else None
-        state = "queued" if due_at is None else "scheduled"
-        return message.replays, self._kept(due_at), _meta(message), state, "" if due_at is None else repr(due_at)
-
-    def _kept(self, due_at: float | None) -> Word:
-        """Return how long a record is kept that isn't final, in ms."""
-        if isinstance(self._waiting_ms, str) or due_at is None:
-            return self._waiting_ms
-        return self._waiting_ms + max(0, round((due_at - time.time()) * 1000))
-
-    def _channel(self, message_id: str) -> str:
-        return f"{self._settings.namespace}:ended:{message_id}"
+        kept = transitions.created(None, message, delay_s)
+        assert kept is not None
+        record = kept.record
+        due_at = "" if record.due_at is None else repr(record.due_at)
+        kept_ms = scripts.milliseconds(self._kept_s(kept, time.time()))
+        return kept_ms, record.replays, record.task, record.queue, record.state, repr(record.enqueued_at), due_at
 
 
-def _milliseconds(duration_s: float | None) -> int | str:
-    return "" if duration_s is None else max(1, round(duration_s * 1000))
+def _guess(message: Message, run: Run | None, writer: str) -> _Seen:
+    """Return the version that a record has if nothing was heard of its message but the start of this run.
+
+    Then the guess is right whatever there was before: a record of this life as it was made, one of an earlier life, or
+    none. A record of a later life has a version from the beginning, so that it is never taken for this one.
+    """
+    made = transitions.created(None, message, 0.0)
+    if run is None:
+        return _Seen(version=0, kept=made, is_guessed=True)
+    kept = transitions.started(made, message, run, writer=writer)
+    return _Seen(version=1, kept=kept, start=_start(message, run, writer), is_guessed=True)
 
 
-def _meta(message: Message) -> str:
-    return json.dumps([message.task, message.queue, message.enqueued_at])
+def _start(message: Message, run: Run, writer: str) -> str:
+    sent = [message.task, message.queue, message.enqueued_at, message.replays, message.attempt]
+    return json.dumps([*sent, run.worker, run.at, writer])
 
 
-def _head(message: Message, at: float) -> tuple[Word, ...]:
-    return message.replays, message.attempt, _meta(message), repr(at)
+def _seen(message_id: str, found: Sequence[bytes]) -> _Seen:
+    """Return a record with all that has been noted of starts since it was written."""
+    fields = scripts.fields_of(found)
+    kept = from_row(message_id, _row(fields)) if "state" in fields else None
+    noted = sorted((int(name[6:]), start) for name, start in fields.items() if name.startswith("start:"))
+    for _, start in noted:
+        kept = _with_start(message_id, kept, *json.loads(start))
+    return _Seen(version=int(fields.get("version", "0")), kept=kept)
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # a traceback may hold what is no character
-
-
-def _start(run: Run) -> str:
-    return json.dumps([run.worker, run.at])
-
-
-def _pair(error: ErrorInfo | None) -> list[str] | None:
-    return None if error is None else [error.type, error.message]
-
-
-def _error(pair: Sequence[str]) -> ErrorInfo:
-    return ErrorInfo(type=pair[0], message=pair[1])
-
-
-def _record(message_id: str, found: Sequence[bytes]) -> Record | None:
-    fields = {key.decode(): value.decode() for key, value in zip(found[::2], found[1::2], strict=True)}
-    if "state" not in fields:
-        return None
-    task, queue, enqueued_at = json.loads(fields["m"])
-    error = fields.get("error")
-    state: Any = fields["state"]
-    return Record(
+def _with_start(
+    message_id: str,
+    kept: Kept | None,
+    task: str,
+    queue: str,
+    enqueued_at: float,
+    replays: int,
+    attempt: int,
+    worker: str,
+    at: float,
+    writer: str,
+) -> Kept | None:
+    message = Message(
         id=message_id,
         task=task,
         queue=queue,
-        state=state,
+        args_json="[]",
+        kwargs_json="{}",
         enqueued_at=enqueued_at,
-        due_at=_number(fields, "due"),
-        ended_at=_number(fields, "ended"),
-        attempts=_attempts(fields),
-        result_json=fields.get("result"),
-        reason=fields.get("reason", ""),
-        error=None if error is None else _error(json.loads(error)),
-        traceback=fields.get("traceback", ""),
-        replays=int(fields.get("replays", "0")),
-        cancel_asked="asked" in fields,
+        replays=replays,
+        attempt=attempt,
     )
+    return transitions.started(kept, message, Run(worker=worker, at=at), writer=writer) or kept
 
 
-def _number(fields: Mapping[str, str], key: str) -> float | None:
-    return float(fields[key]) if key in fields else None
-
-
-def _attempts(fields: Mapping[str, str]) -> tuple[AttemptRecord, ...]:
-    numbers = sorted(int(key[1:]) for key in fields if key[0] == "s" and key[1:].isdecimal())
-    return tuple(_attempt(number, fields[f"s{number}"], fields.get(f"e{number}")) for number in numbers)
-
-
-def _attempt(number: int, start: str, end: str | None) -> AttemptRecord:
-    worker, started_at = json.loads(start)
-    ended_at, error = (None, None) if end is None else json.loads(end)
-    return AttemptRecord(
-        number=number,
-        worker=worker,
-        started_at=started_at,
-        ended_at=ended_at,
-        error=None if error is None else _error(error),
-    )
+def _row(fields: Mapping[str, str]) -> Mapping[str, Any]:
+    return {
+        **{name: fields.get(name) for name in ("task", "queue", "state", "result")},
+        **{name: float(fields[name]) if name in fields else None for name in ("enqueued_at", "due_at", "ended_at")},
+        "rest": fields.get("rest") or json.dumps({"replays": int(fields.get("life", "0"))}),  # as it was made
+    }

@@ -3,70 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 from taskbridge.brokers.redis.client import Client
 from taskbridge.settings import Settings
-from taskbridge.stores.redis import scripts
-from taskbridge.stores.ticks import ScheduleState, TickClaim
+from taskbridge.stores.planning import Decide, Plan, StoredTicks
+from taskbridge.stores.redis.scripts import Fields, fields_of, write
+from taskbridge.stores.ticks import ScheduleState
 
-_FIELDS = ("settled", "paused", "last_id", "last_at", "missed")
+T = TypeVar("T")
 
 
-class RedisTicks:
-    """Keeps schedules and claims in a Redis database."""
+class RedisTicks(StoredTicks):
+    """Keeps schedules in a Redis database."""
 
     def __init__(self, settings: Settings, client: Client) -> None:
         self._namespace = settings.namespace
         self._client = client
 
-    def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
-        """Return what is known of a schedule; one that nobody knew of is settled until `at`."""
-        found = self._client.run(scripts.BEGIN, (self._key(schedule),), (repr(at),), timeout_s=timeout_s)
-        return _state(found)
-
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""
         if not schedules:
             return {}
-        asked = [("HMGET", self._key(name), *_FIELDS) for name in schedules]
+        asked = [("HGETALL", self._key(name)) for name in schedules]
         found = self._client.execute(asked, timeout_s=timeout_s)
         rows = [found] if len(asked) == 1 else found
-        return {name: _state(row) for name, row in zip(schedules, rows, strict=True) if row[0] is not None}
+        states = {name: _plan(fields_of(row)).state for name, row in zip(schedules, rows, strict=True)}
+        return {name: state for name, state in states.items() if state is not None}
 
-    def claim(
-        self, schedule: str, planned_at: float, *, claimant: str, now: float, lease_s: float, timeout_s: float
-    ) -> TickClaim:
-        """Claim a tick."""
-        args = (repr(float(planned_at)), claimant, repr(now), repr(now + lease_s))
-        answer = self._client.run(scripts.CLAIM_TICK, (self._key(schedule),), args, timeout_s=timeout_s)
-        return TickClaim(answer.decode())
-
-    def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
-        """Take a claim back, if it is still this claimant's."""
-        args = (repr(float(planned_at)), claimant)
-        self._client.run(scripts.RELEASE_TICK, (self._key(schedule),), args, timeout_s=timeout_s)
-
-    def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
-        """Say that a tick, and all before it, are settled."""
-        args = (repr(float(planned_at)), message_id, missed)
-        self._client.run(scripts.SETTLE, (self._key(schedule),), args, timeout_s=timeout_s)
-
-    def pause(self, schedule: str, *, paused: bool, at: float, timeout_s: float) -> None:
-        """Pause a schedule or let it go on."""
-        args = (int(paused), repr(at))
-        self._client.run(scripts.PAUSE, (self._key(schedule),), args, timeout_s=timeout_s)
+    def _change(self, schedule: str, decide: Decide[T], timeout_s: float) -> T:
+        key, deadline = self._key(schedule), monotonic() + timeout_s
+        found: Any = self._client.execute([("HGETALL", key)], timeout_s=timeout_s)
+        while True:
+            fields = fields_of(found)
+            answer, plan = decide(_plan(fields))
+            if plan is None:
+                return answer
+            found = write(
+                self._client,
+                (key,),
+                version=int(fields.get("version", "0")),
+                fields=_fields(plan),
+                timeout_s=deadline - monotonic(),
+            )
+            if found is None:
+                return answer
 
     def _key(self, schedule: str) -> str:
         return f"{self._namespace}:schedule:{schedule}"
 
 
-def _state(row: Sequence[Any]) -> ScheduleState:
-    settled, paused, last_id, last_at, missed = row
-    return ScheduleState(
-        settled_until=float(settled),
-        paused=paused == b"1",
-        last_id="" if last_id is None else last_id.decode(),
-        last_planned_at=None if last_at is None else float(last_at),
-        missed=0 if missed is None else int(missed),
+def _fields(plan: Plan) -> Fields:
+    claims = {f"c:{instant!r}": f"{until!r} {claimant}" for instant, (claimant, until) in plan.claims.items()}
+    state = plan.state
+    if state is None:
+        return claims
+    return {
+        "settled": state.settled_until,
+        "paused": int(state.paused),
+        "last_id": state.last_id,
+        "last_at": state.last_planned_at,
+        "missed": state.missed,
+        **claims,
+    }
+
+
+def _plan(fields: Mapping[str, str]) -> Plan:
+    claims: dict[float, tuple[str, float]] = {}
+    for name, value in fields.items():
+        if name.startswith("c:"):
+            until, _, claimant = value.partition(" ")
+            claims[float(name[2:])] = claimant, float(until)
+    if "settled" not in fields:
+        return Plan(claims=claims)
+    state = ScheduleState(
+        settled_until=float(fields["settled"]),
+        paused=fields.get("paused") == "1",
+        last_id=fields.get("last_id", ""),
+        last_planned_at=float(fields["last_at"]) if "last_at" in fields else None,
+        missed=int(fields.get("missed", "0")),
     )
+    return Plan(state=state, claims=claims)
