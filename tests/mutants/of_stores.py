@@ -22,9 +22,10 @@ from unittest.mock import patch
 from taskbridge.contract.stores.table import CHECKS
 from tests.mutants.applying import STORE, environment
 
-Kind = Literal["memory", "sqlite", "postgresql"]
+Kind = Literal["memory", "redis", "sqlite", "postgresql"]
 
 _MEMORY: Final = "taskbridge.stores.memory"
+_REDIS: Final = "taskbridge.stores.redis"
 _SQL: Final = "taskbridge.stores.sql"
 _MARKING: Final = "taskbridge.stores.marking"
 _TRANSITIONS: Final = "taskbridge.stores.transitions"
@@ -173,6 +174,28 @@ def takes_late_starts(of_life: Any) -> Any:
 def knows_no_end(final: Any) -> Any:
     """A final record changes."""
     return frozenset()
+
+
+@mutant("a_late_end_changes_nothing", f"{_REDIS}.scripts", "write", "redis")
+def writes_over_others(write: Any) -> Any:
+    """A record is written though somebody else has written it since it was read or guessed."""
+
+    def write_anyway(client: Any, keys: Any, *, version: int, start: str = "", **rest: Any) -> Any:
+        from taskbridge.stores.redis.scripts import fields_of  # here, as all that is broken
+
+        found = write(client, keys, version=version, start=start, **rest)
+        return None if found is None else write(client, keys, version=int(fields_of(found)["version"]), **rest)
+
+    return write_anyway
+
+
+@mutant("a_replay_begins_anew", f"{_REDIS}.records", "_seen", "redis")
+def reads_no_starts(seen: Any) -> Any:
+    """The starts that were noted since a record was written are not read."""
+    return lambda message_id, found: seen(
+        message_id,
+        [word for pair in zip(found[::2], found[1::2], strict=True) if pair[0][:5] != b"start" for word in pair],
+    )
 
 
 @mutant("an_attempt_ends_once", _TRANSITIONS, "ended")
@@ -339,11 +362,11 @@ def wakes_nobody_by_cancelling(cancel: Any) -> Any:
     """Nobody is woken by a cancellation."""
 
     def quiet(self: Any, message_id: str, *, at: float, timeout_s: float) -> Any:
-        wake, self._wake = self._wake, lambda kept: None
+        notify, self._notify = self._notify, lambda message_id: None
         try:
             return cancel(self, message_id, at=at, timeout_s=timeout_s)
         finally:
-            self._wake = wake
+            self._notify = notify
 
     return quiet
 
@@ -386,7 +409,7 @@ def begins_again(begin: Any) -> Any:
     """A schedule begins whenever it is asked for."""
 
     def again(self: Any, schedule: str, *, at: float, timeout_s: float) -> Any:
-        self._states.pop(schedule, None)
+        self._plans.pop(schedule, None)
         return begin(self, schedule, at=at, timeout_s=timeout_s)
 
     return again
@@ -408,7 +431,7 @@ def claims_for_all(claim: Any) -> Any:
     """Whoever claims a tick is told that it is theirs."""
 
     def ours(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        self._claims.clear()
+        self._plans.pop(schedule, None)
         return claim(self, schedule, planned_at, **rest)
 
     return ours
@@ -463,9 +486,9 @@ def goes_back(settle: Any) -> Any:
     """Settling an earlier tick goes back."""
 
     def back(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        state = self._states.get(schedule)
-        if state is not None:
-            self._states[schedule] = replace(state, settled_until=planned_at - 1)
+        plan = self._plans.get(schedule)
+        if plan is not None and plan.state is not None:
+            self._plans[schedule] = replace(plan, state=replace(plan.state, settled_until=planned_at - 1))
         return settle(self, schedule, planned_at, **rest)
 
     return back
@@ -477,7 +500,8 @@ def ends_a_pause(settle: Any) -> Any:
 
     def unpaused(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
         settle(self, schedule, planned_at, **rest)
-        self._states[schedule] = replace(self._states[schedule], paused=False)
+        plan = self._plans[schedule]
+        self._plans[schedule] = replace(plan, state=replace(plan.state, paused=False))
 
     return unpaused
 

@@ -59,6 +59,34 @@ def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: Priv
     client.close()
 
 
+def test_the_end_of_a_run_is_one_round_trip_if_nothing_else_was_heard_of_its_message(
+    redis_server: PrivateRedis,
+) -> None:
+    store, client = opened(redis_server), Client(redis_server.url)
+    ran, delayed, unrecorded, never_ran = (a_message() for _ in range(4))
+    store.records.create([(ran, 0.0), (never_ran, 0.0)], timeout_s=5)
+    store.records.create([(delayed, 60.0)], timeout_s=5)
+    store.records.ended(a_message(), Ending(state="done", at=1.0), timeout_s=5)  # now the server knows the script
+    for message in (ran, delayed, unrecorded):
+        store.records.started(message, worker="w:1", at=2.0)
+        while (record := store.records.get(message.id, timeout_s=5)) is None or record.state != "running":
+            time.sleep(0.01)
+    client.execute([("CONFIG", "RESETSTAT")], timeout_s=5)
+
+    for message in (ran, delayed, unrecorded):
+        assert store.records.ended(message, Ending(state="done", at=3.0), timeout_s=5) == "done"
+    assert store.records.ended(never_ran, Ending(state="discarded", at=3.0), timeout_s=5) == "discarded"
+
+    counts = client.execute([("INFO", "commandstats")], timeout_s=5).decode()
+    assert "cmdstat_evalsha:calls=4," in counts
+    assert "cmdstat_hgetall" not in counts
+    record = store.records.get(ran.id, timeout_s=5)
+    assert record is not None
+    assert [(each.worker, each.started_at, each.ended_at) for each in record.attempts] == [("w:1", 2.0, 3.0)]
+    store.close()
+    client.close()
+
+
 def test_all_keys_are_in_the_namespace_and_records_expire(redis_server: PrivateRedis) -> None:
     namespace = f"ns-{new_id()[:8]}"
     store, client = opened(redis_server, result_ttl=100, namespace=namespace), Client(redis_server.url)

@@ -9,12 +9,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -26,7 +23,6 @@ from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store, schema
 from taskbridge.stores.sql import records as sql_records
 from taskbridge.stores.sql.tables import TABLES
-from taskbridge.stores.sql.wakes import make_wakes
 
 
 @pytest.fixture
@@ -54,43 +50,6 @@ def database(folder: Path) -> Generator[sqlite3.Connection]:
 
 def a_message(number: int = 0) -> Message:
     return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
-
-
-def slow(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what does the same, but lets other threads go on meanwhile."""
-
-    def later(*args: Any) -> Any:
-        time.sleep(0.02)
-        return make(*args)
-
-    return later
-
-
-def parts_of(records: Any) -> int:
-    """Return how many sets of what a process has one of eight threads see that begin at once."""
-    barrier = threading.Barrier(8)
-
-    def begin(_: int) -> int:
-        barrier.wait()
-        return id(records._process())
-
-    with ThreadPoolExecutor(8) as pool:
-        return len(set(pool.map(begin, range(8))))
-
-
-def test_threads_that_begin_at_once_share_what_a_process_has_one_of(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sql_records, "make_wakes", slow(make_wakes))
-    assert parts_of(store.records) == 1
-
-
-def test_threads_that_begin_at_once_share_a_connection_to_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    redis_records = pytest.importorskip("taskbridge.stores.redis.records")
-    monkeypatch.setattr(redis_records, "Wakes", slow(redis_records.Wakes))
-    settings, _ = load({"url": "dramatiq+redis://localhost:1"}, environ={})
-    records = import_module("taskbridge.stores.redis").open_store(settings, "redis://localhost:1").records
-    assert parts_of(records) == 1
 
 
 def test_many_cancellations_are_told_part_by_part(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
