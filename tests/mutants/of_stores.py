@@ -295,8 +295,8 @@ def ends_what_never_ran(ended: Any) -> Any:
 @mutant("what_runs_is_asked_to_end", _TRANSITIONS, "_as")
 def lets_it_wait(end_as: Any) -> Any:
     """A record that was asked to be cancelled may wait for its next attempt."""
-    return lambda ending, record: replace(
-        end_as(ending, replace(record, cancel_asked=False)), cancel_asked=record.cancel_asked
+    return lambda ending, record, attempts: replace(
+        end_as(ending, replace(record, cancel_asked=False), attempts), cancel_asked=record.cancel_asked
     )
 
 

@@ -65,7 +65,7 @@ def started(old: Kept | None, message: Message, run: Run, *, writer: str) -> Kep
             return None
         record = replace(record, ended_at=None, cancel_asked=True)
     record = replace(record, state="running", due_at=None, attempts=_with(record.attempts, message.attempt, run))
-    return replace(kept, record=record, attempt=message.attempt, writer=writer, written_at=run.at)
+    return Kept(record=record, attempt=message.attempt, over=kept.over, writer=writer, written_at=run.at)
 
 
 def ended(old: Kept | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Kept | None:
@@ -86,17 +86,17 @@ def ended(old: Kept | None, message: Message, ending: Ending, run: Run | None, *
         if run is None or not _won(record, run):
             return None
         record = replace(record, cancel_asked=True)  # its start was lost, but it had won
-    if ending.state == "queued" and record.state == "running" and kept.writer != writer:
-        return None  # another process runs it
     if ending.state == "queued":
+        if record.state == "running" and kept.writer != writer:
+            return None  # another process runs it
         attempts = tuple(each for each in record.attempts if each.number != message.attempt)
-        kept = replace(kept, writer=writer, written_at=ending.at)
-    else:
-        attempts = record.attempts if run is None else _with(record.attempts, message.attempt, run)
-        attempts = tuple(_ended(each, ending) if each.number == message.attempt else each for each in attempts)
-        kept = replace(kept, over=message.attempt)
-    record = _as(ending, replace(record, attempts=attempts))
-    return replace(kept, record=record, attempt=message.attempt)
+        record = _as(ending, record, attempts)
+        return Kept(record=record, attempt=message.attempt, over=kept.over, writer=writer, written_at=ending.at)
+    attempts = record.attempts if run is None else _with(record.attempts, message.attempt, run)
+    attempts = tuple([_ended(each, ending) if each.number == message.attempt else each for each in attempts])
+    record = _as(ending, record, attempts)
+    number = message.attempt
+    return Kept(record=record, attempt=number, over=number, writer=kept.writer, written_at=kept.written_at)
 
 
 def left(old: Kept | None, new: Kept | None, message: Message) -> State | None:
@@ -177,20 +177,30 @@ def _won(record: Record, run: Run) -> bool:
 
 
 def _with(attempts: tuple[AttemptRecord, ...], number: int, run: Run) -> tuple[AttemptRecord, ...]:
+    this = AttemptRecord(number=number, worker=run.worker, started_at=run.at)
+    if not attempts:
+        return (this,)
     others = tuple(each for each in attempts if each.number != number)
-    return (*others, AttemptRecord(number=number, worker=run.worker, started_at=run.at))[-MOST_ATTEMPTS:]
+    return (*others, this)[-MOST_ATTEMPTS:]
 
 
 def _ended(attempt: AttemptRecord, ending: Ending) -> AttemptRecord:
-    return replace(attempt, ended_at=ending.at, error=ending.error)
+    return AttemptRecord(
+        number=attempt.number,
+        worker=attempt.worker,
+        started_at=attempt.started_at,
+        ended_at=ending.at,
+        error=ending.error,
+    )
 
 
-def _as(ending: Ending, record: Record) -> Record:
+def _as(ending: Ending, record: Record, attempts: tuple[AttemptRecord, ...]) -> Record:
     """Return a record as an ending leaves it; one that was asked to be cancelled waits for no more."""
     is_final = ending.state in FINAL
     state = "cancelled" if record.cancel_asked and not is_final else ending.state
     return replace(
         record,
+        attempts=attempts,
         state=state,
         due_at=ending.due_at if state == "retrying" else None,
         ended_at=ending.at if state in FINAL else None,
