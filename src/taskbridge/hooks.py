@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from taskbridge import failures
 from taskbridge.exceptions import nearest
 from taskbridge.message import Message
 
@@ -80,12 +81,15 @@ class Hooks:
         for hook in self._hooks[event.name]:
             try:
                 hook(event)
-            except (Exception, SystemExit):  # a hook may call sys.exit()
+            except (Exception, SystemExit) as exc:  # a hook may call sys.exit()
                 subject = event.message
-                _log.exception(
+                failures.log(
+                    _log,
+                    logging.ERROR,
                     "a %s hook failed (task %s, id %s, attempt %s)",
                     event.name,
                     subject.task if subject else "-",
                     subject.id if subject else "-",
                     subject.attempt if subject else "-",
+                    error=exc,
                 )

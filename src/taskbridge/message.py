@@ -57,6 +57,10 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
+_FRESH: Final[Mapping[str, Any]] = {"waits": 0, "waits_since": None, "redelivered": 0, "requeues": 0}
+"""What was counted of an attempt, as it is for the next one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
     """One call of a task, on its way.
@@ -75,6 +79,7 @@ class Message:
         waits: How often it was put off because no worker knew its task (rule Q6).
         waits_since: When it was first put off, in seconds since the epoch.
         redelivered: How often this attempt was put off because it may have been started before (rules A5 and A7).
+        requeues: How often this attempt was requeued because of an error that nobody foresaw (rule I2).
         replays: How often it was replayed from the dead letters (rule L2).
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
             the message had decoded them; nobody changes them.
@@ -94,6 +99,7 @@ class Message:
     waits: int = 0
     waits_since: float | None = None
     redelivered: int = 0
+    requeues: int = 0
     replays: int = 0
     plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
@@ -128,9 +134,7 @@ class Message:
 
     def next_attempt(self, error: BaseException) -> Message:
         """Return the message of the next attempt (rule R4): all the same, but for the attempt and the last error."""
-        return replace(
-            self, attempt=self.attempt + 1, error=ErrorInfo.of(error), waits=0, waits_since=None, redelivered=0
-        )
+        return replace(self, attempt=self.attempt + 1, error=ErrorInfo.of(error), **_FRESH)
 
     def replayed(self, now: float) -> Message:
         """Return the message as it starts again at attempt 1 (rule L2); an expiry that has passed no longer counts.
@@ -144,9 +148,7 @@ class Message:
             attempt=1,
             error=None,
             expires_at=None if expired else self.expires_at,
-            waits=0,
-            waits_since=None,
-            redelivered=0,
+            **_FRESH,
             replays=self.replays + 1,
         )
 
@@ -180,6 +182,8 @@ class Message:
             rare["waits_since"] = self.waits_since
         if self.redelivered:
             rare["redelivered"] = self.redelivered
+        if self.requeues:
+            rare["requeues"] = self.requeues
         if self.replays:
             rare["replays"] = self.replays
         return rare
@@ -289,6 +293,7 @@ def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "waits": _number(data, "waits", int, default=0),
         "waits_since": _number(data, "waits_since", int, float, default=None),
         "redelivered": _number(data, "redelivered", int, default=0),
+        "requeues": _number(data, "requeues", int, default=0),
         "replays": _number(data, "replays", int, default=0),
     }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from taskbridge import failures
 from taskbridge.durations import Duration, seconds
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
@@ -174,17 +175,8 @@ class ErrorInfo:
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
-        """Return what is kept of an exception."""
-        kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        try:
-            message = str(error)
-        except Exception as exc:  # a user's own __str__
-            message = f"<its text can't be had: {type(exc).__name__}>"
-        return cls(type=name, message=message[:_MAX_MESSAGE])
-
-
-_MAX_MESSAGE: Final = 2000
+        """Return what is kept of an exception; of its text at most 2,000 characters. Never raises."""
+        return cls(type=failures.type_of(type(error)), message=failures.text_of(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +202,7 @@ class RunAgain:
 class Dead:
     """The message failed for good.
 
-    `reason` is one of `exhausted`, `gave_up`, `bad_arguments`, `undecodable`, `unknown_task`.
+    `reason` is one of `exhausted`, `gave_up`, `bad_arguments`, `undecodable`, `unknown_task`, `internal_error`.
     """
 
     reason: str
@@ -256,7 +248,7 @@ def judge(policy: RetryPolicy, *, attempt: int, message_id: str, error: BaseExce
     if isinstance(error, Interrupted):
         return GivenBack()
     if isinstance(error, Discard):
-        return Discarded(error.reason)
+        return Discarded(failures.clipped(error.reason))
     asked = isinstance(error, Retry)
     if not asked and not policy.retries(error):
         return Dead("gave_up", error)

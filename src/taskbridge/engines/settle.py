@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from taskbridge import failures
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
@@ -54,6 +54,10 @@ written without waiting.
 
 MOST_REDELIVERIES = 10
 """How often an attempt may come back where no store tells whether it was started."""
+
+
+REQUEUE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""How long a message is parked that could not be settled, the first time, the second, ..."""
 
 
 class NotSettledError(Exception):
@@ -224,7 +228,7 @@ def _failed(state: State, now: float, reason: str, error: BaseException | None) 
         at=now,
         reason=reason,
         error=None if error is None else ErrorInfo.of(error),
-        traceback=_text_of(error),
+        traceback=failures.traceback_of(error),
     )
 
 
@@ -323,20 +327,13 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
                 message.task,
                 message.id,
                 message.attempt,
-                type(error).__name__,
+                failures.type_of(type(error)).rpartition(".")[2],
                 after_s,
             )
             later(host, _following(message, error), after_s)
             host.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
         case Dead(reason, error):
-            _log.error(
-                "task %s id %s attempt %d is dead: %s",
-                message.task,
-                message.id,
-                message.attempt,
-                reason,
-                exc_info=error,
-            )
+            _log_death(message, reason, error)
             bury(host, letter_of(message, reason=reason, error=error, now=host.now()))
             host.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
         case Discarded(reason):
@@ -344,6 +341,14 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
             host.hooks.call(Event(name="discarded", message=message, reason=reason))
         case GivenBack():
             _log.info("task %s id %s attempt %d interrupted, goes back", message.task, message.id, message.attempt)
+
+
+def _log_death(message: Message, reason: str, error: BaseException | None) -> None:
+    text = "task %s id %s attempt %d is dead: %s"
+    if error is None:
+        _log.error(text, *_names(message), reason)
+    else:
+        failures.log(_log, logging.ERROR, text, *_names(message), reason, error=error)
 
 
 def _following(message: Message, error: BaseException) -> Message:
@@ -362,14 +367,10 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
         message=message,
         reason=reason,
         error=None if error is None else ErrorInfo.of(error),
-        traceback=_text_of(error),
+        traceback=failures.traceback_of(error),
         died_at=now,
         worker=_this_process(),
     )
-
-
-def _text_of(error: BaseException | None) -> str:
-    return "" if error is None else "".join(traceback.format_exception(error))
 
 
 def _this_process() -> str:
@@ -404,6 +405,48 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
     waiting = suspect(message) if redelivered else message
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
     return GivenBack()
+
+
+def not_settled(host: Host, message: Message, error: BaseException) -> bool:
+    """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
+
+    It is no attempt: its mark is taken away. It is parked, for 1 s, then 2, 4, 8 and 16 s, and the sixth time it is dead
+    with reason `internal_error`. One that can't even be parked is buried as text.
+
+    Returns:
+        Whether that is done, and the engine is to acknowledge the message; else it requeues it, for the broker or the
+        store was away, which is not counted, or the worker stops.
+    """
+    failures.log(_log, logging.ERROR, "task %s id %s attempt %d could not be settled", *_names(message), error=error)
+    unmark(host, [message])
+    if isinstance(error, BrokerUnavailable):
+        host.stopping.wait(REQUEUE_PAUSES_S[0])
+        return False
+    try:
+        _requeue_or_bury(host, message, error)
+    except NotSettledError:
+        return False
+    except Exception as exc:
+        failures.log(_log, logging.ERROR, "task %s id %s attempt %d can't be kept", *_names(message), error=exc)
+        return _buried_as_text(host, message, error)
+    return True
+
+
+def _requeue_or_bury(host: Host, message: Message, error: BaseException) -> None:
+    if message.requeues < len(REQUEUE_PAUSES_S):
+        later(host, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
+    else:
+        _ended(host, host.marks, message, Dead("internal_error", error))
+
+
+def _buried_as_text(host: Host, message: Message, error: BaseException) -> bool:
+    raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
+    letter = letter_of(message, reason="internal_error", error=error, now=host.now())
+    try:
+        bury(host, replace(letter, message=None, raw=raw))
+    except NotSettledError:
+        return False
+    return True
 
 
 def later(host: Host, message: Message, delay_s: float) -> None:
