@@ -738,7 +738,7 @@ class Bridge:
             task=declaration.name,
             queue=self._route().queue_of(declaration.name, asked=options.queue, on_task=declaration.queue),
             priority=declaration.priority if options.priority is None else options.priority,
-            args_json=codec.dumps(list(call.args), "args"),
+            args_json=codec.dumps_array(call.args, "args"),
             kwargs_json=codec.dumps_object(call.kwargs, "kwargs"),
             enqueued_at=now,
             expires_at=_expires_at(declaration.expires_s if options.expires is None else options.expires, now),
@@ -749,6 +749,8 @@ class Bridge:
         queues, most_bytes = self.queues(), self.settings.max_message_bytes
         for message in messages:
             check_known(message.queue, queues)
+            if message.headers or message.expires_at is not None:
+                message.check_rare()
             if message.size > most_bytes:
                 raise MessageTooLarge(message.task, message.size, most_bytes)
             if message.headers and message.headers_size > MOST_HEADER_BYTES:

@@ -3,6 +3,9 @@
 Plain JSON values stand for themselves. Every other value is an object with the key `$`, which names its type, and
 `v`, which holds its value. A dict that JSON can't hold as it is (keys that aren't strings, or keys that would be
 mistaken for a tag, ours or kombu's) is written as a tagged list of pairs.
+
+A value may be nested `MOST_DEPTH` levels deep, the same for whoever sends and reads, whatever the interpreter's
+recursion limit and however deep the stack is.
 """
 
 from __future__ import annotations
@@ -10,15 +13,25 @@ from __future__ import annotations
 import json
 import json.encoder
 import sys
+import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
 from math import isfinite
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, cast
 
 from taskbridge.exceptions import DecodeError, EncodeError
+from taskbridge.failures import clipped
+
+MOST_DEPTH: Final = 100
+"""How many containers may be inside one another, in one argument or result; a scalar has depth 0."""
+
+_TOO_DEEP: Final = f"nested more than {MOST_DEPTH} levels deep"
+
+_MOST_JSON_DEPTH: Final = 3 * MOST_DEPTH + 1
+"""How deep that can be as JSON: a dict whose keys are no strings is three containers, and arguments are in one more."""
 
 TAG = "$"
 
@@ -28,6 +41,7 @@ _KOMBU_KEY = "__type__"
 if TYPE_CHECKING:
     from uuid import UUID
 
+T = TypeVar("T")
 _Moment = TypeVar("_Moment", datetime, time)
 
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -75,24 +89,92 @@ def to_json(plain: object) -> str:
     return _dumps(plain)
 
 
+def rewritten(plain: object) -> str:
+    """Return compact ASCII JSON of data that was found on the wire, decoded from JSON.
+
+    Raises:
+        DecodeError: No message of ours holds it: it is too deep, or has numbers that aren't finite.
+    """
+    try:
+        text = _dumps(plain)
+    except RecursionError:
+        raise DecodeError(_TOO_DEEP) from None
+    except ValueError as exc:
+        raise DecodeError(str(exc)) from exc
+    refuse_depth(text, plain)
+    return text
+
+
+def refuse_depth(text: str, plain: object) -> None:
+    """Raise `DecodeError` if JSON is nested deeper than any message's arguments are.
+
+    Args:
+        text: The JSON; few brackets need no second look.
+        plain: What it holds.
+    """
+    if text.count("[") + text.count("{") <= _MOST_JSON_DEPTH:
+        return
+    level, depth = [plain], 0
+    while level:
+        depth += 1
+        if depth > _MOST_JSON_DEPTH + 1:  # the last level may be scalars
+            raise DecodeError(_TOO_DEEP)
+        level = [item for each in level for item in _items(each)]
+
+
+def _items(plain: object) -> Iterable[object]:
+    return plain.values() if _is_dict(plain) else plain if _is_list(plain) else ()
+
+
+def parsed(text: str | bytes) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        DecodeError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return from_json(text)
+    except RecursionError:  # perhaps only because the stack was deep already
+        try:
+            return _on_a_fresh_stack(lambda: from_json(text))
+        except RecursionError:
+            raise DecodeError(_TOO_DEEP) from None
+    except ValueError as exc:
+        raise DecodeError(f"not JSON: {exc}") from exc
+
+
 def dumps(value: object, path: str) -> str:
     """Return a value as tagged JSON, in ASCII.
 
     Args:
         value: What to encode.
-        path: How errors name the value, such as `args`.
+        path: How errors name the value, such as `kwargs["when"]`.
 
     Raises:
-        EncodeError: The value, or one inside it, is of a type the codec does not know.
+        EncodeError: The value, or one inside it, is of a type the codec does not know; or it is nested too deeply.
     """
     try:
-        return _dumps(_plain(value))
+        return _dumps(_plain(value, MOST_DEPTH))
     except _UnknownTypeError:
         raise _located(value, path) from None
-    except RecursionError:
-        raise EncodeError(path, "nested too deeply, or contains itself") from None
+    except _TooDeepError:
+        raise EncodeError(path, f"{_TOO_DEEP}, or contains itself") from None
+    except RecursionError:  # the stack was deep already
+        return _on_a_fresh_stack(lambda: dumps(value, path))
     except ValueError as exc:
         raise EncodeError(path, str(exc)) from exc  # an int of more digits than Python converts
+
+
+def dumps_array(values: Sequence[object], path: str) -> str:
+    """Return a JSON array of values in the codec's form, which `loads_array` reads.
+
+    Raises:
+        EncodeError: As for `dumps`, of one of the values.
+    """
+    try:
+        return _dumps([value if type(value) in _PLAIN else _plain(value, MOST_DEPTH) for value in values])
+    except (_UnknownTypeError, _TooDeepError, RecursionError, ValueError):  # one by one, to name the one
+        return f"[{','.join(dumps(value, f'{path}[{index}]') for index, value in enumerate(values))}]"
 
 
 def dumps_object(values: Mapping[str, object], path: str) -> str:
@@ -110,7 +192,7 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
     Raises:
         DecodeError: As for `loads`, or it is not an object.
     """
-    plain = _parse(text)
+    plain = parsed(text)
     if not _is_dict(plain):
         raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
     return values_of(plain)
@@ -122,7 +204,7 @@ def loads_array(text: str | bytes) -> list[Any]:
     Raises:
         DecodeError: As for `loads`, or it is not an array.
     """
-    plain = _parse(text)
+    plain = parsed(text)
     if not _is_list(plain):
         raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
     return items_of(plain)
@@ -134,7 +216,10 @@ def items_of(plain: Iterable[Any]) -> list[Any]:
     Raises:
         DecodeError: As for `from_plain`.
     """
-    return [from_plain(item) for item in plain]
+    try:
+        return [item if type(item) in _SCALARS else _valued(item, MOST_DEPTH) for item in plain]
+    except RecursionError:  # the stack was deep already
+        return _on_a_fresh_stack(lambda: items_of(plain))
 
 
 def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +228,12 @@ def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DecodeError: As for `from_plain`.
     """
-    return {key: from_plain(item) for key, item in plain.items()} if plain else {}
+    if not plain:
+        return {}
+    try:
+        return {key: _valued(item, MOST_DEPTH) for key, item in plain.items()}
+    except RecursionError:  # the stack was deep already
+        return _on_a_fresh_stack(lambda: values_of(plain))
 
 
 def loads(text: str | bytes) -> Any:
@@ -152,7 +242,7 @@ def loads(text: str | bytes) -> Any:
     Raises:
         DecodeError: The text is not JSON, or has a tag that is not known.
     """
-    return from_plain(_parse(text))
+    return from_plain(parsed(text))
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:
@@ -163,67 +253,105 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
     return type(value) is dict
 
 
-def _parse(text: str | bytes) -> Any:
-    try:
-        return from_json(text)
-    except RecursionError:
-        raise DecodeError("nested too deeply") from None
-    except ValueError as exc:
-        raise DecodeError(f"not JSON: {exc}") from exc
-
-
 def from_plain(plain: Any) -> Any:
     """Return the value that was made plain.
 
     Raises:
-        DecodeError: A tag is not known, or its value is not of its type.
+        DecodeError: A tag is not known, its value is not of its type, or it is nested too deeply.
     """
+    return items_of([plain])[0]
+
+
+def _valued(plain: Any, left: int) -> Any:
+    """Return the value that was made plain, which may be so many levels deep."""
     kind = cast("Any", type(plain))
     if kind is list:
-        return [from_plain(item) for item in plain]
+        if not left:
+            raise DecodeError(_TOO_DEEP)
+        left -= 1
+        return [item if type(item) in _SCALARS else _valued(item, left) for item in plain]
     if kind is not dict:
         return plain
     if TAG not in plain:
-        return {key: from_plain(item) for key, item in plain.items()}
+        if not left:
+            raise DecodeError(_TOO_DEEP)
+        left -= 1
+        return {key: item if type(item) in _SCALARS else _valued(item, left) for key, item in plain.items()}
     decode = _DECODERS.get(plain[TAG]) if isinstance(plain[TAG], str) else None
     if decode is None:
-        raise DecodeError(f"unknown tag {plain[TAG]!r}")
+        raise DecodeError(f"unknown tag {clipped(repr(plain[TAG]), 100)}")
     try:
-        return decode(plain)
+        return decode(plain, left)
+    except DecodeError:
+        raise
     except (KeyError, TypeError, ValueError, ArithmeticError, LookupError) as exc:
         raise DecodeError(f"tag {plain[TAG]!r}: {exc}") from exc
+
+
+def _one_less(left: int) -> int:
+    if not left:
+        raise DecodeError(_TOO_DEEP)
+    return left - 1
+
+
+def _on_a_fresh_stack(act: Callable[[], T]) -> T:
+    """Return what an act returns in a thread of its own, whose stack is empty."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(act())
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, name="taskbridge-codec")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
 
 
 class _UnknownTypeError(Exception):
     """A value of a type that the codec does not know; where it stands is looked up only then."""
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as data that JSON holds: what isn't plain becomes tagged."""
+class _TooDeepError(Exception):
+    """A value that is nested too deeply."""
+
+
+def _plain(value: Any, left: int) -> Any:
+    """Return a value, which may be so many levels deep, as data that JSON holds: what isn't plain becomes tagged."""
     kind = cast("Any", type(value))
-    if kind is str or kind is int or kind is bool or value is None:
+    if kind in _PLAIN:
         return value
-    if kind is list:
-        return [_plain(item) for item in value]
-    if kind is dict:
-        if all(type(key) is str for key in value) and TAG not in value and _KOMBU_KEY not in value:
-            return {key: _plain(item) for key, item in value.items()}
-        return {TAG: "dict", "v": [[_plain(key), _plain(item)] for key, item in value.items()]}
+    if kind in _CONTAINERS:
+        if not left:
+            raise _TooDeepError
+        return _plain_container(kind, value, left - 1)
     if kind is float:
         return value if isfinite(value) else {TAG: "float", "v": repr(value)}
-    if kind is tuple or kind is set or kind is frozenset:
-        return {TAG: kind.__name__, "v": [_plain(item) for item in value]}
     encode = _ENCODERS.get(kind) or (_encode_uuid if _is_uuid(kind) else None)
     if encode is None:
         raise _UnknownTypeError
     return {TAG: kind.__name__, **encode(value)}
 
 
+def _plain_container(kind: Any, value: Any, left: int) -> Any:
+    if kind is dict:
+        if all(type(key) is str for key in value) and TAG not in value and _KOMBU_KEY not in value:
+            return {key: item if type(item) in _PLAIN else _plain(item, left) for key, item in value.items()}
+        return {TAG: "dict", "v": [[_plain(key, left), _plain(item, left)] for key, item in value.items()]}
+    items = [item if type(item) in _PLAIN else _plain(item, left) for item in value]
+    return items if kind is list else {TAG: kind.__name__, "v": items}
+
+
 def _located(value: Any, path: str) -> EncodeError:
     """Return the error for the first value inside this one that can't be encoded."""
     for child, child_path in _children(value, path):
         try:
-            _plain(child)
+            _plain(child, MOST_DEPTH)
         except _UnknownTypeError:
             return _located(child, child_path)
     kind = cast("Any", type(value))
@@ -288,6 +416,14 @@ def _decode_moment(plain: Mapping[str, Any], kind: type[_Moment]) -> _Moment:
     return value.replace(tzinfo=_tzinfo(plain, value.tzinfo), fold=plain.get("fold", 0))
 
 
+_PLAIN: Final = frozenset((str, int, bool, type(None)))
+"""What stands for itself in JSON."""
+
+_SCALARS: Final = _PLAIN | {float}
+"""What JSON's scalars are read as."""
+
+_CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
+
 _ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     datetime: _encode_moment,
     date: lambda value: {"v": value.isoformat()},
@@ -297,17 +433,26 @@ _ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     bytes: lambda value: {"v": b64encode(value).decode("ascii")},
 }
 
-_DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "float": lambda plain: float(plain["v"]),
-    "dict": lambda plain: {from_plain(key): from_plain(item) for key, item in plain["v"]},
-    "tuple": lambda plain: tuple(from_plain(item) for item in plain["v"]),
-    "set": lambda plain: {from_plain(item) for item in plain["v"]},
-    "frozenset": lambda plain: frozenset(from_plain(item) for item in plain["v"]),
-    "datetime": lambda plain: _decode_moment(plain, datetime),
-    "date": lambda plain: date.fromisoformat(plain["v"]),
-    "time": lambda plain: _decode_moment(plain, time),
-    "timedelta": lambda plain: timedelta(*plain["v"]),
-    "Decimal": lambda plain: Decimal(plain["v"]),
-    "UUID": lambda plain: _decode_uuid(plain["v"]),
-    "bytes": lambda plain: b64decode(plain["v"], validate=True),
+
+def _list_of(plain: list[Any], left: int) -> list[Any]:
+    return [_valued(item, left) for item in plain]
+
+
+def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
+    return {_valued(key, left): _valued(item, left) for key, item in pairs}
+
+
+_DECODERS: dict[str, Callable[[Mapping[str, Any], int], Any]] = {
+    "float": lambda plain, _: float(plain["v"]),
+    "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
+    "tuple": lambda plain, left: tuple(_list_of(plain["v"], _one_less(left))),
+    "set": lambda plain, left: set(_list_of(plain["v"], _one_less(left))),
+    "frozenset": lambda plain, left: frozenset(_list_of(plain["v"], _one_less(left))),
+    "datetime": lambda plain, _: _decode_moment(plain, datetime),
+    "date": lambda plain, _: date.fromisoformat(plain["v"]),
+    "time": lambda plain, _: _decode_moment(plain, time),
+    "timedelta": lambda plain, _: timedelta(*plain["v"]),
+    "Decimal": lambda plain, _: Decimal(plain["v"]),
+    "UUID": lambda plain, _: _decode_uuid(plain["v"]),
+    "bytes": lambda plain, _: b64decode(plain["v"], validate=True),
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from traceback import extract_tb, walk_tb
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 MOST_TEXT: Final = 2_000
 """How many characters of an exception's text are kept."""
@@ -34,6 +34,15 @@ _cause: Final[Any] = BaseException.__dict__["__cause__"]
 _context: Final[Any] = BaseException.__dict__["__context__"]
 _suppress_context: Final[Any] = BaseException.__dict__["__suppress_context__"]
 _traceback: Final[Any] = BaseException.__dict__["__traceback__"]
+
+
+class OddError(Exception):
+    """Stands for an exception that can't be formatted, or would fill a log, where others than taskbridge format it."""
+
+
+def presentable(error: BaseException) -> BaseException:
+    """Return an exception that an engine's own tools may format: this one, or a plain one with its description."""
+    return error if is_ordinary(error) else OddError(f"{type_of(type(error))}: {text_of(error)}")
 
 
 def clipped(text: object, most: int = MOST_TEXT) -> str:
@@ -90,10 +99,8 @@ def _is_ordinary(error: BaseException) -> bool:
         return all(isinstance(each, int | None) for each in places) and all(
             isinstance(each, str | None) for each in texts
         )
-    members = getattr(error, "exceptions", None)
-    return not isinstance(members, tuple) or (
-        len(cast("tuple[Any, ...]", members)) <= _MOST_LINKS and all(is_ordinary(each) for each in members)
-    )
+    members: Any = getattr(error, "exceptions", None)
+    return not isinstance(members, tuple) or (len(members) <= _MOST_LINKS and all(map(is_ordinary, members)))
 
 
 def traceback_of(error: BaseException | None) -> str:
@@ -152,7 +159,7 @@ def _members(error: BaseException) -> list[str]:
         return []
     if not isinstance(members, tuple):
         return []
-    each = [one for one in cast("tuple[Any, ...]", members) if isinstance(one, BaseException)][:_MOST_LINKS]
+    each = [one for one in members[:_MOST_LINKS] if isinstance(one, BaseException)]
     return [f"  | {line}" for one in each for line in clipped(_leaf(one), MOST_TEXT).splitlines()]
 
 

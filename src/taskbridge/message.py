@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, cast
 
 from taskbridge import codec
-from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError
+from taskbridge.failures import clipped
 from taskbridge.retry import ErrorInfo
 
 FORM: Final = 1
@@ -18,6 +19,9 @@ FORM: Final = 1
 
 MOST_HEADER_BYTES: Final = 65_536
 """How many bytes a message's headers may take: on RabbitMQ, they and what an engine adds must fit into one frame."""
+
+END_OF_TIME: Final = 2.5e11
+"""The last second that a message may name, in the year 9892: `datetime` does not hold much more."""
 
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
@@ -121,6 +125,18 @@ class Message:
         """The bytes that the headers take in a message's form."""
         return len(json.dumps(dict(self.headers)))
 
+    def check_rare(self) -> None:
+        """Refuse what a worker would refuse to read; all else is made in a way that it can't.
+
+        Raises:
+            EncodeError: The expiry or a header can't be sent.
+        """
+        if self.expires_at is not None and not 0 <= self.expires_at <= END_OF_TIME:
+            raise EncodeError("expires", "it is too far away; leave it out for a message that never expires")
+        for name, value in self.headers.items():
+            if not (is_text(name) and is_text(value)):
+                raise EncodeError(f"headers[{name!r}]", "a header is text by name, with no half of a surrogate pair")
+
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Return the positional and the keyword arguments, new objects each time.
 
@@ -202,8 +218,8 @@ def loads(text: str | bytes) -> Message:
 def _message(data: Mapping[str, Any]) -> Message:
     try:
         arguments: dict[str, Any] = {
-            "args_json": codec.to_json(data["args"]),
-            "kwargs_json": codec.to_json(data["kwargs"]),
+            "args_json": codec.rewritten(data["args"]),
+            "kwargs_json": codec.rewritten(data["kwargs"]),
         }
         return Message(id=_text(data, "id"), task=_text(data, "task"), **arguments, **_fields(data))
     except KeyError as exc:
@@ -237,7 +253,12 @@ def loads_meta(
         fields = _fields(_object(text))
     except KeyError as exc:
         raise DecodeError(f"not a message: {exc} is missing") from exc
-    args_json, kwargs_json = texts or (codec.to_json(args), codec.to_json(kwargs) if kwargs else "{}")
+    if texts is None:
+        args_json, kwargs_json = codec.rewritten(args), codec.rewritten(kwargs) if kwargs else "{}"
+    else:
+        args_json, kwargs_json = texts
+        codec.refuse_depth(args_json, args)
+        codec.refuse_depth(kwargs_json, kwargs)
     return Message(
         id=id,
         task=task,
@@ -249,10 +270,7 @@ def loads_meta(
 
 
 def _object(text: str | bytes) -> Mapping[str, Any]:
-    try:
-        data = codec.from_json(text)
-    except (ValueError, RecursionError) as exc:
-        raise DecodeError(f"not JSON: {exc}") from exc
+    data = codec.parsed(text)
     if not isinstance(data, dict):
         raise DecodeError(f"not a message: a JSON {type(data).__name__}")
     return cast("dict[str, Any]", data)
@@ -268,9 +286,9 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         raise DecodeError(f"not a message: its priority is {data['priority']!r}")
     queue, attempt, enqueued_at = data["queue"], data["attempt"], data["enqueued_at"]
     is_usual = type(queue) is str and type(attempt) is int and type(enqueued_at) is float
-    if not (
-        is_usual and 0 <= attempt <= _END_OF_TIME and 0 <= enqueued_at <= _END_OF_TIME
-    ):  # a third of the calls' time
+    if not (  # a third of the calls' time
+        is_usual and queue.isascii() and 0 <= attempt <= END_OF_TIME and 0 <= enqueued_at <= END_OF_TIME
+    ):
         _text(data, "queue")
         _number(data, "attempt", int)
         _number(data, "enqueued_at", int, float)
@@ -284,11 +302,9 @@ _ALWAYS: Final = 5
 
 def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     headers, error = data.get("headers", {}), data.get("error")
-    if not isinstance(headers, dict):
-        raise DecodeError(f"not a message: its headers are {headers!r}")
     return {
         "expires_at": _number(data, "expires_at", int, float, default=None),
-        "headers": headers,
+        "headers": _headers(headers),
         "error": None if error is None else _error(error),
         "waits": _number(data, "waits", int, default=0),
         "waits_since": _number(data, "waits_since", int, float, default=None),
@@ -296,6 +312,22 @@ def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "requeues": _number(data, "requeues", int, default=0),
         "replays": _number(data, "replays", int, default=0),
     }
+
+
+def _headers(headers: Any) -> dict[str, str]:
+    if not isinstance(headers, dict) or not all(is_text(name) and is_text(value) for name, value in headers.items()):
+        raise DecodeError("not a message: its headers are not text by name")
+    return cast("dict[str, str]", headers)
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is text that every broker and store can keep: no half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return value.isascii() or bool(value.encode()) or not value
+    except UnicodeEncodeError:
+        return False
 
 
 def _error(pair: Any) -> ErrorInfo:
@@ -307,10 +339,10 @@ def _error(pair: Any) -> ErrorInfo:
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data[key]
-    if not isinstance(value, str):
-        raise DecodeError(f"not a message: its {key} is {value!r}")
-    return value
+    value: Any = data[key]
+    if not is_text(value):
+        raise DecodeError(f"not a message: its {key} is {clipped(repr(value), 200)}")
+    return cast("str", value)
 
 
 def _number(data: Mapping[str, Any], key: str, *kinds: type, default: Any = ...) -> Any:
@@ -319,13 +351,9 @@ def _number(data: Mapping[str, Any], key: str, *kinds: type, default: Any = ...)
     if value is default:
         return value
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= _END_OF_TIME:
+    if not is_number or not 0 <= value <= END_OF_TIME:
         raise DecodeError(f"not a message: its {key} is {value!r}")
     return value
-
-
-_END_OF_TIME: Final = 2.5e11
-"""The last second that `datetime` holds, roughly."""
 
 
 RAW: Final = "raw-"

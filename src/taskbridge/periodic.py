@@ -131,7 +131,7 @@ class Schedules:
             EncodeError: An argument can't be put in a message.
         """
         check_recorded([timing], results=call.declaration.results)
-        codec.dumps(list(call.args), "args")
+        codec.dumps_array(call.args, "args")
         codec.dumps_object(call.kwargs, "kwargs")
         schedule = named(None, call.declaration.name, timing)
         former = self._declared.get(schedule.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import random
 from dataclasses import replace
+from traceback import format_exception
 from typing import Any
 
 from tests.mutants.table import mutant, put
@@ -265,3 +266,11 @@ def an_interrupted_run_is_an_attempt() -> None:
         return strict
 
     _judge_otherwise(make)
+
+
+@mutant("R2", "odd_errors_are_judged_like_others@ordinary")
+def errors_are_formatted_by_the_traceback_module() -> None:
+    """What is kept of an error is what Python's own module makes of it, whatever that raises."""
+    put(
+        "taskbridge.failures", "traceback_of", lambda _: lambda error: "".join(format_exception(error)) if error else ""
+    )

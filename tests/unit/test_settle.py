@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, Message
-from taskbridge.engines.settle import begin, finish
+from taskbridge.engines.settle import begin, finish, not_settled
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.retry import Cancelled, RunAgain, Verdict
 
@@ -51,3 +52,59 @@ def test_the_next_attempt_of_one_that_was_not_cancelled_is_parked(bridge: Bridge
     assert isinstance(failed(bridge, cancelled=False), RunAgain)
     assert bridge.counts().delayed == 1
     assert bridge.handle("m").status().state == "retrying"
+
+
+def _not_settled(bridge: Bridge, message: Message) -> Message | None:
+    """Meet an error that nobody foresaw, and return the message as it comes again; None if it does not."""
+    assert not_settled(bridge, message, KeyError("nobody thought of it"))
+    wire, broker = bridge.wire, bridge.broker
+    while bridge.counts().delayed:
+        bridge.engine.native._clock.move_to(broker.next_due())  # type: ignore[attr-defined]
+        broker.promote_due()  # type: ignore[attr-defined]
+    taken: Message | None = wire.take(None)  # type: ignore[attr-defined]
+    return taken
+
+
+def _message(**given: Any) -> Message:
+    fields: dict[str, Any] = {"id": "m", "task": "t", "queue": "default", "args_json": "[]", "kwargs_json": "{}"}
+    return Message(**{**fields, "enqueued_at": time.time(), **given})
+
+
+def test_a_message_that_meets_unforeseen_errors_waits_longer_each_time_and_is_dead_the_sixth_time(
+    bridge: Bridge,
+) -> None:
+    message: Message | None = _message(attempt=2)
+    began, waits = bridge.now(), []
+    for _ in range(5):
+        assert message is not None
+        message = _not_settled(bridge, message)
+        waits.append(bridge.now() - began)
+        began = bridge.now()
+    assert waits == pytest.approx([1, 2, 4, 8, 16], abs=0.1)
+    assert message is not None
+    assert (message.attempt, message.requeues) == (2, 5)
+    assert _not_settled(bridge, message) is None
+    (letter,) = bridge.dead_letters()
+    assert (letter.reason, letter.id) == ("internal_error", "m")
+    assert "nobody thought of it" in letter.traceback
+    assert bridge.handle("m").status().state == "dead"
+
+
+def test_the_next_attempt_is_counted_anew() -> None:
+    assert _message(requeues=5).next_attempt(ValueError()).requeues == 0
+
+
+def test_a_message_that_can_not_be_written_is_buried_as_text(bridge: Bridge) -> None:
+    odd: Any = {"key": object()}
+    assert _not_settled(bridge, _message(headers=odd)) is None
+    (letter,) = bridge.dead_letters()
+    assert letter.reason == "internal_error"
+    assert letter.message is None
+    assert letter.raw is not None
+    assert b"'m'" in letter.raw
+
+
+def test_a_broker_that_is_away_is_not_counted(bridge: Bridge) -> None:
+    bridge.stopping.set()
+    assert not not_settled(bridge, _message(), BrokerUnavailable("it is away"))
+    assert bridge.counts().delayed == 0

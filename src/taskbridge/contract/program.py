@@ -62,7 +62,7 @@ class Step:
 
     Attributes:
         outcome: `return`, `raise`, `retry` (ask for it) or `discard`.
-        error: What is raised, by its name in `ERRORS`.
+        error: What is raised, by its name in `ERRORS`, or in `ODD_ERRORS`.
         after_s: The delay that a retry asks for; None leaves it to the policy.
         gate: The name of a gate that has to be opened first; empty for none.
         sleep_s: How long it sleeps, in slices.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 from taskbridge import Bridge, Context, Discard, Event, Retry, RetryPolicy, Task, current
+from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, Step
 from taskbridge.hooks import HookName
@@ -332,6 +333,8 @@ def _wait_until_cancelled() -> None:
 
 
 def _end(step: Step) -> None:
+    if step.error in ODD_ERRORS:
+        raise ODD_ERRORS[step.error]()
     if step.outcome == "raise":
         raise ERRORS[step.error]("as the program says")
     if step.outcome == "retry":

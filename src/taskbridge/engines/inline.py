@@ -26,7 +26,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.scheduler import Scheduler, Ticker
-from taskbridge.engines.settle import put_off_unknown, run_and_settle
+from taskbridge.engines.settle import not_settled, put_off_unknown, run_and_settle
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.message import PRIORITIES, Message, loads
@@ -178,6 +178,9 @@ class InlineEngine:
                 return
             verdict = run_and_settle(self._host, message)
             if isinstance(verdict, GivenBack):
+                self.wire.deliver(message)
+        except (Exception, SystemExit) as exc:
+            if not not_settled(self._host, message, exc):
                 self.wire.deliver(message)
         except Interrupted:  # the grace ended between two bytecodes outside of the user's own
             self.wire.deliver(message)

@@ -25,7 +25,7 @@ from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
-from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import Ending, State
 
@@ -382,6 +382,41 @@ def _host_name() -> str:
     return socket.gethostname()
 
 
+def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
+    """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
+
+    Args:
+        host: The bridge.
+        raw: Its bytes.
+        reason: Why it is dead, such as `undecodable`.
+        error: What reading it raised.
+        message_id: What it calls itself; anything, for it was found on the wire.
+
+    Raises:
+        NotSettledError: The broker or the store was away until the worker stopped.
+    """
+    now, info = host.now(), ErrorInfo.of(error)
+    bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
+    records = None if host.store is None else host.store.records
+    if records is None or not is_message_id(message_id):
+        return
+    record = _persist(host, lambda timeout_s: records.get(message_id, timeout_s=timeout_s))
+    if record is None or record.state in FINAL_STATES:
+        return
+    message = Message(
+        id=record.id,
+        task=record.task,
+        queue=record.queue,
+        args_json="[]",
+        kwargs_json="{}",
+        enqueued_at=record.enqueued_at,
+        attempt=max((each.number for each in record.attempts), default=0) + 1,
+        replays=record.replays,
+    )
+    ending = Ending(state="dead", at=now, reason=reason, error=info)
+    _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+
+
 def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
     """Make a message wait whose task this worker does not know, or bury it after `unknown_task_grace` (rule Q6).
 
@@ -410,7 +445,7 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
 def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
 
-    It is no attempt: its mark is taken away. It is parked, for 1 s, then 2, 4, 8 and 16 s, and the sixth time it is dead
+    It is no attempt: its mark is taken away. It is parked, for 1 s, then 2, 4, 8 and 16 s; the sixth time it is dead
     with reason `internal_error`. One that can't even be parked is buried as text.
 
     Returns:
@@ -419,7 +454,7 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     """
     failures.log(_log, logging.ERROR, "task %s id %s attempt %d could not be settled", *_names(message), error=error)
     unmark(host, [message])
-    if isinstance(error, BrokerUnavailable):
+    if isinstance(error, (BrokerUnavailable, Interrupted)):
         host.stopping.wait(REQUEUE_PAUSES_S[0])
         return False
     try:

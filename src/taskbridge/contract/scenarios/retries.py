@@ -6,6 +6,7 @@ from typing import Final
 
 from taskbridge import RetryPolicy
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END
 from taskbridge.contract.program import ASK, DISCARD, POLICIES, RETURN, Plan, Step, ask, fail
 from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, SHORT_LEASE, scenario, with_a_server
@@ -73,6 +74,9 @@ _TABLE: Final[tuple[tuple[str, tuple[Step, ...], int, str, str], ...]] = (
 )
 
 
+_SPENT: Final = (2, "dead", "exhausted")
+
+
 @scenario("R2", on=(ORDINARY, PROCESSES))
 def the_table_decides(h: Harness) -> None:
     """Policy, attempt and exception decide, by one table."""
@@ -82,6 +86,20 @@ def the_table_decides(h: Harness) -> None:
         last = h.final(item.id)[0]
         seen = (len(h.starts(item.id)), last.kind, last.data["reason"])
         h.equal(f"starts, end and reason of {steps} under {policy}", seen, (starts, final, reason))
+
+
+@scenario("R2", on=(ORDINARY, PROCESSES))
+def odd_errors_are_judged_like_others(h: Harness) -> None:
+    """An error that can't be formatted, or is huge, is retried, and then dead, with a bounded description."""
+    sent = {name: h.send(Plan(steps=(Step(outcome="raise", error=name),), policy="twice")) for name in ODD_ERRORS}
+    for name, item in sent.items():
+        last = h.final(item.id)[0]
+        h.equal(f"starts and end of {name}", (len(h.starts(item.id)), last.kind, last.data["reason"]), _SPENT)
+        letter = h.letters(item.id)[0]
+        h.check(0 < len(letter.traceback) <= 32_000, f"{name}: its traceback has {len(letter.traceback)} characters")
+        error = letter.error
+        h.check(error is not None and len(error.message) <= 2_000, f"{name}: its text should be bounded")
+    h.idle()
 
 
 @scenario("R2", on=(ALONE,))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import CeleryError, Ignore, Reject, Retry
 
+from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.settle import NotSettledError, begin, bury, finish, unmark
+from taskbridge.engines.settle import NotSettledError, begin, bury, finish, not_settled
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
@@ -34,9 +34,6 @@ SETTLED: Final = "taskbridge-settled"
 
 _PAUSE_S: Final = 0.5
 """How long a slot waits before a message is requeued that could not be settled; each time twice as long."""
-
-MOST_REQUEUES: Final = 5
-"""How often a process requeues a message that could not be settled, before it is dead (rule I2)."""
 
 _MOST_REMEMBERED: Final = 10_000
 
@@ -63,7 +60,6 @@ class Carrier:
         self._host = host
         self._runs = runs
         self._worker_pid = 0
-        self._requeues: OrderedDict[str, int] = OrderedDict()
 
     def opens(self, worker_pid: int) -> None:
         """Note which process the worker is; tasks may run in children of it."""
@@ -115,7 +111,7 @@ class Carrier:
             return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:
             return exc
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             return self.unsettled(message, exc)
         finally:
             self._runs.end()
@@ -123,9 +119,6 @@ class Carrier:
 
     def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
         """Deal with a message that could not be settled for a reason nobody thought of.
-
-        It is requeued without its mark, so that it is no attempt (rule R8), after a pause that grows; and is dead, with
-        the reason `internal_error`, when this process has seen that `MOST_REQUEUES` times (rule I2).
 
         Args:
             message: The message; None if it could not even be read, so that its bytes are with Celery alone.
@@ -135,32 +128,11 @@ class Carrier:
             What Celery is to do.
         """
         if message is None:
-            _log.error("a message could not be read", exc_info=error)
+            failures.log(_log, logging.ERROR, "a message could not be read, is requeued", error=error)
             self._host.stopping.wait(_PAUSE_S)
-            return _given_back("it could not be read")
-        about = message.task, message.id, message.attempt
-        _log.error("task %s id %s attempt %d could not be settled", *about, exc_info=error)
-        count = self._requeues.pop(message.life, 0)
-        try:
-            if count >= MOST_REQUEUES:
-                return self._dead(message, error)
-            self._requeues[message.life] = count + 1
-            if len(self._requeues) > _MOST_REMEMBERED:
-                self._requeues.popitem(last=False)
-            self._host.stopping.wait(_PAUSE_S * 2**count)
-            unmark(self._host, [message])
-        except Exception:
-            _log.exception("task %s id %s attempt %d could not be settled either way", *about)
-        _log.warning("requeued task %s id %s attempt %d", *about)
+        elif not_settled(self._host, message, error):
+            return PutOff("it could not be settled")
         return _given_back("it could not be settled")
-
-    def _dead(self, message: Message, error: BaseException) -> Verdict:
-        try:
-            return finish(self._host, message, Dead("internal_error", error))
-        except NotSettledError:
-            raise
-        except Exception:  # the error is what can't be told, perhaps
-            return finish(self._host, message, Dead("internal_error"))
 
     def _read(self, request: Mapping[str, Any]) -> Message:
         try:
@@ -216,9 +188,9 @@ def letter_of_bytes(raw: bytes, reason: str, error: Exception, *, now: float) ->
 def shown(error: BaseException) -> Exception:
     """Return an error that Celery may see raised: this one, unless that would end the worker or mean something else.
 
-    `SystemExit` ends a child, `MemoryError` the whole worker, and errors of Celery's own would change what becomes of a
-    message that is settled.
+    `SystemExit` ends a child, `MemoryError` the whole worker, errors of Celery's own would change what becomes of a
+    message that is settled, and Celery formats what it shows.
     """
-    if isinstance(error, Exception) and not isinstance(error, _MEANINGFUL):
+    if isinstance(error, Exception) and not isinstance(error, _MEANINGFUL) and failures.is_ordinary(error):
         return error
-    return TaskFailed(f"{type(error).__name__}: {error}")
+    return TaskFailed(f"{failures.type_of(type(error))}: {failures.text_of(error)}")

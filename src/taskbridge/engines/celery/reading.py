@@ -186,7 +186,7 @@ def _read_plain(native: Native, default_queue: str, now: float) -> Message:
         id=native.headers["id"],
         task=native.headers["task"],
         queue=default_queue if native.queue is None else native.queue,
-        args_json=codec.dumps(list(native.args), "args"),
+        args_json=codec.dumps_array(native.args, "args"),
         kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
         enqueued_at=now,
         expires_at=instant(native.headers.get(EXPIRES)),

@@ -14,11 +14,12 @@ from dramatiq import Broker
 from dramatiq.middleware import SkipMessage
 from dramatiq.results import Results
 
+from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.worker import Life
-from taskbridge.engines.settle import NotSettledError, begin, finish, put_off_unknown, unmark
+from taskbridge.engines.settle import NotSettledError, begin, finish, not_settled, put_off_unknown
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.message import Message
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
@@ -94,12 +95,9 @@ class Carrier:
             verdict = self._settled(delivery, message)
         except (NotSettledError, Returned):
             raise
-        except BaseException:  # a hook may call sys.exit(), and Dramatiq acknowledges whatever is raised
-            _log.exception(
-                "task %s id %s attempt %d could not be settled, goes back", message.task, message.id, message.attempt
-            )
-            self._host.stopping.wait(_PAUSE_S)
-            unmark(self._host, [message])  # else its next delivery would find it running (rule R8)
+        except BaseException as exc:  # Dramatiq acknowledges whatever is raised
+            if not_settled(self._host, message, exc):
+                raise Returned("it could not be settled: it waits") from None
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
         return self._show(delivery, verdict)
 
@@ -130,10 +128,10 @@ class Carrier:
                 count = retries + 1 if isinstance(retries, int) else 1
                 # What Dramatiq's own retry would call: Prometheus counts retries by it.
                 self._broker.emit_after("enqueue", delivery.copy(options={"retries": count}), int(after_s * 1000))
-                raise Again(f"next attempt in {after_s:.3f} s") from error
+                raise Again(f"next attempt in {after_s:.3f} s") from failures.presentable(error)
             case Dead(reason, error):
                 delivery.fail()
-                raise Buried(reason) if error is None else error
+                raise Buried(reason) if error is None else failures.presentable(error)
             case Discarded(reason):
                 raise SkipMessage(reason)
             case GivenBack():

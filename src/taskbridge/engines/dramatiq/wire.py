@@ -179,7 +179,7 @@ def _read_plain(native: Native, queue: str) -> Message:
         id=native.message_id,
         task=native.actor_name,
         queue=queue,
-        args_json=codec.dumps(list(native.args), "args"),
+        args_json=codec.dumps_array(native.args, "args"),
         kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
         enqueued_at=sent_at,
         priority=_plain_priority(native.options.get("broker_priority")),

@@ -1,0 +1,99 @@
+"""What is said of an exception is safe and bounded, whatever the exception is."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import pytest
+
+from taskbridge import failures
+from taskbridge.contract.odd_errors import ODD_ERRORS
+
+
+def _raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as exc:
+        return exc
+
+
+def _raised_while_handling() -> BaseException:
+    try:
+        try:
+            try:
+                raise LookupError("first")
+            except LookupError as exc:
+                raise KeyError("second") from exc
+        except KeyError:
+            raise ValueError("third")  # noqa: B904 - its context is meant
+    except ValueError as exc:
+        return exc
+
+
+@pytest.mark.parametrize("name", ODD_ERRORS)
+def test_an_odd_error_is_described_within_bounds(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    error = _raised(ODD_ERRORS[name]())
+
+    assert len(failures.text_of(error)) <= failures.MOST_TEXT
+    assert 0 < len(failures.traceback_of(error)) <= failures.MOST_TRACEBACK
+    assert not failures.is_ordinary(error)
+    assert isinstance(failures.presentable(error), failures.OddError)
+    failures.log(logging.getLogger("taskbridge.test"), logging.ERROR, "task %s failed", "t", error=error)
+    assert "task t failed" in caplog.text
+    assert type(error).__name__ in caplog.text
+    assert len(caplog.text) < 2 * failures.MOST_TRACEBACK
+
+
+def test_an_ordinary_one_is_printed_as_python_prints_it() -> None:
+    for error in (_raised(ValueError("no")), _raised_while_handling()):
+        assert failures.traceback_of(error) == "".join(traceback.format_exception(error))
+        assert failures.is_ordinary(error)
+        assert failures.presentable(error) is error
+
+
+def test_an_ordinary_one_is_logged_with_the_exception_and_its_traceback_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = _raised(ValueError("no"))
+    failures.log(logging.getLogger("taskbridge.test"), logging.ERROR, "it failed", error=error)
+    record = caplog.records[-1]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert record.filename == "test_failures.py"
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_of_a_deep_stack_the_beginning_and_the_end_are_kept() -> None:
+    def fall(left: int) -> None:
+        if not left:
+            raise ValueError("deep")
+        if left % 2:
+            fall(left - 1)
+        else:
+            fall(left - 1)
+
+    try:
+        fall(400)
+    except ValueError as exc:
+        text = failures.traceback_of(exc)
+    assert "frames are left out" in text
+    assert "test_of_a_deep_stack" in text
+    assert text.endswith("ValueError: deep\n")
+
+
+def test_a_long_traceback_keeps_its_beginning_and_its_end() -> None:
+    error = ValueError("x")
+    for _ in range(9):
+        following = ValueError("y" * 5_000)
+        following.__cause__ = error
+        error = following
+    error.__notes__ = ["z" * 5_000] * 9  # type: ignore[attr-defined]
+    text = failures.traceback_of(error)
+    assert len(text) <= failures.MOST_TRACEBACK
+    assert text.startswith("ValueError: x\n")
+    assert text.endswith("zzz\n")
+
+
+def test_text_that_a_store_could_not_keep_is_escaped() -> None:
+    assert failures.text_of(ValueError("a\ud800b\0c")) == "a\\ud800b\\x00c"
