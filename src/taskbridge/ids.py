@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from taskbridge.exceptions import DecodeError
 
@@ -13,7 +13,7 @@ LONGEST: Final = 255
 """How many bytes an id has at most, in UTF-8: AMQP's short strings take no more, nor an index of a database much."""
 
 
-def is_id(id: object) -> bool:
+def is_id(id: object) -> TypeGuard[str]:
     """Return whether this can be a message's id: text of 1 to 255 bytes in UTF-8, without the character NUL."""
     return isinstance(id, str) and 0 < _size(id) <= LONGEST
 

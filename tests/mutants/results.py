@@ -193,3 +193,16 @@ def a_cancelled_run_is_retried() -> None:
 def a_running_task_is_not_told() -> None:
     """A task that runs is not told that it was cancelled."""
     put(_KNOWN, "Cancellations.knows", lambda _: lambda self, message: False)
+
+
+@mutant("RS2", "what_cannot_be_read_is_recorded_as_dead@recorded", "dramatiq+redis")
+def what_cannot_be_read_has_no_end() -> None:
+    """A message that can't be read is buried, and its record never becomes final."""
+
+    def make(bury: Any) -> Any:
+        def unnamed(*args: Any, message_id: object = None, **given: Any) -> None:
+            bury(*args, **given)
+
+        return unnamed
+
+    put("taskbridge.engines.dramatiq.deliveries", "bury_unreadable", make)

@@ -223,3 +223,22 @@ def pickles_are_loaded() -> None:
         return trusting
 
     put("taskbridge.engines.dramatiq.deliveries", "Reception.admit", make)
+
+
+@mutant("I3", "nesting_has_one_limit@ordinary")
+def nesting_is_bounded_by_the_stack_alone() -> None:
+    """A value may be nested as deeply as the sender's stack allows."""
+    put(_CODEC, "MOST_DEPTH", lambda _: 10_000)
+
+
+@mutant("I3", "what_is_nested_too_deeply_is_dead", "dramatiq+redis")
+def what_is_read_may_be_of_any_depth() -> None:
+    """What others send is taken however deeply it is nested."""
+    put(_CODEC, "MOST_DEPTH", lambda _: 10_000)
+    put(_CODEC, "refuse_depth", lambda _: lambda text, plain: None)
+
+
+@mutant("I3", "what_a_worker_would_refuse_is_refused_at_once")
+def expiries_are_checked_by_workers_alone() -> None:
+    """Whatever a worker refuses to read may be sent."""
+    put("taskbridge.message", "Message.check_rare", lambda _: lambda self: None)

@@ -23,11 +23,12 @@ from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
+from taskbridge.ids import is_id
 from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.stores.base import Claim, Marks
-from taskbridge.stores.records import Ending, State
+from taskbridge.stores.records import FINAL, Ending, State
 
 T = TypeVar("T")
 
@@ -398,10 +399,10 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     now, info = host.now(), ErrorInfo.of(error)
     bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
     records = None if host.store is None else host.store.records
-    if records is None or not is_message_id(message_id):
+    if records is None or not is_id(message_id):
         return
     record = _persist(host, lambda timeout_s: records.get(message_id, timeout_s=timeout_s))
-    if record is None or record.state in FINAL_STATES:
+    if record is None or record.state in FINAL:
         return
     message = Message(
         id=record.id,

@@ -32,6 +32,7 @@ from taskbridge.contract.registry import (
     with_processes_and_marks,
     with_records,
 )
+from taskbridge.contract.rewriting import no_form
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, TOO_MUCH, Variant, describe
 from taskbridge.contract.values import VALUES
@@ -50,6 +51,10 @@ def status_of(h: Harness, item: Sent) -> Status:
         return h.bridge.handle(item.id).status()
     except NoSuchRecord as exc:
         h.fail(f"there should be a record, but: {exc}")
+
+
+def _read_from_bytes(target: Target) -> str:
+    return with_records(target) or ("its messages have no bytes" if target.address.engine == "inline" else "")
 
 
 def until_it_is(h: Harness, item: Sent, state: str) -> Status:
@@ -184,6 +189,16 @@ def a_replay_is_recorded(h: Harness) -> None:
     h.equal("its second end", (status.state, status.replays), ("dead", 1))
     h.equal("its attempts since", [each.number for each in status.attempts], [1, 2])
     h.equal("its starts", [start.attempt for start in h.starts(item.id)], [1, 2, 1, 2])
+    h.idle()
+
+
+@scenario("RS2", "Q7", on=(RECORDED,), where=_read_from_bytes)
+def what_cannot_be_read_is_recorded_as_dead(h: Harness) -> None:
+    """Who waits for a message that no worker can read is told that it is dead."""
+    item = h.send_rewritten(no_form)
+    error = h.refused(TaskFailed, outcome_of, h, item)
+    h.equal("its reason", error.reason, "undecodable")
+    h.equal("what is known of it", status_of(h, item).state, "dead")
     h.idle()
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Final
 
@@ -15,12 +15,20 @@ from taskbridge import Bridge, BrokerUnavailable, EncodeError, MessageTooLarge, 
 from taskbridge.contract.clients import has_own_client, send_by_own_client
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, fail
-from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, PROCESSES, scenario, with_a_server, with_processes
+from taskbridge.contract.registry import (
+    ALONE,
+    BRIEFLY_UNKNOWN,
+    ORDINARY,
+    PROCESSES,
+    scenario,
+    with_a_server,
+    with_processes,
+)
 from taskbridge.contract.rewriting import newer_form, pickled
 from taskbridge.contract.servers import free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import describe
+from taskbridge.contract.tasks import QUEUES, describe
 from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
@@ -77,6 +85,10 @@ def _unavailable_within(h: Harness, limit_s: float, act: Callable[[], object]) -
         error = h.refused(BrokerUnavailable, act)
     h.check(watch.took_s <= limit_s, f"the error should come within {limit_s} s, but came after {watch.took_s:.2f} s")
     return error
+
+
+def _has_own_client(target: Target) -> str:
+    return "" if has_own_client(target.address.engine) else "its engine has no client of its own"
 
 
 @scenario("S3", on=(ALONE,))
@@ -149,6 +161,75 @@ def what_cannot_travel_is_refused(h: Harness) -> None:
     h.equal("the path", error.path, 'kwargs["named"][0]["a"][1]')
     h.refused(EncodeError, h.bridge.send_many, [h.tasks.echo.call(1), h.tasks.echo.call(object())])
     _nothing_was_sent(h)
+
+
+_DEPTH: Final = 100
+"""How deep a value may be nested, in an argument or a result."""
+
+_JSON_DEPTH: Final = 320
+"""How deep none of ours is as JSON; more than the interpreter takes would not come out of an engine's own client."""
+
+
+def _nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+    value = wrap(1)
+    for _ in range(depth - 1):
+        value = wrap(value)
+    return value
+
+
+_WRAPS: Final[tuple[Callable[[Any], Any], ...]] = (
+    lambda item: [item],
+    lambda item: {"k": item},
+    lambda item: (item,),
+    lambda item: {1: item},
+    lambda item: frozenset((item,)),
+)
+
+
+@scenario("I3", "S4", on=(ORDINARY, PROCESSES))
+def nesting_has_one_limit(h: Harness) -> None:
+    """A value of 100 levels arrives as it was; one of 101, or that contains itself, is refused with its path."""
+    deepest = [_nested(_DEPTH, wrap) for wrap in _WRAPS]
+    sent = [h.own(h.tasks.echo.send(value, named=value)) for value in deepest]
+    for wrap in _WRAPS:
+        error = h.refused(EncodeError, h.tasks.echo.send, 1, _nested(_DEPTH + 1, wrap))
+        h.equal("the path", error.path, "args[1]")
+    endless: list[Any] = []
+    endless.append(endless)
+    error = h.refused(EncodeError, h.tasks.echo.schedule, 60, named=endless)
+    h.equal("the path", error.path, 'kwargs["named"]')
+    h.final(*(item.id for item in sent))
+    h.idle()
+    for value, item in zip(deepest, sent, strict=True):
+        h.equal("what arrived", h.starts(item.id)[0].data["values"], [describe(value)])
+
+
+@scenario("I3", on=(ALONE,), where=_has_own_client)
+def what_is_nested_too_deeply_is_dead(h: Harness) -> None:
+    """A message of another's that is nested more deeply than any of ours is dead at once, and the rest goes on."""
+    deep: Any = _nested(_JSON_DEPTH, lambda item: [item])
+    send_by_own_client(h.bridge, h.tasks.programs["once"].name, deep, queue=QUEUES[0])
+    after = h.send(Plan(steps=(RETURN,)))
+    h.start_worker(threads=2)
+    h.final(after.id)
+    letters = h.until(h.environment.letters, "a dead letter")
+    h.idle()
+    h.equal("the reasons", [letter.reason for letter in letters], ["undecodable"])
+
+
+@scenario("I3", on=(ALONE,))
+def what_a_worker_would_refuse_is_refused_at_once(h: Harness) -> None:
+    """An expiry that no worker could read, and a header that is no text, are refused where they are sent."""
+    half = "\ud800"
+    for expires in (datetime.max.replace(tzinfo=timezone.utc), 1e12):
+        error = h.refused(EncodeError, h.tasks.echo.using(expires=expires).send, 1)
+        h.equal("the path", error.path, "expires")
+    h.refused(EncodeError, h.tasks.echo.using(headers={"a": half}).send, 1)
+    _nothing_was_sent(h)
+    far = datetime(9000, 1, 1, tzinfo=timezone.utc)
+    handle = h.own(h.tasks.echo.using(expires=far).send(5))
+    h.start_worker()
+    h.final(handle.id)
 
 
 @scenario("S5")
@@ -274,10 +355,6 @@ def a_connection_that_died_idle_is_made_again(h: Harness) -> None:
     h.final(*ids)
     h.idle()
     h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
-
-
-def _has_own_client(target: Target) -> str:
-    return "" if has_own_client(target.address.engine) else "its engine has no client of its own"
 
 
 def _across_releases(target: Target) -> str:

@@ -19,10 +19,10 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.settle import NotSettledError, begin, bury, finish, not_settled
+from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, TaskBridgeError
-from taskbridge.message import DeadLetter, Message
-from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
+from taskbridge.message import Message
+from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.celery")
 
@@ -143,7 +143,7 @@ class Carrier:
             )
         except CodecError as exc:  # the worker's main process has read it before; only odd plain values come to this
             raw = repr((request.get("args"), request.get("kwargs"))).encode()
-            bury(self._host, letter_of_bytes(raw, "undecodable", exc, now=self._host.now()))
+            bury_unreadable(self._host, raw, reason="undecodable", error=exc, message_id=request.get("id"))
             raise
 
     def _show(self, verdict: Verdict, request: Mapping[str, Any]) -> Any:
@@ -178,11 +178,6 @@ def native_of(request: Mapping[str, Any], namespace: str) -> reading.Native:
         embed={name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")},
         queue=wire.own_queue(namespace, routing_key) if isinstance(routing_key, str) else None,
     )
-
-
-def letter_of_bytes(raw: bytes, reason: str, error: Exception, *, now: float) -> DeadLetter:
-    """Return the dead letter of bytes that can't be read (rule Q7)."""
-    return DeadLetter(message=None, reason=reason, error=ErrorInfo.of(error), died_at=now, raw=raw)
 
 
 def shown(error: BaseException) -> Exception:

@@ -19,13 +19,13 @@ from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.celery.attempts import Attempts
-from taskbridge.engines.celery.carrier import Carrier, letter_of_bytes
+from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
 from taskbridge.engines.scheduler import Scheduler
-from taskbridge.engines.settle import NotSettledError, bury, prepare_marks, unmark
+from taskbridge.engines.settle import NotSettledError, bury_unreadable, prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 
@@ -194,13 +194,21 @@ class Life:
 
     # Messages that can't run
 
-    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None], reason: str = "undecodable") -> None:
-        """Bury bytes that can't be read (rule Q7), soon."""
+    def bury_raw(
+        self,
+        raw: bytes,
+        error: Exception,
+        *,
+        then: Callable[[], None],
+        reason: str = "undecodable",
+        message_id: object = None,
+    ) -> None:
+        """Bury bytes that can't be read (rule Q7), soon; `message_id` is what they call themselves, if known."""
         _log.error("a message of %d bytes can't be read and is dead: %s", len(raw), error)
 
         def work() -> None:
             with suppress(NotSettledError):  # the worker stops: its lease runs out, and another worker tries
-                bury(self._host, letter_of_bytes(raw, reason, error, now=self._host.now()))
+                bury_unreadable(self._host, raw, reason=reason, error=error, message_id=message_id)
                 then()
 
         self.desk.submit(work)

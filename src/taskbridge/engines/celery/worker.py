@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -421,7 +422,9 @@ class Consumer(CeleryConsumer):
 
     def _undecodable(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
         raw = raw_of(message)
-        self._life.bury_raw(raw, error, reason=reason, then=lambda: self._acknowledge(message.ack_log_error))
+        message_id = message.headers.get("id") if isinstance(message.headers, dict) else None
+        then = partial(self._acknowledge, message.ack_log_error)
+        self._life.bury_raw(raw, error, reason=reason, message_id=message_id, then=then)
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.

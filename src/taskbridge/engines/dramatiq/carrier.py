@@ -88,7 +88,7 @@ class Carrier:
         except NewerFormError as exc:
             return self._put_off_newer(delivery, exc)
         except DecodeError as exc:
-            self._reception.undecodable(delivery.body, exc)
+            self._reception.undecodable(delivery.body, exc, message_id=delivery.message_id)
             delivery.fail()
             raise
         try:
@@ -153,7 +153,7 @@ class Carrier:
         count, since = _waits(delivery.options.get(_WAITS), now)
         left_s = self._host.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
-            self._reception.bury_raw(delivery.body, reason="unknown_task", error=error)
+            self._reception.bury_raw(delivery.body, reason="unknown_task", error=error, message_id=delivery.message_id)
             delivery.fail()
             raise error
         wait_s = min(left_s, 30.0, 2.0 ** min(count, 5))

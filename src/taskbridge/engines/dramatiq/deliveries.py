@@ -12,10 +12,8 @@ from dramatiq.errors import DecodeError as DramatiqDecodeError
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import NotSettledError, bury, later, suspect
+from taskbridge.engines.settle import NotSettledError, bury_unreadable, later, suspect
 from taskbridge.exceptions import DecodeError, NewerFormError
-from taskbridge.message import DeadLetter
-from taskbridge.retry import ErrorInfo
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -139,23 +137,22 @@ class Reception:
         delivery.is_plain = parts.options.keys() <= wire.OWN_OPTIONS
         return delivery
 
-    def undecodable(self, body: bytes, error: Exception) -> None:
+    def undecodable(self, body: bytes, error: Exception, *, message_id: object = None) -> None:
         """Bury bytes that can't be read.
 
         Raises:
             NotSettledError: The broker was away until the worker stopped.
         """
         _log.error("a message of %d bytes can't be read and is dead: %s", len(body), error)
-        self.bury_raw(body, reason="undecodable", error=error)
+        self.bury_raw(body, reason="undecodable", error=error, message_id=message_id)
 
-    def bury_raw(self, body: bytes, *, reason: str, error: Exception) -> None:
-        """Bury bytes as they came.
+    def bury_raw(self, body: bytes, *, reason: str, error: Exception, message_id: object = None) -> None:
+        """Bury bytes as they came; `message_id` is what they call themselves, if that is known.
 
         Raises:
             NotSettledError: The broker was away until the worker stopped.
         """
-        letter = DeadLetter(message=None, reason=reason, error=ErrorInfo.of(error), died_at=self._host.now(), raw=body)
-        bury(self._host, letter)
+        bury_unreadable(self._host, body, reason=reason, error=error, message_id=message_id)
 
     def _delayed(self, delivery: Delivery, queue: str) -> Delivery | None:
         try:
@@ -164,7 +161,7 @@ class Reception:
         except NewerFormError:
             return delivery  # put off by this engine; see Carrier
         except DecodeError as exc:
-            self.undecodable(delivery.body, exc)
+            self.undecodable(delivery.body, exc, message_id=delivery.message_id)
             return None
         wait_s = 0.0 if due_at is None else max(0.0, due_at - self._host.now())
         later(self._host, suspect(message) if delivery.redelivered else message, wait_s)

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from taskbridge import codec
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
-from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.exceptions import DecodeError, EncodeError
 from taskbridge.ids import checked
 from taskbridge.message import PRIORITIES, Message, Priority, loads_meta, new_id
 from taskbridge.settings import Settings
@@ -164,9 +164,13 @@ def read(native: Native, *, queue: str) -> Message:
             kwargs=native.kwargs,
         )
         return checked(message)
-    except CodecError:
+    except DecodeError:
         raise
-    except (ValueError, RecursionError) as exc:  # NaN, which Python reads in JSON
+    except (
+        EncodeError,
+        ValueError,
+        RecursionError,
+    ) as exc:  # a plain client's value that none of ours can be; NaN, which Python reads in JSON
         raise DecodeError(f"not a message: {exc}") from exc
 
 
