@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from celery.exceptions import Reject
 
 from taskbridge import Bridge
 from taskbridge.engines.celery import carrier as celery_carrier
-from taskbridge.engines.celery.carrier import MOST_REQUEUES, Carrier
+from taskbridge.engines.celery.carrier import Carrier, PutOff
+from taskbridge.engines.settle import REQUEUE_PAUSES_S
 from taskbridge.message import Message, new_id
-from taskbridge.retry import Dead
 
 
 @pytest.fixture
@@ -46,12 +46,13 @@ def test_it_is_requeued_without_its_mark_and_dead_in_the_end(bridge: Bridge, mon
 
     monkeypatch.setattr(type(carrier._runs), "run", fails)
     sent = message()
-    for number in range(MOST_REQUEUES):
-        outcome = settled(bridge, carrier, sent, redelivered=number > 0)
-        assert isinstance(outcome, Reject)
-        assert outcome.requeue
-    assert isinstance(settled(bridge, carrier, sent, redelivered=True), Dead)
-    assert len(runs) == MOST_REQUEUES + 1
+    for number in range(len(REQUEUE_PAUSES_S)):
+        outcome = settled(bridge, carrier, replace(sent, requeues=number), redelivered=number > 0)
+        assert isinstance(outcome, PutOff)
+        assert bridge.counts().delayed == number + 1
+    last = replace(sent, requeues=len(REQUEUE_PAUSES_S))
+    assert isinstance(settled(bridge, carrier, last, redelivered=True), PutOff)
+    assert len(runs) == len(REQUEUE_PAUSES_S) + 1
     (letter,) = bridge.dead_letters()
     assert (letter.id, letter.reason) == (sent.id, "internal_error")
     assert letter.error is not None

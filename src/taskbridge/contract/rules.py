@@ -87,7 +87,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "CR4": "What was due while nobody was there is caught up as the schedule says, and the rest is counted.",
     "CR5": "A schedule that is not to overlap sends nothing before its last message has ended.",
     "CR6": "A paused schedule sends nothing, whatever is started anew, and leaves out what was due meanwhile.",
-    "I3": "What is read is checked (times in range, text, nesting up to 100) and stops nothing else; sending checks the same.",
+    "I3": "What is read is checked, and sending checks the same: times in range, text, nesting up to 100 levels.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "E": "Variables of the environment that only the engine reads change nothing about a worker.",
     "C": "Coroutines run on one event loop a process, each with its own context.",

@@ -33,9 +33,7 @@ SETTLED: Final = "taskbridge-settled"
 """Where a request says what has become of its message, if that was settled before Celery traces it."""
 
 _PAUSE_S: Final = 0.5
-"""How long a slot waits before a message is requeued that could not be settled; each time twice as long."""
-
-_MOST_REMEMBERED: Final = 10_000
+"""How long a slot waits before a message is requeued that could not be read."""
 
 
 _MEANINGFUL: Final = (CeleryError, MemoryError, Terminated, TimeLimitExceeded, WorkerLostError)
