@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from taskbridge.contract.environment import Environment
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import STORED
 from taskbridge.contract.suite import PATIENCE_S
 from taskbridge.contract.target import Target
@@ -20,5 +21,6 @@ def open_stored(stack: ExitStack, url: str, *, store: str | None = None, namespa
         store: Where the records are, if not in the broker.
         namespace: That of another environment, to share its records; one of its own if None.
     """
-    environment = Environment(Target.of(url, store=store), STORED, patience_s=2 * PATIENCE_S, namespace=namespace)
+    target, pace = Target.of(url, store=store), Pace.of_this_run()
+    environment = Environment(target, STORED, patience_s=2 * PATIENCE_S, pace=pace, namespace=namespace)
     return Harness(stack.enter_context(environment))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import taskbridge.contract.scenarios  # fills the table
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import Result, run_suite
 from taskbridge.contract.target import Target
@@ -22,9 +23,9 @@ def results(
     """What came of the chosen scenarios on the target."""
     chosen = [name for name in SCENARIOS if name in _names(request.session, target)]
     scenarios = [SCENARIOS[name] for name in chosen]
-    found = run_suite(
-        Target.of(target_url, store=target_store), scenarios, done=lambda _: None, clean=False
-    )  # the server ends with the tests
+    place = Target.of(target_url, store=target_store)
+    pace = Pace.of_this_run()
+    found = run_suite(place, scenarios, done=lambda _: None, pace=pace, clean=False)  # the server ends with the tests
     return {result.scenario: result for result in found}
 
 

@@ -16,6 +16,7 @@ from taskbridge import Bridge, DeadLetter
 from taskbridge.contract import model
 from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.probe import Record, Records
 from taskbridge.contract.program import ASK, DISCARD, ERRORS, POLICIES, RETURN, Plan, Step, ask, fail
 from taskbridge.contract.suite import PATIENCE_S
@@ -115,7 +116,7 @@ SPEC = EnvironmentSpec(name="model", workers=1, threads=8, grace_s=4)
 
 @pytest.fixture(scope="session")
 def environment(target_url: str) -> Iterator[Environment]:
-    with Environment(Target.of(target_url), SPEC, patience_s=PATIENCE_S) as environment:
+    with Environment(Target.of(target_url), SPEC, patience_s=PATIENCE_S, pace=Pace.of_this_run()) as environment:
         yield environment
 
 

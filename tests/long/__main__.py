@@ -15,6 +15,7 @@ from taskbridge.contract import cleaning
 from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.contract.stopwatch import StallWatch
 from taskbridge.contract.target import Target
@@ -87,7 +88,7 @@ def _run(target: Target, name: str, check: Check) -> bool:
 
 def _tried(target: Target, check: Check) -> tuple[str, str | None]:
     """Return the figures of a check that passed, or why it failed."""
-    environment = Environment(target, check.environment, patience_s=PATIENCE_S)
+    environment = Environment(target, check.environment, patience_s=PATIENCE_S, pace=Pace.of_this_run())
     try:
         with environment:
             return check.run(Harness(environment)), None

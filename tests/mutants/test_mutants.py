@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from taskbridge.contract.matrix import catalogue
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS
 from tests.mutants.applying import RULE, environment
 from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
@@ -43,7 +44,9 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | Non
     if mutant is not None:
         env |= environment(RULE, mutant)
     command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=LONGEST_S * Pace.of_this_run().factor, check=False
+    )
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(scenarios), done.stderr
     return {result["scenario"]: result for result in results}

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from taskbridge.contract import scenarios
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import PARALLEL, PATIENCE_S, Result, run_suite
 from taskbridge.contract.target import Target
@@ -23,7 +24,12 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [SCENARIOS[name] for name in arguments.scenario or SCENARIOS]
     results = run_suite(
-        Target.of(arguments.url), chosen, done=_show, patience_s=arguments.patience, parallel=arguments.parallel
+        Target.of(arguments.url),
+        chosen,
+        done=_show,
+        patience_s=arguments.patience,
+        parallel=arguments.parallel,
+        pace=Pace.of_this_run(),
     )
     return int(any(result.outcome in ("failed", "crashed") for result in results))
 

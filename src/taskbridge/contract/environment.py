@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -21,6 +22,7 @@ from typing_extensions import Self
 from taskbridge import Bridge, Counts, DeadLetter
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
+from taskbridge.contract.pace import Pace, starting
 from taskbridge.contract.preloading import passed_on
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
@@ -96,7 +98,8 @@ class Environment:
     Args:
         target: The target.
         spec: What it is like.
-        patience_s: How long something may take that should happen at once.
+        patience_s: How long something may take that should happen at once, on an idle machine.
+        pace: How fast this machine is; as the one that limits were chosen on if None.
         namespace: What names in the broker begin with; one of its own if None.
 
     Attributes:
@@ -107,11 +110,18 @@ class Environment:
     """
 
     def __init__(
-        self, target: Target, spec: EnvironmentSpec, *, patience_s: float, namespace: str | None = None
+        self,
+        target: Target,
+        spec: EnvironmentSpec,
+        *,
+        patience_s: float,
+        pace: Pace | None = None,
+        namespace: str | None = None,
     ) -> None:
         self.target = target
         self.spec = spec
-        self.patience_s = patience_s
+        self.pace: Pace = Pace() if pace is None else pace
+        self.patience_s: float = patience_s * self.pace.factor
         self.namespace: str = f"{PREFIX}{secrets.token_hex(5)}" if namespace is None else namespace
         self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
         self.bridge: Bridge = self.make_bridge()
@@ -193,9 +203,9 @@ class Environment:
 
     def start_workers(self) -> None:
         """Start as many workers as the environment is to have, and return when they work."""
-        started = [self._launch() for _ in range(1 if self.target.in_process else self.spec.workers)]
-        for worker in started:
-            self._wait_ready(worker, self.spec.processes)
+        for _ in range(1 if self.target.in_process else self.spec.workers):
+            with self._turn():
+                self._wait_ready(self._launch(), self.spec.processes)
         self._wait_for_answer(QUEUES[0])
 
     def start_worker(
@@ -224,19 +234,34 @@ class Environment:
                 in a process of its own.
             variables: More variables of its environment; only for one in a process of its own.
         """
-        worker = self._launch(
-            queues=queues,
-            processes=processes,
-            threads=threads,
-            url=url,
-            variant=variant,
-            supervised=supervised,
-            variables=variables,
-        )
-        self._wait_ready(worker, processes, mortal=variant is not None and variant.dies != "")
+        with self._turn():
+            worker = self._launch(
+                queues=queues,
+                processes=processes,
+                threads=threads,
+                url=url,
+                variant=variant,
+                supervised=supervised,
+                variables=variables,
+            )
+            self._wait_ready(worker, processes, mortal=variant is not None and variant.dies != "")
         if answers:
             self._wait_for_answer(queues[0] if queues else QUEUES[0])
         return worker
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Return what a worker is started in: threads of this process start at once."""
+        return nullcontext() if self.target.in_process else starting()
+
+    def beside(self, target: Target | None = None, *, namespace: str | None = None) -> Environment:
+        """Return an environment like this one, perhaps on another target or in its namespace; it is not open yet."""
+        return Environment(
+            self.target if target is None else target,
+            self.spec,
+            patience_s=self.patience_s / self.pace.factor,
+            pace=self.pace,
+            namespace=namespace,
+        )
 
     def _launch(
         self,
@@ -275,14 +300,16 @@ class Environment:
             seen = [record for record in self.records.all() if record.kind == "worker_started"]
             return len({record.pid for record in seen if worker.owns(record.pid)}) >= count
 
-        self.until(started, f"the worker_started hook in {count} processes", within_s=_WORKER_START_S)
+        self.until(
+            started, f"the worker_started hook in {count} processes", within_s=_WORKER_START_S * self.pace.factor
+        )
 
     def _wait_for_answer(self, queue: str) -> None:
         handle = self.tasks.programs["once"].using(queue=queue).send([RETURN.plain()])
         self.until(
             lambda: any(record.kind == END for record in self.records.of(handle.id)),
             f"a run of the first message on queue {queue}",
-            within_s=_WORKER_START_S,
+            within_s=_WORKER_START_S * self.pace.factor,
         )
 
     def kill(self, worker: Worker) -> None:

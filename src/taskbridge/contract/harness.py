@@ -72,6 +72,15 @@ class Harness:
         return self.environment.patience_s
 
     @property
+    def slack_s(self) -> float:
+        """By how much this machine may exceed a limit of time."""
+        return self.environment.pace.slack_s
+
+    def scaled(self, seconds: float) -> float:
+        """Return how long this machine may take for what an idle one does in this time."""
+        return seconds * self.environment.pace.factor
+
+    @property
     def bridge(self) -> Bridge:
         """The environment's bridge."""
         return self.environment.bridge
@@ -171,6 +180,11 @@ class Harness:
         if not promise:
             self.fail(broken)
 
+    def in_time(self, what: str, took_s: float, limit_s: float) -> None:
+        """Fail if something took longer than its rule allows, and longer than this machine accounts for."""
+        if took_s > limit_s + self.slack_s:
+            self.fail(f"{what} should come within {limit_s:g} s (+ {self.slack_s:.2f} s), but took {took_s:.3f} s")
+
     def equal(self, what: str, seen: object, expected: object) -> None:
         """Fail unless two values are equal."""
         if seen != expected:
@@ -208,7 +222,7 @@ class Harness:
             on_time: Whether delays must not only be kept, but also not be exceeded; only for an idle worker.
         """
         expected = [model.expected(item.plan, item.id) for item in sent]
-        longest_s = max(trace.longest_s(self.target.latest_s) for trace in expected)
+        longest_s = max(trace.longest_s(self.latest_s) for trace in expected)
         self.final(*(item.id for item in sent), within_s=longest_s + self.patience_s)
         self.idle(within_s=longest_s + self.patience_s)
         letters = self.environment.letters()
@@ -218,9 +232,12 @@ class Harness:
                 records=tuple(self.records(item.id)),
                 letters=tuple(letter for letter in letters if letter.id == item.id),
             )
-            latest_s = self.target.latest_s if on_time else None
-            if broken := model.differences(item.plan, trace, seen, latest_s=latest_s):
+            if broken := model.differences(item.plan, trace, seen, latest_s=self.latest_s if on_time else None):
                 self.fail(f"{item.plan}\n" + "\n".join(broken))
+
+    def latest_s(self, delay_s: float) -> float:
+        """Return how long after it was asked for a delayed message may start on an idle worker (rule D2)."""
+        return self.target.latest_s(delay_s) + self.slack_s
 
     def story(self) -> str:
         """Return what happened to the scenario's messages, in seconds since the first record."""
@@ -263,7 +280,7 @@ class Harness:
     def stop(self, worker: Worker) -> None:
         """Tell a worker to stop, and wait until it has."""
         worker.terminate()
-        code = worker.wait(self.spec.grace_s + _STOP_S)
+        code = worker.wait(self.spec.grace_s + self.scaled(_STOP_S))
         self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
 
     def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:
@@ -319,7 +336,7 @@ class Harness:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=self.scaled(60),
             check=False,
         )
         if done.returncode not in (0, -9):

@@ -18,6 +18,7 @@ from taskbridge.contract import cleaning
 from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import Scenario
 from taskbridge.contract.stopwatch import StallWatch
 from taskbridge.contract.target import Target
@@ -64,6 +65,7 @@ def run_suite(
     done: Callable[[Result], None],
     patience_s: float = PATIENCE_S,
     parallel: int = PARALLEL,
+    pace: Pace | None = None,
     clean: bool = True,
 ) -> list[Result]:
     """Run scenarios on a target, those that share an environment side by side, and return what came of them.
@@ -76,10 +78,11 @@ def run_suite(
         done: Told of each result as it comes, from several threads.
         patience_s: How long something may take that should happen at once.
         parallel: How many scenarios with environments of their own run at a time.
+        pace: How fast this machine is; measured now if None.
         clean: Whether to remove from the server what was made there.
     """
     logging.getLogger("taskbridge").addHandler(logging.NullHandler())  # else a worker's log goes to standard error
-    suite = _Suite(target, done, patience_s, parallel)
+    suite = _Suite(target, done, patience_s, parallel, Pace.measured() if pace is None else pace)
     try:
         return suite.run(list(scenarios))
     finally:
@@ -88,11 +91,14 @@ def run_suite(
 
 
 class _Suite:
-    def __init__(self, target: Target, done: Callable[[Result], None], patience_s: float, parallel: int) -> None:
+    def __init__(
+        self, target: Target, done: Callable[[Result], None], patience_s: float, parallel: int, pace: Pace
+    ) -> None:
         self._target = target
         self._done = done
         self._patience_s = patience_s
         self._parallel = parallel
+        self._pace = pace
         self._stalls = StallWatch()
         self._stalled: list[tuple[Scenario, Result]] = []
         self._lock = threading.Lock()
@@ -184,7 +190,9 @@ class _Suite:
         """Open an environment; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
         with self._lock:
             namespace = self._free_namespaces.pop() if self._free_namespaces else None
-        with Environment(self._target, spec, patience_s=self._patience_s, namespace=namespace) as environment:
+        with Environment(
+            self._target, spec, patience_s=self._patience_s, pace=self._pace, namespace=namespace
+        ) as environment:
             self.namespaces.add(environment.namespace)
             yield environment
             environment.end_workers()

@@ -40,8 +40,7 @@ def a_killed_worker_loses_nothing(h: Harness) -> None:
     limit_s = _AFTER_LEASE_S + (0.0 if h.target.address.broker == "amqp" else h.spec.lease_s)
     for item in sent:
         again = h.started(item.id, times=2, within_s=limit_s + h.patience_s)
-        after_s = again.at - killed_at
-        h.check(after_s <= limit_s, f"it should start again within {limit_s} s, but did after {after_s:.1f} s")
+        h.in_time("a start on another worker", again.at - killed_at, limit_s)
     h.equal("how they ended", [record.kind for record in h.final(*(item.id for item in sent))], ["succeeded"] * 2)
     h.idle()
 
@@ -77,7 +76,7 @@ def _stops(h: Harness, *, processes: int, threads: int) -> None:
     waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
     with Stopwatch() as watch:
         told_at = _tell(h, worker)
-        h.pause(_REACTION_S + 0.3)
+        h.pause(_REACTION_S + h.slack_s + 0.3)
     stalled_s = max(0.0, h.bridge.now() - told_at - watch.took_s)
     h.tasks.open("finishing")
     _ends_in_its_grace(h, worker, told_at)
@@ -111,7 +110,7 @@ def _tell(h: Harness, worker: Worker) -> float:
 
 def _ends_in_its_grace(h: Harness, worker: Worker, told_at: float) -> None:
     grace_s = h.spec.grace_s
-    code = worker.wait(grace_s + _AFTER_GRACE_S)
+    code = worker.wait(grace_s + h.scaled(_AFTER_GRACE_S))
     took_s = h.bridge.now() - told_at
     h.equal("the exit code of a worker that was told to stop", code, 0)
     h.check(took_s >= grace_s, f"a running task has {grace_s} s of grace, but the worker ended after {took_s:.2f} s")
@@ -119,7 +118,7 @@ def _ends_in_its_grace(h: Harness, worker: Worker, told_at: float) -> None:
 
 def _nothing_new_was_taken(h: Harness, waiting: list[Sent], told_at: float) -> None:
     starts = [start for item in waiting for start in h.starts(item.id)]
-    late = [start.at - told_at for start in starts if start.at > told_at + _REACTION_S]
+    late = [start.at - told_at for start in starts if start.at > told_at + _REACTION_S + h.slack_s]
     h.equal("the seconds after being told to stop at which tasks were started", late, [])
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from taskbridge import BrokerUnavailable, SendError
-from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
@@ -97,7 +96,7 @@ def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
         for item in running:
             h.started(item.id)
         held = [h.send(Plan(steps=(RETURN,))) for _ in range(4)]
-        h.pause(_HELD_S)
+        h.pause(h.scaled(_HELD_S))
         proxy.drop()
         h.pause(_SLACK_S)
         h.tasks.open("held")
@@ -132,7 +131,7 @@ def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
 def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
     """Yield a harness like this one on a server that may be harmed."""
     target = Target.of(f"{h.target.address.engine}+{server.url}")
-    with Environment(target, h.spec, patience_s=h.patience_s) as environment:
+    with h.environment.beside(target) as environment:
         own = Harness(environment)
         try:
             yield own
@@ -210,7 +209,7 @@ def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
         trouble.end()
     if trouble.is_silent:
         _refused(h, BrokerUnavailable, lambda: sender.default.send([{}]))  # from here on the sender knows
-    back_s = _SILENT_S if trouble.is_silent else h.patience_s + _SLACK_S
+    back_s = h.scaled(_SILENT_S) if trouble.is_silent else h.patience_s + _SLACK_S
     _all_is_well(h, sender, [*running, *waiting, delayed], lambda: h.tasks.open(after), back_s)
     h.check(bool(h.letters(buried.id)), "the message that was about to be buried has no dead letter")
     h.equal(
@@ -236,9 +235,7 @@ def _refused(h: Harness, kind: type[Refusal], act: Callable[[], object]) -> list
     before = len(_asked(h))
     with Stopwatch() as watch:
         error = h.refused(kind, act)
-    limit_s = _SEND_TIMEOUT_S * 1.1
-    came = f"came after {watch.took_s:.2f} s: {error}"
-    h.check(watch.took_s <= limit_s, f"the error should come within {limit_s:g} s, but {came}")
+    h.in_time(f"the error {error}", watch.took_s, _SEND_TIMEOUT_S * 1.1)
     return [] if error.maybe_taken else _asked(h)[before:]
 
 
@@ -294,11 +291,11 @@ def workers_stop_without_their_broker(h: Harness) -> None:
             h.started(sent.id)
         refusing.cut()
         silent.stall()
-        h.pause(_LASTS_S)  # by now they know, and are trying to connect
+        h.pause(h.scaled(_LASTS_S))  # by now they know, and are trying to connect
         for worker in workers:
             h.environment.note_end(worker)
             worker.terminate()
-        deadline = time.monotonic() + h.spec.grace_s + _AFTER_GRACE_S
+        deadline = time.monotonic() + h.spec.grace_s + h.scaled(_AFTER_GRACE_S)
         codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
         logs = [f"--- code {code}\n{worker.log()}" for code, worker in zip(codes, workers, strict=True) if code != 0]
         h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))

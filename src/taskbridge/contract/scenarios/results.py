@@ -21,7 +21,6 @@ from taskbridge import (
     UnsupportedError,
 )
 from taskbridge.contract import deaths
-from taskbridge.contract.environment import Environment
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import DISCARD, RETURN, Plan, ask, fail, hold
 from taskbridge.contract.registry import (
@@ -244,7 +243,7 @@ def a_handle_outlives_a_switch_of_engines(h: Harness) -> None:
     store = h.target.store or ""
     broker = store if store.startswith("redis:") else h.target.url.partition("+")[2]
     other = Target.of(f"{_OTHER[h.target.address.engine]}+{broker}", store=h.target.store)
-    with Environment(other, h.spec, patience_s=h.patience_s, namespace=h.environment.namespace) as beside:
+    with h.environment.beside(other, namespace=h.environment.namespace) as beside:
         there = Harness(beside)
         done = there.own(there.tasks.returning.send({"kept": (1, 2.5)}))
         dead = there.send(Plan(steps=(fail(),), policy="once"))
@@ -348,7 +347,7 @@ async def _all_waiting(h: Harness, sent: list[Sent]) -> list[Any]:
         await asyncio.sleep(0.05)
         longest_s = max(longest_s, time.monotonic() - before)
         await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), h.patience_s)  # there is a thread for others
-    h.check(longest_s < _LONGEST_GAP_S, f"the loop should go on, but stood still for {longest_s:.1f} s")
+    h.in_time("the next turn of the loop", longest_s, _LONGEST_GAP_S)
     more = threading.active_count() - threads
     h.check(more < _MORE_THREADS, f"they should not need a thread each, but there are {more} more")
     h.check(not any(task.done() for task in waiting), "none of them should have a result already")

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from taskbridge import Bridge, UnknownQueue
 from taskbridge.contract.clients import send_by_own_client
-from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import FINAL, Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
@@ -96,7 +95,7 @@ def two_engines_share_a_broker(h: Harness) -> None:
     url = h.target.url.partition("+")[2]
     # In this process, the other one is a second bridge: there is no broker to share.
     other = h.target if h.target.in_process else Target.of(f"{_other_engine(h.target)}+{url}")
-    with Environment(other, h.spec, patience_s=h.patience_s, namespace=h.environment.namespace) as beside:
+    with h.environment.beside(other, namespace=h.environment.namespace) as beside:
         there = Harness(beside)
         if not h.target.in_process:
             beside.start_worker(threads=4)
