@@ -5,6 +5,9 @@
     pytest --target 'celery+*'
     TASKBRIDGE_TEST_TARGETS=inline,dramatiq+redis pytest
 
+`--plain` runs workers with the setting `fast` off; `--core` takes of the contract what the engines' fast rooms could
+break; `--no-servers` leaves out what needs a server.
+
 A test that takes the argument `target` runs once for each of them; `target_url` is the URL to hand to a bridge.
 
 A test that fails while the machine stands still proves nothing about time, and is run once more; the summary names it.
@@ -71,9 +74,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="TARGET",
         help=f"test this target; several times, or with commas, or a glob; default all: {', '.join(TARGETS)}",
     )
+    parser.addoption("--plain", action="store_true", help="run all workers with the setting `fast` off")
+    parser.addoption("--core", action="store_true", help="of the contract: taking, running, acknowledging, stopping")
+    parser.addoption(
+        "--no-servers", action="store_true", help="leave out tests that need a Redis, RabbitMQ or PostgreSQL"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--plain"):
+        os.environ["TASKBRIDGE_FAST"] = "0"
     asked = config.getoption("--target") or [os.environ.get("TASKBRIDGE_TEST_TARGETS", "")]
     globs = [word.strip() for text in asked for word in text.split(",") if word.strip()]
     unknown = [glob for glob in globs if not any(fnmatchcase(target, glob) for target in TARGETS)]
@@ -90,6 +100,33 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     needed = {_WORDS_IN_PATHS[word] for word in words & _WORDS_IN_PATHS.keys()}
     wanted = {module for target in config.stash[_CHOSEN] for module in _modules_of(target)}
     return True if any(not _is_installed(module) for module in needed - wanted) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--no-servers"):
+        leave_out(config, items, _needs_a_server)
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], pointless: Callable[[pytest.Item], bool]) -> None:
+    """Deselect tests; pytest counts them."""
+    left_out = [item for item in items if pointless(item)]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+_SERVERS: Final = frozenset(("redis", "rabbitmq", "postgresql"))
+
+
+def _needs_a_server(item: pytest.Item) -> bool:
+    """Tell whether a test starts a server: its file, its fixtures or what it is parametrized with say so."""
+    fixtures = " ".join(getattr(item, "fixturenames", ()))
+    kind = str(params_of(item).get("kind", ""))
+    return bool(_SERVERS & {*item.path.stem.split("_"), *fixtures.replace("_", " ").split(), kind})
+
+
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(optionalhook=True)

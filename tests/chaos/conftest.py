@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import leave_out, params_of
+
 _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    pointless = [item for item in items if _HERE in item.path.parents and _is_pointless(item)]
-    if pointless:
-        items[:] = [item for item in items if item not in pointless]
-        config.hook.pytest_deselected(items=pointless)
+    leave_out(config, items, lambda item: _HERE in item.path.parents and _is_pointless(item))
 
 
 def _is_pointless(item: pytest.Item) -> bool:
-    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
-        return False
-    return not str(item.callspec.params.get("target", "redis")).endswith(("redis", "amqp"))
+    return not str(params_of(item).get("target", "redis")).endswith(("redis", "amqp"))

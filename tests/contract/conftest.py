@@ -10,6 +10,7 @@ import pytest
 
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.target import Target
+from tests.conftest import leave_out, params_of
 from tests.pacing import pytest_configure, pytest_report_header
 
 __all__ = ["pytest_configure", "pytest_report_header"]
@@ -18,22 +19,24 @@ _STORE = "redis://localhost" if importlib.util.find_spec("redis") else None
 _HERE = Path(__file__).parent
 
 
+CORE_RULES = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R2", "R8", "T1"))
+"""What is about taking, running, acknowledging and stopping, on which the engines' fast rooms bear."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    pointless = [item for item in items if _HERE in item.path.parents and _is_pointless(item)]
-    if pointless:
-        items[:] = [item for item in items if item not in pointless]
-        config.hook.pytest_deselected(items=pointless)
+    core = bool(config.getoption("--core"))
+    leave_out(config, items, lambda item: _HERE in item.path.parents and _is_pointless(item, core=core))
 
 
-def _is_pointless(item: pytest.Item) -> bool:
-    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
-        return False
-    params = item.callspec.params
+def _is_pointless(item: pytest.Item, *, core: bool) -> bool:
+    params = params_of(item)
     if "scenario" not in params:
-        return False
-    target = str(params["target"])
+        return core
+    scenario, target = SCENARIOS[str(params["scenario"])], str(params["target"])
+    if core and not CORE_RULES & set(scenario.rules):
+        return True
     place = "localhost" if target.endswith(("redis", "amqp")) else ""
-    return bool(SCENARIOS[str(params["scenario"])].refusal(Target.of(f"{target}://{place}", store=_STORE)))
+    return bool(scenario.refusal(Target.of(f"{target}://{place}", store=_STORE)))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 
 from taskbridge.contract.matrix import catalogue
 from taskbridge.contract.pace import Pace
+from taskbridge.contract.preloading import passed_on
 from taskbridge.contract.registry import SCENARIOS
 from tests.mutants.applying import RULE, environment
 from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
@@ -39,14 +40,14 @@ POSSIBLE = {name: mutant for name, mutant in MUTANTS.items() if _is_possible(mut
 
 def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | None = None) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    env |= passed_on()
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
     if mutant is not None:
         env |= environment(RULE, mutant)
     command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=LONGEST_S * Pace.of_this_run().factor, check=False
-    )
+    longest_s = LONGEST_S * Pace.of_this_run().factor
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=longest_s, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(scenarios), done.stderr
     return {result["scenario"]: result for result in results}
