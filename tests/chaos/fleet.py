@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from taskbridge.contract.preloading import passed_on
 from tests.chaos.tasks import RUN_VARIABLE, WORKER_VARIABLE
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ class Place:
             self._process = subprocess.Popen(
                 argv,
                 cwd=_ROOT,
-                env={**inherited, **self._env, WORKER_VARIABLE: self.worker},
+                env={**inherited, **passed_on(), **self._env, WORKER_VARIABLE: self.worker},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
