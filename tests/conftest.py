@@ -27,15 +27,15 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from taskbridge.contract.servers import (
-    PrivatePostgreSQL,
     PrivateRabbitMQ,
     PrivateRedis,
     PrivateServer,
     ServerNotInstalled,
 )
-from taskbridge.contract.stopwatch import StallWatch
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.stores.place import Place
 from taskbridge.stores.base import StoreWithTables
+from tests.private_postgresql import PrivatePostgreSQL
 
 TARGETS: Final = (
     "inline",
@@ -147,7 +147,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    with StallWatch() as watch:
+    with Stopwatch() as watch:
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
     if watch.stalled_s() and any(report.failed for report in reports):
         item.user_properties.append((STALLED, f"{watch.stalled_s():.1f} s"))
@@ -168,6 +168,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for nodeid, seconds in stalled.items():
         terminalreporter.write_line(f"RUN AGAIN {nodeid}: it failed while {STALLED} {seconds}")
+    terminalreporter.write_line(f"run again, because the machine stood still: {len(stalled)}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

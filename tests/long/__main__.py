@@ -17,7 +17,7 @@ from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.pace import Pace
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
-from taskbridge.contract.stopwatch import StallWatch
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from tests.long.checks import CHECKS, Check
 
@@ -75,7 +75,7 @@ def _served(name: str) -> Generator[Target]:
 def _run(target: Target, name: str, check: Check) -> bool:
     """Run a check, print what came of it, and return whether it passed."""
     begun = time.monotonic()
-    with StallWatch() as watch:
+    with Stopwatch() as watch:
         figures, problem = _tried(target, check)
     took_s = time.monotonic() - begun
     verdict = "ok  " if problem is None else "FAIL"

@@ -14,13 +14,13 @@ import psycopg.sql
 import pytest
 
 from taskbridge import Message, StoreNotReady
-from taskbridge.contract.servers import PrivatePostgreSQL
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import SqlStore, open_store
+from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner
 
 

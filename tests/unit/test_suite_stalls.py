@@ -8,7 +8,7 @@ from collections.abc import Callable
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.registry import ALONE, Scenario, everywhere
-from taskbridge.contract.stopwatch import STALL_S, StallWatch
+from taskbridge.contract.stopwatch import STALL_S, Stopwatch
 from taskbridge.contract.suite import Result, run_suite
 from taskbridge.contract.target import Target
 
@@ -72,7 +72,7 @@ def test_a_failure_on_a_machine_that_goes_on_is_one() -> None:
 
 
 def test_a_watch_notes_no_stall_where_there_is_none() -> None:
-    with StallWatch() as watch:
+    with Stopwatch() as watch:
         began = time.monotonic()
         time.sleep(0.2)
         assert watch.stalled_s(since=began) == 0

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypedDict, TypeVar
 
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from taskbridge import Bridge, Counts, DeadLetter
 from taskbridge.contract.cleaning import PREFIX
@@ -72,6 +72,28 @@ class EnvironmentSpec:
     stored: bool = False
     shared: bool = False
     quiet: bool = False
+
+
+class WorkerChoices(TypedDict, total=False):
+    """How a worker is started.
+
+    Attributes:
+        queues: What it consumes; all if left out.
+        processes: How many, 1 if left out; in this process they are threads too.
+        threads: Slots of each, 1 if left out.
+        url: The way to the broker, if not the target's own.
+        variant: What its tasks are like; this and the following are only for one in a process of its own.
+        supervised: Whether `taskbridge worker` starts it, and starts it again when it ends by itself.
+        variables: More variables of its environment.
+    """
+
+    queues: Sequence[str]
+    processes: int
+    threads: int
+    url: str | None
+    variant: Variant | None
+    supervised: bool
+    variables: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,48 +227,24 @@ class Environment:
         """Start as many workers as the environment is to have, and return when they work."""
         for _ in range(1 if self.target.in_process else self.spec.workers):
             with self._turn():
-                self._wait_ready(self._launch(), self.spec.processes)
+                worker = self._launch({"processes": self.spec.processes, "threads": self.spec.threads})
+                self._wait_ready(worker, self.spec.processes)
         self._wait_for_answer(QUEUES[0])
 
-    def start_worker(
-        self,
-        *,
-        queues: Sequence[str] = (),
-        processes: int = 1,
-        threads: int = 1,
-        url: str | None = None,
-        variant: Variant | None = None,
-        answers: bool = True,
-        supervised: bool = False,
-        variables: Mapping[str, str] | None = None,
-    ) -> Worker:
-        """Start another worker.
+    def start_worker(self, *, answers: bool = True, **choices: Unpack[WorkerChoices]) -> Worker:
+        """Start another worker; its `worker_started` hooks are waited for.
 
         Args:
-            queues: What it consumes; all if empty.
-            processes: How many; in this process they are threads too.
-            threads: Slots of each.
-            url: The way to the broker, if not the target's own.
-            variant: What its tasks are like; only for one in a process of its own.
-            answers: Whether to wait until a message sent to its first queue was run; its `worker_started` hooks are
-                waited for always.
-            supervised: Whether `taskbridge worker` starts it, and starts it again when it ends by itself; only for one
-                in a process of its own.
-            variables: More variables of its environment; only for one in a process of its own.
+            answers: Whether to wait, too, until a message sent to its first queue was run.
+            **choices: How it is started.
         """
         with self._turn():
-            worker = self._launch(
-                queues=queues,
-                processes=processes,
-                threads=threads,
-                url=url,
-                variant=variant,
-                supervised=supervised,
-                variables=variables,
-            )
-            self._wait_ready(worker, processes, mortal=variant is not None and variant.dies != "")
+            worker = self._launch(choices)
+            variant = choices.get("variant")
+            mortal = variant is not None and variant.dies != ""
+            self._wait_ready(worker, choices.get("processes", 1), mortal=mortal)
         if answers:
-            self._wait_for_answer(queues[0] if queues else QUEUES[0])
+            self._wait_for_answer([*choices.get("queues", ()), QUEUES[0]][0])
         return worker
 
     def _turn(self) -> AbstractContextManager[None]:
@@ -263,28 +261,18 @@ class Environment:
             namespace=namespace,
         )
 
-    def _launch(
-        self,
-        *,
-        queues: Sequence[str] = (),
-        processes: int | None = None,
-        threads: int | None = None,
-        url: str | None = None,
-        variant: Variant | None = None,
-        supervised: bool = False,
-        variables: Mapping[str, str] | None = None,
-    ) -> Worker:
-        processes = self.spec.processes if processes is None else processes
-        threads = self.spec.threads if threads is None else threads
+    def _launch(self, choices: WorkerChoices) -> Worker:
+        queues, variant = tuple(choices.get("queues", ())), choices.get("variant")
+        processes, threads = choices.get("processes", 1), choices.get("threads", 1)
         worker: Worker
         if self.target.in_process:
             worker = EmbeddedWorker(self.bridge, queues, threads * processes * max(1, self.spec.workers))
         else:
             self._workers_started += 1
-            options = WorkerOptions(app=APP, queues=tuple(queues), processes=processes, threads=threads)
+            options = WorkerOptions(app=APP, queues=queues, processes=processes, threads=threads)
             log = self.folder / f"worker-{self._workers_started}.log"
-            kind = SupervisedWorker if supervised else ProcessWorker
-            env = {**self.variables(url, variant), **(variables or {})}
+            kind = SupervisedWorker if choices.get("supervised") else ProcessWorker
+            env = {**self.variables(choices.get("url"), variant), **choices.get("variables", {})}
             worker = kind.start(self.bridge, options, env, log)
         self.workers.append(worker)
         return worker

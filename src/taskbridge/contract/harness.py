@@ -12,16 +12,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
 
+from typing_extensions import Unpack
+
 from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
-from taskbridge.contract.environment import Environment, EnvironmentSpec
+from taskbridge.contract.environment import Environment, EnvironmentSpec, WorkerChoices
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.probe import END, START, Record
 from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.rewriting import Rewrite, rewriting
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import Tasks, Variant
+from taskbridge.contract.tasks import Tasks
 from taskbridge.contract.workers import Worker
 
 T = TypeVar("T")
@@ -253,29 +255,9 @@ class Harness:
 
     # Means
 
-    def start_worker(
-        self,
-        *,
-        queues: Sequence[str] = (),
-        processes: int = 1,
-        threads: int = 1,
-        url: str | None = None,
-        variant: Variant | None = None,
-        answers: bool = True,
-        supervised: bool = False,
-        variables: Mapping[str, str] | None = None,
-    ) -> Worker:
-        """Start a worker on the environment; see `Environment.start_worker`."""
-        return self.environment.start_worker(
-            queues=queues,
-            processes=processes,
-            threads=threads,
-            url=url,
-            variant=variant,
-            answers=answers,
-            supervised=supervised,
-            variables=variables,
-        )
+    def start_worker(self, *, answers: bool = True, **choices: Unpack[WorkerChoices]) -> Worker:
+        """Start a worker in the environment; see `Environment.start_worker`."""
+        return self.environment.start_worker(answers=answers, **choices)
 
     def stop(self, worker: Worker) -> None:
         """Tell a worker to stop, and wait until it has."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from itertools import count
+from typing import Any, Literal
 
 from taskbridge import TaskBridgeError
 from taskbridge.contract import scenarios
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS, Scenario
 from taskbridge.contract.rules import RULES, Rule
 from taskbridge.contract.suite import PARALLEL, PATIENCE_S, Result, run_suite
@@ -163,7 +164,7 @@ def verify(
     urls: Sequence[str],
     rules: Iterable[str] | None = None,
     *,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], object] = lambda text: None,
     patience_s: float = PATIENCE_S,
     parallel: int = PARALLEL,
 ) -> Matrix:
@@ -175,7 +176,7 @@ def verify(
     Args:
         urls: The targets, such as `celery+redis://localhost:6379/0`.
         rules: The names of the rules to prove; all if None.
-        progress: Told in a line what has been done; it is called from several threads, one at a time.
+        progress: Told in a line what has been done, from several threads.
         patience_s: How long something may take that should happen at once.
         parallel: How many scenarios with environments of their own run at a time.
 
@@ -193,39 +194,16 @@ def verify(
     for target in targets:
         target.check()
     chosen = [scenario for scenario in SCENARIOS.values() if set(scenario.rules) & set(wanted)]
-    told = _Progress(progress, len(chosen) * len(targets))
+    told = count(1)
     results: list[Result] = []
+
+    def done(result: Result) -> None:
+        how = f"{result.outcome} ({result.seconds:.1f} s)"
+        progress(f"{next(told)}/{len(chosen) * len(targets)} {result.target} {result.scenario}: {how}")
+
+    pace = Pace.of_this_run()
+    progress(f"{pace}")
     for target in targets:
-        results += run_suite(target, chosen, done=told.done, patience_s=patience_s, parallel=parallel)
+        results += run_suite(target, chosen, done=done, patience_s=patience_s, parallel=parallel, pace=pace)
     names = tuple(dict.fromkeys(target.name for target in targets))
     return Matrix(targets=names, rules=wanted, results=tuple(results))
-
-
-def run_matrix(urls: Sequence[str], *, progress: Callable[[str], None]) -> Matrix:
-    """Run the whole contract on targets; what `taskbridge verify` does."""
-    return verify(urls, progress=progress)
-
-
-_WORDS: Final[Mapping[str, str]] = {
-    "passed": "ok",
-    "failed": "FAILED",
-    "crashed": "CRASHED",
-    "not applicable": "not applicable",
-}
-
-
-class _Progress:
-    def __init__(self, tell: Callable[[str], None] | None, total: int) -> None:
-        self._tell = tell
-        self._total = total
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def done(self, result: Result) -> None:
-        with self._lock:
-            self._count += 1
-            if self._tell is not None:
-                self._tell(
-                    f"{self._count}/{self._total} {result.target} {result.scenario}: "
-                    f"{_WORDS[result.outcome]} ({result.seconds:.1f} s)"
-                )

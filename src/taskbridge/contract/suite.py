@@ -20,7 +20,7 @@ from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import Scenario
-from taskbridge.contract.stopwatch import StallWatch
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 
 PATIENCE_S: Final = 20.0
@@ -99,7 +99,7 @@ class _Suite:
         self._patience_s = patience_s
         self._parallel = parallel
         self._pace = pace
-        self._stalls = StallWatch()
+        self._stalls = Stopwatch()
         self._stalled: list[tuple[Scenario, Result]] = []
         self._lock = threading.Lock()
         self._results: list[Result] = []
