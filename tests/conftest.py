@@ -168,7 +168,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for nodeid, seconds in stalled.items():
         terminalreporter.write_line(f"RUN AGAIN {nodeid}: it failed while {STALLED} {seconds}")
-    terminalreporter.write_line(f"run again, because the machine stood still: {len(stalled)}")
+    if stalled:
+        terminalreporter.write_line(f"run again, because the machine stood still: {len(stalled)}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
