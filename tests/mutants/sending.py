@@ -45,7 +45,7 @@ def refusals_are_waited_out() -> None:
             try:
                 return execute(self, *args, **kwargs)
             except Exception:
-                time.sleep(1.5 * kwargs["timeout_s"])
+                time.sleep(3 * kwargs["timeout_s"])
                 raise
 
         return slow

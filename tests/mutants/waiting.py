@@ -44,8 +44,8 @@ def delays_are_a_millisecond_short() -> None:
 
 @mutant("D2", "delays_are_kept")
 def delays_are_looked_at_seldom() -> None:
-    """What is due starts up to two seconds late."""
-    _park_otherwise(lambda message, delay_s: [(message, delay_s + 1.3)])
+    """What is due starts three seconds late."""
+    _park_otherwise(lambda message, delay_s: [(message, delay_s + 3)])
 
 
 @mutant("D3", "workers_do_not_hold_what_is_delayed")
