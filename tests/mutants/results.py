@@ -195,7 +195,7 @@ def a_running_task_is_not_told() -> None:
     put(_KNOWN, "Cancellations.knows", lambda _: lambda self, message: False)
 
 
-@mutant("RS2", "what_cannot_be_read_is_recorded_as_dead@recorded", "dramatiq+redis")
+@mutant("RS2", "what_cannot_be_read_is_recorded_as_dead", "dramatiq+redis")
 def what_cannot_be_read_has_no_end() -> None:
     """A message that can't be read is buried, and its record never becomes final."""
 
