@@ -130,7 +130,7 @@ def test_a_publication_for_rabbitmq_has_celerys_properties() -> None:
     ours = wire.AmqpWire(_SETTINGS).encode(sent)
     assert isinstance(ours, Publication)
     assert ours.queue == "taskbridge.celery.email"
-    assert ours.arguments == {"x-max-priority": 3}
+    assert ours.arguments == {"x-queue-type": "classic", "x-max-priority": 3}
     assert ours.body == expected.body
     said = {**expected.properties, "application_headers": without_what_says_nothing(put["headers"])}
     assert renamed(ours) == said

@@ -103,13 +103,14 @@ def test_any_arguments_have_the_bytes_that_dramatiq_writes(args: list[Any], kwar
     assert publication.body == stock_bytes(sent, {"broker_priority": 1})
 
 
-def test_a_queue_is_declared_as_dramatiq_declares_it() -> None:
+def test_a_queue_is_declared_as_dramatiq_declares_it_and_with_its_type() -> None:
     stock: Any = RabbitmqBroker(max_priority=3, middleware=[])
+    named = {"x-queue-type": "classic"}
 
     publication = wire.AmqpWire(settings()).encode(message())
 
-    assert publication.arguments == stock._build_queue_arguments("taskbridge.dramatiq.email")
-    assert wire.queue_arguments("a.DQ") == stock._build_queue_arguments("a.DQ")
+    assert publication.arguments == named | stock._build_queue_arguments("taskbridge.dramatiq.email")
+    assert wire.queue_arguments("a.DQ") == named | stock._build_queue_arguments("a.DQ")
 
 
 def test_each_delivery_has_an_id_of_its_own_that_tells_the_priority() -> None:

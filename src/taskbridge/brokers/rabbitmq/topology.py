@@ -102,7 +102,7 @@ class Topology:
     def _level_arguments(self, level: int, server_version: tuple[int, ...]) -> Mapping[str, Any]:
         arguments = {"x-message-ttl": 2**level * 1000, "x-dead-letter-exchange": self.level(level - 1)}
         if not _has_quorum_levels(server_version):
-            return arguments
+            return {**arguments, "x-queue-type": "classic"}
         return {
             **arguments,
             "x-queue-type": "quorum",

@@ -76,6 +76,19 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
         self.may_return: bool = settings.store is not None
 
+    def declare_queue(self, queue_name: str, *, ensure: bool = False) -> None:
+        """Declare a queue, and on the server if it is to be ensured; as Dramatiq does, but with the type of the queues.
+
+        Raises:
+            pika.exceptions.AMQPError: RabbitMQ can't be reached, or refuses.
+        """
+        super().declare_queue(queue_name)
+        canonical = q_name(queue_name)
+        if ensure and canonical in self.queues_pending:
+            for name, arguments in _declarations(canonical).items():
+                self.channel.queue_declare(queue=name, durable=True, arguments=arguments)
+            self.queues_pending.discard(canonical)
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue, which it declares.
 
@@ -357,17 +370,12 @@ class _SparingConsumer(Consumer):
     def _open(self, prefetch: int) -> None:
         """Open the channel; declare the queue, the one for its delayed messages and the one for its dead."""
         canonical = q_name(self._queue_name)
-        arguments = queue_arguments(canonical)
-        declare = spec.Queue.Declare
+        declared = [
+            spec.Queue.Declare(queue=name, durable=True, arguments=arguments)
+            for name, arguments in _declarations(canonical).items()
+        ]
         self._channel.call_all(
-            [
-                spec.Channel.Open(),
-                declare(queue=canonical, durable=True, arguments=arguments),
-                declare(queue=dq_name(canonical), durable=True, arguments=arguments),
-                declare(queue=xq_name(canonical), durable=True, arguments={"x-message-ttl": DEAD_MESSAGE_TTL}),
-                spec.Basic.Qos(prefetch_count=prefetch),
-            ],
-            self._broker.deadline(),
+            [spec.Channel.Open(), *declared, spec.Basic.Qos(prefetch_count=prefetch)], self._broker.deadline()
         )
         self._broker.queues_pending.discard(canonical)
 
@@ -501,6 +509,13 @@ class _SparingConsumer(Consumer):
             ticket, self._ticket = self._ticket, None
         if ticket is not None:
             self._slots.give_up(ticket)
+
+
+def _declarations(canonical: str) -> dict[str, dict[str, Any]]:
+    """Return the queues that belong to a queue, the delayed messages' and the dead ones' too, and their arguments."""
+    arguments = queue_arguments(canonical)
+    dead = {"x-queue-type": "classic", "x-message-ttl": DEAD_MESSAGE_TTL}
+    return {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}
 
 
 def _delivery(message: MessageProxy) -> Delivery:

@@ -55,9 +55,14 @@ def level_list(key: str, level: Priority) -> str:
 
 
 def queue_arguments(native: str) -> dict[str, Any]:
-    """Return what `RabbitmqBroker(max_priority=3)` declares a queue with (dramatiq/brokers/rabbitmq.py)."""
+    """Return what `RabbitmqBroker(max_priority=3)` declares a queue with (dramatiq/brokers/rabbitmq.py), and its type.
+
+    RabbitMQ takes a declaration without a type for the same, unless the virtual host's default type is another: there a
+    queue with priorities can't be declared without naming its type.
+    """
     canonical = native.removesuffix(".DQ")
     return {
+        "x-queue-type": "classic",
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": f"{canonical}.XQ",
         "x-max-priority": MAX_PRIORITY,
