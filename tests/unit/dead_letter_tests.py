@@ -42,9 +42,9 @@ if sys.argv[1].startswith("celery+redis"):
     broker._TOGETHER = 2
     broker.RedisBroker._take = deadly(broker.RedisBroker._take)
 else:
-    from taskbridge.brokers.rabbitmq import letters
-    letters.TOGETHER = 5
-    letters._commit = deadly(letters._commit)
+    from taskbridge.brokers.rabbitmq import dead_letter_queue
+    dead_letter_queue.TOGETHER = 5
+    dead_letter_queue._commit = deadly(dead_letter_queue._commit)
 Bridge(sys.argv[1], namespace=sys.argv[2]).dead.replay_all()
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from dramatiq import Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
-from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.deadline import TimedOutError
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -367,24 +366,6 @@ def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: P
 
     assert work.get(timeout=10).message.redelivered
     again.close()
-
-
-def test_an_acknowledgement_does_not_wait_for_a_heartbeat_because_another_thread_was_writing(place: Place) -> None:
-    for n in range(2):
-        place.note.send(n)
-    consumer: Any = place.broker(1).consume(place.queue, prefetch=1, timeout=50)
-    held = take(consumer)
-
-    with consumer._connection.writing(Deadline(5)):
-        thread = threading.Thread(target=consumer.ack, args=(held,))
-        thread.start()
-        thread.join(10)
-        assert consumer._connection._soon, "it was not sent by the other thread"
-    unsent = list(consumer._connection._soon)
-
-    assert unsent == []
-    assert take(consumer).args == (1,)
-    consumer.close()
 
 
 def test_what_a_channel_holds_on_which_a_call_was_not_answered_goes_back(place: Place) -> None:

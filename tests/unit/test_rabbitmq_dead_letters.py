@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable
-from taskbridge.brokers.rabbitmq.letters import browse
+from taskbridge.brokers.rabbitmq.dead_letter_queue import browse
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.message import loads, new_id
 from tests.unit.dead_letter_tests import bury, killed_replays, letter
@@ -28,7 +28,7 @@ def _due(bridge: Bridge) -> list[str]:
     """Return the ids of what is due, and leave it there."""
     broker: Any = bridge.broker
     queue = f"{bridge.settings.namespace}.due.celery"
-    bodies = broker._looker.ask(lambda session, deadline: browse(session, queue, deadline), 5)
+    bodies = broker._looker.ask(lambda connection, deadline: browse(connection, queue, deadline), 5)
     return [loads(body).id for body in bodies]
 
 

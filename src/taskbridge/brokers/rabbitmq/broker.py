@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from pika import spec
 
 from taskbridge.brokers.base import Counts, Decide, Publication, Taken, Wire
 from taskbridge.brokers.rabbitmq.channel import Delivery
-from taskbridge.brokers.rabbitmq.connection import parameters_of
+from taskbridge.brokers.rabbitmq.connection import Connection, connect, parameters_of
+from taskbridge.brokers.rabbitmq.dead_letter_queue import Removal, browse, take_out
+from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.engines import other_engines
-from taskbridge.brokers.rabbitmq.letters import Removal, browse, take_out
-from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel, Parcels
-from taskbridge.brokers.rabbitmq.publisher import Publisher
+from taskbridge.brokers.rabbitmq.pool import FAILURES
+from taskbridge.brokers.rabbitmq.publication import Packer, Parcel, Parcels
+from taskbridge.brokers.rabbitmq.publisher import Publisher, QueueState, look, main_channel, make
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.session import FAILURES, QueueState, Session
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, sign_queue
-from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
-
-_PUMP_HEARTBEAT_S: Final = 10.0
-"""A pump publishes nothing while nothing is due: only this tells it that its connection is dead."""
 
 _EMPTY: Final = QueueState(0, 0)
 
@@ -47,11 +44,11 @@ class RabbitMQBroker:
         self._topology = Topology(settings.namespace)
         self._packer = Packer(settings, wire)
         try:
-            self._parameters = parameters_of(settings.url.broker_url)
-        except (ValueError, TypeError) as exc:
+            self._hosts = [parameters_of(settings.url.broker_url)]
+        except (ValueError, TypeError, OSError) as exc:
             raise SettingsError("url", str(exc)) from exc
-        self._publisher = Publisher(self._parameters)
-        self._looker = Publisher(self._parameters)
+        self._publisher = Publisher(self._hosts)
+        self._looker = Publisher(self._hosts)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages to their queues, pipelined, in order; queues that are missing are declared.
@@ -99,9 +96,8 @@ class RabbitMQBroker:
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        publisher = Publisher(self._parameters, heartbeat_s=_PUMP_HEARTBEAT_S)
         others = other_engines(self._wire.engine)
-        Pump(publisher, self._packer, self._topology, self._wire.engine, others, knows=knows, stop=stop).run()
+        Pump(self._hosts, self._packer, self._topology, self._wire.engine, others, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace.
@@ -115,11 +111,11 @@ class RabbitMQBroker:
         due = [self._topology.due(engine) for engine in engines]
         names = [*due, self._topology.dead, *(name for names in places.values() for name in names)]
 
-        def look(session: Session, deadline: Deadline) -> dict[str, QueueState]:
-            made = session.look(levels, deadline, until_missing=True)  # they are made in this order
-            return {**made, **session.look(names, deadline)}
+        def states_of(connection: Connection, deadline: Deadline) -> dict[str, QueueState]:
+            made = look(connection, levels, deadline, until_missing=True)  # they are made in this order
+            return {**made, **look(connection, names, deadline)}
 
-        states = self._looker.ask(look, self._settings.send_timeout_s)
+        states = self._looker.ask(states_of, self._settings.send_timeout_s)
 
         def count(names: Sequence[str]) -> int:
             return sum(states.get(name, _EMPTY).messages for name in names)
@@ -136,7 +132,8 @@ class RabbitMQBroker:
             BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
         """
         bodies = self._looker.ask(
-            lambda session, deadline: browse(session, self._topology.dead, deadline), self._settings.send_timeout_s
+            lambda connection, deadline: browse(connection, self._topology.dead, deadline),
+            self._settings.send_timeout_s,
         )
         letters = [_letter(body) for body in bodies]
         return [letter for letter in letters if ids is None or letter.id in ids]
@@ -157,17 +154,17 @@ class RabbitMQBroker:
         def done(number: int) -> None:
             taken[:] = list(chosen)[:number]
 
-        publisher = Publisher(self._parameters)  # its connection is this call's alone: a transaction is never repeated
+        connection: Connection | None = None
         try:
-            session = publisher.session(timeout_s)
-            session.connection.wait_open(Deadline(timeout_s))
-            session.make(self._packer.due, Deadline(timeout_s))
-            take_out(session, self._topology.dead, choose, done, timeout_s)
+            connection = connect(self._hosts, Deadline(timeout_s), kind=Connection)  # a transaction is never repeated
+            make(connection, self._packer.due, Deadline(timeout_s))
+            take_out(connection, self._topology.dead, choose, done, timeout_s)
         except FAILURES as exc:
             problem = f"{exc}; of {len(chosen)} dead letters {len(taken)} were taken out before" if taken else str(exc)
             raise BrokerUnavailable(problem, maybe_taken=bool(chosen)) from exc
         finally:
-            publisher.close()
+            if connection is not None:
+                connection.close()
         return taken
 
     def _chosen(
@@ -198,7 +195,7 @@ class RabbitMQBroker:
         Raises:
             BrokerUnavailable: It doesn't.
         """
-        self._looker.ask(lambda session, deadline: session.look([self._topology.dead], deadline), timeout_s)
+        self._looker.ask(lambda connection, deadline: look(connection, [self._topology.dead], deadline), timeout_s)
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
         """Publish probes; RabbitMQ drops them as they expire."""
@@ -211,7 +208,7 @@ class RabbitMQBroker:
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove these signs; RabbitMQ drops the probes by itself."""
         calls = [spec.Queue.Delete(queue=self._topology.sign(name)) for name in signs]
-        self._looker.ask(lambda session, deadline: session.call_all(calls, deadline), timeout_s)
+        self._call_all(calls, timeout_s)
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
         """Leave signs for so many seconds."""
@@ -221,8 +218,13 @@ class RabbitMQBroker:
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""
         calls = [sign_queue(self._topology.sign(name)) for name in names]
-        replies = self._looker.ask(lambda session, deadline: session.call_all(calls, deadline), timeout_s)
+        replies = self._call_all(calls, timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply.message_count}
+
+    def _call_all(self, calls: Sequence[Any], timeout_s: float) -> list[Any]:
+        return self._looker.ask(
+            lambda connection, deadline: main_channel(connection, deadline).call_all(calls, deadline), timeout_s
+        )
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""

@@ -1,27 +1,32 @@
-"""Channels: calls that are answered, deliveries, and publications that are confirmed."""
+"""Channels: calls that are answered, deliveries, and publications that are confirmed or in a transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
-from queue import SimpleQueue
+from struct import Struct
 from typing import Any, Final
 
+import pika
 from pika import spec
 
-from taskbridge import locks
-from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.frames import (
-    confirm_of,
-    content_of,
+from taskbridge.brokers.rabbitmq.connection import (
+    CONTENT_SIZE,
+    OVERHEAD,
+    Connection,
+    ConnectionLostError,
     method_bytes,
     method_of,
-    publication_frames,
 )
-from taskbridge.brokers.rabbitmq.parcel import Packing, Parcel, Parcels
-from taskbridge.brokers.rabbitmq.waiting import Awaited, Deadline, Lock, TimedOutError
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.publication import Packing, Parcel, Parcels
 
+_HEAD: Final = Struct(">BHI")  # kind, channel, size
+_CONTENT_HEAD: Final = Struct(">BHIHHQ")  # kind, channel, size, class, weight, size of the body
+_END: Final = bytes([spec.FRAME_END])
 _CHUNK_BYTES: Final = 1 << 18
 
 _FEW: Final = 32
@@ -52,32 +57,66 @@ class Delivery:
     redelivered: bool = False
 
 
-Deliveries = SimpleQueue[Delivery | None]
-"""Where a consumer's messages arrive; None once no more will."""
+class Batch:
+    """What became of parcels that were sent together.
+
+    Attributes:
+        open: The numbers of those that are not answered.
+        accepted: Of those that the server has confirmed.
+        returned: Of those that found no queue; they are confirmed too, and not accepted.
+        refused: Of those that their queue did not take.
+        unsure: Of those that were sent, and never answered.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        self.accepted: set[int] = set()
+        self.returned: set[int] = set()
+        self.refused: set[int] = set()
+        self.unsure: set[int] = set()
+
+    def answer(self, number: int, *, taken: bool) -> None:
+        """Note the server's answer to a publication."""
+        self.open.discard(number)
+        if not taken:
+            self.refused.add(number)
+        elif number not in self.returned:
+            self.accepted.add(number)
 
 
 class Channel:
-    """A channel that threads share; their calls are made one after the other."""
+    """A channel; one thread at a time calls it.
+
+    Attributes:
+        number: The channel's number.
+        closed: Why the channel can't be used any longer; None if it can.
+        deliveries: What arrived, and has not been looked at.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.closed: Exception | None = None
-        self._calling = Lock()
-        self._state = locks.RLock()  # guards `closed` and what is below
+        self.deliveries: deque[Delivery] = deque()
+        self._is_closing = False  # soon: closed a second time, RabbitMQ would close the connection
         self._replies: list[Any] = []
         self._asked = 0
-        self._answer = Awaited()
-        self._deliveries: Deliveries | None = None
-        self._content: tuple[Any, int, Any, list[bytes]] | None = None
+        self._content: tuple[Any, int, bytes, list[bytes]] | None = None  # method, bytes that lack, header, body
+        self._sent = 0
+        self._unconfirmed: dict[int, tuple[Batch, Parcel]] = {}
+        self._returned: set[str | None] = set()
         self.number: int = connection.attach(self)
 
-    def open(self, deadline: Deadline) -> None:
+    def open(self, deadline: Deadline, *more: Any) -> None:
         """Open the channel; to be called once, first.
+
+        Args:
+            deadline: For the answers.
+            more: Methods that are called with it, such as `Confirm.Select`, without which nothing can be published.
 
         Raises:
             ConnectionLostError, ChannelClosedError, TimedOutError: It could not be opened.
         """
-        self.call(spec.Channel.Open(), deadline)
+        self.call_all([spec.Channel.Open(), *more], deadline)
 
     def call(self, method: Any, deadline: Deadline) -> Any:
         """Return the reply to a method.
@@ -91,80 +130,119 @@ class Channel:
 
     def call_all(self, methods: Sequence[Any], deadline: Deadline) -> list[Any]:
         """Return the replies to methods that are sent together; raises as `call`."""
-        with self._calling.held(deadline, f"RabbitMQ at {self.connection.where} does not answer"):
-            with self._state:
-                self._replies, self._asked, self._answer = [], len(methods), Awaited()
-            try:
-                self._write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
-                return self._wait_for_replies(deadline) if methods else []
-            except BaseException as exc:  # a late reply would be taken for the next call's
-                self._shut(TimedOutError(f"a call was not answered: {exc}"))
-                raise
-
-    def _wait_for_replies(self, deadline: Deadline) -> list[Any]:
-        answered = self.connection.wait(self._answer, deadline)
-        with self._state:
-            if len(self._replies) >= self._asked:
-                return self._replies
-            if answered:
-                raise self._failure(self._replies)
-            raise TimedOutError(f"RabbitMQ at {self.connection.where} does not answer")
-
-    def _write(self, data: bytes, deadline: Deadline) -> None:
-        with self.connection.writing(deadline):
+        self.check()
+        self._replies, self._asked = [], len(methods)
+        try:
+            self.connection.write(b"".join(method_bytes(self.number, method) for method in methods), deadline)
+            self.connection.wait(self._is_answered, deadline, f"RabbitMQ at {self.connection.where} does not answer")
+        except BaseException as exc:  # a late reply would be taken for the next call's
+            self._shut(TimedOutError(f"a call was not answered: {exc}"))
+            raise
+        if len(self._replies) < len(methods):
             self.check()
-            self.connection.write(data, deadline)
+        return self._replies
 
-    def _published(self, parcels: Sequence[Parcel]) -> bytes:
-        """Return the frames by which parcels are published."""
-        number, frame_max = self.number, self.connection.frame_max
-        pieces: list[bytes] = []
-        for parcel in parcels:
-            pieces += publication_frames(number, parcel.exchange, parcel.key, parcel.properties, parcel.body, frame_max)
-        return b"".join(pieces)
+    def _is_answered(self) -> bool:
+        return len(self._replies) >= self._asked or self.closed is not None
 
-    def _failure(self, replies: Sequence[Any] = ()) -> Exception:
-        """Return why the channel is closed, as an error of one's own."""
+    def check(self) -> None:
+        """Raise why the channel is closed, if it is: `ConnectionLostError`, `ChannelClosedError` or `TimedOutError`."""
         if isinstance(self.closed, ChannelClosedError):
-            return ChannelClosedError(self.closed.code, str(self.closed), replies)
-        return type(self.closed)(str(self.closed)) if self.closed else ConnectionLostError("the channel is closed")
+            raise ChannelClosedError(self.closed.code, str(self.closed), self._replies)
+        if isinstance(self.closed, ConnectionLostError):
+            raise ConnectionLostError(str(self.closed), was_open=self.closed.was_open)
+        if self.closed is not None:
+            raise type(self.closed)(str(self.closed))
 
-    def consume(self, queue: str, *, prefetch: int, exclusive: bool, deadline: Deadline) -> Deliveries:
+    def close(self, deadline: Deadline) -> None:
+        """Close the channel; what it was delivered and has not acknowledged goes back to its place in the queue."""
+        if self.closed is None:
+            self._is_closing = True
+            self.call(spec.Channel.Close(200, "", 0, 0), deadline)
+            self._shut(ConnectionLostError("the channel was closed"))
+
+    def abandon(self) -> None:
+        """Have the server close the channel, without waiting; what is not acknowledged goes back to its queue.
+
+        It may count as closed here, and be open there: if a call was not answered, or its queue was deleted.
+        """
+        if not self._is_closing:
+            self._is_closing = True
+            self.connection.send(method_bytes(self.number, spec.Channel.Close(200, "", 0, 0)))
+
+    # Deliveries
+
+    def consume(self, queue: str, *, prefetch: int, exclusive: bool, deadline: Deadline) -> None:
         """Let the server deliver a queue's messages, so many before they are acknowledged (0: any number).
 
         Raises:
             ChannelClosedError: The server refused: there is no such queue, or somebody else consumes it exclusively.
             ConnectionLostError, TimedOutError: As for `call`.
         """
-        deliveries: Deliveries = SimpleQueue()
-        with self._state:
-            self._deliveries = deliveries
-        self.connection.keep_reading()
         qos, consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue, exclusive=exclusive)
         self.call_all([qos, consume], deadline)
-        return deliveries
 
-    def ack(self, tag: int, deadline: Deadline, *, multiple: bool = False) -> None:
-        """Acknowledge a delivery, or all up to it."""
-        self._write(method_bytes(self.number, spec.Basic.Ack(tag, multiple)), deadline)
-
-    def ack_all(self, tags: Iterable[int], deadline: Deadline) -> None:
-        """Acknowledge these deliveries."""
-        acks = b"".join(method_bytes(self.number, spec.Basic.Ack(tag, False)) for tag in tags)
+    def ack(self, tags: Iterable[int], deadline: Deadline, *, multiple: bool = False) -> None:
+        """Acknowledge these deliveries; or all up to each."""
+        acks = b"".join(method_bytes(self.number, spec.Basic.Ack(tag, multiple)) for tag in tags)
         if acks:
-            self._write(acks, deadline)
+            self.check()
+            self.connection.write(acks, deadline)
 
-    def check(self) -> None:
-        """Raise why the channel is closed, if it is: `ConnectionLostError`, `ChannelClosedError` or `TimedOutError`."""
-        if self.closed is not None:
-            raise self._failure()
+    # Publications
 
-    def close(self, deadline: Deadline) -> None:
-        """Close the channel; what it was delivered and has not acknowledged goes back to its place in the queue."""
-        if self.closed is None:
-            self.call(spec.Channel.Close(200, "", 0, 0), deadline)
-            self._shut(ConnectionLostError("the channel was closed"))
-            self.connection.detach(self.number)
+    def publish(self, parcels: Parcels, batch: Batch, deadline: Deadline) -> None:
+        """Publish parcels, and return when all are confirmed; `batch` tells what became of each, whatever is raised.
+
+        Raises:
+            ConnectionLostError, ChannelClosedError, TimedOutError: Not all were answered.
+        """
+        try:
+            for chunk in _chunks(parcels):
+                data = self._frames(chunk)
+                self.check()
+                for parcel in chunk:
+                    self._sent += 1
+                    self._unconfirmed[self._sent] = batch, parcel
+                    batch.open.add(parcel.number)
+                self.connection.write(data, deadline)
+            problem = f"RabbitMQ at {self.connection.where} sent no confirm in {deadline.timeout_s:g} s"
+            self.connection.wait(lambda: not batch.open or self.closed is not None, deadline, problem)
+            if batch.open:
+                self.check()
+        finally:
+            # Only what made the server close the channel is known not to be taken; what came before it may be.
+            if not (isinstance(self.closed, ChannelClosedError) and len(batch.open) == 1):
+                batch.unsure |= batch.open - batch.returned
+
+    def commit(self, parcels: Sequence[Parcel], tags: Iterable[int], deadline: Deadline) -> list[Parcel]:
+        """Publish parcels and acknowledge deliveries, all or none of it; the channel was opened with `Tx.Select`.
+
+        Returns:
+            The parcels that found no queue.
+
+        Raises:
+            ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been done or not.
+        """
+        self._returned.clear()
+        for chunk in _chunks(parcels):
+            self.connection.write(self._frames(chunk), deadline)
+        self.ack(tags, deadline)
+        self.call(spec.Tx.Commit(), deadline)
+        return [parcel for parcel in parcels if parcel.token in self._returned]
+
+    def _frames(self, parcels: Sequence[Parcel]) -> bytes:
+        """Return the frames by which parcels are published, each mandatory."""
+        number, room = self.number, self.connection.frame_max - OVERHEAD
+        pieces: list[bytes] = []
+        for _, _, key, _, properties, body, exchange in parcels:
+            size = CONTENT_SIZE + len(properties)
+            head = _CONTENT_HEAD.pack(spec.FRAME_HEADER, number, size, spec.Basic.INDEX, 0, len(body))
+            pieces += (_publish_bytes(number, exchange, key), head, properties, _END)
+            for start in range(0, len(body), room):
+                part = body[start : start + room]
+                pieces += (_HEAD.pack(spec.FRAME_BODY, number, len(part)), part, _END)
+        return b"".join(pieces)
 
     # For the connection
 
@@ -172,238 +250,89 @@ class Channel:
         """Take a frame."""
         if kind == spec.FRAME_METHOD:
             method = method_of(payload)
-            if method.INDEX in _WITH_CONTENT:
-                self._content = (method, -1, None, [])
+            if isinstance(method, _WITH_CONTENT):
+                self._content = method, -1, b"", []
             else:
                 self._on_method(method)
             return
         if self._content is None:
             return
-        method, size, properties, parts = self._content
+        method, lacks, header, parts = self._content
         if kind == spec.FRAME_HEADER:
-            size, properties = content_of(payload)
+            lacks, header = int.from_bytes(payload[4:12], "big"), payload
         else:
             parts.append(payload)
-            size -= len(payload)
-        self._content = (method, size, properties, parts)
-        if size <= 0:
+            lacks -= len(payload)
+        self._content = method, lacks, header, parts
+        if lacks <= 0:
             self._content = None
-            self._on_content(method, properties, b"".join(parts))
+            self._on_content(method, header, b"".join(parts))
 
     def lose(self, problem: str) -> None:
         """Learn that the connection is gone."""
-        self._shut(ConnectionLostError(problem))
+        self._shut(ConnectionLostError(problem, was_open=True))
 
     def _shut(self, reason: Exception) -> None:
-        with self._state:
-            if self.closed is None:
-                self.closed = reason
-            if self._deliveries is not None:
-                self._deliveries.put(None)
-            self._answer.finish()
+        if self.closed is None:
+            self.closed = reason
 
     def _on_method(self, method: Any) -> None:
-        if isinstance(method, spec.Channel.Close):
-            self.connection.write_soon(method_bytes(self.number, spec.Channel.CloseOk()))
+        if isinstance(method, spec.Basic.Ack):
+            self._on_confirm(method, taken=True)
+        elif isinstance(method, spec.Basic.Nack):
+            self._on_confirm(method, taken=False)
+        elif isinstance(method, spec.Channel.Close):
+            self._is_closing = True
+            self.connection.send(method_bytes(self.number, spec.Channel.CloseOk()))
             self._shut(ChannelClosedError(method.reply_code, method.reply_text))
             self.connection.detach(self.number)
         elif isinstance(method, spec.Basic.Cancel):  # its queue was deleted
             self._shut(ChannelClosedError(404, f"the queue of consumer {method.consumer_tag} is gone"))
         elif isinstance(method, spec.Channel.Flow):
-            self.connection.write_soon(method_bytes(self.number, spec.Channel.FlowOk(method.active)))
+            self.connection.send(method_bytes(self.number, spec.Channel.FlowOk(method.active)))
         else:
-            self._reply(method)
+            if isinstance(method, spec.Channel.CloseOk):
+                self.connection.detach(self.number)
+            self._replies.append(method)
 
-    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
+    def _on_confirm(self, method: Any, *, taken: bool) -> None:
+        last = method.delivery_tag
+        numbers = list(takewhile(lambda each: each <= last, self._unconfirmed)) if method.multiple else [last]
+        for number in numbers:
+            batch, parcel = self._unconfirmed.pop(number)
+            batch.answer(parcel.number, taken=taken)
+
+    def _on_content(self, method: Any, header: bytes, body: bytes) -> None:
+        if isinstance(method, spec.Basic.Return):
+            self._on_return(method, header)
+            return
         delivery = Delivery(tag=method.delivery_tag, body=body, redelivered=bool(method.redelivered))
         if isinstance(method, spec.Basic.GetOk):
-            self._reply(delivery)
-        elif self._deliveries is not None:
-            self._deliveries.put(delivery)
-
-    def _reply(self, reply: Any) -> None:
-        with self._state:
-            self._replies.append(reply)
-            if len(self._replies) >= self._asked:
-                self._answer.finish()
-
-
-_WITH_CONTENT: Final = frozenset({spec.Basic.Deliver.INDEX, spec.Basic.GetOk.INDEX, spec.Basic.Return.INDEX})
-
-
-class Batch(Awaited):
-    """What became of parcels that were sent together; done when all are answered, or never will be.
-
-    Attributes:
-        accepted: The indexes of those that the server has confirmed.
-        returned: Of those that found no queue.
-        refused: Of those that their queue did not take.
-        unsure: Of those that were sent, and not answered when the channel or the connection ended.
-        problem: Why not all were sent or answered, if so.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.accepted: set[int] = set()
-        self.returned: set[int] = set()
-        self.refused: set[int] = set()
-        self.unsure: set[int] = set()
-        self.problem: Exception | None = None
-        self._open = 1  # one for the sender itself, who is not done yet
-
-    # The rest is called with the channel's lock held.
-
-    def expect(self, number: int) -> None:
-        """Wait for so many answers more."""
-        self._open += number
-
-    def answered(self) -> None:
-        """Note that one answer came."""
-        self._open -= 1
-        if self._open == 0:
-            self.finish()
-
-
-class PublishingChannel(Channel):
-    """A channel on which everything is confirmed. Threads share it: what one sends together stays in order."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._sent = 0
-        self._unconfirmed: dict[int, tuple[Batch, Parcel]] = {}
-
-    def open(self, deadline: Deadline) -> None:
-        """Open the channel and ask for confirms."""
-        self.call_all([spec.Channel.Open(), spec.Confirm.Select()], deadline)
-
-    def send(self, parcels: Parcels, deadline: Deadline) -> Batch:
-        """Send parcels, and return at once a batch that can be waited for; it also tells what was not sent, and why."""
-        batch = Batch()
-        try:
-            for chunk in _chunks(parcels):
-                self._send_chunk(batch, chunk, deadline)
-        except (ConnectionLostError, ChannelClosedError, TimedOutError) as exc:
-            batch.problem = exc
-        with self._state:
-            batch.answered()
-        return batch
-
-    def _send_chunk(self, batch: Batch, chunk: Sequence[Parcel], deadline: Deadline) -> None:
-        data = self._published(chunk)
-        try:
-            self.connection.begin_writing(deadline)
-            self._write_chunk(batch, chunk, data, deadline)
-        finally:
-            try:
-                self.connection.end_writing()
-            except BaseException:  # a time limit, as it was called
-                self.connection.end_writing()
-                raise
-
-    def _write_chunk(self, batch: Batch, chunk: Sequence[Parcel], data: bytes, deadline: Deadline) -> None:
-        try:
-            with self._state:
-                self.check()
-                batch.expect(len(chunk))
-                for parcel in chunk:
-                    self._sent += 1
-                    self._unconfirmed[self._sent] = (batch, parcel)
-            self.connection.write(data, deadline)
-        except (ConnectionLostError, ChannelClosedError, TimedOutError):
-            raise
-        except BaseException:
-            self.connection.lose_interrupted()
-            raise
-
-    def abandon(self, batch: Batch) -> None:
-        """Count what is not answered yet as unsure."""
-        with self._state:
-            for number in [number for number, (owner, _) in self._unconfirmed.items() if owner is batch]:
-                _, parcel = self._unconfirmed.pop(number)
-                if parcel.number not in batch.returned:
-                    batch.unsure.add(parcel.number)
-
-    # For the connection
-
-    def take(self, kind: int, payload: bytes) -> None:
-        """Take a frame."""
-        confirm = confirm_of(payload) if kind == spec.FRAME_METHOD else None
-        if confirm is None:
-            super().take(kind, payload)
+            self._replies.append(delivery)
         else:
-            with self._state:
-                self._on_confirm(confirm.number, confirm.multiple, taken=confirm.taken)
+            self.deliveries.append(delivery)
 
-    def _on_confirm(self, number: int, multiple: bool, *, taken: bool) -> None:
-        upto = list(takewhile(lambda each: each <= number, self._unconfirmed)) if multiple else [number]
-        for each in upto:
-            if each in self._unconfirmed:  # else it was abandoned
-                self._confirm(*self._unconfirmed.pop(each), taken=taken)
-
-    @staticmethod
-    def _confirm(batch: Batch, parcel: Parcel, *, taken: bool) -> None:
-        if not taken:
-            batch.refused.add(parcel.number)
-        elif parcel.number not in batch.returned:
-            batch.accepted.add(parcel.number)
-        batch.answered()
-
-    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        if not isinstance(method, spec.Basic.Return):
-            return
-        with self._state:  # the confirm of a returned message comes after it
-            place = (method.exchange, method.routing_key)
-            there = [each for each in self._unconfirmed.values() if (each[1].exchange, each[1].key) == place]
-            same = [each for each in there if each[1].token == properties.message_id]
-            for batch, parcel in same or there:
-                batch.returned.add(parcel.number)
-
-    def _shut(self, reason: Exception) -> None:
-        with self._state:
-            super()._shut(reason)
-            unconfirmed = list(self._unconfirmed.values())
-            self._unconfirmed.clear()
-            for batch, parcel in unconfirmed:
-                # Only what made the server close the channel is known not to be taken; what came before it may be.
-                refused_alone = isinstance(reason, ChannelClosedError) and len(unconfirmed) == 1
-                if not refused_alone and parcel.number not in batch.returned:
-                    batch.unsure.add(parcel.number)
-                batch.problem = reason
-                batch.answered()
+    def _on_return(self, method: Any, header: bytes) -> None:
+        """Note what found no queue; its confirm, or the answer to the commit, comes after it."""
+        properties = pika.BasicProperties()
+        properties.decode(header[CONTENT_SIZE:])
+        self._returned.add(properties.message_id)
+        place = (method.exchange, method.routing_key)
+        there = [each for each in self._unconfirmed.values() if (each[1].exchange, each[1].key) == place]
+        same = [each for each in there if each[1].token == properties.message_id]
+        for batch, parcel in same or there:
+            batch.returned.add(parcel.number)
 
 
-class TransactionChannel(Channel):
-    """A channel on which nothing counts until it is committed. It belongs to one thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._returned: set[str | None] = set()
-
-    def open(self, deadline: Deadline) -> None:
-        """Open the channel and begin the first transaction."""
-        self.call_all([spec.Channel.Open(), spec.Tx.Select()], deadline)
-
-    def commit(self, parcels: Sequence[Parcel], tags: Iterable[int], deadline: Deadline) -> list[Parcel]:
-        """Publish parcels and acknowledge deliveries, all or none of it, and return the parcels that found no queue.
-
-        Raises:
-            ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been done or not.
-        """
-        self._returned.clear()
-        for chunk in _chunks(parcels):
-            self._write(self._published(chunk), deadline)
-        self.ack_all(tags, deadline)
-        self.call(spec.Tx.Commit(), deadline)
-        return [parcel for parcel in parcels if parcel.token in self._returned]
-
-    def _on_content(self, method: Any, properties: Any, body: bytes) -> None:
-        if isinstance(method, spec.Basic.Return):
-            self._returned.add(properties.message_id)  # before the commit is answered
-        else:
-            super()._on_content(method, properties, body)
+_WITH_CONTENT: Final = (spec.Basic.Deliver, spec.Basic.GetOk, spec.Basic.Return)
 
 
-def _chunks(parcels: Parcels) -> Iterable[Sequence[Parcel]]:
+@lru_cache(maxsize=512)
+def _publish_bytes(channel: int, exchange: str, key: str) -> bytes:
+    return method_bytes(channel, spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True))
+
+
+def _chunks(parcels: Parcels) -> Iterator[Sequence[Parcel]]:
     """Cut parcels into portions of about 256 KiB; those that are packed meanwhile into two at least, unless few."""
     in_halves = isinstance(parcels, Packing) and len(parcels) >= _FEW
     most = (len(parcels) + 1) // 2 if in_halves else len(parcels)

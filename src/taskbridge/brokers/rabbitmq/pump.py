@@ -7,17 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty
-from typing import Final
+from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries, Delivery
-from taskbridge.brokers.rabbitmq.parcel import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publisher import Publisher
-from taskbridge.brokers.rabbitmq.session import FAILURES, Outcome, Session
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
+from taskbridge.brokers.rabbitmq.connection import Connection, connect
+from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.pool import FAILURES
+from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
+from taskbridge.brokers.rabbitmq.publisher import Outcome, look, make, publish
 from taskbridge.brokers.rabbitmq.topology import Topology
-from taskbridge.brokers.rabbitmq.waiting import Deadline
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.retry import ErrorInfo
@@ -30,6 +30,9 @@ _PREFETCH: Final = 2 * _TOGETHER
 
 _TOGETHER_BYTES: Final = 4 * 1024 * 1024
 """A portion is no larger than this, or one message."""
+
+_HEARTBEAT_S: Final = 10.0
+"""A pump publishes nothing while nothing is due: only this tells it that its connection is dead."""
 
 _QUIET_S: Final = 0.2
 _CALL_S: Final = 10.0
@@ -78,7 +81,7 @@ class Pump:
 
     def __init__(
         self,
-        publisher: Publisher,
+        hosts: Sequence[Any],
         packer: Packer,
         topology: Topology,
         engine: str,
@@ -87,7 +90,7 @@ class Pump:
         knows: Callable[[str], bool],
         stop: threading.Event,
     ) -> None:
-        self._publisher = publisher
+        self._hosts = hosts
         self._packer = packer
         self._due = topology.due(engine)
         self._orphans = [_Orphan(topology.due(other)) for other in others]
@@ -99,13 +102,16 @@ class Pump:
     def run(self) -> None:
         """Publish what falls due; while RabbitMQ is away, try again and again."""
         while not self._stop.is_set():
+            connection: Connection | None = None
             try:
-                self._serve()
+                connection = connect(self._hosts, self._call_deadline(), heartbeat_s=_HEARTBEAT_S, kind=Connection)
+                self._serve(connection)
             except (*FAILURES, _NotPublishedError) as exc:
-                self._publisher.close(_LEAVE_S)  # what was not acknowledged goes back
                 if not self._stop.is_set():
                     self._wait(exc)
-        self._publisher.close(_LEAVE_S)
+            finally:
+                if connection is not None:
+                    connection.close(_LEAVE_S)  # what was not acknowledged goes back
 
     def _wait(self, failure: Exception) -> None:
         if self._pause_s == 0:
@@ -113,21 +119,22 @@ class Pump:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
         self._stop.wait(self._pause_s)
 
-    def _serve(self) -> None:
-        session = self._publisher.session(_CALL_S)
+    def _serve(self, connection: Connection) -> None:
         deadline = self._call_deadline()
-        session.connection.wait_open(deadline)
-        session.make(self._packer.due, deadline)
-        channel = Channel(session.connection)
+        make(connection, self._packer.due, deadline)
+        channel = Channel(connection)
         channel.open(deadline)
-        deliveries = channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
+        channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
         self._serving_since = time.monotonic()
         while not self._stop.is_set():
-            taken = _taken(deliveries, channel)
+            if not channel.deliveries:
+                connection.read(_QUIET_S)
+            channel.check()
+            taken = _taken(channel)
             if taken:
-                self._promote(session, channel, taken)
+                self._promote(connection, channel, taken)
             self._note_calm()
-            self._adopt(session)
+            self._adopt(connection)
 
     def _note_calm(self) -> None:
         if self._pause_s > 0 and time.monotonic() - self._serving_since > _CALM_S:
@@ -139,24 +146,26 @@ class Pump:
 
     # Messages of the own engine
 
-    def _promote(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> None:
+    def _promote(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish these, in one go, and then acknowledge them."""
         parcels = [self._decided(index, delivery) for index, delivery in enumerate(taken)]
-        outcome = self._deliver(session, parcels)
+        outcome = self._deliver(connection, parcels)
         if outcome.refused:
             again = [self._packer.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
-            outcome.accepted |= self._deliver(session, again).accepted
+            outcome.accepted |= self._deliver(connection, again).accepted
         if len(outcome.accepted) == len(taken):
-            channel.ack(taken[-1].tag, self._call_deadline(), multiple=True)
+            channel.ack([taken[-1].tag], self._call_deadline(), multiple=True)
             _log.debug("published %d delayed messages", len(taken))
         else:
-            channel.ack_all((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+            channel.ack((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
             raise _NotPublishedError(outcome.problem)
 
-    def _deliver(self, session: Session, parcels: Sequence[Parcel]) -> Outcome:
+    def _deliver(self, connection: Connection, parcels: Sequence[Parcel]) -> Outcome:
         """Publish, however long that takes: while a memory alarm lasts, each new try would be one more duplicate."""
-        return session.deliver(parcels, Deadline(stop=self._stop))
+        outcome = Outcome()
+        publish(connection, parcels, outcome, Deadline(stop=self._stop))
+        return outcome
 
     def _decided(self, index: int, delivery: Delivery) -> Parcel:
         """Return what is to be published for a due message of the own engine."""
@@ -180,33 +189,35 @@ class Pump:
 
     # Messages of other engines
 
-    def _adopt(self, session: Session) -> None:
+    def _adopt(self, connection: Connection) -> None:
         """Publish what is due for engines that have no pump, if the task is known."""
         now = time.monotonic()
         looked_at = [orphan for orphan in self._orphans if orphan.next_look <= now]
         if not looked_at:
             return
-        states = session.look([orphan.due for orphan in looked_at], self._call_deadline())
+        states = look(connection, [orphan.due for orphan in looked_at], self._call_deadline())
         for orphan in looked_at:
             state = states.get(orphan.due)
             orphan.next_look = now + (_MISSING_LOOK_S if state is None else _LOOK_S)
             orphan.alone = 0 if state is None or state.consumers > 0 else orphan.alone + 1
             if state is not None and orphan.alone >= _LOOKS and state.messages > 0:
-                self._adopt_from(session, orphan, state.messages)
+                self._adopt_from(connection, orphan, state.messages)
 
-    def _adopt_from(self, session: Session, orphan: _Orphan, number: int) -> None:
+    def _adopt_from(self, connection: Connection, orphan: _Orphan, number: int) -> None:
         adopted = left = 0
         try:
-            with session.channel(self._call_deadline()) as channel:  # at its end, those left go back to their places
-                while adopted + left < min(number, _LOOKED_AT) and not self._stop.is_set():
-                    asked = [spec.Basic.Get(queue=orphan.due)] * min(number, _ADOPTED_TOGETHER)
-                    replies = channel.call_all(asked, self._call_deadline())
-                    taken = [reply for reply in replies if isinstance(reply, Delivery)]
-                    published = self._publish_adopted(session, channel, taken)
-                    adopted += published
-                    left += len(taken) - published
-                    if len(taken) < len(asked):
-                        break
+            channel = Channel(connection)
+            channel.open(self._call_deadline())
+            while adopted + left < min(number, _LOOKED_AT) and not self._stop.is_set():
+                asked = [spec.Basic.Get(queue=orphan.due)] * min(number, _ADOPTED_TOGETHER)
+                replies = channel.call_all(asked, self._call_deadline())
+                taken = [reply for reply in replies if isinstance(reply, Delivery)]
+                published = self._publish_adopted(connection, channel, taken)
+                adopted += published
+                left += len(taken) - published
+                if len(taken) < len(asked):
+                    break
+            channel.close(self._call_deadline())  # those left go back to their places
         except ChannelClosedError as exc:
             _log.info("queue %s went away while it was looked at: %s", orphan.due, exc)
         if adopted:
@@ -214,14 +225,14 @@ class Pump:
         elif left:
             orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
 
-    def _publish_adopted(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> int:
+    def _publish_adopted(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> int:
         parcels = [
             parcel for index, delivery in enumerate(taken) if (parcel := self._adopted(index, delivery)) is not None
         ]
         if not parcels:
             return 0
-        outcome = self._deliver(session, parcels)
-        channel.ack_all((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+        outcome = self._deliver(connection, parcels)
+        channel.ack((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
         return len(outcome.accepted)
 
     def _adopted(self, index: int, delivery: Delivery) -> Parcel | None:
@@ -246,18 +257,12 @@ def _read(delivery: Delivery) -> Message:
     return replace(message, redelivered=message.redelivered + 1) if delivery.redelivered else message
 
 
-def _taken(deliveries: Deliveries, channel: Channel) -> list[Delivery]:
-    """Return what has been delivered, none if that is nothing for a while."""
+def _taken(channel: Channel) -> list[Delivery]:
+    """Return what has been delivered, up to a portion."""
     taken: list[Delivery] = []
     size = 0
-    try:
-        while len(taken) < _TOGETHER and size < _TOGETHER_BYTES:
-            delivery = deliveries.get_nowait() if taken else deliveries.get(timeout=_QUIET_S)
-            if delivery is None:
-                channel.check()
-            else:
-                taken.append(delivery)
-                size += len(delivery.body)
-    except Empty:
-        pass  # that was all
+    while channel.deliveries and len(taken) < _TOGETHER and size < _TOGETHER_BYTES:
+        delivery = channel.deliveries.popleft()
+        taken.append(delivery)
+        size += len(delivery.body)
     return taken

@@ -71,7 +71,7 @@ def queue_of_key(key: str) -> str:
 
 
 def queue_arguments() -> dict[str, Any]:
-    """Return what a queue is declared with on RabbitMQ; the type is named, for a virtual host may have another default."""
+    """Return what a queue is declared with on RabbitMQ: its type too, for a virtual host may have another default."""
     return {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
 
 

@@ -5,8 +5,8 @@ package's own publisher agree with it.
 
 The consumers don't use pika's connections, of which each belongs to one thread, so that a message passes through two
 more threads on its way to the one that runs it, and its acknowledgement through one. They share one connection that any
-thread may write to (`taskbridge.brokers.rabbitmq.connection`). Its own thread puts what arrives where the worker's
-threads take it from, if one of them is free; else whichever thread becomes free does so.
+thread may write to (`SharedConnection`). Its own thread puts what arrives where the worker's threads take it from, if
+one of them is free; else whichever thread becomes free does so.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from pika import spec
 
 from taskbridge import locks
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError
-from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.frames import method_bytes
-from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.connection import ConnectionLostError, SharedConnection, connect, method_bytes
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
@@ -71,7 +70,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.blocked_connection_timeout = settings.send_timeout_s
         self.timeout_s: float = settings.send_timeout_s  # that RabbitMQ may take to answer
         self._linking = locks.Lock()
-        self._link: Connection | None = None
+        self._links: list[SharedConnection] = []
 
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
         self.may_return: bool = settings.store is not None
@@ -104,19 +103,19 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         self.work: WorkQueue | None = made
         return made
 
-    def link(self) -> Connection:
-        """Return the consumers' connection; a new one if there is none that is usable.
+    def link(self) -> SharedConnection:
+        """Return the consumers' connection; a new one if there is none, or none that can have another channel.
 
         Raises:
             ConnectionLostError, TimedOutError: RabbitMQ can't be reached.
         """
         with self._linking:
-            link = self._link
-            if link is None or link.problem is not None:
-                link = self._link = Connection(self.parameters, timeout_s=self.timeout_s)
-                link.start()
-        link.wait_open(self.deadline())
-        return link
+            self._links = [link for link in self._links if link.problem is None]
+            link = next((link for link in self._links if link.has_room), None)
+            if link is None:
+                link = connect([self.parameters], self.deadline(), kind=SharedConnection)
+                self._links.append(link)
+            return link
 
     def deadline(self) -> Deadline:
         """Return until when RabbitMQ is waited for now: only for a moment once the worker's grace is over."""
@@ -134,9 +133,9 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
 
     def _unlink(self) -> None:
         with self._linking:
-            link, self._link = self._link, None
-        if link is not None:
-            link.close()
+            links, self._links = self._links, []
+        for link in links:
+            link.close(_CLOSE_S)
 
 
 _ACK: Final = Struct(">BHIHHQBB")
@@ -157,12 +156,11 @@ class _Receiver(Channel):
     What it needs of a delivery it reads itself: pika takes 20 us for the rest, which nobody asks for.
     """
 
-    def __init__(self, connection: Connection, receive: Callable[[int, bool, bytes], None]) -> None:
+    def __init__(self, connection: SharedConnection, receive: Callable[[int, bool, bytes], None]) -> None:
         self._receive = receive
         self._delivered: tuple[int, bool] | None = None
         self._left = 0
         self._parts: list[bytes] = []
-        self._is_closed_there = False
         super().__init__(connection)
 
     def take(self, kind: int, payload: bytes) -> None:
@@ -185,27 +183,6 @@ class _Receiver(Channel):
             (tag, is_again), self._delivered = self._delivered, None
             self._receive(tag, is_again, b"".join(self._parts))
 
-    def close(self, deadline: Deadline) -> None:
-        """Close the channel; see there."""
-        if self.closed is None:
-            self._is_closed_there = True  # soon: closed a second time, RabbitMQ would close the connection
-        super().close(deadline)
-
-    def abandon(self) -> None:
-        """Have the server close the channel, without waiting; what is not acknowledged goes back to its queue.
-
-        It may count as closed here, and be open there: if a call was not answered, or its queue was deleted.
-        """
-        if not self._is_closed_there:
-            self._is_closed_there = True  # soon, as above
-            self.connection.write_soon(method_bytes(self.number, spec.Channel.Close(200, "", 0, 0)))
-
-    def _on_method(self, method: Any) -> None:
-        self._is_closed_there = self._is_closed_there or isinstance(method, spec.Channel.Close | spec.Channel.CloseOk)
-        if isinstance(method, spec.Channel.CloseOk) and self.closed is not None:
-            self.connection.detach(self.number)
-        super()._on_method(method)
-
     def cancel(self, consumer_tag: str, deadline: Deadline | None) -> None:
         """Let nothing more be delivered; without a deadline, what is on its way still is.
 
@@ -215,20 +192,18 @@ class _Receiver(Channel):
         if deadline is not None:
             self.call(spec.Basic.Cancel(consumer_tag=consumer_tag), deadline)
         else:
-            self.connection.write_soon(
-                method_bytes(self.number, spec.Basic.Cancel(consumer_tag=consumer_tag, nowait=True))
-            )
+            self.connection.send(method_bytes(self.number, spec.Basic.Cancel(consumer_tag=consumer_tag, nowait=True)))
 
     def let_go(self, tag: int) -> None:
         """Acknowledge a delivery, without waiting."""
         number, kind = self.number, spec.FRAME_METHOD
-        self.connection.write_soon(_ACK.pack(kind, number, _ACK_SIZE, *_ACK_INDEX, tag, 0, spec.FRAME_END))
+        self.connection.send(_ACK.pack(kind, number, _ACK_SIZE, *_ACK_INDEX, tag, 0, spec.FRAME_END))
 
     def refuse(self, tags: Iterable[int], *, requeue: bool) -> None:
         """Return deliveries to their queue, or reject them, without waiting."""
         frames = [method_bytes(self.number, spec.Basic.Nack(tag, requeue=requeue)) for tag in tags]
         if frames:
-            self.connection.write_soon(b"".join(frames))
+            self.connection.send(b"".join(frames))
 
 
 class _Arrival(NamedTuple):
@@ -272,7 +247,6 @@ class _SparingConsumer(Consumer):
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
         try:
-            self._connection.keep_reading()
             self._open(prefetch)
             if not self._hands_over and (broker.slots is None or broker.booted.is_set()):
                 self._begin()  # else in `__next__`: threads that are done with a message ask Dramatiq for this consumer
@@ -374,9 +348,7 @@ class _SparingConsumer(Consumer):
             spec.Queue.Declare(queue=name, durable=True, arguments=arguments)
             for name, arguments in _declarations(canonical).items()
         ]
-        self._channel.call_all(
-            [spec.Channel.Open(), *declared, spec.Basic.Qos(prefetch_count=prefetch)], self._broker.deadline()
-        )
+        self._channel.open(self._broker.deadline(), *declared, spec.Basic.Qos(prefetch_count=prefetch))
         self._broker.queues_pending.discard(canonical)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:

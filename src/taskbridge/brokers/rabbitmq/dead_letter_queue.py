@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import Empty
-from typing import Final, TypeVar
+from typing import Any, Final
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Deliveries, Delivery, TransactionChannel
+from pika import spec
+
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
 from taskbridge.brokers.rabbitmq.connection import Connection
-from taskbridge.brokers.rabbitmq.parcel import Parcel
-from taskbridge.brokers.rabbitmq.session import Session
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.publication import Parcel
+from taskbridge.brokers.rabbitmq.publisher import Outcome, look, publish
 from taskbridge.brokers.rabbitmq.topology import existing_queue
-from taskbridge.brokers.rabbitmq.waiting import Deadline, TimedOutError
 
 TOGETHER: Final = 100
 """How many messages a transaction takes out at most."""
@@ -22,19 +23,17 @@ TOGETHER: Final = 100
 _ACCESS_REFUSED: Final = 403
 _PAUSE_S: Final = 0.05
 
-ChannelT = TypeVar("ChannelT", bound=Channel)
 
-
-def browse(session: Session, queue: str, deadline: Deadline) -> list[bytes]:
+def browse(connection: Connection, queue: str, deadline: Deadline) -> list[bytes]:
     """Return the bodies of all messages of a queue, the first first.
 
     The queue delivers them all, and takes them back, each to its place, when the channel is closed. Meanwhile nobody
     else may consume the queue: two readers at once would each see a part.
     """
-    if not _may_hold(session, queue, deadline):
+    if not _may_hold(connection, queue, deadline):
         return []
-    with _reading(session, queue, Channel, deadline) as (channel, deliveries):
-        return [delivery.body for delivery in _all(channel, deliveries, queue, deadline.timeout_s)]
+    with _reading(connection, queue, deadline) as channel:
+        return [delivery.body for delivery in _all(channel, queue, deadline.timeout_s)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +45,7 @@ class Removal:
 
 
 def take_out(
-    session: Session,
+    connection: Connection,
     queue: str,
     choose: Callable[[Iterator[Delivery]], Sequence[Removal]],
     done: Callable[[int], None],
@@ -59,60 +58,58 @@ def take_out(
     may keep both, and never loses both.
 
     Args:
-        session: On a connection of its own, to be closed afterwards.
+        connection: To be closed afterwards.
         queue: What is read; meanwhile nobody else may.
         choose: Is given all messages, and returns what is to be taken out.
         done: Is told how many of these have been taken out so far, after each transaction.
         timeout_s: For reading, and then for each transaction.
     """
     deadline = Deadline(timeout_s)
-    if not _may_hold(session, queue, deadline):
+    if not _may_hold(connection, queue, deadline):
         return
-    with _reading(session, queue, TransactionChannel, deadline) as (channel, deliveries):
-        removals = choose(_all(channel, deliveries, queue, timeout_s))
+    with _reading(connection, queue, deadline, spec.Tx.Select()) as channel:
+        removals = choose(_all(channel, queue, timeout_s))
         for start in range(0, len(removals), TOGETHER):
             part = removals[start : start + TOGETHER]
-            _commit(session, channel, part, Deadline(timeout_s))
+            _commit(connection, channel, part, Deadline(timeout_s))
             done(start + len(part))
 
 
-def _commit(session: Session, channel: TransactionChannel, part: Sequence[Removal], deadline: Deadline) -> None:
-    session.connection.wait_unblocked(deadline)
+def _commit(connection: Connection, channel: Channel, part: Sequence[Removal], deadline: Deadline) -> None:
+    connection.wait_unblocked(deadline)
     parcels = [removal.parcel for removal in part if removal.parcel is not None]
     returned = channel.commit(parcels, [tag for removal in part for tag in removal.tags], deadline)
     if returned:  # somebody deleted the queue a moment ago
-        outcome = session.deliver(returned, deadline)
-        if len(outcome.accepted) < len(returned):
-            raise TimedOutError(outcome.problem or "RabbitMQ did not confirm what was published again")
+        outcome = Outcome()
+        publish(connection, returned, outcome, deadline)
+        if outcome.problem is not None:
+            raise TimedOutError(outcome.problem)
 
 
-def _may_hold(session: Session, queue: str, deadline: Deadline) -> bool:
+def _may_hold(connection: Connection, queue: str, deadline: Deadline) -> bool:
     """Return whether the queue holds something, or somebody reads it, who would have it in hand."""
-    state = session.look([queue], deadline).get(queue)
+    state = look(connection, [queue], deadline).get(queue)
     return state is not None and (state.messages > 0 or state.consumers > 0)
 
 
 @contextmanager
-def _reading(
-    session: Session, queue: str, kind: Callable[[Connection], ChannelT], deadline: Deadline
-) -> Generator[tuple[ChannelT, Deliveries]]:
+def _reading(connection: Connection, queue: str, deadline: Deadline, *modes: Any) -> Generator[Channel]:
     """Read the queue during the block, and nobody else; at its end what is not acknowledged goes back."""
-    channel, deliveries = _only_reader(session, queue, kind, deadline)
+    channel = _only_reader(connection, queue, deadline, *modes)
     try:
-        yield channel, deliveries
+        yield channel
     finally:
         channel.close(Deadline(deadline.timeout_s))
 
 
-def _only_reader(
-    session: Session, queue: str, kind: Callable[[Connection], ChannelT], deadline: Deadline
-) -> tuple[ChannelT, Deliveries]:
+def _only_reader(connection: Connection, queue: str, deadline: Deadline, *modes: Any) -> Channel:
     refused = False
     while not (refused and deadline.passed):
         try:
-            channel = kind(session.connection)
-            channel.open(deadline)
-            return channel, channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
+            channel = Channel(connection)
+            channel.open(deadline, *modes)
+            channel.consume(queue, prefetch=0, exclusive=True, deadline=deadline)
+            return channel
         except ChannelClosedError as exc:
             if exc.code != _ACCESS_REFUSED:
                 raise
@@ -124,26 +121,15 @@ def _only_reader(
     raise TimedOutError(f"others are reading queue {queue!r} all the time")
 
 
-def _all(channel: Channel, deliveries: Deliveries, queue: str, timeout_s: float) -> Iterator[Delivery]:
+def _all(channel: Channel, queue: str, timeout_s: float) -> Iterator[Delivery]:
     while True:
         deadline = Deadline(timeout_s)  # for each answer: a long queue takes its time
         left: int = channel.call(existing_queue(queue), deadline).message_count
         # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
         # goes on; the next one can't.
         channel.call(existing_queue(queue), deadline)
-        yield from _arrived(channel, deliveries)
+        while channel.deliveries:
+            yield channel.deliveries.popleft()
         if left == 0:
             return
         time.sleep(_PAUSE_S)
-
-
-def _arrived(channel: Channel, deliveries: Deliveries) -> Iterator[Delivery]:
-    while True:
-        try:
-            delivery = deliveries.get_nowait()
-        except Empty:
-            return
-        if delivery is None:
-            channel.check()
-            return
-        yield delivery

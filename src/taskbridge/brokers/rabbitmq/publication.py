@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+import pika
+
 from taskbridge.brokers.base import Publication, Wire
+from taskbridge.brokers.rabbitmq.connection import PROPERTIES_ROOM
 from taskbridge.brokers.rabbitmq.engines import other_engines
-from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
-from taskbridge.brokers.rabbitmq.properties import LONGEST_SHORT_STRING, Template, encoded
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue, sign_queue
 from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
 _PERSISTENT: Final = 2
-_MOST_TEMPLATES: Final = 10_000
+_LONGEST_PROPERTY: Final = 255
+"""How many bytes a property's text may have, but for the headers."""
+
 _JSON: Final = {"content_type": "application/json"}
 
 
@@ -103,8 +106,6 @@ class Packer:
         self._topology = topology = Topology(settings.namespace)
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Place] = {}
-        # With what the number belongs to, so that it is nothing else's.
-        self._templates: dict[tuple[int, tuple[str, ...]], tuple[Mapping[str, Any] | None, Template]] = {}
         self._dead = Place(name=topology.dead, calls=lambda _: [classic_queue(topology.dead)])
         engines = (wire.engine, *other_engines(wire.engine))  # all of them, else messages for one could block a level
         self.due: Place = Place(
@@ -133,29 +134,17 @@ class Packer:
             HeadersTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        own = dict(native.properties)
-        token = own["message_id"] = _token(own.get("message_id"), message.id)
+        own, common = native.properties, native.common or {}
+        properties = {**common, **own}
+        if "headers" in common and "headers" in own:
+            properties["headers"] = {**common["headers"], **own["headers"]}
         if life_s is not None:
-            own["expiration"] = _milliseconds(life_s)
-        properties = self._template(native.common, own).fill(own)
-        if len(properties) > PROPERTIES_ROOM:
-            raise HeadersTooLarge(message.task, len(properties), PROPERTIES_ROOM)
+            properties["expiration"] = _milliseconds(life_s)
+        token, encoded = _encoded(properties, message.id)
+        if len(encoded) > PROPERTIES_ROOM:
+            raise HeadersTooLarge(message.task, len(encoded), PROPERTIES_ROOM)
         place = self._queues.get(native.queue) or self._queue(native)
-        return Parcel(
-            number=number, place=place, key=native.queue, token=token, properties=properties, body=native.body
-        )
-
-    def _template(self, common: Mapping[str, Any] | None, own: Mapping[str, Any]) -> Template:
-        names = tuple(own)
-        if None in own.values():
-            names = tuple([name for name in names if own[name] is not None])
-        found = self._templates.get((id(common), names))
-        if found is None:
-            if len(self._templates) >= _MOST_TEMPLATES:  # a wire that shares nothing
-                self._templates.clear()
-            found = common, Template({**(common or {}), "delivery_mode": _PERSISTENT}, names)
-            self._templates[id(common), names] = found
-        return found[1]
+        return Parcel(number=number, place=place, key=native.queue, token=token, properties=encoded, body=native.body)
 
     def _queue(self, native: Publication) -> Place:
         name, arguments = native.queue, native.arguments
@@ -165,7 +154,7 @@ class Packer:
         """Return a message as text, for a delay."""
         level, key = self._topology.route(delay_s, self._wire.engine)
         place = self._levels[level] if level >= 0 else self.due
-        token, properties = _with_token(_JSON, message_id)
+        token, properties = _encoded(_JSON, message_id)
         return Parcel(
             number=number,
             place=place,
@@ -180,12 +169,12 @@ class Packer:
         """Return a sign, which is there until the server forgets it."""
         native = self._topology.sign(name)
         place = Place(name=native, calls=lambda _: [sign_queue(native)])
-        token, properties = _with_token({"expiration": _milliseconds(life_s)}, new_id())
+        token, properties = _encoded({"expiration": _milliseconds(life_s)}, new_id())
         return Parcel(number=number, place=place, key=native, token=token, properties=properties, body=b"")
 
     def letter(self, number: int, letter: DeadLetter) -> Parcel:
         """Return a dead letter, which the server forgets after the setting `dead_ttl`."""
-        token, properties = _with_token({**_JSON, "expiration": self._expiration}, letter.id)
+        token, properties = _encoded({**_JSON, "expiration": self._expiration}, letter.id)
         body = letter.dumps().encode()
         return Parcel(
             number=number, place=self._dead, key=self._dead.name, token=token, properties=properties, body=body
@@ -195,21 +184,20 @@ class Packer:
 def _is_small(message: Message) -> bool:
     """Tell whether a message's properties surely can be written and fit into a frame, whatever an engine adds."""
     names = f"{message.id}{message.task}{message.queue}"
-    return not message.headers and message.error is None and len(names) <= LONGEST_SHORT_STRING and names.isascii()
+    return not message.headers and message.error is None and len(names) <= _LONGEST_PROPERTY and names.isascii()
 
 
 def _milliseconds(life_s: float) -> str:
     return str(max(1, round(life_s * 1000)))
 
 
-def _token(given: str | None, message_id: str | None) -> str | None:
-    """Return the property `message_id`: the one that is given, or the message's, if a property can hold it."""
-    if given is None and message_id is not None and len(message_id.encode()) <= LONGEST_SHORT_STRING:
-        return message_id
-    return given
+def _encoded(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
+    """Return the property `message_id`, and all properties as bytes: of a persistent message.
 
-
-def _with_token(properties: Mapping[str, Any], message_id: str | None) -> tuple[str | None, bytes]:
-    """Return the property `message_id`, and all properties as bytes: of a persistent message."""
-    token = _token(properties.get("message_id"), message_id)
-    return token, encoded({**properties, "message_id": token, "delivery_mode": _PERSISTENT})
+    The property is the message's id, if none is given and a property can hold it.
+    """
+    token: str | None = properties.get("message_id")
+    if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_PROPERTY:
+        token = message_id
+    made = pika.BasicProperties(**{**properties, "message_id": token, "delivery_mode": _PERSISTENT})
+    return token, b"".join(made.encode())

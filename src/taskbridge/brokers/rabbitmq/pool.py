@@ -1,0 +1,176 @@
+"""The connections of a process: made when they are needed, kept for the next use, and made anew in a forked child."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+from weakref import WeakSet
+
+from taskbridge import locks
+from taskbridge.brokers.rabbitmq.channel import ChannelClosedError
+from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError, connect
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+
+
+class DeclarationRefusedError(Exception):
+    """The server does not let us declare a queue or an exchange as it must be."""
+
+
+FAILURES: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, DeclarationRefusedError)
+"""What can go wrong on a connection."""
+
+_MOST: Final = 8
+"""How many connections there are before a thread waits a little for one that others use."""
+
+_PATIENCE_S: Final = 1.0
+_KEEP_S: Final = 1.0
+_IDLE_S: Final = 5.0
+"""After how long a connection is closed that is not needed, but for one."""
+
+_LEAVE_S: Final = 0.3
+
+_log = logging.getLogger("taskbridge.rabbitmq")
+
+
+class Pool:
+    """Connections to one server. Each is used by one thread at a time; an idle one is kept alive by the pool's thread.
+
+    Args:
+        hosts: Where to connect, and as whom: pika's parameters, the first that takes a connection is used.
+    """
+
+    def __init__(self, hosts: Sequence[Any]) -> None:
+        self._hosts = hosts
+        self._made: WeakSet[Connection] = WeakSet()
+        self._starting = locks.Lock()
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._closed: threading.Event | None = None  # ends the thread, if there is one
+        self._thread: threading.Thread | None = None
+        _living.add(self)
+
+    @contextmanager
+    def connection(self, deadline: Deadline) -> Generator[Connection, None, None]:
+        """Use an open connection for the block, which then goes on to the next user unless its state is unknown.
+
+        Raises:
+            ConnectionLostError, TimedOutError: There is none, and none can be made.
+        """
+        connection = self._taken(deadline)
+        try:
+            yield connection
+        except TimedOutError as exc:
+            if connection.blocked_by is None:  # else it is in order, and the server will go on
+                connection.lose(str(exc))
+            raise
+        except FAILURES:
+            raise
+        except BaseException:  # a signal, or a time limit: each confirm might be taken for another's
+            connection.lose(f"the connection to RabbitMQ at {connection.where} was interrupted")
+            raise
+        finally:
+            self._give_back(connection)
+
+    def _taken(self, deadline: Deadline) -> Connection:
+        while True:
+            try:
+                connection = self._idle.get_nowait()
+            except Empty:
+                break
+            connection.read()  # that it was closed meanwhile is noticed now, not after publishing into the void
+            if connection.problem is None:
+                return connection
+        if sum(each.problem is None for each in self._made) >= _MOST:
+            try:
+                connection = self._idle.get(timeout=min(_PATIENCE_S, deadline.slice_s))
+            except Empty:
+                _log.debug("all connections to RabbitMQ are in use, another one is made")
+            else:
+                connection.read()
+                if connection.problem is None:
+                    return connection
+        return connect(self._hosts, deadline, kind=self._begun)
+
+    def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Connection:
+        connection = Connection(parameters, heartbeat_s=heartbeat_s)
+        self._made.add(connection)  # before it is open, so that threads that begin together don't make one each
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.problem is not None:
+            return
+        connection.used_at = time.monotonic()
+        if self._thread is None:
+            self._start()
+        self._idle.put(connection)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._closed = locks.Event()
+                made = threading.Thread(
+                    target=self._keep, args=(self._closed,), name="taskbridge-rabbitmq", daemon=True
+                )
+                try:
+                    made.start()
+                except RuntimeError as exc:  # the interpreter is at its end, and so is the connection soon
+                    _log.debug("idle connections to RabbitMQ are not looked after: %s", exc)
+                else:
+                    self._thread = made
+
+    def _keep(self, closed: threading.Event) -> None:
+        """Serve the heartbeats of what is idle, and close what is not needed any longer."""
+        while not closed.wait(min([_KEEP_S, *(connection.read_s for connection in list(self._made))])):
+            for _ in range(self._idle.qsize()):
+                try:
+                    connection = self._idle.get_nowait()
+                except Empty:
+                    break
+                connection.read()
+                if self._idle.qsize() and time.monotonic() - connection.used_at > _IDLE_S:
+                    connection.close(_LEAVE_S)
+                elif connection.problem is None:
+                    self._idle.put(connection)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Close the connections that nobody uses; the next use makes another."""
+        deadline = Deadline(timeout_s)
+        with self._starting:
+            thread, self._thread = self._thread, None
+            if self._closed is not None:
+                self._closed.set()
+        if thread is not None:
+            thread.join(deadline.left_s)
+        while True:
+            try:
+                self._idle.get_nowait().close(deadline.left_s)
+            except Empty:
+                return
+
+    def forget(self) -> None:
+        """Let go of everything in a forked child: its parent uses the connections, and the thread is not there."""
+        self._idle = SimpleQueue()
+        self._thread = self._closed = None
+
+
+_living: Final[WeakSet[Pool]] = WeakSet()
+
+
+def _forget_all() -> None:
+    for pool in list(_living):
+        pool.forget()
+
+
+def _close_all() -> None:
+    for pool in list(_living):
+        pool.close(_LEAVE_S)
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)
