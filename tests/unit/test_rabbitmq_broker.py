@@ -16,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,17 @@ class AnyWire:
         return [f"{self.namespace}.{self.engine}.{queue}"]
 
 
-def own_ports(server_port: int) -> set[str]:
-    """Return the local ports of this process's connections to a port: the same ones are the same connections."""
-    mine = {
-        os.readlink(each.path) for each in os.scandir("/proc/self/fd") if each.is_symlink() and os.path.lexists(each)
-    }
+def own_ports(server_port: int, pid: int | None = None) -> set[str]:
+    """Return the local ports of a process's connections to a port: the same ports are the same connections.
+
+    Args:
+        server_port: To where.
+        pid: Of which process; this one if None.
+    """
+    mine: set[str] = set()
+    for each in Path(f"/proc/{pid or 'self'}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            mine.add(str(each.readlink()))
     ports: set[str] = set()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
