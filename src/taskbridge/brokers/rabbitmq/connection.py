@@ -159,9 +159,9 @@ class Connection:
         if self._is_tls:
             tls = parameters.ssl_options
             made.settimeout(max(deadline.left_s, 0.001))
-            self._socket = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
-        self._socket.setblocking(False)
-        self._poll.register(self._socket, self._polled)
+            self._socket = made = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
+        made.setblocking(False)
+        self._poll.register(made, self._polled)
 
     def _log_in(self, deadline: Deadline) -> None:
         parameters = self._parameters

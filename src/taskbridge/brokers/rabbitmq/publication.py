@@ -199,5 +199,5 @@ def _encoded(properties: Mapping[str, Any], message_id: str | None) -> tuple[str
     token: str | None = properties.get("message_id")
     if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_PROPERTY:
         token = message_id
-    made = pika.BasicProperties(**{**properties, "message_id": token, "delivery_mode": _PERSISTENT})
-    return token, b"".join(made.encode())
+    all_of_them: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
+    return token, b"".join(pika.BasicProperties(**all_of_them).encode())
