@@ -371,10 +371,10 @@ def wakes_nobody_by_cancelling(cancel: Any) -> Any:
     return quiet
 
 
-@mutant("a_watch_ends", "taskbridge.stores.watches", "Watches.add")
+@mutant("a_watch_ends", "taskbridge.stores.notifications", "Watches.add")
 def watches_for_ever(add: Any) -> Any:
     """Who has stopped to watch is woken."""
-    return lambda self, message_id, wake, *, gone=None: (lambda: None, add(self, message_id, wake, gone=gone)[1])
+    return lambda self, message_id, wake, *, gone=None: add(self, message_id, wake, gone=gone) and (lambda: None)
 
 
 @mutant("a_thousand_wait_at_once", f"{_MEMORY}.records", "MemoryRecords.watch")
@@ -395,7 +395,7 @@ def takes_a_thread_for_each(watch: Any) -> Any:
     return start
 
 
-@mutant("whoever_waits_is_woken_by_another_process", f"{_SQL}.wakes", "_version", "sqlite")
+@mutant("whoever_waits_is_woken_by_another_process", f"{_SQL}.notifications", "_version", "sqlite")
 def sees_no_change(version: Any) -> Any:
     """What another process changes is not seen."""
     return lambda connection: 0
@@ -541,13 +541,13 @@ def says_once_that_it_is_alive(stay_alive: Any) -> Any:
 @mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
 def takes_all_for_alive(is_alive: Any) -> Any:
     """Every worker counts as alive."""
-    return lambda self, connection, name: True
+    return lambda self, name, timeout_s: True
 
 
 @mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
 def takes_all_for_dead(is_alive: Any) -> Any:
     """Every worker counts as dead."""
-    return lambda self, connection, name: False
+    return lambda self, name, timeout_s: False
 
 
 @mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", _MARKING, "StoredMarks.still_ours", "sqlite")
@@ -559,13 +559,13 @@ def never_asks(still_ours: Any) -> Any:
 # Outages
 
 
-@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.deadlines", "Deadlines.add", "postgresql")
-def waits_longer(add: Any) -> Any:
+@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.postgresql", "PostgresDriver.lend", "postgresql")
+def waits_longer(lend: Any) -> Any:
     """A call to a silent server takes longer than it may."""
-    return lambda self, descriptor, deadline: add(self, descriptor, deadline + 4)
+    return lambda self, connection, deadline: lend(self, connection, deadline + 4)
 
 
-@mutant("a_store_that_was_away_wakes_who_waits", "taskbridge.stores.watches", "Watches.wake_all", "postgresql")
+@mutant("a_store_that_was_away_wakes_who_waits", "taskbridge.stores.notifications", "Watches.wake_all", "postgresql")
 def wakes_nobody_afterwards(wake_all: Any) -> Any:
     """Nobody is woken when the store is back."""
     return lambda self: None

@@ -18,6 +18,7 @@ from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim
+from taskbridge.stores.redis import open_store
 from taskbridge.stores.redis.marks import RedisMarks
 
 LEASE_S = 1.0
@@ -31,7 +32,7 @@ def server() -> Iterator[PrivateRedis]:
 
 def marks_of(server: PrivateRedis) -> RedisMarks:
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S, "send_timeout": 1}, environ={})
-    return RedisMarks(settings, server.url)
+    return open_store(settings, server.url).marks
 
 
 def a_message(number: int) -> Message:
@@ -76,10 +77,10 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
 ) -> None:
     code = (
         "import os, signal\n"
-        "from tests.unit.test_redis_marks import RedisMarks, LEASE_S, load\n"
+        "from tests.unit.test_redis_marks import open_store, LEASE_S, load\n"
         "from taskbridge import Message\n"
         f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
-        f"marks = RedisMarks(settings, '{server.url}')\n"
+        f"marks = open_store(settings, '{server.url}').marks\n"
         "message = Message(id='killed', task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
         "marks.started(message)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -162,10 +163,10 @@ def test_the_store_is_the_broker_if_that_is_redis_or_memory_and_else_the_setting
 def test_a_worker_that_stood_still_learns_that_another_one_has_decided(server: PrivateRedis) -> None:
     code = (
         "import sys\n"
-        "from tests.unit.test_redis_marks import RedisMarks, LEASE_S, load, a_message\n"
+        "from tests.unit.test_redis_marks import open_store, LEASE_S, load, a_message\n"
         "from taskbridge import Message\n"
         f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
-        f"marks = RedisMarks(settings, '{server.url}')\n"
+        f"marks = open_store(settings, '{server.url}').marks\n"
         "make = lambda id: Message(id=id, task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
         "marks.started(make('decided')), marks.started(make('undecided'))\n"
         "print('started', flush=True)\n"
@@ -213,7 +214,7 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     client: Any = redis.Redis.from_url(server.url)
     client.execute_command("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all", "-client")
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
-    marks, other = RedisMarks(settings, server.url.replace("//", "//eve:pw@")), marks_of(server)
+    marks, other = open_store(settings, server.url.replace("//", "//eve:pw@")).marks, marks_of(server)
 
     for number in range(2000):
         marks.started(a_message(300 + number % 10))
@@ -238,8 +239,8 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: Priv
 
     for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
         assert other.claim(message, timeout_s=1) is answer
-        other._worker().running.clear()
-        other._worker().deciding.clear()
+        other._me.get().running.clear()
+        other._me.get().deciding.clear()
         assert other.claim(message, timeout_s=1) is answer
     other.ended(lost)
     assert claim_when(other, lost, Claim.ENDED) is Claim.ENDED
@@ -248,7 +249,7 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: Priv
 
 def test_what_a_url_says_of_replies_and_checks_does_not_count(server: PrivateRedis) -> None:
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
-    marks = RedisMarks(settings, f"{server.url}?decode_responses=true&health_check_interval=1")
+    marks = open_store(settings, f"{server.url}?decode_responses=true&health_check_interval=1").marks
     other = marks_of(server)
 
     marks.started(a_message(110))

@@ -48,7 +48,7 @@ def a_message(**given: Any) -> Message:
 def stand_still(bridge: Bridge) -> None:
     """Have a process be one that has just gone on after it stood still for longer than its lease."""
     marks: Any = bridge.marks
-    marks._worker()._lapsed_at = monotonic()
+    marks._me.get()._lapsed_at = monotonic()
 
 
 def test_a_worker_that_stood_still_does_not_run_what_another_one_has_run_meanwhile(

@@ -255,7 +255,7 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, st
     gone, never, lost = opened(url), a_message(1), a_message(2)
     gone.marks.started(lost)
     gone.close()
-    worker = store.marks._worker()
+    worker = store.marks._me.get()
 
     for message, answer in ((never, Claim.RUN), (lost, Claim.LOST)):
         assert store.marks.claim(message, timeout_s=5) is answer

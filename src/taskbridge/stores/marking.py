@@ -1,15 +1,13 @@
 """What the attempt marks of stores outside this process have in common.
 
-A mark says which worker has started an attempt, or that it has ended; and a worker is alive as long as it says so,
-which a thread of it does four times in the time for which that holds. Where marks are written is the store's affair.
+A mark says which worker has started an attempt, or that it has ended. A worker counts as alive for a time after it has
+said so, and a thread of it says so four times in that time. What a claim is answered is decided here; a store only
+reads and writes marks, each in one step.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -22,6 +20,8 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim
+from taskbridge.stores.process import PerProcess
+from taskbridge.stores.recording import process_name
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -50,7 +50,6 @@ class Worker:
     """This process, as a store knows it, from `start` to `stop`.
 
     Attributes:
-        pid: The process.
         name: Its name, which no other worker has or had.
         life_s: For how long it is alive after it has said so.
         running: What it runs, and since when, monotonic.
@@ -58,8 +57,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, say_alive: Callable[[Worker], None], tidy: Callable[[], None]) -> None:
-        self.pid: int = os.getpid()
-        self.name: str = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(4)}"
+        self.name: str = process_name()
         on_rabbitmq = settings.url.broker == "amqp"
         self.life_s: float = min(settings.lease_s, _LONGEST_LIFE_S) if on_rabbitmq else settings.lease_s
         self.running: dict[Key, float] = {}
@@ -123,47 +121,46 @@ class StoredMarks(ABC):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ended_kept_s = int(settings.lease_s) + _AFTER_END_S
-        self._joining = locks.Lock()
-        self._me: Worker | None = None
+        self._me = PerProcess(self._join)
 
     def prepare(self) -> None:
         """Connect and say that this process is alive."""
-        self._worker()
+        self._me.get()
 
     def started(self, message: Message) -> None:
         """Mark an attempt as started by this process."""
-        worker = self._worker()
+        worker = self._me.get()
         worker.running[message.life, message.attempt] = monotonic()
         self._write_started(worker, message)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended."""
-        worker, key = self._worker(), (message.life, message.attempt)
+        worker, key = self._me.get(), (message.life, message.attempt)
         worker.running.pop(key, None)
         self._write_ended(message)
         worker.deciding.discard(key)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away; waits until it is gone."""
-        worker, key = self._worker(), (message.life, message.attempt)
+        worker, key = self._me.get(), (message.life, message.attempt)
         self._remove([key], timeout_s)
         worker.running.pop(key, None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
         """Take the marks of all runs in this process away."""
-        worker = self._worker()
+        worker = self._me.get()
         keys = list(worker.running)
         if keys:
             self._remove(keys, timeout_s)
         worker.running.clear()
 
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
-        """Ask, in one step, what may be done with a message, and mark it as this process's."""
-        worker, key = self._worker(), (message.life, message.attempt)
+        """Decide what may be done with a message, and mark it as this process's."""
+        worker, key = self._me.get(), (message.life, message.attempt)
         if not worker.decides(key):
             return Claim.RUNNING  # another thread has the same attempt from a second delivery
         try:
-            claim = self._claim(worker, message, timeout_s, is_running_here=key in worker.running)
+            claim = self._decide(worker, message, monotonic() + timeout_s, is_running_here=key in worker.running)
         except BaseException:
             worker.deciding.discard(key)
             raise
@@ -175,7 +172,7 @@ class StoredMarks(ABC):
 
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:
         """Return whether an attempt's mark is this process's; asked if this process may have looked dead."""
-        worker, key = self._worker(), (message.life, message.attempt)
+        worker, key = self._me.get(), (message.life, message.attempt)
         started_at = worker.running.get(key)
         if started_at is None or worker.lived_since(started_at):
             return True
@@ -187,38 +184,45 @@ class StoredMarks(ABC):
 
     def stood_still(self) -> bool:
         """Return whether the store may have missed a sign of life of this process in the last lease's time."""
-        worker = self._me
-        if worker is None or worker.pid != os.getpid():
-            return False
-        return not worker.lived_since(monotonic() - self._settings.lease_s)
+        worker = self._me.peek()
+        return worker is not None and not worker.lived_since(monotonic() - self._settings.lease_s)
 
     def close(self) -> None:
         """Stop saying that this process is alive."""
-        with self._joining:
-            worker, self._me = self._me, None
-        if worker is None or worker.pid != os.getpid():
+        worker = self._me.take()
+        if worker is None:
             return
         worker.stop()
         try:
             self._say_gone(worker)
         except BrokerUnavailable:
             _log.info("the store was away as this worker ended")
-        self._disconnect()
 
-    @property
-    def _is_closed(self) -> bool:
-        return self._me is None
+    def _join(self) -> Worker:
+        worker = Worker(self._settings, self._say_alive, self._tidy)
+        worker.start()
+        return worker
 
-    def _worker(self) -> Worker:
-        worker = self._me
-        if worker is not None and worker.pid == os.getpid():
-            return worker
-        with self._joining:
-            if self._me is None or self._me.pid != os.getpid():
-                made = Worker(self._settings, self._say_alive, self._tidy)
-                made.start()
-                self._me = made
-            return self._me
+    def _decide(self, worker: Worker, message: Message, deadline: float, *, is_running_here: bool) -> Claim:
+        """Answer a claim.
+
+        A mark of this worker's that it knows nothing of is of a claim whose answer never came: it gets the same again.
+        """
+        while True:
+            mark = self._make(worker, message, deadline - monotonic())
+            if mark is None:
+                return Claim.RUN
+            if mark == ENDED:
+                return Claim.ENDED
+            owner = mark.removesuffix(LOST)
+            if owner == worker.name and is_running_here:
+                return Claim.RUNNING
+            if owner == worker.name:
+                return Claim.RUN if owner == mark else Claim.LOST
+            if self._is_alive(owner, deadline - monotonic()):
+                return Claim.RUNNING
+            if self._take_over(message, mark, worker.name + LOST, deadline - monotonic()):
+                return Claim.LOST  # else another worker has been quicker
 
     # What each store does in its own way
 
@@ -235,11 +239,16 @@ class StoredMarks(ABC):
         """Remove marks; returns when they are gone, and raises BrokerUnavailable."""
 
     @abstractmethod
-    def _claim(self, worker: Worker, message: Message, timeout_s: float, *, is_running_here: bool) -> Claim:
-        """Do what `claim` does, in one step in the store.
+    def _make(self, worker: Worker, message: Message, timeout_s: float) -> str | None:
+        """Make a mark of a worker's for `STARTED_KEPT_S` unless there is one; return that one's owner, or None."""
 
-        A mark of this worker's that it knows nothing of is of a claim whose answer never came: it gets the same again.
-        """
+    @abstractmethod
+    def _take_over(self, message: Message, owner: str, new_owner: str, timeout_s: float) -> bool:
+        """Give a mark another owner, if it still has the one given; return whether it had."""
+
+    @abstractmethod
+    def _is_alive(self, name: str, timeout_s: float) -> bool:
+        """Return whether a worker has said lately that it is alive, and not that it is gone."""
 
     @abstractmethod
     def _owner(self, message: Message, timeout_s: float) -> str | None:
@@ -253,10 +262,6 @@ class StoredMarks(ABC):
     def _say_gone(self, worker: Worker) -> None:
         """Write that a worker is gone; raises BrokerUnavailable."""
 
-    @abstractmethod
     def _tidy(self) -> None:
         """Remove what is old, where the store does not do so by itself; called as often as the worker says it lives."""
-
-    @abstractmethod
-    def _disconnect(self) -> None:
-        """Close the connections that are the marks' own."""
+        return

@@ -11,10 +11,10 @@ from taskbridge.locks import Lock
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
+from taskbridge.stores.notifications import Watches
 from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
 from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL
 from taskbridge.stores.transitions import Kept, Run
-from taskbridge.stores.watches import Watches
 
 _FORGOTTEN_AT_ONCE: Final = 20
 """How many records that are too old a call removes at most."""
@@ -65,8 +65,7 @@ class MemoryRecords(StoredRecords):
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` when a message's record becomes final, until it is told to stop."""
-        stop, _ = self._watches.add(message_id, wake)
-        return stop
+        return self._watches.add(message_id, wake)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""

@@ -22,7 +22,7 @@ class RedisStore:
     def __init__(self, settings: Settings, url: str) -> None:
         self._client = Client(url)
         self._silent = Silent(settings, url)
-        self.marks: RedisMarks = RedisMarks(settings, url, self._silent)
+        self.marks: RedisMarks = RedisMarks(settings, self._client, self._silent)
         self.records: RedisRecords = RedisRecords(settings, url, self._client, self._silent)
         self.ticks: RedisTicks = RedisTicks(settings, self._client)
 

@@ -6,6 +6,8 @@
 | `{ns}:ended:{id}` | channel | tells that a record became final |
 | `{ns}:cancelled` | sorted set | the life of each cancelled message, by a growing number made of the server's time |
 | `{ns}:cancelled:until` | sorted set | the same, by the millisecond at which it is forgotten |
+| `{ns}:mark:{life}:{attempt}` | string | the worker that started an attempt, or `ended` |
+| `{ns}:alive:{worker}` | string | is there as long as the worker counts as alive |
 | `{ns}:schedule:{name}` | hash | what is known of a schedule; the claim of an instant is the field `c:{instant}` |
 
 A record's fields are those of `taskbridge.stores.form` that are not None, without `rest` as it is made; `life`, how
@@ -34,6 +36,7 @@ _FOLDER: Final = Path(__file__).parent / "lua"
 CREATE_RECORDS: Final = Script((_FOLDER / "create_records.lua").read_text())
 FORGET_RECORDS: Final = Script((_FOLDER / "forget_records.lua").read_text())
 NOTE_START: Final = Script((_FOLDER / "note_start.lua").read_text())
+TAKE_OVER_MARK: Final = Script((_FOLDER / "take_over_mark.lua").read_text())
 _WRITE: Final = Script((_FOLDER / "write.lua").read_text())
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import select as selecting
 import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, literal, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -17,11 +14,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAl
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import ColumnElement
 
-from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable, SettingsError, StoreNotReady
+from taskbridge.locks import Local, Lock, Semaphore
 from taskbridge.settings import Settings, without_credentials
+from taskbridge.stores.process import PerProcess
 from taskbridge.stores.sql import schema
-from taskbridge.stores.sql.deadlines import Deadlines, InTime
+from taskbridge.stores.sql.sqlite import SqliteDriver
 
 _KEPT_OPEN: Final = 5
 """How many connections stay open while they are idle."""
@@ -30,9 +28,6 @@ _AT_A_TIME: Final = 20
 _RECYCLED_S: Final = 300
 """After how many seconds a connection is made anew."""
 _UNDEFINED_TABLE: Final = "42P01"
-
-_inherited: Final[list[Any]] = []
-"""What a fork brought along. It is the parent's, and must not even be collected as garbage: that would close it."""
 
 
 class Database:
@@ -56,9 +51,8 @@ class Database:
         self.is_sqlite: bool = parsed.get_backend_name() == "sqlite"
         self.url: URL = parsed.set(drivername="sqlite+pysqlite" if self.is_sqlite else "postgresql+psycopg")
         self.namespace: str = settings.namespace
-        self._is_light = is_light
-        self._lock = locks.Lock()
-        self._process: _Process | None = None
+        self._driver: _Driver = SqliteDriver(self.url) if self.is_sqlite else _postgres(self.url, is_light)
+        self._mine = PerProcess(lambda: _Process(self.url, self._driver, is_sqlite=self.is_sqlite))
 
     @contextmanager
     def reading(self, *, timeout_s: float) -> Generator[Connection]:
@@ -69,7 +63,7 @@ class Database:
             StoreNotReady: Its tables are not there, or of another version.
         """
         with self._within(timeout_s) as process, process.engine.connect() as connection:
-            yield process.for_reading(connection)
+            yield self._driver.for_reading(connection)
 
     @contextmanager
     def single(self, *, timeout_s: float) -> Generator[Connection]:
@@ -83,7 +77,7 @@ class Database:
                 yield connection
             return
         with self._within(timeout_s) as process, process.engine.connect() as connection:
-            yield process.for_reading(connection)
+            yield self._driver.for_reading(connection)
 
     @contextmanager
     def writing(self, *, timeout_s: float) -> Generator[Connection]:
@@ -124,24 +118,18 @@ class Database:
 
     def connect(self, *, timeout_s: float) -> Any:
         """Return a connection of the driver's own, outside of everything else, that the caller closes."""
-        if self.is_sqlite:
-            return _sqlite(self.url, timeout_s)
-        return self._mine().new_psycopg(timeout_s)
+        self._mine.get()
+        return self._driver.connect(time.monotonic() + timeout_s)
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
-        with self._lock:
-            process, self._process = self._process, None
-        if process is None:
-            return
-        if process.pid == os.getpid():
-            process.close()
-        else:
-            _inherited.append(process)
+        process = self._mine.take()
+        if process is not None:
+            process.engine.dispose()
 
     @contextmanager
     def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
-        process = self._mine()
+        process = self._mine.get()
         process.call.deadline = time.monotonic() + timeout_s
         if not process.turns.acquire(timeout=max(0.0, timeout_s)):
             raise BrokerUnavailable("the store is busy: too many calls at once")
@@ -154,7 +142,6 @@ class Database:
         except (DBAPIError, SQLAlchemyError, OSError, sqlite3.Error) as exc:
             raise self._error(process, exc, is_checked=is_checked) from exc
         finally:
-            process.deadlines.remove_mine()
             process.turns.release()
 
     def _error(self, process: _Process, exc: Exception, *, is_checked: bool) -> BrokerUnavailable:
@@ -168,48 +155,50 @@ class Database:
             text = "no answer in time"
         return BrokerUnavailable(f"the store does not answer: {text}")
 
-    def _mine(self) -> _Process:
-        mine = self._process
-        if mine is not None and mine.pid == os.getpid():
-            return mine
-        with self._lock:
-            if self._process is not None and self._process.pid != os.getpid():
-                _inherited.append(self._process)
-                self._process = None
-            if self._process is None:
-                self._process = _Process(self.url, self.is_sqlite, self._is_light)
-            return self._process
+
+def _postgres(url: URL, is_light: bool) -> _Driver:
+    from taskbridge.stores.sql.postgresql import PostgresDriver  # here, for SQLite needs no psycopg
+
+    return PostgresDriver(url, is_light=is_light)
 
 
-class _Call(locks.Local):
+class _Call(Local):
     """Of this thread: by when the current call has to end, by the monotonic clock."""
 
     deadline: float = 0.0
 
 
+class _Driver(Protocol):
+    """What is one kind of database's own."""
+
+    def prepare(self, engine: Engine) -> None: ...
+
+    def connect(self, deadline: float) -> Any: ...
+
+    def lend(self, connection: Any, deadline: float) -> bool: ...
+
+    def for_reading(self, connection: Connection) -> Connection: ...
+
+
 class _Process:
     """The connections of one process."""
 
-    def __init__(self, url: URL, is_sqlite: bool, is_light: bool) -> None:
-        self.pid = os.getpid()
+    def __init__(self, url: URL, driver: _Driver, *, is_sqlite: bool) -> None:
         self.call = _Call()
-        self.deadlines = Deadlines()
-        self.turns = locks.Semaphore(_AT_A_TIME)
-        self.writes = locks.Lock()
+        self.turns = Semaphore(_AT_A_TIME)
+        self.writes = Lock()
         self.is_ready = False
         self._is_sqlite = is_sqlite
-        self._url = url
-        self._is_light = is_light
+        self._driver = driver
         self.engine: Engine = create_engine(
             url,
-            creator=self._connected,
+            creator=lambda: driver.connect(self.call.deadline),
             poolclass=QueuePool,
             pool_size=_KEPT_OPEN,
             max_overflow=-1,
             pool_recycle=_RECYCLED_S,
         )
-        if is_sqlite:
-            event.listen(self.engine, "begin", _begin)
+        driver.prepare(self.engine)
         event.listen(self.engine, "checkout", self._taken)
 
     def check(self) -> None:
@@ -217,91 +206,13 @@ class _Process:
         if self.is_ready:
             return
         with self.engine.connect() as connection:
-            found = schema.version_of(self.for_reading(connection))
+            found = schema.version_of(self._driver.for_reading(connection))
         if found == 0 and self._is_sqlite:
             schema.make(self.engine)
-        elif found != schema.VERSION:
-            with self.engine.connect() as connection:
-                schema.check(self.engine, connection)
+        else:
+            schema.check(self.engine, found)
         self.is_ready = True
 
-    def close(self) -> None:
-        self.engine.dispose()
-        self.deadlines.close()
-
-    def for_reading(self, connection: Connection) -> Connection:
-        """Return a connection whose statements are each for itself."""
-        if self._is_sqlite:
-            return connection.execution_options(taskbridge_reads=True)
-        return connection.execution_options(isolation_level="AUTOCOMMIT")
-
-    def new_psycopg(self, timeout_s: float) -> Any:
-        """Return a new connection of psycopg's own."""
-        import psycopg  # here, for SQLite needs none
-
-        words, options = self.engine.dialect.create_connect_args(self._url)
-        options["application_name"] = "taskbridge"
-        options["prepare_threshold"] = None  # a pooler between may give every transaction another connection
-        if self._is_light:
-            options["options"] = f"{options.get('options', '')} -c synchronous_commit=off".strip()
-        make: Any = partial(psycopg.connect, *words, **options)
-        return InTime(make, _close).wait(timeout_s)
-
-    def _left_s(self) -> float:
-        return max(0.0, self.call.deadline - time.monotonic())
-
-    def _connected(self) -> Any:
-        if self._is_sqlite:
-            return _sqlite(self._url, self._left_s())
-        connection = self.new_psycopg(self._left_s())
-        self.deadlines.add(connection.pgconn.socket, self.call.deadline)
-        return connection
-
     def _taken(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Note by when a connection's call has to end; give one back that the server has closed meanwhile."""
-        if self._is_sqlite:
-            connection.execute(f"PRAGMA busy_timeout = {max(1, round(self._left_s() * 1000))}")
-            return
-        if connection.closed or _has_news(connection.pgconn.socket):
+        if not self._driver.lend(connection, self.call.deadline):
             raise InvalidatePoolError("an idle connection with something to read is closed")
-        self.deadlines.add(connection.pgconn.socket, self.call.deadline)
-
-
-def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get("taskbridge_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")  # else a writer fails that has read before
-
-
-def _sqlite(url: URL, timeout_s: float) -> sqlite3.Connection:
-    place = url.database or ""
-    connection = sqlite3.connect(place, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-    try:
-        _use_wal(connection, time.monotonic() + timeout_s)
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
-    """Keep what is written in a log beside the database, so that readers and the writer don't wait for each other."""
-    while True:
-        try:
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:  # locked, for others do the same: SQLite doesn't wait by itself here
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-def _close(connection: Any) -> None:
-    connection.close()
-
-
-def _has_news(descriptor: int) -> bool:
-    poll = selecting.poll()
-    poll.register(descriptor, selecting.POLLIN)
-    return bool(poll.poll(0))

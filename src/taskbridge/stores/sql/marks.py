@@ -12,13 +12,12 @@ from collections.abc import Collection
 from time import monotonic
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, tuple_, update
+from sqlalchemy import delete, select, tuple_, update
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
-from taskbridge.stores.base import Claim
-from taskbridge.stores.marking import ENDED, LOST, STARTED_KEPT_S, Key, StoredMarks, Worker
+from taskbridge.stores.marking import ENDED, STARTED_KEPT_S, Key, StoredMarks, Worker
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.tables import MARKS, WORKERS
 
@@ -69,39 +68,28 @@ class SqlMarks(StoredMarks):
         with self._database.single(timeout_s=timeout_s) as connection:
             connection.execute(delete(MARKS).where(*theirs))
 
-    def _claim(self, worker: Worker, message: Message, timeout_s: float, *, is_running_here: bool) -> Claim:
-        with self._database.writing(timeout_s=timeout_s) as connection:
-            mark = self._made_or_found(connection, worker, message)
-            if mark is None:
-                return Claim.RUN
-            if mark == ENDED:
-                return Claim.ENDED
-            owner = mark.removesuffix(LOST)
-            if owner == worker.name and is_running_here:
-                return Claim.RUNNING
-            if owner == worker.name:
-                return Claim.LOST if owner != mark else Claim.RUN
-            if self._is_alive(connection, owner):
-                return Claim.RUNNING
-            row = self._row(message, worker.name + LOST, STARTED_KEPT_S)
-            connection.execute(update(MARKS).where(*self._key(message)).values(row))
-            return Claim.LOST
-
-    def _made_or_found(self, connection: Connection, worker: Worker, message: Message) -> str | None:
-        """Return whose mark there is, and keep others from changing it; None if there was none, and it is made."""
+    def _make(self, worker: Worker, message: Message, timeout_s: float) -> str | None:
         row = self._row(message, worker.name, STARTED_KEPT_S)
         insert = self._database.insert(MARKS).values(row).on_conflict_do_nothing().returning(MARKS.c.attempt)
-        while connection.execute(insert).first() is None:
-            found = select(MARKS.c.owner).where(*self._key(message)).with_for_update()
-            mark: str | None = connection.execute(found).scalar()
-            if mark is not None:
-                return mark  # else it was taken away between the two
+        found = select(MARKS.c.owner).where(*self._key(message))
+        with self._database.single(timeout_s=timeout_s) as connection:
+            while connection.execute(insert).first() is None:
+                mark: str | None = connection.execute(found).scalar()
+                if mark is not None:
+                    return mark  # else it was taken away between the two
         return None
 
-    def _is_alive(self, connection: Connection, name: str) -> bool:
+    def _take_over(self, message: Message, owner: str, new_owner: str, timeout_s: float) -> bool:
+        row = self._row(message, new_owner, STARTED_KEPT_S)
+        change = update(MARKS).where(*self._key(message), MARKS.c.owner == owner).values(row)
+        with self._database.single(timeout_s=timeout_s) as connection:
+            return connection.execute(change).rowcount == 1
+
+    def _is_alive(self, name: str, timeout_s: float) -> bool:
         its = WORKERS.c.namespace == self._namespace, WORKERS.c.name == name
-        found = connection.execute(select(WORKERS.c.name).where(*its, WORKERS.c.until > self._database.now()))
-        return found.first() is not None
+        alive = select(WORKERS.c.name).where(*its, WORKERS.c.until > self._database.now())
+        with self._database.reading(timeout_s=timeout_s) as connection:
+            return connection.execute(alive).first() is not None
 
     def _owner(self, message: Message, timeout_s: float) -> str | None:
         with self._database.reading(timeout_s=timeout_s) as connection:
@@ -131,16 +119,13 @@ class SqlMarks(StoredMarks):
             old = old.with_for_update(skip_locked=True)
         timeout_s, removed = self._settings.send_timeout_s, _PURGED_TOGETHER
         try:
-            while removed >= _PURGED_TOGETHER and not self._is_closed:
+            while removed >= _PURGED_TOGETHER and self._me.peek() is not None:
                 with self._database.single(timeout_s=timeout_s) as connection:
                     removed = connection.execute(delete(MARKS).where(tuple_(*key).in_(old))).rowcount
             with self._database.single(timeout_s=timeout_s) as connection:
                 connection.execute(delete(WORKERS).where(WORKERS.c.until < self._database.now() - _DEAD_FOR_S))
         except BrokerUnavailable as exc:
             _log.info("old marks are not removed now: %s", exc.problem)
-
-    def _disconnect(self) -> None:
-        return  # the connections are the store's
 
     def _row(self, message: Message, owner: str, kept_s: float) -> dict[str, Any]:
         return {

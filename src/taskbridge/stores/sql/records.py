@@ -20,9 +20,9 @@ from taskbridge.stores.process import PerProcess
 from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
 from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL, Ending, State
 from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.notifications import open_notifications
 from taskbridge.stores.sql.statements import RecordStatements
 from taskbridge.stores.sql.tables import CANCELLED, RECORDS
-from taskbridge.stores.sql.wakes import make_wakes
 from taskbridge.stores.sql.writer import Start, Writer
 from taskbridge.stores.transitions import Kept, Run
 
@@ -56,7 +56,7 @@ class SqlRecords(StoredRecords):
         self._statements = RecordStatements(database)
         self._purge_at = 0.0
         self._started = PerProcess(Runs)
-        self._wakes = PerProcess(lambda: make_wakes(settings, database))
+        self._notifications = PerProcess(lambda: open_notifications(settings, database))
         self._writer = PerProcess(lambda: Writer(self._write_starts))
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -100,7 +100,7 @@ class SqlRecords(StoredRecords):
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` whenever a message's record became final, until it is told to stop."""
-        return self._wakes.get().watch(message_id, wake)
+        return self._notifications.get().watch(message_id, wake)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
@@ -113,7 +113,7 @@ class SqlRecords(StoredRecords):
 
     def close(self) -> None:
         """Write what is left to write, and close the connection that waits."""
-        for each in (self._writer.take(), self._wakes.take()):
+        for each in (self._writer.take(), self._notifications.take()):
             if each is not None:
                 each.close()
 
@@ -121,8 +121,9 @@ class SqlRecords(StoredRecords):
         return self._started.get()
 
     def _notify(self, message_id: str) -> None:
-        if self._database.is_sqlite:  # PostgreSQL tells this process, too
-            self._wakes.get().wake_here(message_id)
+        here = self._notifications.peek()
+        if here is not None:
+            here.wake_here(message_id)
 
     def _read(self, message_id: str, timeout_s: float) -> Kept | None:
         with self._database.reading(timeout_s=timeout_s) as connection:

@@ -8,87 +8,17 @@ from typing import Final
 from sqlalchemy import Connection, Engine, inspect, select, text
 
 from taskbridge.exceptions import StoreNotReady
-from taskbridge.stores.sql.tables import SCHEMA
+from taskbridge.stores.sql.tables import METADATA, SCHEMA
 
-_FIRST: Final = (
-    """
-    CREATE TABLE taskbridge_record (
-        namespace TEXT NOT NULL,
-        id TEXT NOT NULL,
-        task TEXT NOT NULL,
-        queue TEXT NOT NULL,
-        state TEXT NOT NULL,
-        enqueued_at DOUBLE PRECISION NOT NULL,
-        due_at DOUBLE PRECISION,
-        ended_at DOUBLE PRECISION,
-        result TEXT,
-        rest TEXT NOT NULL,
-        until DOUBLE PRECISION,
-        PRIMARY KEY (namespace, id)
-    )
-    """,
-    "CREATE INDEX taskbridge_record_until ON taskbridge_record (until)",
-    """
-    CREATE TABLE taskbridge_cancelled (
-        namespace TEXT NOT NULL,
-        number BIGINT NOT NULL,
-        life TEXT NOT NULL,
-        until DOUBLE PRECISION,
-        PRIMARY KEY (namespace, number)
-    )
-    """,
-    """
-    CREATE TABLE taskbridge_mark (
-        namespace TEXT NOT NULL,
-        life TEXT NOT NULL,
-        attempt INTEGER NOT NULL,
-        owner TEXT NOT NULL,
-        until DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (namespace, life, attempt)
-    )
-    """,
-    "CREATE INDEX taskbridge_mark_until ON taskbridge_mark (until)",
-    """
-    CREATE TABLE taskbridge_worker (
-        namespace TEXT NOT NULL,
-        name TEXT NOT NULL,
-        until DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (namespace, name)
-    )
-    """,
-    """
-    CREATE TABLE taskbridge_schedule (
-        namespace TEXT NOT NULL,
-        name TEXT NOT NULL,
-        settled_until DOUBLE PRECISION NOT NULL,
-        paused INTEGER NOT NULL,
-        last_id TEXT NOT NULL,
-        last_planned_at DOUBLE PRECISION,
-        missed INTEGER NOT NULL,
-        PRIMARY KEY (namespace, name)
-    )
-    """,
-    """
-    CREATE TABLE taskbridge_tick (
-        namespace TEXT NOT NULL,
-        schedule TEXT NOT NULL,
-        planned_at DOUBLE PRECISION NOT NULL,
-        claimant TEXT NOT NULL,
-        until DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (namespace, schedule, planned_at)
-    )
-    """,
-)
-
-MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST,)
-"""The statements that make each version of the schema of the one before; the first makes it of nothing.
+MIGRATIONS: Final[Sequence[Sequence[str]]] = ()
+"""The statements that make each version of the schema of the one before, from version 2 on.
 
 One that was released is never changed. A release reads and writes tables of its own version only, so a new version
 takes an `init` before its workers start.
 """
 
-VERSION: Final = len(MIGRATIONS)
-"""The version that this release works with."""
+VERSION: Final = 1 + len(MIGRATIONS)
+"""The version that this release works with, which is what `taskbridge.stores.sql.tables` describes."""
 
 _LOCK: Final = 0x7461736B62726467  # "taskbrdg"
 """The key of PostgreSQL's advisory lock under which the schema is made."""
@@ -110,8 +40,8 @@ def make(engine: Engine) -> tuple[int, int]:
         if before == VERSION:
             return before, before
         if before == 0:
-            connection.execute(text("CREATE TABLE taskbridge_schema (version INTEGER NOT NULL PRIMARY KEY)"))
-        for statements in MIGRATIONS[before:]:
+            METADATA.create_all(connection, checkfirst=False)
+        for statements in MIGRATIONS[before - 1 :] if before else ():
             for statement in statements:
                 connection.execute(text(statement))
         connection.execute(SCHEMA.delete())
@@ -126,13 +56,16 @@ def version_of(connection: Connection) -> int:
     return connection.execute(select(SCHEMA.c.version)).scalar() or 0
 
 
-def check(engine: Engine, connection: Connection) -> None:
+def check(engine: Engine, found: int) -> None:
     """Return if the schema is this release's.
+
+    Args:
+        engine: The database.
+        found: The version of its schema.
 
     Raises:
         StoreNotReady: It is not; the text says what to do.
     """
-    found = version_of(connection)
     _check_not_later(engine, found)
     if found == 0:
         raise StoreNotReady("the store has no tables yet", url=shown(engine))
