@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, inspect, select, text
 from taskbridge.exceptions import StoreNotReady
 from taskbridge.stores.sql.tables import METADATA, SCHEMA
 
-MIGRATIONS: Final[Sequence[Sequence[str]]] = ()
+MIGRATIONS: Final[Sequence[Sequence[str]]] = tuple[tuple[str, ...], ...]()
 """The statements that make each version of the schema of the one before, from version 2 on.
 
 One that was released is never changed. A release reads and writes tables of its own version only, so a new version
