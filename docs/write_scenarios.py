@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskbridge.contract.matrix import Proof, catalogue
+from taskbridge.contract.matrix import scenarios_of
+from taskbridge.contract.rules import RULES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,18 +30,14 @@ of a rule.
 
 def page() -> str:
     """Return the page."""
-    return "\n".join([HEAD, *(line for proof in catalogue() for line in _section(proof))])
+    return "\n".join([HEAD, *(line for rule in RULES for line in _section(rule))])
 
 
-def _section(proof: Proof) -> Iterator[str]:
-    name = proof.rule.name
+def _section(name: str) -> Iterator[str]:
     yield f"## {name}\n"
-    yield f"{proof.rule.text} [The rule](#rule-{name.lower()}).\n"
-    if proof.rule.planned and not proof.scenarios:
-        yield "Still to come.\n"
-        return
+    yield f"{RULES[name]} [The rule](#rule-{name.lower()}).\n"
     yield "| scenario | what it shows |\n|---|---|"
-    yield from (f"| `{scenario.name}` | {scenario.title} |" for scenario in proof.scenarios)
+    yield from (f"| `{scenario.name}` | {scenario.title} |" for scenario in scenarios_of(name))
     yield "\n| mutant | what is broken | found by |\n|---|---|---|"
     for mutant in mutants_of(name):
         yield f"| `{mutant.name}` | {mutant.title} | `{mutant.scenario}` on `{mutant.target}` |"

@@ -7,13 +7,9 @@ import logging
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from taskbridge.cli.arguments import Commands, UsageError, add_command, add_json, words
 from taskbridge.cli.show import print_json, say
-
-if TYPE_CHECKING:
-    from taskbridge.contract.matrix import Proof
 
 _DESCRIPTION = """\
 Run the contract, the scenarios that prove each rule of taskbridge, on your own servers, and print a matrix: rule by
@@ -92,31 +88,22 @@ class _Progress:
 
 
 def _list(*, as_json: bool, rules: list[str] | None) -> int:
-    from taskbridge.contract.matrix import UnknownRule, catalogue
+    from taskbridge.contract.matrix import scenarios_of
+    from taskbridge.contract.rules import RULES
 
-    proofs = {proof.rule.name: proof for proof in catalogue()}
-    for rule in rules or ():
-        if rule not in proofs:
-            raise UnknownRule(rule)
-    chosen = [proof for name, proof in proofs.items() if not rules or name in rules]
+    proofs = {rule: scenarios_of(rule) for rule in rules or RULES}
     if as_json:
-        print_json([_data(proof) for proof in chosen])
-    else:
-        print("\n".join(_described(proof) for proof in chosen))
+        print_json(
+            [
+                {
+                    "rule": rule,
+                    "text": RULES[rule],
+                    "scenarios": [{"name": scenario.name, "title": scenario.title} for scenario in scenarios],
+                }
+                for rule, scenarios in proofs.items()
+            ]
+        )
+        return 0
+    for rule, scenarios in proofs.items():
+        print(f"{rule:<3} {RULES[rule]}", *(f"      scenario  {scenario.name}" for scenario in scenarios), sep="\n")
     return 0
-
-
-def _data(proof: Proof) -> dict[str, object]:
-    return {
-        "rule": proof.rule.name,
-        "text": proof.rule.text,
-        "planned": proof.rule.planned,
-        "scenarios": [{"name": scenario.name, "title": scenario.title} for scenario in proof.scenarios],
-    }
-
-
-def _described(proof: Proof) -> str:
-    planned = " (planned)" if proof.rule.planned else ""
-    lines = [f"{proof.rule.name:<3} {proof.rule.text}{planned}"]
-    lines += [f"      scenario  {scenario.name}" for scenario in proof.scenarios]
-    return "\n".join(lines)

@@ -11,7 +11,7 @@ from taskbridge import TaskBridgeError
 from taskbridge.contract import scenarios
 from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS, Scenario
-from taskbridge.contract.rules import RULES, Rule
+from taskbridge.contract.rules import RULES
 from taskbridge.contract.suite import PARALLEL, PATIENCE_S, Result, run_suite
 from taskbridge.contract.target import Target
 
@@ -101,7 +101,7 @@ class Matrix:
         lines = [_row("", self.targets, widths, "")]
         for rule in self.rules:
             marks = [self.cell(rule, target).mark for target in self.targets]
-            lines.append(_row(rule, marks, widths, RULES[rule].text))
+            lines.append(_row(rule, marks, widths, RULES[rule]))
         lines += ["", self._summary()]
         lines += [f"\n{failure.target}: {failure.scenario}\n{failure.why}" for failure in self.failures]
         return "\n".join(lines)
@@ -136,28 +136,15 @@ def _row(head: str, cells: Sequence[str], widths: Sequence[int], text: str) -> s
     return f"{head:<4} {shown}  {text}".rstrip()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Proof:
-    """How a rule is proved.
+def scenarios_of(rule: str) -> list[Scenario]:
+    """Return the scenarios that show whether a rule is kept.
 
-    Attributes:
-        rule: The rule.
-        scenarios: Those that show whether it is kept.
+    Raises:
+        UnknownRule: There is no such rule.
     """
-
-    rule: Rule
-    scenarios: tuple[Scenario, ...]
-
-
-def catalogue() -> list[Proof]:
-    """Return every rule with its scenarios, in order."""
-    return [
-        Proof(
-            rule=rule,
-            scenarios=tuple(scenario for scenario in SCENARIOS.values() if name in scenario.rules),
-        )
-        for name, rule in RULES.items()
-    ]
+    if rule not in RULES:
+        raise UnknownRule(rule)
+    return [scenario for scenario in SCENARIOS.values() if rule in scenario.rules]
 
 
 def verify(
@@ -187,13 +174,11 @@ def verify(
         BrokerUnavailable: A broker doesn't answer.
     """
     wanted = tuple(RULES) if rules is None else tuple(rules)
-    for rule in wanted:
-        if rule not in RULES:
-            raise UnknownRule(rule)
+    chosen_names = {scenario.name for rule in wanted for scenario in scenarios_of(rule)}
     targets = [Target.of(url) for url in urls]
     for target in targets:
         target.check()
-    chosen = [scenario for scenario in SCENARIOS.values() if set(scenario.rules) & set(wanted)]
+    chosen = [scenario for scenario in SCENARIOS.values() if scenario.name in chosen_names]
     told = count(1)
     results: list[Result] = []
 

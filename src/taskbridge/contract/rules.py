@@ -1,28 +1,11 @@
-"""The rules of the specification, each in one sentence."""
+"""The rules of the specification, each in one sentence that says what holds on every target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """A promise that holds on every target.
-
-    Attributes:
-        name: As the specification calls it, such as `R4`.
-        text: What is promised.
-        planned: Whether it is still to come: then no scenario has to prove it yet.
-    """
-
-    name: str
-    text: str
-    planned: bool = False
-
-
-_TEXTS: Final[Mapping[str, str]] = {
+RULES: Final[Mapping[str, str]] = {
     "S1": "A message is with the broker before send returns.",
     "S2": "Without an answering broker, send raises BrokerUnavailable within its timeout and tells what is uncertain.",
     "S3": "Arguments that do not fit the function are a TypeError where they are sent.",
@@ -91,11 +74,5 @@ _TEXTS: Final[Mapping[str, str]] = {
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "E": "Variables of the environment that only the engine reads change nothing about a worker.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
-}
-
-_PLANNED: Final = frozenset[str]()
-
-RULES: Final[Mapping[str, Rule]] = {
-    name: Rule(name=name, text=text, planned=name in _PLANNED) for name, text in _TEXTS.items()
 }
 """Every rule, by name, in the specification's order of sections."""
