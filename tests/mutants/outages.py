@@ -68,7 +68,7 @@ def children_are_never_all_taken() -> None:
 @mutant("S7", "a_connection_that_died_idle_is_made_again", "dramatiq+redis")
 def idle_connections_are_taken_for_living() -> None:
     """Nobody looks whether a connection that was idle has been closed."""
-    put("taskbridge.brokers.redis.client", "_Link.is_fit", lambda _: lambda self, trusted_s: True)
+    put("taskbridge.brokers.redis.client", "Client._is_fit", lambda _: lambda self, link: True)
     put("taskbridge.brokers.redis.client", "Client.execute", _silent)
 
 

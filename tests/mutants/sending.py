@@ -161,7 +161,7 @@ def threads_overwrite_one_another() -> None:
 @mutant("S7", "a_dropped_connection_loses_nothing", "dramatiq+redis")
 def idle_connections_are_trusted() -> None:
     """A connection that was closed while it was idle is used as if it were open."""
-    put(_REDIS, "_Link.is_fit", lambda _: lambda self, trusted_s: True)
+    put(_REDIS, "Client._is_fit", lambda _: lambda self, link: True)
     put(_REDIS, "Client.execute", _once)
 
 

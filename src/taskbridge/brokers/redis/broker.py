@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis.client import Client, Outcome
-from taskbridge.brokers.redis.connecting import Request, Word
+from taskbridge.brokers.redis.connection import Request, Word
 from taskbridge.brokers.redis.probes import Probes
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, TAKE_DEAD, Parking, dead_keys, engines_key

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
-import select
-import socket
-import struct
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from taskbridge import locks
-from taskbridge.brokers.redis.connecting import Connect, Connection, Request, Word, connector, pack
-from taskbridge.brokers.redis.replies import NotRedis, OutOfTime, RedisTrouble, Replies, ReplyError
+from redis import exceptions as errors
+
+from taskbridge.brokers.redis.connection import (
+    TROUBLE,
+    Link,
+    Request,
+    StoppedError,
+    Word,
+    connected,
+    connector,
+    left_s,
+    pack,
+)
 from taskbridge.brokers.redis.scripts import Script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
@@ -30,169 +35,11 @@ _LONGEST_IDLE_S: Final = 30.0
 _WINDOW_BYTES: Final = 1 << 20
 """About how much is sent before the replies are read."""
 
-_SMALL_BYTES: Final = 8192
-"""What an idle connection takes in one call, whatever its peer does."""
+_SILENCE: Final = (errors.TimeoutError, TimeoutError)
+"""What says that there was no answer in time."""
 
-_SLICE_S: Final = 0.1
-"""How long a call that can be interrupted waits before it looks whether it is."""
-
-_TROUBLE: Final = (RedisTrouble, OSError, UnicodeError)
-"""What making or using a connection may raise; UnicodeError for a host that can't be a name."""
-
-_SILENCE: Final = (OutOfTime, TimeoutError, BlockingIOError)
-"""The same, if there was no answer in time."""
-
-
-class _InterruptedError(RedisTrouble):
-    """A call was given up because its caller is to stop."""
-
-
-class _Link:
-    """An open connection."""
-
-    __slots__ = ("_poll", "_replies", "_timeout_s", "_waits_in_kernel", "connection", "released_at", "socket")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.socket = connection.socket
-        self._replies = Replies(self.socket)
-        self._timeout_s = 0.0
-        self._waits_in_kernel = sys.platform == "linux" and type(self.socket) is socket.socket  # not TLS
-        if self._waits_in_kernel:
-            self.socket.settimeout(None)
-        self._poll = select.poll()  # unlike select(), for any number of open files; unlike epoll, it opens none itself
-        self._poll.register(self.socket, select.POLLIN)
-        self.released_at: float = 0.0
-
-    def rest(self) -> None:
-        """Note that the connection is idle from now on."""
-        self.released_at = time.monotonic()
-
-    @property
-    def is_stale(self) -> bool:
-        return time.monotonic() - self.released_at > _LONGEST_IDLE_S
-
-    def is_fit(self, trusted_s: float) -> bool:
-        """Return whether it can be used again: an idle connection with something to read is closed, or out of step.
-
-        Args:
-            trusted_s: One that was in use so shortly before is not looked at.
-        """
-        idle_s = time.monotonic() - self.released_at
-        if self._replies.has_more or idle_s > _LONGEST_IDLE_S:
-            return False
-        return idle_s < trusted_s or not self._poll.poll(0)
-
-    def send(self, packed: bytes, deadline: float) -> None:
-        if self._waits_in_kernel and len(packed) > _SMALL_BYTES:  # it may take several calls, each with its own time
-            self.socket.settimeout(_left_s(deadline))
-            self.socket.sendall(packed)
-            self.socket.settimeout(None)
-        else:
-            self._limit(deadline)
-            self.socket.sendall(packed)
-
-    def read(self, deadline: float, stop: threading.Event | None) -> Any:
-        """Return a reply; an error reply is raised."""
-        if stop is not None:
-            while not self._has_reply(min(_SLICE_S, _left_s(deadline))):
-                _check(stop)
-        self._limit(deadline)
-        return self._replies.read()
-
-    def _has_reply(self, timeout_s: float) -> bool:
-        """Return whether there is something to read, at once or within so many seconds."""
-        if self._replies.has_more or getattr(self.socket, "pending", _none)():  # TLS holds back what it has decrypted
-            return True
-        return bool(self._poll.poll(math.ceil(timeout_s * 1000)))
-
-    def _limit(self, deadline: float) -> None:
-        """Have the socket's calls end in time; a system call is spared where nearly the same time is left as before."""
-        left_s = _left_s(deadline)
-        if left_s * 0.98 < self._timeout_s <= left_s * 1.02:
-            return
-        if self._waits_in_kernel:
-            limit_in_kernel(self.socket, left_s)
-        else:
-            self.socket.settimeout(left_s)
-        self._timeout_s = left_s
-
-    def close(self) -> None:
-        self.connection.close()
-
-
-def limit_in_kernel(blocking: socket.socket, timeout_s: float) -> None:
-    """Have each call on a blocking socket fail with `BlockingIOError` after so many seconds.
-
-    Python's own timeouts are two system calls for each one, and the interpreter's lock is let go for each: with many
-    threads that takes longer than the call.
-    """
-    limit = struct.pack("ll", int(timeout_s), max(1, int(timeout_s % 1 * 1e6)))
-    blocking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    blocking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
-def _none() -> int:
-    return 0
-
-
-class _Connecting:
-    """A connection being made, in a thread: so no part of it (looking the host up, TLS, AUTH) outlasts a deadline."""
-
-    def __init__(self, connect: Connect, timeout_s: float) -> None:
-        self._connect = connect
-        self._timeout_s = timeout_s
-        self._lock = locks.Lock()
-        self._ended = locks.Event()
-        self._given_up = False
-        self._made: Connection | None = None
-        self._error: Exception | None = None
-        try:
-            threading.Thread(target=self._run, name="taskbridge-redis-connect", daemon=True).start()
-        except RuntimeError:  # no thread is to be had, as when the interpreter ends
-            self._run()
-
-    def _run(self) -> None:
-        try:
-            self._made = self._connect(self._timeout_s)
-        except Exception as exc:
-            self._error = exc
-        with self._lock:
-            if self._given_up and self._made is not None:
-                self._made.close()
-            self._ended.set()
-
-    def wait(self, deadline: float, stop: threading.Event | None) -> _Link:
-        """Return the open connection.
-
-        Raises:
-            RedisTrouble, OSError, UnicodeError: It can't be made, or not in time.
-        """
-        try:
-            while not self._ended.wait(_left_s(deadline) if stop is None else min(_SLICE_S, _left_s(deadline))):
-                if stop is not None:
-                    _check(stop)
-        finally:
-            self._give_up_unless_ended()
-        if self._made is None:
-            raise self._error or OutOfTime()
-        return _Link(self._made)
-
-    def _give_up_unless_ended(self) -> None:
-        with self._lock:
-            self._given_up = not self._ended.is_set()
-
-
-def _left_s(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise OutOfTime
-    return left_s
-
-
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise _InterruptedError
+_REFUSALS: Final = (errors.ResponseError, errors.AuthenticationError, errors.BusyLoadingError)
+"""What came as a reply: the command was not carried out."""
 
 
 class Client:
@@ -214,7 +61,7 @@ class Client:
         self._trusted_s = trusted_s
         self._place = without_credentials(url)
         self._connect = connector(url)
-        self._idle: deque[_Link] = deque()
+        self._idle: deque[Link] = deque()
         self._pid = os.getpid()
 
     def execute(self, request: Request, *, timeout_s: float, stop: threading.Event | None = None) -> Any:
@@ -270,10 +117,9 @@ class Client:
         try:
             return self.execute([("EVALSHA", script.sha, *rest)], timeout_s=timeout_s, stop=stop)
         except BrokerUnavailable as exc:
-            if not _is_unknown_script(exc):
+            if not isinstance(exc.__cause__, errors.NoScriptError):
                 raise
-        left_s = deadline - time.monotonic()
-        return self.execute([("EVAL", script.text, *rest)], timeout_s=left_s, stop=stop)
+        return self.execute([("EVAL", script.text, *rest)], timeout_s=deadline - time.monotonic(), stop=stop)
 
     def run_along(
         self, script: Script, keys: Sequence[str], args: Sequence[Word], along: Sequence[Word], *, timeout_s: float
@@ -290,10 +136,9 @@ class Client:
         try:
             return self.execute([along, ("EVALSHA", script.sha, *rest)], timeout_s=timeout_s)
         except BrokerUnavailable as exc:
-            if not _is_unknown_script(exc):
+            if not isinstance(exc.__cause__, errors.NoScriptError):
                 raise
-        left_s = deadline - time.monotonic()
-        return self.execute([along, ("EVAL", script.text, *rest)], timeout_s=left_s)
+        return self.execute([along, ("EVAL", script.text, *rest)], timeout_s=deadline - time.monotonic())
 
     def close(self) -> None:
         """Close the idle connections, and the others as their calls end; the next call makes new ones."""
@@ -303,43 +148,48 @@ class Client:
 
     # Connections
 
-    def _pool(self) -> deque[_Link]:
+    def _pool(self) -> deque[Link]:
         if self._pid != os.getpid():  # forked: the sockets are the parent's
             self._idle = deque()
             self._pid = os.getpid()
         return self._idle
 
-    def _take(self, idle: deque[_Link], deadline: float, stop: threading.Event | None) -> _Link:
+    def _take(self, idle: deque[Link], deadline: float, stop: threading.Event | None) -> Link:
         """Return the connection that was used last, if it is fit, or a new one.
 
         Raises:
-            RedisTrouble, OSError, UnicodeError: None can be made.
+            redis.RedisError, OSError, ValueError: None can be made.
         """
-        left_s = _left_s(deadline)
+        left_s(deadline)
         while idle:
             try:
                 link = idle.pop()
             except IndexError:  # another thread took the last one
                 break
-            if link.is_fit(self._trusted_s):
+            if self._is_fit(link):
                 return link
             link.close()
-        return _Connecting(self._connect, left_s).wait(deadline, stop)
+        return connected(self._connect, deadline, stop)
 
-    def _give_back(self, link: _Link, idle: deque[_Link]) -> None:
+    def _is_fit(self, link: Link) -> bool:
+        """Return whether a connection can be used again: if there is something to read, it is closed or out of step."""
+        idle_s = time.monotonic() - link.used_at
+        return idle_s < self._trusted_s or (idle_s <= _LONGEST_IDLE_S and not link.socket.can_read(0))
+
+    def _give_back(self, link: Link, idle: deque[Link]) -> None:
         if idle is not self._idle:  # closed meanwhile
             link.close()
             return
+        link.used_at = now = time.monotonic()
         try:
             oldest = idle.popleft()
         except IndexError:
             pass
         else:
-            if oldest.is_stale:
+            if now - oldest.used_at > _LONGEST_IDLE_S:
                 oldest.close()
             else:
                 idle.appendleft(oldest)
-        link.rest()
         idle.append(link)
 
     # Requests and replies
@@ -351,20 +201,21 @@ class Client:
         idle = self._pool()
         try:
             link = self._take(idle, deadline, stop)
-        except _TROUBLE as exc:
+        except TROUBLE as exc:
             return [self._unavailable(exc, maybe_taken=False)] * len(requests)
+        link.socket.deadline, link.socket.stop = deadline, stop
         outcomes: list[Outcome] = []
         sent = False
         try:
-            link.send(packed, deadline)
+            link.send(packed)
             sent = True
             for request in requests:
-                outcomes.append(self._read(link, request, deadline, stop))
-        except _TROUBLE as exc:
+                outcomes.append(self._read(link, request))
+        except TROUBLE as exc:
             link.close()
             if isinstance(exc, _SILENCE):
-                _close_older(idle, link.released_at)
-            if isinstance(exc, ReplyError):
+                _close_older(idle, link.used_at)
+            if isinstance(exc, _REFUSALS):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
             lost = self._unavailable(exc, maybe_taken=sent or len(requests) > 1)
@@ -375,52 +226,48 @@ class Client:
         self._give_back(link, idle)
         return outcomes
 
-    def _read(self, link: _Link, request: Request, deadline: float, stop: threading.Event | None) -> Outcome:
+    def _read(self, link: Link, request: Request) -> Outcome:
         """Return what became of a request.
 
         Raises:
-            RedisTrouble, OSError: The connection can't be used any longer.
+            redis.RedisError, OSError, ValueError: The connection can't be used any longer.
         """
         if len(request) == 1:
             try:
-                return link.read(deadline, stop)
-            except ReplyError as exc:
-                if exc.breaks:
-                    raise
+                return link.read()
+            except errors.ResponseError as exc:
                 return self._unavailable(exc, maybe_taken=False)
-        return self._read_transaction(link, len(request), deadline, stop)
+        return self._read_transaction(link, len(request))
 
-    def _read_transaction(self, link: _Link, commands: int, deadline: float, stop: threading.Event | None) -> Outcome:
-        refusal: ReplyError | None = None
+    def _read_transaction(self, link: Link, commands: int) -> Outcome:
+        refusal: errors.ResponseError | None = None
         in_transaction = True
         for number in range(1 + commands):
             try:
-                link.read(deadline, stop)
-            except ReplyError as exc:
-                if exc.breaks:
-                    raise
+                link.read()
+            except errors.ResponseError as exc:
                 in_transaction = in_transaction and number > 0  # without MULTI, each command is carried out at once
                 refusal = refusal or exc
         try:
-            replies = link.read(deadline, stop)
-        except ReplyError as exc:
+            replies = link.read()
+        except errors.ResponseError as exc:
             return self._unavailable(refusal or exc, maybe_taken=not in_transaction)
         if replies is None:  # nothing here is watched
-            raise NotRedis("a transaction was not carried out")
+            raise errors.InvalidResponse("a transaction was not carried out")
         for reply in replies:
             if isinstance(reply, Exception):  # the wrong type of key, say; the other commands were carried out
                 return self._unavailable(reply, maybe_taken=True)
         return replies
 
     def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
-        if isinstance(exc, ReplyError) and exc.is_of_demoted:
-            self.close()
+        if isinstance(exc, (errors.ReadOnlyError, errors.MasterDownError)):
+            self.close()  # the server was the primary: new connections may lead to the one that is now
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
-        made.__cause__ = exc
+        made.__cause__ = None if _QUOTING in str(exc) else exc
         return made
 
 
-def _close_older(idle: deque[_Link], released_at: float) -> None:
+def _close_older(idle: deque[Link], used_at: float) -> None:
     """Close what has been idle for longer than a connection on which no answer came: it may have been dropped as well.
 
     Else each of these would cost a call all of its time. One that was new has no older ones beside it.
@@ -430,26 +277,44 @@ def _close_older(idle: deque[_Link], released_at: float) -> None:
             link = idle.popleft()
         except IndexError:  # another thread took the last one
             return
-        if link.released_at > released_at:  # and so are those to the right of it
+        if link.used_at > used_at:  # and so are those to the right of it
             idle.appendleft(link)
             return
         link.close()
 
 
-def _is_unknown_script(exc: BrokerUnavailable) -> bool:
-    return isinstance(exc.__cause__, ReplyError) and exc.__cause__.code == "NOSCRIPT"
+_QUOTING: Final = ", with args beginning with"
+"""What stands before the arguments that an error quotes: they may be secret."""
 
 
 def _problem(exc: Exception) -> str:
     """Return what an error says, without what was sent, and without where in a script it arose."""
+    text = str(exc).partition(_QUOTING)[0].partition(" script: ")[0]
     match exc:
-        case _InterruptedError():
+        case StoppedError():
             return "given up, for the worker stops"
-        case OutOfTime() | TimeoutError() | BlockingIOError():
+        case errors.TimeoutError() | TimeoutError():
             return "no answer in time"
-        case ReplyError():
-            return exc.problem
-        case OSError(strerror=str(text)):
-            return text
+        case errors.AuthenticationError():
+            return f"Redis refuses the credentials: {text}"
+        case errors.BusyLoadingError():
+            return "Redis is loading its data"
+        case errors.OutOfMemoryError():
+            return f"Redis is out of memory: {text}"
+        case errors.ReadOnlyError():
+            return f"this Redis is a read-only replica: {text}"
+        case errors.MasterDownError():
+            return f"this Redis is a replica without its primary: {text}"
+        case errors.AskError() | errors.TryAgainError() | errors.ClusterDownError() | errors.ClusterCrossSlotError():
+            return f"Redis Cluster is not supported: {text}"
+        case errors.ResponseError():
+            return f"Redis refuses: {text}"
+        case errors.InvalidResponse() | ValueError() | RecursionError() if not isinstance(exc, UnicodeError):
+            return f"what answers is not Redis: {text[:_MOST_SHOWN]}"
+        case OSError(strerror=str(said)) | errors.ConnectionError(__context__=OSError(strerror=str(said))):
+            return said
         case _:
-            return str(exc)
+            return text
+
+
+_MOST_SHOWN: Final = 80

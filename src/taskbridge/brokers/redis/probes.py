@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from taskbridge.brokers.base import RedisCommand, Wire
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connecting import Request, Word
+from taskbridge.brokers.redis.connection import Request, Word
 from taskbridge.message import Message
 
 _SLACK_S: Final = 60.0

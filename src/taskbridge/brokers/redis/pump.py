@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from taskbridge.brokers.base import RedisCommand, Wire
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connecting import Word
+from taskbridge.brokers.redis.connection import Word
 from taskbridge.brokers.redis.scripts import BEAT, LOOK, SETTLE, Parking, Script, dead_keys, engines_key
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads

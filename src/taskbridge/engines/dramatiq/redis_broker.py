@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from taskbridge import locks
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connecting import Word
+from taskbridge.brokers.redis.connection import Word
 from taskbridge.brokers.redis.scripts import Script
 from taskbridge.engines.dramatiq import scripts
 from taskbridge.engines.dramatiq.broker import EngineBroker

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connecting import Word, pack
+from taskbridge.brokers.redis.connection import Word, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connecting import Word
+from taskbridge.brokers.redis.connection import Word
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions

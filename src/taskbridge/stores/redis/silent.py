@@ -12,13 +12,14 @@ import os
 import select
 import socket
 import sys
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
+from redis.exceptions import ResponseError
+
 from taskbridge import locks
-from taskbridge.brokers.redis.client import limit_in_kernel
-from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
-from taskbridge.brokers.redis.replies import RedisTrouble, Replies, ReplyError
+from taskbridge.brokers.redis.connection import TROUBLE, Link, connector, pack
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.store")
@@ -37,44 +38,37 @@ _ESTABLISHED: Final = b"\x01"
 _REPLIES_ON: Final = pack([("CLIENT", "REPLY", "ON")])
 _REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
 
-_RECEIVED: Final = 1 << 16
 
-
-class _Link:
+class _Line:
     """A connection whose replies are off; closed when its thread has ended."""
 
-    def __init__(self, connection: Connection, timeout_s: float) -> None:
-        self._connection = connection
-        self._socket = connection.socket
-        self._socket.settimeout(timeout_s)
-        self._timeout_s: float | None = timeout_s
+    def __init__(self, link: Link, timeout_s: float) -> None:
+        self._link = link
+        self._timeout_s = timeout_s
         self._has_replies = not self._turn_replies_off()
-        if sys.platform == "linux" and type(self._socket) is socket.socket:  # not TLS
-            self._timeout_s = None
-            self._socket.settimeout(None)
-            limit_in_kernel(self._socket, timeout_s)
         # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
-        self._is_tcp = sys.platform == "linux" and self._socket.family != socket.AF_UNIX
+        self._is_tcp = sys.platform == "linux" and link.socket.family != socket.AF_UNIX
+        self._option = link.socket.getsockopt
         self._ending = select.poll()
         # No POLLIN: TLS has something to read after its handshake.
-        self._ending.register(self._socket, _PEER_IS_GONE)
+        self._ending.register(link.socket.fileno(), _PEER_IS_GONE)
 
     def _turn_replies_off(self) -> bool:
         """Have the server send no replies; return whether it lets users like this one do that."""
-        self._socket.sendall(_REPLIES_ON)  # which is answered, the other isn't
+        self._link.send(_REPLIES_ON)  # which is answered, the other isn't
         try:
-            Replies(self._socket).read()
-        except ReplyError as exc:
-            _log.info("each write to the store is answered, and costs more for that: %s", exc.problem)
+            self._link.read()
+        except ResponseError as exc:
+            _log.info("each write to the store is answered, and costs more for that: %s", exc)
             return False
-        self._socket.sendall(_REPLIES_OFF)
+        self._link.send(_REPLIES_OFF)
         return True
 
     @property
     def is_closed(self) -> bool:
         """Whether the server has closed it: what is sent then is lost without a trace."""
         if self._is_tcp:
-            state: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            state: bytes = self._option(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
             return state != _ESTABLISHED
         return bool(self._ending.poll(0))
 
@@ -82,25 +76,16 @@ class _Link:
         """Send a request.
 
         Raises:
-            OSError: The connection is broken.
+            redis.RedisError, OSError: The connection is broken.
         """
-        if self._has_replies:
-            self._drop_replies()
-        self._socket.sendall(request)
-
-    def _drop_replies(self) -> None:
-        """Take in what was answered, which the server would keep else."""
-        self._socket.setblocking(False)
-        try:
-            while self._socket.recv(_RECEIVED):
-                continue
-        except nothing_yet(self._socket):
-            return
-        finally:
-            self._socket.settimeout(self._timeout_s)
+        self._link.socket.deadline = monotonic() + self._timeout_s
+        while self._has_replies and self._link.can_read():  # else the server would keep what it answers
+            with suppress(ResponseError):
+                self._link.read()
+        self._link.send(request)
 
     def __del__(self) -> None:
-        self._connection.close()
+        self._link.close()
 
 
 class Silent:
@@ -126,19 +111,19 @@ class Silent:
             self._start_over()
         if monotonic() < self._silent_until:
             return
-        link: _Link | None = getattr(self._local, "link", None)
+        link: _Line | None = getattr(self._local, "link", None)
         if link is not None and not link.is_closed and self._sent(link, request):
             return
         if not self._sent(None, request):
             self._silent_until = monotonic() + _PAUSE_S
 
-    def _sent(self, link: _Link | None, request: bytes) -> bool:
+    def _sent(self, link: _Line | None, request: bytes) -> bool:
         """Send a request on this thread's connection, or on a new one, and return whether that went well."""
         try:
             if link is None:
-                link = self._local.link = _Link(self._connect(_CONNECT_S), self._timeout_s)
+                link = self._local.link = _Line(self._connect(_CONNECT_S), self._timeout_s)
             link.send(request)
-        except (RedisTrouble, OSError, UnicodeError) as exc:
+        except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
             self._local.link = None
             return False

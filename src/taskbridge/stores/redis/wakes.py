@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections import Counter
@@ -11,8 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from taskbridge import locks
-from taskbridge.brokers.redis.connecting import Connection, connector, nothing_yet, pack
-from taskbridge.brokers.redis.replies import RedisTrouble, Replies
+from taskbridge.brokers.redis.connection import TROUBLE, Link, connector, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.watches import Watches
@@ -29,48 +27,38 @@ _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
 
-_TROUBLE: Final = (RedisTrouble, OSError, ValueError, AttributeError)
-"""What making or using a connection may raise; the last two if it is closed while it is read."""
+_TROUBLE: Final = (*TROUBLE, AttributeError)
+"""What making or using a connection may raise; the last if it is closed while it is read."""
 
 
 class _Line:
     """A connection on which messages come unasked."""
 
-    def __init__(self, connection: Connection, timeout_s: float) -> None:
-        self._connection = connection
-        self._socket = connection.socket
+    def __init__(self, link: Link, timeout_s: float) -> None:
+        self._link = link
         self._timeout_s = timeout_s
-        self._socket.settimeout(timeout_s)
-        self._replies = Replies(self._socket)
-        self._nothing_yet = nothing_yet(self._socket)
-        self._ready = select.poll()
-        self._ready.register(self._socket, select.POLLIN)
 
     def send(self, *command: str) -> None:
-        self._socket.sendall(pack([command]))
+        self._limit()
+        self._link.send(pack([command]))
 
     def read(self) -> Any:
-        return self._replies.read()
+        self._limit()
+        return self._link.read()
 
     def has_more(self) -> bool:
         """Return whether there is something to read; what has arrived may be OpenSSL's own affair."""
-        if self._replies.has_more:
-            return True
-        self._socket.settimeout(0)
-        try:
-            self._replies.receive()
-        except self._nothing_yet:
-            return False
-        finally:
-            self._socket.settimeout(self._timeout_s)
-        return True
+        return self._link.can_read()
 
     def wait(self, wait_s: float) -> None:
         """Wait until something arrives, while others may write."""
-        self._ready.poll(wait_s * 1000)
+        self._link.socket.can_read(wait_s)
 
     def close(self) -> None:
-        self._connection.close()
+        self._link.close()
+
+    def _limit(self) -> None:
+        self._link.socket.deadline = time.monotonic() + self._timeout_s
 
 
 class Wakes:
@@ -145,7 +133,7 @@ class Wakes:
             with self._using:
                 if self._connection is not None:
                     self._connection.send(*command)
-        except OSError:
+        except TROUBLE:
             self._drop()
 
     def _drop(self) -> None:
