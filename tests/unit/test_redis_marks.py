@@ -223,7 +223,9 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     marks.started(a_message(300))
     time.sleep(0.1)
     link: Any = marks._silent._local.link
-    assert len(link._socket.recv(1 << 20, socket.MSG_PEEK)) < 1000, "what nobody reads stays in the server in the end"
+    assert len(link._link.socket._socket.recv(1 << 20, socket.MSG_PEEK)) < 1000, (
+        "what nobody reads stays in the server in the end"
+    )
     marks.close()
     other.close()
     client.execute_command("ACL", "DELUSER", "eve")

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import redis
-from redis.connection import DefaultParser, parse_url
+from redis import connection as _connection
 from redis.exceptions import RedisError
 
 from taskbridge import locks
@@ -57,8 +57,7 @@ _NOT_FOR_CONNECTIONS: Final = frozenset(
 )
 
 
-_parse_url: Any = parse_url  # these have no types
-_parser: Any = DefaultParser
+_redis_py: Any = _connection  # which has few types
 
 
 class StoppedError(RedisError):
@@ -235,7 +234,7 @@ def connector(url: str) -> Connect:
         parsers: list[Any] = []
 
         def parser(**given: Any) -> Any:
-            parsers.append(_parser(**given))  # hiredis', where that is installed
+            parsers.append(_redis_py.DefaultParser(**given))  # hiredis', where that is installed
             return parsers[0]
 
         # Its own read_response() does more for each reply than the parser, for what is not used here.
@@ -248,7 +247,7 @@ def connector(url: str) -> Connect:
 
 def _known_to_redis_py(url: str) -> tuple[Any, dict[str, Any]]:
     """Return what connections to a URL are made of; redis-py checks most options only when it makes one."""
-    given: dict[str, Any] = {"db": 0, **_parse_url(url)}
+    given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(url)}
     kind: Any = given.pop("connection_class", redis.Connection)
     options = {key: value for key, value in given.items() if key not in _NOT_FOR_CONNECTIONS}
     kind(**options)
@@ -265,8 +264,8 @@ def _bounded(kind: Any) -> Any:
         """A connection of redis-py's."""
 
         def _connect(self) -> BoundedSocket:
-            connected: Any = super()._connect()
-            self.bounded = BoundedSocket(connected, time.monotonic() + self.socket_timeout)
+            stock: Any = super()
+            self.bounded = BoundedSocket(stock._connect(), time.monotonic() + self.socket_timeout)
             return self.bounded
 
     return Bounded
