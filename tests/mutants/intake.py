@@ -17,4 +17,4 @@ def what_a_slot_can_not_take_ends_the_loop() -> None:
     def refuse(self: Any, message: Any, error: Exception, reason: str) -> None:
         raise error
 
-    put("taskbridge.engines.celery.worker", "Consumer._refuse", lambda _: refuse)
+    put("taskbridge.engines.celery.consumer", "Consumer._refuse", lambda _: refuse)

@@ -24,6 +24,9 @@ def add(x: int, y: int) -> None:
     note("add", x, y)
     way = type(request).__module__
     note("request", way, request.id == current().id, request.called_directly, request.args, request.headers is not None)
+    consumer = app.engine.consumer
+    if consumer is not None and consumer.connection is not None:
+        note("taken by the reader", getattr(consumer.connection.connection, "taken", None))
 
 
 @bridge.task(retry=RetryPolicy(max_attempts=3, min_delay=0.1, jitter=0))
@@ -90,3 +93,23 @@ if "CELERY_SHOP_TRUSTS" in os.environ:  # the first line of defence against deep
     from taskbridge.engines.celery import reading
 
     vars(reading)["_is_too_deep"] = lambda values: False  # pyright: ignore[reportUnknownLambdaType]
+
+if "CELERY_SHOP_DJANGO" in os.environ:  # as Celery's fixup does where DJANGO_SETTINGS_MODULE is set
+    from celery import signals as celery_signals
+    from celery.fixups.django import DjangoWorkerFixup
+
+    class Fixup(DjangoWorkerFixup):  # type: ignore[misc]  # Celery has no types
+        __module__ = DjangoWorkerFixup.__module__
+
+        def __init__(self) -> None:
+            """Take no Django: there is none."""
+
+        def close_database(self, **_: Any) -> None:
+            note("close_database", app.current_task is not None)
+
+        def close_cache(self) -> None:
+            note("close_cache")
+
+    fixup = Fixup()
+    celery_signals.task_prerun.connect(fixup.on_task_prerun)
+    celery_signals.task_postrun.connect(fixup.on_task_postrun)

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.common import QoS as KombuQoS
 
-from taskbridge.engines.celery import worker
+from taskbridge.engines.celery import consumer as worker
 from taskbridge.engines.celery.attempts import RUNNING, Attempts
 from taskbridge.message import Message
 
 SENT = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+
+QoS: Any = KombuQoS
 
 LATER_S = 60.0
 
@@ -42,10 +45,12 @@ class Worker:
         self.attempts.begin(SENT)
         self.put_off: list[Any] = []
         self.consumer = _consumer()
-        self.consumer._life = SimpleNamespace(attempts=self.attempts)
+        self.consumer._life = SimpleNamespace(attempts=self.attempts, active_requests=list)
         self.consumer._host = None
         self.consumer._has_children = False
         self.consumer._dropped = OrderedDict()
+        self.consumer.pool = SimpleNamespace(num_processes=2)
+        self.consumer.prefetch_multiplier = 1
         self.consumer._at_desk = lambda message, act: self.put_off.append(message)
         monkeypatch.setattr(CeleryConsumer, "on_close", lambda consumer: None)
         monkeypatch.setattr("celery.worker.state.reserved_requests", {self.request})
@@ -63,7 +68,7 @@ def holding(monkeypatch: pytest.MonkeyPatch) -> Worker:
 
 def _let_time_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     now = monotonic()
-    monkeypatch.setattr("taskbridge.engines.celery.worker.monotonic", lambda: now + LATER_S)
+    monkeypatch.setattr("taskbridge.engines.celery.consumer.monotonic", lambda: now + LATER_S)
 
 
 def test_what_no_slot_had_begun_with_is_run(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +122,8 @@ def test_the_pool_remembers_what_its_children_run(holding: Worker, monkeypatch: 
     running, written, died = Job(accepted=True), Job(accepted=False), Job(accepted=True)
     jobs = {1: running, 2: written, 3: died}
     holding.consumer._has_children = True
-    holding.consumer.pool = SimpleNamespace(_pool=SimpleNamespace(_cache=jobs))
+    holding.consumer.pool = SimpleNamespace(_pool=SimpleNamespace(_cache=jobs), num_processes=2)
+    monkeypatch.setattr(worker, "celery_version", "5.5.3")
 
     def flush(_: Any) -> None:
         jobs.clear()
@@ -127,3 +133,21 @@ def test_the_pool_remembers_what_its_children_run(holding: Worker, monkeypatch: 
     holding.consumer.on_close()
 
     assert jobs == {1: running}
+
+
+def test_after_a_reconnection_no_more_is_fetched_than_there_are_free_slots(holding: Worker) -> None:
+    """And each slot that gets free lets the main loop fetch one more."""
+    consumer = holding.consumer
+    running = [Request(), Request()]
+    consumer.pool.num_processes = 4
+    consumer._life.active_requests = lambda: running
+    soon: list[Any] = []
+    consumer.call_soon = soon.append
+    consumer.on_close()
+    assert consumer.initial_prefetch_count == 2
+    consumer.qos = QoS(lambda prefetch_count: None, consumer.initial_prefetch_count)
+    for request in (*running, Request(), running[0]):
+        consumer.ended(request)
+    for act in soon:
+        act()
+    assert consumer.qos.value == 4

@@ -144,7 +144,7 @@ def test_in_threads_celery_logs_its_tasks_and_who_listens_hears_of_them(
     sent = [shop.send("add", number, 2).id for number in range(5)]
     shop.until(lambda: len(shop.notes("request")) == 5, "all to run")
     assert shop.stop(worker)[0] == 0
-    way = "celery.app.task" if listens else "taskbridge.engines.celery.quick"
+    way = "celery.app.task" if listens else "taskbridge.engines.celery.fast.tasks"
     assert sorted(shop.notes("request"), key=str) == sorted(
         ([pid, way, True, False, [x, 2], True] for pid, x, _ in shop.notes("add")), key=str
     )
@@ -154,6 +154,72 @@ def test_in_threads_celery_logs_its_tasks_and_who_listens_hears_of_them(
     heard = [[True, [number, 2]] for number in range(5)] if listens else []
     assert sorted(rest for _, *rest in shop.notes("task_prerun")) == heard
     assert len(shop.notes("task_success")) == len(heard)
+
+
+FAST_TASKS = "taskbridge.engines.celery.fast.tasks"
+PLAIN_TASKS = "celery.app.task"
+RENAMED = Path(__file__).parent / "renamed"
+
+
+def ways(shop: Shop) -> set[str]:
+    """Return which classes of requests the tasks have had."""
+    return {way for _, way, *_ in shop.notes("request")}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_deliveries_of_rabbitmq_are_taken_by_the_reader(
+    rabbitmq_server: PrivateRabbitMQ, pool: str, make_shop: MakeShop
+) -> None:
+    shop = make_shop(rabbitmq_server)
+    for number in range(10):
+        shop.send("add", number, 1)
+    shop.worker(pool)
+    shop.until(lambda: len(shop.notes("taken by the reader" if pool == "threads" else "add")) == 10, "all to run")
+    if pool == "threads":  # there the tasks are in the process that reads
+        assert max(taken for _, taken in shop.notes("taken by the reader")) >= 5  # the first wait for no loop
+    assert "the plain way" not in shop.log()
+
+
+def test_with_celerys_django_fixup_the_fast_way_is_taken_and_closes_connections(
+    redis_server: PrivateRedis, make_shop: MakeShop
+) -> None:
+    shop = make_shop(redis_server)
+    shop.worker("threads", CELERY_SHOP_DJANGO="1")
+    for number in range(5):
+        shop.send("add", number, 1)
+    shop.until(lambda: len(shop.notes("close_cache")) == 5, "all to end")
+    assert [in_task for _, in_task in shop.notes("close_database")] == [True] * 10
+    assert ways(shop) == {FAST_TASKS}
+    assert "the plain way" not in shop.log()
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"TASKBRIDGE_FAST": "off"}, "the setting fast is off"),
+        ({"CELERY_SHOP_LISTENS": "1"}, "somebody listens for Celery's signal task_prerun"),
+        ({"PYTHONPATH": str(RENAMED)}, "there is no "),
+    ],
+)
+def test_the_plain_way_is_taken_by_itself_and_the_log_says_why(
+    server: PrivateRedis | PrivateRabbitMQ, env: dict[str, str], why: str, make_shop: MakeShop
+) -> None:
+    """Where it is asked for, where a tool listens, and where Celery's and py-amqp's own names are others."""
+    shop = make_shop(server)
+    worker = shop.worker("threads", **env)
+    shop.send("fails")
+    for number in range(5):
+        shop.send("add", number, 1)
+    shop.until(lambda: len(shop.notes("request")) == 5 and shop.notes("dead"), "all to end")
+    assert [attempt for _, attempt in shop.notes("fails")] == [1, 2, 3]
+    assert ways(shop) == {PLAIN_TASKS}
+    told = [line for line in shop.log().splitlines() if "the plain way" in line]
+    assert [line for line in told if f"tasks take the plain way: {why}" in line]
+    assert len(told) == len(set(told)) <= 2
+    if isinstance(server, PrivateRabbitMQ) and "CELERY_SHOP_LISTENS" not in env:
+        assert [line for line in told if f"messages from RabbitMQ take the plain way: {why}" in line]
+        assert {taken for _, taken in shop.notes("taken by the reader")} == {None}
+    assert shop.stop(worker)[0] == 0
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -46,7 +46,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     "fetched celery+redis": Place(
         module="taskbridge.engines.celery.transport", path="Channel._hand_over", when="before"
     ),
-    "fetched celery+amqp": Place(module="taskbridge.engines.celery.worker", path="Consumer._native", when="before"),
+    "fetched celery+amqp": Place(module="taskbridge.engines.celery.consumer", path="Consumer._admit", when="before"),
     "fetched dramatiq+redis": Place(
         module="taskbridge.engines.dramatiq.redis_broker", path="_LeveledConsumer._opened", when="before"
     ),

@@ -193,6 +193,7 @@ class Environment:
             "TASKBRIDGE_GRACE": str(self.spec.grace_s),
             "TASKBRIDGE_UNKNOWN_TASK_GRACE": str(self.spec.unknown_task_grace_s),
             "TASKBRIDGE_MAX_MESSAGE_BYTES": str(self.spec.max_message_bytes),
+            "TASKBRIDGE_FAST": str(self.bridge.settings.fast),
             "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),
             "TASKBRIDGE_CONTRACT_VARIANT": (Variant() if variant is None else variant).dumps(),
             **({} if self._store is None else {"TASKBRIDGE_STORE": self._store}),

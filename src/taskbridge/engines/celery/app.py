@@ -68,14 +68,18 @@ class BridgeCelery(Celery):
 
     engine: CeleryEngine
 
-    def _connection(self, url: Any, **options: Any) -> Any:
-        """Connect to the bridge's broker, even where Celery's variables name another one."""
-        if url in {os.environ.get(name) for name in _FOREIGN_URLS}:
-            url = self.engine.broker_url
-        if self.engine.transport is not None:
-            options["transport"] = self.engine.transport
-        connected: Any = stock(super())._connection(url, **options)
-        return connected
+    def connection_for_read(self, url: Any = None, **options: Any) -> Any:
+        """Return a connection to the bridge's broker, even where Celery's variables name another one."""
+        return stock(super()).connection_for_read(**self._own(url, options))
+
+    def connection_for_write(self, url: Any = None, **options: Any) -> Any:
+        """Return a connection to the bridge's broker, even where Celery's variables name another one."""
+        return stock(super()).connection_for_write(**self._own(url, options))
+
+    def _own(self, url: Any, options: dict[str, Any]) -> dict[str, Any]:
+        foreign = {os.environ.get(name) for name in _FOREIGN_URLS}
+        own = self.engine.broker_url if url is None or url in foreign else url
+        return {**options, "transport": self.engine.transport, "url": own}
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
         """Have a child that doesn't fork load the application anew."""
@@ -94,7 +98,7 @@ class CeleryEngine:
     Attributes:
         settings: The bridge's.
         broker_url: The broker's URL, as kombu reads it.
-        transport: kombu's transport with taskbridge's rules; None for kombu's own.
+        transport: kombu's transport, with taskbridge's rules where it needs them.
         carrier: Runs messages where Celery's pool runs tasks.
         redis_tells: Whether this Redis tells an idle worker of new messages.
         consumer: The worker's consumer (`worker.Consumer`); None while there is no worker.
@@ -105,8 +109,7 @@ class CeleryEngine:
         self.settings: Final = host.settings
         broker_url, tls = kombu_url(host.settings.url)
         self.broker_url: Final = broker_url
-        stock = _transport(host.settings)
-        self.transport: Final[Any] = None if stock is None else own_transport(self, stock)
+        self.transport: Final[Any] = own_transport(self, _transport(host.settings))
         self.redis_tells = True
         self.consumer: Any = None
         self._leases: Leases | None = None
@@ -178,10 +181,11 @@ class CeleryEngine:
             "task_default_routing_key": default_queue,
             "task_create_missing_queues": False,
             "task_routes": (self._route,),
-            "worker_consumer": "taskbridge.engines.celery.worker:Consumer",
+            "worker_consumer": "taskbridge.engines.celery.consumer:Consumer",
             "worker_prefetch_multiplier": 1,
             "worker_proc_alive_timeout": _CHILD_STARTS_S,
             "worker_lost_wait": _CHILD_LOST_S,
+            "worker_enable_prefetch_count_reduction": False,  # `Consumer.on_close` does it, in the main loop's thread
             "worker_enable_remote_control": broker != "memory",
             "broker_connection_retry_on_startup": True,
             "broker_connection_max_retries": None,
@@ -213,6 +217,7 @@ class CeleryEngine:
 
     def _declare_queues(self) -> None:
         """Declare the queues that are known since; a worker that is told of none consumes all."""
+        old = [queue.name for queue in self._queues.values()]
         new = [queue for queue in self.host.queues() if queue not in self._queues]
         for queue in new:
             native = self._native_queue(queue)
@@ -223,11 +228,9 @@ class CeleryEngine:
         self._app.conf.task_queues = tuple(self._queues.values())
         if "amqp" in vars(self._app) and "queues" in vars(self._app.amqp):
             known = self._app.amqp.queues
+            consumes_all = all(name in known.consume_from for name in old)  # else the worker was told what to consume
             for queue in new:
-                if known._consume_from is None:
-                    known.select_add(self._queues[queue])
-                else:  # the worker was told what to consume
-                    known.add(self._queues[queue])
+                (known.select_add if consumes_all else known.add)(self._queues[queue])
 
     def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Route what is sent with Celery's own means."""
@@ -244,7 +247,8 @@ class CeleryEngine:
 
     def register(self, declaration: Declaration) -> None:
         """Make a Celery task of a declaration, and declare the queues that are known since."""
-        self._app._tasks.pop(declaration.name, None)  # its module was imported twice, and Celery keeps the first
+        if declaration.name in self._app.tasks:  # its module was imported twice, and Celery keeps the first
+            self._app.tasks.unregister(declaration.name)
         self._app.task(
             name=declaration.name,
             bind=True,
@@ -343,9 +347,9 @@ def _transport(settings: Settings) -> Any:
         from taskbridge.engines.celery.memory import Transport as MemoryTransport  # here, for only memory needs it
 
         return MemoryTransport
-    from taskbridge.engines.celery.amqp import Transport as AmqpTransport  # here, for it imports py-amqp
+    from taskbridge.engines.celery.fast import amqp_transport  # here, for it imports py-amqp
 
-    return AmqpTransport
+    return amqp_transport(is_wanted=settings.fast)
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:

@@ -25,6 +25,10 @@ class Message(VirtualMessage):
 
     What can't be taken apart becomes a message with an error, which kombu hands to its consumer's `on_decode_error`. An
     exception here would end Celery's main loop, which also reads what anyone may publish to its control channel.
+
+    Attributes:
+        taken: The JSON, as it was taken from its queue.
+        item: Its bytes; None if they are not known.
     """
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
@@ -35,7 +39,8 @@ class Message(VirtualMessage):
             asked = payload["properties"] if isinstance(payload, Payload) else {"delivery_tag": secrets.token_hex(8)}
             kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
             super().__init__({"properties": kept}, channel=channel)
-            self._raw = payload
+        self.taken: Any = payload
+        self.item: bytes | None = payload.raw if isinstance(payload, Payload) else None
 
 
 def loads(text: bytes) -> Any:

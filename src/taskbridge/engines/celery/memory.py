@@ -6,8 +6,6 @@ and shares its queues among all connections of the process; here each bridge has
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import secrets
 import socket
 import threading
@@ -18,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.exceptions import WorkerShutdown
+from celery.result import allow_join_result
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
@@ -29,13 +28,10 @@ from taskbridge.engines.celery.stock import (
     VirtualTransport,
     WorkController,
     apply_target,
-    celery_state,
     stock,
 )
 from taskbridge.exceptions import DecodeError, TaskBridgeError
 from taskbridge.hooks import Event
-from taskbridge.message import Message
-from taskbridge.settings import Settings
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
@@ -48,85 +44,6 @@ _AFTER_GRACE_S: Final = 1.0
 _START_S: Final = 30.0
 
 _NORMAL: Final = wire.RANKS["normal"]
-
-Native = tuple[str, int, bytes]
-"""A message on its way: native queue, priority, bytes."""
-
-
-class MemoryWire:
-    """The queues of one bridge: what waits is bytes, the highest priority first and then in the order of arrival."""
-
-    engine = wire.ENGINE
-
-    def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._envelopes = wire.Envelopes(settings.namespace, wire.RANKS)
-        self._changed = locks.Condition()
-        self._changes = 0
-        self._waiting: dict[str, list[tuple[int, int, bytes]]] = {}
-        self._arrivals = itertools.count()
-        self._returns = itertools.count(-1, -1)
-
-    def encode(self, message: Message) -> Native:
-        """Return a message's place and bytes."""
-        native, text = self._envelopes.fill(message)
-        return native, wire.RANKS[message.priority], text.encode("ascii")
-
-    def places(self, queue: str) -> Sequence[str]:
-        """Return the native name of a queue."""
-        return (wire.native_queue(self._namespace, queue),)
-
-    def deliver(self, native: Native) -> None:
-        """Put a message in its queue."""
-        self.put(*native)
-
-    def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
-        return self.size(wire.native_queue(self._namespace, queue))
-
-    def put(self, native_queue: str, rank: int, item: bytes, *, first: bool = False) -> None:
-        """Put a message in a queue, as the last of its priority, or as the first."""
-        with self._changed:
-            number = next(self._returns if first else self._arrivals)
-            heapq.heappush(self._waiting.setdefault(native_queue, []), (-rank, number, item))
-        self.wake()
-
-    def take(self, native_queue: str) -> bytes:
-        """Return the next message of a queue.
-
-        Raises:
-            Empty: There is none.
-        """
-        with self._changed:
-            if not self._waiting.get(native_queue):
-                raise Empty
-            return heapq.heappop(self._waiting[native_queue])[2]
-
-    def size(self, native_queue: str) -> int:
-        """Return how many messages wait in a queue of this native name."""
-        with self._changed:
-            return len(self._waiting.get(native_queue, ()))
-
-    def purge(self, native_queue: str) -> int:
-        """Drop what waits in a queue, and return how much it was."""
-        with self._changed:
-            return len(self._waiting.pop(native_queue, ()))
-
-    @property
-    def changes(self) -> int:
-        """How often anything has changed so far."""
-        return self._changes
-
-    def wake(self) -> None:
-        """Have whoever waits for a change look again."""
-        with self._changed:
-            self._changes += 1
-            self._changed.notify_all()
-
-    def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait for a change since there were so many; return whether there was one."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._changes != changes, timeout_s)
 
 
 class QoS(VirtualQoS):
@@ -151,7 +68,7 @@ class Channel(VirtualChannel):
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
-        self.queues: MemoryWire = self.engine.host.wire
+        self.queues: wire.MemoryWire = self.engine.host.wire
         super().__init__(connection, **options)
 
     def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
@@ -171,7 +88,7 @@ class Channel(VirtualChannel):
         queue = message.delivery_info["routing_key"]
         priority = message.properties.get("priority")
         rank = priority if isinstance(priority, int) else _NORMAL
-        self.queues.put(queue, rank, items.redelivered(message._raw), first=True)
+        self.queues.put(queue, rank, items.redelivered(message.taken), first=True)
 
     def _size(self, queue: str) -> int:
         return self.queues.size(queue)
@@ -198,7 +115,7 @@ class Transport(VirtualTransport):
         Raises:
             TimeoutError: None came in this time.
         """
-        queues: MemoryWire = self.engine.host.wire
+        queues: wire.MemoryWire = self.engine.host.wire
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             changes = queues.changes
@@ -281,19 +198,18 @@ class _Embedded:
         self._host = host
         self._ready = locks.Event()
         app = engine.native
-        app.amqp.queues._consume_from = None  # what a former worker was told
-        blocks = celery_state.task_join_will_block()
-        self._controller = WorkController(
-            app=app,
-            pool=Pool,
-            concurrency=threads,
-            queues=list(queues) or None,
-            hostname=f"{engine.settings.namespace}-{secrets.token_hex(4)}@{socket.gethostname()}",
-            ready_callback=self._on_ready,
-            without_heartbeat=True,
-            task_events=False,
-        )
-        celery_state._set_task_join_will_block(blocks)  # this is no process that only runs tasks
+        app.amqp.queues = app.amqp.Queues(app.conf.task_queues)  # without what a former worker was told to consume
+        with allow_join_result():  # as before, when that is left: this is no process that only runs tasks
+            self._controller = WorkController(
+                app=app,
+                pool=Pool,
+                concurrency=threads,
+                queues=list(queues) or None,
+                hostname=f"{engine.settings.namespace}-{secrets.token_hex(4)}@{socket.gethostname()}",
+                ready_callback=self._on_ready,
+                without_heartbeat=True,
+                task_events=False,
+            )
         self._thread = threading.Thread(target=self._controller.start, name="taskbridge-celery-worker", daemon=True)
 
     def start(self) -> None:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, NO_CANVAS
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, own_queue
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.ids import checked
 from taskbridge.message import Message, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
 """The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""
-
-
-_END: Final = f", {NO_CANVAS}]".encode()
-_TYPED: Final = b"__type__"
-"""What kombu's own JSON marks values with; in taskbridge's there is none."""
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,34 +106,35 @@ def _is_too_deep(values: list[object]) -> bool:
     return True
 
 
-_scanner: Final = json.JSONDecoder(parse_constant=_refuse_constant)
-_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+def native(
+    headers: dict[str, Any],
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    embed: Mapping[str, Any] | None,
+    *,
+    message: Any,
+    namespace: str,
+    texts: tuple[str, str] | None = None,
+) -> Native:
+    """Return the parts of a message as the worker's consumer has taken it apart and checked it.
 
+    A plain client's expiry is moved out of Celery's sight, for the rule for it is taskbridge's own (X1).
 
-def taken_apart(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str, str]] | None:
-    """Return the arguments in a body as taskbridge writes it, what is embedded, and the arguments' own JSON.
-
-    Returns:
-        None if it is written otherwise, or can't be read.
+    Args:
+        headers: Celery's headers.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        embed: Callbacks, chain and chord.
+        message: kombu's message.
+        namespace: The bridge's.
+        texts: The arguments' own JSON, if it is known.
     """
-    if not body.endswith(_END) or _TYPED in body:
-        return None
-    try:
-        text = body.decode("ascii")
-        args, end_of_args = _scanner.raw_decode(text, 1)
-        kwargs, end = _scanner.raw_decode(text, end_of_args + 2)
-    except (ValueError, RecursionError):
-        return None
-    is_ours = (
-        text[0] == "["
-        and text[end_of_args : end_of_args + 2] == ", "
-        and len(text) - end == len(_END)
-        and type(args) is list
-        and type(kwargs) is dict
-    )
-    if not is_ours:
-        return None
-    return args, kwargs, {**_EMBED}, (text[1:end_of_args], text[end_of_args + 2 : end])
+    if headers.get("expires") is not None:
+        headers[EXPIRES] = headers["expires"]
+        headers["expires"] = None
+    routing_key = (message.delivery_info or {}).get("routing_key")
+    queue = own_queue(namespace, routing_key) if isinstance(routing_key, str) else None
+    return Native(headers=headers, args=args or (), kwargs=kwargs or {}, embed=embed or {}, queue=queue, texts=texts)
 
 
 def read(native: Native, *, default_queue: str, now: float) -> Message:

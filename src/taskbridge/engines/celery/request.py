@@ -45,11 +45,13 @@ class Request(CeleryRequest):
         else:
             self._attempts().end(self.message.taskbridge)
         stock(super()).acknowledge()
+        self.app.engine.consumer.ended(self)
 
     def reject(self, requeue: bool = False) -> None:
         """Return the message: the attempt has not happened."""
         self._attempts().forget(self.message.taskbridge)
         stock(super()).reject(requeue)
+        self.app.engine.consumer.ended(self)
 
     def _attempts(self) -> Attempts:
         attempts: Attempts = self.app.engine.life.attempts

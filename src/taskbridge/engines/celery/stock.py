@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery as _Celery
-from celery import _state
 from celery.app.amqp import AMQP as _AMQP
 from celery.app.task import Context as _Context
 from celery.app.task import Task as _Task
@@ -23,6 +22,7 @@ from kombu.connection import Connection as _Connection
 from kombu.entity import Exchange as _Exchange
 from kombu.entity import Queue as _Queue
 from kombu.transport import virtual as _virtual
+from kombu.transport.pyamqp import Transport as _AmqpTransport
 from kombu.utils import json as _json
 
 AMQP: Final[Any] = _AMQP
@@ -33,12 +33,12 @@ SoloPool: Final[Any] = _SoloPool
 ThreadsPool: Final[Any] = _ThreadsPool
 WorkController: Final[Any] = _WorkController
 worker_state: Final[Any] = _worker_state
-celery_state: Final[Any] = _state
 
 KombuConnection: Final[Any] = _Connection
 Exchange: Final[Any] = _Exchange
 Queue: Final[Any] = _Queue
 virtual: Final[Any] = _virtual
+AmqpTransport: Final[Any] = _AmqpTransport
 kombu_json: Final[Any] = _json
 
 if TYPE_CHECKING:

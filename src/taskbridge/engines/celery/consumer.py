@@ -11,26 +11,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from celery import __version__ as celery_version
 from celery.exceptions import ImproperlyConfigured
 
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.app import CeleryEngine
 from taskbridge.engines.celery.attempts import ENDED
-from taskbridge.engines.celery.quick import Way, is_traced_by_celery_alone
-from taskbridge.engines.celery.slots import Slots
-from taskbridge.engines.celery.stock import (
-    CeleryConsumer,
-    PreforkPool,
-    SoloPool,
-    ThreadsPool,
-    stock,
-    worker_state,
-)
+from taskbridge.engines.celery.fast import shortcuts_of, stop_gathering
+from taskbridge.engines.celery.stock import CeleryConsumer, PreforkPool, SoloPool, stock, worker_state
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.app import CeleryEngine
 
 _log = logging.getLogger("taskbridge.celery")
 
@@ -43,6 +38,9 @@ _GOODBYE_S: Final = 1.0
 
 _ACCEPTED_S: Final = 1.0
 """How long after a connection was lost a child may still say that it has begun with a request."""
+
+_ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
+"""The methods of kombu's messages that acknowledge."""
 
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
@@ -98,16 +96,17 @@ class Consumer(CeleryConsumer):
         self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
-        self._ways: dict[str, Way] = {}
-        self._done: deque[Any] = deque()
+        self._soon: deque[Callable[[], object]] = deque()
+        self._orphans: set[Any] = set()
         _check_pool(pool)
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
         super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
+        self._lost = (*self.connection_errors, *self.channel_errors)
         self._has_children = isinstance(pool, PreforkPool)
-        self._slots = _slots_of(pool)
+        self._shortcuts = shortcuts_of(self, pool, is_wanted=engine.settings.fast)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -126,10 +125,9 @@ class Consumer(CeleryConsumer):
 
     def _stop_gathering(self) -> None:
         """Have each acknowledgement written at once: the main loop is at its end."""
-        stop = getattr(getattr(self.connection, "_connection", None), "stop_gathering", None)
-        if stop is not None:
+        if self.connection:
             with suppress(*self.connection_errors):  # then all that was gathered is delivered again
-                stop()
+                stop_gathering(self.connection)
 
     def shutdown(self) -> None:
         """Close the connection, after the pool has ended; what is left goes back."""
@@ -137,7 +135,12 @@ class Consumer(CeleryConsumer):
         self._life.ends()
 
     def on_close(self) -> None:
-        """Drop what no slot has begun with, and note it: it is delivered again, on the next connection."""
+        """Drop what no slot has begun with, and note it: it is delivered again, on the next connection.
+
+        What runs goes on, and its slots are taken. So no more is fetched on that connection than there are free slots
+        (rule A6), until `ended` tells of them. Celery does so too, but in whichever thread ended a task: two threads
+        then read from one connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has.
+        """
         waiting = [request for request in worker_state.reserved_requests if request.time_start is None]
         with self._running_jobs_kept():
             stock(super()).on_close()
@@ -147,6 +150,18 @@ class Consumer(CeleryConsumer):
                 self._dropped[message.id, message.attempt] = request, monotonic()
         while len(self._dropped) > _MOST_REMEMBERED:
             self._dropped.popitem(last=False)
+        self._orphans = set(self._life.active_requests())
+        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(self._orphans))
+
+    def ended(self, request: Any) -> None:
+        """Note that a request needs its slot no more; in whichever thread."""
+        if request in self._orphans:
+            self._orphans.discard(request)
+            self.call_soon(self._fetch_one_more)
+
+    def _fetch_one_more(self) -> None:
+        if self.qos is not None and self.qos.value < self.max_prefetch_count:
+            self.qos.increment_eventually()
 
     @contextmanager
     def _running_jobs_kept(self) -> Generator[None]:
@@ -154,8 +169,8 @@ class Consumer(CeleryConsumer):
 
         Its message would count as running for ever (celery/concurrency/asynpool.py, AsynPool.flush).
         """
-        pool = getattr(self.pool, "_pool", None) if self._has_children else None
-        jobs: dict[int, Any] = {} if pool is None else pool._cache
+        forgets = self._has_children and celery_version.startswith("5.5.")
+        jobs: dict[int, Any] = self.pool._pool._cache if forgets else {}
         running = {number: job for number, job in jobs.items() if job._accepted}
         yield
         jobs.update({number: job for number, job in running.items() if not job.ready()})
@@ -163,9 +178,8 @@ class Consumer(CeleryConsumer):
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch what Celery watches, and wake-ups."""
         stock(super()).register_with_event_loop(hub)
-        if not hasattr(hub, "_waker"):
-            self._waker = Waker() if self._waker is None else self._waker
-            self._waker.register(hub)
+        self._waker = Waker() if self._waker is None else self._waker
+        self._waker.register(hub)
 
     def wake(self) -> None:
         """End the main loop's sleep. Fit for a signal handler."""
@@ -199,32 +213,39 @@ class Consumer(CeleryConsumer):
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""
-        called = stock(super()).call_soon(p, *args, **kwargs)
+        self._soon.append(partial(p, *args, **kwargs))
+        return self.act_soon()
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Have a message acknowledged or rejected in the main loop's thread, soon; Celery's name for that since 5.6."""
+        return self.call_soon(p, *args, **kwargs)
+
+    def act_soon(self) -> Any:
+        """Have the main loop do what waits for it."""
+        called = stock(super()).call_soon(self._act)
         if self._waker is not None:
             self._waker.wake()
         self._engine.wake()
         return called
 
-    def _restore_prefetch_count_after_connection_restart(self, p: Any, *args: Any) -> None:
-        """Fetch more again, some time after a reconnection; in the main loop's thread.
-
-        Celery does it in whichever thread ended a task. With its pool of threads, two of them then read from one
-        connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has read.
-        """
-        restore = stock(super())._restore_prefetch_count_after_connection_restart
-        if threading.get_ident() == self._thread:
-            restore(p, *args)
-        else:
-            self.call_soon(restore, p, *args)
+    def _act(self) -> None:
+        """Do what waits; what a call raises goes to the main loop, and the rest is done in its next turn."""
+        try:
+            with suppress(IndexError):  # there is none left; or another thread has taken the last, as the worker ends
+                while True:
+                    self._soon.popleft()()
+        finally:
+            if self._soon:
+                self.act_soon()
 
     def flush_acknowledgements(self) -> None:
         """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
         self._stop_gathering()
-        for callback in self.hub._pop_ready() if self.hub is not None else ():
-            method = getattr(callback, "fun", None)
-            if getattr(method, "__name__", "") in ("ack_log_error", "reject_log_error"):
-                callback()
-        self._acknowledge_done()
+        with suppress(IndexError):
+            while True:
+                act = self._soon.popleft()
+                if getattr(getattr(act, "func", None), "__name__", "") in _ACKNOWLEDGING:
+                    act()
 
     def update_strategies(self) -> None:
         """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
@@ -232,16 +253,8 @@ class Consumer(CeleryConsumer):
         for name, task in self.app.tasks.items():
             if type(task).__module__ == "celery.app.builtins":
                 del self.strategies[name]
-        self._ways = {} if self._slots is None or self.hub is None else self._made_ways(self._slots)
-
-    def _made_ways(self, slots: Slots) -> dict[str, Way]:
-        slots.tell = self._tell_of_done
-        ways: dict[str, Way] = {}
-        for declaration in self._host.declarations():
-            task = self.app.tasks[declaration.name]
-            if is_traced_by_celery_alone(task):
-                ways[declaration.name] = Way(self, task, slots, limit_s=declaration.time_limit_s)
-        return ways
+        if self._shortcuts is not None:
+            self._shortcuts.prepare()
 
     # Messages
 
@@ -249,7 +262,7 @@ class Consumer(CeleryConsumer):
         """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
 
-        lost = (*self.connection_errors, *self.channel_errors)
+        lost = self._lost
 
         def on_task_received(message: Any) -> None:
             try:
@@ -268,7 +281,9 @@ class Consumer(CeleryConsumer):
 
     def _admit(self, message: Any, hand_on: Callable[[Any], None]) -> None:
         """Read a message, and hand it to a slot or to where it waits."""
-        native = self._native(message)
+        native = None if self._shortcuts is None else self._shortcuts.native(message)
+        if native is None:
+            native = self._native(message)
         name = native.headers["task"]
         if not self._host.knows(name) and name in self.strategies:
             return hand_on(message)  # the user's own Celery task
@@ -285,9 +300,8 @@ class Consumer(CeleryConsumer):
             return self._put_off_unknown(message)
         if self._came_back(message, read):
             return None
-        way = self._ways.get(name) if wire.META in message.headers else None  # plain clients may want more
-        if way is not None and due_at is None and way.is_open():
-            return way.take(message)
+        if self._shortcuts is not None and due_at is None and self._shortcuts.take(message, name):
+            return None
         return hand_on(message)
 
     def _came_back(self, message: Any, read: Message) -> bool:
@@ -329,13 +343,7 @@ class Consumer(CeleryConsumer):
         Raises:
             DecodeError: It is no Celery message.
         """
-        texts: tuple[str, str] | None = None
         try:
-            if wire.META in message.headers and message.content_type == "application/json":
-                apart = reading.taken_apart(_bytes_of(message.body))
-                if apart is not None:
-                    texts = apart[3]
-                    message._decoded_cache = apart[:3]
             payload = message.payload
             fields = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
             args, kwargs, embed = (
@@ -344,19 +352,7 @@ class Consumer(CeleryConsumer):
         except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
             raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
         reading.check(fields, args, kwargs, embed)
-        if fields.get("expires") is not None:  # the rule for it is taskbridge's own (X1)
-            fields[reading.EXPIRES] = fields["expires"]
-            fields["expires"] = None
-        routing_key = (message.delivery_info or {}).get("routing_key")
-        queue = routing_key if isinstance(routing_key, str) else ""
-        return reading.Native(
-            headers=fields,
-            args=args or [],
-            kwargs=kwargs or {},
-            embed=embed or {},
-            queue=wire.own_queue(self._engine.settings.namespace, queue),
-            texts=texts,
-        )
+        return reading.native(fields, args, kwargs, embed, message=message, namespace=self._engine.settings.namespace)
 
     def _read(self, native: reading.Native) -> Message:
         default_queue = "" if wire.META in native.headers else self._host.queue_of(native.headers["task"])
@@ -404,21 +400,12 @@ class Consumer(CeleryConsumer):
 
     def acknowledge_soon(self, message: Any) -> None:
         """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
-        self._done.append(message)
+        self._soon.append(partial(message.ack_log_error, _log, self._lost))
         if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
-            self._tell_of_done()
-
-    def _tell_of_done(self) -> None:
-        self.call_soon(self._acknowledge_done)
-
-    def _acknowledge_done(self) -> None:
-        errors = (*self.connection_errors, *self.channel_errors)
-        with suppress(IndexError):  # there are none left; or another thread has taken the last one, as the worker ends
-            while True:
-                self._done.popleft().ack_log_error(_log, errors)
+            self.act_soon()
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
-        self.call_soon(method, _log, (*self.connection_errors, *self.channel_errors), **options)
+        self.call_soon(method, _log, self._lost, **options)
 
     def _undecodable(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
         raw = raw_of(message)
@@ -481,29 +468,13 @@ def _is_redelivered(message: Any) -> bool:
     return bool((message.delivery_info or {}).get("redelivered"))
 
 
-def _bytes_of(body: Any) -> bytes:
-    """Return a body as bytes: RabbitMQ's client gives bytes, a memory view or text."""
-    return body.encode() if isinstance(body, str) else bytes(body)
-
-
 def raw_of(message: Any) -> bytes:
     """Return a message's bytes as they came: of a list's item on Redis, of the body on RabbitMQ."""
-    raw = getattr(getattr(message, "_raw", None), "raw", None)
-    if isinstance(raw, bytes):
-        return raw
+    item = getattr(message, "item", None)
+    if isinstance(item, bytes):
+        return item
     body = message.body
     return body if isinstance(body, bytes) else str(body).encode()
-
-
-def _slots_of(pool: Any) -> Slots | None:
-    """Return the threads of a pool of threads, in the place of its own; None for other pools."""
-    if not isinstance(pool, ThreadsPool):
-        return None
-    if not isinstance(pool.executor, Slots):
-        pool.executor.shutdown(wait=False)
-        pool.executor = Slots(pool.limit)
-    slots: Slots = pool.executor
-    return slots
 
 
 def _check_pool(pool: Any) -> None:

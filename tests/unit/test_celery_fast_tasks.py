@@ -1,4 +1,4 @@
-"""When a message may take the short way through a Celery worker."""
+"""When a message may take the short way through a Celery worker, and that it is taken."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from celery.app import trace
 from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.quick import QuickRequest, Way, _Context, is_traced_by_celery_alone
-from taskbridge.engines.celery.reading import taken_apart
-from taskbridge.engines.celery.slots import Slots
+from taskbridge.engines.celery.fast.slots import Slots
+from taskbridge.engines.celery.fast.tasks import FastRequest, Way, _Context, is_traced_by_celery_alone, taken_apart
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
 from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
@@ -40,16 +39,17 @@ def task() -> Iterator[Any]:
 
 @pytest.fixture
 def consumer(task: Any) -> Any:
-    return SimpleNamespace(
+    task.app.engine.consumer = made = SimpleNamespace(
+        ended=lambda request: None,
         app=task.app,
         hostname="h",
         event_dispatcher=SimpleNamespace(enabled=True, groups={"worker"}),
         connection_errors=(),
         task_buckets={"shop.pay": None},
-        _maximum_prefetch_restored=True,
         on_task_message=(),
         on_task_request=None,
     )
+    return made
 
 
 @pytest.fixture
@@ -81,12 +81,9 @@ def test_it_is_closed_as_long_as_somebody_listens_for_a_signal(way: Way, name: s
         ("task_buckets", {"shop.pay": "a rate limit"}),
         ("event_dispatcher", SimpleNamespace(enabled=True, groups=set[str]())),
         ("event_dispatcher", SimpleNamespace(enabled=True, groups={"task"})),
-        ("_maximum_prefetch_restored", False),
     ],
 )
-def test_it_is_closed_for_events_rate_limits_and_after_a_reconnection(
-    way: Way, consumer: Any, attribute: str, value: Any
-) -> None:
+def test_it_is_closed_for_events_and_rate_limits(way: Way, consumer: Any, attribute: str, value: Any) -> None:
     setattr(consumer, attribute, value)
     assert not way.is_open()
 
@@ -181,7 +178,7 @@ def test_a_request_that_cannot_be_run_goes_back_and_holds_no_slot(
 ) -> None:
     returned: list[Any] = []
     monkeypatch.setattr(Way, "reject", lambda way, message, *args: returned.append(args[-1]))
-    monkeypatch.setattr(QuickRequest, "_settled", lambda _: 1 / 0)
+    monkeypatch.setattr(FastRequest, "_settled", lambda _: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None
     way.options["eventer"] = None

@@ -4,27 +4,33 @@ Celery's own way reads a message in the main loop, and once more where it runs; 
 and traces its run for signals, events, log lines and result backends. Where nobody listens for any of these, a message
 of taskbridge's goes from the main loop to a thread as it was read, and what it holds is never decoded a second time.
 What did not end well is shown by Celery's tracer, which is told what has become of it.
+
+Celery's Django fixup listens to close connections to databases before and after each task: it is called here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic, time
 from types import FunctionType
 from typing import Any, Final
 
+from celery import _state as _celery_state
 from celery import signals
 from celery.app import trace as _celery_trace
 from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
+from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
+from taskbridge.engines.celery.fast import gate
+from taskbridge.engines.celery.fast.slots import Slots
 from taskbridge.engines.celery.request import Request
-from taskbridge.engines.celery.slots import Slots
-from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, celery_state, worker_state
+from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Done
 
@@ -36,6 +42,47 @@ _postrun: Final[Any] = signals.task_postrun
 _success: Final[Any] = signals.task_success
 _strategy: Final[Any] = _celery_strategy
 _trace: Final[Any] = _celery_trace
+_state: Final[Any] = _celery_state
+
+_DJANGO: Final = "celery.fixups.django"
+
+_END: Final = f", {wire.NO_CANVAS}]".encode()
+_TYPED: Final = b"__type__"
+"""What kombu's own JSON marks values with; in taskbridge's there is none."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_scanner: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def taken_apart(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str, str]] | None:
+    """Return the arguments in a body as taskbridge writes it, what is embedded, and the arguments' own JSON.
+
+    Returns:
+        None if it is written otherwise, or can't be read.
+    """
+    if not body.endswith(_END) or _TYPED in body:
+        return None
+    try:
+        text = body.decode("ascii")
+        args, end_of_args = _scanner.raw_decode(text, 1)
+        kwargs, end = _scanner.raw_decode(text, end_of_args + 2)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = (
+        text[0] == "["
+        and text[end_of_args : end_of_args + 2] == ", "
+        and len(text) - end == len(_END)
+        and type(args) is list
+        and type(kwargs) is dict
+    )
+    if not is_ours:
+        return None
+    return args, kwargs, {**_EMBED}, (text[1:end_of_args], text[end_of_args + 2 : end])
 
 
 class _Context(CeleryContext):
@@ -58,7 +105,7 @@ class _Context(CeleryContext):
         vars(self)["headers"] = headers
 
 
-class QuickRequest(Request):
+class FastRequest(Request):
     """A request that runs itself in a slot."""
 
     def __init__(self, way: Way, message: Any) -> None:
@@ -111,14 +158,16 @@ class QuickRequest(Request):
         way, task = self._way, self._way.task
         request = self.request_dict
         request.update(self.body[2], is_eager=False)
-        celery_state._task_stack.push(task)
+        _state._task_stack.push(task)
         task.request_stack.push(_Context({**request, "called_directly": False}))
         try:
+            way.call_django(_prerun)
             return way.carrier.settle(
                 self._read, redelivered=bool(self.delivery_info["redelivered"]), limit_s=way.limit_s
             )
         finally:
-            celery_state._task_stack.pop()
+            way.call_django(_postrun)
+            _state._task_stack.pop()
             task.request_stack.pop()
 
     def _log_end(self, took_s: float) -> None:
@@ -172,6 +221,20 @@ def _is_linked(request: Mapping[str, Any]) -> bool:
     return any(request.get(name) for name in LINKS)
 
 
+_HEARD: Final = (_received, _prerun, _postrun, _success)
+_UNSENT: Final = (_received, _success)
+
+
+def _receivers(signal: Any, sender: Any) -> list[Callable[..., Any]]:
+    """Return who listens for a signal of a sender."""
+    found: list[Callable[..., Any]] = signal._live_receivers(sender)
+    return found
+
+
+def _is_django(receiver: Any) -> bool:
+    return type(getattr(receiver, "__self__", None)).__module__ == _DJANGO
+
+
 class Way:
     """The short way for the messages of one task.
 
@@ -201,15 +264,27 @@ class Way:
         self.logs_end: bool = _trace.logger.isEnabledFor(logging.INFO)
 
     def is_open(self) -> bool:
-        """Whether nobody listens for what is left out on this way, as far as is known now."""
+        """Return whether nobody listens for what is left out on this way, as far as is known now."""
+        why = self._obstacle()
+        if why is not None:
+            gate.tell("tasks take", why)
+        return why is None
+
+    def _obstacle(self) -> str | None:
+        for signal in _HEARD:
+            if signal.receivers and (signal in _UNSENT or not all(map(_is_django, _receivers(signal, self.task)))):
+                return f"somebody listens for Celery's signal {signal.name}"
         consumer = self._consumer
         eventer = consumer.event_dispatcher
-        return (
-            consumer._maximum_prefetch_restored
-            and not (_received.receivers or _prerun.receivers or _postrun.receivers or _success.receivers)
-            and consumer.task_buckets[self.task.name] is None
-            and not (eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
-        )
+        if eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups):
+            return "events of tasks are sent (`-E`)"
+        return None if consumer.task_buckets[self.task.name] is None else "a task has a rate limit"
+
+    def call_django(self, signal: Any) -> None:
+        """Call those of Celery's Django fixup who listen for a signal: nobody else does on this way."""
+        if signal.receivers:
+            for receiver in _receivers(signal, self.task):
+                receiver(signal=signal, sender=self.task)
 
     def acknowledge(self, message: Any, *_: Any) -> None:
         """Acknowledge a message in the main loop, together with others."""
@@ -221,7 +296,7 @@ class Way:
 
     def take(self, message: Any) -> None:
         """Hand a message on to a thread; it has been read."""
-        request = QuickRequest(self, message)
+        request = FastRequest(self, message)
         if self._logs_start:
             about = {
                 "id": request.id,
@@ -237,3 +312,54 @@ class Way:
         for callback in self._consumer.on_task_message:
             callback(request)
         self._consumer.on_task_request(request)
+
+
+class Shortcuts:
+    """The short ways of a worker's tasks.
+
+    Args:
+        consumer: The worker's consumer.
+        slots: Where tasks run.
+    """
+
+    def __init__(self, consumer: Any, slots: Slots) -> None:
+        self._consumer = consumer
+        self._slots = slots
+        self._namespace: str = consumer.app.engine.settings.namespace
+        self._ways: dict[str, Way] = {}
+        slots.tell = consumer.act_soon
+
+    def prepare(self) -> None:
+        """Make the way of each declared task on which nobody has put something of his own."""
+        consumer = self._consumer
+        self._ways.clear()
+        for declaration in consumer.app.engine.host.declarations():
+            task = consumer.app.tasks[declaration.name]
+            if is_traced_by_celery_alone(task):
+                self._ways[declaration.name] = Way(consumer, task, self._slots, limit_s=declaration.time_limit_s)
+            else:
+                gate.tell(
+                    f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs"
+                )
+
+    def native(self, message: Any) -> reading.Native | None:
+        """Return the parts of a message that taskbridge wrote, checked; None if it is to be read the plain way."""
+        headers = message.headers
+        if not isinstance(headers, dict) or wire.META not in headers or message.content_type != "application/json":
+            return None
+        body = message.body
+        apart = taken_apart(body.encode() if isinstance(body, str) else bytes(body))
+        if apart is None:
+            return None
+        args, kwargs, embed, texts = apart
+        reading.check(headers, args, kwargs, embed)
+        message._decoded_cache = apart[:3]  # what Celery reads of it, and would decode
+        return reading.native(headers, args, kwargs, embed, message=message, namespace=self._namespace, texts=texts)
+
+    def take(self, message: Any, task: str) -> bool:
+        """Hand a message on to a thread, if its way is open; return whether it was."""
+        way = self._ways.get(task) if wire.META in message.headers else None  # plain clients may want more
+        if way is None or not way.is_open():
+            return False
+        way.take(message)
+        return True

@@ -163,6 +163,17 @@ def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
     return found, at
 
 
+def _decoded(found: _Delivery) -> str | bytes:
+    """Return a body as py-amqp's channels do by default: as text, if it is text in the encoding that it names."""
+    encoding = found.properties.get("content_encoding")
+    if encoding is None:
+        return found.body
+    try:
+        return found.body.decode(encoding)
+    except (LookupError, ValueError):
+        return found.body
+
+
 class Socket(TCPTransport):
     """A socket from which as much is read at a time as there is."""
 
@@ -243,6 +254,7 @@ class Connection(AmqpConnection):
     Attributes:
         gathers: Whether acknowledgements wait for the end of the loop's turn.
         gathered: Their frames.
+        taken: How many deliveries were read here, and not by py-amqp.
     """
 
     Channel = Channel
@@ -252,6 +264,7 @@ class Connection(AmqpConnection):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.gathers: bool = False
         self.gathered: list[bytes] = []
+        self.taken: int = 0
         super().__init__(*args, **options)
 
     def Transport(  # noqa: N802 - py-amqp's name
@@ -322,11 +335,12 @@ class Connection(AmqpConnection):
         except (StructError, IndexError, UnicodeDecodeError):
             return None
         channel = None if found is None else self.channels.get(found.channel)
-        if found is None or channel is None or channel.is_closing or channel.auto_decode:
+        if found is None or channel is None or channel.is_closing:
             return None
         transport._read_buffer = held[found.end :]
         self.bytes_recv += 3
-        message = _Message(found.body)
+        self.taken += 1
+        message = _Message(_decoded(found) if channel.auto_decode else found.body)
         message.properties = found.properties
         return partial(channel._on_basic_deliver, *found.arguments, message)
 

@@ -14,7 +14,7 @@ from amqp.basic_message import Message
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import dumps
 
-from taskbridge.engines.celery.amqp import Channel, Connection, Socket, _delivery
+from taskbridge.engines.celery.fast.reader import Channel, Connection, Socket, _delivery
 
 TYPICAL: dict[str, Any] = {
     "content_type": "application/json",
@@ -116,7 +116,6 @@ def by_py_amqp(frames: list[bytes]) -> tuple[Any, ...]:
         {"application_headers": {}},
         {**TYPICAL, "message_id": "rare", "timestamp": 1_700_000_000, "expiration": "5", "app_id": "x"},
         {"priority": 0, "type": "t"},
-        {"content_type": "text/plain", "application_headers": {"bytes": b"\xff\xfe"}},
     ],
 )
 def test_a_message_is_what_py_amqp_makes_of_it(peer: Peer, properties: dict[str, Any]) -> None:
@@ -125,6 +124,26 @@ def test_a_message_is_what_py_amqp_makes_of_it(peer: Peer, properties: dict[str,
     peer.send(b"".join(frames))
 
     assert [shown(each) for each in peer.came] == [by_py_amqp(frames)]
+    assert peer.connection.taken == 1, "the reader left it to py-amqp"
+
+
+def test_a_message_whose_headers_are_no_text_is_left_to_py_amqp(peer: Peer) -> None:
+    frames = delivery(b"[]", content_type="text/plain", application_headers={"bytes": b"\xff\xfe"})
+
+    peer.send(b"".join(frames))
+
+    assert [shown(each) for each in peer.came] == [by_py_amqp(frames)]
+    assert peer.connection.taken == 0
+
+
+@pytest.mark.parametrize("body", [b"caf\xc3\xa9", b"\xff\xfe"])
+def test_a_body_is_text_where_py_amqp_makes_text_of_it(peer: Peer, body: bytes) -> None:
+    frames = delivery(body, content_encoding="utf-8")
+
+    peer.send(b"".join(frames))
+
+    assert [shown(each) for each in peer.came] == [by_py_amqp(frames)]
+    assert peer.connection.taken == 1, "the reader left it to py-amqp"
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 10, b"y" * 250])

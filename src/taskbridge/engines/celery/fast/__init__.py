@@ -1,0 +1,70 @@
+"""Shortcuts through Celery, kombu and py-amqp: the only room that touches names of theirs that begin with `_`.
+
+| module | what is shorter | for |
+|---|---|---|
+| `tasks`, `slots` | a message goes from the main loop to a thread as it was read, past the tracer | pools of threads |
+| `reader` | deliveries of RabbitMQ are read at once, and acknowledgements written together | each pool, without TLS |
+| `gate` | nothing: it decides whether the others may be taken | |
+
+All else is told nothing of it: without this room, Celery runs the same messages with the same outcome.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from taskbridge.engines.celery.fast import gate
+from taskbridge.engines.celery.stock import AmqpTransport, ThreadsPool
+
+if TYPE_CHECKING:
+    from taskbridge.engines.celery.fast.tasks import Shortcuts
+
+
+def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | None:
+    """Return the short ways of a worker's tasks; None if all take the plain one.
+
+    The executor of Celery's pool of threads is replaced by `Slots`. A pool of processes has nothing to be shortened
+    here: Celery pickles each message for a child.
+
+    Args:
+        consumer: The worker's consumer.
+        pool: Its pool.
+        is_wanted: The setting `fast`.
+    """
+    if consumer.app.engine.settings.url.broker == "amqp":
+        why = gate.obstacle_for_reader(is_wanted=is_wanted)
+        if why is not None:
+            gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
+    if not isinstance(pool, ThreadsPool) or consumer.hub is None:
+        return None
+    why = gate.obstacle_for_tasks(is_wanted=is_wanted)
+    if why is not None:
+        gate.tell("tasks take", why)
+        return None
+    from taskbridge.engines.celery.fast.slots import Slots
+    from taskbridge.engines.celery.fast.tasks import Shortcuts  # here, for it needs the names that the gate has found
+
+    if not isinstance(pool.executor, Slots):
+        pool.executor.shutdown(wait=False)
+        pool.executor = Slots(pool.limit)
+    return Shortcuts(consumer, pool.executor)
+
+
+def amqp_transport(*, is_wanted: bool) -> Any:
+    """Return the transport class that reads RabbitMQ's deliveries, or kombu's own."""
+    if gate.obstacle_for_reader(is_wanted=is_wanted) is not None:
+        return AmqpTransport
+    from taskbridge.engines.celery.fast.reader import Transport  # here, as above
+
+    return Transport
+
+
+def stop_gathering(connection: Any) -> None:
+    """Have acknowledgements on a connection of kombu's written at once from now on.
+
+    Raises:
+        OSError: The connection is closed.
+    """
+    stop = getattr(connection.connection, "stop_gathering", None) if connection.connected else None
+    if stop is not None:
+        stop()
