@@ -173,11 +173,11 @@ def test_what_a_task_puts_into_the_headers_of_its_request_stays_there() -> None:
     assert request.headers == {"a": "third"}
 
 
-def test_a_request_that_cannot_be_run_goes_back_and_holds_no_slot(
+def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
     way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    returned: list[Any] = []
-    monkeypatch.setattr(Way, "reject", lambda way, message, *args: returned.append(args[-1]))
+    acknowledged: list[Any] = []
+    monkeypatch.setattr(Way, "acknowledge", lambda way, message, *args: acknowledged.append(message))
     monkeypatch.setattr(FastRequest, "_settled", lambda _: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None
@@ -190,7 +190,9 @@ def test_a_request_that_cannot_be_run_goes_back_and_holds_no_slot(
 
     way.take(message)
 
-    assert returned == [True]
+    assert acknowledged == [message]
+    assert task.app.engine.host.counts().delayed == 1
+    assert task.app.engine.life.attempts.state_of(sent) is None
     assert sent.id not in worker_state.requests
 
 

@@ -26,13 +26,13 @@ from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier
+from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier, PutOff
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.fast.slots import Slots
 from taskbridge.engines.celery.request import Request
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Done
+from taskbridge.retry import Done
 
 _log = logging.getLogger("taskbridge.celery")
 
@@ -130,7 +130,8 @@ class FastRequest(Request):
         except BaseException as exc:  # nobody else would, and its slot would be taken for ever
             outcome = self._way.carrier.unsettled(self.message.taskbridge, exc)
             worker_state.task_ready(self)
-            if isinstance(outcome, Dead):
+            self._is_put_off = isinstance(outcome, PutOff)
+            if self._is_put_off:
                 self.acknowledge()
             else:
                 self.reject(requeue=True)
