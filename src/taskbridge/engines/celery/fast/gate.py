@@ -32,12 +32,12 @@ _TASKS: Final[Mapping[str, Sequence[str]]] = {
 _READER: Final[Mapping[str, Sequence[str]]] = {
     "amqp.channel:Channel": ("_on_basic_deliver",),
     "amqp.serialization": ("_read_item", "decode_properties_basic"),
-    "amqp.transport:TCPTransport": ("_read", "_setup_transport"),
+    "amqp.transport:TCPTransport": ("_setup_transport",),
 }
 """What `reader` uses of py-amqp."""
 
 _DELIVERED: Final = ("self", "consumer_tag", "delivery_tag", "redelivered", "exchange", "routing_key", "msg")
-_SOCKET_HAS: Final = ("_read_buffer", "_quick_recv")
+_SOCKET_HAS: Final = ("_read_buffer",)
 """What py-amqp's socket is given as it is connected."""
 
 

@@ -178,22 +178,7 @@ class Socket(TCPTransport):
     """A socket from which as much is read at a time as there is."""
 
     connected: bool
-    _read_buffer: bytes
-    _quick_recv: Callable[[int], bytes]
-
-    def _read(self, n: int, initial: bool = False, *_: Any) -> bytes:
-        """Return exactly so many bytes; what came with them is kept for the next call."""
-        held = self._read_buffer
-        if len(held) >= n:
-            self._read_buffer = held[n:]
-            return held[:n]
-        quick = self._quick_recv
-        self._quick_recv = lambda size: quick(max(size, _CHUNK))
-        try:
-            read: bytes = stock(super())._read(n, initial)
-        finally:
-            self._quick_recv = quick
-        return read
+    _read_buffer: bytes  # py-amqp's own reading begins with what is left here
 
     def receive(self) -> None:
         """Read what has come, without waiting.
@@ -267,17 +252,11 @@ class Connection(AmqpConnection):
         self.taken: int = 0
         super().__init__(*args, **options)
 
-    def Transport(  # noqa: N802 - py-amqp's name
-        self,
-        host: str,
-        connect_timeout: float | None,
-        ssl: Any = False,
-        read_timeout: float | None = None,
-        write_timeout: float | None = None,
-        **options: Any,
+    def Transport(  # noqa: N802 - the name and the order of arguments are py-amqp's
+        self, host: str, connect: Any, ssl: Any = False, read: Any = None, write: Any = None, **options: Any
     ) -> Any:
-        """Return the socket to be connected."""
-        options |= {"connect_timeout": connect_timeout, "read_timeout": read_timeout, "write_timeout": write_timeout}
+        """Return the socket to be connected, given how long connecting, reading and writing may take, in seconds."""
+        options |= {"connect_timeout": connect, "read_timeout": read, "write_timeout": write}
         return stock(super()).Transport(host, ssl=ssl, **options) if ssl else Socket(host, **options)
 
     def send_method(self, *args: Any, **options: Any) -> Any:
