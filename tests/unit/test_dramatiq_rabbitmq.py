@@ -385,6 +385,19 @@ def test_what_a_channel_holds_on_which_a_call_was_not_answered_goes_back(place: 
     second.close()
 
 
+def test_more_queues_than_a_connection_has_channels_are_consumed(place: Place) -> None:
+    place.note.send(1)
+    place.note.using(queue="email").send(2)
+    broker = place.broker(2)
+    parameters: Any = broker.parameters
+    parameters.channel_max = 1
+    consumers = [broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email)]
+
+    assert [take(consumer).args for consumer in consumers] == [(1,), (2,)]
+    for consumer in consumers:
+        consumer.close()
+
+
 def test_a_body_of_many_frames_arrives_whole(place: Place) -> None:
     text = "x" * 300_000
     place.bridge.task(name="long")(_long).send(text)

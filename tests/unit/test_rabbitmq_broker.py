@@ -28,6 +28,7 @@ from taskbridge.brokers.rabbitmq import connect
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.pool import Pool
+from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
@@ -283,24 +284,6 @@ class TestPublishing:
 
         broker.publish([a_message(1)], timeout_s=5)
         assert len(place.take_all(place.queue())) == 1
-
-    def test_the_first_half_is_on_its_way_before_the_second_is_packed(self, place: Place) -> None:
-        on_their_way: list[int] = []
-
-        class LookingWire(AnyWire):
-            def encode(self, message: Message) -> Publication:
-                if message.args_json == "[99]":
-                    on_their_way.extend(int(body[1:-1]) for _, body in place.arrivals(50, timeout_s=5))
-                return super().encode(message)
-
-        settings, _ = load({"url": f"celery+{place.server.url}", "namespace": place.namespace}, environ={})
-        with closing(connect(settings, LookingWire("celery", place.namespace))) as broker:
-            broker.publish([a_message()], timeout_s=5)
-            place.take_all(place.queue())
-            broker.publish([a_message(number) for number in range(100)], timeout_s=5)
-
-        assert on_their_way == [*range(50)]
-        assert len(place.take_all(place.queue())) == 50
 
     @pytest.mark.parametrize("name", ["x\ud800", "x" * 200_000])
     def test_a_name_that_no_property_can_hold_is_refused_before_anything_is_sent(self, place: Place, name: str) -> None:
@@ -1111,6 +1094,42 @@ class TestConnecting:
         with pytest.raises(SettingsError, match="colour"):
             place.broker(url=f"{place.server.url}?colour=red")
 
+    @pytest.mark.parametrize("option", ["socket_timeout=1", "stack_timeout=1"])
+    def test_the_url_may_allow_less_time_for_connecting_than_a_send_has(self, place: Place, option: str) -> None:
+        with black_hole() as port:
+            broker = place.broker(url=f"amqp://127.0.0.1:{port}//?{option}&stack_timeout=1")
+            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable, match="does not answer"):
+                broker.publish([a_message()], timeout_s=10)
+
+    def test_connecting_is_tried_as_often_as_the_url_says(self, place: Place) -> None:
+        proxy = Proxy(("127.0.0.1", place.server.port))
+        options = "connection_attempts=20&retry_delay=0.2"
+        broker = place.broker(url=f"amqp://guest:guest@127.0.0.1:{proxy.port}/%2F?{options}")
+        with ExitStack() as stack:
+            later = threading.Timer(0.5, stack.enter_context, (proxy,))
+            later.start()
+            with takes(0.4, 8):
+                broker.publish([a_message()], timeout_s=10)
+            later.join()
+
+        assert len(place.take_all(place.queue())) == 1
+
+    def test_small_frames_few_channels_and_options_of_tcp_are_as_the_url_says(self, place: Place) -> None:
+        options = "frame_max=8192&channel_max=1&tcp_options={'TCP_KEEPIDLE':60}&locale=en_US"
+        broker = place.broker(url=f"{place.server.url}?{options}")
+        text = '["' + "x" * 100_000 + '"]'
+
+        broker.publish([a_message(args_json=text)], timeout_s=10)
+
+        assert [body for _, body in place.take_all(place.queue())] == [text.encode()]
+
+    def test_the_server_shows_the_client_by_what_the_url_says(self, place: Place) -> None:
+        name = f"shop{uuid.uuid4().hex[:8]}"
+        broker = place.broker(url=f"{place.server.url}?client_properties={{'connection_name':'{name}'}}")
+        broker.publish([a_message()], timeout_s=5)
+
+        assert name in place.server.ctl("list_connections", "client_properties")
+
     def test_tls(self, place: Place, tmp_path: Path) -> None:
         with tls_proxy(place.server.port, tmp_path) as (port, certificate):
             options = f"ssl_options={{'ca_certs':'{certificate}'}}"
@@ -1287,6 +1306,17 @@ class TestOutages:
         assert first_maybe_taken
         assert found.pop(b"[999]", 0) in (confirmed, confirmed + 1)
         assert found == {b"[0]": 1, b"[4]": 1, b"[100]": 1}
+
+    def test_a_blocked_connection_is_given_up_after_the_time_that_the_url_says(self, fragile: Place) -> None:
+        broker = fragile.broker(url=f"{fragile.server.url}?blocked_connection_timeout=2")
+        broker.publish([a_message(0)], timeout_s=5)
+        try:
+            blocked(broker, fragile.server)
+            with takes(0, 4), pytest.raises(BrokerUnavailable, match="blocked_connection_timeout") as caught:
+                broker.publish([a_message(1)], timeout_s=20)
+            assert not caught.value.maybe_taken
+        finally:
+            fragile.server.ctl("set_vm_memory_high_watermark", "0.4")
 
     def test_a_send_waits_for_the_end_of_an_alarm(self, fragile: Place) -> None:
         broker = fragile.broker()

@@ -16,7 +16,7 @@ from taskbridge.brokers.rabbitmq.dead_letter_queue import Removal, browse, take_
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.engines import other_engines
 from taskbridge.brokers.rabbitmq.pool import FAILURES
-from taskbridge.brokers.rabbitmq.publication import Packer, Parcel, Parcels
+from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
 from taskbridge.brokers.rabbitmq.publisher import Publisher, QueueState, look, main_channel, make
 from taskbridge.brokers.rabbitmq.pump import Pump
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, sign_queue
@@ -82,8 +82,8 @@ class RabbitMQBroker:
         """
         self._deliver([self._packer.letter(0, letter)], Deadline(timeout_s))
 
-    def _deliver(self, parcels: Parcels, deadline: Deadline) -> None:
-        if len(parcels) == 0:
+    def _deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> None:
+        if not parcels:
             return
         outcome = self._publisher.deliver(parcels, deadline)
         if len(outcome.accepted) == len(parcels):

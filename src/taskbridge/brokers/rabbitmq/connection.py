@@ -300,6 +300,7 @@ class Connection:
         now = time.monotonic()
         blocked_s = self._parameters.blocked_connection_timeout
         if self.blocked_by is not None and blocked_s is not None and now - self._blocked_at > blocked_s:
+            self._is_open = False  # another one would be blocked, too
             self.lose(f"{self._blocked_problem()}, for longer than blocked_connection_timeout")
         elif self._heartbeat_s and now - self._heard_at > 2 * self._heartbeat_s:
             if not self._poll.poll(0):  # else the process stood still, and has yet to read

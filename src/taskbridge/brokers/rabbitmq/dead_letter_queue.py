@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.publication import Parcel
-from taskbridge.brokers.rabbitmq.publisher import Outcome, look, publish
+from taskbridge.brokers.rabbitmq.publisher import look, publish
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 
 TOGETHER: Final = 100

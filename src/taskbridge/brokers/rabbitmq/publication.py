@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -31,8 +31,8 @@ class Place:
     Attributes:
         name: What messages about it say.
         calls: The calls that make it, for a server of this version.
-        made_first: Whether they are made before the first publication of a connection; else when one is returned.
-            A missing queue returns a publication, but a missing exchange closes the channel.
+        made_first: Whether it is an exchange, made before the first publication of a connection, for a missing one
+            closes the channel; a queue is made when a publication is returned.
         below: The place that must be there for this one to be made.
     """
 
@@ -40,6 +40,11 @@ class Place:
     calls: Callable[[tuple[int, ...]], Iterable[Any]]
     made_first: bool = False
     below: Place | None = None
+
+    @property
+    def exchange(self) -> str:
+        """What is published to: the exchange of this name, or the default one for a queue."""
+        return self.name if self.made_first else ""
 
     def with_all_below(self) -> list[Place]:
         """Return this place and those it needs, in the order in which they are made."""
@@ -56,7 +61,6 @@ class Parcel(NamedTuple):  # it is made in a third of a dataclass's time
         token: The property `message_id`, by which it is known again if it is returned.
         properties: All properties, encoded.
         body: The body.
-        exchange: What it is published to; the default exchange if empty.
     """
 
     number: int
@@ -65,37 +69,6 @@ class Parcel(NamedTuple):  # it is made in a third of a dataclass's time
     token: str | None
     properties: bytes
     body: bytes
-    exchange: str = ""
-
-
-class Packing:
-    """Publications, each packed when it is first asked for: the server works on the first while the last are packed.
-
-    Args:
-        messages: What is published.
-        pack: Returns the parcel of a message; it must not fail, for others are on their way by then.
-    """
-
-    def __init__(self, messages: Sequence[Message], pack: Callable[[int, Message], Parcel]) -> None:
-        self._messages = messages
-        self._pack = pack
-        self._packed: list[Parcel] = []
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._messages)
-
-    def __iter__(self) -> Iterator[Parcel]:
-        """Go through them, and pack what is not packed."""
-        packed = self._packed
-        yield from packed
-        for index in range(len(packed), len(self._messages)):
-            packed.append(self._pack(index, self._messages[index]))
-            yield packed[index]
-
-
-Parcels = Sequence[Parcel] | Packing
-"""What is sent together, in this order."""
 
 
 class Packer:
@@ -117,14 +90,12 @@ class Packer:
             calls = partial(topology.level_calls, level)
             self._levels.append(Place(name=topology.level(level), calls=calls, made_first=True, below=below))
 
-    def publications(self, messages: Sequence[Message]) -> Parcels:
-        """Return the engine's own messages, for their queues.
+    def publications(self, messages: Sequence[Message]) -> list[Parcel]:
+        """Return the engine's own messages, for their queues; all are encoded before one is sent.
 
         Raises:
-            HeadersTooLarge: The properties of one are larger than a frame; then none is to be sent.
+            HeadersTooLarge: The properties of one are larger than a frame.
         """
-        if len(messages) > 1 and all(map(_is_small, messages)):
-            return Packing(messages, self.publication)
         return [self.publication(number, message) for number, message in enumerate(messages)]
 
     def publication(self, number: int, message: Message, *, life_s: float | None = None) -> Parcel:
@@ -158,7 +129,6 @@ class Packer:
         return Parcel(
             number=number,
             place=place,
-            exchange=place.name,
             key=key,
             token=token,
             properties=properties,
@@ -179,12 +149,6 @@ class Packer:
         return Parcel(
             number=number, place=self._dead, key=self._dead.name, token=token, properties=properties, body=body
         )
-
-
-def _is_small(message: Message) -> bool:
-    """Tell whether a message's properties surely can be written and fit into a frame, whatever an engine adds."""
-    names = f"{message.id}{message.task}{message.queue}"
-    return not message.headers and message.error is None and len(names) <= _LONGEST_PROPERTY and names.isascii()
 
 
 def _milliseconds(life_s: float) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Batch, Channel, ChannelClosedError
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import FAILURES, DeclarationRefusedError, Pool
-from taskbridge.brokers.rabbitmq.publication import Packing, Parcels, Place
+from taskbridge.brokers.rabbitmq.publication import Parcel, Place
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 from taskbridge.exceptions import BrokerUnavailable
 
@@ -26,23 +26,6 @@ _ROUNDS: Final = 3
 
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of parcels; those that are not accepted, and not unsure, were not taken.
-
-    Attributes:
-        accepted: The numbers of those that the server has confirmed.
-        unsure: Of those that it may have.
-        refused: Of those that their queue did not take.
-        problem: Why not all were accepted.
-    """
-
-    accepted: set[int] = field(default_factory=set[int])
-    unsure: set[int] = field(default_factory=set[int])
-    refused: set[int] = field(default_factory=set[int])
-    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class Publisher:
     def __init__(self, hosts: Sequence[Any]) -> None:
         self._pool = Pool(hosts)
 
-    def deliver(self, parcels: Parcels, deadline: Deadline) -> Outcome:
+    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
         """Publish parcels as `publish` does, on another connection if the one there was is gone.
 
         A parcel is published again only if it was not taken.
@@ -108,7 +91,7 @@ def _may_help(failure: Exception) -> bool:
     return isinstance(failure, ConnectionLostError) and failure.was_open
 
 
-def publish(connection: Connection, parcels: Parcels, outcome: Outcome, deadline: Deadline) -> None:
+def publish(connection: Connection, parcels: Sequence[Parcel], outcome: Outcome, deadline: Deadline) -> None:
     """Publish parcels in order, pipelined; make the places that are missing, and publish again what they miss.
 
     Args:
@@ -127,26 +110,20 @@ def publish(connection: Connection, parcels: Parcels, outcome: Outcome, deadline
     for _ in range(_ROUNDS):
         connection.wait_unblocked(deadline)
         channel = main_channel(connection, deadline)
-        if not isinstance(todo, Packing):
-            for place in dict.fromkeys(parcel.place for parcel in todo if parcel.place.made_first):
-                make(connection, place, deadline)
-        batch = Batch()
-        try:
-            channel.publish(todo, batch, deadline)
-        finally:
-            outcome.accepted |= batch.accepted
-            outcome.unsure |= batch.unsure
-            outcome.refused |= batch.refused
-        if batch.refused:
-            refusing = next(parcel.place.name for parcel in todo if parcel.number in batch.refused)
+        for place in dict.fromkeys(parcel.place for parcel in todo if parcel.place.made_first):
+            make(connection, place, deadline)
+        outcome.returned.clear()
+        channel.publish(todo, outcome, deadline)
+        if outcome.refused:
+            refusing = next(parcel.place.name for parcel in parcels if parcel.number in outcome.refused)
             outcome.problem = f"RabbitMQ at {connection.where} refused it: is queue {refusing!r} full?"
-        if not batch.returned:
+        if not outcome.returned:
             return
-        todo = [parcel for parcel in todo if parcel.number in batch.returned]
+        todo = [parcel for parcel in todo if parcel.number in outcome.returned]
         for place in dict.fromkeys(parcel.place for parcel in todo):
             connection.declared.difference_update(place.with_all_below())
             make(connection, place, deadline)
-    outcome.problem = f"RabbitMQ at {connection.where} does not find {next(iter(todo)).place.name!r}, just declared"
+    outcome.problem = f"RabbitMQ at {connection.where} does not find {todo[0].place.name!r}, just declared"
 
 
 def main_channel(connection: Connection, deadline: Deadline) -> Channel:

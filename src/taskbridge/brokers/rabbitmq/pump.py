@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery
+from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import FAILURES
 from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publisher import Outcome, look, make, publish
+from taskbridge.brokers.rabbitmq.publisher import look, make, publish
 from taskbridge.brokers.rabbitmq.topology import Topology
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
@@ -155,10 +155,10 @@ class Pump:
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
             outcome.accepted |= self._deliver(connection, again).accepted
         if len(outcome.accepted) == len(taken):
-            channel.ack([taken[-1].tag], self._call_deadline(), multiple=True)
+            channel.ack([taken[-1].tag], multiple=True)
             _log.debug("published %d delayed messages", len(taken))
         else:
-            channel.ack((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+            channel.ack(taken[index].tag for index in sorted(outcome.accepted))
             raise _NotPublishedError(outcome.problem)
 
     def _deliver(self, connection: Connection, parcels: Sequence[Parcel]) -> Outcome:
@@ -232,7 +232,7 @@ class Pump:
         if not parcels:
             return 0
         outcome = self._deliver(connection, parcels)
-        channel.ack((taken[index].tag for index in sorted(outcome.accepted)), self._call_deadline())
+        channel.ack(taken[index].tag for index in sorted(outcome.accepted))
         return len(outcome.accepted)
 
     def _adopted(self, index: int, delivery: Delivery) -> Parcel | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from struct import Struct
+from collections.abc import Collection, Iterable
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeGuard
 
@@ -27,7 +26,8 @@ from pika import spec
 
 from taskbridge import locks
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError
-from taskbridge.brokers.rabbitmq.connection import ConnectionLostError, SharedConnection, connect, method_bytes
+from taskbridge.brokers.rabbitmq.channel import Delivery as Arrived
+from taskbridge.brokers.rabbitmq.connection import ConnectionLostError, SharedConnection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -138,81 +138,11 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             link.close(_CLOSE_S)
 
 
-_ACK: Final = Struct(">BHIHHQBB")
-"""The frame of an acknowledgement: kind, channel, size, class, method, delivery tag, whether of all before too, end."""
-
-_ACK_SIZE: Final = 13
-
-_ACK_INDEX: Final = divmod(spec.Basic.Ack.INDEX, 1 << 16)
-
-_DELIVER: Final = spec.Basic.Deliver.INDEX.to_bytes(4, "big")
-
-_TAG: Final = Struct(">QB")
-
-
-class _Receiver(Channel):
-    """A channel that calls a function with the tag, the redelivered flag and the body of each delivery.
-
-    What it needs of a delivery it reads itself: pika takes 20 us for the rest, which nobody asks for.
-    """
-
-    def __init__(self, connection: SharedConnection, receive: Callable[[int, bool, bytes], None]) -> None:
-        self._receive = receive
-        self._delivered: tuple[int, bool] | None = None
-        self._left = 0
-        self._parts: list[bytes] = []
-        super().__init__(connection)
-
-    def take(self, kind: int, payload: bytes) -> None:
-        """Take a frame."""
-        if kind == spec.FRAME_METHOD:
-            if not payload.startswith(_DELIVER):
-                super().take(kind, payload)
-                return
-            tag, redelivered = _TAG.unpack_from(payload, 5 + payload[4])  # after the consumer's tag
-            self._delivered = tag, bool(redelivered & 1)
-            return
-        if self._delivered is None:
-            return
-        if kind == spec.FRAME_HEADER:
-            self._left, self._parts = int.from_bytes(payload[4:12], "big"), []
-        else:
-            self._parts.append(payload)
-            self._left -= len(payload)
-        if self._left <= 0:
-            (tag, is_again), self._delivered = self._delivered, None
-            self._receive(tag, is_again, b"".join(self._parts))
-
-    def cancel(self, consumer_tag: str, deadline: Deadline | None) -> None:
-        """Let nothing more be delivered; without a deadline, what is on its way still is.
-
-        Raises:
-            ConnectionLostError, ChannelClosedError, TimedOutError: As for `call`.
-        """
-        if deadline is not None:
-            self.call(spec.Basic.Cancel(consumer_tag=consumer_tag), deadline)
-        else:
-            self.connection.send(method_bytes(self.number, spec.Basic.Cancel(consumer_tag=consumer_tag, nowait=True)))
-
-    def let_go(self, tag: int) -> None:
-        """Acknowledge a delivery, without waiting."""
-        number, kind = self.number, spec.FRAME_METHOD
-        self.connection.send(_ACK.pack(kind, number, _ACK_SIZE, *_ACK_INDEX, tag, 0, spec.FRAME_END))
-
-    def refuse(self, tags: Iterable[int], *, requeue: bool) -> None:
-        """Return deliveries to their queue, or reject them, without waiting."""
-        frames = [method_bytes(self.number, spec.Basic.Nack(tag, requeue=requeue)) for tag in tags]
-        if frames:
-            self.connection.send(b"".join(frames))
-
-
 class _Arrival(NamedTuple):
     """A delivery that nobody has looked at yet."""
 
     consumer: _SparingConsumer
-    tag: int
-    redelivered: bool
-    body: bytes
+    delivery: Arrived
 
     def opened(self) -> MessageProxy | None:
         """Return the message, for the thread that is to run it; None if there is nothing to run."""
@@ -243,7 +173,7 @@ class _SparingConsumer(Consumer):
         self._failure: Exception | None = None
         try:
             self._connection = broker.link()
-            self._channel = _Receiver(self._connection, self._receive)
+            self._channel = Channel(self._connection, self._receive)
         except _TROUBLE as exc:
             raise ConnectionClosed(exc) from None
         try:
@@ -323,17 +253,17 @@ class _SparingConsumer(Consumer):
             self._channel.cancel(self._consumer_tag, None if self._broker.draining else self._broker.deadline())
             self._consumer_tag = None
         with self._lock:
-            arrived = [arrival.tag for arrival in self._arrived]
+            arrived = [arrival.delivery.tag for arrival in self._arrived]
             self._arrived.clear()
         if leave_line:
             self._leave_line()
-        self._channel.refuse(arrived, requeue=True)
+        self._channel.reject(arrived, requeue=True)
 
     def _drain(self) -> None:
         self._send_back(leave_line=True)
         unopened = list(self._ready) if self._broker.work is None else self._broker.work.withdrawn(self._is_own)
         self._ready.clear()
-        self._channel.refuse([arrival.tag for arrival in unopened], requeue=True)
+        self._channel.reject([arrival.delivery.tag for arrival in unopened], requeue=True)
         self._slots.release(len(unopened))
         self._news.wait(self._timeout_s)
         self._news.clear()
@@ -386,9 +316,9 @@ class _SparingConsumer(Consumer):
         channel, tag = delivery.place
         if self._has(channel, delivery):
             if delivery.returns:
-                channel.refuse([tag], requeue=True)
+                channel.reject([tag], requeue=True)
             else:
-                channel.let_go(tag)
+                channel.ack([tag])
         self._slots.release()
 
     def nack(self, message: MessageProxy) -> None:
@@ -396,10 +326,10 @@ class _SparingConsumer(Consumer):
         delivery = _delivery(message)
         channel, tag = delivery.place
         if self._has(channel, delivery):
-            channel.refuse([tag], requeue=False)
+            channel.reject([tag], requeue=False)
         self._slots.release()
 
-    def _has(self, channel: _Receiver, delivery: Delivery) -> bool:
+    def _has(self, channel: Channel, delivery: Delivery) -> bool:
         """Return whether a message came over this consumer's own channel, and that is open."""
         if channel is self._channel and channel.closed is None:
             return True
@@ -432,20 +362,20 @@ class _SparingConsumer(Consumer):
         Raises:
             NotSettledError: The broker was away until the worker stopped; the message is not acknowledged.
         """
-        _, tag, redelivered, body = arrival
+        tag, body, redelivered = arrival.delivery
         place = self._channel, tag
         delivery = self._broker.reception.admit(self._queue_name, body, place=place, redelivered=redelivered)
         if delivery is None:
-            self._channel.let_go(tag)
+            self._channel.ack([tag])
             self._slots.release()
         return delivery
 
-    def _receive(self, tag: int, redelivered: bool, body: bytes) -> None:
+    def _receive(self, delivery: Arrived) -> None:
         """Take what arrives; the connection's thread calls it."""
         with self._lock:
             if not self._arrived:
                 self._arrived_at = monotonic()
-            self._arrived.append(_Arrival(self, tag, redelivered, body))
+            self._arrived.append(_Arrival(self, delivery))
             self._hand_on()
 
     def _slot_granted(self) -> None:
