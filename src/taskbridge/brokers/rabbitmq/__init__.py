@@ -1,7 +1,8 @@
 """The broker of RabbitMQ, by pika's protocol classes: confirms, delays in a cascade of queues, dead letters.
 
-From the outside in: `broker` is what the bridge asks, `publisher` keeps a connection for a process, `session` is what
-happens on one connection, `channel` and `connection` are the protocol. `pump` promotes what is due.
+From the outside in: `broker` is what the bridge asks, `pool` keeps a process's connections, `publishing` is what is
+done on one of them, `channel` and `connection` are the protocol. `publication` makes messages ready, `topology` says
+how queues are declared, `pump` promotes what is due.
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from taskbridge.brokers.rabbitmq.channel import Delivery
 from taskbridge.brokers.rabbitmq.connection import Connection, connect, parameters_of
 from taskbridge.brokers.rabbitmq.dead_letter_queue import Removal, browse, take_out
 from taskbridge.brokers.rabbitmq.deadline import Deadline
-from taskbridge.brokers.rabbitmq.engines import other_engines
-from taskbridge.brokers.rabbitmq.pool import FAILURES
+from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publisher import Publisher, QueueState, look, main_channel, make
+from taskbridge.brokers.rabbitmq.publishing import FAILURES, QueueState, look, main_channel, make
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, sign_queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, other_engines, sign_queue
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
@@ -47,8 +46,8 @@ class RabbitMQBroker:
             self._hosts = [parameters_of(settings.url.broker_url)]
         except (ValueError, TypeError, OSError) as exc:
             raise SettingsError("url", str(exc)) from exc
-        self._publisher = Publisher(self._hosts)
-        self._looker = Publisher(self._hosts)
+        self._publisher = Pool(self._hosts)
+        self._looker = Pool(self._hosts)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages to their queues, pipelined, in order; queues that are missing are declared.

@@ -14,7 +14,7 @@ from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Del
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.publication import Parcel
-from taskbridge.brokers.rabbitmq.publisher import look, publish
+from taskbridge.brokers.rabbitmq.publishing import look, publish
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 
 TOGETHER: Final = 100

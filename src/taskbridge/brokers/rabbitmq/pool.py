@@ -7,24 +7,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge import locks
-from taskbridge.brokers.rabbitmq.channel import ChannelClosedError
+from taskbridge.brokers.rabbitmq.channel import ChannelClosedError, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.publication import Parcel
+from taskbridge.brokers.rabbitmq.publishing import FAILURES, NOT_FOUND, publish
+from taskbridge.exceptions import BrokerUnavailable
 
+T = TypeVar("T")
 
-class DeclarationRefusedError(Exception):
-    """The server does not let us declare a queue or an exchange as it must be."""
-
-
-FAILURES: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, DeclarationRefusedError)
-"""What can go wrong on a connection."""
+_TRIES: Final = 12
+"""How often something is tried on another connection when the one there was is gone: as often as there may be such."""
 
 _MOST: Final = 8
 """How many connections there are before a thread waits a little for one that others use."""
@@ -40,7 +40,9 @@ _log = logging.getLogger("taskbridge.rabbitmq")
 
 
 class Pool:
-    """Connections to one server. Each is used by one thread at a time; an idle one is kept alive by the pool's thread.
+    """Connections to one server, for all threads: publishes, and asks.
+
+    Each connection is used by one thread at a time; an idle one is kept alive by the pool's thread.
 
     Args:
         hosts: Where to connect, and as whom: pika's parameters, the first that takes a connection is used.
@@ -54,6 +56,43 @@ class Pool:
         self._closed: threading.Event | None = None  # ends the thread, if there is one
         self._thread: threading.Thread | None = None
         _living.add(self)
+
+    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
+        """Publish parcels as `publish` does, on another connection if the one there was is gone.
+
+        A parcel is published again only if it was not taken.
+        """
+        outcome = Outcome()
+        for _ in range(_TRIES):
+            accepted = outcome.accepted
+            left = [parcel for parcel in parcels if parcel.number not in accepted] if accepted else parcels
+            try:
+                with self.connection(deadline) as connection:
+                    publish(connection, left, outcome, deadline)
+                break
+            except FAILURES as exc:
+                outcome.problem = str(exc)
+                if outcome.unsure or not _may_help(exc) or deadline.passed:
+                    break
+        return outcome
+
+    def ask(self, act: Callable[[Connection, Deadline], T], timeout_s: float) -> T:
+        """Return what an act on a connection returns; it is done again if the connection there was is gone.
+
+        Raises:
+            BrokerUnavailable: The server didn't answer, or refused.
+        """
+        deadline = Deadline(timeout_s)
+        tries = _TRIES
+        while True:
+            tries -= 1
+            try:
+                with self.connection(deadline) as connection:
+                    return act(connection, deadline)
+            except FAILURES as exc:
+                again = isinstance(exc, ConnectionLostError) and exc.was_open
+                if not again or tries == 0 or deadline.passed:
+                    raise BrokerUnavailable(str(exc)) from exc
 
     @contextmanager
     def connection(self, deadline: Deadline) -> Generator[Connection, None, None]:
@@ -157,6 +196,13 @@ class Pool:
         """Let go of everything in a forked child: its parent uses the connections, and the thread is not there."""
         self._idle = SimpleQueue()
         self._thread = self._closed = None
+
+
+def _may_help(failure: Exception) -> bool:
+    """Return whether trying again at once may help."""
+    if isinstance(failure, ChannelClosedError):
+        return failure.code == NOT_FOUND  # an exchange was deleted; it is declared again
+    return isinstance(failure, ConnectionLostError) and failure.was_open
 
 
 _living: Final[WeakSet[Pool]] = WeakSet()

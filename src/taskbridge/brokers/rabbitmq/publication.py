@@ -11,8 +11,7 @@ import pika
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.connection import PROPERTIES_ROOM
-from taskbridge.brokers.rabbitmq.engines import other_engines
-from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, queue, sign_queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, other_engines, queue, sign_queue
 from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings

@@ -14,9 +14,8 @@ from pika import spec
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
-from taskbridge.brokers.rabbitmq.pool import FAILURES
 from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publisher import look, make, publish
+from taskbridge.brokers.rabbitmq.publishing import FAILURES, look, make, publish
 from taskbridge.brokers.rabbitmq.topology import Topology
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from pika import spec
@@ -35,6 +36,7 @@ LONGEST_S: Final = 2**LEVELS - 1
 LONGEST_EXPIRATION_S: Final = 10 * 365 * 86400
 """The longest time to live that RabbitMQ takes; see rabbit_misc:check_expiry."""
 
+_BUILT_IN: Final = ("celery", "dramatiq")
 _QUORUM_SINCE: Final = (3, 10)
 
 _SIGN_EXPIRES_MS: Final = 120_000
@@ -134,6 +136,15 @@ def sign_queue(name: str) -> Any:
 def existing_queue(name: str) -> Any:
     """Return the call that looks at a queue, and fails if there is none."""
     return spec.Queue.Declare(queue=name, passive=True)
+
+
+@lru_cache(maxsize=8)
+def other_engines(engine: str) -> tuple[str, ...]:
+    """Return the names of the other engines: the built-in ones, and those that are installed as entry points."""
+    from importlib.metadata import entry_points  # here, for it takes 20 ms to import, and a process may only send
+
+    installed = (each.name for each in entry_points(group="taskbridge.engines"))
+    return tuple(name for name in dict.fromkeys((*_BUILT_IN, *installed)) if name != engine)
 
 
 def _topic(name: str) -> Any:

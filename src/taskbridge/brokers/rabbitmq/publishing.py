@@ -1,30 +1,31 @@
-"""Publishes until everything has found its queue, makes what is missing, and looks at queues."""
+"""What is done on one connection: publish until everything has found its queue, declare what is missing, look."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
-from taskbridge.brokers.rabbitmq.deadline import Deadline
-from taskbridge.brokers.rabbitmq.pool import FAILURES, DeclarationRefusedError, Pool
+from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.publication import Parcel, Place
 from taskbridge.brokers.rabbitmq.topology import existing_queue
-from taskbridge.exceptions import BrokerUnavailable
 
-T = TypeVar("T")
 
-_TRIES: Final = 12
-"""How often something is tried on another connection when the one there was is gone: as often as there may be such."""
+class DeclarationRefusedError(Exception):
+    """The server does not let us declare a queue or an exchange as it must be."""
+
+
+FAILURES: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, DeclarationRefusedError)
+"""What can go wrong on a connection."""
 
 _ROUNDS: Final = 3
 """How often a queue that is missing is declared before it is given up."""
 
-_NOT_FOUND: Final = 404
+NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
 
 
@@ -34,61 +35,6 @@ class QueueState:
 
     messages: int
     consumers: int
-
-
-class Publisher:
-    """Publishes, and asks, on connections of a pool. Threads share it."""
-
-    def __init__(self, hosts: Sequence[Any]) -> None:
-        self._pool = Pool(hosts)
-
-    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
-        """Publish parcels as `publish` does, on another connection if the one there was is gone.
-
-        A parcel is published again only if it was not taken.
-        """
-        outcome = Outcome()
-        for _ in range(_TRIES):
-            accepted = outcome.accepted
-            left = [parcel for parcel in parcels if parcel.number not in accepted] if accepted else parcels
-            try:
-                with self._pool.connection(deadline) as connection:
-                    publish(connection, left, outcome, deadline)
-                break
-            except FAILURES as exc:
-                outcome.problem = str(exc)
-                if outcome.unsure or not _may_help(exc) or deadline.passed:
-                    break
-        return outcome
-
-    def ask(self, act: Callable[[Connection, Deadline], T], timeout_s: float) -> T:
-        """Return what an act on a connection returns; it is done again if the connection there was is gone.
-
-        Raises:
-            BrokerUnavailable: The server didn't answer, or refused.
-        """
-        deadline = Deadline(timeout_s)
-        tries = _TRIES
-        while True:
-            tries -= 1
-            try:
-                with self._pool.connection(deadline) as connection:
-                    return act(connection, deadline)
-            except FAILURES as exc:
-                again = isinstance(exc, ConnectionLostError) and exc.was_open
-                if not again or tries == 0 or deadline.passed:
-                    raise BrokerUnavailable(str(exc)) from exc
-
-    def close(self) -> None:
-        """Close the connections; the next use makes others."""
-        self._pool.close()
-
-
-def _may_help(failure: Exception) -> bool:
-    """Return whether trying again at once may help."""
-    if isinstance(failure, ChannelClosedError):
-        return failure.code == _NOT_FOUND  # an exchange was deleted; it is declared again
-    return isinstance(failure, ConnectionLostError) and failure.was_open
 
 
 def publish(connection: Connection, parcels: Sequence[Parcel], outcome: Outcome, deadline: Deadline) -> None:
@@ -166,7 +112,7 @@ def look(
         try:
             replies = main_channel(connection, deadline).call_all([existing_queue(name) for name in left], deadline)
         except ChannelClosedError as exc:  # one is missing; those before it were answered
-            if exc.code != _NOT_FOUND:
+            if exc.code != NOT_FOUND:
                 raise
             replies = exc.replies
             left = left[: len(replies) + 1] if until_missing else left
