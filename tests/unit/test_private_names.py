@@ -1,0 +1,39 @@
+"""Few names that upstream keeps to itself are used, and only where the page of upstream's names says so."""
+
+from __future__ import annotations
+
+import pytest
+
+for module in ("celery", "dramatiq", "pika", "redis"):
+    pytest.importorskip(module)
+
+from tests.private_names import frames, is_fast, modules, replacements, uses
+
+MOST_USES = 70
+MOST_REPLACEMENTS = 9
+MOST_FRAMES = 2
+"""These bounds fall; the aims are 10, 0 and 0."""
+
+
+def test_private_names_of_upstream_are_used_in_few_places() -> None:
+    found = [str(use) for use in uses()]
+    assert len(found) <= MOST_USES, "\n".join(found)
+
+
+def test_no_more_methods_of_upstreams_objects_are_replaced() -> None:
+    found = [str(use) for use in replacements()]
+    assert len(found) <= MOST_REPLACEMENTS, "\n".join(found)
+
+
+def test_no_more_stack_frames_are_walked() -> None:
+    found = [str(use) for use in frames()]
+    assert len(found) <= MOST_FRAMES, "\n".join(found)
+
+
+def test_what_is_looked_through_is_the_package_but_for_the_fast_rooms_and_the_contract() -> None:
+    assert {"bridge.py", "engines/celery/app.py", "engines/dramatiq/app.py", "brokers/redis/broker.py"} <= set(
+        modules()
+    )
+    assert is_fast("engines/celery/fast/way.py")
+    assert not is_fast("engines/celery/fast.py")
+    assert not is_fast("engines/celery/app.py")
