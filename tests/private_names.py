@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 import taskbridge
 
@@ -47,6 +47,14 @@ class Use:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.name} ({self.how})"
+
+
+def all_installed() -> bool:
+    """Return whether all of these packages are installed: without one, what is its private name is not known."""
+    try:
+        return all(importlib.import_module(package) for package in UPSTREAM)
+    except ModuleNotFoundError:
+        return False
 
 
 def is_private(name: str) -> bool:
@@ -95,15 +103,27 @@ def _defined(tree: ast.AST) -> tuple[set[str], set[str]]:
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        elif _is_field(node):
             names.add(node.attr)
         if isinstance(node, ast.ClassDef):
-            methods |= {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+            methods |= {
+                member.name
+                for member in node.body
+                if isinstance(member, ast.FunctionDef) and not member.name.startswith("__")
+                if not any("property" in text or ".setter" in text for text in map(ast.unparse, member.decorator_list))
+            }
     return names, methods
 
 
 def _targets(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.expr]:
     return node.targets if isinstance(node, ast.Assign) else [node.target]
+
+
+def _is_field(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    """Return whether something is set on `self`."""
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+        return False
+    return ast.unparse(node.value) in ("self", "cls")
 
 
 def uses() -> list[Use]:
@@ -200,10 +220,12 @@ def _is_engines(path: str) -> bool:
 def replacements() -> list[Use]:
     """Return where a method of something that is not `self` is replaced."""
     _, methods = upstream_names()
+    fields = {node.attr for tree in modules().values() for node in ast.walk(tree) if _is_field(node)}
     found = []
     for path, tree in modules().items():
         if not path.startswith(("engines/", "brokers/")):
             continue
+        replaceable = methods - fields
         for node in ast.walk(tree):
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
                 found += [
@@ -211,7 +233,7 @@ def replacements() -> list[Use]:
                     for target in _targets(node)
                     if isinstance(target, ast.Attribute)
                     and ast.unparse(target.value) not in ("self", "cls")
-                    and target.attr in methods
+                    and target.attr in replaceable
                 ]
     return found
 
