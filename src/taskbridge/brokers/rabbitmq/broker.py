@@ -1,4 +1,4 @@
-"""What the bridge and the workers ask of RabbitMQ: publish, park, bury, count."""
+"""The broker of RabbitMQ: publishes, parks and buries messages, and counts what waits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from taskbridge.brokers.rabbitmq.connection import Connection, connect, paramete
 from taskbridge.brokers.rabbitmq.dead_letter_queue import Removal, browse, take_out
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import Pool
-from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publishing import FAILURES, QueueState, look, main_channel, make
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
+from taskbridge.brokers.rabbitmq.publishing import FAILURES, QueueState, declare, look, main_channel
 from taskbridge.brokers.rabbitmq.pump import Pump
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, Topology, other_engines, sign_queue
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished, SettingsError
@@ -31,8 +31,8 @@ _log = logging.getLogger("taskbridge.rabbitmq")
 class RabbitMQBroker:
     """Keeps messages in RabbitMQ. Threads share it, and a forked process makes its own connections.
 
-    A process that sends has one connection; one that looks has another, which a memory alarm doesn't block, because
-    nothing is published on it; a pump has its own.
+    A process has a pool of connections for sending, and one for looking, which a memory alarm doesn't block because
+    nothing is published on it. At rest each pool keeps one connection. A pump has a connection of its own.
     """
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
@@ -41,7 +41,7 @@ class RabbitMQBroker:
         self._settings = settings
         self._wire = wire
         self._topology = Topology(settings.namespace)
-        self._packer = Packer(settings, wire)
+        self._encoder = Encoder(settings, wire)
         try:
             self._hosts = [parameters_of(settings.url.broker_url)]
         except (ValueError, TypeError, OSError) as exc:
@@ -50,14 +50,14 @@ class RabbitMQBroker:
         self._looker = Pool(self._hosts)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
-        """Publish messages to their queues, pipelined, in order; queues that are missing are declared.
+        """Publish messages to their queues, pipelined, in order; missing queues are declared.
 
         Raises:
             PartlyPublished: Of several messages, not all were published.
             BrokerUnavailable: The only message was not published.
         """
         deadline = Deadline(timeout_s)
-        self._deliver(self._packer.publications(messages), deadline)
+        self._deliver([self._encoder.native(number, message) for number, message in enumerate(messages)], deadline)
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages, each for so many seconds, rounded up; more than 2**28 - 1 (8.5 years) are cut to that.
@@ -67,11 +67,11 @@ class RabbitMQBroker:
             BrokerUnavailable: The only message was not parked.
         """
         deadline = Deadline(timeout_s)
-        parcels = [
-            self._packer.parked(index, message.dumps().encode(), delay_s, message_id=message.id)
+        publications = [
+            self._encoder.parked(index, message.dumps().encode(), delay_s, message.id)
             for index, (message, delay_s) in enumerate(messages)
         ]
-        self._deliver(parcels, deadline)
+        self._deliver(publications, deadline)
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`.
@@ -79,24 +79,24 @@ class RabbitMQBroker:
         Raises:
             BrokerUnavailable: It was not buried.
         """
-        self._deliver([self._packer.letter(0, letter)], Deadline(timeout_s))
+        self._deliver([self._encoder.letter(0, letter)], Deadline(timeout_s))
 
-    def _deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> None:
-        if not parcels:
+    def _deliver(self, publications: Sequence[EncodedPublication], deadline: Deadline) -> None:
+        if not publications:
             return
-        outcome = self._publisher.deliver(parcels, deadline)
-        if len(outcome.accepted) == len(parcels):
+        outcome = self._publisher.deliver(publications, deadline)
+        if len(outcome.accepted) == len(publications):
             return
         problem = outcome.problem or "RabbitMQ did not confirm it"
         cause = BrokerUnavailable(problem, maybe_taken=bool(outcome.unsure))
-        if len(parcels) == 1:
+        if len(publications) == 1:
             raise cause
         raise PartlyPublished(cause, accepted=frozenset(outcome.accepted), unsure=frozenset(outcome.unsure))
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
         others = other_engines(self._wire.engine)
-        Pump(self._hosts, self._packer, self._topology, self._wire.engine, others, knows=knows, stop=stop).run()
+        Pump(self._hosts, self._encoder, self._topology, self._wire.engine, others, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace.
@@ -156,7 +156,7 @@ class RabbitMQBroker:
         connection: Connection | None = None
         try:
             connection = connect(self._hosts, Deadline(timeout_s), kind=Connection)  # a transaction is never repeated
-            make(connection, self._packer.due, Deadline(timeout_s))
+            declare(connection, self._encoder.due, Deadline(timeout_s))
             take_out(connection, self._topology.dead, choose, done, timeout_s)
         except FAILURES as exc:
             problem = f"{exc}; of {len(chosen)} dead letters {len(taken)} were taken out before" if taken else str(exc)
@@ -179,14 +179,14 @@ class RabbitMQBroker:
             if fate is not None:
                 fates[letter.id] = fate
         return {
-            letter_id: Removal(tags=tags[letter_id], parcel=self._replayed(index, fate.message))
+            letter_id: Removal(tags=tags[letter_id], publication=self._replayed(index, fate.message))
             for index, (letter_id, fate) in enumerate(fates.items())
         }
 
-    def _replayed(self, index: int, message: Message | None) -> Parcel | None:
+    def _replayed(self, index: int, message: Message | None) -> EncodedPublication | None:
         if message is None:
             return None
-        return self._packer.parked(index, message.dumps().encode(), 0.0, message_id=message.id)
+        return self._encoder.parked(index, message.dumps().encode(), 0.0, message.id)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if RabbitMQ answers.
@@ -198,11 +198,11 @@ class RabbitMQBroker:
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
         """Publish probes; RabbitMQ drops them as they expire."""
-        parcels = [
-            self._packer.publication(index, probe, life_s=None if probe.expires_at is None else timeout_s)
+        publications = [
+            self._encoder.native(index, probe, life_s=None if probe.expires_at is None else timeout_s)
             for index, probe in enumerate(probes)
         ]
-        self._deliver(parcels, Deadline(timeout_s))
+        self._deliver(publications, Deadline(timeout_s))
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove these signs; RabbitMQ drops the probes by itself."""
@@ -211,8 +211,8 @@ class RabbitMQBroker:
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
         """Leave signs for so many seconds."""
-        parcels = [self._packer.sign(index, name, life_s=life_s) for index, name in enumerate(names)]
-        self._deliver(parcels, Deadline(timeout_s))
+        publications = [self._encoder.sign(index, name, life_s=life_s) for index, name in enumerate(names)]
+        self._deliver(publications, Deadline(timeout_s))
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""

@@ -1,4 +1,4 @@
-"""Channels: calls that are answered, deliveries, and publications that are confirmed or in a transaction."""
+"""A channel: calls, deliveries, and publications that are confirmed or part of a transaction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskbridge.brokers.rabbitmq.connection import (
     method_of,
 )
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
-from taskbridge.brokers.rabbitmq.publication import Parcel
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 
 _HEAD: Final = Struct(">BHI")  # kind, channel, size
 _CONTENT_HEAD: Final = Struct(">BHIHHQ")  # kind, channel, size, class, weight, size of the body
@@ -53,9 +53,9 @@ class Delivery(NamedTuple):
     """A message that was delivered.
 
     Attributes:
-        tag: What it is acknowledged by.
-        body: Its bytes.
-        redelivered: Whether it was delivered before, to whoever did not acknowledge it.
+        tag: The delivery tag, by which it is acknowledged.
+        body: The body.
+        redelivered: Whether it was delivered before and not acknowledged.
     """
 
     tag: int
@@ -65,14 +65,14 @@ class Delivery(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of parcels; those that are in none of these sets were not taken.
+    """What became of publications that were sent together, by their numbers. One in none of these sets was not taken.
 
     Attributes:
-        accepted: The numbers of those that the server has confirmed.
-        refused: Of those that their queue did not take.
-        returned: Of those that found no queue.
-        unsure: Of those that were sent, and never answered.
-        open: Of those that were sent, and are not answered yet.
+        accepted: Confirmed by the server.
+        refused: Rejected by their queue (`basic.nack`).
+        returned: Routed to no queue.
+        unsure: Sent, and not answered when the wait ended: the server may have taken them.
+        open: Sent, and still waited for.
         problem: Why not all were accepted.
     """
 
@@ -84,7 +84,7 @@ class Outcome:
     problem: str | None = None
 
     def answer(self, number: int, *, taken: bool) -> None:
-        """Note the server's answer to a publication; one that was returned is confirmed, too."""
+        """Record the server's answer to a publication; one that was returned is confirmed as well."""
         self.open.discard(number)
         if not taken:
             self.refused.add(number)
@@ -93,15 +93,15 @@ class Outcome:
 
 
 class Channel:
-    """A channel; one thread at a time calls it, and any thread may acknowledge.
+    """A channel. One thread at a time calls it; any thread may acknowledge.
 
     Args:
-        connection: Where it is opened.
-        receive: Is called with each delivery by whoever reads, and must not wait; by default they are kept.
+        connection: The connection on which it is opened.
+        receive: Called with each delivery, in the thread that reads; it must not wait. By default deliveries are kept.
 
     Attributes:
-        closed: Why the channel can't be used any longer; None if it can.
-        deliveries: What arrived, and has not been looked at, if it is kept.
+        closed: Why the channel can no longer be used; None while it can.
+        deliveries: The deliveries that are kept, the first first.
     """
 
     def __init__(self, connection: Connection, receive: Callable[[Delivery], None] | None = None) -> None:
@@ -109,7 +109,7 @@ class Channel:
         self.closed: Exception | None = None
         self.deliveries: deque[Delivery] = deque()
         self._receive = receive or self.deliveries.append
-        self._is_closing = False  # soon: closed a second time, RabbitMQ would close the connection
+        self._is_closing = False  # RabbitMQ closes the connection if a channel is closed twice
         self._replies: list[Any] = []
         self._asked = 0
         self._content: bytes | None = None  # the method whose content arrives
@@ -117,16 +117,16 @@ class Channel:
         self._parts: list[bytes] = []
         self._lacks = 0  # how many bytes of the body have not come yet
         self._sent = 0
-        self._unconfirmed: dict[int, tuple[Outcome, Parcel]] = {}
+        self._unconfirmed: dict[int, tuple[Outcome, EncodedPublication]] = {}
         self._returned: set[str | None] = set()
         self._number = connection.attach(self)
 
     def open(self, deadline: Deadline, *more: Any) -> None:
-        """Open the channel; to be called once, first.
+        """Open the channel. Call this once, before anything else.
 
         Args:
-            deadline: For the answers.
-            more: Methods that are called with it, such as `Confirm.Select`, without which nothing can be published.
+            deadline: When the replies must be there.
+            more: Further methods to call, such as `Confirm.Select`, which `publish` needs, or `Tx.Select` for `commit`.
 
         Raises:
             ConnectionLostError, ChannelClosedError, TimedOutError: It could not be opened.
@@ -139,7 +139,7 @@ class Channel:
         Raises:
             ChannelClosedError: The server refused.
             ConnectionLostError: The connection is gone.
-            TimedOutError: No reply came; the channel can't be used any longer.
+            TimedOutError: There was no reply in time; the channel can no longer be used.
         """
         return self.call_all([method], deadline)[0]
 
@@ -161,7 +161,7 @@ class Channel:
         return len(self._replies) >= self._asked or self.closed is not None
 
     def check(self) -> None:
-        """Raise why the channel is closed, if it is: `ConnectionLostError`, `ChannelClosedError` or `TimedOutError`."""
+        """Raise `ConnectionLostError`, `ChannelClosedError` or `TimedOutError` if the channel is closed."""
         if isinstance(self.closed, ChannelClosedError):
             raise ChannelClosedError(self.closed.code, str(self.closed), self._replies)
         if isinstance(self.closed, ConnectionLostError):
@@ -170,16 +170,16 @@ class Channel:
             raise type(self.closed)(str(self.closed))
 
     def close(self, deadline: Deadline) -> None:
-        """Close the channel; what it was delivered and has not acknowledged goes back to its place in the queue."""
+        """Close the channel; unacknowledged deliveries return to their places in the queue."""
         if self.closed is None:
             self._is_closing = True
             self.call(spec.Channel.Close(200, "", 0, 0), deadline)
             self._shut(ConnectionLostError("the channel was closed"))
 
     def abandon(self) -> None:
-        """Have the server close the channel, without waiting; what is not acknowledged goes back to its queue.
+        """Tell the server to close the channel, without waiting; unacknowledged deliveries return to their queue.
 
-        It may count as closed here, and be open there: if a call was not answered, or its queue was deleted.
+        A channel may be closed here and still open on the server: if a call timed out, or its queue was deleted.
         """
         if not self._is_closing:
             self._is_closing = True
@@ -188,17 +188,23 @@ class Channel:
     # Deliveries
 
     def consume(self, queue: str, *, prefetch: int, exclusive: bool, deadline: Deadline) -> None:
-        """Let the server deliver a queue's messages, so many before they are acknowledged (0: any number).
+        """Consume a queue.
+
+        Args:
+            queue: Its name.
+            prefetch: How many deliveries may be unacknowledged at a time; 0 is any number.
+            exclusive: Whether nobody else may consume it.
+            deadline: When the replies must be there.
 
         Raises:
-            ChannelClosedError: The server refused: there is no such queue, or somebody else consumes it exclusively.
+            ChannelClosedError: There is no such queue, or another client consumes it exclusively.
             ConnectionLostError, TimedOutError: As for `call`.
         """
         qos, consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue, exclusive=exclusive)
         self.call_all([qos, consume], deadline)
 
     def cancel(self, consumer_tag: str, deadline: Deadline | None) -> None:
-        """Let nothing more be delivered; without a deadline, what is on its way still is.
+        """End a consumer; without a deadline it does not wait, and messages that are on their way still arrive.
 
         Raises:
             ConnectionLostError, ChannelClosedError, TimedOutError: As for `call`.
@@ -209,9 +215,9 @@ class Channel:
             self.connection.send(method_bytes(self._number, spec.Basic.Cancel(consumer_tag=consumer_tag, nowait=True)))
 
     def ack(self, tags: Iterable[int], *, multiple: bool = False) -> None:
-        """Acknowledge these deliveries, or all up to each, without waiting."""
+        """Acknowledge deliveries, without waiting; with `multiple` all earlier ones as well."""
         number, flag = self._number, int(multiple)
-        # In a sixth of pika's time: a worker does so for each message.
+        # A worker does this for each message, and pika takes six times as long to encode it.
         acks = [_ACK.pack(spec.FRAME_METHOD, number, _ACK_SIZE, *_ACK_INDEX, tag, flag, spec.FRAME_END) for tag in tags]
         if acks:
             self.connection.send(b"".join(acks))
@@ -223,55 +229,62 @@ class Channel:
 
     # Publications
 
-    def publish(self, parcels: Sequence[Parcel], outcome: Outcome, deadline: Deadline) -> None:
-        """Publish parcels, and return when all are confirmed; `outcome` tells what became of each, whatever is raised.
+    def publish(self, publications: Sequence[EncodedPublication], outcome: Outcome, deadline: Deadline) -> None:
+        """Publish messages in order, and return when all are confirmed.
+
+        Args:
+            publications: What is published.
+            outcome: Records what became of each, whatever is raised.
+            deadline: When the last confirm must be there.
 
         Raises:
             ConnectionLostError, ChannelClosedError, TimedOutError: Not all were answered.
         """
         try:
-            for chunk in _chunks(parcels):
+            for chunk in _chunks(publications):
                 data = self._frames(chunk)
                 self.check()
-                for parcel in chunk:
+                for publication in chunk:
                     self._sent += 1
-                    self._unconfirmed[self._sent] = outcome, parcel
-                    outcome.open.add(parcel.number)
+                    self._unconfirmed[self._sent] = outcome, publication
+                    outcome.open.add(publication.number)
                 self.connection.write(data, deadline)
             problem = f"RabbitMQ at {self.connection.where} sent no confirm in {deadline.timeout_s:g} s"
             self.connection.wait(lambda: not outcome.open or self.closed is not None, deadline, problem)
             if outcome.open:
                 self.check()
         finally:
-            # Only what made the server close the channel is known not to be taken; what came before it may be.
+            # If the server closed the channel because of the only open publication, it has not taken that one.
             if not (isinstance(self.closed, ChannelClosedError) and len(outcome.open) == 1):
                 outcome.unsure |= outcome.open - outcome.returned
             outcome.open = set()
 
-    def commit(self, parcels: Sequence[Parcel], tags: Iterable[int], deadline: Deadline) -> list[Parcel]:
-        """Publish parcels and acknowledge deliveries, all or none of it; the channel was opened with `Tx.Select`.
+    def commit(
+        self, publications: Sequence[EncodedPublication], tags: Iterable[int], deadline: Deadline
+    ) -> list[EncodedPublication]:
+        """Publish messages and acknowledge deliveries in one transaction; the channel was opened with `Tx.Select`.
 
         Returns:
-            The parcels that found no queue.
+            The publications that were routed to no queue.
 
         Raises:
-            ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been done or not.
+            ChannelClosedError, ConnectionLostError, TimedOutError: As for `call`; it may have been committed or not.
         """
         self._returned.clear()
-        for chunk in _chunks(parcels):
+        for chunk in _chunks(publications):
             self.connection.write(self._frames(chunk), deadline)
         self.ack(tags)
         self.call(spec.Tx.Commit(), deadline)
-        return [parcel for parcel in parcels if parcel.token in self._returned]
+        return [publication for publication in publications if publication.token in self._returned]
 
-    def _frames(self, parcels: Sequence[Parcel]) -> bytes:
-        """Return the frames by which parcels are published, each mandatory."""
+    def _frames(self, publications: Sequence[EncodedPublication]) -> bytes:
+        """Return the frames of publications, each mandatory."""
         number, room = self._number, self.connection.frame_max - OVERHEAD
         pieces: list[bytes] = []
-        for _, place, key, _, properties, body in parcels:
+        for _, destination, key, _, properties, body in publications:
             size = CONTENT_SIZE + len(properties)
             head = _CONTENT_HEAD.pack(spec.FRAME_HEADER, number, size, spec.Basic.INDEX, 0, len(body))
-            pieces += (_publish_bytes(number, place.exchange, key), head, properties, _END)
+            pieces += (_publish_bytes(number, destination.exchange, key), head, properties, _END)
             for start in range(0, len(body), room):
                 part = body[start : start + room]
                 pieces += (_HEAD.pack(spec.FRAME_BODY, number, len(part)), part, _END)
@@ -327,12 +340,12 @@ class Channel:
         last = method.delivery_tag
         numbers = list(takewhile(lambda each: each <= last, self._unconfirmed)) if method.multiple else [last]
         for number in numbers:
-            outcome, parcel = self._unconfirmed.pop(number)
-            outcome.answer(parcel.number, taken=taken)
+            outcome, publication = self._unconfirmed.pop(number)
+            outcome.answer(publication.number, taken=taken)
 
     def _on_content(self, payload: bytes, body: bytes) -> None:
         if payload.startswith(_DELIVER):
-            # What is needed of it is read here: pika takes 12 us for all of it, and as much for the properties.
+            # Only these two fields are needed: pika takes 12 us to decode all, and as much for the properties.
             tag, flags = _TAG.unpack_from(payload, 5 + payload[4])  # after the consumer's tag
             self._receive(Delivery(tag, body, bool(flags & 1)))
             return
@@ -343,15 +356,15 @@ class Channel:
             self._replies.append(Delivery(method.delivery_tag, body, bool(method.redelivered)))
 
     def _on_return(self, method: Any) -> None:
-        """Note what found no queue; its confirm, or the answer to the commit, comes after it."""
+        """Record a message that was routed to no queue; its confirm, or the reply to the commit, comes after it."""
         properties = pika.BasicProperties()
         properties.decode(self._header[CONTENT_SIZE:])
         self._returned.add(properties.message_id)
-        place = (method.exchange, method.routing_key)
-        there = [each for each in self._unconfirmed.values() if (each[1].place.exchange, each[1].key) == place]
+        way = (method.exchange, method.routing_key)
+        there = [each for each in self._unconfirmed.values() if (each[1].destination.exchange, each[1].key) == way]
         same = [each for each in there if each[1].token == properties.message_id]
-        for outcome, parcel in same or there:
-            outcome.returned.add(parcel.number)
+        for outcome, publication in same or there:
+            outcome.returned.add(publication.number)
 
 
 @lru_cache(maxsize=512)
@@ -359,14 +372,14 @@ def _publish_bytes(channel: int, exchange: str, key: str) -> bytes:
     return method_bytes(channel, spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True))
 
 
-def _chunks(parcels: Sequence[Parcel]) -> Iterator[Sequence[Parcel]]:
-    """Cut parcels into portions of about 256 KiB."""
-    chunk: list[Parcel] = []
+def _chunks(publications: Sequence[EncodedPublication]) -> Iterator[Sequence[EncodedPublication]]:
+    """Yield publications in chunks of about 256 KiB."""
+    chunk: list[EncodedPublication] = []
     size = 0
-    for parcel in parcels:
-        if size > 0 and size + len(parcel.body) > _CHUNK_BYTES:
+    for publication in publications:
+        if size > 0 and size + len(publication.body) > _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
-        chunk.append(parcel)
-        size += len(parcel.body) + len(parcel.properties) + 100
+        chunk.append(publication)
+        size += len(publication.body) + len(publication.properties) + 100
     yield chunk

@@ -1,14 +1,14 @@
-"""A connection to RabbitMQ on which every wait has a deadline; pika's codec, and a socket.
+"""A connection to RabbitMQ: pika's codec over a socket, and a deadline for every wait.
 
-One thread at a time uses a connection: it writes, and reads itself what it waits for, so that no other thread is woken
-for a confirm. Idle connections are in a `Pool`, which serves their heartbeats. `SharedConnection` is for consumers: a
-thread of its own reads, and any thread may write.
+One thread at a time uses a connection: it writes, and reads the replies itself, so no other thread is woken for a
+confirm. A `Pool` keeps idle connections and serves their heartbeats. `SharedConnection` is for consumers: a thread of
+its own reads, and any thread may write.
 
 Methods, properties and tables are pika's (`pika.spec`, `pika.data`). Its connections are not used: a
 `BlockingConnection` takes 1.24 to 1.36 times the CPU time for a single confirmed send, a `SelectConnection` in a thread
 1.5 times, and closing one waits for a server that may be silent. A thread that only reads, in place of reading by the
 sender, took 1.1 to 1.2 times the CPU time, and up to 1.4 times as long on the clock. Frames are cut here:
-`pika.frame.decode_frame` decodes the properties of each delivery, which nobody asks for, and takes 25 us for it.
+`pika.frame.decode_frame` decodes all properties of each delivery, which are not needed, and takes 25 us for them.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ _log = logging.getLogger("taskbridge.rabbitmq")
 
 
 class ConnectionLostError(Exception):
-    """The connection is gone, or could not be made.
+    """The connection is lost, or could not be made.
 
     Attributes:
-        was_open: Whether it was ever usable; then another one may be.
+        was_open: Whether it was usable before; then another attempt may succeed at once.
     """
 
     def __init__(self, problem: str, *, was_open: bool = False) -> None:
@@ -84,22 +84,22 @@ class Endpoint(Protocol):
 
 
 class Connection:
-    """One connection, from its making to its end; it is never made again. One thread at a time uses it.
+    """One connection; it never reconnects. One thread at a time uses it.
 
     Args:
-        parameters: Where to, and as whom: pika's parameters.
-        heartbeat_s: The longest time between signs of life; what the URL or the server says if None.
+        parameters: Host, credentials and options: pika's `Parameters`.
+        heartbeat_s: The heartbeat interval in seconds, if it is shorter than that of the URL or the server.
 
     Attributes:
         where: The server's host and port.
-        problem: Why the connection is gone, or None while it isn't.
-        blocked_by: Why the server takes no messages at the moment, such as `low on memory`; None if it does.
+        problem: Why the connection is lost; None while it is not.
+        blocked_by: Why the server takes no messages now (`connection.blocked`), such as `low on memory`; or None.
         frame_max: The size of the largest frame, in bytes.
         server_version: Such as (3, 10, 8).
-        read_s: How long `read` waits at most, so that heartbeats are in time.
-        used_at: When it was last needed, by the monotonic clock; for who uses it.
-        channel: The channel that is kept open; for who uses it.
-        declared: What is known to be declared; for who uses it.
+        read_s: The longest time that `read` waits, so that heartbeats are in time.
+        used_at: When it was last used, by the monotonic clock; set by the pool.
+        channel: The channel that is kept open; set by its user.
+        declared: The destinations that are known to be declared; set by its user.
     """
 
     _socket: socket.socket | None = None
@@ -133,10 +133,10 @@ class Connection:
         _living.add(self)
 
     def open(self, deadline: Deadline) -> None:
-        """Connect and log in; to be called once, first.
+        """Connect and log in. Call this once, before anything else.
 
         Raises:
-            ConnectionLostError: It can't be made.
+            ConnectionLostError: The server can't be reached, or refuses.
             TimedOutError: The server does not answer.
         """
         deadline = deadline.within(self._parameters.stack_timeout)
@@ -171,7 +171,7 @@ class Connection:
         mechanism, response = parameters.credentials.response_for(start)
         if mechanism is None:
             raise ConnectionLostError(
-                f"RabbitMQ at {self.where} takes none of our ways to log in, but {start.mechanisms!r}"
+                f"RabbitMQ at {self.where} offers no way to log in that is supported, but {start.mechanisms!r}"
             )
         properties = {**_client_properties(), **(parameters.client_properties or {})}
         self._tell(spec.Connection.StartOk(properties, mechanism, response, parameters.locale), deadline)
@@ -206,15 +206,15 @@ class Connection:
     # Use
 
     def check(self) -> None:
-        """Raise `ConnectionLostError` if the connection is gone."""
+        """Raise `ConnectionLostError` if the connection is lost."""
         if self.problem is not None:
             raise ConnectionLostError(self.problem, was_open=self._is_open)
 
     def write(self, data: bytes, deadline: Deadline) -> None:
-        """Send bytes; what the server doesn't read in time will be sent before all else.
+        """Send bytes; what is left at the deadline is sent before later bytes.
 
         Raises:
-            ConnectionLostError: The connection is gone.
+            ConnectionLostError: The connection is lost.
             TimedOutError: The server does not read.
         """
         self.check()
@@ -227,8 +227,8 @@ class Connection:
         """Read until a condition holds.
 
         Raises:
-            ConnectionLostError: The connection is gone.
-            TimedOutError: It doesn't in time, with this problem, or that the server takes no messages if it says so.
+            ConnectionLostError: The connection is lost.
+            TimedOutError: The condition did not hold in time; its text is `problem`, or that the server is blocked.
         """
         while not condition():
             self.check()
@@ -237,7 +237,7 @@ class Connection:
             self.read(deadline.slice_s)
 
     def wait_unblocked(self, deadline: Deadline) -> None:
-        """Return when the server takes messages; raises as `wait`."""
+        """Wait until the server takes messages; raises as `wait`."""
         self.wait(lambda: self.blocked_by is None, deadline, "")
 
     def _blocked_problem(self) -> str | None:
@@ -246,9 +246,9 @@ class Connection:
         return f"RabbitMQ at {self.where} takes no messages at the moment: {self.blocked_by}"
 
     def read(self, timeout_s: float = 0.0) -> None:
-        """Take in what has arrived, or else what arrives within so many seconds, and keep the connection alive.
+        """Process what has arrived, or else what arrives within so many seconds, and send a heartbeat if one is due.
 
-        Does not raise if the connection is gone; `problem` tells.
+        If the connection is lost it does not raise, but sets `problem`.
         """
         polled = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
         if polled != self._polled and self._socket is not None:
@@ -261,20 +261,20 @@ class Connection:
         self._keep_alive()
 
     def send(self, data: bytes) -> None:
-        """Send bytes without waiting: any thread may. What the system does not take now is sent by a later `read`."""
+        """Send bytes without waiting; any thread may. What the system does not take now is sent by a later `read`."""
         try:
             with self._sending:
                 if self._unsent:
                     data = self._unsent + data
                 self._unsent = data
-                if self._socket is not None and self.problem is None:
+                if data and self._socket is not None and self.problem is None:
                     self._unsent = data[self._socket.send(data) :]
                     self._sent_at = time.monotonic()
         except _WOULD_BLOCK:
             return
         except OSError as exc:
             self.lose(f"the connection to RabbitMQ at {self.where} broke: {exc}")
-        except BaseException:  # a time limit: how much was sent can't be known
+        except BaseException:  # a time limit: nobody knows how much was sent
             self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
             raise
 
@@ -300,10 +300,10 @@ class Connection:
         now = time.monotonic()
         blocked_s = self._parameters.blocked_connection_timeout
         if self.blocked_by is not None and blocked_s is not None and now - self._blocked_at > blocked_s:
-            self._is_open = False  # another one would be blocked, too
+            self._is_open = False  # another connection would be blocked as well
             self.lose(f"{self._blocked_problem()}, for longer than blocked_connection_timeout")
         elif self._heartbeat_s and now - self._heard_at > 2 * self._heartbeat_s:
-            if not self._poll.poll(0):  # else the process stood still, and has yet to read
+            if not self._poll.poll(0):  # else the process was suspended, and has not read yet
                 self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self._heard_at:.1f} s")
         elif self._heartbeat_s and now - self._sent_at > self._heartbeat_s / 2 and not self._unsent:
             self.send(_HEARTBEAT)
@@ -312,14 +312,14 @@ class Connection:
 
     @property
     def has_room(self) -> bool:
-        """Whether it can have another channel."""
+        """Whether another channel can be opened."""
         return len(self._endpoints) < self._channel_max
 
     def attach(self, endpoint: Endpoint) -> int:
-        """Take a new channel in, and return its number.
+        """Register a new channel, and return its number.
 
         Raises:
-            ConnectionLostError: The connection is gone, or has no channel left.
+            ConnectionLostError: The connection is lost, or has no channel left.
         """
         self.check()
         with self._sending:
@@ -330,13 +330,13 @@ class Connection:
             return number
 
     def detach(self, number: int) -> None:
-        """Free the number of a channel that is closed on both sides."""
+        """Release the number of a channel that is closed on both sides."""
         self._endpoints.pop(number, None)
 
     # The end
 
     def lose(self, problem: str) -> None:
-        """Give the connection up: its channels learn of it."""
+        """Give the connection up, and tell its channels."""
         if self.problem is None:
             self.problem = problem
             for endpoint in list(self._endpoints.values()):
@@ -348,7 +348,7 @@ class Connection:
             self._socket.close()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Take leave of the server, and end the connection; what waits to be confirmed is lost."""
+        """Close the connection."""
         deadline = Deadline(timeout_s)
         try:
             if self._is_open and self.problem is None:
@@ -359,13 +359,13 @@ class Connection:
         self.lose("the connection was closed")
 
     def forget(self) -> None:
-        """Let go of the socket in a forked process; its parent goes on using it."""
+        """Close this process's copy of the socket after a fork; the parent goes on using the connection."""
         self.problem = "the connection belongs to the parent process"
         if self._socket is not None:
             self._socket.close()
 
     def __del__(self) -> None:
-        """Close the socket of one that was dropped, as a time limit may do to whoever was about to use it."""
+        """Close the socket of a connection that was dropped, as when a time limit interrupts a thread that takes it."""
         if self._socket is not None:
             self._socket.close()
 
@@ -414,7 +414,7 @@ class Connection:
 
 
 class SharedConnection(Connection):
-    """A connection that threads share: a thread of its own reads, and whoever waits is woken after each read."""
+    """A connection that threads share: a thread of its own reads, and wakes those that wait after each read."""
 
     def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
         super().__init__(parameters, heartbeat_s=heartbeat_s)
@@ -422,20 +422,23 @@ class SharedConnection(Connection):
         self._reader: threading.Thread | None = None
 
     def open(self, deadline: Deadline) -> None:
-        """Connect and log in, and begin to read."""
+        """Connect, log in, and start the thread that reads."""
         super().open(deadline)
         self._reader = threading.Thread(target=self._run, name="taskbridge-rabbitmq", daemon=True)
         self._reader.start()
 
     def _run(self) -> None:
-        while self.problem is None:
-            self.read(self.read_s)
-            with self._changed:
-                self._changed.notify_all()
-        super()._end()
+        try:
+            while self.problem is None:
+                self.read(self.read_s)
+                with self._changed:
+                    self._changed.notify_all()
+        finally:
+            self.lose(f"the thread that reads from RabbitMQ at {self.where} has ended")
+            super()._end()
 
     def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str) -> None:
-        """Return when a condition holds; raises as `Connection.wait`."""
+        """Wait until a condition holds; raises as `Connection.wait`."""
         if self._reader is None or threading.current_thread() is self._reader:
             return super().wait(condition, deadline, problem)
         with self._changed:
@@ -451,7 +454,7 @@ class SharedConnection(Connection):
             super()._end()
         elif self._socket is not None:
             try:
-                # Wakes its thread, which closes it. (SSLSocket.shutdown forgets its cipher.)
+                # This wakes the thread, which closes it. (SSLSocket.shutdown would forget its cipher.)
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             except OSError as exc:
                 _log.debug("the socket was shut down already: %s", exc)
@@ -467,10 +470,10 @@ def connect(
     heartbeat_s: float | None = None,
     kind: Callable[..., ConnectionT],
 ) -> ConnectionT:
-    """Return an open connection to the first of these hosts that takes one, each tried as often as its URL says.
+    """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times.
 
     Raises:
-        ConnectionLostError, TimedOutError: As for `Connection.open`, of the last try.
+        ConnectionLostError, TimedOutError: The last attempt failed.
     """
     tries = [parameters for parameters in hosts for _ in range(parameters.connection_attempts)]
     while True:
@@ -489,10 +492,11 @@ def connect(
 
 
 def parameters_of(url: str) -> Any:
-    """Return what a URL says about a connection, as pika reads it.
+    """Return pika's parameters of a URL.
 
     Raises:
-        ValueError, TypeError, OSError: It can't be read, or a file that it names.
+        ValueError, TypeError: The URL is wrong.
+        OSError: A file that it names can't be read.
     """
     return pika.URLParameters(url)
 
@@ -509,12 +513,12 @@ def method_of(payload: bytes) -> Any:
 
 
 def _smaller(proposed: int, ours: int) -> int:
-    """Return what is agreed of two limits, of which 0 is none."""
+    """Return the limit that both sides agree on; 0 is no limit."""
     return min(proposed, ours) if proposed and ours else max(proposed, ours)
 
 
 def _addresses(host: str, port: int, deadline: Deadline) -> list[Any]:
-    """Return a host's addresses; a name is looked up in a thread, for nothing else bounds how long that takes."""
+    """Return the addresses of a host. A name is looked up in a thread, because the lookup itself has no timeout."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -537,7 +541,7 @@ def _addresses(host: str, port: int, deadline: Deadline) -> list[Any]:
 
 
 def _connected(addresses: list[Any], deadline: Deadline, most_s: float | None) -> socket.socket:
-    """Return a socket that is connected to the first address that answers, with a fair part of the time for each."""
+    """Return a socket that is connected to the first address that answers; each address gets its share of the time."""
     problem: OSError | None = None
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         made = socket.socket(family, kind, protocol)

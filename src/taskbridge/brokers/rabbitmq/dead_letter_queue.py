@@ -1,4 +1,4 @@
-"""Looks at all messages of a queue, and leaves them where they are or takes some out in transactions."""
+"""Looks at all messages of a queue, and takes some out in transactions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pika import spec
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
-from taskbridge.brokers.rabbitmq.publication import Parcel
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 from taskbridge.brokers.rabbitmq.publishing import look, publish
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 
@@ -27,8 +27,8 @@ _PAUSE_S: Final = 0.05
 def browse(connection: Connection, queue: str, deadline: Deadline) -> list[bytes]:
     """Return the bodies of all messages of a queue, the first first.
 
-    The queue delivers them all, and takes them back, each to its place, when the channel is closed. Meanwhile nobody
-    else may consume the queue: two readers at once would each see a part.
+    All messages are delivered, and return to their places when the channel is closed. Meanwhile nobody else may consume
+    the queue: of two readers each would see a part.
     """
     if not _may_hold(connection, queue, deadline):
         return []
@@ -38,10 +38,10 @@ def browse(connection: Connection, queue: str, deadline: Deadline) -> list[bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """What is taken out of a queue together: deliveries, by their tags, and what is published in their stead."""
+    """Deliveries that are taken out together, by their tags, and the message that is published instead of them."""
 
     tags: Sequence[int]
-    parcel: Parcel | None
+    publication: EncodedPublication | None
 
 
 def take_out(
@@ -51,18 +51,18 @@ def take_out(
     done: Callable[[int], None],
     timeout_s: float,
 ) -> None:
-    """Take messages out of a queue, and publish others in their stead, up to 100 in a transaction.
+    """Take messages out of a queue, and publish others instead of them, up to 100 in a transaction.
 
-    A transaction ends with one `tx.commit`, which the server's channel carries out in one go: a client that is gone
-    before has changed nothing. It publishes before it acknowledges, so a server that is killed at that very instant
+    A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
+    before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
     may keep both, and never loses both.
 
     Args:
-        connection: To be closed afterwards.
-        queue: What is read; meanwhile nobody else may.
-        choose: Is given all messages, and returns what is to be taken out.
-        done: Is told how many of these have been taken out so far, after each transaction.
-        timeout_s: For reading, and then for each transaction.
+        connection: The caller closes it afterwards.
+        queue: The queue; nobody else can read it meanwhile.
+        choose: Called with all messages; returns what to take out.
+        done: Called after each transaction with the number of removals so far.
+        timeout_s: The time for reading, and for each transaction.
     """
     deadline = Deadline(timeout_s)
     if not _may_hold(connection, queue, deadline):
@@ -77,9 +77,9 @@ def take_out(
 
 def _commit(connection: Connection, channel: Channel, part: Sequence[Removal], deadline: Deadline) -> None:
     connection.wait_unblocked(deadline)
-    parcels = [removal.parcel for removal in part if removal.parcel is not None]
-    returned = channel.commit(parcels, [tag for removal in part for tag in removal.tags], deadline)
-    if returned:  # somebody deleted the queue a moment ago
+    publications = [removal.publication for removal in part if removal.publication is not None]
+    returned = channel.commit(publications, [tag for removal in part for tag in removal.tags], deadline)
+    if returned:  # the queue was deleted a moment ago
         outcome = Outcome()
         publish(connection, returned, outcome, deadline)
         if outcome.problem is not None:
@@ -87,14 +87,14 @@ def _commit(connection: Connection, channel: Channel, part: Sequence[Removal], d
 
 
 def _may_hold(connection: Connection, queue: str, deadline: Deadline) -> bool:
-    """Return whether the queue holds something, or somebody reads it, who would have it in hand."""
+    """Return whether the queue holds messages, or has a consumer that may hold them."""
     state = look(connection, [queue], deadline).get(queue)
     return state is not None and (state.messages > 0 or state.consumers > 0)
 
 
 @contextmanager
 def _reading(connection: Connection, queue: str, deadline: Deadline, *modes: Any) -> Generator[Channel]:
-    """Read the queue during the block, and nobody else; at its end what is not acknowledged goes back."""
+    """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
     channel = _only_reader(connection, queue, deadline, *modes)
     try:
         yield channel

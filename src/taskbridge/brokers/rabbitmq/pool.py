@@ -1,4 +1,4 @@
-"""The connections of a process: made when they are needed, kept for the next use, and made anew in a forked child."""
+"""The connections of a process: opened on demand, kept for reuse, and opened anew in a forked child."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from taskbridge import locks
 from taskbridge.brokers.rabbitmq.channel import ChannelClosedError, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
-from taskbridge.brokers.rabbitmq.publication import Parcel
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 from taskbridge.brokers.rabbitmq.publishing import FAILURES, NOT_FOUND, publish
 from taskbridge.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
 
 _TRIES: Final = 12
-"""How often something is tried on another connection when the one there was is gone: as often as there may be such."""
+"""How often a call is tried again when its connection was lost: the pool may hold that many that are dead."""
 
 _MOST: Final = 8
-"""How many connections there are before a thread waits a little for one that others use."""
+"""With this many connections, a thread first waits a moment for one of them before it opens another."""
 
 _PATIENCE_S: Final = 1.0
 _KEEP_S: Final = 1.0
 _IDLE_S: Final = 5.0
-"""After how long a connection is closed that is not needed, but for one."""
+"""A connection that was idle for this long is closed, unless it is the last one."""
 
 _LEAVE_S: Final = 0.3
 
@@ -40,12 +40,12 @@ _log = logging.getLogger("taskbridge.rabbitmq")
 
 
 class Pool:
-    """Connections to one server, for all threads: publishes, and asks.
+    """Publishes and asks on connections to one server, which threads share.
 
-    Each connection is used by one thread at a time; an idle one is kept alive by the pool's thread.
+    Each connection is used by one thread at a time. The pool's own thread keeps idle ones alive.
 
     Args:
-        hosts: Where to connect, and as whom: pika's parameters, the first that takes a connection is used.
+        hosts: pika's parameters of each host; the first host that accepts a connection is used.
     """
 
     def __init__(self, hosts: Sequence[Any]) -> None:
@@ -57,15 +57,19 @@ class Pool:
         self._thread: threading.Thread | None = None
         _living.add(self)
 
-    def deliver(self, parcels: Sequence[Parcel], deadline: Deadline) -> Outcome:
-        """Publish parcels as `publish` does, on another connection if the one there was is gone.
+    def deliver(self, publications: Sequence[EncodedPublication], deadline: Deadline) -> Outcome:
+        """Publish messages as `publish` does, on another connection if the first one was lost.
 
-        A parcel is published again only if it was not taken.
+        A message is published again only if the server has not taken it.
         """
         outcome = Outcome()
         for _ in range(_TRIES):
             accepted = outcome.accepted
-            left = [parcel for parcel in parcels if parcel.number not in accepted] if accepted else parcels
+            left = (
+                [publication for publication in publications if publication.number not in accepted]
+                if accepted
+                else publications
+            )
             try:
                 with self.connection(deadline) as connection:
                     publish(connection, left, outcome, deadline)
@@ -77,7 +81,7 @@ class Pool:
         return outcome
 
     def ask(self, act: Callable[[Connection, Deadline], T], timeout_s: float) -> T:
-        """Return what an act on a connection returns; it is done again if the connection there was is gone.
+        """Call a function with a connection, and again with another one if that was lost; return its result.
 
         Raises:
             BrokerUnavailable: The server didn't answer, or refused.
@@ -96,21 +100,21 @@ class Pool:
 
     @contextmanager
     def connection(self, deadline: Deadline) -> Generator[Connection, None, None]:
-        """Use an open connection for the block, which then goes on to the next user unless its state is unknown.
+        """Take an open connection for the block; afterwards it is reused, unless its state is unknown.
 
         Raises:
-            ConnectionLostError, TimedOutError: There is none, and none can be made.
+            ConnectionLostError, TimedOutError: None is free, and none can be opened.
         """
         connection = self._taken(deadline)
         try:
             yield connection
         except TimedOutError as exc:
-            if connection.blocked_by is None:  # else it is in order, and the server will go on
+            if connection.blocked_by is None:  # else it is usable again when the alarm ends
                 connection.lose(str(exc))
             raise
         except FAILURES:
             raise
-        except BaseException:  # a signal, or a time limit: each confirm might be taken for another's
+        except BaseException:  # a signal or a time limit: the next confirm might belong to this publication
             connection.lose(f"the connection to RabbitMQ at {connection.where} was interrupted")
             raise
         finally:
@@ -122,7 +126,7 @@ class Pool:
                 connection = self._idle.get_nowait()
             except Empty:
                 break
-            connection.read()  # that it was closed meanwhile is noticed now, not after publishing into the void
+            connection.read()  # notice a close now, not after publishing into the void
             if connection.problem is None:
                 return connection
         if sum(each.problem is None for each in self._made) >= _MOST:
@@ -138,7 +142,7 @@ class Pool:
 
     def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Connection:
         connection = Connection(parameters, heartbeat_s=heartbeat_s)
-        self._made.add(connection)  # before it is open, so that threads that begin together don't make one each
+        self._made.add(connection)  # before it is open, so that threads that start together count each other's
         return connection
 
     def _give_back(self, connection: Connection) -> None:
@@ -158,13 +162,13 @@ class Pool:
                 )
                 try:
                     made.start()
-                except RuntimeError as exc:  # the interpreter is at its end, and so is the connection soon
-                    _log.debug("idle connections to RabbitMQ are not looked after: %s", exc)
+                except RuntimeError as exc:  # the interpreter is shutting down
+                    _log.debug("idle connections to RabbitMQ are not kept alive: %s", exc)
                 else:
                     self._thread = made
 
     def _keep(self, closed: threading.Event) -> None:
-        """Serve the heartbeats of what is idle, and close what is not needed any longer."""
+        """Keep idle connections alive, and close those that are no longer needed."""
         while not closed.wait(min([_KEEP_S, *(connection.read_s for connection in list(self._made))])):
             for _ in range(self._idle.qsize()):
                 try:
@@ -178,7 +182,7 @@ class Pool:
                     self._idle.put(connection)
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Close the connections that nobody uses; the next use makes another."""
+        """Close the idle connections; the next use opens another."""
         deadline = Deadline(timeout_s)
         with self._starting:
             thread, self._thread = self._thread, None
@@ -193,13 +197,13 @@ class Pool:
                 return
 
     def forget(self) -> None:
-        """Let go of everything in a forked child: its parent uses the connections, and the thread is not there."""
+        """Start empty in a forked child: the parent uses the connections, and the thread does not exist."""
         self._idle = SimpleQueue()
         self._thread = self._closed = None
 
 
 def _may_help(failure: Exception) -> bool:
-    """Return whether trying again at once may help."""
+    """Return whether another attempt may succeed at once."""
     if isinstance(failure, ChannelClosedError):
         return failure.code == NOT_FOUND  # an exchange was deleted; it is declared again
     return isinstance(failure, ConnectionLostError) and failure.was_open

@@ -1,4 +1,4 @@
-"""What is done on one connection: publish until everything has found its queue, declare what is missing, look."""
+"""Publishes on one connection, declares what is missing, and looks at queues."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pika import spec
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError
 from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
-from taskbridge.brokers.rabbitmq.publication import Parcel, Place
+from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 
 
 class DeclarationRefusedError(Exception):
-    """The server does not let us declare a queue or an exchange as it must be."""
+    """The server refused the declaration of a queue or an exchange."""
 
 
 FAILURES: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, DeclarationRefusedError)
-"""What can go wrong on a connection."""
+"""The errors of this client."""
 
 _ROUNDS: Final = 3
-"""How often a queue that is missing is declared before it is given up."""
+"""How often a missing queue is declared before the publication fails."""
 
 NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
@@ -31,49 +31,55 @@ _PRECONDITION_FAILED: Final = 406
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """How many messages a queue holds that nobody has been given, and how many consumers it has."""
+    """How many ready messages a queue holds, and how many consumers it has."""
 
     messages: int
     consumers: int
 
 
-def publish(connection: Connection, parcels: Sequence[Parcel], outcome: Outcome, deadline: Deadline) -> None:
-    """Publish parcels in order, pipelined; make the places that are missing, and publish again what they miss.
+def publish(
+    connection: Connection, publications: Sequence[EncodedPublication], outcome: Outcome, deadline: Deadline
+) -> None:
+    """Publish messages in order, pipelined; declare missing destinations, and publish again what was returned.
 
     Args:
-        connection: Is used by nobody else meanwhile.
-        parcels: What is published.
-        outcome: Is told what became of each, whatever is raised.
+        connection: Used by nobody else meanwhile.
+        publications: What is published.
+        outcome: Records what became of each, whatever is raised.
         deadline: When the last confirm must be there.
 
     Raises:
         ConnectionLostError, ChannelClosedError, TimedOutError: Not all were answered.
-        DeclarationRefusedError: A place can't be made.
+        DeclarationRefusedError: A destination can't be declared.
     """
     outcome.problem = None
     outcome.refused.clear()
-    todo = parcels
+    todo = publications
     for _ in range(_ROUNDS):
         connection.wait_unblocked(deadline)
         channel = main_channel(connection, deadline)
-        for place in dict.fromkeys(parcel.place for parcel in todo if parcel.place.made_first):
-            make(connection, place, deadline)
+        for destination in dict.fromkeys(
+            publication.destination for publication in todo if publication.destination.is_exchange
+        ):
+            declare(connection, destination, deadline)
         outcome.returned.clear()
         channel.publish(todo, outcome, deadline)
         if outcome.refused:
-            refusing = next(parcel.place.name for parcel in parcels if parcel.number in outcome.refused)
+            refusing = next(
+                publication.destination.name for publication in publications if publication.number in outcome.refused
+            )
             outcome.problem = f"RabbitMQ at {connection.where} refused it: is queue {refusing!r} full?"
         if not outcome.returned:
             return
-        todo = [parcel for parcel in todo if parcel.number in outcome.returned]
-        for place in dict.fromkeys(parcel.place for parcel in todo):
-            connection.declared.difference_update(place.with_all_below())
-            make(connection, place, deadline)
-    outcome.problem = f"RabbitMQ at {connection.where} does not find {todo[0].place.name!r}, just declared"
+        todo = [publication for publication in todo if publication.number in outcome.returned]
+        for destination in dict.fromkeys(publication.destination for publication in todo):
+            connection.declared.difference_update(destination.with_all_below())
+            declare(connection, destination, deadline)
+    outcome.problem = f"RabbitMQ at {connection.where} does not find {todo[0].destination.name!r}, just declared"
 
 
 def main_channel(connection: Connection, deadline: Deadline) -> Channel:
-    """Return the channel on which this connection publishes, declares and looks; opened again if it was closed."""
+    """Return the connection's channel for publishing, declaring and looking; it is opened again if it was closed."""
     channel: Channel | None = connection.channel
     if channel is None or channel.closed is not None:
         connection.declared.clear()
@@ -82,15 +88,15 @@ def main_channel(connection: Connection, deadline: Deadline) -> Channel:
     return channel
 
 
-def make(connection: Connection, place: Place, deadline: Deadline) -> None:
-    """Declare a place, and what is below it, unless that is done on this connection.
+def declare(connection: Connection, destination: Destination, deadline: Deadline) -> None:
+    """Declare a destination and those below it, unless this connection has declared them before.
 
     Raises:
-        DeclarationRefusedError: There is another of the name, or it is not allowed.
+        DeclarationRefusedError: It exists with other arguments, or is not permitted.
         ConnectionLostError, TimedOutError: As for `Channel.call`.
     """
     channel = main_channel(connection, deadline)
-    missing = [each for each in place.with_all_below() if each not in connection.declared]
+    missing = [each for each in destination.with_all_below() if each not in connection.declared]
     calls = [call for each in missing for call in each.calls(connection.server_version)]
     try:
         channel.call_all(calls, deadline)
@@ -102,9 +108,9 @@ def make(connection: Connection, place: Place, deadline: Deadline) -> None:
 def look(
     connection: Connection, queues: Sequence[str], deadline: Deadline, *, until_missing: bool = False
 ) -> dict[str, QueueState]:
-    """Return the states of those of these queues that exist, or of those before the first that doesn't.
+    """Return the states of the queues that exist; with `until_missing`, of those before the first that does not.
 
-    Each that is missing is an error in the server's log.
+    The server logs an error for each that is missing.
     """
     states: dict[str, QueueState] = {}
     left = list(queues)

@@ -14,8 +14,8 @@ from pika import spec
 from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
 from taskbridge.brokers.rabbitmq.connection import Connection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
-from taskbridge.brokers.rabbitmq.publication import Packer, Parcel
-from taskbridge.brokers.rabbitmq.publishing import FAILURES, look, make, publish
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
+from taskbridge.brokers.rabbitmq.publishing import FAILURES, declare, look, publish
 from taskbridge.brokers.rabbitmq.topology import Topology
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
@@ -25,13 +25,13 @@ _log = logging.getLogger("taskbridge.pump")
 
 _TOGETHER: Final = 100
 _PREFETCH: Final = 2 * _TOGETHER
-"""While one portion is confirmed, the next is on its way."""
+"""The next batch arrives while one is being confirmed."""
 
 _TOGETHER_BYTES: Final = 4 * 1024 * 1024
-"""A portion is no larger than this, or one message."""
+"""A batch is no larger than this, unless it is one message."""
 
 _HEARTBEAT_S: Final = 10.0
-"""A pump publishes nothing while nothing is due: only this tells it that its connection is dead."""
+"""A pump that has nothing to publish notices a dead connection only by missing heartbeats."""
 
 _QUIET_S: Final = 0.2
 _CALL_S: Final = 10.0
@@ -57,17 +57,17 @@ _LOOKED_AT: Final = 1000
 
 
 class _NotPublishedError(Exception):
-    """Due messages could not be published; they go back, and are delivered again."""
+    """Due messages could not be published; they return to their queue, and are delivered again."""
 
 
 @dataclass(slots=True)
 class _Orphan:
-    """Another engine, as far as it is known.
+    """Another engine, whose due messages are published here while it has no pump.
 
     Attributes:
         due: Its due queue.
-        alone: How often in a row it was seen without a pump.
-        next_look: When it is looked at again, by the monotonic clock.
+        alone: How often in a row its due queue had no consumer.
+        next_look: When to look again, by the monotonic clock.
     """
 
     due: str
@@ -81,7 +81,7 @@ class Pump:
     def __init__(
         self,
         hosts: Sequence[Any],
-        packer: Packer,
+        encoder: Encoder,
         topology: Topology,
         engine: str,
         others: Iterable[str],
@@ -90,7 +90,7 @@ class Pump:
         stop: threading.Event,
     ) -> None:
         self._hosts = hosts
-        self._packer = packer
+        self._encoder = encoder
         self._due = topology.due(engine)
         self._orphans = [_Orphan(topology.due(other)) for other in others]
         self._knows = knows
@@ -99,7 +99,7 @@ class Pump:
         self._serving_since = 0.0
 
     def run(self) -> None:
-        """Publish what falls due; while RabbitMQ is away, try again and again."""
+        """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
         while not self._stop.is_set():
             connection: Connection | None = None
             try:
@@ -120,7 +120,7 @@ class Pump:
 
     def _serve(self, connection: Connection) -> None:
         deadline = self._call_deadline()
-        make(connection, self._packer.due, deadline)
+        declare(connection, self._encoder.due, deadline)
         channel = Channel(connection)
         channel.open(deadline)
         channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
@@ -146,11 +146,11 @@ class Pump:
     # Messages of the own engine
 
     def _promote(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> None:
-        """Publish these, in one go, and then acknowledge them."""
-        parcels = [self._decided(index, delivery) for index, delivery in enumerate(taken)]
-        outcome = self._deliver(connection, parcels)
+        """Publish a batch, and then acknowledge it."""
+        publications = [self._decided(index, delivery) for index, delivery in enumerate(taken)]
+        outcome = self._deliver(connection, publications)
         if outcome.refused:
-            again = [self._packer.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
+            again = [self._encoder.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
             outcome.accepted |= self._deliver(connection, again).accepted
         if len(outcome.accepted) == len(taken):
@@ -160,36 +160,36 @@ class Pump:
             channel.ack(taken[index].tag for index in sorted(outcome.accepted))
             raise _NotPublishedError(outcome.problem)
 
-    def _deliver(self, connection: Connection, parcels: Sequence[Parcel]) -> Outcome:
-        """Publish, however long that takes: while a memory alarm lasts, each new try would be one more duplicate."""
+    def _deliver(self, connection: Connection, publications: Sequence[EncodedPublication]) -> Outcome:
+        """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
         outcome = Outcome()
-        publish(connection, parcels, outcome, Deadline(stop=self._stop))
+        publish(connection, publications, outcome, Deadline(stop=self._stop))
         return outcome
 
-    def _decided(self, index: int, delivery: Delivery) -> Parcel:
-        """Return what is to be published for a due message of the own engine."""
+    def _decided(self, index: int, delivery: Delivery) -> EncodedPublication:
+        """Return what to publish for a due message of this engine."""
         body = delivery.body
         try:
-            return self._packer.publication(index, _read(delivery))
+            return self._encoder.native(index, _read(delivery))
         except NewerFormError as exc:
             _log.warning("a delayed message waits for a newer release: %s", exc)
         except DecodeError as exc:
             _log.error("a delayed message is dead, reason undecodable: %s", exc)
             letter = DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())
-            return self._packer.letter(index, letter)
+            return self._encoder.letter(index, letter)
         except MessageTooLarge as exc:
             _log.error("a delayed message is dead, reason too_large: %s", exc)
             error = ErrorInfo.of(exc)
             letter = DeadLetter(message=_read(delivery), reason="too_large", error=error, died_at=time.time())
-            return self._packer.letter(index, letter)
-        except Exception:  # one message that the wire can't encode must not keep all others waiting
+            return self._encoder.letter(index, letter)
+        except Exception:  # one message that can't be encoded must not block the others
             _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
-        return self._packer.parked(index, body, _POSTPONED_S)
+        return self._encoder.parked(index, body, _POSTPONED_S)
 
     # Messages of other engines
 
     def _adopt(self, connection: Connection) -> None:
-        """Publish what is due for engines that have no pump, if the task is known."""
+        """Publish the due messages of engines that have no pump, if their task is known here."""
         now = time.monotonic()
         looked_at = [orphan for orphan in self._orphans if orphan.next_look <= now]
         if not looked_at:
@@ -225,20 +225,22 @@ class Pump:
             orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
 
     def _publish_adopted(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> int:
-        parcels = [
-            parcel for index, delivery in enumerate(taken) if (parcel := self._adopted(index, delivery)) is not None
+        publications = [
+            publication
+            for index, delivery in enumerate(taken)
+            if (publication := self._adopted(index, delivery)) is not None
         ]
-        if not parcels:
+        if not publications:
             return 0
-        outcome = self._deliver(connection, parcels)
+        outcome = self._deliver(connection, publications)
         channel.ack(taken[index].tag for index in sorted(outcome.accepted))
         return len(outcome.accepted)
 
-    def _adopted(self, index: int, delivery: Delivery) -> Parcel | None:
-        """Return what is to be published for a due message of another engine; None leaves it where it is."""
+    def _adopted(self, index: int, delivery: Delivery) -> EncodedPublication | None:
+        """Return what to publish for a due message of another engine; None leaves it in its queue."""
         try:
             message = _read(delivery)
-            return self._packer.publication(index, message) if self._knows(message.task) else None
+            return self._encoder.native(index, message) if self._knows(message.task) else None
         except DecodeError:
             return None  # for its own engine to bury, or for a newer release
         except Exception:
@@ -249,15 +251,15 @@ class Pump:
 def _read(delivery: Delivery) -> Message:
     """Return a due message.
 
-    A pump may have died after it had published this one, and before it acknowledged: then two are on their way, and
-    this one says that its attempt may have been started (rule A7).
+    If it was delivered before, a pump may have died after publishing it and before acknowledging it. Then there are two
+    copies, and this one says that its attempt may have been started (rule A7).
     """
     message = loads(delivery.body)
     return replace(message, redelivered=message.redelivered + 1) if delivery.redelivered else message
 
 
 def _taken(channel: Channel) -> list[Delivery]:
-    """Return what has been delivered, up to a portion."""
+    """Return what has been delivered, up to a batch."""
     taken: list[Delivery] = []
     size = 0
     while channel.deliveries and len(taken) < _TOGETHER and size < _TOGETHER_BYTES:
