@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -702,6 +703,28 @@ class TestThePump:
             channel.queue_delete(place.queue("full"))
 
         assert [body for _, body in place.arrivals(1, timeout_s=8, queue=place.queue("full"))] == [b"[1]"]
+
+    def test_a_queue_that_can_not_be_declared_doubles_no_other_message(self, place: Place) -> None:
+        class RefusedWire(AnyWire):
+            def encode(self, message: Message) -> Publication:
+                native = super().encode(message)
+                return replace(native, arguments={"x-max-length": -1}) if message.queue == "refused" else native
+
+        settings, _ = load({"url": f"celery+{place.server.url}", "namespace": place.namespace}, environ={})
+        with closing(connect(settings, RefusedWire("celery", place.namespace))) as broker:
+            broker.park([(a_message(1), 1), (a_message(2, queue="refused"), 1), (a_message(3), 1)], timeout_s=5)
+            wait_until(lambda: self.due(place) == 3, timeout_s=5, what="all are due")
+            stop = place.pumping(broker)
+            wait_until(lambda: broker.counts(["email"]).waiting["email"] >= 2, timeout_s=5, what="the others")
+            time.sleep(2)
+            stop.set()
+
+        assert sorted(body for _, body in place.take_all(place.queue())) == [b"[1]", b"[3]"]
+        wait_until(lambda: self.due(place) == 1, timeout_s=5, what="the one is still due")
+
+    def due(self, place: Place) -> int:
+        with place.channel() as channel:
+            return int(channel.queue_declare(f"{place.namespace}.due.celery", passive=True).method.message_count)
 
     def test_two_engines_each_publish_their_own(self, place: Place) -> None:
         celery, dramatiq = place.broker("celery"), place.broker("dramatiq")

@@ -26,7 +26,6 @@ _ROUNDS: Final = 3
 """How often a missing queue is declared before the publication fails."""
 
 NOT_FOUND: Final = 404
-_PRECONDITION_FAILED: Final = 406
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +130,6 @@ def look(
 def _declaration_problem(call: Any, refusal: ChannelClosedError) -> str:
     name = getattr(call, "queue", None) or getattr(call, "exchange", None) or call.destination
     kind = "queue" if hasattr(call, "queue") else "exchange"
-    is_other = refusal.code == _PRECONDITION_FAILED
+    is_other = "inequivalent" in str(refusal)  # rabbit_misc:assert_args_equivalence
     remedy = "; if it may go, delete it and it will be made again" if is_other else ""
     return f"{kind} {name!r} can't be declared as it must be{remedy} (RabbitMQ says: {refusal})"

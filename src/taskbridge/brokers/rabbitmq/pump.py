@@ -163,7 +163,10 @@ class Pump:
     def _deliver(self, connection: Connection, publications: Sequence[EncodedPublication]) -> Outcome:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
         outcome = Outcome()
-        publish(connection, publications, outcome, Deadline(stop=self._stop))
+        try:
+            publish(connection, publications, outcome, Deadline(stop=self._stop))
+        except FAILURES as exc:  # what was accepted before is to be acknowledged
+            outcome.problem = str(exc)
         return outcome
 
     def _decided(self, index: int, delivery: Delivery) -> EncodedPublication:
