@@ -12,11 +12,11 @@ from taskbridge import DeadLetter, DecodeError, Event, UnsupportedError
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.scheduler import Scheduler
 from taskbridge.engines.settle import NotSettledError, bury, put_off_unknown, run_and_settle
 from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads
 from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.schedules.sender import Scheduler
 from taskbridge.timelimit import raise_in_thread
 
 

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from taskbridge.health import Health
     from taskbridge.hooks import Event
     from taskbridge.message import DeadLetter, Message, Priority
-    from taskbridge.periodic import ScheduleEntry, Schedules
     from taskbridge.results import Attempt, Results, Status
     from taskbridge.retry import Discard, ErrorInfo, Retry, RetryPolicy
-    from taskbridge.schedules import Cron, Every
+    from taskbridge.schedules.listing import ScheduleEntry, Schedules
+    from taskbridge.schedules.plan import Cron, Every
     from taskbridge.stores.records import State
     from taskbridge.tasks import AsyncTask, Call, Task
 
@@ -119,10 +119,10 @@ _MODULES = {
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
-    "periodic": "ScheduleEntry Schedules",
+    "schedules.listing": "ScheduleEntry Schedules",
     "results": "Attempt Results Status",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
-    "schedules": "Cron Every",
+    "schedules.plan": "Cron Every",
     "stores.records": "State",
     "tasks": "AsyncTask Call Task",
 }

@@ -1,52 +1,39 @@
-"""The bridge: settings, the table of tasks, sending; it joins a broker and an engine."""
+"""The bridge: an application's door to its tasks, its broker and its engine. The work is done in the rooms it joins."""
 
 from __future__ import annotations
 
-import logging
 import threading
-import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from importlib import import_module
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
-from taskbridge import codec, locks
-from taskbridge.clock import RealClock
-from taskbridge.declaration import Declaration
-from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.exceptions import (
-    BrokerUnavailable,
-    DeclarationError,
-    HeadersTooLarge,
-    MessageTooLarge,
-    NotInstalledError,
-    PartlyPublished,
-    SendError,
-    UnsupportedError,
-)
+from taskbridge import locks
+from taskbridge.declaring import Declarations
+from taskbridge.durations import Duration, When, delay_s, seconds
+from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
-from taskbridge.hooks import Event, Hook, HookName, Hooks
-from taskbridge.message import MOST_HEADER_BYTES, DeadLetter, Message, Priority, new_id
-from taskbridge.probe import DECLARATION as PROBE_DECLARATION
+from taskbridge.hooks import Hook, HookName, Hooks
+from taskbridge.message import DeadLetter, Priority
+from taskbridge.parts import Parts, load
 from taskbridge.probe import PROBE
-from taskbridge.retry import RetryPolicy, Verdict
-from taskbridge.routing import Routing, check_known
-from taskbridge.tasks import AsyncTask, Call, SendOptions, Task, declare, same_place
+from taskbridge.retry import RetryPolicy
+from taskbridge.routing import check_known
+from taskbridge.sending import Sending
+from taskbridge.tasks import AsyncTask, Call, SendOptions, Task
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts, Wire
     from taskbridge.dead import DeadLetters
+    from taskbridge.declaration import Declaration
     from taskbridge.engines.base import Command, Engine, WorkerOptions
+    from taskbridge.engines.bound import BoundTask
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.health import Health
-    from taskbridge.periodic import Schedules
     from taskbridge.results import Results
-    from taskbridge.runner import Runner
-    from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
+    from taskbridge.schedules.listing import Schedules
+    from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
     from taskbridge.stores.records import Records
@@ -54,72 +41,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 HookT = TypeVar("HookT", bound=Hook)
-
-LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
-"""8 years (rule D5)."""
-
-_log = logging.getLogger("taskbridge.bridge")
-
-_BATCH: Final = 1000
-"""How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
-
-_MODULES: Final[Mapping[str, str]] = {
-    "celery": "taskbridge.engines.celery",
-    "dramatiq": "taskbridge.engines.dramatiq",
-    "memory": "taskbridge.brokers.memory",
-    "redis": "taskbridge.brokers.redis",
-    "amqp": "taskbridge.brokers.rabbitmq",
-}
-
-_CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
-    "celery": ("engine 'celery'", "celery"),
-    "dramatiq": ("engine 'dramatiq'", "dramatiq"),
-    "redis": ("redis-py, the client of broker 'redis',", "redis"),
-    "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
-    "sqlalchemy": ("SQLAlchemy, which SQL stores need,", "sql"),
-    "psycopg": ("psycopg, the client of store 'postgresql',", "postgresql"),
-}
-
-
-def _module(group: str, name: str) -> str:
-    """Return the module of an engine or a broker, built in or found by entry point."""
-    if name in _MODULES:
-        return _MODULES[name]
-    from taskbridge.settings import plugins  # here, for declaring tasks needs no settings
-
-    return plugins(group)[name]
-
-
-def _store_module(scheme: str) -> str:
-    """Return the module of a store, built in or found by entry point."""
-    from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
-
-    if scheme in STORE_SCHEMES:
-        return f"taskbridge.stores.{STORE_SCHEMES[scheme]}"
-    return plugins(STORE_PLUGINS)[scheme]
-
-
-def _import(name: str) -> Any:
-    """Import one of our modules that needs a library that may be missing."""
-    return _with_libraries(lambda: import_module(name))
-
-
-def _with_libraries(make: Callable[[], Any]) -> Any:
-    """Return what is made with libraries; where one is missing, say how to get it."""
-    try:
-        return make()
-    except ModuleNotFoundError as exc:
-        missing = (exc.name or "").partition(".")[0]
-        if missing not in _CLIENTS:
-            raise
-        what, extra = _CLIENTS[missing]
-        raise NotInstalledError(what, extra) from exc
-
-
-def _import_the_rest() -> None:
-    """Import what the first send imports beside the broker and its client, while no other thread may fork."""
-    import_module("taskbridge.sending")
-    "localhost".encode("idna")  # a module that `socket` imports as it first looks a name up
 
 
 class Bridge:
@@ -178,94 +99,46 @@ class Bridge:
         _ = self.settings
 
     def _start_over(self, given: Mapping[str, Any]) -> None:
-        self._given = given
-        self._lock = locks.RLock()
-        self._settings: Settings | None = None
-        self._routing: Routing | None = None
-        self._known_queues: tuple[str, ...] | None = None
-        self._parts: tuple[Broker, Wire[Any]] | None = None
-        self._engine: Engine | None = None
-        self._store: Store | None = None
-        self._marks: Marks | None = None
-        self._has_store = False
-        self._declarations: dict[str, Declaration] = {}
-        self._clock: Any = RealClock()
         self.hooks: Hooks = Hooks()
+        self.stopping: threading.Event = locks.Event()
+        self._parts = Parts(self, given)
+        self._declarations = Declarations(self._parts.routing)
+        self._sending = Sending(self)
+        self._bound: dict[str, BoundTask] = {}
+        self._cancellations: Cancellations | None = None
         self._dead: DeadLetters | None = None
         self._schedules: Schedules | None = None
         self._results: Results | None = None
-        self._cancellations: Cancellations | None = None
-        self.stopping: threading.Event = locks.Event()
-        self._runner: Runner | None = None
 
     def __repr__(self) -> str:
-        shown = "not configured yet" if self._settings is None else self._settings.url.safe_url
-        return f"<Bridge {shown}>"
+        return f"<Bridge {self._parts.shown}>"
 
     # What it is made of
 
     @property
     def settings(self) -> Settings:
         """The checked settings; the default bridge reads its own when they are first needed."""
-        if self._settings is None:
-            with locks.no_fork(), self._lock:
-                settings, chosen = _load(self._given)
-                if not chosen:
-                    warnings.warn(
-                        "no url is set (TASKBRIDGE_URL or configure(url=...)): tasks run inline, in this process",
-                        RuntimeWarning,
-                        stacklevel=3,
-                    )
-                self._routing = Routing(
-                    default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues
-                )
-                self._known_queues = None
-                self._settings = settings
-        return self._settings
+        return self._parts.settings
 
     @property
     def broker(self) -> Broker:
         """The connection to the broker; connects when it is first used."""
-        return self._joined()[0]
+        return self._parts.joined()[0]
 
     @property
     def wire(self) -> Wire[Any]:
         """The engine's wire for this broker."""
-        return self._joined()[1]
+        return self._parts.joined()[1]
 
-    def _joined(self) -> tuple[Broker, Wire[Any]]:
-        if self._parts is None:
-            with locks.no_fork(), self._lock:
-                if self._parts is None:
-                    self._parts = self._join()
-        return self._parts
-
-    def _join(self) -> tuple[Broker, Wire[Any]]:
-        settings = self.settings
-        _import_the_rest()
-        address = settings.url
-        if address.engine == "inline":
-            return self._join_inline(dict(address.options))
-        wire = _import(f"{_module('taskbridge.engines', address.engine)}.wire").make_wire(address.broker, settings)
-        broker: Broker = _import(_module("taskbridge.brokers", address.broker)).connect(settings, wire)
-        return broker, wire
-
-    def _join_inline(self, options: Mapping[str, str]) -> tuple[Broker, Wire[Any]]:
-        memory, inline = _import("taskbridge.brokers.memory"), _import("taskbridge.engines.inline")
-        clock = _import("taskbridge.clock").VirtualClock()
-        wire = inline.InlineWire()
-        broker = memory.connect(self.settings, wire, clock)
-        threads = int(options.get("threads", inline.DEFAULT_THREADS))
-        self._clock = clock
-        self._engine = inline.InlineEngine(self, wire, clock, broker, threads)
-        return broker, wire
+    @property
+    def store(self) -> Store | None:
+        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
+        return self._parts.stored()[0]
 
     @property
     def marks(self) -> Marks | None:
         """The attempt marks, in the store; None without one, and where nothing outlives the process."""
-        if not self._has_store:
-            _ = self.store
-        return self._marks
+        return self._parts.stored()[1]
 
     @property
     def records(self) -> Records | None:
@@ -274,36 +147,13 @@ class Bridge:
         return None if store is None else store.records
 
     @property
-    def store(self) -> Store | None:
-        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
-        if not self._has_store:
-            with locks.no_fork(), self._lock:
-                if not self._has_store:
-                    _import_the_rest()
-                    store = self._store = _open_store(self.settings, self.now)
-                    nothing_comes_twice = self.settings.url.engine == "inline"
-                    self._marks = None if store is None or nothing_comes_twice else store.marks
-                    self._has_store = True
-        return self._store
-
-    @property
     def engine(self) -> Engine:
         """The engine, joined to this bridge; imports it.
 
         Raises:
             NotInstalledError: The engine is not installed.
         """
-        self._joined()
-        if self._engine is None:
-            with locks.no_fork(), self._lock:
-                if self._engine is None:
-                    name = _module("taskbridge.engines", self.settings.url.engine)
-                    made: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self))
-                    self._engine = made
-                    made.register(PROBE_DECLARATION)
-                    for declaration in self.declarations():
-                        made.register(declaration)
-        return self._engine
+        return self._parts.engine
 
     @property
     def native(self) -> Any:
@@ -327,9 +177,9 @@ class Bridge:
     def schedules(self) -> Schedules:
         """The schedules: list, pause and resume."""
         if self._schedules is None:
-            from taskbridge.periodic import Schedules  # here, for few applications have some
+            from taskbridge.schedules.listing import Schedules  # here, for few applications have some
 
-            with self._lock:
+            with self._parts.lock:
                 self._schedules = Schedules(self) if self._schedules is None else self._schedules
         return self._schedules
 
@@ -350,66 +200,67 @@ class Bridge:
         """
         return Handle(id=id, bridge=self)
 
-    # What the engine asks of it
+    # What its rooms and its engine ask of it
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What tells the time, in seconds since the epoch; virtual on `inline://`."""
+        return self._parts.clock
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch; virtual on `inline://`."""
-        now: float = self._clock.now()
-        return now
+        return self._parts.clock()
 
     def declarations(self) -> Sequence[Declaration]:
         """Return all tasks declared so far."""
-        return tuple(self._declarations.values())
+        return self._declarations.all()
 
     def declaration_of(self, task: str) -> Declaration | None:
         """Return a task's declaration; None if it is not declared."""
-        return self._declarations.get(task)
+        return self._declarations.find(task)
 
     def task_names(self) -> list[str]:
         """Return the names of all tasks declared so far."""
-        return list(self._declarations)
+        return self._declarations.names()
 
     def knows(self, task: str) -> bool:
         """Return whether a task of this exact name is declared."""
-        return task in self._declarations or task == PROBE
+        return task == PROBE or self._declarations.find(task) is not None
 
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
-        known = self._known_queues
-        if known is None:  # kept, for each message that is sent asks
-            with self._lock:
-                known = self._route().known(declaration.queue for declaration in self._declarations.values())
-                self._known_queues = known
-        return known
+        return self._declarations.queues()
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
-        declaration = self._declarations.get(task)
-        return self._route().queue_of(task, asked=None, on_task=declaration.queue if declaration else None)
+        return self._declarations.queue_of(task)
 
     def records_of(self, task: str) -> Records | None:
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
-        declaration = self._declarations.get(task)
+        declaration = self._declarations.find(task)
         return None if declaration is not None and not declaration.results else self.records
 
-    def was_cancelled(self, message: Message) -> bool:
-        """Return whether a message that is about to start was cancelled, a second ago at the latest.
+    def bound(self, task: str) -> BoundTask:
+        """Return all that runs of a task need, and settling them; made once, and again after a change."""
+        found = self._bound.get(task)
+        return self._made_bound(task) if found is None else found
 
-        Raises:
-            BrokerUnavailable: That can't be known, for the store doesn't answer.
-        """
-        return self._known_cancellations().has(message)
+    def _made_bound(self, task: str) -> BoundTask:
+        from taskbridge.engines.bound import bind  # here, for a process that only sends needs none
 
-    def note_cancelled(self, life: str) -> None:
-        """Learn that a message was cancelled by this process, which then knows it at once."""
-        self._known_cancellations().add(life)
+        bound, made = self._bound, bind(self, self.cancellations, task)
+        if self.knows(task):  # anybody may make up other names
+            bound[task] = made
+        return made
 
-    def _known_cancellations(self) -> Cancellations:
+    @property
+    def cancellations(self) -> Cancellations:
+        """What this process knows of cancelled messages."""
         known = self._cancellations
         if known is None:
             from taskbridge.engines.cancellations import Cancellations  # here, for a process that only sends needs none
 
-            with self._lock:
+            with self._parts.lock:
                 known = self._cancellations = self._cancellations or Cancellations(
                     lambda: self.records, settings=self.settings
                 )
@@ -422,60 +273,10 @@ class Bridge:
         nothing_is_left: bool = self._inline("run_until").run_until(done)
         return nothing_is_left
 
-    def replayed(self, messages: Sequence[Message]) -> None:
-        """Record that messages were taken from the dead letters, and wait for a worker again.
-
-        Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
-        before.
-        """
-        records, timeout_s = self.records, self.settings.send_timeout_s
-        if records is None:
-            return
-        recorded: list[tuple[Message, float]] = []
-        try:
-            for message in messages:
-                declared = self._declarations.get(message.task)
-                was_recorded = declared is None and records.get(message.id, timeout_s=timeout_s) is not None
-                if was_recorded or (declared is not None and declared.results):
-                    recorded.append((message, 0.0))
-            records.create(recorded, timeout_s=timeout_s)
-        except BrokerUnavailable as exc:  # their starts will tell
-            _log.warning("%d messages are replayed, but some are recorded as dead: %s", len(messages), exc.problem)
-
-    def _route(self) -> Routing:
-        _ = self.settings
-        return cast(Routing, self._routing)
-
-    def run(self, message: Message) -> Verdict:
-        """Run a message in this thread, and return the verdict, not yet carried out."""
-        return self._joined_runner().run(message)
-
-    def judge_lost(self, message: Message) -> Verdict:
-        """Return what becomes of a message whose attempt died with its worker (rule A5)."""
-        return self._joined_runner().judge_lost(message)
-
-    def _joined_runner(self) -> Runner:
-        if self._runner is None:
-            self._runner = self._made_runner()
-        return self._runner
-
-    def _made_runner(self) -> Runner:
-        from taskbridge.runner import Runner  # here, for a process that only sends needs none
-
-        return Runner(
-            find=self._declarations.get,
-            default_policy=lambda: self.settings.retry,
-            hooks=self.hooks,
-            now=self.now,
-            most_bytes=self._most_bytes,
-            is_cancelled=self._is_cancelled,
-        )
-
-    def _most_bytes(self, declaration: Declaration) -> int | None:
-        return self.settings.max_message_bytes if declaration.results and self.records is not None else None
-
-    def _is_cancelled(self, message: Message) -> bool:
-        return self.records_of(message.task) is not None and self._known_cancellations().knows(message)
+    def work_is_there(self) -> None:
+        """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
+        if self.settings.url.engine == "inline":
+            self._inline("send").sent()
 
     # Declaring
 
@@ -531,24 +332,22 @@ class Bridge:
         return self._declare(options, function)
 
     def _declare(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Any:
-        declaration = declare(function, **options)
-        if declaration.name == PROBE:
-            raise DeclarationError(f"a task can't be called {PROBE!r}: that is what workers are probed with")
-        with self._lock:
-            former = self._declarations.get(declaration.name)
-            if former is not None and not same_place(former.function, function):
-                raise DeclarationError(
-                    f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
-                    "give one of them another name"
-                )
+        with self._parts.lock:
+            declaration = self._declarations.checked(function, options)
             if declaration.schedules or self._schedules is not None:
                 self.schedules.declare(declaration)
-            self._declarations[declaration.name] = declaration
-            self._known_queues = None
-            if self._engine is not None:
-                self._engine.register(declaration)
+            self._declarations.add(declaration)
+            self._forget()
+            engine = self._parts.engine_if_made
+            if engine is not None:
+                engine.register(declaration)
         kind: Any = AsyncTask if declaration.is_coroutine else Task
-        return kind(self, declaration, SendOptions(priority=None))
+        return kind(self._sending, declaration, SendOptions(priority=None))
+
+    def _forget(self) -> None:
+        """Bind tasks anew: tasks, settings or connections have changed."""
+        self._sending.forget()
+        self._bound = {}
 
     def periodic(
         self,
@@ -578,14 +377,14 @@ class Bridge:
             EncodeError: An argument can't be put in a message.
             NotInstalledError: `cron` needs cronsim: `pip install 'taskbridge-queue[cron]'`.
         """
-        from taskbridge.schedules import timing_of  # here, for few applications have some
+        from taskbridge.schedules.plan import timing_of  # here, for few applications have some
 
         timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
         if timing is None:
             raise DeclarationError("a periodic call needs cron or every")
-        if call.declaration is not self._declarations.get(call.declaration.name):
+        if call.declaration is not self._declarations.find(call.declaration.name):
             raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
-        with self._lock:
+        with self._parts.lock:
             self.schedules.add(call, timing)
 
     def all_schedules(self) -> Sequence[Schedule]:
@@ -605,10 +404,8 @@ class Bridge:
             UnsupportedError: There is no store.
             SettingsError: The setting `schedules` names a task that is not declared.
         """
-        if self.all_schedules() and self.store is None:
-            from taskbridge.periodic import no_store  # here, for few applications have schedules
-
-            raise no_store(self.settings)
+        if self.all_schedules():
+            self.schedules.check_store()
 
     def on(self, name: HookName) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
@@ -626,52 +423,6 @@ class Bridge:
 
     # Sending
 
-    def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
-        """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
-        return self._send(self._message(call), self._wait_s(when))
-
-    def send_tick(self, schedule: str, planned_at: float) -> str:
-        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
-
-        Perhaps somebody else sends it too, who stood still before; so it is marked as one that may have been started
-        (rule A7).
-
-        Raises:
-            BrokerUnavailable: The broker didn't take it.
-        """
-        from taskbridge.periodic import tick_headers, tick_id  # here, for few processes send by schedules
-
-        message = self._message(self.schedules.planned()[schedule].call)
-        headers = {**message.headers, **tick_headers(schedule, planned_at)}
-        message_id = tick_id(self.settings.namespace, schedule, planned_at)
-        self._send(replace(message, id=message_id, headers=headers, redelivered=1), 0.0)
-        return message_id
-
-    def _send(self, message: Message, wait_s: float) -> Handle[Any]:
-        if self.hooks.has("before_send"):
-            self.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
-        self._check(message)
-        self._deliver(message, wait_s)
-        self._sent(message, wait_s=wait_s)
-        return self._handle(message)
-
-    def _deliver(self, message: Message, wait_s: float) -> None:
-        records, timeout_s = self.records_of(message.task), self.settings.send_timeout_s
-        if records is not None:
-            from taskbridge.sending import park_recorded, publish_recorded  # here, for a worker need not send
-
-            if wait_s > 0:
-                park_recorded(self, records, message, wait_s, timeout_s=timeout_s)
-            else:
-                publish_recorded(self, records, [message], timeout_s=timeout_s)
-        elif wait_s > 0:
-            self.broker.park([(message, wait_s)], timeout_s=timeout_s)
-        else:
-            self.broker.publish([message], timeout_s=timeout_s)
-
-    def _handle(self, message: Message) -> Handle[Any]:
-        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self)
-
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
 
@@ -679,101 +430,21 @@ class Bridge:
             SendError: Some were not sent; it says which.
             EncodeError, UnknownQueue, MessageTooLarge: As `Task.send` does; then nothing was sent.
         """
-        messages = [self._message(call) for call in calls]
-        if self.hooks.has("before_send"):
-            for message in messages:
-                self.hooks.call(Event(name="before_send", message=message))
-                self._check(message)
-        else:
-            self._check(*messages)
-        remaining = iter(messages)
-        sent: list[str] = []
-        while batch := list(islice(remaining, _BATCH)):
-            try:
-                self._deliver_all(batch)
-            except PartlyPublished as exc:
-                self._raise_send_error(exc, sent, batch, messages)
-            except BrokerUnavailable as exc:  # of a batch of one
-                unsure = frozenset({0}) if exc.maybe_taken else frozenset[int]()
-                cause = PartlyPublished(exc, accepted=frozenset(), unsure=unsure)
-                self._raise_send_error(cause, sent, batch, messages)
-            self._sent(*batch)
-            sent.extend(message.id for message in batch)
-        return [self._handle(message) for message in messages]
-
-    def _deliver_all(self, batch: Sequence[Message]) -> None:
-        timeout_s = self.settings.send_timeout_s
-        silent = {task for task in {message.task for message in batch} if self.records_of(task) is None}
-        unrecorded = {message.id for message in batch if message.task in silent} if silent else frozenset[str]()
-        records = self.records
-        if records is None or len(unrecorded) == len(batch):
-            self.broker.publish(batch, timeout_s=timeout_s)
-            return
-        from taskbridge.sending import publish_recorded  # here, for a worker need not send
-
-        publish_recorded(self, records, batch, but=unrecorded, timeout_s=timeout_s)
-
-    def _raise_send_error(
-        self, cause: PartlyPublished, sent: list[str], batch: list[Message], messages: list[Message]
-    ) -> None:
-        self._sent(*(batch[index] for index in sorted(cause.accepted)))
-        taken = [*sent, *(batch[index].id for index in sorted(cause.accepted))]
-        accepted = set(taken)
-        unsent = [message.id for message in messages if message.id not in accepted]
-        raise SendError(cause.problem, sent=taken, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
-
-    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
-        """Do as `send_call` without blocking the event loop."""
-        return await _in_thread(lambda: self.send_call(call, when=when))
+        return self._sending.send_many(calls)
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
-        return await _in_thread(lambda: self.send_many(calls))
+        return await self._sending.asend_many(calls)
 
-    def _message(self, call: Call[Any]) -> Message:
-        declaration, options = call.declaration, call.options
-        now = self.now()
-        return Message(
-            id=new_id(),
-            task=declaration.name,
-            queue=self._route().queue_of(declaration.name, asked=options.queue, on_task=declaration.queue),
-            priority=declaration.priority if options.priority is None else options.priority,
-            args_json=codec.dumps_array(call.args, "args"),
-            kwargs_json=codec.dumps_object(call.kwargs, "kwargs"),
-            enqueued_at=now,
-            expires_at=_expires_at(declaration.expires_s if options.expires is None else options.expires, now),
-            headers=dict(options.headers),
-        )
+    def send_tick(self, schedule: str, planned_at: float) -> str:
+        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
 
-    def _check(self, *messages: Message) -> None:
-        queues, most_bytes = self.queues(), self.settings.max_message_bytes
-        for message in messages:
-            check_known(message.queue, queues)
-            if message.headers or message.expires_at is not None:
-                message.check_rare()
-            if message.size > most_bytes:
-                raise MessageTooLarge(message.task, message.size, most_bytes)
-            if message.headers and message.headers_size > MOST_HEADER_BYTES:
-                raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
-
-    def _wait_s(self, when: When | None) -> float:
-        if when is None:
-            return 0.0
-        wait_s = delay_s(when, now=self.now(), name="when")
-        if wait_s > LONGEST_DELAY_S:
-            raise ValueError(f"a delay is at most 8 years, not {when!r}")
-        return wait_s
-
-    def _sent(self, *messages: Message, wait_s: float = 0.0) -> None:
-        if self.hooks.has("after_send"):
-            for message in messages:
-                self.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
-        self.work_is_there()
-
-    def work_is_there(self) -> None:
-        """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
-        if self.settings.url.engine == "inline":
-            self._inline("send").sent()
+        Raises:
+            BrokerUnavailable: The broker didn't take it.
+        """
+        call, message_id, headers = self.schedules.tick(schedule, planned_at)
+        self._sending.send_tick(call, id=message_id, headers=headers)
+        return message_id
 
     # Running
 
@@ -854,7 +525,7 @@ class Bridge:
         commands = self.engine.worker_commands(options)
         if options.scheduler:
             return commands
-        from taskbridge.engines.base import OFF_VARIABLE  # here, for only who starts workers needs it
+        from taskbridge.schedules.sender import OFF_VARIABLE  # here, for only who starts workers needs it
 
         return [replace(command, env={**command.env, OFF_VARIABLE: "off"}) for command in commands]
 
@@ -888,36 +559,25 @@ class Bridge:
             UnknownQueue: There is no such queue.
             BrokerUnavailable: The broker doesn't answer.
         """
-        from taskbridge.brokers.base import SignBroker  # both here, for few processes ask
-        from taskbridge.health import examine
+        from taskbridge.health import examine  # here, for few processes ask
 
-        broker = self.broker
-        if not isinstance(broker, SignBroker):
-            raise UnsupportedError("health", self.settings.url.target, "its workers are threads of this very process")
         for queue in queues:
             check_known(queue, self.queues())
+        asked = tuple(dict.fromkeys(queues)) or self.queues()
         return examine(
-            broker,
-            self.settings.url.engine,
-            tuple(dict.fromkeys(queues)) or self.queues(),
-            timeout_s=seconds(timeout, name="timeout"),
-            now=self.now(),
+            self.broker, self.settings.url, asked, timeout_s=seconds(timeout, name="timeout"), now=self.now()
         )
+
+    # Changing
 
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
-        with self._lock:
-            engine, parts, store, known = self._engine, self._parts, self._store, self._cancellations
-            self._engine, self._parts, self._store, self._marks, self._has_store = None, None, None, None, False
-            self._cancellations = None
-        if engine is not None:
-            engine.close()
-        if parts is not None:
-            parts[0].close()
+        with self._parts.lock:
+            known, self._cancellations = self._cancellations, None
+            self._forget()
+        self._parts.close()
         if known is not None:
             known.close()
-        if store is not None:
-            store.close()
 
     def reconfigure(self, **given: Any) -> None:
         """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
@@ -925,11 +585,11 @@ class Bridge:
         Raises:
             SettingsError: A setting is wrong; then nothing has changed.
         """
-        _load(given)
+        load(given)
         self.close()
-        with self._lock:
-            self._given = given
-            self._settings = None
+        self._parts.reload(given)
+        self._declarations.forget_queues()
+        self._forget()
         _ = self.settings
 
     def move_to(self, url: str) -> None:
@@ -938,7 +598,7 @@ class Bridge:
         Raises:
             SettingsError: The URL is wrong; then nothing has changed.
         """
-        self.reconfigure(**{**self._given, "url": url})
+        self.reconfigure(**{**self._parts.given, "url": url})
 
 
 class Decorator:
@@ -955,39 +615,6 @@ class Decorator:
     def __call__(self, function: Callable[..., Any], /) -> Any:
         """Make a task of a function."""
         raise TypeError("taskbridge.bridge.Decorator is a type, not an object to call")
-
-
-def _load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
-    from taskbridge.settings import load  # here, for declaring tasks needs no settings
-
-    return load(given)
-
-
-def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
-    """Return the store: the setting's, or the broker, if it is Redis or memory."""
-    url = settings.store
-    if url is None and settings.url.broker in ("redis", "memory"):
-        url = settings.url.broker_url
-    if url is None:
-        return None
-    scheme = url.partition(":")[0]
-    module = _import(_store_module(scheme))
-    store: Store = module.open_store(settings, url, now=now) if scheme == "memory" else module.open_store(settings, url)
-    return store
-
-
-def _expires_at(expires: Duration | datetime | None, now: float) -> float | None:
-    if expires is None:
-        return None
-    if isinstance(expires, datetime):
-        return timestamp(expires, name="expires")
-    return now + seconds(expires, name="expires")
-
-
-async def _in_thread(act: Callable[[], R]) -> R:
-    import asyncio  # here, for a program that doesn't await need not import it (30 ms)
-
-    return await asyncio.to_thread(act)
 
 
 class _DefaultBridge(Bridge):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from taskbridge import codec
 from taskbridge.brokers.base import Broker, Decide, Taken
-from taskbridge.exceptions import DecodeError, NoSuchDeadLetter
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
 
 if TYPE_CHECKING:
+    from taskbridge.declaration import Declaration
     from taskbridge.settings import Settings
+    from taskbridge.stores.records import Records
 
 DEFAULT_LIMIT: Final = 100
 """How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
@@ -127,8 +129,13 @@ class Host(Protocol):
         """Return the time, in seconds since the epoch."""
         ...
 
-    def replayed(self, messages: Sequence[Message]) -> None:
-        """Learn that messages were taken from the dead letters, and wait for a worker again."""
+    @property
+    def records(self) -> Records | None:
+        """The records; None without a store."""
+        ...
+
+    def declaration_of(self, task: str) -> Declaration | None:
+        """Return a task's declaration; None if it is not declared."""
         ...
 
     def work_is_there(self) -> None:
@@ -259,9 +266,29 @@ class DeadLetters:
         ids = tuple(taken)
         if ids:
             _log.info("replayed %d dead letters", len(ids))
-            self._host.replayed([again.messages[each] for each in ids])
+            self._record([again.messages[each] for each in ids])
             self._host.work_is_there()
         return Replayed(ids=ids, missing=tuple(missing), unreadable=tuple(again.unreadable))
+
+    def _record(self, messages: Sequence[Message]) -> None:
+        """Record that messages wait for a worker again.
+
+        Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
+        before.
+        """
+        records, timeout_s = self._host.records, self._host.settings.send_timeout_s
+        if records is None:
+            return
+        recorded: list[tuple[Message, float]] = []
+        try:
+            for message in messages:
+                declared = self._host.declaration_of(message.task)
+                was_recorded = declared is None and records.get(message.id, timeout_s=timeout_s) is not None
+                if was_recorded or (declared is not None and declared.results):
+                    recorded.append((message, 0.0))
+            records.create(recorded, timeout_s=timeout_s)
+        except BrokerUnavailable as exc:  # their starts will tell
+            _log.warning("%d messages are replayed, but some are recorded as dead: %s", len(messages), exc.problem)
 
     # Showing
 

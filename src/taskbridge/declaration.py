@@ -12,7 +12,7 @@ from taskbridge.message import Priority
 from taskbridge.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from taskbridge.schedules import Schedule  # only here, for few tasks have one
+    from taskbridge.schedules.plan import Schedule  # only here, for few tasks have one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

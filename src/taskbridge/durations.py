@@ -58,3 +58,11 @@ def delay_s(when: When, *, now: float, name: str) -> float:
     if isinstance(when, datetime):
         return max(0.0, timestamp(when, name=name) - now)
     return seconds(when, name=name)
+
+
+def positive(duration: Duration, *, name: str) -> float:
+    """Return a duration in seconds, if it is more than 0; else raise `ValueError`."""
+    value = seconds(duration, name=name)
+    if value == 0:
+        raise ValueError(f"{name} must be more than 0")
+    return value

@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from taskbridge.brokers.base import SignBroker
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.brokers.base import Broker, SignBroker
+from taskbridge.exceptions import BrokerUnavailable, UnsupportedError
 from taskbridge.message import Message
 from taskbridge.probe import BUSY_LIFE_S, answer_sign, busy_sign, make_probe
+
+if TYPE_CHECKING:
+    from taskbridge.settings import Address
 
 _log = logging.getLogger("taskbridge.health")
 
@@ -42,24 +45,27 @@ class Health:
         return "silent" not in self.queues.values()
 
 
-def examine(broker: SignBroker, engine: str, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
+def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
     """Put a probe in each queue and wait for answers.
 
     Args:
         broker: Where the queues are.
-        engine: The name of the engine whose workers are to answer.
+        url: Which engine's workers are to answer.
         queues: By taskbridge's names.
         timeout_s: How long to wait for them.
         now: The time, in seconds since the epoch.
 
     Raises:
+        UnsupportedError: The workers are threads of this process.
         BrokerUnavailable: The broker doesn't answer.
     """
+    if not isinstance(broker, SignBroker):
+        raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()
     probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues]
     try:
         broker.ask(probes, timeout_s=timeout_s)
-        found = _wait(broker, engine, probes, began, timeout_s)
+        found = _wait(broker, url.engine, probes, began, timeout_s)
     finally:
         _withdraw(broker, probes)
     return Health(queues=found, seconds=time.monotonic() - began)

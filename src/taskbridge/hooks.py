@@ -53,10 +53,14 @@ Hook = Callable[[Event], object]
 
 
 class Hooks:
-    """The hooks of a bridge. They run in the thread that causes the event, in the order in which they were added."""
+    """The hooks of a bridge. They run in the thread that causes the event, in the order in which they were added.
+
+    Attributes:
+        of: The hooks of each name; who looks for itself makes no event for nobody.
+    """
 
     def __init__(self) -> None:
-        self._hooks: dict[str, list[Hook]] = {name: [] for name in HOOK_NAMES}
+        self.of: dict[str, list[Hook]] = {name: [] for name in HOOK_NAMES}
 
     def add(self, name: HookName, hook: Hook) -> None:
         """Add a hook.
@@ -65,20 +69,20 @@ class Hooks:
             ValueError: There is no such hook.
         """
         self.check(name)
-        self._hooks[name].append(hook)
+        self.of[name].append(hook)
 
     def check(self, name: str) -> None:
         """Raise `ValueError` if there is no such hook."""
-        if name not in self._hooks:
+        if name not in self.of:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
 
     def has(self, name: HookName) -> bool:
         """Return whether there are hooks of this name: who calls often need not make an event for nobody."""
-        return bool(self._hooks[name])
+        return bool(self.of[name])
 
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""
-        for hook in self._hooks[event.name]:
+        for hook in self.of[event.name]:
             try:
                 hook(event)
             except (Exception, SystemExit) as exc:  # a hook may call sys.exit()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
+    from taskbridge.engines.cancellations import Cancellations
     from taskbridge.settings import Settings
 
 T = TypeVar("T")
@@ -125,8 +126,9 @@ class Host(Protocol):
         """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
         ...
 
-    def note_cancelled(self, life: str) -> None:
-        """Learn that a message was cancelled."""
+    @property
+    def cancellations(self) -> Cancellations:
+        """What this process knows of cancelled messages."""
         ...
 
 
@@ -243,7 +245,7 @@ class Results:
         if record is None:
             raise NoSuchRecord(id)
         if record.state == "cancelled" or record.cancel_asked:
-            self._host.note_cancelled(life_of(record))
+            self._host.cancellations.add(life_of(record))
         return status_of(record, self._host.now())
 
     async def acancel(self, id: str, *, task: str = "") -> Status:

@@ -16,29 +16,29 @@ from taskbridge.timelimit import limited
 
 
 class Runner:
-    """Runs messages in the thread that calls it.
+    """Runs the messages of one task in the thread that calls it.
 
     Args:
-        find: Returns a task's declaration by its exact name, or None (rule S9).
-        default_policy: Returns the policy of tasks that name none.
+        declaration: The task; None if it is not declared here (rule S9).
+        policy: Its retry policy.
         hooks: Told before each run.
         now: Returns the time, in seconds since the epoch.
-        most_bytes: Returns how large an encoded result may be; None if a task's results are not recorded.
+        most_bytes: How large an encoded result may be; None if results are not recorded.
         is_cancelled: Returns whether a message that runs was cancelled.
     """
 
     def __init__(
         self,
+        declaration: Declaration | None,
         *,
-        find: Callable[[str], Declaration | None],
-        default_policy: Callable[[], RetryPolicy],
+        policy: RetryPolicy,
         hooks: Hooks,
         now: Callable[[], float],
-        most_bytes: Callable[[Declaration], int | None],
+        most_bytes: int | None,
         is_cancelled: Callable[[Message], bool],
     ) -> None:
-        self._find = find
-        self._default_policy = default_policy
+        self._declaration = declaration
+        self._policy = policy
         self._hooks = hooks
         self._now = now
         self._most_bytes = most_bytes
@@ -46,7 +46,7 @@ class Runner:
 
     def run(self, message: Message) -> Verdict:
         """Run a message's task once, if it may still start, and return the verdict; raises nothing."""
-        declaration = self._find(message.task)
+        declaration = self._declaration
         if declaration is None:
             return Dead("unknown_task")
         if message.expires_at is not None and self._now() > message.expires_at:
@@ -62,26 +62,22 @@ class Runner:
         return self._attempt(declaration, message, args, kwargs)
 
     def _attempt(self, declaration: Declaration, message: Message, args: list[Any], kwargs: dict[str, Any]) -> Verdict:
-        policy = self._policy_of(declaration)
+        policy = self._policy
         with Running(message, max_attempts=policy.max_attempts, is_cancelled=self._is_cancelled):
-            if self._hooks.has("before_run"):
+            if self._hooks.of["before_run"]:
                 self._hooks.call(Event(name="before_run", message=message))
             try:
                 value = _call(declaration, args, kwargs)
-                return Done(value, _result_json(declaration, value, self._most_bytes(declaration)))
+                return Done(value, _result_json(declaration, value, self._most_bytes))
             except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
                 return judge(policy, attempt=message.attempt, message_id=message.id, error=exc)
 
-    def _policy_of(self, declaration: Declaration) -> RetryPolicy:
-        return self._default_policy() if declaration.retry is None else declaration.retry
-
     def judge_lost(self, message: Message) -> Verdict:
         """Return what becomes of a message whose attempt died with its worker (rule A5)."""
-        declaration = self._find(message.task)
-        if declaration is None:
+        if self._declaration is None:
             return Dead("unknown_task")
         error = WorkerLost(f"the worker that ran attempt {message.attempt} is gone")
-        return judge(self._policy_of(declaration), attempt=message.attempt, message_id=message.id, error=error)
+        return judge(self._policy, attempt=message.attempt, message_id=message.id, error=error)
 
 
 def _result_json(declaration: Declaration, value: object, most_bytes: int | None) -> str | None:

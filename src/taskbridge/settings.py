@@ -16,7 +16,7 @@ from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Route, check_queue_name
 
 if TYPE_CHECKING:
-    from taskbridge.schedules import Timing  # only here, for few settings hold one
+    from taskbridge.schedules.plan import Timing  # only here, for few settings hold one
 
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
@@ -432,7 +432,7 @@ _SCHEDULE_KEYS: Final = ("task", *_TIMING_KEYS, "args", "kwargs", "queue", "prio
 
 
 def _schedule(name: Any, given: Any) -> PeriodicSetting:
-    from taskbridge.schedules import check_name, timing_of  # here, for few settings hold one
+    from taskbridge.schedules.plan import check_name, timing_of  # here, for few settings hold one
 
     try:
         checked = check_name(name)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import update_wrapper
-from inspect import Signature, iscoroutinefunction, signature
-from os.path import basename, splitext
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
-from taskbridge.declaration import Declaration, positional_of
-from taskbridge.durations import Duration, When, seconds, timestamp
-from taskbridge.exceptions import DeclarationError, nearest
+from taskbridge.declaration import Declaration
+from taskbridge.durations import Duration, When, positive, timestamp
+from taskbridge.exceptions import nearest
 from taskbridge.handle import Handle
-from taskbridge.ids import can_be_kept
 from taskbridge.message import PRIORITIES, Priority
-from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
-    from taskbridge.schedules import CatchUp, Overlap, Schedule, Timing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,7 +110,7 @@ class Sendable(Generic[P, R]):
         if queue is not None:
             changes["queue"] = check_queue_name(queue)
         if priority is not None:
-            changes["priority"] = _checked_priority(priority)
+            changes["priority"] = checked_priority(priority)
         if expires is not None:
             changes["expires"] = _checked_expires(expires)
         if headers is not None:
@@ -193,133 +187,8 @@ class AsyncTask(Sendable[P, R]):
         return coroutine
 
 
-OPTIONS = (
-    *("name", "queue", "priority", "retry", "expires", "time_limit", "results"),
-    *("cron", "every", "timezone", "schedules", "catch_up", "overlap"),
-)
-"""The options of the decorator; the set is closed."""
-
-
-def declare(
-    function: Callable[..., Any],
-    *,
-    name: str | None = None,
-    queue: str | None = None,
-    priority: Priority = "normal",
-    retry: RetryPolicy | None = None,
-    expires: Duration | None = None,
-    time_limit: Duration | None = None,
-    cron: str | None = None,
-    every: Duration | None = None,
-    timezone: str | None = None,
-    schedules: Sequence[Timing] = (),
-    catch_up: CatchUp | None = None,
-    overlap: Overlap | None = None,
-    results: bool = True,
-    **unknown: object,
-) -> Declaration:
-    """Return the declaration of a task.
-
-    Raises:
-        DeclarationError: An option is unknown or has a wrong value, or the function can't be a task.
-    """
-    for option in unknown:
-        raise DeclarationError(f"task option {option!r} is unknown{nearest(option, OPTIONS)}")
-    if not callable(function) or isinstance(function, type):
-        raise DeclarationError(f"a task is made of a function, not of {function!r}")
-    task_name = default_name(function) if name is None else name
-    if not isinstance(task_name, str) or not task_name.strip() or len(task_name) > 255:
-        raise DeclarationError(f"a task's name must be text of up to 255 characters, not {task_name!r}")
-    if not can_be_kept(task_name):
-        raise DeclarationError(f"a task's name must be text that UTF-8 can hold, without NUL, not {task_name!r}")
-    if retry is not None and not isinstance(retry, RetryPolicy):
-        raise DeclarationError(f"task {task_name!r}: retry must be a RetryPolicy, not {retry!r}")
-    if not isinstance(results, bool):
-        raise DeclarationError(f"task {task_name!r}: results must be True or False, not {results!r}")
-    try:
-        bound = _signature(function)
-        periodic = (cron, every, timezone, catch_up, overlap)
-        return Declaration(
-            name=task_name,
-            function=function,
-            signature=bound,
-            positional=positional_of(bound),
-            is_coroutine=iscoroutinefunction(function),
-            queue=None if queue is None else check_queue_name(queue),
-            priority=_checked_priority(priority),
-            retry=retry,
-            expires_s=None if expires is None else _positive(expires, name="expires"),
-            time_limit_s=None if time_limit is None else _positive(time_limit, name="time_limit"),
-            schedules=()
-            if schedules == () and all(option is None for option in periodic)
-            else _schedules(task_name, bound, results, schedules, *periodic),
-            results=results,
-        )
-    except (TypeError, ValueError) as exc:
-        raise DeclarationError(f"task {task_name!r}: {exc}") from exc
-
-
-def _schedules(
-    task: str,
-    of: Signature,
-    results: bool,
-    timings: Any,
-    cron: str | None,
-    every: Duration | None,
-    timezone: str | None,
-    catch_up: CatchUp | None,
-    overlap: Overlap | None,
-) -> tuple[Schedule, ...]:
-    """Return the schedules of a task: the one of the short options has the task's own name."""
-    from taskbridge import schedules  # here, for few tasks have one
-
-    short = schedules.timing_of(cron=cron, every=every, timezone=timezone, catch_up=catch_up, overlap=overlap)
-    found = [] if short is None else [schedules.named(task, task, short)]
-    found += [schedules.named(None, task, timing) for timing in schedules.checked_timings(timings)]
-    schedules.check_recorded([schedule.timing for schedule in found], results=results)
-    try:
-        of.bind()
-    except TypeError as exc:
-        raise DeclarationError(
-            f"it is sent without arguments by its schedule, but needs some ({exc}); "
-            "give them with bridge.periodic(task.call(...), cron=...)"
-        ) from exc
-    return tuple(found)
-
-
-def default_name(function: Callable[..., Any]) -> str:
-    """Return `module.qualname`; a script's own module has the name by which a worker would import it."""
-    module = getattr(function, "__module__", None) or "?"
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec is not None else splitext(basename(path))[0] if path else module
-    return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
-
-
-def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions come from the same lines of the same file: a module imported twice."""
-    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
-    if codes[0] is None or codes[1] is None:
-        return one is other
-    return (codes[0].co_filename, codes[0].co_firstlineno) == (codes[1].co_filename, codes[1].co_firstlineno)
-
-
-def _signature(function: Callable[..., Any]) -> Signature:
-    try:
-        return signature(function)
-    except ValueError as exc:
-        raise TypeError(f"its signature can't be had: {exc}") from exc
-
-
-def _positive(duration: Duration, *, name: str) -> float:
-    value = seconds(duration, name=name)
-    if value == 0:
-        raise ValueError(f"{name} must be more than 0")
-    return value
-
-
-def _checked_priority(priority: Any) -> Priority:
+def checked_priority(priority: Any) -> Priority:
+    """Return a priority if it is one; else raise `ValueError`."""
     if priority not in PRIORITIES:
         hint = nearest(priority, PRIORITIES) if isinstance(priority, str) else ""
         raise ValueError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}{hint}")
@@ -331,7 +200,7 @@ def _checked_expires(expires: Duration | datetime) -> Duration | datetime:
     if isinstance(expires, datetime):
         timestamp(expires, name="expires")
     else:
-        _positive(expires, name="expires")
+        positive(expires, name="expires")
     return expires
 
 

@@ -13,9 +13,9 @@ import pytest
 import taskbridge
 from taskbridge import cli, exceptions
 from taskbridge.contract.rules import RULES
+from taskbridge.declaring import OPTIONS
 from taskbridge.hooks import HOOK_NAMES
 from taskbridge.settings import SETTING_KEYS
-from taskbridge.tasks import OPTIONS
 from tests.docs.pages import DOCS, NEEDS, PAGES, ROOT, blocks_of, outputs, run_page
 
 RUN = [page for page in PAGES if page not in NEEDS and any(block.is_run for block in blocks_of(page))]

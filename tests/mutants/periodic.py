@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.mutants.table import mutant, put
 
-_SCHEDULES = "taskbridge.schedules"
-_SCHEDULER = "taskbridge.engines.scheduler"
+_SCHEDULES = "taskbridge.schedules.plan"
+_SCHEDULER = "taskbridge.schedules.sender"
 _MEMORY = "taskbridge.stores.memory.ticks"
 _REDIS = "taskbridge.stores.redis.ticks"
 
@@ -86,7 +86,7 @@ def a_claim_holds_for_ever() -> None:
 def each_sends_a_message_of_its_own() -> None:
     """What is sent again has another id."""
     new_id = importlib.import_module("taskbridge.message").new_id
-    put("taskbridge.periodic", "tick_id", lambda _: lambda *args: new_id())
+    put("taskbridge.schedules.listing", "tick_id", lambda _: lambda *args: new_id())
 
 
 @mutant("CR3", _CLOCKS)
@@ -149,7 +149,7 @@ def a_pause_is_not_kept() -> None:
 @mutant("CR6", _MEANWHILE)
 def a_pause_is_caught_up() -> None:
     """What was due during a pause is sent when the schedule is resumed."""
-    put("taskbridge.periodic", "Schedules.resume", _resume_and_catch_up)
+    put("taskbridge.schedules.listing", "Schedules.resume", _resume_and_catch_up)
     put(_SCHEDULER, "decide", _wait_while_paused)
 
 

@@ -63,7 +63,7 @@ def errors_are_not_recorded() -> None:
 @mutant("ST2", "a_replay_is_recorded")
 def a_replay_is_recorded_when_it_starts() -> None:
     """A message that was replayed is recorded as dead until it starts."""
-    put(_BRIDGE, "Bridge.replayed", lambda _: lambda self, messages: None)
+    put("taskbridge.dead", "DeadLetters._record", lambda _: lambda self, messages: None)
 
 
 @mutant("ST3", "what_is_not_to_be_recorded_is_not")

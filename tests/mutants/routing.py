@@ -33,7 +33,7 @@ def the_decorator_wins_over_routes() -> None:
 @mutant("Q2", "unknown_queues_are_refused")
 def any_queue_is_known() -> None:
     """A message is sent to whatever queue is asked for."""
-    put("taskbridge.bridge", "check_known", lambda _: lambda queue, known: None)
+    put("taskbridge.sending", "check_known", lambda _: lambda queue, known: None)
 
 
 @mutant("Q3", "workers_serve_their_queues")
@@ -144,7 +144,7 @@ def low_is_the_default() -> None:
     def make(declare: Any) -> Any:
         return lambda function, **options: declare(function, **{"priority": "low", **options})
 
-    put("taskbridge.bridge", "declare", make)
+    put("taskbridge.declaring", "declare", make)
 
 
 @mutant("P2", "higher_messages_overtake")

@@ -80,7 +80,7 @@ def delays_die_with_the_worker() -> None:
 @mutant("D5", "delays_have_a_bound")
 def delays_have_no_bound() -> None:
     """Any delay is taken."""
-    put("taskbridge.bridge", "LONGEST_DELAY_S", lambda _: math.inf)
+    put("taskbridge.sending", "LONGEST_DELAY_S", lambda _: math.inf)
 
 
 @mutant("D5", "delays_have_a_bound")

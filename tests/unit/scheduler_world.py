@@ -14,9 +14,9 @@ from random import Random
 from typing import Any
 
 from taskbridge import BrokerUnavailable
-from taskbridge.engines.scheduler import Ticker
-from taskbridge.periodic import tick_id
-from taskbridge.schedules import Schedule
+from taskbridge.schedules.listing import tick_id
+from taskbridge.schedules.plan import Schedule
+from taskbridge.schedules.sender import Ticker
 from taskbridge.settings import Settings, load
 from taskbridge.stores.records import Record
 from taskbridge.stores.ticks import ScheduleState, Ticks

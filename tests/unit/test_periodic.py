@@ -26,8 +26,8 @@ from taskbridge import (
 )
 from taskbridge.engines.base import WorkerOptions
 from taskbridge.engines.settle import begin
-from taskbridge.periodic import PLANNED_HEADER, SCHEDULE_HEADER, tick_id
 from taskbridge.retry import Discarded
+from taskbridge.schedules.listing import PLANNED_HEADER, SCHEDULE_HEADER, tick_id
 from taskbridge.stores.records import Ending
 
 
@@ -363,9 +363,9 @@ def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
     message = Message(
         id=message_id, task="new", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.8e9, redelivered=1
     )
-    assert begin(bridge, message, redelivered=False) is None
+    assert begin(bridge.bound("new"), message, redelivered=False) is None
     store.records.ended(message, Ending(state="done", at=1.8e9, result_json="null"), timeout_s=5)
     store.marks.given_back(message, timeout_s=5)  # as if it had grown too old
 
-    assert begin(bridge, message, redelivered=False) == Discarded("ended before")
+    assert begin(bridge.bound("new"), message, redelivered=False) == Discarded("ended before")
     bridge.close()

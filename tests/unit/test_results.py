@@ -26,13 +26,20 @@ from taskbridge import (
     TaskFailed,
     UnsupportedError,
     current,
+    parts,
 )
-from taskbridge import bridge as bridge_module
+from taskbridge.declaring import Declarations
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.results import status_of
 from taskbridge.stores.records import Record
 
 Fails = pytest.MonkeyPatch
+
+
+def forget_tasks(bridge: Bridge) -> None:
+    """Leave a bridge with no tasks."""
+    bridge._declarations = Declarations(bridge._parts.routing)
+    bridge._forget()
 
 
 @pytest.fixture
@@ -79,13 +86,13 @@ class TestHandles:
     def test_whoever_awaits_opens_no_store_on_the_event_loop(self, monkeypatch: Fails) -> None:
         bridge = Bridge("celery+memory://")
         openers = list[str]()
-        open_store = bridge_module._open_store
+        open_store = parts._open_store
 
         def note(*args: Any) -> Any:
             openers.append(threading.current_thread().name)
             return open_store(*args)
 
-        monkeypatch.setattr(bridge_module, "_open_store", note)
+        monkeypatch.setattr(parts, "_open_store", note)
         handle = bridge.handle("nobody")
         with pytest.raises(NoSuchRecord):
             asyncio.run(handle.aresult())
@@ -240,7 +247,7 @@ class TestEnds:
 
     def test_a_message_that_no_worker_knows_is_dead_in_the_end(self, driven: Bridge) -> None:
         handle = driven.task(name="gone")(lambda: 1).send()
-        driven._declarations.clear()  # pyright: ignore[reportPrivateUsage] - a deploy that lost the task
+        forget_tasks(driven)  # a deploy that lost the task
 
         with pytest.raises(TaskFailed, match=r"is dead \(unknown_task\): no error was raised"):
             handle.result()
@@ -295,7 +302,7 @@ class TestReplays:
         handle = driven.task(name="fail", retry=RetryPolicy.never())(fail).send()
         driven.run_until_idle()
         if not declared:
-            driven._declarations.clear()  # pyright: ignore[reportPrivateUsage] - the command line without --app
+            forget_tasks(driven)  # the command line without --app
         driven.dead.replay(handle.id)
 
         assert driven.handle(handle.id).status().state == "queued"
@@ -306,7 +313,7 @@ class TestReplays:
 
         handle = driven.task(name="fail", results=False, retry=RetryPolicy.never())(fail).send()
         driven.run_until_idle()
-        driven._declarations.clear()  # pyright: ignore[reportPrivateUsage] - the command line without --app
+        forget_tasks(driven)  # the command line without --app
         driven.dead.replay(handle.id)
 
         with pytest.raises(NoSuchRecord):

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskbridge import Cron, Every
-from taskbridge.schedules import CatchUp, Schedule, Timing, decide
+from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
 from taskbridge.stores.memory.ticks import MemoryTicks
 from taskbridge.stores.records import Record, State
 from taskbridge.stores.ticks import Ticks
@@ -180,7 +180,7 @@ def test_a_decision_that_takes_longer_than_a_claim_lasts_is_carried_out(monkeypa
             world.now += 9.0  # a claim lasts 10 s
             return decide(*args, **given)
 
-        monkeypatch.setattr("taskbridge.engines.scheduler.decide", slow)
+        monkeypatch.setattr("taskbridge.schedules.sender.decide", slow)
         world.run(begin + 250)
 
     assert world.planned("s") == [begin + 60, begin + 120, begin + 180, begin + 240]
@@ -206,7 +206,7 @@ def test_a_claim_that_grew_old_before_it_was_acted_upon_is_told_of(caplog: pytes
 
 
 def test_very_many_missed_ticks_are_dealt_with_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskbridge.schedules.MOST_AT_ONCE", 1000)
+    monkeypatch.setattr("taskbridge.schedules.plan.MOST_AT_ONCE", 1000)
     begin = 1.8e9
     schedules = [scheduled(catch_up, Every(1, catch_up=catch_up)) for catch_up in ("none", "one")]
     with world_of(*schedules, begin=begin) as world:

@@ -14,9 +14,9 @@ import pytest
 from taskbridge import Bridge, Event
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRedis
-from taskbridge.engines.scheduler import Scheduler
-from taskbridge.periodic import PLANNED_HEADER, SCHEDULE_HEADER
-from taskbridge.schedules import CatchUp
+from taskbridge.schedules.listing import PLANNED_HEADER, SCHEDULE_HEADER
+from taskbridge.schedules.plan import CatchUp
+from taskbridge.schedules.sender import Scheduler
 from tests.unit.test_scheduler import two_days_in_disorder
 
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskbridge import Cron, DeclarationError, Every
-from taskbridge.schedules import Decision, NothingDue, SendTick, SkipTicks, Timing, decide
+from taskbridge.schedules.plan import Decision, NothingDue, SendTick, SkipTicks, Timing, decide
 
 CHANGES = {
     "Europe/Rome": (date(2026, 3, 29), date(2026, 10, 25)),
@@ -264,7 +264,7 @@ bridge = Bridge("inline://?threads=0")
 @bridge.task
 def plain() -> None: ...
 plain.send()
-print(sorted({"cronsim", "zoneinfo", "taskbridge.periodic"} & set(sys.modules)))
+print(sorted({"cronsim", "zoneinfo", "taskbridge.schedules.listing"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 

@@ -19,7 +19,7 @@ from taskbridge.retry import Cancelled, RunAgain, Verdict
 def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     bridge = Bridge("inline://?threads=0")
     bridge.task(name="t")(print)
-    monkeypatch.setattr(bridge, "was_cancelled", lambda message: False)
+    monkeypatch.setattr(bridge.cancellations, "has", lambda message: False)
     yield bridge
     bridge.close()
 
@@ -30,10 +30,10 @@ def failed(bridge: Bridge, *, cancelled: bool) -> Verdict:
     message = Message(**given, enqueued_at=time.time())
     records = bridge.records
     assert records is not None
-    assert begin(bridge, message, redelivered=False) is None
+    assert begin(bridge.bound("t"), message, redelivered=False) is None
     if cancelled:
         records.cancel("m", at=time.time(), timeout_s=5)
-    return finish(bridge, message, RunAgain(8 * 86400.0, ValueError("no")))
+    return finish(bridge.bound("t"), message, RunAgain(8 * 86400.0, ValueError("no")))
 
 
 def test_nothing_is_parked_for_a_message_that_was_cancelled_just_before_its_run_ended(bridge: Bridge) -> None:

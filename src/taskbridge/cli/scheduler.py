@@ -18,7 +18,7 @@ from taskbridge.cli.arguments import (
     check_has_server,
 )
 from taskbridge.cli.show import say
-from taskbridge.engines.scheduler import Scheduler
+from taskbridge.schedules.sender import Scheduler
 
 _DESCRIPTION = """\
 Send what the schedules of MODULE say, and run nothing.

@@ -16,33 +16,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from taskbridge.brokers.base import Broker, Wire
 from taskbridge.declaration import Declaration
+from taskbridge.engines.bound import BoundTask
 from taskbridge.hooks import Hooks
-from taskbridge.message import Message
-from taskbridge.retry import Verdict
-from taskbridge.schedules import Schedule
+from taskbridge.schedules.sender import TickHost
 from taskbridge.settings import Settings
-from taskbridge.stores.base import Marks, Store
-from taskbridge.stores.records import Records
-
-OFF_VARIABLE: Final = "TASKBRIDGE_APP_SCHEDULER"
-"""The environment variable that, being `off`, keeps a worker from sending by schedules, whatever its settings say."""
+from taskbridge.stores.base import Marks
 
 
-class Host(Protocol):
-    """The bridge, as its engine sees it."""
+class Means(Protocol):
+    """What it takes to hand something to the broker: the bridge, or a task bound to it."""
 
     @property
     def settings(self) -> Settings:
         """The checked settings."""
-        ...
-
-    @property
-    def hooks(self) -> Hooks:
-        """The application's hooks."""
         ...
 
     @property
@@ -51,17 +41,27 @@ class Host(Protocol):
         ...
 
     @property
+    def stopping(self) -> threading.Event:
+        """Set once this process's worker stops: nothing waits for a broker any longer (rule R5)."""
+        ...
+
+
+class Host(Means, TickHost, Protocol):
+    """The bridge, as its engine sees it."""
+
+    @property
+    def hooks(self) -> Hooks:
+        """The application's hooks."""
+        ...
+
+    @property
     def wire(self) -> Wire[Any]:
         """The engine's own wire for this broker."""
         ...
 
     @property
-    def stopping(self) -> threading.Event:
-        """Set once this process's worker stops: nothing waits for a broker any longer (rule R5)."""
-        ...
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch."""
+    def marks(self) -> Marks | None:
+        """The attempt marks; None without a store."""
         ...
 
     def declarations(self) -> Sequence[Declaration]:
@@ -80,46 +80,8 @@ class Host(Protocol):
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise."""
         ...
 
-    @property
-    def marks(self) -> Marks | None:
-        """The attempt marks; None without a store."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """What is known beside the messages; None without a store."""
-        ...
-
-    def all_schedules(self) -> Sequence[Schedule]:
-        """Return all schedules declared so far."""
-        ...
-
-    def check_schedules(self) -> None:
-        """Raise what stands in the way of sending by schedules."""
-        ...
-
-    def send_tick(self, schedule: str, planned_at: float) -> str:
-        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it."""
-        ...
-
-    def records_of(self, task: str) -> Records | None:
-        """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
-        ...
-
-    def was_cancelled(self, message: Message) -> bool:
-        """Return whether a message that is about to start was cancelled, a second ago at the latest.
-
-        Raises:
-            BrokerUnavailable: That can't be known, for the store doesn't answer.
-        """
-        ...
-
-    def run(self, message: Message) -> Verdict:
-        """Run a message in this thread, and return the verdict, not yet carried out."""
-        ...
-
-    def judge_lost(self, message: Message) -> Verdict:
-        """Return what becomes of a message whose attempt died with its worker."""
+    def bound(self, task: str) -> BoundTask:
+        """Return all that runs of a task need; made once, and again after a change."""
         ...
 
 

@@ -25,12 +25,12 @@ from taskbridge.clock import VirtualClock
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.scheduler import Scheduler, Ticker
 from taskbridge.engines.settle import not_settled, put_off_unknown, run_and_settle
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.message import PRIORITIES, Message, loads
 from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.schedules.sender import Scheduler, Ticker
 from taskbridge.timelimit import raise_in_thread
 
 DEFAULT_THREADS: Final = 4

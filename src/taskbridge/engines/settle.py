@@ -20,7 +20,8 @@ from typing import Final, TypeVar
 
 from taskbridge import failures
 from taskbridge.brokers.base import SignBroker
-from taskbridge.engines.base import Host
+from taskbridge.engines.base import Host, Means
+from taskbridge.engines.bound import BoundTask
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
 from taskbridge.ids import is_id
@@ -80,13 +81,14 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
-    verdict = begin(host, message, redelivered=redelivered)
+    task = host.bound(message.task)
+    verdict = begin(task, message, redelivered=redelivered)
     if verdict is None:
-        verdict = finish(host, message, host.run(message))
+        verdict = finish(task, message, task.runner.run(message))
     return verdict
 
 
-def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
+def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
     """Mark a message's attempt as started, unless it was started before, or cancelled.
 
     This is the first part of `run_and_settle`.
@@ -98,30 +100,30 @@ def begin(host: Host, message: Message, *, redelivered: bool) -> Verdict | None:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
     if message.task == PROBE:
-        _answer(host, message)
+        _answer(task, message)
         return Done(None)
-    marks = host.marks
+    marks = task.marks
     if redelivered or (message.redelivered and marks is not None):
-        verdict = _of_redelivered(host, marks, message)
+        verdict = _of_redelivered(task, marks, message)
     elif marks is not None and marks.stood_still():  # so what it had taken may have been given to another meanwhile
-        verdict = _of_taken_before(host, marks, message)
+        verdict = _of_taken_before(task, marks, message)
     else:
         verdict = None
     if verdict is not None:
         return verdict
     if marks is not None:
         marks.started(message)  # first of all: another delivery of this attempt may be at the same point
-    records = host.records_of(message.task)
+    records = task.records
     if records is None:
         return None
     try:
-        if _was_cancelled(host, message):
-            return _ended(host, marks, message, Cancelled())
+        if _was_cancelled(task, message):
+            return _ended(task, marks, message, Cancelled())
     except NotSettledError:
-        unmark(host, [message])
+        _unmark(task, message)
         raise
-    if not _has_expired(host, message):
-        records.started(message, worker=_this_process(), at=host.now())
+    if not _has_expired(task, message):
+        records.started(message, worker=_this_process(), at=task.now())
     return None
 
 
@@ -134,18 +136,25 @@ def prepare_marks(host: Host) -> None:
 
 def unmark(host: Host, messages: Iterable[Message]) -> None:
     """Take the marks of runs away that are given back, so that they are no attempts (rule R8)."""
-    marks = host.marks
-    for message in messages if marks is not None else ():
-        try:
-            if marks is not None:
-                marks.given_back(message, timeout_s=_TELL_S)
-        except BrokerUnavailable as exc:
-            _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+    for message in messages:
+        if not _unmark(host.bound(message.task), message):
             return
-        _record(host, message, GivenBack())
 
 
-def finish(host: Host, message: Message, verdict: Verdict) -> Verdict:
+def _unmark(task: BoundTask, message: Message) -> bool:
+    """Take the mark of a run away, if there are marks; return whether the store let that be done."""
+    if task.marks is None:
+        return True
+    try:
+        task.marks.given_back(message, timeout_s=_TELL_S)
+    except BrokerUnavailable as exc:
+        _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+        return False
+    _record(task, message, GivenBack())
+    return True
+
+
+def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out and mark the attempt as ended, or as not started; the last part of `run_and_settle`.
 
     Returns:
@@ -154,52 +163,52 @@ def finish(host: Host, message: Message, verdict: Verdict) -> Verdict:
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
-    marks = host.marks
-    if marks is not None and not _is_still_ours(host, marks, message):
+    marks = task.marks
+    if marks is not None and not _is_still_ours(task, marks, message):
         _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
         return verdict
     if marks is not None and isinstance(verdict, GivenBack):
-        _persist(host, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
-    return _ended(host, marks, message, verdict)
+        _persist(task, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
+    return _ended(task, marks, message, verdict)
 
 
-def _ended(host: Host, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
+def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out, record it, and mark the attempt as ended."""
-    if isinstance(verdict, RunAgain) and host.records_of(message.task) is not None and _was_cancelled(host, message):
+    if isinstance(verdict, RunAgain) and task.records is not None and _was_cancelled(task, message):
         verdict = Cancelled(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
-        state = _record(host, message, verdict)
+        state = _record(task, message, verdict)
         if state == "cancelled" and isinstance(verdict, RunAgain):  # so lately that it was not known yet
             verdict = Cancelled(error=verdict.error)
-        settle(host, message, verdict)
+        settle(task, message, verdict)
     else:
-        settle(host, message, verdict)
-        _record(host, message, verdict)
+        settle(task, message, verdict)
+        _record(task, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message)
     return verdict
 
 
-def _was_cancelled(host: Host, message: Message) -> bool:
-    return _persist(host, lambda _: host.was_cancelled(message))
+def _was_cancelled(task: BoundTask, message: Message) -> bool:
+    return _persist(task, lambda _: task.was_cancelled(message))
 
 
-def _has_expired(host: Host, message: Message) -> bool:
-    return message.expires_at is not None and host.now() > message.expires_at
+def _has_expired(task: BoundTask, message: Message) -> bool:
+    return message.expires_at is not None and task.now() > message.expires_at
 
 
-def _record(host: Host, message: Message, verdict: Verdict) -> State | None:
+def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None:
     """Record what became of a message; keeps trying while the worker runs, unless the message is given back.
 
     Returns:
         What the record says then, if it is known.
     """
-    records = host.records_of(message.task)
+    records = task.records
     if records is None:
         return None
-    ending = _ending_of(message, verdict, host.now())
+    ending = _ending_of(message, verdict, task.now())
     if not isinstance(verdict, GivenBack):
-        return _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+        return _persist(task, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
     try:
         return records.ended(message, ending, timeout_s=_TELL_S)
     except BrokerUnavailable as exc:  # its next start will tell
@@ -233,15 +242,15 @@ def _failed(state: State, now: float, reason: str, error: BaseException | None) 
     )
 
 
-def _is_still_ours(host: Host, marks: Marks, message: Message) -> bool:
+def _is_still_ours(task: BoundTask, marks: Marks, message: Message) -> bool:
     """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
-    return _persist(host, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
+    return _persist(task, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
 
 
-def _answer(host: Host, probe: Message) -> None:
+def _answer(task: BoundTask, probe: Message) -> None:
     """Tell whoever asks that this queue is consumed, unless nobody waits for it any longer."""
-    broker = host.broker
-    if probe.expires_at is None or host.now() > probe.expires_at or not isinstance(broker, SignBroker):
+    broker = task.broker
+    if probe.expires_at is None or task.now() > probe.expires_at or not isinstance(broker, SignBroker):
         return
     try:
         broker.leave_signs([answer_sign(probe)], life_s=ANSWER_LIFE_S, timeout_s=_ANSWER_S)
@@ -249,27 +258,27 @@ def _answer(host: Host, probe: Message) -> None:
         _log.warning("a probe of queue %s is not answered: %s", probe.queue, exc.problem)
 
 
-def _of_redelivered(host: Host, marks: Marks | None, message: Message) -> Verdict | None:
+def _of_redelivered(task: BoundTask, marks: Marks | None, message: Message) -> Verdict | None:
     """Return what became of a message that may have been started before; None if it is to be run."""
     if marks is None:
-        return _counted(host, message)
+        return _counted(task, message)
     if message.redelivered:
-        host.stopping.wait(_FIRST_COMES_FIRST_S)
-    return _of_claim(host, marks, message, _claimed(host, marks, message))
+        task.stopping.wait(_FIRST_COMES_FIRST_S)
+    return _of_claim(task, marks, message, _claimed(task, marks, message))
 
 
-def _of_taken_before(host: Host, marks: Marks, message: Message) -> Verdict | None:
+def _of_taken_before(task: BoundTask, marks: Marks, message: Message) -> Verdict | None:
     """Do as `_of_redelivered`, but let a message run that came once, as far as is known, while the store is away."""
     try:
         claim = marks.claim(message, timeout_s=_TELL_S)
     except BrokerUnavailable:
         return None
-    return _of_claim(host, marks, message, claim)
+    return _of_claim(task, marks, message, claim)
 
 
-def _of_claim(host: Host, marks: Marks, message: Message, claim: Claim) -> Verdict | None:
+def _of_claim(task: BoundTask, marks: Marks, message: Message, claim: Claim) -> Verdict | None:
     """Return what became of a message whose mark says this; None if it is to be run."""
-    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(host, message):
+    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(task, message):
         marks.ended(message)
         claim = Claim.ENDED
     if claim is Claim.RUN:
@@ -278,41 +287,41 @@ def _of_claim(host: Host, marks: Marks, message: Message, claim: Claim) -> Verdi
     if claim is Claim.ENDED:
         return Discarded("ended before")
     if claim is Claim.RUNNING:
-        later(host, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
+        later(task, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
         return Discarded("running elsewhere")
-    return _ended(host, marks, message, host.judge_lost(message))
+    return _ended(task, marks, message, task.runner.judge_lost(message))
 
 
-def _is_recorded(host: Host, message: Message) -> bool:
+def _is_recorded(task: BoundTask, message: Message) -> bool:
     """Return whether a message's end is recorded, and so carried out.
 
     Its worker died before it could mark that, or it was so long ago that the mark is gone.
     """
-    records = host.records_of(message.task)
+    records = task.records
     if records is None:
         return False
-    record = _persist(host, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
+    record = _persist(task, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
     return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
 
 
-def _claimed(host: Host, marks: Marks, message: Message) -> Claim:
-    return _persist(host, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
+def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
+    return _persist(task, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
 
 
-def _counted(host: Host, message: Message) -> Verdict | None:
+def _counted(task: BoundTask, message: Message) -> Verdict | None:
     """Count in the message itself how often it came back; without a store no more is known (SPEC, attempt marks)."""
     if message.redelivered < MOST_REDELIVERIES:
-        later(host, replace(message, redelivered=message.redelivered + 1), 0)
+        later(task, replace(message, redelivered=message.redelivered + 1), 0)
         return Discarded("counted")
     error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
-    return _ended(host, None, message, Dead("exhausted", error))
+    return _ended(task, None, message, Dead("exhausted", error))
 
 
 def _names(message: Message) -> tuple[str, str, int]:
     return message.task, message.id, message.attempt
 
 
-def settle(host: Host, message: Message, verdict: Verdict) -> None:
+def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
     """Carry a verdict out; returns when the broker has taken what has to be kept.
 
     Raises:
@@ -320,8 +329,8 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
     """
     match verdict:
         case Done(value):
-            if host.hooks.has("succeeded"):
-                host.hooks.call(Event(name="succeeded", message=message, result=value))
+            if task.hooks.has("succeeded"):
+                task.hooks.call(Event(name="succeeded", message=message, result=value))
         case RunAgain(after_s, error):
             _log.warning(
                 "task %s id %s attempt %d failed (%s), next in %.3f s",
@@ -331,15 +340,15 @@ def settle(host: Host, message: Message, verdict: Verdict) -> None:
                 failures.type_of(type(error)).rpartition(".")[2],
                 after_s,
             )
-            later(host, _following(message, error), after_s)
-            host.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
+            later(task, _following(message, error), after_s)
+            task.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
         case Dead(reason, error):
             _log_death(message, reason, error)
-            bury(host, letter_of(message, reason=reason, error=error, now=host.now()))
-            host.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
+            bury(task, letter_of(message, reason=reason, error=error, now=task.now()))
+            task.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
         case Discarded(reason):
             _log.info("task %s id %s attempt %d discarded: %s", message.task, message.id, message.attempt, reason)
-            host.hooks.call(Event(name="discarded", message=message, reason=reason))
+            task.hooks.call(Event(name="discarded", message=message, reason=reason))
         case GivenBack():
             _log.info("task %s id %s attempt %d interrupted, goes back", message.task, message.id, message.attempt)
 
@@ -387,7 +396,7 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
 
     Args:
-        host: The bridge.
+        host: The bridge, or a task bound to it.
         raw: Its bytes.
         reason: Why it is dead, such as `undecodable`.
         error: What reading it raised.
@@ -435,7 +444,7 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
     since = now if message.waits_since is None else message.waits_since
     left_s = host.settings.unknown_task_grace_s - (now - since)
     if left_s <= 0:
-        return _ended(host, None, message, Dead("unknown_task"))
+        return _ended(host.bound(message.task), None, message, Dead("unknown_task"))
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
     _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
     waiting = suspect(message) if redelivered else message
@@ -459,7 +468,7 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
         host.stopping.wait(REQUEUE_PAUSES_S[0])
         return False
     try:
-        _requeue_or_bury(host, message, error)
+        _requeue_or_bury(host.bound(message.task), message, error)
     except NotSettledError:
         return False
     except Exception as exc:
@@ -468,11 +477,11 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     return True
 
 
-def _requeue_or_bury(host: Host, message: Message, error: BaseException) -> None:
+def _requeue_or_bury(task: BoundTask, message: Message, error: BaseException) -> None:
     if message.requeues < len(REQUEUE_PAUSES_S):
-        later(host, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
+        later(task, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
     else:
-        _ended(host, host.marks, message, Dead("internal_error", error))
+        _ended(task, task.marks, message, Dead("internal_error", error))
 
 
 def _buried_as_text(host: Host, message: Message, error: BaseException) -> bool:
@@ -485,7 +494,7 @@ def _buried_as_text(host: Host, message: Message, error: BaseException) -> bool:
     return True
 
 
-def later(host: Host, message: Message, delay_s: float) -> None:
+def later(host: Means, message: Message, delay_s: float) -> None:
     """Park a message, or publish it if nothing is to be waited for; keeps trying while the worker runs (rule R5).
 
     If the broker may have taken it without saying so, the next try tells whoever takes it to look at the marks, and of
@@ -513,16 +522,16 @@ def suspect(message: Message) -> Message:
     return replace(message, redelivered=max(1, message.redelivered))
 
 
-def bury(host: Host, letter: DeadLetter) -> None:
+def bury(host: Means, letter: DeadLetter) -> None:
     """Bury a dead letter; keeps trying while the worker runs."""
     _persist(host, lambda timeout_s: host.broker.bury(letter, timeout_s=timeout_s))
 
 
-def _persist(host: Host, act: Callable[[float], T]) -> T:
+def _persist(host: Means, act: Callable[[float], T]) -> T:
     """Return what an act on the broker or the store returns; keeps trying while the worker runs.
 
     Args:
-        host: The bridge.
+        host: The bridge, or a task bound to it.
         act: Is given the seconds that it may take.
 
     Raises:

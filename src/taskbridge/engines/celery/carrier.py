@@ -102,9 +102,10 @@ class Carrier:
         message: Message | None = None
         try:
             message = read()
-            verdict = begin(self._host, message, redelivered=redelivered)
+            task = self._host.bound(message.task)
+            verdict = begin(task, message, redelivered=redelivered)
             if verdict is None:
-                return finish(self._host, message, self._runs.run(message, limit_s=limit_s))
+                return finish(task, message, self._runs.run(message, limit_s=limit_s))
         except NotSettledError as exc:
             return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:

@@ -24,10 +24,10 @@ from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
-from taskbridge.engines.scheduler import Scheduler
 from taskbridge.engines.settle import NotSettledError, bury_unreadable, prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
+from taskbridge.schedules.sender import Scheduler
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine

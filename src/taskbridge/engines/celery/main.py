@@ -6,9 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from taskbridge.engines import scheduler
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
+from taskbridge.schedules import sender
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import BridgeCelery
@@ -26,7 +26,7 @@ def load() -> BridgeCelery:
     else:
         try:
             bridge = load_bridge(name)
-            scheduler.check(bridge)
+            sender.check(bridge)
             app: BridgeCelery = bridge.native
         except TaskBridgeError as exc:
             problem = str(exc)

@@ -108,7 +108,8 @@ class Carrier:
             if isinstance(verdict, GivenBack):
                 raise Returned("no such task here: it waits")
             return verdict
-        known = begin(self._host, message, redelivered=delivery.redelivered)
+        task = self._host.bound(message.task)
+        known = begin(task, message, redelivered=delivery.redelivered)
         if isinstance(known, Discarded) and not isinstance(known, Cancelled):
             raise Returned(f"it was delivered again: {known.reason}")
         if known is not None:
@@ -116,7 +117,7 @@ class Carrier:
         verdict = self._life.runs.run(message, limit_s=delivery.limit_s, holder=delivery)
         if delivery.abandoned:
             raise Returned("the worker has given it back meanwhile")
-        return finish(self._host, message, verdict)
+        return finish(task, message, verdict)
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""

@@ -7,9 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from taskbridge.engines import scheduler
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import APP_VARIABLE, load_bridge
+from taskbridge.schedules import sender
 
 if TYPE_CHECKING:
     from taskbridge.engines.dramatiq.broker import EngineBroker
@@ -31,7 +31,7 @@ def load() -> EngineBroker:
         sys.exit(2)
     try:
         bridge = load_bridge(app)
-        scheduler.check(bridge)
+        sender.check(bridge)
         broker: EngineBroker = bridge.native
     except TaskBridgeError as exc:
         _log.critical("%s", exc)

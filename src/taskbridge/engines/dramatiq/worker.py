@@ -24,10 +24,10 @@ from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import WATCH_S, Run, Runs
-from taskbridge.engines.scheduler import Scheduler
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
+from taskbridge.schedules.sender import Scheduler
 
 _log = logging.getLogger("taskbridge.dramatiq")
 

@@ -17,15 +17,17 @@ from math import inf
 from typing import Final, Protocol
 
 from taskbridge import locks
-from taskbridge.engines.base import OFF_VARIABLE
 from taskbridge.exceptions import BrokerUnavailable
-from taskbridge.schedules import NothingDue, Schedule, SendTick, SkipTicks, decide
+from taskbridge.schedules.plan import NothingDue, Schedule, SendTick, SkipTicks, decide
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.ticks import ScheduleState, TickClaim, Ticks
 
 _log = logging.getLogger("taskbridge.scheduler")
+
+OFF_VARIABLE: Final = "TASKBRIDGE_APP_SCHEDULER"
+"""The environment variable that, being `off`, keeps a worker from sending by schedules, whatever its settings say."""
 
 CLAIM_LEASE_S: Final = 10.0
 """How long after its claim a claimant that sent nothing counts as dead, or the setting `lease` if that is shorter."""

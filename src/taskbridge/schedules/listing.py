@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from taskbridge import codec
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
-from taskbridge.schedules import Schedule, Timing, check_recorded, named
+from taskbridge.schedules.plan import Schedule, Timing, check_recorded, named
 from taskbridge.stores.ticks import ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
@@ -169,6 +169,19 @@ class Schedules:
         call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)
         return Planned(schedule=named(None, setting.task, setting.timing), call=call)
 
+    def check_store(self) -> None:
+        """Return if there is a store to keep ticks in.
+
+        Raises:
+            UnsupportedError: There is none.
+        """
+        self._ticks()
+
+    def tick(self, schedule: str, planned_at: float) -> tuple[Call[Any], str, dict[str, str]]:
+        """Return what is sent for a tick of a schedule: the call, the message's id and its headers."""
+        message_id = tick_id(self._source.settings.namespace, schedule, planned_at)
+        return self.planned()[schedule].call, message_id, tick_headers(schedule, planned_at)
+
     # What users ask
 
     def list(self, *, runs: int = 1, timeout_s: float | None = None) -> list[ScheduleEntry]:
@@ -222,18 +235,13 @@ class Schedules:
     def _ticks(self) -> Ticks:
         store = self._source.store
         if store is None:
-            raise no_store(self._source.settings)
+            raise UnsupportedError(
+                "CR1",
+                self._source.settings.url.target,
+                "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
+                "postgresql:// or sqlite:///",
+            )
         return store.ticks
-
-
-def no_store(settings: Settings) -> UnsupportedError:
-    """Return the error of a bridge that has schedules, but no store to keep their ticks in."""
-    return UnsupportedError(
-        "CR1",
-        settings.url.target,
-        "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
-        "postgresql:// or sqlite:///",
-    )
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:

@@ -1,0 +1,1 @@
+"""Schedules: when periodic tasks are due (`plan`), those of a bridge (`listing`), and who sends by them (`sender`)."""
