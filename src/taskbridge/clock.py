@@ -17,8 +17,9 @@ class Clock(Protocol):
 class RealClock:
     """The system's time."""
 
-    now = staticmethod(time.time)
-    """Return the system's time."""
+    def now(self) -> float:
+        """Return the system's time."""
+        return time.time()
 
 
 class VirtualClock:

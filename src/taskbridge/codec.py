@@ -30,7 +30,7 @@ MOST_DEPTH: Final = 100
 
 _TOO_DEEP: Final = f"nested more than {MOST_DEPTH} levels deep"
 
-_MOST_JSON_DEPTH: Final = 3 * MOST_DEPTH + 1
+MOST_JSON_DEPTH: Final = 3 * MOST_DEPTH + 1
 """How deep that can be as JSON: a dict whose keys are no strings is three containers, and arguments are in one more."""
 
 TAG = "$"
@@ -112,12 +112,12 @@ def refuse_depth(text: str, plain: object) -> None:
         text: The JSON; few brackets need no second look.
         plain: What it holds.
     """
-    if text.count("[") + text.count("{") <= _MOST_JSON_DEPTH:
+    if text.count("[") + text.count("{") <= MOST_JSON_DEPTH:
         return
     level, depth = [plain], 0
     while level:
         depth += 1
-        if depth > _MOST_JSON_DEPTH + 1:  # the last level may be scalars
+        if depth > MOST_JSON_DEPTH + 1:  # the last level may be scalars
             raise DecodeError(_TOO_DEEP)
         level = [item for each in level for item in _items(each)]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskbridge import locks
-from taskbridge.clock import RealClock
 from taskbridge.exceptions import NotInstalledError
 from taskbridge.probe import DECLARATION as PROBE_DECLARATION
 from taskbridge.routing import Routing
@@ -45,13 +45,16 @@ class Parts:
     Args:
         bridge: What engines are given.
         given: The settings that the application gave.
+
+    Attributes:
+        clock: What tells the time, in seconds since the epoch; virtual on `inline://`, once that is joined.
     """
 
     def __init__(self, bridge: Host, given: Mapping[str, Any]) -> None:
         self.lock = locks.RLock()
         self.given = given
         self._bridge = bridge
-        self._clock: Any = RealClock()
+        self.clock: Callable[[], float] = time.time
         self._settings: Settings | None = None
         self._routing: Routing | None = None
         self._joined: tuple[Broker, Wire[Any]] | None = None
@@ -86,12 +89,6 @@ class Parts:
         _ = self.settings
         return cast(Routing, self._routing)
 
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What tells the time, in seconds since the epoch; virtual on `inline://`, once that is joined."""
-        now: Callable[[], float] = self._clock.now
-        return now
-
     def joined(self) -> tuple[Broker, Wire[Any]]:
         """Return the connection to the broker, which connects when it is first used, and the engine's wire for it."""
         if self._joined is None:
@@ -116,7 +113,7 @@ class Parts:
         wire = inline.InlineWire()
         broker = memory.connect(settings, wire, clock)
         threads = int(dict(settings.url.options).get("threads", inline.DEFAULT_THREADS))
-        self._clock = clock
+        self.clock = clock.now
         self._engine = inline.InlineEngine(self._bridge, wire, clock, broker, threads)
         return broker, wire
 

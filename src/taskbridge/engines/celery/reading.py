@@ -41,8 +41,8 @@ class Native:
 LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0
 """The largest time limit of a plain client's that counts as one."""
 
-DEEPEST: Final = 100
-"""How deep headers and arguments may be nested; more than that ends what pickles them for a child (RecursionError)."""
+DEEPEST: Final = codec.MOST_JSON_DEPTH
+"""How deep headers and arguments may be nested; at 485 what pickles them for a child ends with a RecursionError."""
 
 _AROUND: Final = 8
 """What Celery puts around an argument: the list of them, a task linked to another, a chain, a chord."""
