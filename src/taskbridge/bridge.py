@@ -67,6 +67,7 @@ class Bridge:
         result_ttl: How long what became of a message, and its result, is kept after its end; None is for ever.
         schedules: Further schedules of tasks, by name: `{"nightly": {"task": "shop.report", "cron": "0 3 * * *"}}`.
         scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
+        fast: Whether workers run tasks in the fast way, where the engine's version has been tried with it.
 
     Raises:
         SettingsError: A setting is wrong; it says which.
@@ -91,6 +92,7 @@ class Bridge:
         result_ttl: Duration | Literal["default"] | None = "default",
         schedules: Mapping[str, Mapping[str, Any]] | None = None,
         scheduler: bool | None = None,
+        fast: bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":

@@ -290,13 +290,13 @@ async def _in_thread(act: Callable[[], R]) -> R:
 
 
 def _check(message: Message, most_bytes: int) -> None:
+    if message.headers or message.expires_at is not None:
+        message.check_rare()
     size = message.size
     if size > most_bytes:
         raise MessageTooLarge(message.task, size, most_bytes)
     if message.headers and message.headers_size > MOST_HEADER_BYTES:
         raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
-    if message.headers or message.expires_at is not None:
-        message.check_rare()
 
 
 def _wait_s(when: When, now: float) -> float:
