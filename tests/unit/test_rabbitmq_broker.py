@@ -807,13 +807,31 @@ class TestThePump:
             pump.join(5)
         assert not pump.is_alive()
 
-    @pytest.mark.parametrize("outage", ["refused", "black-holed"])
+    def test_it_waits_for_a_server_whose_name_is_looked_up_slowly(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look_up = socket.getaddrinfo
+
+        def slowly(host: str, *given: Any, **options: Any) -> Any:
+            if host == "rabbit.test" and not options.get("flags"):
+                time.sleep(0.5)
+                host = "127.0.0.1"
+            return look_up(host, *given, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", slowly)
+        broker = place.broker(url=place.server.url.replace("127.0.0.1", "rabbit.test"))
+        place.pumping(broker)
+        broker.park([(a_message(1), 1)], timeout_s=5)
+
+        assert [body for _, body in place.arrivals(1, timeout_s=8)] == [b"[1]"]
+
+    @pytest.mark.parametrize("outage", ["refused", "black-holed", "swallowed", "swallowed in TLS"])
     def test_it_stops_within_half_a_second_in_an_outage_which_it_reports_once(
         self, place: Place, outage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with black_hole() as hole:
-            port = free_port() if outage == "refused" else hole
-            broker = place.broker(url=f"amqp://127.0.0.1:{port}//")
+        with black_hole() as hole, swallowing() as nowhere:
+            port = {"refused": free_port(), "swallowed": nowhere}.get(outage, hole)
+            broker = place.broker(url=f"{'amqps' if 'TLS' in outage else 'amqp'}://127.0.0.1:{port}//")
             stop = threading.Event()
             pump = threading.Thread(target=broker.pump, kwargs={"knows": bool, "stop": stop})
             pump.start()
@@ -1019,6 +1037,21 @@ def black_hole() -> Generator[int]:
 
 
 @contextmanager
+def swallowing() -> Generator[int]:
+    """Yield a port where connections are neither taken nor refused: the queue of those that wait is full."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            waits = stack.enter_context(socket.socket())
+            waits.setblocking(False)
+            waits.connect_ex(server.getsockname())
+        time.sleep(0.1)
+        yield server.getsockname()[1]
+
+
+@contextmanager
 def answering(answer: bytes) -> Generator[int]:
     """Yield a port where connections are answered with these bytes, and closed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -1063,6 +1096,12 @@ class TestConnecting:
                 with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable) as caught:
                     act()
                 assert not caught.value.maybe_taken
+
+    def test_a_server_that_does_not_even_take_a_connection_takes_no_longer_than_the_timeout(self, place: Place) -> None:
+        with swallowing() as port:
+            broker = place.broker(url=f"amqp://127.0.0.1:{port}//")
+            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable, match="does not answer"):
+                broker.publish([a_message()], timeout_s=1)
 
     def test_each_thread_has_its_own_timeout(self, place: Place) -> None:
         with black_hole() as port:
