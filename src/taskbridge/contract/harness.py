@@ -98,6 +98,13 @@ class Harness:
         """Send a plan."""
         return self.send_to(self.tasks.programs[plan.policy], plan)
 
+    def begin(self, *plans: Plan) -> list[Sent]:
+        """Send plans, and return when the first attempt of each has started."""
+        sent = [self.send(plan) for plan in plans]
+        for item in sent:
+            self.started(item.id)
+        return sent
+
     def send_to(self, task: Task[[list[dict[str, Any]]], str], plan: Plan) -> Sent:
         """Send a plan's steps to another task than that of its policy."""
         using = task.using(

@@ -30,9 +30,7 @@ _REACTION_S: Final = 0.5
 def a_killed_worker_loses_nothing(h: Harness) -> None:
     """What a killed worker held starts again on another within the lease and ten seconds."""
     first = h.start_worker(threads=2)
-    sent = [h.send(Plan(steps=(hold("again"),))) for _ in range(2)]
-    for item in sent:
-        h.started(item.id)
+    sent = h.begin(*[Plan(steps=(hold("again"),)) for _ in range(2)])
     h.start_worker(threads=2, answers=False)
     h.environment.kill(first)
     killed_at = h.bridge.now()
@@ -70,9 +68,7 @@ def a_worker_of_processes_stops(h: Harness) -> None:
 
 def _stops(h: Harness, *, processes: int, threads: int) -> None:
     worker = h.start_worker(processes=processes, threads=threads)
-    finishing, stuck = h.send(Plan(steps=(hold("finishing"),))), h.send(Plan(steps=(hold("stuck"),)))
-    for item in (finishing, stuck):
-        h.started(item.id)
+    finishing, stuck = h.begin(Plan(steps=(hold("finishing"),)), Plan(steps=(hold("stuck"),)))
     waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
     with Stopwatch() as watch:
         told_at = _tell(h, worker)
@@ -136,9 +132,7 @@ def stuck_runs_of_processes_are_given_back(h: Harness) -> None:
 
 def _gives_back_stuck_runs(h: Harness, *, processes: int, threads: int) -> None:
     worker = h.start_worker(processes=processes, threads=threads)
-    stuck = [h.send(Plan(steps=(Step(stuck="sleep", free="free"),), policy="once")) for _ in range(2)]
-    for item in stuck:
-        h.started(item.id)
+    stuck = h.begin(*[Plan(steps=(Step(stuck="sleep", free="free"),), policy="once") for _ in range(2)])
     told_at = _tell(h, worker)
     _ends_in_its_grace(h, worker, told_at)
     h.tasks.open("free")

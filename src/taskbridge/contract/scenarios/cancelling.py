@@ -60,8 +60,7 @@ def what_is_cancelled_does_not_start(h: Harness) -> None:
 def a_busy_worker_knows_within_a_second(h: Harness) -> None:
     """A worker that is busy knows within a second what was cancelled meanwhile."""
     h.start_worker(threads=1)
-    first = h.send(Plan(steps=(hold("busy"),)))
-    h.started(first.id)
+    h.begin(Plan(steps=(hold("busy"),)))
     waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(3)]
     h.equal("what cancelling says", {_cancel(h, item) for item in waiting}, {"cancelled"})
     h.pause(_KNOWN_S + h.slack_s)

@@ -39,9 +39,7 @@ def _lost_within_s(h: Harness) -> float:
 def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     """A run that was killed with its worker is a failed attempt; if it was the only one, it is dead."""
     first = h.start_worker(threads=2)
-    again, once = h.send(Plan(steps=(hold("killed"), RETURN))), h.send(Plan(steps=(hold("killed"),), policy="once"))
-    for item in (again, once):
-        h.started(item.id)
+    again, once = h.begin(Plan(steps=(hold("killed"), RETURN)), Plan(steps=(hold("killed"),), policy="once"))
     second = h.start_worker(threads=2, answers=False)
     h.environment.kill(first)
     killed_at = h.bridge.now()
@@ -119,8 +117,7 @@ def _without_marks(target: Target) -> str:
 def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     """Without attempt marks, what came back ten times without an outcome is dead."""
     h.start_worker(processes=2, supervised=True)
-    poison = h.send(Plan(steps=(KILL,), policy="once"))
-    h.started(poison.id)
+    (poison,) = h.begin(Plan(steps=(KILL,), policy="once"))
     h.deliver_again(poison, redelivered=_STARTS_WITHOUT_MARKS - 2)  # as it would be after eight more starts
     h.final(poison.id, within_s=h.patience_s + 30)
     h.check(len(h.starts(poison.id)) <= _STARTS_WITHOUT_MARKS, "it should be started eleven times at most")
@@ -169,9 +166,7 @@ def a_worker_that_stood_still_decides_nothing(h: Harness) -> None:
         Plan(steps=(hold("still"),), policy="once"),
         Plan(steps=(replace(fail(), gate="still"), RETURN)),
     )
-    sent = [h.send(plan) for plan in plans]
-    for item in sent:
-        h.started(item.id)
+    sent = h.begin(*plans)
     h.start_worker(threads=3, answers=False)
     still.pause()
     try:

@@ -31,9 +31,7 @@ def health_tells_who_consumes(h: Harness) -> None:
         h.until(lambda: not any(h.bridge.counts().waiting.values()), "nothing to be left of probes")
     h.equal("what is left of probes", h.bridge.counts().waiting, dict.fromkeys(h.bridge.counts().waiting, 0))
 
-    running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
-    for sent in running:
-        h.started(sent.id)
+    running = h.begin(*[Plan(steps=(hold("busy"),), queue="left") for _ in range(2)])
     _is(h, {"left": "busy", "right": "busy"}, "with a worker whose slots are all taken")
     h.tasks.open("busy")
     h.final(*(sent.id for sent in running))
@@ -69,9 +67,7 @@ def children_answer_probes(h: Harness) -> None:
     """A worker of processes answers too, and says when all are taken."""
     h.start_worker(queues=["left"], processes=2)
     _is(h, {"left": "consumed"}, "with idle processes")
-    running = [h.send(Plan(steps=(hold("busy"),), queue="left")) for _ in range(2)]
-    for sent in running:
-        h.started(sent.id)
+    running = h.begin(*[Plan(steps=(hold("busy"),), queue="left") for _ in range(2)])
     _is(h, {"left": "busy"}, "with processes that are all taken")
     h.tasks.open("busy")
     h.final(*(sent.id for sent in running))

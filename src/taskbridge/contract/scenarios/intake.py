@@ -30,6 +30,6 @@ def odd_messages_are_buried(h: Harness) -> None:
         h.stop(worker)
     letters = h.environment.letters()
     h.equal("the number of dead letters", len(letters), len(behind))
-    h.equal("their reasons", {letter.reason for letter in letters} - {"undecodable", "internal_error"}, set())
+    h.equal("their reasons", {letter.reason for letter in letters} - {"undecodable", "internal_error"}, set[str]())
     h.equal("what waits", {queue: count for queue, count in h.bridge.counts().waiting.items() if count}, {})
     h.equal("the healthy ones' attempts", {start.attempt for item in behind for start in h.starts(item.id)}, {1})

@@ -92,9 +92,7 @@ def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
     with h.proxy() as proxy:
         url = h.target.at_port(proxy.port)
         h.start_worker(threads=2, url=url, answers=False)
-        running = [h.send(Plan(steps=(hold("held"),))) for _ in range(2)]
-        for item in running:
-            h.started(item.id)
+        running = h.begin(*[Plan(steps=(hold("held"),)) for _ in range(2)])
         held = [h.send(Plan(steps=(RETURN,))) for _ in range(4)]
         h.pause(h.scaled(_HELD_S))
         proxy.drop()
@@ -286,9 +284,7 @@ def workers_stop_without_their_broker(h: Harness) -> None:
             for queue, proxy in (("left", refusing), ("right", silent))
             for processes, threads in ((1, 2), (2, 1))
         ]
-        held = [h.send(Plan(steps=(hold("held"), RETURN), queue=queue)) for queue in ("left", "right") for _ in "123"]
-        for sent in held:
-            h.started(sent.id)
+        held = h.begin(*[Plan(steps=(hold("held"), RETURN), queue=queue) for queue in ("left", "right") for _ in "123"])
         refusing.cut()
         silent.stall()
         h.pause(h.scaled(_LASTS_S))  # by now they know, and are trying to connect

@@ -53,8 +53,7 @@ def _block(h: Harness, gate: str, before: Plan | None = None) -> None:
     if before is not None:
         first = h.send(before)
         h.until(lambda: h.records(first.id, "retrying"), "the first run of a plan")
-    blocker = h.send(Plan(steps=(hold(gate),)))
-    h.started(blocker.id)
+    h.begin(Plan(steps=(hold(gate),)))
 
 
 def _in_order(h: Harness, ids: list[str]) -> None:

@@ -123,8 +123,7 @@ def a_record_is_there_without_a_worker(h: Harness) -> None:
 @scenario("ST1", "ST2", on=(RECORDED,), where=with_records)
 def a_record_goes_along(h: Harness) -> None:
     """A record says that a message runs, and where; that its next attempt waits, until when, and why; how it ended."""
-    item = h.send(Plan(steps=(replace(ask(2.0), gate="first"), hold("second"))))
-    h.started(item.id)
+    (item,) = h.begin(Plan(steps=(replace(ask(2.0), gate="first"), hold("second"))))
     running = until_it_is(h, item, "running")
     h.equal("its attempts", [(each.number, each.ended_at) for each in running.attempts], [(1, None)])
     pid = h.starts(item.id)[0].pid
@@ -175,8 +174,7 @@ def every_end_is_recorded(h: Harness) -> None:
 @scenario("ST2", "L2", on=(RECORDED,), where=with_records)
 def a_replay_is_recorded(h: Harness) -> None:
     """A replay makes a message queued again, with attempts from 1, until its new end."""
-    item = h.send(Plan(steps=(replace(fail(), gate="replayed"),), policy="twice"))
-    h.started(item.id)
+    (item,) = h.begin(Plan(steps=(replace(fail(), gate="replayed"),), policy="twice"))
     h.tasks.open("replayed")
     h.refused(TaskFailed, outcome_of, h, item)
     h.equal("its attempts", [each.number for each in status_of(h, item).attempts], [1, 2])
@@ -325,9 +323,7 @@ def what_cannot_be_recorded_is_a_failed_attempt(h: Harness) -> None:
 @scenario("RS4", on=(RECORDED,), where=with_records)
 def a_thousand_wait_at_once(h: Harness) -> None:
     """A thousand wait for results at once, hold no thread each, and keep no event loop from its work."""
-    sent = [h.send(Plan(steps=(hold("thousand"),))) for _ in range(4)]
-    for item in sent:
-        h.started(item.id)
+    sent = h.begin(*[Plan(steps=(hold("thousand"),)) for _ in range(4)])
     try:
         results = asyncio.run(_all_waiting(h, sent))
     except asyncio.TimeoutError:

@@ -191,9 +191,7 @@ def an_outage_loses_nothing(h: Harness) -> None:
             Plan(steps=(Step(gate="away", outcome="raise"),), policy="once"),
             Plan(steps=(Step(gate="away", outcome="retry", after_s=0), RETURN)),
         )
-        sent = [h.send(plan) for plan in plans]
-        for item in sent:
-            h.started(item.id)
+        sent = h.begin(*plans)
         proxy.cut()
         h.tasks.open("away")
         h.until(lambda: all(h.records(item.id, END) for item in sent), "the end of the first runs")

@@ -53,8 +53,7 @@ def _send(h: Harness, task: Task[[list[dict[str, Any]]], str], *steps: Step) -> 
 def a_stuck_run_ends_its_worker(h: Harness) -> None:
     """A run that nothing can interrupt is ended with its worker, as a crash; what ran beside it is given back."""
     h.start_worker(threads=3, supervised=True)
-    beside = h.send(Plan(steps=(hold("beside"),), policy="once"))
-    h.started(beside.id)
+    (beside,) = h.begin(Plan(steps=(hold("beside"),), policy="once"))
     stuck = _send(h, h.tasks.limited, Step(stuck="sleep"), RETURN)
     _ends_with_its_process(h, h.started(stuck))
     h.tasks.open("beside")
