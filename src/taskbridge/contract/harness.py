@@ -269,7 +269,7 @@ class Harness:
     def stop(self, worker: Worker) -> None:
         """Tell a worker to stop, and wait until it has."""
         worker.terminate()
-        code = worker.wait(self.spec.grace_s + self.scaled(_STOP_S))
+        code = worker.wait(self.spec.grace_s + _STOP_S + self.slack_s)
         self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
 
     def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:

@@ -106,7 +106,7 @@ def _tell(h: Harness, worker: Worker) -> float:
 
 def _ends_in_its_grace(h: Harness, worker: Worker, told_at: float) -> None:
     grace_s = h.spec.grace_s
-    code = worker.wait(grace_s + h.scaled(_AFTER_GRACE_S))
+    code = worker.wait(grace_s + _AFTER_GRACE_S + h.slack_s)
     took_s = h.bridge.now() - told_at
     h.equal("the exit code of a worker that was told to stop", code, 0)
     h.check(took_s >= grace_s, f"a running task has {grace_s} s of grace, but the worker ended after {took_s:.2f} s")

@@ -291,7 +291,7 @@ def workers_stop_without_their_broker(h: Harness) -> None:
         for worker in workers:
             h.environment.note_end(worker)
             worker.terminate()
-        deadline = time.monotonic() + h.spec.grace_s + h.scaled(_AFTER_GRACE_S)
+        deadline = time.monotonic() + h.spec.grace_s + _AFTER_GRACE_S + h.slack_s
         codes = [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers]
         logs = [f"--- code {code}\n{worker.log()}" for code, worker in zip(codes, workers, strict=True) if code != 0]
         h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))

@@ -94,7 +94,7 @@ def _was_cut_off(run: Record, again: Record, ends: Sequence[Record], *, over_at:
 
 
 def _has_ended(h: Harness, worker: Worker) -> None:
-    code = worker.wait(h.spec.grace_s + h.scaled(_AFTER_GRACE_S))
+    code = worker.wait(h.spec.grace_s + _AFTER_GRACE_S + h.slack_s)
     h.check(code == 0, f"a worker should end with code 0 in its grace, but has {code}\n{worker.log()}")
 
 
