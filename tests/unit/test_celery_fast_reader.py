@@ -115,6 +115,7 @@ def by_py_amqp(frames: list[bytes]) -> tuple[Any, ...]:
         {"application_headers": {}},
         {**TYPICAL, "message_id": "rare", "timestamp": 1_700_000_000, "expiration": "5", "app_id": "x"},
         {"priority": 0, "type": "t"},
+        {"content_type": "text/plain", "application_headers": {"bytes": b"\xff\xfe"}},
     ],
 )
 def test_a_message_is_what_py_amqp_makes_of_it(peer: Peer, properties: dict[str, Any]) -> None:
@@ -126,13 +127,18 @@ def test_a_message_is_what_py_amqp_makes_of_it(peer: Peer, properties: dict[str,
     assert peer.connection.taken == 1, "the reader left it to py-amqp"
 
 
-def test_a_message_whose_headers_are_no_text_is_left_to_py_amqp(peer: Peer) -> None:
-    frames = delivery(b"[]", content_type="text/plain", application_headers={"bytes": b"\xff\xfe"})
+def test_properties_that_py_amqp_can_not_read_end_nothing(peer: Peer) -> None:
+    value = b""
+    for _ in range(5000):
+        value = b"A" + pack(">I", len(value)) + value
+    entry = b"\x04deep" + value
+    method, _, body = delivery(b"[]")
+    header = frame(2, pack(">HHQH", 60, 0, 2, 0x2000) + pack(">I", len(entry)) + entry)
 
-    peer.send(b"".join(frames))
+    peer.send(method + header + body + b"".join(delivery(b"{}", **TYPICAL)))
 
-    assert [shown(each) for each in peer.came] == [by_py_amqp(frames)]
-    assert peer.connection.taken == 0
+    assert [each.properties for each in peer.came] == [{}, TYPICAL]
+    assert peer.connection.taken == 2
 
 
 @pytest.mark.parametrize("body", [b"caf\xc3\xa9", b"\xff\xfe"])

@@ -31,7 +31,7 @@ _TASKS: Final[Mapping[str, Sequence[str]]] = {
 
 _READER: Final[Mapping[str, Sequence[str]]] = {
     "amqp.channel:Channel": ("_on_basic_deliver",),
-    "amqp.serialization": ("_read_item", "decode_properties_basic"),
+    "amqp.serialization": ("decode_properties_basic",),
     "amqp.transport:TCPTransport": ("_setup_transport",),
 }
 """What `reader` uses of py-amqp."""

@@ -15,9 +15,9 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import amqp.serialization as _amqp_serialization
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
+from amqp.serialization import decode_properties_basic as _decode_properties
 from amqp.transport import TCPTransport as _TCPTransport
 from kombu.transport import pyamqp as _pyamqp
 
@@ -44,7 +44,7 @@ else:
     AmqpTransport = _pyamqp.Transport
 
 _Message: Final[Any] = _AmqpMessage
-_serialization: Final[Any] = _amqp_serialization
+decode_properties: Final[Any] = _decode_properties
 
 _CHUNK: Final = 65_536
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -58,13 +58,6 @@ _FRAME_ROOM: Final = 8
 
 _SIZE_OF_BODY: Final = Struct(">Q")
 _TAG: Final = Struct(">QB")
-_FLAGS: Final = Struct(">H")
-_LONG: Final = Struct(">I")
-_TEXT, _VOID = ord("S"), ord("V")
-
-_RARE: Final = 0x01FF
-"""The flags of properties that Celery's messages have not."""
-
 _FRAME_HEAD: Final = Struct(">BHI")
 _FRAME_END: Final = 0xCE
 _BASIC_ACK: Final = (60, 80)
@@ -110,57 +103,21 @@ def _delivery(held: bytes) -> _Delivery | None:
     exchange, at = _short(held, at + _TAG.size)
     routing_key, _ = _short(held, at)
     arguments = consumer_tag, tag, bool(is_redelivered & 1), exchange, routing_key
-    properties = _properties(held, header_at + 19)
-    return _Delivery(channel, arguments, properties, held[body_at + 7 : end - 1], end)
+    return _Delivery(channel, arguments, _properties(held, header_at + 19), held[body_at + 7 : end - 1], end)
+
+
+def _properties(held: bytes, at: int) -> dict[str, Any]:
+    """Return a message's properties; none if py-amqp can't read them, so that the consumer buries it (rule I1)."""
+    try:
+        read: dict[str, Any] = decode_properties(held, at)[0]
+    except Exception:  # lists in one another that are deeper than calls may be, say
+        return {}
+    return read
 
 
 def _short(held: bytes, at: int) -> tuple[str, int]:
     end = at + 1 + held[at]
     return held[at + 1 : end].decode(), end
-
-
-def _properties(held: bytes, at: int) -> dict[str, Any]:
-    (flags,) = _FLAGS.unpack_from(held, at)
-    if flags & _RARE:
-        rare: dict[str, Any] = _serialization.decode_properties_basic(held, at)[0]
-        return rare
-    at += _FLAGS.size
-    found: dict[str, Any] = {}
-    if flags & 0x8000:
-        found["content_type"], at = _short(held, at)
-    if flags & 0x4000:
-        found["content_encoding"], at = _short(held, at)
-    if flags & 0x2000:
-        found["application_headers"], at = _table(held, at)
-    if flags & 0x1000:
-        found["delivery_mode"], at = held[at], at + 1
-    if flags & 0x0800:
-        found["priority"], at = held[at], at + 1
-    if flags & 0x0400:
-        found["correlation_id"], at = _short(held, at)
-    if flags & 0x0200:
-        found["reply_to"], at = _short(held, at)
-    return found
-
-
-def _table(held: bytes, at: int) -> tuple[dict[str, Any], int]:
-    found: dict[str, Any] = {}
-    (size,) = _LONG.unpack_from(held, at)
-    at += _LONG.size
-    end = at + size
-    while at < end:
-        name, at = _short(held, at)
-        kind = held[at]
-        if kind == _TEXT:
-            (size,) = _LONG.unpack_from(held, at + 1)
-            at += 5 + size
-            found[name] = held[at - size : at].decode()
-        elif kind == _VOID:
-            found[name] = None
-            at += 1
-        else:
-            found[name], at = _serialization._read_item(held, at)
-    return found, at
 
 
 def _decoded(found: _Delivery) -> str | bytes:
