@@ -27,9 +27,8 @@ _TRIES: Final = 12
 """How often a call is tried again when its connection was lost: the pool may hold that many that are dead."""
 
 _MOST: Final = 8
-"""With this many connections, a thread first waits a moment for one of them before it opens another."""
+"""With this many connections, a thread waits for one of them for half of its time before it opens another."""
 
-_PATIENCE_S: Final = 1.0
 _KEEP_S: Final = 1.0
 _IDLE_S: Final = 5.0
 """A connection that was idle for this long is closed, unless it is the last one."""
@@ -51,7 +50,7 @@ class Pool:
     def __init__(self, hosts: Sequence[Any]) -> None:
         self._hosts = hosts
         self._made: WeakSet[Connection] = WeakSet()
-        self._starting = locks.Lock()
+        self._lock = locks.Lock()
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         self._closed: threading.Event | None = None  # ends the thread, if there is one
         self._thread: threading.Thread | None = None
@@ -129,9 +128,9 @@ class Pool:
             connection.read()  # notice a close now, not after publishing into the void
             if connection.problem is None:
                 return connection
-        if sum(each.problem is None for each in self._made) >= _MOST:
+        if len(self._open_connections()) >= _MOST:
             try:
-                connection = self._idle.get(timeout=min(_PATIENCE_S, deadline.slice_s))
+                connection = self._idle.get(timeout=deadline.slice_s / 2)
             except Empty:
                 _log.debug("all connections to RabbitMQ are in use, another one is made")
             else:
@@ -142,8 +141,13 @@ class Pool:
 
     def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Connection:
         connection = Connection(parameters, heartbeat_s=heartbeat_s)
-        self._made.add(connection)  # before it is open, so that threads that start together count each other's
+        with self._lock:  # before it is open, so that threads that start together count each other's
+            self._made.add(connection)
         return connection
+
+    def _open_connections(self) -> list[Connection]:
+        with self._lock:
+            return [connection for connection in self._made if connection.problem is None]
 
     def _give_back(self, connection: Connection) -> None:
         if connection.problem is not None:
@@ -154,7 +158,7 @@ class Pool:
         self._idle.put(connection)
 
     def _start(self) -> None:
-        with self._starting:
+        with self._lock:
             if self._thread is None:
                 self._closed = locks.Event()
                 made = threading.Thread(
@@ -169,7 +173,7 @@ class Pool:
 
     def _keep(self, closed: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
-        while not closed.wait(min([_KEEP_S, *(connection.read_s for connection in list(self._made))])):
+        while not closed.wait(min([_KEEP_S, *(connection.read_s for connection in self._open_connections())])):
             for _ in range(self._idle.qsize()):
                 try:
                     connection = self._idle.get_nowait()
@@ -184,7 +188,7 @@ class Pool:
     def close(self, timeout_s: float = 1.0) -> None:
         """Close the idle connections; the next use opens another."""
         deadline = Deadline(timeout_s)
-        with self._starting:
+        with self._lock:
             thread, self._thread = self._thread, None
             if self._closed is not None:
                 self._closed.set()
