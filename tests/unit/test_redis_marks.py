@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -222,13 +223,42 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     assert claim_when(other, a_message(300), Claim.RUNNING) is Claim.RUNNING
     marks.started(a_message(300))
     time.sleep(0.1)
-    link: Any = marks._silent._local.link
-    assert len(link._link.socket._socket.recv(1 << 20, socket.MSG_PEEK)) < 1000, (
-        "what nobody reads stays in the server in the end"
-    )
+    line: Any = marks._unanswered._line
+    left = line._link.socket._socket.recv(1 << 20, socket.MSG_PEEK)
+    assert len(left) < 1000, "what nobody reads stays in the server in the end"
     marks.close()
     other.close()
     client.execute_command("ACL", "DELUSER", "eve")
+    client.close()
+
+
+def test_any_number_of_threads_writes_on_one_connection(server: PrivateRedis) -> None:
+    client: Any = redis.Redis.from_url(server.url)
+    before = len(client.client_list())
+    settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
+    store = open_store(settings, server.url)
+
+    def run(thread: int) -> None:
+        for number in range(200):
+            message = a_message(1000 * thread + number)
+            store.marks.started(message)
+            store.records.started(message, worker="w:1", at=1.0)
+            store.marks.ended(message)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(2, 10)))
+
+    marks = [
+        f"taskbridge:mark:id-{os.getpid()}-{1000 * thread + number}:1"
+        for thread in range(2, 10)
+        for number in range(200)
+    ]
+    deadline = time.monotonic() + 20
+    while (ended := client.mget(marks).count(b"ended")) < len(marks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended == len(marks)
+    assert len(client.client_list()) - before <= 2, "one for these writes, and one for all else"
+    store.close()
     client.close()
 
 

@@ -14,6 +14,11 @@ _inherited: Final[list[Any]] = []
 """What a fork brought along. It is the parent's, and never collected as garbage: that could close its connections."""
 
 
+def leave(inherited: object) -> None:
+    """Keep what is the parent process's, and do nothing with it any more."""
+    _inherited.append(inherited)
+
+
 class PerProcess(Generic[T]):
     """Something that is made when a process first asks for it. Threads share it."""
 
@@ -48,7 +53,7 @@ class PerProcess(Generic[T]):
         pid, found = self._made
         if pid == os.getpid():
             return found
-        _inherited.append(found)
+        leave(found)
         return None
 
     def _current(self) -> T:

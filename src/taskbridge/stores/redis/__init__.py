@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from taskbridge.brokers.redis.client import Client
 from taskbridge.settings import Settings
+from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.marks import RedisMarks
 from taskbridge.stores.redis.records import RedisRecords
-from taskbridge.stores.redis.silent import Silent
 from taskbridge.stores.redis.ticks import RedisTicks
 
 
@@ -21,9 +21,9 @@ class RedisStore:
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._client = Client(url)
-        self._silent = Silent(settings, url)
-        self.marks: RedisMarks = RedisMarks(settings, self._client, self._silent)
-        self.records: RedisRecords = RedisRecords(settings, url, self._client, self._silent)
+        self._unanswered = FireAndForget(settings, url)
+        self.marks: RedisMarks = RedisMarks(settings, self._client, self._unanswered)
+        self.records: RedisRecords = RedisRecords(settings, url, self._client, self._unanswered)
         self.ticks: RedisTicks = RedisTicks(settings, self._client)
 
     def ping(self, *, timeout_s: float) -> None:
@@ -34,7 +34,7 @@ class RedisStore:
         """Close the connections."""
         self.marks.close()
         self.records.close()
-        self._silent.close()
+        self._unanswered.close()
         self._client.close()
 
 

@@ -1,6 +1,6 @@
 """Attempt marks in Redis.
 
-They are written so that nobody waits for them: see `taskbridge.stores.redis.silent`.
+They are written so that nobody waits for them: see `taskbridge.stores.redis.fire_and_forget`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.marking import ENDED, STARTED_KEPT_S, Key, StoredMarks, Worker
+from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.scripts import TAKE_OVER_MARK
-from taskbridge.stores.redis.silent import Silent
 
 _HEAD: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n%b"
 """A command that sets a key: the length of the key, the key, and the three words after it, packed."""
@@ -30,10 +30,10 @@ def _tail(value: str, ttl_s: int) -> bytes:
 class RedisMarks(StoredMarks):
     """Keeps marks in a Redis database."""
 
-    def __init__(self, settings: Settings, client: Client, silent: Silent) -> None:
+    def __init__(self, settings: Settings, client: Client, unanswered: FireAndForget) -> None:
         super().__init__(settings)
         self._client = client
-        self._silent = silent
+        self._unanswered = unanswered
         self._prefix = f"{settings.namespace}:mark:"
         self._alive_prefix = f"{settings.namespace}:alive:"
         self._ended_tail = _tail(ENDED, self._ended_kept_s)
@@ -52,7 +52,7 @@ class RedisMarks(StoredMarks):
     def _write(self, message: Message, tail: bytes) -> None:
         """Set a message's mark and don't wait; the words after the key are packed already."""
         key = self._key(message).encode()
-        self._silent.send(_HEAD % (len(key), key, tail))
+        self._unanswered.send(_HEAD % (len(key), key, tail))
 
     def _remove(self, keys: Collection[Key], timeout_s: float) -> None:
         self._ask(timeout_s, ("DEL", *(f"{self._prefix}{life}:{attempt}" for life, attempt in keys)))

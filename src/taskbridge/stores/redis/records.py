@@ -19,8 +19,8 @@ from taskbridge.stores.process import PerProcess
 from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
 from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL
 from taskbridge.stores.redis import scripts
-from taskbridge.stores.redis.silent import Silent
-from taskbridge.stores.redis.wakes import Wakes
+from taskbridge.stores.redis.fire_and_forget import FireAndForget
+from taskbridge.stores.redis.notifications import RedisNotifications
 from taskbridge.stores.transitions import UNENDED_KEPT_S, Kept, Run
 
 _TOGETHER: Final = 100
@@ -47,17 +47,17 @@ class _Seen:
 class RedisRecords(StoredRecords):
     """Keeps records in a Redis database."""
 
-    def __init__(self, settings: Settings, url: str, client: Client, silent: Silent) -> None:
+    def __init__(self, settings: Settings, url: str, client: Client, unanswered: FireAndForget) -> None:
         super().__init__(settings)
         self._client = client
-        self._silent = silent
+        self._unanswered = unanswered
         self._prefix = f"{settings.namespace}:record:"
         self._channel = f"{settings.namespace}:ended:"
         self._cancelled = f"{settings.namespace}:cancelled"
         ttl_s = settings.result_ttl_s
         self._waiting_ms = scripts.milliseconds(None if ttl_s is None else max(ttl_s, UNENDED_KEPT_S))
         self._started = PerProcess(Runs)
-        self._wakes = PerProcess(lambda: Wakes(settings, url))
+        self._notifications = PerProcess(lambda: RedisNotifications(settings, url))
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages, up to 100 in one script."""
@@ -87,11 +87,11 @@ class RedisRecords(StoredRecords):
         runs.add(message, run)
         script = scripts.NOTE_START.text  # not by its name: nobody would hear that the server doesn't know it
         start = _start(message, run, runs.writer)
-        self._silent.write("EVAL", script, 1, self._prefix + message.id, start, self._waiting_ms)
+        self._unanswered.write("EVAL", script, 1, self._prefix + message.id, start, self._waiting_ms)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` whenever a message's record became final, until it is told to stop."""
-        return self._wakes.get().watch(message_id, wake)
+        return self._notifications.get().watch(message_id, wake)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor."""
@@ -102,9 +102,9 @@ class RedisRecords(StoredRecords):
 
     def close(self) -> None:
         """Close the connections."""
-        wakes = self._wakes.take()
-        if wakes is not None:
-            wakes.close()
+        notifications = self._notifications.take()
+        if notifications is not None:
+            notifications.close()
 
     def _runs(self) -> Runs:
         return self._started.get()
