@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
@@ -190,33 +190,15 @@ def _seen(message_id: str, found: Sequence[bytes]) -> _Seen:
     kept = from_row(message_id, _row(fields)) if "state" in fields else None
     noted = sorted((int(name[6:]), start) for name, start in fields.items() if name.startswith("start:"))
     for _, start in noted:
-        kept = _with_start(message_id, kept, *json.loads(start))
+        kept = _with_start(message_id, kept, start) or kept
     return _Seen(version=int(fields.get("version", "0")), kept=kept)
 
 
-def _with_start(
-    message_id: str,
-    kept: Kept | None,
-    task: str,
-    queue: str,
-    enqueued_at: float,
-    replays: int,
-    attempt: int,
-    worker: str,
-    at: float,
-    writer: str,
-) -> Kept | None:
-    message = Message(
-        id=message_id,
-        task=task,
-        queue=queue,
-        args_json="[]",
-        kwargs_json="{}",
-        enqueued_at=enqueued_at,
-        replays=replays,
-        attempt=attempt,
-    )
-    return transitions.started(kept, message, Run(worker=worker, at=at), writer=writer) or kept
+def _with_start(message_id: str, kept: Kept | None, start: str) -> Kept | None:
+    task, queue, enqueued_at, replays, attempt, worker, at, writer = json.loads(start)
+    sent = Message(id=message_id, task=task, queue=queue, args_json="[]", kwargs_json="{}", enqueued_at=enqueued_at)
+    message = replace(sent, replays=replays, attempt=attempt)
+    return transitions.started(kept, message, Run(worker=worker, at=at), writer=writer)
 
 
 def _row(fields: Mapping[str, str]) -> Mapping[str, Any]:

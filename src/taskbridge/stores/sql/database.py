@@ -8,7 +8,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, literal, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -27,6 +40,8 @@ _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
 _RECYCLED_S: Final = 300
 """After how many seconds a connection is made anew."""
+_PURGED_TOGETHER: Final = 500
+"""How many rows whose time is over one call removes at most."""
 _UNDEFINED_TABLE: Final = "42P01"
 
 
@@ -105,6 +120,15 @@ class Database:
         """Make the tables, or bring them up to date; return the versions before and after."""
         with self._within(timeout_s, is_checked=False) as process:
             return schema.make(process.engine)
+
+    def purge(self, table: Table, *, timeout_s: float) -> bool:
+        """Remove rows whose time (`until`) is over, a bounded number; return whether there may be more."""
+        old = select(*table.primary_key).where(table.c.until < time.time()).limit(_PURGED_TOGETHER)
+        if not self.is_sqlite:
+            old = old.with_for_update(skip_locked=True)
+        with self.single(timeout_s=timeout_s) as connection:
+            removed = connection.execute(delete(table).where(tuple_(*table.primary_key).in_(old))).rowcount
+        return removed >= _PURGED_TOGETHER
 
     def insert(self, table: Any) -> Any:
         """Return an INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""

@@ -27,7 +27,6 @@ _WRITE_S: Final = 2.0
 """How long a mark may take to write; a run doesn't wait longer for it."""
 _PAUSE_S: Final = 1.0
 """How long marks are not written after a failure."""
-_PURGED_TOGETHER: Final = 500
 _DEAD_FOR_S: Final = 86400.0
 
 
@@ -113,15 +112,10 @@ class SqlMarks(StoredMarks):
 
     def _tidy(self) -> None:
         """Remove marks and workers whose time is over, a bounded number at once."""
-        key = MARKS.c.namespace, MARKS.c.life, MARKS.c.attempt
-        old = select(*key).where(MARKS.c.until < time.time()).limit(_PURGED_TOGETHER)
-        if not self._database.is_sqlite:
-            old = old.with_for_update(skip_locked=True)
-        timeout_s, removed = self._settings.send_timeout_s, _PURGED_TOGETHER
+        timeout_s = self._settings.send_timeout_s
         try:
-            while removed >= _PURGED_TOGETHER and self._me.peek() is not None:
-                with self._database.single(timeout_s=timeout_s) as connection:
-                    removed = connection.execute(delete(MARKS).where(tuple_(*key).in_(old))).rowcount
+            while self._me.peek() is not None and self._database.purge(MARKS, timeout_s=timeout_s):
+                continue
             with self._database.single(timeout_s=timeout_s) as connection:
                 connection.execute(delete(WORKERS).where(WORKERS.c.until < self._database.now() - _DEAD_FOR_S))
         except BrokerUnavailable as exc:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy import Connection, delete, func, select
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import BrokerUnavailable
@@ -29,8 +29,6 @@ from taskbridge.stores.transitions import Kept, Run
 _log = logging.getLogger("taskbridge.store")
 
 _TOGETHER: Final = 500
-_PURGED_TOGETHER: Final = 500
-"""How many rows whose time is over one call removes at most."""
 _PURGE_EVERY_S: Final = 30.0
 
 _LOCKS: Final = 0x7462  # "tb"
@@ -220,18 +218,12 @@ class SqlRecords(StoredRecords):
         if now < self._purge_at or now >= deadline:
             return
         self._purge_at = now + _PURGE_EVERY_S
-        key = RECORDS.c.namespace, RECORDS.c.id
-        old = select(*key).where(RECORDS.c.until < time.time()).limit(_PURGED_TOGETHER)
-        if not self._database.is_sqlite:
-            old = old.with_for_update(skip_locked=True)
         try:
-            with self._database.writing(timeout_s=deadline - now) as connection:
-                removed = connection.execute(delete(RECORDS).where(tuple_(*key).in_(old))).rowcount
+            has_more = self._database.purge(RECORDS, timeout_s=deadline - now)
         except BrokerUnavailable as exc:  # what was asked for is done
             _log.info("old records are not removed now: %s", exc.problem)
-            return
-        if removed >= _PURGED_TOGETHER:
-            self._purge_at = now
+        else:
+            self._purge_at = now if has_more else self._purge_at
 
 
 def _created(message: Message, delay_s: float, old: Kept | None) -> Kept | None:
