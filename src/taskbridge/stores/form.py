@@ -1,27 +1,33 @@
-"""A record as a flat row of named values: what SQL has as columns and Redis as the fields of a hash."""
+"""A record as plain values by name, from which each store makes its own form: a JSON text, or columns and a rest."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taskbridge.message import Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import AttemptRecord, Record
 from taskbridge.stores.transitions import Kept
 
-Row = dict[str, str | float | None]
-"""A record but for its id. The keys: `task`, `queue`, `state`, `enqueued_at`, `due_at`, `ended_at`, `result` (what the
-task returned, in the codec's form) and `rest` (all else, as JSON)."""
 
+def to_plain(kept: Kept) -> dict[str, Any]:
+    """Return a record, but for its id, as what JSON can hold; what is absent, empty or 0 is left out.
 
-def to_row(kept: Kept) -> Row:
-    """Return the row of a record. A new field of records goes into `rest`, here and in `from_row`."""
+    A new field of records is added here and in `from_plain`; no store need know of it.
+    """
     record = kept.record
-    rest: dict[str, Any] = {
+    values: dict[str, Any] = {
+        "task": record.task,
+        "queue": record.queue,
+        "state": record.state,
+        "enqueued_at": record.enqueued_at,
+        "due_at": record.due_at,
+        "ended_at": record.ended_at,
         "attempts": [
             [each.number, each.worker, each.started_at, each.ended_at, _pair(each.error)] for each in record.attempts
         ],
+        "result": record.result_json,
         "reason": record.reason,
         "error": _pair(record.error),
         "traceback": record.traceback,
@@ -32,43 +38,45 @@ def to_row(kept: Kept) -> Row:
         "writer": kept.writer,
         "written_at": kept.written_at,
     }
-    return {
-        "task": record.task,
-        "queue": record.queue,
-        "state": record.state,
-        "enqueued_at": record.enqueued_at,
-        "due_at": record.due_at,
-        "ended_at": record.ended_at,
-        "result": record.result_json,
-        "rest": json.dumps({key: value for key, value in rest.items() if value}, separators=(",", ":")),
-    }
+    return {name: value for name, value in values.items() if value}
 
 
-def from_row(message_id: str, row: Mapping[str, Any]) -> Kept:
-    """Return the record of a row."""
-    rest: Mapping[str, Any] = json.loads(row["rest"])
+def plain_of_new(message: Message, delay_s: float) -> dict[str, Any]:
+    """Return what `to_plain` makes of a record that was just created, at a third of the cost, for each send has one."""
+    values: dict[str, Any] = {"task": message.task, "queue": message.queue, "enqueued_at": message.enqueued_at}
+    if delay_s > 0:
+        values |= {"state": "scheduled", "due_at": message.enqueued_at + delay_s}
+    else:
+        values["state"] = "queued"
+    if message.replays:
+        values["replays"] = message.replays
+    return values
+
+
+def from_plain(message_id: str, values: Mapping[str, Any]) -> Kept:
+    """Return the record of what `to_plain` has made; None counts as absent."""
     record = Record(
         id=message_id,
-        task=row["task"],
-        queue=row["queue"],
-        state=row["state"],
-        enqueued_at=row["enqueued_at"],
-        due_at=row["due_at"],
-        ended_at=row["ended_at"],
-        attempts=tuple(_attempt(*each) for each in rest.get("attempts", ())),
-        result_json=row["result"],
-        reason=rest.get("reason", ""),
-        error=_error(rest.get("error")),
-        traceback=rest.get("traceback", ""),
-        replays=rest.get("replays", 0),
-        cancel_asked=rest.get("cancel_asked", False),
+        task=values["task"],
+        queue=values["queue"],
+        state=values["state"],
+        enqueued_at=values.get("enqueued_at", 0.0),
+        due_at=values.get("due_at"),
+        ended_at=values.get("ended_at"),
+        attempts=tuple(_attempt(*each) for each in values.get("attempts", ())),
+        result_json=values.get("result"),
+        reason=values.get("reason", ""),
+        error=_error(values.get("error")),
+        traceback=values.get("traceback", ""),
+        replays=values.get("replays", 0),
+        cancel_asked=values.get("cancel_asked", False),
     )
     return Kept(
         record=record,
-        attempt=rest.get("attempt", 0),
-        over=rest.get("over", 0),
-        writer=rest.get("writer", ""),
-        written_at=rest.get("written_at", 0.0),
+        attempt=values.get("attempt", 0),
+        over=values.get("over", 0),
+        writer=values.get("writer", ""),
+        written_at=values.get("written_at", 0.0),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Client
@@ -14,7 +14,7 @@ from taskbridge.brokers.redis.connection import Word
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.form import from_row, to_row
+from taskbridge.stores.form import from_plain, plain_of_new, to_plain
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
 from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL
@@ -139,16 +139,19 @@ class RedisRecords(StoredRecords):
     def _write(self, message_id: str, seen: _Seen, new: Kept, deadline: float, *, cancels: bool) -> _Seen | None:
         """Write a record if it is as it was seen; return None then, and else what there is now."""
         now, cancelled = time.time(), seen.kept if cancels else None
+        keys = [self._prefix + message_id, self._channel + message_id]
+        if cancelled is not None:
+            keys += [self._cancelled, f"{self._cancelled}:until"]
         found = scripts.write(
             self._client,
-            (self._prefix + message_id, self._channel + message_id, self._cancelled, f"{self._cancelled}:until"),
+            keys,
             version=seen.version,
             start=seen.start,
             kept_s=self._kept_s(new, now),
             told=new.record.state if new.record.state in FINAL else "",
             cancelled="" if cancelled is None else transitions.life_of(cancelled.record),
             cancellation_kept_s=None if cancelled is None else self._cancellation_kept_s(cancelled, now),
-            fields={**to_row(new), "life": new.record.replays or None},
+            fields={"record": _packed(new), "result": new.record.result_json, "life": new.record.replays or None},
             timeout_s=deadline - time.monotonic(),
         )
         return None if found is None else _seen(message_id, found)
@@ -158,25 +161,21 @@ class RedisRecords(StoredRecords):
         return _seen(message_id, self._client.execute([command], timeout_s=deadline - time.monotonic()))
 
     def _created(self, message: Message, delay_s: float) -> tuple[Word, ...]:
-        kept = transitions.created(None, message, delay_s)
-        assert kept is not None
-        record = kept.record
-        due_at = "" if record.due_at is None else repr(record.due_at)
-        kept_ms = scripts.milliseconds(self._kept_s(kept, time.time()))
-        return kept_ms, record.replays, record.task, record.queue, record.state, repr(record.enqueued_at), due_at
+        kept_ms = self._waiting_ms
+        if delay_s > 0 and isinstance(kept_ms, int):
+            kept_ms += max(0, round((message.enqueued_at + delay_s - time.time()) * 1000))
+        return kept_ms, message.replays, json.dumps(plain_of_new(message, delay_s), separators=(",", ":"))
 
 
 def _guess(message: Message, run: Run | None, writer: str) -> _Seen:
     """Return the version that a record has if nothing was heard of its message but the start of this run.
 
-    Then the guess is right whatever there was before: a record of this life as it was made, one of an earlier life, or
-    none. A record of a later life has a version from the beginning, so that it is never taken for this one.
+    Then an end makes the same of it whatever there was before: a record of this life as it was made, one of an earlier
+    life, or none. A record of a later life has a version from the beginning, so that it is never taken for this one.
     """
-    made = transitions.created(None, message, 0.0)
     if run is None:
-        return _Seen(version=0, kept=made, is_guessed=True)
-    kept = transitions.started(made, message, run, writer=writer)
-    return _Seen(version=1, kept=kept, start=_start(message, run, writer), is_guessed=True)
+        return _Seen(version=0, kept=None, is_guessed=True)
+    return _Seen(version=1, kept=None, start=_start(message, run, writer), is_guessed=True)
 
 
 def _start(message: Message, run: Run, writer: str) -> str:
@@ -187,7 +186,9 @@ def _start(message: Message, run: Run, writer: str) -> str:
 def _seen(message_id: str, found: Sequence[bytes]) -> _Seen:
     """Return a record with all that has been noted of starts since it was written."""
     fields = scripts.fields_of(found)
-    kept = from_row(message_id, _row(fields)) if "state" in fields else None
+    kept = None
+    if "record" in fields:
+        kept = from_plain(message_id, {**json.loads(fields["record"]), "result": fields.get("result")})
     noted = sorted((int(name[6:]), start) for name, start in fields.items() if name.startswith("start:"))
     for _, start in noted:
         kept = _with_start(message_id, kept, start) or kept
@@ -201,9 +202,7 @@ def _with_start(message_id: str, kept: Kept | None, start: str) -> Kept | None:
     return transitions.started(kept, message, Run(worker=worker, at=at), writer=writer)
 
 
-def _row(fields: Mapping[str, str]) -> Mapping[str, Any]:
-    return {
-        **{name: fields.get(name) for name in ("task", "queue", "state", "result")},
-        **{name: float(fields[name]) if name in fields else None for name in ("enqueued_at", "due_at", "ended_at")},
-        "rest": fields.get("rest") or json.dumps({"replays": int(fields.get("life", "0"))}),  # as it was made
-    }
+def _packed(kept: Kept) -> str:
+    plain = to_plain(kept)
+    plain.pop("result", None)  # it may be long, and is JSON already
+    return json.dumps(plain, separators=(",", ":"))

@@ -10,11 +10,11 @@
 | `{ns}:alive:{worker}` | string | is there as long as the worker counts as alive |
 | `{ns}:schedule:{name}` | hash | what is known of a schedule; the claim of an instant is the field `c:{instant}` |
 
-A record's fields are those of `taskbridge.stores.form` that are not None, without `rest` as it is made; `life`, how
-often the message was replayed, if it was; `version`, which grows by each write (a record of a first life has none as it
-is made); and `start:{version}`, the starts of runs that were noted since the last write, as JSON. A start is noted
-without reading the record, so that nobody waits for it. What it makes of the record is worked out by whoever reads that
-next, in the order of the versions.
+A record's fields: `record`, all that `taskbridge.stores.form` says, as JSON, but for `result`, which is a field of its
+own; `life`, how often the message was replayed, if it was; `version`, which grows by each write (a record of a first
+life has none as it is made); and `start:{version}`, the starts of runs that were noted since the last write, as JSON. A
+start is noted without reading the record, so that nobody waits for it. What it makes of the record is worked out by
+whoever reads that next, in the order of the versions.
 
 The scripts decide nothing: they write what was decided about a version, if that is still the version.
 """

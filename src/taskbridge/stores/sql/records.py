@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.form import from_row, to_row
+from taskbridge.stores.form import from_plain, to_plain
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.recording import Change, Decide, Runs, StoredRecords
 from taskbridge.stores.records import CANCELLATIONS_AT_ONCE, FINAL, Ending, State
@@ -30,6 +31,8 @@ _log = logging.getLogger("taskbridge.store")
 
 _TOGETHER: Final = 500
 _PURGE_EVERY_S: Final = 30.0
+_COLUMNS: Final = ("task", "queue", "state", "enqueued_at", "due_at", "ended_at", "result")
+"""What of a record has a column of its own; the others are JSON in `rest`."""
 
 _LOCKS: Final = 0x7462  # "tb"
 """The first key of PostgreSQL's advisory locks under which cancellations get their numbers; then comes a namespace."""
@@ -202,12 +205,15 @@ class SqlRecords(StoredRecords):
         now = time.time()
         kept_s = self._kept_s(kept, now)
         until = None if kept_s is None else now + kept_s
-        return {"namespace": self._namespace, "id": kept.record.id, **to_row(kept), "until": until}
+        plain = to_plain(kept)
+        columns = {name: plain.pop(name, None) for name in _COLUMNS}
+        rest = json.dumps(plain, separators=(",", ":"))
+        return {"namespace": self._namespace, "id": kept.record.id, **columns, "rest": rest, "until": until}
 
     def _kept(self, row: Row | None) -> Kept | None:
         if row is None or (row["until"] is not None and row["until"] <= time.time()):
             return None
-        return from_row(row["id"], row)
+        return from_plain(row["id"], {**json.loads(row["rest"]), **{name: row[name] for name in _COLUMNS}})
 
     def _purge(self, deadline: float) -> None:
         """Remove records whose time is over, now and then, and never many at once.

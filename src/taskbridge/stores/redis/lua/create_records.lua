@@ -1,18 +1,15 @@
 -- Makes records, each unless there is one of the same life or a later one.
--- KEYS: the records.
--- ARGV, seven for each: for how many ms it is kept (empty: for ever), its life (how often the message was replayed),
--- task, queue, state, when it was sent, when it is due (empty: now).
-for i, record in ipairs(KEYS) do
-  local a = 7 * (i - 1)
-  local life = tonumber(ARGV[a + 2])
-  local exists = redis.call('EXISTS', record) == 1
-  local old = exists and redis.call('HMGET', record, 'life', 'version') or {}
-  if not exists or tonumber(old[1] or 0) < life then
-    if exists then redis.call('DEL', record) end
-    redis.call('HSET', record, 'task', ARGV[a + 3], 'queue', ARGV[a + 4], 'state', ARGV[a + 5], 'enqueued_at', ARGV[a + 6])
-    if ARGV[a + 7] ~= '' then redis.call('HSET', record, 'due_at', ARGV[a + 7]) end
-    if life > 0 then redis.call('HSET', record, 'life', life, 'version', (old[2] or 0) + 1) end
-    if ARGV[a + 1] ~= '' then redis.call('PEXPIRE', record, ARGV[a + 1]) end
+-- KEYS: the records. ARGV, three for each: for how many ms it is kept (empty: for ever), its life (how often the message
+-- was replayed), the record.
+for i, key in ipairs(KEYS) do
+  local kept_ms, life, record = unpack(ARGV, 3 * i - 2, 3 * i)
+  local exists = redis.call('EXISTS', key) == 1
+  local old = exists and redis.call('HMGET', key, 'life', 'version') or {}
+  if not exists or tonumber(old[1] or 0) < tonumber(life) then
+    if exists then redis.call('DEL', key) end
+    redis.call('HSET', key, 'record', record)
+    if life ~= '0' then redis.call('HSET', key, 'life', life, 'version', (old[2] or 0) + 1) end
+    if kept_ms ~= '' then redis.call('PEXPIRE', key, kept_ms) end
   end
 end
 return 1
