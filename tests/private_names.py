@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ HOOKS: Final = frozenset(
 """What kombu documents as the methods that a virtual channel defines (kombu/transport/virtual/base.py)."""
 
 ROOT: Final = Path(taskbridge.__file__).parent
+
+_PRIVATE: Final = re.compile(r"def (_\w+)\(|\b(?:self|cls)\.(_\w+)\s*[:=][^=]|^\s*(_\w+)\s*[:=][^=]|^class (_\w+)", re.MULTILINE)
+"""What defines a private name; a search, for trees of all upstream's modules take a minute."""
+
+_METHOD: Final = re.compile(r"^\s+(?:async )?def ([a-z]\w*|_[a-z]\w*)\((?:self|cls)\b", re.MULTILINE)
+_PROPERTY: Final = re.compile(r"@[\w.]*(?:property|setter)[^\n]*\n\s+def \w+\(self")
 
 _BY_NAME: Final = ("getattr", "setattr", "hasattr", "delattr")
 _FRAMES: Final = frozenset({"_getframe", "currentframe", "f_back"})
@@ -88,16 +95,15 @@ def upstream_names() -> tuple[frozenset[str], frozenset[str]]:
         place = importlib.import_module(package).__file__  # celery and kombu replace their modules, and have no spec
         assert place is not None
         for path in Path(place).parent.rglob("*.py"):
-            names, functions = _defined(ast.parse(path.read_bytes()))
-            private |= {name for name in names if is_private(name)}
-            methods |= functions
+            text = path.read_text(encoding="utf-8")
+            private |= {name for found in _PRIVATE.findall(text) for name in found if is_private(name)}
+            methods |= set(_METHOD.findall(_PROPERTY.sub("", text)))
     return frozenset(private), frozenset(methods)
 
 
-def _defined(tree: ast.AST) -> tuple[set[str], set[str]]:
-    """Return the names that a module defines anywhere, and those of the methods among them."""
+def _defined(tree: ast.AST) -> frozenset[str]:
+    """Return the names that a module or class defines anywhere: what it sets on `self`, too."""
     names: set[str] = set()
-    methods: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
@@ -105,18 +111,7 @@ def _defined(tree: ast.AST) -> tuple[set[str], set[str]]:
             names.add(node.id)
         elif _is_field(node):
             names.add(node.attr)
-        if isinstance(node, ast.ClassDef):
-            methods |= {
-                member.name
-                for member in node.body
-                if isinstance(member, ast.FunctionDef) and not member.name.startswith("__")
-                if not any("property" in text or ".setter" in text for text in map(ast.unparse, member.decorator_list))
-            }
-    return names, methods
-
-
-def _targets(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.expr]:
-    return node.targets if isinstance(node, ast.Assign) else [node.target]
+    return frozenset(names)
 
 
 def _is_field(node: ast.AST) -> TypeGuard[ast.Attribute]:
@@ -158,7 +153,7 @@ def _tree_of(each: type) -> ast.Module:
 def _private_of(each: type) -> frozenset[str]:
     """Return the private names that a class defines: its methods, its constants and what it sets on `self`."""
     names = set(vars(each)) if _is_upstream(each) else set()
-    return frozenset(name for name in {*names, *_defined(_tree_of(each))[0]} if is_private(name))
+    return frozenset(name for name in {*names, *_defined(_tree_of(each))} if is_private(name))
 
 
 def _overrides() -> Iterator[Use]:
@@ -196,14 +191,14 @@ def _uses_in(path: str, tree: ast.Module) -> Iterator[Use]:
 
 def _known(tree: ast.Module) -> frozenset[str]:
     """Return what a module defines, and what the modules of taskbridge define that it imports from."""
-    found = set(_defined(tree)[0])
+    found = set(_defined(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskbridge."):
             path = (node.module or "").removeprefix("taskbridge.").replace(".", "/")
             named = [f"{path}.py", f"{path}/__init__.py", *(f"{path}/{alias.name}.py" for alias in node.names)]
             for each in named:
                 if each in modules():
-                    found |= _defined(modules()[each])[0]
+                    found |= _defined(modules()[each])
     return frozenset(found)
 
 
