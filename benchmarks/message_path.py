@@ -17,6 +17,8 @@ import argparse
 import itertools
 import json
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,7 @@ _OUTPUT_VARIABLE: Final = "MESSAGE_PATH_OUTPUT"
 _NO_MESSAGES: Final = ("pump", "schedul", "busy", "watch", "prepare", "cancel")
 """What the names of threads hold that take no message: they promote, send by schedules, and tell of the worker."""
 
-_RUN_WITHIN_S: Final = 60.0
+_RUN_WITHIN_S: Final = 120.0
 
 Call = tuple[str, str]
 """A file, from the package's folder, and a function's name in it."""
@@ -146,7 +148,7 @@ def _step(number: int) -> int:
 
 if _OUTPUT_VARIABLE in os.environ:
     _tracer.install()
-    bridge: Bridge = Bridge(namespace="path")
+    bridge: Bridge = Bridge()
     step: Task[[int], int] = _declare(bridge, results=False, body=_step)
 
 
@@ -154,9 +156,10 @@ def trace_runs(url: str) -> Mapping[str, Sequence[Call]]:
     """Return the calls of a worker's threads while it ran `MESSAGES` messages.
 
     Raises:
-        TimeoutError: It has not run them within a minute.
+        TimeoutError: It has not run them within two minutes.
     """
-    sender = Bridge(url, namespace="path")
+    namespace = f"path-{secrets.token_hex(4)}"
+    sender = Bridge(url, namespace=namespace)
     task = _declare(sender, results=False, body=lambda number: number)
     task.send_many([task.call(number) for number in range(_WARM + MESSAGES)])
     (command,) = sender.worker_commands(WorkerOptions(app="benchmarks.message_path:bridge", threads=2, scheduler=False))
@@ -166,21 +169,23 @@ def trace_runs(url: str) -> Mapping[str, Sequence[Call]]:
             argv[argv.index(option) + 1] = "1"
     with tempfile.TemporaryDirectory(prefix="taskbridge-path-") as folder:
         output = Path(folder, "calls.json")
-        env = {**os.environ, "TASKBRIDGE_URL": url, _OUTPUT_VARIABLE: str(output)}
+        env = {**os.environ, "TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": namespace, _OUTPUT_VARIABLE: str(output)}
         log = Path(folder, "log")
+        said = log.open("wb")
         worker = subprocess.Popen(
             argv,
             env=command.environment(env),
             cwd=Path(__file__).parents[1],
-            stdout=log.open("wb"),
+            stdout=said,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + _RUN_WITHIN_S
             while not output.exists():
                 if time.monotonic() > deadline:
-                    said = log.read_text(errors="replace")[-2000:]
-                    raise TimeoutError(f"the worker on {url} has not run all messages in {_RUN_WITHIN_S:g} s: {said}")
+                    last = log.read_text(errors="replace")[-2000:]
+                    raise TimeoutError(f"the worker on {url} has not run all messages in {_RUN_WITHIN_S:g} s: {last}")
                 time.sleep(0.05)
             calls: dict[str, list[Call]] = {
                 thread: [(file, name) for file, name in noted]
@@ -188,8 +193,9 @@ def trace_runs(url: str) -> Mapping[str, Sequence[Call]]:
                 if not any(word in thread for word in _NO_MESSAGES)
             }
         finally:
-            worker.kill()
+            os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
+            said.close()
             sender.close()
     return calls
 

@@ -26,7 +26,9 @@ HOOKS: Final = frozenset(
 
 ROOT: Final = Path(taskbridge.__file__).parent
 
-_PRIVATE: Final = re.compile(r"def (_\w+)\(|\b(?:self|cls)\.(_\w+)\s*[:=][^=]|^\s*(_\w+)\s*[:=][^=]|^class (_\w+)", re.MULTILINE)
+_PRIVATE: Final = re.compile(
+    r"def (_\w+)\(|\b(?:self|cls)\.(_\w+)\s*[:=][^=]|^\s*(_\w+)\s*[:=][^=]|^class (_\w+)", re.MULTILINE
+)
 """What defines a private name; a search, for trees of all upstream's modules take a minute."""
 
 _METHOD: Final = re.compile(r"^\s+(?:async )?def ([a-z]\w*|_[a-z]\w*)\((?:self|cls)\b", re.MULTILINE)
@@ -112,6 +114,10 @@ def _defined(tree: ast.AST) -> frozenset[str]:
         elif _is_field(node):
             names.add(node.attr)
     return frozenset(names)
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
 
 
 def _is_field(node: ast.AST) -> TypeGuard[ast.Attribute]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -109,3 +110,11 @@ def test_links_between_files_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
 
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_the_diagrams_are_drawn_from_their_texts() -> None:
+    texts = sorted((DOCS / "diagrams").glob("*.txt"))
+    assert len(texts) >= 3
+    for text in texts:
+        drawing = runpy.run_path(str(DOCS / "draw.py"))["drawn"](text.read_text(encoding="utf-8"))
+        assert text.with_suffix(".svg").read_text(encoding="utf-8") == drawing, "run: python docs/draw.py"
