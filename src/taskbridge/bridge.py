@@ -206,7 +206,7 @@ class Bridge:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """What tells the time, in seconds since the epoch; virtual on `inline://`."""
+        """What tells the time, in seconds since the epoch; a virtual clock on the inline engine."""
         return self._parts.clock
 
     def now(self) -> float:
