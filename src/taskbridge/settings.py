@@ -48,7 +48,8 @@ _SCHEMES: Final[Mapping[str, str]] = {
     "amqps": "amqp",
     "memory": "memory",
 }
-_NAMESPACE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}")
+_NAMESPACE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}|\{[A-Za-z_][A-Za-z0-9_-]{0,47}\}")
+"""In braces it is a hash tag: on Redis all keys of the namespace are in one slot."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,7 +301,7 @@ def _string(value: Any) -> str:
 
 def _namespace(value: Any) -> str:
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
-        raise ValueError(f"it must be up to 50 letters, digits, '_' or '-', not {value!r}")
+        raise ValueError(f"it must be up to 50 letters, digits, '_' or '-', perhaps in braces, not {value!r}")
     return value
 
 

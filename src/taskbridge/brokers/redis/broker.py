@@ -13,11 +13,12 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
+from taskbridge.brokers.redis import scripts
 from taskbridge.brokers.redis.client import Client, Outcome
-from taskbridge.brokers.redis.connection import Request, Word
+from taskbridge.brokers.redis.connection import Request
 from taskbridge.brokers.redis.probes import Probes
 from taskbridge.brokers.redis.pump import Pump
-from taskbridge.brokers.redis.scripts import BURY, COUNT, PARK, TAKE_DEAD, Parking, dead_keys, engines_key
+from taskbridge.brokers.redis.scripts import Keys, Word
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
 from taskbridge.message import RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
@@ -41,9 +42,7 @@ class RedisBroker:
         self._settings = settings
         self._wire = wire
         self._client = Client(settings.url.broker_url)
-        self._parking = Parking(settings.namespace, wire.engine)
-        self._engines = engines_key(settings.namespace)
-        self._dead, self._letters = dead_keys(settings.namespace)
+        self._keys = Keys(settings.namespace, wire.engine)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
         self._probes = Probes(self._client, wire, settings.namespace)
 
@@ -81,18 +80,16 @@ class RedisBroker:
             BrokerUnavailable: The only message was not parked.
         """
         deadline = time.monotonic() + timeout_s
-        engine = self._wire.engine
-        keys = (self._parking.due, self._parking.messages, self._engines)
         if len(messages) == 1:
-            self._client.run(PARK, keys, (engine, *_parked(*messages[0])), timeout_s=timeout_s)
+            self._client.run(*scripts.park(self._keys, *_parked(*messages[0])), timeout_s=timeout_s)
             return
         entries = [_parked(message, delay_s) for message, delay_s in messages]
         fates: list[tuple[Sequence[int], Outcome]] = []
         for indexes in _portions([len(text) for _, _, text in entries]):
-            args: list[Word] = [word for index in indexes for word in entries[index]]
+            words: list[Word] = [word for index in indexes for word in entries[index]]
             try:
                 left_s = deadline - time.monotonic()
-                fates.append((indexes, self._client.run(PARK, keys, (engine, *args), timeout_s=left_s)))
+                fates.append((indexes, self._client.run(*scripts.park(self._keys, *words), timeout_s=left_s)))
             except BrokerUnavailable as exc:
                 fates.append((indexes, exc))
         _raise_unless_all(fates)
@@ -103,9 +100,8 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not parked.
         """
-        keys = (self._parking.due, self._parking.messages, self._engines)
-        args = (self._wire.engine, *_parked(message, delay_s))
-        self._client.run_along(PARK, keys, args, along, timeout_s=timeout_s)
+        call = scripts.park(self._keys, *_parked(message, delay_s))
+        self._client.run_along(*call, along, timeout_s=timeout_s)
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
@@ -113,8 +109,14 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not buried.
         """
-        args = (self._dead_ttl_ms, letter.id, _milliseconds(letter.died_at), letter.dumps())
-        self._client.run(BURY, (self._dead, self._letters), args, timeout_s=timeout_s)
+        call = scripts.bury(
+            self._keys,
+            ttl_ms=self._dead_ttl_ms,
+            message_id=letter.id,
+            died_at_ms=_milliseconds(letter.died_at),
+            letter=letter.dumps(),
+        )
+        self._client.run(*call, timeout_s=timeout_s)
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
@@ -127,9 +129,8 @@ class RedisBroker:
             BrokerUnavailable: Redis doesn't answer within `send_timeout`.
         """
         places = {queue: self._wire.places(queue) for queue in queues}
-        keys = (self._engines, self._dead, *chain.from_iterable(places.values()))
-        args = (self._settings.namespace, self._dead_ttl_ms)
-        delayed, dead, *lengths = self._client.run(COUNT, keys, args, timeout_s=self._settings.send_timeout_s)
+        call = scripts.count(self._keys, list(chain.from_iterable(places.values())), ttl_ms=self._dead_ttl_ms)
+        delayed, dead, *lengths = self._client.run(*call, timeout_s=self._settings.send_timeout_s)
         remaining = iter(lengths)
         waiting = {queue: sum(islice(remaining, len(places[queue]))) for queue in places}
         return Counts(waiting=waiting, delayed=delayed, dead=dead)
@@ -158,18 +159,17 @@ class RedisBroker:
         return taken
 
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
-        keys = (self._dead, self._letters, self._parking.due, self._parking.messages, self._engines)
-        args = [word for found, fate in chosen for word in found.taken(fate)]
-        answers = self._client.run(TAKE_DEAD, keys, (self._wire.engine, *args), timeout_s=timeout_s)
+        words = [word for found, fate in chosen for word in found.taken(fate)]
+        answers = self._client.run(*scripts.take_dead(self._keys, words), timeout_s=timeout_s)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
         """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
-        while self._client.run(BURY, (self._dead, self._letters), (self._dead_ttl_ms,), timeout_s=timeout_s):
+        while self._client.run(*scripts.forget_dead(self._keys, ttl_ms=self._dead_ttl_ms), timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything:
-            keys: list[bytes] = self._client.execute([("ZRANGE", self._dead, 0, -1)], timeout_s=timeout_s)
+            keys: list[bytes] = self._client.execute([("ZRANGE", self._keys.dead, 0, -1)], timeout_s=timeout_s)
         else:
             keys = [each.encode() for each in ids or ()]
         for start in range(0, len(keys), _TOGETHER):
@@ -178,7 +178,7 @@ class RedisBroker:
             yield part if everything else sorted(part, key=lambda each: each.letter.died_at)
 
     def _read(self, keys: Sequence[bytes], timeout_s: float) -> Iterator[_Dead]:
-        texts = self._client.execute([("HMGET", self._letters, *keys)], timeout_s=timeout_s)
+        texts = self._client.execute([("HMGET", self._keys.letters, *keys)], timeout_s=timeout_s)
         for key, text in zip(keys, texts, strict=True):
             if text is None:
                 continue  # forgotten meanwhile
@@ -186,7 +186,7 @@ class RedisBroker:
                 letter = loads_letter(text)
             except DecodeError as exc:
                 _log.warning("dead letter %s can't be read: %s", key.decode(errors="replace"), exc)
-                died_at_ms = self._client.execute([("ZSCORE", self._dead, key)], timeout_s=timeout_s)
+                died_at_ms = self._client.execute([("ZSCORE", self._keys.dead, key)], timeout_s=timeout_s)
                 letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=float(died_at_ms or 0) / 1000)
             yield _Dead(key=key, text=text, letter=letter)
 

@@ -23,11 +23,23 @@ from redis import connection as _connection
 from redis.exceptions import RedisError
 
 from taskbridge import locks
+from taskbridge.brokers.redis.scripts import Word
 from taskbridge.exceptions import SettingsError
 from taskbridge.settings import without_credentials
 
-Word = str | bytes | int | float
-"""A part of a command."""
+__all__ = [
+    "TROUBLE",
+    "BoundedSocket",
+    "Connect",
+    "Link",
+    "Request",
+    "StoppedError",
+    "Word",
+    "connected",
+    "connector",
+    "left_s",
+    "pack",
+]
 
 Request = Sequence[Sequence[Word]]
 """Commands that are carried out together: one as it is, several in a transaction."""

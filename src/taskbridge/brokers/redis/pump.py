@@ -11,9 +11,9 @@ from typing import Any, Final
 from uuid import uuid4
 
 from taskbridge.brokers.base import RedisCommand, Wire
+from taskbridge.brokers.redis import scripts
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.connection import Word
-from taskbridge.brokers.redis.scripts import BEAT, LOOK, SETTLE, Parking, Script, dead_keys, engines_key
+from taskbridge.brokers.redis.scripts import Call, Keys, Word
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.settings import Settings
@@ -71,12 +71,12 @@ class _Orphan:
     """Another engine, which has no pump.
 
     Attributes:
-        parking: What its bridges have parked.
+        keys: Of what its bridges have parked.
         offset: Where the next look begins.
         next_look: When that is, by the monotonic clock.
     """
 
-    parking: Parking
+    keys: Keys
     offset: int = 0
     next_look: float = 0.0
 
@@ -99,7 +99,7 @@ class Pump:
         self._knows = knows
         self._stop = stop
         self._id = str(uuid4())
-        self._own = Parking(settings.namespace, wire.engine)
+        self._own = Keys(settings.namespace, wire.engine)
         self._orphans: dict[str, _Orphan] = {}
         self._next_beat = 0.0
         self._living = 1
@@ -131,12 +131,11 @@ class Pump:
 
     def _beat(self) -> None:
         """Say that this pump lives, and learn which other engines have none."""
-        args = (self._namespace, self._own.engine, self._id, _LIFE_MS)
-        self._living, *engines = self._run(BEAT, (engines_key(self._namespace), self._own.pumps), args)
+        self._living, *engines = self._run(scripts.beat(self._own, pump=self._id, life_ms=_LIFE_MS))
         names = [engine.decode() for engine in engines]
         for name in set(names) - self._orphans.keys():
             _log.info("engine %s has no pump: its delayed messages are published here, if the task is known", name)
-        self._orphans = {name: self._orphans.get(name) or _Orphan(Parking(self._namespace, name)) for name in names}
+        self._orphans = {name: self._orphans.get(name) or _Orphan(Keys(self._namespace, name)) for name in names}
         self._next_beat = time.monotonic() + _BEAT_S
 
     def _leave(self) -> None:
@@ -163,9 +162,9 @@ class Pump:
         early_s = orphan.next_look - time.monotonic()
         if early_s > 0:
             return early_s
-        wait_ms, found = self._look(orphan.parking, claim_ms=0, offset=orphan.offset)
+        wait_ms, found = self._look(orphan.keys, claim_ms=0, offset=orphan.offset)
         wanted = [words for each in found if (words := self._adopted(each))]
-        self._settle(orphan.parking, wanted)
+        self._settle(orphan.keys, wanted)
         left = len(found) - len(wanted)
         pause_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
         wait_s = pause_s if left else _sleep_s(wait_ms, self._living)
@@ -173,19 +172,18 @@ class Pump:
         orphan.next_look = time.monotonic() + wait_s
         return wait_s
 
-    def _look(self, parking: Parking, *, claim_ms: int, offset: int) -> tuple[int, list[_Found]]:
+    def _look(self, keys: Keys, *, claim_ms: int, offset: int) -> tuple[int, list[_Found]]:
         """Return the milliseconds until there is more (0: at once; -1: nothing is parked), and what is due."""
-        args = (claim_ms, offset, _TOGETHER, _TOGETHER_BYTES)
-        wait_ms, *rest = self._run(LOOK, (parking.due, parking.messages), args)
+        call = scripts.look(keys, claim_ms=claim_ms, offset=offset, most=_TOGETHER, most_bytes=_TOGETHER_BYTES)
+        wait_ms, *rest = self._run(call)
         triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
         return wait_ms, [_Found(member=member, score=score, text=text) for member, score, text in triples]
 
-    def _settle(self, parking: Parking, decided: list[Sequence[Word]]) -> None:
+    def _settle(self, keys: Keys, decided: list[Sequence[Word]]) -> None:
         """Do what was decided, in one step."""
         if not decided:
             return
-        keys = (parking.due, parking.messages, *dead_keys(self._namespace))
-        published, *refused = self._run(SETTLE, keys, [word for words in decided for word in words])
+        published, *refused = self._run(scripts.settle(keys, [word for words in decided for word in words]))
         _log.debug("published %d delayed messages", published)
         for member, error in zip(refused[::2], refused[1::2], strict=True):
             _log.error(
@@ -224,8 +222,8 @@ class Pump:
         words = [word for command in commands for word in (len(command), *command)]
         return found.settled("publish", len(commands), *words)
 
-    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Word]) -> Any:
-        return self._client.run(script, keys, args, timeout_s=_CALL_S, stop=self._stop)
+    def _run(self, call: Call) -> Any:
+        return self._client.run(*call, timeout_s=_CALL_S, stop=self._stop)
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:

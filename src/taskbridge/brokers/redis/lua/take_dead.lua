@@ -1,0 +1,22 @@
+-- Take dead letters out; those that are replayed are parked in the same step, due now.
+-- KEYS: dead, letters, due, messages, engines. ARGV: engine, then of each letter id, the text's SHA-1 as it was read,
+-- and the member and text of the message that is due now, empty if there is none.
+-- Returns: of each letter whether it was taken out: 0 if it is not there any more, or another one is.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local result = {}
+for i = 2, #ARGV, 4 do
+  local letter = redis.call('HGET', KEYS[2], ARGV[i])
+  local mine = letter and redis.sha1hex(letter) == ARGV[i + 1]
+  if mine then
+    redis.call('ZREM', KEYS[1], ARGV[i])  -- the first write, which needs no memory to spare
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    if ARGV[i + 2] ~= '' then
+      redis.call('ZADD', KEYS[3], now, ARGV[i + 2])
+      redis.call('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
+      redis.call('SADD', KEYS[5], ARGV[1])
+    end
+  end
+  result[#result + 1] = mine and 1 or 0
+end
+return result
