@@ -26,7 +26,7 @@ from typing import Final
 
 from taskbridge import locks
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.scripts import Script
+from taskbridge.brokers.redis.scripts import script
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.stock import kombu_json
 from taskbridge.engines.celery.wire import ENGINE, REDIS_STEPS, step_key
@@ -45,129 +45,13 @@ _AT_ONCE_S: Final = 1.0
 
 _TOGETHER: Final = 500
 
-_NOW: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-"""
-
-TAKE: Final = Script(
-    _NOW
-    + """
--- KEYS: lists by priority and, within one, by queue, then unacked, index.
--- ARGV: tag, most, queues, from which of them on, counted from 0; then tags to end.
--- Returns: of each message taken its list, counted from 1, and its item; its tag ends in how many there were before.
-local lists, most, queues, start = #KEYS - 2, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-if #ARGV > 4 then
-  redis.call('HDEL', KEYS[lists + 1], unpack(ARGV, 5))
-  redis.call('ZREM', KEYS[lists + 2], unpack(ARGV, 5))
-end
-local taken = {}
-local function take(i)
-  local item = redis.call('RPOP', KEYS[i])  -- first, for Redis then refuses no later write for want of memory
-  if not item then return false end
-  local tag = ARGV[1] .. '.' .. string.format('%d', #taken / 2)
-  local queue = string.match(KEYS[i], '^(.-)\\6\\22') or KEYS[i]
-  redis.call('HSET', KEYS[lists + 1], tag, '[' .. item .. ',"","' .. queue .. '"]')
-  redis.call('ZADD', KEYS[lists + 2], now, tag)
-  taken[#taken + 1] = i
-  taken[#taken + 1] = item
-  return true
-end
-local function not_empty(first)  -- the lists of one priority, in turn; asked for some at a time, as most are empty
-  local found = {}
-  for from = 0, queues - 1, 16 do
-    local ring, keys = {}, {}
-    for n = from, math.min(from + 16, queues) - 1 do
-      ring[#ring + 1] = first + (start + n) % queues
-      keys[#keys + 1] = KEYS[ring[#ring]]
-    end
-    if redis.call('EXISTS', unpack(keys)) > 0 then
-      for _, i in ipairs(ring) do found[#found + 1] = i end
-    end
-  end
-  return found
-end
-for first = 1, lists, math.max(queues, 1) do  -- a step of 0 never ends
-  local waiting = not_empty(first)
-  while #waiting > 0 do
-    local more = {}
-    for _, i in ipairs(waiting) do
-      if #taken == 2 * most then return taken end
-      if take(i) then more[#more + 1] = i end
-    end
-    waiting = more
-  end
-end
-return taken
-"""
-)
-"""End what is done with, and take what there are slots for: each in its list or under its tag, at any moment."""
-
-_ACK: Final = Script(
-    """
--- KEYS: unacked, index. ARGV: tags.
-redis.call('HDEL', KEYS[1], unpack(ARGV))
-return redis.call('ZREM', KEYS[2], unpack(ARGV))
-"""
-)
-
-_RENEW: Final = Script(
-    _NOW
-    + """
--- KEYS: index. ARGV: tags. Returns: how many are still held.
-redis.call('ZREM', KEYS[1], '')  -- removes nothing, but a full Redis refuses no later write of this script
-local held = 0
-for i = 1, #ARGV do
-  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-    redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i])
-    held = held + 1
-  end
-end
-return held
-"""
-)
-
-_OVERDUE: Final = Script(
-    _NOW
-    + """
--- KEYS: index. ARGV: lease in ms, most. Returns: tags whose lease is over.
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])
-"""
-)
-
-_GIVE_BACK: Final = Script(
-    _NOW
-    + """
--- KEYS: unacked, index, list. ARGV: tag, item, lease in ms (0: whatever its lease). Returns: 1 if this put it back.
-local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
-local lease = tonumber(ARGV[3])
-if lease > 0 and score and tonumber(score) > now - lease then return 0 end  -- renewed meanwhile
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('RPUSH', KEYS[3], ARGV[2])  -- where the next one is taken from
-return 1
-"""
-)
-
-_CLAIM: Final = Script(
-    _NOW
-    + """
--- KEYS: index. ARGV: tag, lease in ms. Returns: 1 if its lease was over and is now the caller's.
-local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not score or tonumber(score) > now - ARGV[2] then return 0 end
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-return 1
-"""
-)
-
-_ADOPT: Final = Script(
-    _NOW
-    + """
--- KEYS: unacked, index. ARGV: tag, value.
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-"""
-)
+TAKE: Final = script(__file__, "take")
+_ACK: Final = script(__file__, "ack")
+_RENEW: Final = script(__file__, "renew")
+_OVERDUE: Final = script(__file__, "overdue")
+_GIVE_BACK: Final = script(__file__, "give_back")
+_CLAIM: Final = script(__file__, "claim")
+_ADOPT: Final = script(__file__, "adopt")
 
 
 def step_of(priority: object) -> int:
