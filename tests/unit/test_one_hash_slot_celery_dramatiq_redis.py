@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +21,8 @@ from redis.crc import key_slot
 from taskbridge.contract.servers import PrivateRedis
 
 NAMESPACE = "{shop}"
+
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 SHOP = """
 import os
@@ -106,17 +108,16 @@ def worker(folder: Path, env: dict[str, str]) -> Generator[None]:
 
 
 @contextmanager
-def monitored(url: str) -> Generator[list[str]]:
+def monitored(url: str) -> Generator[list[tuple[str, ...]]]:
     """Note every command that the server carries out, those of scripts too, until the end of the context."""
-    commands: list[str] = []
+    commands: list[tuple[str, ...]] = []
     with redis.Redis.from_url(url, socket_timeout=None) as client, client.monitor() as monitor:
-        listening: Any = monitor.listen()
+        connection: Any = monitor.connection
 
         def note() -> None:
-            for each in listening:
-                if each["command"] == "PING end":
-                    return
-                commands.append(each["command"])
+            while commands[-1:] != [("PING", "end")]:
+                line = connection.read_response(disable_decoding=True).decode()
+                commands.append(tuple(each.replace('\\"', '"') for each in _WORD.findall(line)))
 
         thread = threading.Thread(target=note, daemon=True)
         thread.start()
@@ -127,10 +128,11 @@ def monitored(url: str) -> Generator[list[str]]:
     assert not thread.is_alive()
 
 
-def keys_of(client: Any, commands: Iterable[str]) -> set[bytes]:
+def keys_of(client: Any, commands: Iterable[tuple[str, ...]]) -> set[bytes]:
     """Return the keys that these commands name."""
     keys: set[bytes] = set()
     for command in set(commands):
         with suppress(redis.ResponseError):  # it has no keys
-            keys.update(client.execute_command("COMMAND GETKEYS", *shlex.split(command)))
+            found = client.execute_command("COMMAND GETKEYS", *command)
+            keys.update(each.encode() if isinstance(each, str) else each for each in found)
     return keys
