@@ -140,7 +140,8 @@ def test_after_a_reconnection_no_more_is_fetched_than_there_are_free_slots(holdi
     consumer = holding.consumer
     running = [Request(), Request()]
     consumer.pool.num_processes = 4
-    consumer._life.active_requests = lambda: running
+    users_own: Any = SimpleNamespace(message=SimpleNamespace())
+    consumer._life.active_requests = lambda: [*running, users_own]
     soon: list[Any] = []
     consumer.call_soon = soon.append
     consumer.on_close()

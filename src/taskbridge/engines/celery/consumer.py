@@ -150,7 +150,8 @@ class Consumer(CeleryConsumer):
                 self._dropped[message.id, message.attempt] = request, monotonic()
         while len(self._dropped) > _MOST_REMEMBERED:
             self._dropped.popitem(last=False)
-        self._orphans = set(self._life.active_requests())
+        ours = [request for request in self._life.active_requests() if self.message_of(request) is not None]
+        self._orphans = set(ours)  # of the user's own Celery tasks nobody tells when they end
         self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(self._orphans))
 
     def ended(self, request: Any) -> None:
