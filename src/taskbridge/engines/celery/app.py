@@ -226,11 +226,11 @@ class CeleryEngine:
                 native, Exchange(""), native, alias=queue, queue_arguments=arguments, durable=True
             )
         self._app.conf.task_queues = tuple(self._queues.values())
-        if "amqp" in vars(self._app) and "queues" in vars(self._app.amqp):
-            known = self._app.amqp.queues
-            consumes_all = all(name in known.consume_from for name in old)  # else the worker was told what to consume
-            for queue in new:
-                (known.select_add if consumes_all else known.add)(self._queues[queue])
+        known = self._app.amqp.queues  # made of those in the settings when it is first asked for
+        consumes_all = all(name in known.consume_from for name in old)  # else the worker was told what to consume
+        for queue in (self._queues[name] for name in new):
+            if queue.name not in known:
+                (known.select_add if consumes_all else known.add)(queue)
 
     def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Route what is sent with Celery's own means."""

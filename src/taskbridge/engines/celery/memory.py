@@ -120,11 +120,11 @@ class Transport(VirtualTransport):
         while True:
             changes = queues.changes
             try:
-                self.cycle.get(self._deliver, timeout=timeout)
-            except Empty:
+                stock(super()).drain_events(connection, timeout=0)
+            except TimeoutError:
                 left_s = 1.0 if deadline is None else deadline - monotonic()
                 if not queues.wait(changes, max(0.0, left_s)) and deadline is not None:
-                    raise TimeoutError from None
+                    raise
                 return
             else:
                 return
