@@ -27,6 +27,10 @@ _TOGETHER: Final = 100
 """How many records one script makes at most."""
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: `json.dumps` with separators makes an encoder for each call."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
     """A version of a record.
@@ -164,7 +168,7 @@ class RedisRecords(StoredRecords):
         kept_ms = self._waiting_ms
         if delay_s > 0 and isinstance(kept_ms, int):
             kept_ms += max(0, round((message.enqueued_at + delay_s - time.time()) * 1000))
-        return kept_ms, message.replays, json.dumps(plain_of_new(message, delay_s), separators=(",", ":"))
+        return kept_ms, message.replays, _encode(plain_of_new(message, delay_s))
 
 
 def _guess(message: Message, run: Run | None, writer: str) -> _Seen:
@@ -180,7 +184,7 @@ def _guess(message: Message, run: Run | None, writer: str) -> _Seen:
 
 def _start(message: Message, run: Run, writer: str) -> str:
     sent = [message.task, message.queue, message.enqueued_at, message.replays, message.attempt]
-    return json.dumps([*sent, run.worker, run.at, writer])
+    return _encode([*sent, run.worker, run.at, writer])
 
 
 def _seen(message_id: str, found: Sequence[bytes]) -> _Seen:
@@ -205,4 +209,4 @@ def _with_start(message_id: str, kept: Kept | None, start: str) -> Kept | None:
 def _packed(kept: Kept) -> str:
     plain = to_plain(kept)
     plain.pop("result", None)  # it may be long, and is JSON already
-    return json.dumps(plain, separators=(",", ":"))
+    return _encode(plain)

@@ -5,8 +5,9 @@
 -- ARGV: the version; that start, or nothing; for how many ms it is kept (empty: for ever); the final state to publish, or
 -- nothing; the life that is cancelled, or nothing; for how many ms that is kept (empty: for ever); then fields and
 -- values.
-local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
-if version ~= tonumber(ARGV[1]) or (ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'start:' .. version) ~= ARGV[2]) then
+local found = redis.call('HMGET', KEYS[1], 'version', 'start:' .. ARGV[1])
+local version = tonumber(found[1] or '0')
+if version ~= tonumber(ARGV[1]) or (ARGV[2] ~= '' and found[2] ~= ARGV[2]) then
   return redis.call('HGETALL', KEYS[1])
 end
 redis.call('DEL', KEYS[1])
