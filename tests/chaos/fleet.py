@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from taskbridge.contract.preloading import passed_on
+from taskbridge.contract.preloading import without_settings
 from tests.chaos.tasks import RUN_VARIABLE, WORKER_VARIABLE
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -61,7 +61,6 @@ class Place:
         if self._process is not None:
             self._process.wait(5)
         self._number += 1
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
         argv = [sys.executable, "-m", "taskbridge", "worker", "tests.chaos.app:bridge", *self._options]
         with self.log.open("ab") as log:
             log.write(f"--- {time.time():.3f} {self.worker}\n".encode())
@@ -69,7 +68,7 @@ class Place:
             self._process = subprocess.Popen(
                 argv,
                 cwd=_ROOT,
-                env={**inherited, **passed_on(), **self._env, WORKER_VARIABLE: self.worker},
+                env={**without_settings(), **self._env, WORKER_VARIABLE: self.worker},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

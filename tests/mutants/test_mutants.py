@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 from taskbridge.contract.matrix import scenarios_of
 from taskbridge.contract.pace import Pace
-from taskbridge.contract.preloading import passed_on
+from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.rules import RULES
 from tests.mutants.applying import RULE, environment
@@ -40,8 +39,7 @@ POSSIBLE = {name: mutant for name, mutant in MUTANTS.items() if _is_possible(mut
 
 
 def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | None = None) -> dict[str, Any]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-    env |= passed_on()
+    env = without_settings()
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
     if mutant is not None:

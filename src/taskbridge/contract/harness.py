@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
@@ -18,6 +17,7 @@ from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
 from taskbridge.contract.environment import Environment, EnvironmentSpec, WorkerChoices
 from taskbridge.contract.failure import ContractFailure
+from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.probe import END, START, Record
 from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.proxy import Proxy
@@ -318,7 +318,7 @@ class Harness:
             program: What follows `from taskbridge.contract.app import bridge, tasks`.
             url: The way to the broker, if not the target's own.
         """
-        env = {**_without_settings(os.environ), **self.environment.variables(url)}
+        env = {**without_settings(), **self.environment.variables(url)}
         done = subprocess.run(
             [sys.executable, "-c", f"from taskbridge.contract.app import bridge, tasks\n{program}"],
             env=env,
@@ -347,7 +347,3 @@ def _told(record: Record, first: float) -> str:
     data = {key: record.data[key] for key in _SHOWN_DATA if record.data.get(key)}
     shown = f" {data}" if data else ""
     return f"  {record.at - first:8.3f} attempt {record.attempt} {record.kind} (process {record.pid}){shown}"
-
-
-def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if not name.startswith("TASKBRIDGE_")}

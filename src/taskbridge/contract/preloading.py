@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Final
 
@@ -19,6 +18,11 @@ def preload() -> None:
         import_module(name)
 
 
-def passed_on() -> Mapping[str, str]:
+def passed_on() -> dict[str, str]:
     """Return the variables of this process that the processes it starts are given too."""
     return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+
+
+def without_settings() -> dict[str, str]:
+    """Return this process's environment without the settings in it, but with what is passed on."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")} | passed_on()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from taskbridge import Bridge
+from taskbridge.contract.preloading import without_settings
 from taskbridge.engines.base import Command, WorkerOptions
 
 APP: Final = "taskbridge.contract.app:bridge"
@@ -84,8 +85,7 @@ class ProcessWorker:
     @classmethod
     def start(cls, bridge: Bridge, options: WorkerOptions, env: Mapping[str, str], log: Path) -> ProcessWorker:
         """Start a worker; it is not ready yet."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return cls(bridge.worker_commands(options), {**inherited, **env}, log)
+        return cls(bridge.worker_commands(options), {**without_settings(), **env}, log)
 
     def owns(self, pid: int) -> bool:
         """Return whether a process is in one of its groups."""
@@ -154,8 +154,7 @@ class SupervisedWorker(ProcessWorker):
             *("--processes", str(options.processes), "--threads", str(options.threads)),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return cls([Command(argv=tuple(argv))], {**inherited, **env}, log)
+        return cls([Command(argv=tuple(argv))], {**without_settings(), **env}, log)
 
     def owns(self, pid: int) -> bool:
         """Return whether a process is the supervisor or descends from it."""

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from taskbridge import Bridge, Message
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.preloading import PRELOAD, passed_on
+from taskbridge.contract.preloading import PRELOAD, without_settings
 from taskbridge.contract.servers import PrivateServer
 from taskbridge.stores.base import Store
 
@@ -93,13 +93,12 @@ class Actor:
 
     def __init__(self, place: Place, verb: str, words: tuple[str, ...], settings: dict[str, Any]) -> None:
         given = {"store": place.url, "namespace": place.namespace, **settings}
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "taskbridge.contract.stores.actor", json.dumps(given), verb, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**inherited, **passed_on()},
+            env=without_settings(),
         )
 
     def line(self) -> str:
