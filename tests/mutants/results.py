@@ -148,7 +148,7 @@ def each_holds_a_thread() -> None:
 @mutant("RS4", "a_thousand_wait_at_once")
 def nobody_is_woken() -> None:
     """Who waits for a result is not told that it is there."""
-    put(_MEMORY, "MemoryRecords._wake", lambda _: lambda self, kept: None)
+    put(_MEMORY, "MemoryRecords._notify", lambda _: lambda self, message_id: None)
 
 
 @mutant("CA1", "what_is_cancelled_does_not_start", "celery+redis")

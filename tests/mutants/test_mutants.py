@@ -16,7 +16,7 @@ from taskbridge.contract.pace import Pace
 from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.rules import RULES
-from tests.mutants.applying import RULE, environment
+from tests.mutants.applying import ROOT, RULE, environment
 from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
 
 PATIENCE_S = 6
@@ -80,3 +80,33 @@ def test_a_mutant_breaks_a_rule_that_its_scenario_proves(name: str) -> None:
 def test_every_rule_has_a_scenario_and_a_mutant() -> None:
     assert [rule for rule in RULES if not scenarios_of(rule)] == []
     assert [rule for rule in RULES if not mutants_of(rule)] == []
+
+
+APPLIES_EACH = """
+import importlib, os, pkgutil, sys
+import taskbridge
+from tests.mutants.catalogue import MUTANTS
+
+for module in pkgutil.walk_packages(taskbridge.__path__, "taskbridge."):  # once, not in each fork
+    if "main" not in module.name and module.name != "taskbridge.contract.app":
+        try:
+            importlib.import_module(module.name)
+        except ImportError:
+            pass
+for name in sys.argv[1:]:
+    if os.fork() == 0:  # for what one breaks, the next must find whole
+        try:
+            MUTANTS[name].apply()
+        except Exception as exc:
+            print(f"{name}: {exc!r}", flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_what_a_mutant_breaks_is_there() -> None:
+    """Else a renamed function makes it a mutant that can't be made, which only its own test would tell."""
+    env = {**without_settings(), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", APPLIES_EACH, *POSSIBLE]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=True)
+    assert done.stdout == ""
