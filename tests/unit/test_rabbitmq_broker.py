@@ -1156,12 +1156,12 @@ class TestConnecting:
         with pytest.raises(SettingsError, match="colour"):
             place.broker(url=f"{place.server.url}?colour=red")
 
-    @pytest.mark.parametrize("option", ["socket_timeout=1", "stack_timeout=1"])
-    def test_the_url_may_allow_less_time_for_connecting_than_a_send_has(self, place: Place, option: str) -> None:
-        with black_hole() as port:
-            broker = place.broker(url=f"amqp://127.0.0.1:{port}//?{option}&stack_timeout=1")
-            with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable, match="does not answer"):
-                broker.publish([a_message()], timeout_s=10)
+    def test_the_url_may_allow_less_time_for_connecting_than_a_send_has(self, place: Place) -> None:
+        with black_hole() as silent, swallowing() as nowhere:
+            for port, option in ((nowhere, "socket_timeout=1"), (silent, "stack_timeout=1")):
+                broker = place.broker(url=f"amqp://127.0.0.1:{port}//?{option}")
+                with takes(0.9, TOLERANCE), pytest.raises(BrokerUnavailable, match="does not answer"):
+                    broker.publish([a_message()], timeout_s=10)
 
     def test_connecting_is_tried_as_often_as_the_url_says(self, place: Place) -> None:
         proxy = Proxy(("127.0.0.1", place.server.port))
