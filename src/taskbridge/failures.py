@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from traceback import extract_tb, walk_tb
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 MOST_TEXT: Final = 2_000
 """How many characters of an exception's text are kept."""
@@ -99,8 +99,18 @@ def _is_ordinary(error: BaseException) -> bool:
         return all(isinstance(each, int | None) for each in places) and all(
             isinstance(each, str | None) for each in texts
         )
+    members = _group(error)
+    return len(members) <= _MOST_LINKS and all(map(is_ordinary, members))
+
+
+def _group(error: BaseException) -> tuple[Any, ...]:
+    """Return the exceptions of a group; none for another exception. Raises what a property of that name raises."""
     members: Any = getattr(error, "exceptions", None)
-    return not isinstance(members, tuple) or (len(members) <= _MOST_LINKS and all(map(is_ordinary, members)))
+    return members if _is_tuple(members) else ()
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def traceback_of(error: BaseException | None) -> str:
@@ -154,10 +164,8 @@ def _one(error: BaseException) -> str:
 def _members(error: BaseException) -> list[str]:
     """Return what is printed of the exceptions of a group."""
     try:
-        members: Any = getattr(error, "exceptions", None)
+        members = _group(error)
     except BaseException:
-        return []
-    if not isinstance(members, tuple):
         return []
     each = [one for one in members[:_MOST_LINKS] if isinstance(one, BaseException)]
     return [f"  | {line}" for one in each for line in clipped(_leaf(one), MOST_TEXT).splitlines()]

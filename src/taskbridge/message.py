@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeGuard, cast
 
 from taskbridge import codec
 from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError
@@ -315,9 +315,13 @@ def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _headers(headers: Any) -> dict[str, str]:
-    if not isinstance(headers, dict) or not all(is_text(name) and is_text(value) for name, value in headers.items()):
-        raise DecodeError("not a message: its headers are not text by name")
-    return cast("dict[str, str]", headers)
+    if _is_dict(headers) and all(is_text(name) and is_text(value) for name, value in headers.items()):
+        return headers
+    raise DecodeError("not a message: its headers are not text by name")
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return isinstance(value, dict)
 
 
 def is_text(value: object) -> bool:

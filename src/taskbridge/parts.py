@@ -112,7 +112,8 @@ class Parts:
         clock = _import("taskbridge.clock").VirtualClock()
         wire = inline.InlineWire()
         broker = memory.connect(settings, wire, clock)
-        threads = int(dict(settings.url.options).get("threads", inline.DEFAULT_THREADS))
+        options: Mapping[str, str] = dict(settings.url.options)
+        threads: int = int(options["threads"]) if "threads" in options else inline.DEFAULT_THREADS
         self.clock = clock.now
         self._engine = inline.InlineEngine(self._bridge, wire, clock, broker, threads)
         return broker, wire

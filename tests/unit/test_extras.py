@@ -74,7 +74,7 @@ def test_an_engine_and_a_broker_need_nothing_but_their_extras(engine: str, broke
         if module not in ("taskbridge", "pkg_resources") and not {canonicalize_name(name) for name in names} & present
     }
     url, package = f"{engine}+{broker}://127.0.0.1:1", f"taskbridge.brokers.{EXTRAS[broker]}"
-    worker = f"taskbridge.engines.{engine}.worker"
+    worker = {"celery": "taskbridge.engines.celery.consumer", "dramatiq": "taskbridge.engines.dramatiq.app"}[engine]
 
     command = [sys.executable, "-c", PROGRAM, url, package, worker, library, *sorted(absent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -73,10 +73,9 @@ def test_of_a_deep_stack_the_beginning_and_the_end_are_kept() -> None:
         else:
             fall(left - 1)
 
-    try:
+    with pytest.raises(ValueError, match="deep") as caught:
         fall(400)
-    except ValueError as exc:
-        text = failures.traceback_of(exc)
+    text = failures.traceback_of(caught.value)
     assert "frames are left out" in text
     assert "test_of_a_deep_stack" in text
     assert text.endswith("ValueError: deep\n")

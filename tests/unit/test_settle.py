@@ -67,7 +67,8 @@ def _not_settled(bridge: Bridge, message: Message) -> Message | None:
 
 def _message(**given: Any) -> Message:
     fields: dict[str, Any] = {"id": "m", "task": "t", "queue": "default", "args_json": "[]", "kwargs_json": "{}"}
-    return Message(**{**fields, "enqueued_at": time.time(), **given})
+    known: dict[str, Any] = {"enqueued_at": time.time(), **given}
+    return Message(**fields, **known)
 
 
 def test_a_message_that_meets_unforeseen_errors_waits_longer_each_time_and_is_dead_the_sixth_time(
