@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from taskbridge import Bridge, default_bridge
@@ -79,6 +80,38 @@ def add_url(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add `--app`, `--url` and `--json`, for a command that needs no tasks but settings."""
+    parser.add_argument(
+        "--app",
+        metavar="MODULE[:BRIDGE]",
+        default=os.environ.get(APP_VARIABLE),
+        help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
+    )
+    add_url(parser)
+    add_json(parser)
+
+
+@contextmanager
+def open_bridge(arguments: argparse.Namespace, *, or_store: bool = False) -> Generator[Bridge]:
+    """Yield the bridge that the arguments name, and close it.
+
+    Args:
+        arguments: The command's.
+        or_store: Whether a store of its own will do where the broker is memory.
+
+    Raises:
+        TaskBridgeError: There is none, or no other process can see its messages.
+    """
+    bridge = bridge_of(arguments)
+    if not or_store or bridge.settings.store is None:
+        check_has_server(bridge, "this command")
+    try:
+        yield bridge
+    finally:
+        bridge.close()
 
 
 def bridge_of(arguments: argparse.Namespace) -> Bridge:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from taskbridge import Bridge, DeadEntry
-from taskbridge.cli.arguments import (
-    Commands,
-    UsageError,
-    add_command,
-    add_json,
-    add_url,
-    bridge_of,
-    check_has_server,
-    count,
-)
-from taskbridge.cli.show import print_json, table
-from taskbridge.loading import APP_VARIABLE
+from taskbridge.cli.arguments import Commands, UsageError, add_command, add_settings, count, open_bridge
+from taskbridge.cli.show import details, error_data, iso, local_time, print_json, table
 
 _DESCRIPTION = """\
 Look after dead letters: the messages that failed for good, kept for the setting `dead_ttl` (7 days by default).
@@ -94,14 +82,7 @@ def add(commands: Commands) -> None:
         each.add_argument("--reason", metavar="REASON", help="only with this reason, such as exhausted")
         each.add_argument("--queue", metavar="QUEUE", help="only from this queue")
     for each in (listing, showing, replaying, purging):
-        each.add_argument(
-            "--app",
-            metavar="MODULE[:BRIDGE]",
-            default=os.environ.get(APP_VARIABLE),
-            help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
-        )
-        add_url(each)
-        add_json(each)
+        add_settings(each)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -195,12 +176,8 @@ def _agreed(number: int) -> bool:
 
 
 def _with_bridge(arguments: argparse.Namespace, act: Callable[[Bridge], T]) -> T:
-    bridge = bridge_of(arguments)
-    check_has_server(bridge, "this command")
-    try:
+    with open_bridge(arguments) as bridge:
         return act(bridge)
-    finally:
-        bridge.close()
 
 
 def _filters(arguments: argparse.Namespace) -> dict[str, str | None]:
@@ -248,11 +225,11 @@ def _some(ids: Sequence[str]) -> str:
 def _row(entry: DeadEntry) -> tuple[str, ...]:
     error = "-" if entry.error is None else _short(f"{entry.error.type}: {entry.error.message}")
     attempts = "-" if entry.attempts is None else str(entry.attempts)
-    return (entry.id, _time(entry.died_at), entry.task or "-", entry.queue or "-", attempts, entry.reason, error)
+    return (entry.id, local_time(entry.died_at), entry.task or "-", entry.queue or "-", attempts, entry.reason, error)
 
 
 def _described(entry: DeadEntry) -> str:
-    lines = [("id", entry.id), ("reason", entry.reason), ("died at", _time(entry.died_at))]
+    lines = [("id", entry.id), ("reason", entry.reason), ("died at", local_time(entry.died_at))]
     if entry.worker is not None:
         lines.append(("buried by", entry.worker))
     if entry.task is not None:
@@ -263,45 +240,36 @@ def _described(entry: DeadEntry) -> str:
             ("priority", entry.priority or "-"),
             ("attempts", str(entry.attempts)),
             *([("replays", str(entry.replays))] if entry.replays else []),
-            ("first sent", _time(entry.enqueued_at)),
-            *([] if entry.expires_at is None else [("expires", _time(entry.expires_at))]),
+            ("first sent", local_time(entry.enqueued_at)),
+            *([] if entry.expires_at is None else [("expires", local_time(entry.expires_at))]),
             *(("header", f"{key}: {value}") for key, value in sorted(entry.headers.items())),
         ]
     if entry.raw is not None:
         lines.append(("bytes", repr(entry.raw[:2000])))
     if entry.error is not None:
         lines.append(("error", f"{entry.error.type}: {entry.error.message}"))
-    described = "\n".join(f"{name:<10}  {value}" for name, value in lines)
-    return f"{described}\n\n{entry.traceback.rstrip()}" if entry.traceback else described
+    return details(lines, entry.traceback or "")
 
 
 def _data(entry: DeadEntry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "reason": entry.reason,
-        "died_at": _iso(entry.died_at),
+        "died_at": iso(entry.died_at),
         "task": entry.task,
         "queue": entry.queue,
         "priority": entry.priority,
         "attempts": entry.attempts,
         "replays": entry.replays,
-        "first_sent_at": _iso(entry.enqueued_at),
-        "expires_at": _iso(entry.expires_at),
+        "first_sent_at": iso(entry.enqueued_at),
+        "expires_at": iso(entry.expires_at),
         "arguments": None if entry.task is None else entry.arguments or "none",
         "headers": None if entry.task is None else dict(entry.headers),
-        "error": None if entry.error is None else {"type": entry.error.type, "message": entry.error.message},
+        "error": error_data(entry.error),
         "traceback": entry.traceback,
         "worker": entry.worker,
         "bytes": None if entry.raw is None else entry.raw.decode("latin-1"),
     }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds")
-
-
-def _time(moment: datetime | None) -> str:
-    return "-" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _short(text: str) -> str:

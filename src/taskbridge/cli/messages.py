@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from datetime import datetime
 from typing import Any
 
-from taskbridge import Bridge, ErrorInfo, Handle, Status
-from taskbridge.cli.arguments import Commands, add_command, add_json, add_url, bridge_of, check_has_server
-from taskbridge.cli.show import print_json
-from taskbridge.loading import APP_VARIABLE
+from taskbridge import Handle, Status
+from taskbridge.cli.arguments import Commands, add_command, add_settings, open_bridge
+from taskbridge.cli.show import details, error_data, iso, local_time, print_json
 
 _STATUS = """\
 Show what a message is doing, each of its attempts, and what came of it. The whole id is needed, as `handle.id` has it.
@@ -37,25 +34,15 @@ def add(commands: Commands) -> None:
     cancelling = add_command(commands, "cancel", run_cancel, help="cancel a message", description=_CANCEL)
     for each in (looking, cancelling):
         each.add_argument("id", metavar="ID", help="the message's id")
-        each.add_argument(
-            "--app",
-            metavar="MODULE[:BRIDGE]",
-            default=os.environ.get(APP_VARIABLE),
-            help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
-        )
-        add_url(each)
-        add_json(each)
+        add_settings(each)
 
 
 def run_status(arguments: argparse.Namespace) -> int:
     """Print what is known of a message."""
-    bridge = _bridge_of(arguments)
-    try:
+    with open_bridge(arguments, or_store=True) as bridge:
         handle = bridge.handle(arguments.id)
         status = handle.status()
         result = repr(handle.result(0)) if status.state == "done" else None
-    finally:
-        bridge.close()
     if arguments.json:
         print_json(_data(status, result))
     else:
@@ -65,12 +52,9 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 def run_cancel(arguments: argparse.Namespace) -> int:
     """Cancel a message, and print what that did."""
-    bridge = _bridge_of(arguments)
-    try:
+    with open_bridge(arguments, or_store=True) as bridge:
         handle: Handle[Any] = bridge.handle(arguments.id)
         status = handle.cancel()
-    finally:
-        bridge.close()
     if arguments.json:
         print_json(_data(status, None))
     elif status.state == "cancelled":
@@ -78,15 +62,8 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     elif status.cancel_asked and not status.is_final:
         print("it runs, and was told; there is no further attempt")
     else:
-        print(f"too late: it is {status.state} since {_time(status.ended_at)}")
+        print(f"too late: it is {status.state} since {local_time(status.ended_at)}")
     return 0 if status.state == "cancelled" or not status.is_final else 1
-
-
-def _bridge_of(arguments: argparse.Namespace) -> Bridge:
-    bridge = bridge_of(arguments)
-    if bridge.settings.store is None:
-        check_has_server(bridge, "this command")
-    return bridge
 
 
 def _described(status: Status, result: str | None) -> str:
@@ -96,23 +73,24 @@ def _described(status: Status, result: str | None) -> str:
         ("queue", status.queue),
         ("state", status.state + (f" ({status.reason})" if status.reason else "")),
         *([("cancelled", "while it ran")] if status.cancel_asked else []),
-        ("sent", _time(status.enqueued_at)),
-        *([] if status.due_at is None else [("due", _time(status.due_at))]),
-        *([] if status.ended_at is None else [("ended", _time(status.ended_at))]),
+        ("sent", local_time(status.enqueued_at)),
+        *([] if status.due_at is None else [("due", local_time(status.due_at))]),
+        *([] if status.ended_at is None else [("ended", local_time(status.ended_at))]),
         *([("replays", str(status.replays))] if status.replays else []),
         *(_attempt_lines(status)),
         *([] if result is None else [("result", result)]),
     ]
-    described = "\n".join(f"{name:<10}  {value}" for name, value in lines)
-    return f"{described}\n\n{status.traceback.rstrip()}" if status.traceback else described
+    return details(lines, status.traceback or "")
 
 
 def _attempt_lines(status: Status) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for attempt in status.attempts:
-        until = "" if attempt.ended_at is None else f" to {_time(attempt.ended_at)}"
+        until = "" if attempt.ended_at is None else f" to {local_time(attempt.ended_at)}"
         error = "" if attempt.error is None else f": {attempt.error.type}: {attempt.error.message}"
-        lines.append((f"attempt {attempt.number}", f"{_time(attempt.started_at)}{until} on {attempt.worker}{error}"))
+        lines.append(
+            (f"attempt {attempt.number}", f"{local_time(attempt.started_at)}{until} on {attempt.worker}{error}")
+        )
     return lines
 
 
@@ -124,33 +102,21 @@ def _data(status: Status, result: str | None) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "cancel_asked": status.cancel_asked,
-        "enqueued_at": _iso(status.enqueued_at),
-        "due_at": _iso(status.due_at),
-        "ended_at": _iso(status.ended_at),
+        "enqueued_at": iso(status.enqueued_at),
+        "due_at": iso(status.due_at),
+        "ended_at": iso(status.ended_at),
         "replays": status.replays,
         "attempts": [
             {
                 "number": attempt.number,
                 "worker": attempt.worker,
-                "started_at": _iso(attempt.started_at),
-                "ended_at": _iso(attempt.ended_at),
-                "error": _error(attempt.error),
+                "started_at": iso(attempt.started_at),
+                "ended_at": iso(attempt.ended_at),
+                "error": error_data(attempt.error),
             }
             for attempt in status.attempts
         ],
-        "error": _error(status.error),
+        "error": error_data(status.error),
         "traceback": status.traceback,
         "result": result,
     }
-
-
-def _error(error: ErrorInfo | None) -> dict[str, str] | None:
-    return None if error is None else {"type": error.type, "message": error.message}
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds")
-
-
-def _time(moment: datetime | None) -> str:
-    return "-" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -6,8 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, TextIO
 
+from taskbridge import ErrorInfo
 from taskbridge.retry import RetryPolicy
 
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -33,6 +35,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, aligned, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def details(lines: Sequence[tuple[str, str]], traceback: str = "") -> str:
+    """Return a line for each name and value, and a traceback below if there is one."""
+    described = "\n".join(f"{name:<10}  {value}" for name, value in lines)
+    return f"{described}\n\n{traceback.rstrip()}" if traceback else described
+
+
+def local_time(moment: datetime | None) -> str:
+    """Return a moment in this machine's zone, to the second; `-` if there is none."""
+    return "-" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iso(moment: datetime | None) -> str | None:
+    """Return a moment for JSON, to the millisecond."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds")
+
+
+def error_data(error: ErrorInfo | None) -> dict[str, str] | None:
+    """Return an error for JSON."""
+    return None if error is None else {"type": error.type, "message": error.message}
 
 
 def duration(seconds: float) -> str:
