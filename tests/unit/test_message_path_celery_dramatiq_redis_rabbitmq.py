@@ -17,8 +17,8 @@ MOST_FILES_AND_MOVES = {
     "run, Dramatiq + Redis": (29, 95),
     "run, Dramatiq + RabbitMQ": (25, 75),
 }
-"""Sends: what is measured, which is the aim on Redis. Runs: two files and a tenth of the moves above what is measured, for
-what a worker does in batches depends on the moment; these bounds fall, and the aim is 15 files."""
+"""Sends: what is measured, which is the aim on Redis. Runs: two files and a tenth of the moves above what is measured,
+for what a worker does in batches depends on the moment; these bounds fall, and the aim is 15 files."""
 
 Urls = Callable[[str], str]
 
