@@ -62,7 +62,7 @@ def busy_workers_say_nothing() -> None:
 @mutant("O1", "children_answer_probes", "celery+redis")
 def children_are_never_all_taken() -> None:
     """A worker of processes never says that it is busy."""
-    put("taskbridge.engines.celery.life", "Life._full_queues", lambda _: lambda self: [])
+    put("taskbridge.engines.celery.life", "CeleryLife.full_queues", lambda _: lambda self: [])
 
 
 @mutant("S7", "a_connection_that_died_idle_is_made_again", "dramatiq+redis")

@@ -11,6 +11,7 @@ import importlib
 import threading
 from contextlib import nullcontext
 from contextvars import Context
+from dataclasses import replace
 from typing import Any
 
 from tests.mutants.table import mutant, put
@@ -87,7 +88,40 @@ def a_stopping_worker_goes_on_taking() -> None:
 @mutant("R8", "stuck_runs_of_threads_are_given_back", "dramatiq+amqp")
 def what_cannot_be_interrupted_is_lost() -> None:
     """A run that its worker's end can't interrupt keeps its mark, and so counts as lost with its worker."""
-    put("taskbridge.engines.dramatiq.worker", "unmark", lambda _: lambda host, messages: None)
+    put("taskbridge.engines.worker_life", "WorkerLife.unmark_all", lambda _: lambda self: None)
+    put("taskbridge.engines.worker_life", "unmark", lambda _: lambda host, messages: None)
+
+
+@mutant("H", "worker_stopping_comes_last", "dramatiq+memory")
+def a_worker_tells_early_that_it_stops() -> None:
+    """The hook `worker_stopping` is called as a worker begins to stop, while its tasks still run."""
+
+    def make(drain: Any) -> Any:
+        def early(self: Any) -> None:
+            if not self.draining:
+                self._host.hooks.call(importlib.import_module("taskbridge.hooks").Event(name="worker_stopping"))
+            drain(self)
+
+        return early
+
+    put("taskbridge.engines.worker_life", "WorkerLife.drain", make)
+    put("taskbridge.engines.worker_life", "WorkerLife.stopping", lambda _: lambda self: None)
+
+
+@mutant("A6", "a_dead_process_stops_no_other", "dramatiq+redis")
+def one_command_starts_all_processes() -> None:
+    """One of Dramatiq's commands starts all processes; when one dies, it stops the others."""
+
+    def make(worker_commands: Any) -> Any:
+        def one(self: Any, options: Any) -> Any:
+            command = worker_commands(self, options)[0]
+            where = command.argv.index("--processes") + 1
+            argv = (*command.argv[:where], str(options.processes), *command.argv[where + 1 :])
+            return [replace(command, argv=argv)]
+
+        return one
+
+    put("taskbridge.engines.dramatiq.app", "DramatiqEngine.worker_commands", make)
 
 
 @mutant("A6", "nothing_waits_behind_a_long_task")

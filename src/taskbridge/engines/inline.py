@@ -311,8 +311,8 @@ class InlineEngine:
             yield
         finally:
             self._scheduler.stop()
-            self._host.hooks.call(Event(name="worker_stopping"))
             workers.stop(self._host.settings.grace_s)
+            self._host.hooks.call(Event(name="worker_stopping"))
             self._pump.stop()
             self._count_embedded(-1)
 
@@ -326,5 +326,5 @@ class InlineEngine:
             background, self._background = self._background, None
         self._pump.stop()
         if background is not None:
-            self._host.hooks.call(Event(name="worker_stopping"))
             background.stop(self._host.settings.grace_s)
+            self._host.hooks.call(Event(name="worker_stopping"))

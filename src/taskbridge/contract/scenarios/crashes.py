@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -26,6 +28,8 @@ _AFTER_LEASE_S: Final = 10.0
 _RESTART_S: Final = 4.0
 """How long a supervisor may take to have a worker running again, after its first pauses."""
 _STARTS_WITHOUT_MARKS: Final = 11
+_TAKEN_S: Final = 3.0
+"""How long a message may take whose queue has a free process, on a machine that has just lost another one."""
 _LOOKED_AT_S: Final = 3.0
 """How long a second delivery may wait before it is looked at again."""
 
@@ -105,6 +109,25 @@ def kill_by_every_attempt(h: Harness, *, processes: int, threads: int, policy: s
     h.equal("its attempts", starts, list(range(1, attempts + 1)))
     _is_lost(h, poison)
     return len(starts)
+
+
+@scenario("A6", "A2", on=(STORED,), where=with_processes_and_marks)
+def a_dead_process_stops_no_other(h: Harness) -> None:
+    """When a process of a worker dies that runs nothing, the others go on taking messages, and end what they run."""
+    worker = h.start_worker(processes=3, supervised=True)
+    long = h.send(Plan(steps=(hold("long"),), policy="once"))
+    busy = h.started(long.id).pid
+    records = h.environment.records.all()
+    pids = {record.pid for record in records if record.kind == "worker_started" and worker.owns(record.pid)}
+    os.kill(min(pids - {busy}), signal.SIGKILL)
+    for _ in range(3):
+        quick = h.send(Plan(steps=(RETURN,)))
+        took_s = h.final(quick.id)[0].at - quick.after
+        h.check(took_s <= _TAKEN_S, f"another process should take it at once, but {took_s:.1f} s passed")
+    h.tasks.open("long")
+    h.equal("how the long task ended", h.final(long.id)[0].kind, "succeeded")
+    h.idle()
+    h.equal("its attempts", [start.attempt for start in h.starts(long.id)], [1])
 
 
 def _without_marks(target: Target) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from taskbridge.contract.harness import Harness
-from taskbridge.contract.program import DISCARD, RETURN, Plan, fail
+from taskbridge.contract.program import DISCARD, RETURN, Plan, fail, hold
 from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, scenario, with_processes
 from taskbridge.contract.tasks import FAIL_HOOKS, STAMP
+
+_LATE_S: Final = 1.0
 
 
 @scenario("H", on=(ORDINARY, PROCESSES))
@@ -93,6 +97,23 @@ def workers_tell_when_they_start_and_stop(h: Harness) -> None:
     for record in started:
         first = next((start.at for start in h.environment.runs() if start.pid == record.pid), record.at)
         h.check(record.at <= first, "a process told of its start after its first task")
+
+
+@scenario("H", on=(ALONE,))
+def worker_stopping_comes_last(h: Harness) -> None:
+    """A worker tells that it stops when none of its tasks runs any more."""
+    worker = h.start_worker(threads=2)
+    long = h.send(Plan(steps=(hold("long"),)))
+    h.started(long.id)
+    worker.terminate()
+    h.pause(_LATE_S)
+    h.tasks.open("long")
+    code = worker.wait(h.spec.grace_s)
+    h.equal("the exit code of a worker that was told to stop", code, 0)
+    told = [record for record in h.environment.records.all() if record.kind == "worker_stopping"]
+    h.equal("the worker_stopping hooks", len(told), 1)
+    ended = h.ends(long.id)[0]
+    h.check(told[0].at >= ended.at, f"it told of its end {ended.at - told[0].at:.2f} s before that of its task")
 
 
 @scenario("H", on=(ALONE,), where=with_processes)

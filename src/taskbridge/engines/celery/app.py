@@ -22,7 +22,7 @@ from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.celery import wire
 from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.connection import own_connection, own_transport
-from taskbridge.engines.celery.life import Life
+from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
 from taskbridge.engines.settle import prepare_marks
@@ -115,7 +115,7 @@ class CeleryEngine:
         self._leases: Leases | None = None
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)
-        self.life: Final = Life(self, host, self._runs, self.carrier)
+        self.life: Final = CeleryLife(self, host, self._runs, self.carrier)
         self._queues: dict[str, Any] = {}
         self._app = self._make_app(tls)
         self._declare_queues()
@@ -137,7 +137,7 @@ class CeleryEngine:
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
-        if self.life.stopping:
+        if self.life.draining:
             return set()
         return {request.message.delivery_tag for request in self.life.active_requests()}
 
@@ -287,7 +287,7 @@ class CeleryEngine:
 
     def _on_shutting_down(self, **_: Any) -> None:
         if self.life.pid == os.getpid():
-            self.life.begin_stop()
+            self.life.drain()
 
     def _on_child_started(self, **_: Any) -> None:
         if self._is_child():

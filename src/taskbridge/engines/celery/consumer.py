@@ -119,7 +119,7 @@ class Consumer(CeleryConsumer):
 
     def stop(self) -> None:
         """Take nothing new."""
-        self._life.begins_to_end()
+        self._life.drain()
         self._stop_gathering()
         stock(super()).stop()
 
@@ -374,7 +374,7 @@ class Consumer(CeleryConsumer):
             else:
                 self._acknowledge(message.ack_log_error)
 
-        self._life.desk.submit(work)
+        self._life.background_queue.submit(work)
 
     def _refuse(self, message: Any, error: Exception, reason: str) -> None:
         """Bury a message that failed on its way to the pool, and free its slot."""

@@ -1,6 +1,6 @@
-"""What a worker's main process has besides Celery's own: hooks, pump, leases, and an end that keeps to the grace.
+"""The life of a Celery worker, in its main process; its tasks run in threads there, or in the children of a pool.
 
-Its threads start after the pool's children are forked, and end after the pool.
+The threads of a life start after the pool's children are forked, and end after the pool.
 """
 
 from __future__ import annotations
@@ -9,122 +9,52 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.celery.attempts import Attempts
+from taskbridge.engines.celery.background_queue import BackgroundQueue
 from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import worker_state
-from taskbridge.engines.pump import Pump
-from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run
-from taskbridge.engines.settle import NotSettledError, bury_unreadable, prepare_marks, unmark
-from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
-from taskbridge.hooks import Event
-from taskbridge.schedules.sender import Scheduler
+from taskbridge.engines.runs import Run
+from taskbridge.engines.settle import NotSettledError, bury_unreadable
+from taskbridge.engines.worker_life import WorkerLife
+from taskbridge.exceptions import TaskBridgeError
+from taskbridge.message import Message
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
 
 _log = logging.getLogger("taskbridge.celery")
 
-_LOOK_S: Final = 0.05
-
-_AFTER_GRACE_S: Final = 3.0
-"""How long interrupted tasks have to end before the worker ends without them; rule A4 allows 5 s in all."""
-
-_LAST_S: Final = 1.0
-"""How long the broker then has to answer."""
-
-_PAUSE_S: Final = 1.0
-_UNMARK_S: Final = 1.0
-_NOT_UNMARKED: Final = "the store does not answer, interrupted runs will count as lost: %s"
-
-_Work = Callable[[], None]
+_FINISHED_S: Final = 1.0
+"""How long the background queue has to finish what was submitted."""
 
 
-class Desk:
-    """A thread for what has to wait for the broker, so that Celery's main loop does not."""
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[_Work | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread; starting twice does nothing."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="taskbridge-desk", daemon=True)
-            self._thread.start()
-
-    def submit(self, work: _Work) -> None:
-        """Have something done, after what was submitted before."""
-        self._work.put(work)
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except Exception:
-                _log.exception("a message that can't run could not be dealt with")
-
-    def stop(self, timeout_s: float) -> None:
-        """Finish what was submitted, within this time."""
-        self._work.put(None)
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            self._thread = None
-
-
-class Life:
-    """The life of a worker, in its main process (rules A4, R8, H).
+class CeleryLife(WorkerLife):
+    """The life of a worker, in its main process.
 
     Attributes:
         pid: The worker's main process; None while there is no worker.
-        stopping: Whether it takes nothing new.
-        desk: For messages that can't run.
+        background_queue: For messages that can't run.
         attempts: What the worker runs, and has run lately.
     """
 
     def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns, carrier: Carrier) -> None:
+        super().__init__(host, runs)
         self._engine = engine
-        self._host = host
-        self.runs: Final = runs
         self._carrier = carrier
-        self._pump = Pump(host)
-        self._scheduler = Scheduler(host)
-        self._busy = BusySigns(host, self._full_queues)
-        self._begun = locks.Event()
-        self._ended = locks.Event()
         self._consumer: Any = None
         self._has_children = False
         self._embedding = locks.Lock()
         self._is_embedded = False
-        self._is_whole_process = False
-        self.runs.ends_process = lambda: self._is_whole_process
         self.pid: int | None = None
-        self.stopping: bool = False
-        self.desk: Desk = Desk()
+        self.background_queue: BackgroundQueue = BackgroundQueue()
         self.attempts: Attempts = Attempts()
-
-    def opens(self, consumer: Any, *, has_children: bool) -> None:
-        """Prepare a worker, before its pool's children are forked."""
-        self._consumer = consumer
-        self._has_children = has_children
-        self.pid = os.getpid()
-        self._is_whole_process = threading.current_thread() is threading.main_thread() and not self._is_embedded
-        self.stopping = False
-        self.attempts = Attempts()
-        self._begun.clear()
-        self._ended.clear()
-        self._host.stopping.clear()
-        self.runs.open()
-        self._carrier.opens(self.pid)
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:
@@ -142,55 +72,102 @@ class Life:
             self._is_embedded = False
             self._embedding.release()
 
+    # What the worker's consumer calls
+
+    def opens(self, consumer: Any, *, has_children: bool) -> None:
+        """Prepare a worker, before its pool's children are forked."""
+        self._consumer = consumer
+        self._has_children = has_children
+        self.pid = os.getpid()
+        self.attempts = Attempts()
+        is_main = threading.current_thread() is threading.main_thread()
+        self.boot(is_whole_process=is_main and not self._is_embedded)
+        self._carrier.opens(self.pid)
+
     def start(self) -> None:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
-        if not self._has_children and not self._is_embedded:
-            self._host.hooks.call(Event(name="worker_started"))
-        if not self._has_children:
-            prepare_marks(self._host)
-        self.desk.start()
+        if not self._is_embedded:
+            self.started(has_children=self._has_children)
+        self.background_queue.start()
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.start()
-        self._pump.start()
-        self._scheduler.start()
-        self._busy.start()
-        if not self._is_embedded:
-            threading.Thread(target=self._keep_to_grace, name="taskbridge-grace", daemon=True).start()
-        if self._is_whole_process and not self._has_children:  # a child with a stuck task ends by itself (`Runs`)
-            threading.Thread(target=self._watch, name="taskbridge-watch", daemon=True).start()
+        self.run(has_children=self._has_children)
 
-    # Runs that are stuck
-
-    def _watch(self) -> None:
-        """End the process if a run is stuck; once the worker stops, `_keep_to_grace` sees to that."""
-        while not self._begun.wait(WATCH_S):
-            stuck = self.runs.stuck()
-            if stuck and not self._begun.is_set():
-                self._crash(stuck)
-
-    def _crash(self, stuck: Sequence[Run]) -> None:
-        """End the process with the runs that are stuck: they are lost, and all else is given back (rule T2)."""
-        for run in stuck:
-            _log.critical(
-                "task %s id %s attempt %d is stuck after its time limit: the worker process ends with it",
-                run.message.task,
-                run.message.id,
-                run.message.attempt,
-            )
-        self._consumer.stop_consuming()
-        self._host.stopping.set()
-        self.runs.interrupt(but=stuck)
-        deadline = monotonic() + ORDERLY_S
-        while monotonic() < deadline and len(self.runs.all()) > len(stuck):
-            sleep(_LOOK_S)
-        self._consumer.flush_acknowledgements()
-        unmark(self._host, [run.message for run in self.runs.all() if run not in stuck])
-        if self._host.marks is not None:
-            self._host.marks.close()  # from here on, the marks that are left are a dead worker's
+    def ends(self) -> None:
+        """Stop the threads and call the hooks, after the pool has ended and the connection is closed."""
+        if not self._has_children and not self._is_embedded:
+            self.stopping()
+        self._host.stopping.set()  # so that nothing in the background waits for the broker any longer
+        self.background_queue.stop(_FINISHED_S)
+        self.background_queue = BackgroundQueue()
         if self._engine.settings.url.broker == "redis":
             self._engine.leases.stop()
-        logging.shutdown()
-        os._exit(1)  # RabbitMQ requeues what an ended connection held
+        self.end()
+        self.pid = None
+
+    # What the life asks of the worker
+
+    def stop_taking(self) -> None:
+        """Wake the main loop, which else sleeps until it is time for something; Celery itself stops consuming."""
+        if self._consumer is not None:
+            self._consumer.wake()
+
+    def crash(self, stuck: Collection[Run]) -> None:
+        """End the process with the runs that are stuck; nobody has told Celery to stop consuming."""
+        self._consumer.stop_consuming()
+        super().crash(stuck)
+
+    def is_idle(self) -> bool:
+        """Return whether no task runs, here or in a child."""
+        return not (self.active_requests() if self._has_children else self.runs.all())
+
+    def interrupt(self) -> None:
+        """Interrupt the tasks that run, here or in children."""
+        if self._has_children:
+            self._signal_children(signal.SIGTERM)
+        else:
+            self.runs.interrupt()
+
+    def abandon(self, lost: Collection[Run]) -> list[Message]:
+        """Return the messages whose tasks still run; kill the children in which they do."""
+        if not self._has_children:
+            return super().abandon(lost)
+        self._signal_children(signal.SIGKILL)
+        messages = [self._consumer.message_of(request) for request in self.active_requests()]
+        return [message for message in messages if message is not None]
+
+    def give_back(self, lost: Collection[Run]) -> None:
+        """Write the acknowledgements that wait, and requeue the rest; RabbitMQ does it as the connection ends."""
+        self._consumer.flush_acknowledgements()
+        if self._engine.settings.url.broker == "redis":
+            self._engine.leases.stop()
+
+    def full_queues(self) -> Sequence[str]:
+        """Return the queues that are consumed here, if all slots are taken."""
+        if len(self.active_requests()) < self._consumer.pool.num_processes:
+            return []
+        return self._engine.consumed_queues()
+
+    def _signal_children(self, number: signal.Signals) -> None:
+        for request in self.active_requests():
+            if request.worker_pid:
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, number)
+
+    # What the pool runs
+
+    def active_requests(self) -> list[Any]:
+        """Return the requests that Celery's pool has accepted."""
+        while True:
+            with suppress(RuntimeError):  # changed by another thread meanwhile
+                return list(worker_state.active_requests)
+
+    def free_slots(self) -> int:
+        """Return how many more tasks the pool can run at once."""
+        if self._consumer is None or self._consumer.pool is None:
+            return 1
+        slots: int = self._consumer.pool.num_processes
+        return slots - len(worker_state.reserved_requests)
 
     # Messages that can't run
 
@@ -211,111 +188,8 @@ class Life:
                 bury_unreadable(self._host, raw, reason=reason, error=error, message_id=message_id)
                 then()
 
-        self.desk.submit(work)
+        self.background_queue.submit(work)
 
     def bury_leased(self, tag: str, raw: bytes, error: Exception) -> None:
         """Bury bytes that were found under a lease that was over."""
         self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
-
-    def _full_queues(self) -> list[str]:
-        """Return the queues that are consumed here, if all slots are taken."""
-        if len(self.active_requests()) < self._consumer.pool.num_processes:
-            return []
-        return self._engine.consumed_queues()
-
-    def free_slots(self) -> int:
-        """Return how many more tasks the pool can run at once."""
-        if self._consumer is None or self._consumer.pool is None:
-            return 1
-        slots: int = self._consumer.pool.num_processes
-        return slots - len(worker_state.reserved_requests)
-
-    # The end
-
-    def begin_stop(self) -> None:
-        """Begin to stop: from here the grace counts. Fit for a signal handler; a second time does nothing."""
-        self.stopping = True
-        self._begun.set()
-        if self._consumer is not None:
-            self._consumer.wake()  # else its loop sleeps on, until it is time for something
-
-    def active_requests(self) -> list[Any]:
-        """Return the requests that Celery's pool has accepted."""
-        while True:
-            with suppress(RuntimeError):  # changed by another thread meanwhile
-                return list(worker_state.active_requests)
-
-    def _keep_to_grace(self) -> None:
-        self._begun.wait()
-        deadline = monotonic() + self._host.settings.grace_s
-        while monotonic() < deadline:
-            if self._ended.wait(_LOOK_S):
-                return
-        self._host.stopping.set()
-        self._interrupt()
-        if not self._ended.wait(_AFTER_GRACE_S):
-            self._end_without_them()
-
-    def _interrupt(self) -> None:
-        """Interrupt what runs: it is given back (rule R8)."""
-        if not self._has_children:
-            self.runs.interrupt()
-            return
-        for request in self.active_requests():
-            if request.worker_pid:
-                with suppress(ProcessLookupError):
-                    os.kill(request.worker_pid, signal.SIGTERM)
-
-    def _end_without_them(self) -> None:
-        """End the process although tasks are stuck in it or in a child, in a call that nothing can interrupt."""
-        requests = self.active_requests()
-        _log.warning("the worker ends; %d tasks can't be interrupted, and their messages go back", len(requests))
-        for request in requests:
-            if self._has_children and request.worker_pid:
-                with suppress(ProcessLookupError):
-                    os.kill(request.worker_pid, signal.SIGKILL)
-        # In a thread, for a broker that does not answer must not hold the process.
-        last = threading.Thread(target=self._give_back, args=(requests,), name="taskbridge-last", daemon=True)
-        last.start()
-        last.join(_LAST_S)
-        logging.shutdown()
-        os._exit(0)  # RabbitMQ requeues what an ended connection held
-
-    def _give_back(self, requests: list[Any]) -> None:
-        self._consumer.flush_acknowledgements()
-        if self._has_children:
-            messages = [self._consumer.message_of(request) for request in requests]
-            unmark(self._host, [message for message in messages if message is not None])
-        else:
-            self.unmark_all()
-        if self._engine.settings.url.broker == "redis":
-            self._engine.leases.stop()
-
-    def unmark_all(self) -> None:
-        """Take the marks of all runs in this process away, so that they don't count as attempts."""
-        marks = self._host.marks
-        if marks is not None:
-            try:
-                marks.all_given_back(timeout_s=_UNMARK_S)
-            except BrokerUnavailable as exc:
-                _log.warning(_NOT_UNMARKED, exc.problem)
-
-    def ends(self) -> None:
-        """Stop the threads, after the pool has ended and the connection is closed."""
-        self._host.stopping.set()
-        self._busy.stop()
-        self._scheduler.stop()
-        self._pump.stop()
-        self.desk.stop(_PAUSE_S)
-        self.desk = Desk()
-        if self._engine.settings.url.broker == "redis":
-            self._engine.leases.stop()
-        self._begun.set()
-        self._ended.set()
-        self.pid = None
-
-    def begins_to_end(self) -> None:
-        """Call the hooks, in the worker's main thread, as it begins to stop."""
-        self.begin_stop()
-        if not self._has_children and not self._is_embedded:
-            self._host.hooks.call(Event(name="worker_stopping"))

@@ -225,7 +225,7 @@ class _Embedded:
     def stop(self) -> None:
         """Take nothing new, let what runs finish, and interrupt it after the grace (rule A4)."""
         life = self._engine.life
-        life.begin_stop()
+        life.drain()
         self._controller.consumer.call_soon(_shut_down)
         self._thread.join(self._host.settings.grace_s)
         if self._thread.is_alive():
@@ -266,5 +266,5 @@ def embedded_worker(
         try:
             yield
         finally:
-            host.hooks.call(Event(name="worker_stopping"))
             worker.stop()
+            host.hooks.call(Event(name="worker_stopping"))

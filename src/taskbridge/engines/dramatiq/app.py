@@ -19,8 +19,11 @@ from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Reception
 from taskbridge.engines.dramatiq.middleware import default_middleware
 from taskbridge.engines.dramatiq.wire import native_queue
-from taskbridge.engines.dramatiq.worker import Life
+from taskbridge.engines.dramatiq.worker import WAKE_MS, DramatiqLife
 from taskbridge.exceptions import DeclarationError, TaskBridgeError
+
+_SHUTDOWN_MS: Final = 1000
+"""How long Dramatiq waits for its own threads, after all tasks have ended or were given up (see `DramatiqLife`)."""
 
 _EMBEDDED_WAKE_MS: Final = 100
 """How often idle threads of an embedded worker look whether it stops."""
@@ -41,7 +44,7 @@ class DramatiqEngine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._handover = Handover()
-        self._life = Life(host)
+        self._life = DramatiqLife(host)
         self._native = _broker(host, [*default_middleware(), self._handover, self._life])
         reception = Reception(host, self._is_ordinary)
         self._carrier = Carrier(host, self._native, self._life, reception)
@@ -84,19 +87,27 @@ class DramatiqEngine:
             self._native.declare_queue(self._native_queue(queue))
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
-        """Return Dramatiq's own command line."""
+        """Return Dramatiq's own command lines, one a process.
+
+        If one process of several in a command dies, Dramatiq stops the others (dramatiq/cli.py, main).
+        """
         queues = [self._native_queue(queue) for queue in options.queues]
         argv = [
             sys.executable,
             *("-m", "dramatiq", "taskbridge.engines.dramatiq.main:broker"),
-            *("--processes", str(options.processes)),
+            *("--processes", "1"),
             *("--threads", str(options.threads)),
-            *("--worker-shutdown-timeout", str(int(self._host.settings.grace_s * 1000) + 5000)),
+            *("--worker-shutdown-timeout", str(_SHUTDOWN_MS)),
             *(("--queues", *queues) if queues else ()),
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
-        env = {"TASKBRIDGE_APP": options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
-        return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)]
+        env = {
+            "TASKBRIDGE_APP": options.app,
+            "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper(),
+            "dramatiq_queue_prefetch": str(options.threads),  # consumers take less: what the free threads need
+            "dramatiq_worker_timeout": str(WAKE_MS),
+        }
+        return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)] * options.processes
 
     @contextmanager
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
@@ -113,7 +124,7 @@ class DramatiqEngine:
             try:
                 yield
             finally:
-                worker.stop()
+                worker.stop(_SHUTDOWN_MS)
                 self._forget(worker)
         finally:
             self._embedded.release()
@@ -122,6 +133,7 @@ class DramatiqEngine:
         if not self._booted:
             self._booted = True
             self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
+            self._life.has_main_process = False
         return Worker(
             self._native,
             queues={self._native_queue(queue) for queue in queues} or None,

@@ -18,7 +18,7 @@ from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
-from taskbridge.engines.dramatiq.worker import Life
+from taskbridge.engines.dramatiq.worker import DramatiqLife
 from taskbridge.engines.settle import NotSettledError, begin, finish, not_settled, put_off_unknown
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.message import Message
@@ -55,7 +55,7 @@ class Buried(TaskBridgeError):
 class Carrier:
     """Carries out deliveries for one bridge, in the worker's threads."""
 
-    def __init__(self, host: Host, broker: Broker, life: Life, reception: Reception) -> None:
+    def __init__(self, host: Host, broker: Broker, life: DramatiqLife, reception: Reception) -> None:
         self._host = host
         self._broker = broker
         self._life = life

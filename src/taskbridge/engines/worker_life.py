@@ -1,0 +1,258 @@
+"""The life of a worker process, the same on both engines (rules A4, R8, T2 and H).
+
+| state | what happens in it | it ends when |
+|---|---|---|
+| `booting` | the engine starts its threads or children; nothing is taken | the engine calls `run` |
+| `running` | messages are taken; pump, scheduler and busy signs run | SIGTERM (`drain`), or a run is stuck |
+| `draining` | nothing is taken; what runs may finish within the grace | all has ended, or the grace is over |
+| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 2 s have passed |
+| `ended` | `worker_stopping` was called and the threads have stopped | the process exits |
+
+A run that has not ended 2 s after the grace is inside a call that nothing can interrupt. Its mark is removed and its
+message requeued, so that it is no attempt (rule R8), and the process exits without it, with code 0. The same happens
+when the engine itself has not ended by then, because its broker doesn't answer.
+
+An engine subclasses `WorkerLife` and says how it stops taking messages, what it runs, and how it requeues.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Sequence
+from time import monotonic, sleep
+from typing import Final, Literal
+
+from taskbridge import locks
+from taskbridge.engines.base import Host
+from taskbridge.engines.busy import BusySigns
+from taskbridge.engines.pump import Pump
+from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, Runs
+from taskbridge.schedules.sender import Scheduler
+from taskbridge.engines.settle import prepare_marks, unmark
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.hooks import Event
+from taskbridge.message import Message
+
+_log = logging.getLogger("taskbridge.worker")
+
+State = Literal["booting", "running", "draining", "interrupted", "ended"]
+
+AFTER_GRACE_S: Final = 2.0
+"""How long interrupted tasks have to clean up, and the engine to end, before the process exits without them.
+
+With `LAST_S`, and the second that an engine's own main process may take to notice, it is within the 5 s of rule A4.
+"""
+
+LAST_S: Final = 1.0
+"""How long a process that exits without its runs waits for the broker and the store to take what it gives back."""
+
+LOOK_S: Final = 0.05
+
+
+class WorkerLife:
+    """The life of one worker process at a time.
+
+    Args:
+        host: The bridge.
+        runs: What runs in this process.
+
+    Attributes:
+        runs: What runs in this process.
+        state: See the table above.
+    """
+
+    def __init__(self, host: Host, runs: Runs) -> None:
+        self._host = host
+        self.runs: Final = runs
+        self.runs.ends_process = lambda: self._is_whole_process
+        self.state: State = "booting"
+        self._pump = Pump(host)
+        self._scheduler = Scheduler(host)
+        self._busy = BusySigns(host, self._queues_if_full)
+        self._is_whole_process = False
+        self._deadline = 0.0
+        self._drained = locks.Event()
+        self._ended = locks.Event()
+        self._abandoned = locks.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing is taken: the worker stops, or has stopped."""
+        return self.state not in ("booting", "running")
+
+    # What an engine says
+
+    def stop_taking(self) -> None:
+        """Take no further message. A signal handler calls it: it must neither wait nor take a lock."""
+        raise NotImplementedError
+
+    def is_idle(self) -> bool:
+        """Return whether no task runs."""
+        return not self.runs.all()
+
+    def interrupt(self) -> None:
+        """Raise `Interrupted` in all tasks that run."""
+        self.runs.interrupt()
+
+    def abandon(self, lost: Collection[Run]) -> list[Message]:
+        """Return the messages whose tasks still run, but for what is lost; their outcome is ignored from here on."""
+        return [run.message for run in self.runs.all() if run not in lost]
+
+    def give_back(self, lost: Collection[Run]) -> None:
+        """Requeue all that this process holds, without its threads: they may be stuck.
+
+        Args:
+            lost: What is not given back, so that it counts as lost with this process.
+        """
+        raise NotImplementedError
+
+    def full_queues(self) -> Sequence[str]:
+        """Return the queues that are consumed here, by taskbridge's names, if no slot is free; nothing if one is."""
+        raise NotImplementedError
+
+    # From start to end
+
+    def boot(self, *, is_whole_process: bool) -> None:
+        """Begin a life, before any thread or child of the worker exists.
+
+        Args:
+            is_whole_process: Whether the process is there for this worker alone, so that it may be ended with it.
+        """
+        self._is_whole_process = is_whole_process
+        self._drained, self._ended, self._abandoned = locks.Event(), locks.Event(), locks.Event()
+        self._host.stopping.clear()
+        self.runs.open()
+        self.state = "booting"
+
+    def started(self, *, has_children: bool = False, keeps_grace: bool = True) -> None:
+        """Call the hooks `worker_started`, in the worker's main thread, before any message is taken.
+
+        Args:
+            has_children: Whether tasks run in children, which call the hooks and end stuck runs themselves.
+            keeps_grace: Whether the end of the grace is seen to here.
+        """
+        if keeps_grace:
+            self._start_thread(self._keep_to_grace, "grace")
+        if self._is_whole_process and not has_children:
+            self._start_thread(self._watch, "watch")
+        if not has_children:
+            self._host.hooks.call(Event(name="worker_started"))
+
+    def run(self, *, has_children: bool = False) -> None:
+        """Start the threads: messages may be taken from now on.
+
+        Args:
+            has_children: Whether tasks run in children, which prepare their marks themselves.
+        """
+        if not has_children:
+            prepare_marks(self._host)
+        if self.draining:
+            return
+        self.state = "running"
+        self._pump.start()
+        self._scheduler.start()
+        self._busy.start()
+
+    def drain(self) -> None:
+        """Take nothing new; from here the grace counts. Fit for a signal handler; a second time does nothing."""
+        if self.draining:
+            return
+        self._deadline = monotonic() + self._host.settings.grace_s
+        self.state = "draining"
+        self.stop_taking()
+        self._drained.set()
+
+    def stopping(self) -> None:
+        """Call the hooks `worker_stopping`, in the worker's main thread, when no task runs any more."""
+        self._host.hooks.call(Event(name="worker_stopping"))
+
+    def end(self) -> None:
+        """Stop the threads: all tasks have ended, and what was held is given back."""
+        self._host.stopping.set()
+        self._busy.stop()
+        self._scheduler.stop()
+        self._pump.stop()
+        self.state = "ended"
+        self._drained.set()
+        self._ended.set()
+
+    # The end of the grace
+
+    def _keep_to_grace(self) -> None:
+        self._drained.wait()
+        if self._ended.wait(max(0.0, self._deadline - monotonic())):
+            return
+        self.state = "interrupted"
+        self._host.stopping.set()
+        self.interrupt()
+        if self._ended.wait(AFTER_GRACE_S):
+            return
+        if self._is_whole_process:
+            if self.is_idle():
+                _log.warning("the worker has not stopped in time, and exits now; its broker may not answer")
+            self._exit(0)
+        self._give_back_all(())
+        self._abandoned.set()
+
+    def _exit(self, code: int, *, lost: Collection[Run] = ()) -> None:
+        """End the process; in a thread, for a broker that does not answer must not hold it."""
+        last = self._start_thread(lambda: self._give_back_all(lost), "last")
+        last.join(LAST_S)
+        logging.shutdown()
+        os._exit(code)
+
+    def _give_back_all(self, lost: Collection[Run]) -> None:
+        stuck = self.abandon(lost)
+        if stuck and not lost:
+            _log.warning("the worker ends; %d tasks can't be interrupted, their messages are requeued", len(stuck))
+        unmark(self._host, stuck)
+        if not lost:
+            self.unmark_all()
+        elif self._host.marks is not None:
+            self._host.marks.close()  # from here on, the marks that are left are a dead worker's
+        self.give_back(lost)
+
+    def unmark_all(self) -> None:
+        """Remove the marks of all runs in this process, so that they don't count as attempts."""
+        if self._host.marks is not None:
+            try:
+                self._host.marks.all_given_back(timeout_s=LAST_S)
+            except BrokerUnavailable as exc:
+                _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+
+    # Stuck runs
+
+    def _watch(self) -> None:
+        """End the process if a run is stuck; once the worker stops, `_keep_to_grace` sees to that."""
+        while not self._drained.wait(WATCH_S):
+            stuck = self.runs.stuck()
+            if stuck and not self.draining:
+                self.crash(stuck)
+
+    def crash(self, stuck: Collection[Run]) -> None:
+        """End the process with the runs that are stuck: they are lost, and all else is given back (rule T2)."""
+        for run in stuck:
+            _log.critical(
+                "task %s id %s attempt %d is stuck after its time limit: the worker process ends with it",
+                run.message.task,
+                run.message.id,
+                run.message.attempt,
+            )
+        self.drain()
+        self._host.stopping.set()
+        self.runs.interrupt(but=stuck)
+        deadline = monotonic() + ORDERLY_S
+        while monotonic() < deadline and len(self.runs.all()) > len(stuck):
+            sleep(LOOK_S)
+        self._exit(1, lost=stuck)
+
+    def _queues_if_full(self) -> Sequence[str]:
+        """Return the queues that are consumed here if no slot is free; a worker that stops consumes none."""
+        return [] if self.draining else self.full_queues()
+
+    def _start_thread(self, target: Callable[[], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=target, name=f"taskbridge-{name}", daemon=True)
+        thread.start()
+        return thread
