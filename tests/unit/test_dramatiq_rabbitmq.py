@@ -20,6 +20,7 @@ from taskbridge.brokers.rabbitmq.deadline import TimedOutError
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.fast.work import WorkQueue
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 from taskbridge.engines.dramatiq.wire import queue_arguments
 
@@ -217,7 +218,7 @@ def test_threads_take_what_arrives_by_themselves_and_no_more_than_there_are_slot
     for n in range(3):
         place.note.send(n)
     broker = place.broker(2)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     consumer = broker.consume(place.queue, prefetch=2, timeout=50)
 
     turn(consumer, until=lambda: work.unfinished_tasks == 2)
@@ -238,7 +239,7 @@ def test_nothing_is_delivered_before_dramatiq_has_the_consumer(place: Place) -> 
     """A thread that is done with a message asks Dramatiq for the queue's consumer, and would find none, or the last."""
     place.note.send(1)
     broker = place.broker(1)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     consumer = broker.consume(place.queue, prefetch=1, timeout=50)
 
     with pytest.raises(Empty):
@@ -273,7 +274,7 @@ def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: 
     for n in range(2):
         place.note.send(n)
     broker = place.broker(1)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     busy = broker.consume(place.queue, prefetch=2, timeout=50)
     turn(busy, until=lambda: busy._arrived)  # type: ignore[attr-defined]
     first = work.get(timeout=10).message
@@ -302,7 +303,7 @@ def test_what_no_thread_has_begun_with_goes_back_when_the_worker_drains(place: P
     for n in range(2):
         place.note.send(n)
     broker = place.broker(2)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     consumer = broker.consume(place.queue, prefetch=2, timeout=50)
     turn(consumer, until=lambda: work.unfinished_tasks == 2)
 
@@ -320,7 +321,7 @@ def test_what_a_users_middleware_fails_on_goes_back_and_ends_no_thread(
 ) -> None:
     """A thread ends for good on an error that is raised where it takes its messages (dramatiq/worker.py)."""
     broker = place.broker(1)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     queue = f"{place.namespace}.own"
     broker.declare_queue(queue)
     broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={"eta": 1}))
@@ -354,7 +355,7 @@ def test_what_a_users_middleware_fails_on_goes_back_and_ends_no_thread(
 def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: Place) -> None:
     place.note.send(1)
     broker = place.broker(1)
-    work = broker.work_queue()
+    work = broker.work = WorkQueue()
     first: Any = broker.consume(place.queue, prefetch=1, timeout=50)
     turn(first, until=lambda: work.unfinished_tasks == 1)
     first._connection.close()

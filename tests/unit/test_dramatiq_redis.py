@@ -17,6 +17,7 @@ from dramatiq.errors import ConnectionClosed
 from taskbridge import Bridge
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.fast.work import WorkQueue
 from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.redis_broker import LeveledRedisBroker
 from taskbridge.exceptions import BrokerUnavailable
@@ -169,7 +170,7 @@ class TestTaking:
         broker = place.broker(threads=3)
         consumer: Any = broker.consume(place.queue, timeout=50)
         held = take(consumer, 3)
-        work = broker.work_queue()
+        work = broker.work = WorkQueue()
         fetched: list[Any] = []
         fetch = broker.fetch
 
@@ -198,7 +199,7 @@ class TestTaking:
         broker = place.broker(threads=2)
         consumer: Any = broker.consume(place.queue, timeout=50)
         held = take(consumer, 2)
-        broker.work_queue()
+        broker.work = WorkQueue()
 
         with pytest.MonkeyPatch.context() as broken:
             for name in ("fetch", "remove"):
@@ -219,7 +220,7 @@ class TestTaking:
             place.note.send(n)
         before = place.waiting()
         broker = place.broker(threads=2)
-        work = broker.work_queue()
+        work = broker.work = WorkQueue()
         consumer = broker.consume(place.queue, timeout=50)
         assert next(consumer) is None
         assert work.unfinished_tasks == 2
@@ -236,7 +237,7 @@ class TestTaking:
     ) -> None:
         """A thread ends for good on an error that is raised where it takes its messages (dramatiq/worker.py)."""
         broker = place.broker(threads=1)
-        work = broker.work_queue()
+        work = broker.work = WorkQueue()
         queue = f"{place.namespace}.own"
         broker.declare_queue(queue)
         broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={"eta": 1}))

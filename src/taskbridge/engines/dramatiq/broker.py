@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
 from dramatiq import Actor, Broker
 from dramatiq.middleware import Middleware, MiddlewareError
@@ -12,9 +12,22 @@ from dramatiq.middleware import Middleware, MiddlewareError
 from taskbridge import locks
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.dramatiq.slots import Slots
-from taskbridge.engines.dramatiq.work import WorkQueue
 
 _BOOT_LOOK_S: Final = 0.2
+
+ItemT = TypeVar("ItemT")
+
+
+class Work(Protocol):
+    """Where the worker's threads take their messages from, on the fast way (`fast.work`)."""
+
+    def put(self, item: Any) -> None:
+        """Put something in that has a method `opened`, which the thread that takes it calls."""
+        ...
+
+    def withdrawn(self, is_one: Callable[[object], TypeGuard[ItemT]]) -> list[ItemT]:
+        """Take out what is of a kind, unopened, and return it."""
+        ...
 
 
 class EngineBroker(Broker):
@@ -26,8 +39,8 @@ class EngineBroker(Broker):
         booted: Set once the worker may take messages.
         stopping: Set once the worker's grace is over: nothing waits for a server any longer.
         reception: Looks at each message.
-        hand_over: Gives a message to the worker's threads; None while no worker runs on this broker.
-        work: Where the worker's threads take their messages from, if that is not Dramatiq's own queue.
+        hand_over: On the fast way, gives a message that a thread has opened back to Dramatiq's consumer thread.
+        work: On the fast way, where the worker's threads take their messages from; else None.
         stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
@@ -38,7 +51,7 @@ class EngineBroker(Broker):
     stopping: threading.Event
     reception: Reception
     hand_over: Callable[[Delivery], None] | None = None
-    work: WorkQueue | None = None
+    work: Work | None = None
     stranger: Callable[[str], Actor[Any, Any]]
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
@@ -87,10 +100,6 @@ class EngineBroker(Broker):
         if found is None:
             found = known[name, is_plain] = tuple(_listening(of, name, is_plain=is_plain))
         return found
-
-    def work_queue(self) -> WorkQueue | None:
-        """Return what a worker's threads are to take their messages from; None is Dramatiq's own queue."""
-        return None
 
     def kept_or_now(self, delivery: Delivery) -> Delivery | None:
         """Return a message that a thread is to run now; one that is delayed goes to where Dramatiq keeps those.

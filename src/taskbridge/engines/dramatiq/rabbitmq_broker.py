@@ -33,7 +33,6 @@ from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
-from taskbridge.engines.dramatiq.work import WorkQueue
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.settings import Settings
 
@@ -95,13 +94,9 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             ConnectionClosed: RabbitMQ doesn't do its part.
         """
         self.declare_queue(queue_name)
+        if self.slots is not None and not queue_name.endswith(".DQ"):
+            prefetch = min(prefetch, self.slots.total)  # no more than there are threads for (rule A6)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
-
-    def work_queue(self) -> WorkQueue:
-        """Return what a worker's threads take their messages from."""
-        made = WorkQueue()
-        self.work: WorkQueue | None = made
-        return made
 
     def link(self) -> SharedConnection:
         """Return the consumers' connection; a new one if there is none, or none that can have another channel.

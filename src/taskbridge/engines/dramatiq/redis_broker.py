@@ -40,7 +40,6 @@ from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list, native_queue
-from taskbridge.engines.dramatiq.work import WorkQueue
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import Settings
@@ -225,12 +224,6 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         return [key]
 
     # Consuming
-
-    def work_queue(self) -> WorkQueue:
-        """Return what a worker's threads take their messages from."""
-        made = WorkQueue()
-        self.work: WorkQueue | None = made
-        return made
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue."""

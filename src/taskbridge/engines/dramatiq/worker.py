@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from dramatiq import Broker, Worker
 from dramatiq.middleware import Middleware
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.fast import entry as fast
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.runs import Run, Runs
 from taskbridge.engines.worker_life import LOOK_S, WorkerLife
@@ -55,11 +56,8 @@ class DramatiqLife(WorkerLife, Middleware):
         self._worker = worker
         self.boot(is_whole_process=self.has_main_process)
         engine_broker = _engine_broker(broker)
-        work = engine_broker.work_queue()
-        if work is not None:
-            cast("Any", worker).work_queue = work
+        fast.enter(engine_broker, worker, is_wanted=self._host.settings.fast)
         engine_broker.opens(worker.worker_threads)
-        engine_broker.hand_over = lambda delivery: worker.consumers[delivery.queue_name].handle_message(delivery)
         if self.has_main_process:
             self._drain_at_signal()
         self.started()

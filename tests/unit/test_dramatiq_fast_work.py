@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge.engines.dramatiq.work import WorkQueue
+from taskbridge.engines.dramatiq.fast.work import WorkQueue
 
 MANY_S = 10
 
