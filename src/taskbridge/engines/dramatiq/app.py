@@ -13,7 +13,7 @@ from dramatiq.middleware import Middleware
 from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
-from taskbridge.engines.dramatiq.actors import Handover, StrangerActor, TaskActor
+from taskbridge.engines.dramatiq.actors import TaskActor
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Reception
@@ -43,13 +43,10 @@ class DramatiqEngine:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._handover = Handover()
         self._life = DramatiqLife(host)
-        self._native = _broker(host, [*default_middleware(), self._handover, self._life])
-        reception = Reception(host, self._is_ordinary)
-        self._carrier = Carrier(host, self._native, self._life, reception)
-        self._native.reception = reception
-        self._native.stranger = self._stranger
+        self._native = _broker(host, [*default_middleware(), self._life])
+        self._carrier = Carrier(host, self._native, self._life)
+        self._native.reception = Reception(host, self._native, self._is_ordinary)
         self._native.stopping = host.stopping
         self._embedded = locks.Lock()
         self._booted = False
@@ -71,14 +68,7 @@ class DramatiqEngine:
                 f"there is a Dramatiq actor {declaration.name!r} already; give the task another name"
             )
         self._native.actors.pop(declaration.name, None)  # its module was imported twice
-        TaskActor(
-            declaration,
-            broker=self._native,
-            queue=queue,
-            native_queue=self._native_queue(queue),
-            carrier=self._carrier,
-            handover=self._handover,
-        )
+        TaskActor(declaration, broker=self._native, native_queue=self._native_queue(queue), carrier=self._carrier)
         self.declare_queues()
 
     def declare_queues(self) -> None:
@@ -157,9 +147,6 @@ class DramatiqEngine:
     def _is_ordinary(self, name: str) -> bool:
         actor = self._native.actors.get(name)
         return actor is not None and not isinstance(actor, TaskActor)
-
-    def _stranger(self, name: str) -> StrangerActor:
-        return StrangerActor(name, broker=self._native, carrier=self._carrier, handover=self._handover)
 
 
 def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
-from dramatiq import Actor, Broker
+from dramatiq import Broker
 from dramatiq.middleware import Middleware, MiddlewareError
 
 from taskbridge import locks
@@ -41,28 +41,16 @@ class EngineBroker(Broker):
         reception: Looks at each message.
         hand_over: On the fast way, gives a message that a thread has opened back to Dramatiq's consumer thread.
         work: On the fast way, where the worker's threads take their messages from; else None.
-        stranger: Makes the actor for messages whose task this worker doesn't know.
     """
 
     slots: Slots | None = None
     draining: bool = False
-    _known_listeners: tuple[list[Middleware], dict[tuple[str, bool], Sequence[Middleware]]] = ([], {})
+    _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
     booted: threading.Event
     stopping: threading.Event
     reception: Reception
     hand_over: Callable[[Delivery], None] | None = None
     work: Work | None = None
-    stranger: Callable[[str], Actor[Any, Any]]
-
-    def get_actor(self, actor_name: str) -> Actor[Any, Any]:
-        """Return an actor by its name; in a worker, one that puts off its messages stands in for an unknown one.
-
-        Raises:
-            ActorNotFound: There is none, and no worker runs on this broker.
-        """
-        if self.slots is not None and actor_name not in self.actors:
-            return self.stranger(actor_name)
-        return super().get_actor(actor_name)
 
     # What it tells its middleware
 
@@ -95,19 +83,21 @@ class EngineBroker(Broker):
         of, known = self._known_listeners
         if of != self.middleware:
             of, known = self._known_listeners = list(self.middleware), {}
-        is_plain = bool(args) and isinstance(args[0], Delivery) and args[0].is_plain
-        found = known.get((name, is_plain))
+        ignored = _ignored(args[0]) if args and isinstance(args[0], Delivery) else ()
+        found = known.get((name, ignored))
         if found is None:
-            found = known[name, is_plain] = tuple(_listening(of, name, is_plain=is_plain))
+            listening = (each for each in of if _listens(each, name) and not isinstance(each, ignored))
+            found = known[name, ignored] = tuple(listening)
         return found
 
     def kept_or_now(self, delivery: Delivery) -> Delivery | None:
-        """Return a message that a thread is to run now; one that is delayed goes to where Dramatiq keeps those.
+        """Return a message that a thread is to run now; one that is delayed, or of no actor, is left to Dramatiq.
 
         Raises:
             Exception: A user's middleware wants it to end here; nobody has the message.
         """
-        if "eta" not in delivery.options or self.hand_over is None:
+        is_for_now = "eta" not in delivery.options and delivery.actor_name in self.actors
+        if delivery.task_message is not None or is_for_now or self.hand_over is None:
             return delivery
         self.hand_over(delivery)
         return None
@@ -134,12 +124,21 @@ class EngineBroker(Broker):
         """
 
 
-class ForOthers:
-    """Marks a middleware that does nothing about a message of taskbridge's that has no options of Dramatiq's."""
+class ForActors:
+    """Marks a middleware that is told nothing about a message of taskbridge's."""
 
 
-def _listening(middleware: Sequence[Middleware], name: str, *, is_plain: bool) -> Iterator[Middleware]:
-    for each in middleware:
-        does_nothing = getattr(type(each), name, None) is getattr(Middleware, name, None) and name not in vars(each)
-        if not does_nothing and not (is_plain and isinstance(each, ForOthers)):
-            yield each
+class ForOptions:
+    """Marks a middleware that is told about a message of taskbridge's only if that has options of Dramatiq's."""
+
+
+def _ignored(delivery: Delivery) -> tuple[type, ...]:
+    """Return the kinds of middleware that are told nothing about a message."""
+    if delivery.task_message is None:
+        return ()
+    return (ForActors,) if delivery.has_options else (ForActors, ForOptions)
+
+
+def _listens(middleware: Middleware, name: str) -> bool:
+    """Return whether a middleware does anything for a signal."""
+    return getattr(type(middleware), name, None) is not getattr(Middleware, name, None) or name in vars(middleware)

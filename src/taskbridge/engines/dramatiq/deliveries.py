@@ -5,102 +5,96 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from dramatiq import Message, MessageProxy
+from dramatiq import Broker, Message, MessageProxy
 from dramatiq.errors import DecodeError as DramatiqDecodeError
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import NotSettledError, bury_unreadable, later, suspect
+from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, later, put_off_unknown, suspect
 from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.message import Message as TaskMessage
+from taskbridge.probe import PROBE
 
 _log = logging.getLogger("taskbridge.dramatiq")
+
+_PAUSE_S: Final = 1.0
+"""How long a thread waits before it tries again to keep a message that the broker did not take."""
+
+_WAITS: Final = "taskbridge_waits"
+"""The option that counts how often a message in a newer form was put off, and since when."""
 
 
 class Delivery(MessageProxy):
     """A message in this worker's hands.
 
     Attributes:
-        queue: taskbridge's name of the queue it came from; None for a queue of the user's own.
+        task_message: What it says, if taskbridge decides about it; None for a message of a user's own actor.
+        has_options: Whether it has options of Dramatiq's, from a plain client.
         body: The bytes as they came.
         place: Where the broker holds it; what that is, its consumer knows.
         redelivered: Whether the broker says that it was delivered before.
         returns: Whether it goes back to its queue instead of being acknowledged.
         suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
+        is_begun: Whether a thread has begun to run it.
         abandoned: Whether it has gone back while its thread still ran it.
-        limit_s: How long its task may run; None is for ever.
-        is_ours: Whether taskbridge decides about it; None until someone asks.
-        is_plain: Whether it is known to be taskbridge's, and to have no options of Dramatiq's.
     """
 
-    def __init__(
-        self, parts: wire.Native, *, queue: str | None, body: bytes, place: Any, redelivered: bool = False
-    ) -> None:
-        # Not the base class's: it takes a message of Dramatiq's, which is rarely needed, and looks each part up in it.
-        self.failed: bool = False
-        self._exception: BaseException | None = None
-        self._made: Message[Any] | None = None
-        self.parts = parts
-        self.queue_name: str = parts.queue_name
-        self.actor_name: str = parts.actor_name
-        self.args: tuple[Any, ...] = tuple(parts.args)
-        self.kwargs: dict[str, Any] = dict(parts.kwargs)
-        self.options: dict[str, Any] = dict(parts.options)
-        self.message_id: str = parts.message_id
-        self.message_timestamp: int = int(parts.message_timestamp)
-        self.queue = queue
+    def __init__(self, parts: wire.Native, *, body: bytes, place: Any, redelivered: bool = False) -> None:
+        message: Message[Any] = Message(
+            queue_name=parts.queue_name,
+            actor_name=parts.actor_name,
+            args=tuple(parts.args),
+            kwargs=dict(parts.kwargs),
+            options=dict(parts.options),
+            message_id=parts.message_id,
+            message_timestamp=int(parts.message_timestamp),
+        )
+        super().__init__(message)
+        # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
+        self.queue_name: str = message.queue_name
+        self.actor_name: str = message.actor_name
+        self.options: dict[str, Any] = message.options
+        self.task_message: TaskMessage | None = None
+        self.has_options: bool = True
         self.body = body
         self.place = place
         self.redelivered = redelivered
         self.returns = False
         self.suspect = False
+        self.is_begun = False
         self.abandoned = False
-        self.limit_s: float | None = None
-        self.is_ours: bool | None = None
-        self.is_plain: bool = False
-
-    @property
-    def _message(self) -> Message[Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The message as Dramatiq's own class, for what asks for more than its parts."""
-        if self._made is None:
-            self._made = Message(
-                queue_name=self.queue_name,
-                actor_name=self.actor_name,
-                args=self.args,
-                kwargs=self.kwargs,
-                options=self.options,
-                message_id=self.message_id,
-                message_timestamp=self.message_timestamp,
-            )
-        return self._made
 
     def __str__(self) -> str:
         # Dramatiq logs it whenever a task fails, and arguments may be secret.
-        return super().__str__() if self.queue is None else f"{self.actor_name}(...)"
+        return super().__str__() if self.task_message is None else f"{self.actor_name}(...)"
 
     def __repr__(self) -> str:
-        return super().__repr__() if self.queue is None else f"<Delivery {self.actor_name} {self.message_id}>"
+        return super().__repr__() if self.task_message is None else f"<Delivery {self.actor_name} {self.message_id}>"
 
 
 class Reception:
     """Looks at each message before it is handed to a thread."""
 
-    def __init__(self, host: Host, is_ordinary: Callable[[str], bool]) -> None:
+    def __init__(self, host: Host, broker: Broker, is_ordinary: Callable[[str], bool]) -> None:
         """Look at messages for a host.
 
         Args:
             host: The bridge.
+            broker: Where messages in a newer form wait.
             is_ordinary: Whether there is an actor of that name that the user has declared without taskbridge.
         """
         self._host = host
+        self._broker = broker
         self._is_ordinary = is_ordinary
 
     def admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool = False) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.
 
         Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
-        hold it in this process's memory (rules D3 and D4). Whatever else goes wrong here ends this message only: it is
+        hold it in this process's memory (rules D3 and D4); one for a task that is not known here, or in a newer form,
+        waits (rules Q6 and S8). Whatever else goes wrong here ends this message only: it is
         buried as it came, with the reason `internal_error` (rule I1).
 
         Args:
@@ -128,13 +122,32 @@ class Reception:
         except DecodeError as exc:
             self.undecodable(body, exc)
             return None
-        delivery = Delivery(parts, queue=queue, body=body, place=place, redelivered=redelivered)
+        delivery = Delivery(parts, body=body, place=place, redelivered=redelivered)
         if queue is None or self._is_ordinary(parts.actor_name):
             return delivery
+        try:
+            message = wire.read(parts, queue=queue)
+            due_at = wire.due_at(parts.options)
+        except NewerFormError as exc:
+            if "eta" in parts.options:
+                return delivery
+            self._put_off_newer(delivery, exc)
+            return None
+        except DecodeError as exc:
+            self.undecodable(body, exc, message_id=parts.message_id)
+            return None
         if "eta" in parts.options:
-            return self._delayed(delivery, queue)
-        delivery.is_ours = True
-        delivery.is_plain = parts.options.keys() <= wire.OWN_OPTIONS
+            wait_s = 0.0 if due_at is None else max(0.0, due_at - self._host.now())
+            later(self._host, suspect(message) if redelivered else message, wait_s)
+            return None
+        if message.task == PROBE:
+            begin(self._host.bound(PROBE), message, redelivered=redelivered)
+            return None
+        if not self._host.knows(message.task):
+            put_off_unknown(self._host, message, redelivered=redelivered)
+            return None
+        delivery.task_message = message
+        delivery.has_options = not parts.options.keys() <= wire.OWN_OPTIONS
         return delivery
 
     def undecodable(self, body: bytes, error: Exception, *, message_id: object = None) -> None:
@@ -154,18 +167,36 @@ class Reception:
         """
         bury_unreadable(self._host, body, reason=reason, error=error, message_id=message_id)
 
-    def _delayed(self, delivery: Delivery, queue: str) -> Delivery | None:
+    def _put_off_newer(self, delivery: Delivery, error: NewerFormError) -> None:
+        """Make a message wait that only a newer release can read (rule S8), as unknown tasks do (rule Q6).
+
+        It has to stay as it is, so it waits where Dramatiq's own delayed messages do.
+
+        Raises:
+            NotSettledError: The broker did not take it.
+        """
+        now = self._host.now()
+        count, since = _waits(delivery.options.get(_WAITS), now)
+        left_s = self._host.settings.unknown_task_grace_s - (now - since)
+        if left_s <= 0:
+            self.bury_raw(delivery.body, reason="unknown_task", error=error, message_id=delivery.message_id)
+            return
+        wait_s = min(left_s, 30.0, 2.0 ** min(count, 5))
+        _log.warning("task %s id %s waits %.1f s: %s", delivery.actor_name, delivery.message_id, wait_s, error)
+        waiting = delivery.copy(options={_WAITS: [count + 1, since]})
         try:
-            due_at = wire.due_at(delivery.options)
-            message = wire.read(delivery.parts, queue=queue)
-        except NewerFormError:
-            return delivery  # put off by this engine; see Carrier
-        except DecodeError as exc:
-            self.undecodable(delivery.body, exc, message_id=delivery.message_id)
-            return None
-        wait_s = 0.0 if due_at is None else max(0.0, due_at - self._host.now())
-        later(self._host, suspect(message) if delivery.redelivered else message, wait_s)
-        return None
+            self._broker.enqueue(waiting, delay=int(wait_s * 1000))
+        except Exception as exc:
+            self._host.stopping.wait(_PAUSE_S)
+            raise NotSettledError(str(exc)) from exc
+
+
+def _waits(option: Any, now: float) -> tuple[int, float]:
+    match option:
+        case [int() as count, int() | float() as since] if count >= 0 and 0 <= since <= now:
+            return count, since
+        case _:
+            return 0, now
 
 
 def _decoded(body: bytes, queue_name: str, *, ordinary: bool) -> wire.Native:

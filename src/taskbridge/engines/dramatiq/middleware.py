@@ -19,50 +19,27 @@ from dramatiq.middleware import (
     TimeLimit,
 )
 
-from taskbridge.engines.dramatiq.actors import is_ours
-from taskbridge.engines.dramatiq.broker import ForOthers
+from taskbridge.engines.dramatiq.broker import ForActors, ForOptions
 from taskbridge.engines.dramatiq.carrier import Returned
 
 
-class OrdinaryAgeLimit(ForOthers, AgeLimit):
+class ActorAgeLimit(ForActors, AgeLimit):
     """Expires messages of ordinary actors; taskbridge's expire by rule X1."""
 
-    def before_process_message(self, broker: Broker, message: Any) -> None:
-        """Check a message's age."""
-        if not is_ours(broker, message):
-            super().before_process_message(broker, message)
 
-
-class OrdinaryTimeLimit(ForOthers, TimeLimit):
+class ActorTimeLimit(ForActors, TimeLimit):
     """Limits the time of ordinary actors, by default to 10 minutes; taskbridge's tasks have rule T1."""
 
-    def before_process_message(self, broker: Broker, message: Any) -> None:
-        """Start the clock."""
-        if not is_ours(broker, message):
-            super().before_process_message(broker, message)
 
-
-class OrdinaryShutdownNotifications(ForOthers, ShutdownNotifications):
+class ActorShutdownNotifications(ForActors, ShutdownNotifications):
     """Interrupts ordinary actors that ask for it as soon as the worker stops; taskbridge's tasks have rule A4."""
 
-    def before_process_message(self, broker: Broker, message: Any) -> None:
-        """Note the thread."""
-        if not is_ours(broker, message):
-            super().before_process_message(broker, message)
+
+class ActorRetries(ForActors, Retries):
+    """Retries ordinary actors; of taskbridge's messages the verdict is carried out before this would be called."""
 
 
-class OrdinaryRetries(ForOthers, Retries):
-    """Retries ordinary actors; of taskbridge's messages the verdict is carried out before this is called."""
-
-    def after_process_message(
-        self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        """Retry a message that failed."""
-        if not is_ours(broker, message):
-            super().after_process_message(broker, message, result=result, exception=exception)
-
-
-class AttemptCallbacks(ForOthers, Callbacks):
+class OptionalCallbacks(ForOptions, Callbacks):
     """Calls back as usual, but not for a message that only goes back to its queue."""
 
     def after_process_message(
@@ -73,18 +50,18 @@ class AttemptCallbacks(ForOthers, Callbacks):
             super().after_process_message(broker, message, result=result, exception=exception)
 
 
-class OptionalPipelines(ForOthers, Pipelines):
+class OptionalPipelines(ForOptions, Pipelines):
     """Goes on with pipelines as usual."""
 
 
 def default_middleware() -> list[Middleware]:
     """Return what Dramatiq's brokers have by default, in the same order, and `CurrentMessage`."""
     return [
-        OrdinaryAgeLimit(),
-        OrdinaryTimeLimit(),
-        OrdinaryShutdownNotifications(),
-        AttemptCallbacks(),
+        ActorAgeLimit(),
+        ActorTimeLimit(),
+        ActorShutdownNotifications(),
+        OptionalCallbacks(),
         OptionalPipelines(),
-        OrdinaryRetries(),
+        ActorRetries(),
         CurrentMessage(),
     ]
