@@ -94,8 +94,6 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             ConnectionClosed: RabbitMQ doesn't do its part.
         """
         self.declare_queue(queue_name)
-        if self.slots is not None and not queue_name.endswith(".DQ"):
-            prefetch = min(prefetch, self.slots.total)  # no more than there are threads for (rule A6)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
 
     def link(self) -> SharedConnection:
