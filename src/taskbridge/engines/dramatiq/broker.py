@@ -140,5 +140,6 @@ def _ignored(delivery: Delivery) -> tuple[type, ...]:
 
 
 def _listens(middleware: Middleware, name: str) -> bool:
-    """Return whether a middleware does anything for a signal."""
-    return getattr(type(middleware), name, None) is not getattr(Middleware, name, None) or name in vars(middleware)
+    """Return whether a middleware does anything for a signal: it has a method of its own for it."""
+    method = getattr(middleware, name, None)
+    return method is not None and getattr(method, "__func__", None) is not getattr(Middleware, name, None)
