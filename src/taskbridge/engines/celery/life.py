@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,7 +124,7 @@ class CeleryLife(WorkerLife):
     def interrupt(self) -> None:
         """Interrupt the tasks that run, here or in children."""
         if self._has_children:
-            self._signal_children(signal.SIGTERM)
+            _signal_children(self.active_requests(), signal.SIGTERM)
         else:
             self.runs.interrupt()
 
@@ -132,8 +132,9 @@ class CeleryLife(WorkerLife):
         """Return the messages whose tasks still run; kill the children in which they do."""
         if not self._has_children:
             return super().abandon(lost)
-        self._signal_children(signal.SIGKILL)
-        messages = [self._consumer.message_of(request) for request in self.active_requests()]
+        requests = self.active_requests()
+        _signal_children(requests, signal.SIGKILL)
+        messages = [self._consumer.message_of(request) for request in requests]
         return [message for message in messages if message is not None]
 
     def give_back(self, lost: Collection[Run]) -> None:
@@ -147,12 +148,6 @@ class CeleryLife(WorkerLife):
         if len(self.active_requests()) < self._consumer.pool.num_processes:
             return []
         return self._engine.consumed_queues()
-
-    def _signal_children(self, number: signal.Signals) -> None:
-        for request in self.active_requests():
-            if request.worker_pid:
-                with suppress(ProcessLookupError):
-                    os.kill(request.worker_pid, number)
 
     # What the pool runs
 
@@ -193,3 +188,11 @@ class CeleryLife(WorkerLife):
     def bury_leased(self, tag: str, raw: bytes, error: Exception) -> None:
         """Bury bytes that were found under a lease that was over."""
         self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
+
+
+def _signal_children(requests: Iterable[Any], number: signal.Signals) -> None:
+    """Send a signal to the children of the pool that run these requests."""
+    for request in requests:
+        if request.worker_pid:
+            with suppress(ProcessLookupError):
+                os.kill(request.worker_pid, number)
