@@ -21,6 +21,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from time import monotonic, sleep
 from typing import Final, Literal
 
@@ -134,9 +135,9 @@ class WorkerLife:
             keeps_grace: Whether the end of the grace is seen to here.
         """
         if keeps_grace:
-            self._start_thread(self._keep_to_grace, "grace")
+            self._start_thread(partial(self._keep_to_grace, self._drained, self._ended), "grace")
         if self._is_whole_process and not has_children:
-            self._start_thread(self._watch, "watch")
+            self._start_thread(partial(self._watch, self._drained), "watch")
         if not has_children:
             self._host.hooks.call(Event(name="worker_started"))
 
@@ -175,19 +176,20 @@ class WorkerLife:
         self._scheduler.stop()
         self._pump.stop()
         self.state = "ended"
-        self._drained.set()
         self._ended.set()
+        self._drained.set()
 
     # The end of the grace
 
-    def _keep_to_grace(self) -> None:
-        self._drained.wait()
-        if self._ended.wait(max(0.0, self._deadline - monotonic())):
+    def _keep_to_grace(self, drained: threading.Event, ended: threading.Event) -> None:
+        """See to the end of one life, whose events these are: another one may follow at once in this process."""
+        drained.wait()
+        if ended.wait(max(0.0, self._deadline - monotonic())):
             return
         self.state = "interrupted"
         self._host.stopping.set()
         self.interrupt()
-        if self._ended.wait(AFTER_GRACE_S):
+        if ended.wait(AFTER_GRACE_S):
             return
         if self._is_whole_process:
             if self.is_idle():
@@ -224,9 +226,9 @@ class WorkerLife:
 
     # Stuck runs
 
-    def _watch(self) -> None:
+    def _watch(self, drained: threading.Event) -> None:
         """End the process if a run is stuck; once the worker stops, `_keep_to_grace` sees to that."""
-        while not self._drained.wait(WATCH_S):
+        while not drained.wait(WATCH_S):
             stuck = self.runs.stuck()
             if stuck and not self.draining:
                 self.crash(stuck)
