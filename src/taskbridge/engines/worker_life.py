@@ -62,6 +62,7 @@ class WorkerLife:
     Attributes:
         runs: What runs in this process.
         state: See the table above.
+        draining: Whether nothing is taken: the worker stops, or has stopped. Set once, whoever else sets the state.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
@@ -69,6 +70,7 @@ class WorkerLife:
         self.runs: Final = runs
         self.runs.ends_process = lambda: self._is_whole_process
         self.state: State = "booting"
+        self.draining: bool = False
         self._pump = Pump(host)
         self._scheduler = Scheduler(host)
         self._busy = BusySigns(host, self._queues_if_full)
@@ -77,11 +79,6 @@ class WorkerLife:
         self._drained = locks.Event()
         self._ended = locks.Event()
         self._abandoned = locks.Event()
-
-    @property
-    def draining(self) -> bool:
-        """Whether nothing is taken: the worker stops, or has stopped."""
-        return self.state not in ("booting", "running")
 
     # What an engine says
 
@@ -125,7 +122,7 @@ class WorkerLife:
         self._drained, self._ended, self._abandoned = locks.Event(), locks.Event(), locks.Event()
         self._host.stopping.clear()
         self.runs.open()
-        self.state = "booting"
+        self.state, self.draining = "booting", False
 
     def started(self, *, has_children: bool = False, keeps_grace: bool = True) -> None:
         """Call the hooks `worker_started`, in the worker's main thread, before any message is taken.
@@ -161,7 +158,7 @@ class WorkerLife:
         if self.draining:
             return
         self._deadline = monotonic() + self._host.settings.grace_s
-        self.state = "draining"
+        self.draining, self.state = True, "draining"
         self.stop_taking()
         self._drained.set()
 
@@ -175,7 +172,7 @@ class WorkerLife:
         self._busy.stop()
         self._scheduler.stop()
         self._pump.stop()
-        self.state = "ended"
+        self.draining, self.state = True, "ended"
         self._ended.set()
         self._drained.set()
 
