@@ -30,11 +30,11 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.busy import BusySigns
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, Runs
-from taskbridge.schedules.sender import Scheduler
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.message import Message
+from taskbridge.schedules.sender import Scheduler
 
 _log = logging.getLogger("taskbridge.worker")
 
