@@ -294,7 +294,7 @@ def test_what_not_every_store_can_hold_is_refused(sender: str, part: str, value:
 
 def test_the_longest_id_is_read() -> None:
     sent = message(id="a" * 255)
-    body = wire.memory_body(wire.Templates("taskbridge"), sent)[1]
+    body = wire.MemoryWire(settings()).encode(sent)[2]
 
     assert wire.read(wire.parse(body), queue="email") == sent
 

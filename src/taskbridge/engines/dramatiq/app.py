@@ -18,7 +18,7 @@ from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Reception
 from taskbridge.engines.dramatiq.middleware import default_middleware
-from taskbridge.engines.dramatiq.wire import native_queue
+from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
 from taskbridge.engines.dramatiq.worker import WAKE_MS, DramatiqLife
 from taskbridge.exceptions import DeclarationError, TaskBridgeError
 
@@ -161,7 +161,7 @@ def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:
         from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 
         return SparingRabbitmqBroker(settings, middleware)
-    from taskbridge.engines.dramatiq.memory_broker import MemoryBroker, MemoryWire
+    from taskbridge.engines.dramatiq.memory_broker import MemoryBroker
 
     wire = host.wire
     assert isinstance(wire, MemoryWire)

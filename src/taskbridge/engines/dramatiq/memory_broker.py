@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Collection, Iterable, Sequence
-from queue import Empty, Queue
+from collections.abc import Collection, Iterable
+from queue import Empty
 from time import sleep
-from typing import Any, Final
 
 from dramatiq import Consumer, MessageProxy
 from dramatiq.brokers.stub import StubBroker
@@ -18,86 +15,10 @@ from dramatiq.middleware import Middleware
 from taskbridge import locks
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.memory_queue import LeveledQueue
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
-from taskbridge.engines.dramatiq.wire import ENGINE, MAX_PRIORITY, Templates, native_queue
+from taskbridge.engines.dramatiq.wire import MemoryWire
 from taskbridge.engines.settle import NotSettledError
-from taskbridge.message import PRIORITIES, Message
-from taskbridge.settings import Settings
-
-_NORMAL: Final = PRIORITIES.index("normal")
-
-
-class LeveledQueue(Queue[Any]):
-    """A queue of message bodies, which gives the highest priority first, and of one priority the oldest.
-
-    What is put is bytes, as Dramatiq puts them, or a pair of a priority (0 is the lowest) and bytes. What is got is a
-    place, the body, and `put_back` takes both.
-    """
-
-    def _init(self, maxsize: int) -> None:
-        self._heap: list[tuple[int, int, bytes]] = []
-        self._numbers = itertools.count()
-
-    def _qsize(self) -> int:
-        return len(self._heap)
-
-    def _put(self, item: Any) -> None:
-        match item:
-            case (int() as rank, int() as number, body):
-                heapq.heappush(self._heap, (rank, number, body))
-            case (int() as priority, body):
-                heapq.heappush(self._heap, (-priority, next(self._numbers), body))
-            case body:
-                heapq.heappush(self._heap, (-_NORMAL, next(self._numbers), body))
-
-    def _get(self) -> tuple[int, int, bytes]:
-        return heapq.heappop(self._heap)
-
-    def put_back(self, place: tuple[int, int, bytes]) -> None:
-        """Put a message where it was."""
-        self.put(place)
-        self.task_done()  # it is counted again by put()
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when there is something to get, or after a while."""
-        with self.not_empty:
-            self.not_empty.wait_for(self._qsize, timeout_s)
-
-
-class MemoryWire:
-    """The queues of a bridge; it has them before there is a broker, for sending needs no worker."""
-
-    engine = ENGINE
-
-    def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._templates = Templates(settings.namespace)
-        self._queues: dict[str, LeveledQueue] = {}
-        self._lock = locks.Lock()
-
-    def encode(self, message: Message) -> tuple[str, int, bytes]:
-        """Return the native queue, the priority and the bytes of a message."""
-        native, template = self._templates.of(message.queue)
-        priority = PRIORITIES.index(message.priority)
-        return native, priority, template.fill(message, f'"broker_priority":{priority}')
-
-    def deliver(self, native: tuple[str, int, bytes]) -> None:
-        """Put a message in its queue."""
-        name, priority, body = native
-        self.queue(name).put((priority, body))
-
-    def queue(self, native: str) -> LeveledQueue:
-        """Return a queue by Dramatiq's name."""
-        with self._lock:
-            return self._queues.setdefault(native, LeveledQueue())
-
-    def places(self, queue: str) -> Sequence[str]:
-        """Return the name of a queue."""
-        return (native_queue(self._namespace, queue),)
-
-    def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
-        return self.queue(native_queue(self._namespace, queue)).qsize()
 
 
 class MemoryBroker(EngineBroker, StubBroker):
@@ -245,6 +166,3 @@ class _MemoryConsumer(Consumer):
         if self._ticket is not None:
             self._slots.give_up(self._ticket)
             self._ticket = None
-
-
-assert MAX_PRIORITY >= _NORMAL

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from taskbridge import codec
+from taskbridge import codec, locks
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
+from taskbridge.engines.dramatiq.memory_queue import LeveledQueue
 from taskbridge.exceptions import DecodeError, EncodeError
 from taskbridge.ids import checked
 from taskbridge.message import PRIORITIES, Message, Priority, loads_meta, new_id
@@ -321,18 +322,44 @@ class AmqpWire:
         return (native_queue(self._namespace, queue),)
 
 
-def memory_body(templates: Templates, message: Message) -> tuple[str, bytes]:
-    """Return the native queue and the bytes of a message for the memory broker."""
-    native, template = templates.of(message.queue)
-    return native, template.fill(message, f'"broker_priority":{PRIORITIES.index(message.priority)}')
+class MemoryWire:
+    """The queues of a bridge; it has them before there is a broker, for sending needs no worker."""
+
+    engine = ENGINE
+
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.namespace
+        self._templates = Templates(settings.namespace)
+        self._queues: dict[str, LeveledQueue] = {}
+        self._lock = locks.Lock()
+
+    def encode(self, message: Message) -> tuple[str, int, bytes]:
+        """Return the native queue, the priority and the bytes of a message."""
+        native, template = self._templates.of(message.queue)
+        priority = PRIORITIES.index(message.priority)
+        return native, priority, template.fill(message, f'"broker_priority":{priority}')
+
+    def deliver(self, native: tuple[str, int, bytes]) -> None:
+        """Put a message in its queue."""
+        name, priority, body = native
+        self.queue(name).put((priority, body))
+
+    def queue(self, native: str) -> LeveledQueue:
+        """Return a queue by Dramatiq's name."""
+        with self._lock:
+            return self._queues.setdefault(native, LeveledQueue())
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the name of a queue."""
+        return (native_queue(self._namespace, queue),)
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        return self.queue(native_queue(self._namespace, queue)).qsize()
 
 
 def make_wire(kind: str, settings: Settings) -> Wire[Any]:
     """Return the wire for a kind of broker: `redis`, `amqp` or `memory`."""
     if kind == "redis":
         return RedisWire(settings)
-    if kind == "amqp":
-        return AmqpWire(settings)
-    from taskbridge.engines.dramatiq.memory_broker import MemoryWire  # here, for it imports Dramatiq
-
-    return MemoryWire(settings)
+    return AmqpWire(settings) if kind == "amqp" else MemoryWire(settings)
