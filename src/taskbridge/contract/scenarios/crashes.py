@@ -28,8 +28,8 @@ _AFTER_LEASE_S: Final = 10.0
 _RESTART_S: Final = 4.0
 """How long a supervisor may take to have a worker running again, after its first pauses."""
 _STARTS_WITHOUT_MARKS: Final = 11
-_TAKEN_S: Final = 3.0
-"""How long a message may take whose queue has a free process, on a machine that has just lost another one."""
+_TAKEN_S: Final = 5.0
+"""How long a message may take whose queue has a free process: Celery may have handed it to the dead one before."""
 _LOOKED_AT_S: Final = 3.0
 """How long a second delivery may wait before it is looked at again."""
 
@@ -123,7 +123,7 @@ def a_dead_process_stops_no_other(h: Harness) -> None:
     for _ in range(3):
         quick = h.send(Plan(steps=(RETURN,)))
         took_s = h.final(quick.id)[0].at - quick.after
-        h.check(took_s <= _TAKEN_S, f"another process should take it at once, but {took_s:.1f} s passed")
+        h.in_time("taking a message while another process is gone", took_s, _TAKEN_S)
     h.tasks.open("long")
     h.equal("how the long task ended", h.final(long.id)[0].kind, "succeeded")
     h.idle()
