@@ -5,10 +5,10 @@
 | `booting` | the engine starts its threads or children; nothing is taken | the engine calls `run` |
 | `running` | messages are taken; pump, scheduler and busy signs run | SIGTERM (`drain`), or a run is stuck |
 | `draining` | nothing is taken; what runs may finish within the grace | all has ended, or the grace is over |
-| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 2 s have passed |
+| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 1.5 s have passed |
 | `ended` | `worker_stopping` was called and the threads have stopped | the process exits |
 
-A run that has not ended 2 s after the grace is inside a call that nothing can interrupt. Its mark is removed and its
+A run that has not ended 1.5 s after the grace is inside a call that nothing can interrupt. Its mark is removed and its
 message requeued, so that it is no attempt (rule R8), and the process exits without it, with code 0. The same happens
 when the engine itself has not ended by then, because its broker doesn't answer.
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("taskbridge.worker")
 
 State = Literal["booting", "running", "draining", "interrupted", "ended"]
 
-AFTER_GRACE_S: Final = 2.0
+AFTER_GRACE_S: Final = 1.5
 """How long interrupted tasks have to clean up, and the engine to end, before the process exits without them.
 
 With `LAST_S`, and the second that an engine's own main process may take to notice, it is within the 5 s of rule A4.
