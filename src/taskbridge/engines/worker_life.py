@@ -5,7 +5,7 @@
 | `booting` | the engine starts its threads or children; nothing is taken | the engine calls `run` |
 | `running` | messages are taken; pump, scheduler and busy signs run | SIGTERM (`drain`), or a run is stuck |
 | `draining` | nothing is taken; what runs may finish within the grace | all has ended, or the grace is over |
-| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 1.5 s have passed |
+| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 1.5 s are over |
 | `ended` | `worker_stopping` was called and the threads have stopped | the process exits |
 
 A run that has not ended 1.5 s after the grace is inside a call that nothing can interrupt. Its mark is removed and its
