@@ -55,7 +55,7 @@ ODD: Final[Mapping[str, Mapping[str, Change]]] = {
         "no time limits": having("timelimit", "soon"),
         "time limits of other kinds": having("timelimit", ["x", -5]),
         "one time limit": having("timelimit", [5]),
-        "deep nesting": having("deep", nested(300)),
+        "deep nesting": having("deep", nested(350)),
     },
     "dramatiq": {
         "no actor": without("actor_name"),
