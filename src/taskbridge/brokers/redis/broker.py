@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis import scripts
-from taskbridge.brokers.redis.client import Client, Outcome
+from taskbridge.brokers.redis.client import Outcome, client_of
 from taskbridge.brokers.redis.connection import Request
 from taskbridge.brokers.redis.probes import Probes
 from taskbridge.brokers.redis.pump import Pump
@@ -41,7 +41,7 @@ class RedisBroker:
     def __init__(self, settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> None:
         self._settings = settings
         self._wire = wire
-        self._client = Client(settings.url.broker_url)
+        self._client = client_of(settings.url.broker_url)
         self._keys = Keys(settings.namespace, wire.engine)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
         self._probes = Probes(self._client, wire, settings.namespace)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from redis import exceptions as errors
 
@@ -31,6 +32,9 @@ Outcome = Any
 
 _LONGEST_IDLE_S: Final = 30.0
 """A connection that was idle for longer is not used again: what stands between may have dropped it silently."""
+
+_SPARE_S: Final = 5.0
+"""A connection beside others that nobody needed for so long is closed: a burst of calls leaves several."""
 
 _WINDOW_BYTES: Final = 1 << 20
 """About how much is sent before the replies are read."""
@@ -186,7 +190,7 @@ class Client:
         except IndexError:
             pass
         else:
-            if now - oldest.used_at > _LONGEST_IDLE_S:
+            if now - oldest.used_at > min(_SPARE_S, _LONGEST_IDLE_S):
                 oldest.close()
             else:
                 idle.appendleft(oldest)
@@ -265,6 +269,21 @@ class Client:
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = None if _QUOTING in str(exc) else exc
         return made
+
+
+_shared: Final[WeakValueDictionary[str, Client]] = WeakValueDictionary()
+
+
+def client_of(url: str) -> Client:
+    """Return the client of a URL that all in this process share which have no wishes of their own.
+
+    Where it is closed, only its idle connections are: whoever else uses it makes new ones.
+
+    Raises:
+        SettingsError: redis-py can't read the URL.
+    """
+    client = _shared.get(url)
+    return _shared.setdefault(url, Client(url)) if client is None else client
 
 
 def _close_older(idle: deque[Link], used_at: float) -> None:

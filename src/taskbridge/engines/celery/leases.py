@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Final
 
 from taskbridge import locks
-from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.client import client_of
 from taskbridge.brokers.redis.scripts import script
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.stock import kombu_json
@@ -98,7 +98,7 @@ class Leases:
         self.unacked_key: Final = f"{prefix}.unacked"
         self.index_key: Final = f"{prefix}.unacked_index"
         self.pace_key: Final = f"{prefix}.pace"
-        self._client = Client(settings.url.broker_url)
+        self._client = client_of(settings.url.broker_url)
         self._undecodable = undecodable
         self._lease_s = settings.lease_s
         self._timeout_s = settings.send_timeout_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskbridge.brokers.redis.client import Client
+from taskbridge.brokers.redis.client import client_of
 from taskbridge.settings import Settings
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.marks import RedisMarks
@@ -20,7 +20,7 @@ class RedisStore:
     """
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self._client = Client(url)
+        self._client = client_of(url)
         self._unanswered = FireAndForget(settings, url)
         self.marks: RedisMarks = RedisMarks(settings, self._client, self._unanswered)
         self.records: RedisRecords = RedisRecords(settings, url, self._client, self._unanswered)
