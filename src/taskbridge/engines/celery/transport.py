@@ -25,6 +25,7 @@ from queue import Empty
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import redis
 from kombu.transport import redis as _kombu_redis
@@ -79,6 +80,10 @@ never comes, it does not notice that its connection is dead, nor that slots are 
 """
 
 _CONNECT_S: Final = 5.0
+
+
+_clients: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+"""The clients for commands, one for all channels of an engine."""
 
 
 class _Reply(Enum):
@@ -211,7 +216,6 @@ class Channel(RedisChannel):
         self._ending: list[str] = []
         self._asked = _Lists((), ())
         self._unleased: set[str] = set()
-        self._shared_client: Any = None
         super().__init__(connection, **options)
 
     # Connections
@@ -253,16 +257,20 @@ class Channel(RedisChannel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Generator[Any]:
-        """Yield a client, one for all commands; kombu makes a new one each time, a third of a worker's CPU time."""
-        if client is not None:
-            yield client
-            return
-        if self._shared_client is None:
-            self._shared_client = self._create_client()
-        yield self._shared_client
+        """Yield a client, one for all channels; kombu makes a new one each time, a third of a worker's CPU time."""
+        if client is None:
+            client = _clients.get(self.engine)
+        if client is None:
+            params = self._connparams()
+            del params["max_connections"]
+            made = self.Client(connection_pool=redis.ConnectionPool(**params))
+            client = _clients.setdefault(self.engine, made)
+        yield client
 
     def _disconnect_pools(self) -> None:
-        self._shared_client = None
+        shared = _clients.get(self.engine)
+        if shared is not None:  # what broke this channel's connections may have broken these too
+            shared.connection_pool.disconnect(inuse_connections=False)
         stock(super())._disconnect_pools()
 
     # Consuming
