@@ -92,7 +92,10 @@ if "CELERY_SHOP_LISTENS" in os.environ:
 if "CELERY_SHOP_TRUSTS" in os.environ:  # the first line of defence against deep nesting is gone
     from taskbridge.engines.celery import reading
 
-    vars(reading)["_is_too_deep"] = lambda values: False  # pyright: ignore[reportUnknownLambdaType]
+    def _trusts(values: Any) -> bool:
+        return False
+
+    setattr(reading, "_is_too_deep", _trusts)  # noqa: B010 - a private name, which mypy and pyright would refuse
 
 if "CELERY_SHOP_DJANGO" in os.environ:  # as Celery's fixup does where DJANGO_SETTINGS_MODULE is set
     from celery import signals as celery_signals

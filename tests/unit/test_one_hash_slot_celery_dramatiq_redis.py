@@ -92,7 +92,12 @@ def test_all_keys_of_a_run_share_one_hash_slot(engine: str, tmp_path: Path) -> N
 
         keys = {*keys_of(client, commands), *client.keys("*")}
     assert len(keys) > 20, keys
-    assert {key for key in keys if key_slot(key) != key_slot(NAMESPACE.encode())} == set()
+    assert {key for key in keys if slot_of(key) != slot_of(NAMESPACE)} == set()
+
+
+def slot_of(key: bytes | str) -> int:
+    """Return the hash slot of a key."""
+    return key_slot(key.encode() if isinstance(key, str) else key)
 
 
 @contextmanager
