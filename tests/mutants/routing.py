@@ -133,8 +133,13 @@ def unreadable_bytes_are_dropped() -> None:
 
 @mutant("I3", "odd_times_stop_nothing", "dramatiq+redis")
 def any_number_is_a_time() -> None:
-    """Numbers that a message carries are taken as they are."""
+    """Numbers that a message carries are taken as they are, and nobody looks after what they raise."""
+
+    def unguarded(self: Any, *args: Any, **given: Any) -> Any:
+        return self._admit(*args, **given)
+
     put("taskbridge.engines.dramatiq.wire", "_milliseconds", lambda _: lambda options, name: options.get(name))
+    put("taskbridge.engines.dramatiq.deliveries", "Reception.admit", lambda _: unguarded)
 
 
 @mutant("P1", "there_are_four_priorities")
