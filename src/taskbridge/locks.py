@@ -11,12 +11,15 @@ which the standard library frees its own (`threading.py`, `logging`): `_at_fork_
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakSet
+
+_log = logging.getLogger("taskbridge")
 
 _FORK_WAITS_S: Final = 5.0
 """How long a fork waits for `no_fork` blocks of other threads, which may themselves wait for the forking one."""
@@ -99,6 +102,8 @@ def _before_fork() -> None:
 def _after_in_parent() -> None:
     if _forking.holds:
         _whole.release()
+    else:
+        _log.warning("a process was forked while another thread imported modules: the child may not be able to send")
 
 
 def _after_in_child() -> None:
@@ -114,4 +119,6 @@ def _free(survivor: Any) -> None:
     survivor._at_fork_reinit()
 
 
+# logging, imported above, takes its own lock before a fork. Hooks before a fork run in the opposite order of their
+# registration, so ours runs first. The other way round a fork would wait for the import, and the import for a logger.
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
