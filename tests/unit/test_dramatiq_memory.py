@@ -774,7 +774,6 @@ class TestWorkers:
                 "--processes 1 --threads 3 --worker-shutdown-timeout 1000 --queues taskbridge.dramatiq.email --verbose"
             )
             assert command.env["TASKBRIDGE_APP"] == "shop:bridge"
-            assert command.env["dramatiq_queue_prefetch"] == "3"
 
 
 class TestBoot:
@@ -786,6 +785,8 @@ class TestBoot:
             worker.start()
             assert not bridge.native.booted.is_set(), "the main process is told after this"
             assert bridge.native.booted.wait(10)
+            assert worker.queue_prefetch == 1, "no more than its threads, also where it was started by hand"
+            assert worker.worker_timeout == 250
         finally:
             bridge.native.middleware[:] = [
                 each for each in bridge.native.middleware if getattr(each, "worker", None) is not worker

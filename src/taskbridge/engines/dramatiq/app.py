@@ -19,7 +19,7 @@ from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Reception
 from taskbridge.engines.dramatiq.middleware import default_middleware
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
-from taskbridge.engines.dramatiq.worker import WAKE_MS, DramatiqLife
+from taskbridge.engines.dramatiq.worker import DramatiqLife
 from taskbridge.exceptions import DeclarationError, TaskBridgeError
 
 _SHUTDOWN_MS: Final = 1000
@@ -91,12 +91,7 @@ class DramatiqEngine:
             *(("--queues", *queues) if queues else ()),
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
-        env = {
-            "TASKBRIDGE_APP": options.app,
-            "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper(),
-            "dramatiq_queue_prefetch": str(options.threads),  # consumers take less: what the free threads need
-            "dramatiq_worker_timeout": str(WAKE_MS),
-        }
+        env = {"TASKBRIDGE_APP": options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
         return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)] * options.processes
 
     @contextmanager

@@ -17,7 +17,7 @@ from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.runs import Run, Runs
 from taskbridge.engines.worker_life import LOOK_S, WorkerLife
 
-WAKE_MS: Final = 250
+_WAKE_MS: Final = 250
 """How often idle threads look whether the worker stops; Dramatiq's default, a second, would be a part of A4's five."""
 
 _TOLD_S: Final = 0.1
@@ -54,6 +54,8 @@ class DramatiqLife(WorkerLife, Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
         self._worker = worker
+        worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
+        worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)
         engine_broker = _engine_broker(broker)
         fast.enter(engine_broker, worker, is_wanted=self._host.settings.fast)
