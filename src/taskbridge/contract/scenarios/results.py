@@ -189,9 +189,10 @@ def a_replay_is_recorded(h: Harness) -> None:
     h.idle()
 
 
-@scenario("RS2", "Q7", on=(RECORDED,), where=_read_from_bytes)
+@scenario("RS2", "Q7", on=(STORED,), where=_read_from_bytes)
 def what_cannot_be_read_is_recorded_as_dead(h: Harness) -> None:
     """Who waits for a message that no worker can read is told that it is dead."""
+    h.start_worker()
     item = h.send_rewritten(no_form)
     error = h.refused(TaskFailed, outcome_of, h, item)
     h.equal("its reason", error.reason, "undecodable")
