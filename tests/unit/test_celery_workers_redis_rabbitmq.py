@@ -334,7 +334,7 @@ def test_odd_messages_on_the_control_channel_end_nothing(
         client = redis.Redis.from_url(server.url)
         heard = [client.publish(f"/0.{shop.namespace}.celery.pidbox", body) for body in odd]
         assert heard == [1] * len(odd)
-    assert shop.bridge.native.control.ping(timeout=5)
+    shop.until(lambda: shop.bridge.native.control.ping(timeout=2), "the worker to answer")
     shop.send("add", 3, 4)
     shop.until(lambda: len(shop.notes("add")) == 2, "the next task")
     assert (worker.poll(), shop.bridge.counts().dead) == (None, 0)
