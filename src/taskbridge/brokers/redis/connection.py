@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -189,10 +190,12 @@ class Link:
         used_at: When it was last used, by the monotonic clock.
     """
 
-    __slots__ = ("_connection", "_is_closed", "_parser", "send", "socket", "used_at")
+    __slots__ = ("__weakref__", "_disconnect", "_is_closed", "_parser", "send", "socket", "used_at")
 
     def __init__(self, connection: Any, parser: Any, bounded: BoundedSocket) -> None:
-        self._connection = connection
+        # Also where it is forgotten: of what is garbage together, sockets may be told before the connection, and warn.
+        self._disconnect = weakref.finalize(self, connection.disconnect)
+        self._disconnect.atexit = False
         self._parser = parser
         self._is_closed = False
         self.socket: BoundedSocket = bounded
@@ -222,7 +225,7 @@ class Link:
     def close(self) -> None:
         """Close it, and end what another thread does with it."""
         self._is_closed = True
-        self._connection.disconnect()
+        self._disconnect()
 
 
 Connect = Callable[[float], Link]
