@@ -40,7 +40,7 @@ def a_refusal_ends_the_worker() -> None:
 @mutant("A4", "workers_stop_without_their_broker", "celery+redis")
 def a_stopping_worker_waits_for_its_broker() -> None:
     """A worker that is told to stop waits until its broker answers."""
-    put("taskbridge.engines.celery.life", "_LAST_S", lambda _: 60.0)
+    put("taskbridge.engines.worker_life", "LAST_S", lambda _: 60.0)
 
 
 @mutant("O1", "health_tells_who_consumes", "dramatiq+redis")
