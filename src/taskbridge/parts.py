@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -51,8 +52,8 @@ class Parts:
     """
 
     def __init__(self, bridge: Host, given: Mapping[str, Any]) -> None:
-        self.lock = locks.RLock()
-        self.given = given
+        self.lock: AbstractContextManager[Any] = locks.RLock()
+        self.given: Mapping[str, Any] = given
         self._bridge = bridge
         self.clock: Callable[[], float] = time.time
         self._settings: Settings | None = None

@@ -85,7 +85,7 @@ def tuples_become_lists() -> None:
     """A tuple arrives as a list, as with plain JSON."""
 
     def make(plain: Any) -> Any:
-        return lambda value: plain(list(value) if type(value) is tuple else value)
+        return lambda value, left: plain(list(value) if type(value) is tuple else value, left)
 
     put(_CODEC, "_plain", make)
 
@@ -97,9 +97,9 @@ def unknown_types_become_text() -> None:
     def make(plain: Any) -> Any:
         unknown = importlib.import_module(_CODEC)._UnknownTypeError
 
-        def lenient(value: Any) -> Any:
+        def lenient(value: Any, left: int) -> Any:
             try:
-                return plain(value)
+                return plain(value, left)
             except unknown:
                 return str(value)
 

@@ -91,7 +91,7 @@ class BoundedSocket:
         self._socket = connected
         self._recv: Callable[..., bytes] = connected.recv
         self._send: Callable[[bytes], None] = connected.sendall
-        self.deadline = deadline
+        self.deadline: float = deadline
         self.stop: threading.Event | None = None
         self._waits = True
         self._limit_s = 0.0

@@ -35,7 +35,7 @@ class Message(VirtualMessage):
         try:
             super().__init__(payload, channel=channel, **options)
         except Exception:  # no base64, no object at all
-            self.errors = [sys.exc_info()]
+            self.errors: list[Any] = [sys.exc_info()]
             asked = payload["properties"] if isinstance(payload, Payload) else {"delivery_tag": secrets.token_hex(8)}
             kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
             super().__init__({"properties": kept}, channel=channel)
