@@ -1,5 +1,6 @@
 """The engine: what consumes. Imported only where tasks are run."""
 
+import json
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -8,11 +9,11 @@ from time import monotonic
 from typing import Any
 
 from examples.own_engine.wire import Native, ThreadsWire
-from taskbridge import DeadLetter, DecodeError, Event, UnsupportedError
+from taskbridge import DecodeError, Event, UnsupportedError
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.settle import NotSettledError, bury, put_off_unknown, run_and_settle
+from taskbridge.engines.settle import NotSettledError, bury_unreadable, put_off_unknown, run_and_settle
 from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads
 from taskbridge.retry import GivenBack, Interrupted
@@ -52,9 +53,9 @@ class ThreadsEngine:
             yield
         finally:
             scheduler.stop()
-            self._host.hooks.call(Event(name="worker_stopping"))
             stop.set()
             self._let_finish(workers)
+            self._host.hooks.call(Event(name="worker_stopping"))  # after the last task: hooks close what tasks use (H)
             pump.stop()
 
     def _let_finish(self, workers: Sequence[threading.Thread]) -> None:
@@ -81,29 +82,38 @@ class ThreadsEngine:
     def _handle(self, native: Native) -> None:
         try:
             message = loads(native.data)
-        except NewerFormError:  # S8
-            self._wait_for_newer_worker(native)
-        except DecodeError:  # Q7
-            self._bury(native, "undecodable")
+        except NewerFormError as exc:  # S8
+            self._wait_for_newer_worker(native, exc)
+        except DecodeError as exc:  # Q7
+            self._bury(native, "undecodable", exc)
         else:
             if not self._host.knows(message.task):  # Q6
                 put_off_unknown(self._host, message)
             elif isinstance(run_and_settle(self._host, message), GivenBack):  # R8
                 self._wire.deliver(native)
 
-    def _wait_for_newer_worker(self, native: Native) -> None:
+    def _wait_for_newer_worker(self, native: Native, error: Exception) -> None:
         now = self._host.now()
         since = now if native.since is None else native.since
         if now - since < self._host.settings.unknown_task_grace_s:
             self._wire.deliver_later(replace(native, since=since), wait_s=1.0)
         else:
-            self._bury(native, "unknown_task")
+            self._bury(native, "unknown_task", error)
 
-    def _bury(self, native: Native, reason: str) -> None:
-        bury(self._host, DeadLetter(message=None, reason=reason, raw=native.data, died_at=self._host.now()))
+    def _bury(self, native: Native, reason: str, error: Exception) -> None:
+        bury_unreadable(self._host, native.data, reason=reason, error=error, message_id=_id_in(native.data))
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _id_in(data: bytes) -> object:
+    """Return what a message that can't be read calls itself, so that its record can be ended; None if nothing."""
+    try:
+        read: Any = json.loads(data)
+        return read["id"]
+    except (ValueError, RecursionError, TypeError, LookupError):
+        return None
 
 
 def make_engine(host: Host) -> ThreadsEngine:
