@@ -114,7 +114,7 @@ class ProcessWorker:
         self._signal_groups(signal.SIGSTOP)
         groups = {process.pid for process in self._processes}
         deadline = time.monotonic() + _STANDS_WITHIN_S
-        while not _stand_still(groups):  # a thread that another core runs goes on until it is interrupted
+        while not stand_still(groups):  # a thread that another core runs goes on until it is interrupted
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the worker goes on for {_STANDS_WITHIN_S:g} s after SIGSTOP")
             time.sleep(_LOOK_S)
@@ -187,7 +187,7 @@ def is_gone(pid: int) -> bool:
         return Path("/proc/self").exists()  # else this system has no such files, and it is there
 
 
-def _stand_still(groups: Collection[int]) -> bool:
+def stand_still(groups: Collection[int]) -> bool:
     """Return whether each thread of these process groups is stopped or has ended."""
     command = ["ps", "-eLo", "pgid=,state="]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
