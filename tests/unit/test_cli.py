@@ -188,20 +188,6 @@ def test_verify_lists_what_proves_each_rule(run: Run) -> None:
     assert {"R1", "D2", "A1"} <= {proof["rule"] for proof in data}
 
 
-@pytest.mark.parametrize(("library", "broker"), [("celery", "memory"), ("dramatiq", "redis")])
-def test_the_demo_says_what_it_needs(run: Run, tmp_path: Path, library: str, broker: str) -> None:
-    others = {"celery", "dramatiq", "redis"} - {library}
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{library!r}] = None\n")
-    for other in others:
-        (tmp_path / f"{other}.py").touch()
-
-    done = run("demo", broker, PYTHONPATH=str(tmp_path))
-
-    says = f"{library}, which the demo needs, is not installed: pip install 'taskbridge-queue[{library}]'"
-    assert done.stderr == f"taskbridge: {says}\n"
-    assert done.returncode == 2
-
-
 def test_no_command_shows_the_help(run: Run) -> None:
     done = run()
     assert done.returncode == 0
@@ -229,7 +215,6 @@ def test_no_command_shows_the_help(run: Run) -> None:
         "store",
         "store init",
         "verify",
-        "demo",
     ],
 )
 def test_help_teaches_with_an_example_and_fits_the_terminal(run: Run, command: str) -> None:

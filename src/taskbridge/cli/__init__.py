@@ -11,7 +11,6 @@ from taskbridge._version import __version__
 from taskbridge.cli import (
     check,
     dead,
-    demo,
     health,
     messages,
     queues,
@@ -29,7 +28,6 @@ _DESCRIPTION = """\
 One task decorator, one meaning, on Celery or on Dramatiq.
 
 Start here:
-  taskbridge demo                      see the same shop run on both engines, no server needed
   taskbridge check shop.tasks          is everything there that my application needs?
   taskbridge worker shop.tasks         run its tasks
 """
@@ -44,7 +42,7 @@ dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an exam
 Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can't be done, and one line says why.
 """
 
-_COMMANDS = (worker, scheduler, check, routes, queues, schedules, health, messages, dead, store, verify, demo)
+_COMMANDS = (worker, scheduler, check, routes, queues, schedules, health, messages, dead, store, verify)
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TextIO
 
-from taskbridge.cli.demo.events import Note
-from taskbridge.cli.demo.stage import ENDS
-from taskbridge.cli.show import Paint, duration
+from examples.demo.events import Note
+from examples.demo.stage import ENDS
 
 ON_TIME_S: Final = 1.0
 """How late a delayed message may start (rule D2)."""
+
+CODES: Final = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35}
+
+
+class Paint:
+    """Colours, on a terminal that wants them; else the text as it is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._on = (terminal and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
+
+    def __call__(self, style: str, text: str) -> str:
+        """Return text in a style."""
+        return f"\x1b[{CODES[style]}m{text}\x1b[0m" if self._on and text else text
+
 
 _STATES: Final = {"succeeded": "done", "dead": "dead letter", "discarded": "discarded"}
 
@@ -147,12 +162,12 @@ def _what(note: Note, paint: Paint) -> str | None:
     match note.what:
         case "after_send":
             extra = "" if note.priority == "normal" else f", {note.priority}"
-            when = f", due in {duration(note.delay_s)}" if note.delay_s else ""
+            when = f", due in {note.delay_s:g} s" if note.delay_s else ""
             return f"{paint('blue', 'sent')} to queue {note.queue}{extra}{when}"
         case "succeeded":
             return f"{paint('green', 'done')}: {note.text}"
         case "retrying":
-            return f"{paint('yellow', 'failed')}: {error}, again in {duration(note.delay_s)}"
+            return f"{paint('yellow', 'failed')}: {error}, again in {note.delay_s:g} s"
         case "dead":
             return f"{paint('red', 'dead letter')}: {error}, {note.reason.replace('_', ' ')}"
         case "discarded":

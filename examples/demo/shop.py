@@ -1,4 +1,4 @@
-"""A small shop, the model application of `taskbridge demo`: it declares and sends tasks, and knows no engine.
+"""A small shop, the model application of `./scripts/demo`: it declares and sends tasks, and knows no engine.
 
 What is set from outside, with environment variables here: TASKBRIDGE_URL (the engine and broker),
 TASKBRIDGE_ROUTES='*.send_*=email' (where mail waits) and TASKBRIDGE_QUEUES=vip (a queue that no task names).

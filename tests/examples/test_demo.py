@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples.conftest import ROOT
+
 
 @pytest.fixture(scope="module", params=["memory", "redis"])
 def demo(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     return subprocess.run(
-        [sys.executable, "-m", "taskbridge", "demo", request.param],
+        [sys.executable, "-m", "examples.demo", request.param],
+        cwd=ROOT,
         env={**env, "TASKBRIDGE_URL": "nonsense", "NO_COLOR": "1"},  # the user's own settings don't matter
         capture_output=True,
         text=True,
@@ -47,10 +50,29 @@ def test_the_demo_is_identical_on_both_engines(demo: subprocess.CompletedProcess
     assert "Identical: 11 messages, 15 runs each" in demo.stdout
 
 
+@pytest.mark.parametrize(("library", "broker"), [("celery", "memory"), ("dramatiq", "redis")])
+def test_the_demo_says_what_it_needs(tmp_path: Path, library: str, broker: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{library!r}] = None\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo", broker],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    says = f"{library}, which the demo needs, is not installed: pip install 'taskbridge-queue[{library}]'"
+    assert (done.stderr, done.returncode) == (f"demo: {says}\n", 2)
+
+
 @pytest.mark.parametrize("broker", ["memory", "redis"])
 def test_ctrl_c_ends_the_demo_and_all_that_it_started(broker: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskbridge", "demo", broker],
+        [sys.executable, "-m", "examples.demo", broker],
+        cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

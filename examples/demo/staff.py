@@ -1,7 +1,7 @@
 """What the demo's processes load: the shop, whose every event is written down."""
 
-from taskbridge.cli import shop
-from taskbridge.cli.demo.events import record
+from examples.demo import shop
+from examples.demo.events import record
 
 __all__ = ["shop"]
 

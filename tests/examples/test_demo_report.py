@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from taskbridge.cli.demo.events import Note
-from taskbridge.cli.demo.report import Run, comparison, is_identical, line, run_of
-from taskbridge.cli.show import Paint
+from examples.demo.events import Note
+from examples.demo.report import Paint, Run, comparison, is_identical, line, run_of
 
 PLAIN = Paint(io.StringIO())
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from taskbridge.cli.demo.events import EVENTS_VARIABLE, Note, Tail
+from examples.demo.events import EVENTS_VARIABLE, Note, Tail
 from taskbridge.exceptions import TaskBridgeError
 
 _PATIENCE_S: Final = 60.0
@@ -72,11 +72,11 @@ class _Play:
         tail = Tail(self._folder / "events")
         with ExitStack() as stack:
             stack.callback(tail.close)
-            clerk = stack.enter_context(self._process("taskbridge.cli.demo.clerk"))
+            clerk = stack.enter_context(self._process("examples.demo.clerk"))
             self._follow(tail, until=self._all_sent)
             if self._has_server:
                 stack.enter_context(
-                    self._process("taskbridge", "worker", "taskbridge.cli.demo.staff", "--processes=1", "--threads=1")
+                    self._process("taskbridge", "worker", "examples.demo.staff", "--processes=1", "--threads=1")
                 )
             self._follow(tail, until=self._all_ended)
             self._closing = True
@@ -137,7 +137,7 @@ class _Play:
 def _environment(url: str, events: Path) -> Mapping[str, str]:
     """Return the environment of the shop's processes: without the settings of the user's own application."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-    here = Path(__file__).parents[3]  # where this package was imported from
+    here = Path(__file__).parents[2]  # the folder of `examples`
     paths = [here, *(Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)]
     return {
         **inherited,

@@ -1,4 +1,4 @@
-"""The process that takes the orders, and on a memory broker runs the tasks too: `python -m taskbridge.cli.demo.clerk`.
+"""The process that takes the orders, and on a memory broker runs the tasks too: `python -m examples.demo.clerk`.
 
 It ends when its standard input is closed.
 """
@@ -7,9 +7,9 @@ import sys
 import time
 from contextlib import nullcontext
 
+from examples.demo.events import Note, write
+from examples.demo.staff import shop
 from taskbridge import default_bridge
-from taskbridge.cli.demo.events import Note, write
-from taskbridge.cli.demo.staff import shop
 
 
 def main() -> None:
