@@ -28,21 +28,6 @@ Word = str | bytes | int | float
 """A part of a command."""
 
 
-class Script:
-    """A Lua script, and the name by which the server knows it."""
-
-    __slots__ = ("sha", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text: str = text
-        self.sha: str = sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def script(beside: str, name: str) -> Script:
-    """Return the script in the file `lua/{name}.lua` beside a module, whose `__file__` that is."""
-    return Script((Path(beside).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8"))
-
-
 class Call(NamedTuple):
     """A script with what it is to work on, for `Client.run(*call, timeout_s=...)`.
 
@@ -53,6 +38,26 @@ class Call(NamedTuple):
     script: Script
     keys: Sequence[str]
     args: Sequence[Word]
+
+
+class Script:
+    """A Lua script, and the name by which the server knows it."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text: str = text
+        self.sha: str = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, keys: Sequence[str], *args: Word) -> Call:
+        """Return a call of the script."""
+        return Call(self, keys, args)
+
+
+def script(beside: str, *names: str) -> Script:
+    """Return the script in the file `lua/{name}.lua` beside a module, whose `__file__` that is; several are joined."""
+    folder = Path(beside).parent / "lua"
+    return Script("\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
 @dataclass(frozen=True, slots=True)

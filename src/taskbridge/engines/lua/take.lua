@@ -1,0 +1,49 @@
+-- End what is done with, and take what there are slots for; at any moment a message is in its list, or held.
+-- KEYS: leases, held, then lists by priority and, within one, by queue.
+-- ARGV: worker, first tag, most, queues, from which of these on, counted from 0; then tags to end.
+-- Returns: of each message taken its queue, counted from 0, its text, and whether it may have been started; its tag is
+-- the first one and how many there were before.
+local tag, most, queues, start = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+for i = 6, #ARGV do finish(KEYS[2], ARGV[i]) end
+local taken = {}
+local function take(i)
+  local item = pop(KEYS[i])  -- as the first write, which a full Redis allows; it then refuses no later one
+  while item do
+    local text, suspect = look(KEYS[i], item)
+    if text then
+      redis.call('HSET', KEYS[2], string.format('%.0f', tag + #taken / 3), KEYS[i] .. '\n' .. item)
+      taken[#taken + 1] = (i - 3) % queues
+      taken[#taken + 1] = text
+      taken[#taken + 1] = suspect
+      return true
+    end
+    item = pop(KEYS[i])
+  end
+  return false
+end
+local function not_empty(first)  -- the lists of one priority, in turn; asked for some at a time, as most are empty
+  local found = {}
+  for from = 0, queues - 1, 16 do
+    local ring, keys = {}, {}
+    for n = from, math.min(from + 16, queues) - 1 do
+      ring[#ring + 1] = first + (start + n) % queues
+      keys[#keys + 1] = KEYS[ring[#ring]]
+    end
+    if redis.call('EXISTS', unpack(keys)) > 0 then
+      for _, i in ipairs(ring) do found[#found + 1] = i end
+    end
+  end
+  return found
+end
+for first = 3, #KEYS, math.max(queues, 1) do  -- a step of 0 never ends
+  local waiting = not_empty(first)
+  while #waiting > 0 and #taken < 3 * most do
+    local more = {}
+    for _, i in ipairs(waiting) do
+      if #taken < 3 * most and take(i) then more[#more + 1] = i end
+    end
+    waiting = more
+  end
+end
+if #taken > 0 then redis.call('ZADD', KEYS[1], now, ARGV[1]) end
+return taken

@@ -1,0 +1,373 @@
+"""Leases on Redis, for both engines: at no instant is a message in nobody's hands (rules A2, A3 and A8)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from taskbridge.contract.servers import PrivateRedis
+from taskbridge.engines.celery.wire import RedisWire as CeleryWire
+from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
+from taskbridge.engines.redis_leases import CELERY, DRAMATIQ, Held, Leases, Lists
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import Message, new_id
+from taskbridge.settings import load
+
+_ID = re.compile(rb'"(?:message_)?id": ?"([^"]+)"')
+
+LAYOUTS = {"celery": (CELERY, CeleryWire), "dramatiq": (DRAMATIQ, DramatiqWire)}
+
+
+class Place:
+    """A namespace on a server, with its queues and any number of workers."""
+
+    def __init__(self, url: str, engine: str, **given: Any) -> None:
+        found = {"url": f"{engine}+{url}", "namespace": f"t{time.time_ns()}", "lease": 0.3, **given}
+        self.settings = load(found, environ={})[0]
+        self.layout, make_wire = LAYOUTS[engine]
+        self.wire: Any = make_wire(self.settings)
+        self.client: Any = redis.Redis.from_url(url)
+        self._made: list[Leases] = []
+
+    def worker(self, **options: Any) -> Leases:
+        self._made.append(Leases(self.settings, self.layout, **options))
+        return self._made[-1]
+
+    def put(self, priority: Any = "normal", queue: str = "q") -> str:
+        sent = Message(
+            id=new_id(), task="t", queue=queue, args_json="[]", kwargs_json="{}", enqueued_at=1.0, priority=priority
+        )
+        for command in self.wire.encode(sent):
+            self.client.execute_command(*command)
+        return sent.id
+
+    def lists(self, *queues: str) -> Lists:
+        return Lists([self.wire.places(queue) for queue in queues or ("q",)])
+
+    def waiting(self, queue: str = "q") -> list[int]:
+        return [self.client.llen(place) for place in self.wire.places(queue)]
+
+    def held(self) -> list[bytes]:
+        return [
+            tag for key in self.client.scan_iter(f"{self.settings.namespace}*.held.*") for tag in self.client.hkeys(key)
+        ]
+
+    def close(self) -> None:
+        for each in self._made:
+            each.stop()
+        self.client.close()
+
+
+@pytest.fixture(params=LAYOUTS)
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(redis_server: PrivateRedis, engine: str) -> Iterator[Place]:
+    made = Place(redis_server.url, engine)
+    yield made
+    made.close()
+
+
+def take(leases: Leases, lists: Lists, most: int = 1) -> list[Held]:
+    return leases.take(lists, most, timeout_s=5)
+
+
+def ids(taken: Sequence[Held]) -> list[str]:
+    """Return the ids of messages, whichever engine wrote them."""
+    return [_ID.findall(each.text)[0].decode() for each in taken]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class TestTaking:
+    def test_it_takes_no_more_than_it_was_asked_for_and_all_of_it_is_held(self, place: Place) -> None:
+        sent = [place.put() for _ in range(5)]
+        leases = place.worker()
+
+        taken = take(leases, place.lists(), 3)
+
+        assert ids(taken) == sent[:3]
+        assert [each.suspect for each in taken] == [False] * 3
+        assert sorted(place.held()) == [each.tag.encode() for each in taken]
+        assert place.client.zrange(leases.leases_key, 0, -1) == [leases.worker.encode()]
+        assert sum(place.waiting()) == 2
+
+    def test_higher_priorities_come_first_whatever_their_queue(self, place: Place) -> None:
+        low, normal = place.put("low", "a"), place.put("normal", "b")
+        critical = place.put("critical", "c")
+
+        assert ids(take(place.worker(), place.lists(*"abc"), 3)) == [critical, normal, low]
+
+    def test_queues_have_their_turn_within_a_script_and_from_one_to_the_next(self, place: Place) -> None:
+        a, b, c = ([place.put(queue=queue) for _ in range(4)] for queue in "abc")
+        leases, lists = place.worker(), place.lists(*"abc")
+
+        taken = take(leases, lists, 4)
+
+        assert (ids(taken), [each.queue for each in taken]) == ([a[0], b[0], c[0], a[1]], [0, 1, 2, 0])
+        assert ids(take(leases, lists, 4)) == [b[1], c[1], a[2], b[2]]
+
+    def test_without_queues_it_takes_nothing_and_ends(self, place: Place) -> None:
+        """So it is for a moment as a worker stops."""
+        assert take(place.worker(), Lists([]), 3) == []
+
+    @pytest.mark.parametrize("queues", [1, 15, 16, 17, 40])
+    def test_none_of_many_queues_is_passed_over(self, place: Place, queues: int) -> None:
+        names = [f"q{number}" for number in range(queues)]
+        sent = {place.put(queue=name) for name in names}
+        lists = place.lists(*names)
+        lists.turn = queues // 2
+
+        assert set(ids(take(place.worker(), lists, queues + 1))) == sent
+
+    def test_who_takes_ends_what_is_done_with(self, place: Place) -> None:
+        place.put()
+        leases, lists = place.worker(), place.lists()
+        for _ in range(2):
+            (done,) = take(leases, lists)
+            leases.end_soon(done.tag)
+            assert place.held() == [done.tag.encode()], "nothing is sent for it alone"
+            place.put()
+
+        (last,) = take(leases, lists)
+
+        assert (place.held(), leases.has_ending) == ([last.tag.encode()], False)
+        leases.end(last.tag)
+        assert set(place.client.scan_iter(f"{place.settings.namespace}*")) == {leases.leases_key.encode()}
+
+
+class TestGivingBack:
+    def test_it_is_the_next_one_of_its_own_queue_and_priority(self, place: Place) -> None:
+        sent = [place.put("low"), place.put("low"), place.put("low"), place.put(queue="other")]
+        leases, lists = place.worker(), place.lists("q", "other")
+        before = place.waiting(), place.waiting("other")
+        taken = take(leases, lists, 3)
+
+        leases.give_back(*(each.tag for each in taken))
+
+        assert (place.waiting(), place.waiting("other")) == before
+        again = take(leases, place.lists(), 3)
+        assert ids(again) == sent[:3]
+        assert [each.suspect for each in again] == [True, True, False]
+
+    @pytest.mark.parametrize("suspect", [True, False])
+    def test_it_says_whether_it_may_have_been_started_and_changes_nothing_else(
+        self, place: Place, suspect: bool
+    ) -> None:
+        place.put()
+        leases, lists = place.worker(), place.lists()
+        (first,) = taken = take(leases, lists)
+        for _ in range(3):
+            leases.give_back(taken[0].tag, suspect=suspect)
+            taken = take(leases, lists)
+
+        assert (taken[0].text, taken[0].suspect) == (first.text, suspect)
+        leases.end(taken[0].tag)
+        assert set(place.client.scan_iter(f"{place.settings.namespace}*")) == {leases.leases_key.encode()}
+
+    def test_a_worker_that_stops_gives_back_all_but_what_it_keeps(self, place: Place) -> None:
+        sent = [place.put() for _ in range(12)]
+        leases, lists = place.worker(), place.lists()
+        taken = take(leases, lists, 12)
+        worker = leases.worker.encode()
+
+        leases.end_soon(taken[0].tag)
+        leases.stop(keep=[taken[1].tag])
+
+        assert place.held() == [taken[1].tag.encode()]
+        assert place.client.zrange(leases.leases_key, 0, -1) == [worker]
+        assert ids(take(place.worker(), lists, 12)) == sent[2:]
+
+    def test_after_a_stop_it_is_another_worker(self, place: Place) -> None:
+        place.put()
+        leases, lists = place.worker(), place.lists()
+        (first,) = take(leases, lists)
+        leases.stop()
+        (second,) = take(leases, lists)
+
+        leases.stop()
+
+        assert (sum(place.waiting()), place.held()) == (1, [])
+        assert place.client.zcard(leases.leases_key) == 0
+        assert first.tag == second.tag, "which mean nothing beyond a worker"
+
+
+class TestLeases:
+    def test_what_nobody_renews_goes_back_first_and_what_is_renewed_stays(self, place: Place) -> None:
+        lost, waiting = place.put("critical"), place.put("critical")
+        dead, leases, lists = place.worker(), place.worker(), place.lists()
+        take(dead, lists)
+        time.sleep(0.4)
+        leases.beat()
+        (again,) = take(leases, lists)
+        assert (ids([again]), again.suspect) == ([lost], True)
+        other = place.worker()
+        for _ in range(5):
+            time.sleep(0.15)
+            leases.beat()
+            other.beat()
+        (last,) = take(leases, lists)
+
+        assert (ids([last]), last.suspect) == ([waiting], False)
+        dead.end("0")
+        assert len(place.held()) == 2, "who was dead says nothing any more"
+
+    def test_a_thread_renews_the_lease_and_looks_after_others(self, place: Place) -> None:
+        place.put()
+        dead, busy, other, lists = place.worker(), place.worker(), place.worker(), place.lists()
+        take(dead, lists)
+        busy.start()
+        wait_until(lambda: sum(place.waiting()))
+        take(busy, lists)
+        other.start()
+
+        time.sleep(1)
+
+        assert (sum(place.waiting()), len(place.held())) == (0, 1)
+
+    def test_after_a_time_without_redis_others_have_a_lease_to_show_that_they_live(self, place: Place) -> None:
+        place.put()
+        place.put()
+        alive, dead, leases = place.worker(), place.worker(), place.worker()
+        lives, lost = take(alive, place.lists()), take(dead, place.lists())
+        leases.beat()
+        time.sleep(0.4)  # nobody could renew anything, for longer than the lease
+
+        leases.beat()  # this one is the first to reach Redis again
+
+        assert len(place.held()) == len([*lives, *lost])
+
+        def judged() -> bool:
+            alive.beat()
+            leases.beat()
+            return len(place.held()) == 1
+
+        wait_until(judged)
+        assert place.client.hkeys(alive.held_prefix + alive.worker) == [lives[0].tag.encode()]
+
+    def test_what_was_taken_but_never_arrived_goes_back(self, place: Place) -> None:
+        sent = place.put()
+        leases, lists = place.worker(), place.lists()
+        taking = leases.taking(lists, 1)
+        place.client.eval(taking.call.script.text, len(taking.call.keys), *taking.call.keys, *taking.call.args)
+        leases.beat()
+        assert len(place.held()) == 1, "its reply may be on its way"
+
+        leases.failed(taking)
+        leases.beat()
+
+        (again,) = take(leases, lists)
+        assert (ids([again]), again.suspect) == ([sent], False)
+
+    def test_once_a_minute_something_else_is_done(self, place: Place) -> None:
+        done: list[bool] = []
+        leases = place.worker(each_minute=lambda: done.append(True))
+
+        for _ in range(2):
+            leases.beat()
+
+        assert len(done) == 1
+
+
+class TestOutages:
+    @pytest.fixture
+    def server(self, make_redis: Callable[[], PrivateRedis]) -> PrivateRedis:
+        return make_redis()
+
+    @pytest.fixture
+    def place(self, server: PrivateRedis, engine: str) -> Iterator[Place]:
+        made = Place(server.url, engine, send_timeout=1)
+        yield made
+        made.close()
+
+    def test_a_full_redis_lets_a_worker_take_keep_and_end_what_will_empty_it(self, place: Place) -> None:
+        place.put()
+        place.put()
+        place.client.config_set("maxmemory", 1)
+        leases, lists = place.worker(), place.lists()
+
+        (first,) = take(leases, lists)
+        leases.give_back(first.tag)
+        taken = take(leases, lists, 2)
+        before = place.client.zscore(leases.leases_key, leases.worker)
+        time.sleep(0.05)
+        leases.beat()
+
+        assert place.client.zscore(leases.leases_key, leases.worker) > before
+        leases.end(*(each.tag for each in taken))
+        assert (place.held(), sum(place.waiting())) == ([], 0)
+
+    def test_what_is_said_while_redis_is_away_is_carried_out_later(self, place: Place, server: PrivateRedis) -> None:
+        for _ in range(4):
+            place.put()
+        leases, lists = place.worker(), place.lists()
+        ended, soon, back, _ = take(leases, lists, 4)
+        leases.end_soon(soon.tag)
+        server.shut_down()
+
+        leases.end(ended.tag)
+        leases.give_back(back.tag)
+        with pytest.raises(BrokerUnavailable):
+            take(leases, lists)
+
+        server.start()
+        leases.beat()
+        assert (len(place.held()), sum(place.waiting())) == (1, 1)
+
+
+@pytest.mark.parametrize("raw", [b'}{ ,"","', b"\xff\n\x00", b"{}", b'{"redelivered":true', b"[" * 1000])
+def test_what_can_not_be_read_comes_as_it_is_however_often(redis_server: PrivateRedis, raw: bytes) -> None:
+    """Whoever takes it buries it (rule Q7)."""
+    place = Place(redis_server.url, "celery")
+    place.client.lpush(place.wire.places("q")[0], raw)
+    dead, leases = place.worker(), place.worker()
+    take(dead, place.lists())
+    time.sleep(0.4)
+    leases.beat()
+
+    (again,) = take(leases, place.lists())
+
+    assert again.text == raw
+    place.close()
+
+
+class TestDramatiqsLists:
+    @pytest.fixture
+    def engine(self) -> str:
+        return "dramatiq"
+
+    def test_an_id_without_a_message_is_dropped_and_what_is_no_id_comes_as_it_is(self, place: Place) -> None:
+        key = place.wire.places("q")[2]
+        place.client.rpush(key, new_id(), "critical:" + new_id(), b"\xffno id")
+        sent = place.put()
+        leases = place.worker()
+
+        odd, good = take(leases, place.lists(), 9)
+
+        assert (odd.text, ids([good])) == (b"\xffno id", [sent])
+        leases.give_back(odd.tag)
+        assert place.client.lrange(key, 0, -1) == [b"\xffno id"]
+
+    def test_what_failed_is_among_dramatiqs_own_dead(self, place: Place) -> None:
+        place.put("high")
+        leases = place.worker()
+        (taken,) = take(leases, place.lists())
+
+        leases.end(taken.tag, dead=True)
+
+        key = place.wire.places("q")[2]
+        (found,) = place.client.zrange(f"{key}.XQ", 0, -1)
+        assert place.client.hget(f"{key}.XQ.msgs", found) == taken.text
+        assert (place.held(), place.client.hlen(f"{key}.msgs")) == ([], 0)
