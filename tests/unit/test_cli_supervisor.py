@@ -19,7 +19,7 @@ DRIVER = """
 import json, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 from taskbridge.cli import supervisor
-from taskbridge.cli.show import say
+from taskbridge.cli.output import say
 from taskbridge.engines.base import Command
 
 commands, grace_s, slack_s, processes = map(json.loads, sys.argv[1:])

@@ -8,20 +8,9 @@ import warnings
 from collections.abc import Sequence
 
 from taskbridge._version import __version__
-from taskbridge.cli import (
-    check,
-    dead,
-    health,
-    messages,
-    queues,
-    routes,
-    scheduler,
-    schedules,
-    store,
-    verify,
-    worker,
-)
-from taskbridge.cli.arguments import Parser
+from taskbridge.cli import check, dead, messages, queues, routes, schedules, store, verify, worker
+from taskbridge.cli.command import Parser
+from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 
 _DESCRIPTION = """\
@@ -42,7 +31,20 @@ dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an exam
 Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can't be done, and one line says why.
 """
 
-_COMMANDS = (worker, scheduler, check, routes, queues, schedules, health, messages, dead, store, verify)
+_COMMANDS = (
+    worker.worker,
+    schedules.scheduler,
+    check.check,
+    routes.routes,
+    queues.queues,
+    schedules.schedules,
+    queues.health,
+    messages.status,
+    messages.cancel,
+    dead.dead,
+    store.store,
+    verify.verify,
+)
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
 
@@ -61,13 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser.print_help()
             return 0
-        code: int = arguments.run(arguments)
+        code: int = arguments.do(arguments)
         sys.stdout.flush()
     except TaskBridgeError as exc:
-        complain(exc)
+        text = exc.problem if isinstance(exc, BrokerUnavailable) else str(exc)
+        say(text.strip().partition("\n")[0])
         return 2
     except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
-        print(f"taskbridge: {exc.name or 'a library'} can't be imported: {exc}", file=sys.stderr)
+        say(f"{exc.name or 'a library'} can't be imported: {exc}")
         return 2
     except KeyboardInterrupt:
         return _CTRL_C
@@ -77,16 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def complain(error: TaskBridgeError) -> None:
-    """Write an error as one line to stderr."""
-    text = error.problem if isinstance(error, BrokerUnavailable) else str(error)
-    print(f"taskbridge: {text.strip().partition(chr(10))[0]}", file=sys.stderr)
-
-
 def _parser() -> Parser:
     parser = Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"taskbridge {__version__}")
     commands = parser.add_subparsers(prog="taskbridge", title="commands", metavar="COMMAND", dest="command")
     for command in _COMMANDS:
-        command.add(commands)
+        command.add_to(commands)
     return parser

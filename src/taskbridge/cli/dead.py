@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
-from taskbridge.cli.arguments import Commands, UsageError, add_command, add_settings, count, open_bridge
-from taskbridge.cli.show import details, error_data, iso, local_time, print_json, table
+from taskbridge.cli.command import APP, JSON, URL, Command, Output, UsageError, argument, command, count, server_bridge
+from taskbridge.cli.output import details, error_text, local_time, many, say, table
 
 _DESCRIPTION = """\
 Look after dead letters: the messages that failed for good, kept for the setting `dead_ttl` (7 days by default).
@@ -27,111 +27,152 @@ An application's own `bridge.dead.redact` function counts only where the applica
 variable TASKBRIDGE_APP.
 """
 
-_LIST = """\
-List dead letters, the oldest first.
-
-  taskbridge dead list --task 'shop.email.*' --reason exhausted
-
-Then: `taskbridge dead show ID` shows one with its arguments and traceback.
-"""
-
-_SHOW = """\
-Show a dead letter with its arguments, error and traceback. The first characters of the id are enough.
-
-  taskbridge dead show 3f2b
-"""
-
-_REPLAY = """\
-Send dead letters again: each starts at attempt 1, in its own queue and priority, on whichever engine the setting `url`
-names now. The first characters of an id are enough. Each is dead or waits, never both, even if this is killed.
-
-  taskbridge dead replay 3f2b 90ac
-  taskbridge dead replay --all --task 'shop.email.*' --reason exhausted
-
-A dead letter that could not be read (reason undecodable) can't be replayed.
-"""
-
-_PURGE = """\
-Forget dead letters for good. Asks first, unless --yes is given. The first characters of an id are enough.
-
-  taskbridge dead purge 3f2b
-  taskbridge dead purge --all --reason undecodable --yes
-"""
-
-T = TypeVar("T")
+_FILTERS = (
+    argument("--task", metavar="GLOB", help="only of tasks whose names match, such as 'shop.email.*'"),
+    argument("--reason", metavar="REASON", help="only with this reason, such as exhausted"),
+    argument("--queue", metavar="QUEUE", help="only from this queue"),
+)
+_CHOSEN = (
+    argument("ids", metavar="ID", nargs="*", help="an id, or the beginning of one"),
+    argument("--all", action="store_true", help="all, or all that the filters find"),
+    *_FILTERS,
+)
+_SETTINGS = (APP, URL, JSON)
 
 _SHOWN_IDS: Final = 5
 
 
-def add(commands: Commands) -> None:
-    """Add the command, with commands of its own."""
-    parser = commands.add_parser("dead", help="what failed for good, and replaying it", description=_DESCRIPTION)
-    below: Commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="below", required=True)
-    listing = add_command(below, "list", run_list, help="list dead letters", description=_LIST)
-    listing.add_argument("--last", type=count, metavar="N", help="only the last N")
-    showing = add_command(below, "show", run_show, help="show one, with its traceback", description=_SHOW)
-    showing.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    replaying = add_command(below, "replay", run_replay, help="send some again", description=_REPLAY)
-    purging = add_command(below, "purge", run_purge, help="forget some for good", description=_PURGE)
-    purging.add_argument("--yes", action="store_true", help="do not ask")
-    for each in (replaying, purging):
-        each.add_argument("ids", metavar="ID", nargs="*", help="an id, or the beginning of one")
-        each.add_argument("--all", action="store_true", help="all, or all that the filters find")
-    for each in (listing, replaying, purging):
-        each.add_argument("--task", metavar="GLOB", help="only of tasks whose names match, such as 'shop.email.*'")
-        each.add_argument("--reason", metavar="REASON", help="only with this reason, such as exhausted")
-        each.add_argument("--queue", metavar="QUEUE", help="only from this queue")
-    for each in (listing, showing, replaying, purging):
-        add_settings(each)
+@command(
+    "list",
+    "list dead letters",
+    argument("--last", type=count, metavar="N", help="only the last N"),
+    *_FILTERS,
+    *_SETTINGS,
+    opens=server_bridge,
+)
+def _list(bridge: Bridge, arguments: Namespace) -> Output:
+    """List dead letters, the oldest first.
 
+      taskbridge dead list --task 'shop.email.*' --reason exhausted
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """Print the dead letters that match."""
-    entries = _with_bridge(arguments, lambda bridge: bridge.dead.list(limit=None, **_filters(arguments)).entries)
+    Then: `taskbridge dead show ID` shows one with its arguments and traceback.
+    """
+    entries = bridge.dead.list(limit=None, **_filters(arguments)).entries
     chosen = entries if arguments.last is None else entries[-arguments.last :]
-    if arguments.json:
-        print_json([_data(entry) for entry in chosen])
-        return 0
-    if not chosen:
-        print("no such dead letters" if _is_filtered(arguments) else "no dead letters")
-        return 0
-    print(table(("id", "died at", "task", "queue", "attempts", "reason", "error"), [_row(each) for each in chosen]))
-    return 0
+    if chosen:
+        text = table(("id", "died at", "task", "queue", "attempts", "reason", "error"), [_row(each) for each in chosen])
+    else:
+        text = "no such dead letters" if any(_filters(arguments).values()) else "no dead letters"
+    return Output(text=text, data=[_data(entry) for entry in chosen])
 
 
-def run_show(arguments: argparse.Namespace) -> int:
-    """Print one dead letter."""
-    [entry] = _with_bridge(arguments, lambda bridge: _resolved(bridge, [arguments.id]))
-    if arguments.json:
-        print_json(_data(entry))
-        return 0
-    print(_described(entry))
-    return 0
+@command(
+    "show",
+    "show one, with its traceback",
+    argument("id", metavar="ID", help="its id, or the beginning of it"),
+    *_SETTINGS,
+    opens=server_bridge,
+)
+def _show(bridge: Bridge, arguments: Namespace) -> Output:
+    """Show a dead letter with its arguments, error and traceback.
+
+      taskbridge dead show 3f2b
+
+    The first characters of the id are enough.
+    """
+    [entry] = _resolved(bridge, [arguments.id])
+    return Output(text=_described(entry), data=_data(entry))
 
 
-def run_replay(arguments: argparse.Namespace) -> int:
-    """Replay the dead letters that are named, or all that match."""
+@command("replay", "send some again", *_CHOSEN, *_SETTINGS, opens=server_bridge)
+def _replay(bridge: Bridge, arguments: Namespace) -> Output:
+    """Send dead letters again, on whichever engine the setting `url` names now.
+
+    Each starts at attempt 1, in its own queue and priority. The first characters of an id are enough. Each is dead or
+    waits, never both, even if this is killed.
+
+      taskbridge dead replay 3f2b 90ac
+      taskbridge dead replay --all --task 'shop.email.*' --reason exhausted
+
+    A dead letter that could not be read (reason undecodable) can't be replayed.
+    """
     _check_chosen(arguments, "replay")
-    return _with_bridge(arguments, lambda bridge: _replay(bridge, arguments))
-
-
-def _replay(bridge: Bridge, arguments: argparse.Namespace) -> int:
     if arguments.all:
         replayed = bridge.dead.replay_all(**_filters(arguments))
     else:
         entries = _resolved(bridge, arguments.ids)
         _check_readable(entries)
         replayed = bridge.dead.replay([entry.id for entry in entries])
-    if arguments.json:
-        print_json({"replayed": replayed.ids, "missing": replayed.missing, "unreadable": replayed.unreadable})
-    else:
-        print(f"replayed {_letters(len(replayed.ids))}")
+    lines = [f"replayed {_letters(replayed.ids)}"]
     if replayed.missing:
-        raise UsageError(f"{_letters(len(replayed.missing))} gone meanwhile: {_some(replayed.missing)}")
-    if replayed.unreadable and not arguments.json:
+        say(f"{_letters(replayed.missing)} gone meanwhile: {_some(replayed.missing)}")
+    elif replayed.unreadable:
         stay = "stays" if len(replayed.unreadable) == 1 else "stay"
-        print(f"{_letters(len(replayed.unreadable))} can't be read and {stay}: {_some(replayed.unreadable)}")
-    return 0
+        lines.append(f"{_letters(replayed.unreadable)} can't be read and {stay}: {_some(replayed.unreadable)}")
+    return Output(
+        text="\n".join(lines),
+        data={"replayed": replayed.ids, "missing": replayed.missing, "unreadable": replayed.unreadable},
+        code=2 if replayed.missing else 0,
+    )
+
+
+@command(
+    "purge",
+    "forget some for good",
+    *_CHOSEN,
+    argument("--yes", action="store_true", help="do not ask"),
+    *_SETTINGS,
+    opens=server_bridge,
+)
+def _purge(bridge: Bridge, arguments: Namespace) -> Output:
+    """Forget dead letters for good. Asks first, unless --yes is given.
+
+      taskbridge dead purge 3f2b
+      taskbridge dead purge --all --reason undecodable --yes
+
+    The first characters of an id are enough.
+    """
+    _check_chosen(arguments, "purge")
+    entries: Sequence[DeadEntry]
+    if arguments.all:
+        entries = bridge.dead.list(limit=None, **_filters(arguments)).entries
+    else:
+        entries = _resolved(bridge, arguments.ids)
+    if entries and not arguments.yes and not _agreed(entries):
+        print("nothing was purged")
+        return Output(data={"purged": ()}, code=1)
+    purged = bridge.dead.purge([entry.id for entry in entries]) if entries else ()  # what was counted, and no more
+    return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
+
+
+dead = Command(
+    name="dead",
+    help="what failed for good, and replaying it",
+    description=_DESCRIPTION,
+    below=(_list, _show, _replay, _purge),
+)
+
+
+def _agreed(entries: Sequence[DeadEntry]) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
+    print(f"forget {_letters(entries)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# Which dead letters
+
+
+def _filters(arguments: Namespace) -> dict[str, str | None]:
+    return {"task": arguments.task, "reason": arguments.reason, "queue": arguments.queue}
+
+
+def _check_chosen(arguments: Namespace, name: str) -> None:
+    """Refuse what may do more, or less, than is meant."""
+    if arguments.ids and (arguments.all or any(value is not None for value in _filters(arguments).values())):
+        raise UsageError(f"{name}: name IDs, or say --all with filters, not both")
+    if not arguments.ids and not arguments.all:
+        raise UsageError(f"{name}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
 
 
 def _check_readable(entries: Sequence[DeadEntry]) -> None:
@@ -143,78 +184,27 @@ def _check_readable(entries: Sequence[DeadEntry]) -> None:
         )
 
 
-def run_purge(arguments: argparse.Namespace) -> int:
-    """Forget the dead letters that are named, or all that match."""
-    _check_chosen(arguments, "purge")
-    return _with_bridge(arguments, lambda bridge: _purge(bridge, arguments))
-
-
-def _purge(bridge: Bridge, arguments: argparse.Namespace) -> int:
-    if arguments.all:
-        entries: Sequence[DeadEntry] = bridge.dead.list(limit=None, **_filters(arguments)).entries
-    else:
-        entries = _resolved(bridge, arguments.ids)
-    if entries and not arguments.yes and not _agreed(len(entries)):
-        print("nothing was purged")
-        return 1
-    purged = bridge.dead.purge([entry.id for entry in entries]) if entries else ()  # what was counted, and no more
-    if arguments.json:
-        print_json({"purged": purged})
-    else:
-        print(f"purged {_letters(len(purged))}")
-    return 0
-
-
-def _agreed(number: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError(f"purge: this forgets {_letters(number)} for good; add --yes if that is meant")
-    print(f"forget {_letters(number)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-# What the commands have in common
-
-
-def _with_bridge(arguments: argparse.Namespace, act: Callable[[Bridge], T]) -> T:
-    with open_bridge(arguments) as bridge:
-        return act(bridge)
-
-
-def _filters(arguments: argparse.Namespace) -> dict[str, str | None]:
-    return {"task": arguments.task, "reason": arguments.reason, "queue": arguments.queue}
-
-
-def _is_filtered(arguments: argparse.Namespace) -> bool:
-    return any(value is not None for value in _filters(arguments).values())
-
-
-def _check_chosen(arguments: argparse.Namespace, command: str) -> None:
-    """Refuse what may do more, or less, than is meant."""
-    if arguments.ids and (arguments.all or _is_filtered(arguments)):
-        raise UsageError(f"{command}: name IDs, or say --all with filters, not both")
-    if not arguments.ids and not arguments.all:
-        raise UsageError(f"{command}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
-
-
-def _resolved(bridge: Bridge, beginnings: Sequence[str]) -> list[DeadEntry]:
+def _resolved(bridge: Bridge, beginnings: Iterable[str]) -> list[DeadEntry]:
     """Return the dead letters whose ids begin so, each once."""
     entries = {entry.id: entry for entry in bridge.dead.list(limit=None).entries}
-    return list({entry.id: entry for entry in (_one(entries, beginning) for beginning in beginnings)}.values())
+    ids = dict.fromkeys(_whole_id(entries, beginning) for beginning in beginnings)
+    return [entries[each] for each in ids]
 
 
-def _one(entries: dict[str, DeadEntry], beginning: str) -> DeadEntry:
-    if beginning in entries:
-        return entries[beginning]
-    ids = sorted(each for each in entries if each.startswith(beginning))
-    if not ids:
+def _whole_id(ids: Iterable[str], beginning: str) -> str:
+    found = sorted(each for each in ids if each.startswith(beginning))
+    if beginning in found or len(found) == 1:
+        return beginning if beginning in found else found[0]
+    if not found:
         raise UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
-    if len(ids) > 1:
-        raise UsageError(f"{len(ids)} dead letters begin with {beginning!r}: {_some(ids)}; write more of it")
-    return entries[ids[0]]
+    raise UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
 
 
-def _letters(number: int) -> str:
-    return f"{number} dead letter{'' if number == 1 else 's'}"
+# How they are shown
+
+
+def _letters(letters: Sequence[object]) -> str:
+    return many(len(letters), "dead letter")
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -223,15 +213,19 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _row(entry: DeadEntry) -> tuple[str, ...]:
-    error = "-" if entry.error is None else _short(f"{entry.error.type}: {entry.error.message}")
+    line = (error_text(entry.error) or "-").partition("\n")[0]
     attempts = "-" if entry.attempts is None else str(entry.attempts)
-    return (entry.id, local_time(entry.died_at), entry.task or "-", entry.queue or "-", attempts, entry.reason, error)
+    return (
+        *(entry.id, local_time(entry.died_at), entry.task or "-", entry.queue or "-"),
+        *(attempts, entry.reason, line if len(line) <= 60 else f"{line[:57]}..."),
+    )
 
 
 def _described(entry: DeadEntry) -> str:
-    lines = [("id", entry.id), ("reason", entry.reason), ("died at", local_time(entry.died_at))]
-    if entry.worker is not None:
-        lines.append(("buried by", entry.worker))
+    lines: list[tuple[str, str | None]] = [
+        *(("id", entry.id), ("reason", entry.reason)),
+        *(("died at", local_time(entry.died_at)), ("buried by", entry.worker)),
+    ]
     if entry.task is not None:
         lines += [
             ("task", entry.task),
@@ -239,39 +233,35 @@ def _described(entry: DeadEntry) -> str:
             ("queue", entry.queue or "-"),
             ("priority", entry.priority or "-"),
             ("attempts", str(entry.attempts)),
-            *([("replays", str(entry.replays))] if entry.replays else []),
+            ("replays", str(entry.replays) if entry.replays else None),
             ("first sent", local_time(entry.enqueued_at)),
-            *([] if entry.expires_at is None else [("expires", local_time(entry.expires_at))]),
+            ("expires", local_time(entry.expires_at) if entry.expires_at else None),
             *(("header", f"{key}: {value}") for key, value in sorted(entry.headers.items())),
         ]
-    if entry.raw is not None:
-        lines.append(("bytes", repr(entry.raw[:2000])))
-    if entry.error is not None:
-        lines.append(("error", f"{entry.error.type}: {entry.error.message}"))
+    lines += [
+        ("bytes", None if entry.raw is None else repr(entry.raw[:2000])),
+        ("error", error_text(entry.error)),
+    ]
     return details(lines, entry.traceback or "")
 
 
 def _data(entry: DeadEntry) -> dict[str, Any]:
+    error = entry.error
     return {
         "id": entry.id,
         "reason": entry.reason,
-        "died_at": iso(entry.died_at),
+        "died_at": entry.died_at,
         "task": entry.task,
         "queue": entry.queue,
         "priority": entry.priority,
         "attempts": entry.attempts,
         "replays": entry.replays,
-        "first_sent_at": iso(entry.enqueued_at),
-        "expires_at": iso(entry.expires_at),
+        "first_sent_at": entry.enqueued_at,
+        "expires_at": entry.expires_at,
         "arguments": None if entry.task is None else entry.arguments or "none",
         "headers": None if entry.task is None else dict(entry.headers),
-        "error": error_data(entry.error),
+        "error": None if error is None else {"type": error.type, "message": error.message},
         "traceback": entry.traceback,
         "worker": entry.worker,
         "bytes": None if entry.raw is None else entry.raw.decode("latin-1"),
     }
-
-
-def _short(text: str) -> str:
-    line = text.partition("\n")[0]
-    return line if len(line) <= 60 else f"{line[:57]}..."

@@ -2,109 +2,74 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from typing import Any
 
 from taskbridge import Bridge
-from taskbridge.cli.arguments import Commands, add_app, add_command, add_json, bridge_of, check_has_tasks
-from taskbridge.cli.show import duration, policy, print_json, table
+from taskbridge.cli.command import JSON, MODULE, URL, Output, app_bridge, check_has_tasks, command
+from taskbridge.cli.output import duration, policy, table
 from taskbridge.declaration import Declaration
 from taskbridge.routing import Route
 
-_DESCRIPTION = """\
-Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.
 
-  taskbridge routes shop.tasks
+@command("routes", "where each task's messages go, and why", MODULE, URL, JSON, opens=app_bridge)
+def routes(bridge: Bridge, arguments: Namespace) -> Output:
+    """Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.
 
-The first of these that says something decides: `using(queue=...)` at the call, the first route that matches the task's
-name (setting `routes`, such as TASKBRIDGE_ROUTES='shop.email.*=email,shop.*=shop'), the decorator's `queue`, the
-setting `default_queue`.
-"""
+      taskbridge routes shop.tasks
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """One task, in words."""
-
-    task: str
-    queue: str
-    why: str
-    priority: str
-    retry: str
-    expires_s: float | None
-    time_limit_s: float | None
-
-
-def add(commands: Commands) -> None:
-    """Add the command."""
-    parser = add_command(
-        commands, "routes", run, help="where each task's messages go, and why", description=_DESCRIPTION
-    )
-    add_app(parser, required=True)
-    add_json(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print the routes of all tasks."""
-    bridge = bridge_of(arguments)
+    The first of these that says something decides: `using(queue=...)` at the call, the first route that matches the
+    task's name (setting `routes`, such as TASKBRIDGE_ROUTES='shop.email.*=email,shop.*=shop'), the decorator's `queue`,
+    the setting `default_queue`.
+    """
     check_has_tasks(bridge, arguments.app)
-    rows = [_row(bridge, declaration) for declaration in sorted(bridge.declarations(), key=lambda each: each.name)]
-    unmatched = unmatched_routes(bridge)
-    if arguments.json:
-        print_json({"tasks": [asdict(row) for row in rows], "routes_without_task": [_text(each) for each in unmatched]})
-        return 0
-    print(
-        table(
-            ("task", "queue", "why", "priority", "retry", "limits"),
-            [(row.task, row.queue, row.why, row.priority, row.retry, _limits(row)) for row in rows],
-        )
-    )
+    tasks = [_described(bridge, each) for each in sorted(bridge.declarations(), key=lambda each: each.name)]
+    unmatched = [route_text(route) for route in unmatched_routes(bridge)]
+    columns = ("task", "queue", "why", "priority", "retry")
+    lines = [table((*columns, "limits"), [(*(task[name] for name in columns), _limits(task)) for task in tasks])]
     if unmatched:
-        print()
-    for route in unmatched:
-        print(f"route {_text(route)} decides about no task: mistyped, or behind a wider one")
-    return 0
+        lines += ["", *(f"route {route} decides about no task: mistyped, or behind a wider one" for route in unmatched)]
+    return Output(text="\n".join(lines), data={"tasks": tasks, "routes_without_task": unmatched})
 
 
 def unmatched_routes(bridge: Bridge) -> list[Route]:
     """Return the routes that are the first to match no task: mistyped, or hidden by an earlier one."""
-    used = {deciding_route(bridge, declaration.name) for declaration in bridge.declarations()}
+    used = {_deciding_route(bridge, declaration.name) for declaration in bridge.declarations()}
     return [route for route in bridge.settings.routes if route not in used]
 
 
-def deciding_route(bridge: Bridge, task: str) -> Route | None:
+def route_text(route: Route) -> str:
+    """Return a route as the setting `routes` has it."""
+    return f"{route.pattern}={route.queue}"
+
+
+def _deciding_route(bridge: Bridge, task: str) -> Route | None:
     """Return the route that decides about a task, if one does (rule Q1)."""
     return next((route for route in bridge.settings.routes if route.matches(task)), None)
 
 
-def _row(bridge: Bridge, declaration: Declaration) -> _Row:
-    route = deciding_route(bridge, declaration.name)
+def _described(bridge: Bridge, declaration: Declaration) -> dict[str, Any]:
+    route = _deciding_route(bridge, declaration.name)
     if route is not None:
-        why = f"route {_text(route)}"
+        why = f"route {route_text(route)}"
     elif declaration.queue is not None:
         why = f"@task(queue={declaration.queue!r})"
     else:
         why = "default_queue"
-    retry = bridge.settings.retry if declaration.retry is None else declaration.retry
-    return _Row(
-        task=declaration.name,
-        queue=bridge.queue_of(declaration.name),
-        why=why,
-        priority=declaration.priority,
-        retry=policy(retry) + (" (default)" if declaration.retry is None else ""),
-        expires_s=declaration.expires_s,
-        time_limit_s=declaration.time_limit_s,
-    )
+    own = declaration.retry
+    return {
+        "task": declaration.name,
+        "queue": bridge.queue_of(declaration.name),
+        "why": why,
+        "priority": declaration.priority,
+        "retry": f"{policy(bridge.settings.retry)} (default)" if own is None else policy(own),
+        "expires_s": declaration.expires_s,
+        "time_limit_s": declaration.time_limit_s,
+    }
 
 
-def _text(route: Route) -> str:
-    return f"{route.pattern}={route.queue}"
-
-
-def _limits(row: _Row) -> str:
-    words: list[str] = []
-    if row.expires_s is not None:
-        words.append(f"expires after {duration(row.expires_s)}")
-    if row.time_limit_s is not None:
-        words.append(f"runs up to {duration(row.time_limit_s)}")
+def _limits(task: dict[str, Any]) -> str:
+    expires_s, time_limit_s = task["expires_s"], task["time_limit_s"]
+    words = [f"expires after {duration(expires_s)}"] if expires_s is not None else []
+    words += [f"runs up to {duration(time_limit_s)}"] if time_limit_s is not None else []
     return ", ".join(words) or "-"

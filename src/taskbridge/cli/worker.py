@@ -2,78 +2,80 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from argparse import Namespace
 
 from taskbridge import Bridge
 from taskbridge.brokers.base import Broker
-from taskbridge.cli.arguments import (
-    Commands,
-    add_app,
-    add_command,
-    bridge_of,
-    check_has_server,
+from taskbridge.cli.command import (
+    LOG_LEVEL,
+    MODULE,
+    URL,
+    Output,
+    app_bridge,
+    argument,
     check_has_tasks,
+    checked_server,
+    command,
     count,
     words,
 )
-from taskbridge.cli.show import say
+from taskbridge.cli.output import many, say
 from taskbridge.engines.base import WorkerOptions
 from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
 from taskbridge.loading import URL_VARIABLE
 from taskbridge.stores.base import Store
 
-_DESCRIPTION = """\
-Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
-
-  taskbridge worker shop.tasks
-  taskbridge worker shop.tasks --queues email,vip --processes 2 --threads 8
-  taskbridge worker shop.tasks --url dramatiq+amqp://guest:guest@localhost//
-
-It runs PROCESSES x THREADS tasks at a time, on either engine. More processes use more processors, and a task that
-crashes its process disturbs fewer others; threads cost less memory and suit tasks that wait for the network. Tasks that
-are not safe in threads need --threads 1 (what comes from Celery's default pool, for example).
-
-SIGTERM and Ctrl-C stop it: nothing new is taken, what runs may finish for the setting `grace` (25 s by default), the
-rest goes back to its queue, and the exit code is 0. A second Ctrl-C ends it at once. SIGHUP starts the workers anew,
-with the code as it is then. A worker that dies is started again, after 1 s at first and 30 s at last.
-
-It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
-
-Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
-"""
-
 _PING_S = 2.0
 
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says so
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def add(commands: Commands) -> None:
-    """Add the command."""
-    parser = add_command(commands, "worker", run, help="start workers for an application", description=_DESCRIPTION)
-    add_app(parser, required=True)
-    parser.add_argument("--queues", type=words, metavar="A,B", default=[], help="consume these only; default: all")
-    parser.add_argument(
+@command(
+    "worker",
+    "start workers for an application",
+    MODULE,
+    URL,
+    argument("--queues", type=words, metavar="A,B", default=[], help="consume these only; default: all"),
+    argument(
         "--processes", type=count, metavar="N", default=_processors(), help="default: the processors, %(default)s here"
-    )
-    parser.add_argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1")
-    parser.add_argument(
+    ),
+    argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1"),
+    argument(
         "--no-scheduler",
         action="store_true",
         help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
-    )
-    parser.add_argument(
-        "--log-level", type=str.upper, choices=_LOG_LEVELS, metavar="LEVEL", default="INFO", help="default: INFO"
-    )
+    ),
+    LOG_LEVEL,
+    opens=app_bridge,
+)
+def worker(bridge: Bridge, arguments: Namespace) -> Output:
+    """Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
 
+      taskbridge worker shop.tasks
+      taskbridge worker shop.tasks --queues email,vip --processes 2 --threads 8
+      taskbridge worker shop.tasks --url dramatiq+amqp://guest:guest@localhost//
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run workers until a signal stops them."""
+    It runs PROCESSES x THREADS tasks at a time, on either engine. More processes use more processors, and a task that
+    crashes its process disturbs fewer others; threads cost less memory and suit tasks that wait for the network. Tasks
+    that are not safe in threads need --threads 1 (what comes from Celery's default pool, for example).
+
+    SIGTERM and Ctrl-C stop it: nothing new is taken, what runs may finish for the setting `grace` (25 s by default),
+    the rest goes back to its queue, and the exit code is 0. A second Ctrl-C ends it at once. SIGHUP starts the workers
+    anew, with the code as it is then. A worker that dies is started again, after 1 s at first and 30 s at last.
+
+    It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
+
+    Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
+    """
     from taskbridge.cli.supervisor import Supervisor  # here, for the other commands start no process
 
-    bridge = bridge_of(arguments)
     check_has_tasks(bridge, arguments.app)
-    check_has_server(bridge, "a worker")
+    checked_server(bridge, "a worker")
     options = WorkerOptions(
         app=arguments.app,
         queues=tuple(arguments.queues),
@@ -93,14 +95,14 @@ def run(arguments: argparse.Namespace) -> int:
     say(_banner(bridge, options))
     if dropped := sorted({name for command in commands for name in command.dropped(os.environ)}):
         say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
-    _warn_if_away(bridge, "the broker", bridge.broker)
+    _warn_if_away("the broker", bridge.broker)
     if bridge.settings.store is not None and bridge.store is not None:
-        _warn_if_away(bridge, "the store", bridge.store)
+        _warn_if_away("the store", bridge.store)
     bridge.close()  # nothing of it is for the workers, which are not forked but started
-    return supervisor.run()
+    return Output(code=supervisor.run())
 
 
-def _warn_if_away(bridge: Bridge, name: str, place: Broker | Store) -> None:
+def _warn_if_away(name: str, place: Broker | Store) -> None:
     """Say it in one line if something is away: it may come later, so that it is no reason not to start.
 
     Raises:
@@ -109,7 +111,6 @@ def _warn_if_away(bridge: Bridge, name: str, place: Broker | Store) -> None:
     try:
         place.ping(timeout_s=_PING_S)
     except StoreNotReady:
-        bridge.close()
         raise
     except BrokerUnavailable as exc:
         say(f"{name} does not answer yet, the workers keep trying: {exc.problem}")
@@ -117,17 +118,7 @@ def _warn_if_away(bridge: Bridge, name: str, place: Broker | Store) -> None:
 
 def _banner(bridge: Bridge, options: WorkerOptions) -> str:
     return (
-        f"{_many(len(bridge.declarations()), 'task', 'tasks')} of {options.app} on {bridge.settings.url.safe_url}, "
+        f"{many(len(bridge.declarations()), 'task')} of {options.app} on {bridge.settings.url.safe_url}, "
         f"queues {', '.join(options.queues or bridge.queues())}, {options.processes * options.threads} at a time "
-        f"({_many(options.processes, 'process', 'processes')} x {_many(options.threads, 'thread', 'threads')})"
+        f"({many(options.processes, 'process', 'processes')} x {many(options.threads, 'thread')})"
     )
-
-
-def _many(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says so
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,0 +1,248 @@
+"""How a command is declared: its arguments, its help, the bridge that it works on, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import Any, NoReturn, TypeAlias
+
+from taskbridge import Bridge, default_bridge
+from taskbridge.cli.output import print_json
+from taskbridge.exceptions import TaskBridgeError, nearest
+from taskbridge.loading import APP_VARIABLE, load_bridge
+
+Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
+"""What `add_subparsers` returns; argparse has no public name for it."""
+
+Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]
+"""What `ArgumentParser.add_argument` is called with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a command prints, and its exit code.
+
+    Attributes:
+        text: For people; None if there is nothing, or the command has printed it as it went on.
+        data: For programs, with `--json`.
+        code: The exit code.
+    """
+
+    text: str | None = None
+    data: Any = None
+    code: int = 0
+
+
+Opens: TypeAlias = Callable[[Namespace], Bridge]
+Run: TypeAlias = Callable[[Bridge, Namespace], Output]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A command, or a group of commands.
+
+    Attributes:
+        name: Its word on the command line.
+        help: What the list of commands says of it.
+        description: What its own help says.
+        arguments: Its arguments and options.
+        opens: Returns the bridge that it works on; it is closed after the run.
+        run: Does what it is for; None for a group.
+        below: The commands of a group.
+    """
+
+    name: str
+    help: str
+    description: str
+    arguments: tuple[Argument, ...] = ()
+    opens: Opens = lambda _: default_bridge()
+    run: Run | None = None
+    below: tuple[Command, ...] = ()
+
+    def add_to(self, commands: Subcommands) -> None:
+        """Add the command to a command line."""
+        parser = commands.add_parser(self.name, help=self.help, description=self.description)
+        for names, how in self.arguments:
+            parser.add_argument(*names, **how)
+        if self.run is not None:
+            parser.set_defaults(do=self._do)
+            return
+        below: Subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="below", required=True)
+        for each in self.below:
+            each.add_to(below)
+
+    def _do(self, arguments: Namespace) -> int:
+        assert self.run is not None
+        with closing(self.opens(arguments)) as bridge:
+            output = self.run(bridge, arguments)
+        if getattr(arguments, "json", False):
+            print_json(output.data)
+        elif output.text is not None:
+            print(output.text)
+        return output.code
+
+
+def command(
+    name: str, help: str, *arguments: Argument, opens: Opens = lambda _: default_bridge()
+) -> Callable[[Run], Command]:
+    """Return a decorator that makes a command of a function, whose docstring is the command's description."""
+
+    def make(run: Run) -> Command:
+        description = cleandoc(run.__doc__ or "")
+        return Command(name=name, help=help, description=description, arguments=arguments, opens=opens, run=run)
+
+    return make
+
+
+# Arguments that several commands have
+
+
+def argument(*names: str, **how: Any) -> Argument:
+    """Return an argument or option; see `ArgumentParser.add_argument`."""
+    return names, how
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1, for `type=`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def words(text: str) -> list[str]:
+    """Return what is separated by commas, for `type=`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+_LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}"
+
+MODULE = argument("app", nargs="?", metavar="MODULE[:BRIDGE]", help=_LEFT_OUT)
+MODULE_OR_NONE = argument(
+    "app", nargs="?", metavar="MODULE[:BRIDGE]", help=f"{_LEFT_OUT}, else none: the environment's settings alone"
+)
+APP = argument(
+    "--app",
+    metavar="MODULE[:BRIDGE]",
+    help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
+)
+URL = argument(
+    "--url",
+    metavar="URL",
+    help="the engine and broker; wins over TASKBRIDGE_URL and over what the module itself chooses",
+)
+JSON = argument("--json", action="store_true", help="print JSON, for programs")
+LOG_LEVEL = argument(
+    "--log-level",
+    type=str.upper,
+    choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    metavar="LEVEL",
+    default="INFO",
+    help="default: INFO",
+)
+
+# The bridge
+
+
+class UsageError(TaskBridgeError):
+    """The command line asks for what can't be done."""
+
+
+def any_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge of the application that is named; of the environment's settings alone if none is.
+
+    Raises:
+        TaskBridgeError: It can't be loaded, or its settings are wrong.
+    """
+    arguments.app = _app(arguments)
+    if arguments.app is not None:
+        bridge = load_bridge(arguments.app, url=arguments.url)
+    else:
+        bridge = default_bridge()
+        if arguments.url is not None:
+            bridge.move_to(arguments.url)
+    _ = bridge.settings
+    return bridge
+
+
+def _app(arguments: Namespace) -> str | None:
+    app: str | None = arguments.app
+    return os.environ.get(APP_VARIABLE) if app is None else app
+
+
+def app_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge of the application that is named.
+
+    Raises:
+        TaskBridgeError: None is named, it can't be loaded, or its settings are wrong.
+    """
+    if _app(arguments) is None:
+        name = arguments.command
+        raise UsageError(f"{name}: which MODULE declares the tasks? Such as: taskbridge {name} shop.tasks")
+    return any_bridge(arguments)
+
+
+def server_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge as `any_bridge` does, if other processes can see its messages.
+
+    Raises:
+        TaskBridgeError: As `any_bridge`; or its broker is memory.
+    """
+    return checked_server(any_bridge(arguments), "this command")
+
+
+def checked_server(bridge: Bridge, subject: str) -> Bridge:
+    """Return a bridge whose messages other processes can see.
+
+    Args:
+        bridge: The bridge.
+        subject: What looks for them there, such as `a worker`.
+
+    Raises:
+        UsageError: They live in the memory of the process that sends them.
+    """
+    address = bridge.settings.url
+    if address.broker != "memory":
+        return bridge
+    default = " (the default)" if address.engine == "inline" else ""
+    raise UsageError(
+        f"{address.target}://{default} keeps its messages in the process that sends them, where {subject} can't see "
+        "them: set TASKBRIDGE_URL or --url to a server, such as celery+redis://localhost:6379/0"
+    )
+
+
+def check_has_tasks(bridge: Bridge, app: str) -> None:
+    """Refuse an application without tasks: nothing else would tell that its module is the wrong one."""
+    if not bridge.declarations():
+        raise UsageError(f"{app!r} declares no task on this bridge; name the module that holds the decorated functions")
+
+
+# The parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, raised as `UsageError`, and whose help texts keep their line breaks."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", _Formatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        _, *names = self.prog.split()
+        where = f"{' '.join(names)}: " if names else ""
+        raise UsageError(f"{where}{message.removeprefix('argument COMMAND: ')} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is not None and value not in choices:  # argparse's own words list all the choices
+            raise argparse.ArgumentError(action, f"there is no {value!r}{nearest(value, choices)}")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)

@@ -1,0 +1,108 @@
+"""What commands print: tables, JSON, durations, retry policies, colours."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from taskbridge import ErrorInfo
+from taskbridge.retry import RetryPolicy
+
+GREEN: Final = 32
+YELLOW: Final = 33
+RED: Final = 31
+CYAN: Final = 36
+
+_UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def say(text: str) -> None:
+    """Write a line about what the command does to stderr, where logs go."""
+    print(f"taskbridge: {text}", file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON; moments to the millisecond."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=_iso))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> str:
+    """Return a table: columns as wide as they need to be, two spaces apart; one may be aligned to the right."""
+    lines = [head, *rows]
+    sides = [
+        f"{'>' if name == right else '<'}{max(len(line[column]) for line in lines)}" for column, name in enumerate(head)
+    ]
+    return "\n".join(
+        "  ".join(f"{cell:{side}}" for cell, side in zip(line, sides, strict=True)).rstrip() for line in lines
+    )
+
+
+def details(lines: Sequence[tuple[str, str | None]], traceback: str = "") -> str:
+    """Return a line for each name that has a value, and a traceback below if there is one."""
+    described = "\n".join(f"{name:<10}  {value}" for name, value in lines if value is not None)
+    return f"{described}\n\n{traceback.rstrip()}" if traceback else described
+
+
+def local_time(moment: datetime | None) -> str:
+    """Return a moment in this machine's zone, to the second; `-` if there is none."""
+    return "-" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def error_text(error: ErrorInfo | None) -> str | None:
+    """Return an error's type and message."""
+    return None if error is None else f"{error.type}: {error.message}"
+
+
+def many(number: int, one: str, more: str = "") -> str:
+    """Return a number with its noun: `1 task`, `2 tasks`; `more` is the plural if it is not `one` and an s."""
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
+def colored(color: int, text: str) -> str:
+    """Return text in a colour, by its ANSI code, where stdout is a terminal that wants colours; else as it is."""
+    wanted = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    return f"\x1b[{color}m{text}\x1b[0m" if wanted or os.environ.get("FORCE_COLOR") else text
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the largest unit that needs no more than two decimals: `0.25 s`, `10 min`, `7 days`."""
+    for size, unit in _UNITS:
+        number = seconds / size
+        if number >= 1 and round(number, 2) == number:
+            return f"{number:g} {unit}{'s' if unit == 'day' and number != 1 else ''}"
+    return f"{seconds:g} s"
+
+
+def policy(of: RetryPolicy) -> str:
+    """Return a retry policy in a few words: `5 attempts, 1 s x 2 up to 10 min, jitter 50%`."""
+    if of.max_attempts == 1:
+        return "1 attempt"
+    words = ["any number of attempts" if of.max_attempts is None else f"{of.max_attempts} attempts", _delays(of)]
+    if of.jitter:
+        words.append(f"jitter {of.jitter:.0%}")
+    if of.retry_on != (Exception,):
+        words.append(f"only on {_names(of.retry_on)}")
+    if of.give_up_on:
+        words.append(f"not on {_names(of.give_up_on)}")
+    return ", ".join(words)
+
+
+def _delays(of: RetryPolicy) -> str:
+    if of.delays is not None:
+        return " then ".join(duration(delay.total_seconds()) for delay in of.delays)
+    first, longest = of.min_delay.total_seconds(), of.max_delay.total_seconds()
+    if of.factor == 1 or first == longest:
+        return duration(first)
+    return f"{duration(first)} x {of.factor:g} up to {duration(longest)}"
+
+
+def _names(types: Sequence[type[BaseException]]) -> str:
+    return " or ".join(kind.__name__ for kind in types)
