@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from taskbridge import locks
-from taskbridge.declaring import Declarations
+from taskbridge.declaration import Declaration, declare, same_place
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
-from taskbridge.hooks import Hook, HookName, Hooks
+from taskbridge.hooks import Hook, HookName
 from taskbridge.message import DeadLetter, Priority
 from taskbridge.parts import Parts, load
-from taskbridge.probe import PROBE
+from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
-from taskbridge.routing import check_known
+from taskbridge.routing import Routing, check_known
 from taskbridge.sending import Sending
-from taskbridge.tasks import AsyncTask, Call, SendOptions, Task
+from taskbridge.tasks import AsyncTask, Call, Task
 
 if TYPE_CHECKING:
-    from taskbridge.brokers.base import Broker, Counts, Wire
+    from taskbridge.brokers.base import Counts
     from taskbridge.dead import DeadLetters
-    from taskbridge.declaration import Declaration
     from taskbridge.engines.base import Command, Engine, WorkerOptions
-    from taskbridge.engines.bound import BoundTask
     from taskbridge.engines.cancellations import Cancellations
+    from taskbridge.engines.settle import BoundTask
     from taskbridge.health import Health
     from taskbridge.results import Results
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing
-    from taskbridge.settings import Settings
-    from taskbridge.stores.base import Marks, Store
     from taskbridge.stores.records import Records
 
 P = ParamSpec("P")
@@ -43,7 +39,19 @@ R = TypeVar("R")
 HookT = TypeVar("HookT", bound=Hook)
 
 
-class Bridge:
+class Decorator(Protocol):
+    """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - the narrower case
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class Bridge(Parts):
     """Tasks on one engine and one broker. Two bridges in a process don't interfere; threads share a bridge.
 
     Making one checks the settings, imports no engine and opens no connection. Each argument overrides the
@@ -97,102 +105,48 @@ class Bridge:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":
             del given["result_ttl"]  # None is a value of it
-        self._start_over(given)
+        self._begin(given)
         _ = self.settings
 
-    def _start_over(self, given: Mapping[str, Any]) -> None:
-        self.hooks: Hooks = Hooks()
-        self.stopping: threading.Event = locks.Event()
-        self._parts = Parts(self, given)
-        self._declarations = Declarations(self._parts.routing)
-        self._sending = Sending(self)
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        super().__init__(given)
+        self._tasks: dict[str, Declaration] = {PROBE.name: PROBE}
         self._bound: dict[str, BoundTask] = {}
-        self._cancellations: Cancellations | None = None
-        self._dead: DeadLetters | None = None
-        self._schedules: Schedules | None = None
-        self._results: Results | None = None
+        self._sending = Sending(self)
 
     def __repr__(self) -> str:
-        return f"<Bridge {self._parts.shown}>"
+        settings = self._made.get("settings")
+        return f"<Bridge {'not configured yet' if settings is None else settings.url.safe_url}>"
 
-    # What it is made of
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings; the default bridge reads its own when they are first needed."""
-        return self._parts.settings
-
-    @property
-    def broker(self) -> Broker:
-        """The connection to the broker; connects when it is first used."""
-        return self._parts.joined()[0]
-
-    @property
-    def wire(self) -> Wire[Any]:
-        """The engine's wire for this broker."""
-        return self._parts.joined()[1]
-
-    @property
-    def store(self) -> Store | None:
-        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
-        return self._parts.stored()[0]
-
-    @property
-    def marks(self) -> Marks | None:
-        """The attempt marks, in the store; None without one, and where nothing outlives the process."""
-        return self._parts.stored()[1]
-
-    @property
-    def records(self) -> Records | None:
-        """What became of messages, in the store; None without one."""
-        store = self.store
-        return None if store is None else store.records
-
-    @property
-    def engine(self) -> Engine:
-        """The engine, joined to this bridge; imports it.
-
-        Raises:
-            NotInstalledError: The engine is not installed.
-        """
-        return self._parts.engine
-
-    @property
-    def native(self) -> Any:
-        """The Celery app or the Dramatiq broker, for whoever needs the engine itself; imports the engine.
-
-        Raises:
-            NotInstalledError: The engine is not installed.
-        """
-        return self.engine.native
+    # The rooms, each imported as it is first used, for few processes need all
 
     @property
     def dead(self) -> DeadLetters:
         """The dead letters: list, get, replay and purge."""
-        if self._dead is None:
-            from taskbridge.dead import DeadLetters  # here, for few processes ask
+        from taskbridge.dead import DeadLetters
 
-            self._dead = DeadLetters(self)
-        return self._dead
+        return self._part("dead", lambda: DeadLetters(self))
 
     @property
     def schedules(self) -> Schedules:
         """The schedules: list, pause and resume."""
-        if self._schedules is None:
-            from taskbridge.schedules.listing import Schedules  # here, for few applications have some
+        from taskbridge.schedules.listing import Schedules
 
-            with self._parts.lock:
-                self._schedules = Schedules(self) if self._schedules is None else self._schedules
-        return self._schedules
+        return self._part("schedules", lambda: Schedules(self))
 
     @property
     def results(self) -> Results:
         """What becomes of messages, for their handles."""
-        if self._results is None:
-            from taskbridge.results import Results  # here, for few processes ask
+        from taskbridge.results import Results
 
-            self._results = Results(self)
-        return self._results
+        return self._part("results", lambda: Results(self))
+
+    @property
+    def cancellations(self) -> Cancellations:
+        """What this process knows of cancelled messages."""
+        from taskbridge.engines.cancellations import Cancellations
+
+        return self._part("cancellations", lambda: Cancellations(lambda: self.records, settings=self.settings))
 
     def handle(self, id: str) -> Handle[Any]:
         """Return the handle of a message of which only the id is known.
@@ -202,83 +156,58 @@ class Bridge:
         """
         return Handle(id=id, bridge=self)
 
-    # What its rooms and its engine ask of it
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What tells the time, in seconds since the epoch; a virtual clock on the inline engine."""
-        return self._parts.clock
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch; virtual on `inline://`."""
-        return self._parts.clock()
+    # The tasks, and their queues
 
     def declarations(self) -> Sequence[Declaration]:
         """Return all tasks declared so far."""
-        return self._declarations.all()
+        return tuple(declaration for declaration in self._tasks.values() if declaration is not PROBE)
 
     def declaration_of(self, task: str) -> Declaration | None:
-        """Return a task's declaration; None if it is not declared."""
-        return self._declarations.find(task)
-
-    def task_names(self) -> list[str]:
-        """Return the names of all tasks declared so far."""
-        return self._declarations.names()
+        """Return a task's declaration by its exact name; None if it is not declared (rule S9)."""
+        return self._tasks.get(task)
 
     def knows(self, task: str) -> bool:
-        """Return whether a task of this exact name is declared."""
-        return task == PROBE or self._declarations.find(task) is not None
+        """Return whether a task of this exact name is declared, or is what workers are probed with."""
+        return task in self._tasks
+
+    def _routing(self) -> Routing:
+        settings = self.settings
+        return Routing(default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues)
 
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
-        return self._declarations.queues()
+        routing = self._part("routing", self._routing)
+        return self._part("queues", lambda: routing.known(declaration.queue for declaration in self.declarations()))
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
-        return self._declarations.queue_of(task)
+        declaration = self._tasks.get(task)
+        on_task = None if declaration is None else declaration.queue
+        return self._part("routing", self._routing).queue_of(task, asked=None, on_task=on_task)
 
     def records_of(self, task: str) -> Records | None:
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
-        declaration = self._declarations.find(task)
+        declaration = self._tasks.get(task)
         return None if declaration is not None and not declaration.results else self.records
 
     def bound(self, task: str) -> BoundTask:
         """Return all that runs of a task need, and settling them; made once, and again after a change."""
         found = self._bound.get(task)
-        return self._made_bound(task) if found is None else found
+        return self._bind(task) if found is None else found
 
-    def _made_bound(self, task: str) -> BoundTask:
-        from taskbridge.engines.bound import bind  # here, for a process that only sends needs none
+    def _bind(self, task: str) -> BoundTask:
+        from taskbridge.engines.settle import bind  # here, for a process that only sends needs none
 
-        bound, made = self._bound, bind(self, self.cancellations, task)
+        bound, made = self._bound, bind(self, task)
         if self.knows(task):  # anybody may make up other names
             bound[task] = made
         return made
 
-    @property
-    def cancellations(self) -> Cancellations:
-        """What this process knows of cancelled messages."""
-        known = self._cancellations
-        if known is None:
-            from taskbridge.engines.cancellations import Cancellations  # here, for a process that only sends needs none
-
-            with self._parts.lock:
-                known = self._cancellations = self._cancellations or Cancellations(
-                    lambda: self.records, settings=self.settings
-                )
-        return known
-
-    def run_until(self, done: Callable[[], bool]) -> bool:
-        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
-        if self.settings.url.engine != "inline":
-            return False
-        nothing_is_left: bool = self._inline("run_until").run_until(done)
-        return nothing_is_left
-
-    def work_is_there(self) -> None:
-        """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
-        if self.settings.url.engine == "inline":
-            self._inline("send").sent()
+    def _make_engine(self) -> Engine:
+        engine = super()._make_engine()
+        for declaration in self._tasks.values():
+            engine.register(declaration)
+        return engine
 
     # Declaring
 
@@ -334,20 +263,29 @@ class Bridge:
         return self._declare(options, function)
 
     def _declare(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Any:
-        with self._parts.lock:
-            declaration = self._declarations.checked(function, options)
-            if declaration.schedules or self._schedules is not None:
+        declaration = declare(function, **options)
+        if declaration.name == PROBE.name:
+            raise DeclarationError(f"a task can't be called {PROBE.name!r}: that is what workers are probed with")
+        with locks.no_fork(), self._lock:
+            former = self._tasks.get(declaration.name)
+            if former is not None and not same_place(former.function, function):
+                raise DeclarationError(
+                    f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
+                    "give one of them another name"
+                )
+            if declaration.schedules or "schedules" in self._made:
                 self.schedules.declare(declaration)
-            self._declarations.add(declaration)
+            self._tasks = {**self._tasks, declaration.name: declaration}  # anew, for threads may go through them
             self._forget()
-            engine = self._parts.engine_if_made
+            engine: Engine | None = self._made.get("engine")
             if engine is not None:
                 engine.register(declaration)
         kind: Any = AsyncTask if declaration.is_coroutine else Task
-        return kind(self._sending, declaration, SendOptions(priority=None))
+        return kind(self._sending, declaration)
 
     def _forget(self) -> None:
         """Bind tasks anew: tasks, settings or connections have changed."""
+        self._made.pop("queues", None)
         self._sending.forget()
         self._bound = {}
 
@@ -384,9 +322,9 @@ class Bridge:
         timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
         if timing is None:
             raise DeclarationError("a periodic call needs cron or every")
-        if call.declaration is not self._declarations.find(call.declaration.name):
+        if call.declaration is not self._tasks.get(call.declaration.name):
             raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
-        with self._parts.lock:
+        with locks.no_fork(), self._lock:
             self.schedules.add(call, timing)
 
     def all_schedules(self) -> Sequence[Schedule]:
@@ -395,7 +333,7 @@ class Bridge:
         Raises:
             SettingsError: The setting names a task that is not declared.
         """
-        if self._schedules is None and not self.settings.schedules:
+        if "schedules" not in self._made and not self.settings.schedules:
             return ()
         return [planned.schedule for planned in self.schedules.planned().values()]
 
@@ -487,6 +425,18 @@ class Bridge:
         runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
         return runs
 
+    def run_until(self, done: Callable[[], bool]) -> bool:
+        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
+        if self.settings.url.engine != "inline":
+            return False
+        nothing_is_left: bool = self._inline("run_until").run_until(done)
+        return nothing_is_left
+
+    def work_is_there(self) -> None:
+        """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
+        if self.settings.url.engine == "inline":
+            self._inline("send").sent()
+
     def _inline(self, what: str) -> Any:
         if self.settings.url.engine != "inline":
             raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
@@ -574,12 +524,8 @@ class Bridge:
 
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
-        with self._parts.lock:
-            known, self._cancellations = self._cancellations, None
-            self._forget()
-        self._parts.close()
-        if known is not None:
-            known.close()
+        self._forget()
+        super().close()
 
     def reconfigure(self, **given: Any) -> None:
         """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
@@ -589,9 +535,11 @@ class Bridge:
         """
         load(given)
         self.close()
-        self._parts.reload(given)
-        self._declarations.forget_queues()
-        self._forget()
+        with self._lock:
+            self._given = given
+            for name in ("settings", "routing"):
+                self._made.pop(name, None)
+            self._forget()
         _ = self.settings
 
     def move_to(self, url: str) -> None:
@@ -600,33 +548,11 @@ class Bridge:
         Raises:
             SettingsError: The URL is wrong; then nothing has changed.
         """
-        self.reconfigure(**{**self._parts.given, "url": url})
+        self.reconfigure(**{**self._given, "url": url})
 
 
-class Decorator:
-    """What `task(...)` with options returns: it makes a task of a function. Only for type checkers."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - the narrower case
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-    def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Make a task of a function."""
-        raise TypeError("taskbridge.bridge.Decorator is a type, not an object to call")
-
-
-class _DefaultBridge(Bridge):
-    """The bridge of module-level tasks: it reads its settings when they are first needed, not at import."""
-
-    def __init__(self) -> None:
-        self._start_over({})
-
-
-_default: Final = _DefaultBridge()
+_default: Final = Bridge.__new__(Bridge)  # whose settings are read when they are first needed, not at import
+_default._begin({})
 
 task: Final = _default.task
 """Declare a task of the default bridge; see `Bridge.task`."""

@@ -16,11 +16,12 @@ import sys
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime, time, timedelta, tzinfo
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial, wraps
 from json.encoder import encode_basestring_ascii
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeGuard, TypeVar, cast
 
 from taskbridge.exceptions import DecodeError, EncodeError
 from taskbridge.failures import clipped
@@ -41,8 +42,8 @@ _KOMBU_KEY = "__type__"
 if TYPE_CHECKING:
     from uuid import UUID
 
+P = ParamSpec("P")
 T = TypeVar("T")
-_Moment = TypeVar("_Moment", datetime, time)
 
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
@@ -126,6 +127,40 @@ def _items(plain: object) -> Iterable[object]:
     return plain.values() if _is_dict(plain) else plain if _is_list(plain) else ()
 
 
+def _with_stack(act: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that acts once more, in a thread whose stack is empty, if the caller's was deep already."""
+
+    @wraps(act)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return act(*args, **kwargs)
+        except RecursionError:
+            return _in_a_thread(partial(act, *args, **kwargs))
+
+    return call
+
+
+def _in_a_thread(act: Callable[[], T]) -> T:
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(act())
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, name="taskbridge-codec")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+_from_json = _with_stack(from_json)
+
+
 def parsed(text: str | bytes) -> Any:
     """Return what JSON holds.
 
@@ -133,16 +168,14 @@ def parsed(text: str | bytes) -> Any:
         DecodeError: It is not JSON, or nested too deeply.
     """
     try:
-        return from_json(text)
-    except RecursionError:  # perhaps only because the stack was deep already
-        try:
-            return _on_a_fresh_stack(lambda: from_json(text))
-        except RecursionError:
-            raise DecodeError(_TOO_DEEP) from None
+        return _from_json(text)
+    except RecursionError:
+        raise DecodeError(_TOO_DEEP) from None
     except ValueError as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
 
 
+@_with_stack
 def dumps(value: object, path: str) -> str:
     """Return a value as tagged JSON, in ASCII.
 
@@ -159,8 +192,6 @@ def dumps(value: object, path: str) -> str:
         raise _located(value, path) from None
     except _TooDeepError:
         raise EncodeError(path, f"{_TOO_DEEP}, or contains itself") from None
-    except RecursionError:  # the stack was deep already
-        return _on_a_fresh_stack(lambda: dumps(value, path))
     except ValueError as exc:
         raise EncodeError(path, str(exc)) from exc  # an int of more digits than Python converts
 
@@ -179,70 +210,45 @@ def dumps_array(values: Sequence[object], path: str) -> str:
 
 def dumps_object(values: Mapping[str, object], path: str) -> str:
     """Return a JSON object of values in the codec's form; its own keys, parameter names, are never tagged."""
-    if not values:
-        return "{}"
-    return (
-        "{" + ",".join(f"{_dumps(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items()) + "}"
-    )
-
-
-def loads_object(text: str | bytes) -> dict[str, Any]:
-    """Return the values that `dumps_object` encoded.
-
-    Raises:
-        DecodeError: As for `loads`, or it is not an object.
-    """
-    plain = parsed(text)
-    if not _is_dict(plain):
-        raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
-    return values_of(plain)
-
-
-def loads_array(text: str | bytes) -> list[Any]:
-    """Return the list that `dumps` encoded.
-
-    Raises:
-        DecodeError: As for `loads`, or it is not an array.
-    """
-    plain = parsed(text)
-    if not _is_list(plain):
-        raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
-    return items_of(plain)
-
-
-def items_of(plain: Iterable[Any]) -> list[Any]:
-    """Return the values that were made plain.
-
-    Raises:
-        DecodeError: As for `from_plain`.
-    """
-    try:
-        return [item if type(item) in _SCALARS else _valued(item, MOST_DEPTH) for item in plain]
-    except RecursionError:  # the stack was deep already
-        return _on_a_fresh_stack(lambda: items_of(plain))
-
-
-def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that were made plain, by their names, which are never tagged.
-
-    Raises:
-        DecodeError: As for `from_plain`.
-    """
-    if not plain:
-        return {}
-    try:
-        return {key: _valued(item, MOST_DEPTH) for key, item in plain.items()}
-    except RecursionError:  # the stack was deep already
-        return _on_a_fresh_stack(lambda: values_of(plain))
+    pairs = (f"{_dumps(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items())
+    return f"{{{','.join(pairs)}}}"
 
 
 def loads(text: str | bytes) -> Any:
     """Return the value that `dumps` encoded.
 
     Raises:
-        DecodeError: The text is not JSON, or has a tag that is not known.
+        DecodeError: It is not JSON or nested too deeply, or has a tag that is not known or does not fit its value.
     """
-    return from_plain(parsed(text))
+    return items_of([parsed(text)])[0]
+
+
+def loads_array(text: str | bytes) -> list[Any]:
+    """Return the list that `dumps_array` encoded; raises `DecodeError` as `loads` does."""
+    plain = parsed(text)
+    if not _is_list(plain):
+        raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
+    return items_of(plain)
+
+
+def loads_object(text: str | bytes) -> dict[str, Any]:
+    """Return the values that `dumps_object` encoded; raises `DecodeError` as `loads` does."""
+    plain = parsed(text)
+    if not _is_dict(plain):
+        raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
+    return values_of(plain)
+
+
+@_with_stack
+def items_of(plain: Iterable[Any]) -> list[Any]:
+    """Return the values that were made plain; raises `DecodeError` as `loads` does."""
+    return [item if type(item) in _SCALARS else _valued(item, MOST_DEPTH) for item in plain]
+
+
+@_with_stack
+def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that were made plain, by their names, which are never tagged; raises as `loads` does."""
+    return {key: _valued(item, MOST_DEPTH) for key, item in plain.items()}
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:
@@ -253,29 +259,15 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
     return type(value) is dict
 
 
-def from_plain(plain: Any) -> Any:
-    """Return the value that was made plain.
-
-    Raises:
-        DecodeError: A tag is not known, its value is not of its type, or it is nested too deeply.
-    """
-    return items_of([plain])[0]
-
-
 def _valued(plain: Any, left: int) -> Any:
     """Return the value that was made plain, which may be so many levels deep."""
     kind = cast("Any", type(plain))
     if kind is list:
-        if not left:
-            raise DecodeError(_TOO_DEEP)
-        left -= 1
-        return [item if type(item) in _SCALARS else _valued(item, left) for item in plain]
+        return _items_of(plain, left)
     if kind is not dict:
         return plain
     if TAG not in plain:
-        if not left:
-            raise DecodeError(_TOO_DEEP)
-        left -= 1
+        left = _one_less(left)
         return {key: item if type(item) in _SCALARS else _valued(item, left) for key, item in plain.items()}
     decode = _DECODERS.get(plain[TAG]) if isinstance(plain[TAG], str) else None
     if decode is None:
@@ -284,33 +276,19 @@ def _valued(plain: Any, left: int) -> Any:
         return decode(plain, left)
     except DecodeError:
         raise
-    except (KeyError, TypeError, ValueError, ArithmeticError, LookupError) as exc:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as exc:
         raise DecodeError(f"tag {plain[TAG]!r}: {exc}") from exc
+
+
+def _items_of(plain: list[Any], left: int) -> list[Any]:
+    left = _one_less(left)
+    return [item if type(item) in _SCALARS else _valued(item, left) for item in plain]
 
 
 def _one_less(left: int) -> int:
     if not left:
         raise DecodeError(_TOO_DEEP)
     return left - 1
-
-
-def _on_a_fresh_stack(act: Callable[[], T]) -> T:
-    """Return what an act returns in a thread of its own, whose stack is empty."""
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(act())
-        except BaseException as exc:
-            errors.append(exc)
-
-    thread = threading.Thread(target=run, name="taskbridge-codec")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
 
 
 class _UnknownTypeError(Exception):
@@ -332,10 +310,11 @@ def _plain(value: Any, left: int) -> Any:
         return _plain_container(kind, value, left - 1)
     if kind is float:
         return value if isfinite(value) else {TAG: "float", "v": repr(value)}
-    encode = _ENCODERS.get(kind) or (_encode_uuid if _is_uuid(kind) else None)
-    if encode is None:
-        raise _UnknownTypeError
-    return {TAG: kind.__name__, **encode(value)}
+    if kind in _TAGS:
+        return {TAG: kind.__name__, **_TAGS[kind][0](value)}
+    if _is_uuid(kind):
+        return {TAG: "UUID", "v": value.hex}
+    raise _UnknownTypeError
 
 
 def _plain_container(kind: Any, value: Any, left: int) -> Any:
@@ -363,7 +342,7 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
             yield item, f"{path}[{_quoted(key)}]"
-    elif type(value) in (list, tuple, set, frozenset):
+    elif type(value) in _CONTAINERS:
         for index, item in enumerate(value):
             yield item, f"{path}[{index}]"
 
@@ -378,42 +357,36 @@ def _is_uuid(kind: type) -> bool:
     return module is not None and kind is module.UUID
 
 
-def _encode_uuid(value: UUID) -> dict[str, Any]:
-    return {"v": value.hex}
-
-
-def _decode_uuid(digits: str) -> UUID:
+def _uuid_of(digits: str) -> UUID:
     from uuid import UUID  # here, for it takes 2 ms to import
 
     return UUID(hex=digits)
 
 
-def _zone(moment: datetime | time) -> dict[str, Any]:
-    """Return what isoformat() leaves out: the zone's name and the fold."""
-    extra: dict[str, Any] = {"fold": 1} if moment.fold else {}
-    key = getattr(moment.tzinfo, "key", None)
-    if isinstance(key, str):
-        extra["zone"] = key
-    return extra
+def _plain_moment(value: datetime | time) -> dict[str, Any]:
+    """Return a moment as isoformat() writes it, and what that leaves out: the zone's name and the fold."""
+    extra: dict[str, Any] = {"fold": 1} if value.fold else {}
+    key = getattr(value.tzinfo, "key", None)
+    if not isinstance(key, str):
+        return {"v": value.isoformat(), **extra}
+    return {"v": value.replace(tzinfo=None).isoformat(), **extra, "zone": key}
 
 
-def _encode_moment(value: datetime | time) -> dict[str, Any]:
-    zone = _zone(value)
-    plain = value.replace(tzinfo=None) if "zone" in zone else value
-    return {"v": plain.isoformat(), **zone}
-
-
-def _tzinfo(plain: Mapping[str, Any], parsed: tzinfo | None) -> tzinfo | None:
+def _moment_of(kind: type[datetime] | type[time], plain: Mapping[str, Any]) -> datetime | time:
+    value = kind.fromisoformat(plain["v"]).replace(fold=plain.get("fold", 0))
     if "zone" not in plain:
-        return parsed
+        return value
     from zoneinfo import ZoneInfo  # here, for few messages carry a zone and the import takes 5 ms
 
-    return ZoneInfo(plain["zone"])
+    return value.replace(tzinfo=ZoneInfo(plain["zone"]))
 
 
-def _decode_moment(plain: Mapping[str, Any], kind: type[_Moment]) -> _Moment:
-    value = kind.fromisoformat(plain["v"])
-    return value.replace(tzinfo=_tzinfo(plain, value.tzinfo), fold=plain.get("fold", 0))
+def _made_by(make: Callable[[Mapping[str, Any]], Any], plain: Mapping[str, Any], _: int) -> Any:
+    return make(plain)
+
+
+def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
+    return {_valued(key, left): _valued(item, left) for key, item in pairs}
 
 
 _PLAIN: Final = frozenset((str, int, bool, type(None)))
@@ -424,35 +397,29 @@ _SCALARS: Final = _PLAIN | {float}
 
 _CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
 
-_ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
-    datetime: _encode_moment,
-    date: lambda value: {"v": value.isoformat()},
-    time: _encode_moment,
-    timedelta: lambda value: {"v": [value.days, value.seconds, value.microseconds]},
-    Decimal: lambda value: {"v": str(value)},
-    bytes: lambda value: {"v": b64encode(value).decode("ascii")},
+_TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], Callable[[Mapping[str, Any]], Any]]]] = {
+    datetime: (_plain_moment, partial(_moment_of, datetime)),
+    date: (lambda value: {"v": value.isoformat()}, lambda plain: date.fromisoformat(plain["v"])),
+    time: (_plain_moment, partial(_moment_of, time)),
+    timedelta: (
+        lambda value: {"v": [value.days, value.seconds, value.microseconds]},
+        lambda plain: timedelta(*plain["v"]),
+    ),
+    Decimal: (lambda value: {"v": str(value)}, lambda plain: Decimal(plain["v"])),
+    bytes: (
+        lambda value: {"v": b64encode(value).decode("ascii")},
+        lambda plain: b64decode(plain["v"], validate=True),
+    ),
 }
+"""By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that."""
 
-
-def _list_of(plain: list[Any], left: int) -> list[Any]:
-    return [_valued(item, left) for item in plain]
-
-
-def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
-    return {_valued(key, left): _valued(item, left) for key, item in pairs}
-
-
-_DECODERS: dict[str, Callable[[Mapping[str, Any], int], Any]] = {
+_DECODERS: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
+    **{kind.__name__: partial(_made_by, make) for kind, (_, make) in _TAGS.items()},
     "float": lambda plain, _: float(plain["v"]),
+    "UUID": lambda plain, _: _uuid_of(plain["v"]),
+    "tuple": lambda plain, left: tuple(_items_of(plain["v"], left)),
+    "set": lambda plain, left: set(_items_of(plain["v"], left)),
+    "frozenset": lambda plain, left: frozenset(_items_of(plain["v"], left)),
     "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
-    "tuple": lambda plain, left: tuple(_list_of(plain["v"], _one_less(left))),
-    "set": lambda plain, left: set(_list_of(plain["v"], _one_less(left))),
-    "frozenset": lambda plain, left: frozenset(_list_of(plain["v"], _one_less(left))),
-    "datetime": lambda plain, _: _decode_moment(plain, datetime),
-    "date": lambda plain, _: date.fromisoformat(plain["v"]),
-    "time": lambda plain, _: _decode_moment(plain, time),
-    "timedelta": lambda plain, _: timedelta(*plain["v"]),
-    "Decimal": lambda plain, _: Decimal(plain["v"]),
-    "UUID": lambda plain, _: _decode_uuid(plain["v"]),
-    "bytes": lambda plain, _: b64decode(plain["v"], validate=True),
 }
+"""By tag: what makes a value of what is tagged, which may be so many levels deep."""

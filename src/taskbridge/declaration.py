@@ -1,15 +1,20 @@
-"""What is known of a task from its decorator."""
+"""What is known of a task from its decorator, whose options are read here."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from inspect import Parameter, Signature, iscoroutinefunction, signature
+from os.path import basename, splitext
+from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge.message import Priority
+from taskbridge.durations import positive
+from taskbridge.exceptions import DeclarationError, nearest
+from taskbridge.message import Priority, can_be_kept, checked_priority
 from taskbridge.retry import RetryPolicy
+from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
     from taskbridge.schedules.plan import Schedule  # only here, for few tasks have one
@@ -29,7 +34,7 @@ class Declaration:
         retry: Its policy; None leaves it to the settings.
         expires_s: Seconds after which a message of it no longer starts; None is never.
         time_limit_s: Seconds that a run may take; None is no limit.
-        schedules: When messages of it are sent by themselves.
+        schedules: When workers send messages of it by themselves.
         results: Whether its messages are recorded, where there is a store.
         positional: How many arguments, all of them positional, always fit the signature.
     """
@@ -48,11 +53,7 @@ class Declaration:
     positional: range = range(0)
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Return if the arguments fit the signature.
-
-        Raises:
-            TypeError: They don't.
-        """
+        """Return if the arguments fit the signature; else raise `TypeError`."""
         if kwargs or len(args) not in self.positional:  # else there is no need for `bind`, which takes 2 us
             self.signature.bind(*args, **kwargs)
 
@@ -70,3 +71,114 @@ def positional_of(signature: Signature) -> range:
         elif parameter.kind is Parameter.KEYWORD_ONLY and is_needed:
             return range(0)
     return range(least, most + 1)
+
+
+def _retry(value: Any) -> RetryPolicy:
+    if not isinstance(value, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {value!r}")
+    return value
+
+
+def _results(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"results must be True or False, not {value!r}")
+    return value
+
+
+_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "queue": ("queue", check_queue_name),
+    "priority": ("priority", checked_priority),
+    "retry": ("retry", _retry),
+    "expires": ("expires_s", partial(positive, name="expires")),
+    "time_limit": ("time_limit_s", partial(positive, name="time_limit")),
+    "results": ("results", _results),
+}
+"""The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
+
+_SCHEDULE_OPTIONS: Final = ("cron", "every", "timezone", "schedules", "catch_up", "overlap")
+
+OPTIONS: Final = ("name", *_FIELDS, *_SCHEDULE_OPTIONS)
+"""The options of the decorator; the set is closed."""
+
+
+def declare(function: Callable[..., Any], **options: Any) -> Declaration:
+    """Return the declaration of a task.
+
+    Args:
+        function: What the decorator stands above.
+        **options: See `Bridge.task`.
+
+    Raises:
+        DeclarationError: An option is unknown or has a wrong value, or the function can't be a task.
+    """
+    for option in options:
+        if option not in OPTIONS:
+            raise DeclarationError(f"task option {option!r} is unknown{nearest(option, OPTIONS)}")
+    if not callable(function) or isinstance(function, type):
+        raise DeclarationError(f"a task is made of a function, not of {function!r}")
+    given = {option: value for option, value in options.items() if value is not None}
+    name = given.get("name", default_name(function))
+    if not isinstance(name, str) or not name.strip() or len(name) > 255:
+        raise DeclarationError(f"a task's name must be text of up to 255 characters, not {name!r}")
+    if not can_be_kept(name):
+        raise DeclarationError(f"a task's name must be text that UTF-8 can hold, without NUL, not {name!r}")
+    try:
+        fields = {field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given}
+        found = _signature(function)
+        periodic = {option: given[option] for option in _SCHEDULE_OPTIONS if given.get(option, ()) != ()}
+        if periodic:
+            fields["schedules"] = _schedules(name, found, fields.get("results", True), periodic)
+        return Declaration(
+            name=name,
+            function=function,
+            signature=found,
+            positional=positional_of(found),
+            is_coroutine=iscoroutinefunction(function),
+            **fields,
+        )
+    except (TypeError, ValueError) as exc:
+        raise DeclarationError(f"task {name!r}: {exc}") from exc
+
+
+def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any]) -> tuple[Schedule, ...]:
+    """Return the schedules of a task: the one of the short options has the task's own name."""
+    from taskbridge.schedules import plan  # here, for few tasks have one
+
+    timings = plan.checked_timings(options.pop("schedules", ()))
+    short = plan.timing_of(**{"cron": None, "every": None, **options})
+    found = [] if short is None else [plan.named(task, task, short)]
+    found += [plan.named(None, task, timing) for timing in timings]
+    plan.check_recorded([schedule.timing for schedule in found], results=results)
+    try:
+        of.bind()
+    except TypeError as exc:
+        raise DeclarationError(
+            f"it is sent without arguments by its schedule, but needs some ({exc}); "
+            "give them with bridge.periodic(task.call(...), cron=...)"
+        ) from exc
+    return tuple(found)
+
+
+def default_name(function: Callable[..., Any]) -> str:
+    """Return `module.qualname`; a script's own module has the name by which a worker would import it."""
+    module = getattr(function, "__module__", None) or "?"
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec is not None else splitext(basename(path))[0] if path else module
+    return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Return whether two functions come from the same lines of the same file: a module imported twice."""
+    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if codes[0] is None or codes[1] is None:
+        return one is other
+    return (codes[0].co_filename, codes[0].co_firstlineno) == (codes[1].co_filename, codes[1].co_firstlineno)
+
+
+def _signature(function: Callable[..., Any]) -> Signature:
+    try:
+        return signature(function)
+    except ValueError as exc:
+        raise TypeError(f"its signature can't be had: {exc}") from exc

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Final, Literal, TypeGuard, cast
 
 from taskbridge import codec
-from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError
+from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, nearest
 from taskbridge.failures import clipped
 from taskbridge.retry import ErrorInfo
 
 FORM: Final = 1
 """The version of the form that this release writes; it reads this one and all before it."""
+
+LONGEST_ID: Final = 255
+"""How many bytes an id has at most, in UTF-8: AMQP's short strings take no more, nor an index of a database much."""
 
 MOST_HEADER_BYTES: Final = 65_536
 """How many bytes a message's headers may take: on RabbitMQ, they and what an engine adds must fit into one frame."""
@@ -26,6 +30,34 @@ END_OF_TIME: Final = 2.5e11
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 """Every priority, the lowest first."""
+
+
+def checked_priority(priority: Any) -> Priority:
+    """Return a priority if it is one; else raise `ValueError`."""
+    if priority not in PRIORITIES:
+        hint = nearest(priority, PRIORITIES) if isinstance(priority, str) else ""
+        raise ValueError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}{hint}")
+    return cast("Priority", priority)
+
+
+def _utf8_size(text: str) -> int | None:
+    """Return the bytes of a text in UTF-8; None if it holds half of a surrogate pair, which UTF-8 has no bytes for."""
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return None
+
+
+def can_be_kept(name: str) -> bool:
+    """Return whether every broker and store can hold this as a name: PostgreSQL, say, takes no NUL."""
+    return "\0" not in name and _utf8_size(name) is not None
+
+
+def is_id(id: object) -> TypeGuard[str]:
+    """Return whether this can be a message's id: text of 1 to 255 bytes in UTF-8, without NUL."""
+    return isinstance(id, str) and can_be_kept(id) and 0 < (_utf8_size(id) or 0) <= LONGEST_ID
 
 
 _TOGETHER: Final = 64
@@ -134,7 +166,7 @@ class Message:
         if self.expires_at is not None and not 0 <= self.expires_at <= END_OF_TIME:
             raise EncodeError("expires", "it is too far away; leave it out for a message that never expires")
         for name, value in self.headers.items():
-            if not (is_text(name) and is_text(value)):
+            if not (_is_text(name) and _is_text(value)):
                 raise EncodeError(f"headers[{name!r}]", "a header is text by name, with no half of a surrogate pair")
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -181,28 +213,13 @@ class Message:
             f'{{"form":{FORM},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
             f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
         )
-        rare = self._rare()
-        return f"{text},{codec.to_json(rare)[1:]}" if rare else f"{text}}}"
-
-    def _rare(self) -> dict[str, Any]:
-        """Return what few messages have."""
-        rare: dict[str, Any] = {}
-        if self.expires_at is not None:
-            rare["expires_at"] = self.expires_at
-        if self.headers:
-            rare["headers"] = self.headers
+        values = _rare_values(self)
+        if values == _USUAL:
+            return f"{text}}}"
+        rare = {name: value for name, value in zip(_RARE, values, strict=True) if value != _DEFAULTS[name]}
         if self.error is not None:
             rare["error"] = [self.error.type, self.error.message]
-        if self.waits:
-            rare["waits"] = self.waits
-            rare["waits_since"] = self.waits_since
-        if self.redelivered:
-            rare["redelivered"] = self.redelivered
-        if self.requeues:
-            rare["requeues"] = self.requeues
-        if self.replays:
-            rare["replays"] = self.replays
-        return rare
+        return f"{text},{codec.to_json(rare)[1:]}"
 
 
 def loads(text: str | bytes) -> Message:
@@ -269,6 +286,23 @@ def loads_meta(
     )
 
 
+def checked(message: Message) -> Message:
+    """Return a message that was read, if its id and names can be kept: others' clients choose theirs.
+
+    Raises:
+        DecodeError: PostgreSQL, say, takes no NUL, and UTF-8 has no half of a surrogate pair.
+    """
+    names = f"{message.id}{message.task}{message.queue}"
+    if 0 < len(message.id) <= LONGEST_ID and names.isascii() and "\0" not in names:  # as nearly always
+        return message
+    if not is_id(message.id):
+        raise DecodeError(f"not a message: its id is {ascii(message.id)[:300]}")
+    for kind, name in (("task", message.task), ("queue", message.queue)):
+        if not can_be_kept(name):
+            raise DecodeError(f"not a message: its {kind} is {ascii(name)[:300]}")
+    return message
+
+
 def _object(text: str | bytes) -> Mapping[str, Any]:
     data = codec.parsed(text)
     if not isinstance(data, dict):
@@ -290,32 +324,46 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         is_usual and queue.isascii() and 0 <= attempt <= END_OF_TIME and 0 <= enqueued_at <= END_OF_TIME
     ):
         _text(data, "queue")
-        _number(data, "attempt", int)
-        _number(data, "enqueued_at", int, float)
+        _count(attempt, "attempt")
+        _time(enqueued_at, "enqueued_at")
     fields = {"queue": queue, "priority": data["priority"], "attempt": attempt, "enqueued_at": enqueued_at}
-    return fields if len(data) <= _ALWAYS else fields | _rare_fields(data)
+    if len(data) > _ALWAYS:
+        fields |= {name: read(data[name], name) for name, read in _RARE.items() if name in data}
+    return fields
 
 
 _ALWAYS: Final = 5
 """How many fields each message has beside id, task and arguments: the form, and the four above."""
 
 
-def _rare_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    headers, error = data.get("headers", {}), data.get("error")
-    return {
-        "expires_at": _number(data, "expires_at", int, float, default=None),
-        "headers": _headers(headers),
-        "error": None if error is None else _error(error),
-        "waits": _number(data, "waits", int, default=0),
-        "waits_since": _number(data, "waits_since", int, float, default=None),
-        "redelivered": _number(data, "redelivered", int, default=0),
-        "requeues": _number(data, "requeues", int, default=0),
-        "replays": _number(data, "replays", int, default=0),
-    }
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value: Any = data[key]
+    if not isinstance(value, str) or _utf8_size(value) is None:
+        raise DecodeError(f"not a message: its {key} is {clipped(repr(value), 200)}")
+    return value
 
 
-def _headers(headers: Any) -> dict[str, str]:
-    if _is_dict(headers) and all(is_text(name) and is_text(value) for name, value in headers.items()):
+def _number(value: Any, name: str, *kinds: type) -> Any:
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= END_OF_TIME:
+        raise DecodeError(f"not a message: its {name} is {value!r}")
+    return value
+
+
+def _count(value: Any, name: str) -> int:
+    return cast("int", _number(value, name, int))
+
+
+def _time(value: Any, name: str) -> float:
+    return cast("float", _number(value, name, int, float))
+
+
+def _time_or_none(value: Any, name: str) -> float | None:
+    return None if value is None else _time(value, name)
+
+
+def _headers(headers: Any, _: str) -> dict[str, str]:
+    if _is_dict(headers) and all(_is_text(name) and _is_text(value) for name, value in headers.items()):
         return headers
     raise DecodeError("not a message: its headers are not text by name")
 
@@ -324,40 +372,41 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
     return isinstance(value, dict)
 
 
-def is_text(value: object) -> bool:
-    """Return whether a value is text that every broker and store can keep: no half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        return value.isascii() or bool(value.encode()) or not value
-    except UnicodeEncodeError:
-        return False
+def _is_text(value: object) -> bool:
+    """Return whether a value is text that every broker and store can keep."""
+    return isinstance(value, str) and _utf8_size(value) is not None
 
 
-def _error(pair: Any) -> ErrorInfo:
+def _error(pair: Any, _: str) -> ErrorInfo | None:
     match pair:
+        case None:
+            return None
         case [str(kind), str(text)]:
             return ErrorInfo(type=kind, message=text)
         case _:
             raise DecodeError(f"not a message: its error is {pair!r}")
 
 
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value: Any = data[key]
-    if not is_text(value):
-        raise DecodeError(f"not a message: its {key} is {clipped(repr(value), 200)}")
-    return cast("str", value)
+_RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "expires_at": _time_or_none,
+    "headers": _headers,
+    "error": _error,
+    "waits": _count,
+    "waits_since": _time_or_none,
+    "redelivered": _count,
+    "requeues": _count,
+    "replays": _count,
+}
+"""The fields that few messages have, in the order in which they are written, and what reads each."""
 
-
-def _number(data: Mapping[str, Any], key: str, *kinds: type, default: Any = ...) -> Any:
-    """Return a number that is a count or a time; without a default, it must be there."""
-    value: Any = data[key] if default is ... else data.get(key, default)
-    if value is default:
-        return value
-    is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= END_OF_TIME:
-        raise DecodeError(f"not a message: its {key} is {value!r}")
-    return value
+_DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
+    "expires_at": None,
+    "headers": {},
+    "error": None,
+    "waits_since": None,
+}
+_USUAL: Final = tuple(_DEFAULTS.values())
+_rare_values: Final = attrgetter(*_RARE)
 
 
 RAW: Final = "raw-"
@@ -423,9 +472,9 @@ def loads_letter(text: str | bytes) -> DeadLetter:
         return DeadLetter(
             message=None if message is None else _message(message),
             reason=_text(data, "reason"),
-            error=None if error is None else _error(error),
+            error=_error(error, "error"),
             traceback=_text(data, "traceback"),
-            died_at=_number(data, "died_at", int, float),
+            died_at=_time(data["died_at"], "died_at"),
             raw=None if raw is None else raw.encode("latin-1"),
             worker=_text({"worker": "", **data}, "worker"),
         )

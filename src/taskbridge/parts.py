@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import locks
 from taskbridge.exceptions import NotInstalledError
-from taskbridge.probe import DECLARATION as PROBE_DECLARATION
-from taskbridge.routing import Routing
+from taskbridge.hooks import Hooks
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Wire
-    from taskbridge.engines.base import Engine, Host
+    from taskbridge.engines.base import Engine
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
+    from taskbridge.stores.records import Records
+
+T = TypeVar("T")
 
 _MODULES: Final[Mapping[str, str]] = {
     "celery": "taskbridge.engines.celery",
@@ -36,144 +39,129 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
     "sqlalchemy": ("SQLAlchemy, which SQL stores need,", "sql"),
     "psycopg": ("psycopg, the client of store 'postgresql',", "postgresql"),
 }
+"""The libraries that may be missing: what the error calls each, and the extra that installs it."""
 
 
 class Parts:
     """The parts of one bridge. Threads share them.
 
-    What is first used is imported and made in a block of `locks.no_fork`, so that a forked child can do it too.
-
-    Args:
-        bridge: What engines are given.
-        given: The settings that the application gave.
-
     Attributes:
+        hooks: The application's hooks.
+        stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
         clock: What tells the time, in seconds since the epoch; virtual on `inline://`, once that is joined.
     """
 
-    def __init__(self, bridge: Host, given: Mapping[str, Any]) -> None:
-        self.lock: AbstractContextManager[Any] = locks.RLock()
-        self.given: Mapping[str, Any] = given
-        self._bridge = bridge
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self._lock: AbstractContextManager[Any] = locks.RLock()
+        self._made: dict[str, Any] = {}
+        self.hooks: Hooks = Hooks()
+        self.stopping: threading.Event = locks.Event()
         self.clock: Callable[[], float] = time.time
-        self._settings: Settings | None = None
-        self._routing: Routing | None = None
-        self._joined: tuple[Broker, Wire[Any]] | None = None
-        self._engine: Engine | None = None
-        self._store: tuple[Store | None, Marks | None] | None = None
 
-    @property
-    def shown(self) -> str:
-        """The bridge's URL without credentials, or that it has none yet."""
-        return "not configured yet" if self._settings is None else self._settings.url.safe_url
+    def _part(self, name: str, make: Callable[[], T]) -> T:
+        """Return a part of this name, made when it is first asked for.
+
+        It is imported and made in a block of `locks.no_fork`, so that a forked child can do it too.
+        """
+        found: T | None = self._made.get(name)
+        if found is None:
+            with locks.no_fork(), self._lock:
+                if name not in self._made:
+                    self._made[name] = make()
+                made: T = self._made[name]
+                return made
+        return found
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch; virtual on `inline://`."""
+        return self.clock()
 
     @property
     def settings(self) -> Settings:
-        """The checked settings."""
-        if self._settings is None:
-            with locks.no_fork(), self.lock:
-                settings, chosen = load(self.given)
-                if not chosen:
-                    warnings.warn(
-                        "no url is set (TASKBRIDGE_URL or configure(url=...)): tasks run inline, in this process",
-                        RuntimeWarning,
-                        stacklevel=4,
-                    )
-                self._routing = Routing(
-                    default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues
-                )
-                self._settings = settings
-        return self._settings
+        """The checked settings; the default bridge reads its own when they are first needed."""
+        return self._part("settings", self._read_settings)
 
-    def routing(self) -> Routing:
-        """Return how messages find their queues."""
-        _ = self.settings
-        return cast(Routing, self._routing)
+    def _read_settings(self) -> Settings:
+        settings, is_chosen = load(self._given)
+        if not is_chosen:
+            warnings.warn(
+                "no url is set (TASKBRIDGE_URL or configure(url=...)): tasks run inline, in this process",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return settings
 
-    def joined(self) -> tuple[Broker, Wire[Any]]:
-        """Return the connection to the broker, which connects when it is first used, and the engine's wire for it."""
-        if self._joined is None:
-            with locks.no_fork(), self.lock:
-                if self._joined is None:
-                    self._joined = self._join()
-        return self._joined
+    @property
+    def broker(self) -> Broker:
+        """The connection to the broker; connects when it is first used."""
+        return self._part("joined", self._join)[0]
+
+    @property
+    def wire(self) -> Wire[Any]:
+        """The engine's wire for this broker."""
+        return self._part("joined", self._join)[1]
 
     def _join(self) -> tuple[Broker, Wire[Any]]:
-        settings = self.settings
+        url, settings = self.settings.url, self.settings
         _import_the_rest()
-        if settings.url.engine == "inline":
-            return self._join_inline(settings)
-        engine = _module("taskbridge.engines", settings.url.engine)
-        wire = _import(f"{engine}.wire").make_wire(settings.url.broker, settings)
-        broker: Broker = _import(_module("taskbridge.brokers", settings.url.broker)).connect(settings, wire)
+        if url.engine == "inline":
+            engine = _import("taskbridge.engines.inline").make_engine(self)
+            self._made["engine"], self.clock = engine, engine.clock.now
+            return engine.broker, engine.wire
+        wire = _import(f"{_module('taskbridge.engines', url.engine)}.wire").make_wire(url.broker, settings)
+        broker: Broker = _import(_module("taskbridge.brokers", url.broker)).connect(settings, wire)
         return broker, wire
 
-    def _join_inline(self, settings: Settings) -> tuple[Broker, Wire[Any]]:
-        memory, inline = _import("taskbridge.brokers.memory"), _import("taskbridge.engines.inline")
-        clock = _import("taskbridge.clock").VirtualClock()
-        wire = inline.InlineWire()
-        broker = memory.connect(settings, wire, clock)
-        options: Mapping[str, str] = dict(settings.url.options)
-        threads: int = int(options["threads"]) if "threads" in options else inline.DEFAULT_THREADS
-        self.clock = clock.now
-        self._engine = inline.InlineEngine(self._bridge, wire, clock, broker, threads)
-        return broker, wire
+    @property
+    def store(self) -> Store | None:
+        """What is known beside the messages; None on RabbitMQ without a `store`. Connects when it is first used."""
+        return self._part("store", lambda: _open_store(self.settings, self.now))
 
-    def stored(self) -> tuple[Store | None, Marks | None]:
-        """Return the store, and its attempt marks; each None if there is none.
+    @property
+    def marks(self) -> Marks | None:
+        """The attempt marks, in the store; None without one, and where nothing outlives the process."""
+        store = self.store
+        return None if store is None or self.settings.url.engine == "inline" else store.marks
 
-        There are no marks where nothing comes twice: nothing outlives the process on `inline://`.
-        """
-        if self._store is None:
-            with locks.no_fork(), self.lock:
-                if self._store is None:
-                    _import_the_rest()
-                    store = _open_store(self.settings, self._bridge.now)
-                    nothing_comes_twice = self.settings.url.engine == "inline"
-                    self._store = store, None if store is None or nothing_comes_twice else store.marks
-        return self._store
+    @property
+    def records(self) -> Records | None:
+        """What became of messages, in the store; None without one."""
+        store = self.store
+        return None if store is None else store.records
 
     @property
     def engine(self) -> Engine:
-        """The engine, joined to the bridge; imports it.
+        """The engine, joined to this bridge; imports it.
 
         Raises:
             NotInstalledError: The engine is not installed.
         """
-        self.joined()
-        if self._engine is None:
-            with locks.no_fork(), self.lock:
-                if self._engine is None:
-                    name = _module("taskbridge.engines", self.settings.url.engine)
-                    made: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self._bridge))
-                    self._engine = made
-                    made.register(PROBE_DECLARATION)
-                    for declaration in self._bridge.declarations():
-                        made.register(declaration)
-        return self._engine
+        self._part("joined", self._join)
+        return self._part("engine", self._make_engine)
+
+    def _make_engine(self) -> Engine:
+        name = _module("taskbridge.engines", self.settings.url.engine)
+        engine: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self))
+        return engine
 
     @property
-    def engine_if_made(self) -> Engine | None:
-        """The engine, if it is made."""
-        return self._engine
+    def native(self) -> Any:
+        """The Celery app or the Dramatiq broker, for whoever needs the engine itself; imports the engine.
+
+        Raises:
+            NotInstalledError: The engine is not installed.
+        """
+        return self.engine.native
 
     def close(self) -> None:
-        """Close the connections and what the engine runs; the next use makes the parts again."""
-        with self.lock:
-            engine, joined, stored = self._engine, self._joined, self._store
-            self._engine, self._joined, self._store = None, None, None
-        if engine is not None:
-            engine.close()
-        if joined is not None:
-            joined[0].close()
-        if stored is not None and stored[0] is not None:
-            stored[0].close()
-
-    def reload(self, given: Mapping[str, Any]) -> None:
-        """Read other settings as they are next needed."""
-        with self.lock:
-            self.given = given
-            self._settings = None
+        """Close the connections and stop what runs in the background; the next use opens them again."""
+        with self._lock:
+            parts = [self._made.pop(name, None) for name in ("engine", "joined", "store", "cancellations")]
+        engine, joined, store, cancellations = parts
+        for part in (engine, joined and joined[0], store, cancellations):
+            if part is not None:
+                part.close()
 
 
 def load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
@@ -197,24 +185,19 @@ def _module(group: str, name: str) -> str:
     return plugins(group)[name]
 
 
-def _store_module(scheme: str) -> str:
-    """Return the module of a store, built in or found by entry point."""
-    from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
-
-    if scheme in STORE_SCHEMES:
-        return f"taskbridge.stores.{STORE_SCHEMES[scheme]}"
-    return plugins(STORE_PLUGINS)[scheme]
-
-
 def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     """Return the store: the setting's, or the broker, if it is Redis or memory."""
+    from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
+
+    _import_the_rest()
     url = settings.store
     if url is None and settings.url.broker in ("redis", "memory"):
         url = settings.url.broker_url
     if url is None:
         return None
     scheme = url.partition(":")[0]
-    module = _import(_store_module(scheme))
+    is_ours = scheme in STORE_SCHEMES
+    module = _import(f"taskbridge.stores.{STORE_SCHEMES[scheme]}" if is_ours else plugins(STORE_PLUGINS)[scheme])
     store: Store = module.open_store(settings, url, now=now) if scheme == "memory" else module.open_store(settings, url)
     return store
 
@@ -224,7 +207,7 @@ def _import(name: str) -> Any:
     return _with_libraries(lambda: import_module(name))
 
 
-def _with_libraries(make: Callable[[], Any]) -> Any:
+def _with_libraries(make: Callable[[], T]) -> T:
     """Return what is made with libraries; where one is missing, say how to get it."""
     try:
         return make()

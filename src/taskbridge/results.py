@@ -23,7 +23,7 @@ from taskbridge.exceptions import (
     TaskFailed,
     UnsupportedError,
 )
-from taskbridge.ids import is_id
+from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import FINAL, AttemptRecord, Record, Records, State
 from taskbridge.stores.transitions import life_of

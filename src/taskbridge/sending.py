@@ -6,29 +6,21 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskbridge import codec
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.exceptions import (
-    BrokerUnavailable,
-    HeadersTooLarge,
-    MessageTooLarge,
-    PartlyPublished,
-    SendError,
-)
+from taskbridge.exceptions import BrokerUnavailable, HeadersTooLarge, MessageTooLarge, PartlyPublished, SendError
 from taskbridge.handle import Handle
-from taskbridge.hooks import Event, Hooks
+from taskbridge.hooks import Event
 from taskbridge.message import MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
 
 if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
     from taskbridge.brokers.base import Broker, RecordingBroker, RedisCommand
     from taskbridge.declaration import Declaration
-    from taskbridge.results import Results
-    from taskbridge.settings import Settings
     from taskbridge.stores.records import Records
     from taskbridge.tasks import Call
 
@@ -44,51 +36,6 @@ _BATCH: Final = 1000
 
 _AFTERWARDS: Final = 0.05
 """What part of the timeout is left at least to remove the records of what was not sent; rule S2 gives a tenth."""
-
-
-class Source(Protocol):
-    """The bridge, as what is sent through it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def hooks(self) -> Hooks:
-        """The application's hooks."""
-        ...
-
-    @property
-    def broker(self) -> Broker:
-        """What takes the messages."""
-        ...
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What tells the time, in seconds since the epoch."""
-        ...
-
-    @property
-    def results(self) -> Results:
-        """What becomes of messages, for their handles."""
-        ...
-
-    def queues(self) -> Sequence[str]:
-        """Return the names of the known queues."""
-        ...
-
-    def queue_of(self, task: str) -> str:
-        """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise."""
-        ...
-
-    def records_of(self, task: str) -> Records | None:
-        """Return where a task's messages are recorded; None if they are not."""
-        ...
-
-    def work_is_there(self) -> None:
-        """Learn that messages wait."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +70,9 @@ class _Way:
 class Sending:
     """Sends the messages of a bridge's tasks. Threads share it."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._hooks = source.hooks.of
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._hooks = bridge.hooks
         self._ways: dict[str, _Way] = {}
 
     def forget(self) -> None:
@@ -137,10 +84,10 @@ class Sending:
         return self._made_way(declaration) if way is None else way
 
     def _made_way(self, declaration: Declaration) -> _Way:
-        source, ways = self._source, self._ways
-        settings, broker, records = source.settings, source.broker, source.records_of(declaration.name)
+        bridge, ways, settings = self._bridge, self._ways, self._bridge.settings
+        broker, records = bridge.broker, bridge.records_of(declaration.name)
         way = ways[declaration.name] = _Way(
-            queue=source.queue_of(declaration.name),
+            queue=bridge.queue_of(declaration.name),
             priority=declaration.priority,
             expires_s=declaration.expires_s,
             broker=broker,
@@ -148,12 +95,10 @@ class Sending:
             goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
             timeout_s=settings.send_timeout_s,
             most_bytes=settings.max_message_bytes,
-            clock=source.clock,
+            clock=bridge.clock,
             runs_here=settings.url.engine == "inline",
         )
         return way
-
-    # One message
 
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
@@ -189,69 +134,60 @@ class Sending:
             headers=dict(options.headers),
         )
         if options.queue is not None:
-            check_known(options.queue, self._source.queues())
+            check_known(options.queue, self._bridge.queues())
         return message
 
     def _send(self, way: _Way, message: Message, wait_s: float) -> Handle[Any]:
-        if self._hooks["before_send"]:
-            self._source.hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
-        _check(message, way.most_bytes)
-        if way.records is not None:
-            self._send_recorded(way, way.records, message, wait_s)
-        elif wait_s > 0:
-            way.broker.park([(message, wait_s)], timeout_s=way.timeout_s)
+        self._checked(way, message, wait_s)
+        if way.records is None:
+            _publish(way.broker, [message], wait_s, way.timeout_s)
         else:
-            way.broker.publish([message], timeout_s=way.timeout_s)
-        if self._hooks["after_send"]:
-            self._source.hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
-        if way.runs_here:
-            self._source.work_is_there()
+            _publish_recorded(way, [message], [way.records], wait_s)
+        self._sent(way, [message], wait_s)
         return self._handle(message)
 
-    def _send_recorded(self, way: _Way, records: Records, message: Message, wait_s: float) -> None:
-        command = records.creating(message, wait_s) if way.goes_along else None
-        broker, timeout_s = way.broker, way.timeout_s
-        if command is not None and wait_s > 0:
-            cast("RecordingBroker", broker).park_along(message, wait_s, command, timeout_s=timeout_s)
-        elif command is not None:
-            cast("RecordingBroker", broker).publish_along([message], [command], timeout_s=timeout_s)
-        else:
+    def _checked(self, way: _Way, message: Message, wait_s: float = 0.0) -> None:
+        """Call the hooks before a send, and refuse what can't be sent then (they may have added headers)."""
+        if self._hooks.of["before_send"]:
+            self._hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
+        if message.headers or message.expires_at is not None:
+            message.check_rare()
+        size = message.size
+        if size > way.most_bytes:
+            raise MessageTooLarge(message.task, size, way.most_bytes)
+        if message.headers and message.headers_size > MOST_HEADER_BYTES:
+            raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
 
-            def act(timeout_s: float) -> None:
-                if wait_s > 0:
-                    broker.park([(message, wait_s)], timeout_s=timeout_s)
-                else:
-                    broker.publish([message], timeout_s=timeout_s)
-
-            _after_records(records, [(message, wait_s)], act, messages=[message], timeout_s=timeout_s)
+    def _sent(self, way: _Way, messages: Sequence[Message], wait_s: float = 0.0) -> None:
+        if self._hooks.of["after_send"]:
+            for message in messages:
+                self._hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+        if way.runs_here:
+            self._bridge.work_is_there()
 
     def _handle(self, message: Message) -> Handle[Any]:
-        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._source)
-
-    # Many messages
+        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`."""
         made = [(way, self._message(way, call)) for call in calls for way in [self._way(call.declaration)]]
         for way, message in made:
-            if self._hooks["before_send"]:
-                self._source.hooks.call(Event(name="before_send", message=message))
-            _check(message, way.most_bytes)
-        messages = [message for _, message in made]
-        remaining = iter(made)
-        sent: list[str] = []
-        while batch := list(islice(remaining, _BATCH)):
+            self._checked(way, message)
+        ids = [message.id for _, message in made]
+        for start in range(0, len(made), _BATCH):
+            ways, messages = zip(*made[start : start + _BATCH], strict=True)
             try:
-                _deliver_all(batch)
-            except PartlyPublished as exc:
-                self._raise_send_error(exc, sent, batch, messages)
-            except BrokerUnavailable as exc:  # of a batch of one
-                unsure = frozenset({0}) if exc.maybe_taken else frozenset[int]()
-                cause = PartlyPublished(exc, accepted=frozenset(), unsure=unsure)
-                self._raise_send_error(cause, sent, batch, messages)
-            self._sent(batch)
-            sent.extend(message.id for _, message in batch)
-        return [self._handle(message) for message in messages]
+                _publish_recorded(ways[0], messages, [way.records for way in ways])
+            except BrokerUnavailable as exc:
+                cause = _of_batch(exc)
+                taken = [messages[index] for index in sorted(cause.accepted)]
+                self._sent(ways[0], taken)
+                sent = [*ids[:start], *(message.id for message in taken)]
+                accepted = set(sent)
+                unsent = [each for each in ids if each not in accepted]
+                raise SendError(cause.problem, sent=sent, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
+            self._sent(ways[0], messages)
+        return [self._handle(message) for _, message in made]
 
     async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Do as `send_call` without blocking the event loop."""
@@ -261,42 +197,11 @@ class Sending:
         """Do as `send_many` without blocking the event loop."""
         return await _in_thread(lambda: self.send_many(calls))
 
-    def _sent(self, batch: Sequence[tuple[_Way, Message]]) -> None:
-        if self._hooks["after_send"]:
-            for _, message in batch:
-                self._source.hooks.call(Event(name="after_send", message=message))
-        if batch and batch[0][0].runs_here:
-            self._source.work_is_there()
-
-    def _raise_send_error(
-        self,
-        cause: PartlyPublished,
-        sent: Sequence[str],
-        batch: Sequence[tuple[_Way, Message]],
-        messages: Sequence[Message],
-    ) -> None:
-        taken = [batch[index] for index in sorted(cause.accepted)]
-        self._sent(taken)
-        ids = [*sent, *(message.id for _, message in taken)]
-        accepted = set(ids)
-        unsent = [message.id for message in messages if message.id not in accepted]
-        raise SendError(cause.problem, sent=ids, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
-
 
 async def _in_thread(act: Callable[[], R]) -> R:
     import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
     return await asyncio.to_thread(act)
-
-
-def _check(message: Message, most_bytes: int) -> None:
-    if message.headers or message.expires_at is not None:
-        message.check_rare()
-    size = message.size
-    if size > most_bytes:
-        raise MessageTooLarge(message.task, size, most_bytes)
-    if message.headers and message.headers_size > MOST_HEADER_BYTES:
-        raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
 
 
 def _wait_s(when: When, now: float) -> float:
@@ -312,74 +217,61 @@ def _expires_at(expires: Duration | datetime, now: float) -> float:
     return now + seconds(expires, name="expires")
 
 
-def _deliver_all(batch: Sequence[tuple[_Way, Message]]) -> None:
-    """Publish messages, each with its record if its task has one.
+def _publish(broker: Broker, messages: Sequence[Message], wait_s: float, timeout_s: float) -> None:
+    if wait_s > 0:
+        broker.park([(message, wait_s) for message in messages], timeout_s=timeout_s)
+    else:
+        broker.publish(messages, timeout_s=timeout_s)
+
+
+def _publish_recorded(
+    way: _Way, messages: Sequence[Message], records: Sequence[Records | None], wait_s: float = 0.0
+) -> None:
+    """Publish messages, or park the only one, each with its record if its task has one.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
-    first, and removed again if the messages were surely not sent.
+    first, and removed again if the messages were surely not sent; but not those of messages that somebody else may
+    have sent before (the ticks of schedules): these may be that one's.
 
     Raises:
         PartlyPublished: Of several messages, not all were published.
         BrokerUnavailable: The only message was not published, or no record could be made.
     """
-    way, messages = batch[0][0], [message for _, message in batch]
-    records = next((way.records for way, _ in batch if way.records is not None), None)
-    if records is None:
-        way.broker.publish(messages, timeout_s=way.timeout_s)
+    keeper = next((each for each in records if each is not None), None)
+    if keeper is None:
+        _publish(way.broker, messages, wait_s, way.timeout_s)
         return
-    recorded = [(message, 0.0) for way, message in batch if way.records is not None]
-    commands = _commands(records, recorded) if way.goes_along else None
-    if commands is not None:
-        along = [commands.get(message.id) for message in messages]
-        cast("RecordingBroker", way.broker).publish_along(messages, along, timeout_s=way.timeout_s)
+    pairs = list(zip(messages, records, strict=True))
+    if way.goes_along:
+        broker = cast("RecordingBroker", way.broker)
+        along = [None if each is None else each.creating(message, wait_s) for message, each in pairs]
+        if wait_s > 0:
+            broker.park_along(messages[0], wait_s, cast("RedisCommand", along[0]), timeout_s=way.timeout_s)
+        else:
+            broker.publish_along(messages, along, timeout_s=way.timeout_s)
         return
-
-    def act(timeout_s: float) -> None:
-        way.broker.publish(messages, timeout_s=timeout_s)
-
-    _after_records(records, recorded, act, messages=messages, timeout_s=way.timeout_s)
-
-
-def _commands(records: Records, recorded: Sequence[tuple[Message, float]]) -> dict[str, RedisCommand] | None:
-    """Return the commands that make the records, by id; None if they can't be sent along with the messages."""
-    commands: dict[str, RedisCommand] = {}
-    for message, wait_s in recorded:
-        command = records.creating(message, wait_s)
-        if command is None:
-            return None
-        commands[message.id] = command
-    return commands
-
-
-def _after_records(
-    records: Records,
-    recorded: Sequence[tuple[Message, float]],
-    send: Callable[[float], None],
-    *,
-    messages: Sequence[Message],
-    timeout_s: float,
-) -> None:
-    """Make the records, and then send; what was surely not sent loses its record again.
-
-    Except for messages that somebody else may have sent before (the ticks of schedules): theirs may be that one's.
-    """
-    deadline = monotonic() + timeout_s
-    if recorded:
-        records.create(recorded, timeout_s=timeout_s)
+    deadline = monotonic() + way.timeout_s
+    recorded = [(message, wait_s) for message, each in pairs if each is not None]
+    keeper.create(recorded, timeout_s=way.timeout_s)
     try:
-        send(max(0.001, deadline - monotonic()))
-    except PartlyPublished as exc:
-        unsent = [each for index, each in enumerate(messages) if index not in exc.accepted and index not in exc.unsure]
-        _forget(records, unsent, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
-        raise
+        _publish(way.broker, messages, wait_s, max(0.001, deadline - monotonic()))
     except BrokerUnavailable as exc:
-        if not exc.maybe_taken:
-            _forget(records, messages, max(timeout_s * _AFTERWARDS, deadline - monotonic()))
+        cause = _of_batch(exc)
+        kept = cause.accepted | cause.unsure
+        unsent = [each.id for index, each in enumerate(messages) if index not in kept and not each.redelivered]
+        _forget(keeper, unsent, max(way.timeout_s * _AFTERWARDS, deadline - monotonic()))
         raise
 
 
-def _forget(records: Records, unsent: Sequence[Message], timeout_s: float) -> None:
-    ids = [message.id for message in unsent if not message.redelivered]
+def _of_batch(problem: BrokerUnavailable) -> PartlyPublished:
+    """Return a problem of one message as one of a batch."""
+    if isinstance(problem, PartlyPublished):
+        return problem
+    unsure = frozenset({0}) if problem.maybe_taken else frozenset[int]()
+    return PartlyPublished(problem, accepted=frozenset(), unsure=unsure)
+
+
+def _forget(records: Records, ids: Sequence[str], timeout_s: float) -> None:
     if not ids:
         return
     try:

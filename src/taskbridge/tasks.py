@@ -6,18 +6,18 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
-from taskbridge.exceptions import nearest
 from taskbridge.handle import Handle
-from taskbridge.message import PRIORITIES, Priority
+from taskbridge.message import Priority, checked_priority
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
+    from taskbridge.sending import Sending
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,30 +44,13 @@ class Call(Generic[R_co]):
     options: SendOptions
 
 
-class Sender(Protocol):
-    """The bridge, as its tasks see it."""
-
-    def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
-        """Send one call, now or later."""
-        ...
-
-    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
-        """Do as `send_call` without blocking the event loop."""
-        ...
-
-    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """Send any number of calls."""
-        ...
-
-    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """Do as `send_many` without blocking the event loop."""
-        ...
+_AS_DECLARED: Final = SendOptions()
 
 
 class Sendable(Generic[P, R]):
     """What all tasks have in common: they can be sent. Immutable."""
 
-    def __init__(self, sender: Sender, declaration: Declaration, options: SendOptions) -> None:
+    def __init__(self, sender: Sending, declaration: Declaration, options: SendOptions = _AS_DECLARED) -> None:
         self._sender = sender
         self._declaration = declaration
         self._options = options
@@ -185,15 +168,6 @@ class AsyncTask(Sendable[P, R]):
         """Call the coroutine function itself."""
         coroutine: Coroutine[Any, Any, R] = self._declaration.function(*args, **kwargs)
         return coroutine
-
-
-def checked_priority(priority: Any) -> Priority:
-    """Return a priority if it is one; else raise `ValueError`."""
-    if priority not in PRIORITIES:
-        hint = nearest(priority, PRIORITIES) if isinstance(priority, str) else ""
-        raise ValueError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}{hint}")
-    checked: Priority = priority
-    return checked
 
 
 def _checked_expires(expires: Duration | datetime) -> Duration | datetime:

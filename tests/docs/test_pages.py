@@ -14,7 +14,7 @@ import pytest
 import taskbridge
 from taskbridge import cli, exceptions
 from taskbridge.contract.rules import RULES
-from taskbridge.declaring import OPTIONS
+from taskbridge.declaration import OPTIONS
 from taskbridge.hooks import HOOK_NAMES
 from taskbridge.settings import SETTING_KEYS
 from tests.docs.pages import DOCS, NEEDS, PAGES, ROOT, blocks_of, outputs, run_page

@@ -149,7 +149,7 @@ def low_is_the_default() -> None:
     def make(declare: Any) -> Any:
         return lambda function, **options: declare(function, **{"priority": "low", **options})
 
-    put("taskbridge.declaring", "declare", make)
+    put("taskbridge.bridge", "declare", make)
 
 
 @mutant("P2", "higher_messages_overtake")

@@ -188,15 +188,7 @@ def every_form_is_read_as_our_own() -> None:
 @mutant("S9", "only_declared_tasks_run")
 def what_can_be_imported_is_run() -> None:
     """A task that isn't declared is looked for among all modules."""
-
-    def make(init: Any) -> Any:
-        def trusting(self: Any, **kwargs: Any) -> None:
-            find = kwargs["find"]
-            init(self, **{**kwargs, "find": lambda name: find(name) or _imported(name)})
-
-        return trusting
-
-    put("taskbridge.runner", "Runner.__init__", make)
+    put(_BRIDGE, "Bridge.declaration_of", lambda find: lambda self, task: find(self, task) or _imported(task))
     put(_BRIDGE, "Bridge.knows", lambda _: lambda self, task: True)
 
 

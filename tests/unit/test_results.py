@@ -28,7 +28,6 @@ from taskbridge import (
     current,
     parts,
 )
-from taskbridge.declaring import Declarations
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.results import status_of
 from taskbridge.stores.records import Record
@@ -38,7 +37,7 @@ Fails = pytest.MonkeyPatch
 
 def forget_tasks(bridge: Bridge) -> None:
     """Leave a bridge with no tasks."""
-    bridge._declarations = Declarations(bridge._parts.routing)
+    bridge._tasks = {}
     bridge._forget()
 
 

@@ -59,7 +59,7 @@ def _not_settled(bridge: Bridge, message: Message) -> Message | None:
     assert not_settled(bridge, message, KeyError("nobody thought of it"))
     wire, broker = bridge.wire, bridge.broker
     while bridge.counts().delayed:
-        bridge.engine.native._clock.move_to(broker.next_due())  # type: ignore[attr-defined]
+        bridge.engine.native.clock.move_to(broker.next_due())  # type: ignore[attr-defined]
         broker.promote_due()  # type: ignore[attr-defined]
     taken: Message | None = wire.take(None)  # type: ignore[attr-defined]
     return taken

@@ -4,85 +4,26 @@ An engine is a package with two modules, so that a process that only sends never
 
 - `wire`, which needs nothing installed: `make_wire(kind, settings) -> Wire` for the kinds of broker it can use
   (`redis`, `amqp`, `memory`; for memory it may import the engine);
-- `app`, which imports the engine: `make_engine(host) -> Engine`.
+- `app`, which imports the engine: `make_engine(host) -> Engine`, where the host is the bridge.
 
 An engine that isn't built in is found by the entry point group `taskbridge.engines`, whose values are packages.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from taskbridge.brokers.base import Broker, Wire
 from taskbridge.declaration import Declaration
-from taskbridge.engines.bound import BoundTask
-from taskbridge.hooks import Hooks
-from taskbridge.schedules.sender import TickHost
-from taskbridge.settings import Settings
-from taskbridge.stores.base import Marks
 
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
 
-class Means(Protocol):
-    """What it takes to hand something to the broker: the bridge, or a task bound to it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def broker(self) -> Broker:
-        """The connection to the broker."""
-        ...
-
-    @property
-    def stopping(self) -> threading.Event:
-        """Set once this process's worker stops: nothing waits for a broker any longer (rule R5)."""
-        ...
-
-
-class Host(Means, TickHost, Protocol):
-    """The bridge, as its engine sees it."""
-
-    @property
-    def hooks(self) -> Hooks:
-        """The application's hooks."""
-        ...
-
-    @property
-    def wire(self) -> Wire[Any]:
-        """The engine's own wire for this broker."""
-        ...
-
-    @property
-    def marks(self) -> Marks | None:
-        """The attempt marks; None without a store."""
-        ...
-
-    def declarations(self) -> Sequence[Declaration]:
-        """Return all tasks declared so far."""
-        ...
-
-    def knows(self, task: str) -> bool:
-        """Return whether a task of this exact name is declared."""
-        ...
-
-    def queues(self) -> Sequence[str]:
-        """Return the known queues, by taskbridge's own names, the default one first."""
-        ...
-
-    def queue_of(self, task: str) -> str:
-        """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise."""
-        ...
-
-    def bound(self, task: str) -> BoundTask:
-        """Return all that runs of a task need; made once, and again after a change."""
-        ...
+Host: TypeAlias = "Bridge"
+"""What an engine is given: the bridge that it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

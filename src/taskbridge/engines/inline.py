@@ -122,14 +122,26 @@ class _Workers:
             thread.join(1.0)
 
 
-class InlineEngine:
-    """Runs messages in this process."""
+def make_engine(host: Host) -> InlineEngine:
+    """Return the engine of a bridge."""
+    options = dict(host.settings.url.options)
+    return InlineEngine(host, threads=int(options.get("threads", DEFAULT_THREADS)))
 
-    def __init__(self, host: Host, wire: InlineWire, clock: VirtualClock, broker: MemoryBroker, threads: int) -> None:
+
+class InlineEngine:
+    """Runs messages in this process.
+
+    Attributes:
+        wire: The queues.
+        clock: The virtual clock.
+        broker: What is delayed and dead.
+    """
+
+    def __init__(self, host: Host, *, threads: int) -> None:
         self._host = host
-        self.wire = wire
-        self._clock = clock
-        self._broker = broker
+        self.wire = InlineWire()
+        self.clock = VirtualClock()
+        self.broker = MemoryBroker(host.settings, self.wire, self.clock)
         self._thread_count = threads
         self._background: _Workers | None = None
         self._pump = Pump(host)
@@ -216,20 +228,20 @@ class InlineEngine:
             while True:
                 look_at = ticker.step()
                 runs += self._run_waiting(max_runs - runs, max_runs)
-                due = self._broker.next_due()
+                due = self.broker.next_due()
                 at = look_at if due is None else min(due, look_at)
                 if at > moment:
-                    self._clock.move_to(moment)
-                    self._ticked_until = self._clock.now()
+                    self.clock.move_to(moment)
+                    self._ticked_until = self.clock.now()
                     return runs
-                self._clock.move_to(at)
+                self.clock.move_to(at)
 
     def _driven_ticker(self) -> Ticker:
         """Return the one that keeps to the virtual clock; what the clock has passed over without it was missed."""
         self._host.check_schedules()
         if self._ticker is None:
             self._ticker = Ticker(self._host, claimant="run_schedules", stall_s=inf)
-        elif self._clock.now() - self._ticked_until > _UNNOTICED_S:
+        elif self.clock.now() - self._ticked_until > _UNNOTICED_S:
             self._ticker.lapse()
         return self._ticker
 
@@ -270,16 +282,16 @@ class InlineEngine:
         runs = 0
         while True:
             runs += self._run_waiting(max_runs - runs, max_runs, done)
-            due = self._broker.next_due()
+            due = self.broker.next_due()
             if due is None or (done is not None and done()):
                 return runs
-            self._clock.move_to(due)
+            self.clock.move_to(due)
 
     def _run_waiting(self, allowed: int, max_runs: int, done: Callable[[], bool] | None = None) -> int:
         """Run what waits and what is due now, until something is done."""
         runs = 0
         while done is None or not done():
-            self._broker.promote_due()
+            self.broker.promote_due()
             message = self.wire.take(None)
             if message is None:
                 return runs

@@ -13,23 +13,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, TypeVar
 
 from taskbridge import failures
-from taskbridge.brokers.base import SignBroker
-from taskbridge.engines.base import Host, Means
-from taskbridge.engines.bound import BoundTask
+from taskbridge.brokers.base import Broker, SignBroker
+from taskbridge.engines.base import Host
+from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
-from taskbridge.hooks import Event
-from taskbridge.ids import is_id
-from taskbridge.message import DeadLetter, Message
+from taskbridge.hooks import Event, Hooks
+from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
+from taskbridge.runner import Runner
+from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
-from taskbridge.stores.records import FINAL, Ending, State
+from taskbridge.stores.records import FINAL, Ending, Records, State
 
 T = TypeVar("T")
 
@@ -62,6 +64,62 @@ REQUEUE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 """How long a message is parked that could not be settled, the first time, the second, ..."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoundTask:
+    """All that a run of a task needs, and all that settling it needs; made once a task, by `Bridge.bound`.
+
+    Attributes:
+        runner: Runs its messages, and judges those whose worker is gone.
+        settings: The checked settings.
+        hooks: The application's hooks.
+        broker: The connection to the broker.
+        marks: The attempt marks; None without a store.
+        records: Where its messages are recorded; None without a store, and with `results=False`.
+        cancellations: What is known of cancelled messages.
+        stopping: Set once this process's worker stops.
+        now: Returns the time, in seconds since the epoch.
+    """
+
+    runner: Runner
+    settings: Settings
+    hooks: Hooks
+    broker: Broker
+    marks: Marks | None
+    records: Records | None
+    cancellations: Cancellations
+    stopping: threading.Event
+    now: Callable[[], float]
+
+
+def bind(host: Host, task: str) -> BoundTask:
+    """Return a task, which may not be declared, as workers run it; see `Bridge.bound`."""
+    settings, broker, records, cancellations = host.settings, host.broker, host.records_of(task), host.cancellations
+    declaration = host.declaration_of(task)
+    runner = Runner(
+        declaration,
+        policy=settings.retry if declaration is None or declaration.retry is None else declaration.retry,
+        hooks=host.hooks,
+        now=host.clock,
+        most_bytes=None if records is None else settings.max_message_bytes,
+        is_cancelled=_never if records is None else cancellations.knows,
+    )
+    return BoundTask(
+        runner=runner,
+        settings=settings,
+        hooks=host.hooks,
+        broker=broker,
+        marks=host.marks,
+        records=records,
+        cancellations=cancellations,
+        stopping=host.stopping,
+        now=host.clock,
+    )
+
+
+def _never(_: Message) -> bool:
+    return False
+
+
 class NotSettledError(Exception):
     """The worker stops before the broker took what a verdict needs: leave the message unacknowledged."""
 
@@ -83,9 +141,7 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     """
     task = host.bound(message.task)
     verdict = begin(task, message, redelivered=redelivered)
-    if verdict is None:
-        verdict = finish(task, message, task.runner.run(message))
-    return verdict
+    return finish(task, message, task.runner.run(message)) if verdict is None else verdict
 
 
 def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
@@ -102,18 +158,12 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if message.task == PROBE:
         _answer(task, message)
         return Done(None)
-    marks = task.marks
-    if redelivered or (message.redelivered and marks is not None):
-        verdict = _of_redelivered(task, marks, message)
-    elif marks is not None and marks.stood_still():  # so what it had taken may have been given to another meanwhile
-        verdict = _of_taken_before(task, marks, message)
-    else:
-        verdict = None
+    marks, records = task.marks, task.records
+    verdict = _decided_before(task, message, redelivered=redelivered)
     if verdict is not None:
         return verdict
     if marks is not None:
         marks.started(message)  # first of all: another delivery of this attempt may be at the same point
-    records = task.records
     if records is None:
         return None
     try:
@@ -125,33 +175,6 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if not _has_expired(task, message):
         records.started(message, worker=_this_process(), at=task.now())
     return None
-
-
-def prepare_marks(host: Host) -> None:
-    """Get ready to mark attempts, before the first message is taken."""
-    marks = host.marks
-    if marks is not None:
-        marks.prepare()
-
-
-def unmark(host: Host, messages: Iterable[Message]) -> None:
-    """Take the marks of runs away that are given back, so that they are no attempts (rule R8)."""
-    for message in messages:
-        if not _unmark(host.bound(message.task), message):
-            return
-
-
-def _unmark(task: BoundTask, message: Message) -> bool:
-    """Take the mark of a run away, if there are marks; return whether the store let that be done."""
-    if task.marks is None:
-        return True
-    try:
-        task.marks.given_back(message, timeout_s=_TELL_S)
-    except BrokerUnavailable as exc:
-        _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
-        return False
-    _record(task, message, GivenBack())
-    return True
 
 
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
@@ -172,9 +195,94 @@ def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     return _ended(task, marks, message, verdict)
 
 
+# Before a run
+
+
+def _answer(task: BoundTask, probe: Message) -> None:
+    """Tell whoever asks that this queue is consumed, unless nobody waits for it any longer."""
+    broker = task.broker
+    if probe.expires_at is None or task.now() > probe.expires_at or not isinstance(broker, SignBroker):
+        return
+    try:
+        broker.leave_signs([answer_sign(probe)], life_s=ANSWER_LIFE_S, timeout_s=_ANSWER_S)
+    except BrokerUnavailable as exc:
+        _log.warning("a probe of queue %s is not answered: %s", probe.queue, exc.problem)
+
+
+def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
+    """Return what became of a message that may have been started before, carried out; None if it is to be run."""
+    marks = task.marks
+    if marks is None:
+        return _counted(task, message) if redelivered else None
+    if redelivered or message.redelivered:
+        if message.redelivered:
+            task.stopping.wait(_FIRST_COMES_FIRST_S)
+        claim = _claimed(task, marks, message)
+    elif marks.stood_still():  # so what it had taken may have been given to another meanwhile
+        try:
+            claim = marks.claim(message, timeout_s=_TELL_S)
+        except BrokerUnavailable:  # as far as is known, it came once
+            return None
+    else:
+        return None
+    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(task, message):
+        marks.ended(message)
+        claim = Claim.ENDED
+    if claim is Claim.RUN:
+        return None
+    _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
+    if claim is Claim.ENDED:
+        return Discarded("ended before")
+    if claim is Claim.RUNNING:
+        later(task, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
+        return Discarded("running elsewhere")
+    return _ended(task, marks, message, task.runner.judge_lost(message))
+
+
+def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
+    return _persist(task, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
+
+
+def _is_recorded(task: BoundTask, message: Message) -> bool:
+    """Return whether a message's end is recorded, and so carried out.
+
+    Its worker died before it could mark that, or it was so long ago that the mark is gone.
+    """
+    records = task.records
+    if records is None:
+        return False
+    record = _persist(task, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
+    return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
+
+
+def _counted(task: BoundTask, message: Message) -> Verdict | None:
+    """Count in the message itself how often it came back; without a store no more is known (SPEC, attempt marks)."""
+    if message.redelivered < MOST_REDELIVERIES:
+        later(task, replace(message, redelivered=message.redelivered + 1), 0)
+        return Discarded("counted")
+    error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
+    return _ended(task, None, message, Dead("exhausted", error))
+
+
+def _was_cancelled(task: BoundTask, message: Message) -> bool:
+    return task.records is not None and _persist(task, lambda _: task.cancellations.has(message))
+
+
+def _has_expired(task: BoundTask, message: Message) -> bool:
+    return message.expires_at is not None and task.now() > message.expires_at
+
+
+# After a run
+
+
+def _is_still_ours(task: BoundTask, marks: Marks, message: Message) -> bool:
+    """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
+    return _persist(task, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
+
+
 def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out, record it, and mark the attempt as ended."""
-    if isinstance(verdict, RunAgain) and task.records is not None and _was_cancelled(task, message):
+    if isinstance(verdict, RunAgain) and _was_cancelled(task, message):
         verdict = Cancelled(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
         state = _record(task, message, verdict)
@@ -189,12 +297,38 @@ def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verd
     return verdict
 
 
-def _was_cancelled(task: BoundTask, message: Message) -> bool:
-    return _persist(task, lambda _: task.was_cancelled(message))
+def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
+    """Carry a verdict out; returns when the broker has taken what has to be kept.
 
-
-def _has_expired(task: BoundTask, message: Message) -> bool:
-    return message.expires_at is not None and task.now() > message.expires_at
+    Raises:
+        NotSettledError: The broker was away until the worker stopped.
+    """
+    hooks = task.hooks
+    match verdict:
+        case Done(value):
+            if hooks.of["succeeded"]:
+                hooks.call(Event(name="succeeded", message=message, result=value))
+        case RunAgain(after_s, error):
+            what = failures.type_of(type(error)).rpartition(".")[2]
+            _log.warning("task %s id %s attempt %d failed (%s), next in %.3f s", *_names(message), what, after_s)
+            following = message.next_attempt(error)
+            # A worker may have died just after it had parked the next attempt. So what is parked in its place tells
+            # whoever takes it to look at the marks, and of the two, one runs (rule A7).
+            later(task, suspect(following) if isinstance(error, WorkerLost) else following, after_s)
+            hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
+        case Dead(reason, error):
+            if error is None:
+                _log.error("task %s id %s attempt %d is dead: %s", *_names(message), reason)
+            else:
+                text = "task %s id %s attempt %d is dead: %s"
+                failures.log(_log, logging.ERROR, text, *_names(message), reason, error=error)
+            bury(task, letter_of(message, reason=reason, error=error, now=task.now()))
+            hooks.call(Event(name="dead", message=message, error=error, reason=reason))
+        case Discarded(reason):
+            _log.info("task %s id %s attempt %d discarded: %s", *_names(message), reason)
+            hooks.call(Event(name="discarded", message=message, reason=reason))
+        case GivenBack():
+            _log.info("task %s id %s attempt %d was interrupted and is requeued", *_names(message))
 
 
 def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None:
@@ -222,153 +356,18 @@ def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
             return Ending(state="done", at=now, result_json="null" if result_json is None else result_json)
         case RunAgain(after_s, error):
             return Ending(state="retrying", at=now, due_at=now + after_s, error=ErrorInfo.of(error))
-        case Dead(reason, error):
-            return _failed("dead", now, reason, error)
-        case Cancelled(_, error):
-            return _failed("cancelled", now, "", error)
+        case Dead(reason, error) | Cancelled(reason, error):
+            return Ending(
+                state="dead" if isinstance(verdict, Dead) else "cancelled",
+                at=now,
+                reason=reason if isinstance(verdict, Dead) else "",
+                error=None if error is None else ErrorInfo.of(error),
+                traceback=failures.traceback_of(error),
+            )
         case Discarded(reason):
             return Ending(state="discarded", at=now, reason=reason)
         case GivenBack():
             return Ending(state="queued", at=now)
-
-
-def _failed(state: State, now: float, reason: str, error: BaseException | None) -> Ending:
-    return Ending(
-        state=state,
-        at=now,
-        reason=reason,
-        error=None if error is None else ErrorInfo.of(error),
-        traceback=failures.traceback_of(error),
-    )
-
-
-def _is_still_ours(task: BoundTask, marks: Marks, message: Message) -> bool:
-    """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
-    return _persist(task, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
-
-
-def _answer(task: BoundTask, probe: Message) -> None:
-    """Tell whoever asks that this queue is consumed, unless nobody waits for it any longer."""
-    broker = task.broker
-    if probe.expires_at is None or task.now() > probe.expires_at or not isinstance(broker, SignBroker):
-        return
-    try:
-        broker.leave_signs([answer_sign(probe)], life_s=ANSWER_LIFE_S, timeout_s=_ANSWER_S)
-    except BrokerUnavailable as exc:
-        _log.warning("a probe of queue %s is not answered: %s", probe.queue, exc.problem)
-
-
-def _of_redelivered(task: BoundTask, marks: Marks | None, message: Message) -> Verdict | None:
-    """Return what became of a message that may have been started before; None if it is to be run."""
-    if marks is None:
-        return _counted(task, message)
-    if message.redelivered:
-        task.stopping.wait(_FIRST_COMES_FIRST_S)
-    return _of_claim(task, marks, message, _claimed(task, marks, message))
-
-
-def _of_taken_before(task: BoundTask, marks: Marks, message: Message) -> Verdict | None:
-    """Do as `_of_redelivered`, but let a message run that came once, as far as is known, while the store is away."""
-    try:
-        claim = marks.claim(message, timeout_s=_TELL_S)
-    except BrokerUnavailable:
-        return None
-    return _of_claim(task, marks, message, claim)
-
-
-def _of_claim(task: BoundTask, marks: Marks, message: Message, claim: Claim) -> Verdict | None:
-    """Return what became of a message whose mark says this; None if it is to be run."""
-    if claim in (Claim.RUN, Claim.LOST) and _is_recorded(task, message):
-        marks.ended(message)
-        claim = Claim.ENDED
-    if claim is Claim.RUN:
-        return None
-    _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
-    if claim is Claim.ENDED:
-        return Discarded("ended before")
-    if claim is Claim.RUNNING:
-        later(task, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
-        return Discarded("running elsewhere")
-    return _ended(task, marks, message, task.runner.judge_lost(message))
-
-
-def _is_recorded(task: BoundTask, message: Message) -> bool:
-    """Return whether a message's end is recorded, and so carried out.
-
-    Its worker died before it could mark that, or it was so long ago that the mark is gone.
-    """
-    records = task.records
-    if records is None:
-        return False
-    record = _persist(task, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
-    return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
-
-
-def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
-    return _persist(task, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
-
-
-def _counted(task: BoundTask, message: Message) -> Verdict | None:
-    """Count in the message itself how often it came back; without a store no more is known (SPEC, attempt marks)."""
-    if message.redelivered < MOST_REDELIVERIES:
-        later(task, replace(message, redelivered=message.redelivered + 1), 0)
-        return Discarded("counted")
-    error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
-    return _ended(task, None, message, Dead("exhausted", error))
-
-
-def _names(message: Message) -> tuple[str, str, int]:
-    return message.task, message.id, message.attempt
-
-
-def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
-    """Carry a verdict out; returns when the broker has taken what has to be kept.
-
-    Raises:
-        NotSettledError: The broker was away until the worker stopped.
-    """
-    match verdict:
-        case Done(value):
-            if task.hooks.has("succeeded"):
-                task.hooks.call(Event(name="succeeded", message=message, result=value))
-        case RunAgain(after_s, error):
-            _log.warning(
-                "task %s id %s attempt %d failed (%s), next in %.3f s",
-                message.task,
-                message.id,
-                message.attempt,
-                failures.type_of(type(error)).rpartition(".")[2],
-                after_s,
-            )
-            later(task, _following(message, error), after_s)
-            task.hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
-        case Dead(reason, error):
-            _log_death(message, reason, error)
-            bury(task, letter_of(message, reason=reason, error=error, now=task.now()))
-            task.hooks.call(Event(name="dead", message=message, error=error, reason=reason))
-        case Discarded(reason):
-            _log.info("task %s id %s attempt %d discarded: %s", message.task, message.id, message.attempt, reason)
-            task.hooks.call(Event(name="discarded", message=message, reason=reason))
-        case GivenBack():
-            _log.info("task %s id %s attempt %d interrupted, goes back", message.task, message.id, message.attempt)
-
-
-def _log_death(message: Message, reason: str, error: BaseException | None) -> None:
-    text = "task %s id %s attempt %d is dead: %s"
-    if error is None:
-        _log.error(text, *_names(message), reason)
-    else:
-        failures.log(_log, logging.ERROR, text, *_names(message), reason, error=error)
-
-
-def _following(message: Message, error: BaseException) -> Message:
-    """Return the message of the next attempt.
-
-    A worker may have died just after it had parked that one. So the one that is parked in its place tells whoever takes
-    it to look at the marks, and of the two, one runs (rule A7).
-    """
-    following = message.next_attempt(error)
-    return suspect(following) if isinstance(error, WorkerLost) else following
 
 
 def letter_of(message: Message, *, reason: str, error: BaseException | None, now: float) -> DeadLetter:
@@ -383,48 +382,34 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
     )
 
 
-def _this_process() -> str:
-    return f"{_host_name()}:{os.getpid()}"
+# Messages that are not run
 
 
-@cache
-def _host_name() -> str:
-    return socket.gethostname()
+def prepare_marks(host: Host) -> None:
+    """Get ready to mark attempts, before the first message is taken."""
+    marks = host.marks
+    if marks is not None:
+        marks.prepare()
 
 
-def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
-    """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
+def unmark(host: Host, messages: Iterable[Message]) -> None:
+    """Remove the marks of runs that are given back, so that they are no attempts (rule R8)."""
+    for message in messages:
+        if not _unmark(host.bound(message.task), message):
+            return
 
-    Args:
-        host: The bridge, or a task bound to it.
-        raw: Its bytes.
-        reason: Why it is dead, such as `undecodable`.
-        error: What reading it raised.
-        message_id: What it calls itself; anything, for it was found on the wire.
 
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
-    """
-    now, info = host.now(), ErrorInfo.of(error)
-    bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
-    records = None if host.store is None else host.store.records
-    if records is None or not is_id(message_id):
-        return
-    record = _persist(host, lambda timeout_s: records.get(message_id, timeout_s=timeout_s))
-    if record is None or record.state in FINAL:
-        return
-    message = Message(
-        id=record.id,
-        task=record.task,
-        queue=record.queue,
-        args_json="[]",
-        kwargs_json="{}",
-        enqueued_at=record.enqueued_at,
-        attempt=max((each.number for each in record.attempts), default=0) + 1,
-        replays=record.replays,
-    )
-    ending = Ending(state="dead", at=now, reason=reason, error=info)
-    _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+def _unmark(task: BoundTask, message: Message) -> bool:
+    """Remove the mark of a run, if there are marks; return whether the store let that be done."""
+    if task.marks is None:
+        return True
+    try:
+        task.marks.given_back(message, timeout_s=_TELL_S)
+    except BrokerUnavailable as exc:
+        _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
+        return False
+    _record(task, message, GivenBack())
+    return True
 
 
 def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
@@ -455,7 +440,7 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
 def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
 
-    It is no attempt: its mark is taken away. It is parked, for 1 s, then 2, 4, 8 and 16 s; the sixth time it is dead
+    It is no attempt: its mark is removed. It is parked, for 1 s, then 2, 4, 8 and 16 s; the sixth time it is dead
     with reason `internal_error`. One that can't even be parked is buried as text.
 
     Returns:
@@ -468,34 +453,63 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
         host.stopping.wait(REQUEUE_PAUSES_S[0])
         return False
     try:
-        _requeue_or_bury(host.bound(message.task), message, error)
+        task = host.bound(message.task)
+        if message.requeues < len(REQUEUE_PAUSES_S):
+            later(task, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
+        else:
+            _ended(task, task.marks, message, Dead("internal_error", error))
     except NotSettledError:
         return False
     except Exception as exc:
         failures.log(_log, logging.ERROR, "task %s id %s attempt %d can't be kept", *_names(message), error=exc)
-        return _buried_as_text(host, message, error)
+        raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
+        letter = letter_of(message, reason="internal_error", error=error, now=host.now())
+        try:
+            bury(host, replace(letter, message=None, raw=raw))
+        except NotSettledError:
+            return False
     return True
 
 
-def _requeue_or_bury(task: BoundTask, message: Message, error: BaseException) -> None:
-    if message.requeues < len(REQUEUE_PAUSES_S):
-        later(task, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
-    else:
-        _ended(task, task.marks, message, Dead("internal_error", error))
+def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
+    """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
+
+    Args:
+        host: The bridge.
+        raw: Its bytes.
+        reason: Why it is dead, such as `undecodable`.
+        error: What reading it raised.
+        message_id: What it calls itself; anything, for it was found on the wire.
+
+    Raises:
+        NotSettledError: The broker or the store was away until the worker stopped.
+    """
+    now, info, records = host.now(), ErrorInfo.of(error), host.records
+    bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
+    if records is None or not is_id(message_id):
+        return
+    record = _persist(host, lambda timeout_s: records.get(message_id, timeout_s=timeout_s))
+    if record is None or record.state in FINAL:
+        return
+    message = Message(
+        id=record.id,
+        task=record.task,
+        queue=record.queue,
+        args_json="[]",
+        kwargs_json="{}",
+        enqueued_at=record.enqueued_at,
+        attempt=max((each.number for each in record.attempts), default=0) + 1,
+        replays=record.replays,
+    )
+    ending = Ending(state="dead", at=now, reason=reason, error=info)
+    _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
 
 
-def _buried_as_text(host: Host, message: Message, error: BaseException) -> bool:
-    raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
-    letter = letter_of(message, reason="internal_error", error=error, now=host.now())
-    try:
-        bury(host, replace(letter, message=None, raw=raw))
-    except NotSettledError:
-        return False
-    return True
+# What the broker has to take
 
 
-def later(host: Means, message: Message, delay_s: float) -> None:
-    """Park a message, or publish it if nothing is to be waited for; keeps trying while the worker runs (rule R5).
+def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
+    """Park a message, or publish it if there is no delay; keeps trying while the worker runs (rule R5).
 
     If the broker may have taken it without saying so, the next try tells whoever takes it to look at the marks, and of
     the two, one runs (rule A7).
@@ -522,20 +536,15 @@ def suspect(message: Message) -> Message:
     return replace(message, redelivered=max(1, message.redelivered))
 
 
-def bury(host: Means, letter: DeadLetter) -> None:
+def bury(host: Host | BoundTask, letter: DeadLetter) -> None:
     """Bury a dead letter; keeps trying while the worker runs."""
     _persist(host, lambda timeout_s: host.broker.bury(letter, timeout_s=timeout_s))
 
 
-def _persist(host: Means, act: Callable[[float], T]) -> T:
-    """Return what an act on the broker or the store returns; keeps trying while the worker runs.
+def _persist(host: Host | BoundTask, act: Callable[[float], T]) -> T:
+    """Return what an act on the broker or the store returns, which is given the seconds that it may take.
 
-    Args:
-        host: The bridge, or a task bound to it.
-        act: Is given the seconds that it may take.
-
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
+    Keeps trying while the worker runs; raises `NotSettledError` if they were away until it stopped.
     """
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -546,3 +555,14 @@ def _persist(host: Means, act: Callable[[float], T]) -> T:
             if host.stopping.wait(pause_s):
                 raise NotSettledError(str(exc)) from exc
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+
+def _names(message: Message) -> tuple[str, str, int]:
+    return message.task, message.id, message.attempt
+
+
+def _this_process() -> str:
+    return f"{_host_name()}:{os.getpid()}"
+
+
+_host_name: Final = cache(socket.gethostname)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -48,8 +48,8 @@ class Source(Protocol):
         """Return a task's declaration; None if it is not declared."""
         ...
 
-    def task_names(self) -> list[str]:
-        """Return the names of all tasks declared so far."""
+    def declarations(self) -> Sequence[Declaration]:
+        """Return all tasks declared so far."""
         ...
 
 
@@ -158,7 +158,7 @@ class Schedules:
     def _of_setting(self, setting: PeriodicSetting) -> Planned:
         declaration = self._source.declaration_of(setting.task)
         if declaration is None:
-            hint = nearest(setting.task, self._source.task_names())
+            hint = nearest(setting.task, [each.name for each in self._source.declarations()])
             raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
         try:
             check_recorded([setting.timing], results=declaration.results)

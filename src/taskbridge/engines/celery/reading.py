@@ -10,8 +10,7 @@ from typing import Any, Final, cast
 from taskbridge import codec
 from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, own_queue
 from taskbridge.exceptions import CodecError, DecodeError
-from taskbridge.ids import checked
-from taskbridge.message import Message, loads_meta
+from taskbridge.message import Message, checked, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
 """The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""

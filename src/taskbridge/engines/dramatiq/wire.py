@@ -14,8 +14,7 @@ from taskbridge import codec, locks
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
 from taskbridge.engines.dramatiq.memory_queue import LeveledQueue
 from taskbridge.exceptions import DecodeError, EncodeError
-from taskbridge.ids import checked
-from taskbridge.message import PRIORITIES, Message, Priority, loads_meta, new_id
+from taskbridge.message import PRIORITIES, Message, Priority, checked, loads_meta, new_id
 from taskbridge.settings import Settings
 
 ENGINE: Final = "dramatiq"
