@@ -72,7 +72,7 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         if settings.store is not None:
             yield _ping("store", lambda: bridge.store, settings, settings.store.startswith("memory:"))
     if app is not None:
-        names = sorted(bridge.task_names())
+        names = sorted([each.name for each in bridge.declarations()])
         if names:
             yield _Finding("tasks", "ok", f"{len(names)}: {', '.join(names)}")
         else:
