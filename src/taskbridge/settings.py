@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from taskbridge.durations import seconds
 from taskbridge.exceptions import DeclarationError, SettingsError, nearest
-from taskbridge.message import PRIORITIES, Priority
+from taskbridge.message import Priority, checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Route, check_queue_name
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
+
+ENGINES: Final = ("celery", "dramatiq")
+"""The built-in engines, but for inline."""
 
 ENGINE_PLUGINS: Final = "taskbridge.engines"
 """The group of entry points whose names are engines, and whose values are packages like those in `engines/`."""
@@ -30,26 +33,10 @@ BROKER_PLUGINS: Final = "taskbridge.brokers"
 STORE_PLUGINS: Final = "taskbridge.stores"
 """The group of entry points whose names are schemes of stores, and whose values are modules like those in `stores/`."""
 
-STORE_SCHEMES: Final[Mapping[str, str]] = {
-    "redis": "redis",
-    "rediss": "redis",
-    "unix": "redis",
-    "memory": "memory",
-    "sqlite": "sql",
-    "postgresql": "sql",
-}
-"""The schemes of the built-in stores' URLs, and in which room each is."""
-
-_SCHEMES: Final[Mapping[str, str]] = {
-    "redis": "redis",
-    "rediss": "redis",
-    "unix": "redis",
-    "amqp": "amqp",
-    "amqps": "amqp",
-    "memory": "memory",
-}
 _NAMESPACE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}|\{[A-Za-z_][A-Za-z0-9_-]{0,47}\}")
 """In braces it is a hash tag: on Redis all keys of the namespace are in one slot."""
+
+_ESCAPE: Final = " (in a user's name or password, write / ? # [ ] @ as %2F %3F %23 %5B %5D %40)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,15 +60,13 @@ class Address:
         """The pair, such as `celery+redis`, without anything secret."""
         return self.engine if self.engine == "inline" else f"{self.engine}+{self.broker}"
 
-    def __repr__(self) -> str:
-        return f"Address({self.safe_url})"
-
     @property
     def safe_url(self) -> str:
         """The URL without its credentials, fit for logs and errors."""
-        if self.engine == "inline":
-            return DEFAULT_URL
-        return f"{self.engine}+{without_credentials(self.broker_url)}"
+        return DEFAULT_URL if self.engine == "inline" else f"{self.engine}+{without_credentials(self.broker_url)}"
+
+    def __repr__(self) -> str:
+        return f"Address({self.safe_url})"
 
 
 def without_credentials(url: str) -> str:
@@ -99,56 +84,45 @@ def plugins(group: str) -> dict[str, str]:
     return {point.name: point.module for point in entry_points(group=group)}
 
 
-def parse_url(url: str, engines: Iterable[str] = ("celery", "dramatiq")) -> Address:
+# URLs
+
+
+def parse_url(url: Any) -> Address:
     """Return the parts of a bridge's URL.
 
     Args:
         url: Such as `inline://`, `celery+redis://localhost:6379/0`, `dramatiq+amqp://guest:guest@rabbit//`.
-        engines: The names of the built-in engines, but for inline; others are found by entry point.
 
     Raises:
-        SettingsError: It is not one of these.
+        ValueError: It is not one of these.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = _string(url).partition("://")
     if not separator:
-        raise SettingsError("url", "it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
+        raise ValueError("it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
     if scheme == "inline":
-        return Address(engine="inline", broker="memory", broker_url="memory://", options=_query(rest))
-    engine, plus, broker_scheme = scheme.partition("+")
-    known = tuple(engines)
-    if engine not in known and engine not in (others := plugins(ENGINE_PLUGINS)):
-        raise SettingsError("url", f"there is no engine {engine!r}{nearest(engine, (*known, *others, 'inline'))}")
-    if plus and broker_scheme not in _SCHEMES and broker_scheme in plugins(BROKER_PLUGINS):
-        return Address(engine=engine, broker=broker_scheme, broker_url=f"{broker_scheme}://{rest}")
-    if not plus or broker_scheme not in _SCHEMES:
-        raise SettingsError(
-            "url",
-            f"there is no broker {broker_scheme!r}{nearest(broker_scheme, _SCHEMES)} "
-            f"(write {engine}+redis:// or {engine}+amqp://)",
-        )
-    kind = _SCHEMES[broker_scheme]
-    normalise = {"redis": _redis_url, "amqp": _amqp_url, "memory": _memory_url}[kind]
-    return Address(engine=engine, broker=kind, broker_url=normalise(f"{broker_scheme}://{rest}"))
+        return Address(engine="inline", broker="memory", broker_url="memory://", options=_inline_options(rest))
+    engine, _, broker_scheme = scheme.partition("+")
+    if engine not in ENGINES and engine not in (others := plugins(ENGINE_PLUGINS)):
+        raise ValueError(f"there is no engine {engine!r}{nearest(engine, (*ENGINES, *others, 'inline'))}")
+    broker_url = f"{broker_scheme}://{rest}"
+    if broker_scheme in _BROKERS:
+        broker, normalise = _BROKERS[broker_scheme]
+        return Address(engine=engine, broker=broker, broker_url=normalise(broker_url))
+    if broker_scheme in plugins(BROKER_PLUGINS):
+        return Address(engine=engine, broker=broker_scheme, broker_url=broker_url)
+    hint = f"{nearest(broker_scheme, _BROKERS)} (write {engine}+redis:// or {engine}+amqp://)"
+    raise ValueError(f"there is no broker {broker_scheme!r}{hint}")
 
 
-def _query(rest: str) -> tuple[tuple[str, str], ...]:
+def _inline_options(rest: str) -> tuple[tuple[str, str], ...]:
     place, _, query = rest.partition("?")
     if place.strip("/"):
-        raise SettingsError("url", "inline:// takes no host")
+        raise ValueError("inline:// takes no host")
     pairs = [item.partition("=") for item in query.split("&") if item]
     for key, _, value in pairs:
         if key != "threads" or not value.isdecimal():
-            raise SettingsError("url", f"inline:// takes 'threads=N', not '{key}={value}'")
+            raise ValueError(f"inline:// takes 'threads=N', not '{key}={value}'")
     return tuple((key, value) for key, _, value in pairs)
-
-
-_ESCAPE: Final = " (in a user's name or password, write / ? # [ ] @ as %2F %3F %23 %5B %5D %40)"
-
-
-def _memory_url(url: str) -> str:
-    if url != "memory://":
-        raise SettingsError("url", "a memory broker has no address: write memory://")
-    return url
 
 
 def _split(url: str) -> SplitResult:
@@ -156,29 +130,35 @@ def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
     except ValueError:  # which shows what it has read
-        raise SettingsError("url", f"it can't be read: {without_credentials(url)}{_ESCAPE}") from None
+        raise ValueError(f"it can't be read: {without_credentials(url)}{_ESCAPE}") from None
     try:
         _ = parts.port
     except ValueError:
         problem = f"its port is not a number from 0 to 65535: {without_credentials(url)}"
-        raise SettingsError("url", f"{problem}{_ESCAPE}") from None
+        raise ValueError(f"{problem}{_ESCAPE}") from None
     if parts.netloc and parts.fragment:
-        raise SettingsError("url", f"there is a # in it{_ESCAPE}")
+        raise ValueError(f"there is a # in it{_ESCAPE}")
     return parts
+
+
+def _memory_url(url: str) -> str:
+    if url != "memory://":
+        raise ValueError("in memory there is no address: write memory://")
+    return url
 
 
 def _redis_url(url: str) -> str:
     parts = _split(url)
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
-            raise SettingsError("url", "a unix:// URL needs the path of the socket")
+            raise ValueError("a unix:// URL needs the path of the socket")
         return url
     if not parts.hostname:
-        raise SettingsError("url", "the host is missing")
+        raise ValueError("the host is missing")
     database = parts.path.strip("/") or "0"
     if not database.isdecimal():
         shown = f"{database!r} " if "@" not in url.partition("://")[2].partition("/")[2] else ""
-        raise SettingsError("url", f"the database {shown}is not a number{_ESCAPE}")
+        raise ValueError(f"the database {shown}is not a number{_ESCAPE}")
     return urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
 
 
@@ -186,111 +166,44 @@ def _amqp_url(url: str) -> str:
     """Return an AMQP URL that kombu and pika read alike: they differ on `//`, `/` and no path (the vhost `/`)."""
     parts = _split(url)
     if not parts.hostname:
-        raise SettingsError("url", "the host is missing")
+        raise ValueError("the host is missing")
     vhost = parts.path[1:]
     path = "/%2F" if unquote(vhost) in ("", "/") else f"/{vhost}"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeriodicSetting:
-    """A schedule of the setting `schedules`.
-
-    Attributes:
-        name: The schedule's name.
-        task: The task's name.
-        timing: When it is due.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
-        queue: Where it is sent; None leaves it to the task and the routes.
-        priority: None leaves it to the task.
-    """
-
-    name: str
-    task: str
-    timing: Timing
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any]
-    queue: str | None = None
-    priority: Priority | None = None
+def _sql_url(url: str) -> str:
+    """Return the URL of an SQL database as it was given."""
+    parts = _split(url)
+    if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
+        raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
+    if parts.scheme == "postgresql" and not parts.path.strip("/"):
+        raise ValueError("it must name a database: postgresql://user:password@host/database")
+    return url
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """All settings of a bridge, checked; durations are in seconds."""
+_REDIS: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = dict.fromkeys(
+    ("redis", "rediss", "unix"), ("redis", _redis_url)
+)
+_BROKERS: Final = {
+    **_REDIS,
+    **dict.fromkeys(("amqp", "amqps"), ("amqp", _amqp_url)),
+    "memory": ("memory", _memory_url),
+}
+"""By scheme: the kind of broker, and what checks and normalises its URL."""
 
-    url: Address
-    namespace: str
-    default_queue: str
-    queues: tuple[str, ...]
-    routes: tuple[Route, ...]
-    retry: RetryPolicy
-    send_timeout_s: float
-    lease_s: float
-    grace_s: float
-    store: str | None
-    unknown_task_grace_s: float
-    dead_ttl_s: float
-    max_message_bytes: int
-    result_ttl_s: float | None
-    schedules: tuple[PeriodicSetting, ...]
-    scheduler: bool
-    fast: bool
+_STORES: Final = {
+    **_REDIS,
+    "memory": ("memory", _memory_url),
+    **dict.fromkeys(("sqlite", "postgresql"), ("sql", _sql_url)),
+}
+"""By scheme: the room of a built-in store, and what checks and normalises its URL."""
 
-    def __repr__(self) -> str:
-        return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
+STORE_SCHEMES: Final[Mapping[str, str]] = {scheme: room for scheme, (room, _) in _STORES.items()}
+"""The schemes of the built-in stores' URLs, and in which room each is."""
 
 
-def load(
-    given: Mapping[str, Any],
-    *,
-    environ: Mapping[str, str] | None = None,
-    engines: Iterable[str] = ("celery", "dramatiq"),
-) -> tuple[Settings, bool]:
-    """Return checked settings, and whether anyone chose the URL.
-
-    Args:
-        given: By key; None stands for not given, but for `result_ttl`.
-        environ: The environment; the process's own if None.
-        engines: The names of the built-in engines.
-
-    Raises:
-        SettingsError: A key or value is wrong.
-    """
-    env = os.environ if environ is None else environ
-    chosen: dict[str, Any] = {}
-    for name, value in env.items():
-        if name.startswith(ENV_PREFIX) and not name.startswith(_NOT_SETTINGS):
-            chosen[_known_key(name[len(ENV_PREFIX) :].lower(), name)] = value
-    for key, value in given.items():
-        if value is not None or key == "result_ttl":  # for which None says: for ever
-            chosen[_known_key(key, key)] = value
-    known_engines = tuple(engines)
-    values: dict[str, Any] = {}
-    for key, (default, check) in _KEYS.items():
-        values[key] = _checked(key, chosen.get(key, default), check)
-    values["url"] = parse_url(values["url"], known_engines)
-    settings = Settings(**{_FIELD_OF.get(key, key): value for key, value in values.items()})
-    return settings, "url" in chosen
-
-
-_NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
-"""What variables begin with that are no settings: which module a worker loads, and what the tests use."""
-
-
-def _known_key(key: str, shown: str) -> str:
-    if key not in _KEYS:
-        raise SettingsError(shown, f"there is no such setting{nearest(key, _KEYS)}")
-    return key
-
-
-def _checked(key: str, value: Any, check: Callable[[Any], Any]) -> Any:
-    try:
-        return check(value)
-    except SettingsError:
-        raise
-    except (TypeError, ValueError) as exc:
-        raise SettingsError(key, str(exc)) from exc
+# Checks of single values; what they raise gets the setting's key
 
 
 def _string(value: Any) -> str:
@@ -333,13 +246,17 @@ def _route(item: Any) -> Route:
     return Route(pattern, check_queue_name(queue))
 
 
-def _duration(value: Any) -> float:
+def _seconds(value: Any) -> float:
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             raise ValueError(f"it must be a number of seconds, not {value!r}") from None
-    number = seconds(value, name="it")
+    return seconds(value, name="it")
+
+
+def _duration(value: Any) -> float:
+    number = _seconds(value)
     if number == 0:
         raise ValueError("it must be more than 0")
     return number
@@ -347,12 +264,6 @@ def _duration(value: Any) -> float:
 
 def _ttl(value: Any) -> float | None:
     return None if value is None or value == "none" else _duration(value)
-
-
-def _grace(value: Any) -> float:
-    if isinstance(value, str):
-        value = float(value)
-    return seconds(value, name="it")
 
 
 def _size(value: Any) -> int:
@@ -367,24 +278,13 @@ def _store(value: Any) -> str | None:
     if value is None:
         return None
     scheme, separator, _ = _string(value).partition("://")
-    room = STORE_SCHEMES.get(scheme)
-    others = plugins(STORE_PLUGINS) if separator and room is None else {}
+    if separator and scheme in _STORES:
+        return _STORES[scheme][1](value)
+    others = plugins(STORE_PLUGINS) if separator else {}
     if scheme in others:
         return str(value)
-    if not separator or room is None:
-        hint = nearest(scheme, (*STORE_SCHEMES, *others)) if separator else ""
-        raise ValueError(f"it must be a redis://, postgresql://, sqlite:/// or memory:// URL{hint}")
-    return {"redis": _redis_url, "memory": _memory_url, "sql": _sql_url}[room](value)
-
-
-def _sql_url(url: str) -> str:
-    """Return the URL of an SQL database as it was given."""
-    parts = _split(url)
-    if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
-        raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
-    if parts.scheme == "postgresql" and not parts.path.strip("/"):
-        raise ValueError("it must name a database: postgresql://user:password@host/database")
-    return url
+    hint = nearest(scheme, (*_STORES, *others)) if separator else ""
+    raise ValueError(f"it must be a redis://, postgresql://, sqlite:/// or memory:// URL{hint}")
 
 
 def _retry(value: Any) -> RetryPolicy:
@@ -412,9 +312,30 @@ def _switch(value: Any) -> bool:
     return value
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeriodicSetting:
+    """A schedule of the setting `schedules`.
+
+    Attributes:
+        name: The schedule's name.
+        task: The task's name.
+        timing: When it is due.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        queue: Where it is sent; None leaves it to the task and the routes.
+        priority: None leaves it to the task.
+    """
+
+    name: str
+    task: str
+    timing: Timing
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any]
+    queue: str | None = None
+    priority: Priority | None = None
+
+
 def _schedules(value: Any) -> tuple[PeriodicSetting, ...]:
-    if isinstance(value, tuple) and not value:
-        return ()
     if isinstance(value, str):
         import json  # here, for few environments hold schedules
 
@@ -422,6 +343,8 @@ def _schedules(value: Any) -> tuple[PeriodicSetting, ...]:
             value = json.loads(value)
         except ValueError as exc:
             raise ValueError(f"as text it must be JSON: {exc}") from exc
+    if value == ():
+        return ()
     if not isinstance(value, Mapping):
         raise TypeError(f"it must hold schedules by name, such as {{'nightly': {{'task': ...}}}}, not {value!r}")
     named = cast("Mapping[str, Any]", value)
@@ -439,62 +362,104 @@ def _schedule(name: Any, given: Any) -> PeriodicSetting:
         checked = check_name(name)
         if not isinstance(given, Mapping):
             raise DeclarationError(f"it must hold a task, and cron or every, not {given!r}")
-        options = cast("Mapping[str, Any]", given)
+        options = {key: value for key, value in cast("Mapping[str, Any]", given).items() if value is not None}
         for key in options:
             if key not in _SCHEDULE_KEYS:
                 raise DeclarationError(f"there is no {key!r} in a schedule{nearest(str(key), _SCHEDULE_KEYS)}")
-        timing = timing_of(name=checked, **{"cron": None, "every": None, **_only(options, _TIMING_KEYS)})
+        times = {key: options[key] for key in _TIMING_KEYS if key in options}
+        timing = timing_of(name=checked, **{"cron": None, "every": None, **times})
         if timing is None or not isinstance(options.get("task"), str):
             raise DeclarationError("it needs a task, by name, and cron or every")
-        return PeriodicSetting(name=checked, task=options["task"], timing=timing, **_call_options(options))
-    except DeclarationError as exc:
+        args: Any = options.get("args", ())
+        kwargs: Any = options.get("kwargs", {})
+        if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
+            raise DeclarationError("args must be a list, and kwargs values by name")
+        return PeriodicSetting(
+            name=checked,
+            task=options["task"],
+            timing=timing,
+            args=tuple(cast("list[Any]", args)),
+            kwargs=dict(cast("Mapping[str, Any]", kwargs)),
+            queue=check_queue_name(options["queue"]) if "queue" in options else None,
+            priority=checked_priority(options["priority"]) if "priority" in options else None,
+        )
+    except (DeclarationError, ValueError) as exc:
         raise ValueError(f"{name!r}: {exc}") from exc
 
 
-def _only(options: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: options[key] for key in keys if options.get(key) is not None}
+# The table of settings
 
 
-def _call_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    args, kwargs = options.get("args", ()), options.get("kwargs", {})
-    queue, priority = options.get("queue"), options.get("priority")
-    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
-        raise DeclarationError("args must be a list, and kwargs values by name")
-    if priority is not None and priority not in PRIORITIES:
-        raise DeclarationError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}")
-    return {
-        "args": tuple(cast("Iterable[Any]", args)),
-        "kwargs": dict(cast("Mapping[str, Any]", kwargs)),
-        "queue": None if queue is None else check_queue_name(queue),
-        "priority": priority,
-    }
+def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
+    return field(metadata={"default": default, "check": check})
 
 
-_KEYS: Final[Mapping[str, tuple[Any, Callable[[Any], Any]]]] = {
-    "url": (DEFAULT_URL, _string),
-    "namespace": ("taskbridge", _namespace),
-    "default_queue": ("default", check_queue_name),
-    "queues": ((), _queues),
-    "routes": ((), _routes),
-    "retry": (RetryPolicy(), _retry),
-    "send_timeout": (5.0, _duration),
-    "lease": (60.0, _duration),
-    "grace": (25.0, _grace),
-    "store": (None, _store),
-    "unknown_task_grace": (600.0, _grace),
-    "dead_ttl": (7 * 86400.0, _duration),
-    "max_message_bytes": (1024 * 1024, _size),
-    "result_ttl": (86400.0, _ttl),
-    "schedules": ((), _schedules),
-    "scheduler": (True, _switch),
-    "fast": (True, _switch),
-}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of a bridge, checked; durations are in seconds.
 
-_FIELD_OF: Final = {
-    key: f"{key}_s" for key in ("send_timeout", "lease", "grace", "unknown_task_grace", "dead_ttl", "result_ttl")
-}
+    A field is a setting: its key is the field's name without `_s`, and its environment variable `TASKBRIDGE_<KEY>`.
+    """
 
-SETTING_KEYS: Final = tuple(_KEYS)
+    url: Address = _setting(DEFAULT_URL, parse_url)
+    namespace: str = _setting("taskbridge", _namespace)
+    default_queue: str = _setting("default", check_queue_name)
+    queues: tuple[str, ...] = _setting((), _queues)
+    routes: tuple[Route, ...] = _setting((), _routes)
+    retry: RetryPolicy = _setting(RetryPolicy(), _retry)
+    send_timeout_s: float = _setting(5.0, _duration)
+    lease_s: float = _setting(60.0, _duration)
+    grace_s: float = _setting(25.0, _seconds)
+    store: str | None = _setting(None, _store)
+    unknown_task_grace_s: float = _setting(600.0, _seconds)
+    dead_ttl_s: float = _setting(7 * 86400.0, _duration)
+    max_message_bytes: int = _setting(1024 * 1024, _size)
+    result_ttl_s: float | None = _setting(86400.0, _ttl)
+    schedules: tuple[PeriodicSetting, ...] = _setting((), _schedules)
+    scheduler: bool = _setting(True, _switch)
+    fast: bool = _setting(True, _switch)
+
+    def __repr__(self) -> str:
+        return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"
+
+
+_FIELDS: Final = {each.name.removesuffix("_s"): each for each in fields(Settings)}
+
+SETTING_KEYS: Final = tuple(_FIELDS)
 """The names of all settings."""
 
-assert {_FIELD_OF.get(key, key) for key in _KEYS} == {field.name for field in fields(Settings)}
+_NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
+"""What variables begin with that are no settings: which module a worker loads, and what the tests use."""
+
+
+def load(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> tuple[Settings, bool]:
+    """Return checked settings, and whether anyone chose the URL.
+
+    Args:
+        given: By key; None stands for not given, but for `result_ttl`.
+        environ: The environment; the process's own if None.
+
+    Raises:
+        SettingsError: A key or value is wrong.
+    """
+    env = os.environ if environ is None else environ
+    chosen: dict[str, Any] = {}
+    for name, value in env.items():
+        if name.startswith(ENV_PREFIX) and not name.startswith(_NOT_SETTINGS):
+            chosen[_known_key(name[len(ENV_PREFIX) :].lower(), name)] = value
+    for key, value in given.items():
+        if value is not None or key == "result_ttl":  # for which None says: for ever
+            chosen[_known_key(key, key)] = value
+    values: dict[str, Any] = {}
+    for key, known in _FIELDS.items():
+        try:
+            values[known.name] = known.metadata["check"](chosen.get(key, known.metadata["default"]))
+        except (TypeError, ValueError) as exc:
+            raise SettingsError(key, str(exc)) from exc
+    return Settings(**values), "url" in chosen
+
+
+def _known_key(key: str, shown: str) -> str:
+    if key not in _FIELDS:
+        raise SettingsError(shown, f"there is no such setting{nearest(key, _FIELDS)}")
+    return key
