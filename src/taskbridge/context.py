@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
+from typing import Final
 
 from taskbridge.exceptions import NoCurrentTaskError
 from taskbridge.message import Message, Priority
@@ -50,49 +51,8 @@ class Context:
         return self.is_cancelled()
 
 
-class Running:
-    """A context manager that makes `current()` answer for a message while its block runs.
-
-    Args:
-        message: What runs.
-        max_attempts: Runs in total that its policy allows; None is no limit.
-        is_cancelled: Returns whether a message that runs was cancelled.
-    """
-
-    __slots__ = ("_context", "_is_cancelled", "_max_attempts", "_message", "_token")
-
-    def __init__(self, message: Message, *, max_attempts: int | None, is_cancelled: Callable[[Message], bool]) -> None:
-        self._message = message
-        self._max_attempts = max_attempts
-        self._is_cancelled = is_cancelled
-        self._context: Context | None = None
-
-    def __enter__(self) -> None:
-        self._token = _current.set(self)
-
-    def __exit__(self, *exc_info: object) -> None:
-        _current.reset(self._token)
-
-    def context(self) -> Context:
-        """Return what the task may know; made when it first asks, for most tasks don't."""
-        message = self._message
-        if self._context is None:
-            self._context = Context(
-                id=message.id,
-                task=message.task,
-                queue=message.queue,
-                priority=message.priority,
-                attempt=message.attempt,
-                max_attempts=self._max_attempts,
-                enqueued_at=datetime.fromtimestamp(message.enqueued_at, timezone.utc),
-                headers=message.headers,
-                previous_error=message.error,
-                is_cancelled=partial(self._is_cancelled, message),
-            )
-        return self._context
-
-
-_current: ContextVar[Running] = ContextVar("taskbridge_current")
+running: Final[ContextVar[tuple[Message, int | None, Callable[[Message], bool]]]] = ContextVar("taskbridge_current")
+"""What runs here: the message, the runs that its policy allows, and what says whether it was cancelled."""
 
 
 def current() -> Context:
@@ -102,6 +62,18 @@ def current() -> Context:
         NoCurrentTaskError: No task is running here.
     """
     try:
-        return _current.get().context()
+        message, max_attempts, is_cancelled = running.get()
     except LookupError:
         raise NoCurrentTaskError("current() was called outside a running task") from None
+    return Context(
+        id=message.id,
+        task=message.task,
+        queue=message.queue,
+        priority=message.priority,
+        attempt=message.attempt,
+        max_attempts=max_attempts,
+        enqueued_at=datetime.fromtimestamp(message.enqueued_at, timezone.utc),
+        headers=message.headers,
+        previous_error=message.error,
+        is_cancelled=partial(is_cancelled, message),
+    )

@@ -93,7 +93,7 @@ class Runs:
         try:
             if self._enter(thread, Run(message, holder, stuck_at)):
                 try:
-                    verdict = self._host.bound(message.task).runner.run(message)
+                    verdict = self._host.bound(message.task).run(message)
                 finally:
                     self._leave(thread)
         except Interrupted:  # it may arrive outside the task's own code, where the runner does not see it

@@ -24,7 +24,7 @@ from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
-from taskbridge.hooks import Event, Hooks
+from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
@@ -65,54 +65,43 @@ REQUEUE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class BoundTask:
+class BoundTask(Runner):
     """All that a run of a task needs, and all that settling it needs; made once a task, by `Bridge.bound`.
 
     Attributes:
-        runner: Runs its messages, and judges those whose worker is gone.
         settings: The checked settings.
-        hooks: The application's hooks.
         broker: The connection to the broker.
         marks: The attempt marks; None without a store.
         records: Where its messages are recorded; None without a store, and with `results=False`.
         cancellations: What is known of cancelled messages.
         stopping: Set once this process's worker stops.
-        now: Returns the time, in seconds since the epoch.
     """
 
-    runner: Runner
     settings: Settings
-    hooks: Hooks
     broker: Broker
     marks: Marks | None
     records: Records | None
     cancellations: Cancellations
     stopping: threading.Event
-    now: Callable[[], float]
 
 
 def bind(host: Host, task: str) -> BoundTask:
     """Return a task, which may not be declared, as workers run it; see `Bridge.bound`."""
     settings, broker, records, cancellations = host.settings, host.broker, host.records_of(task), host.cancellations
     declaration = host.declaration_of(task)
-    runner = Runner(
-        declaration,
+    return BoundTask(
+        declaration=declaration,
         policy=settings.retry if declaration is None or declaration.retry is None else declaration.retry,
         hooks=host.hooks,
         now=host.clock,
         most_bytes=None if records is None else settings.max_message_bytes,
         is_cancelled=_never if records is None else cancellations.knows,
-    )
-    return BoundTask(
-        runner=runner,
         settings=settings,
-        hooks=host.hooks,
         broker=broker,
         marks=host.marks,
         records=records,
         cancellations=cancellations,
         stopping=host.stopping,
-        now=host.clock,
     )
 
 
@@ -141,7 +130,7 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     """
     task = host.bound(message.task)
     verdict = begin(task, message, redelivered=redelivered)
-    return finish(task, message, task.runner.run(message)) if verdict is None else verdict
+    return finish(task, message, task.run(message)) if verdict is None else verdict
 
 
 def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
@@ -236,7 +225,7 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
     if claim is Claim.RUNNING:
         later(task, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
         return Discarded("running elsewhere")
-    return _ended(task, marks, message, task.runner.judge_lost(message))
+    return _ended(task, marks, message, task.judge_lost(message))
 
 
 def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
