@@ -56,7 +56,7 @@ def being_connected_is_enough() -> None:
 @mutant("O1", "health_tells_who_consumes", "dramatiq+redis")
 def busy_workers_say_nothing() -> None:
     """A worker whose slots are all taken looks like one that hangs."""
-    put("taskbridge.engines.busy", "BusySigns.start", lambda _: lambda self: None)
+    put("taskbridge.engines.pump", "BusySigns.start", lambda _: lambda self: None)
 
 
 @mutant("O1", "children_answer_probes", "celery+redis")

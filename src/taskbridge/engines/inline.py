@@ -86,7 +86,7 @@ class InlineWire:
 
 
 class _Workers:
-    """Threads that run what waits in some queues."""
+    """Threads that run what waits in some queues, all if None."""
 
     def __init__(self, engine: InlineEngine, queues: Sequence[str] | None, threads: int) -> None:
         self._engine = engine
@@ -161,15 +161,54 @@ class InlineEngine:
     def register(self, declaration: Declaration) -> None:
         """Do nothing: the bridge's own table is used."""
 
+    def worker_commands(self, options: WorkerOptions) -> list[Command]:
+        """Refuse: no other process can see this one's messages."""
+        raise UnsupportedError(
+            "workers", "inline://", "its messages run in the process that sends them; choose a broker to start workers"
+        )
+
+    # Threads that run messages
+
     def sent(self) -> None:
         """Start the background threads, if there are to be any and they don't run yet."""
         with self._lock:
             if self._thread_count == 0 or self._background is not None or self._driven:
                 return
             self._background = _Workers(self, None, self._thread_count)
+        self._start(self._background)
+
+    @contextmanager
+    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
+        """Run messages of these queues, all if empty, in so many threads while the block runs."""
+        workers = _Workers(self, list(queues) or None, threads)
+        with self._lock:
+            self._embedded += 1
+        self._scheduler.start()
+        self._start(workers)
+        try:
+            yield
+        finally:
+            self._scheduler.stop()
+            self._end(workers)
+            with self._lock:
+                self._embedded -= 1
+
+    def close(self) -> None:
+        """Stop the background threads."""
+        with self._lock:
+            background, self._background = self._background, None
+        if background is not None:
+            self._end(background)
+
+    def _start(self, workers: _Workers) -> None:
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
-        self._background.start()
+        workers.start()
+
+    def _end(self, workers: _Workers) -> None:
+        workers.stop(self._host.settings.grace_s)
+        self._host.hooks.call(Event(name="worker_stopping"))
+        self._pump.stop()
 
     def take(self, queues: Sequence[str] | None, stop: threading.Event) -> Message | None:
         """Wait for a message and count it as running; None once `stop` is set."""
@@ -183,23 +222,25 @@ class InlineEngine:
         return None
 
     def run(self, message: Message) -> None:
-        """Run a message that `take` counted."""
+        """Run a message that is counted as running."""
+        is_left = False
         try:
             if not self._host.knows(message.task):
                 put_off_unknown(self._host, message)
-                return
-            verdict = run_and_settle(self._host, message)
-            if isinstance(verdict, GivenBack):
-                self.wire.deliver(message)
+            else:
+                is_left = isinstance(run_and_settle(self._host, message), GivenBack)
         except (Exception, SystemExit) as exc:
-            if not not_settled(self._host, message, exc):
-                self.wire.deliver(message)
+            is_left = not not_settled(self._host, message, exc)
         except Interrupted:  # the grace ended between two bytecodes outside of the user's own
-            self.wire.deliver(message)
+            is_left = True
         finally:
             with self.wire.changed:
+                if is_left:
+                    self.wire.deliver(message)
                 self._running -= 1
                 self.wire.changed.notify_all()
+
+    # A caller that drives the clock
 
     def run_until_idle(self, max_runs: int) -> int:
         """Run what waits and what is parked in this thread, moving the clock to each due time.
@@ -230,11 +271,10 @@ class InlineEngine:
                 runs += self._run_waiting(max_runs - runs, max_runs)
                 due = self.broker.next_due()
                 at = look_at if due is None else min(due, look_at)
+                self.clock.move_to(min(at, moment))
                 if at > moment:
-                    self.clock.move_to(moment)
                     self._ticked_until = self.clock.now()
                     return runs
-                self.clock.move_to(at)
 
     def _driven_ticker(self) -> Ticker:
         """Return the one that keeps to the virtual clock; what the clock has passed over without it was missed."""
@@ -277,20 +317,20 @@ class InlineEngine:
         with self.wire.changed:
             return not self._running
 
-    def _drive(self, max_runs: int, done: Callable[[], bool] | None = None) -> int:
+    def _drive(self, max_runs: int, done: Callable[[], bool] = lambda: False) -> int:
         """Run what waits, and what is parked as the clock comes to it, until something is done, or nothing is left."""
         runs = 0
         while True:
             runs += self._run_waiting(max_runs - runs, max_runs, done)
             due = self.broker.next_due()
-            if due is None or (done is not None and done()):
+            if due is None or done():
                 return runs
             self.clock.move_to(due)
 
-    def _run_waiting(self, allowed: int, max_runs: int, done: Callable[[], bool] | None = None) -> int:
+    def _run_waiting(self, allowed: int, max_runs: int, done: Callable[[], bool] = lambda: False) -> int:
         """Run what waits and what is due now, until something is done."""
         runs = 0
-        while done is None or not done():
+        while not done():
             self.broker.promote_due()
             message = self.wire.take(None)
             if message is None:
@@ -303,40 +343,3 @@ class InlineEngine:
             self.run(message)
             runs += 1
         return runs
-
-    def worker_commands(self, options: WorkerOptions) -> list[Command]:
-        """Refuse: no other process can see this one's messages."""
-        raise UnsupportedError(
-            "workers", "inline://", "its messages run in the process that sends them; choose a broker to start workers"
-        )
-
-    @contextmanager
-    def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
-        """Run messages of these queues, all if empty, in so many threads while the block runs."""
-        workers = _Workers(self, list(queues) or None, threads)
-        self._count_embedded(1)
-        self._host.hooks.call(Event(name="worker_started"))
-        self._pump.start()
-        self._scheduler.start()
-        workers.start()
-        try:
-            yield
-        finally:
-            self._scheduler.stop()
-            workers.stop(self._host.settings.grace_s)
-            self._host.hooks.call(Event(name="worker_stopping"))
-            self._pump.stop()
-            self._count_embedded(-1)
-
-    def _count_embedded(self, change: int) -> None:
-        with self._lock:
-            self._embedded += change
-
-    def close(self) -> None:
-        """Stop the background threads."""
-        with self._lock:
-            background, self._background = self._background, None
-        self._pump.stop()
-        if background is not None:
-            background.stop(self._host.settings.grace_s)
-            self._host.hooks.call(Event(name="worker_stopping"))

@@ -1,45 +1,63 @@
-"""The pump of a worker process: a thread that promotes parked messages."""
+"""The threads of a worker process that serve the broker: one promotes parked messages, one says that it is busy."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Collection
+from typing import Final
 
-from taskbridge import locks
+from taskbridge.background import Background
+from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.probe import BUSY_LIFE_S, busy_sign
 
 _log = logging.getLogger("taskbridge.pump")
 
-_JOIN_S = 5.0
+_LOOK_S: Final = 1.0
+_CALL_S: Final = 1.0
 
 
-class Pump:
-    """Runs the broker's pump in a thread, from `start` to `stop`."""
+class Pump(Background):
+    """Runs the broker's pump."""
 
     def __init__(self, host: Host) -> None:
+        super().__init__("pump", join_s=5.0)
         self._host = host
-        self._stop = locks.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread; starting twice does nothing."""
-        if self._thread is not None:
-            return
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="taskbridge-pump", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def run(self, stop: threading.Event) -> None:
+        """Promote parked messages until `stop` is set."""
+        while not stop.is_set():
             try:
-                self._host.broker.pump(knows=self._host.knows, stop=self._stop)
+                self._host.broker.pump(knows=self._host.knows, stop=stop)
             except Exception:
                 _log.exception("the pump failed, starting it again")
-                self._stop.wait(1.0)
+                stop.wait(1.0)
 
-    def stop(self, timeout_s: float = _JOIN_S) -> None:
-        """Stop the thread and wait for it, for 5 s at most."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            self._thread = None
+
+class BusySigns(Background):
+    """Says that this process is busy: a worker whose slots are all taken can answer no probe.
+
+    Args:
+        host: The bridge.
+        full_queues: Returns the queues that this process consumes if it has no slot free, and none if it has one.
+    """
+
+    def __init__(self, host: Host, full_queues: Callable[[], Collection[str]]) -> None:
+        super().__init__("busy", join_s=2.0)
+        self._host = host
+        self._full_queues = full_queues
+
+    def run(self, stop: threading.Event) -> None:
+        """Leave signs while no slot is free, until `stop` is set; nobody can see signs on other brokers."""
+        broker, engine = self._host.broker, self._host.settings.url.engine
+        while isinstance(broker, SignBroker) and not stop.wait(_LOOK_S):
+            try:
+                signs = [busy_sign(engine, queue) for queue in self._full_queues()]
+                if signs:
+                    broker.leave_signs(signs, life_s=BUSY_LIFE_S, timeout_s=_CALL_S)
+            except BrokerUnavailable as exc:
+                _log.debug("nobody is told that this worker is busy: %s", exc.problem)
+            except Exception:
+                _log.exception("nobody is told that this worker is busy")

@@ -27,8 +27,7 @@ from typing import Final, Literal
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.engines.busy import BusySigns
-from taskbridge.engines.pump import Pump
+from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable

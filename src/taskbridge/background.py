@@ -1,0 +1,40 @@
+"""Threads that a process keeps beside its tasks: what they have in common."""
+
+from __future__ import annotations
+
+import threading
+
+from taskbridge import locks
+
+
+class Background:
+    """A daemon thread, from `start` to `stop`; it may be started again then.
+
+    Args:
+        name: What the thread is called, after `taskbridge-`.
+        join_s: How long `stop` waits for it at most.
+    """
+
+    def __init__(self, name: str, *, join_s: float) -> None:
+        self._name = f"taskbridge-{name}"
+        self._join_s = join_s
+        self._stop = locks.Event()
+        self._thread: threading.Thread | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Do the work of the thread until `stop` is set; a subclass says what that is."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the thread; starting twice does nothing."""
+        if self._thread is None:
+            self._stop = locks.Event()
+            self._thread = threading.Thread(target=self.run, args=(self._stop,), name=self._name, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(self._join_s)
+            self._thread = None
