@@ -1,10 +1,21 @@
-"""Threads that a process keeps beside its tasks: what they have in common."""
+"""Threads beside those that run tasks: those that a process keeps, and those that act for an event loop."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from taskbridge import locks
+
+T = TypeVar("T")
+
+
+async def in_thread(act: Callable[[], T]) -> T:
+    """Return what an act returns, without blocking the event loop."""
+    import asyncio  # here, for a program that doesn't await need not import it (30 ms)
+
+    return await asyncio.to_thread(act)
 
 
 class Background:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from taskbridge import locks
+from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration, declare, same_place
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
@@ -183,7 +184,7 @@ class Bridge(Parts):
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
         declaration = self._tasks.get(task)
         on_task = None if declaration is None else declaration.queue
-        return self._part("routing", self._routing).queue_of(task, asked=None, on_task=on_task)
+        return self._part("routing", self._routing).queue_of(task, on_task=on_task)
 
     def records_of(self, task: str) -> Records | None:
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
@@ -374,7 +375,7 @@ class Bridge(Parts):
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
-        return await self._sending.asend_many(calls)
+        return await in_thread(lambda: self.send_many(calls))
 
     def send_tick(self, schedule: str, planned_at: float) -> str:
         """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
@@ -551,8 +552,14 @@ class Bridge(Parts):
         self.reconfigure(**{**self._given, "url": url})
 
 
-_default: Final = Bridge.__new__(Bridge)  # whose settings are read when they are first needed, not at import
-_default._begin({})
+class _DefaultBridge(Bridge):
+    """The bridge of module-level tasks: it reads its settings when they are first needed, not at import."""
+
+    def __init__(self) -> None:
+        self._begin({})
+
+
+_default: Final = _DefaultBridge()
 
 task: Final = _default.task
 """Declare a task of the default bridge; see `Bridge.task`."""

@@ -73,25 +73,22 @@ def positional_of(signature: Signature) -> range:
     return range(least, most + 1)
 
 
-def _retry(value: Any) -> RetryPolicy:
-    if not isinstance(value, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {value!r}")
-    return value
+def _of_kind(kind: type, problem: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"{problem}, not {value!r}")
+        return value
 
-
-def _results(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"results must be True or False, not {value!r}")
-    return value
+    return check
 
 
 _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "queue": ("queue", check_queue_name),
     "priority": ("priority", checked_priority),
-    "retry": ("retry", _retry),
+    "retry": ("retry", _of_kind(RetryPolicy, "retry must be a RetryPolicy")),
     "expires": ("expires_s", partial(positive, name="expires")),
     "time_limit": ("time_limit_s", partial(positive, name="time_limit")),
-    "results": ("results", _results),
+    "results": ("results", _of_kind(bool, "results must be True or False")),
 }
 """The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
 
@@ -123,7 +120,9 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
     if not can_be_kept(name):
         raise DeclarationError(f"a task's name must be text that UTF-8 can hold, without NUL, not {name!r}")
     try:
-        fields = {field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given}
+        fields: dict[str, Any] = {
+            field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given
+        }
         found = _signature(function)
         periodic = {option: given[option] for option in _SCHEDULE_OPTIONS if given.get(option, ()) != ()}
         if periodic:

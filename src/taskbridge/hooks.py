@@ -63,22 +63,14 @@ class Hooks:
         self.of: dict[str, list[Hook]] = {name: [] for name in HOOK_NAMES}
 
     def add(self, name: HookName, hook: Hook) -> None:
-        """Add a hook.
-
-        Raises:
-            ValueError: There is no such hook.
-        """
+        """Add a hook; raise `ValueError` if there is none of this name."""
         self.check(name)
         self.of[name].append(hook)
 
     def check(self, name: str) -> None:
-        """Raise `ValueError` if there is no such hook."""
+        """Raise `ValueError` if there is no hook of this name."""
         if name not in self.of:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
-
-    def has(self, name: HookName) -> bool:
-        """Return whether there are hooks of this name: who calls often need not make an event for nobody."""
-        return bool(self.of[name])
 
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""

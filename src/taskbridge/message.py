@@ -37,7 +37,8 @@ def checked_priority(priority: Any) -> Priority:
     if priority not in PRIORITIES:
         hint = nearest(priority, PRIORITIES) if isinstance(priority, str) else ""
         raise ValueError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}{hint}")
-    return cast("Priority", priority)
+    checked: Priority = priority
+    return checked
 
 
 def _utf8_size(text: str) -> int | None:

@@ -83,24 +83,32 @@ class RetryPolicy:
         retry_on: ExceptionTypes = Exception,
         give_up_on: ExceptionTypes = (),
     ) -> None:
-        _check_attempts(max_attempts)
+        is_count = isinstance(max_attempts, int) and not isinstance(max_attempts, bool) and max_attempts >= 1
+        if max_attempts is not None and not is_count:
+            raise ValueError(f"max_attempts must be a whole number of at least 1, or None, not {max_attempts!r}")
         if not (isinstance(factor, (int, float)) and 1 <= factor < float("inf")):
             raise ValueError(f"factor must be a number of at least 1, not {factor!r}")
         if not (isinstance(jitter, (int, float)) and 0 <= jitter <= 1):
             raise ValueError(f"jitter must be a number from 0 to 1, not {jitter!r}")
         if delays is not None and not delays:
             raise ValueError("delays must hold at least one delay")
-        keep = object.__setattr__
-        keep(self, "max_attempts", max_attempts)
-        keep(self, "min_delay", timedelta(seconds=seconds(min_delay, name="min_delay")))
-        keep(self, "factor", float(factor))
-        keep(self, "max_delay", _longest(self.min_delay, max_delay))
-        keep(self, "jitter", float(jitter))
-        keep(self, "delays", None if delays is None else tuple(_each_delay(delays)))
-        keep(self, "retry_on", _exception_types(retry_on, name="retry_on"))
-        keep(self, "give_up_on", _exception_types(give_up_on, name="give_up_on"))
-        if delays is None and self.max_delay < self.min_delay:
-            raise ValueError(f"max_delay ({self.max_delay}) is shorter than min_delay ({self.min_delay})")
+        shortest = _span(min_delay, "min_delay")
+        longest = max(shortest, DEFAULT_MAX_DELAY) if max_delay is None else _span(max_delay, "max_delay")
+        if delays is None and longest < shortest:
+            raise ValueError(f"max_delay ({longest}) is shorter than min_delay ({shortest})")
+        fixed = None if delays is None else tuple(_span(each, f"delays[{at}]") for at, each in enumerate(delays))
+        fields = {
+            "max_attempts": max_attempts,
+            "min_delay": shortest,
+            "factor": float(factor),
+            "max_delay": longest,
+            "jitter": float(jitter),
+            "delays": fixed,
+            "retry_on": _exception_types(retry_on, name="retry_on"),
+            "give_up_on": _exception_types(give_up_on, name="give_up_on"),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def never(cls) -> RetryPolicy:
@@ -133,21 +141,8 @@ class RetryPolicy:
             return longest_s
 
 
-def _longest(min_delay: timedelta, max_delay: Duration | None) -> timedelta:
-    if max_delay is None:
-        return max(min_delay, DEFAULT_MAX_DELAY)
-    return timedelta(seconds=seconds(max_delay, name="max_delay"))
-
-
-def _check_attempts(max_attempts: object) -> None:
-    if max_attempts is None:
-        return
-    if not isinstance(max_attempts, int) or isinstance(max_attempts, bool) or max_attempts < 1:
-        raise ValueError(f"max_attempts must be a whole number of at least 1, or None, not {max_attempts!r}")
-
-
-def _each_delay(delays: Sequence[Duration]) -> list[timedelta]:
-    return [timedelta(seconds=seconds(delay, name=f"delays[{index}]")) for index, delay in enumerate(delays)]
+def _span(duration: Duration, name: str) -> timedelta:
+    return timedelta(seconds=seconds(duration, name=name))
 
 
 def _exception_types(given: ExceptionTypes, *, name: str) -> tuple[type[BaseException], ...]:

@@ -63,16 +63,8 @@ class Routing:
         on_tasks = (queue for queue in task_queues if queue is not None)
         return tuple(dict.fromkeys([self.default_queue, *self.declared, *routed, *on_tasks]))
 
-    def queue_of(self, task: str, *, asked: str | None, on_task: str | None) -> str:
-        """Return the queue of a message (rule Q1).
-
-        Args:
-            task: The task's name.
-            asked: What `using(queue=)` says.
-            on_task: What the decorator says.
-        """
-        if asked is not None:
-            return asked
+    def queue_of(self, task: str, *, on_task: str | None) -> str:
+        """Return a task's queue (rule Q1), unless `using` says otherwise; `on_task` is what the decorator says."""
         for route in self.routes:
             if route.matches(task):
                 return route.queue

@@ -40,31 +40,18 @@ _AFTERWARDS: Final = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Way:
-    """All that sending a task's messages needs; made once a task.
-
-    Attributes:
-        queue: Where they go, unless `using(queue=)` says otherwise.
-        priority: Theirs, unless `using` says otherwise.
-        expires_s: After which time they expire, unless `using` says otherwise; None is never.
-        broker: What takes them.
-        records: Where they are recorded; None if they are not.
-        goes_along: Whether the record's command travels with the message, in one transaction.
-        timeout_s: How long the broker may take.
-        most_bytes: How large a message may be.
-        clock: What tells the time.
-        runs_here: Whether this process runs what it sends, so that it is to be told.
-    """
+    """All that sending a task's messages needs, made once a task; `using` goes before the first three."""
 
     queue: str
     priority: Priority
     expires_s: float | None
     broker: Broker
     records: Records | None
-    goes_along: bool
+    goes_along: bool  # the command that makes the record travels with the message, in one transaction
     timeout_s: float
     most_bytes: int
     clock: Callable[[], float]
-    runs_here: bool
+    runs_here: bool  # this process runs what it sends, so it is to be told
 
 
 class Sending:
@@ -188,20 +175,6 @@ class Sending:
                 raise SendError(cause.problem, sent=sent, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
             self._sent(ways[0], messages)
         return [self._handle(message) for _, message in made]
-
-    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
-        """Do as `send_call` without blocking the event loop."""
-        return await _in_thread(lambda: self.send_call(call, when=when))
-
-    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """Do as `send_many` without blocking the event loop."""
-        return await _in_thread(lambda: self.send_many(calls))
-
-
-async def _in_thread(act: Callable[[], R]) -> R:
-    import asyncio  # here, for a program that doesn't await need not import it (30 ms)
-
-    return await asyncio.to_thread(act)
 
 
 def _wait_s(when: When, now: float) -> float:

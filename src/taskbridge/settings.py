@@ -314,17 +314,7 @@ def _switch(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeriodicSetting:
-    """A schedule of the setting `schedules`.
-
-    Attributes:
-        name: The schedule's name.
-        task: The task's name.
-        timing: When it is due.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
-        queue: Where it is sent; None leaves it to the task and the routes.
-        priority: None leaves it to the task.
-    """
+    """A schedule of the setting `schedules`; a queue or priority of None is left to the task."""
 
     name: str
     task: str

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
+from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
 from taskbridge.handle import Handle
@@ -132,11 +133,13 @@ class Sendable(Generic[P, R]):
 
     async def asend(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `send` without blocking the event loop."""
-        return await self._sender.asend_call(self.call(*args, **kwargs), when=None)
+        call = self.call(*args, **kwargs)
+        return await in_thread(lambda: self._sender.send_call(call, when=None))
 
     async def aschedule(self, when: When, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `schedule` without blocking the event loop."""
-        return await self._sender.asend_call(self.call(*args, **kwargs), when=when)
+        call = self.call(*args, **kwargs)
+        return await in_thread(lambda: self._sender.send_call(call, when=when))
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls in pipelined batches, and return their handles in order (rule S5).
@@ -149,7 +152,7 @@ class Sendable(Generic[P, R]):
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
-        return await self._sender.asend_many(calls)
+        return await in_thread(lambda: self._sender.send_many(calls))
 
 
 class Task(Sendable[P, R]):

@@ -22,10 +22,7 @@ def the_decorator_wins_over_routes() -> None:
     """What the decorator says wins over routes."""
 
     def make(queue_of: Any) -> Any:
-        def wrong(self: Any, task: str, *, asked: str | None, on_task: str | None) -> Any:
-            return queue_of(self, task, asked=on_task if asked is None else asked, on_task=on_task)
-
-        return wrong
+        return lambda self, task, *, on_task: on_task or queue_of(self, task, on_task=on_task)
 
     put("taskbridge.routing", "Routing.queue_of", make)
 
