@@ -16,7 +16,7 @@ from dramatiq import Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
-from taskbridge.brokers.rabbitmq.deadline import TimedOutError
+from taskbridge.brokers.rabbitmq.connection import TimedOutError
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
@@ -370,7 +370,7 @@ def test_what_a_channel_holds_on_which_a_call_was_not_answered_goes_back(place: 
     broker = place.broker(1)
     first: Any = broker.consume(place.queue, prefetch=1, timeout=50)
     take(first)
-    first._channel._shut(TimedOutError("on purpose"))
+    first._channel.shut(TimedOutError("on purpose"))
 
     with pytest.raises(ConnectionClosed, match="on purpose"):
         next(first)

@@ -28,7 +28,7 @@ def _due(bridge: Bridge) -> list[str]:
     """Return the ids of what is due, and leave it there."""
     broker: Any = bridge.broker
     queue = f"{bridge.settings.namespace}.due.celery"
-    bodies = broker._looker.ask(lambda connection, deadline: browse(connection, queue, deadline), 5)
+    bodies = broker._looker.ask(lambda session, deadline: browse(session, queue, deadline), 5)
     return [loads(body).id for body in bodies]
 
 

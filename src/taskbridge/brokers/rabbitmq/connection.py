@@ -1,19 +1,16 @@
 """A connection to RabbitMQ: pika's codec over a socket, and a deadline for every wait.
 
-One thread at a time uses a connection: it writes, and reads the replies itself, so no other thread is woken for a
-confirm. A `Pool` keeps idle connections and serves their heartbeats. `SharedConnection` is for consumers: a thread of
-its own reads, and any thread may write.
+By default one thread at a time uses a connection: it writes, and reads the replies itself, so no other thread is woken
+for a confirm. A `Pool` keeps idle connections and serves their heartbeats. With `read_in_thread`, which consumers need,
+a thread of the connection's own reads, and any thread may write.
 
-Methods, properties and tables are pika's (`pika.spec`, `pika.data`). Its connections are not used: a
-`BlockingConnection` takes 1.24 to 1.36 times the CPU time for a single confirmed send, a `SelectConnection` in a thread
-1.5 times, and closing one waits for a server that may be silent. A thread that only reads, in place of reading by the
-sender, took 1.1 to 1.2 times the CPU time, and up to 1.4 times as long on the clock. Frames are cut here:
-`pika.frame.decode_frame` decodes all properties of each delivery, which are not needed, and takes 25 us for them.
+pika's own connections are not used: a `BlockingConnection` takes 1.24 to 1.36 times the CPU time for a single confirmed
+send, a `SelectConnection` in a thread 1.5 times, and closing one waits for a server that may be silent. A thread that
+only reads, in place of reading by the sender, took 1.1 to 1.2 times the CPU time, and up to 1.4 times as long.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -24,34 +21,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from struct import Struct
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
-import pika
-from pika import frame, spec, tcp_socket_opts
+from pika import spec, tcp_socket_opts
 
 from taskbridge import locks
 from taskbridge._version import __version__
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.frames import FRAME_MAX, HEAD, HEARTBEAT, KINDS, PREAMBLE, method_bytes, method_of
 
-FRAME_MAX: Final = 1 << 17
-"""The size of the largest frame, in bytes, unless the server or the URL asks for smaller ones; RabbitMQ's default."""
-
-OVERHEAD: Final = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
-"""How many bytes a frame has beside its payload."""
-
-CONTENT_SIZE: Final = 12
-"""How many bytes stand before the properties in a header frame."""
-
-PROPERTIES_ROOM: Final = FRAME_MAX - OVERHEAD - CONTENT_SIZE
-"""How many bytes encoded properties may have: they can't be split."""
-
-_PREAMBLE: Final = frame.ProtocolHeader().marshal()
-_HEARTBEAT: Final = frame.Heartbeat().marshal()
-_HEAD: Final = Struct(">BHI")  # kind, channel, size
-_KINDS: Final = frozenset({spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT})
 _READ_BYTES: Final = 1 << 16
 _LONGEST_READ_S: Final = 1.0
 _CHANNEL_MAX: Final = 2047
@@ -60,16 +41,22 @@ _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteEr
 _log = logging.getLogger("taskbridge.rabbitmq")
 
 
-class ConnectionLostError(Exception):
-    """The connection is lost, or could not be made.
+class ClientError(Exception):
+    """RabbitMQ can't be reached, refused, or the connection is lost.
 
     Attributes:
-        was_open: Whether it was usable before; then another attempt may succeed at once.
+        again: Whether another attempt may succeed at once.
+        code: AMQP's reply code if the server closed the channel; else 0.
     """
 
-    def __init__(self, problem: str, *, was_open: bool = False) -> None:
+    def __init__(self, problem: str, *, again: bool = False, code: int = 0) -> None:
         super().__init__(problem)
-        self.was_open: bool = was_open
+        self.again: bool = again
+        self.code: int = code
+
+
+class TimedOutError(ClientError):
+    """A deadline passed."""
 
 
 class Endpoint(Protocol):
@@ -79,13 +66,13 @@ class Endpoint(Protocol):
         """Take a frame. It must not wait."""
         ...
 
-    def lose(self, problem: str) -> None:
+    def shut(self, reason: ClientError) -> None:
         """Learn that the connection is gone."""
         ...
 
 
 class Connection:
-    """One connection; it never reconnects. One thread at a time uses it.
+    """One connection; it never reconnects.
 
     Args:
         parameters: Host, credentials and options: pika's `Parameters`.
@@ -96,25 +83,18 @@ class Connection:
         problem: Why the connection is lost; None while it is not.
         blocked_by: Why the server takes no messages now (`connection.blocked`), such as `low on memory`; or None.
         frame_max: The size of the largest frame, in bytes.
-        server_version: Such as (3, 10, 8).
         read_s: The longest time that `read` waits, so that heartbeats are in time.
-        used_at: When it was last used, by the monotonic clock; set by the pool.
-        channel: The channel that is kept open; set by its user.
-        declared: The destinations that are known to be declared; set by its user.
     """
 
     _socket: socket.socket | None = None
+    _reader: threading.Thread | None = None
 
     def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
         self.where: str = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
         self.blocked_by: str | None = None
         self.frame_max: int = FRAME_MAX
-        self.server_version: tuple[int, ...] = ()
         self.read_s: float = _LONGEST_READ_S
-        self.used_at: float = 0.0
-        self.channel: Any = None
-        self.declared: set[object] = set()
         self._parameters = parameters
         self._asked_heartbeat_s = heartbeat_s
         self._heartbeat_s = 0.0
@@ -126,6 +106,7 @@ class Connection:
         self._sending = locks.Lock()
         # OpenSSL takes one thread at a time on a connection.
         self._receiving = self._sending if self._is_tls else locks.Lock()
+        self._changed = locks.Condition()
         self._unsent = b""
         self._rest = b""
         self._replies: list[Any] = []
@@ -137,38 +118,26 @@ class Connection:
         """Connect and log in. Call this once, before anything else.
 
         Raises:
-            ConnectionLostError: The server can't be reached, or refuses.
-            TimedOutError: The server does not answer.
+            ClientError: The server can't be reached, refuses, or does not answer.
         """
         deadline = deadline.within(self._parameters.stack_timeout)
         try:
-            self._dial(deadline)
-            self._log_in(deadline)
+            self._socket = _connected(self._parameters, deadline)
         except TimeoutError as exc:
             raise TimedOutError(f"RabbitMQ at {self.where} does not answer") from exc
         except OSError as exc:
-            raise ConnectionLostError(f"no connection to RabbitMQ at {self.where}: {exc}") from exc
+            raise ClientError(f"no connection to RabbitMQ at {self.where}: {exc}") from exc
+        self._poll.register(self._socket, self._polled)
+        self._log_in(deadline)
         self._is_open = True
-
-    def _dial(self, deadline: Deadline) -> None:
-        parameters = self._parameters
-        made = _connected(_addresses(parameters.host, parameters.port, deadline), deadline, parameters.socket_timeout)
-        self._socket = made
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        tcp_socket_opts.set_sock_opts(parameters.tcp_options, made)
-        if self._is_tls:
-            self._socket = made = _encrypted(made, parameters, deadline)
-        self._poll.register(made, self._polled)
 
     def _log_in(self, deadline: Deadline) -> None:
         parameters = self._parameters
-        self.write(_PREAMBLE, deadline)
+        self.write(PREAMBLE, deadline)
         start = self._expect(spec.Connection.Start, deadline)
-        self.server_version = _version(start.server_properties)
         mechanism, response = parameters.credentials.response_for(start)
         if mechanism is None:
-            raise ConnectionLostError(
+            raise ClientError(
                 f"RabbitMQ at {self.where} offers no way to log in that is supported, but {start.mechanisms!r}"
             )
         properties = {**_client_properties(), **(parameters.client_properties or {})}
@@ -176,7 +145,10 @@ class Connection:
         tune = self._expect(spec.Connection.Tune, deadline)
         self.frame_max = _smaller(tune.frame_max, parameters.frame_max)
         self._channel_max = _smaller(tune.channel_max, parameters.channel_max)
-        self._heartbeat_s = self._agreed_heartbeat_s(tune.heartbeat)
+        named_s = parameters.heartbeat
+        self._heartbeat_s = float(named_s if isinstance(named_s, int) else tune.heartbeat)
+        if self._asked_heartbeat_s is not None:
+            self._heartbeat_s = _smaller(self._heartbeat_s, self._asked_heartbeat_s)
         if self._heartbeat_s:
             self.read_s = min(_LONGEST_READ_S, self._heartbeat_s / 4)
         self._tell(spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s)), deadline)
@@ -187,33 +159,24 @@ class Connection:
         self.write(method_bytes(0, method), deadline)
 
     def _expect(self, kind: type[Any], deadline: Deadline) -> Any:
-        self.wait(lambda: bool(self._replies), deadline, f"RabbitMQ at {self.where} does not answer")
+        self.wait(lambda: bool(self._replies), deadline)
         reply = self._replies.pop(0)
         if not isinstance(reply, kind):
-            raise ConnectionLostError(f"RabbitMQ at {self.where} sent {reply.NAME} when {kind.NAME} was due")
+            raise ClientError(f"RabbitMQ at {self.where} sent {reply.NAME} when {kind.NAME} was due")
         return reply
-
-    def _agreed_heartbeat_s(self, proposed_s: int) -> float:
-        named_s = self._parameters.heartbeat
-        agreed_s: float = named_s if isinstance(named_s, int) else proposed_s
-        asked_s = self._asked_heartbeat_s
-        if asked_s is None:
-            return agreed_s
-        return min(agreed_s, asked_s) if agreed_s else asked_s
 
     # Use
 
     def check(self) -> None:
-        """Raise `ConnectionLostError` if the connection is lost."""
+        """Raise `ClientError` if the connection is lost."""
         if self.problem is not None:
-            raise ConnectionLostError(self.problem, was_open=self._is_open)
+            raise ClientError(self.problem, again=self._is_open)
 
     def write(self, data: bytes, deadline: Deadline) -> None:
         """Send bytes; what is left at the deadline is sent before later bytes.
 
         Raises:
-            ConnectionLostError: The connection is lost.
-            TimedOutError: The server does not read.
+            ClientError: The connection is lost, or the server does not read.
         """
         self.check()
         self.send(data)
@@ -221,27 +184,46 @@ class Connection:
             self.wait(lambda: not self._unsent, deadline, f"RabbitMQ at {self.where} does not read what is sent to it")
         self.check()
 
-    def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str) -> None:
-        """Read until a condition holds.
+    def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str | None = None) -> None:
+        """Wait until a condition holds that depends on what arrives.
 
         Raises:
-            ConnectionLostError: The connection is lost.
-            TimedOutError: The condition did not hold in time; its text is `problem`, or that the server is blocked.
+            TimedOutError: It did not hold in time; its text is that the server is blocked, or `problem`.
+            ClientError: The connection is lost.
         """
         while not condition():
             self.check()
             if deadline.passed:
-                raise TimedOutError(self._blocked_problem() or problem)
-            self.read(deadline.slice_s)
+                raise TimedOutError(self._blocked_problem() or problem or f"RabbitMQ at {self.where} does not answer")
+            if self._reader is None or threading.current_thread() is self._reader:
+                self.read(deadline.slice_s)
+                continue
+            with self._changed:
+                if self.problem is None and not condition():
+                    self._changed.wait(deadline.slice_s)
 
     def wait_unblocked(self, deadline: Deadline) -> None:
         """Wait until the server takes messages; raises as `wait`."""
-        self.wait(lambda: self.blocked_by is None, deadline, "")
+        self.wait(lambda: self.blocked_by is None, deadline)
 
     def _blocked_problem(self) -> str | None:
         if self.blocked_by is None:
             return None
         return f"RabbitMQ at {self.where} takes no messages at the moment: {self.blocked_by}"
+
+    def read_in_thread(self) -> None:
+        """From now on, have a thread read, so that threads can share the connection."""
+        self._reader = threading.Thread(target=self._read_on, name="taskbridge-rabbitmq", daemon=True)
+        self._reader.start()
+
+    def _read_on(self) -> None:
+        try:
+            while self.problem is None:
+                self.read(self.read_s)
+                with self._changed:
+                    self._changed.notify_all()
+        finally:
+            self.lose(f"the thread that reads from RabbitMQ at {self.where} has ended")
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Process what has arrived, or else what arrives within so many seconds, and send a heartbeat if one is due.
@@ -304,7 +286,7 @@ class Connection:
             if not self._poll.poll(0):  # else the process was suspended, and has not read yet
                 self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self._heard_at:.1f} s")
         elif self._heartbeat_s and now - self._sent_at > self._heartbeat_s / 2 and not self._unsent:
-            self.send(_HEARTBEAT)
+            self.send(HEARTBEAT)
 
     # Channels
 
@@ -317,13 +299,13 @@ class Connection:
         """Register a new channel, and return its number.
 
         Raises:
-            ConnectionLostError: The connection is lost, or has no channel left.
+            ClientError: The connection is lost, or has no channel left.
         """
         self.check()
         with self._sending:
             number = next((each for each in range(1, self._channel_max + 1) if each not in self._endpoints), None)
             if number is None:
-                raise ConnectionLostError(f"RabbitMQ at {self.where} allows {self._channel_max} channels a connection")
+                raise ClientError(f"RabbitMQ at {self.where} allows {self._channel_max} channels a connection")
             self._endpoints[number] = endpoint
             return number
 
@@ -335,14 +317,15 @@ class Connection:
 
     def lose(self, problem: str) -> None:
         """Give the connection up, and tell its channels."""
-        if self.problem is None:
-            self.problem = problem
-            for endpoint in list(self._endpoints.values()):
-                endpoint.lose(problem)
-            self._end()
-
-    def _end(self) -> None:
+        if self.problem is not None:
+            return
+        self.problem = problem
+        for endpoint in list(self._endpoints.values()):
+            endpoint.shut(ClientError(problem, again=True))
         if self._socket is not None:
+            with suppress(OSError):
+                # Wakes a thread that reads at once. (SSLSocket.shutdown would forget its cipher.)
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             self._socket.close()
 
     def close(self, timeout_s: float = 1.0) -> None:
@@ -351,8 +334,8 @@ class Connection:
         try:
             if self._is_open and self.problem is None:
                 self._tell(spec.Connection.Close(200, "Normal shutdown", 0, 0), deadline)
-                self.wait(lambda: self.problem is not None, deadline, "no answer")
-        except (ConnectionLostError, TimedOutError) as exc:
+                self.wait(lambda: self.problem is not None, deadline)
+        except ClientError as exc:
             _log.debug("connection to RabbitMQ at %s closed: %s", self.where, exc)
         self.lose("the connection was closed")
 
@@ -374,28 +357,26 @@ class Connection:
             data = self._rest + data
         start = 0
         try:
-            while len(data) - start >= _HEAD.size:
-                kind, channel, size = _HEAD.unpack_from(data, start)
-                end = start + _HEAD.size + size
-                if kind not in _KINDS or (len(data) > end and data[end] != spec.FRAME_END):
+            while len(data) - start >= HEAD.size:
+                kind, channel, size = HEAD.unpack_from(data, start)
+                end = start + HEAD.size + size
+                if kind not in KINDS or (len(data) > end and data[end] != spec.FRAME_END):
                     said = data[start : start + 8]
                     self.lose(f"RabbitMQ at {self.where} doesn't speak AMQP 0-9-1, but sent {said!r}")
                 if len(data) <= end or self.problem is not None:
                     break
-                self._take_frame(kind, channel, data[start + _HEAD.size : end])
+                payload = data[start + HEAD.size : end]
+                if channel:
+                    endpoint = self._endpoints.get(channel)
+                    if endpoint is not None:
+                        endpoint.take(kind, payload)
+                elif kind == spec.FRAME_METHOD:
+                    self._take_method(method_of(payload))
                 start = end + 1
         except Exception as exc:
             _log.exception("what RabbitMQ at %s sent can't be read", self.where)
             self.lose(f"what RabbitMQ at {self.where} sent can't be read: {exc!r}")
         self._rest = data[start:]
-
-    def _take_frame(self, kind: int, channel: int, payload: bytes) -> None:
-        if channel:
-            endpoint = self._endpoints.get(channel)
-            if endpoint is not None:
-                endpoint.take(kind, payload)
-        elif kind == spec.FRAME_METHOD:
-            self._take_method(method_of(payload))
 
     def _take_method(self, method: Any) -> None:
         if isinstance(method, spec.Connection.Close):
@@ -411,67 +392,16 @@ class Connection:
             self._replies.append(method)
 
 
-class SharedConnection(Connection):
-    """A connection that threads share: a thread of its own reads, and wakes those that wait after each read."""
-
-    def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
-        super().__init__(parameters, heartbeat_s=heartbeat_s)
-        self._changed = locks.Condition()
-        self._reader: threading.Thread | None = None
-
-    def open(self, deadline: Deadline) -> None:
-        """Connect, log in, and start the thread that reads."""
-        super().open(deadline)
-        self._reader = threading.Thread(target=self._run, name="taskbridge-rabbitmq", daemon=True)
-        self._reader.start()
-
-    def _run(self) -> None:
-        try:
-            while self.problem is None:
-                self.read(self.read_s)
-                with self._changed:
-                    self._changed.notify_all()
-        finally:
-            self.lose(f"the thread that reads from RabbitMQ at {self.where} has ended")
-            super()._end()
-
-    def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str) -> None:
-        """Wait until a condition holds; raises as `Connection.wait`."""
-        if self._reader is None or threading.current_thread() is self._reader:
-            return super().wait(condition, deadline, problem)
-        with self._changed:
-            while not condition():
-                self.check()
-                if deadline.passed:
-                    raise TimedOutError(self._blocked_problem() or problem)
-                self._changed.wait(deadline.slice_s)
-        return None
-
-    def _end(self) -> None:
-        if self._reader is None or not self._reader.is_alive():
-            super()._end()
-        elif self._socket is not None:
-            try:
-                # This wakes the thread, which closes it. (SSLSocket.shutdown would forget its cipher.)
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            except OSError as exc:
-                _log.debug("the socket was shut down already: %s", exc)
-
-
 ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 
 def connect(
-    hosts: Sequence[Any],
-    deadline: Deadline,
-    *,
-    heartbeat_s: float | None = None,
-    kind: Callable[..., ConnectionT],
+    hosts: Sequence[Any], deadline: Deadline, *, kind: Callable[..., ConnectionT], heartbeat_s: float | None = None
 ) -> ConnectionT:
     """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times.
 
     Raises:
-        ConnectionLostError, TimedOutError: The last attempt failed.
+        ClientError: The last attempt failed.
     """
     tries = [parameters for parameters in hosts for _ in range(parameters.connection_attempts)]
     while True:
@@ -479,130 +409,89 @@ def connect(
         connection = kind(parameters, heartbeat_s=heartbeat_s)
         try:
             connection.open(deadline)
+            return connection
         except BaseException as exc:
             connection.lose("it could not be opened")
-            again = isinstance(exc, ConnectionLostError) and tries and deadline.left_s > parameters.retry_delay
-            if not again:
+            is_final = isinstance(exc, TimedOutError) or not isinstance(exc, ClientError)
+            if is_final or not tries or deadline.left_s <= parameters.retry_delay:
                 raise
-            pause = deadline.within(parameters.retry_delay)
-            while not pause.passed:
-                time.sleep(pause.slice_s)
-        else:
-            return connection
+        pause = deadline.within(parameters.retry_delay)
+        while not pause.passed:
+            time.sleep(pause.slice_s)
 
 
-def parameters_of(url: str) -> Any:
-    """Return pika's parameters of a URL.
-
-    Raises:
-        ValueError, TypeError: The URL is wrong.
-        OSError: A file that it names can't be read.
-    """
-    return pika.URLParameters(url)
-
-
-def method_bytes(channel: int, method: Any) -> bytes:
-    """Return the frame of a method."""
-    marshalled: bytes = frame.Method(channel, method).marshal()
-    return marshalled
-
-
-def method_of(payload: bytes) -> Any:
-    """Return the method in a method frame."""
-    return spec.methods[int.from_bytes(payload[:4], "big")]().decode(payload, 4)
-
-
-def _smaller(proposed: int, ours: int) -> int:
+def _smaller(proposed: Any, ours: Any) -> Any:
     """Return the limit that both sides agree on; 0 is no limit."""
     return min(proposed, ours) if proposed and ours else max(proposed, ours)
 
 
-def _addresses(host: str, port: int, deadline: Deadline) -> list[Any]:
-    """Return the addresses of a host. A name is looked up in a thread, because the lookup itself has no timeout."""
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found: SimpleQueue[list[Any] | OSError] = SimpleQueue()
+def _connected(parameters: Any, deadline: Deadline) -> socket.socket:
+    """Return a connected socket, with TLS if the URL says so.
 
-    def look_up() -> None:
+    A thread makes it: a name's lookup has no timeout, and a deadline may come nearer meanwhile.
+
+    Raises:
+        OSError: The server can't be reached; a `TimeoutError` if it does not answer.
+    """
+    results: SimpleQueue[socket.socket | Exception] = SimpleQueue()
+
+    def make() -> None:
         try:
-            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as exc:
-            found.put(exc)
+            results.put(_made(parameters, deadline))
+        except Exception as exc:
+            results.put(exc)
 
-    threading.Thread(target=look_up, name="taskbridge-rabbitmq-name", daemon=True).start()
+    try:
+        threading.Thread(target=make, name="taskbridge-rabbitmq-connect", daemon=True).start()
+    except RuntimeError:  # the interpreter is shutting down
+        make()
     while True:
         try:
-            answer = found.get(timeout=deadline.slice_s)
+            result = results.get(timeout=deadline.slice_s)
         except Empty:
             if deadline.passed:
                 raise TimeoutError from None
         else:
             break
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _connected(addresses: list[Any], deadline: Deadline, most_s: float | None) -> socket.socket:
-    """Return a socket that is connected to the first address that answers; each address gets its share of the time."""
-    problem: OSError | None = None
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        made = socket.socket(family, kind, protocol)
-        try:
-            made.setblocking(False)
-            code = made.connect_ex(address)
-            if code == errno.EINPROGRESS:
-                share = deadline.within(most_s)
-                _wait_for(made, select.POLLOUT, share.within(share.left_s / (len(addresses) - number)))
-                code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code))
-        except OSError as exc:
-            made.close()
-            problem = exc
-        except BaseException:
-            made.close()
-            raise
-        else:
-            return made
-    raise problem or OSError("its name has no address")
-
-
-def _encrypted(plain: socket.socket, parameters: Any, deadline: Deadline) -> ssl.SSLSocket:
-    """Return a connected socket with TLS."""
-    tls = parameters.ssl_options
-    name = tls.server_hostname or parameters.host
-    made: ssl.SSLSocket = tls.context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+def _made(parameters: Any, deadline: Deadline) -> socket.socket:
+    made = _dialled(parameters, deadline)
     try:
-        while True:
-            try:
-                made.do_handshake()
-            except ssl.SSLWantReadError:
-                _wait_for(made, select.POLLIN, deadline)
-            except ssl.SSLWantWriteError:
-                _wait_for(made, select.POLLOUT, deadline)
-            else:
-                return made
+        made.settimeout(deadline.left_s)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tcp_socket_opts.set_sock_opts(parameters.tcp_options, made)
+        if parameters.ssl_options is not None:
+            tls = parameters.ssl_options
+            made = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
+        made.setblocking(False)
+        if deadline.passed:  # nobody waits any longer
+            raise TimeoutError
     except BaseException:
         made.close()
         raise
+    return made
 
 
-def _wait_for(made: socket.socket, event: int, deadline: Deadline) -> None:
-    """Wait until a socket is ready; in slices, so that a stop is noticed."""
-    poll = select.poll()
-    poll.register(made, event)
-    while not poll.poll(deadline.slice_s * 1000):
-        if deadline.passed:
-            raise TimeoutError
-
-
-def _version(server_properties: Any) -> tuple[int, ...]:
-    """Return a server's version as numbers, such as (3, 10, 8); empty if it doesn't tell."""
-    text = (server_properties or {}).get("version", b"")
-    words = (text.decode() if isinstance(text, bytes) else str(text)).split("-")[0].split("+")[0].split(".")
-    return tuple(int(word) for word in words if word.isdecimal())
+def _dialled(parameters: Any, deadline: Deadline) -> socket.socket:
+    """Return a socket that is connected to the first address that answers; each address gets its share of the time."""
+    found = socket.getaddrinfo(parameters.host, parameters.port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, address) in enumerate(found, 1):
+        share = deadline.within(parameters.socket_timeout)
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(max(share.left_s, 0.001) / (len(found) + 1 - number))
+            made.connect(address)
+            return made
+        except OSError:
+            made.close()
+            if number == len(found):
+                raise
+    raise OSError("its name has no address")
 
 
 def _client_properties() -> dict[str, Any]:

@@ -12,10 +12,6 @@ _LEAVE_S: Final = 0.3
 _LONGEST_WAIT_S: Final = 3600.0  # locks refuse to wait for ever by a number
 
 
-class TimedOutError(Exception):
-    """A deadline passed."""
-
-
 class Deadline:
     """A moment after which nothing is waited for.
 

@@ -7,24 +7,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge import locks
-from taskbridge.brokers.rabbitmq.channel import ChannelClosedError, Outcome
-from taskbridge.brokers.rabbitmq.connection import Connection, ConnectionLostError, connect
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.channel import Outcome
+from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
-from taskbridge.brokers.rabbitmq.publishing import FAILURES, NOT_FOUND, publish
+from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
 
 _TRIES: Final = 12
-"""How often a call is tried again when its connection was lost: the pool may hold that many that are dead."""
+"""How often a call is tried if its connection is lost: the pool may hold that many that are dead."""
 
 _MOST: Final = 8
 """With this many connections, a thread waits for one of them for half of its time before it opens another."""
@@ -49,141 +49,127 @@ class Pool:
 
     def __init__(self, hosts: Sequence[Any]) -> None:
         self._hosts = hosts
-        self._made: WeakSet[Connection] = WeakSet()
+        self._made: WeakSet[Session] = WeakSet()
         self._lock = locks.Lock()
-        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._idle: SimpleQueue[Session] = SimpleQueue()
         self._closed: threading.Event | None = None  # ends the thread, if there is one
         self._thread: threading.Thread | None = None
         _living.add(self)
 
-    def deliver(self, publications: Sequence[EncodedPublication], deadline: Deadline) -> Outcome:
-        """Publish messages as `publish` does, on another connection if the first one was lost.
+    def deliver(self, publications: Mapping[int, EncodedPublication], deadline: Deadline) -> Outcome:
+        """Publish messages as `Session.publish` does, on another connection if the first one was lost.
 
         A message is published again only if the server has not taken it.
         """
         outcome = Outcome()
-        for _ in range(_TRIES):
+
+        def publish(session: Session) -> None:
             accepted = outcome.accepted
-            left = (
-                [publication for publication in publications if publication.number not in accepted]
-                if accepted
-                else publications
-            )
-            try:
-                with self.connection(deadline) as connection:
-                    publish(connection, left, outcome, deadline)
-                break
-            except FAILURES as exc:
-                outcome.problem = str(exc)
-                if outcome.unsure or not _may_help(exc) or deadline.passed:
-                    break
+            left = {number: publications[number] for number in publications if number not in accepted}
+            session.publish(left if accepted else publications, outcome, deadline)
+
+        try:
+            self._tried(publish, deadline, may_repeat=lambda: not outcome.unsure)
+        except ClientError as exc:
+            outcome.problem = str(exc)
         return outcome
 
-    def ask(self, act: Callable[[Connection, Deadline], T], timeout_s: float) -> T:
+    def ask(self, act: Callable[[Session, Deadline], T], timeout_s: float) -> T:
         """Call a function with a connection, and again with another one if that was lost; return its result.
 
         Raises:
             BrokerUnavailable: The server didn't answer, or refused.
         """
         deadline = Deadline(timeout_s)
+        try:
+            return self._tried(lambda session: act(session, deadline), deadline)
+        except ClientError as exc:
+            raise BrokerUnavailable(str(exc)) from exc
+
+    def _tried(
+        self, act: Callable[[Session], T], deadline: Deadline, *, may_repeat: Callable[[], bool] = lambda: True
+    ) -> T:
         tries = _TRIES
         while True:
             tries -= 1
             try:
-                with self.connection(deadline) as connection:
-                    return act(connection, deadline)
-            except FAILURES as exc:
-                again = isinstance(exc, ConnectionLostError) and exc.was_open
-                if not again or tries == 0 or deadline.passed:
-                    raise BrokerUnavailable(str(exc)) from exc
+                with self._session(deadline) as session:
+                    return act(session)
+            except ClientError as exc:
+                if not exc.again or tries == 0 or deadline.passed or not may_repeat():
+                    raise
 
     @contextmanager
-    def connection(self, deadline: Deadline) -> Generator[Connection, None, None]:
-        """Take an open connection for the block; afterwards it is reused, unless its state is unknown.
-
-        Raises:
-            ConnectionLostError, TimedOutError: None is free, and none can be opened.
-        """
-        connection = self._taken(deadline)
+    def _session(self, deadline: Deadline) -> Generator[Session]:
+        """Take an open connection for the block; afterwards it is reused, unless its state is unknown."""
+        session = self._taken(deadline)
         try:
-            yield connection
-        except TimedOutError as exc:
-            if connection.blocked_by is None:  # else it is usable again when the alarm ends
-                connection.lose(str(exc))
-            raise
-        except FAILURES:
-            raise
-        except BaseException:  # a signal or a time limit: the next confirm might belong to this publication
-            connection.lose(f"the connection to RabbitMQ at {connection.where} was interrupted")
+            yield session
+        except BaseException as exc:
+            if isinstance(exc, TimedOutError):
+                if session.blocked_by is None:  # else it is usable again when the alarm ends
+                    session.lose(str(exc))
+            elif not isinstance(exc, ClientError):
+                # A signal or a time limit: the next confirm might belong to this publication.
+                session.lose(f"the connection to RabbitMQ at {session.where} was interrupted")
             raise
         finally:
-            self._give_back(connection)
+            self._give_back(session)
 
-    def _taken(self, deadline: Deadline) -> Connection:
-        while True:
-            try:
-                connection = self._idle.get_nowait()
-            except Empty:
-                break
-            connection.read()  # notice a close now, not after publishing into the void
-            if connection.problem is None:
-                return connection
-        if len(self._open_connections()) >= _MOST:
-            try:
-                connection = self._idle.get(timeout=deadline.slice_s / 2)
-            except Empty:
-                _log.debug("all connections to RabbitMQ are in use, another one is made")
-            else:
-                connection.read()
-                if connection.problem is None:
-                    return connection
-        return connect(self._hosts, deadline, kind=self._begun)
+    def _taken(self, deadline: Deadline) -> Session:
+        patience_s = 0.0 if len(self._open_sessions()) < _MOST else deadline.slice_s / 2
+        try:
+            while True:
+                session = self._idle.get(timeout=patience_s)
+                session.read()  # notice a close now, not after publishing into the void
+                if session.problem is None:
+                    return session
+        except Empty:
+            return connect(self._hosts, deadline, kind=self._begun)
 
-    def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Connection:
-        connection = Connection(parameters, heartbeat_s=heartbeat_s)
+    def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Session:
+        session = Session(parameters, heartbeat_s=heartbeat_s)
         with self._lock:  # before it is open, so that threads that start together count each other's
-            self._made.add(connection)
-        return connection
+            self._made.add(session)
+        return session
 
-    def _open_connections(self) -> list[Connection]:
+    def _open_sessions(self) -> list[Session]:
         with self._lock:
-            return [connection for connection in self._made if connection.problem is None]
+            return [session for session in self._made if session.problem is None]
 
-    def _give_back(self, connection: Connection) -> None:
-        if connection.problem is not None:
+    def _give_back(self, session: Session) -> None:
+        if session.problem is not None:
             return
-        connection.used_at = time.monotonic()
+        session.used_at = time.monotonic()
         if self._thread is None:
             self._start()
-        self._idle.put(connection)
+        self._idle.put(session)
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._closed = locks.Event()
-                made = threading.Thread(
-                    target=self._keep, args=(self._closed,), name="taskbridge-rabbitmq", daemon=True
-                )
-                try:
-                    made.start()
-                except RuntimeError as exc:  # the interpreter is shutting down
-                    _log.debug("idle connections to RabbitMQ are not kept alive: %s", exc)
-                else:
-                    self._thread = made
+            if self._thread is not None:
+                return
+            closed = self._closed = locks.Event()
+            made = threading.Thread(target=self._keep, args=(closed,), name="taskbridge-rabbitmq", daemon=True)
+            try:
+                made.start()
+                self._thread = made
+            except RuntimeError as exc:  # the interpreter is shutting down
+                _log.debug("idle connections to RabbitMQ are not kept alive: %s", exc)
 
     def _keep(self, closed: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
-        while not closed.wait(min([_KEEP_S, *(connection.read_s for connection in self._open_connections())])):
+        while not closed.wait(min([_KEEP_S, *(session.read_s for session in self._open_sessions())])):
             for _ in range(self._idle.qsize()):
                 try:
-                    connection = self._idle.get_nowait()
+                    session = self._idle.get_nowait()
                 except Empty:
                     break
-                connection.read()
-                if self._idle.qsize() and time.monotonic() - connection.used_at > _IDLE_S:
-                    connection.close(_LEAVE_S)
-                elif connection.problem is None:
-                    self._idle.put(connection)
+                session.read()
+                if self._idle.qsize() and time.monotonic() - session.used_at > _IDLE_S:
+                    session.close(_LEAVE_S)
+                elif session.problem is None:
+                    self._idle.put(session)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Close the idle connections; the next use opens another."""
@@ -204,13 +190,6 @@ class Pool:
         """Start empty in a forked child: the parent uses the connections, and the thread does not exist."""
         self._idle = SimpleQueue()
         self._thread = self._closed = None
-
-
-def _may_help(failure: Exception) -> bool:
-    """Return whether another attempt may succeed at once."""
-    if isinstance(failure, ChannelClosedError):
-        return failure.code == NOT_FOUND  # an exchange was deleted; it is declared again
-    return isinstance(failure, ConnectionLostError) and failure.was_open
 
 
 _living: Final[WeakSet[Pool]] = WeakSet()

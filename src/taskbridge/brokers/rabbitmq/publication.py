@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import pika
 
 from taskbridge.brokers.base import Publication, Wire
-from taskbridge.brokers.rabbitmq.connection import PROPERTIES_ROOM
+from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, other_engines, queue, sign_queue
 from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
@@ -29,32 +29,21 @@ class Destination:
 
     Attributes:
         name: Its name.
-        calls: Returns the calls that declare it, for a server of this version.
-        is_exchange: Whether it is an exchange. A missing exchange closes the channel, so it is declared before the
-            first publication; a missing queue returns the publication, and is declared then.
-        below: The destination that must be declared before this one.
+        calls: Returns the calls that declare it and all that it needs.
+        exchange: The exchange that is published to; the default one, "", reaches each queue by its name. A missing
+            exchange closes the channel, so it is declared before the first publication; a missing queue returns the
+            publication, and is declared then.
     """
 
     name: str
-    calls: Callable[[tuple[int, ...]], Iterable[Any]]
-    is_exchange: bool = False
-    below: Destination | None = None
-
-    @property
-    def exchange(self) -> str:
-        """The exchange that is published to: this one, or the default one, which reaches each queue by its name."""
-        return self.name if self.is_exchange else ""
-
-    def with_all_below(self) -> list[Destination]:
-        """Return this destination and those it needs, in the order of their declaration."""
-        return [*([] if self.below is None else self.below.with_all_below()), self]
+    calls: Callable[[], Iterable[Any]]
+    exchange: str = ""
 
 
 class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's time
     """A message, encoded but for the channel's number.
 
     Attributes:
-        number: Its number among those that are sent together; the first is 0.
         destination: Where it goes.
         key: Its routing key.
         token: Its property `message_id`, which identifies it if it is returned.
@@ -62,7 +51,6 @@ class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's 
         body: The body.
     """
 
-    number: int
     destination: Destination
     key: str
     token: str | None
@@ -74,26 +62,28 @@ class Encoder:
     """Encodes messages and dead letters for one bridge.
 
     Attributes:
+        topology: The names in the bridge's namespace.
+        engine: The bridge's engine.
         due: The exchange of what is due.
     """
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
+        self.topology: Topology = Topology(settings.namespace)
+        self.engine: str = wire.engine
         self._wire = wire
-        self._topology = topology = Topology(settings.namespace)
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
-        self._dead = Destination(name=topology.dead, calls=lambda _: [classic_queue(topology.dead)])
-        engines = (wire.engine, *other_engines(wire.engine))  # all of them, else messages for one could block a level
-        self.due: Destination = Destination(
-            name=topology.due_exchange, calls=lambda _: topology.due_calls(engines), is_exchange=True
-        )
-        self._levels: list[Destination] = []
-        for level in range(LEVELS):
-            below = self._levels[-1] if self._levels else self.due
-            calls = partial(topology.level_calls, level)
-            self._levels.append(Destination(name=topology.level(level), calls=calls, is_exchange=True, below=below))
+        # All engines', else messages for one could block a level.
+        self._engines = (wire.engine, *other_engines(wire.engine))
+        self._dead = Destination(name=self.topology.dead, calls=lambda: [classic_queue(self.topology.dead)])
+        self._levels = [self._exchange(level) for level in range(LEVELS)]
+        self.due: Destination = self._exchange(-1)
 
-    def native(self, number: int, message: Message, *, life_s: float | None = None) -> EncodedPublication:
+    def _exchange(self, level: int) -> Destination:
+        name = self.topology.level(level)
+        return Destination(name=name, exchange=name, calls=partial(self.topology.calls, level, self._engines))
+
+    def native(self, message: Message, *, life_s: float | None = None) -> EncodedPublication:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
 
         Raises:
@@ -107,31 +97,30 @@ class Encoder:
         if life_s is not None:
             properties["expiration"] = _milliseconds(life_s)
         destination = self._queues.get(native.queue) or self._queue(native)
-        encoded = _encoded(number, destination, native.queue, properties, message.id, native.body)
+        encoded = _encoded(destination, native.queue, properties, message.id, native.body)
         if len(encoded.properties) > PROPERTIES_ROOM:
             raise HeadersTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM)
         return encoded
 
     def _queue(self, native: Publication) -> Destination:
         name, arguments = native.queue, native.arguments
-        return self._queues.setdefault(name, Destination(name=name, calls=lambda _: [queue(name, arguments)]))
+        return self._queues.setdefault(name, Destination(name=name, calls=lambda: [queue(name, arguments)]))
 
-    def parked(self, number: int, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
+    def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
         """Return a message as text, for a delay."""
-        level, key = self._topology.route(delay_s, self._wire.engine)
-        destination = self._levels[level] if level >= 0 else self.due
-        return _encoded(number, destination, key, _JSON, message_id, text)
+        level, key = self.topology.route(delay_s, self.engine)
+        return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
 
-    def sign(self, number: int, name: str, *, life_s: float) -> EncodedPublication:
+    def sign(self, name: str, *, life_s: float) -> EncodedPublication:
         """Return a sign, which the server drops after so many seconds."""
-        native = self._topology.sign(name)
-        destination = Destination(name=native, calls=lambda _: [sign_queue(native)])
-        return _encoded(number, destination, native, {"expiration": _milliseconds(life_s)}, new_id(), b"")
+        native = self.topology.sign(name)
+        destination = Destination(name=native, calls=lambda: [sign_queue(native)])
+        return _encoded(destination, native, {"expiration": _milliseconds(life_s)}, new_id(), b"")
 
-    def letter(self, number: int, letter: DeadLetter) -> EncodedPublication:
+    def letter(self, letter: DeadLetter) -> EncodedPublication:
         """Return a dead letter, which the server drops after the setting `dead_ttl`."""
         properties = {**_JSON, "expiration": self._expiration}
-        return _encoded(number, self._dead, self._dead.name, properties, letter.id, letter.dumps().encode())
+        return _encoded(self._dead, self._dead.name, properties, letter.id, letter.dumps().encode())
 
 
 def _milliseconds(life_s: float) -> str:
@@ -139,12 +128,7 @@ def _milliseconds(life_s: float) -> str:
 
 
 def _encoded(
-    number: int,
-    destination: Destination,
-    key: str,
-    properties: Mapping[str, Any],
-    message_id: str | None,
-    body: bytes,
+    destination: Destination, key: str, properties: Mapping[str, Any], message_id: str | None, body: bytes
 ) -> EncodedPublication:
     """Return a persistent message; its property `message_id` is the message's id, if none is given and it fits."""
     token: str | None = properties.get("message_id")
@@ -152,4 +136,4 @@ def _encoded(
         token = message_id
     all_of_them: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
     encoded = b"".join(pika.BasicProperties(**all_of_them).encode())
-    return EncodedPublication(number, destination, key, token, encoded, body)
+    return EncodedPublication(destination, key, token, encoded, body)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError, Delivery, Outcome
-from taskbridge.brokers.rabbitmq.connection import Connection, connect
+from taskbridge.brokers.rabbitmq.channel import Channel, Outcome
+from taskbridge.brokers.rabbitmq.connection import ClientError, connect
+from taskbridge.brokers.rabbitmq.dead_letter_queue import wait_for_deliveries
 from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.brokers.rabbitmq.publishing import FAILURES, declare, look, publish
-from taskbridge.brokers.rabbitmq.topology import Topology
+from taskbridge.brokers.rabbitmq.session import Session
+from taskbridge.brokers.rabbitmq.topology import other_engines
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.retry import ErrorInfo
@@ -52,12 +55,8 @@ _STRANGERS_LOOK_S: Final = 10.0
 _LOOKS: Final = 3
 """How often another engine must be seen without a pump in a row: pumps that lost their connection are back by then."""
 
-_ADOPTED_TOGETHER: Final = 100
 _LOOKED_AT: Final = 1000
-
-
-class _NotPublishedError(Exception):
-    """Due messages could not be published; they return to their queue, and are delivered again."""
+"""How many of another engine's messages are looked at together."""
 
 
 @dataclass(slots=True)
@@ -79,38 +78,29 @@ class Pump:
     """One run of a pump, until `stop` is set; any number may run at once."""
 
     def __init__(
-        self,
-        hosts: Sequence[Any],
-        encoder: Encoder,
-        topology: Topology,
-        engine: str,
-        others: Iterable[str],
-        *,
-        knows: Callable[[str], bool],
-        stop: threading.Event,
+        self, hosts: Sequence[Any], encoder: Encoder, *, knows: Callable[[str], bool], stop: threading.Event
     ) -> None:
         self._hosts = hosts
         self._encoder = encoder
-        self._due = topology.due(engine)
-        self._orphans = [_Orphan(topology.due(other)) for other in others]
+        self._due = encoder.topology.due(encoder.engine)
+        self._orphans = [_Orphan(encoder.topology.due(other)) for other in other_engines(encoder.engine)]
         self._knows = knows
         self._stop = stop
         self._pause_s = 0.0
-        self._serving_since = 0.0
 
     def run(self) -> None:
         """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
         while not self._stop.is_set():
-            connection: Connection | None = None
+            session: Session | None = None
             try:
-                connection = connect(self._hosts, self._call_deadline(), heartbeat_s=_HEARTBEAT_S, kind=Connection)
-                self._serve(connection)
-            except (*FAILURES, _NotPublishedError) as exc:
+                session = connect(self._hosts, self._call_deadline(), kind=Session, heartbeat_s=_HEARTBEAT_S)
+                self._serve(session)
+            except ClientError as exc:
                 if not self._stop.is_set():
                     self._wait(exc)
             finally:
-                if connection is not None:
-                    connection.close(_LEAVE_S)  # what was not acknowledged goes back
+                if session is not None:
+                    session.close(_LEAVE_S)  # what was not acknowledged goes back
 
     def _wait(self, failure: Exception) -> None:
         if self._pause_s == 0:
@@ -118,137 +108,119 @@ class Pump:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
         self._stop.wait(self._pause_s)
 
-    def _serve(self, connection: Connection) -> None:
-        deadline = self._call_deadline()
-        declare(connection, self._encoder.due, deadline)
-        channel = Channel(connection)
-        channel.open(deadline)
-        channel.consume(self._due, prefetch=_PREFETCH, exclusive=False, deadline=deadline)
-        self._serving_since = time.monotonic()
+    def _serve(self, session: Session) -> None:
+        session.declare(self._encoder.due, self._call_deadline())
+        channel = Channel(session)
+        consume = spec.Basic.Qos(prefetch_count=_PREFETCH), spec.Basic.Consume(queue=self._due)
+        channel.open(self._call_deadline(), *consume)
+        began_at = time.monotonic()
         while not self._stop.is_set():
             if not channel.deliveries:
-                connection.read(_QUIET_S)
+                session.read(_QUIET_S)
             channel.check()
             taken = _taken(channel)
             if taken:
-                self._promote(connection, channel, taken)
-            self._note_calm()
-            self._adopt(connection)
-
-    def _note_calm(self) -> None:
-        if self._pause_s > 0 and time.monotonic() - self._serving_since > _CALM_S:
-            self._pause_s = 0.0
-            _log.warning("RabbitMQ is back, delayed messages are published again")
+                self._promote(session, channel, taken)
+            if self._pause_s > 0 and time.monotonic() - began_at > _CALM_S:
+                self._pause_s = 0.0
+                _log.warning("RabbitMQ is back, delayed messages are published again")
+            self._adopt(session)
 
     def _call_deadline(self) -> Deadline:
         return Deadline(_CALL_S, self._stop)
 
     # Messages of the own engine
 
-    def _promote(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> None:
-        """Publish a batch, and then acknowledge it."""
-        publications = [self._decided(index, delivery) for index, delivery in enumerate(taken)]
-        outcome = self._deliver(connection, publications)
+    def _promote(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> None:
+        """Publish a batch, and then acknowledge it; what could not be published is delivered again."""
+        outcome = self._deliver(session, {index: self._decided(delivery) for index, delivery in enumerate(taken)})
         if outcome.refused:
-            again = [self._encoder.parked(index, taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)]
+            again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
-            outcome.accepted |= self._deliver(connection, again).accepted
+            outcome.accepted |= self._deliver(session, again).accepted
         if len(outcome.accepted) == len(taken):
             channel.ack([taken[-1].tag], multiple=True)
             _log.debug("published %d delayed messages", len(taken))
         else:
             channel.ack(taken[index].tag for index in sorted(outcome.accepted))
-            raise _NotPublishedError(outcome.problem)
+            raise ClientError(str(outcome.problem))
 
-    def _deliver(self, connection: Connection, publications: Sequence[EncodedPublication]) -> Outcome:
+    def _deliver(self, session: Session, publications: Mapping[int, EncodedPublication]) -> Outcome:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
         outcome = Outcome()
         try:
-            publish(connection, publications, outcome, Deadline(stop=self._stop))
-        except FAILURES as exc:  # what was accepted before is to be acknowledged
+            session.publish(publications, outcome, Deadline(stop=self._stop))
+        except ClientError as exc:  # what was accepted before is to be acknowledged
             outcome.problem = str(exc)
         return outcome
 
-    def _decided(self, index: int, delivery: Delivery) -> EncodedPublication:
+    def _decided(self, delivery: Delivery) -> EncodedPublication:
         """Return what to publish for a due message of this engine."""
         body = delivery.body
         try:
-            return self._encoder.native(index, _read(delivery))
+            return self._encoder.native(_read(delivery))
         except NewerFormError as exc:
             _log.warning("a delayed message waits for a newer release: %s", exc)
         except DecodeError as exc:
             _log.error("a delayed message is dead, reason undecodable: %s", exc)
-            letter = DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time())
-            return self._encoder.letter(index, letter)
+            return self._encoder.letter(DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time()))
         except MessageTooLarge as exc:
             _log.error("a delayed message is dead, reason too_large: %s", exc)
             error = ErrorInfo.of(exc)
-            letter = DeadLetter(message=_read(delivery), reason="too_large", error=error, died_at=time.time())
-            return self._encoder.letter(index, letter)
+            return self._encoder.letter(
+                DeadLetter(message=_read(delivery), reason="too_large", error=error, died_at=time.time())
+            )
         except Exception:  # one message that can't be encoded must not block the others
             _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
-        return self._encoder.parked(index, body, _POSTPONED_S)
+        return self._encoder.parked(body, _POSTPONED_S)
 
     # Messages of other engines
 
-    def _adopt(self, connection: Connection) -> None:
+    def _adopt(self, session: Session) -> None:
         """Publish the due messages of engines that have no pump, if their task is known here."""
         now = time.monotonic()
         looked_at = [orphan for orphan in self._orphans if orphan.next_look <= now]
         if not looked_at:
             return
-        states = look(connection, [orphan.due for orphan in looked_at], self._call_deadline())
+        states = session.look([orphan.due for orphan in looked_at], self._call_deadline())
         for orphan in looked_at:
             state = states.get(orphan.due)
             orphan.next_look = now + (_MISSING_LOOK_S if state is None else _LOOK_S)
-            orphan.alone = 0 if state is None or state.consumers > 0 else orphan.alone + 1
-            if state is not None and orphan.alone >= _LOOKS and state.messages > 0:
-                self._adopt_from(connection, orphan, state.messages)
+            orphan.alone = 0 if state is None or state.consumer_count > 0 else orphan.alone + 1
+            if state is not None and orphan.alone >= _LOOKS and state.message_count > 0:
+                self._adopt_from(session, orphan)
 
-    def _adopt_from(self, connection: Connection, orphan: _Orphan, number: int) -> None:
-        adopted = left = 0
+    def _adopt_from(self, session: Session, orphan: _Orphan) -> None:
+        channel = Channel(session)
+        consume = spec.Basic.Qos(prefetch_count=_LOOKED_AT), spec.Basic.Consume(queue=orphan.due)
         try:
-            channel = Channel(connection)
-            channel.open(self._call_deadline())
-            while adopted + left < min(number, _LOOKED_AT) and not self._stop.is_set():
-                asked = [spec.Basic.Get(queue=orphan.due)] * min(number, _ADOPTED_TOGETHER)
-                replies = channel.call_all(asked, self._call_deadline())
-                taken = [reply for reply in replies if isinstance(reply, Delivery)]
-                published = self._publish_adopted(connection, channel, taken)
-                adopted += published
-                left += len(taken) - published
-                if len(taken) < len(asked):
-                    break
+            channel.open(self._call_deadline(), *consume)
+            wait_for_deliveries(channel, orphan.due, self._call_deadline())
+            taken = list(channel.deliveries)
+            publications = {
+                index: publication for index, each in enumerate(taken) if (publication := self._adopted(each))
+            }
+            if publications:
+                adopted = self._deliver(session, publications).accepted
+                channel.ack(taken[index].tag for index in sorted(adopted))
+                _log.info("published %d delayed messages of queue %s, which has no pump", len(adopted), orphan.due)
+            elif taken:
+                orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
             channel.close(self._call_deadline())  # those left go back to their places
-        except ChannelClosedError as exc:
+        except ClientError as exc:
+            if not exc.code:
+                raise
             _log.info("queue %s went away while it was looked at: %s", orphan.due, exc)
-        if adopted:
-            _log.info("published %d delayed messages of queue %s, which has no pump", adopted, orphan.due)
-        elif left:
-            orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
 
-    def _publish_adopted(self, connection: Connection, channel: Channel, taken: Sequence[Delivery]) -> int:
-        publications = [
-            publication
-            for index, delivery in enumerate(taken)
-            if (publication := self._adopted(index, delivery)) is not None
-        ]
-        if not publications:
-            return 0
-        outcome = self._deliver(connection, publications)
-        channel.ack(taken[index].tag for index in sorted(outcome.accepted))
-        return len(outcome.accepted)
-
-    def _adopted(self, index: int, delivery: Delivery) -> EncodedPublication | None:
+    def _adopted(self, delivery: Delivery) -> EncodedPublication | None:
         """Return what to publish for a due message of another engine; None leaves it in its queue."""
-        try:
+        with suppress(DecodeError):  # that is for its own engine to bury, or for a newer release
             message = _read(delivery)
-            return self._encoder.native(index, message) if self._knows(message.task) else None
-        except DecodeError:
-            return None  # for its own engine to bury, or for a newer release
-        except Exception:
-            _log.exception("a delayed message of another engine can't be published here")
-            return None
+            try:
+                return self._encoder.native(message) if self._knows(message.task) else None
+            except Exception:
+                _log.exception("a delayed message of another engine can't be published here")
+        return None
 
 
 def _read(delivery: Delivery) -> Message:

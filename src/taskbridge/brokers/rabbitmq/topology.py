@@ -13,7 +13,7 @@ before the next queue has it: with 5,000 messages on their way, killing RabbitMQ
 it lost up to 13, where quorum queues lost none. They cost as much to make, less to enter (0.56 to 1.03 ms of the
 server's CPU a message) and more to travel (0.5 to 0.3 ms a level). A node that starts may be slow to go on: what falls
 due before the next queue is there is tried again after `dead_letter_worker_publisher_confirm_timeout`, 3 minutes.
-Before RabbitMQ 3.10, quorum queues have no time to live; there the levels are classic queues.
+Before RabbitMQ 3.10, quorum queues have no time to live.
 
 What is due, and the dead letters, are in classic queues, whatever is the default of the virtual host: a quorum queue
 drops what was often delivered and given back.
@@ -37,7 +37,6 @@ LONGEST_EXPIRATION_S: Final = 10 * 365 * 86400
 """The longest time to live that RabbitMQ takes; see rabbit_misc:check_expiry."""
 
 _BUILT_IN: Final = ("celery", "dramatiq")
-_QUORUM_SINCE: Final = (3, 10)
 
 _SIGN_EXPIRES_MS: Final = 120_000
 """How long the queue of a sign is there that nobody looks at."""
@@ -77,44 +76,38 @@ class Topology:
         bits = ".".join(format(whole_s, f"0{LEVELS}b"))
         return whole_s.bit_length() - 1, f"{bits}.{engine}"
 
-    def due_calls(self, engines: Iterable[str]) -> Iterator[Any]:
-        """Yield the calls that make the due queues of these engines."""
-        yield _topic(self.due_exchange)
-        for engine in engines:
-            yield classic_queue(self.due(engine))
-            yield _bind(self.due(engine), self.due_exchange, f"{'*.' * LEVELS}{engine}")
-
-    def level_calls(self, level: int, server_version: tuple[int, ...]) -> Iterator[Any]:
-        """Yield the calls that make a level; those below are there.
+    def calls(self, level: int, engines: Iterable[str]) -> Iterator[Any]:
+        """Yield the calls that make a level and all below it; -1 is the due exchange with these engines' queues.
 
         The next level's queue is made too, for the quorum queue that was declared last is not yet safe: RabbitMQ 3.10.8
         writes its name down within a second, or when another one is declared. Killed before that, it begins anew with
         an empty queue ("Starting member as a new one"; rabbitmq/rabbitmq-server#15725), though it had confirmed
         messages: in 16 of 16 kills within 0.8 s the queue declared last was empty, and no other one in any.
         """
-        name, below = self.level(level), self.level(level - 1)
-        yield _topic(name)
-        yield queue(name, self._level_arguments(level, server_version))
-        before, behind = "*." * (LEVELS - 1 - level), ".*" * (level + 1)
-        yield _bind(name, name, f"{before}1{behind}")
-        yield spec.Exchange.Bind(destination=below, source=name, routing_key=f"{before}0{behind}")
-        if _has_quorum_levels(server_version):
-            yield queue(self.level(level + 1), self._level_arguments(level + 1, server_version))
+        yield _topic(self.due_exchange)
+        for engine in engines:
+            yield classic_queue(self.due(engine))
+            yield _bind(self.due(engine), self.due_exchange, f"{'*.' * LEVELS}{engine}")
+        for each in range(level + 1):
+            name = self.level(each)
+            before, behind = "*." * (LEVELS - 1 - each), ".*" * (each + 1)
+            yield _topic(name)
+            yield self._level_queue(each)
+            yield _bind(name, name, f"{before}1{behind}")
+            below = self.level(each - 1)
+            yield spec.Exchange.Bind(destination=below, source=name, routing_key=f"{before}0{behind}")
+        if level >= 0:
+            yield self._level_queue(level + 1)
 
-    def _level_arguments(self, level: int, server_version: tuple[int, ...]) -> Mapping[str, Any]:
-        arguments = {"x-message-ttl": 2**level * 1000, "x-dead-letter-exchange": self.level(level - 1)}
-        if not _has_quorum_levels(server_version):
-            return {**arguments, "x-queue-type": "classic"}
-        return {
-            **arguments,
+    def _level_queue(self, level: int) -> Any:
+        arguments = {
+            "x-message-ttl": 2**level * 1000,
+            "x-dead-letter-exchange": self.level(level - 1),
             "x-queue-type": "quorum",
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",  # at-least-once asks for it
         }
-
-
-def _has_quorum_levels(server_version: tuple[int, ...]) -> bool:
-    return server_version >= _QUORUM_SINCE
+        return queue(self.level(level), arguments)
 
 
 def queue(name: str, arguments: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ package's own publisher agree with it.
 
 The consumers don't use pika's connections, of which each belongs to one thread, so that a message passes through two
 more threads on its way to the one that runs it, and its acknowledgement through one. They share one connection that any
-thread may write to (`SharedConnection`). Its own thread puts what arrives where the worker's threads take it from, if
+thread may write to. Its own thread puts what arrives where the worker's threads take it from, if
 one of them is free; else whichever thread becomes free does so.
 """
 
@@ -25,10 +25,10 @@ from dramatiq.middleware import Middleware
 from pika import spec
 
 from taskbridge import locks
-from taskbridge.brokers.rabbitmq.channel import Channel, ChannelClosedError
-from taskbridge.brokers.rabbitmq.channel import Delivery as Arrived
-from taskbridge.brokers.rabbitmq.connection import ConnectionLostError, SharedConnection, connect
-from taskbridge.brokers.rabbitmq.deadline import Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.channel import Channel
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.slots import Slots, Ticket
@@ -53,7 +53,7 @@ _ARRIVAL_S: Final = 0.2
 _CLOSE_S: Final = 0.5
 """How long a consumer that closes waits for RabbitMQ, which has its last acknowledgements then."""
 
-_TROUBLE: Final = (ConnectionLostError, ChannelClosedError, TimedOutError, NotSettledError)
+_TROUBLE: Final = (ClientError, NotSettledError)
 
 
 class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
@@ -69,7 +69,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             parameters.blocked_connection_timeout = settings.send_timeout_s
         self.timeout_s: float = settings.send_timeout_s  # that RabbitMQ may take to answer
         self._linking = locks.Lock()
-        self._links: list[SharedConnection] = []
+        self._links: list[Connection] = []
 
         # What was returned counts as delivered before. Without a store nobody can tell that it was not started.
         self.may_return: bool = settings.store is not None
@@ -96,17 +96,18 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         self.declare_queue(queue_name)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
 
-    def link(self) -> SharedConnection:
+    def link(self) -> Connection:
         """Return the consumers' connection; a new one if there is none, or none that can have another channel.
 
         Raises:
-            ConnectionLostError, TimedOutError: RabbitMQ can't be reached.
+            ClientError: RabbitMQ can't be reached.
         """
         with self._linking:
             self._links = [link for link in self._links if link.problem is None]
             link = next((link for link in self._links if link.has_room), None)
             if link is None:
-                link = connect([self.parameters], self.deadline(), kind=SharedConnection)
+                link = connect([self.parameters], self.deadline(), kind=Connection)
+                link.read_in_thread()
                 self._links.append(link)
             return link
 
@@ -243,7 +244,11 @@ class _SparingConsumer(Consumer):
         """Return what arrived to the queue and take nothing more, until there is a thread for it."""
         if self._consumer_tag is not None:
             # What arrives before the answer goes back too. A worker that drains looks again, and waits for nobody.
-            self._channel.cancel(self._consumer_tag, None if self._broker.draining else self._broker.deadline())
+            cancel = spec.Basic.Cancel(consumer_tag=self._consumer_tag, nowait=self._broker.draining)
+            if self._broker.draining:
+                self._channel.tell(cancel)
+            else:
+                self._channel.call(cancel, self._broker.deadline())
             self._consumer_tag = None
         with self._lock:
             arrived = [arrival.delivery.tag for arrival in self._arrived]
