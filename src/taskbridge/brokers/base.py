@@ -68,7 +68,6 @@ class MemoryWire(Wire[NativeT], Protocol[NativeT]):
 
     def deliver(self, native: NativeT) -> None:
         """Put a message in its queue."""
-        ...
 
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
@@ -109,7 +108,6 @@ class Broker(Protocol):
             PartlyPublished: Of several messages, not all were published.
             BrokerUnavailable: The only message was not published.
         """
-        ...
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages, each for so many seconds, and then publish them (as long as any worker is up).
@@ -120,11 +118,9 @@ class Broker(Protocol):
             PartlyPublished: Of several messages, not all were parked.
             BrokerUnavailable: The only message was not parked.
         """
-        ...
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`."""
-        ...
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set; outages are waited out, and nothing raised.
@@ -136,7 +132,6 @@ class Broker(Protocol):
             knows: Whether this worker knows the task of that name.
             stop: Seen within 0.5 s.
         """
-        ...
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
@@ -167,11 +162,9 @@ class Broker(Protocol):
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if the broker answers."""
-        ...
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
-        ...
 
 
 class RecordingBroker(Broker, Protocol):
@@ -185,7 +178,6 @@ class RecordingBroker(Broker, Protocol):
         Raises:
             PartlyPublished, BrokerUnavailable: As `publish` does.
         """
-        ...
 
     def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
         """Park a message as `park` does, in one transaction with a command.
@@ -193,7 +185,6 @@ class RecordingBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: It was not parked.
         """
-        ...
 
 
 @runtime_checkable
@@ -209,7 +200,6 @@ class SignBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: Not all were published.
         """
-        ...
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove what is left of these probes, and these signs.
@@ -217,7 +207,6 @@ class SignBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: It wasn't done; then they vanish by themselves.
         """
-        ...
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
         """Leave signs for so many seconds; again for those that are there.
@@ -225,7 +214,6 @@ class SignBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: They were not left.
         """
-        ...
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there.

@@ -10,13 +10,12 @@ import pika
 from pika import spec
 
 from taskbridge.brokers.base import Counts, Decide, Publication, Wire
-from taskbridge.brokers.rabbitmq.connection import ClientError, connect
+from taskbridge.brokers.rabbitmq.channel import Session
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, other_engines, sign_queue
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
@@ -125,18 +124,11 @@ class RabbitMQBroker:
         Raises:
             BrokerUnavailable: Some may have been taken out.
         """
-        taken: list[str] = []
-        session: Session | None = None
-        try:
-            session = connect(self._hosts, Deadline(timeout_s), kind=Session)  # a transaction is never repeated
-            take_out(session, self._encoder, decide, taken, ids=ids, timeout_s=timeout_s)
-        except ClientError as exc:
-            problem = f"{exc}; {len(taken)} dead letters were taken out before" if taken else str(exc)
-            raise BrokerUnavailable(problem, maybe_taken=session is not None) from exc
-        finally:
-            if session is not None:
-                session.close()
-        return taken
+
+        def taken(session: Session, deadline: Deadline) -> list[str]:
+            return take_out(session, self._encoder, decide, ids=ids, timeout_s=timeout_s)
+
+        return self._publisher.ask(taken, timeout_s)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if RabbitMQ answers."""

@@ -47,12 +47,14 @@ class ClientError(Exception):
     Attributes:
         again: Whether another attempt may succeed at once.
         code: AMQP's reply code if the server closed the channel; else 0.
+        maybe_done: Whether a part of what was asked may have been done.
     """
 
-    def __init__(self, problem: str, *, again: bool = False, code: int = 0) -> None:
+    def __init__(self, problem: str, *, again: bool = False, code: int = 0, maybe_done: bool = False) -> None:
         super().__init__(problem)
         self.again: bool = again
         self.code: int = code
+        self.maybe_done: bool = maybe_done
 
 
 class TimedOutError(ClientError):
@@ -60,19 +62,19 @@ class TimedOutError(ClientError):
 
 
 class Endpoint(Protocol):
-    """A channel, as its connection sees it."""
+    """A channel, as its connection sees it; it must not wait."""
 
     def take(self, kind: int, payload: bytes) -> None:
-        """Take a frame. It must not wait."""
-        ...
+        """Take a frame."""
 
     def shut(self, reason: ClientError) -> None:
         """Learn that the connection is gone."""
-        ...
 
 
 class Connection:
     """One connection; it never reconnects.
+
+    What takes a deadline raises `ClientError`: a `TimedOutError` if the server does not do its part in time.
 
     Args:
         parameters: Host, credentials and options: pika's `Parameters`.
@@ -81,7 +83,7 @@ class Connection:
     Attributes:
         where: The server's host and port.
         problem: Why the connection is lost; None while it is not.
-        blocked_by: Why the server takes no messages now (`connection.blocked`), such as `low on memory`; or None.
+        blocked: That and why the server takes no messages now (`connection.blocked`); None if it does.
         frame_max: The size of the largest frame, in bytes.
         read_s: The longest time that `read` waits, so that heartbeats are in time.
     """
@@ -92,16 +94,14 @@ class Connection:
     def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
         self.where: str = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
-        self.blocked_by: str | None = None
+        self.blocked: str | None = None
         self.frame_max: int = FRAME_MAX
         self.read_s: float = _LONGEST_READ_S
         self._parameters = parameters
-        self._asked_heartbeat_s = heartbeat_s
-        self._heartbeat_s = 0.0
+        self._heartbeat_s = heartbeat_s or 0.0
         self._heard_at = self._sent_at = self._blocked_at = time.monotonic()
         self._is_open = False
         self._poll = select.poll()
-        self._polled = select.POLLIN
         self._is_tls = parameters.ssl_options is not None
         self._sending = locks.Lock()
         # OpenSSL takes one thread at a time on a connection.
@@ -115,11 +115,7 @@ class Connection:
         _living.add(self)
 
     def open(self, deadline: Deadline) -> None:
-        """Connect and log in. Call this once, before anything else.
-
-        Raises:
-            ClientError: The server can't be reached, refuses, or does not answer.
-        """
+        """Connect and log in. Call this once, before anything else."""
         deadline = deadline.within(self._parameters.stack_timeout)
         try:
             self._socket = _connected(self._parameters, deadline)
@@ -127,7 +123,6 @@ class Connection:
             raise TimedOutError(f"RabbitMQ at {self.where} does not answer") from exc
         except OSError as exc:
             raise ClientError(f"no connection to RabbitMQ at {self.where}: {exc}") from exc
-        self._poll.register(self._socket, self._polled)
         self._log_in(deadline)
         self._is_open = True
 
@@ -146,9 +141,7 @@ class Connection:
         self.frame_max = _smaller(tune.frame_max, parameters.frame_max)
         self._channel_max = _smaller(tune.channel_max, parameters.channel_max)
         named_s = parameters.heartbeat
-        self._heartbeat_s = float(named_s if isinstance(named_s, int) else tune.heartbeat)
-        if self._asked_heartbeat_s is not None:
-            self._heartbeat_s = _smaller(self._heartbeat_s, self._asked_heartbeat_s)
+        self._heartbeat_s = _smaller(named_s if isinstance(named_s, int) else tune.heartbeat, self._heartbeat_s)
         if self._heartbeat_s:
             self.read_s = min(_LONGEST_READ_S, self._heartbeat_s / 4)
         self._tell(spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s)), deadline)
@@ -173,11 +166,7 @@ class Connection:
             raise ClientError(self.problem, again=self._is_open)
 
     def write(self, data: bytes, deadline: Deadline) -> None:
-        """Send bytes; what is left at the deadline is sent before later bytes.
-
-        Raises:
-            ClientError: The connection is lost, or the server does not read.
-        """
+        """Send bytes; what is left at the deadline is sent before later bytes."""
         self.check()
         self.send(data)
         if self._unsent:
@@ -185,16 +174,11 @@ class Connection:
         self.check()
 
     def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str | None = None) -> None:
-        """Wait until a condition holds that depends on what arrives.
-
-        Raises:
-            TimedOutError: It did not hold in time; its text is that the server is blocked, or `problem`.
-            ClientError: The connection is lost.
-        """
+        """Wait until a condition holds that depends on what arrives; `problem` is the text if it does not in time."""
         while not condition():
             self.check()
             if deadline.passed:
-                raise TimedOutError(self._blocked_problem() or problem or f"RabbitMQ at {self.where} does not answer")
+                raise TimedOutError(self.blocked or problem or f"RabbitMQ at {self.where} does not answer")
             if self._reader is None or threading.current_thread() is self._reader:
                 self.read(deadline.slice_s)
                 continue
@@ -203,13 +187,8 @@ class Connection:
                     self._changed.wait(deadline.slice_s)
 
     def wait_unblocked(self, deadline: Deadline) -> None:
-        """Wait until the server takes messages; raises as `wait`."""
-        self.wait(lambda: self.blocked_by is None, deadline)
-
-    def _blocked_problem(self) -> str | None:
-        if self.blocked_by is None:
-            return None
-        return f"RabbitMQ at {self.where} takes no messages at the moment: {self.blocked_by}"
+        """Wait until the server takes messages."""
+        self.wait(lambda: self.blocked is None, deadline)
 
     def read_in_thread(self) -> None:
         """From now on, have a thread read, so that threads can share the connection."""
@@ -230,15 +209,13 @@ class Connection:
 
         If the connection is lost it does not raise, but sets `problem`.
         """
-        polled = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
-        if polled != self._polled and self._socket is not None:
-            self._polled = polled
-            self._poll.modify(self._socket, polled)
-        if self.problem is None and self._poll.poll(min(timeout_s, self.read_s) * 1000):
-            self._receive()
-            if self._unsent:
-                self.send(b"")
-        self._keep_alive()
+        if self._socket is not None and self.problem is None:
+            self._poll.register(self._socket, select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN)
+            if self._poll.poll(min(timeout_s, self.read_s) * 1000):
+                self._receive(self._socket)
+                if self._unsent:
+                    self.send(b"")
+            self._keep_alive()
 
     def send(self, data: bytes) -> None:
         """Send bytes without waiting; any thread may. What the system does not take now is sent by a later `read`."""
@@ -258,11 +235,11 @@ class Connection:
             self.lose(f"the connection to RabbitMQ at {self.where} was interrupted")
             raise
 
-    def _receive(self) -> None:
+    def _receive(self, made: socket.socket) -> None:
         try:
-            while self._socket is not None and self.problem is None:
+            while self.problem is None:
                 with self._receiving:
-                    data = self._socket.recv(_READ_BYTES)
+                    data = made.recv(_READ_BYTES)
                 if not data:
                     return self.lose(f"RabbitMQ at {self.where} closed the connection")
                 self._heard_at = time.monotonic()
@@ -279,9 +256,9 @@ class Connection:
             return
         now = time.monotonic()
         blocked_s = self._parameters.blocked_connection_timeout
-        if self.blocked_by is not None and blocked_s is not None and now - self._blocked_at > blocked_s:
+        if self.blocked is not None and blocked_s is not None and now - self._blocked_at > blocked_s:
             self._is_open = False  # another connection would be blocked as well
-            self.lose(f"{self._blocked_problem()}, for longer than blocked_connection_timeout")
+            self.lose(f"{self.blocked}, for longer than blocked_connection_timeout")
         elif self._heartbeat_s and now - self._heard_at > 2 * self._heartbeat_s:
             if not self._poll.poll(0):  # else the process was suspended, and has not read yet
                 self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self._heard_at:.1f} s")
@@ -296,11 +273,7 @@ class Connection:
         return len(self._endpoints) < self._channel_max
 
     def attach(self, endpoint: Endpoint) -> int:
-        """Register a new channel, and return its number.
-
-        Raises:
-            ClientError: The connection is lost, or has no channel left.
-        """
+        """Register a new channel, and return its number; raises `ClientError` if none is left."""
         self.check()
         with self._sending:
             number = next((each for each in range(1, self._channel_max + 1) if each not in self._endpoints), None)
@@ -385,9 +358,10 @@ class Connection:
         elif isinstance(method, spec.Connection.CloseOk):
             self.lose("the connection was closed")
         elif isinstance(method, spec.Connection.Blocked):
-            self.blocked_by, self._blocked_at = str(method.reason), time.monotonic()
+            self.blocked = f"RabbitMQ at {self.where} takes no messages at the moment: {method.reason}"
+            self._blocked_at = time.monotonic()
         elif isinstance(method, spec.Connection.Unblocked):
-            self.blocked_by = None
+            self.blocked = None
         else:
             self._replies.append(method)
 
@@ -420,15 +394,13 @@ def connect(
             time.sleep(pause.slice_s)
 
 
-def _smaller(proposed: Any, ours: Any) -> Any:
+def _smaller(proposed: float, ours: float) -> Any:
     """Return the limit that both sides agree on; 0 is no limit."""
     return min(proposed, ours) if proposed and ours else max(proposed, ours)
 
 
 def _connected(parameters: Any, deadline: Deadline) -> socket.socket:
-    """Return a connected socket, with TLS if the URL says so.
-
-    A thread makes it: a name's lookup has no timeout, and a deadline may come nearer meanwhile.
+    """Return a connected socket; a thread makes it, as a name's lookup has no timeout, and `stop` may be set meanwhile.
 
     Raises:
         OSError: The server can't be reached; a `TimeoutError` if it does not answer.
@@ -437,7 +409,7 @@ def _connected(parameters: Any, deadline: Deadline) -> socket.socket:
 
     def make() -> None:
         try:
-            results.put(_made(parameters, deadline))
+            results.put(_dialled(parameters, deadline))
         except Exception as exc:
             results.put(exc)
 
@@ -446,52 +418,40 @@ def _connected(parameters: Any, deadline: Deadline) -> socket.socket:
     except RuntimeError:  # the interpreter is shutting down
         make()
     while True:
-        try:
+        with suppress(Empty):
             result = results.get(timeout=deadline.slice_s)
-        except Empty:
-            if deadline.passed:
-                raise TimeoutError from None
-        else:
             break
+        if deadline.passed:
+            raise TimeoutError
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def _made(parameters: Any, deadline: Deadline) -> socket.socket:
-    made = _dialled(parameters, deadline)
-    try:
-        made.settimeout(deadline.left_s)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        tcp_socket_opts.set_sock_opts(parameters.tcp_options, made)
-        if parameters.ssl_options is not None:
-            tls = parameters.ssl_options
-            made = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
-        made.setblocking(False)
-        if deadline.passed:  # nobody waits any longer
-            raise TimeoutError
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
 def _dialled(parameters: Any, deadline: Deadline) -> socket.socket:
-    """Return a socket that is connected to the first address that answers; each address gets its share of the time."""
+    """Return a socket, with TLS if the URL says so, to the first address that answers within its share of the time."""
+    failure = OSError("its name has no address")
     found = socket.getaddrinfo(parameters.host, parameters.port, type=socket.SOCK_STREAM)
-    for number, (family, kind, protocol, _, address) in enumerate(found, 1):
-        share = deadline.within(parameters.socket_timeout)
+    for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
         made = socket.socket(family, kind, protocol)
         try:
-            made.settimeout(max(share.left_s, 0.001) / (len(found) + 1 - number))
+            made.settimeout(max(0.001, deadline.within(parameters.socket_timeout).left_s / left))
             made.connect(address)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tcp_socket_opts.set_sock_opts(parameters.tcp_options, made)
+            tls = parameters.ssl_options
+            if tls is not None:
+                made.settimeout(max(0.001, deadline.left_s))
+                made = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
+            made.setblocking(False)
+            if deadline.passed:  # nobody waits for it any longer
+                raise TimeoutError
             return made
-        except OSError:
+        except OSError as exc:
             made.close()
-            if number == len(found):
-                raise
-    raise OSError("its name has no address")
+            failure = exc
+    raise failure
 
 
 def _client_properties() -> dict[str, Any]:

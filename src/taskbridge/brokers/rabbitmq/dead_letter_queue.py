@@ -11,12 +11,11 @@ from typing import Any, Final, NamedTuple
 from pika import spec
 
 from taskbridge.brokers.base import Decide
-from taskbridge.brokers.rabbitmq.channel import Channel, Outcome
+from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, Session
 from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.brokers.rabbitmq.topology import existing_queue
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import DeadLetter, loads_letter
@@ -48,14 +47,8 @@ class _Removal(NamedTuple):
 
 
 def take_out(
-    session: Session,
-    encoder: Encoder,
-    decide: Decide,
-    taken: list[str],
-    *,
-    ids: Collection[str] | None,
-    timeout_s: float,
-) -> None:
+    session: Session, encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float
+) -> list[str]:
     """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now.
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
@@ -63,20 +56,30 @@ def take_out(
     may keep both, and never loses both.
 
     Args:
-        session: A connection of its own, which the caller closes afterwards.
+        session: Used by nobody else meanwhile.
         encoder: The bridge's.
         decide: Says what becomes of each letter.
-        taken: Receives the ids of those that were taken out, after each transaction.
         ids: Only the letters of these ids; all if None.
         timeout_s: The time for reading, and for each transaction.
+
+    Returns:
+        The ids of those that were taken out.
     """
-    session.declare(encoder.due, Deadline(timeout_s))
-    with _reading(session, encoder.topology.dead, Deadline(timeout_s), spec.Tx.Select()) as (channel, deliveries):
-        removals = list(_removals(deliveries, encoder, decide, ids).items())
-        for start in range(0, len(removals), TOGETHER):
-            part = dict(removals[start : start + TOGETHER])
-            _commit(session, channel, list(part.values()), Deadline(timeout_s))
-            taken += part
+    removals: list[tuple[str, _Removal]] = []
+    taken: list[str] = []
+    try:
+        session.declare(encoder.due, Deadline(timeout_s))
+        with _reading(session, encoder.topology.dead, Deadline(timeout_s), spec.Tx.Select()) as (channel, deliveries):
+            removals += _removals(deliveries, encoder, decide, ids).items()
+            while part := dict(removals[len(taken) : len(taken) + TOGETHER]):
+                _commit(session, channel, list(part.values()), Deadline(timeout_s))
+                taken += part
+    except ClientError as exc:
+        if not removals:
+            raise
+        problem = f"{exc}; of {len(removals)} dead letters {len(taken)} were taken out before"
+        raise ClientError(problem, maybe_done=True) from exc  # a transaction is never repeated
+    return taken
 
 
 def _removals(

@@ -71,9 +71,9 @@ def method_of(payload: bytes) -> Any:
     return spec.methods[int.from_bytes(payload[:4], "big")]().decode(payload, 4)
 
 
-def ack_bytes(channel: int, tags: Iterable[int], *, multiple: bool) -> bytes:
-    """Return the frames that acknowledge deliveries; with `multiple` all earlier ones as well."""
-    end = int(multiple), spec.FRAME_END
+def ack_bytes(channel: int, tags: Iterable[int]) -> bytes:
+    """Return the frames that acknowledge deliveries."""
+    end = 0, spec.FRAME_END
     return b"".join(_ACK.pack(spec.FRAME_METHOD, channel, _ACK_SIZE, *_ACK_INDEX, tag, *end) for tag in tags)
 
 

@@ -8,17 +8,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge import locks
-from taskbridge.brokers.rabbitmq.channel import Outcome
+from taskbridge.brokers.rabbitmq.channel import Outcome, Session
 from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
-from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
@@ -27,7 +26,7 @@ _TRIES: Final = 12
 """How often a call is tried if its connection is lost: the pool may hold that many that are dead."""
 
 _MOST: Final = 8
-"""With this many connections, a thread waits for one of them for half of its time before it opens another."""
+"""While this many connections are in use, a thread waits for one for half of its time before it opens another."""
 
 _KEEP_S: Final = 1.0
 _IDLE_S: Final = 5.0
@@ -49,11 +48,11 @@ class Pool:
 
     def __init__(self, hosts: Sequence[Any]) -> None:
         self._hosts = hosts
-        self._made: WeakSet[Session] = WeakSet()
         self._lock = locks.Lock()
-        self._idle: SimpleQueue[Session] = SimpleQueue()
+        self._keep_s = _KEEP_S
         self._closed: threading.Event | None = None  # ends the thread, if there is one
         self._thread: threading.Thread | None = None
+        self.forget()
         _living.add(self)
 
     def deliver(self, publications: Mapping[int, EncodedPublication], deadline: Deadline) -> Outcome:
@@ -84,7 +83,7 @@ class Pool:
         try:
             return self._tried(lambda session: act(session, deadline), deadline)
         except ClientError as exc:
-            raise BrokerUnavailable(str(exc)) from exc
+            raise BrokerUnavailable(str(exc), maybe_taken=exc.maybe_done) from exc
 
     def _tried(
         self, act: Callable[[Session], T], deadline: Deadline, *, may_repeat: Callable[[], bool] = lambda: True
@@ -102,45 +101,41 @@ class Pool:
     @contextmanager
     def _session(self, deadline: Deadline) -> Generator[Session]:
         """Take an open connection for the block; afterwards it is reused, unless its state is unknown."""
-        session = self._taken(deadline)
+        permits, permit = self._permits, None
+        with suppress(Empty):
+            permit = permits.get(timeout=deadline.slice_s / 2)
+        session: Session | None = None
         try:
+            session = self._idle_one() or connect(self._hosts, deadline, kind=Session)
             yield session
-        except BaseException as exc:
-            if isinstance(exc, TimedOutError):
-                if session.blocked_by is None:  # else it is usable again when the alarm ends
-                    session.lose(str(exc))
-            elif not isinstance(exc, ClientError):
-                # A signal or a time limit: the next confirm might belong to this publication.
+        except TimedOutError as exc:
+            if session is not None and session.blocked is None:  # else it is usable again when the alarm ends
+                session.lose(str(exc))
+            raise
+        except ClientError:
+            raise
+        except BaseException:  # a signal or a time limit: the next confirm might belong to this publication
+            if session is not None:
                 session.lose(f"the connection to RabbitMQ at {session.where} was interrupted")
             raise
         finally:
-            self._give_back(session)
+            if session is not None and session.problem is None:
+                self._give_back(session)
+            if permit is not None:
+                permits.put(permit)
 
-    def _taken(self, deadline: Deadline) -> Session:
-        patience_s = 0.0 if len(self._open_sessions()) < _MOST else deadline.slice_s / 2
-        try:
+    def _idle_one(self) -> Session | None:
+        with suppress(Empty):
             while True:
-                session = self._idle.get(timeout=patience_s)
+                session = self._idle.get_nowait()
                 session.read()  # notice a close now, not after publishing into the void
                 if session.problem is None:
                     return session
-        except Empty:
-            return connect(self._hosts, deadline, kind=self._begun)
-
-    def _begun(self, parameters: Any, *, heartbeat_s: float | None) -> Session:
-        session = Session(parameters, heartbeat_s=heartbeat_s)
-        with self._lock:  # before it is open, so that threads that start together count each other's
-            self._made.add(session)
-        return session
-
-    def _open_sessions(self) -> list[Session]:
-        with self._lock:
-            return [session for session in self._made if session.problem is None]
+        return None
 
     def _give_back(self, session: Session) -> None:
-        if session.problem is not None:
-            return
         session.used_at = time.monotonic()
+        self._keep_s = min(self._keep_s, session.read_s)
         if self._thread is None:
             self._start()
         self._idle.put(session)
@@ -159,16 +154,14 @@ class Pool:
 
     def _keep(self, closed: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
-        while not closed.wait(min([_KEEP_S, *(session.read_s for session in self._open_sessions())])):
+        while not closed.wait(self._keep_s):
             for _ in range(self._idle.qsize()):
-                try:
-                    session = self._idle.get_nowait()
-                except Empty:
+                session = self._idle_one()
+                if session is None:
                     break
-                session.read()
                 if self._idle.qsize() and time.monotonic() - session.used_at > _IDLE_S:
                     session.close(_LEAVE_S)
-                elif session.problem is None:
+                else:
                     self._idle.put(session)
 
     def close(self, timeout_s: float = 1.0) -> None:
@@ -180,15 +173,15 @@ class Pool:
                 self._closed.set()
         if thread is not None:
             thread.join(deadline.left_s)
-        while True:
-            try:
-                self._idle.get_nowait().close(deadline.left_s)
-            except Empty:
-                return
+        while session := self._idle_one():
+            session.close(deadline.left_s)
 
     def forget(self) -> None:
-        """Start empty in a forked child: the parent uses the connections, and the thread does not exist."""
-        self._idle = SimpleQueue()
+        """Start empty, as in a forked child: the parent uses the connections, and the thread does not exist."""
+        self._idle: SimpleQueue[Session] = SimpleQueue()
+        self._permits: SimpleQueue[int] = SimpleQueue()  # no lock in Python: a signal's handler may send
+        for number in range(_MOST):
+            self._permits.put(number)
         self._thread = self._closed = None
 
 

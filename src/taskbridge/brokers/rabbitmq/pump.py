@@ -12,13 +12,12 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, Outcome
+from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, Session
 from taskbridge.brokers.rabbitmq.connection import ClientError, connect
 from taskbridge.brokers.rabbitmq.dead_letter_queue import wait_for_deliveries
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.brokers.rabbitmq.session import Session
 from taskbridge.brokers.rabbitmq.topology import other_engines
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
@@ -138,12 +137,10 @@ class Pump:
             again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
             outcome.accepted |= self._deliver(session, again).accepted
-        if len(outcome.accepted) == len(taken):
-            channel.ack([taken[-1].tag], multiple=True)
-            _log.debug("published %d delayed messages", len(taken))
-        else:
-            channel.ack(taken[index].tag for index in sorted(outcome.accepted))
+        channel.ack(taken[index].tag for index in sorted(outcome.accepted))
+        if len(outcome.accepted) < len(taken):
             raise ClientError(str(outcome.problem))
+        _log.debug("published %d delayed messages", len(taken))
 
     def _deliver(self, session: Session, publications: Mapping[int, EncodedPublication]) -> Outcome:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
@@ -166,10 +163,10 @@ class Pump:
             return self._encoder.letter(DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time()))
         except MessageTooLarge as exc:
             _log.error("a delayed message is dead, reason too_large: %s", exc)
-            error = ErrorInfo.of(exc)
-            return self._encoder.letter(
-                DeadLetter(message=_read(delivery), reason="too_large", error=error, died_at=time.time())
+            letter = DeadLetter(
+                message=_read(delivery), reason="too_large", error=ErrorInfo.of(exc), died_at=time.time()
             )
+            return self._encoder.letter(letter)
         except Exception:  # one message that can't be encoded must not block the others
             _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
         return self._encoder.parked(body, _POSTPONED_S)
