@@ -79,8 +79,8 @@ class Channel:
         self._is_closing = False  # RabbitMQ closes the connection if a channel is closed twice
         self._assembler = Assembler()
         self._sent = 0
-        self._unconfirmed: dict[int, tuple[Outcome, int, EncodedPublication]] = {}
-        self._returned: set[str | None] = set()
+        self._unconfirmed: dict[int, tuple[Outcome, int]] = {}
+        self._returned: set[Returned] = set()
         self._number = connection.attach(self)
 
     def open(self, deadline: Deadline, *more: Any) -> None:
@@ -158,13 +158,14 @@ class Channel:
             outcome: Records what became of each, whatever is raised.
             deadline: When the last confirm must be there.
         """
+        self._returned.clear()
         try:
             for chunk in _chunks(publications.items()):
                 data = self._frames(publication for _, publication in chunk)
                 self.check()
-                for number, publication in chunk:
+                for number, _ in chunk:
                     self._sent += 1
-                    self._unconfirmed[self._sent] = outcome, number, publication
+                    self._unconfirmed[self._sent] = outcome, number
                     outcome.open.add(number)
                 self.connection.write(data, deadline)
             problem = f"RabbitMQ at {self.connection.where} sent no confirm in {deadline.timeout_s:g} s"
@@ -172,6 +173,9 @@ class Channel:
             if outcome.open:
                 self.check()
         finally:
+            if self._returned:  # what was returned is confirmed as well
+                outcome.returned = {number for number, each in publications.items() if each.way in self._returned}
+                outcome.accepted -= outcome.returned
             # If the server closed the channel because of the only open publication, it has not taken that one.
             if not (self.closed is not None and self.closed.code and len(outcome.open) == 1):
                 outcome.unsure |= outcome.open - outcome.returned
@@ -192,7 +196,7 @@ class Channel:
             self.connection.write(self._frames(publication for _, publication in chunk), deadline)
         self.ack(tags)
         self.call(spec.Tx.Commit(), deadline)
-        return [publication for publication in publications if publication.token in self._returned]
+        return [publication for publication in publications if publication.way in self._returned]
 
     def _frames(self, publications: Iterable[EncodedPublication]) -> bytes:
         number, frame_max = self._number, self.connection.frame_max
@@ -216,7 +220,7 @@ class Channel:
             case spec.Basic.Nack():
                 self._on_confirm(made, taken=False)
             case Returned():
-                self._on_return(made)
+                self._returned.add(made)  # its confirm, or the reply to the commit, comes after it
             case spec.Channel.Close():
                 self._is_closing = True
                 self.tell(spec.Channel.CloseOk())
@@ -240,20 +244,9 @@ class Channel:
     def _on_confirm(self, method: Any, *, taken: bool) -> None:
         last = method.delivery_tag
         for each in list(takewhile(lambda sent: sent <= last, self._unconfirmed)) if method.multiple else [last]:
-            outcome, number, _ = self._unconfirmed.pop(each)
+            outcome, number = self._unconfirmed.pop(each)
             outcome.open.discard(number)
-            if not taken:
-                outcome.refused.add(number)
-            elif number not in outcome.returned:  # what was returned is confirmed as well
-                outcome.accepted.add(number)
-
-    def _on_return(self, returned: Returned) -> None:
-        """Record a message that was routed to no queue; its confirm, or the reply to the commit, comes after it."""
-        self._returned.add(returned.token)
-        way = returned.exchange, returned.key
-        there = [each for each in self._unconfirmed.values() if (each[2].destination.exchange, each[2].key) == way]
-        for outcome, number, _ in [each for each in there if each[2].token == returned.token] or there:
-            outcome.returned.add(number)
+            (outcome.accepted if taken else outcome.refused).add(number)
 
 
 class Session(Connection):
@@ -294,7 +287,7 @@ class Session(Connection):
             channel = self.channel(deadline)
             for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
                 self.declare(destination, deadline)
-            outcome.returned.clear()
+            outcome.returned = set()
             channel.publish(todo, outcome, deadline)
             if outcome.refused:
                 name = publications[min(outcome.refused)].destination.name

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
 from pika import spec, tcp_socket_opts
@@ -32,6 +32,9 @@ from taskbridge import locks
 from taskbridge._version import __version__
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import FRAME_MAX, HEAD, HEARTBEAT, KINDS, PREAMBLE, method_bytes, method_of
+
+if TYPE_CHECKING:
+    from taskbridge.brokers.rabbitmq.channel import Channel
 
 _READ_BYTES: Final = 1 << 16
 _LONGEST_READ_S: Final = 1.0
@@ -59,16 +62,6 @@ class ClientError(Exception):
 
 class TimedOutError(ClientError):
     """A deadline passed."""
-
-
-class Endpoint(Protocol):
-    """A channel, as its connection sees it; it must not wait."""
-
-    def take(self, kind: int, payload: bytes) -> None:
-        """Take a frame."""
-
-    def shut(self, reason: ClientError) -> None:
-        """Learn that the connection is gone."""
 
 
 class Connection:
@@ -110,7 +103,7 @@ class Connection:
         self._unsent = b""
         self._rest = b""
         self._replies: list[Any] = []
-        self._endpoints: dict[int, Endpoint] = {}
+        self._channels: dict[int, Channel] = {}
         self._channel_max = _CHANNEL_MAX
         _living.add(self)
 
@@ -192,8 +185,9 @@ class Connection:
 
     def read_in_thread(self) -> None:
         """From now on, have a thread read, so that threads can share the connection."""
-        self._reader = threading.Thread(target=self._read_on, name="taskbridge-rabbitmq", daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=self._read_on, name="taskbridge-rabbitmq", daemon=True)
+        reader.start()
+        self._reader = reader
 
     def _read_on(self) -> None:
         try:
@@ -203,6 +197,7 @@ class Connection:
                     self._changed.notify_all()
         finally:
             self.lose(f"the thread that reads from RabbitMQ at {self.where} has ended")
+            self._hang_up()
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Process what has arrived, or else what arrives within so many seconds, and send a heartbeat if one is due.
@@ -270,21 +265,21 @@ class Connection:
     @property
     def has_room(self) -> bool:
         """Whether another channel can be opened."""
-        return len(self._endpoints) < self._channel_max
+        return len(self._channels) < self._channel_max
 
-    def attach(self, endpoint: Endpoint) -> int:
+    def attach(self, channel: Channel) -> int:
         """Register a new channel, and return its number; raises `ClientError` if none is left."""
         self.check()
         with self._sending:
-            number = next((each for each in range(1, self._channel_max + 1) if each not in self._endpoints), None)
+            number = next((each for each in range(1, self._channel_max + 1) if each not in self._channels), None)
             if number is None:
                 raise ClientError(f"RabbitMQ at {self.where} allows {self._channel_max} channels a connection")
-            self._endpoints[number] = endpoint
+            self._channels[number] = channel
             return number
 
     def detach(self, number: int) -> None:
         """Release the number of a channel that is closed on both sides."""
-        self._endpoints.pop(number, None)
+        self._channels.pop(number, None)
 
     # The end
 
@@ -293,13 +288,14 @@ class Connection:
         if self.problem is not None:
             return
         self.problem = problem
-        for endpoint in list(self._endpoints.values()):
-            endpoint.shut(ClientError(problem, again=True))
+        for channel in list(self._channels.values()):
+            channel.shut(ClientError(problem, again=True))
         if self._socket is not None:
             with suppress(OSError):
-                # Wakes a thread that reads at once. (SSLSocket.shutdown would forget its cipher.)
+                # Wakes a thread that reads, which then closes it. (SSLSocket.shutdown would forget its cipher.)
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            self._socket.close()
+            if self._reader is None:
+                self._hang_up()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Close the connection."""
@@ -315,11 +311,13 @@ class Connection:
     def forget(self) -> None:
         """Close this process's copy of the socket after a fork; the parent goes on using the connection."""
         self.problem = "the connection belongs to the parent process"
-        if self._socket is not None:
-            self._socket.close()
+        self._hang_up()
 
     def __del__(self) -> None:
         """Close the socket of a connection that was dropped, as when a time limit interrupts a thread that takes it."""
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._socket is not None:
             self._socket.close()
 
@@ -331,7 +329,7 @@ class Connection:
         start = 0
         try:
             while len(data) - start >= HEAD.size:
-                kind, channel, size = HEAD.unpack_from(data, start)
+                kind, number, size = HEAD.unpack_from(data, start)
                 end = start + HEAD.size + size
                 if kind not in KINDS or (len(data) > end and data[end] != spec.FRAME_END):
                     said = data[start : start + 8]
@@ -339,10 +337,10 @@ class Connection:
                 if len(data) <= end or self.problem is not None:
                     break
                 payload = data[start + HEAD.size : end]
-                if channel:
-                    endpoint = self._endpoints.get(channel)
-                    if endpoint is not None:
-                        endpoint.take(kind, payload)
+                if number:
+                    channel = self._channels.get(number)
+                    if channel is not None:
+                        channel.take(kind, payload)
                 elif kind == spec.FRAME_METHOD:
                     self._take_method(method_of(payload))
                 start = end + 1

@@ -63,9 +63,10 @@ class Pool:
         outcome = Outcome()
 
         def publish(session: Session) -> None:
-            accepted = outcome.accepted
-            left = {number: publications[number] for number in publications if number not in accepted}
-            session.publish(left if accepted else publications, outcome, deadline)
+            left = publications
+            if outcome.accepted:
+                left = {number: each for number, each in publications.items() if number not in outcome.accepted}
+            session.publish(left, outcome, deadline)
 
         try:
             self._tried(publish, deadline, may_repeat=lambda: not outcome.unsure)

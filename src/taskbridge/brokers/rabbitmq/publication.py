@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import pika
 
 from taskbridge.brokers.base import Publication, Wire
-from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM
+from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, other_engines, queue, sign_queue
 from taskbridge.exceptions import HeadersTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
@@ -46,7 +46,7 @@ class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's 
     Attributes:
         destination: Where it goes.
         key: Its routing key.
-        token: Its property `message_id`, which identifies it if it is returned.
+        token: Its property `message_id`.
         properties: All properties, encoded.
         body: The body.
     """
@@ -56,6 +56,11 @@ class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's 
     token: str | None
     properties: bytes
     body: bytes
+
+    @property
+    def way(self) -> Returned:
+        """What identifies it if it is returned."""
+        return Returned(self.destination.exchange, self.key, self.token)
 
 
 class Encoder:
