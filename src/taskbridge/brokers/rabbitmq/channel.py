@@ -84,11 +84,9 @@ class Channel:
         self._number = connection.attach(self)
 
     def open(self, deadline: Deadline, *more: Any) -> None:
-        """Open the channel; call this once, before anything else.
+        """Open the channel, and call more; do this once, before anything else.
 
-        Args:
-            deadline: When the replies must be there.
-            more: Further methods to call, such as `Confirm.Select`, which `publish` needs, or `Tx.Select` for `commit`.
+        `publish` needs a call of `Confirm.Select`, and `commit` one of `Tx.Select`.
         """
         self.call_all([spec.Channel.Open(), *more], deadline)
 
@@ -272,13 +270,7 @@ class Session(Connection):
         return channel
 
     def publish(self, publications: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> None:
-        """Publish messages in order, pipelined; declare missing destinations, and publish again what was returned.
-
-        Args:
-            publications: What is published, by number.
-            outcome: Records what became of each, whatever is raised.
-            deadline: When the last confirm must be there.
-        """
+        """Publish messages as `Channel.publish`; declare missing destinations, and publish again what was returned."""
         outcome.problem = None
         outcome.refused.clear()
         todo = publications
@@ -323,12 +315,7 @@ class Session(Connection):
     def look(self, queues: Sequence[str], deadline: Deadline, *, until_missing: bool = False) -> dict[str, Any]:
         """Return what RabbitMQ says of the queues that exist: `message_count` (ready ones) and `consumer_count`.
 
-        The server logs an error for each that is missing.
-
-        Args:
-            queues: Their names.
-            deadline: When the replies must be there.
-            until_missing: Whether to look only at those before the first that is missing.
+        The server logs an error for each that is missing. `until_missing`: look only at those before the first of these.
         """
         found: dict[str, Any] = {}
         left = list(queues)

@@ -53,14 +53,7 @@ def take_out(
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
     before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
-    may keep both, and never loses both.
-
-    Args:
-        session: Used by nobody else meanwhile.
-        encoder: The bridge's.
-        decide: Says what becomes of each letter.
-        ids: Only the letters of these ids; all if None.
-        timeout_s: The time for reading, and for each transaction.
+    may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction.
 
     Returns:
         The ids of those that were taken out.
