@@ -315,7 +315,7 @@ class Session(Connection):
     def look(self, queues: Sequence[str], deadline: Deadline, *, until_missing: bool = False) -> dict[str, Any]:
         """Return what RabbitMQ says of the queues that exist: `message_count` (ready ones) and `consumer_count`.
 
-        The server logs an error for each that is missing. `until_missing`: look only at those before the first of these.
+        The server logs an error for each that is missing. `until_missing`: look only at those before the first.
         """
         found: dict[str, Any] = {}
         left = list(queues)
