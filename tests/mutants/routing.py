@@ -174,3 +174,22 @@ class _Flat:
 
     def dumps(self) -> str:
         return self._text
+
+
+def _without_type(engine: str) -> None:
+    def make(arguments: Any) -> Any:
+        return lambda *given: {name: value for name, value in arguments(*given).items() if name != "x-queue-type"}
+
+    put(f"taskbridge.engines.{engine}.wire", "queue_arguments", make)
+
+
+@mutant("Q8", "queues_are_declared_with_their_type", "celery+amqp")
+def queues_of_celery_have_no_type() -> None:
+    """Celery's queues are declared without a type."""
+    _without_type("celery")
+
+
+@mutant("Q8", "queues_are_declared_with_their_type", "dramatiq+amqp")
+def queues_of_dramatiq_have_no_type() -> None:
+    """Dramatiq's queues are declared without a type."""
+    _without_type("dramatiq")

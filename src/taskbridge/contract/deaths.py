@@ -1,4 +1,4 @@
-"""Places in a worker at which scenarios have it killed, to see that nothing is lost there (rule A8).
+"""Places in a worker at which scenarios kill it (rule A8) or raise an unexpected error (rule I2).
 
 The product has no such places: a worker of the contract puts them around its functions before it starts, as its
 `Variant` says. So this module knows the product from inside, as the mutants do, and no other module of the contract.
@@ -16,22 +16,35 @@ from typing import Any, Final, Literal
 
 from taskbridge.contract.target import Target
 
+UNEXPECTED: Final = "unexpected"
+"""The place at which an error is raised for each message with a header of this name, after its run."""
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raise() -> None:
+    raise RuntimeError("an error that nobody expected")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A function of the product, and whether the worker dies as it is called or as it has returned.
+    """A function of the product, and what happens as it is called or as it has returned.
 
     Attributes:
         module: The module's name.
         path: The way to the function from there, such as `Runner.run`.
         when: Before or after the call.
         matters: Says of a call's arguments whether it is one that counts.
+        act: What happens there.
     """
 
     module: str
     path: str
     when: Literal["before", "after"]
     matters: Callable[[tuple[Any, ...]], bool] = lambda _: True
+    act: Callable[[], None] = _kill
 
 
 _SETTLE: Final = "taskbridge.engines.settle"
@@ -40,6 +53,10 @@ _RUNNER: Final = "taskbridge.runner"
 
 def _something_is_due(args: tuple[Any, ...]) -> bool:
     return bool(args[-1])
+
+
+def _asks_for_it(args: tuple[Any, ...]) -> bool:
+    return any(UNEXPECTED in getattr(each, "headers", ()) for each in args)
 
 
 _PLACES: Final[Mapping[str, Place]] = {
@@ -56,6 +73,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     "taken": Place(module=_SETTLE, path="begin", when="before"),
     "marked": Place(module=_RUNNER, path="Runner.run", when="before"),
     "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
+    UNEXPECTED: Place(module=_RUNNER, path="Runner.run", when="after", matters=_asks_for_it, act=_raise),
     "parked": Place(module=_SETTLE, path="later", when="after"),
     "buried": Place(module=_SETTLE, path="bury", when="after"),
     "unrecorded": Place(module=_SETTLE, path="_record", when="before"),
@@ -93,7 +111,7 @@ def named(place: str, target: Target) -> str:
 
 
 def prepare(name: str) -> None:
-    """Have this process killed when it comes to a place.
+    """Have this process killed, or an error raised in it, when it comes to a place.
 
     Raises:
         LookupError: There is no such place.
@@ -105,18 +123,18 @@ def prepare(name: str) -> None:
     *way, last = place.path.split(".")
     for step in way:
         owner = getattr(owner, step)
-    setattr(owner, last, _deadly(getattr(owner, last), place))
+    setattr(owner, last, _acting(getattr(owner, last), place))
 
 
-def _deadly(function: Callable[..., Any], place: Place) -> Callable[..., Any]:
+def _acting(function: Callable[..., Any], place: Place) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         counts = place.matters(args)
         if counts and place.when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            place.act()
         result = function(*args, **kwargs)
-        if counts:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if counts and place.when == "after":
+            place.act()
         return result
 
     return call

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from math import inf, nan
 from typing import Any, Final, cast
 
 from taskbridge import Bridge
@@ -63,6 +64,11 @@ ODD: Final[Mapping[str, Mapping[str, Change]]] = {
         "no arguments": without("args"),
         "a number for arguments": having("args", 5),
         "a list for options": having("options", []),
+        "an infinite time": having("options", {"eta": inf}),
+        "no number for a time": having("options", {"eta": nan}),
+        "a time of 400 digits": having("options", {"eta": 10**400}),
+        "an infinite age": having("options", {"max_age": inf}),
+        "no number for an age": having("options", {"max_age": nan}),
     },
 }
 """Odd messages by engine and name."""

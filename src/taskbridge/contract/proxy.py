@@ -19,11 +19,15 @@ class Proxy:
 
     Args:
         place: The broker's host and port.
+
+    Attributes:
+        heard: What clients have sent so far, an item for each connection.
     """
 
     def __init__(self, place: tuple[str, int]) -> None:
         self._place = place
         self.port: int = free_port()
+        self.heard: list[bytearray] = []
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
@@ -102,15 +106,19 @@ class Proxy:
         except OSError:
             return _end(client)
         broker.settimeout(None)
+        heard = bytearray()
         with self._lock:
             self._open.add(broker)
-        self._in_background(self._pass_on, client, broker)
+            self.heard.append(heard)
+        self._in_background(self._pass_on, client, broker, heard)
         self._pass_on(broker, client)
         return None
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, heard: bytearray | None = None) -> None:
         with contextlib.suppress(OSError):  # the other end, or a cut, closed it
             while data := source.recv(_CHUNK):
+                if heard is not None:
+                    heard += data
                 self._answers.wait()
                 if source not in self._frozen:
                     sink.sendall(data)

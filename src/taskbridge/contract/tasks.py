@@ -61,7 +61,8 @@ class Variant:
         late: Whether it knows the task `contract.late`.
         changing: How many attempts the task `contract.changing` has.
         narrow: Whether the task `contract.narrowed` has a parameter less.
-        dies: Where the worker kills itself, by the name of a place in `taskbridge.contract.deaths`; empty for nowhere.
+        dies: Where the worker kills itself or an error is raised, by the name of a place in
+            `taskbridge.contract.deaths`; empty for nowhere.
         schedules: What `Tasks.declare_schedules` is given.
     """
 

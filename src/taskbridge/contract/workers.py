@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from taskbridge import Bridge
 from taskbridge.contract.preloading import without_settings
@@ -26,6 +26,10 @@ _STANDS_WITHIN_S: Final = 10.0
 _LOOK_S: Final = 0.01
 _STILL: Final = ("T", "t", "Z", "X")
 """The states of a thread that is stopped, by a signal or a debugger, or has ended, as ps shows them."""
+
+
+start_process: Callable[..., Any] = subprocess.Popen
+"""Starts a worker's process, as `subprocess.Popen` does. The project's tests put a quicker way in its place."""
 
 
 class Worker(Protocol):
@@ -71,7 +75,7 @@ class ProcessWorker:
         self._log = log
         with log.open("ab") as output:
             self._processes = [
-                subprocess.Popen(
+                start_process(
                     command.argv,
                     env=command.environment(env),
                     stdin=subprocess.DEVNULL,
