@@ -103,6 +103,7 @@ def upstream_names() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(private), frozenset(methods)
 
 
+@cache
 def _defined(tree: ast.AST) -> frozenset[str]:
     """Return the names that a module or class defines anywhere: what it sets on `self`, too."""
     names: set[str] = set()

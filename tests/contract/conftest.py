@@ -10,10 +10,13 @@ import pytest
 
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.target import Target
+from tests import forking
 from tests.conftest import leave_out, params_of
 from tests.pacing import pytest_configure, pytest_report_header
 
 __all__ = ["pytest_configure", "pytest_report_header"]
+
+forking.install()
 
 _STORE = "redis://localhost" if importlib.util.find_spec("redis") else None
 _HERE = Path(__file__).parent

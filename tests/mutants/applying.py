@@ -8,6 +8,7 @@ must be set.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ def environment(variable: str, name: str) -> Mapping[str, str]:
 
     Args:
         variable: `RULE` for a mutant of the contract, `STORE` for one of the stores' checks.
-        name: The mutant's.
+        name: The mutant's; empty for the unbroken product.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {variable: name, "TASKBRIDGE_CONTRACT_PRELOAD": __name__, "PYTHONPATH": path}
@@ -38,6 +39,10 @@ def apply() -> None:
         from tests.mutants import of_stores
 
         of_stores.MUTANTS[name].apply()
+    if "taskbridge.contract" in sys.orig_argv:  # else this is one of its workers
+        from tests import forking
+
+        forking.install()
 
 
 apply()

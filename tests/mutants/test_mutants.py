@@ -38,12 +38,11 @@ POSSIBLE = {name: mutant for name, mutant in MUTANTS.items() if _is_possible(mut
 """The mutants whose engine and client library are installed."""
 
 
-def run_contract(url: str, *scenarios: str, store: str | None, mutant: str | None = None) -> dict[str, Any]:
+def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "") -> dict[str, Any]:
     env = without_settings()
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
-    if mutant is not None:
-        env |= environment(RULE, mutant)
+    env |= environment(RULE, mutant)
     command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
     longest_s = LONGEST_S * Pace.of_this_run().factor
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=longest_s, check=False)

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from itertools import product
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,6 @@ import pytest
 
 from taskbridge import Bridge
 from taskbridge.contract.servers import PrivateRabbitMQ
-from taskbridge.message import new_id
 from tests.unit.dead_letter_tests import bury
 
 
@@ -59,32 +59,29 @@ _CONSUME: Mapping[str, Callable[[Bridge], None]] = {
 _SEND: Mapping[str, Callable[[Bridge], None]] = {"celery": _send_with_celery, "dramatiq": _send_with_dramatiq}
 
 
-@pytest.mark.parametrize("first", ["sent", "sent natively", "consumed"])
-@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
-def test_all_queues_are_declared_with_their_type(
-    rabbitmq_server: PrivateRabbitMQ, quorum_host: str, engine: str, first: str
-) -> None:
+def test_all_queues_are_declared_with_their_type(rabbitmq_server: PrivateRabbitMQ, quorum_host: str) -> None:
     url = rabbitmq_server.url.replace("%2F", quote(quorum_host, safe=""))
-    with closing(Bridge(f"{engine}+{url}", namespace=f"types{new_id()[:8]}", queues=["email", "native"])) as bridge:
-        mail = bridge.task(name="shop.mail", queue="native")(lambda number: number)
-        if first == "sent":
-            mail.send(1)
-        elif first == "sent natively":
-            _SEND[engine](bridge)
-        _CONSUME[engine](bridge)
-        mail.send(2)
-        mail.schedule(3000, 3)
-        bury(bridge, 1)
-        assert bridge.counts().delayed == 1
+    for number, (engine, first) in enumerate(product(_CONSUME, ("sent", "sent natively", "consumed"))):
+        with closing(Bridge(f"{engine}+{url}", namespace=f"types{number}", queues=["email", "native"])) as bridge:
+            mail = bridge.task(name="shop.mail", queue="native")(lambda number: number)
+            if first == "sent":
+                mail.send(1)
+            elif first == "sent natively":
+                _SEND[engine](bridge)
+            _CONSUME[engine](bridge)
+            mail.send(2)
+            mail.schedule(3000, 3)
+            bury(bridge, 1)
+            assert bridge.counts().delayed == 1
 
     listed = rabbitmq_server.ctl("list_queues", "-p", quorum_host, "name", "arguments", "--formatter", "json")
     # rabbitmqctl writes a table as a list of name, type, value
     types = {
         each["name"]: {name: value for name, _, value in each["arguments"]}.get("x-queue-type")
         for each in json.loads(listed)
+        if each["name"].startswith("types")
     }
-    own = {name: kind for name, kind in types.items() if name.startswith(bridge.settings.namespace)}
-    assert len(own) >= 5
-    levels = {name for name in own if ".delay." in name}
-    assert {name for name, kind in own.items() if kind != "classic"} == levels
-    assert {own[name] for name in levels} == {"quorum"}
+    assert len(types) >= 6 * 5
+    levels = {name for name in types if ".delay." in name}
+    assert {name for name, kind in types.items() if kind != "classic"} == levels
+    assert {types[name] for name in levels} == {"quorum"}
