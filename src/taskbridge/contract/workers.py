@@ -74,7 +74,7 @@ class ProcessWorker:
     def __init__(self, commands: Sequence[Command], env: Mapping[str, str], log: Path) -> None:
         self._log = log
         with log.open("ab") as output:
-            self._processes = [
+            self._processes: list[subprocess.Popen[bytes]] = [
                 start_process(
                     command.argv,
                     env=command.environment(env),
