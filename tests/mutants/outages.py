@@ -31,10 +31,10 @@ def what_the_broker_does_not_take_is_let_go() -> None:
 def a_refusal_ends_the_worker() -> None:
     """A worker ends when the broker refuses a command, as Celery's does by default."""
 
-    def make(conf: Any) -> Any:
-        return lambda self, tls: {**conf(self, tls), "broker_channel_error_retry": False}
+    def end(self: Any, error: Exception) -> None:
+        raise SystemExit(1) from error
 
-    put("taskbridge.engines.celery.app", "CeleryEngine._conf", make)
+    put("taskbridge.engines.celery.transport", "Channel._rest", lambda _: end)
 
 
 @mutant("A4", "workers_stop_without_their_broker", "celery+redis")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from taskbridge.contract.servers import PrivateRedis
-from taskbridge.engines.celery.leases import STEPS, TAKE, Leases, step_of
-from taskbridge.engines.celery.wire import RedisWire, step_key
+from taskbridge.engines.celery.leases import Leases, step_of
+from taskbridge.engines.celery.wire import RedisWire
 from taskbridge.message import Message, new_id
 from taskbridge.settings import Settings, load
 
@@ -50,20 +50,18 @@ def put(client: Any, settings: Settings, priority: Any = "normal", queue: str = 
     return sent.id
 
 
-def take_many(
-    client: Any, leases: Leases, *queues: str, most: int, start: int = 0, ending: Sequence[str] = ()
-) -> list[tuple[str, dict[str, Any]]]:
+Found = tuple[str, dict[str, Any]]
+
+
+def take_many(leases: Leases, *queues: str, most: int) -> list[Found]:
     prefix = leases.unacked_key.removesuffix("unacked")
-    keys = [step_key(f"{prefix}{queue}", step) for step in STEPS for queue in queues]
-    base = leases.next_tag()
-    every = [*keys, leases.unacked_key, leases.index_key]
-    found = client.eval(TAKE.text, len(every), *every, base, most, len(queues), start, *ending)
-    return [(f"{base}.{number}", json.loads(item)) for number, item in enumerate(found[1::2])]
+    found = leases.take([f"{prefix}{queue}" for queue in queues], most)
+    return [(tag, json.loads(item)) for tag, _, item in found]
 
 
-def take(client: Any, settings: Settings, leases: Leases) -> tuple[str, dict[str, Any]] | None:
-    taken = take_many(client, leases, "q", most=1)
-    return taken[0] if taken else None
+def take(leases: Leases) -> Found:
+    [taken] = take_many(leases, "q", most=1)
+    return taken
 
 
 def ids(taken: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -78,7 +76,7 @@ class TestTakingMany:
     ) -> None:
         sent = [put(client, settings) for _ in range(5)]
 
-        taken = take_many(client, leases, "q", most=3)
+        taken = take_many(leases, "q", most=3)
 
         assert ids(taken) == sent[:3]
         assert {tag.encode() for tag, _ in taken} == set(client.hkeys(leases.unacked_key))
@@ -88,8 +86,7 @@ class TestTakingMany:
     def test_what_it_takes_goes_back_to_its_own_queue(self, client: Any, settings: Settings, leases: Leases) -> None:
         put(client, settings, queue="a", priority="high")
         put(client, settings, queue="b")
-        taken = take_many(client, leases, "a", "b", most=2)
-        leases.took(*(tag for tag, _ in taken))
+        taken = take_many(leases, "a", "b", most=2)
 
         leases.stop()
 
@@ -103,7 +100,7 @@ class TestTakingMany:
         normal = put(client, settings, "normal", queue="b")
         critical = put(client, settings, "critical", queue="c")
 
-        assert ids(take_many(client, leases, "a", "b", "c", most=3)) == [critical, normal, low]
+        assert ids(take_many(leases, "a", "b", "c", most=3)) == [critical, normal, low]
 
     def test_queues_have_their_turn_within_a_script_and_from_one_to_the_next(
         self, client: Any, settings: Settings, leases: Leases
@@ -111,12 +108,12 @@ class TestTakingMany:
         sent = {queue: [put(client, settings, queue=queue) for _ in range(4)] for queue in "abc"}
         a, b, c = sent["a"], sent["b"], sent["c"]
 
-        assert ids(take_many(client, leases, *"abc", most=4)) == [a[0], b[0], c[0], a[1]]
-        assert ids(take_many(client, leases, *"abc", most=4, start=1)) == [b[1], c[1], a[2], b[2]]
+        assert ids(take_many(leases, *"abc", most=4)) == [a[0], b[0], c[0], a[1]]
+        assert ids(take_many(leases, *"abc", most=4)) == [b[1], c[1], a[2], b[2]]
 
     def test_without_queues_it_takes_nothing_and_ends(self, client: Any, leases: Leases) -> None:
         """So it is for a moment as a worker stops."""
-        assert take_many(client, leases, most=3) == []
+        assert take_many(leases, most=3) == []
 
     @pytest.mark.parametrize("queues", [1, 15, 16, 17, 40])
     def test_none_of_many_queues_is_passed_over(
@@ -125,7 +122,7 @@ class TestTakingMany:
         names = [f"q{number}" for number in range(queues)]
         sent = {put(client, settings, queue=name) for name in names}
 
-        taken = take_many(client, leases, *names, most=queues + 1, start=queues // 2)
+        taken = take_many(leases, *names, most=queues + 1)
 
         assert set(ids(taken)) == sent
 
@@ -134,8 +131,7 @@ def test_a_taken_message_is_on_lease_the_moment_it_leaves_its_list(
     client: Any, settings: Settings, leases: Leases
 ) -> None:
     put(client, settings)
-    taken = take(client, settings, leases)
-    assert taken is not None
+    taken = take(leases)
     assert client.hlen(leases.unacked_key) == client.zcard(leases.index_key) == 1
 
 
@@ -144,19 +140,16 @@ def test_what_nobody_renews_goes_back_first_and_marked_and_what_is_renewed_stays
 ) -> None:
     lost, waiting = put(client, settings), put(client, settings)
     dead = Leases(settings, lambda *_: None)  # a worker that was killed: it renews nothing
-    assert take(client, settings, dead) is not None
+    assert take(dead) is not None
     time.sleep(0.4)
     leases.look_after()
-    again = take(client, settings, leases)
-    assert again is not None
+    again = take(leases)
     assert again[1]["headers"]["id"] == lost
     assert again[1]["properties"]["delivery_info"]["redelivered"] is True
-    leases.took(again[0])
     for _ in range(5):
         time.sleep(0.15)
         leases.look_after()
-    other = take(client, settings, leases)
-    assert other is not None
+    other = take(leases)
     assert other[1]["headers"]["id"] == waiting
     leases.end(again[0])
     leases.end(other[0])
@@ -169,10 +162,7 @@ def test_after_a_time_without_redis_others_have_a_lease_to_show_that_they_live(
     for _ in range(2):
         put(client, settings)
     alive, dead = Leases(settings, lambda *_: None), Leases(settings, lambda *_: None)
-    lives, lost = take(client, settings, alive), take(client, settings, dead)
-    assert lives is not None
-    assert lost is not None
-    alive.took(lives[0])
+    lives, lost = take(alive), take(dead)
     leases.look_after()
     time.sleep(0.4)  # nobody could renew anything, for longer than the lease
 
@@ -191,12 +181,9 @@ def test_after_a_time_without_redis_others_have_a_lease_to_show_that_they_live(
 def test_a_message_given_back_is_the_next_one_of_its_priority(client: Any, settings: Settings, leases: Leases) -> None:
     first = put(client, settings, "low")
     put(client, settings, "low")
-    taken = take(client, settings, leases)
-    assert taken is not None
-    leases.took(taken[0])
+    taken = take(leases)
     leases.give_back(taken[0])
-    again = take(client, settings, leases)
-    assert again is not None
+    again = take(leases)
     assert again[1]["headers"]["id"] == first
 
 
@@ -205,8 +192,7 @@ def test_what_cannot_be_read_is_buried_once_by_whoever_finds_it(
 ) -> None:
     client.lpush(RedisWire(settings).places("q")[0], b'}{ ,"","')
     dead = Leases(settings, lambda *_: None)
-    keys = [*RedisWire(settings).places("q"), dead.unacked_key, dead.index_key]
-    client.eval(TAKE.text, len(keys), *keys, dead.next_tag(), 1, 1, 0)
+    dead.take([dead.unacked_key.removesuffix("unacked") + "q"], 1)
     time.sleep(0.4)
     leases.look_after()
     leases.look_after()
@@ -228,10 +214,8 @@ def test_a_full_redis_lets_a_worker_take_and_keep_what_will_empty_it(make_redis:
     put(client, settings)
     client.config_set("maxmemory", 1)
 
-    taken = take(client, settings, leases)
+    taken = take(leases)
 
-    assert taken is not None
-    leases.took(taken[0])
     before = client.zscore(leases.index_key, taken[0])
     time.sleep(0.05)
     leases.look_after()
@@ -247,9 +231,7 @@ def test_an_acknowledgement_outlives_an_outage(make_redis: Any) -> None:
     leases = Leases(settings, lambda *_: None)
     client: Any = redis.Redis.from_url(server.url)
     put(client, settings)
-    taken = take(client, settings, leases)
-    assert taken is not None
-    leases.took(taken[0])
+    taken = take(leases)
     server.shut_down()
     leases.end(taken[0])  # waits in line, and does not raise
     server.start()
@@ -264,27 +246,20 @@ class TestEndingSoon:
     def test_the_script_that_takes_a_message_ends_others(self, client: Any, settings: Settings, leases: Leases) -> None:
         put(client, settings)
         put(client, settings)
-        first = take(client, settings, leases)
-        assert first is not None
-        leases.took(first[0])
+        first = take(leases)
         leases.end_soon(first[0])
         assert client.hlen(leases.unacked_key) == 1, "nothing is sent for it alone"
 
-        ending = leases.ending()
-        [(tag, _)] = take_many(client, leases, "q", most=1, ending=ending)
-        leases.ended(ending)
+        tag, _ = take(leases)
 
         assert client.hkeys(leases.unacked_key) == client.zrange(leases.index_key, 0, -1) == [tag.encode()]
-        assert not leases.has_ending
 
     def test_a_flush_ends_them_and_so_does_the_end_of_the_worker(
         self, client: Any, settings: Settings, leases: Leases
     ) -> None:
         for act in (leases.flush, leases.stop):
             put(client, settings)
-            taken = take(client, settings, leases)
-            assert taken is not None
-            leases.took(taken[0])
+            taken = take(leases)
             leases.end_soon(taken[0])
 
             act()

@@ -1,4 +1,4 @@
-"""A Celery worker's loop on Redis, after it has given up a connection on which no answer came, or lost it."""
+"""A Celery worker's loop on Redis: it is told of messages, also after its connections were lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import redis
 
 pytest.importorskip("celery")
 
@@ -20,7 +21,7 @@ from taskbridge.contract.servers import PrivateRedis
 PATIENCE_S = 10.0
 
 
-def _do_nothing() -> None:
+def _do_nothing(*_: object) -> None:
     """Do nothing."""
 
 
@@ -37,43 +38,58 @@ def hub() -> Iterator[Any]:
         yield hub
 
 
-def test_a_loop_polls_the_next_connection(bridge: Bridge, hub: Any) -> None:
-    task = bridge.task(name="nothing")(_do_nothing)
-    received: list[Any] = []
-    with bridge.native.connection_for_read() as connection:
-        connection.register_with_event_loop(hub)
-        channel = connection.default_channel
-        queue = bridge.native.amqp.queues["default"]
-        queue(channel).consume(callback=received.append)
-        loop = hub.create_loop()
-        while not channel._waits_since:
-            next(loop)
-        lost = channel._in_poll
+class Consumer:
+    """A loop that consumes a queue."""
 
-        channel._stop_waiting()
-        channel._brpop_sent_at = monotonic() - 60
-        channel.look_after()
-        task.send()
+    def __init__(self, bridge: Bridge, hub: Any) -> None:
+        self.received: list[Any] = []
+        self.connection = bridge.native.connection_for_read()
+        self.connection.register_with_event_loop(hub)
+        self.watch = bridge.native.engine.queues._watch
+        bridge.native.amqp.queues["default"](self.connection.default_channel).consume(callback=self._receive)
+        self._loop = hub.create_loop()
+
+    def _receive(self, message: Any) -> None:
+        self.received.append(message)
+        message.ack()
+
+    def run_until(self, condition: Any) -> None:
         deadline = monotonic() + PATIENCE_S
-        while not received and monotonic() < deadline:
-            hub.call_later(0.05, _do_nothing)  # so that the loop waits no longer than that
-            next(loop)
+        while not condition():
+            assert monotonic() < deadline
+            next(self._loop)
 
-        assert len(received) == 1
-        assert lost._sock is not None, "it is connected anew"
-        received[0].ack()
+    def is_told(self) -> bool:
+        return self.watch._tracker is not None and self.connection.default_channel._nothing_at is not None
 
 
-def test_what_is_left_in_the_loop_of_a_lost_connection_acknowledges_nothing(
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_message_ends_the_loops_sleep(bridge: Bridge, hub: Any, redis_server: PrivateRedis, is_lost: bool) -> None:
+    task = bridge.task(name="nothing")(_do_nothing)
+    consumer = Consumer(bridge, hub)
+    consumer.run_until(consumer.is_told)
+    if is_lost:
+        lost = consumer.watch._listener
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        consumer.run_until(lambda: consumer.watch._listener not in (lost, None) and consumer.is_told())
+
+    hub.call_later(60, _do_nothing)
+    task.send()
+    consumer.run_until(lambda: consumer.received)
+
+    assert len(consumer.received) == 1
+    consumer.connection.close()
+
+
+def test_what_is_left_in_the_loop_of_a_closed_connection_acknowledges_nothing(
     bridge: Bridge, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may come first, and leave the script that takes the next message nothing to acknowledge."""
     flushed: list[bool] = []
-    for _ in range(2):
-        with bridge.native.connection_for_read() as connection:
-            connection.register_with_event_loop(hub)
-            bridge.native.amqp.queues["default"](connection.default_channel).consume(callback=_do_nothing)
-    leases = bridge.native.engine.leases
+    Consumer(bridge, hub).connection.close()
+    leases = bridge.native.engine.queues.leases
     monkeypatch.setattr(leases, "flush", lambda: flushed.append(True))
 
     leases.end_soon("a tag")

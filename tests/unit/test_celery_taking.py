@@ -1,70 +1,95 @@
-"""What a Celery worker on Redis does with messages that it has taken together, when something goes wrong on the way."""
+"""What a Celery worker does with messages that it has taken together, when something goes wrong on the way."""
 
 from __future__ import annotations
 
-from collections import deque
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("celery")
-pytest.importorskip("redis")
 
-from taskbridge.engines.celery.transport import Channel, _Reply
+from taskbridge import Bridge
+from taskbridge.engines.celery import transport
+from taskbridge.exceptions import BrokerUnavailable
+
+TAKEN = [transport.Taken(f"t.{number}", "a queue", b"{}") for number in range(4)]
 
 
-class Leases:
-    """Notes what a channel says of its messages."""
+class Queues:
+    """Four messages; notes what goes back."""
 
     def __init__(self) -> None:
-        self.held: list[str] = []
+        self.changes = 1
         self.given_back: list[str] = []
+        self.asked: list[int] = []
+        self.is_away = False
 
-    def took(self, *tags: str) -> None:
-        self.held += tags
+    def take(self, queues: Any, most: int) -> list[transport.Taken]:
+        self.asked.append(most)
+        if self.is_away:
+            raise BrokerUnavailable("it is away")
+        return TAKEN[:most]
+
+    def is_empty(self, queues: Any) -> bool:
+        return True
 
     def give_back(self, tag: str) -> None:
         self.given_back.append(tag)
 
 
 @pytest.fixture
-def channel() -> Any:
-    made: Any = object.__new__(Channel)
-    made.connection = None  # for what kombu does with a channel that nobody refers to any more
-    made.leases = Leases()
-    made._tags = ["t.0", "t.1", "t.2", "t.3"]
-    made._asked = SimpleNamespace(served=lambda _: "a queue")
-    made._expected = deque()
+def queues() -> Queues:
+    return Queues()
+
+
+@pytest.fixture
+def channel(queues: Queues, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a channel that consumes, and may take up to eight messages."""
+    bridge = Bridge("celery+memory://")
+    monkeypatch.setattr(type(bridge.native.engine.life), "free_slots", lambda _: 8)
+    connection = bridge.native.connection_for_read()
+    made = connection.channel()
+    made.queues = queues
+    made.basic_consume("a queue", False, lambda message: None, "a consumer")
     return made
 
 
 def test_what_nobody_holds_yet_goes_back_if_a_message_before_it_cannot_be_delivered(
-    channel: Any, monkeypatch: pytest.MonkeyPatch
+    channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hand_over(_: Any, tag: str, queue: str, item: bytes) -> None:
-        if tag == "t.1":
+    def hand_over(_: Any, taken: transport.Taken) -> None:
+        if taken.tag == "t.1":
             raise ConnectionError
 
-    monkeypatch.setattr(Channel, "_hand_over", hand_over)
+    monkeypatch.setattr(transport.Channel, "_hand_over", hand_over)
     with pytest.raises(ConnectionError):
-        channel._hand_over_all([1, b"a", 1, b"b", 2, b"c"])
+        channel.deliver()
 
-    assert channel.leases.held == ["t.0", "t.1", "t.2"]
-    assert channel.leases.given_back == ["t.2"]
-
-
-@pytest.mark.parametrize("kind", [_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT])
-def test_what_may_have_been_taken_goes_back_once(channel: Any, kind: _Reply) -> None:
-    channel._expected.extend((_Reply.OK, kind))
-    channel._give_back_unheard()
-    channel._give_back_unheard()
-
-    assert channel.leases.given_back == channel._tags
+    assert queues.given_back == ["t.2", "t.3"]
 
 
-def test_nothing_goes_back_that_was_not_asked_for(channel: Any) -> None:
-    channel._expected.append(_Reply.LOOKED)
-    channel._give_back_unheard()
+def test_it_takes_again_when_there_was_a_change_and_not_before(
+    channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport.Channel, "_hand_over", lambda *_: None)
+    assert channel.deliver()
+    assert not channel.deliver()
+    assert queues.asked == [8]
 
-    assert channel.leases.given_back == []
+    queues.changes += 1
+    assert channel.deliver()
+    assert queues.asked == [8, 8]
+
+
+def test_a_broker_that_does_not_answer_ends_nothing_and_is_asked_again_later(
+    channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport.Channel, "_hand_over", lambda *_: None)
+    queues.is_away = True
+    assert not channel.deliver()
+    assert not channel.deliver()
+    assert len(queues.asked) == 1, "it rests"
+
+    queues.is_away = False
+    monkeypatch.setattr(transport, "monotonic", lambda: float("inf"))
+    assert channel.deliver()

@@ -11,28 +11,24 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from celery.app.defaults import DEFAULTS
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.celery import wire
 from taskbridge.engines.celery.carrier import Carrier
-from taskbridge.engines.celery.connection import own_connection, own_transport
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
+from taskbridge.engines.celery.transport import Queues, Transport, Waker, own_connection, own_transport
 from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
 from taskbridge.settings import Address, Settings
-
-if TYPE_CHECKING:
-    from taskbridge.engines.celery.leases import Leases
 
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
@@ -53,8 +49,6 @@ _HEARTBEAT_S: Final = 10
 
 _SOCKET_S: Final = 10
 """How long RabbitMQ may take to answer; without a limit a silent server holds Celery's main loop for ever."""
-
-_LOOK_AFTER_S: Final = 2
 
 _CHILD_STARTS_S: Final = 60.0
 """How long a child of the prefork pool may take to start: `worker_started` hooks run in it. Celery's default is 4 s."""
@@ -100,7 +94,7 @@ class CeleryEngine:
         broker_url: The broker's URL, as kombu reads it.
         transport: kombu's transport, with taskbridge's rules where it needs them.
         carrier: Runs messages where Celery's pool runs tasks.
-        redis_tells: Whether this Redis tells an idle worker of new messages.
+        waker: Ends the sleep of the event loop.
         consumer: The worker's consumer (`worker.Consumer`); None while there is no worker.
     """
 
@@ -110,9 +104,9 @@ class CeleryEngine:
         broker_url, tls = kombu_url(host.settings.url)
         self.broker_url: Final = broker_url
         self.transport: Final[Any] = own_transport(self, _transport(host.settings))
-        self.redis_tells = True
+        self.waker: Final = Waker()
         self.consumer: Any = None
-        self._leases: Leases | None = None
+        self._queues_of_broker: Queues | None = None
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)
         self.life: Final = CeleryLife(self, host, self._runs, self.carrier)
@@ -127,13 +121,20 @@ class CeleryEngine:
         return self._app
 
     @property
-    def leases(self) -> Leases:
-        """What this process holds of the queues on Redis."""
-        if self._leases is None:
-            from taskbridge.engines.celery.leases import Leases  # here, for it imports redis
+    def queues(self) -> Queues:
+        """The queues in memory or on Redis."""
+        if self._queues_of_broker is None:
+            self._queues_of_broker = self._make_queues()
+        return self._queues_of_broker
 
-            self._leases = Leases(self.settings, self.life.bury_leased)
-        return self._leases
+    def _make_queues(self) -> Queues:
+        if self.settings.url.broker == "memory":
+            from taskbridge.engines.celery.memory import MemoryQueues  # here, for only memory needs it
+
+            return MemoryQueues(cast(wire.MemoryWire, self.host.wire))
+        from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
+
+        return RedisQueues(self.settings, self.life.bury_raw, self.waker.wake)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
@@ -147,13 +148,10 @@ class CeleryEngine:
         own = [wire.own_queue(self.settings.namespace, name) for name in names]
         return [queue for queue in own if queue is not None]
 
-    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None]) -> None:
-        """Bury bytes that can't be read, in the worker; and do this when they are buried."""
-        self.life.bury_raw(raw, error, then=then)
-
     def wake(self) -> None:
-        """Wake the loop of an embedded worker."""
-        wake = getattr(self.host.wire, "wake", None)
+        """End the sleep of the worker's main loop, of whichever kind. Fit for a signal handler."""
+        self.waker.wake()
+        wake = getattr(self.host.wire, "wake", None)  # an embedded worker has no event loop
         if wake is not None:
             wake()
 
@@ -194,10 +192,6 @@ class CeleryEngine:
             "event_exchange": f"{prefix}.events",
             "event_queue_prefix": f"{prefix}.events",
         }
-        if broker == "redis" and "worker_disable_prefetch" in DEFAULTS:  # since Celery 5.6
-            conf["worker_disable_prefetch"] = True
-        if broker == "redis":  # how often the channel looks after its connection; kombu 5.5 knows only 10 s
-            conf["broker_transport_options"] = {"unacked_restore_interval": _LOOK_AFTER_S}
         if broker == "amqp":
             conf["broker_transport_options"] = {
                 "confirm_publish": True,
@@ -324,7 +318,7 @@ class CeleryEngine:
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
         """Run a Celery worker in threads of this process while the block runs."""
-        from taskbridge.engines.celery.memory import embedded_worker  # here, for only memory brokers need it
+        from taskbridge.engines.celery.embedded import embedded_worker  # here, for only memory brokers need it
 
         return embedded_worker(self, self.host, queues=[self._native_queue(queue) for queue in queues], threads=threads)
 
@@ -333,20 +327,15 @@ class CeleryEngine:
         worker_shutting_down.disconnect(self._on_shutting_down)
         worker_process_init.disconnect(self._on_child_started)
         worker_process_shutdown.disconnect(self._on_child_stopping)
-        if self._leases is not None:
-            self._leases.stop()
+        if self._queues_of_broker is not None:
+            self._queues_of_broker.stop()
+        self.waker.close()
         self._app.close()
 
 
 def _transport(settings: Settings) -> Any:
-    if settings.url.broker == "redis":
-        from taskbridge.engines.celery.transport import Transport  # here, for it imports redis
-
+    if settings.url.broker != "amqp":
         return Transport
-    if settings.url.broker == "memory":
-        from taskbridge.engines.celery.memory import Transport as MemoryTransport  # here, for only memory needs it
-
-        return MemoryTransport
     from taskbridge.engines.celery.fast import amqp_transport  # here, for it imports py-amqp
 
     return amqp_transport(is_wanted=settings.fast)

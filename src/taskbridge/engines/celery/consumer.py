@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
@@ -49,32 +48,6 @@ _ODD: Final = (TypeError, ValueError, LookupError, AttributeError)
 """What Celery raises for a message whose headers are not of the types that it expects."""
 
 
-class Waker:
-    """Ends the event loop's sleep from another thread; before kombu 5.7 it had no such thing."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-
-    def register(self, hub: Any) -> None:
-        """Watch for wake-ups in this loop."""
-        hub.add_reader(self._reader.fileno(), self._drain)
-
-    def wake(self) -> None:
-        """End the sleep."""
-        try:
-            self._writer.send(b"\0")
-        except BlockingIOError:
-            return  # enough wake-ups are on their way
-
-    def _drain(self) -> None:
-        try:
-            self._reader.recv(4096)
-        except BlockingIOError:
-            return
-
-
 class Consumer(CeleryConsumer):
     """Takes messages for the pool, and deals with those that can't run."""
 
@@ -92,7 +65,6 @@ class Consumer(CeleryConsumer):
         self._engine = engine
         self._host = engine.host
         self._life = engine.life
-        self._waker: Waker | None = None
         self._thread = 0
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
@@ -179,13 +151,7 @@ class Consumer(CeleryConsumer):
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch what Celery watches, and wake-ups."""
         stock(super()).register_with_event_loop(hub)
-        self._waker = Waker() if self._waker is None else self._waker
-        self._waker.register(hub)
-
-    def wake(self) -> None:
-        """End the main loop's sleep. Fit for a signal handler."""
-        if self._waker is not None:
-            self._waker.wake()
+        self._engine.waker.register(hub)
 
     def stop_consuming(self) -> None:
         """Take nothing new, soon: the process is about to end."""
@@ -224,8 +190,6 @@ class Consumer(CeleryConsumer):
     def act_soon(self) -> Any:
         """Have the main loop do what waits for it."""
         called = stock(super()).call_soon(self._act)
-        if self._waker is not None:
-            self._waker.wake()
         self._engine.wake()
         return called
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import secrets
-import sys
 from typing import Any, Final
 
-from taskbridge.engines.celery.stock import VirtualMessage, kombu_json
+from taskbridge.engines.celery.stock import kombu_json
 from taskbridge.exceptions import DecodeError
 
 _MARK: Final = b"__type__"
@@ -18,29 +16,6 @@ class Payload(dict[str, Any]):
     """A message's JSON; `raw` is the bytes as they came."""
 
     raw: bytes = b""
-
-
-class Message(VirtualMessage):
-    """A message as kombu takes it apart.
-
-    What can't be taken apart becomes a message with an error, which kombu hands to its consumer's `on_decode_error`. An
-    exception here would end Celery's main loop, which also reads what anyone may publish to its control channel.
-
-    Attributes:
-        taken: The JSON, as it was taken from its queue.
-        item: Its bytes; None if they are not known.
-    """
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        try:
-            super().__init__(payload, channel=channel, **options)
-        except Exception:  # no base64, no object at all
-            self.errors: list[Any] = [sys.exc_info()]
-            asked = payload["properties"] if isinstance(payload, Payload) else {"delivery_tag": secrets.token_hex(8)}
-            kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
-            super().__init__({"properties": kept}, channel=channel)
-        self.taken: Any = payload
-        self.item: bytes | None = payload.raw if isinstance(payload, Payload) else None
 
 
 def loads(text: bytes) -> Any:

@@ -26,9 +26,11 @@ from typing import Final
 
 from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
+from taskbridge.brokers.redis.connection import Word
 from taskbridge.brokers.redis.scripts import script
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.stock import kombu_json
+from taskbridge.engines.celery.transport import Taken
 from taskbridge.engines.celery.wire import ENGINE, REDIS_STEPS, step_key
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import Settings
@@ -51,7 +53,6 @@ _RENEW: Final = script(__file__, "renew")
 _OVERDUE: Final = script(__file__, "overdue")
 _GIVE_BACK: Final = script(__file__, "give_back")
 _CLAIM: Final = script(__file__, "claim")
-_ADOPT: Final = script(__file__, "adopt")
 
 
 def step_of(priority: object) -> int:
@@ -82,15 +83,35 @@ def raw_item(value: bytes) -> bytes:
     return value[1:].rpartition(b',"","')[0]
 
 
+class _Lists:
+    """The lists of the queues that are consumed, by priority and, within one, by queue.
+
+    Args:
+        queues: The native names.
+        others: The keys of what else the script that takes works on.
+
+    Attributes:
+        start: With which queue to begin next, counted from 0, so that all have their turn.
+    """
+
+    def __init__(self, queues: tuple[str, ...], others: tuple[str, ...]) -> None:
+        self.queues: Final = queues
+        self.keys: Final = (*(step_key(queue, step) for step in STEPS for queue in queues), *others)
+        self.start = 0
+
+    def served(self, number: int) -> str:
+        """Note that a message was taken from a list, counted from 1, and return its queue."""
+        index = (number - 1) % len(self.queues)
+        self.start = (index + 1) % len(self.queues)
+        return self.queues[index]
+
+
 class Leases:
     """The messages that this process holds. The main loop takes and acknowledges, a thread looks after the rest.
 
     Args:
         settings: The bridge's.
         undecodable: Called in the thread with a tag and bytes that can't be read; it buries them and ends the lease.
-
-    Attributes:
-        in_loop: Whether Celery's event loop is there, which flushes in each of its turns.
     """
 
     def __init__(self, settings: Settings, undecodable: Callable[[str, bytes, Exception], None]) -> None:
@@ -104,9 +125,9 @@ class Leases:
         self._timeout_s = settings.send_timeout_s
         self._worker = secrets.token_hex(8)
         self._number = 0
+        self._lists = _Lists((), ())
         self._held: set[str] = set()
         self._ending: dict[str, None] = {}
-        self.in_loop: bool = False
         self._overdue_work: deque[tuple[bool, str]] = deque()
         self._lock = locks.Lock()
         self._stop = locks.Event()
@@ -117,19 +138,38 @@ class Leases:
 
     # The main loop
 
-    def next_tag(self) -> str:
-        """Return how the tags of messages that are taken together begin, and no others."""
+    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
+        """Take at most so many messages, and acknowledge what waits for that.
+
+        The highest priorities come first, and within one the queues in turn.
+
+        Args:
+            queues: Their native names.
+            most: At least 1.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer; what it may have taken goes back.
+        """
+        if self._lists.queues != tuple(queues):
+            self._lists = _Lists(tuple(queues), (self.unacked_key, self.index_key))
+        lists, ending = self._lists, self._to_end()
         self._number += 1
-        return f"{self._worker}:{self._number}"
-
-    def mine(self, tag: str) -> bool:
-        """Return whether a tag was made here, so that its message is on lease already."""
-        return tag.startswith(self._worker)
-
-    def took(self, *tags: str) -> None:
-        """Note that messages were taken: their leases are renewed from now on."""
+        base = f"{self._worker}:{self._number}"
+        args: tuple[Word, ...] = (base, most, len(queues), lists.start, *ending)
+        try:
+            found = self._client.run(TAKE, lists.keys, args, timeout_s=self._timeout_s)
+        except BrokerUnavailable as exc:
+            if exc.maybe_taken:
+                self._overdue_work.extend((False, f"{base}.{number}") for number in range(most))
+            raise
+        self._ended(ending)
+        tags = [f"{base}.{number}" for number in range(len(found) // 2)]
         with self._lock:
             self._held.update(tags)
+        return [
+            Taken(tag, lists.served(index), item)
+            for tag, index, item in zip(tags, found[::2], found[1::2], strict=True)
+        ]
 
     def end(self, tag: str) -> None:
         """Acknowledge a message: it is done with."""
@@ -140,18 +180,12 @@ class Leases:
         with self._lock:
             self._ending[tag] = None
 
-    @property
-    def has_ending(self) -> bool:
-        """Whether anything is to be acknowledged."""
-        return bool(self._ending)
-
-    def ending(self) -> list[str]:
-        """Return what is to be acknowledged, until `ended` is told that it was."""
+    def _to_end(self) -> list[str]:
+        """Return what is to be acknowledged, until `_ended` is told that it was."""
         with self._lock:
             return list(islice(self._ending, _TOGETHER))
 
-    def ended(self, tags: Iterable[str]) -> None:
-        """Note that these are acknowledged."""
+    def _ended(self, tags: Iterable[str]) -> None:
         with self._lock:
             for tag in tags:
                 self._ending.pop(tag, None)
@@ -159,7 +193,7 @@ class Leases:
 
     def flush(self) -> None:
         """Acknowledge what is to be; if Redis does not answer, the thread goes on trying."""
-        while tags := self.ending():
+        while tags := self._to_end():
             try:
                 self._client.run(_ACK, (self.unacked_key, self.index_key), tags, timeout_s=_AT_ONCE_S)
             except BrokerUnavailable as exc:
@@ -169,7 +203,7 @@ class Leases:
                     for tag in tags:
                         self._ending.pop(tag, None)
             else:
-                self.ended(tags)
+                self._ended(tags)
 
     def give_back(self, tag: str) -> None:
         """Return a message to its queue, as the next one to be taken."""
@@ -212,18 +246,9 @@ class Leases:
     def _bury(self, tag: str, raw: bytes, error: Exception, lease_ms: int) -> None:
         """Have bytes buried that can't be read; of several workers that find them, one does it."""
         if self._client.run(_CLAIM, (self.index_key,), (tag, lease_ms), timeout_s=self._timeout_s):
-            self.took(tag)
+            with self._lock:
+                self._held.add(tag)
             self._undecodable(tag, raw, error)
-
-    def adopt(self, tag: str, item: str, queue: str) -> None:
-        """Note that a message is held which was popped without a lease, as by `basic_get`.
-
-        Raises:
-            BrokerUnavailable: Redis does not answer.
-        """
-        keys = (self.unacked_key, self.index_key)
-        self._client.run(_ADOPT, keys, (tag, f'[{item},"","{queue}"]'), timeout_s=self._timeout_s)
-        self.took(tag)
 
     # The thread
 

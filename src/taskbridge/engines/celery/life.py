@@ -89,8 +89,8 @@ class CeleryLife(WorkerLife):
         if not self._is_embedded:
             self.started(has_children=self._has_children)
         self.background_queue.start()
-        if self._engine.settings.url.broker == "redis":
-            self._engine.leases.start()
+        if self._engine.settings.url.broker != "amqp":
+            self._engine.queues.start()
         self.run(has_children=self._has_children)
 
     def ends(self) -> None:
@@ -100,8 +100,8 @@ class CeleryLife(WorkerLife):
         self._host.stopping.set()  # so that nothing in the background waits for the broker any longer
         self.background_queue.stop(_FINISHED_S)
         self.background_queue = BackgroundQueue()
-        if self._engine.settings.url.broker == "redis":
-            self._engine.leases.stop()
+        if self._engine.settings.url.broker != "amqp":
+            self._engine.queues.stop()
         self.end()
         self.pid = None
 
@@ -109,8 +109,7 @@ class CeleryLife(WorkerLife):
 
     def stop_taking(self) -> None:
         """Wake the main loop, which else sleeps until it is time for something; Celery itself stops consuming."""
-        if self._consumer is not None:
-            self._consumer.wake()
+        self._engine.waker.wake()
 
     def crash(self, stuck: Collection[Run]) -> None:
         """End the process with the runs that are stuck; nobody has told Celery to stop consuming."""
@@ -140,8 +139,8 @@ class CeleryLife(WorkerLife):
     def give_back(self, lost: Collection[Run]) -> None:
         """Write the acknowledgements that wait, and requeue the rest; RabbitMQ does it as the connection ends."""
         self._consumer.flush_acknowledgements()
-        if self._engine.settings.url.broker == "redis":
-            self._engine.leases.stop()
+        if self._engine.settings.url.broker != "amqp":
+            self._engine.queues.stop()
 
     def full_queues(self) -> Sequence[str]:
         """Return the queues that are consumed here, if all slots are taken."""
@@ -162,6 +161,8 @@ class CeleryLife(WorkerLife):
         if self._consumer is None or self._consumer.pool is None:
             return 1
         slots: int = self._consumer.pool.num_processes
+        if self._is_embedded:  # the requests that Celery knows are those of all workers in this process
+            return slots
         return slots - len(worker_state.reserved_requests)
 
     # Messages that can't run
@@ -184,10 +185,6 @@ class CeleryLife(WorkerLife):
                 then()
 
         self.background_queue.submit(work)
-
-    def bury_leased(self, tag: str, raw: bytes, error: Exception) -> None:
-        """Bury bytes that were found under a lease that was over."""
-        self.bury_raw(raw, error, then=lambda: self._engine.leases.end(tag))
 
 
 def _signal_children(requests: Iterable[Any], number: signal.Signals) -> None:

@@ -1,270 +1,119 @@
-"""The real Celery, embedded in one process: its worker in threads, over a kombu transport that keeps priorities.
-
-kombu's own memory transport ignores priorities, drops what a closed channel holds, looks for messages once a second,
-and shares its queues among all connections of the process; here each bridge has its own.
-"""
+"""The queues in memory as Celery's channels use them; each bridge has its own."""
 
 from __future__ import annotations
 
 import secrets
-import socket
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from queue import Empty
+from typing import Any, Final
 
-from celery.exceptions import WorkerShutdown
-from celery.result import allow_join_result
-
-from taskbridge import locks
-from taskbridge.engines.base import Host
 from taskbridge.engines.celery import items, wire
-from taskbridge.engines.celery.stock import (
-    BasePool,
-    VirtualChannel,
-    VirtualQoS,
-    VirtualTransport,
-    WorkController,
-    apply_target,
-    stock,
-)
-from taskbridge.exceptions import DecodeError, TaskBridgeError
-from taskbridge.hooks import Event
-
-if TYPE_CHECKING:
-    from taskbridge.engines.celery.app import CeleryEngine
-
-_LOOK_S: Final = 0.05
-
-_AFTER_GRACE_S: Final = 1.0
-"""How long interrupted tasks have to end before the worker ends without them."""
-
-_START_S: Final = 30.0
+from taskbridge.engines.celery.transport import Binding, Taken
 
 _NORMAL: Final = wire.RANKS["normal"]
 
 
-class QoS(VirtualQoS):
-    """What a channel holds; a slot that gets free lets it take the next message at once."""
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message."""
-        stock(super()).ack(delivery_tag)
-        self.channel.queues.wake()
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Return a message to its queue, or drop it."""
-        stock(super()).reject(delivery_tag, requeue=requeue)
-        self.channel.queues.wake()
-
-
-class Channel(VirtualChannel):
-    """A channel to the queues of one bridge."""
-
-    QoS = QoS
-    Message = items.Message
-
-    def __init__(self, connection: Any, **options: Any) -> None:
-        self.engine: Any = connection.engine
-        self.queues: wire.MemoryWire = self.engine.host.wire
-        super().__init__(connection, **options)
-
-    def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
-        priority = message["properties"].get("priority")
-        rank = max(0, min(wire.MAX_PRIORITY, priority)) if isinstance(priority, int) else _NORMAL
-        self.queues.put(queue, rank, items.dumps(message))
-
-    def _get(self, queue: str, timeout: float | None = None) -> items.Payload:
-        item = self.queues.take(queue)
-        try:
-            return items.parse(item, tag=secrets.token_hex(8), queue=queue)
-        except DecodeError as exc:
-            self.engine.bury_raw(item, exc, then=self.queues.wake)
-            raise Empty from exc
-
-    def _restore(self, message: Any) -> None:
-        queue = message.delivery_info["routing_key"]
-        priority = message.properties.get("priority")
-        rank = priority if isinstance(priority, int) else _NORMAL
-        self.queues.put(queue, rank, items.redelivered(message.taken), first=True)
-
-    def _size(self, queue: str) -> int:
-        return self.queues.size(queue)
-
-    def _purge(self, queue: str) -> int:
-        return self.queues.purge(queue)
-
-
-class Transport(VirtualTransport):
-    """A transport within the process; it waits for messages without looking for them."""
-
-    engine: Any = None
-    Channel = Channel
-    driver_type = "memory"
-    driver_name = "memory"
-
-    def driver_version(self) -> str:
-        """Return what kombu shows."""
-        return "N/A"
-
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message.
-
-        Raises:
-            TimeoutError: None came in this time.
-        """
-        queues: wire.MemoryWire = self.engine.host.wire
-        deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            changes = queues.changes
-            try:
-                stock(super()).drain_events(connection, timeout=0)
-            except TimeoutError:
-                left_s = 1.0 if deadline is None else deadline - monotonic()
-                if not queues.wait(changes, max(0.0, left_s)) and deadline is not None:
-                    raise
-                return
-            else:
-                return
-
-
-class Pool(BasePool):
-    """Threads that run one worker's tasks.
-
-    Celery's own pool of threads finds its tasks by a table that all workers of a process share, and Python waits for
-    its threads at exit, even for one that is stuck.
-    """
-
-    body_can_be_buffer = True
-    signal_safe = False
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._work: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"taskbridge-celery-{number}", daemon=True)
-            for number in range(self.limit)
-        ]
-        self._abandoned = locks.Event()
-
-    def on_start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
-
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
-        callback: Any = None,
-        accept_callback: Any = None,
-        **_: Any,
-    ) -> None:
-        """Have a task run."""
-        self._work.put((target, args or (), {**(kwargs or {}), "app": self.app}, callback, accept_callback))
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            target, args, kwargs, callback, accept_callback = work
-            apply_target(target, args, kwargs, self._unless_abandoned(callback), accept_callback)
-
-    def _unless_abandoned(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> None:
-            if not self._abandoned.is_set():
-                callback(*args, **kwargs)
-
-        return call
-
-    def on_stop(self) -> None:
-        """Wait until all tasks have ended, or those are abandoned that don't."""
-        for _ in self._threads:
-            self._work.put(None)
-        while any(thread.is_alive() for thread in self._threads) and not self._abandoned.wait(_LOOK_S):
-            pass
-
-    def abandon(self) -> None:
-        """Leave stuck tasks to themselves: what becomes of them changes nothing any more."""
-        self._abandoned.set()
-
-
-class _Embedded:
-    """A worker in threads of this process."""
-
-    def __init__(self, engine: CeleryEngine, host: Host, queues: Sequence[str], threads: int) -> None:
-        self._engine = engine
-        self._host = host
-        self._ready = locks.Event()
-        app = engine.native
-        app.amqp.queues = app.amqp.Queues(app.conf.task_queues)  # without what a former worker was told to consume
-        with allow_join_result():  # as before, when that is left: this is no process that only runs tasks
-            self._controller = WorkController(
-                app=app,
-                pool=Pool,
-                concurrency=threads,
-                queues=list(queues) or None,
-                hostname=f"{engine.settings.namespace}-{secrets.token_hex(4)}@{socket.gethostname()}",
-                ready_callback=self._on_ready,
-                without_heartbeat=True,
-                task_events=False,
-            )
-        self._thread = threading.Thread(target=self._controller.start, name="taskbridge-celery-worker", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        deadline = monotonic() + _START_S
-        while not self._ready.wait(_LOOK_S):
-            if not self._thread.is_alive() or monotonic() > deadline:
-                raise TaskBridgeError("the embedded Celery worker did not start; its log says why")
-
-    def _on_ready(self, consumer: Any) -> None:
-        self._ready.set()
-
-    def stop(self) -> None:
-        """Take nothing new, let what runs finish, and interrupt it after the grace (rule A4)."""
-        life = self._engine.life
-        life.drain()
-        self._controller.consumer.call_soon(_shut_down)
-        self._thread.join(self._host.settings.grace_s)
-        if self._thread.is_alive():
-            self._host.stopping.set()
-            life.runs.interrupt()
-            self._thread.join(_AFTER_GRACE_S)
-        if self._thread.is_alive():
-            self._controller.pool.abandon()
-            life.unmark_all()
-            self._thread.join(_AFTER_GRACE_S)
-
-
-def _shut_down() -> None:
-    raise WorkerShutdown(0)
-
-
-@contextmanager
-def embedded_worker(
-    engine: CeleryEngine, host: Host, *, queues: Sequence[str], threads: int
-) -> Generator[None, None, None]:
-    """Run a Celery worker in threads of this process while the block runs.
-
-    It touches neither signal handlers nor logging, nor what Celery keeps for all apps of the process.
+class MemoryQueues:
+    """The queues of one bridge.
 
     Args:
-        engine: The engine.
-        host: Its bridge.
-        queues: The native names of the queues to consume; all if empty.
-        threads: Tasks at a time.
-
-    Raises:
-        TaskBridgeError: One of this bridge runs already, or it did not start.
+        waiting: What waits in them.
     """
-    with engine.life.embedding():
-        host.hooks.call(Event(name="worker_started"))
-        worker = _Embedded(engine, host, queues, threads)
-        worker.start()
-        try:
-            yield
-        finally:
-            worker.stop()
-            host.hooks.call(Event(name="worker_stopping"))
+
+    def __init__(self, waiting: wire.MemoryWire) -> None:
+        self._waiting = waiting
+        self._taken: dict[str, tuple[str, bytes]] = {}
+        self._bindings: defaultdict[str, list[Binding]] = defaultdict(list)
+
+    def check(self) -> None:
+        """Do nothing."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Give back what is still held: by tasks that were abandoned."""
+        for tag in list(self._taken):
+            self.give_back(tag)
+
+    @property
+    def changes(self) -> int:
+        """A number that changes when there may be something new to take."""
+        return self._waiting.changes
+
+    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
+        """Take at most so many messages, of the queues in turn."""
+        taken: list[Taken] = []
+        left = deque(queues)
+        while left and len(taken) < most:
+            queue = left.popleft()
+            try:
+                item = self._waiting.take(queue)
+            except Empty:
+                continue
+            taken.append(Taken(secrets.token_hex(8), queue, item))
+            self._taken[taken[-1].tag] = queue, item
+            left.append(queue)
+        return taken
+
+    def is_empty(self, queues: Sequence[str]) -> bool:
+        """Return whether these are empty, which was just seen."""
+        return True
+
+    def wait(self, changes: int, timeout_s: float) -> bool:
+        """Wait until `changes` is another number; return whether it is."""
+        return self._waiting.wait(changes, timeout_s)
+
+    def end(self, tag: str) -> None:
+        """Acknowledge a message; the slot that gets free lets the next one be taken at once."""
+        self._taken.pop(tag, None)
+        self._waiting.wake()
+
+    def give_back(self, tag: str) -> None:
+        """Return a message to its queue, as the first of its priority."""
+        queue, item = self._taken.pop(tag, (None, b""))
+        if queue is not None:
+            payload = items.parse(item, tag=tag, queue=queue)
+            priority = payload["properties"].get("priority")
+            self._waiting.put(queue, _rank(priority), items.redelivered(payload), first=True)
+
+    def end_turn(self) -> None:
+        """Do nothing: there is no event loop."""
+
+    def put(self, queue: str, priority: object, item: bytes) -> None:
+        """Put a message in a queue."""
+        self._waiting.put(queue, _rank(priority), item)
+
+    def size(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        return self._waiting.size(queue)
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue, and return how much it was."""
+        return self._waiting.purge(queue)
+
+    def bind(self, exchange: str, binding: Binding) -> None:
+        """Bind a queue to an exchange."""
+        self._bindings[exchange].append(binding)
+
+    def unbind(self, exchange: str, binding: Binding) -> None:
+        """Unbind a queue."""
+        self._bindings[exchange] = [each for each in self._bindings[exchange] if each != binding]
+
+    def bindings(self, exchange: str) -> list[Binding]:
+        """Return what is bound to an exchange."""
+        return self._bindings[exchange]
+
+    def publish(self, exchange: str, routing_key: str, item: bytes) -> None:
+        """Do nothing: remote control is off, and nobody listens."""
+
+    def listen(self, exchange: str, routing_key: str, heard: deque[Any], queue: str) -> None:
+        """Do nothing."""
+
+    def stop_listening(self, heard: deque[Any], queue: str) -> None:
+        """Do nothing."""
+
+
+def _rank(priority: object) -> int:
+    return max(0, min(wire.MAX_PRIORITY, priority)) if isinstance(priority, int) else _NORMAL

@@ -1,560 +1,496 @@
-"""kombu's Redis transport, made safe: what it takes is on lease, and what can't be read is kept (rules A3, A8 and Q7).
+"""kombu's transport for messages in memory and on Redis, by its public API of virtual transports (rules A3, A8 and Q7).
 
-kombu waits with `BRPOP`, which takes a message out of Redis before anything says who has it. Here messages are taken by
-a script that writes that down in the same step (`leases`). No blocking command looks at several lists and takes
-nothing, so an idle worker has Redis tell it when one of its lists changes (`CLIENT TRACKING`, Redis 6), and looks again
-then; where that is refused, it looks ten times a second.
+A channel takes messages from a `Queues` as soon as slots are free for them, all at once. Each has a tag of its own from
+then on: its delivery, which may be ended or given back on whatever connection. What can't be read is buried.
 
-The connection that kombu calls `BRPOP` goes through these steps:
-
-    take -> got one: deliver it
-         -> nothing: track, look -> something: take
-                                 -> nothing: wait -> told of a change: stop tracking, take -> got one: deliver it
-                                                                                          -> another worker was faster:
-                                                                                             pause, take
+In Celery's event loop a channel takes in each of the loop's turns, unless it knows that there is nothing; the queues
+wake the loop when that may have changed. Elsewhere (`drain_events`) the caller waits for that change.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from enum import Enum, auto
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty
-from random import random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
-
-import redis
-from kombu.transport import redis as _kombu_redis
-from redis.connection import parse_url
-from redis.exceptions import NoScriptError, ResponseError
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskbridge.engines.celery import items
-from taskbridge.engines.celery.leases import STEPS, TAKE, Leases
-from taskbridge.engines.celery.stock import stock, virtual
-from taskbridge.engines.celery.wire import ENGINE, step_key
-from taskbridge.exceptions import DecodeError
-
-kombu_redis: Final[Any] = _kombu_redis
+from taskbridge.engines.celery.stock import KombuConnection, VirtualChannel, VirtualMessage, VirtualTransport, stock
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.settings import without_credentials
 
 if TYPE_CHECKING:
-    from taskbridge.engines.celery.stock import Untyped
-
-    class RedisQoS(Untyped):
-        """Stands for `kombu.transport.redis.QoS`."""
-
-    class RedisChannel(Untyped):
-        """Stands for `kombu.transport.redis.Channel`."""
-
-    class RedisTransport(Untyped):
-        """Stands for `kombu.transport.redis.Transport`."""
-else:
-    RedisQoS = _kombu_redis.QoS
-    RedisChannel = _kombu_redis.Channel
-    RedisTransport = _kombu_redis.Transport
+    from taskbridge.engines.celery.app import CeleryEngine
 
 _log = logging.getLogger("taskbridge.celery")
 
-_LOOK_AGAIN_S: Final = 5.0
-"""How long an idle worker trusts that it would have been told of a change."""
+_PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1.5}
+"""Seconds between tries to connect; kombu's default grows to 30, and a worker idles long after its broker is back.
 
-_OVERDUE_S: Final = 8.0
-"""How long an answer may take before the connection counts as dead."""
-
-_POLL_S: Final = 0.1
-"""How often an idle worker looks where Redis tells it nothing."""
-
-_PAUSE_S: Final = 0.05
-"""How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
-
-_parse_url: Any = parse_url
-
-_SOCKET_S: Final = 5.0
-"""How long Redis may take to answer.
-
-Two of kombu's and Celery's timers, every 10 s, wait for an answer in the main loop; while the loop waits for one that
-never comes, it does not notice that its connection is dead, nor that slots are free.
+kombu before 5.7 goes beyond the maximum by the start (kombu/utils/functional.py, retry_over_time): to 2 s.
 """
 
-_CONNECT_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 2.0
+"""How long a channel rests at most after its broker did not answer."""
+
+_SLICE_S: Final = 1.0
+
+Binding = tuple[str, str, str]
+"""What binds a queue to an exchange, as kombu's exchanges look it up: routing key, pattern, queue."""
 
 
-_clients: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
-"""The clients for commands, one for all channels of an engine."""
+class Taken(NamedTuple):
+    """A message that was taken: the tag of this delivery, its native queue and its bytes."""
+
+    tag: str
+    queue: str
+    item: bytes
 
 
-class _Reply(Enum):
-    """What the next reply on the connection is to."""
+class Queues(Protocol):
+    """Where messages wait, as channels use it. What talks to a server raises `BrokerUnavailable`."""
 
-    OK = auto()
-    TRACKED = auto()
-    TAKEN = auto()
-    TAKEN_AFTER_WAIT = auto()
-    LOOKED = auto()
-    PAUSED = auto()
+    def start(self) -> None:
+        """Look after what is taken, as a worker does."""
+        ...
+
+    def stop(self) -> None:
+        """Give back what is held, and end the threads."""
+        ...
+
+    @property
+    def changes(self) -> int:
+        """A number that changes when there may be something new to take or to hear."""
+        ...
+
+    def check(self) -> None:
+        """Do nothing, if the broker answers."""
+        ...
+
+    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
+        """Take at most so many messages, those of the highest priority first, and of the queues in turn."""
+        ...
+
+    def is_empty(self, queues: Sequence[str]) -> bool:
+        """Return whether these are empty; from then on, `changes` tells if they are no longer."""
+        ...
+
+    def wait(self, changes: int, timeout_s: float) -> bool:
+        """Wait until `changes` is another number; return whether it is."""
+        ...
+
+    def end(self, tag: str) -> None:
+        """Acknowledge a message; in the event loop together with others, at the end of its turn at the latest."""
+        ...
+
+    def give_back(self, tag: str) -> None:
+        """Return a message to its queue, as the next one to be taken, marked as redelivered."""
+        ...
+
+    def end_turn(self) -> None:
+        """Note that a turn of the event loop is over."""
+        ...
+
+    def put(self, queue: str, priority: object, item: bytes) -> None:
+        """Put a message in a queue, given its priority in Celery's words."""
+        ...
+
+    def size(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        ...
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits in a queue, and return how much it was."""
+        ...
+
+    def bind(self, exchange: str, binding: Binding) -> None:
+        """Bind a queue to an exchange of any kind but `fanout`."""
+        ...
+
+    def unbind(self, exchange: str, binding: Binding) -> None:
+        """Unbind a queue."""
+        ...
+
+    def bindings(self, exchange: str) -> list[Binding]:
+        """Return what is bound to an exchange."""
+        ...
+
+    def publish(self, exchange: str, routing_key: str, item: bytes) -> None:
+        """Send to whoever listens to an exchange of the kind `fanout`."""
+        ...
+
+    def listen(self, exchange: str, routing_key: str, heard: deque[Any], queue: str) -> None:
+        """Have what is sent to such an exchange appended to a deque, each with this queue's name."""
+        ...
+
+    def stop_listening(self, heard: deque[Any], queue: str) -> None:
+        """End that."""
+        ...
 
 
-_TAKING: Final = frozenset({_Reply.TAKEN, _Reply.TAKEN_AFTER_WAIT})
+class Message(VirtualMessage):
+    """A message as kombu takes it apart.
 
-_CHANGED: Final = object()
-"""Stands for Redis's message that a list has changed."""
+    What can't be taken apart becomes a message with an error, which kombu hands to its consumer's `on_decode_error`. An
+    exception here would end Celery's main loop, which also reads what anyone may publish to its control channel.
 
-_UNKNOWN_SCRIPT: Final = object()
+    Attributes:
+        item: Its bytes, as they were taken; None for what came by a control channel.
+    """
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        try:
+            super().__init__(payload, channel=channel, **options)
+        except Exception:  # no base64, no object at all
+            self.errors: list[Any] = [sys.exc_info()]
+            asked = payload["properties"] if isinstance(payload, items.Payload) else {"delivery_tag": ""}
+            kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
+            super().__init__({"properties": kept}, channel=channel)
+        self.item: bytes | None = payload.raw if isinstance(payload, items.Payload) else None
 
 
-class QoS(RedisQoS):
-    """What a channel holds; all of it is on lease."""
+class QoS:
+    """The messages that a channel has handed over and that are not acknowledged, and how many more there is room for.
+
+    Takes the place of `kombu.transport.virtual.QoS`, with all that is public of it. Any thread may acknowledge.
+
+    Args:
+        channel: The channel.
+        prefetch_count: How many there may be at once; 0 is any number.
+    """
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        self.channel: Any = channel
+        self.prefetch_count: int = prefetch_count
+        self._held: dict[str, Any] = {}
+
+    def room(self) -> int:
+        """Return how many messages may be taken now; 0 or less is none."""
+        free: int = self.channel.engine.life.free_slots()
+        return min(free, self.prefetch_count - len(self._held)) if self.prefetch_count else free
+
+    def can_consume(self) -> bool:
+        """Return whether anything may be taken now."""
+        return self.room() > 0
+
+    def can_consume_max_estimate(self) -> int:
+        """Return how many messages may be taken now."""
+        return max(0, self.room())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note that a message is held."""
-        leases: Leases = self.channel.leases
-        if not leases.mine(delivery_tag):
-            queue = message.delivery_info.get("routing_key") or ""
-            leases.adopt(delivery_tag, items.dumps(message._raw).decode(), queue)
-        virtual.QoS.append(self, message, delivery_tag)
+        """Note that a message is handed over."""
+        self._held[delivery_tag] = message
+
+    def get(self, delivery_tag: str) -> Any:
+        """Return a message that is held."""
+        return self._held[delivery_tag]
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; on whatever connection, even if it was taken on one that has failed since.
-
-        In the event loop, the script that takes the next message does it, or the end of the loop's turn.
-        """
-        if self.channel.leases.in_loop:
-            self.channel.leases.end_soon(delivery_tag)
-        else:
-            self.channel.leases.end(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
+        """Acknowledge a message."""
+        self._held.pop(delivery_tag, None)
+        self.channel.queues.end(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Return a message to its queue, or drop it."""
-        if requeue:
-            self.channel.leases.give_back(delivery_tag)
-        else:
-            self.channel.leases.end(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        self._held.pop(delivery_tag, None)
+        self.channel.queues.give_back(delivery_tag)
 
-    def restore_unacked(self, client: Any = None) -> None:
+    def restore_unacked(self) -> None:
         """Return what is held, but not what tasks that go on running hold."""
-        self._flush()
-        keeps = self.channel.engine.running_tags()
-        for tag in list(self._delivered):
-            if tag not in keeps:
-                self.channel.leases.give_back(tag)
-        self._delivered.clear()
+        running: Collection[str] = self.channel.engine.running_tags()
+        held, self._held = self._held, {}
+        for tag in held:
+            if tag not in running:
+                self.channel.queues.give_back(tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Return what is held as the channel closes; a second time does nothing."""
-        self._on_collect.cancel()
-        if not self._delivered.restored:
-            self._delivered.restored = True
-            self.restore_unacked()
+        """Return what is held as the channel closes."""
+        self.restore_unacked()
 
-    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 0) -> None:
-        """Look after the connection, for this is called now and then; overdue leases have a thread (`Leases`)."""
-        self.channel.look_after()
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Do nothing: overdue leases have a thread."""
 
 
-class _Lists:
-    """The lists of the queues that are consumed, by priority and, within one, by queue.
-
-    Args:
-        queues: The native names.
-        others: The keys of what else the script that takes works on.
-
-    Attributes:
-        queues: The native names.
-        keys: All keys.
-        packed: The keys and their number, as they are sent with each script that takes.
-        start: With which queue to begin next, counted from 0, so that all have their turn.
-    """
-
-    def __init__(self, queues: tuple[str, ...], others: tuple[str, ...]) -> None:
-        self.queues: Final = queues
-        self.keys: Final = (*(step_key(queue, step) for step in STEPS for queue in queues), *others)
-        self.packed: Final = _packed((len(self.keys), *self.keys))
-        self.start = 0
-
-    def served(self, number: int) -> str:
-        """Note that a message was taken from a list, counted from 1, and return its queue."""
-        index = (number - 1) % len(self.queues)
-        self.start = (index + 1) % len(self.queues)
-        return self.queues[index]
-
-
-def _packed(words: Iterable[bytes | str | int]) -> bytes:
-    return b"".join([_word(word) for word in words])
-
-
-def _word(word: bytes | str | int) -> bytes:
-    """Return a word of a command as it is sent to Redis."""
-    text = word if isinstance(word, bytes) else str(word).encode()
-    return b"$%d\r\n%b\r\n" % (len(text), text)
-
-
-class Channel(RedisChannel):
-    """A channel that takes messages on lease."""
+class Channel(VirtualChannel):
+    """A channel to the queues of one bridge."""
 
     QoS = QoS
-    Message = items.Message
+    Message = Message
+    supports_fanout = True
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
-        self.leases: Leases = self.engine.leases
-        prefix = f"{self.engine.settings.namespace}.{ENGINE}"
-        self.keyprefix_queue: str = f"{prefix}.binding.%s"
-        self.keyprefix_binding_deadlines: str = f"{prefix}.binding_deadlines"
-        self.keyprefix_binding_permanent: str = f"{prefix}.binding_permanent.%s"
-        self.unacked_key: str = self.leases.unacked_key
-        self.unacked_index_key: str = self.leases.index_key
-        self._expected: deque[_Reply] = deque()
-        self._waits_since: float | None = None
-        self._brpop_sent_at: float | None = None
-        self._in_poll: Any = None
-        self._tags: list[str] = []
-        self._ending: list[str] = []
-        self._asked = _Lists((), ())
-        self._unleased: set[str] = set()
+        self.queues: Queues = self.engine.queues
+        self._consumed: dict[str, str] = {}
+        self._unacknowledged: set[str] = set()
+        self._listens: dict[str, tuple[str, str]] = {}
+        self._heard: deque[tuple[str, bytes]] = deque()
+        self._nothing_at: tuple[int, list[str]] | None = None
+        self._rests_until = 0.0
+        self._pause_s = 0.0
         super().__init__(connection, **options)
-
-    # Connections
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        """Return what redis-py itself makes of the bridge's URL, so that it means the same as for sending."""
-        params: dict[str, Any] = {"db": 0, **_parse_url(self.engine.settings.url.broker_url)}
-        kind = params.pop("connection_class", redis.Connection)
-        defaults: dict[str, Any] = {"socket_timeout": _SOCKET_S, "health_check_interval": self.health_check_interval}
-        if not issubclass(kind, redis.UnixDomainSocketConnection):
-            defaults |= {"socket_connect_timeout": _CONNECT_S, "socket_keepalive": True}
-        params = {**defaults, "max_connections": self.max_connections, **params}
-        params["connection_class"] = self._polled(kind) if asynchronous else kind
-        fanout: str = vars(self).get("keyprefix_fanout", kombu_redis.Channel.keyprefix_fanout)
-        self.keyprefix_fanout: str = fanout.format(db=params["db"])  # as kombu's own does: where broadcasts go
-        return params
-
-    def _polled(self, kind: Any) -> Any:
-        channel = self
-
-        class Polled(kind):
-            """A connection that kombu's event loop watches."""
-
-            def disconnect(self, *args: Any, **options: Any) -> None:
-                """Close the connection, and have the loop forget it."""
-                stock(super()).disconnect(*args, **options)
-                if channel._registered:
-                    channel._on_connection_disconnect(self)
-
-        return Polled
-
-    def _create_client(self, asynchronous: bool = False) -> Any:
-        """Return a client; the one to wait with speaks the protocol in which Redis can tell of changes."""
-        if asynchronous and "client" not in self.__dict__:
-            params: dict[str, Any] = {**self._connparams(asynchronous=True), "protocol": 3}
-            pool = redis.ConnectionPool(**params)
-            return self.Client(connection_pool=pool)
-        return stock(super())._create_client(asynchronous=asynchronous)
-
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Generator[Any]:
-        """Yield a client, one for all channels; kombu makes a new one each time, a third of a worker's CPU time."""
-        if client is None:
-            client = _clients.get(self.engine)
-        if client is None:
-            params = self._connparams()
-            del params["max_connections"]
-            made = self.Client(connection_pool=redis.ConnectionPool(**params))
-            client = _clients.setdefault(self.engine, made)
-        yield client
-
-    def _disconnect_pools(self) -> None:
-        shared = _clients.get(self.engine)
-        if shared is not None:  # what broke this channel's connections may have broken these too
-            shared.connection_pool.disconnect(inuse_connections=False)
-        stock(super())._disconnect_pools()
 
     # Consuming
 
-    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **options: Any) -> Any:
-        """Consume from a queue; replies to `celery inspect` are consumed without acknowledgement, as kombu does."""
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **options: Any) -> Any:
+        """Consume from a queue; what is sent to an exchange of the kind `fanout` is heard from now on."""
         if no_ack:
-            self._unleased.add(queue)
-        consumed = stock(super()).basic_consume(queue, no_ack, *args, **options)
-        self._stop_waiting()
-        return consumed
+            self._unacknowledged.add(queue)
+        if queue in self._listens:
+            self.queues.listen(*self._listens[queue], self._heard, queue)
+        self._consumed[consumer_tag] = queue
+        return stock(super()).basic_consume(queue, no_ack, callback, consumer_tag, **options)
 
-    def _receive_one(self, c: Any) -> Any:
-        """Read one message of a control channel; one that can't be read is logged, and ends nothing (rule I1).
+    def basic_cancel(self, consumer_tag: str) -> Any:
+        """End what `basic_consume` began."""
+        queue = self._consumed.pop(consumer_tag, None)
+        if queue in self._listens:
+            self.queues.stop_listening(self._heard, queue)
+        return stock(super()).basic_cancel(consumer_tag)
 
-        kombu lets through what JSON of a great depth raises, and what has another form than its own (`5`, `[]`).
+    def basic_get(self, queue: str, no_ack: bool = False, **options: Any) -> Any:
+        """Return a message, if there is one."""
+        message = stock(super()).basic_get(queue, no_ack=no_ack, **options)
+        if message is not None and no_ack:
+            self.queues.end(message.delivery_tag)
+        return message
+
+    def deliver(self) -> bool:
+        """Deliver what was heard, and what can be taken now; return whether that was anything.
+
+        A broker that does not answer is asked again in the next turns: nothing else depends on a connection here.
         """
+        has_heard = self._deliver_heard()
+        room: int = self.qos.room()
+        queues = [queue for queue in self._consumed.values() if queue not in self._listens]
+        if room < 1 or not queues or monotonic() < self._rests_until:
+            return has_heard
+        now = self.queues.changes, queues
+        if now == self._nothing_at:
+            return has_heard
         try:
-            return stock(super())._receive_one(c)
-        except Empty:  # which kombu raises for what is no JSON, and then leaves what has come behind it unread
-            return None
-        except self.connection_errors:
-            raise
-        except Exception:
-            _log.exception("a message on a control channel can't be read, ignored")
-            return None
+            taken = self.queues.take(queues, room)
+            self._hand_over_all(taken)
+            if len(taken) < room and self.queues.is_empty(queues):
+                self._nothing_at = now
+        except BrokerUnavailable as exc:
+            self._rest(exc)
+            return has_heard
+        self._pause_s = 0.0
+        return has_heard or bool(taken)
 
-    def _brpop_start(self, timeout: float | None = None) -> None:
-        if self._unleased.intersection(self.active_queues):
-            stock(super())._brpop_start()
-            return
-        if not self.active_queues:
-            return
-        connection = self.client.connection
-        connection._parser.set_invalidation_push_handler(_changed)  # else redis-py drops what it can't place
-        self._in_poll = connection
-        self._expected.clear()
-        self._waits_since = None
-        self._send(self._take(_Reply.TAKEN))
+    def _rest(self, error: BrokerUnavailable) -> None:
+        if not self._pause_s:
+            _log.warning("nothing can be taken, trying again until the broker answers: %s", error.problem)
+        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _PAUSES["interval_start"])
+        self._rests_until = monotonic() + self._pause_s
 
-    def _brpop_read(self, **options: Any) -> bool:
-        if not self._expected and self._waits_since is None:
-            return bool(stock(super())._brpop_read(**options))
-        connection = self.client.connection
-        while True:
+    def _deliver_heard(self) -> bool:
+        has_heard = bool(self._heard)
+        while self._heard:
+            queue, data = self._heard.popleft()
             try:
-                found = self._on_reply(self._read(connection))
-                more = self._in_poll and connection.can_read(timeout=0)
-            except (*self.connection_errors, ResponseError):
-                self._in_poll = None
-                connection.disconnect()
-                self._give_back_unheard()
-                raise
-            if found is not None:
-                self._hand_over_all(found)
-                return True
-            if not more:
-                raise Empty
+                payload = items.loads(data)
+            except (ValueError, RecursionError):
+                _log.exception("a message on a control channel can't be read, ignored")
+                continue
+            if queue in self._consumed.values():
+                self.connection.on_message_ready(self, payload, queue)
+        return has_heard
 
-    def _send(self, *commands: tuple[Any, ...] | bytes) -> None:
-        connection = self.client.connection
-        packed = [each if isinstance(each, bytes) else b"".join(connection.pack_command(*each)) for each in commands]
-        connection.send_packed_command(packed, check_health=False)
-        self._brpop_sent_at = monotonic()
-
-    def _take(self, reply: _Reply, *, by_text: bool = False) -> bytes:
-        """Return the command that takes what there are slots for: the highest priorities, and of the queues in turn."""
-        lists = self._asked = self._lists_of(tuple(self.active_queues))
-        most = self._room()
-        base = self.leases.next_tag()
-        self._tags = [f"{base}.{number}" for number in range(most)]
-        self._expected.append(reply)
-        self._ending = self.leases.ending()
-        script: tuple[bytes | str, ...] = ("EVAL", TAKE.text) if by_text else ("EVALSHA", TAKE.sha)
-        words: tuple[str | int, ...] = (base, most, len(lists.queues), lists.start, *self._ending)
-        count = len(script) + 1 + len(lists.keys) + len(words)
-        return b"*%d\r\n%b%b%b" % (count, _packed(script), lists.packed, _packed(words))
-
-    def _lists_of(self, queues: tuple[str, ...]) -> _Lists:
-        if self._asked.queues == queues:
-            return self._asked
-        return _Lists(queues, (self.leases.unacked_key, self.leases.index_key))
-
-    def _room(self) -> int:
-        """Return how many messages there are slots for, at least 1."""
-        room: int | None = self.qos.can_consume_max_estimate()
-        free: int = self.engine.life.free_slots()
-        return max(1, free if room is None else min(room, free))
-
-    @property
-    def is_taking(self) -> bool:
-        """Whether the reply to a script that takes is on its way."""
-        return bool(self._in_poll) and not _TAKING.isdisjoint(self._expected)
-
-    def _track_and_look(self) -> None:
-        keys = [step_key(queue, step) for step in STEPS for queue in self.active_queues]
-        self._expected += (_Reply.TRACKED, _Reply.LOOKED)
-        self._send(("CLIENT", "TRACKING", "ON"), ("EXISTS", *keys))
-
-    def _untrack_and_take(self, reply: _Reply) -> None:
-        self._waits_since = None
-        self._expected.append(_Reply.OK)
-        self._send(("CLIENT", "TRACKING", "OFF"), self._take(reply))
-
-    def _pause(self, pause_s: float) -> None:
-        self._expected.append(_Reply.PAUSED)
-        self._send(("BLPOP", self.leases.pace_key, f"{pause_s:.3f}"))  # a list that is never there: Redis's own timer
-
-    def _read(self, connection: Any) -> Any:
-        try:
-            reply = connection.read_response(push_request=True)
-        except NoScriptError:
-            return _UNKNOWN_SCRIPT
-        except ResponseError:
-            if not self._expected or self._expected[0] is not _Reply.TRACKED:
-                raise
-            _log.warning("this Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
-            self.engine.redis_tells = False
-            return None
-        if isinstance(reply, list) and reply and reply[0] in (b"invalidate", "invalidate"):  # an older hiredis
-            return _CHANGED
-        return reply
-
-    def _on_reply(self, reply: Any) -> list[Any] | None:
-        """Go on to the next step; return what was taken, if this says so."""
-        if reply is _CHANGED:
-            if self._waits_since is not None:
-                self._untrack_and_take(_Reply.TAKEN_AFTER_WAIT)
-            return None
-        kind = self._expected.popleft()
-        if reply is _UNKNOWN_SCRIPT:
-            self._send(self._take(kind, by_text=True))
-            return None
-        match kind:
-            case _Reply.OK | _Reply.TRACKED:
-                return None
-            case _Reply.LOOKED:
-                self._on_look(reply)
-            case _Reply.PAUSED:
-                self._in_poll = None
-            case _Reply.TAKEN | _Reply.TAKEN_AFTER_WAIT:
-                return self._on_take(kind, reply)
-        return None
-
-    def _on_look(self, count: int) -> None:
-        if count:
-            self._untrack_and_take(_Reply.TAKEN)
-        elif self.engine.redis_tells:
-            self._waits_since = monotonic()
-            self._brpop_sent_at = None
-        else:
-            self._pause(_POLL_S)
-
-    def _on_take(self, kind: _Reply, found: list[Any]) -> list[Any] | None:
-        self.leases.ended(self._ending)
-        if found:
-            self._in_poll = None
-            return found
-        if kind is _Reply.TAKEN_AFTER_WAIT:
-            self._pause(_PAUSE_S * (0.2 + 0.8 * random()))
-        elif self.engine.redis_tells:
-            self._track_and_look()
-        else:
-            self._pause(_POLL_S)
-        return None
-
-    def _give_back_unheard(self) -> None:
-        """Return what Redis has perhaps taken for a script whose reply never came; its lease would be long."""
-        if _TAKING.isdisjoint(self._expected):
-            return
-        self._expected.clear()
-        self.leases.took(*self._tags)
-        for tag in self._tags:
-            self.leases.give_back(tag)
-
-    def _hand_over_all(self, found: list[Any]) -> None:
-        """Deliver what was taken: of each message its list, counted from 1, and its item."""
-        taken = [
-            (tag, self._asked.served(number), item)
-            for tag, number, item in zip(self._tags, found[::2], found[1::2], strict=False)
-        ]
-        self.leases.took(*(tag for tag, _, _ in taken))
-        for number, (tag, queue, item) in enumerate(taken):
+    def _hand_over_all(self, taken: Sequence[Taken]) -> None:
+        for number, message in enumerate(taken):
             try:
-                self._hand_over(tag, queue, item)
-            except BaseException:  # a connection is lost, say: what no request holds yet would never be run
-                for later, _, _ in taken[number + 1 :]:
-                    self.leases.give_back(later)
+                self._hand_over(message)
+            except BaseException:  # of a connection for events, say: what no request holds yet would never be run
+                for later in taken[number + 1 :]:
+                    self.queues.give_back(later.tag)
                 raise
 
-    def _hand_over(self, tag: str, queue: str, item: bytes) -> None:
-        """Deliver a message, or have bytes that can't be read buried."""
+    def _hand_over(self, taken: Taken) -> None:
+        """Deliver a message, unless it can't be read."""
+        payload = self._parsed(taken)
+        if payload is not None:
+            if taken.queue in self._unacknowledged:
+                self.queues.end(taken.tag)
+            self.connection.on_message_ready(self, payload, taken.queue)
+
+    def _parsed(self, taken: Taken) -> items.Payload | None:
+        """Return a message's JSON; None if it can't be read: then it is buried."""
         try:
-            self.connection._deliver(items.parse(item, tag=tag, queue=queue), queue)
+            return items.parse(taken.item, tag=taken.tag, queue=taken.queue)
         except DecodeError as exc:
-            self.engine.bury_raw(item, exc, then=lambda: self.leases.end(tag))
+            self.engine.life.bury_raw(taken.item, exc, then=lambda: self.queues.end(taken.tag))
+            return None
 
-    # Waiting
+    # What kombu asks of a virtual channel
 
-    def _stop_waiting(self) -> None:
-        """Look again: the queues are others now, or it is long since Redis told of anything."""
-        if self._waits_since is not None:
-            self._untrack_and_take(_Reply.TAKEN)
+    def _get(self, queue: str, timeout: float | None = None) -> items.Payload:
+        for taken in self.queues.take([queue], 1):
+            payload = self._parsed(taken)
+            if payload is not None:
+                return payload
+        raise Empty
 
-    def look_after(self) -> None:
-        """Look again from time to time, and give a connection up on which no answer comes."""
-        now = monotonic()
-        if self._waits_since is not None and now - self._waits_since > _LOOK_AGAIN_S:
-            self._stop_waiting()
-        elif self._in_poll and self._expected and now - (self._brpop_sent_at or now) > _OVERDUE_S:
-            _log.warning("Redis has not answered for %.0f s, connecting again", _OVERDUE_S)
-            self._in_poll.disconnect()
-            self._give_back_unheard()
+    def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
+        self.queues.put(queue, message["properties"].get("priority"), items.dumps(message))
 
-    def close(self) -> None:
-        """Close the channel; a message that is being taken goes back."""
-        if self._in_poll and (self._expected or self._waits_since is not None):
-            self._end_poll()
-        stock(super()).close()
+    def _size(self, queue: str) -> int:
+        return self.queues.size(queue)
 
-    def _end_poll(self) -> None:
-        connection, self._in_poll = self.client.connection, None
-        if not _TAKING.isdisjoint(self._expected):
-            self._await_take(connection)
-        self._expected.clear()
-        self._waits_since = None
-        connection.disconnect()
+    def _purge(self, queue: str) -> int:
+        return self.queues.purge(queue)
 
-    def _await_take(self, connection: Any) -> None:
-        """Wait until Redis has taken what it was asked to, and return that."""
-        left = len(self._expected)
-        try:
-            while left > 0:
-                left -= self._read(connection) is not _CHANGED
-        except (*self.connection_errors, ResponseError) as exc:
-            _log.info("it is not known what was taken: %s", type(exc).__name__)
-        self._give_back_unheard()
+    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *_: Any, **__: Any) -> None:
+        self.queues.unbind(exchange, (routing_key, pattern, queue))
+        self.queues.purge(queue)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if self.typeof(exchange).type == "fanout":
+            self._listens[queue] = exchange, routing_key
+        else:
+            self.queues.bind(exchange, (routing_key, pattern, queue))
+
+    def get_table(self, exchange: str) -> list[Binding]:
+        """Return what is bound to an exchange, by whichever process."""
+        return self.queues.bindings(exchange)
+
+    def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **_: Any) -> None:
+        self.queues.publish(exchange, routing_key, items.dumps(message))
 
 
-def _changed(_: Any) -> object:
-    return _CHANGED
+class Transport(VirtualTransport):
+    """A transport whose channels take messages when there are some."""
 
-
-class Transport(RedisTransport):
-    """kombu's Redis transport with channels that take on lease."""
-
+    engine: Any = None
     Channel = Channel
+    connection_errors = (OSError,)  # `BrokerUnavailable` is one
 
-    def __init__(self, client: Any, **options: Any) -> None:
-        super().__init__(client, **options)
-        take: Callable[[], None] = self.cycle.on_poll_start
+    def driver_version(self) -> str:
+        """Return what kombu shows."""
+        return "N/A"
 
-        def on_poll_start() -> None:
-            """Take what there are slots for; then acknowledge what no script that takes will acknowledge soon."""
-            leases: Leases = self.engine.leases
-            leases.in_loop = True
-            take()
-            channels = list(self.cycle._channels)  # none if it was closed: a loop keeps this function
-            if channels and leases.has_ending and not any(channel.is_taking for channel in channels):
-                leases.flush()
-
-        self.cycle.on_poll_start = on_poll_start
+    def establish_connection(self) -> Any:
+        """Connect, if the broker answers."""
+        self.engine.queues.check()
+        return stock(super()).establish_connection()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Have a loop poll the channels' connections, and go on when one was given up (`Channel.look_after`).
+        """Have a loop deliver, and acknowledge, in each of its turns."""
+        self.engine.waker.register(loop)
 
-        kombu before 5.7 forgets no socket that redis-py has closed already, and then polls none any more.
+        def on_tick() -> None:
+            if not self.channels:  # closed; the loop keeps what it was given
+                loop.on_tick.discard(on_tick)
+                return
+            self._deliver()
+            self.engine.queues.end_turn()
+
+        loop.on_tick.add(on_tick)
+
+    def _deliver(self) -> bool:
+        delivered = [channel.deliver() for channel in list(self.channels)]
+        return any(delivered)
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver what there is, or what comes first; an embedded worker has something else to do now and then.
+
+        Raises:
+            TimeoutError: Nothing came in this time.
         """
-        others = set(loop.on_tick)
-        stock(super()).register_with_event_loop(connection, loop)
-        cycle, polling = self.cycle, loop.on_tick - others
-        stock_forget: Callable[[Any], None] = cycle._on_connection_disconnect
+        queues: Queues = self.engine.queues
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            changes = queues.changes
+            if self._deliver():
+                return
+            left_s = _SLICE_S if deadline is None else deadline - monotonic()
+            if queues.wait(changes, max(0.0, left_s)):
+                if not self.implements.asynchronous:
+                    return
+            elif deadline is not None and monotonic() >= deadline:
+                raise TimeoutError
 
-        def forget(lost: Any) -> None:
-            """Forget a connection's sockets, and poll the next one's."""
-            gone = [ident for ident in cycle._chan_to_sock if ident[1].connection is lost]
-            kinds = {(channel, kind) for channel, _, kind in gone}
-            for ident in gone:
-                del cycle._chan_to_sock[ident]
-            for number in [number for number, of in cycle._fd_to_chan.items() if of in kinds]:
-                loop.remove(number)
-                del cycle._fd_to_chan[number]
-            stock_forget(lost)
-            if cycle._channels:
-                loop.on_tick.update(polling)
 
-        cycle._on_connection_disconnect = forget
+class Waker:
+    """Ends an event loop's sleep, from another thread or a signal handler; before kombu 5.7 it had no such thing."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+
+    def register(self, loop: Any) -> None:
+        """Watch for wake-ups in this loop."""
+        if self._ends is None:
+            self._ends = socket.socketpair()
+            for end in self._ends:
+                end.setblocking(False)
+        loop.add_reader(self._ends[0].fileno(), self._drain, self._ends[0])
+
+    def wake(self) -> None:
+        """End the sleep."""
+        if self._ends is not None:
+            with suppress(OSError):  # closed meanwhile; or enough wake-ups are on their way
+                self._ends[1].send(b"\0")
+
+    def _drain(self, end: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            end.recv(4096)
+
+    def close(self) -> None:
+        """Wake no loop any more."""
+        ends, self._ends = self._ends, None
+        for end in ends or ():
+            end.close()
+
+
+def own_transport(engine: CeleryEngine, base: Any) -> Any:
+    """Return a transport class of an engine's own, so that its channels know the engine.
+
+    kombu makes connections of connections, and hands on nothing of its own but the class of the transport
+    (kombu/connection.py, PooledConnection); two bridges' connections differ by it, so that they share no pool.
+    """
+    kind = engine.settings.url.broker
+    own: dict[str, Any] = {"engine": engine}
+    if kind != "amqp":
+        kinds = frozenset(("direct", "topic", "fanout"))
+        own |= {"driver_type": kind, "driver_name": kind}
+        own["implements"] = base.implements.extend(asynchronous=kind == "redis", exchange_type=kinds)
+
+    def shown(cls: type[Any]) -> str:
+        """Return the name that `celery inspect stats` shows."""
+        return kind
+
+    return type("Transport", (base,), {**own, "__json__": classmethod(shown)})
+
+
+def own_connection(engine: CeleryEngine) -> Any:
+    """Return a connection class of an engine's own, which shows the bridge's own URL."""
+    url = engine.settings.url.broker_url
+
+    class Connection(KombuConnection):
+        """A connection of one bridge."""
+
+        def ensure_connection(self, *args: Any, **options: Any) -> Any:
+            """Connect, however often that takes; Celery asks for it without saying how long to rest between."""
+            return stock(super()).ensure_connection(*args, **{**_PAUSES, **options})
+
+        def as_uri(self, include_password: bool = False, **_: Any) -> str:
+            """Return the URL that Celery shows, or with the password the one that Flower uses."""
+            if include_password:
+                return url.replace("unix://", "redis+socket://", 1)
+            return without_credentials(url)
+
+        def info(self) -> dict[str, Any]:
+            """Return what `celery inspect stats` shows."""
+            shown: dict[str, Any] = stock(super()).info()
+            return {**shown, "transport": self.transport.driver_type}
+
+    return Connection

@@ -43,7 +43,7 @@ RANKS: Final[Mapping[Priority, int]] = {priority: rank for rank, priority in enu
 MAX_PRIORITY: Final = len(PRIORITIES) - 1
 """RabbitMQ's `x-max-priority`."""
 
-_STEP_MARK: Final = "\x06\x16"
+STEP_MARK: Final = "\x06\x16"
 """What stands between a queue's name and the step in the key of a list (kombu/transport/redis.py, Channel.sep)."""
 
 _SHOWN: Final = 1024
@@ -65,12 +65,12 @@ def own_queue(namespace: str, native: str) -> str | None:
 
 def step_key(native: str, step: int) -> str:
     """Return the key of the Redis list of a queue and a step."""
-    return f"{native}{_STEP_MARK}{step}" if step else native
+    return f"{native}{STEP_MARK}{step}" if step else native
 
 
 def queue_of_key(key: str) -> str:
     """Return the native queue to which the key of a list belongs."""
-    return key.partition(_STEP_MARK)[0]
+    return key.partition(STEP_MARK)[0]
 
 
 def queue_arguments() -> dict[str, Any]:
