@@ -86,7 +86,7 @@ class TestTakingMany:
     def test_what_it_takes_goes_back_to_its_own_queue(self, client: Any, settings: Settings, leases: Leases) -> None:
         put(client, settings, queue="a", priority="high")
         put(client, settings, queue="b")
-        taken = take_many(leases, "a", "b", most=2)
+        take_many(leases, "a", "b", most=2)
 
         leases.stop()
 
@@ -131,7 +131,7 @@ def test_a_taken_message_is_on_lease_the_moment_it_leaves_its_list(
     client: Any, settings: Settings, leases: Leases
 ) -> None:
     put(client, settings)
-    taken = take(leases)
+    take(leases)
     assert client.hlen(leases.unacked_key) == client.zcard(leases.index_key) == 1
 
 
@@ -162,7 +162,7 @@ def test_after_a_time_without_redis_others_have_a_lease_to_show_that_they_live(
     for _ in range(2):
         put(client, settings)
     alive, dead = Leases(settings, lambda *_: None), Leases(settings, lambda *_: None)
-    lives, lost = take(alive), take(dead)
+    lives, _ = take(alive), take(dead)
     leases.look_after()
     time.sleep(0.4)  # nobody could renew anything, for longer than the lease
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
@@ -23,7 +23,7 @@ from taskbridge.engines.celery.carrier import Carrier
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
-from taskbridge.engines.celery.transport import Queues, Transport, Waker, own_connection, own_transport
+from taskbridge.engines.celery.transport import Transport, Waker, own_connection, own_transport
 from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
@@ -106,7 +106,7 @@ class CeleryEngine:
         self.transport: Final[Any] = own_transport(self, _transport(host.settings))
         self.waker: Final = Waker()
         self.consumer: Any = None
-        self._queues_of_broker: Queues | None = None
+        self._queues_of_broker: Any = None
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)
         self.life: Final = CeleryLife(self, host, self._runs, self.carrier)
@@ -121,17 +121,15 @@ class CeleryEngine:
         return self._app
 
     @property
-    def queues(self) -> Queues:
-        """The queues in memory or on Redis."""
+    def queues(self) -> Any:
+        """The queues as channels use them: `MemoryQueues` or `RedisQueues`."""
         if self._queues_of_broker is None:
             self._queues_of_broker = self._make_queues()
         return self._queues_of_broker
 
-    def _make_queues(self) -> Queues:
+    def _make_queues(self) -> Any:
         if self.settings.url.broker == "memory":
-            from taskbridge.engines.celery.memory import MemoryQueues  # here, for only memory needs it
-
-            return MemoryQueues(cast(wire.MemoryWire, self.host.wire))
+            return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
         return RedisQueues(self.settings, self.life.bury_raw, self.waker.wake)
@@ -327,7 +325,7 @@ class CeleryEngine:
         worker_shutting_down.disconnect(self._on_shutting_down)
         worker_process_init.disconnect(self._on_child_started)
         worker_process_shutdown.disconnect(self._on_child_stopping)
-        if self._queues_of_broker is not None:
+        if self._queues_of_broker is not None and self.settings.url.broker == "redis":
             self._queues_of_broker.stop()
         self.waker.close()
         self._app.close()

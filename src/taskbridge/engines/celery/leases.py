@@ -30,8 +30,7 @@ from taskbridge.brokers.redis.connection import Word
 from taskbridge.brokers.redis.scripts import script
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.stock import kombu_json
-from taskbridge.engines.celery.transport import Taken
-from taskbridge.engines.celery.wire import ENGINE, REDIS_STEPS, step_key
+from taskbridge.engines.celery.wire import ENGINE, REDIS_STEPS, Taken, step_key
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import Settings
 

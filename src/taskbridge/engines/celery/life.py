@@ -89,7 +89,7 @@ class CeleryLife(WorkerLife):
         if not self._is_embedded:
             self.started(has_children=self._has_children)
         self.background_queue.start()
-        if self._engine.settings.url.broker != "amqp":
+        if self._engine.settings.url.broker == "redis":
             self._engine.queues.start()
         self.run(has_children=self._has_children)
 
@@ -100,7 +100,7 @@ class CeleryLife(WorkerLife):
         self._host.stopping.set()  # so that nothing in the background waits for the broker any longer
         self.background_queue.stop(_FINISHED_S)
         self.background_queue = BackgroundQueue()
-        if self._engine.settings.url.broker != "amqp":
+        if self._engine.settings.url.broker == "redis":
             self._engine.queues.stop()
         self.end()
         self.pid = None
@@ -139,7 +139,7 @@ class CeleryLife(WorkerLife):
     def give_back(self, lost: Collection[Run]) -> None:
         """Write the acknowledgements that wait, and requeue the rest; RabbitMQ does it as the connection ends."""
         self._consumer.flush_acknowledgements()
-        if self._engine.settings.url.broker != "amqp":
+        if self._engine.settings.url.broker == "redis":
             self._engine.queues.stop()
 
     def full_queues(self) -> Sequence[str]:

@@ -23,8 +23,7 @@ from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
 from taskbridge.brokers.redis.connection import TROUBLE, Link, Word, connector, pack
 from taskbridge.engines.celery.leases import STEPS, Leases, step_of
-from taskbridge.engines.celery.transport import Binding, Taken
-from taskbridge.engines.celery.wire import ENGINE, STEP_MARK, step_key
+from taskbridge.engines.celery.wire import Taken, step_key
 
 if TYPE_CHECKING:
     from taskbridge.settings import Settings
@@ -44,9 +43,6 @@ _POLL_S: Final = 0.1
 
 _PAUSE_S: Final = 0.05
 """How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
-
-_BOUND_S: Final = 3600
-"""How long what is bound to an exchange is kept: queues for replies to `celery inspect`, whose sender may have died."""
 
 _INVALIDATIONS: Final = "__redis__:invalidate"
 """The channel on which Redis tells in RESP2 of keys that have changed."""
@@ -72,7 +68,6 @@ class RedisQueues:
 
         self.leases: Final = Leases(settings, bury)
         self._client = client_of(url)
-        self._bindings_key = f"{settings.namespace}.{ENGINE}.binding."
         self._topics = f"/{_parse_url(url).get('db', 0)}."
         self._in_loop = False
         self._watch = _Watch(url, wake)
@@ -137,25 +132,6 @@ class RedisQueues:
         keys = [step_key(queue, step) for step in STEPS]
         commands: list[Sequence[Word]] = [*(("LLEN", key) for key in keys), ("DEL", *keys)]
         return sum(self._client.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
-
-    def bind(self, exchange: str, binding: Binding) -> None:
-        """Bind a queue to an exchange."""
-        key = self._bindings_key + exchange
-        member = STEP_MARK.join(part or "" for part in binding)
-        commands: list[Sequence[Word]] = [("SADD", key, member), ("EXPIRE", key, _BOUND_S)]
-        self._client.execute(commands, timeout_s=_TIMEOUT_S)
-
-    def unbind(self, exchange: str, binding: Binding) -> None:
-        """Unbind a queue."""
-        self._run("SREM", self._bindings_key + exchange, STEP_MARK.join(part or "" for part in binding))
-
-    def bindings(self, exchange: str) -> list[Binding]:
-        """Return what is bound to an exchange, by whichever process."""
-        found: list[Binding] = []
-        for member in self._run("SMEMBERS", self._bindings_key + exchange):
-            routing_key, pattern, queue = member.decode().split(STEP_MARK)
-            found.append((routing_key, pattern, queue))
-        return found
 
     def _topic(self, exchange: str, routing_key: str) -> str:
         return f"{self._topics}{exchange}/{routing_key}" if routing_key else f"{self._topics}{exchange}"

@@ -1,7 +1,8 @@
 """kombu's transport for messages in memory and on Redis, by its public API of virtual transports (rules A3, A8 and Q7).
 
-A channel takes messages from a `Queues` as soon as slots are free for them, all at once. Each has a tag of its own from
-then on: its delivery, which may be ended or given back on whatever connection. What can't be read is buried.
+A channel takes messages from its queues (`wire.MemoryQueues` or `RedisQueues`) as soon as slots are free for them, all
+at once. Each has a tag of its own from then on: its delivery, which may be ended or given back on whatever connection.
+What can't be read is buried.
 
 In Celery's event loop a channel takes in each of the loop's turns, unless it knows that there is nothing; the queues
 wake the loop when that may have changed. Elsewhere (`drain_events`) the caller waits for that change.
@@ -17,10 +18,11 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.celery import items
 from taskbridge.engines.celery.stock import KombuConnection, VirtualChannel, VirtualMessage, VirtualTransport, stock
+from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.settings import without_credentials
 
@@ -39,98 +41,6 @@ _LONGEST_PAUSE_S: Final = 2.0
 """How long a channel rests at most after its broker did not answer."""
 
 _SLICE_S: Final = 1.0
-
-Binding = tuple[str, str, str]
-"""What binds a queue to an exchange, as kombu's exchanges look it up: routing key, pattern, queue."""
-
-
-class Taken(NamedTuple):
-    """A message that was taken: the tag of this delivery, its native queue and its bytes."""
-
-    tag: str
-    queue: str
-    item: bytes
-
-
-class Queues(Protocol):
-    """Where messages wait, as channels use it. What talks to a server raises `BrokerUnavailable`."""
-
-    def start(self) -> None:
-        """Look after what is taken, as a worker does."""
-        ...
-
-    def stop(self) -> None:
-        """Give back what is held, and end the threads."""
-        ...
-
-    @property
-    def changes(self) -> int:
-        """A number that changes when there may be something new to take or to hear."""
-        ...
-
-    def check(self) -> None:
-        """Do nothing, if the broker answers."""
-        ...
-
-    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
-        """Take at most so many messages, those of the highest priority first, and of the queues in turn."""
-        ...
-
-    def is_empty(self, queues: Sequence[str]) -> bool:
-        """Return whether these are empty; from then on, `changes` tells if they are no longer."""
-        ...
-
-    def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait until `changes` is another number; return whether it is."""
-        ...
-
-    def end(self, tag: str) -> None:
-        """Acknowledge a message; in the event loop together with others, at the end of its turn at the latest."""
-        ...
-
-    def give_back(self, tag: str) -> None:
-        """Return a message to its queue, as the next one to be taken, marked as redelivered."""
-        ...
-
-    def end_turn(self) -> None:
-        """Note that a turn of the event loop is over."""
-        ...
-
-    def put(self, queue: str, priority: object, item: bytes) -> None:
-        """Put a message in a queue, given its priority in Celery's words."""
-        ...
-
-    def size(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
-        ...
-
-    def purge(self, queue: str) -> int:
-        """Drop what waits in a queue, and return how much it was."""
-        ...
-
-    def bind(self, exchange: str, binding: Binding) -> None:
-        """Bind a queue to an exchange of any kind but `fanout`."""
-        ...
-
-    def unbind(self, exchange: str, binding: Binding) -> None:
-        """Unbind a queue."""
-        ...
-
-    def bindings(self, exchange: str) -> list[Binding]:
-        """Return what is bound to an exchange."""
-        ...
-
-    def publish(self, exchange: str, routing_key: str, item: bytes) -> None:
-        """Send to whoever listens to an exchange of the kind `fanout`."""
-        ...
-
-    def listen(self, exchange: str, routing_key: str, heard: deque[Any], queue: str) -> None:
-        """Have what is sent to such an exchange appended to a deque, each with this queue's name."""
-        ...
-
-    def stop_listening(self, heard: deque[Any], queue: str) -> None:
-        """End that."""
-        ...
 
 
 class Message(VirtualMessage):
@@ -224,11 +134,11 @@ class Channel(VirtualChannel):
 
     QoS = QoS
     Message = Message
-    supports_fanout = True
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
-        self.queues: Queues = self.engine.queues
+        self.queues: Any = self.engine.queues  # `wire.MemoryQueues` or `RedisQueues`
+        self.supports_fanout: bool = self.engine.settings.url.broker == "redis"
         self._consumed: dict[str, str] = {}
         self._unacknowledged: set[str] = set()
         self._listens: dict[str, tuple[str, str]] = {}
@@ -344,24 +254,26 @@ class Channel(VirtualChannel):
         self.queues.put(queue, message["properties"].get("priority"), items.dumps(message))
 
     def _size(self, queue: str) -> int:
-        return self.queues.size(queue)
+        found: int = self.queues.size(queue)
+        return found
 
     def _purge(self, queue: str) -> int:
-        return self.queues.purge(queue)
+        found: int = self.queues.purge(queue)
+        return found
 
-    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *_: Any, **__: Any) -> None:
-        self.queues.unbind(exchange, (routing_key, pattern, queue))
-        self.queues.purge(queue)
+    # Remote control, which is off in memory
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if self.typeof(exchange).type == "fanout":
             self._listens[queue] = exchange, routing_key
-        else:
-            self.queues.bind(exchange, (routing_key, pattern, queue))
 
-    def get_table(self, exchange: str) -> list[Binding]:
-        """Return what is bound to an exchange, by whichever process."""
-        return self.queues.bindings(exchange)
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        """Return the queues that are bound to an exchange; of an exchange for replies, that of whoever has asked.
+
+        It was bound in another process, and has the name of both (kombu/pidbox.py, Mailbox.get_reply_queue).
+        """
+        found: list[str] = stock(super())._lookup(exchange, routing_key, default)
+        return found or [f"{routing_key}.{exchange}"]
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **_: Any) -> None:
         self.queues.publish(exchange, routing_key, items.dumps(message))
@@ -380,7 +292,8 @@ class Transport(VirtualTransport):
 
     def establish_connection(self) -> Any:
         """Connect, if the broker answers."""
-        self.engine.queues.check()
+        if self.implements.asynchronous:
+            self.engine.queues.check()
         return stock(super()).establish_connection()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
@@ -391,12 +304,12 @@ class Transport(VirtualTransport):
             if not self.channels:  # closed; the loop keeps what it was given
                 loop.on_tick.discard(on_tick)
                 return
-            self._deliver()
+            self._serve()
             self.engine.queues.end_turn()
 
         loop.on_tick.add(on_tick)
 
-    def _deliver(self) -> bool:
+    def _serve(self) -> bool:
         delivered = [channel.deliver() for channel in list(self.channels)]
         return any(delivered)
 
@@ -406,11 +319,11 @@ class Transport(VirtualTransport):
         Raises:
             TimeoutError: Nothing came in this time.
         """
-        queues: Queues = self.engine.queues
+        queues: Any = self.engine.queues
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             changes = queues.changes
-            if self._deliver():
+            if self._serve():
                 return
             left_s = _SLICE_S if deadline is None else deadline - monotonic()
             if queues.wait(changes, max(0.0, left_s)):

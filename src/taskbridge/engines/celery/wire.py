@@ -12,13 +12,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import secrets
 import socket
 from binascii import b2a_base64
+from collections import deque
 from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted  # a fifth of the time that an encoder takes for text
-from queue import Empty
 from random import getrandbits
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from taskbridge import codec, locks
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
@@ -43,7 +44,7 @@ RANKS: Final[Mapping[Priority, int]] = {priority: rank for rank, priority in enu
 MAX_PRIORITY: Final = len(PRIORITIES) - 1
 """RabbitMQ's `x-max-priority`."""
 
-STEP_MARK: Final = "\x06\x16"
+_STEP_MARK: Final = "\x06\x16"
 """What stands between a queue's name and the step in the key of a list (kombu/transport/redis.py, Channel.sep)."""
 
 _SHOWN: Final = 1024
@@ -65,12 +66,12 @@ def own_queue(namespace: str, native: str) -> str | None:
 
 def step_key(native: str, step: int) -> str:
     """Return the key of the Redis list of a queue and a step."""
-    return f"{native}{STEP_MARK}{step}" if step else native
+    return f"{native}{_STEP_MARK}{step}" if step else native
 
 
 def queue_of_key(key: str) -> str:
     """Return the native queue to which the key of a list belongs."""
-    return key.partition(STEP_MARK)[0]
+    return key.partition(_STEP_MARK)[0]
 
 
 def queue_arguments() -> dict[str, Any]:
@@ -364,12 +365,20 @@ def _said(message: Message, canvas: _Canvas | None) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if name not in _UNSAID or value != _UNSAID[name]}
 
 
+class Taken(NamedTuple):
+    """A message that was taken from a queue: the tag of this delivery, its native queue and its bytes."""
+
+    tag: str
+    queue: str
+    item: bytes
+
+
 MemoryMessage = tuple[str, int, bytes]
-"""A message on its way: native queue, priority, bytes."""
+"""A message on its way: native queue, rank, bytes."""
 
 
-class MemoryWire:
-    """The queues of one bridge: what waits is bytes, the highest priority first and then in the order of arrival."""
+class MemoryQueues:
+    """The queues of one bridge: what waits is bytes, the highest rank first and then in the order of arrival."""
 
     engine = ENGINE
 
@@ -377,10 +386,13 @@ class MemoryWire:
         self._namespace = settings.namespace
         self._envelopes = Envelopes(settings.namespace, RANKS)
         self._changed = locks.Condition()
-        self._changes = 0
         self._waiting: dict[str, list[tuple[int, int, bytes]]] = {}
         self._arrivals = itertools.count()
         self._returns = itertools.count(-1, -1)
+        self._taken: dict[str, tuple[str, bytes]] = {}
+        self.changes: int = 0
+
+    # For senders
 
     def encode(self, message: Message) -> MemoryMessage:
         """Return a message's place and bytes."""
@@ -399,49 +411,68 @@ class MemoryWire:
         """Return how many messages wait in a queue."""
         return self.size(native_queue(self._namespace, queue))
 
-    def put(self, native_queue: str, rank: int, item: bytes, *, first: bool = False) -> None:
+    # For channels: as `RedisQueues`, and names of queues are native
+
+    def put(self, queue: str, priority: object, item: bytes, *, first: bool = False) -> None:
         """Put a message in a queue, as the last of its priority, or as the first."""
+        rank = max(0, min(MAX_PRIORITY, priority)) if isinstance(priority, int) else RANKS["normal"]
         with self._changed:
             number = next(self._returns if first else self._arrivals)
-            heapq.heappush(self._waiting.setdefault(native_queue, []), (-rank, number, item))
+            heapq.heappush(self._waiting.setdefault(queue, []), (-rank, number, item))
         self.wake()
 
-    def take(self, native_queue: str) -> bytes:
-        """Return the next message of a queue.
-
-        Raises:
-            Empty: There is none.
-        """
+    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
+        """Take at most so many messages, of the queues in turn."""
+        taken: list[Taken] = []
+        left = deque(queues)
         with self._changed:
-            if not self._waiting.get(native_queue):
-                raise Empty
-            return heapq.heappop(self._waiting[native_queue])[2]
+            while left and len(taken) < most:
+                queue = left.popleft()
+                if self._waiting.get(queue):
+                    item = heapq.heappop(self._waiting[queue])[2]
+                    taken.append(Taken(secrets.token_hex(8), queue, item))
+                    left.append(queue)
+            self._taken.update({tag: (queue, item) for tag, queue, item in taken})
+        return taken
 
-    def size(self, native_queue: str) -> int:
-        """Return how many messages wait in a queue of this native name."""
+    def is_empty(self, queues: Sequence[str]) -> bool:
+        """Return whether these are empty, as `take` has just seen."""
+        return True
+
+    def end(self, tag: str) -> None:
+        """Acknowledge a message; the slot that gets free lets the next one be taken at once."""
+        self._taken.pop(tag, None)
+        self.wake()
+
+    def give_back(self, tag: str) -> None:
+        """Return a message to its queue, as the first of its priority."""
+        queue, item = self._taken.pop(tag, (None, b""))
+        if queue is not None:
+            from taskbridge.engines.celery import items  # here, for it imports kombu
+
+            payload = items.parse(item, tag=tag, queue=queue)
+            self.put(queue, payload["properties"].get("priority"), items.redelivered(payload), first=True)
+
+    def size(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
         with self._changed:
-            return len(self._waiting.get(native_queue, ()))
+            return len(self._waiting.get(queue, ()))
 
-    def purge(self, native_queue: str) -> int:
+    def purge(self, queue: str) -> int:
         """Drop what waits in a queue, and return how much it was."""
         with self._changed:
-            return len(self._waiting.pop(native_queue, ()))
-
-    @property
-    def changes(self) -> int:
-        """How often anything has changed so far."""
-        return self._changes
+            return len(self._waiting.pop(queue, ()))
 
     def wake(self) -> None:
         """Have whoever waits for a change look again."""
         with self._changed:
-            self._changes += 1
+            self.changes += 1
             self._changed.notify_all()
 
     def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait for a change since there were so many; return whether there was one."""
+        """Wait until `changes` is another number; return whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._changes != changes, timeout_s)
+            return self._changed.wait_for(lambda: self.changes != changes, timeout_s)
 
 
 def make_wire(kind: str, settings: Settings) -> Wire[Any]:
@@ -450,4 +481,4 @@ def make_wire(kind: str, settings: Settings) -> Wire[Any]:
         return RedisWire(settings)
     if kind == "amqp":
         return AmqpWire(settings)
-    return MemoryWire(settings)
+    return MemoryQueues(settings)
