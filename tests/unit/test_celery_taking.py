@@ -10,9 +10,10 @@ pytest.importorskip("celery")
 
 from taskbridge import Bridge
 from taskbridge.engines.celery import transport
+from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable
 
-TAKEN = [transport.Taken(f"t.{number}", "a queue", b"{}") for number in range(4)]
+TAKEN = [Taken(f"t.{number}", "a queue", b"{}", suspect=False) for number in range(4)]
 
 
 class Queues:
@@ -24,7 +25,7 @@ class Queues:
         self.asked: list[int] = []
         self.is_away = False
 
-    def take(self, queues: Any, most: int) -> list[transport.Taken]:
+    def take(self, queues: Any, most: int) -> list[Taken]:
         self.asked.append(most)
         if self.is_away:
             raise BrokerUnavailable("it is away")
@@ -57,7 +58,7 @@ def channel(queues: Queues, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_nobody_holds_yet_goes_back_if_a_message_before_it_cannot_be_delivered(
     channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hand_over(_: Any, taken: transport.Taken) -> None:
+    def hand_over(_: Any, taken: Taken) -> None:
         if taken.tag == "t.1":
             raise ConnectionError
 

@@ -19,6 +19,7 @@ from kombu.transport.redis import Channel
 from taskbridge import codec
 from taskbridge.brokers.base import Publication
 from taskbridge.engines.celery import reading, wire
+from taskbridge.engines.celery.redis_queues import step_of
 from taskbridge.engines.celery.stock import Exchange, KombuConnection, Queue, VirtualChannel, VirtualTransport
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import PRIORITIES, Message, Priority
@@ -280,3 +281,10 @@ def test_a_newer_form_is_told_from_an_unreadable_one() -> None:
 def test_what_not_every_store_can_hold_is_refused(headers: dict[str, Any], meta: str | None) -> None:
     with pytest.raises(DecodeError):
         read(native({**headers, wire.META: meta}))
+
+
+@pytest.mark.parametrize(
+    ("priority", "step"), [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (9, 9), (99, 9), (-1, 0), (None, 0)]
+)
+def test_steps_are_kombus(priority: int | None, step: int) -> None:
+    assert step_of(priority) == step

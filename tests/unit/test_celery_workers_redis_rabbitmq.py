@@ -277,7 +277,7 @@ def test_what_cannot_be_read_is_dead_and_the_worker_lives(redis_server: PrivateR
     assert {letter.raw for letter in shop.bridge.dead_letters()} == set(bad)
     assert {letter.reason for letter in shop.bridge.dead_letters()} == {"undecodable"}
     assert worker.poll() is None
-    shop.until(lambda: client.hlen(f"{shop.namespace}.celery.unacked") == 0, "nothing to be held")
+    shop.until(lambda: not client.keys(f"{shop.namespace}.celery.held.*"), "nothing to be held")
 
 
 @pytest.mark.parametrize("trusts", [False, True])

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import random
+from socket import SHUT_RDWR
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +25,8 @@ from redis.exceptions import ResponseError
 from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
 from taskbridge.brokers.redis.connection import TROUBLE, Link, Word, connector, pack
-from taskbridge.engines.celery.leases import STEPS, Leases, step_of
-from taskbridge.engines.celery.wire import Taken, step_key
+from taskbridge.engines.celery.wire import REDIS_STEPS, Taken, step_key
+from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 
 if TYPE_CHECKING:
     from taskbridge.settings import Settings
@@ -48,25 +51,35 @@ _INVALIDATIONS: Final = "__redis__:invalidate"
 """The channel on which Redis tells in RESP2 of keys that have changed."""
 
 
+_STEPS: Final = sorted(REDIS_STEPS.values())
+
+
+def lists_of(queue: str) -> list[str]:
+    """Return the keys of the lists of a queue, in the order in which they are taken from."""
+    return [step_key(queue, step) for step in _STEPS]
+
+
+def step_of(priority: object) -> int:
+    """Return the step of a message's priority, as kombu does (kombu/transport/redis.py, Channel.priority)."""
+    number = priority if isinstance(priority, int) else 0
+    return _STEPS[bisect(_STEPS, max(0, min(9, number))) - 1]
+
+
 class RedisQueues:
     """The queues of one bridge on Redis.
 
     Args:
         settings: The bridge's.
-        bury_raw: Buries bytes that can't be read, given what reading them raised and what to do then.
         wake: Ends the event loop's sleep; called in a thread.
 
     Attributes:
         leases: What this process has taken.
     """
 
-    def __init__(self, settings: Settings, bury_raw: Callable[..., None], wake: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
         url = settings.url.broker_url
-
-        def bury(tag: str, raw: bytes, error: Exception) -> None:
-            bury_raw(raw, error, then=lambda: self.leases.end(tag))
-
-        self.leases: Final = Leases(settings, bury)
+        self.leases: Final = Leases(settings, CELERY)
+        self._lists: dict[tuple[str, ...], Lists] = {}
         self._client = client_of(url)
         self._topics = f"/{_parse_url(url).get('db', 0)}."
         self._in_loop = False
@@ -88,14 +101,18 @@ class RedisQueues:
 
     def take(self, queues: Sequence[str], most: int) -> list[Taken]:
         """Take at most so many messages on lease, those of the highest priority first, and of the queues in turn."""
-        taken = self.leases.take(queues, most)
-        if not taken:
+        lists = self._lists.get(tuple(queues))
+        if lists is None:
+            lists = Lists([lists_of(queue) for queue in queues])
+            self._lists = {tuple(queues): lists}
+        held = self.leases.take(lists, most, timeout_s=_TIMEOUT_S)
+        if not held:
             self._watch.rests_until = monotonic() + _PAUSE_S * (0.2 + 0.8 * random())
-        return taken
+        return [Taken(tag, queues[queue], item, suspect) for tag, queue, item, suspect in held]
 
     def is_empty(self, queues: Sequence[str]) -> bool:
         """Return whether these are empty; from then on, `changes` tells if they are no longer."""
-        return self._watch.has_none([step_key(queue, step) for step in STEPS for queue in queues])
+        return self._watch.has_none([key for queue in queues for key in lists_of(queue)])
 
     def wait(self, changes: int, timeout_s: float) -> bool:
         """Wait until `changes` is another number; return whether it is."""
@@ -125,11 +142,11 @@ class RedisQueues:
 
     def size(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
-        return sum(self._run("LLEN", step_key(queue, step)) for step in STEPS)
+        return sum(self._run("LLEN", key) for key in lists_of(queue))
 
     def purge(self, queue: str) -> int:
         """Drop what waits in a queue, and return how much it was."""
-        keys = [step_key(queue, step) for step in STEPS]
+        keys = lists_of(queue)
         commands: list[Sequence[Word]] = [*(("LLEN", key) for key in keys), ("DEL", *keys)]
         return sum(self._client.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
 
@@ -176,6 +193,7 @@ class _Watch:
         self._wake = wake
         self._changed = locks.Condition()
         self._starting = locks.Lock()
+        self._tracking = locks.Lock()
         self._stop = locks.Event()
         self._thread: threading.Thread | None = None
         self._listener: Link | None = None
@@ -188,15 +206,15 @@ class _Watch:
     def has_none(self, keys: Sequence[str]) -> bool:
         """Return whether none of these keys exists; if one may from now on, that is a change."""
         self._start()
-        tracker = self._tracker
-        if tracker is None:  # then there is a change each tenth of a second
-            return True
-        try:
-            found: int = _call(tracker, "EXISTS", *keys)
-        except TROUBLE:
-            self._tracker = None
-            tracker.close()
-            return True
+        with self._tracking:
+            if self._tracker is None:  # then there is a change each tenth of a second
+                return True
+            try:
+                found: int = _call(self._tracker, "EXISTS", *keys)
+            except TROUBLE:
+                self._tracker.close()
+                self._tracker = None
+                return True
         if found:
             self._tell()
         return not found
@@ -216,7 +234,7 @@ class _Watch:
             try:
                 _send(listener, "PSUBSCRIBE", pattern)
             except TROUBLE:
-                listener.close()  # the thread connects again, and subscribes then
+                _shut_down(listener)  # the thread connects again, and subscribes then
 
     def stop_listening(self, heard: deque[Any], queue: str) -> None:
         """End that; the subscription itself lasts as long as the connection."""
@@ -238,9 +256,8 @@ class _Watch:
         with self._starting:
             self._stop.set()
             self._thread = None
-            for link in (self._listener, self._tracker):
-                if link is not None:
-                    link.close()
+            if self._listener is not None:
+                _shut_down(self._listener)
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -248,11 +265,13 @@ class _Watch:
                 self._serve(stop)
             except TROUBLE as exc:
                 _log.debug("no connection to hear of changes on, trying again: %s", exc)
-            finally:
-                for link in (self._listener, self._tracker):
-                    if link is not None:
-                        link.close()
-                self._listener = self._tracker = None
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.close()
+            with self._tracking:
+                tracker, self._tracker = self._tracker, None
+                if tracker is not None:
+                    tracker.close()
             self._tell()
             stop.wait(_POLL_S)
 
@@ -312,6 +331,12 @@ class _Watch:
             self.changes += 1
             self._changed.notify_all()
         self._wake()
+
+
+def _shut_down(link: Link) -> None:
+    """Have whoever reads from a connection find it closed."""
+    with suppress(OSError):
+        link.socket.shutdown(SHUT_RDWR)
 
 
 def _send(link: Link, *command: Word) -> None:

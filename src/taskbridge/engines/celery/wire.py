@@ -17,6 +17,7 @@ import socket
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from json.encoder import encode_basestring_ascii as _quoted  # a fifth of the time that an encoder takes for text
 from random import getrandbits
 from typing import Any, Final, NamedTuple, cast
@@ -366,11 +367,19 @@ def _said(message: Message, canvas: _Canvas | None) -> dict[str, Any]:
 
 
 class Taken(NamedTuple):
-    """A message that was taken from a queue: the tag of this delivery, its native queue and its bytes."""
+    """A message that was taken from a queue.
+
+    Attributes:
+        tag: Means this delivery.
+        queue: Its native queue.
+        item: Its bytes.
+        suspect: Whether it may have been started before.
+    """
 
     tag: str
     queue: str
     item: bytes
+    suspect: bool
 
 
 MemoryMessage = tuple[str, int, bytes]
@@ -386,10 +395,10 @@ class MemoryQueues:
         self._namespace = settings.namespace
         self._envelopes = Envelopes(settings.namespace, RANKS)
         self._changed = locks.Condition()
-        self._waiting: dict[str, list[tuple[int, int, bytes]]] = {}
+        self._waiting: dict[str, list[tuple[int, int, bytes, bool]]] = {}
         self._arrivals = itertools.count()
         self._returns = itertools.count(-1, -1)
-        self._taken: dict[str, tuple[str, bytes]] = {}
+        self._taken: dict[str, tuple[str, int, bytes]] = {}
         self.changes: int = 0
 
     # For senders
@@ -413,12 +422,12 @@ class MemoryQueues:
 
     # For channels: as `RedisQueues`, and names of queues are native
 
-    def put(self, queue: str, priority: object, item: bytes, *, first: bool = False) -> None:
-        """Put a message in a queue, as the last of its priority, or as the first."""
+    def put(self, queue: str, priority: object, item: bytes, *, suspect: bool = False) -> None:
+        """Put a message in a queue, as the last of its priority; one that may have been started, as the first."""
         rank = max(0, min(MAX_PRIORITY, priority)) if isinstance(priority, int) else RANKS["normal"]
         with self._changed:
-            number = next(self._returns if first else self._arrivals)
-            heapq.heappush(self._waiting.setdefault(queue, []), (-rank, number, item))
+            number = next(self._returns if suspect else self._arrivals)
+            heapq.heappush(self._waiting.setdefault(queue, []), (-rank, number, item, suspect))
         self.wake()
 
     def take(self, queues: Sequence[str], most: int) -> list[Taken]:
@@ -429,10 +438,10 @@ class MemoryQueues:
             while left and len(taken) < most:
                 queue = left.popleft()
                 if self._waiting.get(queue):
-                    item = heapq.heappop(self._waiting[queue])[2]
-                    taken.append(Taken(secrets.token_hex(8), queue, item))
+                    rank, _, item, suspect = heapq.heappop(self._waiting[queue])
+                    taken.append(Taken(secrets.token_hex(8), queue, item, suspect))
+                    self._taken[taken[-1].tag] = queue, -rank, item
                     left.append(queue)
-            self._taken.update({tag: (queue, item) for tag, queue, item in taken})
         return taken
 
     def is_empty(self, queues: Sequence[str]) -> bool:
@@ -446,12 +455,8 @@ class MemoryQueues:
 
     def give_back(self, tag: str) -> None:
         """Return a message to its queue, as the first of its priority."""
-        queue, item = self._taken.pop(tag, (None, b""))
-        if queue is not None:
-            from taskbridge.engines.celery import items  # here, for it imports kombu
-
-            payload = items.parse(item, tag=tag, queue=queue)
-            self.put(queue, payload["properties"].get("priority"), items.redelivered(payload), first=True)
+        with suppress(KeyError):
+            self.put(*self._taken.pop(tag), suspect=True)
 
     def size(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
