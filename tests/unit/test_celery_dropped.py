@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
 from taskbridge.engines.celery import consumer as worker
-from taskbridge.engines.celery.attempts import RUNNING, Attempts
+from taskbridge.engines.celery.request import RUNNING, Attempts
 from taskbridge.message import Message
 
 SENT = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)

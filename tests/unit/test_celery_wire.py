@@ -67,7 +67,8 @@ def stock(sent: Message, priority: int) -> dict[str, Any]:
         kwargsrepr=sent.kwargs_json,
     )
     _Channel.put.clear()
-    with KombuConnection("memory://localhost/", transport=_Transport) as connection:
+    connect: Any = KombuConnection
+    with connect("memory://localhost/", transport=_Transport) as connection:
         app.amqp.send_task_message(
             app.amqp.Producer(connection, auto_declare=False),
             sent.task,

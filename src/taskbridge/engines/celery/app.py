@@ -19,9 +19,8 @@ from celery.signals import worker_process_init, worker_process_shutdown, worker_
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.celery import wire
-from taskbridge.engines.celery.carrier import Carrier
+from taskbridge.engines.celery.carrier import Carrier, ChildRuns
 from taskbridge.engines.celery.life import CeleryLife
-from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
 from taskbridge.engines.celery.transport import Transport, Waker, own_connection, own_transport
 from taskbridge.engines.settle import prepare_marks

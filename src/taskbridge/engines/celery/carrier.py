@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, Final
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
@@ -17,20 +20,25 @@ from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.runs import ChildRuns
 from taskbridge.engines.celery.stock import CeleryIgnore
+from taskbridge.engines.runs import Runs
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
+from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.celery")
+
+_Handler = Callable[[int, FrameType | None], Any]
 
 LINKS: Final = ("callbacks", "chain", "chord", "group")
 """What a request names that a plain client has linked to its task, and that is to be told what it returned."""
 
 SETTLED: Final = "taskbridge-settled"
 """Where a request says what has become of its message, if that was settled before Celery traces it."""
+
+_EXIT_AFTER_S: Final = 0.2
+"""How long after its task's end a child goes on to exit that was told to: Celery sends the task's outcome meanwhile."""
 
 _PAUSE_S: Final = 0.5
 """How long a slot waits before a message is requeued that could not be read."""
@@ -43,6 +51,63 @@ _MEANINGFUL: Final = (CeleryError, MemoryError, Terminated, TimeLimitExceeded, W
 _OUTCOMES: Final = (Done, RunAgain, Dead, Discarded, GivenBack, Exception)
 
 
+class ChildRuns(Runs):
+    """What runs in a worker, or in a child of its prefork pool (rule R8).
+
+    In a child, SIGTERM raises `Interrupted` in the task that runs. Celery's own handler raises `SystemExit`, which looks
+    like a task's own.
+    """
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._is_busy = False
+        self._told_to_exit = False
+        self._stock_handler: _Handler | None = None
+        self._handler_pid = 0
+
+    def heed_signals(self) -> None:
+        """Have SIGTERM interrupt a task, in this process's main thread.
+
+        Called as a task starts: Celery's pool sets its own handler after everything that could be called earlier.
+        """
+        if self._handler_pid == os.getpid():
+            return
+        self._handler_pid = os.getpid()
+        self._running.clear()  # the parent's
+        stock = signal.getsignal(signal.SIGTERM)
+        self._stock_handler = stock if callable(stock) else None
+        signal.signal(signal.SIGTERM, self._on_term)
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        thread = threading.main_thread().ident
+        if thread not in self._running:  # between tasks, or while a verdict is carried out
+            if self._is_busy:
+                self._exit_after()
+            elif self._stock_handler is not None:
+                self._stock_handler(number, frame)
+            return
+        self._exit_after()
+        if not self._is_over:  # no lock: the handler runs in the thread that may hold it
+            self._is_over = True
+            raise Interrupted
+
+    def _exit_after(self) -> None:
+        self._host.stopping.set()
+        self._told_to_exit = True
+
+    def begin(self) -> None:
+        """Note that a message is being handled, from here until `end`."""
+        self._is_busy = True
+
+    def end(self) -> None:
+        """Note that a message has been handled; then exit, if this child was told to."""
+        self._is_busy = False
+        if self._told_to_exit:
+            timer = threading.Timer(_EXIT_AFTER_S, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.daemon = True
+            timer.start()
+
+
 class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
@@ -52,16 +117,16 @@ class PutOff(CeleryIgnore):
 
 
 class Carrier:
-    """Carries messages out for one bridge, where Celery's pool runs tasks."""
+    """Carries messages out for one bridge, where Celery's pool runs tasks.
+
+    Attributes:
+        worker_pid: Which process the worker is; tasks may run in children of it. 0 if there is none.
+    """
 
     def __init__(self, host: Host, runs: ChildRuns) -> None:
         self._host = host
         self._runs = runs
-        self._worker_pid = 0
-
-    def opens(self, worker_pid: int) -> None:
-        """Note which process the worker is; tasks may run in children of it."""
-        self._worker_pid = worker_pid
+        self.worker_pid: int = 0
 
     def carry(self, request: Mapping[str, Any], *, limit_s: float | None) -> Any:
         """Run the task of a request and settle it.
@@ -79,7 +144,7 @@ class Carrier:
         """
         settled = request.get(SETTLED)
         if not isinstance(settled, _OUTCOMES):  # a header of this name, say
-            if os.getpid() != self._worker_pid and self._worker_pid:
+            if os.getpid() != self.worker_pid and self.worker_pid:
                 self._runs.heed_signals()
             redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
             settled = self.settle(lambda: self._read(request), redelivered=redelivered, limit_s=limit_s)

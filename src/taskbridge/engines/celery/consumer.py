@@ -16,8 +16,8 @@ from celery import __version__ as celery_version
 from celery.exceptions import ImproperlyConfigured
 
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.attempts import ENDED
 from taskbridge.engines.celery.fast import shortcuts_of, stop_gathering
+from taskbridge.engines.celery.request import ENDED
 from taskbridge.engines.celery.stock import CeleryConsumer, PreforkPool, SoloPool, stock, worker_state
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError

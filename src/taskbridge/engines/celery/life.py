@@ -11,14 +11,13 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.engines.celery.attempts import Attempts
-from taskbridge.engines.celery.background_queue import BackgroundQueue
-from taskbridge.engines.celery.carrier import Carrier
-from taskbridge.engines.celery.runs import ChildRuns
+from taskbridge.engines.celery.carrier import Carrier, ChildRuns
+from taskbridge.engines.celery.request import Attempts
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.runs import Run
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
@@ -33,6 +32,35 @@ _log = logging.getLogger("taskbridge.celery")
 
 _FINISHED_S: Final = 1.0
 """How long the background queue has to finish what was submitted."""
+
+
+class BackgroundQueue:
+    """Does in one thread, one after the other, what would make Celery's main loop wait for the broker."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="taskbridge-background", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have something done, after what was submitted before."""
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except Exception:
+                _log.exception("a message that can't run could not be dealt with")
+
+    def stop(self, timeout_s: float) -> None:
+        """Finish what was submitted, within this time."""
+        self._work.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
 
 class CeleryLife(WorkerLife):
@@ -82,7 +110,7 @@ class CeleryLife(WorkerLife):
         self.attempts = Attempts()
         is_main = threading.current_thread() is threading.main_thread()
         self.boot(is_whole_process=is_main and not self._is_embedded)
-        self._carrier.opens(self.pid)
+        self._carrier.worker_pid = self.pid
 
     def start(self) -> None:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""

@@ -1,47 +1,24 @@
 """What is called of Celery and kombu, as Any, and what is subclassed: Celery has no types, and kombu's are few."""
 
+# ruff: noqa: F401 - what is imported here is for other modules
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-from celery import Celery as _Celery
-from celery.app.amqp import AMQP as _AMQP
-from celery.app.task import Context as _Context
-from celery.app.task import Task as _Task
-from celery.concurrency.base import BasePool as _BasePool
-from celery.concurrency.base import apply_target as _apply_target
-from celery.concurrency.prefork import TaskPool as _PreforkPool
-from celery.concurrency.solo import TaskPool as _SoloPool
-from celery.concurrency.thread import TaskPool as _ThreadsPool
-from celery.exceptions import Ignore as _Ignore
-from celery.worker import WorkController as _WorkController
-from celery.worker import state as _worker_state
-from celery.worker.consumer import Consumer as _Consumer
-from celery.worker.request import Request as _Request
-from kombu.connection import Connection as _Connection
-from kombu.entity import Exchange as _Exchange
-from kombu.entity import Queue as _Queue
-from kombu.transport import virtual as _virtual
-from kombu.transport.pyamqp import Transport as _AmqpTransport
-from kombu.utils import json as _json
-
-AMQP: Final[Any] = _AMQP
-CeleryTask: Final[Any] = _Task
-apply_target: Final[Any] = _apply_target
-PreforkPool: Final[Any] = _PreforkPool
-SoloPool: Final[Any] = _SoloPool
-ThreadsPool: Final[Any] = _ThreadsPool
-WorkController: Final[Any] = _WorkController
-worker_state: Final[Any] = _worker_state
-
-KombuConnection: Final[Any] = _Connection
-Exchange: Final[Any] = _Exchange
-Queue: Final[Any] = _Queue
-virtual: Final[Any] = _virtual
-AmqpTransport: Final[Any] = _AmqpTransport
-kombu_json: Final[Any] = _json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    AMQP: Any
+    AmqpTransport: Any
+    CeleryTask: Any
+    Exchange: Any
+    PreforkPool: Any
+    Queue: Any
+    SoloPool: Any
+    ThreadsPool: Any
+    WorkController: Any
+    apply_target: Any
+    kombu_json: Any
+    worker_state: Any
 
     class Untyped:
         """Stands for a class of theirs: all that it has is Any."""
@@ -50,46 +27,39 @@ if TYPE_CHECKING:
 
         def __getattr__(self, name: str, /) -> Any: ...
 
-    class Celery(Untyped):
-        """Stands for `celery.Celery`."""
-
-    class BasePool(Untyped):
-        """Stands for `celery.concurrency.base.BasePool`."""
-
-    class CeleryConsumer(Untyped):
-        """Stands for `celery.worker.consumer.Consumer`."""
-
-    class CeleryContext(Untyped):
-        """Stands for `celery.app.task.Context`."""
-
-    class CeleryRequest(Untyped):
-        """Stands for `celery.worker.request.Request`."""
-
     class CeleryIgnore(Exception):
         """Stands for `celery.exceptions.Ignore`."""
 
-    class VirtualMessage(Untyped):
-        """Stands for `kombu.transport.virtual.Message`."""
-
-    class VirtualQoS(Untyped):
-        """Stands for `kombu.transport.virtual.QoS`."""
-
-    class VirtualChannel(Untyped):
-        """Stands for `kombu.transport.virtual.Channel`."""
-
-    class VirtualTransport(Untyped):
-        """Stands for `kombu.transport.virtual.Transport`."""
+    BasePool = Untyped
+    Celery = Untyped
+    CeleryConsumer = Untyped
+    CeleryContext = Untyped
+    CeleryRequest = Untyped
+    KombuConnection = Untyped
+    VirtualChannel = Untyped
+    VirtualMessage = Untyped
+    VirtualTransport = Untyped
 else:
-    Celery = _Celery
-    BasePool = _BasePool
-    CeleryConsumer = _Consumer
-    CeleryContext = _Context
-    CeleryRequest = _Request
-    CeleryIgnore = _Ignore
-    VirtualMessage = _virtual.Message
-    VirtualQoS = _virtual.QoS
-    VirtualChannel = _virtual.Channel
-    VirtualTransport = _virtual.Transport
+    from celery import Celery
+    from celery.app.amqp import AMQP
+    from celery.app.task import Context as CeleryContext
+    from celery.app.task import Task as CeleryTask
+    from celery.concurrency.base import BasePool, apply_target
+    from celery.concurrency.prefork import TaskPool as PreforkPool
+    from celery.concurrency.solo import TaskPool as SoloPool
+    from celery.concurrency.thread import TaskPool as ThreadsPool
+    from celery.exceptions import Ignore as CeleryIgnore
+    from celery.worker import WorkController
+    from celery.worker import state as worker_state
+    from celery.worker.consumer import Consumer as CeleryConsumer
+    from celery.worker.request import Request as CeleryRequest
+    from kombu.connection import Connection as KombuConnection
+    from kombu.entity import Exchange, Queue
+    from kombu.transport.pyamqp import Transport as AmqpTransport
+    from kombu.transport.virtual import Channel as VirtualChannel
+    from kombu.transport.virtual import Message as VirtualMessage
+    from kombu.transport.virtual import Transport as VirtualTransport
+    from kombu.utils import json as kombu_json
 
 
 def stock(found: object, /) -> Any:
