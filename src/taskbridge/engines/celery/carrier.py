@@ -54,8 +54,8 @@ _OUTCOMES: Final = (Done, RunAgain, Dead, Discarded, GivenBack, Exception)
 class ChildRuns(Runs):
     """What runs in a worker, or in a child of its prefork pool (rule R8).
 
-    In a child, SIGTERM raises `Interrupted` in the task that runs. Celery's own handler raises `SystemExit`, which looks
-    like a task's own.
+    In a child, SIGTERM raises `Interrupted` in the task that runs. Celery's own handler raises `SystemExit`, which is
+    no different from a task's own.
     """
 
     def __init__(self, host: Host) -> None:
