@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge import codec
 from taskbridge.declaration import Declaration
@@ -17,40 +17,14 @@ from taskbridge.stores.ticks import ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
-    from taskbridge.settings import PeriodicSetting, Settings
-    from taskbridge.stores.base import Store
+    from taskbridge.bridge import Bridge
+    from taskbridge.settings import PeriodicSetting
 
 SCHEDULE_HEADER: Final = "taskbridge.schedule"
 """The header that names the schedule which sent a message."""
 
 PLANNED_HEADER: Final = "taskbridge.planned_at"
 """The header with the instant that a message was planned for, in UTC, as ISO 8601."""
-
-
-class Source(Protocol):
-    """The bridge, as its schedules see it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """The store; None without one."""
-        ...
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch."""
-        ...
-
-    def declaration_of(self, task: str) -> Declaration | None:
-        """Return a task's declaration; None if it is not declared."""
-        ...
-
-    def declarations(self) -> Sequence[Declaration]:
-        """Return all tasks declared so far."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,15 +52,8 @@ class ScheduleEntry:
     last_planned_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Planned:
-    """A schedule, and the call that it sends.
-
-    Attributes:
-        schedule: The schedule.
-        call: The call.
-        by_task: Whether the task's decorator has it.
-    """
+class Planned(NamedTuple):
+    """A schedule, the call that it sends, and whether the task's decorator has it."""
 
     schedule: Schedule
     call: Call[Any]
@@ -96,8 +63,8 @@ class Planned:
 class Schedules:
     """The schedules of a bridge; `Bridge.schedules`. Threads share it."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
         self._declared: dict[str, Planned] = {}
 
     # What there is
@@ -108,20 +75,16 @@ class Schedules:
         Raises:
             DeclarationError: There is a schedule of that name already.
         """
-        others = {
+        found = {
             name: planned
             for name, planned in self._declared.items()
             if not planned.by_task or planned.schedule.task != declaration.name
         }
-        options = SendOptions()
-        new: dict[str, Planned] = {}
         for schedule in declaration.schedules:
-            call: Call[Any] = Call(declaration=declaration, args=(), kwargs={}, options=options)
-            former = new.get(schedule.name, others.get(schedule.name))
-            if former is not None:
-                raise _taken(schedule, former)
-            new[schedule.name] = Planned(schedule=schedule, call=call, by_task=True)
-        self._declared = {**others, **new}
+            call: Call[Any] = Call(declaration=declaration, args=(), kwargs={}, options=SendOptions())
+            _check_free(schedule, found)
+            found[schedule.name] = Planned(schedule, call, by_task=True)
+        self._declared = found
 
     def add(self, call: Call[Any], timing: Timing) -> None:
         """Take a schedule for a call.
@@ -135,9 +98,9 @@ class Schedules:
         codec.dumps_object(call.kwargs, "kwargs")
         schedule = named(None, call.declaration.name, timing)
         former = self._declared.get(schedule.name)
-        if former is not None and (former.schedule != schedule or not _same_call(former.call, call)):
-            raise _taken(schedule, former)
-        self._declared[schedule.name] = Planned(schedule=schedule, call=call)
+        if former is None or former.schedule != schedule or not _is_same(former.call, call):
+            _check_free(schedule, self._declared)
+        self._declared[schedule.name] = Planned(schedule, call)
 
     def planned(self) -> Mapping[str, Planned]:
         """Return all schedules by name: those of tasks, of `Bridge.periodic` and of the setting `schedules`.
@@ -145,7 +108,7 @@ class Schedules:
         Raises:
             SettingsError: The setting names a task that is not declared, or a schedule that is.
         """
-        settings = self._source.settings.schedules
+        settings = self._bridge.settings.schedules
         if not settings:
             return self._declared
         found = dict(self._declared)
@@ -156,9 +119,9 @@ class Schedules:
         return found
 
     def _of_setting(self, setting: PeriodicSetting) -> Planned:
-        declaration = self._source.declaration_of(setting.task)
+        declaration = self._bridge.declaration_of(setting.task)
         if declaration is None:
-            hint = nearest(setting.task, [each.name for each in self._source.declarations()])
+            hint = nearest(setting.task, [each.name for each in self._bridge.declarations()])
             raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
         try:
             check_recorded([setting.timing], results=declaration.results)
@@ -167,20 +130,30 @@ class Schedules:
             raise SettingsError("schedules", f"{setting.name!r}: {exc}") from exc
         options = SendOptions(queue=setting.queue, priority=setting.priority)
         call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)
-        return Planned(schedule=named(None, setting.task, setting.timing), call=call)
+        return Planned(named(None, setting.task, setting.timing), call)
 
-    def check_store(self) -> None:
-        """Return if there is a store to keep ticks in.
+    def check_store(self) -> Ticks:
+        """Return the ticks, in the store.
 
         Raises:
-            UnsupportedError: There is none.
+            UnsupportedError: There is no store.
         """
-        self._ticks()
+        store = self._bridge.store
+        if store is None:
+            raise UnsupportedError(
+                "CR1",
+                self._bridge.settings.url.target,
+                "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
+                "postgresql:// or sqlite:///",
+            )
+        return store.ticks
 
     def tick(self, schedule: str, planned_at: float) -> tuple[Call[Any], str, dict[str, str]]:
         """Return what is sent for a tick of a schedule: the call, the message's id and its headers."""
-        message_id = tick_id(self._source.settings.namespace, schedule, planned_at)
-        return self.planned()[schedule].call, message_id, tick_headers(schedule, planned_at)
+        moment = datetime.fromtimestamp(planned_at, timezone.utc)
+        headers = {SCHEDULE_HEADER: schedule, PLANNED_HEADER: moment.isoformat()}
+        message_id = tick_id(self._bridge.settings.namespace, schedule, planned_at)
+        return self.planned()[schedule].call, message_id, headers
 
     # What users ask
 
@@ -195,9 +168,9 @@ class Schedules:
         planned = self.planned()
         if not planned:
             return []
-        timeout_s = self._source.settings.send_timeout_s if timeout_s is None else timeout_s
-        states = self._ticks().states(tuple(planned), timeout_s=timeout_s)
-        now = self._source.now()
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        states = self.check_store().states(tuple(planned), timeout_s=timeout_s)
+        now = self._bridge.now()
         return [_entry(planned[name].schedule, states.get(name), now, runs) for name in sorted(planned)]
 
     def pause(self, name: str) -> None:
@@ -208,8 +181,7 @@ class Schedules:
             UnsupportedError: There is no store.
             BrokerUnavailable: The store doesn't answer.
         """
-        ticks, at = self._ticks_of(name)
-        ticks.pause(name, paused=True, at=at, timeout_s=self._source.settings.send_timeout_s)
+        self._ticks_of(name).pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
 
     def resume(self, name: str) -> None:
         """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed.
@@ -219,29 +191,21 @@ class Schedules:
             UnsupportedError: There is no store.
             BrokerUnavailable: The store doesn't answer.
         """
-        ticks, at = self._ticks_of(name)
-        timeout_s = self._source.settings.send_timeout_s
+        ticks, at, timeout_s = self._ticks_of(name), self._bridge.now(), self._timeout_s
         state = ticks.states((name,), timeout_s=timeout_s).get(name)
         if state is not None and state.paused:
             ticks.settle(name, at, message_id="", missed=0, timeout_s=timeout_s)
             ticks.pause(name, paused=False, at=at, timeout_s=timeout_s)
 
-    def _ticks_of(self, name: str) -> tuple[Ticks, float]:
+    @property
+    def _timeout_s(self) -> float:
+        return self._bridge.settings.send_timeout_s
+
+    def _ticks_of(self, name: str) -> Ticks:
         planned = self.planned()
         if name not in planned:
             raise UnknownSchedule(name, sorted(planned))
-        return self._ticks(), self._source.now()
-
-    def _ticks(self) -> Ticks:
-        store = self._source.store
-        if store is None:
-            raise UnsupportedError(
-                "CR1",
-                self._source.settings.url.target,
-                "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
-                "postgresql:// or sqlite:///",
-            )
-        return store.ticks
+        return self.check_store()
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
@@ -251,31 +215,22 @@ def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
     return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
-def tick_headers(schedule: str, planned_at: float) -> dict[str, str]:
-    """Return the headers by which a task knows the tick that it was sent for."""
-    moment = datetime.fromtimestamp(planned_at, timezone.utc)
-    return {SCHEDULE_HEADER: schedule, PLANNED_HEADER: moment.isoformat()}
-
-
 def _entry(schedule: Schedule, state: ScheduleState | None, now: float, runs: int) -> ScheduleEntry:
-    zone = schedule.timing.zone
-    upcoming = tuple(datetime.fromtimestamp(tick, zone) for tick in islice(schedule.timing.ticks(now), runs))
-    if state is None:
-        return ScheduleEntry(name=schedule.name, task=schedule.task, timing=schedule.timing, next_runs=upcoming)
+    timing, state = schedule.timing, ScheduleState(settled_until=now) if state is None else state
     last = state.last_planned_at
     return ScheduleEntry(
         name=schedule.name,
         task=schedule.task,
-        timing=schedule.timing,
-        next_runs=upcoming,
+        timing=timing,
+        next_runs=tuple(datetime.fromtimestamp(tick, timing.zone) for tick in islice(timing.ticks(now), runs)),
         paused=state.paused,
         missed=state.missed,
         last_id=state.last_id or None,
-        last_planned_at=None if last is None else datetime.fromtimestamp(last, zone),
+        last_planned_at=None if last is None else datetime.fromtimestamp(last, timing.zone),
     )
 
 
-def _same_call(one: Call[Any], other: Call[Any]) -> bool:
+def _is_same(one: Call[Any], other: Call[Any]) -> bool:
     """Return whether two calls are the same: a module imported twice says everything twice."""
     return (one.declaration.name, one.args, dict(one.kwargs), one.options) == (
         *(other.declaration.name, other.args),
@@ -283,7 +238,10 @@ def _same_call(one: Call[Any], other: Call[Any]) -> bool:
     )
 
 
-def _taken(schedule: Schedule, former: Planned) -> DeclarationError:
-    return DeclarationError(
-        f"there is a schedule {schedule.name!r} already, of task {former.schedule.task!r}; give one of them a name"
-    )
+def _check_free(schedule: Schedule, taken: Mapping[str, Planned]) -> None:
+    """Refuse a second schedule of a name."""
+    if schedule.name in taken:
+        task = taken[schedule.name].schedule.task
+        raise DeclarationError(
+            f"there is a schedule {schedule.name!r} already, of task {task!r}; give one of them a name"
+        )

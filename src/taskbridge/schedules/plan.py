@@ -1,20 +1,24 @@
 """Schedules: when periodic tasks are due (rules CR). Pure: nothing here asks for the time, or talks to a store.
 
-A tick is one planned instant of a schedule, in whole seconds since the epoch. Who plans the same schedule gets the same
-ticks, on every machine.
+A tick is one planned instant of a schedule, in whole seconds since the epoch. Whoever plans the same schedule gets the
+same ticks, on every machine.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from heapq import heappop, heappush
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
+
+if TYPE_CHECKING:
+    from cronsim import CronSim
 
 CatchUp = Literal["none", "one", "all"]
 """What becomes of ticks that were due while no scheduler was there: none is sent, the latest, or each."""
@@ -23,9 +27,6 @@ Overlap = Literal["allow", "skip"]
 """What becomes of a tick while the message of the one before has not ended: it is sent, or skipped."""
 
 LONGEST_NAME: Final = 255
-
-_FIELDS: Final = 5
-_HOURS: Final = frozenset(range(24))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,7 @@ class Cron:
             raise DeclarationError(f"a cron expression is text, such as '0 8 * * mon-fri', not {self.expression!r}")
         object.__setattr__(self, "expression", " ".join(self.expression.split()))
         zone_of(self.timezone)
-        pattern = _pattern(self.expression, _START)
-        if next(pattern, None) is None:
+        if next(_walls(self.expression), None) is None:
             raise DeclarationError(f"cron expression {self.expression!r} is never due")
 
     @property
@@ -78,12 +78,12 @@ class Cron:
     def ticks(self, after: float) -> Iterator[float]:
         """Return the ticks after an instant, in order; endless, but for an expression that has none for 50 years."""
         zone = self.zone
-        each_hour = self._is_for_every_hour
         waiting: list[float] = []
         latest = after
-        for wall in _pattern(self.expression, _wall_before(after, zone)):
-            first = wall.replace(tzinfo=zone).timestamp()
-            while waiting and waiting[0] < first:
+        walls = _walls(self.expression, _wall_before(after, zone))
+        each_hour = len(walls.hours) == 24
+        for wall in walls:
+            while waiting and waiting[0] < _instant(wall, zone):
                 latest = heappop(waiting)
                 yield latest
             for tick in _instants(wall, zone, each_hour=each_hour):
@@ -91,10 +91,6 @@ class Cron:
                     heappush(waiting, tick)
         while waiting:
             yield heappop(waiting)
-
-    @property
-    def _is_for_every_hour(self) -> bool:
-        return _hours(self.expression.split()[1]) == _HOURS
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +192,9 @@ class NothingDue:
 
 Decision: TypeAlias = SendTick | SkipTicks | NothingDue
 
+MOST_AT_ONCE: Final = 100_000
+"""How many ticks one decision is about at most: going through them takes a second or two."""
+
 
 def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since: float, now: float) -> Decision:
     """Decide about the first ticks of a schedule that are not settled.
@@ -214,16 +213,12 @@ def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since:
         return SkipTicks(first=first, last=_last(timing, first, now)[0], missed=0)
     if first > watched_since or timing.catch_up == "all":
         return SendTick(planned_at=first)
-    last, count, before_last = _last(timing, first, min(now, watched_since))
+    last, number, before_last = _last(timing, first, min(now, watched_since))
     if timing.catch_up == "none":
-        return SkipTicks(first=first, last=last, missed=count)
-    if count == 1:
+        return SkipTicks(first=first, last=last, missed=number)
+    if number == 1:
         return SendTick(planned_at=first)
-    return SkipTicks(first=first, last=before_last, missed=count - 1)
-
-
-MOST_AT_ONCE: Final = 100_000
-"""How many ticks one decision is about at most: going through them takes a second or two."""
+    return SkipTicks(first=first, last=before_last, missed=number - 1)
 
 
 def _last(timing: Timing, first: float, until: float) -> tuple[float, int, float]:
@@ -231,45 +226,30 @@ def _last(timing: Timing, first: float, until: float) -> tuple[float, int, float
 
     Of more than `MOST_AT_ONCE` that many are looked at.
     """
-    last, count, before = first, 1, first
+    last, number, before = first, 1, first
     for tick in timing.ticks(first):
-        if tick > until or count >= MOST_AT_ONCE:
+        if tick > until or number >= MOST_AT_ONCE:
             break
-        last, count, before = tick, count + 1, last
-    return last, count, before
+        last, number, before = tick, number + 1, last
+    return last, number, before
 
 
 # Names and options
-
-
-def default_name(task: str, timing: Timing) -> str:
-    """Return the name of a schedule that was given none, beside others of its task."""
-    return f"{task}:{timing.spec}"
 
 
 def named(name: str | None, task: str, timing: Timing) -> Schedule:
     """Return a schedule of a task.
 
     Args:
-        name: What it is called if the timing has no name; None for the default name.
+        name: What it is called if the timing has no name; None is made of the task's name and the time.
         task: The task's name.
         timing: When it is due.
 
     Raises:
         DeclarationError: The name is too long.
     """
-    chosen = timing.name if timing.name is not None else default_name(task, timing) if name is None else name
+    chosen = timing.name or name or f"{task}:{timing.spec}"
     return Schedule(name=check_name(chosen), task=task, timing=timing)
-
-
-def check_recorded(timings: Sequence[Timing], *, results: bool) -> None:
-    """Refuse to look whether the last message has ended where that is not recorded.
-
-    Raises:
-        DeclarationError: A timing says `overlap="skip"`, and the task `results=False`.
-    """
-    if not results and any(timing.overlap == "skip" for timing in timings):
-        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
 
 
 def check_name(name: Any) -> str:
@@ -283,32 +263,38 @@ def check_name(name: Any) -> str:
     return name
 
 
-def timing_of(
-    *,
-    cron: str | None,
-    every: Duration | None,
-    timezone: str | None = None,
-    name: str | None = None,
-    catch_up: CatchUp | None = None,
-    overlap: Overlap | None = None,
-) -> Timing | None:
+def check_recorded(timings: Sequence[Timing], *, results: bool) -> None:
+    """Refuse to look whether the last message has ended where that is not recorded.
+
+    Raises:
+        DeclarationError: A timing says `overlap="skip"`, and the task `results=False`.
+    """
+    if not results and any(timing.overlap == "skip" for timing in timings):
+        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
+
+
+def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Timing | None:
     """Return what a task's short options say; None if they name no time.
+
+    Args:
+        cron: A cron expression.
+        every: An interval.
+        **options: `timezone`, `name`, `catch_up` and `overlap`; None is the default.
 
     Raises:
         DeclarationError: They contradict one another, have no effect, or are wrong.
         NotInstalledError: cronsim, or the data of time zones, is missing.
     """
-    chosen: dict[str, Any] = {"name": name, "catch_up": catch_up, "overlap": overlap}
-    rest = {key: value for key, value in chosen.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     if cron is not None and every is not None:
         raise DeclarationError("give cron or every, or several in schedules=[Cron(...), Every(...)]")
     if cron is not None:
-        return Cron(cron, **rest) if timezone is None else Cron(cron, timezone=timezone, **rest)
-    if timezone is not None:
+        return Cron(cron, **given)
+    if "timezone" in given:
         raise DeclarationError("timezone has an effect only with cron (every counts in UTC)")
     if every is not None:
-        return Every(every, **rest)
-    for key in (key for key in rest if key != "name"):
+        return Every(every, **given)
+    for key in (key for key in given if key != "name"):
         raise DeclarationError(f"{key} has an effect only with cron or every; Cron(...) and Every(...) take it too")
     return None
 
@@ -319,15 +305,10 @@ def checked_timings(timings: Any) -> tuple[Timing, ...]:
     Raises:
         DeclarationError: It holds something else.
     """
-    if not isinstance(timings, Sequence) or isinstance(timings, str):
+    given = tuple(timings) if isinstance(timings, Sequence) else (timings,)
+    if isinstance(timings, str) or not all(isinstance(timing, (Cron, Every)) for timing in given):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
-    given = cast("Sequence[object]", timings)
-    checked: list[Timing] = []
-    for timing in given:
-        if not isinstance(timing, (Cron, Every)):
-            raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not of {timing!r}")
-        checked.append(timing)
-    return tuple(checked)
+    return given
 
 
 def _check(timing: Timing) -> None:
@@ -340,7 +321,7 @@ def _check(timing: Timing) -> None:
             raise DeclarationError(f"{key} {value!r} is not one of {', '.join(choices)}{hint}")
 
 
-# Time zones and patterns
+# Time zones and clock changes
 
 
 @lru_cache(maxsize=64)
@@ -366,21 +347,19 @@ def zone_of(name: str) -> tzinfo:
         raise DeclarationError(f"there is no time zone {name!r}{nearest(name, zones)}") from exc
 
 
-_START: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall
-
-
-def _pattern(expression: str, after: datetime) -> Iterator[datetime]:
+def _walls(expression: str, after: datetime = datetime(2000, 1, 1)) -> CronSim:  # noqa: DTZ001 - on a wall
     """Return the times on a wall clock that an expression names, after one of them; it knows no zone.
 
-    cronsim reads the expression and knows the calendar. What clock changes mean is decided here.
+    cronsim reads the expression and knows the calendar. What clock changes mean is decided here: cronsim goes by the
+    stars of the fields, as Debian's cron does, and a schedule by whether it is for every hour.
     """
     try:
         from cronsim import CronSim, CronSimError
     except ModuleNotFoundError as exc:
         raise NotInstalledError("cronsim, which reads cron expressions,", "cron") from exc
-    if len(expression.split()) != _FIELDS:
+    if len(expression.split()) != 5:  # it takes seconds, too
         raise DeclarationError(
-            f"cron expression {expression!r} must have {_FIELDS} fields: minute, hour, day, month, day of the week"
+            f"cron expression {expression!r} must have 5 fields: minute, hour, day, month, day of the week"
         )
     try:
         return CronSim(expression, after)
@@ -388,50 +367,29 @@ def _pattern(expression: str, after: datetime) -> Iterator[datetime]:
         raise DeclarationError(f"cron expression {expression!r}: {exc}") from exc
 
 
-@lru_cache(maxsize=256)
-def _hours(field: str) -> frozenset[int]:
-    """Return the hours that an expression's second field names."""
-    first = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall
-    found: set[int] = set()
-    for wall in _pattern(f"0 {field} * * *", first - timedelta(seconds=1)):
-        if wall.hour in found:
-            break
-        found.add(wall.hour)
-    return frozenset(found)
+def _instant(wall: datetime, zone: tzinfo, *, fold: int = 0) -> float:
+    """Return when a zone's clocks show a time; of one that comes twice the first, or with `fold=1` the second."""
+    return wall.replace(tzinfo=zone, fold=fold).timestamp()
 
 
 def _wall_before(after: float, zone: tzinfo) -> datetime:
     """Return a time on a zone's wall clock that is not after any that the clock shows later than `after`."""
-    shown = datetime.fromtimestamp(after, zone)
-    wall = shown.replace(tzinfo=None, fold=0)
-    again_s = _second(wall, zone) - _first(wall, zone)
+    wall = datetime.fromtimestamp(after, zone).replace(tzinfo=None, fold=0)
+    again_s = _instant(wall, zone, fold=1) - _instant(wall, zone)
     return wall - timedelta(seconds=max(0.0, again_s))  # for what comes twice has been, and comes again
 
 
 def _instants(wall: datetime, zone: tzinfo, *, each_hour: bool) -> list[float]:
     """Return the ticks of a time on a zone's wall clock."""
-    first, second = _first(wall, zone), _second(wall, zone)
+    first, second = _instant(wall, zone), _instant(wall, zone, fold=1)
     if second < first:  # the clock never shows it: with fold=0 it is taken for after the change, with 1 for before
         return [] if each_hour else [_change(second, first, zone)]
     return [first, second] if each_hour and second > first else [first]
 
 
-def _first(wall: datetime, zone: tzinfo) -> float:
-    return wall.replace(tzinfo=zone, fold=0).timestamp()
-
-
-def _second(wall: datetime, zone: tzinfo) -> float:
-    return wall.replace(tzinfo=zone, fold=1).timestamp()
-
-
 def _change(before: float, after: float, zone: tzinfo) -> float:
     """Return the first whole second after a clock change that lies between two instants."""
     offset = datetime.fromtimestamp(before, zone).utcoffset()
-    low, high = int(before), int(after)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if datetime.fromtimestamp(middle, zone).utcoffset() == offset:
-            low = middle
-        else:
-            high = middle
-    return float(high)
+    between = range(int(before) + 1, int(after) + 1)
+    has_changed = bisect_left(between, True, key=lambda at: datetime.fromtimestamp(at, zone).utcoffset() != offset)
+    return float(between[has_changed])

@@ -1,7 +1,7 @@
 """The scheduler of a worker: a thread that sends what is due by its schedules (rules CR).
 
 Any number of schedulers run at once, and none leads. All plan the same ticks; the store lets one claim each. The ticks
-of a schedule are dealt with in order: who claims the first one that is not settled decides about it.
+of a schedule are dealt with in order: whoever claims the first one that is not settled decides about it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import inf
 from typing import Final, Protocol
@@ -83,12 +84,21 @@ class TickHost(Protocol):
         ...
 
 
-class _NotSentError(Exception):
-    """The broker did not take the message of a tick; `cause` says why."""
+@dataclass(kw_only=True, slots=True)
+class _Watched:
+    """What a scheduler remembers of a schedule.
 
-    def __init__(self, cause: BrokerUnavailable) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+    Attributes:
+        look_at: When to look at it again.
+        unsent_at: When its message could not be sent: what was due until then is missed.
+        left: Up to where it was settled when a decision was left to others, and since when it has been.
+        to_release: The tick that is claimed here and was surely not sent.
+    """
+
+    look_at: float = 0.0
+    unsent_at: float = -inf
+    left: tuple[float, float] | None = None
+    to_release: float | None = None
 
 
 class Ticker:
@@ -108,10 +118,8 @@ class Ticker:
         self._timeout_s = host.settings.send_timeout_s
         self._here_at: float | None = None
         self._watched_since: float | None = None
-        self._look_at: dict[str, float] = {}
-        self._unsent_at: dict[str, float] = {}
-        self._left: dict[str, tuple[float, float]] = {}
-        self._to_release: dict[str, float] = {}
+        self._watched: dict[str, _Watched] = {}
+        self._refused: BrokerUnavailable | None = None
 
     def lapse(self) -> None:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
@@ -123,26 +131,20 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
-        failure: BrokerUnavailable | None = None
+        self._refused = None
         schedules = self._host.all_schedules()
+        self._watched = {each.name: self._watched.get(each.name, _Watched()) for each in schedules}
         for schedule in schedules:
-            now = self._here()
-            if self._look_at.get(schedule.name, 0.0) > now:
-                continue
-            try:
-                self._look_at[schedule.name] = self._attend(schedule)
-            except _NotSentError as exc:  # its queue alone may be full: the others go on
-                failure = exc.cause
-                self._unsent_at[schedule.name] = self._host.now()
-                self._look_at[schedule.name] = self._host.now() + _LOOK_S
-            except BrokerUnavailable:
-                self.lapse()
-                raise
-        if failure is not None:
-            raise failure
-        # Of those that are there: a task may be declared anew, with other schedules.
-        self._look_at = {each.name: self._look_at[each.name] for each in schedules}
-        return min(self._look_at.values(), default=inf)
+            watched = self._watched[schedule.name]
+            if watched.look_at <= self._here():
+                try:
+                    watched.look_at = self._attend(schedule, watched)
+                except BrokerUnavailable:
+                    self.lapse()
+                    raise
+        if self._refused is not None:
+            raise self._refused
+        return min((watched.look_at for watched in self._watched.values()), default=inf)
 
     def _here(self) -> float:
         """Return the time, and notice if this process stood still."""
@@ -156,150 +158,122 @@ class Ticker:
     def _has_lapsed(self) -> bool:
         return self._watched_since is None
 
-    def _attend(self, schedule: Schedule) -> float:
+    def _attend(self, schedule: Schedule, watched: _Watched) -> float:
         """Deal with the ticks of a schedule that are due, and return when to look again."""
-        ticks = self._ticks()
-        self._release(ticks, schedule)
+        self._release(schedule, watched)
         for _ in range(_AT_A_TIME):
-            now = self._here()
-            state = ticks.begin(schedule.name, at=now, timeout_s=self._timeout_s)
-            if self._watched_since is None:
-                self._watched_since = now
-            since = max(self._watched_since, self._unsent_at.get(schedule.name, -inf))
-            decision = decide(
-                schedule.timing,
-                settled_until=state.settled_until,
-                paused=state.paused,
-                watched_since=since,
-                now=now,
-            )
-            if isinstance(decision, NothingDue):
-                self._left.pop(schedule.name, None)
-                return inf if decision.next_at is None else decision.next_at
-            first = decision.planned_at if isinstance(decision, SendTick) else decision.first
-            is_missed = first <= since and schedule.timing.catch_up != "all" and not state.paused
-            if is_missed and not self._may_decide(schedule, state, now):
-                return now + _POLL_S
-            now = self._here()  # what came before may have taken long
-            if self._has_lapsed():
-                continue  # this process stood still meanwhile: decide again
-            claim = ticks.claim(
-                *(schedule.name, first),
-                claimant=self._claimant,
-                now=now,
-                lease_s=self._lease_s,
-                timeout_s=self._timeout_s,
-            )
-            if claim is TickClaim.SETTLED:
-                return now + _SOON_S
-            if claim is TickClaim.CLAIMED:
-                if now - first > _STUCK_LEASES * self._lease_s:  # whoever has it can't send: the broker is away
-                    self._unsent_at[schedule.name] = now
-                return now + _POLL_S
-            try:
-                self._settle(ticks, schedule, state, _after_claim(claim, decision, first, state), now)
-            except _NotSentError as exc:
-                if claim is TickClaim.OURS and not exc.cause.maybe_taken:
-                    self._to_release[schedule.name] = first
-                    self._release(ticks, schedule)
-                raise
+            look_at = self._deal(schedule, watched)
+            if look_at is not None:
+                return look_at
         return self._here()
 
-    def _release(self, ticks: Ticks, schedule: Schedule) -> None:
-        """Take the claim of a tick back that was surely not sent, for a claimed one is sent however late (rule CR4)."""
-        planned_at = self._to_release.get(schedule.name)
-        if planned_at is None:
-            return
-        ticks.release(schedule.name, planned_at, claimant=self._claimant, timeout_s=self._timeout_s)
-        del self._to_release[schedule.name]
+    def _deal(self, schedule: Schedule, watched: _Watched) -> float | None:
+        """Deal with the first ticks that are not settled, and return when to look again; None is now."""
+        name, now = schedule.name, self._here()
+        state = self._ticks.begin(name, at=now, timeout_s=self._timeout_s)
+        if self._watched_since is None:
+            self._watched_since = now
+        since = max(self._watched_since, watched.unsent_at)
+        until, paused = state.settled_until, state.paused
+        decision = decide(schedule.timing, settled_until=until, paused=paused, watched_since=since, now=now)
+        if isinstance(decision, NothingDue):
+            watched.left = None
+            return inf if decision.next_at is None else decision.next_at
+        first = decision.planned_at if isinstance(decision, SendTick) else decision.first
+        is_missed = first <= since and schedule.timing.catch_up != "all" and not paused
+        if is_missed and not _may_decide(watched, until, now):
+            return now + _POLL_S
+        now = self._here()  # what came before may have taken long
+        if self._has_lapsed():
+            return None  # this process stood still meanwhile: decide again
+        lease_s = self._lease_s
+        claim = self._ticks.claim(
+            name, first, claimant=self._claimant, now=now, lease_s=lease_s, timeout_s=self._timeout_s
+        )
+        if claim is TickClaim.SETTLED:
+            return now + _SOON_S
+        if claim is TickClaim.CLAIMED:
+            if now - first > _STUCK_LEASES * lease_s:  # whoever has it can't send: the broker is away
+                watched.unsent_at = now
+            return now + _POLL_S
+        if claim is TickClaim.AGAIN and not paused:  # whoever claimed it before may have sent it: it is sent
+            decision = SendTick(planned_at=first)
+        overlaps = isinstance(decision, SendTick) and self._overlaps(schedule, state)
+        passed_s = self._host.now() - now
+        if passed_s > lease_s / 2:  # by now another may have it
+            _log.warning("schedule %s: %.1f s since a tick was claimed: it is claimed again", name, passed_s)
+            return None
+        if overlaps:
+            _log.warning("schedule %s: %s skipped, message %s has not ended", name, _shown(first), state.last_id)
+            decision = SkipTicks(first=first, last=first, missed=1)
+        if isinstance(decision, SendTick):
+            return self._send(schedule, watched, first, is_first_claim=claim is TickClaim.OURS)
+        self._skip(schedule, watched, decision)
+        return None
 
-    def _may_decide(self, schedule: Schedule, state: ScheduleState, now: float) -> bool:
-        """Return whether nobody else seems to have been there when a tick was due that this scheduler has not seen.
-
-        To this scheduler it was missed. Others that were there are held up by a claimant that died, perhaps: as long as
-        they go on, they know better.
-        """
-        seen, since = self._left.get(schedule.name, (-inf, now))
-        if seen != state.settled_until:
-            self._left[schedule.name] = state.settled_until, now
-            return False
-        return now - since >= _WITNESS_S
-
-    def _settle(
-        self, ticks: Ticks, schedule: Schedule, state: ScheduleState, decision: SendTick | SkipTicks, claimed_at: float
-    ) -> None:
-        """Carry a decision out about ticks, the first of which is claimed here.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-            _NotSentError: The broker did not take the message.
-        """
-        if self._has_stood_still(schedule, claimed_at):
-            return  # the ticks may be another's by now: claim again
-        if isinstance(decision, SendTick) and self._overlaps(schedule, state):
-            _log.warning(
-                "schedule %s: %s skipped, message %s has not ended", *_names(schedule, decision), state.last_id
-            )
-            decision = SkipTicks(first=decision.planned_at, last=decision.planned_at, missed=1)
-        if isinstance(decision, SkipTicks):
-            self._skip(ticks, schedule, decision)
-            return
-        if self._has_stood_still(schedule, claimed_at):
-            return
-        planned_at = decision.planned_at
+    def _send(self, schedule: Schedule, watched: _Watched, planned_at: float, *, is_first_claim: bool) -> float | None:
+        """Send a tick that is claimed here, and return when to look again; None is now."""
+        name, shown = schedule.name, _shown(planned_at)
         try:
-            message_id = self._host.send_tick(schedule.name, planned_at)
-        except BrokerUnavailable as exc:
-            raise _NotSentError(exc) from exc
+            message_id = self._host.send_tick(name, planned_at)
+        except BrokerUnavailable as exc:  # its queue alone may be full: the others go on
+            self._refused = exc
+            if is_first_claim and not exc.maybe_taken:
+                watched.to_release = planned_at
+                self._release(schedule, watched)
+            watched.unsent_at = self._host.now()
+            return watched.unsent_at + _LOOK_S
         except Exception:  # an argument that can't be encoded, a queue that is not known any more: it won't go better
-            _log.exception("schedule %s: %s can't be sent", *_names(schedule, decision))
-            self._skip(ticks, schedule, SkipTicks(first=planned_at, last=planned_at, missed=1))
-            return
-        ticks.settle(schedule.name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
-        _log.info("schedule %s: %s sent, task %s id %s", *_names(schedule, decision), schedule.task, message_id)
+            _log.exception("schedule %s: %s can't be sent", name, shown)
+            self._skip(schedule, watched, SkipTicks(first=planned_at, last=planned_at, missed=1))
+            return None
+        self._ticks.settle(name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
+        _log.info("schedule %s: %s sent, task %s id %s", name, shown, schedule.task, message_id)
+        return None
 
-    def _has_stood_still(self, schedule: Schedule, claimed_at: float) -> bool:
-        """Return whether a claim is too old to act on it, for another may take it over."""
-        passed_s = self._host.now() - claimed_at
-        if passed_s <= self._lease_s / 2:
-            return False
-        _log.warning("schedule %s: %.1f s since a tick was claimed: it is claimed again", schedule.name, passed_s)
-        return True
+    def _release(self, schedule: Schedule, watched: _Watched) -> None:
+        """Take the claim of a tick back that was surely not sent, for a claimed one is sent however late (rule CR4)."""
+        at = watched.to_release
+        if at is not None:
+            self._ticks.release(schedule.name, at, claimant=self._claimant, timeout_s=self._timeout_s)
+            watched.to_release = None
 
-    def _skip(self, ticks: Ticks, schedule: Schedule, skip: SkipTicks) -> None:
-        ticks.settle(schedule.name, skip.last, message_id="", missed=skip.missed, timeout_s=self._timeout_s)
-        if schedule.name in self._left:  # it was this scheduler that went on, and it does so
-            self._left[schedule.name] = skip.last, self._left[schedule.name][1]
-        if skip.missed:
-            _log.warning(
-                "schedule %s: %d missed, from %s to %s (catch_up %s)",
-                schedule.name,
-                skip.missed,
-                _shown(skip.first),
-                _shown(skip.last),
-                schedule.timing.catch_up,
-            )
+    def _skip(self, schedule: Schedule, watched: _Watched, skip: SkipTicks) -> None:
+        name, missed = schedule.name, skip.missed
+        self._ticks.settle(name, skip.last, message_id="", missed=missed, timeout_s=self._timeout_s)
+        if watched.left is not None:  # it was this scheduler that went on, and it does so
+            watched.left = skip.last, watched.left[1]
+        if missed:
+            first, last, catch_up = _shown(skip.first), _shown(skip.last), schedule.timing.catch_up
+            _log.warning("schedule %s: %d missed, from %s to %s (catch_up %s)", name, missed, first, last, catch_up)
 
     def _overlaps(self, schedule: Schedule, state: ScheduleState) -> bool:
         """Return whether a tick is left out: the message before has not ended, and `overlap` says skip."""
-        if schedule.timing.overlap == "allow" or not state.last_id or self._host.store is None:
+        if schedule.timing.overlap == "allow" or not state.last_id:
             return False
-        record = self._host.store.records.get(state.last_id, timeout_s=self._timeout_s)
+        record = self._store.records.get(state.last_id, timeout_s=self._timeout_s)
         return record is not None and record.state not in FINAL
 
-    def _ticks(self) -> Ticks:
+    @property
+    def _store(self) -> Store:
         store = self._host.store
-        if store is None:
-            self._host.check_schedules()
-            raise AssertionError("schedules without a store")
-        return store.ticks
+        assert store is not None, "`check_schedules` comes first"
+        return store
+
+    @property
+    def _ticks(self) -> Ticks:
+        return self._store.ticks
 
 
-def _after_claim(
-    claim: TickClaim, decision: SendTick | SkipTicks, first: float, state: ScheduleState
-) -> SendTick | SkipTicks:
-    """Return what becomes of a tick that is claimed: one that somebody claimed before may have been sent, so it is."""
-    return SendTick(planned_at=first) if claim is TickClaim.AGAIN and not state.paused else decision
+def _may_decide(watched: _Watched, settled_until: float, now: float) -> bool:
+    """Return whether nobody else seems to have been there when a tick was due that this scheduler has not seen.
+
+    To this scheduler it was missed. Others that were there are held up by a claimant that died, perhaps: as long as
+    they go on, they know better.
+    """
+    if watched.left is None or watched.left[0] != settled_until:
+        watched.left = settled_until, now
+    return now - watched.left[1] >= _WITNESS_S
 
 
 class Scheduler:
@@ -330,16 +304,16 @@ class Scheduler:
         ticker = Ticker(self._host, claimant=claimant, stall_s=2 * self._host.settings.send_timeout_s + 5.0)
         is_away = False
         while not stop.is_set():
+            wait_s = _LOOK_S
             try:
                 wait_s = min(_LOOK_S, ticker.step() - self._host.now())
                 is_away = False
             except BrokerUnavailable as exc:
                 if not is_away:
                     _log.warning("nothing is scheduled until the store and the broker are back: %s", exc.problem)
-                wait_s, is_away = _LOOK_S, True
+                is_away = True
             except Exception:
                 _log.exception("scheduling failed, trying again")
-                wait_s = _LOOK_S
             stop.wait(max(0.0, wait_s))
 
     def stop(self) -> None:
@@ -364,10 +338,6 @@ def check(host: TickHost) -> None:
 def is_wanted(host: TickHost) -> bool:
     """Return whether workers of this bridge send by schedules."""
     return host.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off"
-
-
-def _names(schedule: Schedule, tick: SendTick) -> tuple[str, str]:
-    return schedule.name, _shown(tick.planned_at)
 
 
 def _shown(instant: float) -> str:
