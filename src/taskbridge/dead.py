@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from taskbridge import codec
-from taskbridge.brokers.base import Broker, Decide, Taken
+from taskbridge.brokers.base import Decide, Taken
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
 
 if TYPE_CHECKING:
-    from taskbridge.declaration import Declaration
-    from taskbridge.settings import Settings
-    from taskbridge.stores.records import Records
+    from taskbridge.bridge import Bridge
 
 DEFAULT_LIMIT: Final = 100
 """How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
@@ -83,6 +81,8 @@ Redact = Callable[[DeadEntry], DeadEntry]
 
 RedactT = TypeVar("RedactT", bound=Redact)
 
+Matches: TypeAlias = Callable[[DeadLetter], bool]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadPage:
@@ -112,42 +112,11 @@ class Replayed:
     unreadable: tuple[str, ...] = ()
 
 
-class Host(Protocol):
-    """The bridge, as its dead letters see it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def broker(self) -> Broker:
-        """The connection to the broker."""
-        ...
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch."""
-        ...
-
-    @property
-    def records(self) -> Records | None:
-        """The records; None without a store."""
-        ...
-
-    def declaration_of(self, task: str) -> Declaration | None:
-        """Return a task's declaration; None if it is not declared."""
-        ...
-
-    def work_is_there(self) -> None:
-        """Learn that messages wait that were not sent here."""
-        ...
-
-
 class DeadLetters:
     """The dead letters of a bridge's namespace, whichever engine they come from; `Bridge.dead` is one."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
         self._redact: Redact | None = None
 
     # Looking
@@ -177,7 +146,7 @@ class DeadLetters:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
-        found = sorted(filter(_filter(task, reason, queue), self._host.broker.dead_letters()), key=_place)
+        found = sorted(filter(_filter(task, reason, queue), self._bridge.broker.dead_letters()), key=_place)
         left = found if start is None else [letter for letter in found if _place(letter) > start]
         page = left[:limit]
         is_last = len(page) == len(left)
@@ -192,7 +161,7 @@ class DeadLetters:
             NoSuchDeadLetter: There is none of this id.
             BrokerUnavailable: The broker doesn't answer within `send_timeout`.
         """
-        found = self._host.broker.dead_letters([id])
+        found = self._bridge.broker.dead_letters([id])
         if not found:
             raise NoSuchDeadLetter(id)
         return self._shown(found[-1])
@@ -222,11 +191,7 @@ class DeadLetters:
         Raises:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
-        wanted = dict.fromkeys([ids] if isinstance(ids, str) else ids)
-        again = _Again(self._host.now)
-        taken = self._take(again, wanted)
-        missing = [each for each in wanted if each not in taken and each not in again.unreadable]
-        return self._replayed(taken, missing, again)
+        return self._replay(_filter(None, None, None), _ids(ids))
 
     def replay_all(self, *, task: str | None = None, reason: str | None = None, queue: str | None = None) -> Replayed:
         """Send all dead letters again, or those that `list` finds by these filters; see `replay`.
@@ -234,10 +199,7 @@ class DeadLetters:
         Raises:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
-        matches = _filter(task, reason, queue)
-        again = _Again(self._host.now)
-        taken = self._take(lambda letter: again(letter) if matches(letter) else None, None)
-        return self._replayed(taken, (), again)
+        return self._replay(_filter(task, reason, queue), None)
 
     def purge(self, ids: str | Iterable[str]) -> tuple[str, ...]:
         """Forget dead letters for good, and return the ids of those that were there.
@@ -245,7 +207,7 @@ class DeadLetters:
         Raises:
             BrokerUnavailable: Not all were forgotten; to do it again is safe.
         """
-        return tuple(self._take(lambda _: Taken(), dict.fromkeys([ids] if isinstance(ids, str) else ids)))
+        return tuple(self._take(lambda _: Taken(), _ids(ids)))
 
     def purge_all(
         self, *, task: str | None = None, reason: str | None = None, queue: str | None = None
@@ -259,16 +221,28 @@ class DeadLetters:
         return tuple(self._take(lambda letter: Taken() if matches(letter) else None, None))
 
     def _take(self, decide: Decide, ids: dict[str, None] | None) -> Sequence[str]:
-        timeout_s = self._host.settings.send_timeout_s
-        return self._host.broker.take_dead(decide, ids=ids, timeout_s=timeout_s)
+        return self._bridge.broker.take_dead(decide, ids=ids, timeout_s=self._bridge.settings.send_timeout_s)
 
-    def _replayed(self, taken: Iterable[str], missing: Iterable[str], again: _Again) -> Replayed:
-        ids = tuple(taken)
+    def _replay(self, matches: Matches, wanted: dict[str, None] | None) -> Replayed:
+        again: dict[str, Message] = {}
+        unreadable: dict[str, None] = {}
+
+        def decide(letter: DeadLetter) -> Taken | None:
+            if not matches(letter):
+                return None
+            if letter.message is None:
+                unreadable[letter.id] = None
+                return None
+            again[letter.id] = letter.message.replayed(self._bridge.now())
+            return Taken(message=again[letter.id])
+
+        ids = tuple(self._take(decide, wanted))
         if ids:
             _log.info("replayed %d dead letters", len(ids))
-            self._record([again.messages[each] for each in ids])
-            self._host.work_is_there()
-        return Replayed(ids=ids, missing=tuple(missing), unreadable=tuple(again.unreadable))
+            self._record([again[each] for each in ids])
+            self._bridge.work_is_there()
+        missing = tuple(each for each in wanted or () if each not in {*ids, *unreadable})
+        return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable))
 
     def _record(self, messages: Sequence[Message]) -> None:
         """Record that messages wait for a worker again.
@@ -276,13 +250,13 @@ class DeadLetters:
         Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
         before.
         """
-        records, timeout_s = self._host.records, self._host.settings.send_timeout_s
+        records, timeout_s = self._bridge.records, self._bridge.settings.send_timeout_s
         if records is None:
             return
         recorded: list[tuple[Message, float]] = []
         try:
             for message in messages:
-                declared = self._host.declaration_of(message.task)
+                declared = self._bridge.declaration_of(message.task)
                 was_recorded = declared is None and records.get(message.id, timeout_s=timeout_s) is not None
                 if was_recorded or (declared is not None and declared.results):
                     recorded.append((message, 0.0))
@@ -305,27 +279,6 @@ class DeadLetters:
             return _hidden(entry, type(exc).__name__)
 
 
-class _Again:
-    """Decides that dead letters start again.
-
-    Attributes:
-        messages: What they became, by id.
-        unreadable: The ids of those that can't be read.
-    """
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self.messages: dict[str, Message] = {}
-        self.unreadable: dict[str, None] = {}
-
-    def __call__(self, letter: DeadLetter) -> Taken | None:
-        if letter.message is None:
-            self.unreadable[letter.id] = None
-            return None
-        again = self.messages[letter.id] = letter.message.replayed(self._now())
-        return Taken(message=again)
-
-
 def entry_of(letter: DeadLetter) -> DeadEntry:
     """Return all that is known of a dead letter."""
     entry = DeadEntry(
@@ -333,13 +286,18 @@ def entry_of(letter: DeadLetter) -> DeadEntry:
         reason=letter.reason,
         error=letter.error,
         traceback=letter.traceback,
-        died_at=_moment(letter.died_at) if letter.died_at else None,
+        died_at=_moment(letter.died_at or None),
         worker=letter.worker or None,
         raw=letter.raw,
     )
     message = letter.message
     if message is None:
         return entry
+    try:
+        args, kwargs = tuple(codec.loads_array(message.args_json)), codec.loads_object(message.kwargs_json)
+        unreadable = None
+    except DecodeError:
+        args, kwargs, unreadable = (), {}, f"{message.args_json} {message.kwargs_json}"
     return replace(
         entry,
         task=message.task,
@@ -347,21 +305,13 @@ def entry_of(letter: DeadLetter) -> DeadEntry:
         priority=message.priority,
         attempts=message.attempt,
         replays=message.replays,
-        **_arguments(message),
+        args=args,
+        kwargs=kwargs,
+        unreadable_arguments=unreadable,
         headers=dict(message.headers),
         enqueued_at=_moment(message.enqueued_at),
-        expires_at=None if message.expires_at is None else _moment(message.expires_at),
+        expires_at=_moment(message.expires_at),
     )
-
-
-def _arguments(message: Message) -> dict[str, Any]:
-    try:
-        return {
-            "args": tuple(codec.loads_array(message.args_json)),
-            "kwargs": codec.loads_object(message.kwargs_json),
-        }
-    except DecodeError:
-        return {"unreadable_arguments": f"{message.args_json} {message.kwargs_json}"}
 
 
 def _hidden(entry: DeadEntry, why: str) -> DeadEntry:
@@ -372,11 +322,15 @@ def _hidden(entry: DeadEntry, why: str) -> DeadEntry:
     )
 
 
-def _moment(timestamp: float) -> datetime:
-    return datetime.fromtimestamp(timestamp, timezone.utc)
+def _moment(timestamp: float | None) -> datetime | None:
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, timezone.utc)
 
 
-def _filter(task: str | None, reason: str | None, queue: str | None) -> Callable[[DeadLetter], bool]:
+def _ids(ids: str | Iterable[str]) -> dict[str, None]:
+    return dict.fromkeys([ids] if isinstance(ids, str) else ids)
+
+
+def _filter(task: str | None, reason: str | None, queue: str | None) -> Matches:
     def matches(letter: DeadLetter) -> bool:
         message = letter.message
         return (

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, locks
 from taskbridge.durations import Duration, seconds
@@ -25,15 +25,14 @@ from taskbridge.exceptions import (
 )
 from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
-from taskbridge.stores.records import FINAL, AttemptRecord, Record, Records, State
+from taskbridge.stores.records import FINAL, Record, Records, State
 from taskbridge.stores.transitions import life_of
 
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from taskbridge.engines.cancellations import Cancellations
-    from taskbridge.settings import Settings
+    from taskbridge.bridge import Bridge
 
 T = TypeVar("T")
 
@@ -101,42 +100,11 @@ class Status:
         return self.state in FINAL
 
 
-class Host(Protocol):
-    """The bridge, as its results see it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def records(self) -> Records | None:
-        """The records; None without a store."""
-        ...
-
-    def records_of(self, task: str) -> Records | None:
-        """Return where a task's messages are recorded; None if they are not."""
-        ...
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch."""
-        ...
-
-    def run_until(self, done: Callable[[], bool]) -> bool:
-        """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
-        ...
-
-    @property
-    def cancellations(self) -> Cancellations:
-        """What this process knows of cancelled messages."""
-        ...
-
-
 class Results:
     """What becomes of a bridge's messages; `Bridge.results` is one, and handles ask it."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
         self._lock = locks.Lock()
         self._asking: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -144,7 +112,7 @@ class Results:
 
     def status(self, id: str, *, task: str = "") -> Status:
         """Return what is known of a message; see `Handle.status`."""
-        return status_of(self._get(self._records("ST1", task), id), self._host.now())
+        return status_of(self._get(self._records("ST1", task), id), self._bridge.now())
 
     async def astatus(self, id: str, *, task: str = "") -> Status:
         """Do as `status` without blocking the event loop."""
@@ -154,61 +122,38 @@ class Results:
 
     def result(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Wait for a message's end, and return what its task returned; see `Handle.result`."""
-        records = self._records("RS1", task)
         deadline = _deadline(timeout)
+        records = self._records("RS1", task)
         record = self._driven(records, id)
-        return outcome_of(record if record.state in FINAL else self._awaited(records, id, deadline))
-
-    @property
-    def _drives(self) -> bool:
-        """Whether waiting may run tasks."""
-        return self._host.settings.url.engine == "inline"
-
-    def _driven(self, records: Records, id: str) -> Record:
-        """Return the record, after what waits has been run where nobody else would."""
-        record = self._get(records, id)
         if record.state in FINAL:
-            return record
-        nothing_is_left = self._host.run_until(lambda: self._get(records, id).state in FINAL)
-        record = self._get(records, id)
-        if nothing_is_left and record.state not in FINAL:
-            raise ResultTimeout(id, record.state, "and nothing is left to run")
-        return record
-
-    def _awaited(self, records: Records, id: str, deadline: float | None) -> Record:
+            return outcome_of(record)
         woken = locks.Event()
         end_watch = self._asked(lambda: records.watch(id, woken.set))
         try:
+            is_over = False
             while True:
                 woken.clear()
                 record = self._get(records, id)
-                if record.state in FINAL:
-                    return record
-                if not woken.wait(_left_s(deadline)):
-                    return self._at_last(records, id)
+                if record.state in FINAL or is_over:
+                    return _in_time(record)
+                is_over = not woken.wait(_left_s(deadline))
         finally:
             end_watch()
 
-    def _at_last(self, records: Records, id: str) -> Record:
-        """Return the record if it is final now that the time is over."""
-        record = self._get(records, id)
-        if record.state not in FINAL:
-            raise ResultTimeout(id, record.state, "in time")
-        return record
-
     async def aresult(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
-        deadline = _deadline(timeout)
-        records = await self._aside(lambda: self._records("RS1", task))  # the first time, that imports a client
-        # What runs tasks may take any time, and may be inside one: a thread of its own.
-        record = await _in_thread(lambda: self._driven(records, id)) if self._drives else await self._aget(records, id)
-        return outcome_of(record if record.state in FINAL else await self._aawaited(records, id, deadline))
-
-    async def _aawaited(self, records: Records, id: str, deadline: float | None) -> Record:
         import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
-        loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
+        deadline = _deadline(timeout)
+        records = await self._aside(lambda: self._records("RS1", task))  # the first time, that imports a client
+        if self._bridge.settings.url.engine == "inline":
+            # This may run tasks, which may take any time, or be inside one: it needs a thread of its own.
+            record = await asyncio.to_thread(self._driven, records, id)
+        else:
+            record = await self._aside(lambda: self._get(records, id))
+        if record.state in FINAL:
+            return outcome_of(record)
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
@@ -217,17 +162,29 @@ class Results:
         watch = loop.run_in_executor(self._threads(), lambda: self._asked(lambda: records.watch(id, wake)))
         try:
             await asyncio.shield(watch)
+            is_over = False
             while True:
                 woken.clear()
-                record = await self._aget(records, id)
-                if record.state in FINAL:
-                    return record
+                record = await self._aside(lambda: self._get(records, id))
+                if record.state in FINAL or is_over:
+                    return _in_time(record)
                 try:
                     await asyncio.wait_for(woken.wait(), _left_s(deadline))
                 except asyncio.TimeoutError:
-                    return await self._aside(lambda: self._at_last(records, id))
+                    is_over = True
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
+
+    def _driven(self, records: Records, id: str) -> Record:
+        """Return the record, after what waits has been run where nobody else would."""
+        record = self._get(records, id)
+        if record.state in FINAL:
+            return record
+        nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
+        record = self._get(records, id)
+        if nothing_is_left and record.state not in FINAL:
+            raise ResultTimeout(id, record.state, "and nothing is left to run")
+        return record
 
     def _end_watch(self, watch: asyncio.Future[Callable[[], None]]) -> None:
         """End a watch that has begun, in a thread, for it may have to tell the store."""
@@ -238,15 +195,12 @@ class Results:
 
     def cancel(self, id: str, *, task: str = "") -> Status:
         """Cancel a message unless it has ended, and return its status after that; see `Handle.cancel`."""
-        records = self._records("CA1", task)
-        _check_id(id)
-        timeout_s = self._host.settings.send_timeout_s
-        record = self._asked(lambda: records.cancel(id, at=self._host.now(), timeout_s=timeout_s))
-        if record is None:
-            raise NoSuchRecord(id)
+        records, now = self._records("CA1", task), self._bridge.now()
+        timeout_s = self._bridge.settings.send_timeout_s
+        record = self._found(id, lambda: records.cancel(id, at=now, timeout_s=timeout_s))
         if record.state == "cancelled" or record.cancel_asked:
-            self._host.cancellations.add(life_of(record))
-        return status_of(record, self._host.now())
+            self._bridge.cancellations.add(life_of(record))
+        return status_of(record, self._bridge.now())
 
     async def acancel(self, id: str, *, task: str = "") -> Status:
         """Do as `cancel` without blocking the event loop."""
@@ -255,26 +209,32 @@ class Results:
     # Asking the store
 
     def _records(self, rule: str, task: str) -> Records:
-        target = self._host.settings.url.target
-        records = self._host.records
+        target = self._bridge.settings.url.target
+        records = self._bridge.records
         if records is None:
             raise UnsupportedError(
                 rule, target, "no store is set; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
             )
-        if self._host.records_of(task) is None:
+        if self._bridge.records_of(task) is None:
             raise UnsupportedError(rule, target, f"task {task!r} is declared with results=False; leave that out")
         return records
 
     def _get(self, records: Records, id: str) -> Record:
-        _check_id(id)
-        timeout_s = self._host.settings.send_timeout_s
-        record = self._asked(lambda: records.get(id, timeout_s=timeout_s))
+        return self._found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))
+
+    def _found(self, id: str, ask: Callable[[], Record | None]) -> Record:
+        record = self._asked(ask) if is_id(id) else None  # no message has another id, and not every store takes it
         if record is None:
             raise NoSuchRecord(id)
         return record
 
-    async def _aget(self, records: Records, id: str) -> Record:
-        return await self._aside(lambda: self._get(records, id))
+    def _asked(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except StoreNotReady:
+            raise
+        except BrokerUnavailable as exc:
+            raise StoreUnavailable(exc.problem) from exc
 
     async def _aside(self, ask: Callable[[], T]) -> T:
         """Ask in one of a few threads, which are not those of the event loop's own pool: others need these."""
@@ -289,19 +249,6 @@ class Results:
             if self._asking is None or self._asking[0] != os.getpid():  # forked: the threads are the parent's
                 self._asking = os.getpid(), ThreadPoolExecutor(_THREADS, "taskbridge-results")
             return self._asking[1]
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except StoreNotReady:
-            raise
-        except BrokerUnavailable as exc:
-            raise StoreUnavailable(exc.problem) from exc
-
-
-def _check_id(id: str) -> None:
-    if not is_id(id):  # no message has it, and not every store can be asked
-        raise NoSuchRecord(id)
 
 
 def outcome_of(record: Record) -> Any:
@@ -347,7 +294,16 @@ def status_of(record: Record, now: float) -> Status:
         enqueued_at=_moment(record.enqueued_at),
         due_at=_moment_or_none(record.due_at) if waits else None,
         ended_at=_moment_or_none(record.ended_at),
-        attempts=tuple(map(_attempt_of, record.attempts)),
+        attempts=tuple(
+            Attempt(
+                number=attempt.number,
+                worker=attempt.worker,
+                started_at=_moment(attempt.started_at),
+                ended_at=_moment_or_none(attempt.ended_at),
+                error=attempt.error,
+            )
+            for attempt in record.attempts
+        ),
         reason=record.reason,
         error=record.error,
         traceback=record.traceback,
@@ -356,14 +312,15 @@ def status_of(record: Record, now: float) -> Status:
     )
 
 
-def _attempt_of(attempt: AttemptRecord) -> Attempt:
-    return Attempt(
-        number=attempt.number,
-        worker=attempt.worker,
-        started_at=_moment(attempt.started_at),
-        ended_at=_moment_or_none(attempt.ended_at),
-        error=attempt.error,
-    )
+def _in_time(record: Record) -> Any:
+    """Return the outcome of a record that was waited for.
+
+    Raises:
+        ResultTimeout: It is not final.
+    """
+    if record.state not in FINAL:
+        raise ResultTimeout(record.id, record.state, "in time")
+    return outcome_of(record)
 
 
 def _moment(timestamp: float) -> datetime:
@@ -380,9 +337,3 @@ def _deadline(timeout: Duration | None) -> float | None:
 
 def _left_s(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - monotonic())
-
-
-async def _in_thread(act: Callable[[], T]) -> T:
-    import asyncio  # here, for a program that doesn't await need not import it (30 ms)
-
-    return await asyncio.to_thread(act)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 from dataclasses import replace
@@ -139,8 +140,7 @@ def each_holds_a_thread() -> None:
     """Who awaits a result waits in a thread of the event loop's pool."""
 
     def make(_: Any) -> Any:
-        in_thread = importlib.import_module(_RESULTS)._in_thread
-        return lambda self, *given, **named: in_thread(lambda: self.result(*given, **named))
+        return lambda self, *given, **named: asyncio.to_thread(self.result, *given, **named)
 
     put(_RESULTS, "Results.aresult", make)
 
