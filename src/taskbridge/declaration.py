@@ -145,9 +145,8 @@ def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any])
 
     timings = plan.checked_timings(options.pop("schedules", ()))
     short = plan.timing_of(**{"cron": None, "every": None, **options})
-    found = [] if short is None else [plan.named(task, task, short)]
-    found += [plan.named(None, task, timing) for timing in timings]
-    plan.check_recorded([schedule.timing for schedule in found], results=results)
+    found = [] if short is None else [plan.named(task, task, short, results=results)]
+    found += [plan.named(None, task, timing, results=results) for timing in timings]
     try:
         of.bind()
     except TypeError as exc:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskbridge.exceptions import TaskBridgeError
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
+    from taskbridge.bridge import Bridge
     from taskbridge.durations import Duration
     from taskbridge.results import Results, Status
 
 R_co = TypeVar("R_co", covariant=True)
-
-
-class Origin(Protocol):
-    """The bridge, as its handles see it."""
-
-    @property
-    def results(self) -> Results:
-        """What becomes of messages."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +35,7 @@ class Handle(Generic[R_co]):
     id: str
     task: str = field(default="", compare=False)
     queue: str = field(default="", compare=False)
-    bridge: Origin | None = field(default=None, compare=False, repr=False)
+    bridge: Bridge | None = field(default=None, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled without the bridge."""

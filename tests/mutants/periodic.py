@@ -65,7 +65,7 @@ def ticks_are_sent_early() -> None:
     _decide_otherwise(lambda timing, given: (timing, {**given, "now": given["now"] + 0.5}))
 
     def make(attend: Any) -> Any:
-        return lambda self, *given: min(attend(self, *given), self._host.now() + 0.1)
+        return lambda self, *given: min(attend(self, *given), self._bridge.now() + 0.1)
 
     put(_SCHEDULER, "Ticker._attend", make)
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 from dataclasses import replace
 from typing import Any

@@ -146,7 +146,8 @@ class Actor:
     def _live(self) -> None:
         try:
             self._point()
-            ticker = Ticker(self, claimant=self.claimant, stall_s=STALL_S)
+            bridge: Any = self
+            ticker = Ticker(bridge, claimant=self.claimant, stall_s=STALL_S)
             while True:
                 try:
                     wake_at = ticker.step()

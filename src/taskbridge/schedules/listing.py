@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID, uuid5
 
 from taskbridge import codec
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
-from taskbridge.schedules.plan import Schedule, Timing, check_recorded, named
+from taskbridge.schedules.plan import Schedule, Timing, named
 from taskbridge.stores.ticks import ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
@@ -25,6 +25,9 @@ SCHEDULE_HEADER: Final = "taskbridge.schedule"
 
 PLANNED_HEADER: Final = "taskbridge.planned_at"
 """The header with the instant that a message was planned for, in UTC, as ISO 8601."""
+
+_TICKS: Final = UUID("6f2c7f3e-0d5b-4b57-9c6b-5c1f5a3a3e1d")
+"""The namespace, in the sense of RFC 9562, of the ids of ticks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +96,9 @@ class Schedules:
             DeclarationError: There is another schedule of that name already.
             EncodeError: An argument can't be put in a message.
         """
-        check_recorded([timing], results=call.declaration.results)
+        schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
         codec.dumps_array(call.args, "args")
         codec.dumps_object(call.kwargs, "kwargs")
-        schedule = named(None, call.declaration.name, timing)
         former = self._declared.get(schedule.name)
         if former is None or former.schedule != schedule or not _is_same(former.call, call):
             _check_free(schedule, self._declared)
@@ -124,13 +126,13 @@ class Schedules:
             hint = nearest(setting.task, [each.name for each in self._bridge.declarations()])
             raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
         try:
-            check_recorded([setting.timing], results=declaration.results)
+            schedule = named(None, setting.task, setting.timing, results=declaration.results)
             declaration.signature.bind(*setting.args, **setting.kwargs)
         except TypeError as exc:  # a DeclarationError is one too
             raise SettingsError("schedules", f"{setting.name!r}: {exc}") from exc
         options = SendOptions(queue=setting.queue, priority=setting.priority)
         call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)
-        return Planned(named(None, setting.task, setting.timing), call)
+        return Planned(schedule, call)
 
     def check_store(self) -> Ticks:
         """Return the ticks, in the store.
@@ -209,10 +211,8 @@ class Schedules:
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
-    """Return the id of the message of a tick, the same whoever sends it: a UUID of version 8 (RFC 9562)."""
-    digits = sha256(f"{namespace}\0{schedule}\0{planned_at!r}".encode()).hexdigest()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+    """Return the id of the message of a tick, the same whoever sends it."""
+    return str(uuid5(_TICKS, f"{namespace}\0{schedule}\0{planned_at!r}"))
 
 
 def _entry(schedule: Schedule, state: ScheduleState | None, now: float, runs: int) -> ScheduleEntry:

@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from taskbridge.durations import Duration, seconds
@@ -210,44 +211,38 @@ def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since:
     if first is None or first > now:
         return NothingDue(next_at=first)
     if paused:
-        return SkipTicks(first=first, last=_last(timing, first, now)[0], missed=0)
+        return SkipTicks(first=first, last=_due(timing, first, now)[-1], missed=0)
     if first > watched_since or timing.catch_up == "all":
         return SendTick(planned_at=first)
-    last, number, before_last = _last(timing, first, min(now, watched_since))
-    if timing.catch_up == "none":
-        return SkipTicks(first=first, last=last, missed=number)
-    if number == 1:
+    due = _due(timing, first, min(now, watched_since))
+    if timing.catch_up == "one" and len(due) == 1:
         return SendTick(planned_at=first)
-    return SkipTicks(first=first, last=before_last, missed=number - 1)
+    skipped = due if timing.catch_up == "none" else due[:-1]
+    return SkipTicks(first=first, last=skipped[-1], missed=len(skipped))
 
 
-def _last(timing: Timing, first: float, until: float) -> tuple[float, int, float]:
-    """Return the last tick from `first` until then, how many there are, and the one before it (`first` if none is).
-
-    Of more than `MOST_AT_ONCE` that many are looked at.
-    """
-    last, number, before = first, 1, first
-    for tick in timing.ticks(first):
-        if tick > until or number >= MOST_AT_ONCE:
-            break
-        last, number, before = tick, number + 1, last
-    return last, number, before
+def _due(timing: Timing, first: float, until: float) -> list[float]:
+    """Return the ticks from the first until then, `MOST_AT_ONCE` at most."""
+    return [first, *islice(takewhile(lambda tick: tick <= until, timing.ticks(first)), MOST_AT_ONCE - 1)]
 
 
 # Names and options
 
 
-def named(name: str | None, task: str, timing: Timing) -> Schedule:
+def named(name: str | None, task: str, timing: Timing, *, results: bool) -> Schedule:
     """Return a schedule of a task.
 
     Args:
         name: What it is called if the timing has no name; None is made of the task's name and the time.
         task: The task's name.
         timing: When it is due.
+        results: Whether what becomes of the task's messages is recorded.
 
     Raises:
-        DeclarationError: The name is too long.
+        DeclarationError: The name is too long; or the timing says `overlap="skip"`, and nothing is recorded.
     """
+    if timing.overlap == "skip" and not results:
+        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
     chosen = timing.name or name or f"{task}:{timing.spec}"
     return Schedule(name=check_name(chosen), task=task, timing=timing)
 
@@ -261,16 +256,6 @@ def check_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
         raise DeclarationError(f"a schedule's name must be text of up to {LONGEST_NAME} characters, not {name!r}")
     return name
-
-
-def check_recorded(timings: Sequence[Timing], *, results: bool) -> None:
-    """Refuse to look whether the last message has ended where that is not recorded.
-
-    Raises:
-        DeclarationError: A timing says `overlap="skip"`, and the task `results=False`.
-    """
-    if not results and any(timing.overlap == "skip" for timing in timings):
-        raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
 
 
 def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Timing | None:

@@ -11,19 +11,20 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import inf
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.schedules.plan import NothingDue, Schedule, SendTick, SkipTicks, decide
-from taskbridge.settings import Settings
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.ticks import ScheduleState, TickClaim, Ticks
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
 
 _log = logging.getLogger("taskbridge.scheduler")
 
@@ -54,36 +55,6 @@ _WITNESS_S: Final = 3.0
 _JOIN_S: Final = 1.0
 
 
-class TickHost(Protocol):
-    """The bridge, as its scheduler sees it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The checked settings."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """The store; None without one."""
-        ...
-
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch."""
-        ...
-
-    def all_schedules(self) -> Sequence[Schedule]:
-        """Return all schedules declared so far."""
-        ...
-
-    def check_schedules(self) -> None:
-        """Raise what stands in the way of sending by schedules."""
-        ...
-
-    def send_tick(self, schedule: str, planned_at: float) -> str:
-        """Send the message of a tick, always with the same id, and return that."""
-        ...
-
-
 @dataclass(kw_only=True, slots=True)
 class _Watched:
     """What a scheduler remembers of a schedule.
@@ -105,17 +76,17 @@ class Ticker:
     """One scheduler, without a thread: whoever has one calls `step` again and again.
 
     Args:
-        host: The bridge.
+        bridge: Whose schedules it keeps to.
         claimant: A name that no other has.
         stall_s: A pause in the calls of this length means that nobody was here.
     """
 
-    def __init__(self, host: TickHost, *, claimant: str, stall_s: float) -> None:
-        self._host = host
+    def __init__(self, bridge: Bridge, *, claimant: str, stall_s: float) -> None:
+        self._bridge = bridge
         self._claimant = claimant
         self._stall_s = stall_s
-        self._lease_s = min(CLAIM_LEASE_S, host.settings.lease_s)
-        self._timeout_s = host.settings.send_timeout_s
+        self._lease_s = min(CLAIM_LEASE_S, bridge.settings.lease_s)
+        self._timeout_s = bridge.settings.send_timeout_s
         self._here_at: float | None = None
         self._watched_since: float | None = None
         self._watched: dict[str, _Watched] = {}
@@ -132,7 +103,7 @@ class Ticker:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
         self._refused = None
-        schedules = self._host.all_schedules()
+        schedules = self._bridge.all_schedules()
         self._watched = {each.name: self._watched.get(each.name, _Watched()) for each in schedules}
         for schedule in schedules:
             watched = self._watched[schedule.name]
@@ -148,7 +119,7 @@ class Ticker:
 
     def _here(self) -> float:
         """Return the time, and notice if this process stood still."""
-        now = self._host.now()
+        now = self._bridge.now()
         if self._here_at is not None and now - self._here_at > self._stall_s:
             _log.warning("nothing was scheduled here for %.1f s: the process stood still", now - self._here_at)
             self.lapse()
@@ -199,7 +170,7 @@ class Ticker:
         if claim is TickClaim.AGAIN and not paused:  # whoever claimed it before may have sent it: it is sent
             decision = SendTick(planned_at=first)
         overlaps = isinstance(decision, SendTick) and self._overlaps(schedule, state)
-        passed_s = self._host.now() - now
+        passed_s = self._bridge.now() - now
         if passed_s > lease_s / 2:  # by now another may have it
             _log.warning("schedule %s: %.1f s since a tick was claimed: it is claimed again", name, passed_s)
             return None
@@ -215,13 +186,13 @@ class Ticker:
         """Send a tick that is claimed here, and return when to look again; None is now."""
         name, shown = schedule.name, _shown(planned_at)
         try:
-            message_id = self._host.send_tick(name, planned_at)
+            message_id = self._bridge.send_tick(name, planned_at)
         except BrokerUnavailable as exc:  # its queue alone may be full: the others go on
             self._refused = exc
             if is_first_claim and not exc.maybe_taken:
                 watched.to_release = planned_at
                 self._release(schedule, watched)
-            watched.unsent_at = self._host.now()
+            watched.unsent_at = self._bridge.now()
             return watched.unsent_at + _LOOK_S
         except Exception:  # an argument that can't be encoded, a queue that is not known any more: it won't go better
             _log.exception("schedule %s: %s can't be sent", name, shown)
@@ -256,7 +227,7 @@ class Ticker:
 
     @property
     def _store(self) -> Store:
-        store = self._host.store
+        store = self._bridge.store
         assert store is not None, "`check_schedules` comes first"
         return store
 
@@ -279,8 +250,8 @@ def _may_decide(watched: _Watched, settled_until: float, now: float) -> bool:
 class Scheduler:
     """The thread of a worker process that runs a `Ticker`, from `start` to `stop`."""
 
-    def __init__(self, host: TickHost) -> None:
-        self._host = host
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
         self._stop = locks.Event()
         self._thread: threading.Thread | None = None
 
@@ -290,9 +261,9 @@ class Scheduler:
         Raises:
             UnsupportedError: There are schedules, but no store.
         """
-        if self._thread is not None or not is_wanted(self._host) or not self._host.all_schedules():
+        if self._thread is not None or not is_wanted(self._bridge) or not self._bridge.all_schedules():
             return
-        self._host.check_schedules()
+        self._bridge.check_schedules()
         self._stop = locks.Event()
         self._thread = threading.Thread(target=self.run, args=(self._stop,), name="taskbridge-scheduler", daemon=True)
         self._thread.start()
@@ -301,12 +272,12 @@ class Scheduler:
         """Send what is due until `stop` is set."""
         claimant = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         # A call to the store or the broker may take this long without anybody having stood still.
-        ticker = Ticker(self._host, claimant=claimant, stall_s=2 * self._host.settings.send_timeout_s + 5.0)
+        ticker = Ticker(self._bridge, claimant=claimant, stall_s=2 * self._bridge.settings.send_timeout_s + 5.0)
         is_away = False
         while not stop.is_set():
             wait_s = _LOOK_S
             try:
-                wait_s = min(_LOOK_S, ticker.step() - self._host.now())
+                wait_s = min(_LOOK_S, ticker.step() - self._bridge.now())
                 is_away = False
             except BrokerUnavailable as exc:
                 if not is_away:
@@ -324,20 +295,20 @@ class Scheduler:
             self._thread = None
 
 
-def check(host: TickHost) -> None:
+def check(bridge: Bridge) -> None:
     """Return if a worker of this bridge can send by schedules, or is not to.
 
     Raises:
         UnsupportedError: There are schedules, but no store.
         SettingsError: The setting `schedules` names a task that is not declared.
     """
-    if is_wanted(host):
-        host.check_schedules()
+    if is_wanted(bridge):
+        bridge.check_schedules()
 
 
-def is_wanted(host: TickHost) -> bool:
+def is_wanted(bridge: Bridge) -> bool:
     """Return whether workers of this bridge send by schedules."""
-    return host.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off"
+    return bridge.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off"
 
 
 def _shown(instant: float) -> str:
