@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.schedules.plan import NothingDue, Schedule, SendTick, SkipTicks, decide
 from taskbridge.stores.base import Store
@@ -51,8 +51,6 @@ _AT_A_TIME: Final = 20
 
 _WITNESS_S: Final = 3.0
 """How long a tick that was due before this scheduler came is left to those that were there before."""
-
-_JOIN_S: Final = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -247,13 +245,15 @@ def _may_decide(watched: _Watched, settled_until: float, now: float) -> bool:
     return now - watched.left[1] >= _WITNESS_S
 
 
-class Scheduler:
-    """The thread of a worker process that runs a `Ticker`, from `start` to `stop`."""
+class Scheduler(Background):
+    """The thread of a worker process that runs a `Ticker`.
+
+    `stop` waits for it for 1 s at most: whatever it is at, another scheduler goes on with.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
+        super().__init__("scheduler", join_s=1.0)
         self._bridge = bridge
-        self._stop = locks.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread if there are schedules, and this worker is to send by them; starting twice does nothing.
@@ -261,12 +261,9 @@ class Scheduler:
         Raises:
             UnsupportedError: There are schedules, but no store.
         """
-        if self._thread is not None or not is_wanted(self._bridge) or not self._bridge.all_schedules():
-            return
-        self._bridge.check_schedules()
-        self._stop = locks.Event()
-        self._thread = threading.Thread(target=self.run, args=(self._stop,), name="taskbridge-scheduler", daemon=True)
-        self._thread.start()
+        if is_wanted(self._bridge) and self._bridge.all_schedules():
+            self._bridge.check_schedules()
+            super().start()
 
     def run(self, stop: threading.Event) -> None:
         """Send what is due until `stop` is set."""
@@ -286,13 +283,6 @@ class Scheduler:
             except Exception:
                 _log.exception("scheduling failed, trying again")
             stop.wait(max(0.0, wait_s))
-
-    def stop(self) -> None:
-        """Stop the thread and wait for it, for 1 s at most: whatever it is at, another scheduler goes on with."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(_JOIN_S)
-            self._thread = None
 
 
 def check(bridge: Bridge) -> None:
