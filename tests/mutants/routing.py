@@ -135,7 +135,7 @@ def any_number_is_a_time() -> None:
     def unguarded(self: Any, *args: Any, **given: Any) -> Any:
         return self._admit(*args, **given)
 
-    put("taskbridge.engines.dramatiq.wire", "_milliseconds", lambda _: lambda options, name: options.get(name))
+    put("taskbridge.engines.dramatiq.wire", "milliseconds", lambda _: lambda options, name: options.get(name))
     put("taskbridge.engines.dramatiq.deliveries", "Reception.admit", lambda _: unguarded)
 
 

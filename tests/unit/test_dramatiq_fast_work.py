@@ -25,10 +25,6 @@ class Parcel:
         return self if self.holds else None
 
 
-def is_even(parcel: object) -> bool:
-    return isinstance(parcel, Parcel) and parcel.number % 2 == 0
-
-
 def test_what_was_put_in_first_comes_out_first() -> None:
     work = WorkQueue()
     for number in range(3):
@@ -96,17 +92,6 @@ def test_each_message_is_run_once_though_threads_come_and_go() -> None:
         thread.join(MANY_S)
 
     assert Counter(found) == Counter(range(1500))
-
-
-def test_what_nobody_has_begun_with_is_withdrawn() -> None:
-    work = WorkQueue()
-    for number in range(4):
-        work.put(Parcel(number))
-
-    withdrawn: Any = work.withdrawn(is_even)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-
-    assert [parcel.number for parcel in withdrawn] == [0, 2]
-    assert [work.get_nowait().message.number for _ in range(2)] == [1, 3]
 
 
 def test_items_are_what_dramatiq_2_0_expects_too() -> None:

@@ -282,7 +282,7 @@ def test_sending_imports_no_engine() -> None:
 )
 def test_what_not_every_store_can_hold_is_refused(sender: str, part: str, value: str) -> None:
     parts = {
-        **json.loads(wire.Templates("taskbridge").of("email")[1].fill(message(), '"broker_priority":1')),
+        **json.loads(wire.AmqpWire(settings()).encode(message()).body),
         part: value,
     }
     if sender == "plain":
@@ -304,13 +304,13 @@ def test_a_time_out_of_range_is_not_read(number: float) -> None:
     native = wire.parse(stock_bytes(message(), {}))
 
     with pytest.raises(DecodeError, match="eta"):
-        wire.due_at({"eta": number})
+        wire.milliseconds({"eta": number}, "eta")
     with pytest.raises(DecodeError, match="max_age"):
         wire.read(replace(native, options={"max_age": number}), queue="email")
 
 
 def test_a_time_that_is_no_number_is_none() -> None:
     odd: list[Any] = [None, "soon", [1], {}]
-    assert [wire.due_at({"eta": value}) for value in odd] == [None] * 4
-    assert wire.due_at({}) is None
-    assert wire.due_at({"eta": 1500}) == 1.5
+    assert [wire.milliseconds({"eta": value}, "eta") for value in odd] == [None] * 4
+    assert wire.milliseconds({}, "eta") is None
+    assert wire.milliseconds({"eta": 1500}, "eta") == 1500

@@ -9,7 +9,7 @@ import time
 
 from taskbridge import Bridge, Message
 from taskbridge.engines.runs import Runs, patience_s
-from taskbridge.retry import Done, GivenBack
+from taskbridge.retry import GivenBack
 
 _LONGEST_S = 20.0
 
@@ -31,7 +31,7 @@ runs = Runs(bridge)
 runs.ends_process = lambda: True
 for task in ("quick", sys.argv[1]):
     message = Message(id=task, task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
-    runs.run(message, limit_s=0.1)
+    runs.run(bridge.bound(task), message)
 """
 
 
@@ -67,7 +67,7 @@ def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
 
     runs = Runs(bridge)
     verdicts: list[object] = []
-    thread = threading.Thread(target=lambda: verdicts.append(runs.run(a_message("waits"), limit_s=None)), daemon=True)
+    thread = threading.Thread(target=lambda: verdicts.append(runs.run(bridge.bound("waits"), a_message("waits"))), daemon=True)
     thread.start()
     assert begun.wait(_LONGEST_S)
     assert [run.message.task for run in runs.all()] == ["waits"]
@@ -76,7 +76,7 @@ def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
 
     assert isinstance(verdicts[0], GivenBack)
     assert runs.all() == []
-    assert isinstance(runs.run(a_message("waits"), limit_s=None), GivenBack)
+    assert isinstance(runs.run(bridge.bound("waits"), a_message("waits")), GivenBack)
     assert waits.name == "waits"
 
 
@@ -85,12 +85,15 @@ def test_a_run_is_stuck_only_after_its_limit_and_most_of_the_grace() -> None:
     seen: list[int] = []
     runs = Runs(bridge)
 
-    @bridge.task(name="looks")
+    @bridge.task(name="looks", time_limit=0.1)
     def looks() -> None:
         seen.append(len(runs.stuck()))
-        time.sleep(0.1 + patience_s(0.4) + 0.05)
-        seen.append(len(runs.stuck()))
+        try:
+            time.sleep(0.1 + patience_s(0.4) + 0.05)  # the limit can't end it
+        finally:
+            seen.append(len(runs.stuck()))
 
-    assert isinstance(runs.run(a_message(looks.name), limit_s=0.1), Done)
+    runs.run(bridge.bound(looks.name), a_message(looks.name))
+
     assert seen == [0, 1]
     assert runs.stuck() == []

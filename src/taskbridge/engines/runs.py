@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
+from taskbridge.runner import Runner
 from taskbridge.message import Message
 from taskbridge.retry import GivenBack, Interrupted, Verdict
 from taskbridge.timelimit import raise_in_thread
@@ -58,7 +59,7 @@ class Runs:
         self._interrupted: set[int] = set()
         self._is_over = False
         self._armed_for = inf
-        self.ends_process: Callable[[], bool] = _never
+        self.ends_process: Callable[[], bool] = lambda: False
 
     def open(self) -> None:
         """Let tasks run: a worker starts."""
@@ -76,24 +77,24 @@ class Runs:
         now = monotonic()
         return [run for run in self.all() if run.is_stuck_at <= now]
 
-    def run(self, message: Message, *, limit_s: float | None, holder: Any = None) -> Verdict:
+    def run(self, task: Runner, message: Message, *, holder: Any = None) -> Verdict:
         """Run a message in this thread.
 
         Args:
+            task: The message's.
             message: The message.
-            limit_s: Its task's time limit; None is for ever.
             holder: What holds it, as its engine knows it.
 
         Returns:
             The verdict, not yet carried out; `GivenBack` if the worker's end interrupts it.
         """
-        thread = threading.get_ident()
+        thread, limit_s = threading.get_ident(), task.limit_s
         stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
         verdict: Verdict = GivenBack()
         try:
             if self._enter(thread, Run(message, holder, stuck_at)):
                 try:
-                    verdict = self._host.bound(message.task).run(message)
+                    verdict = task.run(message)
                 finally:
                     self._leave(thread)
         except Interrupted:  # it may arrive outside the task's own code, where the runner does not see it
@@ -118,9 +119,7 @@ class Runs:
 
     def _arm(self) -> None:
         """Have the process ended by a thread in C, a little after its own threads should have done so."""
-        first = inf
-        for run in self._running.values():
-            first = min(first, run.is_stuck_at)
+        first = min((run.is_stuck_at for run in self._running.values()), default=inf)
         if first == self._armed_for or not self.ends_process():
             return
         self._armed_for = first
@@ -143,7 +142,3 @@ class Runs:
 def patience_s(grace_s: float) -> float:
     """Return how long after its time limit a run is stuck, so that its process has ended when the grace is over."""
     return max(grace_s - WATCH_S - ORDERLY_S, grace_s / 2)
-
-
-def _never() -> bool:
-    return False

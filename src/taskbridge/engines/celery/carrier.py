@@ -170,7 +170,7 @@ class Carrier:
             task = self._host.bound(message.task)
             verdict = begin(task, message, redelivered=redelivered)
             if verdict is None:
-                return finish(task, message, self._runs.run(message, limit_s=limit_s))
+                return finish(task, message, self._runs.run(task, message))
         except NotSettledError as exc:
             return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:

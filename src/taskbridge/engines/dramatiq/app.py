@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from typing import Final
 
 from dramatiq import Worker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import CurrentMessage, Middleware, default_middleware
 
 from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
-from taskbridge.engines.dramatiq.actors import TaskActor
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.carrier import Carrier
-from taskbridge.engines.dramatiq.deliveries import Reception
-from taskbridge.engines.dramatiq.middleware import default_middleware
+from taskbridge.engines.dramatiq.deliveries import Reception, TaskActor
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
 from taskbridge.engines.dramatiq.worker import DramatiqLife
 from taskbridge.exceptions import DeclarationError, TaskBridgeError
@@ -44,9 +42,9 @@ class DramatiqEngine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._life = DramatiqLife(host)
-        self._native = _broker(host, [*default_middleware(), self._life])
+        self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage(), self._life])
         self._carrier = Carrier(host, self._native, self._life)
-        self._native.reception = Reception(host, self._native, self._is_ordinary)
+        self._native.reception = Reception(host, self._native)
         self._native.stopping = host.stopping
         self._embedded = locks.Lock()
         self._booted = False
@@ -62,13 +60,12 @@ class DramatiqEngine:
         Raises:
             DeclarationError: There is an actor of this name that is no task.
         """
-        queue = self._host.queue_of(declaration.name)
-        if self._is_ordinary(declaration.name):
-            raise DeclarationError(
-                f"there is a Dramatiq actor {declaration.name!r} already; give the task another name"
-            )
-        self._native.actors.pop(declaration.name, None)  # its module was imported twice
-        TaskActor(declaration, broker=self._native, native_queue=self._native_queue(queue), carrier=self._carrier)
+        actors, name = self._native.actors, declaration.name
+        if not isinstance(actors.get(name), TaskActor | None):
+            raise DeclarationError(f"there is a Dramatiq actor {name!r} already; give the task another name")
+        actors.pop(name, None)  # its module was imported twice
+        queue = self._native_queue(self._host.queue_of(name))
+        TaskActor(declaration, broker=self._native, native_queue=queue, carry=self._carrier.carry)
         self.declare_queues()
 
     def declare_queues(self) -> None:
@@ -138,10 +135,6 @@ class DramatiqEngine:
 
     def _native_queue(self, queue: str) -> str:
         return native_queue(self._host.settings.namespace, queue)
-
-    def _is_ordinary(self, name: str) -> bool:
-        actor = self._native.actors.get(name)
-        return actor is not None and not isinstance(actor, TaskActor)
 
 
 def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:

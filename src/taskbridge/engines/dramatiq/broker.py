@@ -1,21 +1,52 @@
-"""What the three brokers of this engine have in common, on top of Dramatiq's own."""
+"""What the three brokers of this engine have in common, on top of Dramatiq's own: slots, consumers, middleware.
+
+Dramatiq lets each queue's consumer prefetch for itself, so that a process holds messages of one queue while all its
+threads run those of another. Here a consumer takes a message only for a thread that is free (rule A6), and each message
+holds a slot from then until it is done with.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Protocol, TypeGuard, TypeVar
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from time import sleep
+from typing import Any, NamedTuple, Protocol
 
-from dramatiq import Broker
+from dramatiq import Broker, Consumer, MessageProxy
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware, MiddlewareError
 
 from taskbridge import locks
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
-from taskbridge.engines.dramatiq.slots import Slots
+from taskbridge.engines.dramatiq.slots import Slots, Ticket
+from taskbridge.engines.settle import NotSettledError
+from taskbridge.exceptions import BrokerUnavailable
 
-_BOOT_LOOK_S: Final = 0.2
+_log = logging.getLogger("taskbridge.dramatiq")
 
-ItemT = TypeVar("ItemT")
+_BOOT_LOOK_S = 0.2
+
+
+class Arrival(NamedTuple):
+    """A message that was taken, and that nobody has looked at yet.
+
+    Attributes:
+        consumer: The consumer that took it.
+        place: Where the broker holds it; what that is, its consumer knows.
+        body: The message's bytes.
+        redelivered: Whether it may have been started before.
+    """
+
+    consumer: EngineConsumer
+    place: Any
+    body: bytes
+    redelivered: bool = False
+
+    def opened(self) -> Delivery | None:
+        """Return the message, for the thread that is to run it; None if there is nothing to run."""
+        return self.consumer.opened(self)
 
 
 class Work(Protocol):
@@ -23,10 +54,6 @@ class Work(Protocol):
 
     def put(self, item: Any) -> None:
         """Put something in that has a method `opened`, which the thread that takes it calls."""
-        ...
-
-    def withdrawn(self, is_one: Callable[[object], TypeGuard[ItemT]]) -> list[ItemT]:
-        """Take out what is of a kind, unopened, and return it."""
         ...
 
 
@@ -39,18 +66,16 @@ class EngineBroker(Broker):
         booted: Set once the worker may take messages.
         stopping: Set once the worker's grace is over: nothing waits for a server any longer.
         reception: Looks at each message.
-        hand_over: On the fast way, gives a message that a thread has opened back to Dramatiq's consumer thread.
         work: On the fast way, where the worker's threads take their messages from; else None.
     """
 
     slots: Slots | None = None
     draining: bool = False
-    _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
     booted: threading.Event
     stopping: threading.Event
     reception: Reception
-    hand_over: Callable[[Delivery], None] | None = None
     work: Work | None = None
+    _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
 
     # What it tells its middleware
 
@@ -83,24 +108,14 @@ class EngineBroker(Broker):
         of, known = self._known_listeners
         if of != self.middleware:
             of, known = self._known_listeners = list(self.middleware), {}
-        ignored = _ignored(args[0]) if args and isinstance(args[0], Delivery) else ()
-        found = known.get((name, ignored))
+        unheard = args[0].unheard if args and isinstance(args[0], Delivery) else ()
+        found = known.get((name, unheard))
         if found is None:
-            listening = (each for each in of if _listens(each, name) and not isinstance(each, ignored))
-            found = known[name, ignored] = tuple(listening)
+            listening = (each for each in of if _listens(each, name) and not isinstance(each, unheard))
+            found = known[name, unheard] = tuple(listening)
         return found
 
-    def kept_or_now(self, delivery: Delivery) -> Delivery | None:
-        """Return a message that a thread is to run now; one that is delayed, or of no actor, is left to Dramatiq.
-
-        Raises:
-            Exception: A user's middleware wants it to end here; nobody has the message.
-        """
-        is_for_now = "eta" not in delivery.options and delivery.actor_name in self.actors
-        if delivery.task_message is not None or is_for_now or self.hand_over is None:
-            return delivery
-        self.hand_over(delivery)
-        return None
+    # The worker's life
 
     def opens(self, threads: int) -> None:
         """Get ready to consume for so many threads."""
@@ -124,22 +139,213 @@ class EngineBroker(Broker):
         """
 
 
-class ForActors:
-    """Marks a middleware that is told nothing about a message of taskbridge's."""
-
-
-class ForOptions:
-    """Marks a middleware that is told about a message of taskbridge's only if that has options of Dramatiq's."""
-
-
-def _ignored(delivery: Delivery) -> tuple[type, ...]:
-    """Return the kinds of middleware that are told nothing about a message."""
-    if delivery.task_message is None:
-        return ()
-    return (ForActors,) if delivery.has_options else (ForActors, ForOptions)
-
-
 def _listens(middleware: Middleware, name: str) -> bool:
     """Return whether a middleware does anything for a signal: it has a method of its own for it."""
     method = getattr(middleware, name, None)
     return method is not None and getattr(method, "__func__", None) is not getattr(Middleware, name, None)
+
+
+class EngineConsumer(Consumer):
+    """Takes messages of one queue, as many as there are free threads, and looks at each before it is run.
+
+    Of our own queues, on the fast way, the thread that runs a message looks at it, and it goes past Dramatiq's consumer
+    thread. A subclass says how a broker's messages are taken, ended, given back and failed.
+
+    Args:
+        broker: The consumer's.
+        queue_name: Dramatiq's name of the queue.
+        prefetch: How many messages it may hold if it has no part in the worker's slots: of a queue of delayed
+            messages, which Dramatiq's consumer thread holds until they are due.
+        timeout_ms: How long `__next__` waits.
+    """
+
+    def __init__(self, broker: EngineBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
+        self._engine_broker = broker
+        self._queue_name = queue_name
+        self._timeout_s = timeout_ms / 1000
+        self._is_delayed = queue_name.endswith(".DQ")
+        self._slots = Slots(prefetch) if self._is_delayed or broker.slots is None else broker.slots
+        self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
+        self._ready: deque[Arrival] = deque()
+        self._delayed: set[Any] = set()
+        self._ticket: Ticket | None = None
+        self._wake = locks.Event()
+
+    # What a broker's own consumer says
+
+    def take(self, most: int) -> Sequence[Arrival]:
+        """Take up to so many messages, of those that wait now.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't give any, or nobody knows; whatever was taken goes back by itself.
+        """
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Return when there may be something to take, or after a while.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        raise NotImplementedError
+
+    def end(self, place: Any) -> None:
+        """Remove a message that is done with."""
+        raise NotImplementedError
+
+    def give_back(self, places: Sequence[Any], *, suspect: bool = False) -> None:
+        """Return messages to the front of their queue, in this order; `suspect` says that they may have been started."""
+        raise NotImplementedError
+
+    def fail(self, message: Delivery) -> None:
+        """Move a message to Dramatiq's own dead ones, for its dashboards."""
+        raise NotImplementedError
+
+    # What Dramatiq's consumer thread calls
+
+    def __next__(self) -> MessageProxy | None:
+        """Return the next message; None if there is none for a while, or no thread for it.
+
+        Raises:
+            ConnectionClosed: The broker doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
+        """
+        if not self._engine_broker.is_booted():
+            return None
+        try:
+            if self._engine_broker.draining:
+                self._give_back_ready()
+                sleep(self._timeout_s)
+                return None
+            if not self._ready:
+                self._fetch()
+            return self._next_ready()
+        except (BrokerUnavailable, NotSettledError) as exc:
+            raise ConnectionClosed(exc) from None
+
+    def _fetch(self) -> None:
+        """Take what there are free threads for; wait a little if there is nothing."""
+        slots = self._take_slots()
+        if slots == 0:
+            return
+        taken: Sequence[Arrival] = ()
+        try:
+            taken = self.take(slots)
+        finally:
+            self._slots.release(slots - len(taken))
+        if self._work is None:
+            self._ready.extend(taken)
+        else:
+            for arrival in taken:
+                self._work.put(arrival)
+        if not taken:
+            self.wait()
+
+    def _take_slots(self) -> int:
+        """Take the free slots; if there are none, wait in line for one, and return 0 if that takes too long."""
+        if self._ticket is None:
+            self._ticket = self._slots.ticket(self._wake.set)
+        if not self._ticket.granted:
+            self._wake.wait(self._timeout_s)
+        self._wake.clear()
+        if not self._ticket.granted:  # not in time, or what woke it came late and was for the ticket before
+            return 0
+        self._ticket = None
+        return 1 + self._slots.take(self._slots.total - 1)
+
+    def _next_ready(self) -> Delivery | None:
+        while self._ready:
+            delivery = self._admitted(self._ready.popleft())
+            if delivery is not None:
+                if self._is_delayed:
+                    self._delayed.add(delivery.place)
+                return delivery
+        return None
+
+    def _give_back_ready(self) -> None:
+        places = [arrival.place for arrival in self._ready]
+        self._ready.clear()
+        self._return(places)
+
+    def _return(self, places: Sequence[Any], *, suspect: bool = False) -> None:
+        if places:
+            self.give_back(places, suspect=suspect)
+            self._delayed.difference_update(places)
+            self._slots.release(len(places))
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Return messages to their queue that no thread has begun with."""
+        self._return([_delivery(message).place for message in messages])
+
+    def close(self) -> None:
+        """Return what no thread was given yet, nor Dramatiq's consumer thread held until it is due.
+
+        Dramatiq forgets what its thread held when the connection breaks (dramatiq/worker.py, ConsumerThread.run).
+        """
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._slots.give_up(ticket)
+        self._give_back_ready()
+        self._return(list(self._delayed))
+
+    # What any thread calls
+
+    def opened(self, arrival: Arrival) -> Delivery | None:
+        """Look at a message for the thread that is to run it, and return it; None if it is not to be run now.
+
+        Nothing is raised, for a thread of Dramatiq's ends with what is raised where it takes its messages
+        (dramatiq/worker.py, WorkerThread.run).
+        """
+        try:
+            if not self._engine_broker.draining:
+                return self._admitted(arrival)
+            self._return([arrival.place])
+        except NotSettledError as exc:
+            _log.warning("a message of %s goes back to it unread: %s", self._queue_name, exc)
+        except Exception:
+            _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
+        return None
+
+    def _admitted(self, arrival: Arrival) -> Delivery | None:
+        """Look at a message, and return it; None if it is done with, and its slot free.
+
+        Raises:
+            NotSettledError: It goes back to the queue, and its slot is free.
+        """
+        _, place, body, redelivered = arrival
+        try:
+            delivery = self._engine_broker.reception.admit(
+                self._queue_name, body, place=place, redelivered=redelivered
+            )
+        except BaseException:
+            self._return([place])
+            raise
+        if delivery is None:
+            self.end(place)
+            self._slots.release()
+        return delivery
+
+    def ack(self, message: MessageProxy) -> None:
+        """Remove a message that is done with, or return one to its queue that goes back; its slot is free then."""
+        delivery = _delivery(message)
+        if delivery.returns:
+            self._return([delivery.place], suspect=delivery.suspect)
+        else:
+            self._delayed.discard(delivery.place)
+            self.done(delivery.place)
+
+    def done(self, place: Any) -> None:
+        """Remove a message that is done with, and free its slot, or take the next message in it."""
+        self.end(place)
+        self._slots.release()
+
+    def nack(self, message: MessageProxy) -> None:
+        """Move a message to Dramatiq's own dead ones; its slot is free then."""
+        delivery = _delivery(message)
+        self._delayed.discard(delivery.place)
+        self.fail(delivery)
+        self._slots.release()
+
+
+def _delivery(message: MessageProxy) -> Delivery:
+    assert isinstance(message, Delivery)
+    return message

@@ -6,7 +6,6 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import dramatiq
@@ -16,14 +15,12 @@ from dramatiq.results import Results
 
 from taskbridge import failures
 from taskbridge.engines.base import Host
-from taskbridge.engines.dramatiq.deliveries import Delivery
+from taskbridge.engines.dramatiq.deliveries import FOR_OPTIONS, Delivery
 from taskbridge.engines.dramatiq.worker import DramatiqLife
 from taskbridge.engines.settle import NotSettledError, begin, finish, not_settled
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.message import Message
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
-
-_log = logging.getLogger("taskbridge.dramatiq")
 
 
 class Again(dramatiq.Retry):
@@ -53,13 +50,8 @@ class Carrier:
         self._broker = broker
         self._life = life
 
-    def carry(self, delivery: Delivery, message: Message, *, limit_s: float | None) -> Any:
-        """Run a delivery and settle it.
-
-        Args:
-            delivery: The delivery.
-            message: What it says.
-            limit_s: How long its task may run; None is for ever.
+    def carry(self, delivery: Delivery) -> Any:
+        """Run a delivery of a task's and settle it.
 
         Returns:
             What the task returned, if one of Dramatiq's middleware makes use of it.
@@ -68,38 +60,40 @@ class Carrier:
             Again, Returned, SkipMessage: It did not end well, and nobody is to be alarmed.
             BaseException: The error of which it is dead.
         """
+        message = delivery.task_message
+        assert message is not None
         if self._life.draining:
             raise _going_back(delivery, "the worker stops")
         try:
-            verdict = self._settled(delivery, message, limit_s)
+            verdict = self._settled(delivery, message)
         except Returned:
             raise
         except NotSettledError as exc:
             raise _going_back(delivery, "the worker stops before the broker took the verdict", suspect=True) from exc
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
             if not_settled(self._host, message, exc):
-                raise Returned("it could not be settled: it waits") from None
+                raise _elsewhere(delivery, "it could not be settled: it waits") from None
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
         return self._show(delivery, verdict)
 
-    def _settled(self, delivery: Delivery, message: Message, limit_s: float | None) -> Verdict:
+    def _settled(self, delivery: Delivery, message: Message) -> Verdict:
         """Run a message, unless there is a reason not to, and return the verdict, carried out."""
         task = self._host.bound(message.task)
         known = begin(task, message, redelivered=delivery.redelivered)
         if isinstance(known, Discarded) and not isinstance(known, Cancelled):
-            raise Returned(f"it was delivered again: {known.reason}")
+            raise _elsewhere(delivery, f"it was delivered again: {known.reason}")
         if known is not None:
             return known
-        verdict = self._life.runs.run(message, limit_s=limit_s, holder=delivery)
+        verdict = self._life.runs.run(task, message, holder=delivery)
         if delivery.abandoned:
-            raise Returned("the worker has given it back meanwhile")
+            raise _elsewhere(delivery, "the worker has given it back meanwhile")
         return finish(task, message, verdict)
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
         match verdict:
             case Done(value):
-                return value if self._is_wanted(value, delivery) else None
+                return value if value is None or self._is_wanted(delivery) else None
             case RunAgain(after_s, error):
                 retries = delivery.options.get("retries")
                 count = retries + 1 if isinstance(retries, int) else 1
@@ -114,15 +108,21 @@ class Carrier:
             case GivenBack():
                 raise _going_back(delivery, "the worker stops")
 
-    def _is_wanted(self, value: object, delivery: Delivery) -> bool:
+    def _is_wanted(self, delivery: Delivery) -> bool:
         """Return whether any middleware uses a result: Dramatiq warns of those that none does."""
-        if value is None or delivery.options.get("pipe_target") is not None:
+        if delivery.options.get("pipe_target") is not None:
             return True
         stores = (found for found in self._broker.middleware if isinstance(found, Results))
         return any(delivery.options.get("store_results", found.store_results) for found in stores)
 
 
+def _elsewhere(delivery: Delivery, reason: str) -> Returned:
+    """Return what to raise for a message whose outcome is not this one; nobody is called back for it."""
+    delivery.unheard = FOR_OPTIONS
+    return Returned(reason)
+
+
 def _going_back(delivery: Delivery, reason: str, *, suspect: bool = False) -> Returned:
     delivery.returns = True
     delivery.suspect = suspect
-    return Returned(reason)
+    return _elsewhere(delivery, reason)

@@ -1,15 +1,25 @@
-"""Messages as they come from a queue, and what is done with them before a thread is needed."""
+"""Messages as they come from a queue, what is done with them before a thread is needed, and the actors they are for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
-from dramatiq import Broker, Message, MessageProxy
+from dramatiq import Actor, Broker, Message, MessageProxy
 from dramatiq.errors import DecodeError as DramatiqDecodeError
+from dramatiq.middleware import (
+    AgeLimit,
+    Callbacks,
+    CurrentMessage,
+    Middleware,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
 
+from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, later, put_off_unknown, suspect
@@ -18,6 +28,12 @@ from taskbridge.message import Message as TaskMessage
 from taskbridge.probe import PROBE
 
 _log = logging.getLogger("taskbridge.dramatiq")
+
+FOR_ACTORS: Final[tuple[type[Middleware], ...]] = (AgeLimit, TimeLimit, ShutdownNotifications, Retries)
+"""The middleware that is told nothing about a task's message: taskbridge has rules X1, T1, A4 and R for these."""
+
+FOR_OPTIONS: Final[tuple[type[Middleware], ...]] = (*FOR_ACTORS, Callbacks, Pipelines)
+"""The same, for a task's message that has no options of Dramatiq's, as those of plain clients may have."""
 
 _PAUSE_S: Final = 1.0
 """How long a thread waits before it tries again to keep a message that the broker did not take."""
@@ -31,19 +47,19 @@ class Delivery(MessageProxy):
 
     Attributes:
         task_message: What it says, if taskbridge decides about it; None for a message of a user's own actor.
-        has_options: Whether it has options of Dramatiq's, from a plain client.
         body: The bytes as they came.
         place: Where the broker holds it; what that is, its consumer knows.
         redelivered: Whether the broker says that it was delivered before.
+        unheard: The middleware that is told nothing about it.
         returns: Whether it goes back to its queue instead of being acknowledged.
         suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
         is_begun: Whether a thread has begun to run it.
         abandoned: Whether it has gone back while its thread still ran it.
     """
 
-    def __init__(self, parts: wire.Native, *, body: bytes, place: Any, redelivered: bool = False) -> None:
+    def __init__(self, parts: wire.Native, queue_name: str, *, body: bytes, place: Any, redelivered: bool) -> None:
         message: Message[Any] = Message(
-            queue_name=parts.queue_name,
+            queue_name=queue_name,
             actor_name=parts.actor_name,
             args=tuple(parts.args),
             kwargs=dict(parts.kwargs),
@@ -53,14 +69,14 @@ class Delivery(MessageProxy):
         )
         super().__init__(message)
         # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
-        self.queue_name: str = message.queue_name
+        self.queue_name: str = queue_name
         self.actor_name: str = message.actor_name
         self.options: dict[str, Any] = message.options
         self.task_message: TaskMessage | None = None
-        self.has_options: bool = True
         self.body = body
         self.place = place
         self.redelivered = redelivered
+        self.unheard: tuple[type[Middleware], ...] = ()
         self.returns = False
         self.suspect = False
         self.is_begun = False
@@ -74,20 +90,54 @@ class Delivery(MessageProxy):
         return super().__repr__() if self.task_message is None else f"<Delivery {self.actor_name} {self.message_id}>"
 
 
+class TaskActor(Actor[Any, Any]):
+    """A task, as Dramatiq knows it.
+
+    Args:
+        declaration: The task's.
+        broker: The engine's.
+        native_queue: Dramatiq's name of the task's queue.
+        carry: Runs a delivery and settles it.
+    """
+
+    def __init__(
+        self, declaration: Declaration, *, broker: Broker, native_queue: str, carry: Callable[[Delivery], Any]
+    ) -> None:
+        self._carry = carry
+        super().__init__(
+            declaration.function,
+            broker=broker,
+            actor_name=declaration.name,
+            queue_name=native_queue,
+            priority=0,
+            options={},
+        )
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the message that this worker thread has in hand; elsewhere, call the function."""
+        delivery: object = CurrentMessage.get_current_message()
+        if not isinstance(delivery, Delivery) or delivery.task_message is None or delivery.is_begun:
+            return self.fn(*args, **kwargs)
+        delivery.is_begun = True  # a task may call another one, or itself
+        return self._carry(delivery)
+
+
 class Reception:
-    """Looks at each message before it is handed to a thread."""
+    """Looks at each message before it is handed to a thread.
 
-    def __init__(self, host: Host, broker: Broker, is_ordinary: Callable[[str], bool]) -> None:
-        """Look at messages for a host.
+    Args:
+        host: The bridge.
+        broker: Where messages in a newer form wait.
+    """
 
-        Args:
-            host: The bridge.
-            broker: Where messages in a newer form wait.
-            is_ordinary: Whether there is an actor of that name that the user has declared without taskbridge.
-        """
+    def __init__(self, host: Host, broker: Broker) -> None:
         self._host = host
         self._broker = broker
-        self._is_ordinary = is_ordinary
+        self._namespace = host.settings.namespace
+
+    def owns(self, queue_name: str) -> bool:
+        """Return whether a queue of Dramatiq's is one of taskbridge's; else it is the user's own affair."""
+        return wire.own_queue(self._namespace, queue_name) is not None
 
     def admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool = False) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.
@@ -112,59 +162,56 @@ class Reception:
             raise
         except Exception as exc:
             _log.exception("a message of %d bytes can't be taken and is dead", len(body))
-            self.bury_raw(body, reason="internal_error", error=exc)
+            self._bury(body, reason="internal_error", error=exc)
             return None
 
     def _admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool) -> Delivery | None:
-        queue = wire.own_queue(self._host.settings.namespace, queue_name.removesuffix(".DQ"))
+        queue = wire.own_queue(self._namespace, queue_name.removesuffix(".DQ"))
         try:
-            parts = _decoded(body, queue_name, ordinary=queue is None)
+            parts = _foreign(body) if queue is None else wire.parse(body)
         except DecodeError as exc:
             self.undecodable(body, exc)
             return None
-        delivery = Delivery(parts, body=body, place=place, redelivered=redelivered)
-        if queue is None or self._is_ordinary(parts.actor_name):
+        # Its queue is the one it came from, whatever it says itself: Dramatiq looks its consumer up by this name.
+        delivery = Delivery(parts, queue_name, body=body, place=place, redelivered=redelivered)
+        actor = self._broker.actors.get(parts.actor_name)
+        if queue is None or (actor is not None and not isinstance(actor, TaskActor)):
             return delivery
+        is_delayed = "eta" in parts.options
         try:
             message = wire.read(parts, queue=queue)
-            due_at = wire.due_at(parts.options)
+            due_at_ms = wire.milliseconds(parts.options, "eta")
         except NewerFormError as exc:
-            if "eta" in parts.options:
+            if is_delayed and queue_name.endswith(".DQ"):
                 return delivery
             self._put_off_newer(delivery, exc)
             return None
         except DecodeError as exc:
             self.undecodable(body, exc, message_id=parts.message_id)
             return None
-        if "eta" in parts.options:
-            wait_s = 0.0 if due_at is None else max(0.0, due_at - self._host.now())
+        if is_delayed:
+            wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - self._host.now())
             later(self._host, suspect(message) if redelivered else message, wait_s)
-            return None
-        if message.task == PROBE:
+        elif message.task == PROBE:
             begin(self._host.bound(PROBE), message, redelivered=redelivered)
-            return None
-        if not self._host.knows(message.task):
+        elif actor is None:
             put_off_unknown(self._host, message, redelivered=redelivered)
-            return None
-        delivery.task_message = message
-        delivery.has_options = not parts.options.keys() <= wire.OWN_OPTIONS
-        return delivery
+        else:
+            delivery.task_message = message
+            delivery.unheard = FOR_OPTIONS if parts.options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
+            return delivery
+        return None
 
     def undecodable(self, body: bytes, error: Exception, *, message_id: object = None) -> None:
-        """Bury bytes that can't be read.
+        """Bury bytes that can't be read; `message_id` is what they call themselves, if that is known.
 
         Raises:
             NotSettledError: The broker was away until the worker stopped.
         """
         _log.error("a message of %d bytes can't be read and is dead: %s", len(body), error)
-        self.bury_raw(body, reason="undecodable", error=error, message_id=message_id)
+        self._bury(body, reason="undecodable", error=error, message_id=message_id)
 
-    def bury_raw(self, body: bytes, *, reason: str, error: Exception, message_id: object = None) -> None:
-        """Bury bytes as they came; `message_id` is what they call themselves, if that is known.
-
-        Raises:
-            NotSettledError: The broker was away until the worker stopped.
-        """
+    def _bury(self, body: bytes, *, reason: str, error: Exception, message_id: object = None) -> None:
         bury_unreadable(self._host, body, reason=reason, error=error, message_id=message_id)
 
     def _put_off_newer(self, delivery: Delivery, error: NewerFormError) -> None:
@@ -179,7 +226,7 @@ class Reception:
         count, since = _waits(delivery.options.get(_WAITS), now)
         left_s = self._host.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
-            self.bury_raw(delivery.body, reason="unknown_task", error=error, message_id=delivery.message_id)
+            self._bury(delivery.body, reason="unknown_task", error=error, message_id=delivery.message_id)
             return
         wait_s = min(left_s, 30.0, 2.0 ** min(count, 5))
         _log.warning("task %s id %s waits %.1f s: %s", delivery.actor_name, delivery.message_id, wait_s, error)
@@ -199,34 +246,18 @@ def _waits(option: Any, now: float) -> tuple[int, float]:
             return 0, now
 
 
-def _decoded(body: bytes, queue_name: str, *, ordinary: bool) -> wire.Native:
-    """Return the parts of the Dramatiq message in these bytes.
+def _foreign(body: bytes) -> wire.Native:
+    """Return the parts of a message on a queue of the user's own, by the encoder that the user may have set.
 
-    Args:
-        body: The bytes.
-        queue_name: Dramatiq's name of the queue it came from; that is its queue, whatever it says itself, for Dramatiq
-            looks its consumer up by this name, and a thread dies of others.
-        ordinary: Whether it is the user's own affair, so that the encoder that the user may have set applies; a
-            message of taskbridge's is JSON, whatever encoder is set, for nothing is unpickled (rule S9).
+    A message of taskbridge's is JSON, whatever encoder is set, for nothing is unpickled (rule S9).
 
     Raises:
         DecodeError: It can't be read.
     """
-    if not ordinary:
-        parts = wire.parse(body)
-        return parts if parts.queue_name == queue_name else replace(parts, queue_name=queue_name)
     try:
         message: Message[Any] = Message.decode(body)
     except DramatiqDecodeError as exc:
         raise DecodeError(f"not a Dramatiq message: {exc.error!r}") from exc
     if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
         raise DecodeError("not a Dramatiq message")
-    return wire.Native(
-        queue_name=queue_name,
-        actor_name=message.actor_name,
-        args=message.args,
-        kwargs=message.kwargs,
-        options=message.options,
-        message_id=message.message_id,
-        message_timestamp=message.message_timestamp,
-    )
+    return wire.Native(**message.asdict())

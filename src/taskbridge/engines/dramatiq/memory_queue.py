@@ -1,49 +1,68 @@
-"""A queue of messages in memory that keeps to priorities; it needs nothing of Dramatiq's."""
+"""A queue of messages in memory that keeps to priorities, and notes what was taken; it needs nothing of Dramatiq's."""
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from queue import Queue
+from collections.abc import Iterable
+from queue import PriorityQueue
 from typing import Any, Final
 
 from taskbridge.message import PRIORITIES
 
+Place = tuple[int, int, bytes]
+"""A message: the lower its first number the earlier it is taken; the second one counts the messages."""
+
 _NORMAL: Final = PRIORITIES.index("normal")
 
 
-class LeveledQueue(Queue[Any]):
-    """A queue of message bodies, which gives the highest priority first, and of one priority the oldest.
+class LeveledQueue(PriorityQueue[Any]):
+    """A queue of message bodies. `put` takes a place, or bytes of normal priority, as `StubBroker` puts them."""
 
-    What is put is bytes, as Dramatiq puts them, or a pair of a priority (0 is the lowest) and bytes. What is got is a
-    place, the body, and `put_back` takes both.
-    """
-
-    def _init(self, maxsize: int) -> None:
-        self._heap: list[tuple[int, int, bytes]] = []
+    def __init__(self) -> None:
+        super().__init__()
         self._numbers = itertools.count()
-
-    def _qsize(self) -> int:
-        return len(self._heap)
+        self._taken: set[Place] = set()
 
     def _put(self, item: Any) -> None:
-        match item:
-            case (int() as rank, int() as number, body):
-                heapq.heappush(self._heap, (rank, number, body))
-            case (int() as priority, body):
-                heapq.heappush(self._heap, (-priority, next(self._numbers), body))
-            case body:
-                heapq.heappush(self._heap, (-_NORMAL, next(self._numbers), body))
+        super()._put((-_NORMAL, next(self._numbers), item) if isinstance(item, bytes) else item)
 
-    def _get(self) -> tuple[int, int, bytes]:
-        return heapq.heappop(self._heap)
+    def add(self, rank: int, body: bytes) -> None:
+        """Put a message in; of rank 0 are those of the lowest priority."""
+        self.put((-rank, next(self._numbers), body))
 
-    def put_back(self, place: tuple[int, int, bytes]) -> None:
-        """Put a message where it was."""
-        self.put(place)
-        self.task_done()  # it is counted again by put()
+    def take(self, most: int) -> list[Place]:
+        """Take up to so many messages."""
+        with self.mutex:
+            taken: list[Place] = [self._get() for _ in range(min(most, self._qsize()))]
+            self._taken.update(taken)
+        return taken
+
+    def end(self, place: Place) -> bool:
+        """Be done with a message that was taken; return False if it went back while its thread still ran it."""
+        was_taken = self._let_go(place)
+        if was_taken:
+            self.task_done()
+        return was_taken
+
+    def give_back(self, places: Iterable[Place]) -> None:
+        """Put messages that were taken where they were."""
+        for place in places:
+            if self._let_go(place):
+                self.put(place)
+                self.task_done()  # it is counted again by put()
+
+    def taken(self) -> list[Place]:
+        """Return what was taken and is not done with."""
+        with self.mutex:
+            return list(self._taken)
 
     def wait(self, timeout_s: float) -> None:
-        """Return when there is something to get, or after a while."""
+        """Return when there is something to take, or after a while."""
         with self.not_empty:
             self.not_empty.wait_for(self._qsize, timeout_s)
+
+    def _let_go(self, place: Place) -> bool:
+        with self.mutex:
+            was_taken = place in self._taken
+            self._taken.discard(place)
+        return was_taken

@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 
 from dramatiq import Consumer, MessageProxy
 from dramatiq.brokers.rabbitmq import DEAD_MESSAGE_TTL, RabbitmqBroker
@@ -155,7 +155,7 @@ class _SparingConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if is_delayed or broker.slots is None else broker.slots
-        self._hands_over = not is_delayed and broker.work is not None
+        self._hands_over = not is_delayed and broker.work is not None and broker.reception.owns(queue_name)
         self._lock = locks.Lock()  # guards the four below; no slot is given up under it, for that wakes others
         self._ticket: Ticket | None = None
         self._arrived: deque[_Arrival] = deque()
@@ -259,15 +259,12 @@ class _SparingConsumer(Consumer):
 
     def _drain(self) -> None:
         self._send_back(leave_line=True)
-        unopened = list(self._ready) if self._broker.work is None else self._broker.work.withdrawn(self._is_own)
+        unopened = list(self._ready)
         self._ready.clear()
         self._channel.reject([arrival.delivery.tag for arrival in unopened], requeue=True)
         self._slots.release(len(unopened))
         self._news.wait(self._timeout_s)
         self._news.clear()
-
-    def _is_own(self, parcel: object) -> TypeGuard[_Arrival]:
-        return isinstance(parcel, _Arrival) and parcel.consumer is self
 
     def _open(self, prefetch: int) -> None:
         """Open the channel; declare the queue, the one for its delayed messages and the one for its dead."""
@@ -344,8 +341,11 @@ class _SparingConsumer(Consumer):
             self._slots.release()
             return None
         try:
-            delivery = self._opened(arrival)
-            return None if delivery is None else self._broker.kept_or_now(delivery)
+            if not self._broker.draining:
+                return self._opened(arrival)
+            self._channel.reject([arrival.delivery.tag], requeue=True)
+            self._slots.release()
+            return None
         except Exception as exc:  # Dramatiq's thread raises it, and makes another consumer
             if not isinstance(exc, NotSettledError):
                 _log.exception("a message of %s can't be looked at, or kept for later", self._queue_name)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 import redis
@@ -416,6 +416,7 @@ class _LeveledConsumer(Consumer):
         else:
             self._slots = broker.slots
             self._hand = broker.hand(queue_name, self._slots)
+        self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
         self._ready: deque[_Fetched] = deque()
         self._wake = locks.Event()
         self._ticket: Ticket | None = None
@@ -434,7 +435,6 @@ class _LeveledConsumer(Consumer):
             if not self._ready and not self._broker.draining:
                 self._fetch()
             if self._broker.draining:
-                self._give_back_unopened()
                 time.sleep(self._timeout_s)  # what is ready goes back when the consumer is closed
                 return None
             return self._next_ready()
@@ -495,7 +495,7 @@ class _LeveledConsumer(Consumer):
         broker = self._broker
         if self._is_closed or broker.draining or self._slots is not broker.slots:
             return False
-        if broker.work is None and broker.hand_over is None:
+        if self._work is None:
             return False
         if time.monotonic() - self._fetched_at > _ALONE_S:
             return False
@@ -533,13 +533,14 @@ class _LeveledConsumer(Consumer):
 
     def _pass_on(self, fetched: _Fetched) -> None:
         """Give the worker's threads a message that has a slot."""
-        if self._broker.work is not None:
-            self._broker.work.put(fetched)
-        elif self._broker.hand_over is not None and (delivery := self._opened(fetched)) is not None:
-            self._broker.hand_over(delivery)
+        if self._work is not None:
+            self._work.put(fetched)
 
     def taken(self, fetched: _Fetched) -> MessageProxy | None:
         """Look at a message that a thread takes to run it, and return it; None if it is not to be run now."""
+        if self._broker.draining:
+            self._give_back(fetched.redis_id)
+            return None
         try:
             delivery = self._opened(fetched)
         except (BrokerUnavailable, NotSettledError) as exc:
@@ -548,12 +549,7 @@ class _LeveledConsumer(Consumer):
         except Exception:
             _log.exception("a message of %s can't be looked at, and goes back to it", self._queue_name)
             return None
-        try:
-            return None if delivery is None else self._broker.kept_or_now(delivery)
-        except Exception:  # of a user's middleware
-            _log.exception("a message of %s can't be kept for later, and goes back to it", self._queue_name)
-        self._give_back(fetched.redis_id)
-        return None
+        return delivery
 
     def _give_back(self, place: bytes) -> None:
         """Return a message that was not begun with to its queue; if Redis is away, `_reconcile` does it."""
@@ -618,9 +614,9 @@ class _LeveledConsumer(Consumer):
         finally:
             self._hand.got(asked)
             self._slots.release(slots)
-        if self._slots is self._broker.slots and self._broker.work is not None:
+        if self._work is not None:
             for each in fetched:
-                self._broker.work.put(each)
+                self._work.put(each)
         else:
             self._ready.extend(fetched)
         if has_lost:
@@ -667,21 +663,6 @@ class _LeveledConsumer(Consumer):
             raise
         self._hand.drop(redis_id)
         return None
-
-    def _give_back_unopened(self) -> None:
-        """Return what no thread has begun with.
-
-        Raises:
-            BrokerUnavailable: Redis doesn't do it; they go back when the worker ends.
-        """
-        work = self._broker.work
-        places = [] if work is None else [fetched.redis_id for fetched in work.withdrawn(self._is_own)]
-        self._broker.put_back(self._queue_name, places)
-        for place in places:
-            self._hand.drop(place)
-
-    def _is_own(self, parcel: object) -> TypeGuard[_Fetched]:
-        return isinstance(parcel, _Fetched) and parcel.consumer is self
 
     def _reconcile(self) -> None:
         """Return what is marked as taken by this worker and is not: the reply to a fetch was lost on its way."""

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from taskbridge import codec, locks
 from taskbridge.brokers.base import Publication, RedisCommand, Wire
 from taskbridge.engines.dramatiq.memory_queue import LeveledQueue
-from taskbridge.exceptions import DecodeError, EncodeError
+from taskbridge.exceptions import DecodeError
 from taskbridge.message import PRIORITIES, Message, Priority, checked, loads_meta, new_id
 from taskbridge.settings import Settings
 
@@ -118,20 +118,11 @@ _END_OF_TIME_MS: Final = 2.5e14
 """The last millisecond that `datetime` holds, roughly."""
 
 
-def due_at(options: Mapping[str, Any]) -> float | None:
-    """Return when a delayed message is due, in seconds since the epoch; None if its `eta` is no number.
-
-    Dramatiq, too, runs a message at once whose `eta` is of another type (dramatiq/worker.py, handle_message).
-
-    Raises:
-        DecodeError: The number is NaN, infinite or out of range.
-    """
-    eta_ms = _milliseconds(options, "eta")
-    return None if eta_ms is None else eta_ms / 1000
-
-
-def _milliseconds(options: Mapping[str, Any], name: str) -> float | None:
+def milliseconds(options: Mapping[str, Any], name: str) -> float | None:
     """Return an option that holds milliseconds; None if it is missing or no number.
+
+    Dramatiq, too, takes a message whose `eta` is of another type for one that is due (dramatiq/worker.py,
+    handle_message).
 
     Raises:
         DecodeError: The number is NaN, infinite or out of range.
@@ -161,28 +152,19 @@ def read(native: Native, *, queue: str) -> Message:
             return checked(_read_plain(native, queue))
         if not isinstance(meta, str):
             raise DecodeError(f"not a message: its option {OPTION!r} is a {type(meta).__name__}")
-        message = loads_meta(
-            meta,
-            id=native.message_id,
-            task=native.actor_name,
-            args=native.args,
-            kwargs=native.kwargs,
-        )
-        return checked(message)
+        task, args, kwargs = native.actor_name, native.args, native.kwargs
+        return checked(loads_meta(meta, id=native.message_id, task=task, args=args, kwargs=kwargs))
     except DecodeError:
         raise
-    except (
-        EncodeError,
-        ValueError,
-        RecursionError,
-    ) as exc:  # a plain client's value that none of ours can be; NaN, which Python reads in JSON
+    except (ValueError, RecursionError) as exc:
+        # A plain client's value that none of ours can be; NaN, which Python reads in JSON.
         raise DecodeError(f"not a message: {exc}") from exc
 
 
 def _read_plain(native: Native, queue: str) -> Message:
     """Return the message of a plain client: its arguments are plain values, which are not tagged."""
     sent_at = native.message_timestamp / 1000
-    max_age_ms = _milliseconds(native.options, "max_age")
+    max_age_ms = milliseconds(native.options, "max_age")
     foreign = {key: value for key, value in native.options.items() if key not in _READ_OPTIONS}
     return Message(
         id=native.message_id,
@@ -203,23 +185,23 @@ def _plain_priority(broker_priority: object) -> Priority:
     return "normal"
 
 
-class _Template:
-    """The parts of a task's messages on one queue that are always the same."""
+class _Wire:
+    """Writes the bytes that a Dramatiq client would write."""
 
-    __slots__ = ("_actor", "_queue")
+    engine = ENGINE
 
-    def __init__(self, native: str) -> None:
-        self._queue = codec.to_json(native)
-        self._actor: dict[str, str] = {}
+    def __init__(self, settings: Settings) -> None:
+        self._namespace = settings.namespace
+        self._heads: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def fill(self, message: Message, own_options: str) -> bytes:
+    def body(self, message: Message, head: str, own_options: str) -> bytes:
         """Return the bytes of a message.
 
         Args:
             message: What to write.
+            head: How it begins; see `head`.
             own_options: The options that the kind of broker needs, as JSON members.
         """
-        head = self._actor.get(message.task) or self._head(message.task)
         options = f'"{OPTION}":{codec.to_json(message.dumps_meta())},{own_options}'
         if message.attempt > 1:
             options = f'"retries":{message.attempt - 1},{options}'  # what dashboards show
@@ -230,9 +212,19 @@ class _Template:
             f'"message_id":{codec.to_json(message.id)},"message_timestamp":{int(message.enqueued_at * 1000)}}}'
         ).encode("ascii")
 
-    def _head(self, task: str) -> str:
-        head = self._actor[task] = f'{{"queue_name":{self._queue},"actor_name":{codec.to_json(task)},'
-        return head
+    def head(self, message: Message) -> tuple[str, str]:
+        """Return Dramatiq's name of a message's queue, and how all of its task's messages in that begin."""
+        key = message.queue, message.task
+        found = self._heads.get(key)
+        if found is None:
+            native = native_queue(self._namespace, message.queue)
+            names = f'{{"queue_name":{codec.to_json(native)},"actor_name":{codec.to_json(message.task)},'
+            found = self._heads[key] = native, names
+        return found
+
+    def places(self, queue: str) -> Sequence[str]:
+        """Return the name of a queue."""
+        return (native_queue(self._namespace, queue),)
 
 
 def _foreign_members(text: str) -> str:
@@ -248,30 +240,8 @@ def _foreign_members(text: str) -> str:
         return ""
 
 
-class Templates:
-    """The templates of all queues."""
-
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
-        self._by_queue: dict[str, tuple[str, _Template]] = {}
-
-    def of(self, queue: str) -> tuple[str, _Template]:
-        """Return a queue's native name and template."""
-        found = self._by_queue.get(queue)
-        if found is None:
-            native = native_queue(self._namespace, queue)
-            found = self._by_queue[queue] = native, _Template(native)
-        return found
-
-
-class RedisWire:
+class RedisWire(_Wire):
     """Writes what `RedisBroker.enqueue` writes; each priority has a list of its own."""
-
-    engine = ENGINE
-
-    def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._templates = Templates(settings.namespace)
 
     def encode(self, message: Message) -> Sequence[RedisCommand]:
         """Return the commands that put a message in its queue.
@@ -279,11 +249,10 @@ class RedisWire:
         The id under which Redis holds it is new each time, for a retry may meet the attempt before; it begins with the
         priority, unless that is `normal`, so that whoever returns it to its queue knows the list.
         """
-        native, template = self._templates.of(message.queue)
-        key = f"{self._namespace}:{native}"
-        level = message.priority
+        native, head = self.head(message)
+        key, level = f"{self._namespace}:{native}", message.priority
         redis_id = new_id() if level == "normal" else f"{level}:{new_id()}"
-        body = template.fill(message, f'"redis_message_id":"{redis_id}"')
+        body = self.body(message, head, f'"redis_message_id":"{redis_id}"')
         return ("HSET", f"{key}.msgs", redis_id, body), ("RPUSH", level_list(key, level), redis_id)
 
     def places(self, queue: str) -> Sequence[str]:
@@ -292,73 +261,60 @@ class RedisWire:
         return tuple(level_list(key, level) for level in LEVELS)
 
 
-class AmqpWire:
+class AmqpWire(_Wire):
     """Writes what `RabbitmqBroker(max_priority=3).enqueue` publishes."""
 
-    engine = ENGINE
-
     def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._templates = Templates(settings.namespace)
+        super().__init__(settings)
         self._arguments: dict[str, Mapping[str, Any]] = {}
 
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
-        native, template = self._templates.of(message.queue)
+        native, head = self.head(message)
         arguments = self._arguments.get(native)
         if arguments is None:
             arguments = self._arguments[native] = queue_arguments(native)
         rank = PRIORITIES.index(message.priority)
-        return Publication(
-            queue=native,
-            arguments=arguments,
-            body=template.fill(message, f'"broker_priority":{rank}'),
-            properties={"priority": rank},
-        )
-
-    def places(self, queue: str) -> Sequence[str]:
-        """Return the name of a queue."""
-        return (native_queue(self._namespace, queue),)
+        body = self.body(message, head, f'"broker_priority":{rank}')
+        return Publication(queue=native, arguments=arguments, body=body, properties={"priority": rank})
 
 
-class MemoryWire:
+class MemoryWire(_Wire):
     """The queues of a bridge; it has them before there is a broker, for sending needs no worker."""
 
-    engine = ENGINE
-
     def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._templates = Templates(settings.namespace)
+        super().__init__(settings)
         self._queues: dict[str, LeveledQueue] = {}
         self._lock = locks.Lock()
 
     def encode(self, message: Message) -> tuple[str, int, bytes]:
-        """Return the native queue, the priority and the bytes of a message."""
-        native, template = self._templates.of(message.queue)
-        priority = PRIORITIES.index(message.priority)
-        return native, priority, template.fill(message, f'"broker_priority":{priority}')
+        """Return the native queue, the rank of the priority and the bytes of a message."""
+        native, head = self.head(message)
+        rank = PRIORITIES.index(message.priority)
+        return native, rank, self.body(message, head, f'"broker_priority":{rank}')
 
     def deliver(self, native: tuple[str, int, bytes]) -> None:
         """Put a message in its queue."""
-        name, priority, body = native
-        self.queue(name).put((priority, body))
+        name, rank, body = native
+        self.queue(name).add(rank, body)
 
     def queue(self, native: str) -> LeveledQueue:
         """Return a queue by Dramatiq's name."""
         with self._lock:
             return self._queues.setdefault(native, LeveledQueue())
 
-    def places(self, queue: str) -> Sequence[str]:
-        """Return the name of a queue."""
-        return (native_queue(self._namespace, queue),)
-
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
         return self.queue(native_queue(self._namespace, queue)).qsize()
 
 
+_WIRES: Final[Mapping[str, type[RedisWire | AmqpWire | MemoryWire]]] = {
+    "redis": RedisWire,
+    "amqp": AmqpWire,
+    "memory": MemoryWire,
+}
+
+
 def make_wire(kind: str, settings: Settings) -> Wire[Any]:
     """Return the wire for a kind of broker: `redis`, `amqp` or `memory`."""
-    if kind == "redis":
-        return RedisWire(settings)
-    return AmqpWire(settings) if kind == "amqp" else MemoryWire(settings)
+    return _WIRES[kind](settings)

@@ -12,7 +12,6 @@ from dramatiq import Worker
 from dramatiq.worker import ConsumerThread, WorkerThread
 
 from taskbridge.engines.dramatiq.broker import EngineBroker
-from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
 
 _log = logging.getLogger("taskbridge.dramatiq")
@@ -40,15 +39,10 @@ def enter(broker: EngineBroker, worker: Worker, *, is_wanted: bool) -> None:
     problem = obstacle(worker) if is_wanted else "the setting fast is off"
     if problem is not None:
         _log.info("messages are taken the plain way: %s", problem)
-        broker.work = broker.hand_over = None
+        broker.work = None
         return
     inner: Any = worker
     inner.work_queue = broker.work = WorkQueue()
-
-    def hand_over(delivery: Delivery) -> None:
-        worker.consumers[delivery.queue_name].handle_message(delivery)
-
-    broker.hand_over = hand_over
 
 
 def obstacle(worker: Worker) -> str | None:

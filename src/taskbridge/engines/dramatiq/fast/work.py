@@ -10,27 +10,16 @@ No order of priorities is kept, for nothing waits in here but for a thread that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import Empty
 from time import monotonic, sleep
-from typing import Any, Final, Protocol, TypeGuard, TypeVar
+from typing import Any, Final
 
 from dramatiq import MessageProxy
 
 from taskbridge import locks
 
 _LOOK_S: Final = 0.01
-
-
-class Parcel(Protocol):
-    """What is in the queue: a message, or what one is made of by the thread that takes it."""
-
-    def opened(self) -> MessageProxy | None:
-        """Return the message; None if there is nothing to run."""
-        ...
-
-
-ParcelT = TypeVar("ParcelT")
 
 
 class Item:
@@ -65,7 +54,7 @@ class WorkQueue:
     """
 
     def __init__(self) -> None:
-        self._items: deque[Parcel] = deque()
+        self._items: deque[Any] = deque()
         self._idle: list[Any] = []  # a lock for each thread that waits; who waits longest is woken last
         self._is_waking = False
         self._local = locks.Local()
@@ -73,7 +62,7 @@ class WorkQueue:
         self.unfinished_tasks: int = 0
 
     def put(self, item: Any) -> None:
-        """Put something in: a `Parcel`, or what Dramatiq puts into its own queue."""
+        """Put something in: what has a method `opened`, or what Dramatiq puts into its own queue."""
         with self._counting:
             self.unfinished_tasks += 1
         self._items.append(item if hasattr(item, "opened") else Item(_message_of(item)))
@@ -81,7 +70,7 @@ class WorkQueue:
             self._wake()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """Return the next message.
+        """Return the next message, which this thread opens.
 
         Raises:
             Empty: There is none in so many seconds.
@@ -89,12 +78,12 @@ class WorkQueue:
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             try:
-                parcel = self._items.popleft()
+                item = self._items.popleft()
             except IndexError:
                 if not block or not self._wait(deadline):
                     raise Empty from None
                 continue
-            message = parcel.opened()
+            message = item.opened()
             if message is not None:
                 return Item(message)
             self.task_done()
@@ -103,36 +92,23 @@ class WorkQueue:
         """Return the next message; as `get`."""
         return self.get(block=False)
 
-    def withdrawn(self, is_one: Callable[[object], TypeGuard[ParcelT]]) -> list[ParcelT]:
-        """Take out what is of a kind, unopened, and return it."""
-        found: list[ParcelT] = []
-        for _ in range(len(self._items)):
-            try:
-                parcel = self._items.popleft()
-            except IndexError:  # a thread was faster
-                break
-            if is_one(parcel):
-                found.append(parcel)
-                self.task_done()
-            else:
-                self._items.append(parcel)
-        return found
-
     def _wait(self, deadline: float | None) -> bool:
         """Return when there may be something; whether that was in time."""
-        waker = self._waker()
+        waker = getattr(self._local, "waker", None)
+        if waker is None:
+            waker = self._local.waker = locks.Lock()
+            waker.acquire()
         self._idle.append(waker)
-        if self._items:  # put in just before
-            is_woken = not self._withdraw(waker)
-        else:
+        if not self._items:  # else put in just before
             left_s = -1.0 if deadline is None else max(0.0, deadline - monotonic())
-            is_woken = waker.acquire(timeout=left_s) or not self._withdraw(waker)
-            if not is_woken:
+            is_woken = waker.acquire(timeout=left_s)
+            if not is_woken and self._withdraw(waker):
                 return False
-        if is_woken:
-            self._is_waking = False  # first: what is put in from here on wakes another thread
-            if len(self._items) > 1:
-                self._wake()
+        elif self._withdraw(waker):
+            return True
+        self._is_waking = False  # first: what is put in from here on wakes another thread
+        if len(self._items) > 1:
+            self._wake()
         return True
 
     def _withdraw(self, waker: Any) -> bool:
@@ -151,14 +127,6 @@ class WorkQueue:
             return
         self._is_waking = True
         waker.release()
-
-    def _waker(self) -> Any:
-        """Return this thread's lock, which is taken."""
-        waker = getattr(self._local, "waker", None)
-        if waker is None:
-            waker = self._local.waker = locks.Lock()
-            waker.acquire()
-        return waker
 
     def task_done(self) -> None:
         """Count a message as done with."""
