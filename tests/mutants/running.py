@@ -19,7 +19,7 @@ from tests.mutants.table import mutant, put
 _INLINE = "taskbridge.engines.inline"
 _HOOKS = "taskbridge.hooks"
 _COROUTINES = "taskbridge.coroutines"
-_LEASE = "taskbridge.engines.dramatiq.lease"
+_LEASES = "taskbridge.engines.redis_leases"
 
 
 @mutant("A1", "a_worker_of_threads_stops")
@@ -42,26 +42,25 @@ def a_message_is_acknowledged_as_it_starts() -> None:
 @mutant("A2", "a_killed_worker_loses_nothing", "dramatiq+redis")
 def the_dead_keep_what_they_held() -> None:
     """Nobody looks for workers that died."""
-    put(
-        "taskbridge.engines.dramatiq.redis_broker", "LeveledRedisBroker.recover", lambda _: lambda self, *, strangers: 0
-    )
+    put(_LEASES, "Leases._may_judge", lambda _: lambda self: False)
 
 
 @mutant("A3", "a_long_task_runs_once", "dramatiq+redis")
 def the_living_are_taken_for_dead() -> None:
     """A worker that gave no sign of life for a moment counts as dead."""
 
-    def make(recover: Any) -> Any:
-        def hasty(self: Any, *, strangers: bool) -> Any:
-            lease_s, self.lease_s = self.lease_s, 0.0
+    def make(beat: Any) -> Any:
+        def hasty(self: Any) -> None:
+            lease_s, self._lease_s = self._lease_s, 0.001
             try:
-                return recover(self, strangers=strangers)
+                beat(self)
             finally:
-                self.lease_s = lease_s
+                self._lease_s = lease_s
 
         return hasty
 
-    put("taskbridge.engines.dramatiq.redis_broker", "LeveledRedisBroker.recover", make)
+    put(_LEASES, "Leases.beat", make)
+    put(_LEASES, "Leases._may_judge", lambda _: lambda self: True)
     put("taskbridge.parts", "_open_store", lambda _: lambda *_: None)  # else rule A7 makes good for it
 
 

@@ -18,7 +18,6 @@ from taskbridge import Bridge
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
-from taskbridge.engines.dramatiq.lease import LeaseKeeper
 from taskbridge.engines.dramatiq.redis_broker import LeveledRedisBroker
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import new_id
@@ -49,22 +48,30 @@ class Place:
             bridge.close()
         self.client.close()
 
-    def broker(self, threads: int = 2, *, keeps_lease: bool = True) -> LeveledRedisBroker:
+    def broker(self, threads: int = 2) -> LeveledRedisBroker:
         """Return the broker of a worker process; each is one of its own."""
         bridge = self.new_bridge()
         bridge.task(name="note")(_note)
         broker: LeveledRedisBroker = bridge.native
         broker.opens(threads)
         broker.booted.set()
-        if not keeps_lease and broker._keeper is not None:
-            broker._keeper._stop.set()
-            broker._keeper._thread.join(5)
         return broker
+
+    def fast_broker(self, threads: int) -> tuple[LeveledRedisBroker, WorkQueue]:
+        """Return the broker of a worker that takes its messages the fast way, and what its threads take them from."""
+        broker = self.broker(threads)
+        work = broker.work = WorkQueue()
+        return broker, work
 
     def waiting(self) -> list[bytes]:
         """Return the ids in the queue's lists, in the order in which they are fetched."""
         client: Any = self.client
         return [each for key in self.bridge.wire.places("default") for each in client.lrange(key, 0, -1)]
+
+    def held(self) -> int:
+        """Return how many messages workers hold."""
+        client: Any = self.client
+        return sum(int(client.hlen(key)) for key in client.scan_iter(f"{self.namespace}.dramatiq.held.*"))
 
     def bodies(self) -> int:
         client: Any = self.client
@@ -138,79 +145,45 @@ class TestTaking:
 
         assert (place.waiting(), place.bodies()) == ([], 0)
         broker.closed()
-        assert not list(place.client.scan_iter(f"{place.namespace}:__*")), "the lease is given up"
+        assert list(place.client.scan_iter(f"{place.namespace}.dramatiq.*")) == [], "the lease is given up"
 
     def test_who_is_done_with_a_message_takes_the_next_one_of_its_queue_in_the_same_slot(self, place: Place) -> None:
         for n in range(4):
             place.note.send(n)
-        broker = place.broker(threads=2)
+        broker, work = place.fast_broker(threads=2)
         consumer = broker.consume(place.queue, timeout=50)
-        held = take(consumer, 2)
-        handed: list[Delivery] = []
-        broker.hand_over = handed.append
+        assert next(consumer) is None
+        held = [work.get_nowait().message for _ in range(2)]
 
         consumer.ack(held[0])
         consumer.ack(held[1])
 
-        assert [delivery.args for delivery in handed] == [(2,), (3,)]
+        following = [work.get_nowait().message for _ in range(2)]
+        assert [delivery.args for delivery in following] == [(2,), (3,)]
         assert (place.waiting(), place.bodies()) == ([], 2)
         assert next(consumer) is None, "both slots are held"
-        for delivery in handed:
+        for delivery in following:
             consumer.ack(delivery)
         assert place.bodies() == 0
         assert broker.slots is not None
         assert broker.slots.full_for_s() == 0
         broker.closed()
 
-    def test_what_ends_while_another_thread_acknowledges_shares_the_next_round_trip(
-        self, place: Place, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for n in range(5):
-            place.note.send(n)
-        broker = place.broker(threads=3)
-        consumer: Any = broker.consume(place.queue, timeout=50)
-        held = take(consumer, 3)
-        work = broker.work = WorkQueue()
-        fetched: list[Any] = []
-        fetch = broker.fetch
-
-        def noted(*given: Any, done: Any, **more: Any) -> Any:
-            fetched.append(done)
-            return fetch(*given, done=done, **more)
-
-        monkeypatch.setattr(broker, "fetch", noted)
-
-        with broker.hand(place.queue, consumer._slots).settling:  # as another thread holds it
-            consumer.ack(held[0])
-            consumer.ack(held[1])
-            assert (fetched, place.bodies()) == ([], 5)
-        consumer.ack(held[2])
-
-        assert fetched == [[delivery.place for delivery in held]]
-        assert [work.get_nowait().message.args for _ in range(2)] == [(3,), (4,)]
-        assert (place.waiting(), place.bodies()) == ([], 2)
-        assert broker.slots is not None
-        assert broker.slots.take(3) == 1, "the third found no message"
-        broker.closed()
-
-    def test_what_redis_did_not_take_is_acknowledged_with_the_next(self, place: Place) -> None:
+    def test_what_redis_did_not_take_is_acknowledged_later_and_its_slot_is_free(self, place: Place) -> None:
         for n in range(2):
             place.note.send(n)
-        broker = place.broker(threads=2)
-        consumer: Any = broker.consume(place.queue, timeout=50)
-        held = take(consumer, 2)
-        broker.work = WorkQueue()
+        broker, work = place.fast_broker(threads=2)
+        consumer = broker.consume(place.queue, timeout=50)
+        assert next(consumer) is None
+        held = [work.get_nowait().message for _ in range(2)]
 
         with pytest.MonkeyPatch.context() as broken:
-            for name in ("fetch", "remove"):
-                broken.setattr(broker, name, _refuse)
-            for _ in range(2):  # Dramatiq tries again
-                with pytest.raises(ConnectionClosed):
-                    consumer.ack(held[0])
-        assert place.bodies() == 2
+            broken.setattr("taskbridge.brokers.redis.client.Client.run", _refuse)
+            consumer.ack(held[0])
+            assert place.bodies() == 2
         consumer.ack(held[1])
 
-        assert place.bodies() == 0
+        wait_until(lambda: place.bodies() == 0)
         assert broker.slots is not None
         assert broker.slots.take(3) == 2
         broker.closed()
@@ -219,106 +192,79 @@ class TestTaking:
         for n in range(2):
             place.note.send(n)
         before = place.waiting()
-        broker = place.broker(threads=2)
-        work = broker.work = WorkQueue()
+        broker, work = place.fast_broker(threads=2)
         consumer = broker.consume(place.queue, timeout=50)
         assert next(consumer) is None
         assert work.unfinished_tasks == 2
 
         broker.closes()
-        assert next(consumer) is None
+        with pytest.raises(Empty):
+            work.get_nowait()
 
-        assert place.waiting() == before
+        assert sorted(place.waiting()) == sorted(before)
+        assert broker.slots is not None
+        assert broker.slots.take(3) == 2
         broker.closed()
 
-    @pytest.mark.parametrize("is_away", [False, True], ids=["redis is there", "redis is away"])
-    def test_what_a_users_middleware_fails_on_goes_back_and_ends_no_thread(
-        self, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_away: bool
-    ) -> None:
-        """A thread ends for good on an error that is raised where it takes its messages (dramatiq/worker.py)."""
-        broker = place.broker(threads=1)
-        work = broker.work = WorkQueue()
+    def test_on_a_queue_of_the_users_own_dramatiqs_thread_looks_at_each_message(self, place: Place) -> None:
+        """So a user's middleware that fails on a delayed one ends no thread (dramatiq/worker.py, WorkerThread.run)."""
+        broker, work = place.fast_broker(threads=1)
         queue = f"{place.namespace}.own"
         broker.declare_queue(queue)
         broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={"eta": 1}))
-        consumer: Any = broker.consume(queue, timeout=50)
-        broker.hand_over = _refuse
-        assert next(consumer) is None
-        assert work.unfinished_tasks == 1
 
-        with monkeypatch.context() as outage:
-            if is_away:
-                outage.setattr(broker, "put_back", _refuse)
-            with pytest.raises(Empty):
-                work.get_nowait()
-        broker.hand_over = None
+        (delivery,) = take(broker.consume(queue, timeout=50))
 
-        assert "can't be kept for later" in caplog.text
-        wait_until(lambda: next(consumer) is None and work.unfinished_tasks == 1)
-        again = work.get_nowait().message
-        assert (again.args, again.redelivered) == ((1,), False)
-        consumer.ack(again)
-        assert broker.slots is not None
-        assert broker.slots.take(2) == 1
+        assert (delivery.args, work.unfinished_tasks) == ((1,), 0)
         broker.closed()
 
-    def test_what_a_lost_reply_held_is_found_though_threads_go_on_by_themselves(
-        self, place: Place, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for n in range(4):
-            place.note.send(n)
-        broker = place.broker(threads=1)
-        consumer: Any = broker.consume(place.queue, timeout=50)
-        (held,) = take(consumer)
-        lost = place.client.lpop(place.key)
-        place.client.sadd(broker.acks_key(place.queue), lost)  # type: ignore[arg-type]
-        handed: list[Delivery] = []
-        broker.hand_over = handed.append
-        consumer.ack(held)
-        assert [delivery.args for delivery in handed] == [(2,)], "the thread goes on"
+    def test_what_dramatiqs_thread_holds_until_it_is_due_goes_back_with_its_consumer(self, place: Place) -> None:
+        """Dramatiq forgets it when the connection breaks (dramatiq/worker.py, ConsumerThread.run)."""
+        broker = place.broker()
+        queue = f"{place.namespace}.own"
+        broker.declare_queue(queue)
+        broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={}), delay=60_000)
+        first = broker.consume(f"{queue}.DQ", prefetch=9, timeout=50)
+        take(first)
 
-        monkeypatch.setattr("taskbridge.engines.dramatiq.redis_broker._ALONE_S", 0.0)
-        consumer.ack(handed.pop())
-        (last,) = take(consumer)
-        consumer.ack(last)
+        first.close()
+        (again,) = take(broker.consume(f"{queue}.DQ", prefetch=9, timeout=50))
 
-        assert [delivery.args for delivery in (last, *take(consumer))] == [(3,), (1,)]
-        assert handed == []
+        assert (again.args, again.redelivered) == ((1,), False)
         broker.closed()
 
     def test_a_slot_goes_to_another_queue_whose_consumer_waits_for_it(self, place: Place) -> None:
         place.note.send(0)
         place.note.send(1)
         place.note.using(queue="email").send(2)
-        broker = place.broker(threads=1)
+        broker, work = place.fast_broker(threads=1)
         one, two = (
             broker.consume(name, prefetch=9, timeout=50)
             for name in (place.queue, place.queue.replace("default", "email"))
         )
-        handed: list[Delivery] = []
-        broker.hand_over = handed.append
-        (held,) = take(one)
+        assert next(one) is None
+        held = work.get_nowait().message
         assert next(two) is None, "it stands in line now"
 
         one.ack(held)
 
-        assert handed == []
-        assert [delivery.args for delivery in take(two)] == [(2,)]
+        assert work.unfinished_tasks == 1
+        assert next(two) is None
+        assert work.get_nowait().message.args == (2,)
         broker.closed()
 
     def test_nothing_more_is_taken_once_the_worker_drains(self, place: Place) -> None:
         place.note.send(0)
         place.note.send(1)
-        broker = place.broker(threads=1)
+        broker, work = place.fast_broker(threads=1)
         consumer = broker.consume(place.queue, timeout=50)
-        (held,) = take(consumer)
-        handed: list[Delivery] = []
-        broker.hand_over = handed.append
+        assert next(consumer) is None
+        held = work.get_nowait().message
         broker.closes()
 
         consumer.ack(held)
 
-        assert (handed, len(place.waiting()), place.bodies()) == ([], 1, 1)
+        assert (len(place.waiting()), place.bodies(), place.held()) == (1, 1, 0)
         broker.closed()
 
     def test_what_failed_is_among_dramatiqs_own_dead(self, place: Place) -> None:
@@ -329,8 +275,9 @@ class TestTaking:
 
         consumer.nack(delivery)
 
-        assert place.client.zrange(f"{place.key}.XQ", 0, -1) == [delivery.place]
-        assert place.client.hget(f"{place.key}.XQ.msgs", delivery.place) == delivery.body
+        (dead,) = place.client.hgetall(f"{place.key}.XQ.msgs").items()
+        assert dead[1] == delivery.body
+        assert place.client.zrange(f"{place.key}.XQ", 0, -1) == [dead[0]]
         assert place.bodies() == 0
         broker.closed()
 
@@ -363,7 +310,7 @@ class TestTaking:
         broker.closed()
 
         assert place.waiting() == before
-        assert not list(place.client.scan_iter(f"{place.namespace}:__*"))
+        assert not list(place.client.scan_iter(f"{place.namespace}.dramatiq.*"))
 
     def test_a_consumer_that_is_made_anew_knows_what_is_in_hand(self, place: Place) -> None:
         for n in range(3):
@@ -382,21 +329,6 @@ class TestTaking:
         assert [delivery.args for delivery in take(second)] == [(2,)]
         broker.closed()
 
-    def test_what_was_taken_but_never_arrived_is_back_at_once(self, place: Place) -> None:
-        """The reply to a fetch is lost when a connection breaks: the messages are marked as taken, by nobody."""
-        for n in range(2):
-            place.note.send(n)
-        broker = place.broker(threads=2)
-        consumer = broker.consume(place.queue, timeout=50)
-        lost = place.client.lpop(place.key)
-        place.client.sadd(broker.acks_key(place.queue), lost)  # type: ignore[arg-type]
-
-        (other,) = take(consumer)
-        (found,) = take(consumer)
-
-        assert (other.args, found.args, found.place) == ((1,), (0,), lost)
-        broker.closed()
-
     def test_an_id_without_a_message_is_dropped_and_what_is_no_id_is_dead(self, place: Place) -> None:
         place.client.rpush(place.key, new_id(), "critical:" + new_id(), b"\xffno id")
         place.note.send(1)
@@ -409,32 +341,37 @@ class TestTaking:
         assert [(letter.reason, letter.raw) for letter in place.bridge.dead_letters()] == [
             ("undecodable", b"\xffno id")
         ]
-        assert place.client.smembers(broker.acks_key(place.queue)) == {delivery.place}
+        assert place.held() == 1
         broker.closed()
 
-    def test_whatever_redis_says_dramatiq_makes_the_consumer_anew(
+    def test_whatever_redis_says_dramatiq_makes_the_consumer_anew_and_what_is_done_is_done_later(
         self, make_redis: Callable[[], PrivateRedis], open_place: Callable[[str], Place]
     ) -> None:
         """Dramatiq's consumer thread ends for good on an error that it doesn't expect while it closes."""
         server = make_redis()
         place = open_place(server.url)
-        place.note.send(1)
-        broker = place.broker(keeps_lease=False)
+        for n in range(2):
+            place.note.send(n)
+        broker = place.broker(threads=3)
         consumer: Any = broker.consume(place.queue, timeout=50)
-        (delivery,) = take(consumer)
+        delivery, other = take(consumer, 2)
         delivery.returns = True
 
         server.command("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(ConnectionClosed, match="read only"):
             next(consumer)
         server.kill()
-        for act, given in ((consumer.__next__, ()), (consumer.ack, (delivery,)), (consumer.requeue, ([delivery],))):
-            with pytest.raises(ConnectionClosed):
-                act(*given)
-        server.start()
+        with pytest.raises(ConnectionClosed):
+            next(consumer)
         consumer.ack(delivery)
+        consumer.nack(other)
+        consumer.close()
+        server.start()
 
+        wait_until(lambda: place.held() == 0)
         assert (len(place.waiting()), place.bodies()) == (1, 1)
+        assert place.client.zcard(f"{place.key}.XQ") == 1
+        broker.closed()
 
     @pytest.mark.parametrize("suspect", [True, False])
     def test_what_goes_back_says_whether_it_may_have_been_started(self, place: Place, suspect: bool) -> None:
@@ -457,11 +394,10 @@ class TestTaking:
     ) -> None:
         place = open_place(make_redis().url)
         place.note.send(1)
-        broker = place.broker(keeps_lease=False)
+        broker = place.broker()
         consumer = broker.consume(place.queue, timeout=50)
 
         place.client.config_set("maxmemory", 1)
-        broker.renew()
         (delivery,) = take(consumer)
         consumer.ack(delivery)
 
@@ -472,7 +408,7 @@ class TestTaking:
     ) -> None:
         place = open_place(make_redis().url)
         place.note.send(1)
-        broker = place.broker(keeps_lease=False)
+        broker = place.broker()
         consumer = broker.consume(place.queue, timeout=50)
         (delivery,) = take(consumer)
         delivery.returns = True
@@ -483,75 +419,7 @@ class TestTaking:
         assert (len(place.waiting()), place.bodies()) == (1, 1)
 
 
-class TestLeases:
-    def test_what_a_dead_worker_took_is_back_and_known_to_be_delivered_again(self, place: Place) -> None:
-        for n in range(2):
-            place.note.using(priority="critical").send(n)
-        dead = place.broker(keeps_lease=False)
-        dead.renew()
-        held = take(dead.consume(place.queue, timeout=50), 2)
-        died_at = time.monotonic()
-        place.note.using(priority="critical").send(2)
-        living = place.broker(threads=3)
-        consumer = living.consume(place.queue, timeout=50)
-
-        wait_until(lambda: len(place.waiting()) == 3)
-        took_s = time.monotonic() - died_at
-        again = take(consumer, 3)
-
-        assert 1 <= took_s <= 3
-        assert sorted((delivery.args, delivery.redelivered) for delivery in again) == [
-            ((0,), True),
-            ((1,), True),
-            ((2,), False),
-        ]
-        for delivery in again:
-            consumer.ack(delivery)
-        assert place.bodies() == 0
-        assert not place.client.exists(living.recovered_key(place.queue))
-        assert held[0].redelivered is False
-        living.closed()
-
-    def test_what_a_dead_worker_acknowledges_after_all_does_no_harm(self, place: Place) -> None:
-        place.note.send(1)
-        frozen, living = place.broker(keeps_lease=False), place.broker(keeps_lease=False)
-        consumer = frozen.consume(place.queue, timeout=50)
-        (delivery,) = take(consumer)
-        time.sleep(1.1)
-        living.recover(strangers=True)
-
-        consumer.ack(delivery)
-
-        assert (len(place.waiting()), place.bodies()) == (1, 1)
-
-    def test_what_a_worker_takes_again_while_it_still_runs_it_holds_one_slot(self, place: Place) -> None:
-        """It stood still for longer than its lease, so another one returned the message."""
-        place.note.send(1)
-        frozen, living = (place.broker(threads=2, keeps_lease=False) for _ in range(2))
-        consumer: Any = frozen.consume(place.queue, timeout=50)
-        (delivery,) = take(consumer)
-        time.sleep(1.1)
-        assert living.recover(strangers=True) == 1
-
-        again = next(consumer)
-        consumer.ack(delivery)
-
-        assert again is None
-        assert (place.waiting(), place.bodies()) == ([], 0)
-        assert frozen.slots is not None
-        assert frozen.slots.take(3) == 2
-
-    def test_a_worker_recovers_queues_that_it_does_not_consume(self, place: Place) -> None:
-        place.note.send(1)
-        dead = place.broker(keeps_lease=False)
-        dead.renew()
-        take(dead.consume(place.queue, timeout=50))
-        time.sleep(1.1)
-        other: LeveledRedisBroker = place.new_bridge(default_queue="other", queues=()).native
-
-        assert other.recover(strangers=False) == 1
-        assert len(place.waiting()) == 1
-
+class TestPlainClients:
     def test_a_worker_that_is_not_ours_is_looked_after_too(self, place: Place) -> None:
         """A stock Dramatiq worker that consumes a queue of ours does not register its queues."""
         place.note.send(1)
@@ -560,20 +428,9 @@ class TestLeases:
         place.client.zadd(f"{place.namespace}:__heartbeats__", {"stock": (time.time() - 5) * 1000})
         broker: LeveledRedisBroker = place.bridge.native
 
-        assert broker.recover(strangers=False) == 0
-        assert broker.recover(strangers=True) == 1
+        broker.look_after()
+
         assert place.waiting() == [redis_id]
-
-    def test_a_lease_is_kept_while_all_threads_are_busy(self, place: Place) -> None:
-        place.note.send(1)
-        busy, other = place.broker(threads=1), place.broker(threads=1)
-        take(busy.consume(place.queue, timeout=50))
-
-        time.sleep(2.5)
-
-        assert place.waiting() == []
-        for broker in (busy, other):
-            broker.closed()
 
     def test_dramatiqs_own_dead_messages_are_forgotten_in_their_time(self, place: Place) -> None:
         week_ms = 7 * 86_400_000
@@ -582,45 +439,7 @@ class TestLeases:
             place.client.zadd(f"{place.key}.XQ", {name: died_at})
             place.client.hset(f"{place.key}.XQ.msgs", name, "body")
 
-        place.broker(keeps_lease=False).recover(strangers=False)
+        place.broker().look_after()
 
         assert place.client.zrange(f"{place.key}.XQ", 0, -1) == [b"young"]
         assert place.client.hkeys(f"{place.key}.XQ.msgs") == [b"young"]
-
-
-class _Lessee:
-    """A worker's broker of which the test says what it does."""
-
-    lease_s = 1.0
-
-    def __init__(self) -> None:
-        self.is_away = False
-        self.beats = 0
-        self.recoveries = 0
-
-    def renew(self) -> None:
-        if self.is_away:
-            raise BrokerUnavailable("away")
-        self.beats += 1
-
-    def recover(self, *, strangers: bool) -> int:
-        self.recoveries += 1
-        return 0
-
-    def leave(self) -> None:
-        """Leave."""
-
-
-def test_who_was_cut_off_itself_does_not_judge_others_at_once() -> None:
-    lessee = _Lessee()
-    keeper = LeaseKeeper(lessee)
-    keeper.start()
-    wait_until(lambda: lessee.recoveries)
-    lessee.is_away = True
-    time.sleep(0.6)
-    lessee.is_away, before, back_at = False, lessee.recoveries, time.monotonic()
-
-    wait_until(lambda: lessee.recoveries > before)
-
-    assert time.monotonic() - back_at >= 0.9, "the others have a lease's time to renew theirs"
-    keeper.stop()

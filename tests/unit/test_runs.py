@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 from taskbridge import Bridge, Message
 from taskbridge.engines.runs import Runs, patience_s
@@ -67,7 +68,8 @@ def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
 
     runs = Runs(bridge)
     verdicts: list[object] = []
-    thread = threading.Thread(target=lambda: verdicts.append(runs.run(bridge.bound("waits"), a_message("waits"))), daemon=True)
+    run = partial(runs.run, bridge.bound("waits"), a_message("waits"))
+    thread = threading.Thread(target=lambda: verdicts.append(run()), daemon=True)
     thread.start()
     assert begun.wait(_LONGEST_S)
     assert [run.message.task for run in runs.all()] == ["waits"]

@@ -65,7 +65,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     ),
     "fetched celery+amqp": Place(module="taskbridge.engines.celery.consumer", path="Consumer._admit", when="before"),
     "fetched dramatiq+redis": Place(
-        module="taskbridge.engines.dramatiq.redis_broker", path="_LeveledConsumer._opened", when="before"
+        module="taskbridge.engines.dramatiq.deliveries", path="Reception.admit", when="before"
     ),
     "fetched dramatiq+amqp": Place(
         module="taskbridge.engines.dramatiq.deliveries", path="Reception.admit", when="before"

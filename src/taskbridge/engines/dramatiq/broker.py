@@ -194,7 +194,7 @@ class EngineConsumer(Consumer):
         raise NotImplementedError
 
     def give_back(self, places: Sequence[Any], *, suspect: bool = False) -> None:
-        """Return messages to the front of their queue, in this order; `suspect` says that they may have been started."""
+        """Return messages to the front of their queue, in this order; `suspect`: they may have been started."""
         raise NotImplementedError
 
     def fail(self, message: Delivery) -> None:
@@ -313,9 +313,7 @@ class EngineConsumer(Consumer):
         """
         _, place, body, redelivered = arrival
         try:
-            delivery = self._engine_broker.reception.admit(
-                self._queue_name, body, place=place, redelivered=redelivered
-            )
+            delivery = self._engine_broker.reception.admit(self._queue_name, body, place=place, redelivered=redelivered)
         except BaseException:
             self._return([place])
             raise
