@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from dramatiq import Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
@@ -304,48 +303,11 @@ def test_what_no_thread_has_begun_with_goes_back_when_the_worker_drains(place: P
     turn(consumer, until=lambda: work.unfinished_tasks == 2)
 
     broker.closes()
-    turn(consumer, until=lambda: place.waiting(place.queue) == 2)
-
     with pytest.raises(Empty):
         work.get_nowait()
+    turn(consumer, until=lambda: place.waiting(place.queue) == 2)
+
     consumer.close()
-
-
-@pytest.mark.parametrize("is_away", [False, True], ids=["rabbitmq is there", "rabbitmq is away"])
-def test_what_a_users_middleware_fails_on_goes_back_and_ends_no_thread(
-    place: Place, caplog: pytest.LogCaptureFixture, is_away: bool
-) -> None:
-    """A thread ends for good on an error that is raised where it takes its messages (dramatiq/worker.py)."""
-    broker = place.broker(1)
-    work = broker.work = WorkQueue()
-    queue = f"{place.namespace}.own"
-    broker.declare_queue(queue)
-    broker.enqueue(Message(queue_name=queue, actor_name="own", args=(1,), kwargs={}, options={"eta": 1}))
-    first: Any = broker.consume(queue, prefetch=1, timeout=50)
-    turn(first, until=lambda: work.unfinished_tasks == 1)
-
-    def fail(*given: Any) -> None:
-        if is_away:
-            first._connection.close()
-        raise RuntimeError("on purpose")
-
-    broker.hand_over = fail
-    with pytest.raises(Empty):
-        work.get(timeout=0.1)
-    broker.hand_over = None
-    with pytest.raises(ConnectionClosed):
-        next(first)
-    first.close()
-    again: Any = broker.consume(queue, prefetch=1, timeout=50)
-    turn(again, until=lambda: work.unfinished_tasks == 1)
-
-    assert "kept for later" in caplog.text
-    message = work.get_nowait().message
-    assert message.args == (1,)
-    again.ack(message)
-    assert broker.slots is not None
-    assert broker.slots.take(2) == 1
-    again.close()
 
 
 def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: Place) -> None:
