@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.runner import Runner
 from taskbridge.message import Message
 from taskbridge.retry import GivenBack, Interrupted, Verdict
+from taskbridge.runner import Runner
 from taskbridge.timelimit import raise_in_thread
 
 WATCH_S: Final = 0.5
