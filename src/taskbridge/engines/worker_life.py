@@ -1,12 +1,12 @@
 """The life of a worker process, the same on both engines (rules A4, R8, T2 and H).
 
-| state | what happens in it | it ends when |
+| phase | what happens in it | it ends when |
 |---|---|---|
-| `booting` | the engine starts its threads or children; nothing is taken | the engine calls `run` |
-| `running` | messages are taken; pump, scheduler and busy signs run | SIGTERM (`drain`), or a run is stuck |
-| `draining` | nothing is taken; what runs may finish within the grace | all has ended, or the grace is over |
-| `interrupted` | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 1.5 s are over |
-| `ended` | `worker_stopping` was called and the threads have stopped | the process exits |
+| booting | the engine starts its threads or children; nothing is taken | the engine calls `run` |
+| running | messages are taken; pump, scheduler and busy signs run | SIGTERM (`drain`), or a run is stuck |
+| draining | nothing is taken; what runs may finish within the grace | all has ended, or the grace is over |
+| interrupted | `Interrupted` is raised in each run; nothing waits for a broker | all has ended, or 1.5 s are over |
+| ended | `worker_stopping` was called and the threads have stopped | the process exits |
 
 A run that has not ended 1.5 s after the grace is inside a call that nothing can interrupt. Its mark is removed and its
 message requeued, so that it is no attempt (rule R8), and the process exits without it, with code 0. The same happens
@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic, sleep
-from typing import Final, Literal
+from typing import Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
@@ -36,8 +36,6 @@ from taskbridge.message import Message
 from taskbridge.schedules.sender import Scheduler
 
 _log = logging.getLogger("taskbridge.worker")
-
-State = Literal["booting", "running", "draining", "interrupted", "ended"]
 
 AFTER_GRACE_S: Final = 1.5
 """How long interrupted tasks have to clean up, and the engine to end, before the process exits without them.
@@ -60,19 +58,15 @@ class WorkerLife:
 
     Attributes:
         runs: What runs in this process.
-        state: See the table above.
-        draining: Whether nothing is taken: the worker stops, or has stopped. Set once, whoever else sets the state.
+        draining: Whether nothing is taken: the worker stops, or has stopped.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
         self.runs: Final = runs
         self.runs.ends_process = lambda: self._is_whole_process
-        self.state: State = "booting"
         self.draining: bool = False
-        self._pump = Pump(host)
-        self._scheduler = Scheduler(host)
-        self._busy = BusySigns(host, self._queues_if_full)
+        self._threads = Pump(host), Scheduler(host), BusySigns(host, self._queues_if_full)
         self._is_whole_process = False
         self._deadline = 0.0
         self._drained = locks.Event()
@@ -121,19 +115,17 @@ class WorkerLife:
         self._drained, self._ended, self._abandoned = locks.Event(), locks.Event(), locks.Event()
         self._host.stopping.clear()
         self.runs.open()
-        self.state, self.draining = "booting", False
+        self.draining = False
 
-    def started(self, *, has_children: bool = False, keeps_grace: bool = True) -> None:
+    def started(self, *, has_children: bool = False) -> None:
         """Call the hooks `worker_started`, in the worker's main thread, before any message is taken.
 
         Args:
             has_children: Whether tasks run in children, which call the hooks and end stuck runs themselves.
-            keeps_grace: Whether the end of the grace is seen to here.
         """
-        if keeps_grace:
-            self._start_thread(partial(self._keep_to_grace, self._drained, self._ended), "grace")
+        _start_thread(partial(self._keep_to_grace, self._drained, self._ended), "grace")
         if self._is_whole_process and not has_children:
-            self._start_thread(partial(self._watch, self._drained), "watch")
+            _start_thread(partial(self._watch, self._drained), "watch")
         if not has_children:
             self._host.hooks.call(Event(name="worker_started"))
 
@@ -145,19 +137,16 @@ class WorkerLife:
         """
         if not has_children:
             prepare_marks(self._host)
-        if self.draining:
-            return
-        self.state = "running"
-        self._pump.start()
-        self._scheduler.start()
-        self._busy.start()
+        if not self.draining:
+            for thread in self._threads:
+                thread.start()
 
     def drain(self) -> None:
         """Take nothing new; from here the grace counts. Fit for a signal handler; a second time does nothing."""
         if self.draining:
             return
         self._deadline = monotonic() + self._host.settings.grace_s
-        self.draining, self.state = True, "draining"
+        self.draining = True
         self.stop_taking()
         self._drained.set()
 
@@ -168,10 +157,9 @@ class WorkerLife:
     def end(self) -> None:
         """Stop the threads: all tasks have ended, and what was held is given back."""
         self._host.stopping.set()
-        self._busy.stop()
-        self._scheduler.stop()
-        self._pump.stop()
-        self.draining, self.state = True, "ended"
+        for thread in reversed(self._threads):
+            thread.stop()
+        self.draining = True
         self._ended.set()
         self._drained.set()
 
@@ -182,7 +170,6 @@ class WorkerLife:
         drained.wait()
         if ended.wait(max(0.0, self._deadline - monotonic())):
             return
-        self.state = "interrupted"
         self._host.stopping.set()
         self.interrupt()
         if ended.wait(AFTER_GRACE_S):
@@ -196,7 +183,7 @@ class WorkerLife:
 
     def _exit(self, code: int, *, lost: Collection[Run] = ()) -> None:
         """End the process; in a thread, for a broker that does not answer must not hold it."""
-        last = self._start_thread(lambda: self._give_back_all(lost), "last")
+        last = _start_thread(lambda: self._give_back_all(lost), "last")
         last.join(LAST_S)
         logging.shutdown()
         os._exit(code)
@@ -250,7 +237,8 @@ class WorkerLife:
         """Return the queues that are consumed here if no slot is free; a worker that stops consumes none."""
         return [] if self.draining else self.full_queues()
 
-    def _start_thread(self, target: Callable[[], None], name: str) -> threading.Thread:
-        thread = threading.Thread(target=target, name=f"taskbridge-{name}", daemon=True)
-        thread.start()
-        return thread
+
+def _start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=f"taskbridge-{name}", daemon=True)
+    thread.start()
+    return thread
