@@ -41,8 +41,9 @@ class DramatiqEngine:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._life = DramatiqLife(host)
-        self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage(), self._life])
+        self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage()])
+        self._life = DramatiqLife(host, self._native)
+        self._native.add_middleware(self._life)
         self._carrier = Carrier(host, self._native, self._life)
         self._native.reception = Reception(host, self._native)
         self._native.stopping = host.stopping

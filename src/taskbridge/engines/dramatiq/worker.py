@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Final
 
 from dramatiq import Broker, Worker
@@ -35,12 +36,17 @@ _STOP_SIGNALS: Final = tuple(
 class DramatiqLife(WorkerLife, Middleware):
     """The life of a worker process.
 
+    Args:
+        host: The bridge.
+        broker: The worker's.
+
     Attributes:
         has_main_process: Whether Dramatiq's command line has started this process, for one worker.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, broker: EngineBroker) -> None:
         super().__init__(host, Runs(host))
+        self._broker = broker
         self._worker: Worker | None = None
         self.has_main_process: bool = False
         self._was_told = False
@@ -57,27 +63,25 @@ class DramatiqLife(WorkerLife, Middleware):
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)
-        engine_broker = _engine_broker(broker)
-        fast.enter(engine_broker, worker, is_wanted=self._host.settings.fast)
-        engine_broker.opens(worker.worker_threads)
+        fast.enter(self._broker, worker, is_wanted=self._host.settings.fast)
+        self._broker.opens(worker.worker_threads)
         if self.has_main_process:
             self._drain_at_signal()
         self.started()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Take messages, and what is due."""
+        if self.has_main_process:
+            timer = threading.Timer(_TOLD_S, self._take)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._take()
 
-        def take() -> None:
-            self.run()
-            if not self.draining:
-                _engine_broker(broker).booted.set()
-
-        if not self.has_main_process:
-            take()
-            return
-        timer = threading.Timer(_TOLD_S, take)
-        timer.daemon = True
-        timer.start()
+    def _take(self) -> None:
+        self.run()
+        if not self.draining:
+            self._broker.booted.set()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Wait until all tasks have ended, or the grace is over."""
@@ -91,7 +95,7 @@ class DramatiqLife(WorkerLife, Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Give back what is left."""
-        _engine_broker(broker).closed()
+        self._broker.closed()
         self.end()
         self._worker = None
 
@@ -99,8 +103,7 @@ class DramatiqLife(WorkerLife, Middleware):
 
     def stop_taking(self) -> None:
         """Have the consumers take nothing more."""
-        if self._worker is not None:
-            _engine_broker(self._worker.broker).closes()
+        self._broker.closes()
 
     def abandon(self, lost: Collection[Run]) -> list[Any]:
         """Return the messages whose tasks still run; what their threads do with them from here on is ignored."""
@@ -111,12 +114,11 @@ class DramatiqLife(WorkerLife, Middleware):
     def give_back(self, lost: Collection[Run]) -> None:
         """Requeue all that this process holds."""
         if self._worker is not None:
-            _engine_broker(self._worker.broker).closed(keep=[run.holder for run in lost])
+            self._broker.closed(keep=[run.holder for run in lost])
 
     def full_queues(self) -> Sequence[str]:
         """Return the queues that are consumed here, if all threads are taken."""
-        worker = self._worker
-        slots = None if worker is None else _engine_broker(worker.broker).slots
+        worker, slots = self._worker, self._broker.slots
         if worker is None or slots is None or slots.full_for_s() == 0:
             return []
         living = [name for name, consumer in list(worker.consumers.items()) if consumer.is_alive()]
@@ -128,19 +130,11 @@ class DramatiqLife(WorkerLife, Middleware):
         for number in _STOP_SIGNALS:
             stock = signal.getsignal(number)
             if callable(stock):
-                signal.signal(number, self._handler(stock))
+                signal.signal(number, partial(self._told, stock))
 
-    def _handler(self, stock: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
-        def handle(number: int, frame: Any) -> Any:
-            if self._was_told:  # Dramatiq's own handler would now end the process, and what runs would count as lost
-                return None
-            self._was_told = True
-            self.drain()
-            return stock(number, frame)
-
-        return handle
-
-
-def _engine_broker(broker: Broker) -> EngineBroker:
-    assert isinstance(broker, EngineBroker)
-    return broker
+    def _told(self, stock: Callable[[int, Any], Any], number: int, frame: Any) -> Any:
+        if self._was_told:  # Dramatiq's own handler would now end the process, and what runs would count as lost
+            return None
+        self._was_told = True
+        self.drain()
+        return stock(number, frame)
