@@ -1281,7 +1281,7 @@ class TestIdleConnections:
     def test_a_close_that_has_not_been_read_yet_is_noticed_before_publishing(
         self, fragile: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Pool, "_start", lambda _: None)  # nobody looks after what is idle
+        monkeypatch.setattr(Pool, "start", lambda _: None)  # nobody looks after what is idle
         broker = fragile.broker()
         broker.publish([a_message(0)], timeout_s=5)
         fragile.server.ctl("close_all_connections", "for a test")

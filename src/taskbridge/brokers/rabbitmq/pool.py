@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import Outcome, Session
 from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
@@ -32,26 +33,26 @@ _KEEP_S: Final = 1.0
 _IDLE_S: Final = 5.0
 """A connection that was idle for this long is closed, unless it is the last one."""
 
+_JOIN_S: Final = 1.0
 _LEAVE_S: Final = 0.3
 
 _log = logging.getLogger("taskbridge.rabbitmq")
 
 
-class Pool:
+class Pool(Background):
     """Publishes and asks on connections to one server, which threads share.
 
-    Each connection is used by one thread at a time. The pool's own thread keeps idle ones alive.
+    Each connection is used by one thread at a time. The pool's own thread keeps idle ones alive, from the first on.
 
     Args:
         hosts: pika's parameters of each host; the first host that accepts a connection is used.
     """
 
     def __init__(self, hosts: Sequence[Any]) -> None:
+        super().__init__("rabbitmq", join_s=_JOIN_S)
         self._hosts = hosts
         self._lock = locks.Lock()
         self._keep_s = _KEEP_S
-        self._closed: threading.Event | None = None  # ends the thread, if there is one
-        self._thread: threading.Thread | None = None
         self.forget()
         _living.add(self)
 
@@ -138,24 +139,21 @@ class Pool:
         session.used_at = time.monotonic()
         self._keep_s = min(self._keep_s, session.read_s)
         if self._thread is None:
-            self._start()
+            with self._lock:
+                self.start()
         self._idle.put(session)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is not None:
-                return
-            closed = self._closed = locks.Event()
-            made = threading.Thread(target=self._keep, args=(closed,), name="taskbridge-rabbitmq", daemon=True)
-            try:
-                made.start()
-                self._thread = made
-            except RuntimeError as exc:  # the interpreter is shutting down
-                _log.debug("idle connections to RabbitMQ are not kept alive: %s", exc)
+    def start(self) -> None:
+        """Start the thread; starting twice does nothing."""
+        try:
+            super().start()
+        except RuntimeError as exc:
+            _log.debug("the interpreter is shutting down, idle connections are not kept alive: %s", exc)
+            self._thread = None
 
-    def _keep(self, closed: threading.Event) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
-        while not closed.wait(self._keep_s):
+        while not stop.wait(self._keep_s):
             for _ in range(self._idle.qsize()):
                 session = self._idle_one()
                 if session is None:
@@ -168,12 +166,7 @@ class Pool:
     def close(self, timeout_s: float = 1.0) -> None:
         """Close the idle connections; the next use opens another."""
         deadline = Deadline(timeout_s)
-        with self._lock:
-            thread, self._thread = self._thread, None
-            if self._closed is not None:
-                self._closed.set()
-        if thread is not None:
-            thread.join(deadline.left_s)
+        self.stop()
         while session := self._idle_one():
             session.close(deadline.left_s)
 
@@ -183,7 +176,7 @@ class Pool:
         self._permits: SimpleQueue[int] = SimpleQueue()  # no lock in Python: a signal's handler may send
         for number in range(_MOST):
             self._permits.put(number)
-        self._thread = self._closed = None
+        self._thread = None
 
 
 _living: Final[WeakSet[Pool]] = WeakSet()
