@@ -19,7 +19,7 @@ from taskbridge.brokers.rabbitmq.frames import (
     Returned,
     ack_bytes,
     method_bytes,
-    publication_bytes,
+    publication_pieces,
 )
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication
 from taskbridge.brokers.rabbitmq.topology import existing_queue
@@ -198,10 +198,10 @@ class Channel:
 
     def _frames(self, publications: Iterable[EncodedPublication]) -> bytes:
         number, frame_max = self._number, self.connection.frame_max
-        return b"".join(
-            publication_bytes(number, destination.exchange, key, properties, body, frame_max=frame_max)
-            for destination, key, _, properties, body in publications
-        )
+        pieces: list[bytes] = []
+        for destination, key, _, properties, body in publications:
+            pieces += publication_pieces(number, destination.exchange, key, properties, body, frame_max=frame_max)
+        return b"".join(pieces)
 
     # For the connection
 

@@ -77,9 +77,9 @@ def ack_bytes(channel: int, tags: Iterable[int]) -> bytes:
     return b"".join(_ACK.pack(spec.FRAME_METHOD, channel, _ACK_SIZE, *_ACK_INDEX, tag, *end) for tag in tags)
 
 
-def publication_bytes(
+def publication_pieces(
     channel: int, exchange: str, key: str, properties: bytes, body: bytes, *, frame_max: int
-) -> bytes:
+) -> list[bytes]:
     """Return the frames of a message with encoded properties, which is returned if it is routed to no queue."""
     size, room = _CONTENT_SIZE + len(properties), frame_max - _OVERHEAD
     head = _CONTENT_HEAD.pack(spec.FRAME_HEADER, channel, size, spec.Basic.INDEX, 0, len(body))
@@ -87,7 +87,7 @@ def publication_bytes(
     for start in range(0, len(body), room):
         part = body[start : start + room]
         pieces += (HEAD.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
-    return b"".join(pieces)
+    return pieces
 
 
 @lru_cache(maxsize=512)
