@@ -98,25 +98,17 @@ class Broker(Protocol):
     """A connection to a broker, for one bridge. Threads share it, a forked process makes its own connections.
 
     Every method that takes `timeout_s` returns after the broker has confirmed, or raises `BrokerUnavailable` within
-    that many seconds and 10%. Connections are made when they are first needed.
+    that many seconds and 10%; of several messages, `PartlyPublished` if not all were published or parked. Connections
+    are made when they are first needed.
     """
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
-        """Publish messages to their queues, pipelined, in order.
-
-        Raises:
-            PartlyPublished: Of several messages, not all were published.
-            BrokerUnavailable: The only message was not published.
-        """
+        """Publish messages to their queues, pipelined, in order."""
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages, each for so many seconds, and then publish them (as long as any worker is up).
 
         Parking the same id and attempt again replaces the first on Redis; on RabbitMQ both arrive.
-
-        Raises:
-            PartlyPublished: Of several messages, not all were parked.
-            BrokerUnavailable: The only message was not parked.
         """
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
@@ -173,52 +165,29 @@ class RecordingBroker(Broker, Protocol):
     def publish_along(
         self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
     ) -> None:
-        """Publish messages as `publish` does, each in one transaction with a command, if it has one.
-
-        Raises:
-            PartlyPublished, BrokerUnavailable: As `publish` does.
-        """
+        """Publish messages as `publish` does, each in one transaction with a command, if it has one."""
 
     def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
-        """Park a message as `park` does, in one transaction with a command.
-
-        Raises:
-            BrokerUnavailable: It was not parked.
-        """
+        """Park a message as `park` does, in one transaction with a command."""
 
 
 @runtime_checkable
 class SignBroker(Broker, Protocol):
     """A broker in which a process can ask whether queues are consumed, and workers can answer.
 
-    A sign is a name that can be seen in the namespace for some seconds after it was left.
+    A sign is a name that can be seen in the namespace for some seconds after it was left. What fails raises
+    `BrokerUnavailable`, as in `Broker`.
     """
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
-        """Publish probes to their queues; they vanish there when they have expired, at the latest at the next `ask`.
-
-        Raises:
-            BrokerUnavailable: Not all were published.
-        """
+        """Publish probes to their queues; they vanish there when they have expired, at the latest at the next `ask`."""
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
-        """Remove what is left of these probes, and these signs.
-
-        Raises:
-            BrokerUnavailable: It wasn't done; then they vanish by themselves.
-        """
+        """Remove what is left of these probes, and these signs; if it fails, they vanish by themselves."""
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
-        """Leave signs for so many seconds; again for those that are there.
-
-        Raises:
-            BrokerUnavailable: They were not left.
-        """
+        """Leave signs for so many seconds; again for those that are there."""
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
-        """Return those of these signs that are there.
-
-        Raises:
-            BrokerUnavailable: The broker doesn't answer.
-        """
+        """Return those of these signs that are there."""
         ...

@@ -68,7 +68,7 @@ class MemoryBroker:
         while not stop.is_set():
             self.promote_due()
             with self._changed:
-                due = self._parked[0][0] if self._parked else None
+                due = self.next_due()
                 wait_s = _LOOK_S if due is None else min(_LOOK_S, due - self._clock.now())
                 if wait_s > 0:
                     self._changed.wait(wait_s)
