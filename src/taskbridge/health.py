@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from taskbridge.brokers.base import Broker, SignBroker
@@ -67,19 +68,25 @@ def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: f
         broker.ask(probes, timeout_s=timeout_s)
         found = _wait(broker, url.engine, probes, began, timeout_s)
     finally:
-        _withdraw(broker, probes)
+        try:
+            broker.withdraw(probes, [answer_sign(probe) for probe in probes], timeout_s=_LEAVE_S)
+        except BrokerUnavailable as exc:
+            _log.info("the probes are left to expire: %s", exc.problem)
     return Health(queues=found, seconds=time.monotonic() - began)
 
 
 def _wait(
     broker: SignBroker, engine: str, probes: Sequence[Message], began: float, timeout_s: float
 ) -> dict[str, QueueHealth]:
+    signs = {probe.queue: (answer_sign(probe), busy_sign(engine, probe.queue)) for probe in probes}
     pause_s = _FIRST_PAUSE_S
-    names = [name for probe in probes for name in (answer_sign(probe), busy_sign(engine, probe.queue))]
     while True:
         passed_s = time.monotonic() - began
-        seen = broker.see_signs(names, timeout_s=max(_LAST_LOOK_S, timeout_s - passed_s))
-        found: dict[str, QueueHealth] = {probe.queue: _state(engine, probe, seen) for probe in probes}
+        seen = broker.see_signs(list(chain(*signs.values())), timeout_s=max(_LAST_LOOK_S, timeout_s - passed_s))
+        found: dict[str, QueueHealth] = {
+            queue: "consumed" if answer in seen else "busy" if busy in seen else "silent"
+            for queue, (answer, busy) in signs.items()
+        }
         states = set(found.values())
         # A sign may have been left before the probe was: only after its life does it tell of now.
         is_settled = states <= {"consumed"} or (passed_s > BUSY_LIFE_S and "silent" not in states)
@@ -87,16 +94,3 @@ def _wait(
             return found
         time.sleep(min(pause_s, timeout_s - passed_s))
         pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
-
-
-def _state(engine: str, probe: Message, seen: Collection[str]) -> QueueHealth:
-    if answer_sign(probe) in seen:
-        return "consumed"
-    return "busy" if busy_sign(engine, probe.queue) in seen else "silent"
-
-
-def _withdraw(broker: SignBroker, probes: Sequence[Message]) -> None:
-    try:
-        broker.withdraw(probes, [answer_sign(probe) for probe in probes], timeout_s=_LEAVE_S)
-    except BrokerUnavailable as exc:
-        _log.info("the probes are left to expire: %s", exc.problem)

@@ -139,8 +139,7 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
     else:
         entries = _resolved(bridge, arguments.ids)
     if entries and not arguments.yes and not _agreed(entries):
-        print("nothing was purged")
-        return Output(data={"purged": ()}, code=1)
+        return Output(text="nothing was purged", data={"purged": ()}, code=1)
     purged = bridge.dead.purge([entry.id for entry in entries]) if entries else ()  # what was counted, and no more
     return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
 

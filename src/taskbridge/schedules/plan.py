@@ -7,7 +7,7 @@ same ticks, on every machine.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
@@ -290,8 +290,11 @@ def checked_timings(timings: Any) -> tuple[Timing, ...]:
     Raises:
         DeclarationError: It holds something else.
     """
-    given = tuple(timings) if isinstance(timings, Sequence) else (timings,)
-    if isinstance(timings, str) or not all(isinstance(timing, (Cron, Every)) for timing in given):
+    try:
+        given: tuple[Any, ...] = tuple(timings)
+    except TypeError:
+        given = (timings,)
+    if not all(isinstance(timing, (Cron, Every)) for timing in given):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
     return given
 
