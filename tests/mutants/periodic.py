@@ -155,8 +155,7 @@ def a_pause_is_caught_up() -> None:
 
 def _resume_and_catch_up(_: Any) -> Any:
     def resume(self: Any, name: str) -> None:
-        ticks, at = self._ticks_of(name)
-        ticks.pause(name, paused=False, at=at, timeout_s=5.0)
+        self._ticks_of(name).pause(name, paused=False, at=self._bridge.now(), timeout_s=5.0)
 
     return resume
 

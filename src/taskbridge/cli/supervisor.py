@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -94,34 +94,21 @@ class Supervisor:
         Returns:
             0 if all ended by themselves in time after a signal, 1 if not, 2 if one could not start at all.
         """
-        with (
-            tempfile.TemporaryDirectory(prefix="taskbridge-") as folder,
-            selectors.DefaultSelector() as selector,
-            self._fifos(Path(folder), selector),
-            _waking(self._signals, selector),
-        ):
-            try:
-                self._supervise(selector)
-            finally:
-                self._end_all()
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskbridge-")))
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for number, command in enumerate(self._commands):
+                worker = _Worker(command=command, fifo=folder / str(number))
+                os.mkfifo(worker.fifo)
+                # Open for writing too: else it is at its end, and always readable, whenever no worker has it open.
+                place = os.open(worker.fifo, os.O_RDWR | os.O_NONBLOCK)
+                stack.callback(os.close, place)
+                selector.register(place, selectors.EVENT_READ, worker)
+                self._workers.append(worker)
+            _wake_by_signals(self._signals, selector, stack)
+            stack.callback(self._end_all)
+            self._supervise(selector)
         return self._code
-
-    @contextmanager
-    def _fifos(self, folder: Path, selector: selectors.BaseSelector) -> Generator[None]:
-        places: list[int] = []
-        for number, command in enumerate(self._commands):
-            worker = _Worker(command=command, fifo=folder / str(number))
-            os.mkfifo(worker.fifo)
-            # Open for writing too: else it is at its end, and always readable, whenever no worker has it open.
-            places.append(os.open(worker.fifo, os.O_RDWR | os.O_NONBLOCK))
-            selector.register(places[-1], selectors.EVENT_READ, worker)
-            self._workers.append(worker)
-        try:
-            yield
-        finally:
-            for place in places:
-                selector.unregister(place)
-                os.close(place)
 
     def _supervise(self, selector: selectors.BaseSelector) -> None:
         while True:
@@ -232,10 +219,9 @@ class Supervisor:
             self._kill(worker)
 
 
-@contextmanager
-def _waking(signals: list[int], selector: selectors.BaseSelector) -> Generator[None]:
-    """Collect signals in a list, and make the selector return when one comes or a child ends."""
-    receiver, sender = socket.socketpair()
+def _wake_by_signals(signals: list[int], selector: selectors.BaseSelector, stack: ExitStack) -> None:
+    """Collect signals in a list, and make the selector return when one comes or a child ends, until the stack ends."""
+    receiver, sender = map(stack.enter_context, socket.socketpair())
     receiver.setblocking(False)
     sender.setblocking(False)
 
@@ -246,18 +232,10 @@ def _waking(signals: list[int], selector: selectors.BaseSelector) -> Generator[N
     wanted = [*_STOP_SIGNALS, signal.SIGCHLD]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup taskbridge worker`
         wanted.append(signal.SIGHUP)
-    former = {number: signal.signal(number, note) for number in wanted}
-    former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    for number in wanted:
+        stack.callback(signal.signal, number, signal.signal(number, note))
+    stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
     selector.register(receiver, selectors.EVENT_READ)
-    try:
-        yield
-    finally:
-        selector.unregister(receiver)
-        signal.set_wakeup_fd(former_fd)
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        receiver.close()
-        sender.close()
 
 
 def _kill_group(pid: int) -> None:
