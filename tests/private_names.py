@@ -35,6 +35,9 @@ _METHOD: Final = re.compile(r"^\s+(?:async )?def ([a-z]\w*|_[a-z]\w*)\((?:self|c
 _PROPERTY: Final = re.compile(r"@[\w.]*(?:property|setter)[^\n]*\n\s+def \w+\(self")
 
 _BY_NAME: Final = ("getattr", "setattr", "hasattr", "delattr")
+_OF_NAMED_TUPLES: Final = frozenset({"_asdict", "_fields", "_make", "_replace"})
+"""What Python documents for all named tuples."""
+
 _FRAMES: Final = frozenset({"_getframe", "currentframe", "f_back"})
 
 
@@ -181,7 +184,7 @@ def _uses_in(path: str, tree: ast.Module) -> Iterator[Use]:
             known = frozenset() if "super()" in holder else own
             if holder == "os":  # os._exit
                 continue
-            if node.attr in private and node.attr not in known and node.attr not in HOOKS:
+            if node.attr in private and node.attr not in known | HOOKS | _OF_NAMED_TUPLES:
                 yield Use(path=path, line=node.lineno, name=node.attr, how="attribute")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in UPSTREAM:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
