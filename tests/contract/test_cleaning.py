@@ -10,7 +10,7 @@ from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import run_suite
 from taskbridge.contract.target import Target
 
-assert scenarios.__all__
+assert scenarios.NAMES
 
 # It leaves messages in a queue, and a delayed one.
 SCENARIO = "the_broker_has_what_was_sent"

@@ -13,7 +13,7 @@ from taskbridge.contract.suite import Result, run_suite
 from taskbridge.contract.target import Target
 from tests.conftest import STALLED
 
-assert taskbridge.contract.scenarios.__all__
+assert taskbridge.contract.scenarios.NAMES
 
 
 @pytest.fixture(scope="session")

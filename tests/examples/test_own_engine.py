@@ -36,7 +36,7 @@ def test_the_example_engine_is_found_by_entry_point_and_runs_the_quickstart(path
 @pytest.mark.slow
 def test_the_example_engine_keeps_the_contract(path_with_entry_point: str) -> None:
     output = run(
-        sys.executable, "-m", "taskbridge.contract", "threads+memory://", env={"PYTHONPATH": path_with_entry_point}
+        sys.executable, "-m", "tests.run_scenarios", "threads+memory://", env={"PYTHONPATH": path_with_entry_point}
     )
 
     outcomes = [json.loads(line)["outcome"] for line in output.splitlines()]

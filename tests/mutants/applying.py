@@ -39,7 +39,7 @@ def apply() -> None:
         from tests.mutants import of_stores
 
         of_stores.MUTANTS[name].apply()
-    if "taskbridge.contract" in sys.orig_argv:  # else this is one of its workers
+    if "tests.run_scenarios" in sys.orig_argv:  # else this is one of its workers
         from tests import forking
 
         forking.install()

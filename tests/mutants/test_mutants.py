@@ -43,7 +43,7 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "")
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
     env |= environment(RULE, mutant)
-    command = [sys.executable, "-m", "taskbridge.contract", url, *scenarios, "--patience", str(PATIENCE_S)]
+    command = [sys.executable, "-m", "tests.run_scenarios", url, *scenarios, "--patience", str(PATIENCE_S)]
     longest_s = LONGEST_S * Pace.of_this_run().factor
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=longest_s, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]

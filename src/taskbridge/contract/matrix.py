@@ -17,7 +17,7 @@ from taskbridge.contract.target import Target
 
 Mark = Literal["ok", "FAIL", "n/a", "-"]
 
-assert scenarios.__all__, "importing the package is what fills the table"
+assert scenarios.NAMES, "importing the package is what fills the table"
 
 
 class UnknownRule(TaskBridgeError, LookupError):

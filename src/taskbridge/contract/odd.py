@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from math import inf, nan
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from taskbridge import Bridge
+from taskbridge.contract.rewriting import rewriting, rewritten
 
 Change = Callable[[dict[str, Any]], None]
 """Changes the part of a native message that names its task: Celery's headers, or the object that Dramatiq writes."""
@@ -74,39 +74,21 @@ ODD: Final[Mapping[str, Mapping[str, Change]]] = {
 """Odd messages by engine and name."""
 
 
-@contextmanager
-def changing(bridge: Bridge, change: Change) -> Generator[None]:
-    """Change what the bridge sends while the block runs."""
-    wire: Any = bridge.wire
-    encode = wire.encode
-    wire.encode = lambda message: _changed(encode(message), change)  # pyright: ignore[reportUnknownLambdaType]
-    try:
-        yield
-    finally:
-        wire.encode = encode
+def changing(bridge: Bridge, change: Change) -> AbstractContextManager[None]:
+    """Return a block in which what the bridge sends is changed."""
+    return rewriting(bridge, lambda text: _changed_text(text, change), lambda part: _change_part(part, change))
 
 
-def _changed(native: Any, change: Change) -> Any:
-    """Return a native message of any make, with the part changed that names its task."""
-    if isinstance(native, (str, bytes)):
-        return _changed_text(native, change)
-    if isinstance(native, (list, tuple)):
-        items = [_changed(item, change) for item in cast("list[Any]", native)]
-        return items if isinstance(native, list) else tuple(items)
-    if isinstance(native, Mapping):
-        part: dict[str, Any] = {key: _changed(item, change) for key, item in native.items()}  # pyright: ignore[reportUnknownVariableType]
-        if any(name in part for name in _NAMES):
-            change(part)
-        return part
-    if is_dataclass(native) and not isinstance(native, type):
-        names = [field.name for field in fields(native) if field.init]
-        return replace(native, **{name: _changed(getattr(native, name), change) for name in names})
-    return native
+def _change_part(part: dict[str, Any], change: Change) -> None:
+    if any(name in part for name in _NAMES):
+        change(part)
 
 
-def _changed_text(text: Any, change: Change) -> Any:
+def _changed_text(text: str, change: Change) -> str:
     """Return JSON of an object with the part in it changed; any other text as it is."""
-    if not text.startswith("{" if isinstance(text, str) else b"{"):
+    if not text.startswith("{"):
         return text
-    changed = json.dumps(_changed(json.loads(text), change))
-    return changed if isinstance(text, str) else changed.encode()
+    part = json.loads(text)
+    return json.dumps(
+        rewritten(part, lambda inner: _changed_text(inner, change), lambda each: _change_part(each, change))
+    )

@@ -89,30 +89,34 @@ class _MakesFolder:
 
 
 @contextmanager
-def rewriting(bridge: Bridge, rewrite: Rewrite) -> Generator[None]:
+def rewriting(
+    bridge: Bridge, rewrite: Rewrite, change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Generator[None]:
     """Rewrite what the bridge sends, and what its workers in this process send, while the block runs."""
     wire: Any = bridge.wire
     encode = wire.encode
-    wire.encode = lambda message: _rewritten(encode(message), rewrite)  # pyright: ignore[reportUnknownLambdaType]
+    wire.encode = lambda message: rewritten(encode(message), rewrite, change)  # pyright: ignore[reportUnknownLambdaType]
     try:
         yield
     finally:
         wire.encode = encode
 
 
-def _rewritten(native: Any, rewrite: Rewrite) -> Any:
-    """Return a native message of any make, with every text in it rewritten."""
+def rewritten(native: Any, rewrite: Rewrite, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Any:
+    """Return a native message of any make, with every text in it rewritten and every mapping changed."""
     if isinstance(native, str):
         text = rewrite(native)
         return BINARY if text == _BINARY_TEXT else text  # no text could be these bytes
     if isinstance(native, bytes):  # latin-1, for it keeps all bytes
         return rewrite(native.decode("latin-1")).encode("latin-1")
     if isinstance(native, (list, tuple)):
-        items = [_rewritten(item, rewrite) for item in cast("list[Any]", native)]
+        items = [rewritten(item, rewrite, change) for item in cast("list[Any]", native)]
         return items if isinstance(native, list) else tuple(items)
     if isinstance(native, Mapping):
-        return {key: _rewritten(item, rewrite) for key, item in native.items()}  # pyright: ignore[reportUnknownVariableType]
+        part: dict[str, Any] = {key: rewritten(item, rewrite, change) for key, item in native.items()}  # pyright: ignore[reportUnknownVariableType]
+        change(part)
+        return part
     if is_dataclass(native) and not isinstance(native, type):
         names = [field.name for field in fields(native) if field.init]
-        return replace(native, **{name: _rewritten(getattr(native, name), rewrite) for name in names})
+        return replace(native, **{name: rewritten(getattr(native, name), rewrite, change) for name in names})
     return native

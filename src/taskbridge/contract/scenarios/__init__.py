@@ -1,47 +1,11 @@
 """The scenarios, a module for each letter of the rules; importing this package fills the table."""
 
-from taskbridge.contract.scenarios import (
-    acknowledging,
-    cancelling,
-    coroutines,
-    crashes,
-    dead_letters,
-    delays,
-    environment,
-    expiry,
-    health,
-    hooks,
-    intake,
-    outages,
-    periodic,
-    priority,
-    results,
-    retries,
-    routing,
-    sending,
-    shutdown,
-    time_limit,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Final
 
-__all__ = [
-    "acknowledging",
-    "cancelling",
-    "coroutines",
-    "crashes",
-    "dead_letters",
-    "delays",
-    "environment",
-    "expiry",
-    "health",
-    "hooks",
-    "intake",
-    "outages",
-    "periodic",
-    "priority",
-    "results",
-    "retries",
-    "routing",
-    "sending",
-    "shutdown",
-    "time_limit",
-]
+NAMES: Final = tuple(module.name for module in iter_modules(__path__))
+"""The modules' names."""
+
+for _name in NAMES:
+    import_module(f"{__name__}.{_name}")

@@ -1,4 +1,4 @@
-"""`python -m taskbridge.contract URL [SCENARIO...]` runs scenarios on a target; each result is a JSON line."""
+"""`python -m tests.run_scenarios URL [SCENARIO...]` runs scenarios on a target; each result is a JSON line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskbridge.contract.target import Target
 
 def main() -> int:
     """Run what the arguments say, and return 1 if anything failed."""
-    parser = argparse.ArgumentParser(prog="python -m taskbridge.contract", description=scenarios.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.run_scenarios", description=scenarios.__doc__)
     parser.add_argument("url")
     parser.add_argument("scenario", nargs="*", help="all if none is given")
     parser.add_argument("--patience", type=float, default=PATIENCE_S, metavar="SECONDS")
