@@ -17,46 +17,45 @@ _HEAD: Final = """\
 
 <!-- Written by `python -m benchmarks.guarantees --write docs`: change benchmarks.guarantees, not this page. -->
 
-What goes wrong in production, tried on Celery and on Dramatiq alone and under taskbridge, over Redis and RabbitMQ:
-with the engines' own workers in processes of their own, real servers, real kills and cut connections. Each cell is
-one run of a small experiment, whose figures stand [below](#row-by-row). So it shows that something does happen, or
-that it did not happen in this run; it is no rate. Where chance decides, another run may give another figure.
+What goes wrong in production, tried on Celery and on Dramatiq, alone and under taskbridge, over Redis and RabbitMQ.
+Workers run in processes of their own, servers are real, and so are the kills and the cut connections. Each cell is one
+run of a small experiment; its figures are [below](#row-by-row). A cell shows that something happens, or that it did not
+happen in this run. It is not a rate: where chance decides, another run may give another figure.
 
-"kept" means that the row's guarantee held in that run; where it did not, the table has the figure that shows it. Lost
-is what was not done while it was watched; some of that comes back much later, such as after Celery's visibility timeout
-on Redis, an hour by default. No column promises that a task is run exactly once, and neither does taskbridge: messages
-are run at least once.
+"kept" means that the row's guarantee held in that run. Otherwise the table has the figure that shows it. A message counts
+as lost if it had not run when the observation ended. Some come back much later, such as after Celery's visibility
+timeout on Redis, an hour by default. No column promises that a task is run exactly once, and taskbridge does not either:
+messages are run at least once.
 """
 
 _SETTINGS: Final = """\
 ## Settings
 
-The engines get what their own documentation advises for tasks that matter. Times that are minutes or hours in
-production are seconds here, so that a cell takes less than two minutes; a row says where.
+The engines have the settings that their documentation advises for important tasks. Times that are minutes or hours in
+production are seconds here, so that a cell takes less than two minutes; the row says where.
 
 **All**: one process with one slot a worker, a pause of 1 s before a retry, 5 s for a send where that can be set, 4 s
-for tasks of a worker that is told to stop. A worker that ends is started again after a second.
+for tasks of a worker that is told to stop. A worker that ends is restarted after a second.
 
-**Celery alone**: `acks_late`, `reject_on_worker_lost` and `retry_on_worker_lost` (since 5.7: it counts what would
-otherwise be repeated for ever), `worker_prefetch_multiplier=1`, `worker_soft_shutdown_timeout` with
-`REMAP_SIGTERM=SIGQUIT`, `broker_channel_error_retry` (else many errors end the worker),
+**Celery alone**: `acks_late`, `reject_on_worker_lost` and `retry_on_worker_lost` (since 5.7: it limits runs that
+would otherwise be repeated for ever), `worker_prefetch_multiplier=1`, `worker_soft_shutdown_timeout` with
+`REMAP_SIGTERM=SIGQUIT`, `broker_channel_error_retry` (without it many errors end the worker),
 `broker_connection_max_retries=None`, no gossip and no mingle; `autoretry_for=(Exception,)`. On Redis,
-`visibility_timeout` (an hour, unless the row says otherwise), a look each second for what dead workers held
+`visibility_timeout` (an hour, unless the row says otherwise), a search each second for messages of dead workers
 (`unacked_restore_interval`, `unacked_restore_throttle`), ten `priority_steps`, timeouts for sockets. On RabbitMQ,
 `confirm_publish` with a `confirm_timeout`, a heartbeat of 10 s, `task_queue_max_priority`.
-`task_publish_retry_policy` is the default, three more tries of a send: one that tries for longer makes each send in an
-outage as much longer.
+`task_publish_retry_policy` is the default, three more tries of a send. Trying for longer would make each send in an
+outage take longer.
 
 **Dramatiq alone**: `max_retries` and backoff, `dramatiq_queue_prefetch=1`, `--worker-shutdown-timeout`, priorities on
-actors and as `broker_priority`. On Redis, `maintenance_chance=50_000` (with the default, what a dead worker held
-waits for minutes), `heartbeat_timeout` where the row names a lease, timeouts for sockets. On RabbitMQ,
+actors and as `broker_priority`. On Redis, `maintenance_chance=50_000` (with the default, messages of a dead
+worker wait for minutes), `heartbeat_timeout` where the row names a lease, timeouts for sockets. On RabbitMQ,
 `confirm_delivery`, `max_priority`, a heartbeat of 10 s, `blocked_connection_timeout`.
 
-**taskbridge**: its defaults, but for `lease` where the row names one, `grace`, `send_timeout` and a retry policy with
-the same pauses. On RabbitMQ, `store` names a Redis, where it keeps its marks of attempts; on Redis, the broker is the
-store.
+**taskbridge**: its defaults, except `lease` where the row names one, `grace`, `send_timeout` and a retry policy with
+the same pauses. On RabbitMQ, `store` names a Redis, which holds the attempt marks; on Redis, the broker is the store.
 
-**Default settings**, where a row says so, are what one gets by installing the engine and writing a task.
+**Default settings**, where a row says so, are those of an engine that was just installed.
 """
 
 
