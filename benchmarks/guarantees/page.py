@@ -22,10 +22,10 @@ Workers run in processes of their own, servers are real, and so are the kills an
 run of a small experiment; its figures are [below](#row-by-row). A cell shows that something happens, or that it did not
 happen in this run. It is not a rate: where chance decides, another run may give another figure.
 
-"kept" means that the row's guarantee held in that run. Otherwise the table has the figure that shows it. A message counts
-as lost if it had not run when the observation ended. Some come back much later, such as after Celery's visibility
-timeout on Redis, an hour by default. No column promises that a task is run exactly once, and taskbridge does not either:
-messages are run at least once.
+"kept" means that the row's guarantee held in that run. Otherwise the table has the figure that shows it. A message
+counts as lost if it had not run when the observation ended. Some come back much later, such as after Celery's
+visibility timeout on Redis, an hour by default. No column promises that a task is run exactly once, and taskbridge does
+not either: messages are run at least once.
 """
 
 _SETTINGS: Final = """\
