@@ -20,7 +20,7 @@ from dramatiq.results.backends import StubBackend
 
 from taskbridge import Bridge, DeclarationError, Discard, Event, RetryPolicy, TaskBridgeError, current
 from taskbridge.engines.base import WorkerOptions
-from taskbridge.engines.dramatiq.carrier import Again
+from taskbridge.engines.dramatiq.deliveries import Again
 from taskbridge.message import Message, new_id
 from taskbridge.retry import Interrupted
 

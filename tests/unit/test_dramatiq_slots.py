@@ -6,7 +6,7 @@ import threading
 import time
 from functools import partial
 
-from taskbridge.engines.dramatiq.slots import Slots
+from taskbridge.engines.dramatiq.broker import Slots
 
 
 def nothing() -> None:

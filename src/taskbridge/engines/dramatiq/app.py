@@ -14,7 +14,6 @@ from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.dramatiq.broker import EngineBroker
-from taskbridge.engines.dramatiq.carrier import Carrier
 from taskbridge.engines.dramatiq.deliveries import Reception, TaskActor
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
 from taskbridge.engines.dramatiq.worker import DramatiqLife
@@ -44,7 +43,6 @@ class DramatiqEngine:
         self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage()])
         self._life = DramatiqLife(host, self._native)
         self._native.add_middleware(self._life)
-        self._carrier = Carrier(host, self._native, self._life)
         self._native.reception = Reception(host, self._native)
         self._native.stopping = host.stopping
         self._embedded = locks.Lock()
@@ -66,7 +64,7 @@ class DramatiqEngine:
             raise DeclarationError(f"there is a Dramatiq actor {name!r} already; give the task another name")
         actors.pop(name, None)  # its module was imported twice
         queue = self._native_queue(self._host.queue_of(name))
-        TaskActor(declaration, broker=self._native, native_queue=queue, carry=self._carrier.carry)
+        TaskActor(declaration, self._host, self._native, native_queue=queue, life=self._life)
         self.declare_queues()
 
     def declare_queues(self) -> None:

@@ -1,13 +1,18 @@
-"""Messages as they come from a queue, what is done with them before a thread is needed, and the actors they are for."""
+"""A message on its way through a worker: as it comes from a queue, as it is run, and what Dramatiq is told then.
+
+Dramatiq acknowledges a message whose actor returned or raised, unless the message was marked as failed; then it moves
+it to its own dead-letter queue. What a verdict needs is in the broker before that (rules A1 and R5).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, Final
 
-from dramatiq import Actor, Broker, Message, MessageProxy
-from dramatiq.errors import DecodeError as DramatiqDecodeError
+import dramatiq
+from dramatiq import Actor, Broker, MessageProxy
+from dramatiq import Message as NativeMessage
+from dramatiq.errors import DecodeError as NativeDecodeError
 from dramatiq.middleware import (
     AgeLimit,
     Callbacks,
@@ -16,16 +21,30 @@ from dramatiq.middleware import (
     Pipelines,
     Retries,
     ShutdownNotifications,
+    SkipMessage,
     TimeLimit,
 )
+from dramatiq.results import Results
 
+from taskbridge import failures
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, later, put_off_unknown, suspect
-from taskbridge.exceptions import DecodeError, NewerFormError
-from taskbridge.message import Message as TaskMessage
+from taskbridge.engines.settle import (
+    NotSettledError,
+    begin,
+    bury_unreadable,
+    finish,
+    later,
+    not_settled,
+    put_off_unknown,
+    suspect,
+)
+from taskbridge.engines.worker_life import WorkerLife
+from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
+from taskbridge.message import Message
 from taskbridge.probe import PROBE
+from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -58,7 +77,7 @@ class Delivery(MessageProxy):
     """
 
     def __init__(self, parts: wire.Native, queue_name: str, *, body: bytes, place: Any, redelivered: bool) -> None:
-        message: Message[Any] = Message(
+        message: NativeMessage[Any] = NativeMessage(
             queue_name=queue_name,
             actor_name=parts.actor_name,
             args=tuple(parts.args),
@@ -72,7 +91,7 @@ class Delivery(MessageProxy):
         self.queue_name: str = queue_name
         self.actor_name: str = message.actor_name
         self.options: dict[str, Any] = message.options
-        self.task_message: TaskMessage | None = None
+        self.task_message: Message | None = None
         self.body = body
         self.place = place
         self.redelivered = redelivered
@@ -90,20 +109,41 @@ class Delivery(MessageProxy):
         return super().__repr__() if self.task_message is None else f"<Delivery {self.actor_name} {self.message_id}>"
 
 
+class Again(dramatiq.Retry):
+    """Shows an attempt that failed and is run again; Dramatiq does not log it as an error.
+
+    It is already parked, and Dramatiq acknowledges what it ran.
+    """
+
+
+class Returned(dramatiq.Retry):
+    """Shows a message that was not run: it waits, or goes back to its queue."""
+
+
+class Buried(TaskBridgeError):
+    """Shows a message that is dead without any error having been raised; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the message is dead: {reason}")
+        self.reason = reason
+
+
 class TaskActor(Actor[Any, Any]):
-    """A task, as Dramatiq knows it.
+    """A task, as Dramatiq knows it: runs its deliveries in the worker's threads, and settles them.
 
     Args:
         declaration: The task's.
+        host: The bridge.
         broker: The engine's.
         native_queue: Dramatiq's name of the task's queue.
-        carry: Runs a delivery and settles it.
+        life: The worker's.
     """
 
     def __init__(
-        self, declaration: Declaration, *, broker: Broker, native_queue: str, carry: Callable[[Delivery], Any]
+        self, declaration: Declaration, host: Host, broker: Broker, *, native_queue: str, life: WorkerLife
     ) -> None:
-        self._carry = carry
+        self._host = host
+        self._life = life
         super().__init__(
             declaration.function,
             broker=broker,
@@ -114,12 +154,84 @@ class TaskActor(Actor[Any, Any]):
         )
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the message that this worker thread has in hand; elsewhere, call the function."""
+        """Run the message that this worker thread has in hand; elsewhere, call the function.
+
+        Returns:
+            What the task returned, if one of Dramatiq's middleware makes use of it.
+
+        Raises:
+            Again, Returned, SkipMessage: It did not end well, and nobody is to be alarmed.
+            BaseException: The error of which it is dead.
+        """
         delivery: object = CurrentMessage.get_current_message()
         if not isinstance(delivery, Delivery) or delivery.task_message is None or delivery.is_begun:
             return self.fn(*args, **kwargs)
         delivery.is_begun = True  # a task may call another one, or itself
-        return self._carry(delivery)
+        if self._life.draining:
+            raise _going_back(delivery, "the worker stops")
+        message = delivery.task_message
+        try:
+            verdict = self._settled(delivery, message)
+        except Returned:
+            raise
+        except NotSettledError as exc:
+            raise _going_back(delivery, "the worker stops before the broker took the verdict", suspect=True) from exc
+        except BaseException as exc:  # Dramatiq acknowledges whatever is raised
+            if not_settled(self._host, message, exc):
+                raise _elsewhere(delivery, "it could not be settled: it waits") from None
+            raise _going_back(delivery, "it could not be settled", suspect=True) from None
+        return self._show(delivery, verdict)
+
+    def _settled(self, delivery: Delivery, message: Message) -> Verdict:
+        """Run a message, unless there is a reason not to, and return the verdict, carried out."""
+        task = self._host.bound(message.task)
+        known = begin(task, message, redelivered=delivery.redelivered)
+        if isinstance(known, Discarded) and not isinstance(known, Cancelled):
+            raise _elsewhere(delivery, f"it was delivered again: {known.reason}")
+        if known is not None:
+            return known
+        verdict = self._life.runs.run(task, message, holder=delivery)
+        if delivery.abandoned:
+            raise _elsewhere(delivery, "the worker has given it back meanwhile")
+        return finish(task, message, verdict)
+
+    def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
+        """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
+        match verdict:
+            case Done(value):
+                return value if value is None or self._is_wanted(delivery) else None
+            case RunAgain(after_s, error):
+                retries = delivery.options.get("retries")
+                count = retries + 1 if isinstance(retries, int) else 1
+                # What Dramatiq's own retry would call: Prometheus counts retries by it.
+                self.broker.emit_after("enqueue", delivery.copy(options={"retries": count}), int(after_s * 1000))
+                raise Again(f"next attempt in {after_s:.3f} s") from failures.presentable(error)
+            case Dead(reason, error):
+                delivery.fail()
+                raise Buried(reason) if error is None else failures.presentable(error)
+            case Discarded(reason):
+                raise SkipMessage(reason)
+            case GivenBack():
+                raise _going_back(delivery, "the worker stops")
+
+    def _is_wanted(self, delivery: Delivery) -> bool:
+        """Return whether any middleware uses a result: Dramatiq warns of those that none does."""
+        if delivery.options.get("pipe_target") is not None:
+            return True
+        stores = (found for found in self.broker.middleware if isinstance(found, Results))
+        return any(delivery.options.get("store_results", found.store_results) for found in stores)
+
+
+def _elsewhere(delivery: Delivery, reason: str) -> Returned:
+    """Return what to raise for a message whose outcome is not this one; nobody is called back for it."""
+    delivery.unheard = FOR_OPTIONS
+    return Returned(reason)
+
+
+def _going_back(delivery: Delivery, reason: str, *, suspect: bool = False) -> Returned:
+    delivery.returns = True
+    delivery.suspect = suspect
+    return _elsewhere(delivery, reason)
 
 
 class Reception:
@@ -255,8 +367,8 @@ def _foreign(body: bytes) -> wire.Native:
         DecodeError: It can't be read.
     """
     try:
-        message: Message[Any] = Message.decode(body)
-    except DramatiqDecodeError as exc:
+        message: NativeMessage[Any] = NativeMessage.decode(body)
+    except NativeDecodeError as exc:
         raise DecodeError(f"not a Dramatiq message: {exc.error!r}") from exc
     if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
         raise DecodeError("not a Dramatiq message")

@@ -29,9 +29,8 @@ from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, TimedOutError, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
-from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.broker import EngineBroker, Slots, Ticket
 from taskbridge.engines.dramatiq.deliveries import Delivery
-from taskbridge.engines.dramatiq.slots import Slots, Ticket
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.settings import Settings
