@@ -47,8 +47,8 @@ def a_stopping_worker_waits_for_its_broker() -> None:
 def being_connected_is_enough() -> None:
     """A queue counts as consumed as soon as the broker answers."""
     put(
-        "taskbridge.brokers.redis.probes",
-        "Probes.see_signs",
+        "taskbridge.brokers.redis.broker",
+        "RedisBroker.see_signs",
         lambda _: lambda self, names, *, timeout_s: set(names),
     )
 

@@ -24,7 +24,7 @@ import redis
 from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
-from taskbridge.brokers.redis.connection import connector
+from taskbridge.brokers.redis.client import connector
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.contract.stopwatch import Stopwatch

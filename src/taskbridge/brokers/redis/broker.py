@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -10,13 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis import scripts
-from taskbridge.brokers.redis.client import Outcome, client_of
-from taskbridge.brokers.redis.connection import Request
-from taskbridge.brokers.redis.probes import Probes
+from taskbridge.brokers.redis.client import Outcome, Request, client_of
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.brokers.redis.scripts import Keys, Word
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
@@ -32,6 +31,9 @@ _TOGETHER_BYTES: Final = 1 << 18
 _VARIADIC: Final = frozenset({"LPUSH", "RPUSH", "SADD", "HSET"})
 """Commands of a key and then any number of items: two of the same key are one with the items of both."""
 
+_PROBE_SLACK_S: Final = 60.0
+"""How much the clocks of those who ask may differ."""
+
 _log = logging.getLogger("taskbridge.redis")
 
 
@@ -44,7 +46,6 @@ class RedisBroker:
         self._client = client_of(settings.url.broker_url)
         self._keys = Keys(settings.namespace, wire.engine)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
-        self._probes = Probes(self._client, wire, settings.namespace)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages, those of the same queue and priority up to 100 in one command.
@@ -69,7 +70,7 @@ class RedisBroker:
             self._client.execute(request if along[0] is None else (along[0], *request), timeout_s=timeout_s)
             return
         batches = merged([self._wire.encode(message) for message in messages], along)
-        outcomes = self._client.execute_all([batch.whole for batch in batches], timeout_s=timeout_s)
+        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
         _raise_unless_all([(batch.indexes, outcome) for batch, outcome in zip(batches, outcomes, strict=True)])
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -80,16 +81,13 @@ class RedisBroker:
             BrokerUnavailable: The only message was not parked.
         """
         deadline = time.monotonic() + timeout_s
-        if len(messages) == 1:
-            self._client.run(*scripts.park(self._keys, *_parked(*messages[0])), timeout_s=timeout_s)
-            return
         entries = [_parked(message, delay_s) for message, delay_s in messages]
         fates: list[tuple[Sequence[int], Outcome]] = []
         for indexes in _portions([len(text) for _, _, text in entries]):
             words: list[Word] = [word for index in indexes for word in entries[index]]
+            call = scripts.park(self._keys, *words)
             try:
-                left_s = deadline - time.monotonic()
-                fates.append((indexes, self._client.run(*scripts.park(self._keys, *words), timeout_s=left_s)))
+                fates.append((indexes, self._client.run(call, timeout_s=deadline - time.monotonic())))
             except BrokerUnavailable as exc:
                 fates.append((indexes, exc))
         _raise_unless_all(fates)
@@ -100,8 +98,7 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not parked.
         """
-        call = scripts.park(self._keys, *_parked(message, delay_s))
-        self._client.run_along(*call, along, timeout_s=timeout_s)
+        self._client.run(scripts.park(self._keys, *_parked(message, delay_s)), along=along, timeout_s=timeout_s)
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
@@ -109,14 +106,11 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not buried.
         """
+        died_at_ms = _milliseconds(letter.died_at)
         call = scripts.bury(
-            self._keys,
-            ttl_ms=self._dead_ttl_ms,
-            message_id=letter.id,
-            died_at_ms=_milliseconds(letter.died_at),
-            letter=letter.dumps(),
+            self._keys, ttl_ms=self._dead_ttl_ms, message_id=letter.id, died_at_ms=died_at_ms, letter=letter.dumps()
         )
-        self._client.run(*call, timeout_s=timeout_s)
+        self._client.run(call, timeout_s=timeout_s)
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
@@ -130,7 +124,7 @@ class RedisBroker:
         """
         places = {queue: self._wire.places(queue) for queue in queues}
         call = scripts.count(self._keys, list(chain.from_iterable(places.values())), ttl_ms=self._dead_ttl_ms)
-        delayed, dead, *lengths = self._client.run(*call, timeout_s=self._settings.send_timeout_s)
+        delayed, dead, *lengths = self._client.run(call, timeout_s=self._settings.send_timeout_s)
         remaining = iter(lengths)
         waiting = {queue: sum(islice(remaining, len(places[queue]))) for queue in places}
         return Counts(waiting=waiting, delayed=delayed, dead=dead)
@@ -160,12 +154,12 @@ class RedisBroker:
 
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
         words = [word for found, fate in chosen for word in found.taken(fate)]
-        answers = self._client.run(*scripts.take_dead(self._keys, words), timeout_s=timeout_s)
+        answers = self._client.run(scripts.take_dead(self._keys, words), timeout_s=timeout_s)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
         """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
-        while self._client.run(*scripts.forget_dead(self._keys, ttl_ms=self._dead_ttl_ms), timeout_s=timeout_s):
+        while self._client.run(scripts.forget_dead(self._keys, ttl_ms=self._dead_ttl_ms), timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything:
@@ -198,21 +192,42 @@ class RedisBroker:
         """
         self._client.execute([("PING",)], timeout_s=timeout_s)
 
+    # Probes: Redis forgets no item of a list by itself, so a hash holds what removes each, for whoever asks next
+
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
         """Publish probes; they are removed by `withdraw`, or by an `ask` after they have expired."""
-        self._probes.ask(probes, timeout_s=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        ids: list[bytes] = self._client.execute([("HKEYS", self._keys.probes)], timeout_s=timeout_s)
+        self._remove_probes(ids, timeout_s, before=time.time() - _PROBE_SLACK_S)
+        for probe in probes:
+            publishing = self._wire.encode(probe)
+            removing = [_undoing(command) for command in publishing]
+            note = ("HSET", self._keys.probes, probe.id, json.dumps([probe.expires_at, removing]))
+            self._client.execute([*publishing, note], timeout_s=deadline - time.monotonic())
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove what is left of these probes, and these signs."""
-        self._probes.withdraw(probes, signs, timeout_s=timeout_s)
+        self._remove_probes([probe.id for probe in probes], timeout_s)
+        if signs:
+            self._client.execute([("DEL", *(self._keys.sign + name for name in signs))], timeout_s=timeout_s)
+
+    def _remove_probes(self, ids: Sequence[Word], timeout_s: float, *, before: float = math.inf) -> None:
+        """Remove probes, of these only those that have expired before a time."""
+        notes = self._client.execute([("HMGET", self._keys.probes, *ids)], timeout_s=timeout_s) if ids else ()
+        for each, note in zip(ids, notes, strict=True):
+            expires_at, removing = (math.inf, ()) if note is None else json.loads(note)
+            if expires_at < before:
+                self._client.execute([*removing, ("HDEL", self._keys.probes, each)], timeout_s=timeout_s)
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
         """Leave signs for so many seconds."""
-        self._probes.leave_signs(names, life_s=life_s, timeout_s=timeout_s)
+        commands = [("SET", self._keys.sign + name, "", "PX", round(life_s * 1000)) for name in names]
+        self._client.execute(commands, timeout_s=timeout_s)
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""
-        return self._probes.see_signs(names, timeout_s=timeout_s)
+        replies = self._client.execute([("MGET", *(self._keys.sign + name for name in names))], timeout_s=timeout_s)
+        return {name for name, reply in zip(names, replies, strict=True) if reply is not None}
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
@@ -228,8 +243,7 @@ def connect(settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> RedisBrok
     return RedisBroker(settings, wire)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Dead:
+class _Dead(NamedTuple):
     """A dead letter as it was read: its key, its text, and what that says."""
 
     key: bytes
@@ -250,31 +264,14 @@ class Batch:
     """Messages that are published by one request: all of them, or none.
 
     Attributes:
-        request: The commands.
+        request: The commands; what goes along comes first.
         indexes: Which messages these are.
         size: Their bytes, about.
-        along: Further commands, each for itself.
     """
 
-    request: tuple[list[Word], ...]
+    request: list[Sequence[Word]]
     indexes: list[int] = field(default_factory=list[int])
     size: int = 0
-    along: list[RedisCommand] = field(default_factory=list[RedisCommand])
-
-    @property
-    def whole(self) -> Request:
-        """All commands: what goes along first."""
-        return (*self.along, *self.request) if self.along else self.request
-
-    def add(self, index: int, request: Request, along: RedisCommand | None) -> None:
-        """Add a message's items to the commands, and what goes along with it."""
-        if along is not None:
-            self.along.append(along)
-        for words, command in zip(self.request, request, strict=True):
-            words.extend(command[2:])
-            last = command[-1]  # where engines put the body
-            self.size += len(last) if isinstance(last, (str, bytes)) else 0
-        self.indexes.append(index)
 
 
 def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None] | None = None) -> list[Batch]:
@@ -285,16 +282,24 @@ def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None] | No
         along: A command for each message that goes along with its request; None for none.
     """
     batches: list[Batch] = []
-    growing: dict[Any, Batch] = {}
+    growing: dict[Any, tuple[Batch, list[list[Word]]]] = {}
     for index, request in enumerate(encoded):
         shape = tuple([command[:2] for command in request])
-        batch = growing.get(shape)
-        if batch is None:
-            batch = Batch(tuple([list(start) for start in shape]))
-            batches.append(batch)
+        found = growing.get(shape)
+        if found is None:
+            commands: list[list[Word]] = [list(start) for start in shape]
+            found = Batch([*commands]), commands
+            batches.append(found[0])
             if all(command[0] in _VARIADIC for command in request):
-                growing[shape] = batch
-        batch.add(index, request, None if along is None else along[index])
+                growing[shape] = found
+        batch, commands = found
+        for words, command in zip(commands, request, strict=True):
+            words.extend(command[2:])
+            last = command[-1]  # where engines put the body
+            batch.size += len(last) if isinstance(last, (str, bytes)) else 0
+        if along is not None and (first := along[index]) is not None:
+            batch.request.insert(len(batch.request) - len(commands), first)
+        batch.indexes.append(index)
         if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
             growing.pop(shape, None)
     return batches
@@ -320,6 +325,12 @@ def _milliseconds(duration_s: float) -> int:
     return round(duration_s * 1000)
 
 
+def _undoing(command: RedisCommand) -> list[str]:
+    """Return the command that takes away again what one has put in a list or a hash."""
+    name, key, item = (word.decode() if isinstance(word, bytes) else str(word) for word in command[:3])
+    return ["HDEL", key, item] if name == "HSET" else ["LREM", key, "0", item]
+
+
 def _raise_unless_all(fates: Sequence[tuple[Sequence[int], Outcome]]) -> None:
     """Raise what says which messages were not taken, if any were not."""
     failures = [(indexes, outcome) for indexes, outcome in fates if isinstance(outcome, BrokerUnavailable)]
@@ -327,6 +338,8 @@ def _raise_unless_all(fates: Sequence[tuple[Sequence[int], Outcome]]) -> None:
         return
     unsure = [(indexes, failure) for indexes, failure in failures if failure.maybe_taken]
     _, cause = (unsure or failures)[0]
+    if sum(len(indexes) for indexes, _ in fates) == 1:
+        raise cause
     accepted = chain.from_iterable(indexes for indexes, outcome in fates if not isinstance(outcome, BrokerUnavailable))
     raise PartlyPublished(
         cause,

@@ -223,7 +223,7 @@ class Pump:
         return found.settled("publish", len(commands), *words)
 
     def _run(self, call: Call) -> Any:
-        return self._client.run(*call, timeout_s=_CALL_S, stop=self._stop)
+        return self._client.run(call, timeout_s=_CALL_S, stop=self._stop)
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:

@@ -11,6 +11,8 @@ compared; only a dead letter's is that of the worker that buried it.
 | `{ns}:pumps:{engine}` | sorted set | the engine's living pumps, by when they will have been silent for too long |
 | `{ns}:dead` | sorted set | the id of each dead letter, by when it died |
 | `{ns}:dead:letters` | hash | each dead letter, as `DeadLetter.dumps` wrote it |
+| `{ns}:probes` | hash | by the id of each probe: when it expires, and the commands that remove it, as JSON |
+| `{ns}:sign:{name}` | string | nothing; it is there while the sign can be seen |
 
 A script that fails at its first write, for want of memory or on a replica, has changed nothing; Redis refuses no later
 write of a script for these reasons. A `kill -9` of the server keeps all of a script's changes or none.
@@ -19,7 +21,6 @@ write of a script for these reasons. A `kill -9` of the server keeps all of a sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,11 +30,7 @@ Word = str | bytes | int | float
 
 
 class Call(NamedTuple):
-    """A script with what it is to work on, for `Client.run(*call, timeout_s=...)`.
-
-    A function for each script makes them, so that keys and arguments have names and types, and their order is known in
-    one place.
-    """
+    """A script with the keys and arguments that it is to work on; its file says what they are, and what it returns."""
 
     script: Script
     keys: Sequence[str]
@@ -60,42 +57,20 @@ def script(beside: str, *names: str) -> Script:
     return Script("\n".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of a namespace, as one engine's bridges use them."""
 
-    namespace: str
-    engine: str
-
-    @property
-    def due(self) -> str:
-        """What the engine's bridges have parked, by when it is due."""
-        return f"{self.namespace}:parked:{self.engine}"
-
-    @property
-    def messages(self) -> str:
-        """The messages that they have parked."""
-        return f"{self.due}:messages"
-
-    @property
-    def pumps(self) -> str:
-        """The engine's living pumps."""
-        return f"{self.namespace}:pumps:{self.engine}"
-
-    @property
-    def engines(self) -> str:
-        """The engines whose bridges have parked something."""
-        return f"{self.namespace}:engines"
-
-    @property
-    def dead(self) -> str:
-        """The ids of the dead, by when they died."""
-        return f"{self.namespace}:dead"
-
-    @property
-    def letters(self) -> str:
-        """The dead letters."""
-        return f"{self.dead}:letters"
+    def __init__(self, namespace: str, engine: str) -> None:
+        self.namespace: Final = namespace
+        self.engine: Final = engine
+        self.due: Final = f"{namespace}:parked:{engine}"
+        self.messages: Final = f"{self.due}:messages"
+        self.engines: Final = f"{namespace}:engines"
+        self.pumps: Final = f"{namespace}:pumps:{engine}"
+        self.dead: Final = f"{namespace}:dead"
+        self.letters: Final = f"{namespace}:dead:letters"
+        self.probes: Final = f"{namespace}:probes"
+        self.sign: Final = f"{namespace}:sign:"
 
 
 _PARK: Final = script(__file__, "park")
@@ -108,73 +83,62 @@ _COUNT: Final = script(__file__, "count")
 
 
 def park(keys: Keys, *entries: Word) -> Call:
-    """Park messages; the same member again replaces the first.
-
-    Args:
-        keys: The engine's.
-        *entries: Of each message its member, its delay in ms, and its text.
-    """
-    return Call(_PARK, (keys.due, keys.messages, keys.engines), (keys.engine, *entries))
+    """Park messages: of each its member, its delay in ms, and its text. The same member again replaces the first."""
+    return _PARK((keys.due, keys.messages, keys.engines), keys.engine, *entries)
 
 
 def look(keys: Keys, *, claim_ms: int, offset: int, most: int, most_bytes: int) -> Call:
     """Look for due messages, and claim them: other pumps don't see them for a while, and if this one dies, they will.
 
-    Returns:
-        A call that returns the milliseconds until there is more (0: more is due; -1: nothing more is parked), then of
-        each message its member, its score and its text (None if there is none).
+    The reply is the milliseconds until there is more (0: more is due; -1: nothing more is parked), then of each message
+    its member, its score and its text (None if there is none).
     """
-    return Call(_LOOK, (keys.due, keys.messages), (claim_ms, offset, most, most_bytes))
+    return _LOOK((keys.due, keys.messages), claim_ms, offset, most, most_bytes)
 
 
 def settle(keys: Keys, words: Sequence[Word]) -> Call:
     """Do with parked messages what was decided, each only if nobody has moved it since it was looked up.
 
+    The reply is how many were published, then of each that could not be its member and the error.
+
     Args:
         keys: The engine's that parked them.
         words: Of each message, as `settle.lua` says.
-
-    Returns:
-        A call that returns how many were published, then of each that could not be its member and the error.
     """
-    return Call(_SETTLE, (keys.due, keys.messages, keys.dead, keys.letters), words)
+    return _SETTLE((keys.due, keys.messages, keys.dead, keys.letters), *words)
 
 
 def beat(keys: Keys, *, pump: str, life_ms: int) -> Call:
-    """Say that a pump lives, count those that do, and find whose parked messages nobody promotes.
+    """Say that a pump lives.
 
-    Returns:
-        A call that returns how many of the engine's pumps live, then the other engines that have something parked and
-        no pump.
+    The reply is how many of the engine's pumps live, then the other engines that have something parked and no pump.
     """
-    return Call(_BEAT, (keys.engines, keys.pumps), (keys.namespace, keys.engine, pump, life_ms))
+    return _BEAT((keys.engines, keys.pumps), keys.namespace, keys.engine, pump, life_ms)
 
 
 def bury(keys: Keys, *, ttl_ms: int, message_id: str, died_at_ms: int, letter: str) -> Call:
     """Keep a dead letter, and forget those whose time is over."""
-    return Call(_BURY, (keys.dead, keys.letters), (ttl_ms, message_id, died_at_ms, letter))
+    return _BURY((keys.dead, keys.letters), ttl_ms, message_id, died_at_ms, letter)
 
 
 def forget_dead(keys: Keys, *, ttl_ms: int) -> Call:
-    """Forget dead letters whose time is over, up to 1,000; the call returns whether there may be more."""
-    return Call(_BURY, (keys.dead, keys.letters), (ttl_ms,))
+    """Forget dead letters whose time is over, up to 1,000; the reply is whether there may be more."""
+    return _BURY((keys.dead, keys.letters), ttl_ms)
 
 
 def take_dead(keys: Keys, words: Sequence[Word]) -> Call:
     """Take dead letters out; those that are replayed are parked in the same step, due now.
 
+    The reply is of each letter whether it was taken out: 0 if it is gone, or another one is there.
+
     Args:
         keys: The engine's that replays them.
         words: Of each letter its id, the SHA-1 of its text as it was read, and the member and the text of the message
             that is due now, empty if there is none.
-
-    Returns:
-        A call that returns for each letter whether it was taken out: 0 if it is gone, or another one is there.
     """
-    parked = (keys.due, keys.messages, keys.engines)
-    return Call(_TAKE_DEAD, (keys.dead, keys.letters, *parked), (keys.engine, *words))
+    return _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)
 
 
 def count(keys: Keys, lists: Sequence[str], *, ttl_ms: int) -> Call:
     """Count what is delayed, what is dead and not to be forgotten, and what is in each list; returned in this order."""
-    return Call(_COUNT, (keys.engines, keys.dead, *lists), (keys.namespace, ttl_ms))
+    return _COUNT((keys.engines, keys.dead, *lists), keys.namespace, ttl_ms)

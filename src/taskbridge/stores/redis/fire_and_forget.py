@@ -52,8 +52,8 @@ class _Line:
         link.socket.deadline = monotonic() + timeout_s
         self._has_replies = not self._turn_replies_off()  # this also limits what follows to the same time
         # The socket's own, for a mark must cost little: a way through two functions more takes as long as the mark.
-        self._send = link.socket.send
-        self._option = link.socket.getsockopt
+        self._send = link.raw.send
+        self._option = link.raw.getsockopt
         # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
         self._is_tcp = sys.platform == "linux" and link.socket.family != socket.AF_UNIX
         self._ending = select.poll()
