@@ -130,7 +130,8 @@ class Sending:
             _publish(way.broker, [message], wait_s, way.timeout_s)
         else:
             _publish_recorded(way, [message], [way.records], wait_s)
-        self._sent(way, [message], wait_s)
+        if way.runs_here or self._hooks.of["after_send"]:
+            self._sent(way, [message], wait_s)
         return self._handle(message)
 
     def _checked(self, way: _Way, message: Message, wait_s: float = 0.0) -> None:
