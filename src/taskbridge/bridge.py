@@ -428,10 +428,7 @@ class Bridge(Parts):
 
     def run_until(self, done: Callable[[], bool]) -> bool:
         """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
-        if self.settings.url.engine != "inline":
-            return False
-        nothing_is_left: bool = self._inline("run_until").run_until(done)
-        return nothing_is_left
+        return self.settings.url.engine == "inline" and bool(self._inline("run_until").run_until(done))
 
     def work_is_there(self) -> None:
         """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""

@@ -22,8 +22,7 @@ class SettingsError(TaskBridgeError, ValueError):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"setting {key!r}: {problem}")
-        self.key = key
-        self.problem = problem
+        self.key, self.problem = key, problem
 
 
 class DeclarationError(TaskBridgeError, TypeError):
@@ -35,9 +34,7 @@ class UnsupportedError(TaskBridgeError):
 
     def __init__(self, rule: str, target: str, remedy: str) -> None:
         super().__init__(f"{target} can't keep rule {rule}: {remedy}")
-        self.rule = rule
-        self.target = target
-        self.remedy = remedy
+        self.rule, self.target, self.remedy = rule, target, remedy
 
 
 class NotInstalledError(TaskBridgeError, ImportError):
@@ -45,8 +42,7 @@ class NotInstalledError(TaskBridgeError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed: pip install 'taskbridge-queue[{extra}]'")
-        self.what = what
-        self.extra = extra
+        self.what, self.extra = what, extra
 
 
 class NoCurrentTaskError(TaskBridgeError, LookupError):
@@ -62,8 +58,7 @@ class EncodeError(CodecError, TypeError):
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
-        self.path = path
-        self.problem = problem
+        self.path, self.problem = path, problem
 
 
 class DecodeError(CodecError):
@@ -103,9 +98,7 @@ class MessageTooLarge(TaskBridgeError, ValueError):
             f"task {task!r}: the message has {size} bytes, more than max_message_bytes = {limit}; "
             "send a reference to the data instead"
         )
-        self.task = task
-        self.size = size
-        self.limit = limit
+        self.task, self.size, self.limit = task, size, limit
 
 
 class HeadersTooLarge(MessageTooLarge):
@@ -128,8 +121,7 @@ class BrokerUnavailable(TaskBridgeError, ConnectionError):
     def __init__(self, problem: str, *, maybe_taken: bool = False) -> None:
         ending = "the message may have been taken" if maybe_taken else "the message was not taken"
         super().__init__(f"{problem} ({ending})")
-        self.problem = problem
-        self.maybe_taken = maybe_taken
+        self.problem, self.maybe_taken = problem, maybe_taken
 
 
 class StoreNotReady(BrokerUnavailable):
@@ -148,8 +140,7 @@ class PartlyPublished(BrokerUnavailable):
 
     def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
         super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
-        self.accepted = accepted
-        self.unsure = unsure
+        self.accepted, self.unsure = accepted, unsure
 
 
 class SendError(TaskBridgeError):
@@ -178,8 +169,7 @@ class StoreUnavailable(BrokerUnavailable):
 
     def __init__(self, problem: str) -> None:
         TaskBridgeError.__init__(self, f"the store does not answer: {problem}")
-        self.problem = problem
-        self.maybe_taken = False
+        self.problem, self.maybe_taken = problem, False
 
 
 class NoSuchRecord(TaskBridgeError, LookupError):
@@ -198,8 +188,7 @@ class ResultTimeout(TaskBridgeError, TimeoutError):
 
     def __init__(self, id: str, state: str, problem: str) -> None:
         super().__init__(f"message {id} has no result {problem}: it is {state}")
-        self.id = id
-        self.state = state
+        self.id, self.state = id, state
 
 
 class TaskFailed(TaskBridgeError):
@@ -231,8 +220,7 @@ class TaskCancelled(TaskBridgeError):
 
     def __init__(self, *, id: str, task: str) -> None:
         super().__init__(f"task {task!r} (message {id}) was cancelled")
-        self.id = id
-        self.task = task
+        self.id, self.task = id, task
 
 
 class TaskDiscarded(TaskBridgeError):
@@ -240,9 +228,7 @@ class TaskDiscarded(TaskBridgeError):
 
     def __init__(self, *, id: str, task: str, reason: str) -> None:
         super().__init__(f"task {task!r} (message {id}) was discarded: {reason or 'no reason given'}")
-        self.id = id
-        self.task = task
-        self.reason = reason
+        self.id, self.task, self.reason = id, task, reason
 
 
 class ResultTooLarge(TaskBridgeError, ValueError):
@@ -253,9 +239,7 @@ class ResultTooLarge(TaskBridgeError, ValueError):
             f"task {task!r}: the result has {size} bytes, more than max_message_bytes = {limit}; "
             "return a reference to the data, or declare the task with results=False"
         )
-        self.task = task
-        self.size = size
-        self.limit = limit
+        self.task, self.size, self.limit = task, size, limit
 
 
 class TimeLimitExceeded(TaskBridgeError):

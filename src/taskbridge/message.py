@@ -192,14 +192,8 @@ class Message:
             now: In seconds since the epoch.
         """
         expired = self.expires_at is not None and self.expires_at <= now
-        return replace(
-            self,
-            attempt=1,
-            error=None,
-            expires_at=None if expired else self.expires_at,
-            **_FRESH,
-            replays=self.replays + 1,
-        )
+        expires_at = None if expired else self.expires_at
+        return replace(self, attempt=1, error=None, expires_at=expires_at, replays=self.replays + 1, **_FRESH)
 
     def dumps(self) -> str:
         """Return the whole message as JSON, in ASCII: the form in which it is parked or buried."""
@@ -277,14 +271,7 @@ def loads_meta(
         args_json, kwargs_json = texts
         codec.refuse_depth(args_json, args)
         codec.refuse_depth(kwargs_json, kwargs)
-    return Message(
-        id=id,
-        task=task,
-        args_json=args_json,
-        kwargs_json=kwargs_json,
-        plain=(args, kwargs),
-        **fields,
-    )
+    return Message(id=id, task=task, args_json=args_json, kwargs_json=kwargs_json, plain=(args, kwargs), **fields)
 
 
 def checked(message: Message) -> Message:
@@ -344,23 +331,23 @@ def _text(data: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _number(value: Any, name: str, *kinds: type) -> Any:
-    is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= END_OF_TIME:
-        raise DecodeError(f"not a message: its {name} is {value!r}")
-    return value
+def _number(*kinds: type, optional: bool = False) -> Callable[[Any, str], Any]:
+    """Return what reads a count or a time, and refuses what is none."""
+
+    def read(value: Any, name: str) -> Any:
+        if optional and value is None:
+            return None
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= END_OF_TIME:
+            raise DecodeError(f"not a message: its {name} is {value!r}")
+        return value
+
+    return read
 
 
-def _count(value: Any, name: str) -> int:
-    return cast("int", _number(value, name, int))
-
-
-def _time(value: Any, name: str) -> float:
-    return cast("float", _number(value, name, int, float))
-
-
-def _time_or_none(value: Any, name: str) -> float | None:
-    return None if value is None else _time(value, name)
+_count: Final = _number(int)
+_time: Final = _number(int, float)
+_time_or_none: Final = _number(int, float, optional=True)
 
 
 def _headers(headers: Any, _: str) -> dict[str, str]:

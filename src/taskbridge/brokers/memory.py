@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from taskbridge import locks
 from taskbridge.brokers.base import Counts, Decide, MemoryWire
-from taskbridge.clock import Clock, RealClock
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
 from taskbridge.settings import Settings
 
@@ -21,10 +21,10 @@ _LOOK_S = 0.25
 class MemoryBroker:
     """Keeps parked messages and dead letters as text, like a real broker, so that nothing is shared by accident."""
 
-    def __init__(self, settings: Settings, wire: MemoryWire[Any], clock: Clock) -> None:
+    def __init__(self, settings: Settings, wire: MemoryWire[Any], now: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._wire = wire
-        self._clock = clock
+        self._now = now
         self._changed = locks.Condition()
         self._parked: list[tuple[float, int, str]] = []
         self._numbers = itertools.count()
@@ -37,7 +37,7 @@ class MemoryBroker:
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages until `promote_due` finds them due."""
-        now = self._clock.now()
+        now = self._now()
         with self._changed:
             for message, delay_s in messages:
                 heapq.heappush(self._parked, (now + delay_s, next(self._numbers), message.dumps()))
@@ -45,7 +45,7 @@ class MemoryBroker:
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter until its time is over."""
-        expires_at = self._clock.now() + self._settings.dead_ttl_s
+        expires_at = self._now() + self._settings.dead_ttl_s
         with self._changed:
             self._letters.append((expires_at, letter.dumps()))
 
@@ -53,7 +53,7 @@ class MemoryBroker:
         """Deliver what is due, the earliest first, and return how many messages those were."""
         promoted = 0
         with self._changed:  # held while delivering: else a message is for a moment neither parked nor waiting
-            while self._parked and self._parked[0][0] <= self._clock.now():
+            while self._parked and self._parked[0][0] <= self._now():
                 self.publish([loads(heapq.heappop(self._parked)[2])], timeout_s=0)
                 promoted += 1
         return promoted
@@ -69,7 +69,7 @@ class MemoryBroker:
             self.promote_due()
             with self._changed:
                 due = self.next_due()
-                wait_s = _LOOK_S if due is None else min(_LOOK_S, due - self._clock.now())
+                wait_s = _LOOK_S if due is None else min(_LOOK_S, due - self._now())
                 if wait_s > 0:
                     self._changed.wait(wait_s)
 
@@ -96,7 +96,7 @@ class MemoryBroker:
         return list(fates)
 
     def _live_letters(self) -> list[str]:
-        now = self._clock.now()
+        now = self._now()
         self._letters = [(expires_at, text) for expires_at, text in self._letters if expires_at > now]
         return [text for _, text in self._letters]
 
@@ -107,6 +107,6 @@ class MemoryBroker:
         """Do nothing: there is no connection."""
 
 
-def connect(settings: Settings, wire: MemoryWire[Any], clock: Clock | None = None) -> MemoryBroker:
+def connect(settings: Settings, wire: MemoryWire[Any]) -> MemoryBroker:
     """Return a memory broker of its own."""
-    return MemoryBroker(settings, wire, RealClock() if clock is None else clock)
+    return MemoryBroker(settings, wire)

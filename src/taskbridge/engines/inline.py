@@ -13,6 +13,7 @@ import heapq
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -21,7 +22,6 @@ from typing import Final
 
 from taskbridge import locks
 from taskbridge.brokers.memory import MemoryBroker
-from taskbridge.clock import VirtualClock
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
@@ -42,6 +42,21 @@ _MOST_RUNS: Final = 10_000
 """How many runs there may be until a message is at its end that someone waits for."""
 
 _log = logging.getLogger("taskbridge.inline")
+
+
+class VirtualClock:
+    """The system's time, in seconds since the epoch, until it is moved forward."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+
+    def now(self) -> float:
+        """Return the system's time, plus what the clock was moved."""
+        return time.time() + self._ahead_s
+
+    def move_to(self, moment: float) -> None:
+        """Move the clock forward to a time; never back."""
+        self._ahead_s += max(0.0, moment - self.now())
 
 
 class InlineWire:
@@ -141,7 +156,7 @@ class InlineEngine:
         self._host = host
         self.wire = InlineWire()
         self.clock = VirtualClock()
-        self.broker = MemoryBroker(host.settings, self.wire, self.clock)
+        self.broker = MemoryBroker(host.settings, self.wire, self.clock.now)
         self._thread_count = threads
         self._background: _Workers | None = None
         self._pump = Pump(host)

@@ -376,8 +376,7 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
 
 def prepare_marks(host: Host) -> None:
     """Get ready to mark attempts, before the first message is taken."""
-    marks = host.marks
-    if marks is not None:
+    if (marks := host.marks) is not None:
         marks.prepare()
 
 
