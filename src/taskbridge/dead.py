@@ -81,7 +81,7 @@ Redact = Callable[[DeadEntry], DeadEntry]
 
 RedactT = TypeVar("RedactT", bound=Redact)
 
-Matches: TypeAlias = Callable[[DeadLetter], bool]
+_Matches: TypeAlias = Callable[[DeadLetter], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +223,7 @@ class DeadLetters:
     def _take(self, decide: Decide, ids: dict[str, None] | None) -> Sequence[str]:
         return self._bridge.broker.take_dead(decide, ids=ids, timeout_s=self._bridge.settings.send_timeout_s)
 
-    def _replay(self, matches: Matches, wanted: dict[str, None] | None) -> Replayed:
+    def _replay(self, matches: _Matches, wanted: dict[str, None] | None) -> Replayed:
         again: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
 
@@ -241,7 +241,8 @@ class DeadLetters:
             _log.info("replayed %d dead letters", len(ids))
             self._record([again[each] for each in ids])
             self._bridge.work_is_there()
-        missing = tuple(each for each in wanted or () if each not in {*ids, *unreadable})
+        found = {*ids, *unreadable}
+        missing = tuple(each for each in wanted or () if each not in found)
         return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable))
 
     def _record(self, messages: Sequence[Message]) -> None:
@@ -330,7 +331,7 @@ def _ids(ids: str | Iterable[str]) -> dict[str, None]:
     return dict.fromkeys([ids] if isinstance(ids, str) else ids)
 
 
-def _filter(task: str | None, reason: str | None, queue: str | None) -> Matches:
+def _filter(task: str | None, reason: str | None, queue: str | None) -> _Matches:
     def matches(letter: DeadLetter) -> bool:
         message = letter.message
         return (
