@@ -25,9 +25,11 @@ from tests.mutants.applying import STORE, environment
 Kind = Literal["memory", "redis", "sqlite", "postgresql"]
 
 _MEMORY: Final = "taskbridge.stores.memory"
-_REDIS: Final = "taskbridge.stores.redis"
+_REDIS: Final = "taskbridge.stores.redis.backend"
 _SQL: Final = "taskbridge.stores.sql"
-_MARKING: Final = "taskbridge.stores.marking"
+_MARKS: Final = "taskbridge.stores.marks"
+_RECORDS: Final = "taskbridge.stores.records"
+_TICKS: Final = "taskbridge.stores.ticks"
 _TRANSITIONS: Final = "taskbridge.stores.transitions"
 
 
@@ -41,7 +43,7 @@ class StoreMutant:
         check: The name of the check that must fail.
         kind: The store on which it must.
         module: Where it is broken.
-        path: What is broken there, such as `MemoryRecords.create`.
+        path: What is broken there, such as `Records.create`.
         make: Returns what is put in its place, given what was there.
     """
 
@@ -111,7 +113,7 @@ def forgets_the_delay(created: Any) -> Any:
     return lambda old, message, delay_s: created(old, message, 0.0)
 
 
-@mutant("many_records_are_made_at_once", f"{_MEMORY}.records", "MemoryRecords.create")
+@mutant("many_records_are_made_at_once", _RECORDS, "Records.create")
 def makes_a_thousand(create: Any) -> Any:
     """Of many records only a thousand are made."""
     return lambda self, messages, *, timeout_s: create(self, messages[:1000], timeout_s=timeout_s)
@@ -126,7 +128,7 @@ def overwrites(created: Any) -> Any:
 @mutant("a_record_tells_of_each_attempt", _TRANSITIONS, "_ended")
 def forgets_errors(ended: Any) -> Any:
     """An attempt doesn't tell why it failed."""
-    return lambda attempt, ending: replace(ended(attempt, ending), error=None)
+    return lambda attempt, ending: (*ended(attempt, ending)[:4], None)
 
 
 @mutant("a_result_is_kept_as_it_was", _TRANSITIONS, "ended")
@@ -146,7 +148,7 @@ def needs_a_start(ended: Any) -> Any:
     """An end without a start changes nothing."""
 
     def refuse(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
-        if old is None or not old.record.attempts:
+        if old is None or not old.get("attempts"):
             return None
         return ended(old, message, ending, run, writer=writer)
 
@@ -167,7 +169,7 @@ def takes_characters_only(ended: Any) -> Any:
 @mutant("a_late_start_changes_nothing", _TRANSITIONS, "_of_life")
 def takes_late_starts(of_life: Any) -> Any:
     """What an earlier attempt says counts."""
-    return lambda old, message: of_life(None if old is None else replace(old, attempt=0), message) and old
+    return lambda old, message: of_life(None if old is None else {**old, "attempt": 0}, message) and old
 
 
 @mutant("a_late_end_changes_nothing", _TRANSITIONS, "FINAL")
@@ -176,26 +178,25 @@ def knows_no_end(final: Any) -> Any:
     return frozenset()
 
 
-@mutant("a_late_end_changes_nothing", f"{_REDIS}.scripts", "write", "redis")
+@mutant("a_late_end_changes_nothing", _REDIS, "RedisBackend.write", "redis")
 def writes_over_others(write: Any) -> Any:
     """A record is written though somebody else has written it since it was read or guessed."""
 
-    def write_anyway(client: Any, keys: Any, *, version: int, start: str = "", **rest: Any) -> Any:
-        from taskbridge.stores.redis.scripts import fields_of  # here, as all that is broken
-
-        found = write(client, keys, version=version, start=start, **rest)
-        return None if found is None else write(client, keys, version=int(fields_of(found)["version"]), **rest)
+    def write_anyway(self: Any, writes: Any, *, timeout_s: float) -> Any:
+        rows = [self.read(each.id, timeout_s=timeout_s) for each in writes]
+        anyway = [
+            replace(each, seen=0 if row is None else row.get("version", 0))
+            for each, row in zip(writes, rows, strict=True)
+        ]
+        return write(self, anyway, timeout_s=timeout_s)
 
     return write_anyway
 
 
-@mutant("a_replay_begins_anew", f"{_REDIS}.records", "_seen", "redis")
-def reads_no_starts(seen: Any) -> Any:
-    """The starts that were noted since a record was written are not read."""
-    return lambda message_id, found: seen(
-        message_id,
-        [word for pair in zip(found[::2], found[1::2], strict=True) if pair[0][:5] != b"start" for word in pair],
-    )
+@mutant("a_replay_begins_anew", _RECORDS, "Records._write_starts", "redis")
+def writes_no_starts(write_starts: Any) -> Any:
+    """The starts of runs are not written."""
+    return lambda self, starts: None
 
 
 @mutant("an_attempt_ends_once", _TRANSITIONS, "ended")
@@ -204,7 +205,7 @@ def ends_twice(ended: Any) -> Any:
 
     def end(*args: Any, writer: str) -> Any:
         kept = ended(*args, writer=writer)
-        return None if kept is None else replace(kept, over=0)
+        return None if kept is None else {**kept, "over": 0}
 
     return end
 
@@ -217,7 +218,7 @@ def counts_what_was_given_back(ended: Any) -> Any:
         kept = ended(old, message, ending, run, writer=writer)
         if kept is None or old is None or ending.state != "queued":
             return kept
-        return replace(kept, record=replace(kept.record, attempts=old.record.attempts))
+        return {**kept, "attempts": old.get("attempts", ())}
 
     return end
 
@@ -225,7 +226,7 @@ def counts_what_was_given_back(ended: Any) -> Any:
 @mutant("a_start_that_its_run_overtook_changes_nothing", _TRANSITIONS, "started")
 def takes_overtaken_starts(started: Any) -> Any:
     """A start counts whenever it arrives."""
-    return lambda old, message, run, *, writer: started(old and replace(old, writer=""), message, run, writer=writer)
+    return lambda old, message, run, *, writer: started(old and {**old, "writer": ""}, message, run, writer=writer)
 
 
 @mutant("a_replay_begins_anew", _TRANSITIONS, "created")
@@ -237,7 +238,7 @@ def knows_no_replays(created: Any) -> Any:
 @mutant("a_record_of_what_was_not_sent_is_forgotten", _TRANSITIONS, "is_untouched")
 def forgets_all(is_untouched: Any) -> Any:
     """A record is forgotten even if something was heard of its message."""
-    return lambda kept: True
+    return lambda row: True
 
 
 @mutant("a_record_tells_of_the_latest_attempts", _TRANSITIONS, "MOST_ATTEMPTS")
@@ -249,13 +250,13 @@ def tells_of_all_attempts(most: Any) -> Any:
 @mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
 def keeps_for_ever(kept_s: Any) -> Any:
     """Records are kept for ever."""
-    return lambda record, *, result_ttl_s, now: None
+    return lambda row, *, result_ttl_s, now: None
 
 
 @mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
 def keeps_none_longer(kept_s: Any) -> Any:
     """A record is forgotten after `result_ttl` even if its message still waits."""
-    return lambda record, *, result_ttl_s, now: result_ttl_s
+    return lambda row, *, result_ttl_s, now: result_ttl_s
 
 
 @mutant("tables_are_made_by_many_at_once", f"{_SQL}.schema", "version_of", "sqlite")
@@ -270,13 +271,13 @@ def looks_for_no_tables(version_of: Any) -> Any:
 @mutant("what_is_cancelled_before_it_runs_never_starts", _TRANSITIONS, "_won")
 def starts_anyway(won: Any) -> Any:
     """A start wins over a cancellation, however late."""
-    return lambda record, run: record.state == "cancelled"
+    return lambda row, run: row["state"] == "cancelled"
 
 
 @mutant("a_start_that_could_not_know_wins", _TRANSITIONS, "_won")
 def lets_no_start_win(won: Any) -> Any:
     """A start that could not know of a cancellation changes nothing."""
-    return lambda record, run: False
+    return lambda row, run: False
 
 
 @mutant("what_is_cancelled_stays_so_without_a_run", _TRANSITIONS, "ended")
@@ -286,21 +287,23 @@ def ends_what_never_ran(ended: Any) -> Any:
     def end(old: Any, message: Any, ending: Any, run: Any, *, writer: str) -> Any:
         from taskbridge.stores.transitions import Run  # here, as all that is broken
 
-        known = Run(worker="", at=0.0) if run is None else run
+        known = Run("", 0.0) if run is None else run
         return ended(old, message, ending, known, writer=writer)
 
     return end
 
 
-@mutant("what_runs_is_asked_to_end", _TRANSITIONS, "_as")
-def lets_it_wait(end_as: Any) -> Any:
+@mutant("what_runs_is_asked_to_end", _TRANSITIONS, "_end")
+def lets_it_wait(end: Any) -> Any:
     """A record that was asked to be cancelled may wait for its next attempt."""
-    return lambda ending, record, attempts: replace(
-        end_as(ending, replace(record, cancel_asked=False), attempts), cancel_asked=record.cancel_asked
-    )
+
+    def wait(row: Any, ending: Any, number: int, attempts: Any) -> Any:
+        return {**end({**row, "cancel_asked": False}, ending, number, attempts), "cancel_asked": True}
+
+    return wait
 
 
-@mutant("an_end_says_what_it_left", f"{_MEMORY}.records", "MemoryRecords.ended")
+@mutant("an_end_says_what_it_left", _RECORDS, "Records.ended")
 def says_what_it_was_told(ended: Any) -> Any:
     """Who records an end is told what it said."""
 
@@ -314,24 +317,19 @@ def says_what_it_was_told(ended: Any) -> Any:
 @mutant("what_is_final_is_not_cancelled", _TRANSITIONS, "cancelled")
 def cancels_what_is_final(cancelled: Any) -> Any:
     """A final record can be cancelled."""
-    return lambda old, *, at: replace(old, record=replace(old.record, state="cancelled", ended_at=at))
+    return lambda old, *, at: {**old, "state": "cancelled", "ended_at": at}
 
 
-@mutant("cancelling_and_starting_are_atomic", f"{_MEMORY}.records", "MemoryRecords.cancel")
-def cancels_in_two_steps(cancel: Any) -> Any:
-    """A cancellation reads a record, and writes it later."""
+@mutant("cancelling_and_starting_are_atomic", _MEMORY, "MemoryBackend.write")
+def cancels_in_two_steps(write: Any) -> Any:
+    """A record is written without looking whether it still is what was read."""
 
-    def two_steps(self: Any, message_id: str, *, at: float, timeout_s: float) -> Any:
-        from taskbridge.stores import transitions
-
-        old = self._kept[message_id]
+    def two_steps(self: Any, writes: Any, *, timeout_s: float) -> Any:
         time.sleep(0.005)
-        new = transitions.cancelled(old, at=at)
-        if new is None:
-            return old.record
         with self._lock:
-            self._put(new)
-        return new.record
+            for each in writes:
+                self._put(f"record:{each.id}", each.row, each.kept_s)
+        return [True for _ in writes]
 
     return two_steps
 
@@ -342,12 +340,12 @@ def tells_the_id(life_of: Any) -> Any:
     return lambda record: record.id
 
 
-@mutant("no_cancellation_is_skipped", f"{_MEMORY}.records", "MemoryRecords.cancelled_since")
+@mutant("no_cancellation_is_skipped", _MEMORY, "MemoryBackend.cancelled_since")
 def moves_the_cursor_too_far(cancelled_since: Any) -> Any:
     """The cursor is moved past what came while the cancellations were read."""
 
-    def skip(self: Any, cursor: str, *, timeout_s: float) -> Any:
-        lives = cancelled_since(self, cursor, timeout_s=timeout_s)[1]
+    def skip(self: Any, cursor: str, *, most: int, timeout_s: float) -> Any:
+        lives = cancelled_since(self, cursor, most=most, timeout_s=timeout_s)[1]
         time.sleep(0.002)
         return str(len(self._cancelled)), lives
 
@@ -357,18 +355,12 @@ def moves_the_cursor_too_far(cancelled_since: Any) -> Any:
 # Waiting
 
 
-@mutant("whoever_waits_is_woken", f"{_MEMORY}.records", "MemoryRecords.cancel")
-def wakes_nobody_by_cancelling(cancel: Any) -> Any:
+@mutant("whoever_waits_is_woken", _MEMORY, "MemoryBackend.write")
+def wakes_nobody_by_cancelling(write: Any) -> Any:
     """Nobody is woken by a cancellation."""
-
-    def quiet(self: Any, message_id: str, *, at: float, timeout_s: float) -> Any:
-        notify, self._notify = self._notify, lambda message_id: None
-        try:
-            return cancel(self, message_id, at=at, timeout_s=timeout_s)
-        finally:
-            self._notify = notify
-
-    return quiet
+    return lambda self, writes, **given: write(
+        self, [replace(each, tells=each.tells and not each.cancels) for each in writes], **given
+    )
 
 
 @mutant("a_watch_ends", "taskbridge.stores.notifications", "Watches.add")
@@ -377,7 +369,7 @@ def watches_for_ever(add: Any) -> Any:
     return lambda self, message_id, wake, *, gone=None: add(self, message_id, wake, gone=gone) and (lambda: None)
 
 
-@mutant("a_thousand_wait_at_once", f"{_MEMORY}.records", "MemoryRecords.watch")
+@mutant("a_thousand_wait_at_once", _RECORDS, "Records.watch")
 def takes_a_thread_for_each(watch: Any) -> Any:
     """Each watch has a thread of its own."""
 
@@ -404,18 +396,18 @@ def sees_no_change(version: Any) -> Any:
 # Ticks
 
 
-@mutant("a_schedule_begins_once", f"{_MEMORY}.ticks", "MemoryTicks.begin")
+@mutant("a_schedule_begins_once", _TICKS, "Ticks.begin")
 def begins_again(begin: Any) -> Any:
     """A schedule begins whenever it is asked for."""
 
     def again(self: Any, schedule: str, *, at: float, timeout_s: float) -> Any:
-        self._plans.pop(schedule, None)
+        self._backend.remove([f"schedule:{schedule}"], timeout_s=timeout_s)
         return begin(self, schedule, at=at, timeout_s=timeout_s)
 
     return again
 
 
-@mutant("a_claim_makes_no_schedule_known", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+@mutant("a_claim_makes_no_schedule_known", _TICKS, "Ticks.claim")
 def makes_schedules_known(claim: Any) -> Any:
     """A claim makes a schedule known."""
 
@@ -426,45 +418,46 @@ def makes_schedules_known(claim: Any) -> Any:
     return begun
 
 
-@mutant("one_claims_a_tick", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+@mutant("one_claims_a_tick", _TICKS, "Ticks.claim")
 def claims_for_all(claim: Any) -> Any:
     """Whoever claims a tick is told that it is theirs."""
 
     def ours(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        self._plans.pop(schedule, None)
+        self._backend.remove([f"schedule:{schedule}"], timeout_s=1)
         return claim(self, schedule, planned_at, **rest)
 
     return ours
 
 
-@mutant("one_process_claims_a_tick", f"{_SQL}.ticks", "SqlTicks.claim", "sqlite")
+@mutant("one_process_claims_a_tick", _TICKS, "Ticks.claim", "sqlite")
 def claims_for_this_process(claim: Any) -> Any:
     """Claims are known to one process only."""
-    from taskbridge.stores.memory.ticks import MemoryTicks
+    from taskbridge.stores.memory import MemoryBackend
+    from taskbridge.stores.ticks import Ticks
 
-    ticks = MemoryTicks()
-    return lambda self, *args, **rest: ticks.claim(*args, **rest)
+    ticks = Ticks(MemoryBackend(time.time))
+    return lambda self, *args, **rest: claim(ticks, *args, **rest)
 
 
-@mutant("a_claim_has_a_lease", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+@mutant("a_claim_has_a_lease", _TICKS, "Ticks.claim")
 def claims_for_ever(claim: Any) -> Any:
     """A claim is never taken over."""
     return lambda self, *args, now, **rest: claim(self, *args, now=0.0, **rest)
 
 
-@mutant("a_claim_has_a_lease", f"{_MEMORY}.ticks", "MemoryTicks.claim")
+@mutant("a_claim_has_a_lease", _TICKS, "Ticks.claim")
 def takes_over_at_once(claim: Any) -> Any:
     """A claim is taken over before its lease has ended."""
     return lambda self, *args, lease_s, **rest: claim(self, *args, lease_s=-1.0, **rest)
 
 
-@mutant("a_claim_may_be_taken_back", f"{_MEMORY}.ticks", "MemoryTicks.release")
+@mutant("a_claim_may_be_taken_back", _TICKS, "Ticks.release")
 def takes_no_claim_back(release: Any) -> Any:
     """A claim that is taken back stays."""
     return lambda self, *args, **rest: None
 
 
-@mutant("a_claim_may_be_taken_back", f"{_SQL}.ticks", "SqlTicks.release", "sqlite")
+@mutant("a_claim_may_be_taken_back", _TICKS, "Ticks.release", "sqlite")
 def takes_any_claim_back(release: Any) -> Any:
     """A claim is taken back whoever has it."""
 
@@ -475,33 +468,25 @@ def takes_any_claim_back(release: Any) -> Any:
     return anyones
 
 
-@mutant("a_killed_claimants_tick_is_claimed_again", f"{_SQL}.ticks", "SqlTicks.claim", "sqlite")
+@mutant("a_killed_claimants_tick_is_claimed_again", _TICKS, "Ticks.claim", "sqlite")
 def loses_the_ticks_of_the_killed(claim: Any) -> Any:
     """The tick of a claimant that was killed is nobody's."""
     return lambda self, *args, now, **rest: claim(self, *args, now=0.0, **rest)
 
 
-@mutant("what_is_settled_stays_settled", f"{_MEMORY}.ticks", "MemoryTicks.settle")
-def goes_back(settle: Any) -> Any:
+@mutant("what_is_settled_stays_settled", _TICKS, "Plan.is_settled")
+def goes_back(is_settled: Any) -> Any:
     """Settling an earlier tick goes back."""
-
-    def back(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        plan = self._plans.get(schedule)
-        if plan is not None and plan.state is not None:
-            self._plans[schedule] = replace(plan, state=replace(plan.state, settled_until=planned_at - 1))
-        return settle(self, schedule, planned_at, **rest)
-
-    return back
+    return lambda self, planned_at: False
 
 
-@mutant("a_pause_lasts", f"{_MEMORY}.ticks", "MemoryTicks.settle")
+@mutant("a_pause_lasts", _TICKS, "Ticks.settle")
 def ends_a_pause(settle: Any) -> Any:
     """Settling a tick ends a pause."""
 
-    def unpaused(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        settle(self, schedule, planned_at, **rest)
-        plan = self._plans[schedule]
-        self._plans[schedule] = replace(plan, state=replace(plan.state, paused=False))
+    def unpaused(self: Any, schedule: str, planned_at: float, *, timeout_s: float, **rest: Any) -> Any:
+        settle(self, schedule, planned_at, timeout_s=timeout_s, **rest)
+        self.pause(schedule, paused=False, at=planned_at, timeout_s=timeout_s)
 
     return unpaused
 
@@ -509,48 +494,48 @@ def ends_a_pause(settle: Any) -> Any:
 # Marks
 
 
-@mutant("one_runs_what_was_never_started", f"{_MEMORY}.marks", "MemoryMarks.claim")
+@mutant("one_runs_what_was_never_started", _MARKS, "Marks.claim")
 def lets_all_run(claim: Any) -> Any:
     """Whoever asks may run."""
 
     def run(self: Any, message: Any, *, timeout_s: float) -> Any:
-        self._running.clear()
+        self.given_back(message, timeout_s=timeout_s)
         return claim(self, message, timeout_s=timeout_s)
 
     return run
 
 
-@mutant("what_has_ended_is_dropped", f"{_MEMORY}.marks", "MemoryMarks.ended")
+@mutant("what_has_ended_is_dropped", _MARKS, "Marks.ended")
 def forgets_ends(ended: Any) -> Any:
     """The end of an attempt is not remembered."""
     return lambda self, message: self.given_back(message, timeout_s=1)
 
 
-@mutant("what_was_given_back_is_run", f"{_MEMORY}.marks", "MemoryMarks.all_given_back")
+@mutant("what_was_given_back_is_run", _MARKS, "Marks.all_given_back")
 def gives_nothing_back(all_given_back: Any) -> Any:
     """What is given back with all others stays as it was."""
     return lambda self, *, timeout_s: None
 
 
-@mutant("a_live_workers_run_is_its_own", _MARKING, "Worker._stay_alive", "sqlite")
+@mutant("a_live_workers_run_is_its_own", _MARKS, "Worker._stay_alive", "sqlite")
 def says_once_that_it_is_alive(stay_alive: Any) -> Any:
     """A worker says once that it is alive."""
     return lambda self: None
 
 
-@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
+@mutant("a_killed_workers_run_is_lost", _MARKS, "Marks._is_alive", "sqlite")
 def takes_all_for_alive(is_alive: Any) -> Any:
     """Every worker counts as alive."""
     return lambda self, name, timeout_s: True
 
 
-@mutant("a_killed_workers_run_is_lost", f"{_SQL}.marks", "SqlMarks._is_alive", "sqlite")
+@mutant("a_killed_workers_run_is_lost", _MARKS, "Marks._is_alive", "sqlite")
 def takes_all_for_dead(is_alive: Any) -> Any:
     """Every worker counts as dead."""
     return lambda self, name, timeout_s: False
 
 
-@mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", _MARKING, "StoredMarks.still_ours", "sqlite")
+@mutant("a_worker_that_stood_still_knows_that_its_run_is_anothers", _MARKS, "Marks.still_ours", "sqlite")
 def never_asks(still_ours: Any) -> Any:
     """A worker takes its runs for its own without asking."""
     return lambda self, message, *, timeout_s: True

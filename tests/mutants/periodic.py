@@ -15,8 +15,7 @@ from tests.mutants.table import mutant, put
 
 _SCHEDULES = "taskbridge.schedules.plan"
 _SCHEDULER = "taskbridge.schedules.sender"
-_MEMORY = "taskbridge.stores.memory.ticks"
-_REDIS = "taskbridge.stores.redis.ticks"
+_TICKS = "taskbridge.stores.ticks"
 
 _MANY = "ticks_are_sent_once_by_any_number_of_workers"
 _KILLED = "a_kill_while_a_tick_is_sent_changes_nothing"
@@ -26,9 +25,9 @@ _OVERLAP = "what_is_not_to_overlap_waits_for_the_last_one"
 
 
 def _claim_otherwise(change: Any) -> None:
-    """Answer claims in Redis otherwise."""
+    """Answer claims of ticks otherwise."""
     claims = importlib.import_module("taskbridge.stores.ticks").TickClaim
-    put(_REDIS, "RedisTicks.claim", lambda claim: lambda *args, **given: change(claims, claim(*args, **given)))
+    put(_TICKS, "Ticks.claim", lambda claim: lambda *args, **given: change(claims, claim(*args, **given)))
 
 
 def _decide_otherwise(change: Any) -> None:
@@ -56,7 +55,7 @@ def everybody_has_the_claim() -> None:
 
         return late
 
-    put(_REDIS, "RedisTicks.settle", make)
+    put(_TICKS, "Ticks.settle", make)
 
 
 @mutant("CR1", _MANY)
@@ -73,7 +72,7 @@ def ticks_are_sent_early() -> None:
 @mutant("CR1", _MANY)
 def what_was_sent_is_forgotten() -> None:
     """A tick that was sent is not settled."""
-    put(_MEMORY, "MemoryTicks.settle", lambda settle: lambda self, schedule, planned_at, **given: None)
+    put(_TICKS, "Ticks.settle", lambda settle: lambda self, schedule, planned_at, **given: None)
 
 
 @mutant("CR2", _KILLED, "dramatiq+redis")
@@ -131,7 +130,7 @@ def what_is_missed_is_not_counted() -> None:
     def make(settle: Any) -> Any:
         return lambda self, *args, missed, **given: settle(self, *args, missed=0, **given)
 
-    put(_MEMORY, "MemoryTicks.settle", make)
+    put(_TICKS, "Ticks.settle", make)
 
 
 @mutant("CR5", _OVERLAP)

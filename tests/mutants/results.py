@@ -17,8 +17,8 @@ _SETTLE = "taskbridge.engines.settle"
 _RESULTS = "taskbridge.results"
 _RUNNER = "taskbridge.runner"
 _BRIDGE = "taskbridge.bridge"
-_MEMORY = "taskbridge.stores.memory.records"
-_REDIS = "taskbridge.stores.redis.records"
+_RECORDS = "taskbridge.stores.records"
+_REDIS = "taskbridge.stores.redis.backend"
 _KNOWN = "taskbridge.engines.cancellations"
 _ENDS = "every_end_is_recorded"
 
@@ -26,7 +26,7 @@ _ENDS = "every_end_is_recorded"
 @mutant("ST1", "a_record_is_there_without_a_worker")
 def only_workers_make_records() -> None:
     """There is no record of a message before a worker has it."""
-    put(_MEMORY, "MemoryRecords.create", lambda _: lambda self, messages, *, timeout_s: None)
+    put(_RECORDS, "Records.create", lambda _: lambda self, messages, *, timeout_s: None)
 
 
 @mutant("ST1", "a_record_is_there_when_send_returns", "dramatiq+redis")
@@ -45,7 +45,7 @@ def records_come_after_their_messages() -> None:
 @mutant("ST1", "a_record_goes_along")
 def starts_are_not_recorded() -> None:
     """A record says that a message is queued until it has ended."""
-    put(_MEMORY, "MemoryRecords.started", lambda _: lambda self, message, *, worker, at: None)
+    put(_RECORDS, "Records.started", lambda _: lambda self, message, *, worker, at: None)
 
 
 @mutant("ST2", _ENDS)
@@ -92,11 +92,11 @@ def each_engine_keeps_its_own_records() -> None:
     def make(init: Any) -> Any:
         def apart(self: Any, settings: Any, *given: Any) -> None:
             init(self, settings, *given)
-            self._prefix = f"{settings.namespace}:record:{settings.url.engine}:"
+            self._records = f"{settings.namespace}:record:{settings.url.engine}:"
 
         return apart
 
-    put(_REDIS, "RedisRecords.__init__", make)
+    put(_REDIS, "RedisBackend.__init__", make)
 
 
 @mutant("RS2", "a_result_is_final")
@@ -147,7 +147,7 @@ def each_holds_a_thread() -> None:
 @mutant("RS4", "a_thousand_wait_at_once")
 def nobody_is_woken() -> None:
     """Who waits for a result is not told that it is there."""
-    put(_MEMORY, "MemoryRecords._notify", lambda _: lambda self, message_id: None)
+    put("taskbridge.stores.notifications", "Watches.wake", lambda _: lambda self, message_id: None)
 
 
 @mutant("CA1", "what_is_cancelled_does_not_start", "celery+redis")

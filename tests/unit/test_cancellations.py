@@ -10,15 +10,16 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.engines.cancellations import PERIOD_S, Cancellations
-from taskbridge.stores.memory.records import MemoryRecords
-from taskbridge.stores.records import CANCEL_KNOWN_S
+from taskbridge.stores.memory import MemoryBackend
+from taskbridge.stores.records import CANCEL_KNOWN_S, Records
 
 
-class Store(MemoryRecords):
+class Store(Records):
     """Records that can be away, and that count how often they were asked, and by which threads."""
 
     def __init__(self, bridge: Bridge) -> None:
-        super().__init__(bridge.settings, time.time)
+        self.kept = MemoryBackend(time.time)
+        super().__init__(bridge.settings, self.kept)
         self.is_away = False
         self.askers: list[str] = []
 
@@ -113,7 +114,7 @@ def test_a_replay_is_another_life(known: Cancellations, store: Store) -> None:
 
 
 def test_many_are_learned_part_by_part(known: Cancellations, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskbridge.stores.memory.records.CANCELLATIONS_AT_ONCE", 3)
+    monkeypatch.setattr("taskbridge.stores.records.CANCELLATIONS_AT_ONCE", 3)
     cancelled = [store.add(message(number), cancelled=True) for number in range(8)]
 
     assert all(known.has(each) for each in cancelled)
@@ -128,8 +129,8 @@ def test_what_the_store_forgets_is_forgotten(
     known._enough = 10
     old = [store.add(message(number), cancelled=True) for number in range(9)]
     assert known.has(old[0])
-    del store._cancelled[:9]
-    store._cancelled_before = 9
+    del store.kept._cancelled[:9]
+    store.kept._cancelled_before = 9
     recent = [store.add(message(number), cancelled=True) for number in range(9, 20)]
 
     assert until_known(known, recent[-1], 20)
@@ -153,8 +154,8 @@ def test_in_one_process_too_what_the_store_forgets_is_forgotten(monkeypatch: pyt
     lives = [store.add(message(number), cancelled=True) for number in range(12)]
     for each in lives[:10]:
         known.add(each.life)
-    del store._cancelled[:10]
-    store._cancelled_before = 10
+    del store.kept._cancelled[:10]
+    store.kept._cancelled_before = 10
     for each in lives[10:]:
         known.add(each.life)
 

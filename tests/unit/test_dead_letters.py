@@ -12,7 +12,6 @@ import pytest
 from taskbridge import Bridge, DeadEntry, DeadLetter, ErrorInfo, Message, NoSuchDeadLetter, RetryPolicy
 from taskbridge.message import loads
 from taskbridge.stores.base import Claim
-from taskbridge.stores.memory.marks import MemoryMarks
 
 
 @pytest.fixture
@@ -50,7 +49,9 @@ def test_a_replayed_message_keeps_its_count_on_the_way() -> None:
 
 
 def test_marks_of_an_earlier_life_do_not_count() -> None:
-    marks, first = MemoryMarks(), message()
+    store, first = Bridge("dramatiq+memory://").store, message()
+    assert store is not None
+    marks = store.marks
     marks.started(first)
     marks.ended(first)
     assert marks.claim(first, timeout_s=1) is Claim.ENDED

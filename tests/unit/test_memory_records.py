@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from taskbridge import Bridge, Message
-from taskbridge.stores.memory.records import MemoryRecords
-from taskbridge.stores.records import Ending
+from taskbridge.stores.memory import MemoryBackend
+from taskbridge.stores.records import Ending, Records
 
 
 def test_what_is_kept_does_not_grow_by_records_that_are_gone() -> None:
     now = [1.8e9]
-    records = MemoryRecords(Bridge("inline://", result_ttl=60).settings, lambda: now[0])
+    backend = MemoryBackend(lambda: now[0])
+    records = Records(Bridge("inline://", result_ttl=60).settings, backend)
 
     def pass_through(number: int) -> None:
         message = Message(id=f"m{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=now[0])
@@ -21,10 +22,10 @@ def test_what_is_kept_does_not_grow_by_records_that_are_gone() -> None:
     for number in range(5000):
         pass_through(number)
 
-    assert len(records._kept) < 100
-    assert len(records._ends) < 1500
+    assert len(backend._kept) < 100
+    assert len(backend._ends) < 1500
     assert records.get("m4999", timeout_s=1) is not None
     now[0] += 70.0
     for _ in range(10):
         records.get("nobody", timeout_s=1)
-    assert len(records._kept) == 0
+    assert len(backend._kept) == 0

@@ -18,9 +18,8 @@ import redis
 from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim
+from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.redis import open_store
-from taskbridge.stores.redis.marks import RedisMarks
 
 LEASE_S = 1.0
 
@@ -31,7 +30,7 @@ def server() -> Iterator[PrivateRedis]:
         yield running
 
 
-def marks_of(server: PrivateRedis) -> RedisMarks:
+def marks_of(server: PrivateRedis) -> Marks:
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S, "send_timeout": 1}, environ={})
     return open_store(settings, server.url).marks
 
@@ -42,7 +41,7 @@ def a_message(number: int) -> Message:
     )
 
 
-def claim_when(marks: RedisMarks, message: Message, wanted: Claim) -> Claim:
+def claim_when(marks: Marks, message: Message, wanted: Claim) -> Claim:
     """Return the claim as soon as it is the wanted one: a write that nobody waits for may still be on its way."""
     deadline = time.monotonic() + 5
     while (claim := marks.claim(message, timeout_s=1)) is not wanted and time.monotonic() < deadline:
@@ -155,8 +154,8 @@ def test_without_a_server_marks_are_not_written_and_a_claim_says_so() -> None:
 
 
 def test_the_store_is_the_broker_if_that_is_redis_or_memory_and_else_the_setting() -> None:
-    assert isinstance(Bridge("celery+redis://127.0.0.1:1/0").marks, RedisMarks)
-    assert isinstance(Bridge("celery+amqp://127.0.0.1:1/", store="redis://127.0.0.1:1/0").marks, RedisMarks)
+    assert isinstance(Bridge("celery+redis://127.0.0.1:1/0").marks, Marks)
+    assert isinstance(Bridge("celery+amqp://127.0.0.1:1/", store="redis://127.0.0.1:1/0").marks, Marks)
     assert Bridge("celery+amqp://127.0.0.1:1/").marks is None
     assert Bridge("inline://").marks is None
 
@@ -223,7 +222,7 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     assert claim_when(other, a_message(300), Claim.RUNNING) is Claim.RUNNING
     marks.started(a_message(300))
     time.sleep(0.1)
-    line: Any = marks._unanswered._line
+    line: Any = vars(marks._backend)["_unanswered"]._line
     left = line._link.raw.recv(1 << 20, socket.MSG_PEEK)
     assert len(left) < 1000, "what nobody reads stays in the server in the end"
     marks.close()

@@ -277,8 +277,8 @@ class TestAwaiting:
                 await handle.aresult(0.05)
 
         asyncio.run(wait())
-        watches: Any = bridge.records
-        assert watches._watches.ids() == ()
+        watches: Any = bridge.store
+        assert watches.backend._watches.ids() == ()
         gate.set()
         assert asyncio.run(handle.aresult(20)) is True
         bridge.close()

@@ -13,7 +13,7 @@ import pytest
 
 from taskbridge import Cron, Every
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
-from taskbridge.stores.memory.ticks import MemoryTicks
+from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.records import Record, State
 from taskbridge.stores.ticks import Ticks
 from tests.unit.scheduler_world import World
@@ -32,7 +32,9 @@ def due(timing: Timing, begin: float, end: float) -> list[float]:
 
 @contextmanager
 def world_of(*schedules: Schedule, begin: float, seed: int = 1, ticks: Any = None) -> Generator[World]:
-    world = World(ticks=MemoryTicks() if ticks is None else ticks, schedules=schedules, now=begin, seed=seed)
+    world = World(
+        ticks=Ticks(MemoryBackend(lambda: begin)) if ticks is None else ticks, schedules=schedules, now=begin, seed=seed
+    )
     try:
         yield world
     finally:

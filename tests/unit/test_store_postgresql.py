@@ -17,9 +17,9 @@ from taskbridge import Message, StoreNotReady
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim
+from taskbridge.stores.base import Claim, StoreWithTables
 from taskbridge.stores.records import Ending
-from taskbridge.stores.sql import SqlStore, open_store
+from taskbridge.stores.sql import open_store
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner
 
@@ -33,7 +33,7 @@ def url(postgresql_server: PrivatePostgreSQL) -> str:
     return postgresql_server.url.replace("/postgres", "/shop")
 
 
-def opened(url: str, **given: object) -> SqlStore:
+def opened(url: str, **given: object) -> StoreWithTables:
     settings, _ = load({"url": "inline://", "send_timeout": 5, **given}, environ={})
     return open_store(settings, url)
 
@@ -112,16 +112,21 @@ def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
     store, other, message = opened(url), opened(url), a_message()
     store.init(timeout_s=5)
     other.marks.started(message)
-    marks: Any = store.marks
-    key, given_back = marks._key, list[bool]()
+    texts: Any = vars(store.backend)["_texts"]
+    find, given_back = texts.find, list[bool]()
 
-    def late(asked: Message) -> Any:
-        if not given_back:
-            given_back.append(True)
-            other.marks.given_back(message, timeout_s=5)
-        return key(asked)
+    class Late:
+        @property
+        def find(self) -> Any:
+            if not given_back:
+                given_back.append(True)
+                other.marks.given_back(message, timeout_s=5)
+            return find
 
-    monkeypatch.setattr(marks, "_key", late)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(texts, name)
+
+    monkeypatch.setattr(store.backend, "_texts", Late())
     assert store.marks.claim(message, timeout_s=5) is Claim.RUN
     assert given_back
     assert other.marks.claim(message, timeout_s=5) is Claim.RUNNING
@@ -200,7 +205,7 @@ def test_the_checks_leave_nothing_behind(url: str) -> None:
         store.close()
         results = list(run_all(url, [CHECKS["what_is_settled_stays_settled"], CHECKS["a_replay_begins_anew"]]))
         assert [result.outcome for result in results] == ["passed", "passed"]
-        for table in ("record", "schedule", "tick", "mark", "cancelled"):
+        for table in ("record", "text", "cancelled"):
             query = psycopg.sql.SQL("SELECT count(*) FROM {}").format(psycopg.sql.Identifier(f"taskbridge_{table}"))
             assert connection.execute(query).fetchone() == (0,), table
 

@@ -18,11 +18,11 @@ from sqlalchemy import create_engine, inspect
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim
+from taskbridge.stores.base import Claim, StoreWithTables
 from taskbridge.stores.records import Ending
-from taskbridge.stores.sql import SqlStore, open_store, schema
-from taskbridge.stores.sql import records as sql_records
-from taskbridge.stores.sql.tables import TABLES
+from taskbridge.stores.sql import open_store, schema
+from taskbridge.stores.sql.backend import SqlBackend
+from taskbridge.stores.sql.schema import TABLES
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[SqlStore]:
+def store(url: str) -> Iterator[StoreWithTables]:
     with_store = opened(url)
     yield with_store
     with_store.close()
 
 
-def opened(url: str, **given: object) -> SqlStore:
+def opened(url: str, **given: object) -> StoreWithTables:
     settings, _ = load({"url": "inline://", "send_timeout": 1, **given}, environ={})
     return open_store(settings, url)
 
@@ -52,8 +52,8 @@ def a_message(number: int = 0) -> Message:
     return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
 
 
-def test_many_cancellations_are_told_part_by_part(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_records, "CANCELLATIONS_AT_ONCE", 3)
+def test_many_cancellations_are_told_part_by_part(store: StoreWithTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.stores.records.CANCELLATIONS_AT_ONCE", 3)
     messages = [a_message(number) for number in range(7)]
     store.records.create([(each, 0.0) for each in messages], timeout_s=5)
     for each in messages:
@@ -67,7 +67,7 @@ def test_many_cancellations_are_told_part_by_part(store: SqlStore, monkeypatch: 
 
 
 def test_whoever_sends_does_not_wait_for_old_records_to_be_removed(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    store: StoreWithTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     purges, records = list[float](), store.records
     purge = records._purge
@@ -86,7 +86,7 @@ def test_whoever_sends_does_not_wait_for_old_records_to_be_removed(
     assert 0 < purges[0] < 5
 
 
-def test_the_tables_are_those_that_statements_name(url: str, store: SqlStore) -> None:
+def test_the_tables_are_those_that_statements_name(url: str, store: StoreWithTables) -> None:
     store.ping(timeout_s=5)
     engine = create_engine(url)
     found = inspect(engine)
@@ -114,7 +114,7 @@ def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_o
     assert [process.communicate()[0].strip() for process in processes] == ["(1, 1)"] * 4
 
 
-def test_tables_of_a_later_release_are_left_alone(url: str, store: SqlStore, tmp_path: Path) -> None:
+def test_tables_of_a_later_release_are_left_alone(url: str, store: StoreWithTables, tmp_path: Path) -> None:
     store.ping(timeout_s=5)
     with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_schema SET version = 99")
@@ -127,11 +127,11 @@ def test_tables_of_a_later_release_are_left_alone(url: str, store: SqlStore, tmp
 
 
 def test_tables_of_an_earlier_release_are_brought_up_to_date(
-    url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    url: str, store: StoreWithTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     monkeypatch.setattr(
-        schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE taskbridge_tick ADD COLUMN note TEXT",))
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE taskbridge_text ADD COLUMN note TEXT",))
     )
     monkeypatch.setattr(schema, "VERSION", 2)
     newer = opened(url)
@@ -144,22 +144,22 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date(
 
 
 def test_a_migration_that_fails_leaves_the_tables_as_they_were(
-    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: StoreWithTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.ping(timeout_s=5)
-    broken = ("ALTER TABLE taskbridge_tick ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
+    broken = ("ALTER TABLE taskbridge_text ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
     monkeypatch.setattr(schema, "VERSION", 2)
     with pytest.raises(BrokerUnavailable, match="nowhere"):
         store.init(timeout_s=5)
     with database(tmp_path) as connection:
-        columns = [row[1] for row in connection.execute("PRAGMA table_info(taskbridge_tick)")]
-    assert "planned_at" in columns
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(taskbridge_text)")]
+    assert "until" in columns
     assert "note" not in columns
 
 
 def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_again(
-    store: SqlStore, tmp_path: Path
+    store: StoreWithTables, tmp_path: Path
 ) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
@@ -200,7 +200,7 @@ def test_records_whose_time_is_over_are_removed_a_bounded_number_at_once(url: st
     store.close()
 
 
-def test_a_forked_process_has_connections_of_its_own(store: SqlStore) -> None:
+def test_a_forked_process_has_connections_of_its_own(store: StoreWithTables) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     woken = threading.Event()
     stop = store.records.watch("id-0", woken.set)
@@ -227,13 +227,13 @@ def test_marks_whose_time_is_over_are_removed(url: str, tmp_path: Path) -> None:
     store = opened(url, lease=0.4)
     store.marks.started(a_message())
     with database(tmp_path) as connection:
-        connection.execute("UPDATE taskbridge_mark SET until = 1")
+        connection.execute("UPDATE taskbridge_text SET until = 1")
     deadline = time.monotonic() + 20
     left = 1
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
         with database(tmp_path) as connection:
-            left = connection.execute("SELECT count(*) FROM taskbridge_mark").fetchone()[0]
+            left = connection.execute("SELECT count(*) FROM taskbridge_text WHERE key LIKE 'mark:%'").fetchone()[0]
     assert left == 0
     store.close()
 
@@ -246,12 +246,13 @@ def test_a_url_that_names_no_file_or_database_is_refused() -> None:
 
 def test_an_inline_bridge_uses_a_store_that_it_is_given(url: str) -> None:
     bridge = Bridge("inline://", store=url)
-    assert isinstance(bridge.store, SqlStore)
+    assert bridge.store is not None
+    assert isinstance(bridge.store.backend, SqlBackend)
     assert bridge.marks is None
     bridge.close()
 
 
-def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, store: SqlStore) -> None:
+def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, store: StoreWithTables) -> None:
     gone, never, lost = opened(url), a_message(1), a_message(2)
     gone.marks.started(lost)
     gone.close()

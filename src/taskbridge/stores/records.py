@@ -3,7 +3,7 @@
 A record is made as its message is sent, before or together with the message, so that no worker can be faster. Workers
 then write what happens. A record's key is the message's id, so that a handle outlives a switch of engines.
 
-Who writes what, and what a store must keep to:
+`taskbridge.stores.transitions` decides what a write makes of a record:
 
 - `create` never overwrites: a worker may have been faster, or the same message may have been published twice.
 - `started` and `ended` carry the message's attempt and `replays`; a write of an earlier attempt than the record's
@@ -15,122 +15,63 @@ Who writes what, and what a store must keep to:
   `retrying` or `queued`, it becomes `cancelled`.
 - `cancel` and these are atomic to one another: a message whose record is `cancelled` is never `running` again, except
   that a start may win which began before its worker could know (`CANCEL_KNOWN_S`); that `started` says so by its time.
+
+The start of a run is written some milliseconds later, and not at all if the run has ended by then: the news of its end
+tells of its start too. So a short run costs one round trip, in which the record is replaced that it most likely has:
+the one that was made as the message was sent.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from functools import partial
+from time import monotonic
+from typing import Final
 
 from taskbridge.brokers.base import RedisCommand
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
-from taskbridge.retry import ErrorInfo
+from taskbridge.settings import Settings
+from taskbridge.stores import transitions
+from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.process import PerProcess
+from taskbridge.stores.starts import Started, Starts
+from taskbridge.stores.states import (
+    CANCEL_KNOWN_S,
+    FINAL,
+    MOST_ATTEMPTS,
+    AttemptRecord,
+    Ending,
+    Record,
+    Row,
+    State,
+    record_of,
+)
 
-State = Literal["scheduled", "queued", "running", "retrying", "done", "dead", "discarded", "cancelled"]
-"""What a message is doing.
+__all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "AttemptRecord", "Ending", "Record", "Records", "State"]
 
-`scheduled`: it waits for its time. `queued`: it waits for a worker. `running`: a worker runs it. `retrying`: an attempt
-failed and the next one waits. `done`: it returned. `dead`: its attempts are spent, or it was given up. `discarded`: it
-expired or was dropped by `Discard`. `cancelled`: it was cancelled before it ended, and starts no more.
-"""
-
-FINAL: Final[frozenset[State]] = frozenset({"done", "dead", "discarded", "cancelled"})
-"""The states that a message does not leave, but by a replay from the dead letters."""
-
-CANCEL_KNOWN_S: Final = 1.0
-"""A worker knows of a cancellation after this at most."""
-
+_log = logging.getLogger("taskbridge.store")
 
 CANCELLATIONS_AT_ONCE: Final = 1000
 """How many cancellations a store tells of at once."""
 
+_PURGE_EVERY_S: Final = 30.0
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptRecord:
-    """One run of a message.
-
-    Attributes:
-        number: 1 is the first.
-        worker: `host:pid` of the process that ran it.
-        started_at: In seconds since the epoch.
-        ended_at: The same; None while it runs, or if its worker never told.
-        error: Why it failed; None if it didn't.
-    """
-
-    number: int
-    worker: str
-    started_at: float
-    ended_at: float | None = None
-    error: ErrorInfo | None = None
+Decide = Callable[[Row | None], Row | None]
+"""Given a record, or None if there is none, returns what is to replace it; None is to leave it as it is."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """What is known of a message.
+class Records:
+    """The records of a bridge, for this process. Threads share it; a forked process is another one."""
 
-    Attributes:
-        id: The message's id.
-        task: The task's name.
-        queue: Where it was sent.
-        state: What it is doing.
-        enqueued_at: When it was sent, in seconds since the epoch.
-        due_at: When it starts at the earliest, if it is `scheduled` or `retrying`.
-        ended_at: When it became final.
-        attempts: Its runs, the earliest first; of more than `MOST_ATTEMPTS` the latest.
-        result_json: What it returned, in the codec's form, if it is `done`.
-        reason: Why it is `dead` or `discarded`.
-        error: Of the last attempt that failed.
-        traceback: The same, as text, if it is `dead`.
-        replays: How often it was replayed from the dead letters.
-        cancel_asked: Whether it was cancelled while it ran.
-    """
-
-    id: str
-    task: str
-    queue: str
-    state: State
-    enqueued_at: float
-    due_at: float | None = None
-    ended_at: float | None = None
-    attempts: tuple[AttemptRecord, ...] = ()
-    result_json: str | None = None
-    reason: str = ""
-    error: ErrorInfo | None = None
-    traceback: str = ""
-    replays: int = 0
-    cancel_asked: bool = False
-
-
-MOST_ATTEMPTS: Final = 50
-"""How many runs a record tells of."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
-    """How a run, or a wait, ended.
-
-    Attributes:
-        state: What the message is doing now: a final state, `retrying`, or `queued` if it was given back or put off.
-        at: When, in seconds since the epoch.
-        due_at: For `retrying`, when the next attempt starts.
-        result_json: For `done`.
-        reason: For `dead` and `discarded`.
-        error: For `retrying` and `dead`.
-        traceback: For `dead`.
-    """
-
-    state: State
-    at: float
-    due_at: float | None = None
-    result_json: str | None = None
-    reason: str = ""
-    error: ErrorInfo | None = None
-    traceback: str = ""
-
-
-class Records(Protocol):
-    """The records of a bridge, for this process. Threads share it; a forked process makes its own connections."""
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self._ttl_s = settings.result_ttl_s
+        self._timeout_s = settings.send_timeout_s
+        self._backend = backend
+        self._starts = PerProcess(lambda: Starts(self._write_starts))
+        self._purge_at = 0.0
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages that are about to be sent, each with its delay in seconds.
@@ -138,14 +79,20 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer; nothing must be sent.
         """
-        ...
+        deadline, now = monotonic() + timeout_s, time.time()
+        rows = [self._created(message, delay_s, now) for message, delay_s in messages if not message.replays]
+        if rows:
+            self._backend.create(rows, timeout_s=timeout_s)
+        for message, delay_s in messages:
+            if message.replays:
+                self._change(message.id, partial(_created, message, delay_s), deadline)
 
     def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
         """Return one Redis command that does what `create` does, for a Redis broker that shares the store's database.
 
         The broker sends it along with the message, in one transaction. None: use `create`.
         """
-        ...
+        return None if message.replays else self._backend.creating(*self._created(message, delay_s, time.time()))
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records of messages that were surely not sent, if nobody has changed them since.
@@ -153,11 +100,20 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        deadline = monotonic() + timeout_s
+        writes: list[Write] = []
+        for message_id in sorted(ids):  # in order, so that no two lock each other
+            row = self._backend.read(message_id, timeout_s=deadline - monotonic())
+            if row is not None and transitions.is_untouched(row):
+                writes.append(Write(message_id, row.get("version", 0), None))
+        if writes:
+            self._backend.write(writes, timeout_s=deadline - monotonic())
 
     def started(self, message: Message, *, worker: str, at: float) -> None:
-        """Record that an attempt starts. Raises nothing, and waits for nothing where the store allows that."""
-        ...
+        """Record that an attempt starts. Raises nothing, and waits for nothing where others share the store."""
+        start = self._starts.get().add(message, transitions.Run(worker, at), is_written=not self._backend.is_shared)
+        if not self._backend.is_shared:
+            start.row = self._change(message.id, start.decide, monotonic() + self._timeout_s)[1]
 
     def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record.
@@ -171,7 +127,20 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        deadline, starts = monotonic() + timeout_s, self._starts.get()
+        start = starts.get(message)
+        run, seen = (None, None) if start is None else (start.run, start.row)
+        old, new = self._change(
+            message.id,
+            lambda old: transitions.ended(old, message, ending, run, writer=starts.writer),
+            deadline,
+            seen=seen,
+            # A first attempt makes the same of a record as it was made, of one of an earlier life, and of none.
+            is_guess=seen is not None or message.attempt == 1,
+        )
+        starts.remove(message)
+        self._purge(deadline)
+        return transitions.left(old, new, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Record | None:
         """Return a record; None if there is none, or it is older than `result_ttl`.
@@ -179,7 +148,8 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        row = self._backend.read(message_id, timeout_s=timeout_s)
+        return None if row is None else record_of(message_id, row)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake`, from any thread, whenever a message's record may have become final, until it is told to stop.
@@ -194,7 +164,7 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        return self._backend.watch(message_id, wake)
 
     def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Record | None:
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
@@ -206,7 +176,10 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        decide = partial(transitions.cancelled, at=at)
+        old, new = self._change(message_id, decide, monotonic() + timeout_s, cancels=True)
+        row = old if new is None else new
+        return None if row is None else record_of(message_id, row)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
@@ -219,8 +192,93 @@ class Records(Protocol):
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        ...
+        return self._backend.cancelled_since(cursor, most=CANCELLATIONS_AT_ONCE, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Let go of what is held open."""
-        ...
+        """Write the starts that are not written yet, for 2 s at most."""
+        starts = self._starts.take()
+        if starts is not None:
+            starts.close()
+
+    def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, Row, float | None]:
+        row = transitions.created(None, message, delay_s)
+        assert row is not None
+        return message.id, row, transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
+
+    def _change(
+        self,
+        message_id: str,
+        decide: Decide,
+        deadline: float,
+        *,
+        seen: Row | None = None,
+        is_guess: bool = False,
+        cancels: bool = False,
+    ) -> tuple[Row | None, Row | None]:
+        """Replace a record by what is decided about it, and return what that was decided about, and what was decided.
+
+        Args:
+            message_id: The message's.
+            decide: Decides, perhaps several times: if somebody else has replaced the record meanwhile.
+            deadline: When this has to be done, by the monotonic clock.
+            seen: The record that is decided about first, if it `is_guess`; else it is read.
+            is_guess: Whether it was not read.
+            cancels: Whether a change cancels the message.
+
+        Raises:
+            BrokerUnavailable: It wasn't done in time.
+        """
+        row = seen if is_guess else self._backend.read(message_id, timeout_s=deadline - monotonic())
+        while True:
+            new = decide(row)
+            if new is None and not is_guess:
+                return row, None
+            if new is not None:
+                write = self._write(message_id, row, new, cancels=cancels)
+                if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
+                    return row, new
+            if monotonic() >= deadline:
+                raise BrokerUnavailable("the store is busy: others change the same record")
+            row, is_guess = self._backend.read(message_id, timeout_s=deadline - monotonic()), False
+
+    def _write(self, message_id: str, old: Row | None, new: Row, *, cancels: bool = False) -> Write:
+        """Return a write of what was decided about a record."""
+        seen, now = 0 if old is None else old.get("version", 0), time.time()
+        new["version"] = seen + 1
+        kept_s = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now)
+        if old is None or not cancels:
+            return Write(message_id, seen, new, kept_s, new["state"] in FINAL)
+        life = transitions.life_of(record_of(message_id, old))
+        cancellation_kept_s = transitions.cancellation_kept_s(old, result_ttl_s=self._ttl_s, now=now)
+        return Write(message_id, seen, new, kept_s, new["state"] in FINAL, life, cancellation_kept_s)
+
+    def _write_starts(self, starts: Sequence[Started]) -> None:
+        """Write starts, all at once those whose records are as they were made, and then the others."""
+        deadline = monotonic() + self._timeout_s
+        rows = [(start, row) for start in starts if start.message.attempt == 1 and (row := start.decide(None))]
+        writes = [self._write(start.message.id, None, row) for start, row in rows]
+        done = self._backend.write(writes, timeout_s=self._timeout_s) if writes else []
+        for (start, row), is_done in zip(rows, done, strict=True):
+            start.row = row if is_done else None
+        for start in starts:
+            if start.row is None:
+                start.row = self._change(start.message.id, start.decide, deadline)[1]
+
+    def _purge(self, deadline: float) -> None:
+        """Remove records whose time is over, now and then, and never many at once.
+
+        Only where an end is recorded: whoever sends has a time to keep to (rule S2).
+        """
+        now = monotonic()
+        if now < self._purge_at or now >= deadline:
+            return
+        self._purge_at = now + _PURGE_EVERY_S
+        try:
+            if self._backend.purge("rows", timeout_s=deadline - now):
+                self._purge_at = now
+        except BrokerUnavailable as exc:  # what was asked for is done
+            _log.info("old records are not removed now: %s", exc.problem)
+
+
+def _created(message: Message, delay_s: float, old: Row | None) -> Row | None:
+    return transitions.created(old, message, delay_s)

@@ -7,10 +7,17 @@ so that the attempt marks let one of the two run (rule A7).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from time import monotonic
+from typing import TypeVar
+
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.stores.backend import Backend
+
+T = TypeVar("T")
 
 
 class TickClaim(Enum):
@@ -48,16 +55,61 @@ class ScheduleState:
     missed: int = 0
 
 
-class Ticks(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A schedule as it is kept.
+
+    Attributes:
+        state: What is known of it; None if nobody has begun with it.
+        claims: The ticks that are claimed and not settled: who has claimed each, and until when.
+    """
+
+    state: ScheduleState | None = None
+    claims: Mapping[float, tuple[str, float]] = field(default_factory=dict[float, tuple[str, float]])
+
+    def is_settled(self, planned_at: float) -> bool:
+        """Return whether a tick is settled."""
+        return self.state is not None and planned_at <= self.state.settled_until
+
+    def dumps(self) -> str:
+        """Return the plan as JSON."""
+        claims = [[planned_at, *claim] for planned_at, claim in self.claims.items()]
+        return json.dumps([None if self.state is None else asdict(self.state), claims], separators=(",", ":"))
+
+
+def loads(text: str | None) -> Plan:
+    """Return the plan that `Plan.dumps` wrote; an empty one if there is none."""
+    if text is None:
+        return Plan()
+    state, claims = json.loads(text)
+    return Plan(
+        state=None if state is None else ScheduleState(**state),
+        claims={planned_at: (claimant, until) for planned_at, claimant, until in claims},
+    )
+
+
+class Ticks:
     """The ticks of a bridge's schedules. All calls raise `BrokerUnavailable` if the store doesn't answer."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
         """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic."""
-        ...
+
+        def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
+            if plan.state is not None:
+                return plan.state, None
+            state = ScheduleState(settled_until=at)
+            return state, replace(plan, state=state)
+
+        return self._change(schedule, decide, timeout_s)
 
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""
-        ...
+        texts = self._backend.get([_key(name) for name in schedules], timeout_s=timeout_s)
+        states = {name: loads(text).state for name, text in zip(schedules, texts, strict=True)}
+        return {name: state for name, state in states.items() if state is not None}
 
     def claim(
         self, schedule: str, planned_at: float, *, claimant: str, now: float, lease_s: float, timeout_s: float
@@ -66,14 +118,31 @@ class Ticks(Protocol):
 
         Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`.
         """
-        ...
+
+        def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
+            if plan.is_settled(planned_at):
+                return TickClaim.SETTLED, None
+            owner, until = plan.claims.get(planned_at, ("", 0.0))
+            if owner and owner != claimant and until > now:
+                return TickClaim.CLAIMED, None
+            claims = {**plan.claims, planned_at: (claimant, now + lease_s)}
+            return TickClaim.AGAIN if owner else TickClaim.OURS, replace(plan, claims=claims)
+
+        return self._change(schedule, decide, timeout_s)
 
     def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
         """Take a claim back that came to nothing, if it is still this claimant's: the tick is as if never claimed.
 
         Only for one that was `OURS`, and whose message was surely not sent.
         """
-        ...
+
+        def decide(plan: Plan) -> tuple[None, Plan | None]:
+            if plan.claims.get(planned_at, ("", 0.0))[0] != claimant:
+                return None, None
+            left = {instant: claim for instant, claim in plan.claims.items() if instant != planned_at}
+            return None, replace(plan, claims=left)
+
+        self._change(schedule, decide, timeout_s)
 
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled, and remove their claims; never goes back.
@@ -85,8 +154,41 @@ class Ticks(Protocol):
             missed: How many ticks up to it were not sent; added to the count, once for each settled tick.
             timeout_s: How long the store may take.
         """
-        ...
+
+        def decide(plan: Plan) -> tuple[None, Plan | None]:
+            if plan.is_settled(planned_at):
+                return None, None
+            state = ScheduleState(settled_until=planned_at) if plan.state is None else plan.state
+            state = replace(state, settled_until=planned_at, missed=state.missed + missed)
+            if message_id:
+                state = replace(state, last_id=message_id, last_planned_at=planned_at)
+            left = {instant: claim for instant, claim in plan.claims.items() if instant > planned_at}
+            return None, Plan(state=state, claims=left)
+
+        self._change(schedule, decide, timeout_s)
 
     def pause(self, schedule: str, *, paused: bool, at: float, timeout_s: float) -> None:
         """Pause a schedule or let it go on; lasts until it is changed. Makes the schedule known, settled until `at`."""
-        ...
+
+        def decide(plan: Plan) -> tuple[None, Plan | None]:
+            state = ScheduleState(settled_until=at) if plan.state is None else plan.state
+            return None, replace(plan, state=replace(state, paused=paused))
+
+        self._change(schedule, decide, timeout_s)
+
+    def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
+        """Decide about a schedule, replace it if that says so, and return the answer."""
+        key, deadline = _key(schedule), monotonic() + timeout_s
+        while True:
+            [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
+            answer, plan = decide(loads(seen))
+            if plan is None:
+                return answer
+            if self._backend.swap(key, seen, plan.dumps(), kept_s=None, timeout_s=deadline - monotonic()):
+                return answer
+            if monotonic() >= deadline:
+                raise BrokerUnavailable("the store is busy: others change the same schedule")
+
+
+def _key(schedule: str) -> str:
+    return f"schedule:{schedule}"

@@ -1,12 +1,13 @@
-"""What a write makes of a record; pure. Every store writes what is decided here, and decides nothing itself."""
+"""What a write makes of a record; pure. Each returns the row that replaces the one there was, or None to leave it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from taskbridge.message import Message
-from taskbridge.stores.records import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, AttemptRecord, Ending, Record, State
+from taskbridge.stores.states import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, Attempt, Ending, Record, Row, State
 
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
@@ -15,61 +16,45 @@ CANCELLATION_KEPT_S: Final = 7 * 86400.0
 """How long a cancellation is kept at least, past its message's due time."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """A run that a process knows of, for it has started it."""
+    """A run that a process knows of, for it has started it: the worker's name, and when it started."""
 
     worker: str
     at: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
-    """A record, and what the next write is judged by.
-
-    Attributes:
-        record: The record.
-        attempt: The latest attempt that anything was heard of; 0 before the first.
-        over: The latest attempt that ended, but for those that were given back.
-        writer: The process that wrote last about a run: its start, or that it was given back.
-        written_at: When that was, by that process's clock; for a start it is the start.
-    """
-
-    record: Record
-    attempt: int = 0
-    over: int = 0
-    writer: str = ""
-    written_at: float = 0.0
-
-
-def created(old: Kept | None, message: Message, delay_s: float) -> Kept | None:
-    """Return a new record; None if there is one of this life already, which stays as it is."""
-    if old is not None and old.record.replays >= message.replays:
+def created(old: Row | None, message: Message, delay_s: float) -> Row | None:
+    """Return a new record, unless there is one of this life already, which stays as it is."""
+    if old is not None and old.get("replays", 0) >= message.replays:
         return None
-    state = _new(message)
-    if delay_s <= 0:
-        return state
-    return replace(state, record=replace(state.record, state="scheduled", due_at=message.enqueued_at + delay_s))
+    row = _new(message)
+    if delay_s > 0:
+        row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
+    return row
 
 
-def started(old: Kept | None, message: Message, run: Run, *, writer: str) -> Kept | None:
-    """Return what a start makes of a record; None if nothing."""
-    kept = _of_life(old, message)
-    if kept is None or message.attempt <= kept.over:
+def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
+    """Return what a start makes of a record."""
+    row, number = _of_life(old, message), message.attempt
+    if row is None or number <= row.get("over", 0):
         return None
-    if kept.writer == writer and run.at <= kept.written_at and message.attempt == kept.attempt:
+    is_writers = row.get("writer", "") == writer and number == row.get("attempt", 0)
+    if is_writers and run.at <= row.get("written_at", 0.0):
         return None  # it was overtaken by the news that this run was given back
-    record = kept.record
-    if record.state in FINAL:
-        if not _won(record, run):
-            return None
-        record = replace(record, ended_at=None, cancel_asked=True)
-    record = replace(record, state="running", due_at=None, attempts=_with(record.attempts, message.attempt, run))
-    return Kept(record=record, attempt=message.attempt, over=kept.over, writer=writer, written_at=run.at)
+    was_final = row["state"] in FINAL
+    if was_final and not _won(row, run):
+        return None
+    new = _like(row, "running", number)
+    new["attempts"] = _with(row.get("attempts", ()), number, run)
+    new["writer"], new["written_at"] = writer, run.at
+    if was_final:
+        new["cancel_asked"] = True
+    return new
 
 
-def ended(old: Kept | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Kept | None:
-    """Return what the end of a run, or of a wait, makes of a record; None if nothing.
+def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Row | None:
+    """Return what the end of a run, or of a wait, makes of a record.
 
     Args:
         old: What there was.
@@ -78,52 +63,51 @@ def ended(old: Kept | None, message: Message, ending: Ending, run: Run | None, *
         run: The run, if this process has started it.
         writer: This process.
     """
-    kept = _of_life(old, message)
-    if kept is None or message.attempt <= kept.over:
+    row, number = _of_life(old, message), message.attempt
+    if row is None or number <= row.get("over", 0):
         return None
-    record = kept.record
-    if record.state in FINAL:
-        if run is None or not _won(record, run):
+    if row["state"] in FINAL:
+        if run is None or not _won(row, run):
             return None
-        record = replace(record, cancel_asked=True)  # its start was lost, but it had won
+        row = {**row, "cancel_asked": True}  # its start was lost, but it had won
     if ending.state == "queued":
-        if record.state == "running" and kept.writer != writer:
+        if row["state"] == "running" and row.get("writer", "") != writer:
             return None  # another process runs it
-        attempts = tuple(each for each in record.attempts if each.number != message.attempt)
-        record = _as(ending, record, attempts)
-        return Kept(record=record, attempt=message.attempt, over=kept.over, writer=writer, written_at=ending.at)
-    attempts = record.attempts if run is None else _with(record.attempts, message.attempt, run)
-    attempts = tuple([_ended(each, ending) if each.number == message.attempt else each for each in attempts])
-    record = _as(ending, record, attempts)
-    number = message.attempt
-    return Kept(record=record, attempt=number, over=number, writer=kept.writer, written_at=kept.written_at)
+        new = _end(row, ending, number, [each for each in row.get("attempts", ()) if each[0] != number])
+        new["writer"], new["written_at"] = writer, ending.at
+        return new
+    attempts = row.get("attempts", ())
+    if run is not None:
+        attempts = _with(attempts, number, run)
+    new = _end(row, ending, number, [_ended(each, ending) if each[0] == number else each for each in attempts])
+    new["over"] = number
+    return new
 
 
-def left(old: Kept | None, new: Kept | None, message: Message) -> State | None:
-    """Return the state in which a write left the record of a message's life.
+def left(old: Row | None, new: Row | None, message: Message) -> State | None:
+    """Return the state in which a write left the record of a message's life; None if it is of another life.
 
     Args:
         old: What there was.
         new: What was written; None if nothing.
         message: Of which the write was.
     """
-    kept = old if new is None else new
-    return kept.record.state if kept is not None and kept.record.replays == message.replays else None
+    row = old if new is None else new
+    return row["state"] if row is not None and row.get("replays", 0) == message.replays else None
 
 
-def cancelled(old: Kept | None, *, at: float) -> Kept | None:
+def cancelled(old: Row | None, *, at: float) -> Row | None:
     """Return what a cancellation makes of a record; None if nothing, for it is final, or there is none."""
-    if old is None or old.record.state in FINAL:
+    if old is None or old["state"] in FINAL:
         return None
-    record = old.record
-    if record.state == "running":
-        return replace(old, record=replace(record, cancel_asked=True))
-    return replace(old, record=replace(record, state="cancelled", ended_at=at, due_at=None))
+    if old["state"] == "running":
+        return {**old, "cancel_asked": True}
+    return {**old, "state": "cancelled", "ended_at": at, "due_at": None}
 
 
-def is_untouched(kept: Kept) -> bool:
+def is_untouched(row: Row) -> bool:
     """Return whether a record is as it was made."""
-    return kept.attempt == 0 and kept.record.state in ("scheduled", "queued")
+    return not row.get("attempt") and row["state"] in ("scheduled", "queued")
 
 
 def life_of(record: Record) -> str:
@@ -131,81 +115,100 @@ def life_of(record: Record) -> str:
     return f"{record.id}.{record.replays}" if record.replays else record.id
 
 
-def kept_s(record: Record, *, result_ttl_s: float | None, now: float) -> float | None:
+def kept_s(row: Row, *, result_ttl_s: float | None, now: float) -> float | None:
     """Return for how many seconds from now a record is kept; None is for ever."""
-    if result_ttl_s is None:
-        return None
-    if record.state in FINAL:
+    if result_ttl_s is None or row["state"] in FINAL:
         return result_ttl_s
-    return _waits_s(record, now) + max(result_ttl_s, UNENDED_KEPT_S)
+    return _waits_s(row, now) + max(result_ttl_s, UNENDED_KEPT_S)
 
 
-def cancellation_kept_s(record: Record, *, result_ttl_s: float | None, now: float) -> float | None:
+def cancellation_kept_s(row: Row, *, result_ttl_s: float | None, now: float) -> float | None:
     """Return for how many seconds from now the cancellation of a record, as it was, is kept; None is for ever."""
     if result_ttl_s is None:
         return None
-    return _waits_s(record, now) + max(result_ttl_s, CANCELLATION_KEPT_S)
+    return _waits_s(row, now) + max(result_ttl_s, CANCELLATION_KEPT_S)
 
 
-def _waits_s(record: Record, now: float) -> float:
-    return 0.0 if record.due_at is None else max(0.0, record.due_at - now)
+def _waits_s(row: Row, now: float) -> float:
+    due_at = row.get("due_at")
+    return 0.0 if due_at is None else max(0.0, due_at - now)
 
 
-def _new(message: Message) -> Kept:
-    record = Record(
-        id=message.id,
-        task=message.task,
-        queue=message.queue,
-        state="queued",
-        enqueued_at=message.enqueued_at,
-        replays=message.replays,
-    )
-    return Kept(record=record)
+def _new(message: Message) -> Row:
+    row: Row = {
+        "task": message.task,
+        "queue": message.queue,
+        "state": "queued",
+        "enqueued_at": message.enqueued_at,
+    }
+    if message.replays:
+        row["replays"] = message.replays
+    return row
 
 
-def _of_life(old: Kept | None, message: Message) -> Kept | None:
+def _of_life(old: Row | None, message: Message) -> Row | None:
     """Return the record of a message's life, a new one if need be; None if the message is of an earlier time."""
-    if old is None or old.record.replays < message.replays:
+    if old is None or old.get("replays", 0) < message.replays:
         return _new(message)
-    is_late = old.record.replays > message.replays or old.attempt > message.attempt
+    is_late = old.get("replays", 0) > message.replays or old.get("attempt", 0) > message.attempt
     return None if is_late else old
 
 
-def _won(record: Record, run: Run) -> bool:
+def _won(row: Row, run: Run) -> bool:
     """Return whether a run had begun before its worker could know that it was cancelled."""
-    return record.state == "cancelled" and record.ended_at is not None and run.at <= record.ended_at + CANCEL_KNOWN_S
+    ended_at = row.get("ended_at")
+    return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 
-def _with(attempts: tuple[AttemptRecord, ...], number: int, run: Run) -> tuple[AttemptRecord, ...]:
-    this = AttemptRecord(number=number, worker=run.worker, started_at=run.at)
-    if not attempts:
-        return (this,)
-    others = tuple(each for each in attempts if each.number != number)
-    return (*others, this)[-MOST_ATTEMPTS:]
+def _like(row: Row, state: State, attempt: int) -> Row:
+    """Return a record of the same life in another state: what does not depend on the state, and the latest attempt."""
+    new: Row = {
+        "task": row["task"],
+        "queue": row["queue"],
+        "state": state,
+        "enqueued_at": row["enqueued_at"],
+        "attempt": attempt,
+    }
+    if len(row) > _ALWAYS:
+        for name in _LASTING:
+            if name in row:
+                new[name] = row[name]
+    return new
 
 
-def _ended(attempt: AttemptRecord, ending: Ending) -> AttemptRecord:
-    return AttemptRecord(
-        number=attempt.number,
-        worker=attempt.worker,
-        started_at=attempt.started_at,
-        ended_at=ending.at,
-        error=ending.error,
-    )
+_ALWAYS: Final = 4
+"""How many fields each row has."""
+
+_LASTING: Final = ("replays", "cancel_asked", "error", "over", "writer", "written_at")
 
 
-def _as(ending: Ending, record: Record, attempts: tuple[AttemptRecord, ...]) -> Record:
+def _with(attempts: Sequence[Attempt], number: int, run: Run) -> list[Attempt]:
+    this: Attempt = (number, run.worker, run.at, None, None)
+    return [*[each for each in attempts if each[0] != number], this][-MOST_ATTEMPTS:]
+
+
+def _ended(attempt: Attempt, ending: Ending) -> Attempt:
+    error = ending.error
+    return (*attempt[:3], ending.at, None if error is None else (error.type, error.message))
+
+
+def _end(row: Row, ending: Ending, number: int, attempts: Sequence[Attempt]) -> Row:
     """Return a record as an ending leaves it; one that was asked to be cancelled waits for no more."""
     is_final = ending.state in FINAL
-    state = "cancelled" if record.cancel_asked and not is_final else ending.state
-    return replace(
-        record,
-        attempts=attempts,
-        state=state,
-        due_at=ending.due_at if state == "retrying" else None,
-        ended_at=ending.at if state in FINAL else None,
-        result_json=ending.result_json if state == "done" else None,
-        reason=ending.reason if is_final else "",
-        error=record.error if ending.error is None else ending.error,
-        traceback=ending.traceback if state == "dead" else "",
-    )
+    state: State = "cancelled" if not is_final and row.get("cancel_asked") else ending.state
+    new = _like(row, state, number)
+    if attempts:
+        new["attempts"] = attempts
+    if ending.error is not None:
+        new["error"] = ending.error.type, ending.error.message
+    if state in FINAL:
+        new["ended_at"] = ending.at
+        if is_final and ending.reason:
+            new["reason"] = ending.reason
+        if state == "dead" and ending.traceback:
+            new["traceback"] = ending.traceback
+        if state == "done" and ending.result_json is not None:
+            new["result"] = ending.result_json
+    elif state == "retrying":
+        new["due_at"] = ending.due_at
+    return new

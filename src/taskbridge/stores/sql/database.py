@@ -8,20 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    Table,
-    create_engine,
-    delete,
-    event,
-    func,
-    literal,
-    make_url,
-    select,
-    tuple_,
-)
+from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, func, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -40,9 +27,11 @@ _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
 _RECYCLED_S: Final = 300
 """After how many seconds a connection is made anew."""
-_PURGED_TOGETHER: Final = 500
-"""How many rows whose time is over one call removes at most."""
 _UNDEFINED_TABLE: Final = "42P01"
+
+_SQLITE_NOW: Final[ColumnElement[float]] = (func.julianday("now", type_=Double) - 2440587.5) * 86400.0
+_POSTGRESQL_NOW: Final[ColumnElement[float]] = func.date_part("epoch", func.clock_timestamp(), type_=Double)
+"""The time, in seconds since the epoch, by the clock that all processes share."""
 
 
 class Database:
@@ -67,6 +56,7 @@ class Database:
         self.url: URL = parsed.set(drivername="sqlite+pysqlite" if self.is_sqlite else "postgresql+psycopg")
         self.namespace: str = settings.namespace
         self._driver: _Driver = SqliteDriver(self.url) if self.is_sqlite else _postgres(self.url, is_light)
+        self.now: ColumnElement[float] = _SQLITE_NOW if self.is_sqlite else _POSTGRESQL_NOW
         self._mine = PerProcess(lambda: _Process(self.url, self._driver, is_sqlite=self.is_sqlite))
 
     @contextmanager
@@ -121,24 +111,9 @@ class Database:
         with self._within(timeout_s, is_checked=False) as process:
             return schema.make(process.engine)
 
-    def purge(self, table: Table, *, timeout_s: float) -> bool:
-        """Remove rows whose time (`until`) is over, a bounded number; return whether there may be more."""
-        old = select(*table.primary_key).where(table.c.until < time.time()).limit(_PURGED_TOGETHER)
-        if not self.is_sqlite:
-            old = old.with_for_update(skip_locked=True)
-        with self.single(timeout_s=timeout_s) as connection:
-            removed = connection.execute(delete(table).where(tuple_(*table.primary_key).in_(old))).rowcount
-        return removed >= _PURGED_TOGETHER
-
     def insert(self, table: Any) -> Any:
         """Return an INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-
-    def now(self) -> ColumnElement[float]:
-        """Return the time, by the clock that all processes share."""
-        if self.is_sqlite:
-            return literal(time.time())
-        return func.date_part("epoch", func.clock_timestamp())
 
     def connect(self, *, timeout_s: float) -> Any:
         """Return a connection of the driver's own, outside of everything else, that the caller closes."""

@@ -10,13 +10,15 @@ from sqlalchemy import select
 
 from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
-from taskbridge.stores.records import FINAL
 from taskbridge.stores.sql.database import Database
-from taskbridge.stores.sql.statements import CHANNEL
-from taskbridge.stores.sql.tables import RECORDS
+from taskbridge.stores.sql.schema import RECORDS
+from taskbridge.stores.states import FINAL
 
 if TYPE_CHECKING:
     from taskbridge.stores.sql.postgresql import BoundedConnection
+
+CHANNEL: Final = "taskbridge_ended"
+"""The channel on which PostgreSQL tells that a record became final, as `namespace:id`."""
 
 _LOOK_S: Final = 0.05
 """How often SQLite is asked whether anything has changed, while somebody waits; that takes some microseconds."""

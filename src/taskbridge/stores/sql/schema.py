@@ -1,14 +1,76 @@
-"""Makes the tables, and brings those of an earlier release up to date."""
+"""The tables, and how they are made and brought up to date.
+
+Times are in seconds since the epoch; `until`, when a row may be forgotten, is by the database's clock. Every row
+belongs to a namespace, so that bridges share a database.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import Connection, Engine, inspect, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    inspect,
+    select,
+    text,
+)
 
 from taskbridge.exceptions import StoreNotReady
-from taskbridge.stores.sql.tables import METADATA, SCHEMA
+
+METADATA: Final = MetaData(naming_convention={"ix": "%(table_name)s_%(column_0_name)s"})
+
+SCHEMA: Final = Table("taskbridge_schema", METADATA, Column("version", Integer, primary_key=True, autoincrement=False))
+"""One row: the version of the schema."""
+
+RECORDS: Final = Table(
+    "taskbridge_record",
+    METADATA,
+    Column("namespace", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("enqueued_at", Double, nullable=False),
+    Column("due_at", Double),
+    Column("ended_at", Double),
+    Column("result", Text),
+    Column("version", Integer, nullable=False),
+    Column("rest", Text, nullable=False),
+    Column("until", Double, index=True),
+)
+"""A row for each record; `result` is what the task returned, in the codec's form, and `rest` all else, as JSON."""
+
+CANCELLED: Final = Table(
+    "taskbridge_cancelled",
+    METADATA,
+    Column("namespace", Text, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("life", Text, nullable=False),
+    Column("until", Double),
+)
+"""A row for each cancellation, by a number that grows in the order in which they are committed."""
+
+TEXTS: Final = Table(
+    "taskbridge_text",
+    METADATA,
+    Column("namespace", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("until", Double, index=True),
+)
+"""A row for each attempt mark, each living worker and each schedule."""
+
+TABLES: Final = tuple(METADATA.sorted_tables)
+"""All of them."""
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = tuple[tuple[str, ...], ...]()
 """The statements that make each version of the schema of the one before, from version 2 on.
@@ -18,7 +80,7 @@ takes an `init` before its workers start.
 """
 
 VERSION: Final = 1 + len(MIGRATIONS)
-"""The version that this release works with, which is what `taskbridge.stores.sql.tables` describes."""
+"""The version that this release works with: that of the tables above."""
 
 _LOCK: Final = 0x7461736B62726467  # "taskbrdg"
 """The key of PostgreSQL's advisory lock under which the schema is made."""

@@ -1,0 +1,131 @@
+"""The runs that a process has started, and the thread that writes the starts of those that last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from taskbridge import locks
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.message import Message
+from taskbridge.stores import transitions
+from taskbridge.stores.states import Row
+from taskbridge.stores.transitions import Run
+
+_log = logging.getLogger("taskbridge.store")
+
+_REMEMBERED: Final = 10_000
+"""How many runs are remembered: one that was never settled here is forgotten after as many others."""
+
+_TOGETHER: Final = 100
+_GATHERING_S: Final = 0.01
+"""How long the first of several starts waits for the others."""
+_PAUSE_S: Final = 1.0
+"""How long nothing is written after a failure; what comes meanwhile is dropped."""
+_CLOSING_S: Final = 2.0
+
+
+def process_name() -> str:
+    """Return a name for this process that no other process has or had."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+@dataclass(eq=False, slots=True)
+class Started:
+    """A run that has started.
+
+    Attributes:
+        message: Its message.
+        run: Who runs it, and since when.
+        writer: The process that writes about it.
+        row: The record as the start has left it; None if that isn't known.
+    """
+
+    message: Message
+    run: Run
+    writer: str
+    row: Row | None = None
+
+    def decide(self, old: Row | None) -> Row | None:
+        """Return what the start makes of a record."""
+        return transitions.started(old, self.message, self.run, writer=self.writer)
+
+
+class Starts:
+    """The runs that this process has started and not ended, as far as is known.
+
+    Attributes:
+        writer: What this process is called where its writes are told from another's.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Started]], None]) -> None:
+        self.writer: str = process_name()
+        self._write = write
+        self._lock = locks.Lock()
+        self._runs: dict[tuple[str, int], Started] = {}
+        self._unwritten: deque[Started] = deque(maxlen=_REMEMBERED)
+        self._come = locks.Event()
+        self._closing = locks.Event()
+        self._thread: threading.Thread | None = None
+        self._silent_until = 0.0
+
+    def add(self, message: Message, run: Run, *, is_written: bool) -> Started:
+        """Remember a run, and have its start written soon unless that is done."""
+        start = Started(message, run, self.writer)
+        with self._lock:
+            self._runs[message.life, message.attempt] = start
+            if len(self._runs) > _REMEMBERED:
+                del self._runs[next(iter(self._runs))]
+            if not is_written and self._thread is None:
+                self._thread = threading.Thread(target=self._follow, name="taskbridge-starts", daemon=True)
+                self._thread.start()
+        if not is_written:
+            self._unwritten.append(start)
+            if not self._come.is_set():
+                self._come.set()
+        return start
+
+    def get(self, message: Message) -> Started | None:
+        """Return a run, if it was started here."""
+        return self._runs.get((message.life, message.attempt))
+
+    def remove(self, message: Message) -> None:
+        """Forget a run that has ended."""
+        with self._lock:
+            self._runs.pop((message.life, message.attempt), None)
+
+    def close(self) -> None:
+        """Write what waits, for 2 s at most, and end the thread."""
+        self._closing.set()
+        self._come.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSING_S)
+
+    def _follow(self) -> None:
+        is_open = True
+        while is_open:
+            self._come.wait()
+            is_open = not self._closing.wait(_GATHERING_S)
+            self._come.clear()
+            self._write_all()
+
+    def _write_all(self) -> None:
+        while self._unwritten:
+            starts = [self._unwritten.popleft() for _ in range(min(_TOGETHER, len(self._unwritten)))]
+            left = [each for each in starts if self.get(each.message) is each]
+            left.sort(key=lambda start: start.message.id)  # in order, so that no two processes lock each other
+            if not left or time.monotonic() < self._silent_until:
+                continue
+            try:
+                self._write(left)
+            except BrokerUnavailable as exc:
+                _log.warning("the start of %d runs is not recorded: %s", len(left), exc.problem)
+                self._silent_until = time.monotonic() + _PAUSE_S
