@@ -119,10 +119,15 @@ def makes_a_thousand(create: Any) -> Any:
     return lambda self, messages, *, timeout_s: create(self, messages[:1000], timeout_s=timeout_s)
 
 
-@mutant("making_a_record_overwrites_none", _TRANSITIONS, "created")
-def overwrites(created: Any) -> Any:
+@mutant("making_a_record_overwrites_none", _MEMORY, "MemoryBackend.create")
+def overwrites(create: Any) -> Any:
     """A record that is there is made anew."""
-    return lambda old, message, delay_s: created(None, message, delay_s)
+
+    def make_anew(self: Any, rows: Any, *, timeout_s: float) -> None:
+        self.remove([f"record:{message_id}" for message_id, _, _ in rows], timeout_s=timeout_s)
+        create(self, rows, timeout_s=timeout_s)
+
+    return make_anew
 
 
 @mutant("a_record_tells_of_each_attempt", _TRANSITIONS, "_ended")
