@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 
 from taskbridge.engines.celery.fast import gate
 
-NAMES = [(place, name) for needed in (gate._TASKS, gate._READER) for place, names in needed.items() for name in names]
+NAMES = [(place, name) for needed in gate.NEEDED.values() for place, names in needed.items() for name in names]
 
 
 def obstacles() -> tuple[str | None, str | None]:
-    return gate.obstacle_for_tasks(is_wanted=True), gate.obstacle_for_reader(is_wanted=True)
+    return gate.obstacle("tasks", is_wanted=True), gate.obstacle("reader", is_wanted=True)
 
 
 def test_nothing_is_in_the_way_of_the_versions_installed_here() -> None:
@@ -22,8 +23,8 @@ def test_nothing_is_in_the_way_of_the_versions_installed_here() -> None:
 
 
 def test_they_are_not_taken_where_they_are_not_wanted() -> None:
-    assert gate.obstacle_for_tasks(is_wanted=False) == "the setting fast is off"
-    assert gate.obstacle_for_reader(is_wanted=False) == "the setting fast is off"
+    assert gate.obstacle("tasks", is_wanted=False) == "the setting fast is off"
+    assert gate.obstacle("reader", is_wanted=False) == "the setting fast is off"
 
 
 @pytest.mark.parametrize("found", ["5.4.9", "5.8.0", "6.0.0rc1", "55.5"])
@@ -50,10 +51,10 @@ def test_they_are_not_taken_without_a_name_that_they_use(
     assert f"there is no {place.replace(':', '.')}.{name} any more" in obstacles()
 
 
-def test_another_way_to_deliver_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    channel = gate._found("amqp.channel:Channel")
-    monkeypatch.setattr(channel, "_on_basic_deliver", lambda self, message: None)
-    assert (
-        gate.obstacle_for_reader(is_wanted=True)
-        == "there is no Channel._on_basic_deliver with its six arguments any more"
-    )
+def test_py_amqp_delivers_and_reads_as_the_reader_expects() -> None:
+    """A canary, too."""
+    deliver: Any = gate._found("amqp.channel:Channel")._on_basic_deliver
+    expected = ("self", "consumer_tag", "delivery_tag", "redelivered", "exchange", "routing_key", "msg")
+    assert tuple(inspect.signature(deliver).parameters) == expected
+    set_up: Any = gate._found("amqp.transport:TCPTransport")._setup_transport
+    assert "_read_buffer" in set_up.__code__.co_names

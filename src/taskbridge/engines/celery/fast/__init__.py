@@ -32,12 +32,12 @@ def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | No
         is_wanted: The setting `fast`.
     """
     if consumer.app.engine.settings.url.broker == "amqp":
-        why = gate.obstacle_for_reader(is_wanted=is_wanted)
+        why = gate.obstacle("reader", is_wanted=is_wanted)
         if why is not None:
             gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
     if not isinstance(pool, ThreadsPool) or consumer.hub is None:
         return None
-    why = gate.obstacle_for_tasks(is_wanted=is_wanted)
+    why = gate.obstacle("tasks", is_wanted=is_wanted)
     if why is not None:
         gate.tell("tasks take", why)
         return None
@@ -52,7 +52,7 @@ def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | No
 
 def amqp_transport(*, is_wanted: bool) -> Any:
     """Return the transport class that reads RabbitMQ's deliveries, or kombu's own."""
-    if gate.obstacle_for_reader(is_wanted=is_wanted) is not None:
+    if gate.obstacle("reader", is_wanted=is_wanted) is not None:
         return AmqpTransport
     from taskbridge.engines.celery.fast.reader import Transport  # here, as above
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 _log = logging.getLogger("taskbridge.celery")
+
+Shortcut = Literal["tasks", "reader"]
 
 TESTED: Final[Mapping[str, Sequence[str]]] = {
     "celery": ("5.5", "5.6", "5.7"),
@@ -19,86 +20,54 @@ TESTED: Final[Mapping[str, Sequence[str]]] = {
 }
 """The versions with which the shortcuts were tested; with others, the plain way is taken."""
 
-_TASKS: Final[Mapping[str, Sequence[str]]] = {
-    "celery._state:_task_stack": ("push", "pop"),
-    "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_RECEIVED", "LOG_SUCCESS", "logger"),
-    "celery.app.task:Context": ("_get_custom_headers",),
-    "celery.worker.request:Request": ("_terminate_on_ack",),
-    "celery.worker.strategy": ("logger",),
-    "kombu.message:Message": ("_decoded_cache",),
+_PACKAGES: Final[Mapping[Shortcut, Sequence[str]]] = {"tasks": ("celery", "kombu"), "reader": ("kombu", "amqp")}
+
+NEEDED: Final[Mapping[Shortcut, Mapping[str, Sequence[str]]]] = {
+    "tasks": {
+        "celery._state:_task_stack": ("push", "pop"),
+        "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_RECEIVED", "LOG_SUCCESS", "logger"),
+        "celery.app.task:Context": ("_get_custom_headers",),
+        "celery.worker.request:Request": ("_terminate_on_ack",),
+        "celery.worker.strategy": ("logger",),
+        "kombu.message:Message": ("_decoded_cache",),
+    },
+    "reader": {
+        "amqp.channel:Channel": ("_on_basic_deliver",),
+        "amqp.serialization": ("decode_properties_basic",),
+        "amqp.transport:TCPTransport": ("_setup_transport",),
+    },
 }
-"""What `tasks` uses of Celery and kombu, and by which attributes."""
-
-_READER: Final[Mapping[str, Sequence[str]]] = {
-    "amqp.channel:Channel": ("_on_basic_deliver",),
-    "amqp.serialization": ("decode_properties_basic",),
-    "amqp.transport:TCPTransport": ("_setup_transport",),
-}
-"""What `reader` uses of py-amqp."""
-
-_DELIVERED: Final = ("self", "consumer_tag", "delivery_tag", "redelivered", "exchange", "routing_key", "msg")
-_SOCKET_HAS: Final = ("_read_buffer",)
-"""What py-amqp's socket is given as it is connected."""
+"""What they use of upstream, by where it is."""
 
 
-def obstacle_for_tasks(*, is_wanted: bool) -> str | None:
-    """Return why the shortcut past Celery's tracer is not taken; None if it may be.
+def obstacle(shortcut: Shortcut, *, is_wanted: bool) -> str | None:
+    """Return why a shortcut is not taken; None if it may be.
 
     Args:
+        shortcut: `tasks`, which goes past Celery's tracer, or `reader`, which reads RabbitMQ's deliveries.
         is_wanted: The setting `fast`.
     """
-    return _obstacle(("celery", "kombu"), _missing_for_tasks) if is_wanted else "the setting fast is off"
-
-
-def obstacle_for_reader(*, is_wanted: bool) -> str | None:
-    """Return why py-amqp reads deliveries itself; None if `reader` may."""
-    return _obstacle(("kombu", "amqp"), _missing_for_reader) if is_wanted else "the setting fast is off"
-
-
-def tell(what: str, why: str) -> None:
-    """Log, once for each reason in a process, that the plain way is taken."""
-    _told(what, why)
-
-
-@lru_cache(maxsize=64)
-def _told(what: str, why: str) -> None:
-    _log.info("%s the plain way: %s", what, why)
-
-
-def _obstacle(packages: Sequence[str], missing: Callable[[], str | None]) -> str | None:
-    for package in packages:
+    if not is_wanted:
+        return "the setting fast is off"
+    for package in _PACKAGES[shortcut]:
         try:
             found = version(package)
         except PackageNotFoundError:
             return f"the version of {package} is not known"
         if ".".join(found.split(".")[:2]) not in TESTED[package]:
             return f"{package} {found} is none of the versions that were tested ({', '.join(TESTED[package])})"
-    lacking = missing()
-    return None if lacking is None else f"there is no {lacking} any more"
-
-
-def _missing_for_tasks() -> str | None:
-    return _missing(_TASKS)
-
-
-def _missing_for_reader() -> str | None:
-    lacking = _missing(_READER)
-    if lacking is not None:
-        return lacking
-    deliver: Any = _found("amqp.channel:Channel")._on_basic_deliver
-    if tuple(inspect.signature(deliver).parameters) != _DELIVERED:
-        return "Channel._on_basic_deliver with its six arguments"
-    set_up: Any = _found("amqp.transport:TCPTransport")._setup_transport
-    return next((name for name in _SOCKET_HAS if name not in set_up.__code__.co_names), None)
-
-
-def _missing(needed: Mapping[str, Sequence[str]]) -> str | None:
-    for place, names in needed.items():
-        found = _found(place)
+    for place, names in NEEDED[shortcut].items():
+        owner = _found(place)
         for name in names:
-            if not hasattr(found, name):
-                return f"{place.replace(':', '.')}.{name}"
+            if not hasattr(owner, name):
+                return f"there is no {place.replace(':', '.')}.{name} any more"
     return None
+
+
+@lru_cache(maxsize=64)
+def tell(what: str, why: str) -> None:
+    """Log, once for each reason in a process, that the plain way is taken."""
+    _log.info("%s the plain way: %s", what, why)
 
 
 def _found(place: str) -> Any:

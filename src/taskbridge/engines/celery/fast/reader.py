@@ -18,30 +18,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import decode_properties_basic as _decode_properties
-from amqp.transport import TCPTransport as _TCPTransport
-from kombu.transport import pyamqp as _pyamqp
 
 from taskbridge.engines.celery.stock import stock
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.stock import Untyped
 
-    class TCPTransport(Untyped):
-        """Stands for `amqp.transport.TCPTransport`."""
-
-    class AmqpChannel(Untyped):
-        """Stands for `kombu.transport.pyamqp.Channel`."""
-
-    class AmqpConnection(Untyped):
-        """Stands for `kombu.transport.pyamqp.Connection`."""
-
-    class AmqpTransport(Untyped):
-        """Stands for `kombu.transport.pyamqp.Transport`."""
+    TCPTransport = Untyped
+    AmqpChannel = Untyped
+    AmqpConnection = Untyped
+    AmqpTransport = Untyped
 else:
-    TCPTransport = _TCPTransport
-    AmqpChannel = _pyamqp.Channel
-    AmqpConnection = _pyamqp.Connection
-    AmqpTransport = _pyamqp.Transport
+    from amqp.transport import TCPTransport
+    from kombu.transport.pyamqp import Channel as AmqpChannel
+    from kombu.transport.pyamqp import Connection as AmqpConnection
+    from kombu.transport.pyamqp import Transport as AmqpTransport
 
 _Message: Final[Any] = _AmqpMessage
 decode_properties: Final[Any] = _decode_properties
@@ -66,18 +57,10 @@ _ACK: Final = Struct(">BHIHHQBB")
 
 
 class _Delivery(NamedTuple):
-    """A message, taken out of three frames.
-
-    Attributes:
-        channel: The channel's number.
-        arguments: Consumer tag, delivery tag, whether it is redelivered, exchange, routing key.
-        properties: As py-amqp names them.
-        body: The body.
-        end: Where the next frame begins.
-    """
+    """A message, taken out of three frames; `end` is where the next frame begins."""
 
     channel: int
-    arguments: tuple[str, int, bool, str, str]
+    arguments: tuple[str, int, bool, str, str]  # consumer tag, delivery tag, is redelivered, exchange, routing key
     properties: dict[str, Any]
     body: bytes
     end: int
@@ -95,8 +78,7 @@ def _delivery(held: bytes) -> _Delivery | None:
         return None
     if not held[header_at - 1] == held[body_at - 1] == held[end - 1] == _FRAME_END:
         return None
-    (whole_size,) = _SIZE_OF_BODY.unpack_from(held, header_at + 11)
-    if whole_size != body_size:
+    if _SIZE_OF_BODY.unpack_from(held, header_at + 11) != (body_size,):
         return None
     consumer_tag, at = _short(held, 11)
     tag, is_redelivered = _TAG.unpack_from(held, at)
