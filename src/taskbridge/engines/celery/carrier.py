@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
+from taskbridge.engines.celery.reading import Fields
 from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.runs import Runs
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
@@ -128,11 +129,11 @@ class Carrier:
         self._runs = runs
         self.worker_pid: int = 0
 
-    def carry(self, request: Mapping[str, Any], *, limit_s: float | None) -> Any:
+    def carry(self, request: Fields, *, limit_s: float | None) -> Any:
         """Run the task of a request and settle it.
 
         Args:
-            request: All that Celery knows of it; under `SETTLED` what has become of it, if it has been settled before.
+            request: Celery's own, or its fields; under `SETTLED` what has become of it, if it has been settled before.
             limit_s: The task's time limit; None is for ever.
 
         Returns:
@@ -198,11 +199,11 @@ class Carrier:
             return PutOff("it could not be settled")
         return _given_back("it could not be settled")
 
-    def _read(self, request: Mapping[str, Any]) -> Message:
+    def _read(self, request: Fields) -> Message:
         try:
             return reading.read(
                 native_of(request, self._host.settings.namespace),
-                default_queue=self._host.queue_of(request["task"]),
+                default_queue=self._host.queue_of(request.get("task")),
                 now=self._host.now(),
             )
         except CodecError as exc:  # the worker's main process has read it before; only odd plain values come to this
@@ -210,7 +211,7 @@ class Carrier:
             bury_unreadable(self._host, raw, reason="undecodable", error=exc, message_id=request.get("id"))
             raise
 
-    def _show(self, verdict: Verdict, request: Mapping[str, Any]) -> Any:
+    def _show(self, verdict: Verdict, request: Fields) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""
         match verdict:
             case Done(value):
@@ -231,7 +232,7 @@ def _given_back(why: str) -> Exception:
     return shown
 
 
-def native_of(request: Mapping[str, Any], namespace: str) -> reading.Native:
+def native_of(request: Fields, namespace: str) -> reading.Native:
     """Return the parts of a message as Celery hands it to a task."""
     delivery = request.get("delivery_info") or {}
     routing_key = delivery.get("routing_key")

@@ -249,7 +249,7 @@ class Consumer(CeleryConsumer):
         native = None if self._shortcuts is None else self._shortcuts.native(message)
         if native is None:
             native = self._native(message)
-        name = native.headers["task"]
+        name = native.headers.get("task")
         if not self._host.knows(name) and name in self.strategies:
             return hand_on(message)  # the user's own Celery task
         read = self._read(native)
@@ -320,7 +320,8 @@ class Consumer(CeleryConsumer):
         return reading.native(fields, args, kwargs, embed, message=message, namespace=self._engine.settings.namespace)
 
     def _read(self, native: reading.Native) -> Message:
-        default_queue = "" if wire.META in native.headers else self._host.queue_of(native.headers["task"])
+        is_ours = native.headers.get(wire.META) is not None
+        default_queue = "" if is_ours else self._host.queue_of(native.headers.get("task"))
         return reading.read(native, default_queue=default_queue, now=self._host.now())
 
     def _at_desk(self, message: Any, act: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from taskbridge import codec
 from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, own_queue
@@ -14,6 +14,14 @@ from taskbridge.message import Message, checked, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
 """The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""
+
+
+class Fields(Protocol):
+    """The headers of a message, or Celery's request in a task, which has them, too."""
+
+    def get(self, name: str, default: Any = None, /) -> Any:
+        """Return one of them."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +37,7 @@ class Native:
         texts: The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
     """
 
-    headers: Mapping[str, Any]
+    headers: Fields
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     embed: Mapping[str, Any]
@@ -156,8 +164,8 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
             raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
         message = loads_meta(
             meta,
-            id=native.headers["id"],
-            task=native.headers["task"],
+            id=native.headers.get("id"),
+            task=native.headers.get("task"),
             args=list(native.args),
             kwargs=dict(native.kwargs),
             texts=native.texts,
@@ -173,8 +181,8 @@ def _read_plain(native: Native, default_queue: str, now: float) -> Message:
     """Return the message of a plain client, with default options; its arguments are plain values, not tagged."""
     canvas = _canvas(native)
     return Message(
-        id=native.headers["id"],
-        task=native.headers["task"],
+        id=native.headers.get("id"),
+        task=native.headers.get("task"),
         queue=default_queue if native.queue is None else native.queue,
         args_json=codec.dumps_array(native.args, "args"),
         kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
