@@ -154,15 +154,12 @@ class Carrier:
         return self._show(settled, request)
 
     def settle(self, read: Callable[[], Message], *, redelivered: bool, limit_s: float | None) -> Verdict | Exception:
-        """Run a message and settle it.
+        """Run a message and settle it; return the verdict, carried out, or the exception that tells Celery what to do.
 
         Args:
             read: Returns the message.
             redelivered: Whether the broker says that it was delivered before.
             limit_s: The task's time limit; None is for ever.
-
-        Returns:
-            The verdict, carried out; or the exception that says what Celery is to do.
         """
         self._runs.begin()
         message: Message | None = None
@@ -183,14 +180,11 @@ class Carrier:
         return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
 
     def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
-        """Deal with a message that could not be settled for a reason nobody thought of.
+        """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do.
 
         Args:
             message: The message; None if it could not even be read, so that its bytes are with Celery alone.
             error: What was raised.
-
-        Returns:
-            What Celery is to do.
         """
         if message is None:
             failures.log(_log, logging.ERROR, "a message could not be read, is requeued", error=error)

@@ -61,12 +61,6 @@ _LIMITS: Final = ("hard", "soft")
 def check(headers: object, args: object, kwargs: object, embed: object) -> None:
     """Refuse what is no Celery message, whoever wrote it (rules I1 and I3).
 
-    Args:
-        headers: Celery's headers, or what stands in their place.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
-        embed: Callbacks, chain and chord.
-
     Raises:
         DecodeError: One of them is not of its kind, too deep, or not a number in range.
     """
@@ -123,18 +117,9 @@ def native(
     namespace: str,
     texts: tuple[str, str] | None = None,
 ) -> Native:
-    """Return the parts of a message as the worker's consumer has taken it apart and checked it.
+    """Return the parts of kombu's message as the worker's consumer has taken it apart and checked it.
 
     A plain client's expiry is moved out of Celery's sight, for the rule for it is taskbridge's own (X1).
-
-    Args:
-        headers: Celery's headers.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
-        embed: Callbacks, chain and chord.
-        message: kombu's message.
-        namespace: The bridge's.
-        texts: The arguments' own JSON, if it is known.
     """
     if headers.get("expires") is not None:
         headers[EXPIRES] = headers["expires"]

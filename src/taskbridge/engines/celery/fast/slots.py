@@ -43,7 +43,7 @@ class Slots:
         self._have_ended = False
         self._is_over = False
         self._threads: list[threading.Thread] = []  # of this name, for Celery counts them
-        self.tell: Callable[[], None] = _nobody
+        self.tell: Callable[[], object] = bool
 
     def put(self, work: _Work) -> None:
         """Have something done in a thread; what it raises is logged."""
@@ -138,7 +138,3 @@ def _fulfil(future: Future[Any], function: Callable[..., Any], args: tuple[Any, 
         future.set_exception(exc)
     else:
         future.set_result(result)
-
-
-def _nobody() -> None:
-    return None
