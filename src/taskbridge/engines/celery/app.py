@@ -94,6 +94,7 @@ class CeleryEngine:
         transport: kombu's transport, with taskbridge's rules where it needs them.
         carrier: Runs messages where Celery's pool runs tasks.
         waker: Ends the sleep of the event loop.
+        wake: Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
         consumer: The worker's consumer (`worker.Consumer`); None while there is no worker.
     """
 
@@ -104,6 +105,7 @@ class CeleryEngine:
         self.broker_url: Final = broker_url
         self.transport: Final[Any] = own_transport(self, _transport(host.settings))
         self.waker: Final = Waker()
+        self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
         self.consumer: Any = None
         self._queues_of_broker: Any = None
         self._runs = ChildRuns(host)
@@ -144,13 +146,6 @@ class CeleryEngine:
         names = [queue.name for queue in list(self._app.amqp.queues.consume_from.values())]
         own = [wire.own_queue(self.settings.namespace, name) for name in names]
         return [queue for queue in own if queue is not None]
-
-    def wake(self) -> None:
-        """End the sleep of the worker's main loop, of whichever kind. Fit for a signal handler."""
-        self.waker.wake()
-        wake = getattr(self.host.wire, "wake", None)  # an embedded worker has no event loop
-        if wake is not None:
-            wake()
 
     # The app
 

@@ -137,7 +137,7 @@ class CeleryLife(WorkerLife):
 
     def stop_taking(self) -> None:
         """Wake the main loop, which else sleeps until it is time for something; Celery itself stops consuming."""
-        self._engine.waker.wake()
+        self._engine.wake()
 
     def crash(self, stuck: Collection[Run]) -> None:
         """End the process with the runs that are stuck; nobody has told Celery to stop consuming."""
