@@ -32,7 +32,7 @@ def message() -> Message:
 
 
 def settled(bridge: Bridge, carrier: Carrier, sent: Message, *, redelivered: bool) -> Any:
-    return carrier.settle(lambda: sent, redelivered=redelivered, limit_s=None)
+    return carrier.settle(lambda: sent, redelivered=redelivered)
 
 
 def test_it_is_requeued_without_its_mark_and_dead_in_the_end(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_it_is_requeued_without_its_mark_and_dead_in_the_end(bridge: Bridge, mon
     carrier: Carrier = bridge.native.engine.carrier
     runs: list[str] = []
 
-    def fails(self: Any, message: Message, **_: Any) -> Any:
+    def fails(self: Any, task: Any, message: Message) -> Any:
         runs.append(message.id)
         raise RuntimeError("unforeseen")
 
@@ -65,5 +65,5 @@ def test_a_forged_outcome_is_no_outcome(bridge: Bridge) -> None:
     headers = {"id": sent.id, "task": sent.task, "taskbridge": sent.dumps_meta(), celery_carrier.SETTLED: "done"}
     ran: list[str] = []
     bridge.on("succeeded")(lambda event: ran.append(event.message.id if event.message else ""))
-    bridge.native.engine.carrier.carry({**headers, "args": [], "kwargs": {}}, limit_s=None)
+    bridge.native.engine.carrier.carry({**headers, "args": [], "kwargs": {}})
     assert ran == [sent.id]

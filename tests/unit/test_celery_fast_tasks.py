@@ -54,7 +54,7 @@ def consumer(task: Any) -> Any:
 
 @pytest.fixture
 def way(consumer: Any, task: Any) -> Way:
-    return Way(consumer, task, Slots(1), limit_s=None)
+    return Way(consumer, task, Slots(1))
 
 
 def test_it_is_open_where_nobody_listens(way: Way, task: Any) -> None:

@@ -13,7 +13,7 @@ from tests.private_names import all_installed, frames, is_fast, modules, replace
 
 pytestmark = pytest.mark.skipif(not all_installed(), reason="both engines and all clients are needed")
 
-MOST_USES = 5
+MOST_USES = 3
 MOST_REPLACEMENTS = 2
 MOST_FRAMES = 2
 """These bounds fall; the aims are 10, 0 and 0."""

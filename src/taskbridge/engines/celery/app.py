@@ -257,7 +257,7 @@ class CeleryEngine:
             request = task.request
             if request.called_directly or request.is_eager:
                 return declaration.function(*args, **kwargs)
-            return carrier.carry(request, limit_s=declaration.time_limit_s)
+            return carrier.carry(request)
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)

@@ -129,12 +129,11 @@ class Carrier:
         self._runs = runs
         self.worker_pid: int = 0
 
-    def carry(self, request: Fields, *, limit_s: float | None) -> Any:
+    def carry(self, request: Fields) -> Any:
         """Run the task of a request and settle it.
 
         Args:
             request: Celery's own, or its fields; under `SETTLED` what has become of it, if it has been settled before.
-            limit_s: The task's time limit; None is for ever.
 
         Returns:
             What the task returned, if a plain client has linked anything to it.
@@ -148,18 +147,17 @@ class Carrier:
             if os.getpid() != self.worker_pid and self.worker_pid:
                 self._runs.heed_signals()
             redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
-            settled = self.settle(lambda: self._read(request), redelivered=redelivered, limit_s=limit_s)
+            settled = self.settle(lambda: self._read(request), redelivered=redelivered)
         if isinstance(settled, Exception):
             raise settled
         return self._show(settled, request)
 
-    def settle(self, read: Callable[[], Message], *, redelivered: bool, limit_s: float | None) -> Verdict | Exception:
+    def settle(self, read: Callable[[], Message], *, redelivered: bool) -> Verdict | Exception:
         """Run a message and settle it; return the verdict, carried out, or the exception that tells Celery what to do.
 
         Args:
             read: Returns the message.
             redelivered: Whether the broker says that it was delivered before.
-            limit_s: The task's time limit; None is for ever.
         """
         self._runs.begin()
         message: Message | None = None

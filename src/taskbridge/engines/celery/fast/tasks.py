@@ -163,9 +163,7 @@ class FastRequest(Request):
         task.request_stack.push(_Context({**request, "called_directly": False}))
         try:
             way.call_django(_prerun)
-            return way.carrier.settle(
-                self._read, redelivered=bool(self.delivery_info["redelivered"]), limit_s=way.limit_s
-            )
+            return way.carrier.settle(self._read, redelivered=bool(self.delivery_info["redelivered"]))
         finally:
             way.call_django(_postrun)
             _state._task_stack.pop()
@@ -243,13 +241,11 @@ class Way:
         consumer: The worker's consumer.
         task: The Celery task.
         slots: Where tasks run.
-        limit_s: The task's time limit; None is for ever.
     """
 
-    def __init__(self, consumer: Any, task: Any, slots: Slots, *, limit_s: float | None) -> None:
+    def __init__(self, consumer: Any, task: Any, slots: Slots) -> None:
         self.task: Any = task
         self.slots: Slots = slots
-        self.limit_s: float | None = limit_s
         self.carrier: Carrier = consumer.app.engine.carrier
         self.pid: int = os.getpid()
         self.options: Final[dict[str, Any]] = {
@@ -337,7 +333,7 @@ class Shortcuts:
         for declaration in consumer.app.engine.host.declarations():
             task = consumer.app.tasks[declaration.name]
             if is_traced_by_celery_alone(task):
-                self._ways[declaration.name] = Way(consumer, task, self._slots, limit_s=declaration.time_limit_s)
+                self._ways[declaration.name] = Way(consumer, task, self._slots)
             else:
                 gate.tell(
                     f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs"
