@@ -404,7 +404,9 @@ class EngineConsumer(Consumer):
     def ack(self, message: MessageProxy) -> None:
         """Remove a message that is done with, or return one to its queue that goes back; its slot is free then."""
         delivery = _delivery(message)
-        if delivery.returns:
+        if delivery.abandoned:
+            self._slots.release()
+        elif delivery.returns:
             self._return([delivery.place], suspect=delivery.suspect)
         else:
             self._delayed.discard(delivery.place)
