@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -42,33 +41,28 @@ _SIGN_EXPIRES_MS: Final = 120_000
 """How long the queue of a sign is there that nobody looks at."""
 
 
-@dataclass(frozen=True, slots=True)
 class Topology:
-    """The names in one namespace, and how what bears them is declared."""
+    """The names in one namespace, and how what bears them is declared.
 
-    namespace: str
+    Attributes:
+        dead: The queue of the dead letters.
+    """
 
-    @property
-    def dead(self) -> str:
-        """The queue of the dead letters."""
-        return f"{self.namespace}.dead"
-
-    @property
-    def due_exchange(self) -> str:
-        """The exchange behind the last level."""
-        return f"{self.namespace}.due"
+    def __init__(self, namespace: str) -> None:
+        self.dead: str = f"{namespace}.dead"
+        self._namespace = namespace
 
     def due(self, engine: str) -> str:
         """The queue of what an engine's pumps publish."""
-        return f"{self.due_exchange}.{engine}"
+        return f"{self.level(-1)}.{engine}"
 
     def level(self, level: int) -> str:
-        """The exchange of a level, and its queue; the due exchange stands below level 0."""
-        return self.due_exchange if level < 0 else f"{self.namespace}.delay.{level}"
+        """The exchange of a level, and its queue; -1 is the exchange of what is due, below level 0."""
+        return f"{self._namespace}.due" if level < 0 else f"{self._namespace}.delay.{level}"
 
     def sign(self, name: str) -> str:
         """The queue of a sign, which holds one message while it can be seen."""
-        return f"{self.namespace}.sign.{name}"
+        return f"{self._namespace}.sign.{name}"
 
     def route(self, delay_s: float, engine: str) -> tuple[int, str]:
         """Return a delay's highest level, and its routing key; it is rounded up to whole seconds (rule D1)."""
@@ -84,10 +78,10 @@ class Topology:
         an empty queue ("Starting member as a new one"; rabbitmq/rabbitmq-server#15725), though it had confirmed
         messages: in 16 of 16 kills within 0.8 s the queue declared last was empty, and no other one in any.
         """
-        yield _topic(self.due_exchange)
+        yield _topic(self.level(-1))
         for engine in engines:
             yield classic_queue(self.due(engine))
-            yield _bind(self.due(engine), self.due_exchange, f"{'*.' * LEVELS}{engine}")
+            yield _bind(self.due(engine), self.level(-1), f"{'*.' * LEVELS}{engine}")
         for each in range(level + 1):
             name = self.level(each)
             before, behind = "*." * (LEVELS - 1 - each), ".*" * (each + 1)
