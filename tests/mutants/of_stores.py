@@ -107,10 +107,10 @@ def unproven() -> list[str]:
 # Records
 
 
-@mutant("a_record_says_what_was_sent", _TRANSITIONS, "created")
-def forgets_the_delay(created: Any) -> Any:
+@mutant("a_record_says_what_was_sent", _TRANSITIONS, "new")
+def forgets_the_delay(new: Any) -> Any:
     """A record of a delayed message says that it waits for a worker."""
-    return lambda old, message, delay_s: created(old, message, 0.0)
+    return lambda message, delay_s=0.0: new(message)
 
 
 @mutant("many_records_are_made_at_once", _RECORDS, "Records.create")

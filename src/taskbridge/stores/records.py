@@ -201,8 +201,7 @@ class Records:
             starts.close()
 
     def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, Row, float | None]:
-        row = transitions.created(None, message, delay_s)
-        assert row is not None
+        row = transitions.new(message, delay_s)
         return message.id, row, transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 from taskbridge.message import Message
 from taskbridge.stores.states import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, Attempt, Ending, Record, Row, State
@@ -28,7 +28,14 @@ def created(old: Row | None, message: Message, delay_s: float) -> Row | None:
     """Return a new record, unless there is one of this life already, which stays as it is."""
     if old is not None and old.get("replays", 0) >= message.replays:
         return None
-    row = _new(message)
+    return new(message, delay_s)
+
+
+def new(message: Message, delay_s: float = 0.0) -> Row:
+    """Return the record of a message as it is made."""
+    row: Row = {"task": message.task, "queue": message.queue, "state": "queued", "enqueued_at": message.enqueued_at}
+    if message.replays:
+        row["replays"] = message.replays
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -45,12 +52,12 @@ def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row 
     was_final = row["state"] in FINAL
     if was_final and not _won(row, run):
         return None
-    new = _like(row, "running", number)
-    new["attempts"] = _with(row.get("attempts", ()), number, run)
-    new["writer"], new["written_at"] = writer, run.at
+    now = _like(row, "running", number)
+    now["attempts"] = _with(row.get("attempts", ()), number, run)
+    now["writer"], now["written_at"] = writer, run.at
     if was_final:
-        new["cancel_asked"] = True
-    return new
+        now["cancel_asked"] = True
+    return now
 
 
 def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Row | None:
@@ -69,19 +76,20 @@ def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *,
     if row["state"] in FINAL:
         if run is None or not _won(row, run):
             return None
-        row = {**row, "cancel_asked": True}  # its start was lost, but it had won
+        row = row.copy()
+        row["cancel_asked"] = True  # its start was lost, but it had won
     if ending.state == "queued":
         if row["state"] == "running" and row.get("writer", "") != writer:
             return None  # another process runs it
-        new = _end(row, ending, number, [each for each in row.get("attempts", ()) if each[0] != number])
-        new["writer"], new["written_at"] = writer, ending.at
-        return new
+        now = _end(row, ending, number, [each for each in row.get("attempts", ()) if each[0] != number])
+        now["writer"], now["written_at"] = writer, ending.at
+        return now
     attempts = row.get("attempts", ())
     if run is not None:
         attempts = _with(attempts, number, run)
-    new = _end(row, ending, number, [_ended(each, ending) if each[0] == number else each for each in attempts])
-    new["over"] = number
-    return new
+    now = _end(row, ending, number, [_ended(each, ending) if each[0] == number else each for each in attempts])
+    now["over"] = number
+    return now
 
 
 def left(old: Row | None, new: Row | None, message: Message) -> State | None:
@@ -100,9 +108,12 @@ def cancelled(old: Row | None, *, at: float) -> Row | None:
     """Return what a cancellation makes of a record; None if nothing, for it is final, or there is none."""
     if old is None or old["state"] in FINAL:
         return None
+    row = old.copy()
     if old["state"] == "running":
-        return {**old, "cancel_asked": True}
-    return {**old, "state": "cancelled", "ended_at": at, "due_at": None}
+        row["cancel_asked"] = True
+    else:
+        row["state"], row["ended_at"], row["due_at"] = "cancelled", at, None
+    return row
 
 
 def is_untouched(row: Row) -> bool:
@@ -134,22 +145,10 @@ def _waits_s(row: Row, now: float) -> float:
     return 0.0 if due_at is None else max(0.0, due_at - now)
 
 
-def _new(message: Message) -> Row:
-    row: Row = {
-        "task": message.task,
-        "queue": message.queue,
-        "state": "queued",
-        "enqueued_at": message.enqueued_at,
-    }
-    if message.replays:
-        row["replays"] = message.replays
-    return row
-
-
 def _of_life(old: Row | None, message: Message) -> Row | None:
     """Return the record of a message's life, a new one if need be; None if the message is of an earlier time."""
     if old is None or old.get("replays", 0) < message.replays:
-        return _new(message)
+        return new(message)
     is_late = old.get("replays", 0) > message.replays or old.get("attempt", 0) > message.attempt
     return None if is_late else old
 
@@ -162,18 +161,14 @@ def _won(row: Row, run: Run) -> bool:
 
 def _like(row: Row, state: State, attempt: int) -> Row:
     """Return a record of the same life in another state: what does not depend on the state, and the latest attempt."""
-    new: Row = {
-        "task": row["task"],
-        "queue": row["queue"],
-        "state": state,
-        "enqueued_at": row["enqueued_at"],
-        "attempt": attempt,
-    }
+    was: Any = row
+    now: Any = {"task": row["task"], "queue": row["queue"], "state": state, "enqueued_at": row["enqueued_at"]}
+    now["attempt"] = attempt
     if len(row) > _ALWAYS:
         for name in _LASTING:
-            if name in row:
-                new[name] = row[name]
-    return new
+            if name in was:
+                now[name] = was[name]
+    return cast("Row", now)
 
 
 _ALWAYS: Final = 4

@@ -17,7 +17,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from taskbridge.brokers.redis.connection import TROUBLE, Link, Word, connector, pack
+from taskbridge.brokers.redis.connection import TROUBLE, Link, connector, pack
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
 from taskbridge.stores.process import leave
@@ -108,10 +108,6 @@ class FireAndForget:
         self._using = Lock()
         self._line: _Line | None = None
         self._silent_until = 0.0
-
-    def write(self, *command: Word) -> None:
-        """Send a command and don't wait; see `send`."""
-        self.send(pack([command]))
 
     def send(self, packed: bytes) -> None:
         """Send a packed command and don't wait; if no new connection can be had, nothing is sent for a second."""

@@ -67,7 +67,7 @@ class SqlBackend(BackendWithTables):
     def read(self, message_id: str, *, timeout_s: float) -> Row | None:
         """Return a row."""
         its = {"its_namespace": self._namespace, "its_id": message_id}
-        with self._database.reading(timeout_s=timeout_s) as connection:
+        with self._database.single(timeout_s=timeout_s, reads=True) as connection:
             found: Mapping[str, Any] | None = connection.execute(self._rows.find, its).mappings().first()  # type: ignore[assignment]
         if found is None:
             return None
@@ -121,7 +121,7 @@ class SqlBackend(BackendWithTables):
         """Return the lives that were cancelled after a cursor."""
         later = CANCELLED.c.namespace == self._namespace, CANCELLED.c.number > int(cursor or "0")
         chosen = select(CANCELLED.c.number, CANCELLED.c.life).where(*later).order_by(CANCELLED.c.number).limit(most)
-        with self._database.reading(timeout_s=timeout_s) as connection:
+        with self._database.single(timeout_s=timeout_s, reads=True) as connection:
             found = connection.execute(chosen).all()
         return str(found[-1].number) if found else cursor, [row.life for row in found]
 
@@ -141,7 +141,7 @@ class SqlBackend(BackendWithTables):
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
         """Return texts."""
         its = {"its_namespace": self._namespace, "its_keys": list(keys)}
-        with self._database.reading(timeout_s=timeout_s) as connection:
+        with self._database.single(timeout_s=timeout_s, reads=True) as connection:
             found = {row.key: row.text for row in connection.execute(self._texts.find, its)}
         return [found.get(key) for key in keys]
 
@@ -201,7 +201,7 @@ class SqlBackend(BackendWithTables):
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if the database answers and its tables are this release's."""
-        with self._database.reading(timeout_s=timeout_s) as connection:
+        with self._database.single(timeout_s=timeout_s, reads=True) as connection:
             connection.exec_driver_sql("SELECT 1")
 
     def init(self, *, timeout_s: float) -> tuple[int, int]:

@@ -60,24 +60,18 @@ class Database:
         self._mine = PerProcess(lambda: _Process(self.url, self._driver, is_sqlite=self.is_sqlite))
 
     @contextmanager
-    def reading(self, *, timeout_s: float) -> Generator[Connection]:
-        """Give a connection for single statements.
+    def single(self, *, timeout_s: float, reads: bool = False) -> Generator[Connection]:
+        """Give a connection for single statements, each of which is one round trip on PostgreSQL.
+
+        Args:
+            timeout_s: How long the block may take.
+            reads: Whether they only read, which on SQLite need not wait for whoever writes.
 
         Raises:
             BrokerUnavailable: The database doesn't answer, or refuses.
             StoreNotReady: Its tables are not there, or of another version.
         """
-        with self._within(timeout_s) as process, process.engine.connect() as connection:
-            yield self._driver.for_reading(connection)
-
-    @contextmanager
-    def single(self, *, timeout_s: float) -> Generator[Connection]:
-        """Give a connection for one statement that writes, which on PostgreSQL is then one round trip.
-
-        Raises:
-            BrokerUnavailable: As for `writing`.
-        """
-        if self.is_sqlite:
+        if self.is_sqlite and not reads:
             with self.writing(timeout_s=timeout_s) as connection:
                 yield connection
             return
@@ -89,7 +83,7 @@ class Database:
         """Give a connection in a transaction, which is committed at the end. On SQLite there is one at a time.
 
         Raises:
-            BrokerUnavailable: As for `reading`; then nothing was written, unless it was the commit that failed.
+            BrokerUnavailable: As for `single`; then nothing was written, unless it was the commit that failed.
         """
         deadline = time.monotonic() + timeout_s
         with self._within(timeout_s) as process:

@@ -102,7 +102,7 @@ class SqliteNotifications(Notifications):
                 RECORDS.c.id.in_(ids[start : start + _TOGETHER]),
                 RECORDS.c.state.in_(FINAL),
             )
-            with self._database.reading(timeout_s=self._timeout_s) as connection:
+            with self._database.single(timeout_s=self._timeout_s, reads=True) as connection:
                 found = connection.execute(chosen).scalars().all()
             for message_id in found:
                 self._watches.wake(message_id)
