@@ -25,9 +25,8 @@ from typing import Any, Final, cast
 from redis.exceptions import NoScriptError
 
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.brokers.redis.client import client_of
-from taskbridge.brokers.redis.connection import Word, pack
-from taskbridge.brokers.redis.scripts import script
+from taskbridge.brokers.redis.client import client_of, pack
+from taskbridge.brokers.redis.scripts import Word, script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write

@@ -17,7 +17,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from taskbridge.brokers.redis.connection import TROUBLE, Link, connector, pack
+from taskbridge.brokers.redis.client import TROUBLE, Link, connector, pack
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
 from taskbridge.stores.process import leave

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Any, Final
 
-from taskbridge.brokers.redis.connection import Link, connector, pack
+from taskbridge.brokers.redis.client import Link, connector, pack
 from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
 
