@@ -16,14 +16,10 @@ ORDINARY: Final = EnvironmentSpec(name="ordinary", workers=1, threads=8, grace_s
 """One worker with 8 threads; scenarios on it run side by side."""
 
 PROCESSES: Final = EnvironmentSpec(name="processes", workers=1, processes=4, grace_s=4, shared=True)
-"""One worker with 4 processes of one thread each."""
-
 QUIET: Final = EnvironmentSpec(name="quiet", workers=1, threads=4, quiet=True)
 """One worker with 4 threads, for one scenario, while nothing else runs."""
 
 LEASED: Final = EnvironmentSpec(name="leased", workers=3, threads=2, lease_s=5, shared=True)
-"""Three workers, with a lease of 5 s."""
-
 ALONE: Final = EnvironmentSpec(name="alone")
 """An environment of the scenario's own, without a worker."""
 
@@ -31,22 +27,11 @@ BURIAL: Final = EnvironmentSpec(name="burial", workers=1, threads=4, shared=True
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
 
 RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
-"""As `ORDINARY`, with records of what becomes of messages."""
-
 BRIEFLY_UNKNOWN: Final = EnvironmentSpec(name="briefly unknown", unknown_task_grace_s=2)
-"""As `ALONE`; an unknown task waits for 2 s."""
-
 SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)
-"""As `ALONE`; a worker that is told to stop lets tasks run for 4 s."""
-
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
-"""As `ALONE`, with a lease of 5 s."""
-
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
-"""As `SHORT_LEASE`, with a short grace too, and attempt marks."""
-
 SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
-"""As `ALONE`, with both."""
 
 Refusal = Callable[[Target], str]
 

@@ -29,9 +29,7 @@ from typing import ClassVar, Final
 from typing_extensions import Self
 
 from taskbridge import TaskBridgeError
-from taskbridge.contract.workers import stand_still
-
-_STANDS_WITHIN_S: Final = 10.0
+from taskbridge.contract.workers import wait_until_still
 
 _HOST: Final = "127.0.0.1"
 
@@ -191,11 +189,8 @@ class PrivateServer(ABC):
     def pause(self) -> None:
         """Stop the server's process where it is: connections stay open, and nothing answers."""
         self._signal(signal.SIGSTOP)
-        deadline = time.monotonic() + _STANDS_WITHIN_S
-        while self._server is not None and not stand_still([self._server.pid]):  # a thread on another core goes on
-            if time.monotonic() > deadline:
-                raise ServerFailed(self.name, "it was paused, and did not stand still", self.log())
-            time.sleep(0.01)
+        if self._server is not None:
+            wait_until_still([self._server.pid])
 
     def resume(self) -> None:
         """Let a paused server go on."""

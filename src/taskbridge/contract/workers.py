@@ -116,12 +116,7 @@ class ProcessWorker:
             TimeoutError: One goes on.
         """
         self._signal_groups(signal.SIGSTOP)
-        groups = {process.pid for process in self._processes}
-        deadline = time.monotonic() + _STANDS_WITHIN_S
-        while not stand_still(groups):  # a thread that another core runs goes on until it is interrupted
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the worker goes on for {_STANDS_WITHIN_S:g} s after SIGSTOP")
-            time.sleep(_LOOK_S)
+        wait_until_still({process.pid for process in self._processes})
 
     def resume(self) -> None:
         """Send SIGCONT to every process of the groups."""
@@ -191,12 +186,24 @@ def is_gone(pid: int) -> bool:
         return Path("/proc/self").exists()  # else this system has no such files, and it is there
 
 
-def stand_still(groups: Collection[int]) -> bool:
-    """Return whether each thread of these process groups is stopped or has ended."""
+def wait_until_still(groups: Collection[int]) -> None:
+    """Return when each thread of these process groups is stopped or has ended.
+
+    Raises:
+        TimeoutError: One goes on.
+    """
+    deadline = time.monotonic() + _STANDS_WITHIN_S
+    while _is_one_going_on(groups):  # a thread that another core runs goes on until it is interrupted
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(groups)} go on for {_STANDS_WITHIN_S:g} s after SIGSTOP")
+        time.sleep(_LOOK_S)
+
+
+def _is_one_going_on(groups: Collection[int]) -> bool:
     command = ["ps", "-eLo", "pgid=,state="]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     threads = [line.split() for line in done.stdout.splitlines()]
-    return all(state in _STILL for group, state in threads if int(group) in groups)
+    return any(state not in _STILL for group, state in threads if int(group) in groups)
 
 
 def _parent(pid: int) -> int:

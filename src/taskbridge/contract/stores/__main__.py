@@ -23,7 +23,7 @@ def main() -> int:
                 store.init(timeout_s=TIMEOUT_S)
         for result in run_all(url):
             code |= int(result.outcome in ("failed", "crashed"))
-            sys.stdout.write(f"{number} {result.outcome:<14} {result.check} {result.seconds:.1f} s {result.why}\n")
+            sys.stdout.write(f"{number} {result.outcome:<14} {result.scenario} {result.seconds:.1f} s {result.why}\n")
             sys.stdout.flush()
     return code
 

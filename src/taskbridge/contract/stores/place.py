@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from typing_extensions import Self
 
 from taskbridge import Bridge, Message
+from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.preloading import PRELOAD, without_settings
 from taskbridge.contract.servers import PrivateServer
@@ -23,7 +24,6 @@ from taskbridge.stores.base import Store
 
 T = TypeVar("T")
 
-PREFIX: Final = "contract-"
 TIMEOUT_S: Final = 10.0
 """How long a call may take, where that isn't what is checked."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from taskbridge import BrokerUnavailable
 from taskbridge.contract import cleaning
@@ -15,30 +13,12 @@ from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores import checks
 from taskbridge.contract.stores.place import Place
 from taskbridge.contract.stores.table import CHECKS, Check
+from taskbridge.contract.suite import Outcome, Result
 
-__all__ = ["StoreResult", "checks", "run_all", "run_check"]
-
-Outcome = Literal["passed", "failed", "crashed", "not applicable"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreResult:
-    """What came of a check on a store.
-
-    Attributes:
-        check: Its name.
-        outcome: `failed` if a promise was broken, `crashed` if the check itself could not go on.
-        seconds: How long it took.
-        why: What was expected and what was seen, or why it is not applicable.
-    """
-
-    check: str
-    outcome: Outcome
-    seconds: float = 0.0
-    why: str = ""
+__all__ = ["checks", "run_all", "run_check"]
 
 
-def run_check(check: Check, url: str, *, server: PrivateServer | None = None) -> StoreResult:
+def run_check(check: Check, url: str, *, server: PrivateServer | None = None) -> Result:
     """Run a check in a namespace of its own.
 
     Args:
@@ -46,10 +26,10 @@ def run_check(check: Check, url: str, *, server: PrivateServer | None = None) ->
         url: The store's. Its tables, if it needs any, are there.
         server: What is behind it, if the check may take it away.
     """
-    started = time.monotonic()
+    started, kind = time.monotonic(), url.partition(":")[0]
     with Place(url, server=server) as place:
         if why := check.refusal(place):
-            return StoreResult(check=check.name, outcome="not applicable", why=why)
+            return Result(scenario=check.name, target=kind, outcome="not applicable", why=why)
         outcome: Outcome = "passed"
         try:
             check.run(place)
@@ -63,12 +43,12 @@ def run_check(check: Check, url: str, *, server: PrivateServer | None = None) ->
         cleaning.remove_stored(url, [place.namespace])
     except BrokerUnavailable as exc:
         outcome, why = "failed", f"{why}\nafterwards: {exc}".strip()
-    return StoreResult(check=check.name, outcome=outcome, seconds=time.monotonic() - started, why=why)
+    return Result(scenario=check.name, target=kind, outcome=outcome, seconds=time.monotonic() - started, why=why)
 
 
 def run_all(
     url: str, chosen: Iterable[Check] | None = None, *, server: PrivateServer | None = None
-) -> Iterator[StoreResult]:
+) -> Iterator[Result]:
     """Run checks, all if none are chosen, one after the other."""
     for check in CHECKS.values() if chosen is None else chosen:
         yield run_check(check, url, server=server)
