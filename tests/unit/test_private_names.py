@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not all_installed(), reason="both engines and al
 
 MOST_USES = 3
 MOST_REPLACEMENTS = 2
-MOST_FRAMES = 2
+MOST_FRAMES = 0
 """These bounds fall; the aims are 10, 0 and 0."""
 
 
