@@ -143,7 +143,7 @@ class TestTaking:
 
         (last,) = take(leases, lists)
 
-        assert (place.held(), leases.has_ending) == ([last.tag.encode()], False)
+        assert place.held() == [last.tag.encode()]
         leases.end(last.tag)
         assert set(place.client.scan_iter(f"{place.settings.namespace}*")) == {leases.leases_key.encode()}
 
@@ -257,15 +257,21 @@ class TestLeases:
         wait_until(judged)
         assert place.client.hkeys(alive.held_prefix + alive.worker) == [lives[0].tag.encode()]
 
-    def test_what_was_taken_but_never_arrived_goes_back(self, place: Place) -> None:
+    def test_what_was_taken_but_never_arrived_goes_back(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         sent = place.put()
         leases, lists = place.worker(), place.lists()
-        taking = leases.taking(lists, 1)
-        place.client.eval(taking.call.script.text, len(taking.call.keys), *taking.call.keys, *taking.call.args)
-        leases.beat()
-        assert len(place.held()) == 1, "its reply may be on its way"
+        run = leases._client.run
 
-        leases.failed(taking)
+        def lose(*call: Any, **given: Any) -> None:
+            run(*call, **given)
+            monkeypatch.undo()
+            leases.beat()
+            assert len(place.held()) == 1, "its reply may be on its way"
+            raise BrokerUnavailable("no answer in time")
+
+        monkeypatch.setattr(leases._client, "run", lose)
+        with pytest.raises(BrokerUnavailable):
+            take(leases, lists)
         leases.beat()
 
         (again,) = take(leases, lists)

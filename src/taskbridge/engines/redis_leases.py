@@ -25,11 +25,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
-from taskbridge.brokers.redis.scripts import Call, Script, script
+from taskbridge.brokers.redis.scripts import Script, script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 
@@ -102,17 +102,8 @@ class Held(NamedTuple):
     suspect: bool
 
 
-class Taking(NamedTuple):
-    """A script that takes, which is on its way; `Leases.took` or `Leases.failed` says what became of it."""
-
-    call: Call
-    first: int
-    lists: Lists
-    ending: Sequence[str]
-
-
 class Leases:
-    """The messages that this process holds. Threads share it; no method but `take` raises an error of Redis's.
+    """The messages that this process holds. Threads share it; only `take` and `beat` raise what Redis says.
 
     Args:
         settings: The bridge's.
@@ -159,45 +150,30 @@ class Leases:
         Raises:
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
         """
-        taking = self.taking(lists, most)
-        try:
-            reply = self._client.run(*taking.call, timeout_s=timeout_s)
-        except BaseException:
-            self.failed(taking)
-            raise
-        return self.took(taking, reply)
-
-    def taking(self, lists: Lists, most: int) -> Taking:
-        """Return the script that takes, for a caller that sends it on a connection of its own."""
         with self._lock:
             ending = [self._ending.popleft() for _ in range(min(_TOGETHER, len(self._ending)))]
             first = self._next
             self._next += most
             self._takings[first] = self._next
-        call = self._layout.take(
-            (*self._keys, *lists.keys), self.worker, first, most, lists.queues, lists.turn, *ending
-        )
-        return Taking(call, first, lists, ending)
-
-    def took(self, taking: Taking, reply: Sequence[Any]) -> list[Held]:
-        """Return what the script has taken."""
-        lists, first = taking.lists, taking.first
+        keys, turn = (*self._keys, *lists.keys), lists.turn
+        call = self._layout.take(keys, self.worker, first, most, lists.queues, turn, *ending)
+        try:
+            reply = self._client.run(call, timeout_s=timeout_s)
+        except BaseException:
+            with self._lock:
+                self._takings.pop(first, None)
+                self._ending.extendleft(reversed(ending))
+            self._wake.set()
+            raise
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         held = [Held(str(first + n), queue, text, bool(suspect)) for n, (queue, text, suspect) in enumerate(rows)]
         if held:
             lists.turn = (held[-1].queue + 1) % lists.queues
         with self._lock:
             self._takings.pop(first, None)
-            self._held.difference_update(taking.ending)
+            self._held.difference_update(ending)
             self._held.update([each.tag for each in held])
         return held
-
-    def failed(self, taking: Taking) -> None:
-        """Note that nobody knows what the script has taken; the thread gives it back."""
-        with self._lock:
-            self._takings.pop(taking.first, None)
-            self._ending.extendleft(reversed(taking.ending))
-        self._wake.set()
 
     # Ending and giving back
 
@@ -213,11 +189,6 @@ class Leases:
     def end_soon(self, *tags: str) -> None:
         """End messages together with the next `take`, or with the next `flush`."""
         self._ending.extend(tags)
-
-    @property
-    def has_ending(self) -> bool:
-        """Whether `end_soon` has noted something."""
-        return bool(self._ending)
 
     def flush(self) -> None:
         """End what `end_soon` noted."""
@@ -254,7 +225,7 @@ class Leases:
                 script, flag, tags = waiting = self._unsent[0]
             except IndexError:
                 return
-            self._client.run(*script(self._keys[1:], flag, *tags), timeout_s=timeout_s)
+            self._client.run(script(self._keys[1:], flag, *tags), timeout_s=timeout_s)
             with suppress(ValueError):  # another thread has run it too
                 self._unsent.remove(waiting)
             with self._lock:
@@ -301,7 +272,7 @@ class Leases:
         judges = self._may_judge()
         lease_ms = int(self._lease_s * 1000) if judges else 0
         call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
-        count, held = self._client.run(*call, timeout_s=self._timeout_s)
+        count, held = self._client.run(call, timeout_s=self._timeout_s)
         if count:
             _log.warning("%d messages of workers that are gone are back in their queues", count)
         lost = [tag.decode() for tag in held if tag.decode() not in known and int(tag) < before]
@@ -339,7 +310,7 @@ class Leases:
         try:
             self.flush()
             self._catch_up(self._timeout_s)
-            self._client.run(*self._layout.leave(self._keys, self.worker, *keep), timeout_s=self._timeout_s)
+            self._client.run(self._layout.leave(self._keys, self.worker, *keep), timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("Redis does not answer, what is left goes back when the lease is over: %s", exc.problem)
         self._begin()

@@ -219,12 +219,17 @@ def connector(url: str) -> Connect:
     Raises:
         SettingsError: redis-py can't read the URL.
     """
-    kind: Any
     try:
-        kind, options = _known_to_redis_py(url)
+        given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(url)}
+        kind: Any = given.pop("connection_class", redis.Connection)
+        options = {key: value for key, value in given.items() if key not in _NOT_FOR_CONNECTIONS}
+        kind(**options)  # redis-py checks most options only when it makes a connection
     except (TypeError, ValueError, errors.RedisError) as exc:
         problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
         raise SettingsError("url", problem) from exc
+    options["protocol"] = 2  # in which replies have the same types whatever the version of redis-py
+    if not issubclass(kind, redis.UnixDomainSocketConnection):
+        options.setdefault("socket_keepalive", True)
 
     class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
         def _connect(self) -> Link:
@@ -246,18 +251,6 @@ def connector(url: str) -> Connect:
         return link
 
     return connect
-
-
-def _known_to_redis_py(url: str) -> tuple[Any, dict[str, Any]]:
-    """Return what connections to a URL are made of; redis-py checks most options only when it makes one."""
-    given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(url)}
-    kind: Any = given.pop("connection_class", redis.Connection)
-    options = {key: value for key, value in given.items() if key not in _NOT_FOR_CONNECTIONS}
-    kind(**options)
-    options["protocol"] = 2  # in which replies have the same types whatever the version of redis-py
-    if not issubclass(kind, redis.UnixDomainSocketConnection):
-        options.setdefault("socket_keepalive", True)
-    return kind, options
 
 
 def _connected(connect: Connect, deadline: float, stop: threading.Event | None) -> Link:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from taskbridge.brokers.base import RedisCommand, Wire
@@ -53,8 +53,7 @@ _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """A parked message that is due, as it was looked up."""
 
     member: bytes
@@ -67,11 +66,11 @@ class _Found:
 
 
 @dataclass(slots=True)
-class _Orphan:
-    """Another engine, which has no pump.
+class _Source:
+    """What the bridges of an engine have parked: the pump's own, or one that has no pump.
 
     Attributes:
-        keys: Of what its bridges have parked.
+        keys: The engine's.
         offset: Where the next look begins.
         next_look: When that is, by the monotonic clock.
     """
@@ -95,12 +94,11 @@ class Pump:
     ) -> None:
         self._client = client
         self._wire = wire
-        self._namespace = settings.namespace
         self._knows = knows
         self._stop = stop
         self._id = str(uuid4())
-        self._own = Keys(settings.namespace, wire.engine)
-        self._orphans: dict[str, _Orphan] = {}
+        self._own = _Source(Keys(settings.namespace, wire.engine))
+        self._orphans: dict[str, _Source] = {}
         self._next_beat = 0.0
         self._living = 1
 
@@ -125,64 +123,56 @@ class Pump:
         """Publish what is due, and return how long to sleep."""
         if time.monotonic() >= self._next_beat:
             self._beat()
-        return min([self._promote_own(), *map(self._promote_orphan, self._orphans.values())])
-
-    # Being there
+        return min([self._promote(each) for each in (self._own, *self._orphans.values())])
 
     def _beat(self) -> None:
         """Say that this pump lives, and learn which other engines have none."""
-        self._living, *engines = self._run(scripts.beat(self._own, pump=self._id, life_ms=_LIFE_MS))
+        self._living, *engines = self._run(scripts.beat(self._own.keys, pump=self._id, life_ms=_LIFE_MS))
         names = [engine.decode() for engine in engines]
         for name in set(names) - self._orphans.keys():
             _log.info("engine %s has no pump: its delayed messages are published here, if the task is known", name)
-        self._orphans = {name: self._orphans.get(name) or _Orphan(Keys(self._namespace, name)) for name in names}
+        namespace = self._own.keys.namespace
+        self._orphans = {name: self._orphans.get(name) or _Source(Keys(namespace, name)) for name in names}
         self._next_beat = time.monotonic() + _BEAT_S
 
     def _leave(self) -> None:
         """Say that this pump is gone, so that another engine's may take over at once."""
         try:
-            self._client.execute([("ZREM", self._own.pumps, self._id)], timeout_s=_LEAVE_S)
+            self._client.execute([("ZREM", self._own.keys.pumps, self._id)], timeout_s=_LEAVE_S)
         except BrokerUnavailable as exc:
             _log.info("this pump will be missed only after %d ms: %s", _LIFE_MS, exc.problem)
 
     # Promoting
 
-    def _promote_own(self) -> float:
-        """Publish what bridges of this engine parked, and return how long to sleep."""
-        wait_ms, found = self._look(self._own, claim_ms=_CLAIM_MS, offset=0)
-        self._settle(self._own, [self._decided(each) for each in found])
-        return _sleep_s(wait_ms, self._living)
+    def _promote(self, source: _Source) -> float:
+        """Publish what is due, and return how long to sleep.
 
-    def _promote_orphan(self, orphan: _Orphan) -> float:
-        """Publish what another engine's bridges parked, if the task is known, and return how long to sleep.
-
-        What isn't known stays, and would be found again each time: so the next look begins behind it, until the end
-        is reached, and after that there is a pause.
+        Of another engine's, what is not known here stays, and would be found again each time: so the next look begins
+        behind it, until the end is reached, and after that there is a pause.
         """
-        early_s = orphan.next_look - time.monotonic()
+        early_s = source.next_look - time.monotonic()
         if early_s > 0:
             return early_s
-        wait_ms, found = self._look(orphan.keys, claim_ms=0, offset=orphan.offset)
-        wanted = [words for each in found if (words := self._adopted(each))]
-        self._settle(orphan.keys, wanted)
-        left = len(found) - len(wanted)
-        pause_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
-        wait_s = pause_s if left else _sleep_s(wait_ms, self._living)
-        orphan.offset = orphan.offset + left if wait_ms == 0 else 0
-        orphan.next_look = time.monotonic() + wait_s
+        claim_ms, decide = (_CLAIM_MS, self._decided) if source is self._own else (0, self._adopted)
+        wait_ms, *rest = self._run(
+            scripts.look(
+                source.keys, claim_ms=claim_ms, offset=source.offset, most=_TOGETHER, most_bytes=_TOGETHER_BYTES
+            )
+        )
+        found = [_Found(*row) for row in zip(rest[::3], rest[1::3], rest[2::3], strict=True)]
+        decided = [words for each in found if (words := decide(each))]
+        if decided:
+            self._settle(source.keys, decided)
+        left = len(found) - len(decided)
+        wait_s = _sleep_s(wait_ms, self._living)
+        if left:
+            wait_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
+        source.offset = source.offset + left if wait_ms == 0 else 0
+        source.next_look = time.monotonic() + wait_s
         return wait_s
-
-    def _look(self, keys: Keys, *, claim_ms: int, offset: int) -> tuple[int, list[_Found]]:
-        """Return the milliseconds until there is more (0: at once; -1: nothing is parked), and what is due."""
-        call = scripts.look(keys, claim_ms=claim_ms, offset=offset, most=_TOGETHER, most_bytes=_TOGETHER_BYTES)
-        wait_ms, *rest = self._run(call)
-        triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-        return wait_ms, [_Found(member=member, score=score, text=text) for member, score, text in triples]
 
     def _settle(self, keys: Keys, decided: list[Sequence[Word]]) -> None:
         """Do what was decided, in one step."""
-        if not decided:
-            return
         published, *refused = self._run(scripts.settle(keys, [word for words in decided for word in words]))
         _log.debug("published %d delayed messages", published)
         for member, error in zip(refused[::2], refused[1::2], strict=True):

@@ -88,31 +88,17 @@ def park(keys: Keys, *entries: Word) -> Call:
 
 
 def look(keys: Keys, *, claim_ms: int, offset: int, most: int, most_bytes: int) -> Call:
-    """Look for due messages, and claim them: other pumps don't see them for a while, and if this one dies, they will.
-
-    The reply is the milliseconds until there is more (0: more is due; -1: nothing more is parked), then of each message
-    its member, its score and its text (None if there is none).
-    """
+    """Look for due messages, and claim them: other pumps don't see them for a while; if this one dies, they will."""
     return _LOOK((keys.due, keys.messages), claim_ms, offset, most, most_bytes)
 
 
 def settle(keys: Keys, words: Sequence[Word]) -> Call:
-    """Do with parked messages what was decided, each only if nobody has moved it since it was looked up.
-
-    The reply is how many were published, then of each that could not be its member and the error.
-
-    Args:
-        keys: The engine's that parked them.
-        words: Of each message, as `settle.lua` says.
-    """
+    """Do with messages that an engine parked what was decided, each only if nobody has moved it since the look."""
     return _SETTLE((keys.due, keys.messages, keys.dead, keys.letters), *words)
 
 
 def beat(keys: Keys, *, pump: str, life_ms: int) -> Call:
-    """Say that a pump lives.
-
-    The reply is how many of the engine's pumps live, then the other engines that have something parked and no pump.
-    """
+    """Say that a pump lives, and ask how many do, and which other engines have something parked and no pump."""
     return _BEAT((keys.engines, keys.pumps), keys.namespace, keys.engine, pump, life_ms)
 
 
@@ -127,15 +113,7 @@ def forget_dead(keys: Keys, *, ttl_ms: int) -> Call:
 
 
 def take_dead(keys: Keys, words: Sequence[Word]) -> Call:
-    """Take dead letters out; those that are replayed are parked in the same step, due now.
-
-    The reply is of each letter whether it was taken out: 0 if it is gone, or another one is there.
-
-    Args:
-        keys: The engine's that replays them.
-        words: Of each letter its id, the SHA-1 of its text as it was read, and the member and the text of the message
-            that is due now, empty if there is none.
-    """
+    """Take dead letters out, and park those that are replayed, due now, in one step; the reply is which were there."""
     return _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)
 
 
