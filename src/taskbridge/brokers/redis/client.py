@@ -82,6 +82,8 @@ class Link:
         self.parser: Any = None
         self.deadline: float = time.monotonic() + timeout_s
         self.used_at: float = 0.0
+        self._sendall: Final[Callable[[bytes], None]] = raw.sendall
+        self._recv: Final[Callable[[int, int], bytes]] = raw.recv
         self._pid = os.getpid()
         self._waits = True
         self._limit_s = 0.0
@@ -114,7 +116,7 @@ class Link:
             return
         self._limit()
         try:
-            self.raw.sendall(data)
+            self._sendall(data)
         except BlockingIOError as exc:  # the kernel's own limit
             raise TimeoutError from exc
 
@@ -141,7 +143,7 @@ class Link:
         """Return whether the socket has something, at once or within so many seconds; it may be the end."""
         if not self._in_kernel and self.raw.pending():  # TLS holds back what it has decrypted
             return True
-        return bool(self._poll.poll(math.ceil(wait_s * 1000)))
+        return bool(self._poll.poll(wait_s and math.ceil(wait_s * 1000)))
 
     def close(self) -> None:
         """Close the connection, and end what another thread does with it."""
@@ -168,12 +170,11 @@ class Link:
         elif self._in_kernel:
             flags |= socket.MSG_DONTWAIT
         try:
-            received: bytes = self.raw.recv(size, flags)
+            return self._recv(size, flags)
         except BlockingIOError as exc:
             if self._waits:
                 raise TimeoutError from exc
             raise
-        return received
 
     def recv_into(self, buffer: bytearray) -> int:
         """Receive bytes into a buffer, and return how many; hiredis' parser calls this."""
@@ -416,12 +417,14 @@ class Client:
             redis.RedisError, OSError, ValueError: None can be made.
         """
         left_s(deadline)
-        with suppress(IndexError):  # there is none, or another thread took the last one
-            while True:
+        while idle:
+            try:
                 link = idle.pop()
-                if self._is_fit(link):
-                    return link
-                link.close()
+            except IndexError:  # another thread took the last one
+                break
+            if self._is_fit(link):
+                return link
+            link.close()
         return _connected(self._connect, deadline, stop)
 
     def _is_fit(self, link: Link) -> bool:
@@ -433,13 +436,15 @@ class Client:
             link.close()
             return
         link.used_at = now = time.monotonic()
-        with suppress(IndexError):
-            oldest = idle.popleft()
-            if now - oldest.used_at > min(_SPARE_S, _LONGEST_IDLE_S):
-                oldest.close()
-            else:
-                idle.appendleft(oldest)
         idle.append(link)
+        try:
+            oldest = idle.popleft()
+        except IndexError:  # another thread took the last one
+            return
+        if now - oldest.used_at > min(_SPARE_S, _LONGEST_IDLE_S):
+            oldest.close()
+        else:
+            idle.appendleft(oldest)
 
     # Requests and replies
 
