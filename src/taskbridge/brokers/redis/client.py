@@ -25,7 +25,7 @@ import redis
 from redis import connection as _connection
 from redis import exceptions as errors
 
-from taskbridge.brokers.redis.scripts import Call, Script, Word
+from taskbridge.brokers.redis.scripts import Call, Word
 from taskbridge.exceptions import BrokerUnavailable, SettingsError
 from taskbridge.settings import without_credentials
 
@@ -97,11 +97,6 @@ class Link:
     def __getattr__(self, name: str) -> Any:
         """Return what the socket itself has: shutdown, fileno, ..."""
         return getattr(self.raw, name)
-
-    @property
-    def socket(self) -> Link:
-        """The same."""
-        return self
 
     def send(self, data: bytes) -> None:
         """Send all bytes.
@@ -232,11 +227,7 @@ def connector(url: str) -> Connect:
     if not issubclass(kind, redis.UnixDomainSocketConnection):
         options.setdefault("socket_keepalive", True)
 
-    class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
-        def _connect(self) -> Link:
-            stock: Any = super()
-            self.link = Link(stock._connect(), self.socket_timeout)
-            return self.link
+    bounded = _bounded(kind)
 
     def connect(timeout_s: float) -> Link:
         parsers: list[Any] = []
@@ -245,13 +236,25 @@ def connector(url: str) -> Connect:
             parsers.append(_redis_py.DefaultParser(**given))  # hiredis', where that is installed
             return parsers[0]
 
-        made: Any = Bounded(**options, parser_class=parser, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        made: Any = bounded(**options, parser_class=parser, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         made.connect()
         link: Link = made.link
         link.owner, link.parser = made, parsers[0]
         return link
 
     return connect
+
+
+def _bounded(kind: Any) -> Any:
+    """Return a class of connections like another one, with a `Link` for a socket."""
+
+    class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
+        def _connect(self) -> Link:
+            stock: Any = super()
+            self.link = Link(stock._connect(), self.socket_timeout)
+            return self.link
+
+    return Bounded
 
 
 def _connected(connect: Connect, deadline: float, stop: threading.Event | None) -> Link:
@@ -321,7 +324,7 @@ class Client:
         SettingsError: redis-py can't read the URL.
     """
 
-    def __init__(self, url: str, *, trusted_s: float = 0.0) -> None:
+    def __init__(self, url: str) -> None:
         self._place = without_credentials(url)
         self._connect = connector(url)
         self._idle: deque[Link] = deque()
@@ -361,9 +364,7 @@ class Client:
 
     def run(
         self,
-        call: Call | Script,
-        keys: Sequence[str] = (),
-        args: Sequence[Word] = (),
+        call: Call,
         *,
         timeout_s: float,
         along: Sequence[Word] | None = None,
@@ -373,8 +374,6 @@ class Client:
 
         Args:
             call: The script, and what it works on.
-            keys: Of a script alone.
-            args: Of a script alone.
             timeout_s: How long it may take in all.
             along: A command for the same transaction, whose reply comes first then. It is carried out twice where the
                 server doesn't know the script.
@@ -383,8 +382,6 @@ class Client:
         Raises:
             BrokerUnavailable: As for `execute`.
         """
-        if isinstance(call, Script):
-            call = call(keys, *args)
         deadline = time.monotonic() + timeout_s
         first = () if along is None else (along,)
         rest = (len(call.keys), *call.keys, *call.args)

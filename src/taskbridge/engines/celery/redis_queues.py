@@ -23,8 +23,8 @@ from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
 from taskbridge import locks
-from taskbridge.brokers.redis.client import client_of
-from taskbridge.brokers.redis.connection import TROUBLE, Link, Word, connector, pack
+from taskbridge.brokers.redis.client import TROUBLE, Link, client_of, connector, pack
+from taskbridge.brokers.redis.scripts import Word
 from taskbridge.engines.celery.wire import REDIS_STEPS, Taken, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 
@@ -287,8 +287,8 @@ class _Watch:
         self._tell()
         heard_at = monotonic()
         while not stop.is_set():
-            if listener.can_read() or listener.socket.can_read(_LOOK_AGAIN_S if self._tracker else _POLL_S):
-                listener.socket.deadline = monotonic() + _TIMEOUT_S
+            if listener.can_read(_LOOK_AGAIN_S if self._tracker else _POLL_S):
+                listener.deadline = monotonic() + _TIMEOUT_S
                 self._on_reply(listener.read())
                 heard_at = monotonic()
                 continue
@@ -336,11 +336,11 @@ class _Watch:
 def _shut_down(link: Link) -> None:
     """Have whoever reads from a connection find it closed."""
     with suppress(OSError):
-        link.socket.shutdown(SHUT_RDWR)
+        link.raw.shutdown(SHUT_RDWR)
 
 
 def _send(link: Link, *command: Word) -> None:
-    link.socket.deadline = monotonic() + _TIMEOUT_S
+    link.deadline = monotonic() + _TIMEOUT_S
     link.send(pack([command]))
 
 

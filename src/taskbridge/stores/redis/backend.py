@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import client_of, pack
-from taskbridge.brokers.redis.scripts import Word, script
+from taskbridge.brokers.redis.scripts import Call, Word, script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
@@ -81,9 +81,9 @@ class RedisBackend(Backend):
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace rows, each if it is as it was seen."""
         if len(writes) == 1:
-            return [self._client.run(_SWAP, *self._swap_of(writes[0]), timeout_s=timeout_s) == 1]
+            return [self._client.run(self._swap_of(writes[0]), timeout_s=timeout_s) == 1]
         deadline = time.monotonic() + timeout_s
-        calls = [(len(keys), *keys, *args) for keys, args in map(self._swap_of, writes)]
+        calls = [(len(call.keys), *call.keys, *call.args) for call in map(self._swap_of, writes)]
         try:
             done = self._execute_all([[("EVALSHA", _SWAP.sha, *call)] for call in calls], timeout_s)
         except BrokerUnavailable as exc:
@@ -93,8 +93,8 @@ class RedisBackend(Backend):
             done = self._execute_all(texts, deadline - time.monotonic())
         return [each == 1 for each in done]
 
-    def _swap_of(self, write: Write) -> tuple[Sequence[str], Sequence[Word]]:
-        """Return the keys and the arguments of the script that does a write."""
+    def _swap_of(self, write: Write) -> Call:
+        """Return the script that does a write."""
         keys: tuple[str, ...] = (self._records + write.id, self._channels + write.id)
         row, told = write.row, ""
         text = "" if row is None else _packed(row)
@@ -104,7 +104,7 @@ class RedisBackend(Backend):
         if write.cancels:
             keys += self._cancelled, f"{self._cancelled}:until"
             args += write.cancels, _milliseconds(write.cancellation_kept_s)
-        return keys, args
+        return _SWAP(keys, *args)
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor."""
@@ -150,7 +150,7 @@ class RedisBackend(Backend):
         """Replace a text if it is as it was seen."""
         args = ("0" if seen is None else seen, text, _milliseconds(kept_s))
         with _as_the_store():
-            return bool(self._client.run(_SWAP, (self._prefix + key,), args, timeout_s=timeout_s))
+            return bool(self._client.run(_SWAP((self._prefix + key,), *args), timeout_s=timeout_s))
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
         """Remove texts."""

@@ -49,15 +49,15 @@ class _Line:
     def __init__(self, link: Link, timeout_s: float) -> None:
         self.pid: int = os.getpid()
         self._link = link
-        link.socket.deadline = monotonic() + timeout_s
+        link.deadline = monotonic() + timeout_s
         self._has_replies = not self._turn_replies_off()  # this also limits what follows to the same time
         # The socket's own, for a mark must cost little: a way through two functions more takes as long as the mark.
         self._send = link.raw.send
         self._option = link.raw.getsockopt
         # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
-        self._is_tcp = sys.platform == "linux" and link.socket.family != socket.AF_UNIX
+        self._is_tcp = sys.platform == "linux" and link.raw.family != socket.AF_UNIX
         self._ending = select.poll()
-        self._ending.register(link.socket.fileno(), _PEER_IS_GONE)  # no POLLIN: TLS reads after its handshake
+        self._ending.register(link.raw.fileno(), _PEER_IS_GONE)  # no POLLIN: TLS reads after its handshake
 
     def _turn_replies_off(self) -> bool:
         """Have the server send no replies; return whether it lets users like this one do that."""
@@ -91,7 +91,7 @@ class _Line:
     def _drop_replies(self) -> None:
         """Take in what was answered, which the server would keep else."""
         while self._link.can_read():
-            self._link.socket.deadline = monotonic() + _CONNECT_S
+            self._link.deadline = monotonic() + _CONNECT_S
             with suppress(ResponseError):
                 self._link.read()
 

@@ -64,8 +64,8 @@ class RedisNotifications(Notifications):
         self._look_at(connection, ids)
         asked, asks_at = False, time.monotonic() + _LOOK_S
         while not self._closed.is_set():
-            if connection.can_read() or self._wait(connection.socket.fileno(), asks_at - time.monotonic()):
-                connection.socket.deadline = time.monotonic() + self._timeout_s
+            if connection.can_read() or self._wait(connection.raw.fileno(), asks_at - time.monotonic()):
+                connection.deadline = time.monotonic() + self._timeout_s
                 self._take(connection, connection.read())
                 asked, asks_at = False, time.monotonic() + _LOOK_S
             elif time.monotonic() >= asks_at:
@@ -94,7 +94,7 @@ class RedisNotifications(Notifications):
                 self._send(connection, command, *channels)
 
     def _send(self, connection: Link, *command: str) -> None:
-        connection.socket.deadline = time.monotonic() + self._timeout_s
+        connection.deadline = time.monotonic() + self._timeout_s
         connection.send(pack([command]))
 
     def _take(self, connection: Link, reply: Any) -> None:
