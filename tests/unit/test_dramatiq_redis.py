@@ -169,6 +169,26 @@ class TestTaking:
         assert broker.slots.full_for_s() == 0
         broker.closed()
 
+    def test_what_ends_while_another_thread_takes_the_next_shares_its_next_round_trip(self, place: Place) -> None:
+        for n in range(5):
+            place.note.send(n)
+        broker, work = place.fast_broker(threads=3)
+        consumer: Any = broker.consume(place.queue, timeout=50)
+        assert next(consumer) is None
+        held = [work.get_nowait().message for _ in range(3)]
+
+        with consumer._exchanging:  # as another thread holds it
+            consumer.ack(held[0])
+            consumer.ack(held[1])
+            assert place.bodies() == 5
+        consumer.ack(held[2])
+
+        assert [work.get_nowait().message.args for _ in range(2)] == [(3,), (4,)]
+        assert (place.waiting(), place.bodies()) == ([], 2)
+        assert broker.slots is not None
+        assert broker.slots.take(3) == 1, "the third found no message"
+        broker.closed()
+
     def test_what_redis_did_not_take_is_acknowledged_later_and_its_slot_is_free(self, place: Place) -> None:
         for n in range(2):
             place.note.send(n)
