@@ -38,7 +38,7 @@ assert Bridge(url).native is not None
 """
 
 LIBRARIES = {
-    ("celery", "redis"): "kombu.transport.redis",
+    ("celery", "redis"): "taskbridge.engines.celery.redis_queues",
     ("celery", "amqp"): "kombu.transport.pyamqp",
     ("dramatiq", "redis"): "dramatiq.brokers.redis",
     ("dramatiq", "amqp"): "dramatiq.brokers.rabbitmq",

@@ -31,5 +31,6 @@ def test_what_was_kept_as_json_comes_back_as_it_was(state: State) -> None:
 
 def test_a_row_holds_what_is_there() -> None:
     row = transitions.created(None, MESSAGE, 0.0)
+    assert row is not None
     assert row == {"task": "t", "queue": "q", "state": "queued", "enqueued_at": 1.5}
     assert record_of("m", row) == Record(id="m", task="t", queue="q", state="queued", enqueued_at=1.5)
