@@ -330,7 +330,7 @@ def cancels_in_two_steps(write: Any) -> Any:
     """A record is written without looking whether it still is what was read."""
 
     def two_steps(self: Any, writes: Any, *, timeout_s: float) -> Any:
-        time.sleep(0.005)
+        time.sleep(0.02)  # longer than a start waits for others to be written with
         with self._lock:
             for each in writes:
                 self._put(f"record:{each.id}", each.row, each.kept_s)

@@ -123,16 +123,24 @@ def what_is_final_is_not_cancelled(p: Place) -> None:
 def cancelling_and_starting_are_atomic(p: Place) -> None:
     """However a start and many cancellations meet, all are told the same, and it is true."""
     stores = [p.store() for _ in range(4)]
-    for _ in range(12):
+    for step in range(12):
         message, at, barrier = a_message(), time.time(), Barrier(16)
+        later_s = step * 0.002  # a store may write a start some ms after it was told of it
         create(stores[0], message)
 
-        def act(number: int, message: Message = message, at: float = at, barrier: Barrier = barrier) -> str:
+        def act(
+            number: int,
+            message: Message = message,
+            at: float = at,
+            barrier: Barrier = barrier,
+            later_s: float = later_s,
+        ) -> str:
             barrier.wait()
             store = stores[number % 4]
             if number == 0:
                 store.records.started(message, worker="host:1", at=at + CANCEL_KNOWN_S + 60)
                 return ""
+            time.sleep(later_s)
             return cancel(store, message, at=at).state
 
         with ThreadPoolExecutor(16) as pool:
