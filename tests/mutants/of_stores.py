@@ -130,6 +130,17 @@ def overwrites(create: Any) -> Any:
     return make_anew
 
 
+@mutant("what_is_gone_is_not_taken_over", _MEMORY, "MemoryBackend.swap")
+def takes_over_what_is_gone(swap: Any) -> Any:
+    """What another process has removed is written again."""
+
+    def take(self: Any, key: str, seen: str | None, text: str, *, kept_s: float | None, timeout_s: float) -> bool:
+        absent = self.get([key], timeout_s=timeout_s) == [None]
+        return bool(swap(self, key, None if absent else seen, text, kept_s=kept_s, timeout_s=timeout_s))
+
+    return take
+
+
 @mutant("a_record_tells_of_each_attempt", _TRANSITIONS, "_ended")
 def forgets_errors(ended: Any) -> Any:
     """An attempt doesn't tell why it failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ class Queues:
 
     def give_back(self, tag: str) -> None:
         self.given_back.append(tag)
+
+    def end_turn(self) -> None: ...
 
 
 @pytest.fixture
@@ -94,3 +97,22 @@ def test_a_broker_that_does_not_answer_ends_nothing_and_is_asked_again_later(
     queues.is_away = False
     monkeypatch.setattr(transport, "monotonic", lambda: float("inf"))
     assert channel.deliver()
+
+
+@pytest.mark.parametrize("has_children", [True, False])
+def test_a_pool_of_processes_has_a_turn_after_each_in_which_something_was_delivered(
+    channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch, has_children: bool
+) -> None:
+    """It writes to its children in the loop's turns, in no order with ours; else they wait for the next timer."""
+    engine, turns, wakes = channel.connection.engine, SimpleNamespace(on_tick=set(), add_reader=lambda *_: None), []
+    monkeypatch.setattr(transport.Channel, "_hand_over", lambda *_: None)
+    monkeypatch.setattr(engine, "wake", lambda: wakes.append(True))
+    monkeypatch.setattr(type(engine), "queues", queues)
+    monkeypatch.setattr(engine.life, "has_children", has_children)
+    channel.connection.register_with_event_loop(None, turns)
+    (turn,) = turns.on_tick
+
+    turn()
+    assert wakes == [True] * has_children
+    turn()
+    assert wakes == [True] * has_children, "nothing was delivered"

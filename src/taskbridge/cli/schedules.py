@@ -7,7 +7,7 @@ import signal
 import threading
 from argparse import Namespace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 from taskbridge import Bridge, Cron, ScheduleEntry, locks
 from taskbridge.cli.command import (
@@ -26,6 +26,8 @@ from taskbridge.cli.command import (
 from taskbridge.cli.output import say, table
 from taskbridge.loading import APP_VARIABLE
 from taskbridge.schedules.sender import Scheduler
+
+_LOOK_S: Final = 0.5
 
 
 def _bridge(arguments: Namespace) -> Bridge:
@@ -138,13 +140,15 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
         raise UsageError(f"{arguments.app!r} has no schedules; give a task cron or every")
     bridge.check_schedules()
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stopping, stop = (signal.SIGTERM, signal.SIGINT), locks.Event()
-    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # in all threads: the main one waits for them
+    stop = locks.Event()
+    former = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {', '.join(names)}")
     thread = threading.Thread(target=Scheduler(bridge).run, args=(stop,), name="taskbridge-scheduler", daemon=True)
     thread.start()
     say("ready")
-    signal.sigwait(stopping)
-    stop.set()
+    while not stop.wait(_LOOK_S):  # a handler runs only between two waits
+        pass
     thread.join(bridge.settings.grace_s)
+    for number, handler in former.items():
+        signal.signal(number, handler)
     return Output()

@@ -120,6 +120,9 @@ class Worker:
         except BrokerUnavailable as exc:
             _log.info("the store does not answer: %s", exc.problem)
             return False
+        except Exception:  # the thread has to go on, or this process would be taken for dead
+            _log.exception("the store gave an odd answer")
+            return False
         if monotonic() - self._seen_at >= self.life_s:
             self._lapsed_at = said_at
         self._seen_at = said_at

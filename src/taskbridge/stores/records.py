@@ -79,13 +79,13 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer; nothing must be sent.
         """
-        deadline, now = monotonic() + timeout_s, time.time()
+        now = time.time()
         rows = [self._created(message, delay_s, now) for message, delay_s in messages if not message.replays]
         if rows:
             self._backend.create(rows, timeout_s=timeout_s)
         for message, delay_s in messages:
-            if message.replays:
-                self._change(message.id, partial(_created, message, delay_s), deadline)
+            if message.replays:  # of which there may be many: each has all the time
+                self._change(message.id, partial(_created, message, delay_s), monotonic() + timeout_s)
 
     def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
         """Return one Redis command that does what `create` does, for a Redis broker that shares the store's database.

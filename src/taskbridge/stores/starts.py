@@ -129,3 +129,5 @@ class Starts:
             except BrokerUnavailable as exc:
                 _log.warning("the start of %d runs is not recorded: %s", len(left), exc.problem)
                 self._silent_until = time.monotonic() + _PAUSE_S
+            except Exception:  # of a record that can't be read, say: the thread goes on with the next
+                _log.exception("the start of %d runs is not recorded", len(left))

@@ -28,8 +28,12 @@ _AFTER_LEASE_S: Final = 10.0
 _RESTART_S: Final = 4.0
 """How long a supervisor may take to have a worker running again, after its first pauses."""
 _STARTS_WITHOUT_MARKS: Final = 11
-_TAKEN_S: Final = 5.0
-"""How long a message may take whose queue has a free process: Celery may have handed it to the dead one before."""
+_TAKEN_S: Final = 6.0
+"""How long a message may take whose queue has a free process.
+
+Celery may have handed it to the dead one before, and looks every 5 s what became of it (celery/concurrency/asynpool.py,
+AsynPool.timers); then a process has to take it.
+"""
 _LOOKED_AT_S: Final = 3.0
 """How long a second delivery may wait before it is looked at again."""
 

@@ -68,6 +68,7 @@ class CeleryLife(WorkerLife):
 
     Attributes:
         pid: The worker's main process; None while there is no worker.
+        has_children: Whether tasks run in the children of a pool.
         background_queue: For messages that can't run.
         attempts: What the worker runs, and has run lately.
     """
@@ -77,7 +78,7 @@ class CeleryLife(WorkerLife):
         self._engine = engine
         self._carrier = carrier
         self._consumer: Any = None
-        self._has_children = False
+        self.has_children: bool = False
         self._embedding = locks.Lock()
         self._is_embedded = False
         self.pid: int | None = None
@@ -105,7 +106,7 @@ class CeleryLife(WorkerLife):
     def opens(self, consumer: Any, *, has_children: bool) -> None:
         """Prepare a worker, before its pool's children are forked."""
         self._consumer = consumer
-        self._has_children = has_children
+        self.has_children = has_children
         self.pid = os.getpid()
         self.attempts = Attempts()
         is_main = threading.current_thread() is threading.main_thread()
@@ -115,15 +116,15 @@ class CeleryLife(WorkerLife):
     def start(self) -> None:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
         if not self._is_embedded:
-            self.started(has_children=self._has_children)
+            self.started(has_children=self.has_children)
         self.background_queue.start()
         if self._engine.settings.url.broker == "redis":
             self._engine.queues.start()
-        self.run(has_children=self._has_children)
+        self.run(has_children=self.has_children)
 
     def ends(self) -> None:
         """Stop the threads and call the hooks, after the pool has ended and the connection is closed."""
-        if not self._has_children and not self._is_embedded:
+        if not self.has_children and not self._is_embedded:
             self.stopping()
         self._host.stopping.set()  # so that nothing in the background waits for the broker any longer
         self.background_queue.stop(_FINISHED_S)
@@ -146,18 +147,18 @@ class CeleryLife(WorkerLife):
 
     def is_idle(self) -> bool:
         """Return whether no task runs, here or in a child."""
-        return not (self.active_requests() if self._has_children else self.runs.all())
+        return not (self.active_requests() if self.has_children else self.runs.all())
 
     def interrupt(self) -> None:
         """Interrupt the tasks that run, here or in children."""
-        if self._has_children:
+        if self.has_children:
             _signal_children(self.active_requests(), signal.SIGTERM)
         else:
             self.runs.interrupt()
 
     def abandon(self, lost: Collection[Run]) -> list[Message]:
         """Return the messages whose tasks still run; kill the children in which they do."""
-        if not self._has_children:
+        if not self.has_children:
             return super().abandon(lost)
         requests = self.active_requests()
         _signal_children(requests, signal.SIGKILL)

@@ -352,7 +352,8 @@ class Transport(VirtualTransport):
             if not self.channels:  # closed; the loop keeps what it was given
                 loop.on_tick.discard(on_tick)
                 return
-            self._serve()
+            if self._serve() and self.engine.life.has_children:
+                self.engine.wake()  # Celery's pool may have had its turn already, which writes to its children
             self.engine.queues.end_turn()
 
         loop.on_tick.add(on_tick)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Literal, cast
 
-from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
 
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
@@ -175,8 +175,9 @@ class SqlBackend(BackendWithTables):
     def swap(self, key: str, seen: str | None, text: str, *, kept_s: float | None, timeout_s: float) -> bool:
         """Replace a text if it is as it was seen."""
         values = {**self._text(key, text, kept_s), "seen": seen}
+        statement = self._texts.swap if seen is None else self._texts.exchange
         with self._database.single(timeout_s=timeout_s) as connection:
-            return connection.execute(self._texts.swap, values).first() is not None
+            return connection.execute(statement, values).first() is not None
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
         """Remove texts."""
@@ -260,6 +261,10 @@ class _TextStatements:
         self.swap: Any = insert.on_conflict_do_update(
             index_elements=key, set_=change, where=or_(TEXTS.c.text == seen, TEXTS.c.until <= database.now)
         ).returning(TEXTS.c.key)
+        new = _new(database, TEXTS)
+        is_it = [TEXTS.c.namespace == new["namespace"], TEXTS.c.key == new["key"], TEXTS.c.text == seen]
+        exchange = update(TEXTS).where(*is_it, _is_kept(database, TEXTS))
+        self.exchange: Any = exchange.values(text=new["text"], until=new["until"]).returning(TEXTS.c.key)
         self.remove: Any = delete(TEXTS).where(*its)
 
 

@@ -56,6 +56,20 @@ def what_has_ended_is_dropped(p: Place) -> None:
 
 
 @check()
+def what_is_gone_is_not_taken_over(p: Place) -> None:
+    """A text is replaced only if it is what was seen: not what another process has removed or changed since."""
+    store, other = p.store().backend, p.store().backend
+    swap = partial(other.swap, kept_s=60, timeout_s=TIMEOUT_S)
+    expect(store.add("key", "seen", kept_s=60, timeout_s=TIMEOUT_S), None, "what was there before")
+    expect(swap("key", "another", "mine"), False, "whether something else is replaced")
+    store.remove(["key"], timeout_s=TIMEOUT_S)
+    expect(swap("key", "seen", "mine"), False, "whether what is gone is replaced")
+    expect(store.get(["key"], timeout_s=TIMEOUT_S), [None], "what is there then")
+    expect(swap("key", None, "mine"), True, "whether nothing is replaced where there is nothing")
+    expect(store.get(["key"], timeout_s=TIMEOUT_S), ["mine"], "what is there at last")
+
+
+@check()
 def what_was_given_back_is_run(p: Place) -> None:
     """A run that was given back may start again, elsewhere too."""
     store, other = p.store(), p.store()
