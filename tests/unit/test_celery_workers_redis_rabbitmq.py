@@ -326,6 +326,8 @@ def test_odd_messages_on_the_control_channel_end_nothing(
     shop.send("add", 1, 2)
     shop.until(lambda: shop.notes("add"), "the worker to work")
     odd = ["5", "[]", "{}", "}{", '"text"', "[" * 100_000]
+    odd += ['{"__type__": "datetime", "__value__": 5}', '{"__type__": [], "__value__": 5}']  # kombu's own tags
+    odd += ['{"__type__": "decimal", "__value__": "x"}', '{"__type__": "uuid", "__value__": 5}']
     if isinstance(server, PrivateRabbitMQ):
         with _plain_client(server).connection_for_write() as connection:
             for body in odd:

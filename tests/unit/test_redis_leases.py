@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +202,24 @@ class TestGivingBack:
 
         assert (sum(place.waiting()), place.held()) == (1, [])
         assert place.client.zcard(leases.leases_key) == 0
-        assert first.tag == second.tag, "which mean nothing beyond a worker"
+        assert first.tag != second.tag, "what ends the first one late must not end the second"
+
+    def test_a_forked_child_is_another_worker(self, place: Place) -> None:
+        for _ in range(3):
+            place.put()
+        leases, lists = place.worker(), place.lists()
+        assert len(take(leases, lists)) == 1
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(len(take(leases, lists)))
+            finally:
+                os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+        assert len(take(leases, lists)) == 1
+
+        assert len(place.held()) == 3, "each is held, whoever died with it"
 
 
 class TestLeases:

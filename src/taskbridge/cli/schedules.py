@@ -7,6 +7,7 @@ import signal
 import threading
 from argparse import Namespace
 from datetime import datetime, timezone
+from types import FrameType
 from typing import Any, Final
 
 from taskbridge import Bridge, Cron, ScheduleEntry, locks
@@ -141,7 +142,11 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
     bridge.check_schedules()
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = locks.Event()
-    former = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    former = {number: signal.signal(number, obey) for number in (signal.SIGTERM, signal.SIGINT)}
     say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {', '.join(names)}")
     thread = threading.Thread(target=Scheduler(bridge).run, args=(stop,), name="taskbridge-scheduler", daemon=True)
     thread.start()

@@ -19,6 +19,7 @@ How lists hold messages is the engine's: `lua/celery.lua` and `lua/dramatiq.lua`
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 from collections import deque
@@ -29,7 +30,7 @@ from typing import Final, NamedTuple
 
 from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
-from taskbridge.brokers.redis.scripts import Script, script
+from taskbridge.brokers.redis.scripts import Call, Script, script
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 
@@ -125,9 +126,10 @@ class Leases:
         self._each_minute = each_minute
         self._minute_at = 0.0
         self._lock = locks.Lock()
-        self._begin()
+        self._next = 0
         self._ending: deque[str] = deque()
-        self._unsent: deque[tuple[Script, int, Sequence[str]]] = deque()
+        self._unsent: deque[tuple[Call, Sequence[str]]] = deque()
+        self._begin()
         self._stop = locks.Event()
         self._wake = locks.Event()
         self._thread: threading.Thread | None = None
@@ -136,11 +138,18 @@ class Leases:
         self._judges_from = 0.0
 
     def _begin(self) -> None:
+        self._pid = os.getpid()
         self.worker: str = secrets.token_hex(8)
         self._keys = (self.leases_key, self.held_prefix + self.worker)
-        self._next = 0
         self._takings: dict[int, int] = {}
         self._held: set[str] = set()
+
+    def _begin_in_child(self) -> None:
+        """Be another worker: a forked child holds nothing, and has no thread."""
+        self._begin()
+        self._ending.clear()
+        self._unsent.clear()
+        self._thread = None
 
     # Taking
 
@@ -151,6 +160,8 @@ class Leases:
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
         """
         with self._lock:
+            if self._pid != os.getpid():
+                self._begin_in_child()
             ending = [self._ending.popleft() for _ in range(min(_TOGETHER, len(self._ending)))]
             first = self._next
             self._next += most
@@ -210,22 +221,29 @@ class Leases:
         """Run a script, or have the thread do it if Redis does not answer."""
         if not tags:
             return
-        self._unsent.append((script, int(flag), tags))
-        if len(self._unsent) == 1:
+        waiting = script(self._keys[1:], int(flag), *tags), tags
+        self._unsent.append(waiting)
+        if self._is_next(waiting):  # else whoever runs those before it runs this too
             try:
                 self._catch_up(_AT_ONCE_S)
             except BrokerUnavailable as exc:
                 _log.warning("Redis does not answer, an acknowledgement has to wait: %s", exc.problem)
                 self._wake.set()
 
+    def _is_next(self, waiting: tuple[Call, Sequence[str]]) -> bool:
+        try:
+            return self._unsent[0] is waiting
+        except IndexError:
+            return False
+
     def _catch_up(self, timeout_s: float) -> None:
         """Run the scripts that wait, each as often as it takes: a second time they do nothing."""
         while True:
             try:
-                script, flag, tags = waiting = self._unsent[0]
+                call, tags = waiting = self._unsent[0]
             except IndexError:
                 return
-            self._client.run(script(self._keys[1:], flag, *tags), timeout_s=timeout_s)
+            self._client.run(call, timeout_s=timeout_s)
             with suppress(ValueError):  # another thread has run it too
                 self._unsent.remove(waiting)
             with self._lock:

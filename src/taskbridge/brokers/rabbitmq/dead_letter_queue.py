@@ -71,6 +71,7 @@ def take_out(
         if not removals:
             raise
         problem = f"{exc}; of {len(removals)} dead letters {len(taken)} were taken out before"
+        session.lose(problem)  # with it, all that its channel holds goes back to the queue
         raise ClientError(problem, maybe_done=True) from exc  # a transaction is never repeated
     return taken
 
@@ -125,7 +126,10 @@ def _reading(
     try:
         yield channel, _all(channel, queue, deadline.timeout_s)
     finally:
-        channel.close(Deadline(deadline.timeout_s))
+        if channel.closed is None:
+            channel.close(Deadline(deadline.timeout_s))
+        else:
+            channel.abandon()  # it may still be open on the server
 
 
 def _only_reader(session: Session, queue: str, deadline: Deadline, *modes: Any) -> Channel:

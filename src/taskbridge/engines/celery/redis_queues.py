@@ -9,6 +9,7 @@ a second. The same thread hears what is sent to Celery's control channels.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from bisect import bisect
 from collections import deque
@@ -199,6 +200,7 @@ class _Watch:
         self._listener: Link | None = None
         self._tracker: Link | None = None
         self._listening: list[tuple[str, deque[Any], str]] = []
+        self._pid = os.getpid()
         self._is_told = True
         self.changes: int = 0
         self.rests_until: float = 0.0
@@ -244,6 +246,9 @@ class _Watch:
 
     def _start(self) -> None:
         with self._starting:
+            if self._pid != os.getpid():  # a forked child has no thread, and these connections are its parent's
+                self._pid, self._thread, self._listener, self._tracker = os.getpid(), None, None, None
+                self._listening = []
             if self._thread is None:
                 self._stop = locks.Event()
                 self._thread = threading.Thread(
@@ -265,6 +270,8 @@ class _Watch:
                 self._serve(stop)
             except TROUBLE as exc:
                 _log.debug("no connection to hear of changes on, trying again: %s", exc)
+            except Exception:  # without this thread, an idle worker would take nothing any more
+                _log.exception("hearing of changes failed, trying again")
             listener, self._listener = self._listener, None
             if listener is not None:
                 listener.close()
@@ -277,7 +284,7 @@ class _Watch:
 
     def _serve(self, stop: threading.Event) -> None:
         listener = self._connect(_TIMEOUT_S)
-        own_id = _call(listener, "CLIENT", "ID")
+        own_id = self._id_of(listener)
         self._listener = listener
         _send(listener, "SUBSCRIBE", _INVALIDATIONS)
         patterns = {pattern for pattern, _, _ in self._listening}
@@ -301,6 +308,19 @@ class _Watch:
             if silent_s > _LOOK_AGAIN_S - _POLL_S:
                 _send(listener, "PING")
 
+    def _id_of(self, listener: Link) -> int:
+        try:
+            own_id: int = _call(listener, "CLIENT", "ID")
+        except ResponseError:
+            self._is_not_told()
+            return 0
+        return own_id
+
+    def _is_not_told(self) -> None:
+        if self._is_told:
+            _log.warning("this Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
+        self._is_told = False
+
     def _make_tracker(self, listener_id: int) -> Link | None:
         if not self._is_told:
             return None
@@ -308,8 +328,7 @@ class _Watch:
         try:
             _call(tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", str(listener_id))
         except ResponseError:
-            _log.warning("this Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
-            self._is_told = False
+            self._is_not_told()
             tracker.close()
             return None
         return tracker

@@ -228,6 +228,8 @@ class Channel(VirtualChannel):
         """
         has_heard = self._deliver_heard()
         room: int = self.qos.room()
+        if self._unacknowledged:  # replies, for which no slot is needed
+            room = max(1, room)
         queues = [queue for queue in self._consumed.values() if queue not in self._listens]
         if room < 1 or not queues or monotonic() < self._rests_until:
             return has_heard
@@ -257,7 +259,7 @@ class Channel(VirtualChannel):
             queue, data = self._heard.popleft()
             try:
                 payload = _loads(data)
-            except (ValueError, RecursionError):
+            except Exception:  # what it raises depends on what somebody has written there (rule I1)
                 _log.exception("a message on a control channel can't be read, ignored")
                 continue
             if queue in self._consumed.values():
@@ -398,9 +400,10 @@ class Waker:
 
     def wake(self) -> None:
         """End the sleep."""
-        if self._ends is not None:
+        ends = self._ends
+        if ends is not None:
             with suppress(OSError):  # closed meanwhile; or enough wake-ups are on their way
-                self._ends[1].send(b"\0")
+                ends[1].send(b"\0")
 
     def _drain(self, end: socket.socket) -> None:
         with suppress(BlockingIOError):
