@@ -22,7 +22,8 @@ class SettingsError(TaskBridgeError, ValueError):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"setting {key!r}: {problem}")
-        self.key, self.problem = key, problem
+        self.key = key
+        self.problem = problem
 
 
 class DeclarationError(TaskBridgeError, TypeError):
@@ -34,7 +35,9 @@ class UnsupportedError(TaskBridgeError):
 
     def __init__(self, rule: str, target: str, remedy: str) -> None:
         super().__init__(f"{target} can't keep rule {rule}: {remedy}")
-        self.rule, self.target, self.remedy = rule, target, remedy
+        self.rule = rule
+        self.target = target
+        self.remedy = remedy
 
 
 class NotInstalledError(TaskBridgeError, ImportError):
@@ -42,7 +45,8 @@ class NotInstalledError(TaskBridgeError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed: pip install 'taskbridge-queue[{extra}]'")
-        self.what, self.extra = what, extra
+        self.what = what
+        self.extra = extra
 
 
 class NoCurrentTaskError(TaskBridgeError, LookupError):
@@ -58,7 +62,8 @@ class EncodeError(CodecError, TypeError):
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
-        self.path, self.problem = path, problem
+        self.path = path
+        self.problem = problem
 
 
 class DecodeError(CodecError):
@@ -98,7 +103,9 @@ class MessageTooLarge(TaskBridgeError, ValueError):
             f"task {task!r}: the message has {size} bytes, more than max_message_bytes = {limit}; "
             "send a reference to the data instead"
         )
-        self.task, self.size, self.limit = task, size, limit
+        self.task = task
+        self.size = size
+        self.limit = limit
 
 
 class HeadersTooLarge(MessageTooLarge):
@@ -121,7 +128,8 @@ class BrokerUnavailable(TaskBridgeError, ConnectionError):
     def __init__(self, problem: str, *, maybe_taken: bool = False) -> None:
         ending = "the message may have been taken" if maybe_taken else "the message was not taken"
         super().__init__(f"{problem} ({ending})")
-        self.problem, self.maybe_taken = problem, maybe_taken
+        self.problem = problem
+        self.maybe_taken = maybe_taken
 
 
 class StoreNotReady(BrokerUnavailable):
@@ -140,7 +148,8 @@ class PartlyPublished(BrokerUnavailable):
 
     def __init__(self, cause: BrokerUnavailable, *, accepted: frozenset[int], unsure: frozenset[int]) -> None:
         super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
-        self.accepted, self.unsure = accepted, unsure
+        self.accepted = accepted
+        self.unsure = unsure
 
 
 class SendError(TaskBridgeError):
@@ -169,7 +178,8 @@ class StoreUnavailable(BrokerUnavailable):
 
     def __init__(self, problem: str) -> None:
         TaskBridgeError.__init__(self, f"the store does not answer: {problem}")
-        self.problem, self.maybe_taken = problem, False
+        self.problem = problem
+        self.maybe_taken = False
 
 
 class NoSuchRecord(TaskBridgeError, LookupError):
@@ -188,7 +198,8 @@ class ResultTimeout(TaskBridgeError, TimeoutError):
 
     def __init__(self, id: str, state: str, problem: str) -> None:
         super().__init__(f"message {id} has no result {problem}: it is {state}")
-        self.id, self.state = id, state
+        self.id = id
+        self.state = state
 
 
 class TaskFailed(TaskBridgeError):
@@ -220,7 +231,8 @@ class TaskCancelled(TaskBridgeError):
 
     def __init__(self, *, id: str, task: str) -> None:
         super().__init__(f"task {task!r} (message {id}) was cancelled")
-        self.id, self.task = id, task
+        self.id = id
+        self.task = task
 
 
 class TaskDiscarded(TaskBridgeError):
@@ -228,7 +240,9 @@ class TaskDiscarded(TaskBridgeError):
 
     def __init__(self, *, id: str, task: str, reason: str) -> None:
         super().__init__(f"task {task!r} (message {id}) was discarded: {reason or 'no reason given'}")
-        self.id, self.task, self.reason = id, task, reason
+        self.id = id
+        self.task = task
+        self.reason = reason
 
 
 class ResultTooLarge(TaskBridgeError, ValueError):
@@ -239,7 +253,9 @@ class ResultTooLarge(TaskBridgeError, ValueError):
             f"task {task!r}: the result has {size} bytes, more than max_message_bytes = {limit}; "
             "return a reference to the data, or declare the task with results=False"
         )
-        self.task, self.size, self.limit = task, size, limit
+        self.task = task
+        self.size = size
+        self.limit = limit
 
 
 class TimeLimitExceeded(TaskBridgeError):

@@ -144,7 +144,7 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
     return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
 
 
-dead = Command(
+dead: Command = Command(
     name="dead",
     help="what failed for good, and replaying it",
     description=_DESCRIPTION,

@@ -69,4 +69,4 @@ def _done(before: int, after: int) -> str:
     return f"brought the tables from version {before} to {after}"
 
 
-store = Command(name="store", help="make the store's tables", description=_DESCRIPTION, below=(_init,))
+store: Command = Command(name="store", help="make the store's tables", description=_DESCRIPTION, below=(_init,))

@@ -154,9 +154,9 @@ class InlineEngine:
 
     def __init__(self, host: Host, *, threads: int) -> None:
         self._host = host
-        self.wire = InlineWire()
-        self.clock = VirtualClock()
-        self.broker = MemoryBroker(host.settings, self.wire, self.clock.now)
+        self.wire: InlineWire = InlineWire()
+        self.clock: VirtualClock = VirtualClock()
+        self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)
         self._thread_count = threads
         self._background: _Workers | None = None
         self._pump = Pump(host)

@@ -334,7 +334,7 @@ class Transport(VirtualTransport):
 
     engine: Any = None
     Channel = Channel
-    connection_errors = (OSError,)  # `BrokerUnavailable` is one
+    connection_errors: Any = (OSError,)  # `BrokerUnavailable` is one
 
     def driver_version(self) -> str:
         """Return what kombu shows."""
