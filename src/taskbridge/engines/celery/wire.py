@@ -70,11 +70,6 @@ def step_key(native: str, step: int) -> str:
     return f"{native}{_STEP_MARK}{step}" if step else native
 
 
-def queue_of_key(key: str) -> str:
-    """Return the native queue to which the key of a list belongs."""
-    return key.partition(_STEP_MARK)[0]
-
-
 def queue_arguments() -> dict[str, Any]:
     """Return what a queue is declared with on RabbitMQ: its type too, for a virtual host may have another default."""
     return {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
