@@ -125,7 +125,7 @@ def cancelling_and_starting_are_atomic(p: Place) -> None:
     stores = [p.store() for _ in range(4)]
     for step in range(12):
         message, at, barrier = a_message(), time.time(), Barrier(16)
-        later_s = step * 0.002  # a store may write a start some ms after it was told of it
+        apart_s = step * 0.0004  # at once, then before, while and after a store writes the start, some ms later
         create(stores[0], message)
 
         def act(
@@ -133,14 +133,14 @@ def cancelling_and_starting_are_atomic(p: Place) -> None:
             message: Message = message,
             at: float = at,
             barrier: Barrier = barrier,
-            later_s: float = later_s,
+            apart_s: float = apart_s,
         ) -> str:
             barrier.wait()
             store = stores[number % 4]
             if number == 0:
                 store.records.started(message, worker="host:1", at=at + CANCEL_KNOWN_S + 60)
                 return ""
-            time.sleep(later_s)
+            time.sleep(number * apart_s)
             return cancel(store, message, at=at).state
 
         with ThreadPoolExecutor(16) as pool:
