@@ -1,14 +1,17 @@
-"""Threads beside those that run tasks: those that a process keeps, and those that act for an event loop."""
+"""Threads beside those that run tasks: those that a process keeps, and those that act for who must not be held up."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from taskbridge import locks
 
 T = TypeVar("T")
+
+_SLICE_S: Final = 0.1
+"""How long a thread sleeps at a time while it waits for another: only in between, exceptions are raised in it."""
 
 
 async def in_thread(act: Callable[[], T]) -> T:
@@ -16,6 +19,52 @@ async def in_thread(act: Callable[[], T]) -> T:
     import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
     return await asyncio.to_thread(act)
+
+
+def in_time(name: str, act: Callable[[], T], discard: Callable[[T], object], *, left_s: Callable[[], float]) -> T:
+    """Return what an act returns, done by a thread, so that no part of it holds the caller up for longer than allowed.
+
+    Args:
+        name: What the thread is called, after `taskbridge-`.
+        act: What to do, such as to look a name up and connect; it may never end.
+        discard: Is given what the act returns if that is not wanted any more; it may be called in either thread.
+        left_s: Returns how many more seconds the act may take. It is called at least every 0.1 s, and may raise.
+
+    Raises:
+        TimeoutError: The act took longer.
+        Exception: What the act raised, or `left_s`.
+    """
+    with locks.no_fork():
+        from concurrent.futures import Future, wait  # here, for a process that only declares tasks needs none
+
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = act()
+        except BaseException as exc:
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(result)
+
+    def drop(late: Future[T]) -> None:
+        if late.exception() is None:
+            discard(late.result())
+
+    try:
+        threading.Thread(target=run, name=f"taskbridge-{name}", daemon=True).start()
+    except RuntimeError:  # no thread is to be had, as when the interpreter ends
+        run()
+    try:
+        while not outcome.done():
+            left = left_s()
+            if left <= 0:
+                raise TimeoutError(f"{name} took too long")
+            wait([outcome], min(left, _SLICE_S))
+        return outcome.result()
+    except BaseException:
+        outcome.add_done_callback(drop)
+        raise
 
 
 class Background:

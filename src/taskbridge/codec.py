@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import json.encoder
 import sys
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial, wraps
 from json.encoder import encode_basestring_ascii
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeGuard, TypeVar, cast
 
+from taskbridge.background import in_time
 from taskbridge.exceptions import DecodeError, EncodeError
 from taskbridge.failures import clipped
 
@@ -135,27 +135,9 @@ def _with_stack(act: Callable[P, T]) -> Callable[P, T]:
         try:
             return act(*args, **kwargs)
         except RecursionError:
-            return _in_a_thread(partial(act, *args, **kwargs))
+            return in_time("codec", partial(act, *args, **kwargs), lambda _: None, left_s=lambda: inf)
 
     return call
-
-
-def _in_a_thread(act: Callable[[], T]) -> T:
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(act())
-        except BaseException as exc:
-            errors.append(exc)
-
-    thread = threading.Thread(target=run, name="taskbridge-codec")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
 
 
 _from_json = _with_stack(from_json)
