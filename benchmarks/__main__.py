@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter with the peers' packages")
     parser.add_argument("--taskferry", metavar="PYTHON", help="one with taskferry's, which needs Python 3.12")
+    parser.add_argument("--threadmill", metavar="PYTHON", help="one with threadmill's, which needs it too")
+    parser.add_argument("--observed", metavar="PYTHON", help="one with taskbridge, Django, and OpenTelemetry's SDK")
     parser.add_argument("--json", metavar="FILE", help="write the result there, too")
     parser.add_argument("--write", action="store_true", help="write docs/performance.json and the pages' tables")
     parser.add_argument("--render", action="store_true", help="measure nothing: the pages from docs/performance.json")
@@ -77,7 +79,7 @@ def _rows(options: argparse.Namespace) -> list[Row]:
 
 def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
     plan: Plan = QUICK if options.quick else FULL
-    named = {"peers": options.peers, "taskferry": options.taskferry}
+    named = {home: getattr(options, home) for home in ("peers", "taskferry", "threadmill", "observed")}
     pythons = {home: python for home, python in named.items() if python is not None}
     with Place(pythons) as place:
         measurements, missing = measure(place, rows, plan, lambda line: print(line, file=sys.stderr, flush=True))

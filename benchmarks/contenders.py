@@ -24,7 +24,8 @@ class Contender:
         results: Whether it keeps what tasks return.
         store: The server on which taskbridge keeps it, if not the broker.
         settings: What of its settings is not the default, for the reader.
-        home: The environment in which its packages are, if it is neither taskbridge nor an engine: `peers` or another.
+        home: The environment in which its packages are, if not the project's own: `peers`, or another.
+        is_peer: Whether it is neither taskbridge nor an engine.
     """
 
     name: str
@@ -37,11 +38,7 @@ class Contender:
     results: bool = False
     store: str = ""
     home: str = ""
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether it is neither taskbridge nor an engine."""
-        return bool(self.home)
+    is_peer: bool = False
 
     def like(self, name: str, **changes: object) -> Contender:
         """Return it by another name, with changes."""
@@ -67,6 +64,11 @@ def _bridged(name: str, engine: str) -> Contender:
 CELERY_BRIDGE: Final = _bridged(C, "celery")
 DRAMATIQ_BRIDGE: Final = _bridged(D, "dramatiq")
 BRIDGES: Final = (CELERY_BRIDGE, DRAMATIQ_BRIDGE)
+
+PLAIN_BRIDGES: Final = tuple(
+    bridge.like(f"{bridge.name}, plain", variables=(("BENCH_FAST", "0"),), settings="`fast=False`, and as above")
+    for bridge in BRIDGES
+)
 
 CELERY: Final = Contender(
     name="Celery",
@@ -121,6 +123,15 @@ CELERY_RESULTS: Final = CELERY.like(
 DRAMATIQ_RESULTS: Final = DRAMATIQ.like(
     "Dramatiq, results", results=True, settings="`Results(backend=RedisBackend(...), store_results=True)`"
 )
+_TRACED: Final = (("BENCH_TRACED", "1"),)
+TRACED: Final = tuple(
+    each.like(f"{each.name}, traced", variables=_TRACED, home="observed", settings=f"{told}{each.settings}")
+    for each, told in ((CELERY_BRIDGE, "which takes the plain way then; "), (CELERY, ""))
+)
+_DJANGO: Final = (("DJANGO_SETTINGS_MODULE", "benchmarks.apps.django_settings"),)
+WITH_DJANGO: Final = tuple(
+    each.like(f"{each.name}, Django", variables=_DJANGO, home="observed") for each in (*BRIDGES, CELERY)
+)
 NO_CONFIRMS: Final = (
     CELERY.like("Celery, no confirms", confirms=False, settings="its default: no confirms"),
     DRAMATIQ.like("Dramatiq, no confirms", confirms=False, settings="its default: no confirms"),
@@ -135,6 +146,7 @@ def _with_taskferry(engine: Contender, option: str) -> Contender:
         option=option,
         worker=tuple(word.replace(engine.app, app) for word in engine.worker),
         home="taskferry",
+        is_peer=True,
         settings=f"{engine.name} as above; on Python 3.12 or newer, which it needs",
     )
 
@@ -146,6 +158,7 @@ PEERS: Final = (
         worker=("rq.cli", "worker", "--url", "{url}", "-w", "rq.worker.SimpleWorker", "--quiet", "bench"),
         settings="`SimpleWorker`, which runs one task at a time and doesn't fork; `result_ttl=0`",
         home="peers",
+        is_peer=True,
     ),
     Contender(
         name="Huey",
@@ -156,6 +169,7 @@ PEERS: Final = (
         ),
         settings="8 threads, no results; it has no acknowledgement",
         home="peers",
+        is_peer=True,
     ),
     Contender(
         name="arq",
@@ -163,6 +177,7 @@ PEERS: Final = (
         worker=("arq", "benchmarks.apps.with_arq.WorkerSettings"),
         settings="`max_jobs=8`, `poll_delay=0.01` (its default is 0.5), `keep_result=0`",
         home="peers",
+        is_peer=True,
     ),
     Contender(
         name="taskiq",
@@ -173,6 +188,7 @@ PEERS: Final = (
         ),
         settings="`RedisStreamBroker`, `--max-async-tasks 8`",
         home="peers",
+        is_peer=True,
     ),
     Contender(
         name="SAQ",
@@ -180,6 +196,17 @@ PEERS: Final = (
         worker=("saq", "benchmarks.apps.with_saq.settings", "--quiet"),
         settings="`concurrency=8`, `ttl=-1`",
         home="peers",
+        is_peer=True,
+    ),
+    Contender(
+        name="threadmill",
+        app="with_threadmill",
+        option="threadmill",
+        worker=("django", "threadmill", "worker", "--workers", "1", "--threads", str(SLOTS)),
+        variables=_DJANGO,
+        settings="one process with 8 threads; it keeps a result of each task, always; on Python 3.12 or newer",
+        home="threadmill",
+        is_peer=True,
     ),
     _with_taskferry(CELERY, "celery"),
     _with_taskferry(DRAMATIQ, "dramatiq"),

@@ -15,6 +15,8 @@ _PACKAGES: Final = ("taskbridge-queue", "celery", "kombu", "dramatiq", "redis", 
 _ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
     "peers": ("rq", "huey", "arq", "taskiq", "taskiq-redis", "saq", "redis", "hiredis"),
     "taskferry": ("taskferry", "taskferry-celery", "taskferry-dramatiq"),
+    "threadmill": ("threadmill", "django", "redis"),
+    "observed": ("opentelemetry-sdk", "opentelemetry-instrumentation-celery", "django"),
 }
 _ASK: Final = """
 import importlib.metadata, platform, sys

@@ -13,7 +13,10 @@ bridge: Final = Bridge(
     namespace="bench",
     queues=[f"other{n}" for n in range(work.MORE_QUEUES)],
     store=work.STORE,
+    fast=work.FAST,
 )
+if work.TRACED:
+    work.trace()
 
 
 @bridge.task(name="tick", results=work.RESULTS)

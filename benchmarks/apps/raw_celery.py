@@ -19,6 +19,8 @@ app.conf.update(
 )
 if work.URL.startswith("amqp"):
     app.conf.broker_transport_options = {"confirm_publish": work.CONFIRMS}
+if work.TRACED:
+    work.trace()
 
 
 @app.task(name="tick")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
@@ -23,6 +24,12 @@ STORE: Final = os.environ.get("BENCH_STORE") or None
 OPTION: Final = os.environ.get("BENCH_OPTION", "")
 """Which of several ways a contender is used."""
 
+FAST: Final = os.environ.get("BENCH_FAST", "1") == "1"
+"""Whether taskbridge may take the short ways through its engine."""
+
+TRACED: Final = os.environ.get("BENCH_TRACED") == "1"
+"""Whether OpenTelemetry's instrumentation of Celery makes a span of each run."""
+
 MORE_QUEUES: Final = int(os.environ.get("BENCH_MORE_QUEUES", "0"))
 """How many more queues the application knows than it uses."""
 
@@ -40,10 +47,38 @@ _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _count = itertools.count(1)
 
 
+def trace() -> None:
+    """Have Celery traced as in production: spans gathered and exported in batches, here to nowhere."""
+    from opentelemetry import trace as traces  # here, for only who is traced has it
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
+    class Nowhere:
+        def export(self, spans: Sequence[object]) -> object:
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            pass
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    traces.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+
+
+def _is_traced() -> bool:
+    from opentelemetry import trace as traces  # here, as above
+
+    return traces.get_current_span().is_recording()
+
+
 def tick() -> None:
     """Count one run in this process; of the first and the last that are measured, write the times."""
     number = next(_count)
     if number in _MARKED:
+        if TRACED and not _is_traced():
+            return  # and so nothing is measured, for the benchmark misses the line
         _write(f"tick {number} {monotonic()} {_own_cpu_s()} {server_cpu_s()}")
 
 

@@ -13,6 +13,9 @@ from benchmarks.contenders import (
     DRAMATIQ,
     DRAMATIQ_FULL,
     PEERS,
+    PLAIN_BRIDGES,
+    TRACED,
+    WITH_DJANGO,
     Contender,
 )
 from benchmarks.place import Place
@@ -45,7 +48,7 @@ def _on(broker: str) -> Measure:
     return measure
 
 
-_CONTENDERS: Final = (*BRIDGES, CELERY, CELERY_SOLO, CELERY_EARLY, DRAMATIQ, DRAMATIQ_FULL)
+_CONTENDERS: Final = (*BRIDGES, *PLAIN_BRIDGES, CELERY, CELERY_SOLO, CELERY_EARLY, DRAMATIQ, DRAMATIQ_FULL)
 
 ROWS: Final = (
     Row(
@@ -65,5 +68,20 @@ ROWS: Final = (
         metrics=_METRICS,
         more_is_better=True,
         is_long=True,
+    ),
+    *(
+        Row(
+            key=f"worker-{key}",
+            title=f"worker, Redis, {title}, tasks/s",
+            contenders=contenders,
+            measure=_on("redis"),
+            metrics=_METRICS,
+            more_is_better=True,
+            is_long=True,
+        )
+        for key, title, contenders in (
+            ("traced", "traced by OpenTelemetry", TRACED),
+            ("django", "in an application with Django", WITH_DJANGO),
+        )
     ),
 )
