@@ -78,6 +78,7 @@ class Background:
     def __init__(self, name: str, *, join_s: float) -> None:
         self._name = f"taskbridge-{name}"
         self._join_s = join_s
+        self._starting = locks.Lock()
         self._stop = locks.Event()
         self._thread: threading.Thread | None = None
 
@@ -86,11 +87,15 @@ class Background:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start the thread; starting twice does nothing."""
-        if self._thread is None:
-            self._stop = locks.Event()
-            self._thread = threading.Thread(target=self.run, args=(self._stop,), name=self._name, daemon=True)
-            self._thread.start()
+        """Start the thread, unless it runs; in a forked child it doesn't."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop = locks.Event()
+                thread = threading.Thread(target=self.run, args=(self._stop,), name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def stop(self) -> None:
         """Stop the thread and wait for it."""

@@ -19,7 +19,7 @@ from taskbridge.message import DeadLetter, Priority
 from taskbridge.parts import Parts, load
 from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
-from taskbridge.routing import Routing, check_known
+from taskbridge.routing import check_known
 from taskbridge.sending import Sending
 from taskbridge.tasks import AsyncTask, Call, Task
 
@@ -171,20 +171,15 @@ class Bridge(Parts):
         """Return whether a task of this exact name is declared, or is what workers are probed with."""
         return task in self._tasks
 
-    def _routing(self) -> Routing:
-        settings = self.settings
-        return Routing(default_queue=settings.default_queue, routes=settings.routes, declared=settings.queues)
-
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
-        routing = self._part("routing", self._routing)
-        return self._part("queues", lambda: routing.known(declaration.queue for declaration in self.declarations()))
+        on_tasks = (declaration.queue for declaration in self.declarations())
+        return self._part("queues", lambda: self.settings.known_queues(on_tasks))
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
         declaration = self._tasks.get(task)
-        on_task = None if declaration is None else declaration.queue
-        return self._part("routing", self._routing).queue_of(task, on_task=on_task)
+        return self.settings.queue_of(task, on_task=None if declaration is None else declaration.queue)
 
     def records_of(self, task: str) -> Records | None:
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
@@ -535,8 +530,7 @@ class Bridge(Parts):
         self.close()
         with self._lock:
             self._given = given
-            for name in ("settings", "routing"):
-                self._made.pop(name, None)
+            self._made.pop("settings", None)
             self._forget()
         _ = self.settings
 

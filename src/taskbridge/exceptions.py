@@ -96,27 +96,19 @@ class UnknownSchedule(TaskBridgeError, LookupError):
 
 
 class MessageTooLarge(TaskBridgeError, ValueError):
-    """A message's encoded arguments and headers are larger than the setting `max_message_bytes` (rule S6)."""
+    """A message's encoded arguments and headers are larger than the setting `max_message_bytes` (rule S6).
 
-    def __init__(self, task: str, size: int, limit: int) -> None:
-        super().__init__(
-            f"task {task!r}: the message has {size} bytes, more than max_message_bytes = {limit}; "
-            "send a reference to the data instead"
-        )
+    Its headers alone may take no more room than any broker's form of it has for them, whatever that setting is.
+    """
+
+    def __init__(self, task: str, size: int, limit: int, *, headers: bool = False) -> None:
+        much = f"the message's headers take {size} bytes, more than {limit}"
+        if not headers:
+            much = f"the message has {size} bytes, more than max_message_bytes = {limit}"
+        super().__init__(f"task {task!r}: {much}; send a reference to the data instead")
         self.task = task
         self.size = size
         self.limit = limit
-
-
-class HeadersTooLarge(MessageTooLarge):
-    """A message's headers take more room than any broker's form of it has for them, whatever `max_message_bytes` is."""
-
-    def __init__(self, task: str, size: int, limit: int) -> None:
-        super().__init__(task, size, limit)
-        self.args: tuple[object, ...] = (
-            f"task {task!r}: the message's headers take {size} bytes, more than {limit}; "
-            "pass large data as arguments, or send a reference to it",
-        )
 
 
 class BrokerUnavailable(TaskBridgeError, ConnectionError):

@@ -1,9 +1,9 @@
-"""Which queue a message goes to (rules Q1 and Q2)."""
+"""The names of queues, and the rules that send tasks to them (rules Q1 and Q2)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -41,34 +41,6 @@ class Route:
     def matches(self, task: str) -> bool:
         """Return whether the rule is for this task; upper and lower case differ."""
         return fnmatchcase(task, self.pattern)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Routing:
-    """The queues of a bridge, and how a message finds its own.
-
-    Attributes:
-        default_queue: Where a message goes that nothing else sends elsewhere.
-        routes: In order; the first that matches wins.
-        declared: Queues known from the setting `queues`.
-    """
-
-    default_queue: str
-    routes: tuple[Route, ...]
-    declared: tuple[str, ...]
-
-    def known(self, task_queues: Iterable[str | None]) -> tuple[str, ...]:
-        """Return the names of all known queues, each once, the default one first (rule Q2)."""
-        routed = (route.queue for route in self.routes)
-        on_tasks = (queue for queue in task_queues if queue is not None)
-        return tuple(dict.fromkeys([self.default_queue, *self.declared, *routed, *on_tasks]))
-
-    def queue_of(self, task: str, *, on_task: str | None) -> str:
-        """Return a task's queue (rule Q1), unless `using` says otherwise; `on_task` is what the decorator says."""
-        for route in self.routes:
-            if route.matches(task):
-                return route.queue
-        return self.default_queue if on_task is None else on_task
 
 
 def check_known(queue: str, known: Sequence[str]) -> None:

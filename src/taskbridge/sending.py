@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskbridge import codec
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.exceptions import BrokerUnavailable, HeadersTooLarge, MessageTooLarge, PartlyPublished, SendError
+from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
 from taskbridge.message import MOST_HEADER_BYTES, Message, Priority, new_id
@@ -144,7 +144,7 @@ class Sending:
         if size > way.most_bytes:
             raise MessageTooLarge(message.task, size, way.most_bytes)
         if message.headers and message.headers_size > MOST_HEADER_BYTES:
-            raise HeadersTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES)
+            raise MessageTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES, headers=True)
 
     def _sent(self, way: _Way, messages: Sequence[Message], wait_s: float = 0.0) -> None:
         if self._hooks.of["after_send"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -408,6 +408,19 @@ class Settings:
     schedules: tuple[PeriodicSetting, ...] = _setting((), _schedules)
     scheduler: bool = _setting(True, _switch)
     fast: bool = _setting(True, _switch)
+
+    def known_queues(self, on_tasks: Iterable[str | None]) -> tuple[str, ...]:
+        """Return the names of all known queues, each once, the default one first (rule Q2)."""
+        routed = (route.queue for route in self.routes)
+        declared = (queue for queue in on_tasks if queue is not None)
+        return tuple(dict.fromkeys([self.default_queue, *self.queues, *routed, *declared]))
+
+    def queue_of(self, task: str, *, on_task: str | None) -> str:
+        """Return a task's queue (rule Q1), unless `using` says otherwise; `on_task` is what the decorator says."""
+        for route in self.routes:
+            if route.matches(task):
+                return route.queue
+        return self.default_queue if on_task is None else on_task
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"

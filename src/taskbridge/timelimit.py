@@ -6,13 +6,11 @@ as a long `time.sleep` (the technique and its limit are Dramatiq's too: dramatiq
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Final
@@ -21,9 +19,6 @@ from taskbridge import locks
 from taskbridge.exceptions import TimeLimitExceeded
 
 _LONGEST_WAIT_S: Final = 3600.0  # queues refuse to wait for ever by a number
-
-_MANY: Final = 1000
-"""How many watches there may be before those that are over are looked for."""
 
 
 def raise_in_thread(thread_id: int, error: type[BaseException] | None) -> None:
@@ -34,68 +29,59 @@ def raise_in_thread(thread_id: int, error: type[BaseException] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(target, None if error is None else ctypes.py_object(error))
 
 
-@dataclass(order=True)
+@dataclass(eq=False, slots=True)
 class _Watch:
     deadline: float
-    number: int
-    thread_id: int = field(compare=False)
-    over: bool = field(compare=False, default=False)
-    fired: bool = field(compare=False, default=False)
+    thread_id: int
+    fired: bool = False
 
 
 class _Watchdog:
     """One thread that waits for the earliest deadline.
 
     The exception that it raises may arrive while its target is in here, so nothing that they share can be left behind
-    half done: a queue and a lock that are made of C, whose `with` holds the lock or doesn't. A `threading.Condition`
-    is entered by a function in Python, in which the exception would arrive with the lock just taken.
+    half done: a queue, a set and a lock that are made of C, whose `with` holds the lock or doesn't. A
+    `threading.Condition` is entered by a function in Python, in which the exception would arrive with the lock just
+    taken.
     """
 
     def __init__(self) -> None:
         import ctypes  # now, for the first thread that is late must not wait for it
 
         del ctypes
-        self._pid = os.getpid()
-        self._new: SimpleQueue[_Watch] = SimpleQueue()
+        self._watches: set[_Watch] = set()
+        self._more: SimpleQueue[None] = SimpleQueue()
         self._firing = locks.Lock()
-        self._numbers = itertools.count()
-        threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True)
+        self._thread.start()
 
     @property
     def usable(self) -> bool:
-        """Whether this process started it: a forked child has no such thread."""
-        return self._pid == os.getpid()
+        """Whether its thread runs: a forked child has none."""
+        return self._thread.is_alive()
 
     def add(self, limit_s: float) -> _Watch:
-        watch = _Watch(monotonic() + limit_s, next(self._numbers), threading.get_ident())
-        self._new.put(watch)
+        watch = _Watch(monotonic() + limit_s, threading.get_ident())
+        self._watches.add(watch)
+        self._more.put(None)
         return watch
 
     def end(self, watch: _Watch) -> None:
         """Stop watching; nothing is raised any more once this returns."""
         with self._firing:
-            watch.over = True
+            self._watches.discard(watch)
             if watch.fired:
                 raise_in_thread(watch.thread_id, None)
 
     def _run(self) -> None:
-        watches: list[_Watch] = []
-        many = _MANY
         while True:
-            wait_s = max(0.0, watches[0].deadline - monotonic()) if watches else _LONGEST_WAIT_S
+            first = min((watch.deadline for watch in self._watches.copy()), default=inf)
             with suppress(Empty):
-                heapq.heappush(watches, self._new.get(timeout=min(wait_s, _LONGEST_WAIT_S)))
-            self._fire(watches, monotonic())
-            if len(watches) > many:  # quick tasks with a long limit
-                watches = [watch for watch in watches if not watch.over]
-                heapq.heapify(watches)
-                many = max(_MANY, 2 * len(watches))
-
-    def _fire(self, watches: list[_Watch], now: float) -> None:
-        while watches and (watches[0].over or watches[0].deadline <= now):
-            watch = heapq.heappop(watches)
+                self._more.get(timeout=max(0.0, min(first - monotonic(), _LONGEST_WAIT_S)))
+            now = monotonic()
             with self._firing:
-                if not watch.over:
+                for watch in [each for each in self._watches.copy() if each.deadline <= now]:
+                    self._watches.discard(watch)
                     watch.fired = True
                     raise_in_thread(watch.thread_id, TimeLimitExceeded)
 

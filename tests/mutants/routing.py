@@ -24,7 +24,7 @@ def the_decorator_wins_over_routes() -> None:
     def make(queue_of: Any) -> Any:
         return lambda self, task, *, on_task: on_task or queue_of(self, task, on_task=on_task)
 
-    put("taskbridge.routing", "Routing.queue_of", make)
+    put("taskbridge.settings", "Settings.queue_of", make)
 
 
 @mutant("Q2", "unknown_queues_are_refused")

@@ -8,14 +8,14 @@ away.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Final
 
 from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
@@ -29,13 +29,12 @@ PERIOD_S: Final = CANCEL_KNOWN_S / 4
 _OLD_S: Final = CANCEL_KNOWN_S * 0.8
 """From when on a start does not rest on what is known."""
 
-
 _MOST_FORGOTTEN: Final = 10_000
 """How many lives more are known than the store knows, at most, beside as many as it knows."""
 
 
-class Cancellations:
-    """The lives of messages (`Message.life`) that were cancelled. Threads share it; a forked process learns anew.
+class Cancellations(Background):
+    """The lives of messages (`Message.life`) that were cancelled, and the thread that asks for them. Threads share it.
 
     Args:
         records: Returns the records that tell of cancellations, or None if there are none.
@@ -43,20 +42,15 @@ class Cancellations:
     """
 
     def __init__(self, records: Callable[[], Records | None], *, settings: Settings) -> None:
+        super().__init__("cancelled", join_s=0.0)
         self._records = records
         self._timeout_s = settings.send_timeout_s
         self._is_shared = _is_shared(settings)
         self._asking = locks.Lock()
-        self._stop = locks.Event()
-        self._pid = 0
-        self._reset()
-
-    def _reset(self) -> None:
         self._lives: set[str] = set()
         self._enough = _MOST_FORGOTTEN
         self._cursor = ""
         self._known_at = -inf
-        self._thread: threading.Thread | None = None
 
     def add(self, life: str) -> None:
         """Learn of a cancellation that was asked for in this process, and is stored."""
@@ -76,7 +70,7 @@ class Cancellations:
             BrokerUnavailable: What is known is too old, and the store doesn't answer.
         """
         if self._is_shared:
-            self._keep_knowing()
+            self.start()
             if monotonic() - self._known_at > _OLD_S:
                 self._ask(self._timeout_s)
         return message.life in self._lives
@@ -84,31 +78,15 @@ class Cancellations:
     def knows(self, message: Message) -> bool:
         """Return whether a message that runs was cancelled, as far as is known; waits for nothing."""
         if self._is_shared:
-            self._keep_knowing()
+            self.start()
         return message.life in self._lives
 
     def close(self) -> None:
         """End the thread."""
-        self._stop.set()
+        self.stop()
 
-    def _keep_knowing(self) -> None:
-        """See to it that the thread runs."""
-        if self._pid != os.getpid():  # forked: the thread is the parent's, and so may be the lock
-            self._pid = os.getpid()
-            self._asking = locks.Lock()
-            self._stop = locks.Event()
-            lives = self._lives
-            self._reset()
-            self._lives |= lives
-        if self._thread is None or not self._thread.is_alive():
-            with self._asking:
-                if self._thread is None or not self._thread.is_alive():
-                    self._stop.clear()
-                    self._thread = threading.Thread(target=self._follow, name="taskbridge-cancelled", daemon=True)
-                    self._thread.start()
-
-    def _follow(self) -> None:
-        stop = self._stop
+    def run(self, stop: threading.Event) -> None:
+        """Keep what is known new."""
         while not stop.wait(PERIOD_S):
             try:
                 self._ask(self._timeout_s, unless_newer_than_s=PERIOD_S / 2)
@@ -119,35 +97,31 @@ class Cancellations:
         """Learn what was cancelled since the last time; of several threads that need it, one asks."""
         with self._asking:
             asked_at = monotonic()
-            records = self._records()
-            if records is None or asked_at - self._known_at <= unless_newer_than_s:
-                return
-            deadline = asked_at + timeout_s
-            while lives := self._next(records, deadline):
-                self._lives.update(lives)
-            self._known_at = asked_at
-            if len(self._lives) > self._enough:
-                self._forget(timeout_s)
+            if asked_at - self._known_at > unless_newer_than_s and self._learn(self._lives, timeout_s):
+                self._known_at = asked_at
+                if len(self._lives) > self._enough:
+                    self._forget(timeout_s)
 
-    def _next(self, records: Records, deadline: float) -> Collection[str]:
-        """Return the next lives that the store tells of; none if all are known."""
-        self._cursor, lives = records.cancelled_since(self._cursor, timeout_s=deadline - monotonic())
-        return lives
+    def _learn(self, lives: set[str], timeout_s: float) -> bool:
+        """Add the lives that the store tells of from the cursor on; return False if there is no store."""
+        records, deadline = self._records(), monotonic() + timeout_s
+        while records is not None:
+            cursor, found = records.cancelled_since(self._cursor, timeout_s=deadline - monotonic())
+            lives.update(found)
+            self._cursor = cursor  # after that, for a child that is forked in between
+            if not found:
+                return True
+        return False
 
     def _forget(self, timeout_s: float) -> None:
         """Forget the lives that the store has forgotten, which knows how long a message can be about.
 
         All that it still knows is read, so this is done when there are twice as many as the last time.
         """
-        records = self._records()
-        if records is None:
-            return
         before, kept, self._cursor = set(self._lives), set[str](), ""
-        deadline = monotonic() + timeout_s
-        while lives := self._next(records, deadline):
-            kept.update(lives)
-        self._lives -= before - kept  # in place: others may add some meanwhile
-        self._enough = _MOST_FORGOTTEN + 2 * len(kept)
+        if self._learn(kept, timeout_s):
+            self._lives -= before - kept  # in place: others may add some meanwhile
+            self._enough = _MOST_FORGOTTEN + 2 * len(kept)
 
 
 def _is_shared(settings: Settings) -> bool:

@@ -258,26 +258,12 @@ class InlineEngine:
     # A caller that drives the clock
 
     def run_until_idle(self, max_runs: int) -> int:
-        """Run what waits and what is parked in this thread, moving the clock to each due time.
-
-        Returns:
-            The number of runs.
-
-        Raises:
-            TaskBridgeError: Messages are left after `max_runs`.
-        """
+        """Run what waits and what is parked in this thread; see `Bridge.run_until_idle`."""
         with self._driving():
             return self._drive(max_runs)
 
     def run_schedules(self, moment: float, max_runs: int) -> int:
-        """Run what is due until then in this thread, by schedules too, moving the clock to each due time.
-
-        Returns:
-            The number of runs.
-
-        Raises:
-            TaskBridgeError: There were more than `max_runs`.
-        """
+        """Run what is due until then in this thread, by schedules too; see `Bridge.run_schedules`."""
         with self._driving():
             ticker = self._driven_ticker()
             runs = 0
@@ -316,8 +302,6 @@ class InlineEngine:
 
     def run_until(self, done: Callable[[], bool]) -> bool:
         """Run what waits and what is parked in this thread until something is done, unless other threads run it.
-
-        Fit for a task that waits for another one.
 
         Returns:
             Whether nothing is left to run, in no thread.

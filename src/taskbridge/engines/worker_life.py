@@ -123,9 +123,8 @@ class WorkerLife:
         Args:
             has_children: Whether tasks run in children, which call the hooks and end stuck runs themselves.
         """
-        _start_thread(partial(self._keep_to_grace, self._drained, self._ended), "grace")
-        if self._is_whole_process and not has_children:
-            _start_thread(partial(self._watch, self._drained), "watch")
+        watches = self._is_whole_process and not has_children
+        _start_thread(partial(self._keep_to_grace, self._drained, self._ended, watches=watches), "grace")
         if not has_children:
             self._host.hooks.call(Event(name="worker_started"))
 
@@ -163,11 +162,17 @@ class WorkerLife:
         self._ended.set()
         self._drained.set()
 
-    # The end of the grace
+    # The end of the grace, and of stuck runs
 
-    def _keep_to_grace(self, drained: threading.Event, ended: threading.Event) -> None:
-        """See to the end of one life, whose events these are: another one may follow at once in this process."""
-        drained.wait()
+    def _keep_to_grace(self, drained: threading.Event, ended: threading.Event, *, watches: bool) -> None:
+        """See to the end of one life, whose events these are: another one may follow at once in this process.
+
+        Until the worker stops, it looks for runs that are stuck, if it is to, and ends the process with them.
+        """
+        while not drained.wait(WATCH_S if watches else None):
+            stuck = self.runs.stuck()
+            if stuck and not self.draining:
+                self.crash(stuck)
         if ended.wait(max(0.0, self._deadline - monotonic())):
             return
         self._host.stopping.set()
@@ -206,15 +211,6 @@ class WorkerLife:
                 self._host.marks.all_given_back(timeout_s=LAST_S)
             except BrokerUnavailable as exc:
                 _log.warning("the store does not answer, interrupted runs will count as lost: %s", exc.problem)
-
-    # Stuck runs
-
-    def _watch(self, drained: threading.Event) -> None:
-        """End the process if a run is stuck; once the worker stops, `_keep_to_grace` sees to that."""
-        while not drained.wait(WATCH_S):
-            stuck = self.runs.stuck()
-            if stuck and not self.draining:
-                self.crash(stuck)
 
     def crash(self, stuck: Collection[Run]) -> None:
         """End the process with the runs that are stuck: they are lost, and all else is given back (rule T2)."""

@@ -12,7 +12,7 @@ import pika
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
 from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, other_engines, queue, sign_queue
-from taskbridge.exceptions import HeadersTooLarge
+from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
@@ -92,7 +92,7 @@ class Encoder:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
 
         Raises:
-            HeadersTooLarge: Its properties are larger than a frame.
+            MessageTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
         own, common = native.properties, native.common or {}
@@ -104,7 +104,7 @@ class Encoder:
         destination = self._queues.get(native.queue) or self._queue(native)
         encoded = _encoded(destination, native.queue, properties, message.id, native.body)
         if len(encoded.properties) > PROPERTIES_ROOM:
-            raise HeadersTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM)
+            raise MessageTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM, headers=True)
         return encoded
 
     def _queue(self, native: Publication) -> Destination:
