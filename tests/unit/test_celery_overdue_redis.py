@@ -45,7 +45,7 @@ class Consumer:
         self.received: list[Any] = []
         self.connection = bridge.native.connection_for_read()
         self.connection.register_with_event_loop(hub)
-        self.watch = bridge.native.engine.queues._watch
+        self.watch = self.connection.transport.watch
         bridge.native.amqp.queues["default"](self.connection.default_channel).consume(callback=self._receive)
         self._loop = hub.create_loop()
 
@@ -60,7 +60,7 @@ class Consumer:
             next(self._loop)
 
     def is_told(self) -> bool:
-        return self.watch._tracker is not None and self.connection.default_channel._nothing_at is not None
+        return self.watch._tracker is not None and self.connection.default_channel._empty_at is not None
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

@@ -133,7 +133,7 @@ class CeleryEngine:
             return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
-        return RedisQueues(self.settings, self.waker.wake)
+        return RedisQueues(self.settings)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""

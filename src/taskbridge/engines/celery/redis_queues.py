@@ -1,33 +1,29 @@
 """The queues on Redis as Celery's channels use them, and how an idle worker learns that they are no longer empty.
 
 No blocking command of Redis looks at several lists and takes nothing. So whether the lists are empty is asked on a
-connection for which Redis tracks what was read (`CLIENT TRACKING`, Redis 6), and a thread listens on another one, to
-which Redis sends the keys that have changed since. Where that is refused, the thread has the lists looked at ten times
-a second. The same thread hears what is sent to Celery's control channels.
+connection for which Redis tracks what was read (`CLIENT TRACKING`, Redis 6), and Redis sends the keys that have changed
+since to another one, which Celery's event loop reads. Where that is refused, the lists are looked at ten times a
+second. On the second connection comes what is sent to Celery's control channels, too.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from random import random
-from socket import SHUT_RDWR
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
-from taskbridge import locks
 from taskbridge.brokers.redis.client import TROUBLE, Link, client_of, connector, pack
 from taskbridge.brokers.redis.scripts import Word
 from taskbridge.engines.celery.wire import REDIS_STEPS, Taken, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
+from taskbridge.exceptions import BrokerUnavailable
 
 if TYPE_CHECKING:
     from taskbridge.settings import Settings
@@ -38,6 +34,9 @@ _log = logging.getLogger("taskbridge.celery")
 
 _TIMEOUT_S: Final = 5.0
 """How long Redis may take to answer; the worker's main loop waits for that."""
+
+_CONNECT_S: Final = 2.0
+"""How long it may take to connect a watch, which is not tried before Redis has answered otherwise."""
 
 _LOOK_AGAIN_S: Final = 5.0
 """How long an idle worker trusts that it would have been told of a change."""
@@ -71,20 +70,18 @@ class RedisQueues:
 
     Args:
         settings: The bridge's.
-        wake: Ends the event loop's sleep; called in a thread.
 
     Attributes:
         leases: What this process has taken.
     """
 
-    def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
-        url = settings.url.broker_url
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.url.broker_url
         self.leases: Final = Leases(settings, CELERY)
         self._lists: dict[tuple[str, ...], Lists] = {}
-        self._client = client_of(url)
-        self._topics = f"/{_parse_url(url).get('db', 0)}."
+        self._client = client_of(self._url)
+        self._topics = f"/{_parse_url(self._url).get('db', 0)}."
         self._in_loop = False
-        self._watch = _Watch(url, wake)
 
     def _run(self, *command: Word) -> Any:
         return self._client.execute([command], timeout_s=_TIMEOUT_S)
@@ -93,12 +90,11 @@ class RedisQueues:
         """Do nothing, if Redis answers."""
         self._run("PING")
 
-    # Taking
+    def make_watch(self, wake: Callable[[], None]) -> Watch:
+        """Return a watch for a connection; `wake` ends the sleep of the event loop."""
+        return Watch(self._url, wake)
 
-    @property
-    def changes(self) -> int:
-        """A number that changes when there may be something new to take or to hear."""
-        return self._watch.changes
+    # Taking
 
     def take(self, queues: Sequence[str], most: int) -> list[Taken]:
         """Take at most so many messages on lease, those of the highest priority first, and of the queues in turn."""
@@ -107,17 +103,7 @@ class RedisQueues:
             lists = Lists([lists_of(queue) for queue in queues])
             self._lists = {tuple(queues): lists}
         held = self.leases.take(lists, most, timeout_s=_TIMEOUT_S)
-        if not held:
-            self._watch.rests_until = monotonic() + _PAUSE_S * (0.2 + 0.8 * random())
         return [Taken(tag, queues[queue], item, suspect) for tag, queue, item, suspect in held]
-
-    def is_empty(self, queues: Sequence[str]) -> bool:
-        """Return whether these are empty; from then on, `changes` tells if they are no longer."""
-        return self._watch.has_none([key for queue in queues for key in lists_of(queue)])
-
-    def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait until `changes` is another number; return whether it is."""
-        return self._watch.wait(changes, timeout_s)
 
     def end(self, tag: str) -> None:
         """Acknowledge a message: in the event loop with the next that is taken, or at the end of its turn."""
@@ -151,211 +137,208 @@ class RedisQueues:
         commands: list[Sequence[Word]] = [*(("LLEN", key) for key in keys), ("DEL", *keys)]
         return sum(self._client.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
 
-    def _topic(self, exchange: str, routing_key: str) -> str:
+    def topic(self, exchange: str, routing_key: str) -> str:
+        """Return the channel of Redis's on which is published what is sent to an exchange of the kind `fanout`."""
         return f"{self._topics}{exchange}/{routing_key}" if routing_key else f"{self._topics}{exchange}"
 
-    def publish(self, exchange: str, routing_key: str, item: bytes) -> None:
-        """Send to whoever listens to an exchange."""
-        self._run("PUBLISH", self._topic(exchange, routing_key), item)
-
-    def listen(self, exchange: str, routing_key: str, heard: deque[Any], queue: str) -> None:
-        """Have what is sent to an exchange appended to a deque, each with this queue's name."""
-        self._watch.listen(self._topic(exchange, routing_key.replace("#", "*")), heard, queue)
-
-    def stop_listening(self, heard: deque[Any], queue: str) -> None:
-        """End that."""
-        self._watch.stop_listening(heard, queue)
+    def publish(self, topic: str, item: bytes) -> None:
+        """Send to whoever listens."""
+        self._run("PUBLISH", topic, item)
 
     def start(self) -> None:
         """Renew leases from now on, and give back those of workers that are gone."""
         self.leases.start()
 
     def stop(self) -> None:
-        """Give back what is held, and end the threads."""
+        """Give back what is held, and end the thread."""
         self._in_loop = False
-        self._watch.stop()
         self.leases.stop()
 
 
-class _Watch:
-    """Tells of changes. Its thread starts when it is first asked for something, and connects as often as need be.
+class Watch:
+    """Tells one of kombu's connections of changes; only the thread that uses that connection calls it.
+
+    It connects when it is first asked for something, and as often as need be.
 
     Args:
         url: Of the server.
-        wake: Called with each change.
+        wake: Ends the sleep of the event loop.
 
     Attributes:
-        changes: How often anything may have changed so far.
-        rests_until: Until when changes are told late, by the monotonic clock.
+        changes: How often anything may have changed so far, or was heard.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self._connect = connector(url)
         self._wake = wake
-        self._changed = locks.Condition()
-        self._starting = locks.Lock()
-        self._tracking = locks.Lock()
-        self._stop = locks.Event()
-        self._thread: threading.Thread | None = None
+        self._loop: Any = None
+        self._timer: Any = None
         self._listener: Link | None = None
         self._tracker: Link | None = None
-        self._listening: list[tuple[str, deque[Any], str]] = []
-        self._pid = os.getpid()
         self._is_told = True
+        self._heard_at = 0.0
+        self._rests_until = 0.0
+        self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
         self.changes: int = 0
-        self.rests_until: float = 0.0
 
-    def has_none(self, keys: Sequence[str]) -> bool:
-        """Return whether none of these keys exists; if one may from now on, that is a change."""
-        self._start()
-        with self._tracking:
-            if self._tracker is None:  # then there is a change each tenth of a second
-                return True
-            try:
-                found: int = _call(self._tracker, "EXISTS", *keys)
-            except TROUBLE:
-                self._tracker.close()
-                self._tracker = None
-                return True
-        if found:
-            self._tell()
-        return not found
+    def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:
+        """Return whether queues are empty; from then on, `changes` tells if they are no longer.
 
-    def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait until there were not just so many changes; return whether that is so."""
-        self._start()
-        with self._changed:
-            return self._changed.wait_for(lambda: self.changes != changes, timeout_s)
+        Args:
+            queues: Their native names.
+            in_vain: Whether there was nothing in them although there was a change.
 
-    def listen(self, pattern: str, heard: deque[Any], queue: str) -> None:
-        """Have what is published on these channels appended to a deque, each with a queue's name."""
-        self._listening.append((pattern, heard, queue))
-        self._start()
-        listener = self._listener
-        if listener is not None:
-            try:
-                _send(listener, "PSUBSCRIBE", pattern)
-            except TROUBLE:
-                _shut_down(listener)  # the thread connects again, and subscribes then
+        Raises:
+            BrokerUnavailable: Redis does not answer.
+        """
+        if in_vain:
+            self._rests_until = monotonic() + _PAUSE_S * (0.2 + 0.8 * random())
+        try:
+            self._open()
+            keys = [key for queue in queues for key in lists_of(queue)]
+            is_quiet = self._tracker is None or not _call(self._tracker, "EXISTS", *keys)
+        except TROUBLE as exc:
+            self._lose()
+            raise BrokerUnavailable(f"Redis does not tell of changes: {exc}") from exc
+        if self._tracker is None:
+            self.look_again(_POLL_S)
+        elif not is_quiet:
+            self._change()
+        return is_quiet
 
-    def stop_listening(self, heard: deque[Any], queue: str) -> None:
+    def listen(self, pattern: str, queue: str, heard: deque[tuple[str, bytes]]) -> None:
+        """Have what is published on these channels appended to a deque, each with a queue's name.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer.
+        """
+        self._listening[queue] = pattern.replace("#", "*"), heard
+        try:
+            self._open()
+            self._subscribe()
+        except TROUBLE as exc:
+            self._lose()
+            raise BrokerUnavailable(f"Redis does not tell what is published: {exc}") from exc
+
+    def stop_listening(self, queue: str) -> None:
         """End that; the subscription itself lasts as long as the connection."""
-        self._listening = [each for each in self._listening if each[1] is not heard or each[2] != queue]
+        self._listening.pop(queue, None)
 
-    # The thread
+    def look_again(self, in_s: float) -> None:
+        """Count a change in so many seconds, in the event loop; elsewhere, nobody waits for long."""
+        if self._loop is not None:
+            self._loop.call_later(in_s, self._change)
+            self._wake()  # it sleeps until an earlier time than that, or a later one
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._pid != os.getpid():  # a forked child has no thread, and these connections are its parent's
-                self._pid, self._thread, self._listener, self._tracker = os.getpid(), None, None, None
-                self._listening = []
-            if self._thread is None:
-                self._stop = locks.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stop,), name="taskbridge-watch", daemon=True
-                )
-                self._thread.start()
-
-    def stop(self) -> None:
-        """Stop the thread, without waiting for it."""
-        with self._starting:
-            self._stop.set()
-            self._thread = None
-            if self._listener is not None:
-                _shut_down(self._listener)
-
-    def _run(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                self._serve(stop)
-            except TROUBLE as exc:
-                _log.debug("no connection to hear of changes on, trying again: %s", exc)
-            except Exception:  # without this thread, an idle worker would take nothing any more
-                _log.exception("hearing of changes failed, trying again")
-            listener, self._listener = self._listener, None
-            if listener is not None:
-                listener.close()
-            with self._tracking:
-                tracker, self._tracker = self._tracker, None
-                if tracker is not None:
-                    tracker.close()
-            self._tell()
-            stop.wait(_POLL_S)
-
-    def _serve(self, stop: threading.Event) -> None:
-        listener = self._connect(_TIMEOUT_S)
-        own_id = self._id_of(listener)
-        self._listener = listener
-        _send(listener, "SUBSCRIBE", _INVALIDATIONS)
-        patterns = {pattern for pattern, _, _ in self._listening}
-        if patterns:
-            _send(listener, "PSUBSCRIBE", *patterns)
-        self._tracker = self._make_tracker(own_id)
-        self._tell()
-        heard_at = monotonic()
-        while not stop.is_set():
-            if listener.can_read(_LOOK_AGAIN_S if self._tracker else _POLL_S):
-                listener.deadline = monotonic() + _TIMEOUT_S
-                self._on_reply(listener.read())
-                heard_at = monotonic()
-                continue
-            self._tell()
-            if self._tracker is None and self._is_told:  # it was lost
-                return
-            silent_s = monotonic() - heard_at
-            if silent_s > 2 * _LOOK_AGAIN_S:
-                raise TimeoutError
-            if silent_s > _LOOK_AGAIN_S - _POLL_S:
-                _send(listener, "PING")
-
-    def _id_of(self, listener: Link) -> int:
-        try:
-            own_id: int = _call(listener, "CLIENT", "ID")
-        except ResponseError:
-            self._is_not_told()
-            return 0
-        return own_id
-
-    def _is_not_told(self) -> None:
-        if self._is_told:
-            _log.warning("this Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
-        self._is_told = False
-
-    def _make_tracker(self, listener_id: int) -> Link | None:
-        if not self._is_told:
-            return None
-        tracker = self._connect(_TIMEOUT_S)
-        try:
-            _call(tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", str(listener_id))
-        except ResponseError:
-            self._is_not_told()
-            tracker.close()
-            return None
-        return tracker
-
-    def _on_reply(self, reply: Any) -> None:
-        if reply[0] == b"pmessage":
-            pattern = reply[1].decode()
-            for each, heard, queue in self._listening:
-                if each == pattern:
-                    heard.append((queue, reply[3]))
-        elif reply[0] == b"message":
-            sleep(max(0.0, self.rests_until - monotonic()))
-        else:
-            return
-        self._tell()
-
-    def _tell(self) -> None:
-        with self._changed:
-            self.changes += 1
-            self._changed.notify_all()
+    def _change(self) -> None:
+        self.changes += 1
         self._wake()
 
+    # In the event loop, and elsewhere
 
-def _shut_down(link: Link) -> None:
-    """Have whoever reads from a connection find it closed."""
-    with suppress(OSError):
-        link.raw.shutdown(SHUT_RDWR)
+    def serve(self, loop: Any) -> None:
+        """Have a loop read what Redis tells, until the watch is closed."""
+        self._loop = loop
+        self._timer = loop.call_repeatedly(_LOOK_AGAIN_S, self._beat)
+        if self._listener is not None:
+            loop.add_reader(self._listener.fileno(), self._read)
+
+    def _beat(self) -> None:
+        """Look again, for a connection may be dead without a sign of it."""
+        if self._loop is None:
+            return
+        try:
+            self._open()
+            if self._listener is None or monotonic() - self._heard_at > 2 * _LOOK_AGAIN_S:
+                raise TimeoutError("nothing was heard")
+            _send(self._listener, "PING")
+        except TROUBLE as exc:
+            _log.debug("no connection to hear of changes on, trying again: %s", exc)
+            self._lose()
+        self.changes += 1
+
+    def wait(self, changes: int, timeout_s: float) -> None:
+        """Wait for another number of changes, where no loop does; it may be over before that."""
+        if self.changes != changes:
+            return
+        try:
+            self._open()
+            if self._tracker is None:
+                timeout_s = min(timeout_s, _POLL_S)
+            if self._listener is not None and self._listener.can_read(timeout_s):
+                self._read()
+        except TROUBLE:
+            self._lose()
+            sleep(min(timeout_s, _POLL_S))
+        self.changes += 1
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self._lose()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop = self._timer = None
+
+    # The connections
+
+    def _open(self) -> None:
+        """Connect, unless it is connected."""
+        if self._listener is not None:
+            return
+        self._listener = listener = self._connect(_CONNECT_S)
+        if self._is_told:
+            try:
+                own_id: int = _call(listener, "CLIENT", "ID")
+                _call(listener, "SUBSCRIBE", _INVALIDATIONS)
+                self._tracker = self._connect(_CONNECT_S)
+                _call(self._tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", str(own_id))
+            except ResponseError:
+                _log.warning("Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
+                self._is_told = False
+                self._lose()
+                self._listener = listener = self._connect(_CONNECT_S)
+        self._subscribe()
+        self._heard_at = monotonic()
+        if self._loop is not None:
+            self._loop.add_reader(listener.fileno(), self._read)
+
+    def _subscribe(self) -> None:
+        patterns = {pattern for pattern, _ in self._listening.values()}
+        if patterns and self._listener is not None:
+            _send(self._listener, "PSUBSCRIBE", *patterns)
+
+    def _lose(self) -> None:
+        """Let go of both connections: what was asked on one is told on the other."""
+        if self._listener is not None and self._loop is not None:
+            self._loop.remove_reader(self._listener.fileno())
+        for link in (self._listener, self._tracker):
+            if link is not None:
+                link.close()
+        self._listener = self._tracker = None
+
+    def _read(self) -> None:
+        """Handle all that has come."""
+        try:
+            while self._listener is not None and self._listener.can_read():
+                self._listener.deadline = monotonic() + _TIMEOUT_S
+                self._on_reply(self._listener.read())
+        except TROUBLE as exc:
+            _log.debug("the connection to hear of changes on is lost: %s", exc)
+            self._lose()
+            self.changes += 1
+
+    def _on_reply(self, reply: Any) -> None:
+        self._heard_at = monotonic()
+        if reply[0] == b"pmessage":
+            pattern = reply[1].decode()
+            for queue, (each, heard) in self._listening.items():
+                if each == pattern:
+                    heard.append((queue, reply[3]))
+            self.changes += 1
+        elif reply[0] == b"message" and self._loop is not None and self._heard_at < self._rests_until:
+            self.look_again(self._rests_until - self._heard_at)
+        elif reply[0] == b"message":
+            self.changes += 1
 
 
 def _send(link: Link, *command: Word) -> None:

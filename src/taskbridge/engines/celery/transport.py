@@ -1,11 +1,11 @@
 """kombu's transport for messages in memory and on Redis, by its public API of virtual transports (rules A3, A8 and Q7).
 
-A channel takes messages from its queues (`wire.MemoryQueues` or `RedisQueues`) as soon as slots are free for them, all
-at once. Each has a tag of its own from then on: its delivery, which may be ended or given back on whatever connection.
+A channel takes messages from its queues (`MemoryQueues` or `RedisQueues`) as soon as slots are free for them, all at
+once. Each has a tag of its own from then on: its delivery, which may be ended or given back on whatever connection.
 What can't be read is buried.
 
-In Celery's event loop a channel takes in each of the loop's turns, unless it knows that there is nothing; the queues
-wake the loop when that may have changed. Elsewhere (`drain_events`) the caller waits for that change.
+Each connection has a watch, whose number `changes` grows when empty queues may no longer be so. In Celery's event loop
+a channel looks at that number in each of the loop's turns; elsewhere (`drain_events`) the caller waits for a change.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import sys
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge.engines.celery.stock import (
     KombuConnection,
     VirtualChannel,
-    VirtualMessage,
     VirtualTransport,
     kombu_json,
     stock,
@@ -48,16 +45,10 @@ _LONGEST_PAUSE_S: Final = 2.0
 """How long a channel rests at most after its broker did not answer."""
 
 _SLICE_S: Final = 1.0
-
+"""How long `drain_events` trusts at most that it would have been told of a change."""
 
 _MARK: Final = b"__type__"
 """What kombu's JSON says of a value that JSON has not (kombu/utils/json.py, object_hook)."""
-
-
-class Payload(dict[str, Any]):
-    """A message's JSON; `raw` is the bytes as they came."""
-
-    raw: bytes = b""
 
 
 def _loads(text: bytes) -> Any:
@@ -70,52 +61,10 @@ def _dumps(message: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def payload_of(taken: Taken) -> Payload:
-    """Return a message's JSON, addressed to where it came from.
-
-    Its tag is that of this delivery; the sender's own may be in use, for what is sent twice has it twice.
-
-    Raises:
-        DecodeError: It is no Celery message.
-    """
-    try:
-        payload = Payload(_loads(taken.item))
-        properties = payload["properties"]
-        properties["delivery_tag"] = taken.tag
-        properties["delivery_info"] |= {"exchange": "", "routing_key": taken.queue}
-        if taken.suspect:
-            properties["delivery_info"]["redelivered"] = True
-    except Exception as exc:  # what it raises depends on what somebody has written there
-        raise DecodeError(f"not a Celery message: {exc!r}") from exc
-    payload.raw = taken.item
-    return payload
-
-
-class Message(VirtualMessage):
-    """A message as kombu takes it apart.
-
-    What can't be taken apart becomes a message with an error, which kombu hands to its consumer's `on_decode_error`. An
-    exception here would end Celery's main loop, which also reads what anyone may publish to its control channel.
-
-    Attributes:
-        item: Its bytes, as they were taken; None for what came by a control channel.
-    """
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        try:
-            super().__init__(payload, channel=channel, **options)
-        except Exception:  # no base64, no object at all
-            self.errors: list[Any] = [sys.exc_info()]
-            asked = payload["properties"] if isinstance(payload, Payload) else {"delivery_tag": ""}
-            kept = {name: asked[name] for name in ("delivery_tag", "delivery_info") if name in asked}
-            super().__init__({"properties": kept}, channel=channel)
-        self.item: bytes | None = payload.raw if isinstance(payload, Payload) else None
-
-
 class QoS:
     """The messages that a channel has handed over and that are not acknowledged, and how many more there is room for.
 
-    Takes the place of `kombu.transport.virtual.QoS`, with all that is public of it. Any thread may acknowledge.
+    Takes the place of `kombu.transport.virtual.QoS`, with what kombu's channels ask of it. Any thread may acknowledge.
 
     Args:
         channel: The channel.
@@ -125,32 +74,20 @@ class QoS:
     def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
         self.channel: Any = channel
         self.prefetch_count: int = prefetch_count
-        self._held: dict[str, Any] = {}
+        self._held: set[str] = set()
 
     def room(self) -> int:
         """Return how many messages may be taken now; 0 or less is none."""
         free: int = self.channel.engine.life.free_slots()
         return min(free, self.prefetch_count - len(self._held)) if self.prefetch_count else free
 
-    def can_consume(self) -> bool:
-        """Return whether anything may be taken now."""
-        return self.room() > 0
-
-    def can_consume_max_estimate(self) -> int:
-        """Return how many messages may be taken now."""
-        return max(0, self.room())
-
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note that a message is handed over."""
-        self._held[delivery_tag] = message
-
-    def get(self, delivery_tag: str) -> Any:
-        """Return a message that is held."""
-        return self._held[delivery_tag]
+        self._held.add(delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message."""
-        self._held.pop(delivery_tag, None)
+        self._held.discard(delivery_tag)
         self.channel.queues.end(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -158,89 +95,107 @@ class QoS:
         if not requeue:
             self.ack(delivery_tag)
             return
-        self._held.pop(delivery_tag, None)
+        self._held.discard(delivery_tag)
         self.channel.queues.give_back(delivery_tag)
 
     def restore_unacked(self) -> None:
         """Return what is held, but not what tasks that go on running hold."""
         running: Collection[str] = self.channel.engine.running_tags()
-        held, self._held = self._held, {}
-        for tag in held:
-            if tag not in running:
-                self.channel.queues.give_back(tag)
+        held, self._held = self._held, set()
+        for tag in held - set(running):
+            self.channel.queues.give_back(tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Return what is held as the channel closes."""
         self.restore_unacked()
 
-    def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Do nothing: overdue leases have a thread."""
+
+class _Consumption(NamedTuple):
+    """What `basic_consume` was asked for."""
+
+    queue: str
+    callback: Callable[[Any], object]
+    no_ack: bool
 
 
 class Channel(VirtualChannel):
     """A channel to the queues of one bridge."""
 
     QoS = QoS
-    Message = Message
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
-        self.queues: Any = self.engine.queues  # `wire.MemoryQueues` or `RedisQueues`
+        self.queues: Any = self.engine.queues  # `MemoryQueues` or `RedisQueues`
+        self.watch: Any = connection.watch
         self.supports_fanout: bool = self.engine.settings.url.broker == "redis"
-        self._consumed: dict[str, str] = {}
-        self._unacknowledged: set[str] = set()
-        self._listens: dict[str, tuple[str, str]] = {}
+        self._consumed: dict[str, _Consumption] = {}
+        self._of_queue: dict[str, _Consumption] = {}
+        self._taken_from: list[str] = []
+        self._fanouts: dict[str, tuple[str, str]] = {}
         self._heard: deque[tuple[str, bytes]] = deque()
-        self._nothing_at: tuple[int, list[str]] | None = None
+        self._empty_at: int | None = None
         self._rests_until = 0.0
         self._pause_s = 0.0
         super().__init__(connection, **options)
 
     # Consuming
 
-    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **options: Any) -> Any:
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Callable[[Any], object], consumer_tag: str, **_: Any
+    ) -> None:
         """Consume from a queue; what is sent to an exchange of the kind `fanout` is heard from now on."""
-        if no_ack:
-            self._unacknowledged.add(queue)
-        if queue in self._listens:
-            self.queues.listen(*self._listens[queue], self._heard, queue)
-        self._consumed[consumer_tag] = queue
-        return stock(super()).basic_consume(queue, no_ack, callback, consumer_tag, **options)
+        if queue in self._fanouts:
+            self.watch.listen(self.queues.topic(*self._fanouts[queue]), queue, self._heard)
+        self._consumed[consumer_tag] = _Consumption(queue, callback, no_ack)
+        self._note_queues()
 
-    def basic_cancel(self, consumer_tag: str) -> Any:
+    def basic_cancel(self, consumer_tag: str) -> None:
         """End what `basic_consume` began."""
-        queue = self._consumed.pop(consumer_tag, None)
-        if queue in self._listens:
-            self.queues.stop_listening(self._heard, queue)
-        return stock(super()).basic_cancel(consumer_tag)
+        consumption = self._consumed.pop(consumer_tag, None)
+        if consumption is not None and consumption.queue in self._fanouts:
+            self.watch.stop_listening(consumption.queue)
+        self._note_queues()
 
-    def basic_get(self, queue: str, no_ack: bool = False, **options: Any) -> Any:
+    def _note_queues(self) -> None:
+        self._of_queue = {each.queue: each for each in self._consumed.values()}
+        self._taken_from = [queue for queue in self._of_queue if queue not in self._fanouts]
+        self._empty_at = None
+
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """Return a message, if there is one."""
-        message = stock(super()).basic_get(queue, no_ack=no_ack, **options)
-        if message is not None and no_ack:
-            self.queues.end(message.delivery_tag)
-        return message
+        for taken in self.queues.take([queue], 1):
+            message = self._message(taken)
+            if message is not None:
+                self._note(taken.tag, message, no_ack=no_ack)
+                return message
+        return None
+
+    def close(self) -> None:
+        """Cancel what is consumed, and return what is held."""
+        for consumer_tag in list(self._consumed):
+            self.basic_cancel(consumer_tag)
+        stock(super()).close()
 
     def deliver(self) -> bool:
         """Deliver what was heard, and what can be taken now; return whether that was anything.
 
         A broker that does not answer is asked again in the next turns: nothing else depends on a connection here.
         """
-        has_heard = self._deliver_heard()
+        has_heard = bool(self._heard)
+        while self._heard:
+            self._deliver_heard(*self._heard.popleft())
+        changes: int = self.watch.changes
+        if not self._taken_from or changes == self._empty_at or monotonic() < self._rests_until:
+            return has_heard
         room: int = self.qos.room()
-        if self._unacknowledged:  # replies, for which no slot is needed
-            room = max(1, room)
-        queues = [queue for queue in self._consumed.values() if queue not in self._listens]
-        if room < 1 or not queues or monotonic() < self._rests_until:
+        if room < 1 and not any(each.no_ack for each in self._consumed.values()):
             return has_heard
-        now = self.queues.changes, queues
-        if now == self._nothing_at:
-            return has_heard
+        room = max(1, room)  # replies need no slot
         try:
-            taken = self.queues.take(queues, room)
+            taken = self.queues.take(self._taken_from, room)
             self._hand_over_all(taken)
-            if len(taken) < room and self.queues.is_empty(queues):
-                self._nothing_at = now
+            if len(taken) < room and self.watch.is_quiet(self._taken_from, in_vain=not taken):
+                self._empty_at = changes
         except BrokerUnavailable as exc:
             self._rest(exc)
             return has_heard
@@ -252,19 +207,16 @@ class Channel(VirtualChannel):
             _log.warning("nothing can be taken, trying again until the broker answers: %s", error.problem)
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _PAUSES["interval_start"])
         self._rests_until = monotonic() + self._pause_s
+        self.watch.look_again(self._pause_s)
 
-    def _deliver_heard(self) -> bool:
-        has_heard = bool(self._heard)
-        while self._heard:
-            queue, data = self._heard.popleft()
-            try:
-                payload = _loads(data)
-            except Exception:  # what it raises depends on what somebody has written there (rule I1)
-                _log.exception("a message on a control channel can't be read, ignored")
-                continue
-            if queue in self._consumed.values():
-                self.connection.on_message_ready(self, payload, queue)
-        return has_heard
+    def _deliver_heard(self, queue: str, data: bytes) -> None:
+        try:
+            message: Any = self.Message(_loads(data), channel=self)
+        except Exception:  # what it raises depends on what somebody has written there (rule I1)
+            _log.exception("a message on a control channel can't be read, ignored")
+            return
+        if queue in self._of_queue:
+            self._of_queue[queue].callback(message)
 
     def _hand_over_all(self, taken: Sequence[Taken]) -> None:
         for number, message in enumerate(taken):
@@ -277,28 +229,40 @@ class Channel(VirtualChannel):
 
     def _hand_over(self, taken: Taken) -> None:
         """Deliver a message, unless it can't be read."""
-        payload = self._parsed(taken)
-        if payload is not None:
-            if taken.queue in self._unacknowledged:
-                self.queues.end(taken.tag)
-            self.connection.on_message_ready(self, payload, taken.queue)
+        message = self._message(taken)
+        if message is not None:
+            consumption = self._of_queue[taken.queue]
+            self._note(taken.tag, message, no_ack=consumption.no_ack)
+            consumption.callback(message)
 
-    def _parsed(self, taken: Taken) -> Payload | None:
-        """Return a message's JSON; None if it can't be read: then it is buried."""
+    def _note(self, tag: str, message: Any, *, no_ack: bool) -> None:
+        if no_ack:
+            self.queues.end(tag)
+        else:
+            self.qos.append(message, tag)
+
+    def _message(self, taken: Taken) -> Any:
+        """Return a message as kombu takes it apart, addressed to where it came from; None if that fails: it is buried.
+
+        Its tag is that of this delivery; the sender's own may be in use, for what is sent twice has it twice. Its
+        bytes, as they were taken, are its `item`.
+        """
         try:
-            return payload_of(taken)
-        except DecodeError as exc:
-            self.engine.life.bury_raw(taken.item, exc, then=lambda: self.queues.end(taken.tag))
+            payload = _loads(taken.item)
+            properties = payload["properties"]
+            properties["delivery_tag"] = taken.tag
+            properties["delivery_info"] |= {"exchange": "", "routing_key": taken.queue}
+            if taken.suspect:
+                properties["delivery_info"]["redelivered"] = True
+            message: Any = self.Message(payload, channel=self)
+        except Exception as exc:  # what it raises depends on what somebody has written there (rule I1)
+            error = DecodeError(f"not a Celery message: {exc!r}")
+            self.engine.life.bury_raw(taken.item, error, then=lambda: self.queues.end(taken.tag))
             return None
+        message.item = taken.item
+        return message
 
     # What kombu asks of a virtual channel
-
-    def _get(self, queue: str, timeout: float | None = None) -> Payload:
-        for taken in self.queues.take([queue], 1):
-            payload = self._parsed(taken)
-            if payload is not None:
-                return payload
-        raise Empty
 
     def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
         self.queues.put(queue, message["properties"].get("priority"), _dumps(message))
@@ -315,7 +279,7 @@ class Channel(VirtualChannel):
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if self.typeof(exchange).type == "fanout":
-            self._listens[queue] = exchange, routing_key
+            self._fanouts[queue] = exchange, routing_key
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """Return the queues that are bound to an exchange; of an exchange for replies, that of whoever has asked.
@@ -326,7 +290,7 @@ class Channel(VirtualChannel):
         return found or [f"{routing_key}.{exchange}"]
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **_: Any) -> None:
-        self.queues.publish(exchange, routing_key, _dumps(message))
+        self.queues.publish(self.queues.topic(exchange, routing_key), _dumps(message))
 
 
 class Transport(VirtualTransport):
@@ -336,19 +300,29 @@ class Transport(VirtualTransport):
     Channel = Channel
     connection_errors: Any = (OSError,)  # `BrokerUnavailable` is one
 
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)
+        self.watch: Any = self.engine.queues.make_watch(self.engine.wake)
+
     def driver_version(self) -> str:
         """Return what kombu shows."""
         return "N/A"
 
     def establish_connection(self) -> Any:
         """Connect, if the broker answers."""
-        if self.implements.asynchronous:
-            self.engine.queues.check()
+        self.engine.queues.check()
         return stock(super()).establish_connection()
+
+    def close_connection(self, connection: Any) -> None:
+        """Close the channels, and hear nothing any more."""
+        stock(super()).close_connection(connection)
+        self.watch.close()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have a loop deliver, and acknowledge, in each of its turns."""
+        queues: Any = self.engine.queues
         self.engine.waker.register(loop)
+        self.watch.serve(loop)
 
         def on_tick() -> None:
             if not self.channels:  # closed; the loop keeps what it was given
@@ -356,7 +330,7 @@ class Transport(VirtualTransport):
                 return
             if self._serve() and self.engine.life.has_children:
                 self.engine.wake()  # Celery's pool may have had its turn already, which writes to its children
-            self.engine.queues.end_turn()
+            queues.end_turn()
 
         loop.on_tick.add(on_tick)
 
@@ -370,18 +344,17 @@ class Transport(VirtualTransport):
         Raises:
             TimeoutError: Nothing came in this time.
         """
-        queues: Any = self.engine.queues
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            changes = queues.changes
+            changes = self.watch.changes
             if self._serve():
                 return
             left_s = _SLICE_S if deadline is None else deadline - monotonic()
-            if queues.wait(changes, max(0.0, left_s)):
-                if not self.implements.asynchronous:
-                    return
-            elif deadline is not None and monotonic() >= deadline:
+            if left_s <= 0:
                 raise TimeoutError
+            self.watch.wait(changes, min(left_s, _SLICE_S))
+            if self.watch.changes != changes and not self.implements.asynchronous:
+                return
 
 
 class Waker:

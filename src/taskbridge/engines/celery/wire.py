@@ -439,8 +439,8 @@ class MemoryQueues:
                     left.append(queue)
         return taken
 
-    def is_empty(self, queues: Sequence[str]) -> bool:
-        """Return whether these are empty, as `take` has just seen."""
+    def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:
+        """Return whether these are empty, as `take` has just seen; from then on, `changes` tells."""
         return True
 
     def end(self, tag: str) -> None:
@@ -469,10 +469,20 @@ class MemoryQueues:
             self.changes += 1
             self._changed.notify_all()
 
-    def wait(self, changes: int, timeout_s: float) -> bool:
-        """Wait until `changes` is another number; return whether it is."""
+    def wait(self, changes: int, timeout_s: float) -> None:
+        """Wait until `changes` is another number."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.changes != changes, timeout_s)
+            self._changed.wait_for(lambda: self.changes != changes, timeout_s)
+
+    def make_watch(self, wake: object) -> MemoryQueues:
+        """Return what tells a connection of changes."""
+        return self
+
+    def check(self) -> None:
+        """Do nothing: memory is always there."""
+
+    def close(self) -> None:
+        """Do nothing: other connections go on."""
 
 
 def make_wire(kind: str, settings: Settings) -> Wire[Any]:
