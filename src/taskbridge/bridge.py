@@ -52,6 +52,22 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
+class _Bound(dict[str, "BoundTask"]):
+    """What runs of each task need, made when it is first asked for."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self._bridge = bridge
+
+    def __missing__(self, task: str) -> BoundTask:
+        from taskbridge.engines.settle import bind  # here, for a process that only sends needs none
+
+        made = bind(self._bridge, task)
+        if self._bridge.knows(task):  # anybody may make up other names
+            self[task] = made
+        return made
+
+
 class Bridge(Parts):
     """Tasks on one engine and one broker. Two bridges in a process don't interfere; threads share a bridge.
 
@@ -77,6 +93,9 @@ class Bridge(Parts):
         schedules: Further schedules of tasks, by name: `{"nightly": {"task": "shop.report", "cron": "0 3 * * *"}}`.
         scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
         fast: Whether workers run tasks in the fast way, where the engine's version has been tried with it.
+
+    Attributes:
+        bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
 
     Raises:
         SettingsError: A setting is wrong; it says which.
@@ -112,7 +131,7 @@ class Bridge(Parts):
     def _begin(self, given: Mapping[str, Any]) -> None:
         super().__init__(given)
         self._tasks: dict[str, Declaration] = {PROBE.name: PROBE}
-        self._bound: dict[str, BoundTask] = {}
+        self.bound: Callable[[str], BoundTask] = _Bound(self).__getitem__
         self._sending = Sending(self)
 
     def __repr__(self) -> str:
@@ -185,19 +204,6 @@ class Bridge(Parts):
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""
         declaration = self._tasks.get(task)
         return None if declaration is not None and not declaration.results else self.records
-
-    def bound(self, task: str) -> BoundTask:
-        """Return all that runs of a task need, and settling them; made once, and again after a change."""
-        found = self._bound.get(task)
-        return self._bind(task) if found is None else found
-
-    def _bind(self, task: str) -> BoundTask:
-        from taskbridge.engines.settle import bind  # here, for a process that only sends needs none
-
-        bound, made = self._bound, bind(self, task)
-        if self.knows(task):  # anybody may make up other names
-            bound[task] = made
-        return made
 
     def _make_engine(self) -> Engine:
         engine = super()._make_engine()
@@ -283,7 +289,7 @@ class Bridge(Parts):
         """Bind tasks anew: tasks, settings or connections have changed."""
         self._made.pop("queues", None)
         self._sending.forget()
-        self._bound = {}
+        self.bound = _Bound(self).__getitem__
 
     def periodic(
         self,

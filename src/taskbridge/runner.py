@@ -1,19 +1,41 @@
-"""Runs one message and says what becomes of it: the only caller of user code, the same on every engine."""
+"""Runs messages, the same on every engine: the only caller of user code, and what can interrupt it.
+
+A run is stuck if its time limit is over, and most of the grace after it, and it has not ended: it is in a call into C
+that lets no exception through (rule T2). Some of these keep the interpreter's lock, such as a search with a regular
+expression; then no thread of this process can do anything about it. So a thread in C is set beside (`faulthandler`),
+which needs no lock: it writes where each thread is, and ends the process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import faulthandler
+import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge import codec
+from taskbridge import codec, locks
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import DecodeError, EncodeError, ResultTooLarge, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Discarded, Done, RetryPolicy, Verdict, judge
-from taskbridge.timelimit import limited
+from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RetryPolicy, Verdict, judge
+from taskbridge.timelimit import limited, raise_in_thread
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
+
+WATCH_S: Final = 0.5
+"""How often a worker process looks for runs that are stuck."""
+
+ORDERLY_S: Final = 1.0
+"""How long a process that ends with a stuck run waits for its other runs to be interrupted."""
+
+_STDERR: Final = 2
+"""The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -105,3 +127,114 @@ def _result_json(declaration: Declaration, value: object, most_bytes: int | None
     if len(encoded) > most_bytes:
         raise ResultTooLarge(declaration.name, len(encoded), most_bytes)
     return encoded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A message that runs; what holds it, as its engine knows it; and from when on it is stuck, monotonic."""
+
+    message: Message
+    holder: Any
+    is_stuck_at: float
+
+
+class Runs:
+    """What runs in the threads of this process.
+
+    Args:
+        host: The bridge.
+
+    Attributes:
+        ends_process: Says whether this process is a worker's own, so that it may be ended with a run that is stuck.
+    """
+
+    def __init__(self, host: Bridge) -> None:
+        self._host = host
+        self._lock = locks.Lock()
+        self._running: dict[int, Run] = {}
+        self._interrupted: set[int] = set()
+        self._is_over = False
+        self._armed_for = inf
+        self.ends_process: Callable[[], bool] = lambda: False
+
+    def open(self) -> None:
+        """Let tasks run: a worker starts."""
+        with self._lock:
+            self._is_over = False
+            self._interrupted.clear()
+
+    def all(self) -> list[Run]:
+        """Return what runs now."""
+        with self._lock:
+            return list(self._running.values())
+
+    def stuck(self) -> list[Run]:
+        """Return what should have ended long ago."""
+        now = monotonic()
+        return [run for run in self.all() if run.is_stuck_at <= now]
+
+    def run(self, task: Runner, message: Message, *, holder: Any = None) -> Verdict:
+        """Run a message in this thread.
+
+        Args:
+            task: The message's.
+            message: The message.
+            holder: What holds it, as its engine knows it.
+
+        Returns:
+            The verdict, not yet carried out; `GivenBack` if the worker's end interrupts it.
+        """
+        thread, limit_s = threading.get_ident(), task.limit_s
+        stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
+        verdict: Verdict = GivenBack()
+        try:
+            if self._enter(thread, Run(message, holder, stuck_at)):
+                try:
+                    verdict = task.run(message)
+                finally:
+                    self._leave(thread)
+        except Interrupted:  # it may arrive outside the task's own code, where the runner does not see it
+            return verdict
+        return verdict
+
+    def _enter(self, thread: int, run: Run) -> bool:
+        with self._lock:
+            if not self._is_over:
+                self._running[thread] = run
+                if run.is_stuck_at < self._armed_for:
+                    self._arm()
+            return not self._is_over
+
+    def _leave(self, thread: int) -> None:
+        with self._lock:
+            run = self._running.pop(thread, None)
+            if run is not None and run.is_stuck_at == self._armed_for != inf:
+                self._arm()
+            if thread in self._interrupted:
+                raise_in_thread(thread, None)
+
+    def _arm(self) -> None:
+        """Have the process ended by a thread in C, a little after its own threads should have done so."""
+        first = min((run.is_stuck_at for run in self._running.values()), default=inf)
+        if first == self._armed_for or not self.ends_process():
+            return
+        self._armed_for = first
+        if first == inf:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            in_s = max(0.0, first - monotonic()) + ORDERLY_S
+            faulthandler.dump_traceback_later(in_s, exit=True, file=_STDERR)
+
+    def interrupt(self, *, but: Collection[Run] = ()) -> None:
+        """Raise `Interrupted` in every thread that runs a task, and let no other task start."""
+        with self._lock:
+            self._is_over = True
+            for thread, run in self._running.items():
+                if run not in but and thread not in self._interrupted:
+                    self._interrupted.add(thread)
+                    raise_in_thread(thread, Interrupted)
+
+
+def patience_s(grace_s: float) -> float:
+    """Return how long after its time limit a run is stuck, so that its process has ended when the grace is over."""
+    return max(grace_s - WATCH_S - ORDERLY_S, grace_s / 2)

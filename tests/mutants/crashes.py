@@ -12,7 +12,7 @@ from typing import Any
 from tests.mutants.table import mutant, put
 
 _SETTLE = "taskbridge.engines.settle"
-_RUNS = "taskbridge.engines.runs"
+_RUNS = "taskbridge.runner"
 _KILLED = "a_killed_run_is_a_failed_attempt"
 
 

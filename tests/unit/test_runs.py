@@ -9,15 +9,15 @@ import time
 from functools import partial
 
 from taskbridge import Bridge, Message
-from taskbridge.engines.runs import Runs, patience_s
 from taskbridge.retry import GivenBack
+from taskbridge.runner import Runs, patience_s
 
 _LONGEST_S = 20.0
 
 _STUCK = """
 import re, sys
 from taskbridge import Bridge, Message
-from taskbridge.engines.runs import Runs
+from taskbridge.runner import Runs
 
 bridge = Bridge("inline://?threads=0", grace=0.4)
 

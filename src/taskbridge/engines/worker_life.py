@@ -28,11 +28,11 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.pump import BusySigns, Pump
-from taskbridge.engines.runs import ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.message import Message
+from taskbridge.runner import ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
 
 _log = logging.getLogger("taskbridge.worker")

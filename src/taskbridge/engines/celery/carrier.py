@@ -22,11 +22,11 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.reading import Fields
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.runs import Runs
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, TaskBridgeError
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
+from taskbridge.runner import Runs
 
 _log = logging.getLogger("taskbridge.celery")
 

@@ -19,11 +19,11 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery.carrier import Carrier, ChildRuns
 from taskbridge.engines.celery.request import Attempts
 from taskbridge.engines.celery.stock import worker_state
-from taskbridge.engines.runs import Run
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.message import Message
+from taskbridge.runner import Run
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine

@@ -15,8 +15,8 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.fast import entry as fast
 from taskbridge.engines.dramatiq.wire import own_queue
-from taskbridge.engines.runs import Run, Runs
 from taskbridge.engines.worker_life import LOOK_S, WorkerLife
+from taskbridge.runner import Run, Runs
 
 _WAKE_MS: Final = 250
 """How often idle threads look whether the worker stops; Dramatiq's default, a second, would be a part of A4's five."""
