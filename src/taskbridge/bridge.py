@@ -337,7 +337,7 @@ class Bridge(Parts):
         """
         if "schedules" not in self._made and not self.settings.schedules:
             return ()
-        return [planned.schedule for planned in self.schedules.planned().values()]
+        return tuple(self.schedules.planned().values())
 
     def check_schedules(self) -> None:
         """Return if there is nothing in the way of sending by schedules, or there are none.

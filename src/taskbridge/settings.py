@@ -11,12 +11,12 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from taskbridge.durations import seconds
 from taskbridge.exceptions import DeclarationError, SettingsError, nearest
-from taskbridge.message import Priority, checked_priority
+from taskbridge.message import checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Route, check_queue_name
 
 if TYPE_CHECKING:
-    from taskbridge.schedules.plan import Timing  # only here, for few settings hold one
+    from taskbridge.schedules.plan import Schedule  # only here, for few settings hold one
 
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
@@ -312,20 +312,7 @@ def _switch(value: Any) -> bool:
     return value
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeriodicSetting:
-    """A schedule of the setting `schedules`; a queue or priority of None is left to the task."""
-
-    name: str
-    task: str
-    timing: Timing
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any]
-    queue: str | None = None
-    priority: Priority | None = None
-
-
-def _schedules(value: Any) -> tuple[PeriodicSetting, ...]:
+def _schedules(value: Any) -> tuple[Schedule, ...]:
     if isinstance(value, str):
         import json  # here, for few environments hold schedules
 
@@ -342,11 +329,12 @@ def _schedules(value: Any) -> tuple[PeriodicSetting, ...]:
 
 
 _TIMING_KEYS: Final = ("cron", "every", "timezone", "catch_up", "overlap")
-_SCHEDULE_KEYS: Final = ("task", *_TIMING_KEYS, "args", "kwargs", "queue", "priority")
+_USING: Final[Mapping[str, Callable[[Any], Any]]] = {"queue": check_queue_name, "priority": checked_priority}
+_SCHEDULE_KEYS: Final = ("task", *_TIMING_KEYS, "args", "kwargs", *_USING)
 
 
-def _schedule(name: Any, given: Any) -> PeriodicSetting:
-    from taskbridge.schedules.plan import check_name, timing_of  # here, for few settings hold one
+def _schedule(name: Any, given: Any) -> Schedule:
+    from taskbridge.schedules.plan import Schedule, check_name, timing_of  # here, for few settings hold one
 
     try:
         checked = check_name(name)
@@ -364,14 +352,13 @@ def _schedule(name: Any, given: Any) -> PeriodicSetting:
         kwargs: Any = options.get("kwargs", {})
         if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
             raise DeclarationError("args must be a list, and kwargs values by name")
-        return PeriodicSetting(
+        return Schedule(
             name=checked,
             task=options["task"],
             timing=timing,
             args=tuple(cast("list[Any]", args)),
             kwargs=dict(cast("Mapping[str, Any]", kwargs)),
-            queue=check_queue_name(options["queue"]) if "queue" in options else None,
-            priority=checked_priority(options["priority"]) if "priority" in options else None,
+            using={key: check(options[key]) for key, check in _USING.items() if key in options},
         )
     except (DeclarationError, ValueError) as exc:
         raise ValueError(f"{name!r}: {exc}") from exc
@@ -405,7 +392,7 @@ class Settings:
     dead_ttl_s: float = _setting(7 * 86400.0, _duration)
     max_message_bytes: int = _setting(1024 * 1024, _size)
     result_ttl_s: float | None = _setting(86400.0, _ttl)
-    schedules: tuple[PeriodicSetting, ...] = _setting((), _schedules)
+    schedules: tuple[Schedule, ...] = _setting((), _schedules)
     scheduler: bool = _setting(True, _switch)
     fast: bool = _setting(True, _switch)
 

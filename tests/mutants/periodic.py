@@ -61,12 +61,12 @@ def everybody_has_the_claim() -> None:
 @mutant("CR1", _MANY)
 def ticks_are_sent_early() -> None:
     """A tick is sent half a second before its time."""
-    _decide_otherwise(lambda timing, given: (timing, {**given, "now": given["now"] + 0.5}))
+    put(_SCHEDULER, "Ticker._here", lambda here: lambda self: here(self) + 0.5)
 
-    def make(attend: Any) -> Any:
-        return lambda self, *given: min(attend(self, *given), self._bridge.now() + 0.1)
+    def make(step: Any) -> Any:
+        return lambda self: step(self) - 0.5
 
-    put(_SCHEDULER, "Ticker._attend", make)
+    put(_SCHEDULER, "Ticker.step", make)
 
 
 @mutant("CR1", _MANY)
@@ -160,9 +160,9 @@ def _resume_and_catch_up(_: Any) -> Any:
 
 
 def _wait_while_paused(decide: Any) -> Any:
-    nothing = importlib.import_module(_SCHEDULES).NothingDue
+    decision = importlib.import_module(_SCHEDULES).Decision
 
     def waiting(timing: Any, **given: Any) -> Any:
-        return nothing(next_at=given["now"] + 0.2) if given["paused"] else decide(timing, **given)
+        return decision(given["now"] + 0.2) if given["paused"] else decide(timing, **given)
 
     return waiting

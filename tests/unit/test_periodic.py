@@ -128,7 +128,7 @@ def test_a_module_that_is_imported_twice_declares_its_schedules_once() -> None:
         task = bridge.task(name="twice", schedules=[Every(5)])(without_arguments)
         bridge.periodic(task.call(), every=7)
 
-    assert names(bridge) == ["twice:every 7 s", "twice:every 5 s"]
+    assert names(bridge) == ["twice:every 5 s", "twice:every 7 s"]
     bridge.task(name="twice")(without_arguments)
     assert names(bridge) == ["twice:every 7 s"]
 

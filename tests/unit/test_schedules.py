@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskbridge import Cron, DeclarationError, Every
-from taskbridge.schedules.plan import Decision, NothingDue, SendTick, SkipTicks, Timing, decide
+from taskbridge.schedules.plan import Decision, Timing, decide
 
 CHANGES = {
     "Europe/Rome": (date(2026, 3, 29), date(2026, 10, 25)),
@@ -201,32 +201,34 @@ def test_what_is_wrong_is_refused_as_it_is_declared(make: Any, match: str) -> No
 @pytest.mark.parametrize(
     ("catch_up", "settled", "since", "now", "expected"),
     [
-        ("one", 100, 90, 109, NothingDue(next_at=110)),
-        ("one", 100, 90, 110, SendTick(planned_at=110)),
-        ("one", 100, 105, 139, SendTick(planned_at=110)),  # each, for somebody was there
-        ("none", 100, 105, 139, SendTick(planned_at=110)),
-        ("none", 100, 145, 145, SkipTicks(first=110, last=140, missed=4)),
-        ("none", 100, 125, 145, SkipTicks(first=110, last=120, missed=2)),
-        ("one", 100, 145, 145, SkipTicks(first=110, last=130, missed=3)),
-        ("one", 130, 145, 145, SendTick(planned_at=140)),
-        ("one", 100, 125, 145, SkipTicks(first=110, last=110, missed=1)),
-        ("all", 100, 145, 145, SendTick(planned_at=110)),
-        ("none", 100, 110, 110, SkipTicks(first=110, last=110, missed=1)),
+        ("one", 100, 90, 109, Decision(110)),
+        ("one", 100, 90, 110, Decision(110)),
+        ("one", 100, 105, 139, Decision(110)),  # each, for somebody was there
+        ("none", 100, 105, 139, Decision(110)),
+        ("none", 100, 145, 145, Decision(110, [110, 120, 130, 140])),
+        ("none", 100, 125, 145, Decision(110, [110, 120])),
+        ("one", 100, 145, 145, Decision(110, [110, 120, 130])),
+        ("one", 130, 145, 145, Decision(140)),
+        ("one", 100, 125, 145, Decision(110, [110])),
+        ("all", 100, 145, 145, Decision(110)),
+        ("none", 100, 110, 110, Decision(110, [110])),
     ],
 )
 def test_decisions(catch_up: Any, settled: float, since: float, now: float, expected: Decision) -> None:
     timing = Every(10, catch_up=catch_up)
 
-    assert decide(timing, settled_until=settled, paused=False, watched_since=since, now=now) == expected
+    first, skip = decide(timing, settled_until=settled, paused=False, watched_since=since, now=now)
+
+    assert Decision(first, list(skip)) == Decision(expected.first, list(expected.skip))
 
 
 @pytest.mark.parametrize("catch_up", ["none", "one", "all"])
-def test_what_is_due_while_a_schedule_is_paused_is_neither_sent_nor_missed(catch_up: Any) -> None:
+def test_nothing_that_is_due_while_a_schedule_is_paused_is_sent(catch_up: Any) -> None:
     timing = Every(10, catch_up=catch_up)
 
     decision = decide(timing, settled_until=100, paused=True, watched_since=90, now=139)
 
-    assert decision == SkipTicks(first=110, last=130, missed=0)
+    assert decision == Decision(110, [110, 120, 130])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import Any, Final
 
-from taskbridge import Bridge, Cron, ScheduleEntry, locks
+from taskbridge import Bridge, Cron, Every, ScheduleEntry, locks
 from taskbridge.cli.command import (
     JSON,
     LOG_LEVEL,
@@ -102,12 +102,12 @@ def _rows(entry: ScheduleEntry) -> list[tuple[str, ...]]:
 
 def _data(entry: ScheduleEntry) -> dict[str, Any]:
     timing, last = entry.timing, entry.last_planned_at
-    cron, every = (timing, None) if isinstance(timing, Cron) else (None, timing)
+    cron = timing if isinstance(timing, Cron) else None
     return {
         "name": entry.name,
         "task": entry.task,
         "cron": cron.expression if cron else None,
-        "every_s": every.interval_s if every else None,
+        "every_s": timing.interval_s if isinstance(timing, Every) else None,
         "timezone": cron.timezone if cron else "UTC",
         "catch_up": timing.catch_up,
         "overlap": timing.overlap,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
 
 from taskbridge import codec
@@ -18,7 +18,6 @@ from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
-    from taskbridge.settings import PeriodicSetting
 
 SCHEDULE_HEADER: Final = "taskbridge.schedule"
 """The header that names the schedule which sent a message."""
@@ -55,39 +54,25 @@ class ScheduleEntry:
     last_planned_at: datetime | None = None
 
 
-class Planned(NamedTuple):
-    """A schedule, the call that it sends, and whether the task's decorator has it."""
-
-    schedule: Schedule
-    call: Call[Any]
-    by_task: bool = False
-
-
 class Schedules:
     """The schedules of a bridge; `Bridge.schedules`. Threads share it."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._declared: dict[str, Planned] = {}
+        self._added: dict[str, Schedule] = {}
 
     # What there is
 
     def declare(self, declaration: Declaration) -> None:
-        """Take the schedules of a task, in the place of those that a former declaration of it had.
+        """Check that the schedules of a task which is about to be declared have names of their own.
 
         Raises:
             DeclarationError: There is a schedule of that name already.
         """
-        found = {
-            name: planned
-            for name, planned in self._declared.items()
-            if not planned.by_task or planned.schedule.task != declaration.name
-        }
+        taken = self._of_code(but=declaration.name)
         for schedule in declaration.schedules:
-            call: Call[Any] = Call(declaration=declaration, args=(), kwargs={}, options=SendOptions())
-            _check_free(schedule, found)
-            found[schedule.name] = Planned(schedule, call, by_task=True)
-        self._declared = found
+            _check_free(schedule, taken)
+            taken[schedule.name] = schedule
 
     def add(self, call: Call[Any], timing: Timing) -> None:
         """Take a schedule for a call.
@@ -96,43 +81,45 @@ class Schedules:
             DeclarationError: There is another schedule of that name already.
             EncodeError: An argument can't be put in a message.
         """
-        schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
         codec.dumps_array(call.args, "args")
         codec.dumps_object(call.kwargs, "kwargs")
-        former = self._declared.get(schedule.name)
-        if former is None or former.schedule != schedule or not _is_same(former.call, call):
-            _check_free(schedule, self._declared)
-        self._declared[schedule.name] = Planned(schedule, call)
+        options = call.options
+        using = {name: getattr(options, name) for name in ("queue", "priority", "expires", "headers")}
+        schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
+        schedule = replace(schedule, args=call.args, kwargs=dict(call.kwargs), using=using)
+        if self._added.get(schedule.name) != schedule:  # else a module is imported twice, and says everything twice
+            _check_free(schedule, self._of_code())
+            self._added = {**self._added, schedule.name: schedule}
 
-    def planned(self) -> Mapping[str, Planned]:
+    def planned(self) -> Mapping[str, Schedule]:
         """Return all schedules by name: those of tasks, of `Bridge.periodic` and of the setting `schedules`.
 
         Raises:
             SettingsError: The setting names a task that is not declared, or a schedule that is.
         """
-        settings = self._bridge.settings.schedules
-        if not settings:
-            return self._declared
-        found = dict(self._declared)
-        for setting in settings:
-            if setting.name in found:
-                raise SettingsError("schedules", f"there is a schedule {setting.name!r} already, declared in the code")
-            found[setting.name] = self._of_setting(setting)
+        found = self._of_code()
+        for schedule in self._bridge.settings.schedules:
+            if schedule.name in found:
+                raise SettingsError("schedules", f"there is a schedule {schedule.name!r} already, declared in the code")
+            self._check_setting(schedule)
+            found[schedule.name] = schedule
         return found
 
-    def _of_setting(self, setting: PeriodicSetting) -> Planned:
-        declaration = self._bridge.declaration_of(setting.task)
+    def _of_code(self, *, but: str | None = None) -> dict[str, Schedule]:
+        """Return the schedules that the code declares by name, without those in the decorator of one task."""
+        tasks = (each for each in self._bridge.declarations() if each.name != but)
+        return {schedule.name: schedule for task in tasks for schedule in task.schedules} | self._added
+
+    def _check_setting(self, schedule: Schedule) -> None:
+        declaration = self._bridge.declaration_of(schedule.task)
         if declaration is None:
-            hint = nearest(setting.task, [each.name for each in self._bridge.declarations()])
-            raise SettingsError("schedules", f"{setting.name!r}: there is no task {setting.task!r}{hint}")
+            hint = nearest(schedule.task, [each.name for each in self._bridge.declarations()])
+            raise SettingsError("schedules", f"{schedule.name!r}: there is no task {schedule.task!r}{hint}")
         try:
-            schedule = named(None, setting.task, setting.timing, results=declaration.results)
-            declaration.signature.bind(*setting.args, **setting.kwargs)
+            named(None, schedule.task, schedule.timing, results=declaration.results)
+            declaration.signature.bind(*schedule.args, **schedule.kwargs)
         except TypeError as exc:  # a DeclarationError is one too
-            raise SettingsError("schedules", f"{setting.name!r}: {exc}") from exc
-        options = SendOptions(queue=setting.queue, priority=setting.priority)
-        call: Call[Any] = Call(declaration=declaration, args=setting.args, kwargs=setting.kwargs, options=options)
-        return Planned(schedule, call)
+            raise SettingsError("schedules", f"{schedule.name!r}: {exc}") from exc
 
     def check_store(self) -> Ticks:
         """Return the ticks, in the store.
@@ -150,12 +137,16 @@ class Schedules:
             )
         return store.ticks
 
-    def tick(self, schedule: str, planned_at: float) -> tuple[Call[Any], str, dict[str, str]]:
+    def tick(self, name: str, planned_at: float) -> tuple[Call[Any], str, dict[str, str]]:
         """Return what is sent for a tick of a schedule: the call, the message's id and its headers."""
+        schedule = self.planned()[name]
+        declaration = self._bridge.declaration_of(schedule.task)
+        assert declaration is not None, "tasks that were declared stay so"
+        options = SendOptions(**schedule.using)
+        call: Call[Any] = Call(declaration=declaration, args=schedule.args, kwargs=schedule.kwargs, options=options)
         moment = datetime.fromtimestamp(planned_at, timezone.utc)
-        headers = {SCHEDULE_HEADER: schedule, PLANNED_HEADER: moment.isoformat()}
-        message_id = tick_id(self._bridge.settings.namespace, schedule, planned_at)
-        return self.planned()[schedule].call, message_id, headers
+        headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment.isoformat()}
+        return call, tick_id(self._bridge.settings.namespace, name, planned_at), headers
 
     # What users ask
 
@@ -173,7 +164,8 @@ class Schedules:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         states = self.check_store().states(tuple(planned), timeout_s=timeout_s)
         now = self._bridge.now()
-        return [_entry(planned[name].schedule, states.get(name), now, runs) for name in sorted(planned)]
+        unknown = ScheduleState(settled_until=now)
+        return [_entry(planned[name], states.get(name, unknown), now, runs) for name in sorted(planned)]
 
     def pause(self, name: str) -> None:
         """Send nothing of a schedule until `resume`, whatever is started anew meanwhile.
@@ -215,9 +207,8 @@ def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
     return str(uuid5(_TICKS, f"{namespace}\0{schedule}\0{planned_at!r}"))
 
 
-def _entry(schedule: Schedule, state: ScheduleState | None, now: float, runs: int) -> ScheduleEntry:
-    timing, state = schedule.timing, ScheduleState(settled_until=now) if state is None else state
-    last = state.last_planned_at
+def _entry(schedule: Schedule, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:
+    timing, last = schedule.timing, state.last_planned_at
     return ScheduleEntry(
         name=schedule.name,
         task=schedule.task,
@@ -230,18 +221,10 @@ def _entry(schedule: Schedule, state: ScheduleState | None, now: float, runs: in
     )
 
 
-def _is_same(one: Call[Any], other: Call[Any]) -> bool:
-    """Return whether two calls are the same: a module imported twice says everything twice."""
-    return (one.declaration.name, one.args, dict(one.kwargs), one.options) == (
-        *(other.declaration.name, other.args),
-        *(dict(other.kwargs), other.options),
-    )
-
-
-def _check_free(schedule: Schedule, taken: Mapping[str, Planned]) -> None:
+def _check_free(schedule: Schedule, taken: Mapping[str, Schedule]) -> None:
     """Refuse a second schedule of a name."""
     if schedule.name in taken:
-        task = taken[schedule.name].schedule.task
+        task = taken[schedule.name].task
         raise DeclarationError(
             f"there is a schedule {schedule.name!r} already, of task {task!r}; give one of them a name"
         )

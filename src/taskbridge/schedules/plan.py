@@ -7,13 +7,14 @@ same ticks, on every machine.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
@@ -30,8 +31,40 @@ Overlap = Literal["allow", "skip"]
 LONGEST_NAME: Final = 255
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """When a schedule is due; `Cron` and `Every` are the two kinds."""
+
+    name: str | None = None
+    catch_up: CatchUp = "one"
+    overlap: Overlap = "allow"
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name)
+        for key, choices in (("catch_up", get_args(CatchUp)), ("overlap", get_args(Overlap))):
+            value = getattr(self, key)
+            if value not in choices:
+                hint = nearest(value, choices) if isinstance(value, str) else ""
+                raise DeclarationError(f"{key} {value!r} is not one of {', '.join(choices)}{hint}")
+
+    @property
+    def spec(self) -> str:
+        """When it is due, as default names have it."""
+        raise NotImplementedError
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone."""
+        return timezone.utc
+
+    def ticks(self, after: float) -> Iterator[float]:
+        """Return the ticks after an instant, in order; endless, but for a cron expression with none for 50 years."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Cron:
+class Cron(Timing):
     """Ticks by a cron expression, in a time zone.
 
     A schedule that names hours (`30 2 * * *`) is for times of the day: what falls into the hour that a clock change
@@ -51,14 +84,10 @@ class Cron:
     """
 
     expression: str
-    _: KW_ONLY
-    timezone: str = "UTC"
-    name: str | None = None
-    catch_up: CatchUp = "one"
-    overlap: Overlap = "allow"
+    timezone: str = field(default="UTC", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check(self)
+        Timing.__post_init__(self)
         if not isinstance(self.expression, str):
             raise DeclarationError(f"a cron expression is text, such as '0 8 * * mon-fri', not {self.expression!r}")
         object.__setattr__(self, "expression", " ".join(self.expression.split()))
@@ -68,7 +97,7 @@ class Cron:
 
     @property
     def spec(self) -> str:
-        """The expression, as default names have it."""
+        """The expression."""
         return self.expression
 
     @property
@@ -77,7 +106,7 @@ class Cron:
         return zone_of(self.timezone)
 
     def ticks(self, after: float) -> Iterator[float]:
-        """Return the ticks after an instant, in order; endless, but for an expression that has none for 50 years."""
+        """Return the ticks after an instant, in order."""
         zone = self.zone
         waiting: list[float] = []
         latest = after
@@ -95,7 +124,7 @@ class Cron:
 
 
 @dataclass(frozen=True, slots=True)
-class Every:
+class Every(Timing):
     """Ticks at the multiples of an interval since 1970-01-01 00:00 UTC, so that all workers plan the same ones.
 
     Attributes:
@@ -109,13 +138,9 @@ class Every:
     """
 
     interval: Duration
-    _: KW_ONLY
-    name: str | None = None
-    catch_up: CatchUp = "one"
-    overlap: Overlap = "allow"
 
     def __post_init__(self) -> None:
-        _check(self)
+        Timing.__post_init__(self)
         try:
             interval_s = seconds(self.interval, name="every")
         except (TypeError, ValueError) as exc:
@@ -130,68 +155,43 @@ class Every:
 
     @property
     def spec(self) -> str:
-        """The interval, as default names have it."""
+        """The interval, in words."""
         return f"every {self.interval_s} s"
 
-    @property
-    def zone(self) -> tzinfo:
-        """UTC."""
-        return timezone.utc
-
     def ticks(self, after: float) -> Iterator[float]:
-        """Return the ticks after an instant, in order; endless."""
+        """Return the ticks after an instant, in order."""
         number = int(after // self.interval_s)
         while True:
             number += 1
             yield float(number * self.interval_s)
 
 
-Timing: TypeAlias = Cron | Every
-"""When a schedule is due."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A schedule of a bridge.
-
-    Attributes:
-        name: What it is called, in the store too.
-        task: The name of the task that it sends.
-        timing: When it is due, and what becomes of the ticks that could not be sent in time.
-    """
+    """A schedule of a bridge: when a task is sent, with which arguments, and `using` which options of `Task.using`."""
 
     name: str
     task: str
     timing: Timing
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    using: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 # What is decided about ticks
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendTick:
-    """Send this tick."""
+class Decision(NamedTuple):
+    """What becomes of the first ticks of a schedule that are not settled.
 
-    planned_at: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SkipTicks:
-    """Send none of the ticks from the first to the last of these; so many of them count as missed."""
+    Attributes:
+        first: The first of them; infinity if there is none.
+        skip: Those that are not sent, from the first one on. If empty, the first is sent once it is due.
+    """
 
     first: float
-    last: float
-    missed: int
+    skip: Sequence[float] = ()
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NothingDue:
-    """Do nothing before this instant; None is for ever."""
-
-    next_at: float | None
-
-
-Decision: TypeAlias = SendTick | SkipTicks | NothingDue
 
 MOST_AT_ONCE: Final = 100_000
 """How many ticks one decision is about at most: going through them takes a second or two."""
@@ -207,64 +207,37 @@ def decide(timing: Timing, *, settled_until: float, paused: bool, watched_since:
         watched_since: Since when this scheduler has been there: ticks planned until then were missed, as it seems.
         now: The time; all in seconds since the epoch.
     """
-    first = next(timing.ticks(settled_until), None)
-    if first is None or first > now:
-        return NothingDue(next_at=first)
-    if paused:
-        return SkipTicks(first=first, last=_due(timing, first, now)[-1], missed=0)
-    if first > watched_since or timing.catch_up == "all":
-        return SendTick(planned_at=first)
-    due = _due(timing, first, min(now, watched_since))
-    if timing.catch_up == "one" and len(due) == 1:
-        return SendTick(planned_at=first)
-    skipped = due if timing.catch_up == "none" else due[:-1]
-    return SkipTicks(first=first, last=skipped[-1], missed=len(skipped))
-
-
-def _due(timing: Timing, first: float, until: float) -> list[float]:
-    """Return the ticks from the first until then, `MOST_AT_ONCE` at most."""
-    return [first, *islice(takewhile(lambda tick: tick <= until, timing.ticks(first)), MOST_AT_ONCE - 1)]
+    first = next(timing.ticks(settled_until), inf)
+    until = now if paused else -inf if timing.catch_up == "all" else min(now, watched_since)
+    if first > until:
+        return Decision(first)
+    due = [first, *islice(takewhile(lambda tick: tick <= until, timing.ticks(first)), MOST_AT_ONCE - 1)]
+    return Decision(first, due[:-1] if timing.catch_up == "one" and not paused else due)
 
 
 # Names and options
 
 
 def named(name: str | None, task: str, timing: Timing, *, results: bool) -> Schedule:
-    """Return a schedule of a task.
-
-    Args:
-        name: What it is called if the timing has no name; None is made of the task's name and the time.
-        task: The task's name.
-        timing: When it is due.
-        results: Whether what becomes of the task's messages is recorded.
+    """Return a schedule of a task; if neither the timing nor `name` names it, it is made of the task and the time.
 
     Raises:
-        DeclarationError: The name is too long; or the timing says `overlap="skip"`, and nothing is recorded.
+        DeclarationError: The name is too long; or it has `overlap="skip"`, and the task's messages are not recorded.
     """
     if timing.overlap == "skip" and not results:
         raise DeclarationError("overlap='skip' needs to know what became of the last message: results must be True")
-    chosen = timing.name or name or f"{task}:{timing.spec}"
-    return Schedule(name=check_name(chosen), task=task, timing=timing)
+    return Schedule(name=check_name(timing.name or name or f"{task}:{timing.spec}"), task=task, timing=timing)
 
 
 def check_name(name: Any) -> str:
-    """Return a schedule's name if it is one.
-
-    Raises:
-        DeclarationError: It is not.
-    """
+    """Return a schedule's name if it is one; else raise `DeclarationError`."""
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
         raise DeclarationError(f"a schedule's name must be text of up to {LONGEST_NAME} characters, not {name!r}")
     return name
 
 
 def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Timing | None:
-    """Return what a task's short options say; None if they name no time.
-
-    Args:
-        cron: A cron expression.
-        every: An interval.
-        **options: `timezone`, `name`, `catch_up` and `overlap`; None is the default.
+    """Return what short options say: `cron` or `every`, and those of `Cron` and `Every`; None if they name no time.
 
     Raises:
         DeclarationError: They contradict one another, have no effect, or are wrong.
@@ -285,28 +258,14 @@ def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Ti
 
 
 def checked_timings(timings: Any) -> tuple[Timing, ...]:
-    """Return the timings that a task's option `schedules` holds.
-
-    Raises:
-        DeclarationError: It holds something else.
-    """
+    """Return the timings that a task's option `schedules` holds; raise `DeclarationError` if it holds others."""
     try:
         given: tuple[Any, ...] = tuple(timings)
     except TypeError:
         given = (timings,)
-    if not all(isinstance(timing, (Cron, Every)) for timing in given):
+    if not all(isinstance(timing, Timing) for timing in given):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
     return given
-
-
-def _check(timing: Timing) -> None:
-    if timing.name is not None:
-        check_name(timing.name)
-    for key, choices in (("catch_up", get_args(CatchUp)), ("overlap", get_args(Overlap))):
-        value = getattr(timing, key)
-        if value not in choices:
-            hint = nearest(value, choices) if isinstance(value, str) else ""
-            raise DeclarationError(f"{key} {value!r} is not one of {', '.join(choices)}{hint}")
 
 
 # Time zones and clock changes
