@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from math import isfinite
+from typing import overload
 
 Duration = timedelta | int | float
 """A `timedelta`, or a number of seconds."""
@@ -32,6 +33,19 @@ def seconds(duration: Duration, *, name: str) -> float:
     if not isfinite(value) or value < 0:
         raise ValueError(f"{name} must be at least 0 and finite, not {duration!r}")
     return value
+
+
+@overload
+def moment(instant: float) -> datetime: ...
+
+
+@overload
+def moment(instant: float | None) -> datetime | None: ...
+
+
+def moment(instant: float | None) -> datetime | None:
+    """Return seconds since the epoch as a datetime in UTC; None of None."""
+    return None if instant is None else datetime.fromtimestamp(instant, timezone.utc)
 
 
 def timestamp(moment: datetime, *, name: str) -> float:

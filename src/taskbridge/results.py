@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, locks
-from taskbridge.durations import Duration, seconds
+from taskbridge.durations import Duration, moment, seconds
 from taskbridge.exceptions import (
     BrokerUnavailable,
     NoSuchRecord,
@@ -25,6 +24,7 @@ from taskbridge.exceptions import (
 )
 from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
+from taskbridge.stores.process import PerProcess
 from taskbridge.stores.records import FINAL, Record, Records, State
 from taskbridge.stores.transitions import life_of
 
@@ -105,8 +105,7 @@ class Results:
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._lock = locks.Lock()
-        self._asking: tuple[int, ThreadPoolExecutor] | None = None
+        self._threads = PerProcess(_make_threads)
 
     # Looking
 
@@ -128,15 +127,15 @@ class Results:
         if record.state in FINAL:
             return outcome_of(record)
         woken = locks.Event()
-        end_watch = self._asked(lambda: records.watch(id, woken.set))
+        end_watch = _asked(lambda: records.watch(id, woken.set))
         try:
-            is_over = False
             while True:
                 woken.clear()
+                left_s = _left_s(deadline)
                 record = self._get(records, id)
-                if record.state in FINAL or is_over:
+                if record.state in FINAL or left_s == 0:
                     return _in_time(record)
-                is_over = not woken.wait(_left_s(deadline))
+                woken.wait(left_s)
         finally:
             end_watch()
 
@@ -146,11 +145,9 @@ class Results:
 
         deadline = _deadline(timeout)
         records = await self._aside(lambda: self._records("RS1", task))  # the first time, that imports a client
-        if self._bridge.settings.url.engine == "inline":
-            # This may run tasks, which may take any time, or be inside one: it needs a thread of its own.
-            record = await asyncio.to_thread(self._driven, records, id)
-        else:
-            record = await self._aside(lambda: self._get(records, id))
+        # On inline this may run tasks, which may take any time, or be inside one: it needs a thread of its own.
+        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self._aside
+        record = await ask(lambda: self._driven(records, id))
         if record.state in FINAL:
             return outcome_of(record)
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -159,26 +156,24 @@ class Results:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
                 loop.call_soon_threadsafe(woken.set)
 
-        watch = loop.run_in_executor(self._threads(), lambda: self._asked(lambda: records.watch(id, wake)))
+        watch = loop.run_in_executor(self._threads.get(), lambda: _asked(lambda: records.watch(id, wake)))
         try:
             await asyncio.shield(watch)
-            is_over = False
             while True:
                 woken.clear()
+                left_s = _left_s(deadline)
                 record = await self._aside(lambda: self._get(records, id))
-                if record.state in FINAL or is_over:
+                if record.state in FINAL or left_s == 0:
                     return _in_time(record)
-                try:
-                    await asyncio.wait_for(woken.wait(), _left_s(deadline))
-                except asyncio.TimeoutError:
-                    is_over = True
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(woken.wait(), left_s)
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
 
     def _driven(self, records: Records, id: str) -> Record:
         """Return the record, after what waits has been run where nobody else would."""
         record = self._get(records, id)
-        if record.state in FINAL:
+        if record.state in FINAL or self._bridge.settings.url.engine != "inline":
             return record
         nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
         record = self._get(records, id)
@@ -189,7 +184,7 @@ class Results:
     def _end_watch(self, watch: asyncio.Future[Callable[[], None]]) -> None:
         """End a watch that has begun, in a thread, for it may have to tell the store."""
         if not watch.cancelled() and watch.exception() is None:
-            self._threads().submit(watch.result())
+            self._threads.get().submit(watch.result())
 
     # Cancelling
 
@@ -197,7 +192,7 @@ class Results:
         """Cancel a message unless it has ended, and return its status after that; see `Handle.cancel`."""
         records, now = self._records("CA1", task), self._bridge.now()
         timeout_s = self._bridge.settings.send_timeout_s
-        record = self._found(id, lambda: records.cancel(id, at=now, timeout_s=timeout_s))
+        record = _found(id, lambda: records.cancel(id, at=now, timeout_s=timeout_s))
         if record.state == "cancelled" or record.cancel_asked:
             self._bridge.cancellations.add(life_of(record))
         return status_of(record, self._bridge.now())
@@ -209,46 +204,47 @@ class Results:
     # Asking the store
 
     def _records(self, rule: str, task: str) -> Records:
-        target = self._bridge.settings.url.target
         records = self._bridge.records
         if records is None:
-            raise UnsupportedError(
-                rule, target, "no store is set; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
-            )
-        if self._bridge.records_of(task) is None:
-            raise UnsupportedError(rule, target, f"task {task!r} is declared with results=False; leave that out")
-        return records
+            problem = "no store is set; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+        elif self._bridge.records_of(task) is None:
+            problem = f"task {task!r} is declared with results=False; leave that out"
+        else:
+            return records
+        raise UnsupportedError(rule, self._bridge.settings.url.target, problem)
 
     def _get(self, records: Records, id: str) -> Record:
-        return self._found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))
-
-    def _found(self, id: str, ask: Callable[[], Record | None]) -> Record:
-        record = self._asked(ask) if is_id(id) else None  # no message has another id, and not every store takes it
-        if record is None:
-            raise NoSuchRecord(id)
-        return record
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except StoreNotReady:
-            raise
-        except BrokerUnavailable as exc:
-            raise StoreUnavailable(exc.problem) from exc
+        return _found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))
 
     async def _aside(self, ask: Callable[[], T]) -> T:
         """Ask in one of a few threads, which are not those of the event loop's own pool: others need these."""
-        import asyncio  # here, for a program that doesn't await need not import it (30 ms)
+        import asyncio
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads(), ask)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), ask)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor  # here, for a program that doesn't await needs none
 
-        with self._lock:
-            if self._asking is None or self._asking[0] != os.getpid():  # forked: the threads are the parent's
-                self._asking = os.getpid(), ThreadPoolExecutor(_THREADS, "taskbridge-results")
-            return self._asking[1]
+def _make_threads() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # here, for a program that doesn't await needs none
+
+    return ThreadPoolExecutor(_THREADS, "taskbridge-results")
+
+
+def _found(id: str, ask: Callable[[], Record | None]) -> Record:
+    """Return the record that the store tells of; raise `NoSuchRecord` if there is none."""
+    record = _asked(ask) if is_id(id) else None  # no message has another id, and not every store takes it
+    if record is None:
+        raise NoSuchRecord(id)
+    return record
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    """Return what the store answers; raise `StoreUnavailable` if it doesn't."""
+    try:
+        return ask()
+    except StoreNotReady:
+        raise
+    except BrokerUnavailable as exc:
+        raise StoreUnavailable(exc.problem) from exc
 
 
 def outcome_of(record: Record) -> Any:
@@ -291,18 +287,18 @@ def status_of(record: Record, now: float) -> Status:
         task=record.task,
         queue=record.queue,
         state="queued" if is_due else record.state,
-        enqueued_at=_moment(record.enqueued_at),
-        due_at=_moment_or_none(record.due_at) if waits else None,
-        ended_at=_moment_or_none(record.ended_at),
+        enqueued_at=moment(record.enqueued_at),
+        due_at=moment(record.due_at) if waits else None,
+        ended_at=moment(record.ended_at),
         attempts=tuple(
             Attempt(
-                number=attempt.number,
-                worker=attempt.worker,
-                started_at=_moment(attempt.started_at),
-                ended_at=_moment_or_none(attempt.ended_at),
-                error=attempt.error,
+                number=run.number,
+                worker=run.worker,
+                started_at=moment(run.started_at),
+                ended_at=moment(run.ended_at),
+                error=run.error,
             )
-            for attempt in record.attempts
+            for run in record.attempts
         ),
         reason=record.reason,
         error=record.error,
@@ -321,14 +317,6 @@ def _in_time(record: Record) -> Any:
     if record.state not in FINAL:
         raise ResultTimeout(record.id, record.state, "in time")
     return outcome_of(record)
-
-
-def _moment(timestamp: float) -> datetime:
-    return datetime.fromtimestamp(timestamp, timezone.utc)
-
-
-def _moment_or_none(timestamp: float | None) -> datetime | None:
-    return None if timestamp is None else _moment(timestamp)
 
 
 def _deadline(timeout: Duration | None) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -69,10 +69,7 @@ class Schedules:
         Raises:
             DeclarationError: There is a schedule of that name already.
         """
-        taken = self._of_code(but=declaration.name)
-        for schedule in declaration.schedules:
-            _check_free(schedule, taken)
-            taken[schedule.name] = schedule
+        self._check_free(declaration.schedules, self._of_code(but=declaration.name))
 
     def add(self, call: Call[Any], timing: Timing) -> None:
         """Take a schedule for a call.
@@ -88,8 +85,15 @@ class Schedules:
         schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
         schedule = replace(schedule, args=call.args, kwargs=dict(call.kwargs), using=using)
         if self._added.get(schedule.name) != schedule:  # else a module is imported twice, and says everything twice
-            _check_free(schedule, self._of_code())
+            self._check_free([schedule], self._of_code())
             self._added = {**self._added, schedule.name: schedule}
+
+    def _check_free(self, schedules: Sequence[Schedule], taken: dict[str, Schedule]) -> None:
+        for schedule in schedules:
+            if (other := taken.setdefault(schedule.name, schedule)) is not schedule:
+                raise DeclarationError(
+                    f"there is a schedule {schedule.name!r} already, of task {other.task!r}; give one of them a name"
+                )
 
     def planned(self) -> Mapping[str, Schedule]:
         """Return all schedules by name: those of tasks, of `Bridge.periodic` and of the setting `schedules`.
@@ -219,12 +223,3 @@ def _entry(schedule: Schedule, state: ScheduleState, now: float, runs: int) -> S
         last_id=state.last_id or None,
         last_planned_at=None if last is None else datetime.fromtimestamp(last, timing.zone),
     )
-
-
-def _check_free(schedule: Schedule, taken: Mapping[str, Schedule]) -> None:
-    """Refuse a second schedule of a name."""
-    if schedule.name in taken:
-        task = taken[schedule.name].task
-        raise DeclarationError(
-            f"there is a schedule {schedule.name!r} already, of task {task!r}; give one of them a name"
-        )
