@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec
 from taskbridge.brokers.base import Decide, Taken
+from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
@@ -80,8 +81,6 @@ Redact = Callable[[DeadEntry], DeadEntry]
 """Returns what may be shown of a dead letter."""
 
 RedactT = TypeVar("RedactT", bound=Redact)
-
-_Matches: TypeAlias = Callable[[DeadLetter], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +206,7 @@ class DeadLetters:
         Raises:
             BrokerUnavailable: Not all were forgotten; to do it again is safe.
         """
-        return tuple(self._take(lambda _: Taken(), _ids(ids)))
+        return self._take(lambda _: Taken(), _ids(ids))
 
     def purge_all(
         self, *, task: str | None = None, reason: str | None = None, queue: str | None = None
@@ -218,12 +217,13 @@ class DeadLetters:
             BrokerUnavailable: Not all were forgotten; to do it again is safe.
         """
         matches = _filter(task, reason, queue)
-        return tuple(self._take(lambda letter: Taken() if matches(letter) else None, None))
+        return self._take(lambda letter: Taken() if matches(letter) else None, None)
 
-    def _take(self, decide: Decide, ids: dict[str, None] | None) -> Sequence[str]:
-        return self._bridge.broker.take_dead(decide, ids=ids, timeout_s=self._bridge.settings.send_timeout_s)
+    def _take(self, decide: Decide, ids: dict[str, None] | None) -> tuple[str, ...]:
+        timeout_s = self._bridge.settings.send_timeout_s
+        return tuple(self._bridge.broker.take_dead(decide, ids=ids, timeout_s=timeout_s))
 
-    def _replay(self, matches: _Matches, wanted: dict[str, None] | None) -> Replayed:
+    def _replay(self, matches: Callable[[DeadLetter], bool], wanted: dict[str, None] | None) -> Replayed:
         again: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
 
@@ -236,7 +236,7 @@ class DeadLetters:
             again[letter.id] = letter.message.replayed(self._bridge.now())
             return Taken(message=again[letter.id])
 
-        ids = tuple(self._take(decide, wanted))
+        ids = self._take(decide, wanted)
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._record([again[each] for each in ids])
@@ -254,14 +254,13 @@ class DeadLetters:
         records, timeout_s = self._bridge.records, self._bridge.settings.send_timeout_s
         if records is None:
             return
-        recorded: list[tuple[Message, float]] = []
+
+        def is_recorded(message: Message) -> bool:
+            declared = self._bridge.declaration_of(message.task)
+            return records.get(message.id, timeout_s=timeout_s) is not None if declared is None else declared.results
+
         try:
-            for message in messages:
-                declared = self._bridge.declaration_of(message.task)
-                was_recorded = declared is None and records.get(message.id, timeout_s=timeout_s) is not None
-                if was_recorded or (declared is not None and declared.results):
-                    recorded.append((message, 0.0))
-            records.create(recorded, timeout_s=timeout_s)
+            records.create([(message, 0.0) for message in messages if is_recorded(message)], timeout_s=timeout_s)
         except BrokerUnavailable as exc:  # their starts will tell
             _log.warning("%d messages are replayed, but some are recorded as dead: %s", len(messages), exc.problem)
 
@@ -287,7 +286,7 @@ def entry_of(letter: DeadLetter) -> DeadEntry:
         reason=letter.reason,
         error=letter.error,
         traceback=letter.traceback,
-        died_at=_moment(letter.died_at or None),
+        died_at=moment(letter.died_at or None),
         worker=letter.worker or None,
         raw=letter.raw,
     )
@@ -310,8 +309,8 @@ def entry_of(letter: DeadLetter) -> DeadEntry:
         kwargs=kwargs,
         unreadable_arguments=unreadable,
         headers=dict(message.headers),
-        enqueued_at=_moment(message.enqueued_at),
-        expires_at=_moment(message.expires_at),
+        enqueued_at=moment(message.enqueued_at),
+        expires_at=moment(message.expires_at),
     )
 
 
@@ -323,15 +322,11 @@ def _hidden(entry: DeadEntry, why: str) -> DeadEntry:
     )
 
 
-def _moment(timestamp: float | None) -> datetime | None:
-    return None if timestamp is None else datetime.fromtimestamp(timestamp, timezone.utc)
-
-
 def _ids(ids: str | Iterable[str]) -> dict[str, None]:
     return dict.fromkeys([ids] if isinstance(ids, str) else ids)
 
 
-def _filter(task: str | None, reason: str | None, queue: str | None) -> _Matches:
+def _filter(task: str | None, reason: str | None, queue: str | None) -> Callable[[DeadLetter], bool]:
     def matches(letter: DeadLetter) -> bool:
         message = letter.message
         return (
