@@ -162,16 +162,25 @@ class TestRedis:
 
 
 class TestTheEndOfTheProcessThatStartedIt:
-    SCRIPT = (
+    SERVER = (
         "import time\n"
         "from taskbridge.contract.servers import PrivateRedis\n"
         "print(PrivateRedis().start().folder, flush=True)\n"
-        "{}\n"
+    )
+    WORKER = (
+        "import os, pathlib, tempfile, time\n"
+        "from taskbridge.contract import leftovers, workers\n"
+        "from taskbridge.engines.base import Command\n"
+        "folder = pathlib.Path(tempfile.mkdtemp(prefix='taskbridge-'))\n"
+        "leftovers.remove_folder(folder)\n"
+        "command = Command(argv=('sleep', '60'))\n"
+        "worker = workers.ProcessWorker([command], {**os.environ, 'HOME': str(folder)}, folder / 'log')\n"
+        "print(folder, flush=True)\n"
     )
 
-    def run_until_started(self, then: str) -> tuple[subprocess.Popen[str], Path]:
+    def run_until_started(self, script: str, then: str) -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
-            [sys.executable, "-c", self.SCRIPT.format(then)],
+            [sys.executable, "-c", script + then],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -182,17 +191,18 @@ class TestTheEndOfTheProcessThatStartedIt:
     def assert_nothing_is_left(self, process: subprocess.Popen[str], folder: Path) -> None:
         with process:
             process.wait(timeout=10)
-        assert folder.name.startswith("taskbridge-redis-")
+        assert folder.name.startswith("taskbridge-")
         wait_until(lambda: not processes_in(folder), timeout_s=5, what=f"the end of {processes_in(folder)}")
         wait_until(lambda: not folder.exists(), timeout_s=5, what="the removal of its folder")
 
     @pytest.mark.parametrize("then", ["", "raise RuntimeError", "raise KeyboardInterrupt", "raise SystemExit(3)"])
     def test_its_exit_ends_the_server(self, then: str) -> None:
-        self.assert_nothing_is_left(*self.run_until_started(then))
+        self.assert_nothing_is_left(*self.run_until_started(self.SERVER, then))
 
+    @pytest.mark.parametrize("script", [SERVER, WORKER], ids=["server", "worker"])
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    def test_a_signal_ends_the_server_too(self, number: signal.Signals) -> None:
-        process, folder = self.run_until_started("time.sleep(60)")
+    def test_a_signal_ends_what_it_started_too(self, script: str, number: signal.Signals) -> None:
+        process, folder = self.run_until_started(script, "time.sleep(60)")
         assert processes_in(folder)
 
         process.send_signal(number)

@@ -20,6 +20,7 @@ from typing import Final, TypedDict, TypeVar
 from typing_extensions import Self, Unpack
 
 from taskbridge import Bridge, Counts, DeadLetter
+from taskbridge.contract import leftovers
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.pace import Pace, starting
@@ -146,6 +147,7 @@ class Environment:
         self.patience_s: float = patience_s * self.pace.factor
         self.namespace: str = f"{PREFIX}{secrets.token_hex(5)}" if namespace is None else namespace
         self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
+        leftovers.remove_folder(self.folder)
         self.bridge: Bridge = self.make_bridge()
         self.tasks: Tasks = Tasks(self.bridge, self.folder)
         self.records: Records = Records(self.folder / PROBE_FILE)

@@ -29,6 +29,7 @@ from typing import ClassVar, Final
 from typing_extensions import Self
 
 from taskbridge import TaskBridgeError
+from taskbridge.contract import leftovers
 from taskbridge.contract.workers import wait_until_still
 
 _HOST: Final = "127.0.0.1"
@@ -50,17 +51,6 @@ _RABBITMQ_FOLDERS: Final = (
 _POLL_S: Final = 0.02
 _EXIT_S: Final = 20.0
 _KEPT_LOG_LINES: Final = 15
-
-# Waits until the process that holds the other end of its standard input is gone, then ends what is left. A process is
-# known by its working folder, so that a number which the system has given to another process meanwhile is left alone.
-_WATCH: Final = """
-cat > /dev/null
-for file in "$1"/pids/*; do
-    pid=${file##*/}
-    case "$(readlink "/proc/$pid/cwd" 2> /dev/null)" in "$1"*) kill -s KILL -- "-$pid" 2> /dev/null ;; esac
-done
-rm -rf -- "$1"
-"""
 
 
 class ServerNotInstalled(TaskBridgeError):
@@ -98,7 +88,6 @@ class PrivateServer(ABC):
     def __init__(self, *, start_timeout_s: float = 90.0) -> None:
         self._start_timeout_s = start_timeout_s
         self._server: subprocess.Popen[bytes] | None = None
-        self._watch: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self.port: int = free_port()
         self.folder: Path = Path()
@@ -147,7 +136,7 @@ class PrivateServer(ABC):
         if self.is_running:
             return self
         command = self._command()
-        first_start = self._watch is None
+        first_start = self.folder == Path()
         if first_start:
             self._make_folder()
         try:
@@ -165,11 +154,7 @@ class PrivateServer(ABC):
         atexit.unregister(self.stop)
         self.kill()
         self._end_helpers()
-        if self._watch is not None:
-            _end(self._watch, signal.SIGKILL)
-            if self._watch.stdin is not None:
-                self._watch.stdin.close()
-            self._watch = None
+        if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill(self) -> None:
@@ -218,15 +203,7 @@ class PrivateServer(ABC):
     def _make_folder(self) -> None:
         self._owner = os.getpid()
         self.folder = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.name}-")).resolve()
-        (self.folder / "pids").mkdir()
-        self._watch = subprocess.Popen(  # in a group of its own, else Ctrl-C in a terminal ends it first
-            ["/bin/sh", "-c", _WATCH, "sh", str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
+        leftovers.remove_folder(self.folder)
         atexit.register(self.stop)
         self._prepare()
 
@@ -257,18 +234,15 @@ class PrivateServer(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=self.folder,  # how the watch knows it
+                cwd=self.folder,
                 env=self._environment(),
                 start_new_session=True,
                 user=None if identity is None else identity[0],
                 group=None if identity is None else identity[1],
                 extra_groups=None if identity is None else [],
             )
-        (self.folder / "pids" / str(process.pid)).touch()
+        leftovers.end_group(process.pid)
         return process
-
-    def _forget(self, process: subprocess.Popen[bytes]) -> None:
-        (self.folder / "pids" / str(process.pid)).unlink(missing_ok=True)
 
     def _end_helpers(self) -> None:  # noqa: B027  # not every server has helpers
         """End what the server needed beside itself."""
@@ -276,7 +250,6 @@ class PrivateServer(ABC):
     def _end_server(self, signal_number: int) -> None:
         if self._server is not None:
             _end(self._server, signal_number)
-            self._forget(self._server)
             self._server = None
 
     def _signal(self, signal_number: int) -> None:
@@ -500,7 +473,6 @@ class PrivateRabbitMQ(PrivateServer):
     def _end_helpers(self) -> None:
         if self._epmd is not None:
             _end(self._epmd, signal.SIGKILL)
-            self._forget(self._epmd)
             self._epmd = None
 
     def _is_ready(self) -> bool:

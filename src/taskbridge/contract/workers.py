@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from taskbridge import Bridge
+from taskbridge.contract import leftovers
 from taskbridge.contract.preloading import without_settings
 from taskbridge.engines.base import Command, WorkerOptions
 
@@ -85,6 +86,8 @@ class ProcessWorker:
                 )
                 for command in commands
             ]
+        for process in self._processes:
+            leftovers.end_group(process.pid)
 
     @classmethod
     def start(cls, bridge: Bridge, options: WorkerOptions, env: Mapping[str, str], log: Path) -> ProcessWorker:
