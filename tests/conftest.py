@@ -36,6 +36,7 @@ from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.stores.place import Place
 from taskbridge.stores.base import StoreWithTables
 from tests.private_postgresql import PrivatePostgreSQL
+from tests.shared_server import VARIABLE, Keeper, SharedRabbitMQ
 
 TARGETS: Final = (
     "inline",
@@ -92,6 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CHOSEN] = tuple(
         target for target in TARGETS if not globs or any(fnmatchcase(target, glob) for glob in globs)
     )
+    if VARIABLE not in os.environ:  # in the processes of xdist it is there
+        config.add_cleanup(Keeper().close)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -102,9 +105,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(not _is_installed(module) for module in needed - wanted) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # for xdist reads the names of groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--no-servers"):
         leave_out(config, items, _needs_a_server)
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], pointless: Callable[[pytest.Item], bool]) -> None:
@@ -129,19 +136,19 @@ def params_of(item: pytest.Item) -> dict[str, Any]:
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`, run a target's tests in one process, which starts its workers and its server once."""
-    if config.getoption("dist") != "loadscope":
-        return None
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no py.typed
+def _group(item: pytest.Item) -> str | None:
+    """Return the name of the tests that one process runs with `--dist loadgroup`, for they share what takes long.
 
-    class ByTarget(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            words = nodeid.rpartition("[")[2].rstrip("]").split("-")
-            return next((word for word in words if word in TARGETS), nodeid)
+    A target's tests share its workers and servers; others share a server that they break.
+    """
+    if target := params_of(item).get("target"):
+        return str(target)
+    fixtures = {*getattr(item, "fixturenames", ()), f"{params_of(item).get('kind')}_server"}
+    return next((name for name in _TOGETHER if name in fixtures), None)
 
-    return ByTarget(config, log)
+
+_TOGETHER: Final = ("postgresql_server", "fragile_server", "breakable", "cells")
+"""Fixtures whose tests run together: what they make takes long, and is for one process."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -181,21 +188,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[PrivateRedis]:
     """A redis-server shared by the tests of this process; a test that breaks servers takes `make_redis`."""
-    with _started(PrivateRedis()) as server:
+    with _started(PrivateRedis) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> Iterator[PrivateRabbitMQ]:
-    """A RabbitMQ node shared by the tests of this process; a test that breaks servers takes `make_rabbitmq`."""
-    with _started(PrivateRabbitMQ()) as server:
+    """A RabbitMQ node shared by all tests of this run; a test that breaks servers takes `make_rabbitmq`."""
+    with _started(SharedRabbitMQ) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PrivatePostgreSQL]:
     """A PostgreSQL server shared by the tests of this process."""
-    with _started(PrivatePostgreSQL()) as server:
+    with _started(PrivatePostgreSQL) as server:
         yield server
 
 
@@ -215,7 +222,7 @@ def make_redis() -> Iterator[Callable[..., PrivateRedis]]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> PrivateRedis:
-            return stack.enter_context(_started(PrivateRedis(**options)))
+            return stack.enter_context(_started(PrivateRedis, **options))
 
         yield make
 
@@ -226,7 +233,7 @@ def make_rabbitmq() -> Iterator[Callable[..., PrivateRabbitMQ]]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> PrivateRabbitMQ:
-            return stack.enter_context(_started(PrivateRabbitMQ(**options)))
+            return stack.enter_context(_started(PrivateRabbitMQ, **options))
 
         yield make
 
@@ -268,10 +275,10 @@ def target_url(target: str, url_of: Callable[[str], str]) -> str:
 
 
 @contextmanager
-def _started(server: AnyServer) -> Generator[AnyServer]:
+def _started(make: Callable[..., AnyServer], **options: Any) -> Generator[AnyServer]:
     """Run a server; where its program is missing, skip the test, but on CI fail it."""
     try:
-        server.start()
+        server = make(**options).start()
     except ServerNotInstalled as exc:
         if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
             raise

@@ -117,8 +117,10 @@ class Actor:
         self.store: Any = self
         self.ticks: Any = self
         self.records: Any = self
-        self._turn = threading.Semaphore(0)
-        self._back = threading.Semaphore(0)
+        self._turn = threading.Lock()  # each is let go by one thread, and taken by the other
+        self._back = threading.Lock()
+        self._turn.acquire()
+        self._back.acquire()
         self._killed = False
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._live, name=claimant, daemon=True)

@@ -24,7 +24,7 @@ from taskbridge.stores.redis import open_store
 LEASE_S = 1.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[PrivateRedis]:
     with PrivateRedis() as running:
         yield running
