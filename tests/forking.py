@@ -1,9 +1,11 @@
-"""Starts the contract's workers by forking a process that has imported their engine.
+"""Starts workers, and the command line, by forking a process that has imported what they import.
 
-Importing Celery takes more than half of the processor time of a worker's start, and the suite starts hundreds. A forked
-worker runs the same command line in the same environment, in a session of its own; nothing of taskbridge is imported
-before the fork, so a mutant or a place to die at is put into it as ever. What isn't a module's command line, and what
-has variables that an engine may read as it is imported, is started as a program.
+Importing Celery takes more than half of the processor time of a worker's start, and the tests start hundreds. A forked
+worker runs the same command line in the same environment, in a session of its own. If a mutant or a place to die at is
+to be put into it, nothing of taskbridge is imported before the fork. What isn't a module's command line, and what has
+variables that an engine may read as it is imported, is started as a program.
+
+The command line itself is forked of a process that has imported it, but no engine.
 
 Run as a program, this is the process that forks: it reads requests as lines of JSON, and writes `started NUMBER PID`
 and `ended PID CODE`.
@@ -16,33 +18,47 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, Final
 
+_ALL: Final = (
+    *("asyncio", "concurrent.futures.thread", "csv", "decimal", "encodings.idna", "faulthandler", "importlib.metadata"),
+    *("opentelemetry.metrics", "pika.adapters", "redis", "secrets", "unicodedata", "urllib.request", "uuid"),
+)
 _ENGINES: Final[Mapping[str, Sequence[str]]] = {
     "celery": (
         *("celery.bin.celery", "celery.apps.worker", "celery.worker.strategy", "celery.worker.control"),
-        *("celery.concurrency.prefork", "celery.concurrency.thread", "celery.app.events", "kombu.transport.virtual"),
-        *("asyncio", "concurrent.futures.thread", "decimal", "uuid", "urllib.request"),
+        *("celery.worker.consumer", "celery.worker.loops", "celery.backends.base", "celery.fixups.django"),
+        *("celery.concurrency.prefork", "celery.concurrency.thread", "celery.app.events", "celery.app.amqp"),
+        *("kombu.transport.virtual", "kombu.transport.pyamqp", *_ALL),
     ),
-    "dramatiq": (
-        *("dramatiq.cli", "dramatiq.middleware", "dramatiq.brokers.stub"),
-        *("asyncio", "concurrent.futures.thread", "decimal", "uuid", "urllib.request"),
-    ),
+    "dramatiq": ("dramatiq.cli", "dramatiq.middleware", "dramatiq.brokers.stub", "dramatiq.brokers.rabbitmq", *_ALL),
 }
-"""What a worker of each engine imports, but for taskbridge and the brokers' client libraries."""
+"""What a worker of each engine imports, but for taskbridge; what isn't installed is left out."""
 
+_PACKAGES: Final = ("taskbridge.contract.tasks", "taskbridge.brokers", "taskbridge.stores", "taskbridge.schedules")
+"""What a worker imports of taskbridge, beside the package of its engine."""
+
+_CLI: Final = "taskbridge"
+_IMPORTS: Final[Mapping[str, Sequence[str]]] = {**_ENGINES, _CLI: ("taskbridge.cli", "taskbridge.bridge", "asyncio")}
+
+_QUIET: Final = {"PYTHONWARNINGS": "ignore"}
 _READ_AT_IMPORT: Final = ("CELERY_", "dramatiq_", "C_", "KOMBU_", "PYTHON")
 
 
 class _Forked:
-    """A worker's process: what `ProcessWorker` uses of `subprocess.Popen`."""
+    """A forked process: what tests use of `subprocess.Popen`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -67,13 +83,19 @@ class _Forked:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 class _Parent:
-    """The process that forks the workers of an engine."""
+    """The process that forks."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, *words: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         self._changed = threading.Condition()
         self._asked = 0
@@ -110,19 +132,63 @@ class _Parent:
         self._process.wait(timeout=20)
 
 
-_parents: dict[str, _Parent] = {}
+_parents: dict[tuple[str, ...], _Parent] = {}
 _lock = threading.Lock()
 
 
-def start_process(argv: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], **options: Any) -> Any:
+def start_process(
+    argv: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], cwd: Path | None = None, **options: Any
+) -> Any:
     """Fork a worker's process, or start it as `subprocess.Popen` does."""
-    is_module = len(argv) > 2 and argv[0] == sys.executable and argv[1] == "-m" and argv[2] in _ENGINES
-    changed = [name for name, value in env.items() if os.environ.get(name) != value]
-    if not is_module or any(name.startswith(_READ_AT_IMPORT) for name in changed):
-        return subprocess.Popen(argv, env=env, stdout=stdout, **options)
+    is_worker = len(argv) > 2 and argv[0] == sys.executable and argv[1] == "-m" and argv[2] in _ENGINES
+    if not is_worker or _is_read_at_import(env):
+        return subprocess.Popen(argv, env=env, stdout=stdout, cwd=cwd, **options)
+    return _parent(argv[2], *(_PACKAGES if _is_whole(env) else ())).start(
+        argv=list(argv), env=dict(env), cwd=str(cwd or Path.cwd()), stdout=stdout.name, stderr=stdout.name
+    )
+
+
+def run_cli(*arguments: str, env: Mapping[str, str], cwd: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run `taskbridge` with these arguments, and return what it wrote.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer than this; it is killed.
+    """
+    argv = [sys.executable, "-m", _CLI, *arguments]
+    if _is_read_at_import(env):
+        return subprocess.run(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+        process = _parent(_CLI).start(argv=argv, env=dict(env), cwd=str(cwd), stdout=stdout.name, stderr=stderr.name)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(argv, code, stdout.read(), stderr.read())
+
+
+def _is_read_at_import(env: Mapping[str, str]) -> bool:
+    changed = [name for name, value in env.items() if os.environ.get(name, _QUIET.get(name)) != value]
+    return any(name.startswith(_READ_AT_IMPORT) for name in changed)
+
+
+def _is_whole(env: Mapping[str, str]) -> bool:
+    """Return whether nothing is to be put into a worker as it imports taskbridge."""
+    dies = json.loads(env.get("TASKBRIDGE_CONTRACT_VARIANT", "{}")).get("dies", "")
+    return not dies and "TASKBRIDGE_CONTRACT_PRELOAD" not in env
+
+
+def _parent(*words: str) -> _Parent:
     with _lock:
-        parent = _parents.get(argv[2]) or _parents.setdefault(argv[2], _Parent(argv[2]))
-    return parent.start(argv=list(argv), env=dict(env), log=stdout.name)
+        return _parents.get(words) or _parents.setdefault(words, _Parent(*words))
 
 
 def install() -> None:
@@ -178,21 +244,43 @@ def _tell(text: str) -> None:
 def _become(request: Mapping[str, Any]) -> None:
     """Make this process what a program would be that is started so."""
     os.setsid()
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+    for target, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
+        source = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         os.dup2(source, target)
-    os.close(log)
-    os.close(nothing)
+        os.close(source)
     os.environ.clear()
     os.environ.update(request["env"])
+    time.tzset()
+    if _QUIET.items() <= os.environ.items():
+        warnings.simplefilter("ignore")
+    os.chdir(request["cwd"])
+    sys.path[0] = os.getcwd()  # as it is for `python -m`
     sys.argv = request["argv"][2:]
 
 
+def _import(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def _below(*packages: str) -> Iterator[str]:
+    """Yield the names of the modules in packages."""
+    for name in packages:
+        with contextlib.suppress(ImportError):
+            package = importlib.import_module(name)
+            for module in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{name}."):
+                if not module.name.endswith("main"):  # it makes what a worker loads
+                    yield module.name
+
+
 if __name__ == "__main__":
-    sys.path[0] = ""  # as it is for `python -m`
-    for name in _ENGINES[sys.argv[1]]:
-        importlib.import_module(name)
+    sys.path[0] = ""
+    engine, *packages = sys.argv[1:]
+    _import(_IMPORTS[engine])
+    if packages:
+        _import(packages)
+        _import(_below(*packages, f"taskbridge.engines.{engine}"))
     if (asked := _serve()) is not None:
         _become(asked)
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

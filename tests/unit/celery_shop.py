@@ -14,7 +14,7 @@ bridge = Bridge(queues=["vip"])
 
 
 def note(what: str, *data: Any) -> None:
-    with open(os.environ["CELERY_SHOP_NOTES"], "a") as file:
+    with open(os.environ["SHOP_NOTES"], "a") as file:
         file.write(json.dumps([what, os.getpid(), *data]) + "\n")
 
 
@@ -60,7 +60,7 @@ def long(seconds: float) -> None:
     note("long ended", "")
 
 
-if "CELERY_SHOP_LATE" in os.environ:
+if "SHOP_LATE" in os.environ:
 
     @bridge.task
     def late() -> None:
@@ -77,7 +77,7 @@ for hook in get_args(HookName):
 
 app = bridge.native
 
-if "CELERY_SHOP_LISTENS" in os.environ:
+if "SHOP_LISTENS" in os.environ:
     from celery import signals
 
     def _on_prerun(task_id: str, task: Any, args: Any, **_: Any) -> None:
@@ -89,7 +89,7 @@ if "CELERY_SHOP_LISTENS" in os.environ:
     signals.task_prerun.connect(_on_prerun, weak=False)
     signals.task_success.connect(_on_success, weak=False)
 
-if "CELERY_SHOP_TRUSTS" in os.environ:  # the first line of defence against deep nesting is gone
+if "SHOP_TRUSTS" in os.environ:  # the first line of defence against deep nesting is gone
     from taskbridge.engines.celery import reading
 
     def _trusts(values: Any) -> bool:
@@ -97,7 +97,7 @@ if "CELERY_SHOP_TRUSTS" in os.environ:  # the first line of defence against deep
 
     setattr(reading, "_is_too_deep", _trusts)  # noqa: B010 - a private name, which mypy and pyright would refuse
 
-if "CELERY_SHOP_DJANGO" in os.environ:  # as Celery's fixup does where DJANGO_SETTINGS_MODULE is set
+if "SHOP_DJANGO" in os.environ:  # as Celery's fixup does where DJANGO_SETTINGS_MODULE is set
     from celery import signals as celery_signals
     from celery.fixups.django import DjangoWorkerFixup
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.forking import run_cli
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -21,15 +22,6 @@ def runner(folder: Path, **defaults: str) -> Run:
 
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return subprocess.run(
-            [sys.executable, "-m", "taskbridge", *arguments],
-            cwd=folder,
-            env={**env, "NO_COLOR": "1", **defaults, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_cli(*arguments, env={**env, "NO_COLOR": "1", **defaults, **variables}, cwd=folder, timeout_s=60)
 
     return call

@@ -17,6 +17,7 @@ from typing import Any, Final
 import dramatiq
 
 from taskbridge import Bridge, Discard, Event, RetryPolicy, current
+from tests.forking import start_process
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE_S: Final = 30.0
@@ -100,12 +101,13 @@ class Shop:
         started = len(self.records("worker_started"))
         command = [sys.executable, "-m", "dramatiq", "tests.unit.dramatiq_shop_worker:broker", "-p", "1"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        with (self._log.parent / "stderr").open("ab") as stderr:
-            process = subprocess.Popen(
+        with (self._log.parent / "output").open("ab") as output:
+            process: subprocess.Popen[bytes] = start_process(
                 [*command, "-t", str(threads)],
                 cwd=ROOT,
                 env={**inherited, **self.environ, **environ},
-                stderr=stderr,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
         try:

@@ -22,6 +22,7 @@ from taskbridge import Bridge
 from taskbridge.contract.odd import nested
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
+from tests.forking import start_process
 
 APP = "tests.unit.celery_shop"
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class Shop:
             "TASKBRIDGE_NAMESPACE": f"t{time.time_ns()}",
             "TASKBRIDGE_GRACE": str(GRACE_S),
             "TASKBRIDGE_LEASE": "3",
-            "CELERY_SHOP_NOTES": str(self._notes),
+            "SHOP_NOTES": str(self._notes),
             "PYTHONWARNINGS": "ignore",
             **{f"TASKBRIDGE_{key.upper()}": str(value) for key, value in settings.items()},
         }
@@ -56,7 +57,7 @@ class Shop:
     def worker(self, pool: str, *args: str, **env: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "celery", "-A", APP, "worker", "-P", pool, "-c", "2", "-l", "INFO", *args]
         with (self._folder / "log").open("ab") as log:
-            process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = start_process(
                 command, cwd=ROOT, env={**self._env, **env}, stdout=log, stderr=log, start_new_session=True
             )
         self._workers.append(process)
@@ -140,7 +141,7 @@ def test_in_threads_celery_logs_its_tasks_and_who_listens_hears_of_them(
 ) -> None:
     """Where nobody listens, a message takes a shorter way, and nobody sees a difference."""
     shop = make_shop(redis_server)
-    worker = shop.worker("threads", **({"CELERY_SHOP_LISTENS": "1"} if listens else {}))
+    worker = shop.worker("threads", **({"SHOP_LISTENS": "1"} if listens else {}))
     sent = [shop.send("add", number, 2).id for number in range(5)]
     shop.until(lambda: len(shop.notes("request")) == 5, "all to run")
     assert shop.stop(worker)[0] == 0
@@ -184,7 +185,7 @@ def test_with_celerys_django_fixup_the_fast_way_is_taken_and_closes_connections(
     redis_server: PrivateRedis, make_shop: MakeShop
 ) -> None:
     shop = make_shop(redis_server)
-    shop.worker("threads", CELERY_SHOP_DJANGO="1")
+    shop.worker("threads", SHOP_DJANGO="1")
     for number in range(5):
         shop.send("add", number, 1)
     shop.until(lambda: len(shop.notes("close_cache")) == 5, "all to end")
@@ -197,7 +198,7 @@ def test_with_celerys_django_fixup_the_fast_way_is_taken_and_closes_connections(
     ("env", "why"),
     [
         ({"TASKBRIDGE_FAST": "off"}, "the setting fast is off"),
-        ({"CELERY_SHOP_LISTENS": "1"}, "somebody listens for Celery's signal task_prerun"),
+        ({"SHOP_LISTENS": "1"}, "somebody listens for Celery's signal task_prerun"),
         ({"PYTHONPATH": str(RENAMED)}, "there is no "),
     ],
 )
@@ -216,7 +217,7 @@ def test_the_plain_way_is_taken_by_itself_and_the_log_says_why(
     told = [line for line in shop.log().splitlines() if "the plain way" in line]
     assert [line for line in told if f"tasks take the plain way: {why}" in line]
     assert len(told) == len(set(told)) <= 2
-    if isinstance(server, PrivateRabbitMQ) and "CELERY_SHOP_LISTENS" not in env:
+    if isinstance(server, PrivateRabbitMQ) and "SHOP_LISTENS" not in env:
         assert [line for line in told if f"messages from RabbitMQ take the plain way: {why}" in line]
         assert {taken for _, taken in shop.notes("taken by the reader")} == {None}
     assert shop.stop(worker)[0] == 0
@@ -286,7 +287,7 @@ def test_a_message_that_can_not_be_pickled_for_a_child_is_dead_and_the_worker_li
 ) -> None:
     """Deep nesting is refused as it is read; and what the pool raises all the same ends nothing but its message."""
     shop = make_shop(server)
-    worker = shop.worker("prefork", **({"CELERY_SHOP_TRUSTS": "1"} if trusts else {}))
+    worker = shop.worker("prefork", **({"SHOP_TRUSTS": "1"} if trusts else {}))
     plain = _plain_client(server)
     for _ in range(3):
         plain.send_task(f"{APP}.add", (1, nested(485)), queue=shop.queue)
@@ -361,7 +362,7 @@ def test_an_unknown_task_waits_for_a_worker_that_knows_it(
     shop.send("late")
     shop.until(lambda: "is not known here" in shop.log(), "it to be put off")
     shop.stop(old)
-    shop.worker("prefork", "-n", "new@%h", CELERY_SHOP_LATE="1")
+    shop.worker("prefork", "-n", "new@%h", SHOP_LATE="1")
     shop.until(lambda: shop.notes("late"), "a run")
     assert [attempt for _, attempt in shop.notes("late")] == [1]
     assert shop.bridge.dead_letters() == []
