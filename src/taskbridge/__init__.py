@@ -50,9 +50,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.message import DeadLetter as DeadLetter
     from taskbridge.message import Message as Message
     from taskbridge.message import Priority as Priority
-    from taskbridge.results import Attempt as Attempt
     from taskbridge.results import Results as Results
-    from taskbridge.results import Status as Status
     from taskbridge.retry import Discard as Discard
     from taskbridge.retry import ErrorInfo as ErrorInfo
     from taskbridge.retry import Retry as Retry
@@ -61,7 +59,9 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.schedules.listing import Schedules as Schedules
     from taskbridge.schedules.plan import Cron as Cron
     from taskbridge.schedules.plan import Every as Every
-    from taskbridge.stores.records import State as State
+    from taskbridge.stores.states import Attempt as Attempt
+    from taskbridge.stores.states import State as State
+    from taskbridge.stores.states import Status as Status
     from taskbridge.tasks import AsyncTask as AsyncTask
     from taskbridge.tasks import Call as Call
     from taskbridge.tasks import Task as Task
@@ -82,11 +82,11 @@ _MODULES = {
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
-    "results": "Attempt Results Status",
+    "results": "Results",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
     "schedules.listing": "ScheduleEntry Schedules",
     "schedules.plan": "Cron Every",
-    "stores.records": "State",
+    "stores.states": "Attempt State Status",
     "tasks": "AsyncTask Call Task",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from taskbridge.bridge import Bridge
     from taskbridge.durations import Duration
-    from taskbridge.results import Results, Status
+    from taskbridge.results import Results
+    from taskbridge.stores.states import Status
 
 R_co = TypeVar("R_co", covariant=True)
 

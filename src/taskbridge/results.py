@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, locks
-from taskbridge.durations import Duration, moment, seconds
+from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import (
     BrokerUnavailable,
     NoSuchRecord,
@@ -25,7 +24,7 @@ from taskbridge.exceptions import (
 from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.process import PerProcess
-from taskbridge.stores.records import FINAL, Record, Records, State
+from taskbridge.stores.records import FINAL, Records, Status
 from taskbridge.stores.transitions import life_of
 
 if TYPE_CHECKING:
@@ -40,66 +39,6 @@ _THREADS: Final = 4
 """How many threads ask the store for all who await."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """One run of a message.
-
-    Attributes:
-        number: 1 is the first; a replay starts at 1 again.
-        worker: Which process ran it, as `host:process id`.
-        started_at: In UTC.
-        ended_at: In UTC; None while it runs, or if its worker never told.
-        error: Why it failed; None if it didn't.
-    """
-
-    number: int
-    worker: str
-    started_at: datetime
-    ended_at: datetime | None = None
-    error: ErrorInfo | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
-    """What is known of a message.
-
-    Attributes:
-        id: The message's id.
-        task: The task's name.
-        queue: Where it was sent.
-        state: `scheduled` (it waits for its time), `queued` (for a worker), `running`, `retrying` (an attempt failed,
-            and the next one waits), or its end: `done`, `dead`, `discarded`, `cancelled`.
-        enqueued_at: When it was sent, in UTC.
-        due_at: When it starts at the earliest, in UTC, if it is `scheduled` or `retrying`.
-        ended_at: When it came to its end, in UTC.
-        attempts: Its runs, the earliest first; of many the latest 50.
-        reason: Why it is `dead` or `discarded`.
-        error: Of the last attempt that failed.
-        traceback: The same, as text, if it is `dead`.
-        replays: How often it was replayed from the dead letters.
-        cancel_asked: Whether it was cancelled while it ran.
-    """
-
-    id: str
-    task: str
-    queue: str
-    state: State
-    enqueued_at: datetime
-    due_at: datetime | None = None
-    ended_at: datetime | None = None
-    attempts: tuple[Attempt, ...] = ()
-    reason: str = ""
-    error: ErrorInfo | None = None
-    traceback: str = ""
-    replays: int = 0
-    cancel_asked: bool = False
-
-    @property
-    def is_final(self) -> bool:
-        """Whether it is at its end, which it leaves only by a replay from the dead letters."""
-        return self.state in FINAL
-
-
 class Results:
     """What becomes of a bridge's messages; `Bridge.results` is one, and handles ask it."""
 
@@ -111,7 +50,7 @@ class Results:
 
     def status(self, id: str, *, task: str = "") -> Status:
         """Return what is known of a message; see `Handle.status`."""
-        return status_of(self._get(self._records("ST1", task), id), self._bridge.now())
+        return shown(self._get(self._records("ST1", task), id), self._bridge.now())
 
     async def astatus(self, id: str, *, task: str = "") -> Status:
         """Do as `status` without blocking the event loop."""
@@ -170,7 +109,7 @@ class Results:
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
 
-    def _driven(self, records: Records, id: str) -> Record:
+    def _driven(self, records: Records, id: str) -> Status:
         """Return the record, after what waits has been run where nobody else would."""
         record = self._get(records, id)
         if record.state in FINAL or self._bridge.settings.url.engine != "inline":
@@ -195,7 +134,7 @@ class Results:
         record = _found(id, lambda: records.cancel(id, at=now, timeout_s=timeout_s))
         if record.state == "cancelled" or record.cancel_asked:
             self._bridge.cancellations.add(life_of(record))
-        return status_of(record, self._bridge.now())
+        return shown(record, self._bridge.now())
 
     async def acancel(self, id: str, *, task: str = "") -> Status:
         """Do as `cancel` without blocking the event loop."""
@@ -213,7 +152,7 @@ class Results:
             return records
         raise UnsupportedError(rule, self._bridge.settings.url.target, problem)
 
-    def _get(self, records: Records, id: str) -> Record:
+    def _get(self, records: Records, id: str) -> Status:
         return _found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))
 
     async def _aside(self, ask: Callable[[], T]) -> T:
@@ -229,7 +168,7 @@ def _make_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, "taskbridge-results")
 
 
-def _found(id: str, ask: Callable[[], Record | None]) -> Record:
+def _found(id: str, ask: Callable[[], Status | None]) -> Status:
     """Return the record that the store tells of; raise `NoSuchRecord` if there is none."""
     record = _asked(ask) if is_id(id) else None  # no message has another id, and not every store takes it
     if record is None:
@@ -247,7 +186,7 @@ def _asked(ask: Callable[[], T]) -> T:
         raise StoreUnavailable(exc.problem) from exc
 
 
-def outcome_of(record: Record) -> Any:
+def outcome_of(record: Status) -> Any:
     """Return what the task of a final record returned.
 
     Raises:
@@ -273,42 +212,14 @@ def outcome_of(record: Record) -> Any:
             )
 
 
-def status_of(record: Record, now: float) -> Status:
-    """Return a record as it is shown.
-
-    Args:
-        record: The record.
-        now: In seconds since the epoch. What was scheduled and is due is queued: nobody writes that down.
-    """
-    is_due = record.state == "scheduled" and record.due_at is not None and record.due_at <= now
-    waits = record.state in ("scheduled", "retrying") and not is_due
-    return Status(
-        id=record.id,
-        task=record.task,
-        queue=record.queue,
-        state="queued" if is_due else record.state,
-        enqueued_at=moment(record.enqueued_at),
-        due_at=moment(record.due_at) if waits else None,
-        ended_at=moment(record.ended_at),
-        attempts=tuple(
-            Attempt(
-                number=run.number,
-                worker=run.worker,
-                started_at=moment(run.started_at),
-                ended_at=moment(run.ended_at),
-                error=run.error,
-            )
-            for run in record.attempts
-        ),
-        reason=record.reason,
-        error=record.error,
-        traceback=record.traceback,
-        replays=record.replays,
-        cancel_asked=record.cancel_asked,
-    )
+def shown(record: Status, now: float) -> Status:
+    """Return a record as it is shown: what was scheduled and is due by now is queued, which nobody writes down."""
+    if record.state == "scheduled" and record.due_at is not None and record.due_at.timestamp() <= now:
+        return replace(record, state="queued", due_at=None)
+    return record
 
 
-def _in_time(record: Record) -> Any:
+def _in_time(record: Status) -> Any:
     """Return the outcome of a record that was waited for.
 
     Raises:

@@ -18,7 +18,7 @@ from taskbridge.schedules.listing import tick_id
 from taskbridge.schedules.plan import Schedule
 from taskbridge.schedules.sender import Ticker
 from taskbridge.settings import Settings, load
-from taskbridge.stores.records import Record
+from taskbridge.stores.records import Status
 from taskbridge.stores.ticks import ScheduleState, Ticks
 
 STALL_S = 15.0
@@ -51,7 +51,7 @@ class World:
     seed: int = 1
     sent: Counter[tuple[str, float, str]] = field(default_factory=Counter)
     away: bool = False
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, Status] = field(default_factory=dict)
     away_s: Sequence[float] = (0.5, 5.0, 60.0, 3600.0)
     settings: Settings = field(default_factory=lambda: load({"url": "celery+redis://nowhere"}, environ={})[0])
     full_until: dict[str, float] = field(default_factory=dict)
@@ -222,6 +222,6 @@ class Actor:
     def settle(self, *args: Any, **given: Any) -> Any:
         return self._ask(lambda: self.world.ticks.settle(*args, **given))
 
-    def get(self, message_id: str, **given: Any) -> Record | None:
-        record: Record | None = self._ask(lambda: self.world.records.get(message_id))
+    def get(self, message_id: str, **given: Any) -> Status | None:
+        record: Status | None = self._ask(lambda: self.world.records.get(message_id))
         return record

@@ -12,6 +12,7 @@ import pytest
 from taskbridge import Bridge, Message
 from taskbridge.brokers.redis.client import Client
 from taskbridge.contract.servers import PrivateRedis
+from taskbridge.durations import moment
 from taskbridge.message import new_id
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
@@ -48,7 +49,7 @@ def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateR
 
     record = store.records.get(message.id, timeout_s=5)
     assert record is not None
-    assert (record.state, record.due_at) == ("scheduled", message.enqueued_at + 60)
+    assert (record.state, record.due_at) == ("scheduled", moment(message.enqueued_at + 60))
     assert client.execute([("GET", "published")], timeout_s=5) == b"1"
     store.close()
     client.close()
@@ -87,7 +88,9 @@ def test_the_end_of_a_run_is_one_round_trip_if_nothing_else_was_heard_of_its_mes
     assert "cmdstat_get:calls=4," in counts  # by the script, and nobody else
     record = store.records.get(ran.id, timeout_s=5)
     assert record is not None
-    assert [(each.worker, each.started_at, each.ended_at) for each in record.attempts] == [("w:1", 2.0, 3.0)]
+    assert [(each.worker, each.started_at, each.ended_at) for each in record.attempts] == [
+        ("w:1", moment(2.0), moment(3.0))
+    ]
     store.close()
     client.close()
 

@@ -19,6 +19,7 @@ from taskbridge import (
     NoSuchRecord,
     ResultTimeout,
     RetryPolicy,
+    Status,
     StoreUnavailable,
     TaskBridgeError,
     TaskCancelled,
@@ -29,8 +30,7 @@ from taskbridge import (
     parts,
 )
 from taskbridge.exceptions import BrokerUnavailable
-from taskbridge.results import status_of
-from taskbridge.stores.records import Record
+from taskbridge.results import shown
 
 Fails = pytest.MonkeyPatch
 
@@ -363,11 +363,12 @@ class TestCancelling:
 
 
 def test_what_was_scheduled_and_is_due_is_shown_as_queued() -> None:
-    record = Record(id="i", task="t", queue="q", state="scheduled", enqueued_at=100.0, due_at=160.0)
+    sent_at, due_at = (datetime.fromtimestamp(second, timezone.utc) for second in (100, 160))
+    record = Status(id="i", task="t", queue="q", state="scheduled", enqueued_at=sent_at, due_at=due_at)
 
-    early, late = status_of(record, 159.0), status_of(record, 160.0)
+    early, late = shown(record, 159.0), shown(record, 160.0)
 
-    assert (early.state, early.due_at) == ("scheduled", datetime.fromtimestamp(160, timezone.utc))
+    assert (early.state, early.due_at) == ("scheduled", due_at)
     assert (late.state, late.due_at) == ("queued", None)
 
 

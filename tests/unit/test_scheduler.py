@@ -12,9 +12,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskbridge import Cron, Every
+from taskbridge.durations import moment
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
 from taskbridge.stores.memory import MemoryBackend
-from taskbridge.stores.records import Record, State
+from taskbridge.stores.records import State, Status
 from taskbridge.stores.ticks import Ticks
 from tests.unit.scheduler_world import World
 from tests.unit.test_schedules import WINDOWS
@@ -258,7 +259,7 @@ def test_overlap_skip_sends_nothing_before_the_last_one_has_ended(state: State) 
         world.add("b")
         world.run(begin + 90)
         last_id = world.state("s").last_id
-        world.records[last_id] = Record(id=last_id, task="task", queue="q", state=state, enqueued_at=begin)
+        world.records[last_id] = Status(id=last_id, task="task", queue="q", state=state, enqueued_at=moment(begin))
         world.run(begin + 130)
 
     has_ended = state in ("done", "dead", "discarded", "cancelled")

@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 
 from taskbridge import ErrorInfo, Message
+from taskbridge.durations import moment
 from taskbridge.stores import transitions
-from taskbridge.stores.states import Ending, Record, Row, State, record_of
+from taskbridge.stores.states import Ending, Row, State, Status, status_of
 from taskbridge.stores.transitions import Run
 
 MESSAGE = Message(id="m", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=1.5)
@@ -26,11 +27,11 @@ def ended(state: State) -> Row:
 @pytest.mark.parametrize("state", ["done", "dead", "retrying", "queued", "discarded"])
 def test_what_was_kept_as_json_comes_back_as_it_was(state: State) -> None:
     row = ended(state)
-    assert record_of("m", cast("Row", json.loads(json.dumps(row)))) == record_of("m", row)
+    assert status_of("m", cast("Row", json.loads(json.dumps(row)))) == status_of("m", row)
 
 
 def test_a_row_holds_what_is_there() -> None:
     row = transitions.created(None, MESSAGE, 0.0)
     assert row is not None
     assert row == {"task": "t", "queue": "q", "state": "queued", "enqueued_at": 1.5}
-    assert record_of("m", row) == Record(id="m", task="t", queue="q", state="queued", enqueued_at=1.5)
+    assert status_of("m", row) == Status(id="m", task="t", queue="q", state="queued", enqueued_at=moment(1.5))

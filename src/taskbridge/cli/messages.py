@@ -6,10 +6,9 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
-from taskbridge import Bridge, Handle
+from taskbridge import Attempt, Bridge, Handle, Status
 from taskbridge.cli.command import APP, JSON, URL, Output, any_bridge, argument, checked_server, command
 from taskbridge.cli.output import details, error_text, local_time
-from taskbridge.results import Attempt, Status
 
 _ID = argument("id", metavar="ID", help="the message's id")
 
@@ -34,7 +33,7 @@ def status(bridge: Bridge, arguments: Namespace) -> Output:
     handle = bridge.handle(arguments.id)
     found = handle.status()
     result = repr(handle.result(0)) if found.state == "done" else None
-    return Output(text=_described(found, result), data={**asdict(found), "result": result})
+    return Output(text=_described(found, result), data=_data(found, result))
 
 
 @command("cancel", "cancel a message", _ID, APP, URL, JSON, opens=_bridge)
@@ -57,7 +56,13 @@ def cancel(bridge: Bridge, arguments: Namespace) -> Output:
         text = "it runs, and was told; there is no further attempt"
     else:
         text = f"too late: it is {found.state} since {local_time(found.ended_at)}"
-    return Output(text=text, data={**asdict(found), "result": None}, code=1 if is_too_late else 0)
+    return Output(text=text, data=_data(found, None), code=1 if is_too_late else 0)
+
+
+def _data(found: Status, result: str | None) -> dict[str, Any]:
+    data = asdict(found) | {"result": result}
+    del data["result_json"]
+    return data
 
 
 def _described(found: Status, result: str | None) -> str:

@@ -485,7 +485,7 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
         queue=record.queue,
         args_json="[]",
         kwargs_json="{}",
-        enqueued_at=record.enqueued_at,
+        enqueued_at=record.enqueued_at.timestamp(),
         attempt=max((each.number for each in record.attempts), default=0) + 1,
         replays=record.replays,
     )

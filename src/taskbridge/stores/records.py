@@ -42,15 +42,15 @@ from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
     FINAL,
     MOST_ATTEMPTS,
-    AttemptRecord,
+    Attempt,
     Ending,
-    Record,
     Row,
     State,
-    record_of,
+    Status,
+    status_of,
 )
 
-__all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "AttemptRecord", "Ending", "Record", "Records", "State"]
+__all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Records", "State", "Status"]
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -142,14 +142,14 @@ class Records:
         self._purge(deadline)
         return transitions.left(old, new, message)
 
-    def get(self, message_id: str, *, timeout_s: float) -> Record | None:
+    def get(self, message_id: str, *, timeout_s: float) -> Status | None:
         """Return a record; None if there is none, or it is older than `result_ttl`.
 
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
         row = self._backend.read(message_id, timeout_s=timeout_s)
-        return None if row is None else record_of(message_id, row)
+        return None if row is None else status_of(message_id, row)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake`, from any thread, whenever a message's record may have become final, until it is told to stop.
@@ -166,7 +166,7 @@ class Records:
         """
         return self._backend.watch(message_id, wake)
 
-    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Record | None:
+    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Status | None:
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
 
         One that does not run becomes `cancelled`; for one that runs, `cancel_asked` is set. `cancelled_since` tells
@@ -179,7 +179,7 @@ class Records:
         decide = partial(transitions.cancelled, at=at)
         old, new = self._change(message_id, decide, monotonic() + timeout_s, cancels=True)
         row = old if new is None else new
-        return None if row is None else record_of(message_id, row)
+        return None if row is None else status_of(message_id, row)
 
     def cancelled_since(self, cursor: str, *, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor, and the next cursor; "" is the beginning.
@@ -247,7 +247,7 @@ class Records:
         kept_s = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now)
         if old is None or not cancels:
             return Write(message_id, seen, new, kept_s, new["state"] in FINAL)
-        life = transitions.life_of(record_of(message_id, old))
+        life = transitions.life_of(status_of(message_id, old))
         cancellation_kept_s = transitions.cancellation_kept_s(old, result_ttl_s=self._ttl_s, now=now)
         return Write(message_id, seen, new, kept_s, new["state"] in FINAL, life, cancellation_kept_s)
 

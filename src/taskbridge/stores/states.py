@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal, TypedDict
 
 from typing_extensions import Required
 
+from taskbridge.durations import moment
 from taskbridge.retry import ErrorInfo
 
 State = Literal["scheduled", "queued", "running", "retrying", "done", "dead", "discarded", "cancelled"]
@@ -29,59 +31,65 @@ MOST_ATTEMPTS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptRecord:
+class Attempt:
     """One run of a message.
 
     Attributes:
-        number: 1 is the first.
-        worker: `host:pid` of the process that ran it.
-        started_at: In seconds since the epoch.
-        ended_at: The same; None while it runs, or if its worker never told.
+        number: 1 is the first; a replay starts at 1 again.
+        worker: Which process ran it, as `host:process id`.
+        started_at: In UTC.
+        ended_at: In UTC; None while it runs, or if its worker never told.
         error: Why it failed; None if it didn't.
     """
 
     number: int
     worker: str
-    started_at: float
-    ended_at: float | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
     error: ErrorInfo | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class Status:
     """What is known of a message.
 
     Attributes:
         id: The message's id.
         task: The task's name.
         queue: Where it was sent.
-        state: What it is doing.
-        enqueued_at: When it was sent, in seconds since the epoch.
-        due_at: When it starts at the earliest, if it is `scheduled` or `retrying`.
-        ended_at: When it became final.
-        attempts: Its runs, the earliest first; of more than `MOST_ATTEMPTS` the latest.
-        result_json: What it returned, in the codec's form, if it is `done`.
+        state: `scheduled` (it waits for its time), `queued` (for a worker), `running`, `retrying` (an attempt failed,
+            and the next one waits), or its end: `done`, `dead`, `discarded`, `cancelled`.
+        enqueued_at: When it was sent, in UTC.
+        due_at: When it starts at the earliest, in UTC, if it is `scheduled` or `retrying`.
+        ended_at: When it came to its end, in UTC.
+        attempts: Its runs, the earliest first; of many the latest 50.
         reason: Why it is `dead` or `discarded`.
         error: Of the last attempt that failed.
         traceback: The same, as text, if it is `dead`.
         replays: How often it was replayed from the dead letters.
         cancel_asked: Whether it was cancelled while it ran.
+        result_json: What it returned, as JSON, if it is `done`; `Handle.result` returns the value.
     """
 
     id: str
     task: str
     queue: str
     state: State
-    enqueued_at: float
-    due_at: float | None = None
-    ended_at: float | None = None
-    attempts: tuple[AttemptRecord, ...] = ()
-    result_json: str | None = None
+    enqueued_at: datetime
+    due_at: datetime | None = None
+    ended_at: datetime | None = None
+    attempts: tuple[Attempt, ...] = ()
     reason: str = ""
     error: ErrorInfo | None = None
     traceback: str = ""
     replays: int = 0
     cancel_asked: bool = False
+    result_json: str | None = field(default=None, repr=False)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it is at its end, which it leaves only by a replay from the dead letters."""
+        return self.state in FINAL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +118,7 @@ class Ending:
 Error = tuple[str, str] | list[str]
 """An exception's type and what it said."""
 
-Attempt = tuple[int, str, float, float | None, Error | None]
+AttemptRow = tuple[int, str, float, float | None, Error | None]
 """A run: its number, its worker, when it started and ended, and its error. What JSON gives back is a list."""
 
 
@@ -129,7 +137,7 @@ class Row(TypedDict, total=False):
     enqueued_at: Required[float]
     due_at: float | None
     ended_at: float | None
-    attempts: Sequence[Attempt]
+    attempts: Sequence[AttemptRow]
     result: str | None
     reason: str
     error: Error
@@ -143,18 +151,24 @@ class Row(TypedDict, total=False):
     written_at: float
 
 
-def record_of(message_id: str, row: Row) -> Record:
-    """Return the record that a row is of."""
-    return Record(
+def status_of(message_id: str, row: Row) -> Status:
+    """Return what a row tells of a message."""
+    return Status(
         id=message_id,
         task=row["task"],
         queue=row["queue"],
         state=row["state"],
-        enqueued_at=row["enqueued_at"],
-        due_at=row.get("due_at"),
-        ended_at=row.get("ended_at"),
+        enqueued_at=moment(row["enqueued_at"]),
+        due_at=moment(row.get("due_at")),
+        ended_at=moment(row.get("ended_at")),
         attempts=tuple(
-            AttemptRecord(number=number, worker=worker, started_at=started_at, ended_at=ended_at, error=_error(error))
+            Attempt(
+                number=number,
+                worker=worker,
+                started_at=moment(started_at),
+                ended_at=moment(ended_at),
+                error=_error(error),
+            )
             for number, worker, started_at, ended_at, error in row.get("attempts", ())
         ),
         result_json=row.get("result"),

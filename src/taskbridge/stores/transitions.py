@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from taskbridge.message import Message
-from taskbridge.stores.states import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, Attempt, Ending, Record, Row, State
+from taskbridge.stores.states import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, AttemptRow, Ending, Row, State, Status
 
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
@@ -121,7 +121,7 @@ def is_untouched(row: Row) -> bool:
     return not row.get("attempt") and row["state"] in ("scheduled", "queued")
 
 
-def life_of(record: Record) -> str:
+def life_of(record: Status) -> str:
     """Return what `Message.life` is for the message of a record."""
     return f"{record.id}.{record.replays}" if record.replays else record.id
 
@@ -177,17 +177,17 @@ _ALWAYS: Final = 4
 _LASTING: Final = ("replays", "cancel_asked", "error", "over", "writer", "written_at")
 
 
-def _with(attempts: Sequence[Attempt], number: int, run: Run) -> list[Attempt]:
-    this: Attempt = (number, run.worker, run.at, None, None)
+def _with(attempts: Sequence[AttemptRow], number: int, run: Run) -> list[AttemptRow]:
+    this: AttemptRow = (number, run.worker, run.at, None, None)
     return [*[each for each in attempts if each[0] != number], this][-MOST_ATTEMPTS:]
 
 
-def _ended(attempt: Attempt, ending: Ending) -> Attempt:
+def _ended(attempt: AttemptRow, ending: Ending) -> AttemptRow:
     error = ending.error
     return (*attempt[:3], ending.at, None if error is None else (error.type, error.message))
 
 
-def _end(row: Row, ending: Ending, number: int, attempts: Sequence[Attempt]) -> Row:
+def _end(row: Row, ending: Ending, number: int, attempts: Sequence[AttemptRow]) -> Row:
     """Return a record as an ending leaves it; one that was asked to be cancelled waits for no more."""
     is_final = ending.state in FINAL
     state: State = "cancelled" if not is_final and row.get("cancel_asked") else ending.state

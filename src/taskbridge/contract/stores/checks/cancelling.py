@@ -13,11 +13,12 @@ from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.checks.records import create, end, record_of, settled, start
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect
 from taskbridge.contract.stores.table import check
+from taskbridge.durations import moment
 from taskbridge.stores.base import Store
-from taskbridge.stores.records import CANCEL_KNOWN_S, Record
+from taskbridge.stores.records import CANCEL_KNOWN_S, Status
 
 
-def cancel(store: Store, message: Message, *, at: float | None = None) -> Record:
+def cancel(store: Store, message: Message, *, at: float | None = None) -> Status:
     """Cancel a message, which must be known."""
     record = store.records.cancel(message.id, at=time.time() if at is None else at, timeout_s=TIMEOUT_S)
     if record is None:
@@ -37,7 +38,7 @@ def what_is_cancelled_before_it_runs_never_starts(p: Place) -> None:
     for message in (queued, delayed, retrying):
         at = time.time()
         seen = cancel(other, message, at=at)
-        expect((seen.state, seen.ended_at, seen.due_at), ("cancelled", at, None), "what cancelling returns")
+        expect((seen.state, seen.ended_at, seen.due_at), ("cancelled", moment(at), None), "what cancelling returns")
         expect(record_of(store, message), seen, "what is there then")
         late = a_message(id=message.id, attempt=2)
         store.records.started(late, worker="late:1", at=at + CANCEL_KNOWN_S + 0.5)

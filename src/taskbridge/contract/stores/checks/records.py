@@ -10,13 +10,14 @@ from taskbridge import ErrorInfo, Message
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, soon
 from taskbridge.contract.stores.table import check, tables
+from taskbridge.durations import moment
 from taskbridge.stores.base import Store, StoreWithTables
-from taskbridge.stores.records import MOST_ATTEMPTS, Ending, Record, State
+from taskbridge.stores.records import MOST_ATTEMPTS, Ending, State, Status
 
 _ERROR = ErrorInfo(type="shop.Refused", message="no \x00 'ünïcode' \U0001f4a5")
 
 
-def record_of(store: Store, message: Message) -> Record:
+def record_of(store: Store, message: Message) -> Status:
     """Return a message's record, which must be there."""
     record = store.records.get(message.id, timeout_s=TIMEOUT_S)
     if record is None:
@@ -62,13 +63,15 @@ def a_record_says_what_was_sent(p: Place) -> None:
     now, later = a_message(task="shop.tâsk"), a_message(queue="slow", enqueued_at=1_700_000_000.123456)
     create(store, now)
     create(store, later, delay_s=60)
-    wanted = Record(id=now.id, task="shop.tâsk", queue="mail", state="queued", enqueued_at=now.enqueued_at)
+    wanted = Status(id=now.id, task="shop.tâsk", queue="mail", state="queued", enqueued_at=moment(now.enqueued_at))
     expect(record_of(other, now), wanted, "of a message sent now")
     seen = record_of(other, later)
     expect(
-        (seen.state, seen.queue, seen.enqueued_at), ("scheduled", "slow", later.enqueued_at), "of one sent for later"
+        (seen.state, seen.queue, seen.enqueued_at),
+        ("scheduled", "slow", moment(later.enqueued_at)),
+        "of one sent for later",
     )
-    expect(seen.due_at, later.enqueued_at + 60, "when it is due")
+    expect(seen.due_at, moment(later.enqueued_at + 60), "when it is due")
     expect(store.records.get("nobody", timeout_s=TIMEOUT_S), None, "of a message that was never sent")
 
 
@@ -102,7 +105,7 @@ def a_record_tells_of_each_attempt(p: Place) -> None:
     soon(lambda: record_of(other, message).state, lambda state: state == "running", "after the start")
     end(store, message, "retrying", at=1001.5, due_at=1010.25, error=_ERROR)
     seen = record_of(other, message)
-    expect((seen.state, seen.due_at, seen.ended_at), ("retrying", 1010.25, None), "between two attempts")
+    expect((seen.state, seen.due_at, seen.ended_at), ("retrying", moment(1010.25), None), "between two attempts")
     second = a_message(id=message.id, attempt=2, enqueued_at=message.enqueued_at)
     other.records.started(second, worker="two:2", at=1011.5)
     soon(lambda: record_of(store, message).state, lambda state: state == "running", "after the second start")
@@ -111,9 +114,10 @@ def a_record_tells_of_each_attempt(p: Place) -> None:
     seen = record_of(store, message)
     expect([each.number for each in seen.attempts], [1, 2], "its attempts")
     expect([each.worker for each in seen.attempts], ["one:1", "two:2"], "who ran them")
-    expect([(each.started_at, each.ended_at) for each in seen.attempts], [(1000.5, 1001.5), (1011.5, 1012.5)], "when")
+    runs = [(moment(1000.5), moment(1001.5)), (moment(1011.5), moment(1012.5))]
+    expect([(each.started_at, each.ended_at) for each in seen.attempts], runs, "when")
     expect([each.error for each in seen.attempts], [_ERROR, _ERROR], "why they failed")
-    expect((seen.state, seen.ended_at, seen.reason), ("dead", 1012.5, "exhausted"), "its end")
+    expect((seen.state, seen.ended_at, seen.reason), ("dead", moment(1012.5), "exhausted"), "its end")
     expect((seen.error, seen.traceback), (_ERROR, "line one\nlïne two"), "its error")
 
 
@@ -129,7 +133,9 @@ def a_result_is_kept_as_it_was(p: Place) -> None:
         expect(seen.state, "done", "after its end")
         expect(seen.result_json == result, True, f"a result of {len(result)} characters is the same")
         expect(
-            [(each.worker, each.started_at, each.ended_at) for each in seen.attempts], [("host:1", 5.0, 6.0)], "runs"
+            [(each.worker, each.started_at, each.ended_at) for each in seen.attempts],
+            [("host:1", moment(5.0), moment(6.0))],
+            "runs",
         )
 
 
@@ -140,7 +146,9 @@ def a_message_may_end_without_a_start(p: Place) -> None:
     create(store, message)
     end(store, message, "discarded", at=9.5, reason="expired")
     seen = record_of(store, message)
-    expect((seen.state, seen.ended_at, seen.reason, seen.attempts), ("discarded", 9.5, "expired", ()), "its record")
+    expect(
+        (seen.state, seen.ended_at, seen.reason, seen.attempts), ("discarded", moment(9.5), "expired", ()), "its record"
+    )
 
 
 @check()
