@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.exceptions import BrokerUnavailable, UnsupportedError
-from taskbridge.message import Message
 from taskbridge.probe import BUSY_LIFE_S, answer_sign, busy_sign, make_probe
 
 if TYPE_CHECKING:
@@ -47,14 +46,7 @@ class Health:
 
 
 def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
-    """Put a probe in each queue and wait for answers.
-
-    Args:
-        broker: Where the queues are.
-        url: Which engine's workers are to answer.
-        queues: By taskbridge's names.
-        timeout_s: How long to wait for them.
-        now: The time, in seconds since the epoch.
+    """Put a probe in each queue, and wait until workers of this URL's engine have answered.
 
     Raises:
         UnsupportedError: The workers are threads of this process.
@@ -64,21 +56,21 @@ def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: f
         raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()
     probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues]
+    signs = {probe.queue: (answer_sign(probe), busy_sign(url.engine, probe.queue)) for probe in probes}
     try:
         broker.ask(probes, timeout_s=timeout_s)
-        found = _wait(broker, url.engine, probes, began, timeout_s)
+        found = _wait(broker, signs, began, timeout_s)
     finally:
         try:
-            broker.withdraw(probes, [answer_sign(probe) for probe in probes], timeout_s=_LEAVE_S)
+            broker.withdraw(probes, [answer for answer, _ in signs.values()], timeout_s=_LEAVE_S)
         except BrokerUnavailable as exc:
             _log.info("the probes are left to expire: %s", exc.problem)
     return Health(queues=found, seconds=time.monotonic() - began)
 
 
 def _wait(
-    broker: SignBroker, engine: str, probes: Sequence[Message], began: float, timeout_s: float
+    broker: SignBroker, signs: Mapping[str, tuple[str, str]], began: float, timeout_s: float
 ) -> dict[str, QueueHealth]:
-    signs = {probe.queue: (answer_sign(probe), busy_sign(engine, probe.queue)) for probe in probes}
     pause_s = _FIRST_PAUSE_S
     while True:
         passed_s = time.monotonic() - began

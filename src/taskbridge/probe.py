@@ -22,14 +22,10 @@ BUSY_LIFE_S: Final = 2.5
 """How long a worker counts as busy after it last said so."""
 
 
-def _answered_elsewhere() -> None:
-    """Stand in for a function: what a probe asks for is done before any is called (`engines.settle`)."""
-
-
 DECLARATION: Final = Declaration(
-    name=PROBE, function=_answered_elsewhere, signature=Signature(), is_coroutine=False, priority="critical"
+    name=PROBE, function=lambda: None, signature=Signature(), is_coroutine=False, priority="critical"
 )
-"""What engines know of the task."""
+"""What engines know of the task; a probe is answered before its function would be called (`engines.settle`)."""
 
 
 def make_probe(queue: str, *, now: float, life_s: float) -> Message:

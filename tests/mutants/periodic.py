@@ -61,12 +61,11 @@ def everybody_has_the_claim() -> None:
 @mutant("CR1", _MANY)
 def ticks_are_sent_early() -> None:
     """A tick is sent half a second before its time."""
-    put(_SCHEDULER, "Ticker._here", lambda here: lambda self: here(self) + 0.5)
 
-    def make(step: Any) -> Any:
-        return lambda self: step(self) - 0.5
+    def make(deal: Any) -> Any:
+        return lambda self, schedule, watched, now: deal(self, schedule, watched, now + 0.5) - 0.5
 
-    put(_SCHEDULER, "Ticker.step", make)
+    put(_SCHEDULER, "Ticker._deal", make)
 
 
 @mutant("CR1", _MANY)

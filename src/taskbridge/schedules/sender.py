@@ -47,10 +47,6 @@ _WITNESS_S: Final = 3.0
 """How long a tick that was due before this scheduler came is left to those that were there before."""
 
 
-class _StoodStill(Exception):
-    """This process stood still, so that whatever it was about to decide has to be decided again."""
-
-
 @dataclass(kw_only=True, slots=True)
 class _Watched:
     """What a scheduler remembers of a schedule while it can send.
@@ -96,7 +92,7 @@ class Ticker:
         assert store is not None, "`check_schedules` comes first"
         self._ticks, self._records = store.ticks, store.records
         self._timeout_s = bridge.settings.send_timeout_s
-        self._here_at: float | None = None
+        self._here_at = inf
         self._watched: dict[str, _Watched] = {}
         self._refused: BrokerUnavailable | None = None
 
@@ -110,37 +106,30 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
-        self._refused = None
-        try:
-            now = self._here()
-            schedules = self._bridge.all_schedules()
-            self._watched = {each.name: self._watched.get(each.name) or _Watched(since=now) for each in schedules}
-            for schedule in schedules:
-                watched = self._watched[schedule.name]
-                if watched.look_at <= self._here():
-                    watched.look_at = self._deal(schedule, watched)  # one at a time: there may be many to catch up
-        except _StoodStill:
-            return self._bridge.now()
-        except BrokerUnavailable:
-            self.lapse()
-            raise
+        self._refused, now = None, self._bridge.now()
+        schedules = self._bridge.all_schedules()
+        self._watched = {each.name: self._watched.get(each.name) or _Watched(since=now) for each in schedules}
+        for schedule in schedules:
+            now, before = self._bridge.now(), self._here_at
+            self._here_at = now
+            if now - before > self._stall_s:
+                _log.warning("nothing was scheduled here for %.1f s: the process stood still", now - before)
+                self.lapse()
+                return now
+            watched = self._watched[schedule.name]
+            if watched.look_at <= now:
+                try:
+                    watched.look_at = self._deal(schedule, watched, now)  # one at a time: there may be many
+                except BrokerUnavailable:
+                    self.lapse()
+                    raise
         if self._refused is not None:
             raise self._refused
         return min((watched.look_at for watched in self._watched.values()), default=inf)
 
-    def _here(self) -> float:
-        """Return the time, and notice if this process stood still."""
-        now, before = self._bridge.now(), self._here_at
-        self._here_at = now
-        if before is not None and now - before > self._stall_s:
-            _log.warning("nothing was scheduled here for %.1f s: the process stood still", now - before)
-            self.lapse()
-            raise _StoodStill
-        return now
-
-    def _deal(self, schedule: Schedule, watched: _Watched) -> float:
+    def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again."""
-        name, timing, now = schedule.name, schedule.timing, self._here()
+        name, timing = schedule.name, schedule.timing
         state = self._ticks.begin(name, at=now, timeout_s=self._timeout_s)
         until, paused = state.settled_until, state.paused
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
@@ -151,7 +140,7 @@ class Ticker:
         if is_missed and not watched.is_alone(until, now):
             return now + _POLL_S
         overlaps = not paused and self._overlaps(schedule, state)
-        now = self._here()  # what came before may have taken long
+        now = self._bridge.now()  # what came before may have taken long
         claim = self._ticks.claim(
             name, first, claimant=self._claimant, now=now, lease_s=self._lease_s, timeout_s=self._timeout_s
         )
@@ -228,8 +217,8 @@ class Scheduler(Background):
     def run(self, stop: threading.Event) -> None:
         """Send what is due until `stop` is set."""
         claimant = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        # A call to the store or the broker may take this long without anybody having stood still.
-        ticker = Ticker(self._bridge, claimant=claimant, stall_s=2 * self._bridge.settings.send_timeout_s + 5.0)
+        # Dealing with a tick takes five calls to the store and the broker: that is no standing still.
+        ticker = Ticker(self._bridge, claimant=claimant, stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
         is_away = False
         while not stop.is_set():
             wait_s = _LOOK_S
