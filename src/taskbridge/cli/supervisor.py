@@ -24,13 +24,13 @@ from taskbridge.loading import READY_VARIABLE
 SLACK_S: Final = 5.0
 """How long after the grace period a worker may still be there before it is killed."""
 
-_AT_ONCE_S: Final = 10.0
-"""A worker that never became ready and ended within this time is not started again: it can't work."""
-
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _LONG_LIFE_S: Final = 10.0
-"""After a life of this length the pauses begin anew: what the worker died of is not how it starts."""
+"""A worker that lived as long did not die of how it starts: the pauses begin anew.
+
+One that ended sooner the first time, and never became ready, is not started again: it can't work.
+"""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -49,7 +49,6 @@ class _Worker:
     kill_at: float | None = None
     pause_s: float = _FIRST_PAUSE_S
     ready: set[str] = field(default_factory=set[str])
-    was_ready: bool = False
     starts: int = 0
 
 
@@ -119,18 +118,16 @@ class Supervisor:
             if all(worker.process is None and worker.start_at is None for worker in self._workers):
                 return
             for key, _ in selector.select(self._wait_s()):
-                data = os.read(key.fd, 4096)
-                if isinstance(key.data, _Worker):
-                    self._hear(key.data, data)
+                self._hear(key.data, os.read(key.fd, 4096))
 
     def _wait_s(self) -> float | None:
         """Return the seconds until something is due by itself; None if nothing is."""
         due = [at for worker in self._workers for at in (worker.start_at, worker.kill_at) if at is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
-    def _hear(self, worker: _Worker, data: bytes) -> None:
-        worker.ready.update(data.decode("ascii", "replace").split())
-        worker.was_ready = True
+    def _hear(self, worker: _Worker | None, data: bytes) -> None:
+        if worker is not None:  # else a signal has come, or a child has ended
+            worker.ready.update(data.decode("ascii", "replace").split())
         if not self._announced and sum(len(each.ready) for each in self._workers) >= self._processes:
             self._announced = True
             self._say("ready")
@@ -169,19 +166,16 @@ class Supervisor:
                 self._code = max(self._code, 1)
         elif asked:
             worker.start_at = now
-        elif code > 0 and worker.starts == 1 and not worker.was_ready and now - worker.started_at < _AT_ONCE_S:
+        elif code > 0 and worker.starts == 1 and not worker.ready and now - worker.started_at < _LONG_LIFE_S:
             self._say(f"the worker ended at once, with {_named(code)}; what it wrote before says why")
             self._code = 2
             self._stop()
         else:
-            self._start_later(worker, pid, code, now)
-
-    def _start_later(self, worker: _Worker, pid: int, code: int, now: float) -> None:
-        if now - worker.started_at >= _LONG_LIFE_S:
-            worker.pause_s = _FIRST_PAUSE_S
-        self._say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
-        worker.start_at = now + worker.pause_s
-        worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
+            if now - worker.started_at >= _LONG_LIFE_S:
+                worker.pause_s = _FIRST_PAUSE_S
+            self._say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
+            worker.start_at = now + worker.pause_s
+            worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGHUP and not sys.stderr.isatty():
