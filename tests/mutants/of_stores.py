@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from unittest.mock import patch
 
 from taskbridge.contract.stores.table import CHECKS
+from taskbridge.stores.backend import NEW
 from tests.mutants.applying import STORE, environment
 
 Kind = Literal["memory", "redis", "sqlite", "postgresql"]
@@ -123,20 +124,21 @@ def makes_a_thousand(create: Any) -> Any:
 def overwrites(create: Any) -> Any:
     """A record that is there is made anew."""
 
-    def make_anew(self: Any, rows: Any, *, timeout_s: float) -> None:
-        self.remove([f"record:{message_id}" for message_id, _, _ in rows], timeout_s=timeout_s)
-        create(self, rows, timeout_s=timeout_s)
+    def make_anew(self: Any, entries: Any, *, timeout_s: float) -> None:
+        self.remove([key for key, _, _ in entries], timeout_s=timeout_s)
+        create(self, entries, timeout_s=timeout_s)
 
     return make_anew
 
 
-@mutant("what_is_gone_is_not_taken_over", _MEMORY, "MemoryBackend.swap")
-def takes_over_what_is_gone(swap: Any) -> Any:
+@mutant("what_is_gone_is_not_taken_over", _MEMORY, "MemoryBackend.write")
+def takes_over_what_is_gone(write: Any) -> Any:
     """What another process has removed is written again."""
 
-    def take(self: Any, key: str, seen: str | None, text: str, *, kept_s: float | None, timeout_s: float) -> bool:
-        absent = self.get([key], timeout_s=timeout_s) == [None]
-        return bool(swap(self, key, None if absent else seen, text, kept_s=kept_s, timeout_s=timeout_s))
+    def take(self: Any, writes: Any, *, timeout_s: float) -> Any:
+        there = self.get([each.key for each in writes], timeout_s=timeout_s)
+        anyway = [replace(each, seen=NEW) if text is None else each for each, text in zip(writes, there, strict=True)]
+        return write(self, anyway, timeout_s=timeout_s)
 
     return take
 
@@ -199,10 +201,10 @@ def writes_over_others(write: Any) -> Any:
     """A record is written though somebody else has written it since it was read or guessed."""
 
     def write_anyway(self: Any, writes: Any, *, timeout_s: float) -> Any:
-        rows = [self.read(each.id, timeout_s=timeout_s) for each in writes]
+        texts = self.get([each.key for each in writes], timeout_s=timeout_s)
         anyway = [
-            replace(each, seen=0 if row is None else row.get("version", 0))
-            for each, row in zip(writes, rows, strict=True)
+            replace(each, seen=NEW if text is None else text.partition("\n")[0])
+            for each, text in zip(writes, texts, strict=True)
         ]
         return write(self, anyway, timeout_s=timeout_s)
 
@@ -278,7 +280,7 @@ def keeps_none_longer(kept_s: Any) -> Any:
 @mutant("tables_are_made_by_many_at_once", f"{_SQL}.schema", "version_of", "sqlite")
 def looks_for_no_tables(version_of: Any) -> Any:
     """Tables are made without looking whether they are there."""
-    return lambda connection: 0
+    return lambda run, finds_schema: 0
 
 
 # Cancelling
@@ -344,7 +346,7 @@ def cancels_in_two_steps(write: Any) -> Any:
         time.sleep(0.02)  # longer than a start waits for others to be written with
         with self._lock:
             for each in writes:
-                self._put(f"record:{each.id}", each.row, each.kept_s)
+                self._put(each.key, each.text, each.kept_s)
         return [True for _ in writes]
 
     return two_steps
@@ -382,7 +384,7 @@ def wakes_nobody_by_cancelling(write: Any) -> Any:
 @mutant("a_watch_ends", "taskbridge.stores.notifications", "Watches.add")
 def watches_for_ever(add: Any) -> Any:
     """Who has stopped to watch is woken."""
-    return lambda self, message_id, wake, *, gone=None: add(self, message_id, wake, gone=gone) and (lambda: None)
+    return lambda self, key, wake, *, gone=None: add(self, key, wake, gone=gone) and (lambda: None)
 
 
 @mutant("a_thousand_wait_at_once", _RECORDS, "Records.watch")
@@ -403,7 +405,7 @@ def takes_a_thread_for_each(watch: Any) -> Any:
     return start
 
 
-@mutant("whoever_waits_is_woken_by_another_process", f"{_SQL}.notifications", "_version", "sqlite")
+@mutant("whoever_waits_is_woken_by_another_process", f"{_SQL}.sqlite", "_version", "sqlite")
 def sees_no_change(version: Any) -> Any:
     """What another process changes is not seen."""
     return lambda connection: 0
@@ -560,7 +562,7 @@ def never_asks(still_ours: Any) -> Any:
 # Outages
 
 
-@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.postgresql", "PostgresDriver.lend", "postgresql")
+@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.postgresql", "PostgreSQL.lend", "postgresql")
 def waits_longer(lend: Any) -> Any:
     """A call to a silent server takes longer than it may."""
     return lambda self, connection, deadline: lend(self, connection, deadline + 4)

@@ -92,7 +92,7 @@ def each_engine_keeps_its_own_records() -> None:
     def make(init: Any) -> Any:
         def apart(self: Any, settings: Any, *given: Any) -> None:
             init(self, settings, *given)
-            self._records = f"{settings.namespace}:record:{settings.url.engine}:"
+            self._prefix = f"{settings.namespace}:{settings.url.engine}:"
 
         return apart
 
@@ -147,7 +147,7 @@ def each_holds_a_thread() -> None:
 @mutant("RS4", "a_thousand_wait_at_once")
 def nobody_is_woken() -> None:
     """Who waits for a result is not told that it is there."""
-    put("taskbridge.stores.notifications", "Watches.wake", lambda _: lambda self, message_id: None)
+    put("taskbridge.stores.notifications", "Watches.wake", lambda _: lambda self, key: None)
 
 
 @mutant("CA1", "what_is_cancelled_does_not_start", "celery+redis")

@@ -278,7 +278,7 @@ class TestAwaiting:
 
         asyncio.run(wait())
         watches: Any = bridge.store
-        assert watches.backend._watches.ids() == ()
+        assert watches.backend._watches.keys() == ()
         gate.set()
         assert asyncio.run(handle.aresult(20)) is True
         bridge.close()

@@ -30,12 +30,12 @@ def test_threads_that_ask_at_once_share_what_is_made() -> None:
 
 def test_what_is_taken_is_made_anew() -> None:
     shared = PerProcess(object)
-    assert shared.peek() is None
+    assert shared.made is None
     assert shared.take() is None
     first = shared.get()
-    assert shared.peek() is first
+    assert shared.made is first
     assert shared.take() is first
-    assert shared.peek() is None
+    assert shared.made is None
     assert shared.get() is not first
 
 
@@ -51,7 +51,7 @@ def test_a_forked_child_makes_its_own_and_never_ends_its_parents() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
         child = os.fork()
     if child == 0:
-        os._exit(0 if shared.peek() is None and id(shared.get()) != parents else 1)
+        os._exit(0 if shared.made is None and id(shared.get()) != parents else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.set_blocking(reading, False)
     try:

@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
@@ -22,7 +21,6 @@ from taskbridge.stores.base import Claim, StoreWithTables
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import open_store, schema
 from taskbridge.stores.sql.backend import SqlBackend
-from taskbridge.stores.sql.schema import TABLES
 
 
 @pytest.fixture
@@ -64,40 +62,6 @@ def test_many_cancellations_are_told_part_by_part(store: StoreWithTables, monkey
         told.append(len(found))
 
     assert told == [3, 3, 1]
-
-
-def test_whoever_sends_does_not_wait_for_old_records_to_be_removed(
-    store: StoreWithTables, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    purges, records = list[float](), store.records
-    purge = records._purge
-
-    def note(deadline: float) -> None:
-        purges.append(deadline - time.monotonic())
-        purge(deadline)
-
-    monkeypatch.setattr(records, "_purge", note)
-    records.create([(a_message(1), 0.0)], timeout_s=5)
-    records.create([(a_message(2), 0.0), (a_message(3), 0.0)], timeout_s=5)
-    assert purges == []
-
-    records.ended(a_message(1), Ending(state="done", at=time.time()), timeout_s=5)
-    assert len(purges) == 1
-    assert 0 < purges[0] < 5
-
-
-def test_the_tables_are_those_that_statements_name(url: str, store: StoreWithTables) -> None:
-    store.ping(timeout_s=5)
-    engine = create_engine(url)
-    found = inspect(engine)
-    assert sorted(found.get_table_names()) == sorted(table.name for table in TABLES)
-    for table in TABLES:
-        columns = {column["name"]: column for column in found.get_columns(table.name)}
-        assert list(columns) == [column.name for column in table.columns]
-        assert found.get_pk_constraint(table.name)["constrained_columns"] == [each.name for each in table.primary_key]
-        for column in table.columns:
-            assert columns[column.name]["nullable"] == column.nullable, f"{table.name}.{column.name}"
-    engine.dispose()
 
 
 def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_once(url: str) -> None:
@@ -184,19 +148,18 @@ def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> Non
         store.close()
 
 
-def test_records_whose_time_is_over_are_removed_a_bounded_number_at_once(url: str, tmp_path: Path) -> None:
+def test_what_is_old_is_removed_a_bounded_number_at_once(url: str, tmp_path: Path) -> None:
     store = opened(url, result_ttl=0.2)
-    messages = [a_message(number) for number in range(1100)]
-    store.records.create([(message, 0.0) for message in messages], timeout_s=5)
+    store.records.create([(a_message(number), 0.0) for number in range(1100)], timeout_s=5)
     with database(tmp_path) as connection:
-        connection.execute("UPDATE taskbridge_record SET until = 1")
-    left = []
-    for number in range(2000, 2004):
-        vars(store.records)["_purge_at"] = 0.0
-        store.records.ended(a_message(number), Ending(state="done", at=time.time()), timeout_s=5)
+        connection.execute("UPDATE taskbridge_text SET until = 1")
+    left, more = list[int](), list[bool]()
+    for _ in range(4):
+        more.append(store.backend.purge(timeout_s=5))
         with database(tmp_path) as connection:
-            left.append(connection.execute("SELECT count(*) FROM taskbridge_record WHERE until = 1").fetchone()[0])
+            left.append(connection.execute("SELECT count(*) FROM taskbridge_text").fetchone()[0])
     assert left == [600, 100, 0, 0]
+    assert more == [True, True, False, False]
     store.close()
 
 
@@ -223,17 +186,18 @@ def test_a_forked_process_has_connections_of_its_own(store: StoreWithTables) -> 
     stop()
 
 
-def test_marks_whose_time_is_over_are_removed(url: str, tmp_path: Path) -> None:
+def test_a_worker_removes_marks_and_records_whose_time_is_over(url: str, tmp_path: Path) -> None:
     store = opened(url, lease=0.4)
+    store.records.create([(a_message(), 0.0)], timeout_s=5)
     store.marks.started(a_message())
     with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_text SET until = 1")
     deadline = time.monotonic() + 20
-    left = 1
+    left = 2
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
         with database(tmp_path) as connection:
-            left = connection.execute("SELECT count(*) FROM taskbridge_text WHERE key LIKE 'mark:%'").fetchone()[0]
+            left = connection.execute("SELECT count(*) FROM taskbridge_text WHERE until = 1").fetchone()[0]
     assert left == 0
     store.close()
 

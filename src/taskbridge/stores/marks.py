@@ -21,9 +21,8 @@ from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend
-from taskbridge.stores.process import PerProcess
-from taskbridge.stores.starts import process_name
+from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.process import PerProcess, process_name
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -155,13 +154,13 @@ class Marks:
 
     def started(self, message: Message) -> None:
         """Mark an attempt as started here. Waits for nothing and raises nothing: without marks it just runs."""
-        worker, key = self._me.get(), _key(message)
+        worker, key = self._me.made or self._me.get(), _key(message)
         worker.running[key] = monotonic()
         self._backend.put_soon(key, worker.name, kept_s=STARTED_KEPT_S)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended: its verdict has been carried out. Waits for nothing and raises nothing."""
-        worker, key = self._me.get(), _key(message)
+        worker, key = self._me.made or self._me.get(), _key(message)
         worker.running.pop(key, None)
         self._backend.put_soon(key, ENDED, kept_s=self._ended_kept_s)
         worker.deciding.discard(key)
@@ -172,7 +171,7 @@ class Marks:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        worker, key = self._me.get(), _key(message)
+        worker, key = self._me.made or self._me.get(), _key(message)
         self._backend.remove([key], timeout_s=timeout_s)
         worker.running.pop(key, None)
 
@@ -196,7 +195,7 @@ class Marks:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        worker, key = self._me.get(), _key(message)
+        worker, key = self._me.made or self._me.get(), _key(message)
         if not worker.decides(key):
             return Claim.RUNNING  # another thread has the same attempt from a second delivery
         try:
@@ -219,7 +218,7 @@ class Marks:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        worker, key = self._me.get(), _key(message)
+        worker, key = self._me.made or self._me.get(), _key(message)
         started_at = worker.running.get(key)
         if started_at is None or worker.lived_since(started_at):
             return True
@@ -234,7 +233,7 @@ class Marks:
 
         What it took before may have been given to another worker then. Nothing is asked of the store.
         """
-        worker = self._me.peek()
+        worker = self._me.made
         return worker is not None and not worker.lived_since(monotonic() - self._settings.lease_s)
 
     def close(self) -> None:
@@ -275,8 +274,8 @@ class Marks:
                 return Claim.RUN if owner == mark else Claim.LOST
             if self._is_alive(owner, deadline - monotonic()):
                 return Claim.RUNNING
-            mine, left_s = worker.name + LOST, deadline - monotonic()
-            if self._backend.swap(key, mark, mine, kept_s=STARTED_KEPT_S, timeout_s=left_s):
+            mine = Write(key, mark, worker.name + LOST, STARTED_KEPT_S)
+            if self._backend.write([mine], timeout_s=deadline - monotonic())[0]:
                 return Claim.LOST  # else another worker has been quicker
 
     def _is_alive(self, name: str, timeout_s: float) -> bool:
@@ -289,7 +288,7 @@ class Marks:
 
     def _tidy(self) -> None:
         try:
-            while self._me.peek() is not None and self._backend.purge("texts", timeout_s=self._settings.send_timeout_s):
+            while self._me.made is not None and self._backend.purge(timeout_s=self._settings.send_timeout_s):
                 continue
         except BrokerUnavailable as exc:
             _log.info("old marks are not removed now: %s", exc.problem)

@@ -6,89 +6,80 @@ import heapq
 import time
 from collections.abc import Callable, Collection, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Final
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.backend import NEW, Backend, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
-from taskbridge.stores.states import Row
 
 _FORGOTTEN_AT_ONCE: Final = 20
-"""How many values whose time is over a call removes at most."""
+"""How many texts whose time is over a call removes at most."""
 
 _MOST_STALE: Final = 1000
-"""How many entries too many the queue of ends has at most, beside twice as many as there are values."""
+"""How many entries too many the queue of ends has at most, beside twice as many as there are texts."""
+
+_NOTHING: Final = (None, inf)
 
 
 class MemoryBackend(Backend):
-    """Keeps rows and texts in one table, by `record:id` and by key."""
+    """Keeps texts in a table."""
 
     is_shared = False
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._lock = Lock()
-        self._kept: dict[str, tuple[Any, float]] = {}
+        self._kept: dict[str, tuple[str | None, float]] = {}
         self._ends: list[tuple[float, str]] = []
         self._cancelled: list[tuple[str, float]] = []
         self._cancelled_before = 0
         self._watches = Watches()
 
-    def create(self, rows: Sequence[tuple[str, Row, float | None]], *, timeout_s: float) -> None:
-        """Keep rows, unless there is one."""
+    def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
+        """Return texts."""
         with self._lock:
-            for message_id, row, kept_s in rows:
-                if self._find(f"record:{message_id}") is None:
-                    self._put(f"record:{message_id}", row, kept_s)
+            return [self._find(key) for key in keys]
 
-    def read(self, message_id: str, *, timeout_s: float) -> Row | None:
-        """Return a row."""
+    def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
+        """Keep texts, unless there is one."""
         with self._lock:
-            row: Row | None = self._find(f"record:{message_id}")
-            return row
+            for key, text, kept_s in entries:
+                if self._find(key) is None:
+                    self._put(key, text, kept_s)
+
+    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
+        """Keep a text unless there is one."""
+        with self._lock:
+            found = self._find(key)
+            if found is None:
+                self._put(key, text, kept_s)
+            return found
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
-        """Replace rows, each if it is as it was seen."""
+        """Replace texts, each if it is as it was seen."""
         with self._lock:
             done = [self._write(each) for each in writes]
         for write, is_done in zip(writes, done, strict=True):
             if is_done and write.tells:
-                self._watches.wake(write.id)
+                self._watches.wake(write.key)
         return done
 
     def _write(self, write: Write) -> bool:
-        key = f"record:{write.id}"
-        found: Row | None = self._find(key)
-        if write.seen != (0 if found is None else found.get("version", 0)):
+        found = self._find(write.key)
+        if write.seen != (NEW if found is None else found.partition("\n")[0]):
             return False
-        if write.row is None:
-            self._kept.pop(key, None)
+        if write.text is None:
+            self._kept.pop(write.key, None)
         else:
-            self._put(key, write.row, write.kept_s)
+            self._put(write.key, write.text, write.kept_s)
         if write.cancels:
             self._cancelled.append((write.cancels, self._until(write.cancellation_kept_s)))
             while self._cancelled and self._cancelled[0][1] <= self._now():
                 del self._cancelled[0]
                 self._cancelled_before += 1
         return True
-
-    def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        """Return the lives that were cancelled after a cursor."""
-        with self._lock:
-            skipped = max(0, int(cursor or "0") - self._cancelled_before)
-            lives = [life for life, _ in self._cancelled[skipped : skipped + most]]
-            return str(self._cancelled_before + skipped + len(lives)), lives
-
-    def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after each write that tells of a message."""
-        return self._watches.add(message_id, wake)
-
-    def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
-        """Return texts."""
-        with self._lock:
-            return [self._find(key) for key in keys]
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text."""
@@ -99,27 +90,22 @@ class MemoryBackend(Backend):
         with self._lock:
             self._put(key, text, kept_s)
 
-    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
-        """Keep a text unless there is one."""
-        with self._lock:
-            found: str | None = self._find(key)
-            if found is None:
-                self._put(key, text, kept_s)
-            return found
-
-    def swap(self, key: str, seen: str | None, text: str, *, kept_s: float | None, timeout_s: float) -> bool:
-        """Replace a text if it is as it was seen."""
-        with self._lock:
-            if self._find(key) != seen:
-                return False
-            self._put(key, text, kept_s)
-            return True
-
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
         """Remove texts."""
         with self._lock:
             for key in keys:
                 self._kept.pop(key, None)
+
+    def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
+        """Return the lives that were cancelled after a cursor."""
+        with self._lock:
+            skipped = max(0, int(cursor or "0") - self._cancelled_before)
+            lives = [life for life, _ in self._cancelled[skipped : skipped + most]]
+            return str(self._cancelled_before + skipped + len(lives)), lives
+
+    def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` after each write of a key that tells."""
+        return self._watches.add(key, wake)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return: it answers."""
@@ -130,27 +116,27 @@ class MemoryBackend(Backend):
     def _until(self, kept_s: float | None) -> float:
         return inf if kept_s is None else self._now() + kept_s
 
-    def _find(self, key: str) -> Any:
-        """Return a value, and forget some of those whose time is over."""
+    def _find(self, key: str) -> str | None:
+        """Return a text, and forget some of those whose time is over."""
         now = self._now()
         for _ in range(_FORGOTTEN_AT_ONCE):
             if not self._ends or self._ends[0][0] > now:
                 break
             _, old = heapq.heappop(self._ends)
-            until = self._kept.get(old, (None, inf))[1]
+            until = self._kept.get(old, _NOTHING)[1]
             if until <= now:
                 del self._kept[old]
             elif until < inf:
                 heapq.heappush(self._ends, (until, old))
-        value, until = self._kept.get(key, (None, inf))
-        return value if until > now else None
+        text, until = self._kept.get(key, _NOTHING)
+        return text if until > now else None
 
-    def _put(self, key: str, value: object, kept_s: float | None) -> None:
-        until, was_until = self._until(kept_s), self._kept.get(key, (None, inf))[1]
-        self._kept[key] = value, until
+    def _put(self, key: str, text: str, kept_s: float | None) -> None:
+        until, was_until = self._until(kept_s), self._kept.get(key, _NOTHING)[1]
+        self._kept[key] = text, until
         if until < was_until:  # else the queue grows by each write
             heapq.heappush(self._ends, (until, key))
-        if len(self._ends) > 2 * len(self._kept) + _MOST_STALE:  # of values that are gone, or end sooner
+        if len(self._ends) > 2 * len(self._kept) + _MOST_STALE:  # of texts that are gone, or end sooner
             self._ends = [(until, key) for key, (_, until) in self._kept.items() if until < inf]
             heapq.heapify(self._ends)
 
@@ -161,6 +147,6 @@ def open_store(settings: Settings, url: str, *, now: Callable[[], float] = time.
     Args:
         settings: The bridge's.
         url: `memory://`.
-        now: The clock by which values grow old; virtual on `inline://`.
+        now: The clock by which texts grow old; virtual on `inline://`.
     """
     return Store(settings, MemoryBackend(now))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakSet
 
 from taskbridge.locks import Lock
 
@@ -13,52 +16,46 @@ T = TypeVar("T")
 _inherited: Final[list[Any]] = []
 """What a fork brought along. It is the parent's, and never collected as garbage: that could close its connections."""
 
+_living: Final[WeakSet[PerProcess[Any]]] = WeakSet()
 
-def leave(inherited: object) -> None:
-    """Keep what is the parent process's, and do nothing with it any more."""
-    _inherited.append(inherited)
+
+def process_name() -> str:
+    """Return a name for this process that no other process has or had."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 class PerProcess(Generic[T]):
-    """Something that is made when a process first asks for it. Threads share it."""
+    """Something that is made when a process first asks for it. Threads share it.
+
+    Attributes:
+        made: This process's; None if there is none yet.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
+        self.made: T | None = None
         self._make = make
         self._lock = Lock()
-        self._made: tuple[int, T] | None = None
+        _living.add(self)
 
     def get(self) -> T:
         """Return this process's, and make it if it is not there."""
-        made = self._made
-        if made is not None and made[0] == os.getpid():
-            return made[1]
         with self._lock:
-            return self._current()
-
-    def peek(self) -> T | None:
-        """Return this process's; None if there is none."""
-        made = self._made
-        return made[1] if made is not None and made[0] == os.getpid() else None
+            if self.made is None:
+                self.made = self._make()
+            return self.made
 
     def take(self) -> T | None:
         """Return this process's and forget it, to close it; None if there is none. The next `get` makes another."""
         with self._lock:
-            found = self._found()
-            self._made = None
-            return found
+            taken, self.made = self.made, None
+            return taken
 
-    def _found(self) -> T | None:
-        if self._made is None:
-            return None
-        pid, found = self._made
-        if pid == os.getpid():
-            return found
-        leave(found)
-        return None
 
-    def _current(self) -> T:
-        found = self._found()
-        if found is None:
-            found = self._make()
-            self._made = os.getpid(), found
-        return found
+def _leave_the_parents() -> None:
+    for each in list(_living):
+        if each.made is not None:
+            _inherited.append(each.made)
+            each.made = None
+
+
+os.register_at_fork(after_in_child=_leave_the_parents)

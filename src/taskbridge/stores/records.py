@@ -23,7 +23,6 @@ the one that was made as the message was sent.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -35,7 +34,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.backend import NEW, Backend, Write
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
@@ -47,17 +46,15 @@ from taskbridge.stores.states import (
     Row,
     State,
     Status,
+    packed,
     status_of,
+    unpacked,
 )
 
 __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Records", "State", "Status"]
 
-_log = logging.getLogger("taskbridge.store")
-
 CANCELLATIONS_AT_ONCE: Final = 1000
 """How many cancellations a store tells of at once."""
-
-_PURGE_EVERY_S: Final = 30.0
 
 Decide = Callable[[Row | None], Row | None]
 """Given a record, or None if there is none, returns what is to replace it; None is to leave it as it is."""
@@ -71,7 +68,6 @@ class Records:
         self._timeout_s = settings.send_timeout_s
         self._backend = backend
         self._starts = PerProcess(lambda: Starts(self._write_starts))
-        self._purge_at = 0.0
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages that are about to be sent, each with its delay in seconds.
@@ -100,18 +96,20 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        deadline = monotonic() + timeout_s
-        writes: list[Write] = []
-        for message_id in sorted(ids):  # in order, so that no two lock each other
-            row = self._backend.read(message_id, timeout_s=deadline - monotonic())
-            if row is not None and transitions.is_untouched(row):
-                writes.append(Write(message_id, row.get("version", 0), None))
+        deadline, keys = monotonic() + timeout_s, sorted(map(_key, ids))  # in order, so that no two lock each other
+        rows = map(unpacked, self._backend.get(keys, timeout_s=timeout_s))
+        writes = [
+            Write(key, _head(row), None)
+            for key, row in zip(keys, rows, strict=True)
+            if row is not None and transitions.is_untouched(row)
+        ]
         if writes:
             self._backend.write(writes, timeout_s=deadline - monotonic())
 
     def started(self, message: Message, *, worker: str, at: float) -> None:
         """Record that an attempt starts. Raises nothing, and waits for nothing where others share the store."""
-        start = self._starts.get().add(message, transitions.Run(worker, at), is_written=not self._backend.is_shared)
+        starts, run = self._starts.made or self._starts.get(), transitions.Run(worker, at)
+        start = starts.add(message, run, is_written=not self._backend.is_shared)
         if not self._backend.is_shared:
             start.row = self._change(message.id, start.decide, monotonic() + self._timeout_s)[1]
 
@@ -127,7 +125,7 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        deadline, starts = monotonic() + timeout_s, self._starts.get()
+        deadline, starts = monotonic() + timeout_s, self._starts.made or self._starts.get()
         start = starts.get(message)
         run, seen = (None, None) if start is None else (start.run, start.row)
         old, new = self._change(
@@ -139,7 +137,6 @@ class Records:
             is_guess=seen is not None or message.attempt == 1,
         )
         starts.remove(message)
-        self._purge(deadline)
         return transitions.left(old, new, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Status | None:
@@ -148,7 +145,7 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        row = self._backend.read(message_id, timeout_s=timeout_s)
+        row = self._read(message_id, timeout_s)
         return None if row is None else status_of(message_id, row)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
@@ -164,7 +161,7 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        return self._backend.watch(message_id, wake)
+        return self._backend.watch(_key(message_id), wake)
 
     def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Status | None:
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
@@ -200,9 +197,12 @@ class Records:
         if starts is not None:
             starts.close()
 
-    def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, Row, float | None]:
+    def _read(self, message_id: str, timeout_s: float) -> Row | None:
+        return unpacked(self._backend.get([_key(message_id)], timeout_s=timeout_s)[0])
+
+    def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         row = transitions.new(message, delay_s)
-        return message.id, row, transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
+        return _key(message.id), packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(
         self,
@@ -227,7 +227,7 @@ class Records:
         Raises:
             BrokerUnavailable: It wasn't done in time.
         """
-        row = seen if is_guess else self._backend.read(message_id, timeout_s=deadline - monotonic())
+        row = seen if is_guess else self._read(message_id, deadline - monotonic())
         while True:
             new = decide(row)
             if new is None and not is_guess:
@@ -238,18 +238,18 @@ class Records:
                     return row, new
             if monotonic() >= deadline:
                 raise BrokerUnavailable("the store is busy: others change the same record")
-            row, is_guess = self._backend.read(message_id, timeout_s=deadline - monotonic()), False
+            row, is_guess = self._read(message_id, deadline - monotonic()), False
 
     def _write(self, message_id: str, old: Row | None, new: Row, *, cancels: bool = False) -> Write:
         """Return a write of what was decided about a record."""
-        seen, now = 0 if old is None else old.get("version", 0), time.time()
-        new["version"] = seen + 1
-        kept_s = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now)
+        new["version"], now = 1 if old is None else old.get("version", 0) + 1, time.time()
+        kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
+        key, seen, text = _key(message_id), NEW if old is None else _head(old), packed(new)
         if old is None or not cancels:
-            return Write(message_id, seen, new, kept_s, new["state"] in FINAL)
+            return Write(key, seen, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))
         cancellation_kept_s = transitions.cancellation_kept_s(old, result_ttl_s=self._ttl_s, now=now)
-        return Write(message_id, seen, new, kept_s, new["state"] in FINAL, life, cancellation_kept_s)
+        return Write(key, seen, text, kept_s, tells, life, cancellation_kept_s)
 
     def _write_starts(self, starts: Sequence[Started]) -> None:
         """Write starts, all at once those whose records are as they were made, and then the others."""
@@ -263,21 +263,14 @@ class Records:
             if start.row is None:
                 start.row = self._change(start.message.id, start.decide, deadline)[1]
 
-    def _purge(self, deadline: float) -> None:
-        """Remove records whose time is over, now and then, and never many at once.
-
-        Only where an end is recorded: whoever sends has a time to keep to (rule S2).
-        """
-        now = monotonic()
-        if now < self._purge_at or now >= deadline:
-            return
-        self._purge_at = now + _PURGE_EVERY_S
-        try:
-            if self._backend.purge("rows", timeout_s=deadline - now):
-                self._purge_at = now
-        except BrokerUnavailable as exc:  # what was asked for is done
-            _log.info("old records are not removed now: %s", exc.problem)
-
 
 def _created(message: Message, delay_s: float, old: Row | None) -> Row | None:
     return transitions.created(old, message, delay_s)
+
+
+def _key(message_id: str) -> str:
+    return f"record:{message_id}"
+
+
+def _head(row: Row) -> str:
+    return str(row.get("version", 0))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -17,6 +14,7 @@ from taskbridge import locks
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.stores import transitions
+from taskbridge.stores.process import process_name
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import Run
 
@@ -31,11 +29,6 @@ _GATHERING_S: Final = 0.01
 _PAUSE_S: Final = 1.0
 """How long nothing is written after a failure; what comes meanwhile is dropped."""
 _CLOSING_S: Final = 2.0
-
-
-def process_name() -> str:
-    """Return a name for this process that no other process has or had."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(eq=False, slots=True)

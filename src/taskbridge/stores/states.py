@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, cast
 
 from typing_extensions import Required
 
@@ -149,6 +150,31 @@ class Row(TypedDict, total=False):
     over: int
     writer: str
     written_at: float
+
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: `json.dumps` with separators makes an encoder for each call."""
+
+
+def packed(row: Row) -> str:
+    """Return a row as a text: its version, itself as JSON, and what its task returned, which is JSON already."""
+    plain = dict(cast("dict[str, Any]", row))
+    version, result = plain.pop("version", 0), plain.pop("result", None)
+    text = f"{version}\n{_encode(plain)}"
+    return text if result is None else f"{text}\n{result}"
+
+
+def unpacked(text: str | None) -> Row | None:
+    """Return the row of a text."""
+    if text is None:
+        return None
+    version, rest, *result = text.split("\n", 2)
+    row: Row = json.loads(rest)
+    if version != "0":
+        row["version"] = int(version)
+    if result:
+        row["result"] = result[0]
+    return row
 
 
 def status_of(message_id: str, row: Row) -> Status:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TypeVar
 
 from taskbridge.exceptions import BrokerUnavailable
-from taskbridge.stores.backend import Backend
+from taskbridge.stores.backend import NEW, Backend, Write
 
 T = TypeVar("T")
 
@@ -184,7 +184,8 @@ class Ticks:
             answer, plan = decide(loads(seen))
             if plan is None:
                 return answer
-            if self._backend.swap(key, seen, plan.dumps(), kept_s=None, timeout_s=deadline - monotonic()):
+            write = Write(key, NEW if seen is None else seen, plan.dumps())
+            if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:
                 raise BrokerUnavailable("the store is busy: others change the same schedule")

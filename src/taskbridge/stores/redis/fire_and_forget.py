@@ -7,7 +7,6 @@ one with a round trip costs 38 us, and it reaches the server even if the writer 
 from __future__ import annotations
 
 import logging
-import os
 import select
 import socket
 import sys
@@ -20,7 +19,7 @@ from redis.exceptions import ResponseError
 from taskbridge.brokers.redis.client import TROUBLE, Link, connector, pack
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.process import leave
+from taskbridge.stores.process import PerProcess
 
 _log = logging.getLogger("taskbridge.store")
 
@@ -35,22 +34,21 @@ _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRD
 _ESTABLISHED: Final = b"\x01"
 """The state of a connection that neither side has closed, as Linux says it first in its `tcp_info` (tcp(7))."""
 
-_REPLIES_ON: Final = pack([("CLIENT", "REPLY", "ON")])
-_REPLIES_OFF: Final = pack([("CLIENT", "REPLY", "OFF")])
-
 
 class _Line:
-    """A connection whose replies are off.
-
-    Attributes:
-        pid: The process that has made it.
-    """
+    """A connection whose replies are off, if the server lets its user turn them off."""
 
     def __init__(self, link: Link, timeout_s: float) -> None:
-        self.pid: int = os.getpid()
         self._link = link
-        link.deadline = monotonic() + timeout_s
-        self._has_replies = not self._turn_replies_off()  # this also limits what follows to the same time
+        link.deadline = monotonic() + timeout_s  # this also limits what follows to the same time
+        link.send(pack([("CLIENT", "REPLY", "ON")]))  # which is answered, OFF isn't
+        try:
+            link.read()
+            self._has_replies = False
+            link.send(pack([("CLIENT", "REPLY", "OFF")]))
+        except ResponseError as exc:
+            self._has_replies = True
+            _log.info("each write to the store is answered, and costs more for that: %s", exc)
         # The socket's own, for a mark must cost little: a way through two functions more takes as long as the mark.
         self._send = link.raw.send
         self._option = link.raw.getsockopt
@@ -59,24 +57,15 @@ class _Line:
         self._ending = select.poll()
         self._ending.register(link.raw.fileno(), _PEER_IS_GONE)  # no POLLIN: TLS reads after its handshake
 
-    def _turn_replies_off(self) -> bool:
-        """Have the server send no replies; return whether it lets users like this one do that."""
-        self._link.send(_REPLIES_ON)  # which is answered, the other isn't
-        try:
-            self._link.read()
-        except ResponseError as exc:
-            _log.info("each write to the store is answered, and costs more for that: %s", exc)
-            return False
-        self._link.send(_REPLIES_OFF)
-        return True
-
     def is_sent(self, packed: bytes) -> bool:
         """Send what was packed, and return whether that went well as far as can be seen at once."""
         try:
             if self._is_closed():
                 return False
-            if self._has_replies:
-                self._drop_replies()
+            while self._has_replies and self._link.can_read():  # the server would keep them else
+                self._link.deadline = monotonic() + _CONNECT_S
+                with suppress(ResponseError):
+                    self._link.read()
             return bool(self._send(packed) == len(packed))  # a part is sent only if the server takes nothing for long
         except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
@@ -88,13 +77,6 @@ class _Line:
             return bool(self._option(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != _ESTABLISHED)
         return bool(self._ending.poll(0))
 
-    def _drop_replies(self) -> None:
-        """Take in what was answered, which the server would keep else."""
-        while self._link.can_read():
-            self._link.deadline = monotonic() + _CONNECT_S
-            with suppress(ResponseError):
-                self._link.read()
-
     def close(self) -> None:
         self._link.close()
 
@@ -103,17 +85,16 @@ class FireAndForget:
     """Sends commands to a Redis server and waits for no answer. Threads share it; a forked process makes its own."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self._connect = connector(url)
-        self._timeout_s = settings.send_timeout_s
+        connect = connector(url)
         self._using = Lock()
-        self._line: _Line | None = None
+        self._line = PerProcess(lambda: _Line(connect(_CONNECT_S), settings.send_timeout_s))
         self._silent_until = 0.0
 
     def send(self, packed: bytes) -> None:
         """Send a packed command and don't wait; if no new connection can be had, nothing is sent for a second."""
         with self._using:
-            line = self._line
-            if line is None or line.pid != os.getpid() or not line.is_sent(packed):
+            line = self._line.made
+            if line is None or not line.is_sent(packed):
                 self._send_anew(packed)
 
     def close(self) -> None:
@@ -127,18 +108,14 @@ class FireAndForget:
         if monotonic() < self._silent_until:
             return
         try:
-            self._line = _Line(self._connect(_CONNECT_S), self._timeout_s)
+            if self._line.get().is_sent(packed):
+                return
         except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
-        if self._line is None or not self._line.is_sent(packed):
-            self._drop()
-            self._silent_until = monotonic() + _PAUSE_S
+        self._drop()
+        self._silent_until = monotonic() + _PAUSE_S
 
     def _drop(self) -> None:
-        line, self._line = self._line, None
-        if line is None:
-            return
-        if line.pid == os.getpid():
+        line = self._line.take()
+        if line is not None:
             line.close()
-        else:
-            leave(line)

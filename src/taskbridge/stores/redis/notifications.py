@@ -1,113 +1,109 @@
-"""Notifies who waits for a record: a channel for each message, and one connection for all of a process's.
+"""Wakes who watches a key: a channel for each, and one connection for all of a process's.
 
-What becomes of a message that somebody waits for, in the order in which the server answers:
-
-| state | when | and then |
-|---|---|---|
-| (none) | nobody waits for it | a watch begins: SUBSCRIBE is sent |
-| asked | SUBSCRIBE was sent | the server confirms it: heard |
-| heard | nothing is missed any more | the last watch ends: UNSUBSCRIBE is sent |
-| leaving | UNSUBSCRIBE was sent | the server confirms it: none, and if somebody waits again, asked |
+Redis answers in order. So a key is heard of when it is subscribed to, and nothing that was sent about it is unanswered.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable
-from enum import Enum, auto
+from time import monotonic
 from typing import Any, Final
 
 from taskbridge.brokers.redis.client import Link, connector, pack
-from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
 
 _TOGETHER: Final = 500
 """To how many channels one command subscribes at most."""
 
-_LOOK_S: Final = 4.0
-"""After this long without a word the server is asked whether it is there; after twice as long it isn't."""
-
-
-class _State(Enum):
-    ASKED = auto()
-    HEARD = auto()
-    LEAVING = auto()
+_SILENCE_S: Final = 4.0
 
 
 class RedisNotifications(Notifications):
-    """Listens on the channels of the messages that this process waits for."""
+    """Listens on the channels of the keys that this process watches; each channel is a prefix and the key."""
 
-    def __init__(self, settings: Settings, url: str) -> None:
-        super().__init__(settings)
-        self._prefix = f"{settings.namespace}:ended:"
+    def __init__(self, timeout_s: float, url: str, prefix: str) -> None:
+        super().__init__(timeout_s)
+        self._prefix = prefix
         self._open = connector(url)
         self._concerned: deque[str] = deque()
-        self._states: dict[str, _State] = {}
-        self._missed: set[str] = set()
+        self._subscribed: set[str] = set()
+        self._unanswered: dict[str, int] = {}
 
-    def _concerns(self, message_id: str) -> None:
-        self._concerned.append(message_id)
+    def _concerns(self, key: str) -> None:
+        self._concerned.append(key)
         self._poke()
 
-    def _hears_of(self, message_id: str) -> bool:
-        return self._states.get(message_id) is _State.HEARD
+    def _hears_of(self, key: str) -> bool:
+        return self._is_connected and key in self._subscribed and key not in self._unanswered
 
     def _connect(self) -> Link:
         return self._open(self._timeout_s)
 
-    def _serve(self, connection: Link) -> None:
-        self._states.clear()
+    def _begin(self, connection: Link) -> None:
+        self._subscribed.clear()
+        self._unanswered.clear()
         self._concerned.clear()
-        ids = self._watches.ids()
-        self._missed = set(ids) if self._was_away else set()
-        self._look_at(connection, ids)
-        asked, asks_at = False, time.monotonic() + _LOOK_S
-        while not self._closed.is_set():
-            if connection.can_read() or self._wait(connection.raw.fileno(), asks_at - time.monotonic()):
-                connection.deadline = time.monotonic() + self._timeout_s
-                self._take(connection, connection.read())
-                asked, asks_at = False, time.monotonic() + _LOOK_S
-            elif time.monotonic() >= asks_at:
-                if asked:
-                    raise TimeoutError
-                asked, asks_at = True, time.monotonic() + _LOOK_S
-                self._send(connection, "PING")  # allowed here; the answer is a list, as all are
-            if self._concerned:
-                self._look_at(connection, [self._concerned.popleft() for _ in range(len(self._concerned))])
+        self._change(connection, self._watches.keys())
+        while self._unanswered:
+            self._hear(connection)
 
-    def _look_at(self, connection: Link, ids: Iterable[str]) -> None:
-        """Subscribe to the channels of those that somebody waits for, and leave those of the others."""
+    def _follow(self, connection: Link) -> None:
+        if self._concerned:
+            self._change(connection, [self._concerned.popleft() for _ in range(len(self._concerned))])
+
+    def _silence_s(self) -> float:
+        return _SILENCE_S
+
+    def _descriptor(self, connection: Link) -> int:
+        descriptor: int = connection.raw.fileno()
+        return descriptor
+
+    def _change(self, connection: Link, keys: Iterable[str]) -> None:
+        """Subscribe to the channels of those that somebody watches, and leave those of the others."""
         new, gone = list[str](), list[str]()
-        for message_id in dict.fromkeys(ids):
-            state = self._states.get(message_id)
-            if self._watches.has(message_id):
-                if state is None:
-                    self._states[message_id] = _State.ASKED
-                    new.append(message_id)
-            elif state in (_State.ASKED, _State.HEARD):
-                self._states[message_id] = _State.LEAVING
-                gone.append(message_id)
-        for command, concerned in (("SUBSCRIBE", new), ("UNSUBSCRIBE", gone)):
-            for start in range(0, len(concerned), _TOGETHER):
-                channels = [self._prefix + each for each in concerned[start : start + _TOGETHER]]
-                self._send(connection, command, *channels)
+        for key in dict.fromkeys(keys):
+            if not self._watches.has(key):
+                gone.append(key)
+            elif key not in self._subscribed:
+                new.append(key)
+        self._send(connection, "SUBSCRIBE", new)
+        self._send(connection, "UNSUBSCRIBE", [key for key in gone if key in self._subscribed])
+        self._subscribed.update(new)
+        self._subscribed.difference_update(gone)
 
-    def _send(self, connection: Link, *command: str) -> None:
-        connection.deadline = time.monotonic() + self._timeout_s
-        connection.send(pack([command]))
+    def _send(self, connection: Link, command: str, keys: list[str]) -> None:
+        for key in keys:
+            self._unanswered[key] = self._unanswered.get(key, 0) + 1
+        connection.deadline = monotonic() + self._timeout_s
+        for start in range(0, len(keys), _TOGETHER):
+            connection.send(pack([(command, *(self._prefix + key for key in keys[start : start + _TOGETHER]))]))
 
-    def _take(self, connection: Link, reply: Any) -> None:
-        kind, message_id = reply[0], (reply[1] or b"").decode().removeprefix(self._prefix)
+    def _hear(self, connection: Link) -> None:
+        connection.deadline = monotonic() + self._timeout_s
+        self._take(connection.read())
+        while connection.can_read():
+            self._take(connection.read())
+
+    def _ask(self, connection: Link) -> None:
+        connection.deadline = monotonic() + self._timeout_s
+        connection.send(pack([("PING",)]))
+        while self._take(connection.read()) != b"pong":
+            continue
+
+    def _take(self, reply: Any) -> bytes:
+        """Return what a reply is, after whom it concerns was woken."""
+        if reply == b"PONG":  # else it is a list: while nothing is subscribed to
+            return b"pong"
+        kind: bytes
+        kind, channel = reply[:2]
+        key = channel.decode().removeprefix(self._prefix)
         if kind == b"message":
-            self._watches.wake(message_id)
-        elif kind == b"subscribe" and self._states.get(message_id) is _State.ASKED:
+            self._watches.wake(key)
+        elif kind in (b"subscribe", b"unsubscribe"):
             with self._changed:
-                self._states[message_id] = _State.HEARD
+                left = self._unanswered.pop(key) - 1
+                if left:
+                    self._unanswered[key] = left
                 self._changed.notify_all()
-            if message_id in self._missed:
-                self._missed.discard(message_id)
-                self._watches.wake(message_id)
-        elif kind == b"unsubscribe":
-            self._states.pop(message_id, None)
-            self._look_at(connection, [message_id])
+        return kind

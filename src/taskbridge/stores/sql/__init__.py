@@ -6,10 +6,10 @@ application's own user may often not.
 
 from __future__ import annotations
 
-from taskbridge.exceptions import NotInstalledError
 from taskbridge.settings import Settings
 from taskbridge.stores.base import StoreWithTables
 from taskbridge.stores.sql.backend import SqlBackend
+from taskbridge.stores.sql.database import Database
 
 
 def open_store(settings: Settings, url: str) -> StoreWithTables:
@@ -19,9 +19,14 @@ def open_store(settings: Settings, url: str) -> StoreWithTables:
         NotInstalledError: The database's client is not installed.
         SettingsError: The URL can't be read.
     """
-    if url.startswith("postgresql"):
-        try:
-            import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport] - to know now, not at the first message
-        except ImportError as exc:
-            raise NotInstalledError("psycopg, the client of store 'postgresql',", "postgresql") from exc
-    return StoreWithTables(settings, SqlBackend(settings, url))
+    return StoreWithTables(settings, SqlBackend(settings, _database(settings, url)))
+
+
+def _database(settings: Settings, url: str) -> Database:
+    if url.startswith("sqlite:"):
+        from taskbridge.stores.sql.sqlite import Sqlite
+
+        return Sqlite(settings, url)
+    from taskbridge.stores.sql.postgresql import PostgreSQL  # here, for SQLite needs no psycopg
+
+    return PostgreSQL(settings, url)

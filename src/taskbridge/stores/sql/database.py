@@ -1,211 +1,221 @@
-"""The connections of this process to one database: SQLite or PostgreSQL. Each call ends in time."""
+"""The connections of this process to one database, and what SQLite and PostgreSQL differ in. Each call ends in time."""
 
 from __future__ import annotations
 
-import sqlite3
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from time import monotonic
+from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, func, make_url
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
-from sqlalchemy.sql import ColumnElement
-
-from taskbridge.exceptions import BrokerUnavailable, SettingsError, StoreNotReady
-from taskbridge.locks import Local, Lock, Semaphore
+from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
+from taskbridge.locks import Semaphore
 from taskbridge.settings import Settings, without_credentials
+from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.sql import schema
-from taskbridge.stores.sql.sqlite import SqliteDriver
+from taskbridge.stores.sql.schema import Run
 
 _KEPT_OPEN: Final = 5
 """How many connections stay open while they are idle."""
 _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
-_RECYCLED_S: Final = 300
+_RECYCLED_S: Final = 300.0
 """After how many seconds a connection is made anew."""
-_UNDEFINED_TABLE: Final = "42P01"
 
-_SQLITE_NOW: Final[ColumnElement[float]] = (func.julianday("now", type_=Double) - 2440587.5) * 86400.0
-_POSTGRESQL_NOW: Final[ColumnElement[float]] = func.date_part("epoch", func.clock_timestamp(), type_=Double)
-"""The time, in seconds since the epoch, by the clock that all processes share."""
+Values = Mapping[str, Any]
 
 
-class Database:
-    """Runs transactions. Threads share it; a forked process makes its own connections.
+class Database(ABC):
+    """Carries statements out. Threads share it; a forked process makes its own connections.
 
-    Args:
-        settings: The bridge's.
-        url: `sqlite:///...` or `postgresql://...`.
-        is_light: Whether PostgreSQL need not have flushed a transaction before it counts: it then survives the writer's
-            end, but perhaps not the server's crash.
-
-    Raises:
-        SettingsError: The URL can't be read.
+    Attributes:
+        namespace: The bridge's.
+        shown: The URL, without anything secret.
+        errors: What the client library, or the system, raises.
+        begin: The statement that begins a transaction.
+        now: The time in seconds since the epoch, by the clock that all processes share; an expression.
+        among: What stands after a column that is to be one of `:keys`; their value is made by `keys`.
+        light: An expression. Where it is returned by a write, that survives the writer's end, but perhaps not the
+            server's crash: it need not wait for the disk.
+        notify: An expression that, where it is returned by a write that `:tells`, wakes who watches `:key`.
+        skip_locked: What has a SELECT leave out rows that others are about to change.
+        finds_schema: A statement that returns a row if there are tables.
+        makes_tables: Whether tables are made when the database is first used.
+        one_writes: Whether one transaction writes at a time, even of different rows.
     """
 
-    def __init__(self, settings: Settings, url: str, *, is_light: bool = False) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as exc:
-            raise SettingsError("store", f"{without_credentials(url)} can't be read") from exc
-        self.is_sqlite: bool = parsed.get_backend_name() == "sqlite"
-        self.url: URL = parsed.set(drivername="sqlite+pysqlite" if self.is_sqlite else "postgresql+psycopg")
+    errors: ClassVar[tuple[type[Exception], ...]]
+    begin: ClassVar[str] = "BEGIN"
+    now: ClassVar[str]
+    among: ClassVar[str]
+    light: ClassVar[str]
+    notify: ClassVar[str]
+    skip_locked: ClassVar[str]
+    finds_schema: ClassVar[str]
+    makes_tables: ClassVar[bool]
+    one_writes: ClassVar[bool]
+
+    def __init__(self, settings: Settings, url: str) -> None:
         self.namespace: str = settings.namespace
-        self._driver: _Driver = SqliteDriver(self.url) if self.is_sqlite else _postgres(self.url, is_light)
-        self.now: ColumnElement[float] = _SQLITE_NOW if self.is_sqlite else _POSTGRESQL_NOW
-        self._mine = PerProcess(lambda: _Process(self.url, self._driver, is_sqlite=self.is_sqlite))
+        self.shown: str = without_credentials(url)
+        self._timeout_s = settings.send_timeout_s
+        self._mine = PerProcess(lambda: _Connections(one_writes=self.one_writes))
 
-    @contextmanager
-    def single(self, *, timeout_s: float, reads: bool = False) -> Generator[Connection]:
-        """Give a connection for single statements, each of which is one round trip on PostgreSQL.
-
-        Args:
-            timeout_s: How long the block may take.
-            reads: Whether they only read, which on SQLite need not wait for whoever writes.
+    def run(self, statement: str, values: Values, *, timeout_s: float) -> list[tuple[Any, ...]]:
+        """Carry one statement out, in one round trip, and return its rows.
 
         Raises:
             BrokerUnavailable: The database doesn't answer, or refuses.
             StoreNotReady: Its tables are not there, or of another version.
         """
-        if self.is_sqlite and not reads:
-            with self.writing(timeout_s=timeout_s) as connection:
-                yield connection
-            return
-        with self._within(timeout_s) as process, process.engine.connect() as connection:
-            yield self._driver.for_reading(connection)
+        with self._lent(timeout_s, reads=statement.startswith("SELECT")) as connection:
+            return self._carry_out(connection, statement, values)
 
     @contextmanager
-    def writing(self, *, timeout_s: float) -> Generator[Connection]:
-        """Give a connection in a transaction, which is committed at the end. On SQLite there is one at a time.
+    def transaction(self, *, timeout_s: float) -> Generator[Run]:
+        """Give what carries statements out in a transaction, which is committed at the end.
 
         Raises:
-            BrokerUnavailable: As for `single`; then nothing was written, unless it was the commit that failed.
+            BrokerUnavailable: As for `run`; then nothing was written, unless it was the commit that failed.
         """
-        deadline = time.monotonic() + timeout_s
-        with self._within(timeout_s) as process:
-            if not self.is_sqlite:
-                with process.engine.begin() as connection:
-                    yield connection
-                return
-            # Threads wait for each other here, in order: SQLite's own waiting is by sleeping, and unfair.
-            if not process.writes.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise BrokerUnavailable("the store is busy")
-            try:
-                with process.engine.begin() as connection:
-                    yield connection
-            finally:
-                process.writes.release()
+        with self._lent(timeout_s) as connection, self._transaction(connection) as run:
+            yield run
+
+    def run_all(self, statement: str, values: Sequence[Values], *, timeout_s: float) -> None:
+        """Carry one statement out for each of several values, in one transaction."""
+        with self._lent(timeout_s) as connection, self._transaction(connection):
+            connection.cursor().executemany(self.written(statement), values)
 
     def make_tables(self, *, timeout_s: float) -> tuple[int, int]:
         """Make the tables, or bring them up to date; return the versions before and after."""
-        with self._within(timeout_s, is_checked=False) as process:
-            return schema.make(process.engine)
-
-    def insert(self, table: Any) -> Any:
-        """Return an INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-
-    def connect(self, *, timeout_s: float) -> Any:
-        """Return a connection of the driver's own, outside of everything else, that the caller closes."""
-        self._mine.get()
-        return self._driver.connect(time.monotonic() + timeout_s)
+        with self._lent(timeout_s, is_checked=False) as connection, self._transaction(connection) as run:
+            self.lock(run, "schema")
+            return schema.make(run, self.finds_schema, self.shown)
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
-        process = self._mine.take()
-        if process is not None:
-            process.engine.dispose()
+        mine = self._mine.take()
+        if mine is not None:
+            mine.close()
+
+    # What each kind does in its own way
+
+    @abstractmethod
+    def connect(self, deadline: float) -> Any:
+        """Return a new connection, whose statements are each a transaction by itself; the deadline is monotonic."""
+
+    @abstractmethod
+    def lend(self, connection: Any, deadline: float) -> bool:
+        """Have calls on a connection end in time; return False if it can't be used any more."""
+
+    @abstractmethod
+    def is_missing_table(self, error: Exception) -> bool:
+        """Return whether an error says that there is no such table."""
+
+    @abstractmethod
+    def written(self, statement: str) -> str:
+        """Return a statement as the client library takes it."""
+
+    @abstractmethod
+    def keys(self, keys: Sequence[str]) -> Any:
+        """Return the value of `:keys`."""
+
+    @abstractmethod
+    def lock(self, run: Run, name: str) -> None:
+        """Let one transaction at a time go on from here, of all in this database that ask for the same lock."""
+
+    @abstractmethod
+    def notifications(self) -> Notifications:
+        """Return what wakes this process's watchers."""
+
+    # Connections
 
     @contextmanager
-    def _within(self, timeout_s: float, *, is_checked: bool = True) -> Generator[_Process]:
-        process = self._mine.get()
-        process.call.deadline = time.monotonic() + timeout_s
-        if not process.turns.acquire(timeout=max(0.0, timeout_s)):
+    def _lent(self, timeout_s: float, *, reads: bool = False, is_checked: bool = True) -> Generator[Any]:
+        mine, deadline = self._mine.get(), monotonic() + timeout_s
+        turns = mine.reads if reads else mine.writes
+        if not turns.acquire(timeout=max(0.0, timeout_s)):
             raise BrokerUnavailable("the store is busy: too many calls at once")
+        connection: Any = None
         try:
-            if is_checked:
-                process.check()
-            yield process
+            connection, made_at = self._taken(mine, deadline)
+            if is_checked and not mine.is_checked:
+                self._check(connection)
+                mine.is_checked = True
+            yield connection
+            mine.give_back(connection, made_at)
+            connection = None
         except BrokerUnavailable:  # which is an OSError too
             raise
-        except (DBAPIError, SQLAlchemyError, OSError, sqlite3.Error) as exc:
-            raise self._error(process, exc, is_checked=is_checked) from exc
+        except self.errors as exc:
+            if is_checked and self.is_missing_table(exc):
+                mine.is_checked = False
+                raise StoreNotReady("the store's tables are gone", url=self.shown) from exc
+            text = str(exc).strip().partition("\n")[0] or type(exc).__name__
+            problem = "no answer in time" if monotonic() >= deadline else text
+            raise BrokerUnavailable(f"the store does not answer: {problem}") from exc
         finally:
-            process.turns.release()
+            turns.release()
+            if connection is not None:  # it may be in the middle of something
+                with suppress(Exception):
+                    connection.close()
 
-    def _error(self, process: _Process, exc: Exception, *, is_checked: bool) -> BrokerUnavailable:
-        original: Any = getattr(exc, "orig", None) or exc
-        text = str(original).strip().partition("\n")[0] or type(original).__name__
-        is_missing = getattr(original, "sqlstate", None) == _UNDEFINED_TABLE or text.startswith("no such table")
-        if is_missing and is_checked:
-            process.is_ready = False
-            return StoreNotReady("the store's tables are gone", url=schema.shown(process.engine))
-        if time.monotonic() >= process.call.deadline:
-            text = "no answer in time"
-        return BrokerUnavailable(f"the store does not answer: {text}")
+    def _taken(self, mine: _Connections, deadline: float) -> tuple[Any, float]:
+        """Return a connection, and when it was made."""
+        while (found := mine.idle_one()) is not None:
+            connection, made_at = found
+            if monotonic() - made_at < _RECYCLED_S and self.lend(connection, deadline):
+                return found
+            connection.close()
+        return self.connect(deadline), monotonic()
 
+    def _check(self, connection: Any) -> None:
+        """Return if the tables are there, or make them."""
+        found = schema.version_of(partial(self._carry_out, connection), self.finds_schema)
+        if found == 0 and self.makes_tables:
+            with self._transaction(connection) as run:
+                schema.make(run, self.finds_schema, self.shown)
+        else:
+            schema.check(found, self.shown)
 
-def _postgres(url: URL, is_light: bool) -> _Driver:
-    from taskbridge.stores.sql.postgresql import PostgresDriver  # here, for SQLite needs no psycopg
+    @contextmanager
+    def _transaction(self, connection: Any) -> Generator[Run]:
+        connection.execute(self.begin)
+        yield partial(self._carry_out, connection)
+        connection.execute("COMMIT")  # a connection on which anything has failed is closed
 
-    return PostgresDriver(url, is_light=is_light)
-
-
-class _Call(Local):
-    """Of this thread: by when the current call has to end, by the monotonic clock."""
-
-    deadline: float = 0.0
-
-
-class _Driver(Protocol):
-    """What is one kind of database's own."""
-
-    def prepare(self, engine: Engine) -> None: ...
-
-    def connect(self, deadline: float) -> Any: ...
-
-    def lend(self, connection: Any, deadline: float) -> bool: ...
-
-    def for_reading(self, connection: Connection) -> Connection: ...
+    def _carry_out(self, connection: Any, statement: str, values: Values) -> list[tuple[Any, ...]]:
+        cursor = connection.execute(self.written(statement), values)
+        rows: list[tuple[Any, ...]] = [] if cursor.description is None else cursor.fetchall()
+        return rows
 
 
-class _Process:
+class _Connections:
     """The connections of one process."""
 
-    def __init__(self, url: URL, driver: _Driver, *, is_sqlite: bool) -> None:
-        self.call = _Call()
-        self.turns = Semaphore(_AT_A_TIME)
-        self.writes = Lock()
-        self.is_ready = False
-        self._is_sqlite = is_sqlite
-        self._driver = driver
-        self.engine: Engine = create_engine(
-            url,
-            creator=lambda: driver.connect(self.call.deadline),
-            poolclass=QueuePool,
-            pool_size=_KEPT_OPEN,
-            max_overflow=-1,
-            pool_recycle=_RECYCLED_S,
-        )
-        driver.prepare(self.engine)
-        event.listen(self.engine, "checkout", self._taken)
+    def __init__(self, *, one_writes: bool) -> None:
+        self.is_checked = False
+        self.reads = Semaphore(_AT_A_TIME)
+        self.writes = Semaphore(1) if one_writes else self.reads
+        self._idle: deque[tuple[Any, float]] = deque()
+        self._is_closed = False
 
-    def check(self) -> None:
-        """Return if the tables are there, the first time; SQLite's are made."""
-        if self.is_ready:
-            return
-        with self.engine.connect() as connection:
-            found = schema.version_of(self._driver.for_reading(connection))
-        if found == 0 and self._is_sqlite:
-            schema.make(self.engine)
+    def idle_one(self) -> tuple[Any, float] | None:
+        """Return the connection that was used last, and when it was made; None if none is idle."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        return None
+
+    def give_back(self, connection: Any, made_at: float) -> None:
+        if self._is_closed or len(self._idle) >= _KEPT_OPEN:
+            connection.close()
         else:
-            schema.check(self.engine, found)
-        self.is_ready = True
+            self._idle.append((connection, made_at))
 
-    def _taken(self, connection: Any, record: Any, proxy: Any) -> None:
-        if not self._driver.lend(connection, self.call.deadline):
-            raise InvalidatePoolError("an idle connection with something to read is closed")
+    def close(self) -> None:
+        self._is_closed = True
+        while (found := self.idle_one()) is not None:
+            found[0].close()

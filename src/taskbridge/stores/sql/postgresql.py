@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own about the connections of a database: above all, that each call ends in time.
+"""What is PostgreSQL's own: above all, that each call ends in time.
 
 psycopg waits for a silent server for ever, so its connections are given a way of waiting with a deadline.
 """
@@ -6,19 +6,33 @@ psycopg waits for a silent server for ever, so its connections are given a way o
 from __future__ import annotations
 
 import math
+import re
 import select
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Mapping, Sequence
+from functools import cache
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import psycopg
-from psycopg.waiting import Ready, Wait
-from sqlalchemy import URL, Connection, Engine
+from taskbridge.background import in_time
+from taskbridge.exceptions import NotInstalledError, SettingsError
+from taskbridge.settings import Settings
+from taskbridge.stores.notifications import Notifications
+from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.schema import Run
 
-T = TypeVar("T")
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.waiting import Ready, Wait
+except ImportError as exc:
+    raise NotInstalledError("psycopg, the client of store 'postgresql',", "postgresql") from exc
+
+_CHANNEL: Final = "taskbridge_told"
+"""The channel on which PostgreSQL tells of keys, as `namespace:key`; all bridges with a database share it."""
+
+_SILENCE_S: Final = 4.0
+
+_UNDEFINED_TABLE: Final = "42P01"
 
 _EVENTS: Final[Mapping[Wait, int]] = {
     Wait.R: select.POLLIN,
@@ -53,79 +67,113 @@ class BoundedConnection(psycopg.Connection[Any]):
             return done.value
 
 
-class PostgresDriver:
-    """Makes connections of psycopg's.
+class PostgreSQL(Database):
+    """A server, by psycopg."""
 
-    Args:
-        url: The database's.
-        is_light: Whether a transaction counts before it is flushed to the disk.
-    """
+    errors = (psycopg.Error, OSError)
+    now = "date_part('epoch', clock_timestamp())"
+    among = "= ANY(:keys)"
+    light = "set_config('synchronous_commit', 'off', true)"  # of this transaction; it is looked at as that commits
+    notify = f"CASE WHEN :tells THEN pg_notify('{_CHANNEL}', CAST(:namespace AS text) || ':' || :key) END"
+    skip_locked = "FOR UPDATE SKIP LOCKED"
+    finds_schema = "SELECT 1 WHERE to_regclass('taskbridge_schema') IS NOT NULL"
+    makes_tables = False
+    one_writes = False
 
-    def __init__(self, url: URL, *, is_light: bool) -> None:
+    def __init__(self, settings: Settings, url: str) -> None:
+        super().__init__(settings, url)
+        try:
+            ports = str(conninfo_to_dict(url).get("port", ""))
+        except psycopg.Error as exc:
+            raise SettingsError("store", f"{self.shown} can't be read: {exc}") from exc
+        if not all(port.isdecimal() or not port for port in ports.split(",")):
+            raise SettingsError("store", f"{self.shown} can't be read: {ports} is no port")
         self._url = url
-        self._is_light = is_light
-        self._options: Any = None
-
-    def prepare(self, engine: Engine) -> None:
-        """Read the URL."""
-        words, options = engine.dialect.create_connect_args(self._url)
-        options["application_name"] = "taskbridge"
-        options["prepare_threshold"] = None  # a pooler between may give every transaction another connection
-        if self._is_light:
-            options["options"] = f"{options.get('options', '')} -c synchronous_commit=off".strip()
-        self._options = words, options
 
     def connect(self, deadline: float) -> BoundedConnection:
-        """Return a new connection; the deadline, for it and its first call, is by the monotonic clock."""
-        words, options = self._options
-        made = in_time(lambda: BoundedConnection.connect(*words, **options), _close, deadline)
+        """Return a new connection."""
+
+        def connect() -> BoundedConnection:
+            # Not prepared: a pooler between may give every transaction another connection.
+            return BoundedConnection.connect(
+                self._url, autocommit=True, prepare_threshold=None, application_name="taskbridge"
+            )
+
+        made = in_time("sql-connect", connect, BoundedConnection.close, left_s=lambda: deadline - monotonic())
         made.deadline = deadline
         return made
 
-    def lend(self, connection: BoundedConnection, deadline: float) -> bool:
-        """Have a call on a connection end in time; return False if the server has closed it meanwhile."""
+    def lend(self, connection: Any, deadline: float) -> bool:
+        """Have calls on a connection end in time; return False if the server has closed it meanwhile."""
         connection.deadline = deadline
-        return not connection.closed and not can_read(connection, 0)
+        if connection.closed:
+            return False
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        return not poll.poll(0)
 
-    def for_reading(self, connection: Connection) -> Connection:
-        """Return a connection whose statements are each a transaction of its own."""
-        return connection.execution_options(isolation_level="AUTOCOMMIT")
+    def is_missing_table(self, error: Exception) -> bool:
+        """Return whether an error says that there is no such table."""
+        return getattr(error, "sqlstate", None) == _UNDEFINED_TABLE
 
+    def written(self, statement: str) -> str:
+        """Return a statement with values as psycopg writes them."""
+        return _written(statement)
 
-def can_read(connection: BoundedConnection, wait_s: float) -> bool:
-    """Return whether there is something to read on a connection, at once or within so many seconds."""
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
-    return bool(poll.poll(math.ceil(wait_s * 1000)))
+    def keys(self, keys: Sequence[str]) -> list[str]:
+        """Return keys as a list."""
+        return list(keys)
 
+    def lock(self, run: Run, name: str) -> None:
+        """Take an advisory lock."""
+        run("SELECT pg_advisory_xact_lock(hashtext('taskbridge'), hashtext(:name))", {"name": name})
 
-def in_time(make: Callable[[], T], discard: Callable[[T], None], deadline: float) -> T:
-    """Make something in a thread, so that no part of it outlasts a deadline; what comes too late is given away.
-
-    Raises:
-        TimeoutError: It wasn't in time.
-        Exception: What making it raised.
-    """
-    made: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(make())
-        except BaseException as exc:
-            made.set_exception(exc)
-
-    threading.Thread(target=run, name="taskbridge-sql-connect", daemon=True).start()
-    try:
-        return made.result(max(0.0, deadline - monotonic()))
-    except FutureTimeoutError:
-        if made.done() and made.exception() is not None:
-            raise  # it was an error of its own
-        made.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
-        raise TimeoutError("no connection in time") from None
+    def notifications(self) -> Notifications:
+        """Return what listens."""
+        return _PostgresNotifications(self, self._timeout_s)
 
 
-def _close(connection: BoundedConnection) -> None:
-    connection.close()
+class _PostgresNotifications(Notifications):
+    """Listens on the channel."""
+
+    def __init__(self, database: PostgreSQL, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self._database = database
+
+    def _connect(self) -> BoundedConnection:
+        return self._database.connect(monotonic() + self._timeout_s)
+
+    def _begin(self, connection: BoundedConnection) -> None:
+        connection.add_notify_handler(lambda found: self._told(found.payload))  # those that other answers come with
+        connection.execute(f"LISTEN {_CHANNEL}")
+
+    def _concerns(self, key: str) -> None:
+        """Do nothing: it hears of all keys."""
+
+    def _silence_s(self) -> float:
+        return _SILENCE_S
+
+    def _descriptor(self, connection: BoundedConnection) -> int:
+        return connection.pgconn.socket
+
+    def _hear(self, connection: BoundedConnection) -> None:
+        connection.pgconn.consume_input()
+        while (found := connection.pgconn.notifies()) is not None:
+            self._told(found.extra.decode())
+
+    def _told(self, namespace_and_key: str) -> None:
+        mine = f"{self._database.namespace}:"
+        if namespace_and_key.startswith(mine):
+            self._watches.wake(namespace_and_key.removeprefix(mine))
+
+    def _ask(self, connection: BoundedConnection) -> None:
+        connection.deadline = monotonic() + _SILENCE_S
+        connection.execute("SELECT 1")
+
+
+@cache
+def _written(statement: str) -> str:
+    return re.sub(r":(\w+)", r"%(\1)s", statement)
 
 
 def _ready(events: int) -> Ready:

@@ -2,147 +2,96 @@
 
 Times are in seconds since the epoch; `until`, when a row may be forgotten, is by the database's clock. Every row
 belongs to a namespace, so that bridges share a database.
+
+| table | a row for |
+|---|---|
+| `taskbridge_text` | each text: its first line (`head`), the others (`rest`), and whether the last write tells of it |
+| `taskbridge_cancelled` | each cancellation, by a number that grows in the order in which they are committed |
+| `taskbridge_schema` | there is one: the version of the schema |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
-
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Double,
-    Engine,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    inspect,
-    select,
-    text,
-)
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from taskbridge.exceptions import StoreNotReady
 
-METADATA: Final = MetaData(naming_convention={"ix": "%(table_name)s_%(column_0_name)s"})
+Run = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
+"""Carries a statement out, in which `:name` stands for a value, and returns its rows."""
 
-SCHEMA: Final = Table("taskbridge_schema", METADATA, Column("version", Integer, primary_key=True, autoincrement=False))
-"""One row: the version of the schema."""
-
-RECORDS: Final = Table(
-    "taskbridge_record",
-    METADATA,
-    Column("namespace", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("task", Text, nullable=False),
-    Column("queue", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("enqueued_at", Double, nullable=False),
-    Column("due_at", Double),
-    Column("ended_at", Double),
-    Column("result", Text),
-    Column("version", Integer, nullable=False),
-    Column("rest", Text, nullable=False),
-    Column("until", Double, index=True),
+MIGRATIONS: Final[Sequence[Sequence[str]]] = (
+    (
+        "CREATE TABLE taskbridge_schema (version INTEGER NOT NULL)",
+        """CREATE TABLE taskbridge_text (
+            namespace TEXT NOT NULL, key TEXT NOT NULL, head TEXT NOT NULL, rest TEXT NOT NULL, told BOOLEAN NOT NULL,
+            until DOUBLE PRECISION, PRIMARY KEY (namespace, key))""",
+        "CREATE INDEX taskbridge_text_until ON taskbridge_text (until)",
+        """CREATE TABLE taskbridge_cancelled (
+            namespace TEXT NOT NULL, number BIGINT NOT NULL, life TEXT NOT NULL, until DOUBLE PRECISION,
+            PRIMARY KEY (namespace, number))""",
+    ),
 )
-"""A row for each record; `result` is what the task returned, in the codec's form, and `rest` all else, as JSON."""
-
-CANCELLED: Final = Table(
-    "taskbridge_cancelled",
-    METADATA,
-    Column("namespace", Text, primary_key=True),
-    Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("life", Text, nullable=False),
-    Column("until", Double),
-)
-"""A row for each cancellation, by a number that grows in the order in which they are committed."""
-
-TEXTS: Final = Table(
-    "taskbridge_text",
-    METADATA,
-    Column("namespace", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    Column("text", Text, nullable=False),
-    Column("until", Double, index=True),
-)
-"""A row for each attempt mark, each living worker and each schedule."""
-
-TABLES: Final = tuple(METADATA.sorted_tables)
-"""All of them."""
-
-MIGRATIONS: Final[Sequence[Sequence[str]]] = tuple[tuple[str, ...], ...]()
-"""The statements that make each version of the schema of the one before, from version 2 on.
+"""The statements that make each version of the schema of the one before; the first is made of nothing.
 
 One that was released is never changed. A release reads and writes tables of its own version only, so a new version
 takes an `init` before its workers start.
 """
 
-VERSION: Final = 1 + len(MIGRATIONS)
-"""The version that this release works with: that of the tables above."""
+VERSION: Final = len(MIGRATIONS)
+"""The version that this release works with."""
 
-_LOCK: Final = 0x7461736B62726467  # "taskbrdg"
-"""The key of PostgreSQL's advisory lock under which the schema is made."""
+TABLES: Final = ("taskbridge_text", "taskbridge_cancelled")
+"""Those whose rows belong to a namespace."""
 
 
-def make(engine: Engine) -> tuple[int, int]:
-    """Make the tables, or bring them up to date, in one transaction; return the versions before and after.
+def make(run: Run, finds_schema: str, url: str) -> tuple[int, int]:
+    """Make the tables, or bring them up to date, within a transaction; return the versions before and after.
 
-    Several processes may do so at once: one does it, and the others find it done.
+    Args:
+        run: Carries statements out in a transaction that nobody else makes tables beside.
+        finds_schema: A statement that returns a row if there are tables.
+        url: The database's, to show.
 
     Raises:
         StoreNotReady: A later release has made them.
     """
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        before = version_of(connection)
-        _check_not_later(engine, before)
-        if before == VERSION:
-            return before, before
-        if before == 0:
-            METADATA.create_all(connection, checkfirst=False)
-        for statements in MIGRATIONS[before - 1 :] if before else ():
+    before = version_of(run, finds_schema)
+    _check_not_later(before, url)
+    if before < VERSION:
+        for statements in MIGRATIONS[before:]:
             for statement in statements:
-                connection.execute(text(statement))
-        connection.execute(SCHEMA.delete())
-        connection.execute(SCHEMA.insert().values(version=VERSION))
-        return before, VERSION
+                run(statement, {})
+        run("DELETE FROM taskbridge_schema", {})
+        run("INSERT INTO taskbridge_schema (version) VALUES (:version)", {"version": VERSION})
+    return before, VERSION
 
 
-def version_of(connection: Connection) -> int:
+def version_of(run: Run, finds_schema: str) -> int:
     """Return the version of the schema; 0 if there is none."""
-    if not inspect(connection).has_table(SCHEMA.name):
+    if not run(finds_schema, {}):
         return 0
-    return connection.execute(select(SCHEMA.c.version)).scalar() or 0
+    found = run("SELECT version FROM taskbridge_schema", {})
+    version: int = found[0][0] if found else 0
+    return version
 
 
-def check(engine: Engine, found: int) -> None:
-    """Return if the schema is this release's.
-
-    Args:
-        engine: The database.
-        found: The version of its schema.
+def check(found: int, url: str) -> None:
+    """Return if a version of the schema is this release's.
 
     Raises:
         StoreNotReady: It is not; the text says what to do.
     """
-    _check_not_later(engine, found)
+    _check_not_later(found, url)
     if found == 0:
-        raise StoreNotReady("the store has no tables yet", url=shown(engine))
+        raise StoreNotReady("the store has no tables yet", url=url)
     if found < VERSION:
-        raise StoreNotReady(f"the store's tables have version {found}, not {VERSION}", url=shown(engine))
+        raise StoreNotReady(f"the store's tables have version {found}, not {VERSION}", url=url)
 
 
-def shown(engine: Engine) -> str:
-    """Return the URL of a database without anything secret."""
-    return engine.url.set(drivername=engine.dialect.name, query={}).render_as_string(hide_password=True)
-
-
-def _check_not_later(engine: Engine, found: int) -> None:
+def _check_not_later(found: int, url: str) -> None:
     if found > VERSION:
         raise StoreNotReady(
             f"the store's tables have version {found}, and this release knows {VERSION}; update taskbridge, and then",
-            url=shown(engine),
+            url=url,
         )

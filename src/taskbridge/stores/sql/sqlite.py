@@ -1,23 +1,45 @@
-"""What is SQLite's own about the connections of a database."""
+"""What is SQLite's own: its connections, and that whoever waits looks for changes."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-import time
-from typing import Any
+from collections.abc import Sequence
+from math import inf
+from time import monotonic, sleep
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import URL, Connection, Engine, event
+from taskbridge.settings import Settings
+from taskbridge.stores.notifications import Notifications
+from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.schema import Run
+
+_LOOK_S: Final = 0.05
+"""How often SQLite is asked whether anything has changed, while somebody waits; that takes some microseconds."""
 
 
-class SqliteDriver:
-    """Makes connections of the standard library's `sqlite3`."""
+class Sqlite(Database):
+    """A file, by the standard library's `sqlite3`."""
 
-    def __init__(self, url: URL) -> None:
-        self._place = url.database or ""
+    errors = (sqlite3.Error, OSError)
+    begin = "BEGIN IMMEDIATE"  # else a writer fails that has read before
+    now = "((julianday('now') - 2440587.5) * 86400.0)"
+    among = "IN (SELECT value FROM json_each(:keys))"
+    light = "1"
+    notify = "1"
+    skip_locked = ""
+    finds_schema = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'taskbridge_schema'"
+    makes_tables = True
+    one_writes = True  # threads wait for each other: SQLite's own waiting is by sleeping, and unfair
 
-    def connect(self, deadline: float) -> Any:
-        """Return a new connection; the deadline is by the monotonic clock."""
-        timeout_s = max(0.0, deadline - time.monotonic())
+    def __init__(self, settings: Settings, url: str) -> None:
+        super().__init__(settings, url)
+        self._place = unquote(urlsplit(url).path[1:])
+
+    def connect(self, deadline: float) -> sqlite3.Connection:
+        """Return a new connection."""
+        timeout_s = max(0.0, deadline - monotonic())
         connection = sqlite3.connect(self._place, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
             _use_wal(connection, deadline)
@@ -27,24 +49,64 @@ class SqliteDriver:
             raise
         return connection
 
-    def prepare(self, engine: Engine) -> None:
-        """Have transactions begin as they must."""
-        event.listen(engine, "begin", _begin)
-
     def lend(self, connection: Any, deadline: float) -> bool:
-        """Have a call on a connection end in time."""
-        left_s = max(0.0, deadline - time.monotonic())
+        """Have calls on a connection end in time."""
+        left_s = max(0.0, deadline - monotonic())
         connection.execute(f"PRAGMA busy_timeout = {max(1, round(left_s * 1000))}")
         return True
 
-    def for_reading(self, connection: Connection) -> Connection:
-        """Return a connection whose statements only read."""
-        return connection.execution_options(taskbridge_reads=True)
+    def is_missing_table(self, error: Exception) -> bool:
+        """Return whether an error says that there is no such table."""
+        return str(error).startswith("no such table")
+
+    def written(self, statement: str) -> str:
+        """Return a statement as it is."""
+        return statement
+
+    def keys(self, keys: Sequence[str]) -> str:
+        """Return keys as JSON."""
+        return json.dumps(list(keys))
+
+    def lock(self, run: Run, name: str) -> None:
+        """Do nothing: one transaction writes at a time."""
+
+    def notifications(self) -> Notifications:
+        """Return what looks for changes."""
+        return _SqliteNotifications(self, self._timeout_s)
 
 
-def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get("taskbridge_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")  # else a writer fails that has read before
+class _SqliteNotifications(Notifications):
+    """Looks for changes of the database as long as somebody waits."""
+
+    def __init__(self, database: Sqlite, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self._database = database
+        self._version = 0
+
+    def _connect(self) -> sqlite3.Connection:
+        return self._database.connect(monotonic() + self._timeout_s)
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        self._version = _version(connection)
+
+    def _silence_s(self) -> float:
+        return _LOOK_S if self._watches.keys() else inf
+
+    def _ask(self, connection: sqlite3.Connection) -> None:
+        version = _version(connection)
+        if version == self._version:
+            return
+        self._version = version
+        values = {"namespace": self._database.namespace, "keys": self._database.keys(list(self._watches.keys()))}
+        told = f"SELECT key FROM taskbridge_text WHERE namespace = :namespace AND key {Sqlite.among} AND told"
+        for (key,) in connection.execute(told, values).fetchall():
+            self._watches.wake(key)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return a number that another one's commit changes."""
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
@@ -55,6 +117,6 @@ def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
                 connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError:  # locked, for others do the same: SQLite doesn't wait by itself here
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise
-        time.sleep(0.01)
+        sleep(0.01)

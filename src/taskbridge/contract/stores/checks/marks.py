@@ -11,6 +11,7 @@ from threading import Barrier
 from taskbridge import Message
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, patience_s, soon
 from taskbridge.contract.stores.table import check, processes
+from taskbridge.stores.backend import NEW, Write
 from taskbridge.stores.base import Claim, Store
 
 _LEASE_S = 1.0
@@ -59,13 +60,17 @@ def what_has_ended_is_dropped(p: Place) -> None:
 def what_is_gone_is_not_taken_over(p: Place) -> None:
     """A text is replaced only if it is what was seen: not what another process has removed or changed since."""
     store, other = p.store().backend, p.store().backend
-    swap = partial(other.swap, kept_s=60, timeout_s=TIMEOUT_S)
+
+    def swap(seen: str, text: str) -> bool:
+        [is_done] = other.write([Write("key", seen, text, 60)], timeout_s=TIMEOUT_S)
+        return is_done
+
     expect(store.add("key", "seen", kept_s=60, timeout_s=TIMEOUT_S), None, "what was there before")
-    expect(swap("key", "another", "mine"), False, "whether something else is replaced")
+    expect(swap("another", "mine"), False, "whether something else is replaced")
     store.remove(["key"], timeout_s=TIMEOUT_S)
-    expect(swap("key", "seen", "mine"), False, "whether what is gone is replaced")
+    expect(swap("seen", "mine"), False, "whether what is gone is replaced")
     expect(store.get(["key"], timeout_s=TIMEOUT_S), [None], "what is there then")
-    expect(swap("key", None, "mine"), True, "whether nothing is replaced where there is nothing")
+    expect(swap(NEW, "mine"), True, "whether nothing is replaced where there is nothing")
     expect(store.get(["key"], timeout_s=TIMEOUT_S), ["mine"], "what is there at last")
 
 

@@ -1,15 +1,15 @@
--- Replaces a value if its first line still is what was decided about; returns whether it was, as 1 or 0.
--- KEYS: the value, and for a record its channel, and where it is cancelled the cancelled lives and when each is forgotten.
--- ARGV: that line ('0': there may be no value either), the new value (empty: it is removed), for how many ms it is kept
--- (empty: for ever); then for a record the final state to publish, or nothing; then the life that is cancelled, and for
--- how many ms that is kept (empty: for ever).
+-- Replaces a text if its first line still is what was decided about; returns whether it was, as 1 or 0.
+-- KEYS: the text, and its channel, and for a cancellation the cancelled lives and when each is forgotten.
+-- ARGV: that line ('0': there may be no text either), the new text (empty: it is removed), for how many ms it is kept
+-- (empty: for ever), and whether whoever watches is told (1 or 0); then the life that is cancelled, and for how many ms
+-- that is kept (empty: for ever).
 local found = redis.call('GET', KEYS[1])
 local line = found and string.match(found, '^[^\n]*') or '0'
 if line ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then redis.call('DEL', KEYS[1])
 elseif ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-if KEYS[2] and ARGV[4] ~= '' then redis.call('PUBLISH', KEYS[2], ARGV[4]) end
+if ARGV[4] == '1' then redis.call('PUBLISH', KEYS[2], '') end
 if ARGV[5] then
   local time = redis.call('TIME')
   local number = time[1] * 1000000 + time[2]  -- grows even when all have been forgotten
