@@ -57,7 +57,6 @@ _WORDS_IN_PATHS: Final = {
     "dramatiq": "dramatiq",
     "redis": "redis",
     "rabbitmq": "pika",
-    "sql": "sqlalchemy",
     "postgresql": "psycopg",
 }
 

@@ -36,7 +36,6 @@ _CLIENTS: Final[Mapping[str, tuple[str, str]]] = {
     "dramatiq": ("engine 'dramatiq'", "dramatiq"),
     "redis": ("redis-py, the client of broker 'redis',", "redis"),
     "pika": ("pika, the client of broker 'amqp',", "rabbitmq"),
-    "sqlalchemy": ("SQLAlchemy, which SQL stores need,", "sql"),
     "psycopg": ("psycopg, the client of store 'postgresql',", "postgresql"),
 }
 """The libraries that may be missing: what the error calls each, and the extra that installs it."""

@@ -6,14 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from taskbridge import Bridge
 from tests.unit.test_scheduler import two_days_in_disorder
 
 
 def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(tmp_path: Path) -> None:
-    pytest.importorskip("sqlalchemy")
     settings = {"TASKBRIDGE_URL": "celery+memory://", "TASKBRIDGE_STORE": f"sqlite:///{tmp_path}/ticks.db"}
     command = [sys.executable, "-m", "taskbridge", "store", "init"]
     subprocess.run(command, env=settings, capture_output=True, timeout=60, check=True)

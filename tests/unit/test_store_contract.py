@@ -13,7 +13,7 @@ from taskbridge.contract.stores.suite import run_check
 from taskbridge.contract.stores.table import CHECKS
 from tests.mutants.of_stores import MUTANTS, unproven
 
-MODULES = {"memory": None, "redis": "redis", "sqlite": "sqlalchemy", "postgresql": "psycopg"}
+MODULES = {"memory": None, "redis": "redis", "sqlite": None, "postgresql": "psycopg"}
 KINDS = [kind for kind, module in MODULES.items() if module is None or importlib.util.find_spec(module)]
 
 Find = Callable[[str], "tuple[str, PrivateServer | None]"]
