@@ -222,7 +222,7 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     assert claim_when(other, a_message(300), Claim.RUNNING) is Claim.RUNNING
     marks.started(a_message(300))
     time.sleep(0.1)
-    line: Any = vars(marks._backend)["_unanswered"]._line
+    line: Any = vars(marks._backend)["_unanswered"]._line.made
     left = line._link.raw.recv(1 << 20, socket.MSG_PEEK)
     assert len(left) < 1000, "what nobody reads stays in the server in the end"
     marks.close()
