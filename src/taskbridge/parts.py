@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -103,14 +103,15 @@ class Parts:
 
     def _join(self) -> tuple[Broker, Wire[Any]]:
         url, settings = self.settings.url, self.settings
-        _import_the_rest()
-        if url.engine == "inline":
-            engine = _import("taskbridge.engines.inline").make_engine(self)
-            self._made["engine"], self.clock = engine, engine.clock.now
-            return engine.broker, engine.wire
-        wire = _import(f"{_module('taskbridge.engines', url.engine)}.wire").make_wire(url.broker, settings)
-        broker: Broker = _import(_module("taskbridge.brokers", url.broker)).connect(settings, wire)
-        return broker, wire
+        with _libraries():
+            if url.engine == "inline":
+                engine = import_module("taskbridge.engines.inline").make_engine(self)
+                self._made["engine"], self.clock = engine, engine.clock.now
+                return engine.broker, engine.wire
+            of_engine, of_broker = _module("taskbridge.engines", url.engine), _module("taskbridge.brokers", url.broker)
+            wire = import_module(f"{of_engine}.wire").make_wire(url.broker, settings)
+            broker: Broker = import_module(of_broker).connect(settings, wire)
+            return broker, wire
 
     @property
     def store(self) -> Store | None:
@@ -141,8 +142,9 @@ class Parts:
 
     def _make_engine(self) -> Engine:
         name = _module("taskbridge.engines", self.settings.url.engine)
-        engine: Engine = _with_libraries(lambda: import_module(f"{name}.app").make_engine(self))
-        return engine
+        with _libraries():
+            engine: Engine = import_module(f"{name}.app").make_engine(self)
+            return engine
 
     @property
     def native(self) -> Any:
@@ -170,11 +172,6 @@ def load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
     return load(given)
 
 
-def _import_the_rest() -> None:
-    """Import what the standard library would import as it first looks a name up."""
-    "localhost".encode("idna")
-
-
 def _module(group: str, name: str) -> str:
     """Return the module of an engine or a broker, built in or found by entry point."""
     if name in _MODULES:
@@ -188,28 +185,26 @@ def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     """Return the store: the setting's, or the broker, if it is Redis or memory."""
     from taskbridge.settings import STORE_PLUGINS, STORE_SCHEMES, plugins
 
-    _import_the_rest()
     url = settings.store
     if url is None and settings.url.broker in ("redis", "memory"):
         url = settings.url.broker_url
     if url is None:
         return None
     scheme = url.partition(":")[0]
-    is_ours = scheme in STORE_SCHEMES
-    module = _import(f"taskbridge.stores.{STORE_SCHEMES[scheme]}" if is_ours else plugins(STORE_PLUGINS)[scheme])
-    store: Store = module.open_store(settings, url, now=now) if scheme == "memory" else module.open_store(settings, url)
-    return store
+    room = STORE_SCHEMES.get(scheme)
+    clock = {"now": now} if scheme == "memory" else {}  # a server has its own
+    with _libraries():
+        module = import_module(plugins(STORE_PLUGINS)[scheme] if room is None else f"taskbridge.stores.{room}")
+        store: Store = module.open_store(settings, url, **clock)
+        return store
 
 
-def _import(name: str) -> Any:
-    """Import one of our modules that needs a library that may be missing."""
-    return _with_libraries(lambda: import_module(name))
-
-
-def _with_libraries(make: Callable[[], T]) -> T:
-    """Return what is made with libraries; where one is missing, say how to get it."""
+@contextmanager
+def _libraries() -> Generator[None, None, None]:
+    """Say how to get a library that is missing, where something that needs it is imported and made."""
+    "localhost".encode("idna")  # imports what the standard library would import as it first looks a name up
     try:
-        return make()
+        yield
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing not in _CLIENTS:
