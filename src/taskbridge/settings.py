@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
+DEFAULT_THREADS: Final = 4
 
 ENGINES: Final = ("celery", "dramatiq")
 """The built-in engines, but for inline."""
@@ -47,13 +48,13 @@ class Address:
         engine: Its name, such as `celery`.
         broker: The kind of broker: `redis`, `amqp` or `memory`.
         broker_url: The broker's own URL, normalised, with its credentials.
-        options: The query of an `inline://` URL.
+        threads: How many run the messages of `inline://`; 0 leaves that to the caller.
     """
 
     engine: str
     broker: str
     broker_url: str
-    options: tuple[tuple[str, str], ...] = ()
+    threads: int = DEFAULT_THREADS
 
     @property
     def target(self) -> str:
@@ -100,7 +101,11 @@ def parse_url(url: Any) -> Address:
     if not separator:
         raise ValueError("it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
     if scheme == "inline":
-        return Address(engine="inline", broker="memory", broker_url="memory://", options=_inline_options(rest))
+        found = re.fullmatch(r"/*(?:\?threads=(\d+))?", rest)
+        if found is None:
+            raise ValueError("inline:// takes no host, and no option but 'threads=N'")
+        threads = DEFAULT_THREADS if found[1] is None else int(found[1])
+        return Address(engine="inline", broker="memory", broker_url="memory://", threads=threads)
     engine, _, broker_scheme = scheme.partition("+")
     if engine not in ENGINES and engine not in (others := plugins(ENGINE_PLUGINS)):
         raise ValueError(f"there is no engine {engine!r}{nearest(engine, (*ENGINES, *others, 'inline'))}")
@@ -112,17 +117,6 @@ def parse_url(url: Any) -> Address:
         return Address(engine=engine, broker=broker_scheme, broker_url=broker_url)
     hint = f"{nearest(broker_scheme, _BROKERS)} (write {engine}+redis:// or {engine}+amqp://)"
     raise ValueError(f"there is no broker {broker_scheme!r}{hint}")
-
-
-def _inline_options(rest: str) -> tuple[tuple[str, str], ...]:
-    place, _, query = rest.partition("?")
-    if place.strip("/"):
-        raise ValueError("inline:// takes no host")
-    pairs = [item.partition("=") for item in query.split("&") if item]
-    for key, _, value in pairs:
-        if key != "threads" or not value.isdecimal():
-            raise ValueError(f"inline:// takes 'threads=N', not '{key}={value}'")
-    return tuple((key, value) for key, _, value in pairs)
 
 
 def _split(url: str) -> SplitResult:

@@ -33,8 +33,6 @@ from taskbridge.retry import GivenBack, Interrupted
 from taskbridge.schedules.sender import Scheduler, Ticker
 from taskbridge.timelimit import raise_in_thread
 
-DEFAULT_THREADS: Final = 4
-
 _UNNOTICED_S: Final = 15.0
 """How far the clock may go between two calls of `run_schedules` without anything counting as missed."""
 
@@ -139,8 +137,7 @@ class _Workers:
 
 def make_engine(host: Host) -> InlineEngine:
     """Return the engine of a bridge."""
-    options = dict(host.settings.url.options)
-    return InlineEngine(host, threads=int(options.get("threads", DEFAULT_THREADS)))
+    return InlineEngine(host)
 
 
 class InlineEngine:
@@ -152,12 +149,12 @@ class InlineEngine:
         broker: What is delayed and dead.
     """
 
-    def __init__(self, host: Host, *, threads: int) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self.wire: InlineWire = InlineWire()
         self.clock: VirtualClock = VirtualClock()
         self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)
-        self._thread_count = threads
+        self._thread_count = host.settings.url.threads
         self._background: _Workers | None = None
         self._pump = Pump(host)
         self._scheduler = Scheduler(host)
