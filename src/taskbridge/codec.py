@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import json.encoder
-import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
@@ -294,7 +293,7 @@ def _plain(value: Any, left: int) -> Any:
         return value if isfinite(value) else {TAG: "float", "v": repr(value)}
     if kind in _TAGS:
         return {TAG: kind.__name__, **_TAGS[kind][0](value)}
-    if _is_uuid(kind):
+    if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
     raise _UnknownTypeError
 
@@ -333,14 +332,8 @@ def _quoted(key: object) -> str:
     return f'"{key}"' if isinstance(key, str) else repr(key)
 
 
-def _is_uuid(kind: type) -> bool:
-    """Return whether a type is `uuid.UUID`; without importing it, for who has a UUID has imported it."""
-    module = sys.modules.get("uuid")
-    return module is not None and kind is module.UUID
-
-
 def _uuid_of(digits: str) -> UUID:
-    from uuid import UUID  # here, for it takes 2 ms to import
+    from uuid import UUID  # here, as few messages hold one
 
     return UUID(hex=digits)
 
@@ -354,17 +347,13 @@ def _plain_moment(value: datetime | time) -> dict[str, Any]:
     return {"v": value.replace(tzinfo=None).isoformat(), **extra, "zone": key}
 
 
-def _moment_of(kind: type[datetime] | type[time], plain: Mapping[str, Any]) -> datetime | time:
+def _moment_of(kind: type[datetime] | type[time], plain: Mapping[str, Any], _: int) -> datetime | time:
     value = kind.fromisoformat(plain["v"]).replace(fold=plain.get("fold", 0))
     if "zone" not in plain:
         return value
     from zoneinfo import ZoneInfo  # here, for few messages carry a zone and the import takes 5 ms
 
     return value.replace(tzinfo=ZoneInfo(plain["zone"]))
-
-
-def _made_by(make: Callable[[Mapping[str, Any]], Any], plain: Mapping[str, Any], _: int) -> Any:
-    return make(plain)
 
 
 def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
@@ -379,24 +368,27 @@ _SCALARS: Final = _PLAIN | {float}
 
 _CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
 
-_TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], Callable[[Mapping[str, Any]], Any]]]] = {
+_Decoder = Callable[[Mapping[str, Any], int], Any]
+"""Makes a value of what is tagged, which may be so many levels deep."""
+
+_TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], _Decoder]]] = {
     datetime: (_plain_moment, partial(_moment_of, datetime)),
-    date: (lambda value: {"v": value.isoformat()}, lambda plain: date.fromisoformat(plain["v"])),
+    date: (lambda value: {"v": value.isoformat()}, lambda plain, _: date.fromisoformat(plain["v"])),
     time: (_plain_moment, partial(_moment_of, time)),
     timedelta: (
         lambda value: {"v": [value.days, value.seconds, value.microseconds]},
-        lambda plain: timedelta(*plain["v"]),
+        lambda plain, _: timedelta(*plain["v"]),
     ),
-    Decimal: (lambda value: {"v": str(value)}, lambda plain: Decimal(plain["v"])),
+    Decimal: (lambda value: {"v": str(value)}, lambda plain, _: Decimal(plain["v"])),
     bytes: (
         lambda value: {"v": b64encode(value).decode("ascii")},
-        lambda plain: b64decode(plain["v"], validate=True),
+        lambda plain, _: b64decode(plain["v"], validate=True),
     ),
 }
-"""By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that."""
+"""By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that again."""
 
-_DECODERS: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
-    **{kind.__name__: partial(_made_by, make) for kind, (_, make) in _TAGS.items()},
+_DECODERS: Final[Mapping[str, _Decoder]] = {
+    **{kind.__name__: make for kind, (_, make) in _TAGS.items()},
     "float": lambda plain, _: float(plain["v"]),
     "UUID": lambda plain, _: _uuid_of(plain["v"]),
     "tuple": lambda plain, left: tuple(_items_of(plain["v"], left)),
@@ -404,4 +396,4 @@ _DECODERS: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
     "frozenset": lambda plain, left: frozenset(_items_of(plain["v"], left)),
     "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
 }
-"""By tag: what makes a value of what is tagged, which may be so many levels deep."""
+"""By tag."""

@@ -9,7 +9,6 @@ import sys
 import traceback
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -103,63 +102,40 @@ def _import(app: str, name: str) -> ModuleType:
 
 def _missing(name: str, missing: str, here: str) -> str:
     parent, _, last = missing.rpartition(".")
-    hint = nearest(last, _siblings(parent, here))
-    if hint and parent:
-        hint = hint.replace("did you mean '", f"did you mean '{parent}.")
-    if parent and not _is_package(parent):
+    places = getattr(sys.modules.get(parent), "__path__", None) if parent else [here]
+    if places is None:
         return f"{parent!r} is a module and no package; for what is in it write {parent}:{last}"
+    hint = nearest(last, [module.name for module in pkgutil.iter_modules(places)])
+    if parent:
+        hint = hint.replace("did you mean '", f"did you mean '{parent}.")
     where = f"in package {parent!r}" if parent else f"in {here} or on Python's path"
     asked = "" if missing == name else f" (for {name!r})"
     return f"there is no module {missing!r} {where}{asked}{hint}"
 
 
-def _is_package(name: str) -> bool:
-    spec = find_spec(name)
-    return spec is not None and spec.submodule_search_locations is not None
-
-
-def _siblings(parent: str, here: str) -> list[str]:
-    """Return the names of the modules of a package, or of the current directory."""
-    if not parent:
-        return [module.name for module in pkgutil.iter_modules([here])]
-    spec = find_spec(parent)
-    places = None if spec is None else spec.submodule_search_locations
-    return [module.name for module in pkgutil.iter_modules(places)] if places else []
-
-
 def _broken(name: str, error: BaseException) -> str:
-    kind, text = type(error).__name__, _first_line(error)
-    if isinstance(error, TaskBridgeError):
-        what = text
-    elif isinstance(error, SystemExit):
-        what = "it exits when it is imported (guard it with: if __name__ == '__main__')"
-    else:
-        what = f"{kind}: {text}" if text else kind
-    return f"module {name!r} can't be imported: {what}{_place(error)}"
-
-
-def _first_line(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return text.strip().partition("\n")[0]
+    what = text.strip().partition("\n")[0]
+    if isinstance(error, SystemExit):
+        what = "it exits when it is imported (guard it with: if __name__ == '__main__')"
+    elif not isinstance(error, TaskBridgeError):
+        what = f"{type(error).__name__}: {what}".removesuffix(": ")
+    return f"module {name!r} can't be imported: {what}{_place(error)}"
 
 
 def _place(error: BaseException) -> str:
     """Return where the application's own code failed, as ` (file, line n)`."""
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        return f" ({_shown(error.filename)}, line {error.lineno})"
-    frames = [
-        frame
+    places = [
+        (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(("<frozen", _PACKAGE)) and "/importlib/" not in frame.filename
     ]
-    return f" ({_shown(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-
-
-def _shown(filename: str) -> str:
-    try:
-        return str(Path(filename).relative_to(Path.cwd()))
-    except ValueError:
-        return filename
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        places.append((error.filename, error.lineno))
+    if not places:
+        return ""
+    filename, line = places[-1]
+    return f" ({filename.removeprefix(os.getcwd() + os.sep)}, line {line})"
 
 
 def _named(app: str, module: ModuleType, attribute: str) -> Bridge:
