@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from traceback import extract_tb, walk_tb
-from types import TracebackType
-from typing import Any, Final, TypeGuard
+from traceback import extract_tb, format_exception
+from typing import Any, Final
 
 MOST_TEXT: Final = 2_000
 """How many characters of an exception's text are kept."""
@@ -23,8 +22,9 @@ MOST_TRACEBACK: Final = 32_000
 _MOST_NAME: Final = 200
 _MOST_LINKS: Final = 10
 _MOST_NOTES: Final = 10
-_MOST_FRAMES: Final = 50
-"""How many frames of each traceback are told, at its beginning and at its end each."""
+_MOST_FRAMES: Final = 100
+_MOST_PRINTED: Final = 8 * MOST_TRACEBACK
+"""How many characters others may write of an exception that they format themselves, as of a deep stack."""
 
 _CAUSE: Final = "The above exception was the direct cause of the following exception:"
 _CONTEXT: Final = "During handling of the above exception, another exception occurred:"
@@ -79,38 +79,7 @@ def type_of(kind: type) -> str:
 
 def is_ordinary(error: BaseException) -> bool:
     """Return whether Python's `traceback` and `logging` can format an exception, and write a bounded text of it."""
-    try:
-        links = list(islice(_chain(error), _MOST_LINKS + 1))
-        return bool(error) and len(links) <= _MOST_LINKS and all(_is_ordinary(each) for each, _ in links)
-    except BaseException:
-        return False
-
-
-def _is_ordinary(error: BaseException) -> bool:
-    """Return this of one exception of a chain; raises what formatting it would raise."""
-    if len(str(error)) > MOST_TEXT or getattr(error, "__cause__", None) is not _cause.__get__(error):
-        return False
-    notes: Any = getattr(error, "__notes__", None) or ()
-    if len(notes) > _MOST_NOTES or any(type(note) is not str or len(note) > MOST_TEXT for note in notes):
-        return False
-    if isinstance(error, SyntaxError):  # `traceback` shows the line, and takes for granted what these are
-        places = (error.lineno, error.offset)
-        texts = (error.text, error.filename)
-        return all(isinstance(each, int | None) for each in places) and all(
-            isinstance(each, str | None) for each in texts
-        )
-    members = _group(error)
-    return len(members) <= _MOST_LINKS and all(map(is_ordinary, members))
-
-
-def _group(error: BaseException) -> tuple[Any, ...]:
-    """Return the exceptions of a group; none for another exception. Raises what a property of that name raises."""
-    members: Any = getattr(error, "exceptions", None)
-    return members if _is_tuple(members) else ()
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
+    return 0 < len(_printed(error)) <= _MOST_PRINTED
 
 
 def traceback_of(error: BaseException | None) -> str:
@@ -118,19 +87,22 @@ def traceback_of(error: BaseException | None) -> str:
 
     Of a longer one the beginning and the end are kept. None gives an empty text.
     """
-    if error is None:
+    text = "" if error is None else _printed(error) or _told(error)
+    if len(text) > MOST_TRACEBACK:
+        half = MOST_TRACEBACK // 2 - 20
+        text = f"{text[:half]}\n  ...\n{text[-half:]}"
+    return clipped(text, MOST_TRACEBACK)
+
+
+def _printed(error: BaseException) -> str:
+    """Return what Python prints of an exception; nothing if it can't, or would have to print very much."""
+    try:
+        links = list(islice(_chain(error), _MOST_LINKS + 1))
+        if not error or len(links) > _MOST_LINKS or any(len(str(each)) > MOST_TEXT for each, _ in links):
+            return ""
+        return "".join(format_exception(type(error), error, _traceback.__get__(error)))
+    except BaseException:
         return ""
-    parts: list[str] = []
-    links = list(islice(_chain(error), _MOST_LINKS))
-    for number, (each, joint) in enumerate(reversed(links)):
-        parts.append(_one(each))
-        if number < len(links) - 1:
-            parts.append(f"\n{links[len(links) - number - 2][1] or joint}\n\n")
-    text = "".join(parts)
-    if len(text) <= MOST_TRACEBACK:
-        return text
-    half = MOST_TRACEBACK // 2 - 20
-    return f"{text[:half]}\n  ...\n{text[-half:]}"
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
@@ -148,46 +120,24 @@ def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
         current = before
 
 
+def _told(error: BaseException) -> str:
+    """Return about the same of any exception, of each one that led to it by itself."""
+    links = list(islice(_chain(error), _MOST_LINKS))
+    parts = [_one(links[-1][0])]
+    for each, joint in reversed(links[:-1]):
+        parts.append(f"\n{joint}\n\n{_one(each)}")
+    return "".join(parts)
+
+
 def _one(error: BaseException) -> str:
-    """Return what is printed of one exception, without those that led to it."""
-    frames = _frames(_traceback.__get__(error))
     lines = [f"{type_of(type(error))}: {text_of(error)}".removesuffix(": ")]
     try:
-        notes: Any = getattr(error, "__notes__", None) or ()
-        lines += [clipped(note) for note in islice(notes, _MOST_NOTES)]
-    except BaseException as exc:
-        lines.append(f"<its notes can't be had: {type_of(type(exc))}>")
-    lines += _members(error)
-    return "".join(f"{line}\n" for line in (*frames, *lines))
-
-
-def _members(error: BaseException) -> list[str]:
-    """Return what is printed of the exceptions of a group."""
-    try:
-        members = _group(error)
-    except BaseException:
-        return []
-    each = [one for one in members[:_MOST_LINKS] if isinstance(one, BaseException)]
-    return [f"  | {line}" for one in each for line in clipped(_leaf(one), MOST_TEXT).splitlines()]
-
-
-def _leaf(error: BaseException) -> str:
-    return "\n".join((*_frames(_traceback.__get__(error)), f"{type_of(type(error))}: {text_of(error)}"))
-
-
-def _frames(traceback: TracebackType | None) -> list[str]:
-    if traceback is None:
-        return []
-    try:
-        left_out = sum(1 for _ in walk_tb(traceback)) - 2 * _MOST_FRAMES
-        if left_out <= 0:
-            told = extract_tb(traceback).format()
-        else:
-            first, last = extract_tb(traceback, _MOST_FRAMES).format(), extract_tb(traceback, -_MOST_FRAMES).format()
-            told = [*first, f"  ({left_out} frames are left out)", *last]
-    except BaseException as exc:  # a module's own loader gives the source
-        told = [f"  <it can't be told: {type_of(type(exc))}>"]
-    return ["Traceback (most recent call last):", *(line.rstrip("\n") for line in told)]
+        frames = extract_tb(_traceback.__get__(error), -_MOST_FRAMES).format()
+        lines = [*(["Traceback (most recent call last):\n"] if frames else []), *frames, *lines]
+        lines += [clipped(note) for note in islice(getattr(error, "__notes__", ()), _MOST_NOTES)]
+    except BaseException as exc:  # a module's own loader gives the source, and notes are the user's code
+        lines.append(f"<more can't be told: {type_of(type(exc))}>")
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
 def log(logger: logging.Logger, level: int, message: str, *args: object, error: BaseException) -> None:
