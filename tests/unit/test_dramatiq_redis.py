@@ -198,7 +198,7 @@ class TestTaking:
         held = [work.get_nowait().message for _ in range(2)]
 
         with pytest.MonkeyPatch.context() as broken:
-            broken.setattr("taskbridge.brokers.redis.client.Client.run", _refuse)
+            broken.setattr("taskbridge.brokers.redis.client.Client.execute", _refuse)
             consumer.ack(held[0])
             assert place.bodies() == 2
         consumer.ack(held[1])

@@ -278,7 +278,7 @@ class TestLeases:
     def test_what_was_taken_but_never_arrived_goes_back(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         sent = place.put()
         leases, lists = place.worker(), place.lists()
-        run = leases._client.run
+        run = leases._client.execute
 
         def lose(*call: Any, **given: Any) -> None:
             run(*call, **given)
@@ -287,7 +287,7 @@ class TestLeases:
             assert len(place.held()) == 1, "its reply may be on its way"
             raise BrokerUnavailable("no answer in time")
 
-        monkeypatch.setattr(leases._client, "run", lose)
+        monkeypatch.setattr(leases._client, "execute", lose)
         with pytest.raises(BrokerUnavailable):
             take(leases, lists)
         leases.beat()

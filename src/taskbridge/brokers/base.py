@@ -122,7 +122,7 @@ class Broker(Protocol):
 
         Args:
             knows: Whether this worker knows the task of that name.
-            stop: Seen within 0.5 s.
+            stop: Seen within 0.5 s where the broker answers; where it doesn't, nobody waits any longer than that.
         """
 
     def counts(self, queues: Sequence[str]) -> Counts:

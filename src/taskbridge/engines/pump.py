@@ -23,7 +23,7 @@ class Pump(Background):
     """Runs the broker's pump."""
 
     def __init__(self, host: Host) -> None:
-        super().__init__("pump", join_s=5.0)
+        super().__init__("pump", join_s=0.5)  # it may wait for a broker that does not answer
         self._host = host
 
     def run(self, stop: threading.Event) -> None:

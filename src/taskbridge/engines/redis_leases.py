@@ -19,18 +19,18 @@ How lists hold messages is the engine's: `lua/celery.lua` and `lua/dramatiq.lua`
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from time import monotonic
 from typing import Final, NamedTuple
 
 from taskbridge import locks
-from taskbridge.brokers.redis.client import client_of
-from taskbridge.brokers.redis.scripts import Call, Script, script
+from taskbridge.background import Background
+from taskbridge.brokers.redis.client import Script, Word, client_of
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 
@@ -48,28 +48,22 @@ _AT_ONCE_S: Final = 1.0
 """How long an acknowledgement may hold up its caller; after that, the thread goes on trying."""
 
 _TOGETHER: Final = 500
-"""How many tags one script takes."""
+"""How many messages one script settles."""
 
 
 class Layout:
-    """How an engine's lists hold messages, as scripts that take, end and give back."""
+    """How an engine's lists hold messages, as scripts."""
 
     def __init__(self, engine: str) -> None:
-        def of(name: str) -> Script:
-            return script(__file__, engine, "held", name)
-
         self.engine: Final = engine
-        self.take: Final = of("take")
-        self.end: Final = of("end")
-        self.give_back: Final = of("give_back")
-        self.beat: Final = of("beat")
-        self.leave: Final = of("leave")
+        self.take: Final = Script(__file__, engine, "held", "take")
+        self.beat: Final = Script(__file__, engine, "held", "beat")
 
 
 CELERY: Final = Layout("celery")
 DRAMATIQ: Final = Layout("dramatiq")
 
-STRANGERS: Final = script(__file__, "dramatiq", "held", "strangers")
+STRANGERS: Final = Script(__file__, "dramatiq", "strangers")
 """Looks after what stock Dramatiq clients leave behind."""
 
 
@@ -85,6 +79,9 @@ class Lists:
         self.keys: Final = tuple(key for level in zip(*places, strict=True) for key in level)
         self.turn = 0
         """With which queue to begin next, counted from 0."""
+
+
+_NOTHING: Final = Lists(())
 
 
 class Held(NamedTuple):
@@ -103,8 +100,11 @@ class Held(NamedTuple):
     suspect: bool
 
 
-class Leases:
+class Leases(Background):
     """The messages that this process holds. Threads share it; only `take` and `beat` raise what Redis says.
+
+    What becomes of a message is noted first, and carried out with the next script that takes, or at once by one that
+    takes nothing. A second time that does nothing, so it is tried until Redis answers.
 
     Args:
         settings: The bridge's.
@@ -116,6 +116,7 @@ class Leases:
     """
 
     def __init__(self, settings: Settings, layout: Layout, *, each_minute: Callable[[], object] | None = None) -> None:
+        super().__init__("leases", join_s=settings.send_timeout_s)
         prefix = f"{settings.namespace}.{layout.engine}"
         self.leases_key: Final = f"{prefix}.leases"
         self.held_prefix: Final = f"{prefix}.held."
@@ -127,13 +128,9 @@ class Leases:
         self._minute_at = 0.0
         self._lock = locks.Lock()
         self._next = 0
-        self._ending: deque[str] = deque()
-        self._unsent: deque[tuple[Call, Sequence[str]]] = deque()
+        self._settled: deque[tuple[str, str]] = deque()
         self._begin()
-        self._stop = locks.Event()
-        self._wake = locks.Event()
-        self._thread: threading.Thread | None = None
-        self._was_away = False
+        self._is_away = False  # as far as is known; then nobody but the thread tries to carry out at once
         self._renewed_at: float | None = None
         self._judges_from = 0.0
 
@@ -141,52 +138,46 @@ class Leases:
         self._pid = os.getpid()
         self.worker: str = secrets.token_hex(8)
         self._keys = (self.leases_key, self.held_prefix + self.worker)
-        self._takings: dict[int, int] = {}
+        self._underway: set[range] = set()
         self._held: set[str] = set()
 
-    def _begin_in_child(self) -> None:
-        """Be another worker: a forked child holds nothing, and has no thread."""
-        self._begin()
-        self._ending.clear()
-        self._unsent.clear()
-        self._thread = None
-
-    # Taking
-
-    def take(self, lists: Lists, most: int, *, timeout_s: float) -> list[Held]:
-        """Take up to so many messages: the highest priorities, and of the queues in turn; end what `end_soon` noted.
+    def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float) -> list[Held]:
+        """Take up to so many messages: the highest priorities, and of the queues in turn; carry out what was noted.
 
         Raises:
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
         """
         with self._lock:
-            if self._pid != os.getpid():
-                self._begin_in_child()
-            ending = [self._ending.popleft() for _ in range(min(_TOGETHER, len(self._ending)))]
-            first = self._next
-            self._next += most
-            self._takings[first] = self._next
+            if self._pid != os.getpid():  # a forked child holds nothing
+                self._begin()
+                self._settled.clear()
+            settled = [self._settled.popleft() for _ in range(min(_TOGETHER, len(self._settled)))]
+            tags = range(self._next, self._next + most)
+            self._next = tags.stop
+            self._underway.add(tags)
+        words: list[Word] = [word for each in settled for word in each]
         keys, turn = (*self._keys, *lists.keys), lists.turn
-        call = self._layout.take(keys, self.worker, first, most, lists.queues, turn, *ending)
+        call = self._layout.take(keys, self.worker, tags.start, most, lists.queues, turn, *words)
         try:
-            reply = self._client.run(call, timeout_s=timeout_s)
+            reply = self._client.execute([call], timeout_s=timeout_s)
         except BaseException:
+            self._is_away = True
             with self._lock:
-                self._takings.pop(first, None)
-                self._ending.extendleft(reversed(ending))
-            self._wake.set()
+                self._underway.discard(tags)
+                self._settled.extendleft(reversed(settled))
             raise
-        rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        held = [Held(str(first + n), queue, text, bool(suspect)) for n, (queue, text, suspect) in enumerate(rows)]
+        self._is_away = False
+        rows = zip(tags, reply[::3], reply[1::3], reply[2::3], strict=False)
+        held = [Held(str(tag), queue, text, bool(suspect)) for tag, queue, text, suspect in rows]
         if held:
             lists.turn = (held[-1].queue + 1) % lists.queues
         with self._lock:
-            self._takings.pop(first, None)
-            self._held.difference_update(ending)
+            self._underway.discard(tags)
+            self._held.difference_update([tag for tag, _ in settled])
             self._held.update([each.tag for each in held])
         return held
 
-    # Ending and giving back
+    # What becomes of messages
 
     def end(self, *tags: str, dead: bool = False) -> None:
         """End messages: they are done with.
@@ -195,18 +186,12 @@ class Leases:
             *tags: Of the messages.
             dead: Whether Dramatiq keeps them among its own dead ones.
         """
-        self._send(self._layout.end, dead, tags)
+        self._settled.extend([(tag, "dead" if dead else "end") for tag in tags])
+        self.flush()
 
     def end_soon(self, *tags: str) -> None:
         """End messages together with the next `take`, or with the next `flush`."""
-        self._ending.extend(tags)
-
-    def flush(self) -> None:
-        """End what `end_soon` noted."""
-        while self._ending:
-            with self._lock:
-                tags = [self._ending.popleft() for _ in range(min(_TOGETHER, len(self._ending)))]
-            self._send(self._layout.end, False, tags)
+        self._settled.extend([(tag, "end") for tag in tags])
 
     def give_back(self, *tags: str, suspect: bool = True) -> None:
         """Return messages to their lists, as the next ones; the first is the first of them.
@@ -215,67 +200,43 @@ class Leases:
             *tags: Of the messages.
             suspect: Whether they may have been started; whoever takes them is told.
         """
-        self._send(self._layout.give_back, suspect, tags)
+        self._settled.extend([(tag, "suspect" if suspect else "back") for tag in reversed(tags)])
+        self.flush()
 
-    def _send(self, script: Script, flag: bool, tags: Sequence[str]) -> None:
-        """Run a script, or have the thread do it if Redis does not answer."""
-        if not tags:
+    def flush(self) -> None:
+        """Carry out what was noted; if Redis does not answer, the thread does it later."""
+        if self._is_away:
             return
-        waiting = script(self._keys[1:], int(flag), *tags), tags
-        self._unsent.append(waiting)
-        if self._is_next(waiting):  # else whoever runs those before it runs this too
-            try:
-                self._catch_up(_AT_ONCE_S)
-            except BrokerUnavailable as exc:
-                _log.warning("Redis does not answer, an acknowledgement has to wait: %s", exc.problem)
-                self._wake.set()
-
-    def _is_next(self, waiting: tuple[Call, Sequence[str]]) -> bool:
         try:
-            return self._unsent[0] is waiting
-        except IndexError:
-            return False
+            self._carry_out(_AT_ONCE_S)
+        except BrokerUnavailable as exc:
+            _log.warning("Redis does not answer, an acknowledgement has to wait: %s", exc.problem)
 
-    def _catch_up(self, timeout_s: float) -> None:
-        """Run the scripts that wait, each as often as it takes: a second time they do nothing."""
-        while True:
-            try:
-                call, tags = waiting = self._unsent[0]
-            except IndexError:
-                return
-            self._client.run(call, timeout_s=timeout_s)
-            with suppress(ValueError):  # another thread has run it too
-                self._unsent.remove(waiting)
-            with self._lock:
-                self._held.difference_update(tags)
+    def _carry_out(self, timeout_s: float) -> None:
+        while self._settled:
+            self.take(timeout_s=timeout_s)
 
     # The thread
 
-    def start(self) -> None:
-        """Start to keep the lease, and to look after those of others; starting twice does nothing."""
-        if self._thread is None:
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="taskbridge-leases", daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
+        """Renew the lease, and look after those of others, until `stop` is set; sooner again while Redis is away."""
         beat_s = min(_BEAT_S, self._lease_s / 4)
-        while True:
-            self._wake.clear()
-            if self._stop.is_set():
-                return
+        pause_s = min(_AWAY_S, beat_s)
+        warned = False
+        while not stop.is_set():
             try:
                 self.beat()
-                self._was_away = False
+                warned = False
             except BrokerUnavailable as exc:
-                if not self._was_away:
+                if not warned:
                     _log.warning("Redis does not answer, the lease can't be renewed: %s", exc.problem)
-                self._was_away = True
-                self._stop.wait(min(_AWAY_S, beat_s))
-                continue
+                warned = self._is_away = True
+                self._renewed_at = -math.inf
             except Exception:
                 _log.exception("looking after leases failed, trying again")
-            self._wake.wait(beat_s)
+            next_at = monotonic() + beat_s
+            while not stop.wait(pause_s) and not self._is_away and monotonic() < next_at:
+                pass
 
     def beat(self) -> None:
         """Carry out what had to wait, renew the lease, and give back what nobody holds any more.
@@ -283,24 +244,28 @@ class Leases:
         Raises:
             BrokerUnavailable: Redis does not answer.
         """
-        self.flush()
-        self._catch_up(self._timeout_s)
+        self._carry_out(self._timeout_s)
         with self._lock:
-            before, underway, known = self._next, list(self._takings.items()), set(self._held)
+            before, underway, known = self._next, list(self._underway), set(self._held)
         judges = self._may_judge()
-        lease_ms = int(self._lease_s * 1000) if judges else 0
-        call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
-        count, held = self._client.run(call, timeout_s=self._timeout_s)
+        count, held = self._renew(int(self._lease_s * 1000) if judges else 0)
+        self._is_away = False
         if count:
             _log.warning("%d messages of workers that are gone are back in their queues", count)
-        lost = [tag.decode() for tag in held if tag.decode() not in known and int(tag) < before]
-        lost = [tag for tag in lost if not any(first <= int(tag) < end for first, end in underway)]
+        lost = [tag for tag in held if tag not in known and int(tag) < before]
+        lost = [tag for tag in lost if not any(int(tag) in tags for tags in underway)]
         if lost:
             _log.warning("%d messages that were taken but never arrived go back to their queues", len(lost))
-            self.give_back(*sorted(lost, key=int), suspect=False)
+            self.give_back(*lost, suspect=False)
         if judges and self._each_minute is not None and monotonic() >= self._minute_at:
             self._minute_at = monotonic() + _MINUTE_S
             self._each_minute()
+
+    def _renew(self, lease_ms: int) -> tuple[int, list[str]]:
+        """Renew the lease; return how much others held whose leases are over, and the tags that are held, in order."""
+        call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
+        count, held = self._client.execute([call], timeout_s=self._timeout_s)
+        return count, sorted([tag.decode() for tag in held], key=int)
 
     def _may_judge(self) -> bool:
         """Return whether a worker whose lease is over is gone.
@@ -309,7 +274,7 @@ class Leases:
         theirs too: they have a lease's time to show that they live.
         """
         now = monotonic()
-        if self._was_away or (self._renewed_at is not None and now - self._renewed_at > self._lease_s / 2):
+        if self._renewed_at is not None and now - self._renewed_at > self._lease_s / 2:
             self._judges_from = now + self._lease_s
         self._renewed_at = now
         return now >= self._judges_from
@@ -320,15 +285,14 @@ class Leases:
         Args:
             keep: The tags of messages that count as lost with this worker: they go back when its lease is over.
         """
-        self._stop.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(self._timeout_s)
-            self._thread = None
+        super().stop()
         try:
-            self.flush()
-            self._catch_up(self._timeout_s)
-            self._client.run(self._layout.leave(self._keys, self.worker, *keep), timeout_s=self._timeout_s)
+            self._carry_out(self._timeout_s)
+            _, held = self._renew(0)
+            self._settled.extend([(tag, "suspect") for tag in reversed(held) if tag not in keep])
+            self._carry_out(self._timeout_s)
+            if not keep:
+                self._client.execute([("ZREM", self.leases_key, self.worker)], timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("Redis does not answer, what is left goes back when the lease is over: %s", exc.problem)
         self._begin()

@@ -14,10 +14,9 @@ from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
-from taskbridge.brokers.redis import scripts
-from taskbridge.brokers.redis.client import Outcome, Request, client_of
+from taskbridge.brokers.redis.client import Request, Script, Word, client_of
+from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
-from taskbridge.brokers.redis.scripts import Keys, Word
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
 from taskbridge.message import RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
@@ -28,8 +27,14 @@ _TOGETHER: Final = 100
 _TOGETHER_BYTES: Final = 1 << 18
 """How many bytes of messages one command or script takes, about."""
 
-_VARIADIC: Final = frozenset({"LPUSH", "RPUSH", "SADD", "HSET"})
-"""Commands of a key and then any number of items: two of the same key are one with the items of both."""
+_PARK: Final = Script(__file__, "park")
+_BURY: Final = Script(__file__, "bury")
+_TAKE_DEAD: Final = Script(__file__, "take_dead")
+_COUNT: Final = Script(__file__, "count")
+
+_BEFORE_ITEMS: Final = {"LPUSH": 2, "RPUSH": 2, "SADD": 2, "HSET": 2, "EVALSHA": 7}
+"""Commands that take any number of items, and how many words stand before these: two with the same words there are one
+command with the items of both. The script is `_PARK`."""
 
 _PROBE_SLACK_S: Final = 60.0
 """How much the clocks of those who ask may differ."""
@@ -65,13 +70,7 @@ class RedisBroker:
             PartlyPublished: Of several messages, not all were published.
             BrokerUnavailable: The only message was not published.
         """
-        if len(messages) == 1:
-            request = self._wire.encode(messages[0])
-            self._client.execute(request if along[0] is None else (along[0], *request), timeout_s=timeout_s)
-            return
-        batches = merged([self._wire.encode(message) for message in messages], along)
-        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
-        _raise_unless_all([(batch.indexes, outcome) for batch, outcome in zip(batches, outcomes, strict=True)])
+        self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first.
@@ -80,17 +79,8 @@ class RedisBroker:
             PartlyPublished: Of several messages, not all were parked.
             BrokerUnavailable: The only message was not parked.
         """
-        deadline = time.monotonic() + timeout_s
-        entries = [_parked(message, delay_s) for message, delay_s in messages]
-        fates: list[tuple[Sequence[int], Outcome]] = []
-        for indexes in _portions([len(text) for _, _, text in entries]):
-            words: list[Word] = [word for index in indexes for word in entries[index]]
-            call = scripts.park(self._keys, *words)
-            try:
-                fates.append((indexes, self._client.run(call, timeout_s=deadline - time.monotonic())))
-            except BrokerUnavailable as exc:
-                fates.append((indexes, exc))
-        _raise_unless_all(fates)
+        parked = [(self._parking(message, delay_s),) for message, delay_s in messages]
+        self._give(parked, [None] * len(parked), timeout_s)
 
     def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
         """Park a message as `park` does, in one transaction with a command.
@@ -98,7 +88,39 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not parked.
         """
-        self._client.run(scripts.park(self._keys, *_parked(message, delay_s)), along=along, timeout_s=timeout_s)
+        self._give([(self._parking(message, delay_s),)], [along], timeout_s)
+
+    def _parking(self, message: Message, delay_s: float) -> RedisCommand:
+        delay_ms = max(0, math.ceil(delay_s * 1000))
+        keys = self._keys
+        words = _member(message), delay_ms, message.dumps()
+        return _PARK((keys.due, keys.messages, keys.engines), keys.engine, *words)
+
+    def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
+        """Have requests carried out, one a message, each in one transaction with a command, if it has one.
+
+        Raises:
+            PartlyPublished: Of several, not all were carried out.
+            BrokerUnavailable: The only one was not.
+        """
+        if len(requests) == 1:
+            request = requests[0] if along[0] is None else (along[0], *requests[0])
+            self._client.execute(request, timeout_s=timeout_s)
+            return
+        batches = merged(requests, along)
+        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
+        accepted, unsure = set[int](), set[int]()
+        problem: BrokerUnavailable | None = None
+        for batch, outcome in zip(batches, outcomes, strict=True):
+            if not isinstance(outcome, BrokerUnavailable):
+                accepted.update(batch.indexes)
+                continue
+            if outcome.maybe_taken:
+                unsure.update(batch.indexes)
+            if problem is None or (outcome.maybe_taken and not problem.maybe_taken):
+                problem = outcome
+        if problem is not None:
+            raise PartlyPublished(problem, accepted=frozenset(accepted), unsure=frozenset(unsure)) from problem
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
@@ -106,15 +128,16 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: It was not buried.
         """
-        died_at_ms = _milliseconds(letter.died_at)
-        call = scripts.bury(
-            self._keys, ttl_ms=self._dead_ttl_ms, message_id=letter.id, died_at_ms=died_at_ms, letter=letter.dumps()
-        )
-        self._client.run(call, timeout_s=timeout_s)
+        self._bury(letter.id, _milliseconds(letter.died_at), letter.dumps(), timeout_s=timeout_s)
+
+    def _bury(self, *words: Word, timeout_s: float) -> bool:
+        """Bury a letter, if there is one, and forget some whose time is over; return whether there may be more."""
+        call = _BURY((self._keys.dead, self._keys.letters), self._dead_ttl_ms, *words)
+        return bool(self._client.execute([call], timeout_s=timeout_s))
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        Pump(self._client, self._wire, self._settings, knows=knows, stop=stop).run()
+        Pump(self._client, self._wire, self._keys, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead, all at one moment.
@@ -123,8 +146,9 @@ class RedisBroker:
             BrokerUnavailable: Redis doesn't answer within `send_timeout`.
         """
         places = {queue: self._wire.places(queue) for queue in queues}
-        call = scripts.count(self._keys, list(chain.from_iterable(places.values())), ttl_ms=self._dead_ttl_ms)
-        delayed, dead, *lengths = self._client.run(call, timeout_s=self._settings.send_timeout_s)
+        keys = self._keys.engines, self._keys.dead, *chain.from_iterable(places.values())
+        call = _COUNT(keys, self._keys.namespace, self._dead_ttl_ms)
+        delayed, dead, *lengths = self._client.execute([call], timeout_s=self._settings.send_timeout_s)
         remaining = iter(lengths)
         waiting = {queue: sum(islice(remaining, len(places[queue]))) for queue in places}
         return Counts(waiting=waiting, delayed=delayed, dead=dead)
@@ -148,18 +172,23 @@ class RedisBroker:
         taken: list[str] = []
         for part in self._dead_parts(ids, timeout_s):
             chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
-            for indexes in _portions([len(found.text) for found, _ in chosen]):
-                taken += self._take(chosen[indexes.start : indexes.stop], timeout_s)
+            if chosen:
+                taken += self._take(chosen, timeout_s)
         return taken
 
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
-        words = [word for found, fate in chosen for word in found.taken(fate)]
-        answers = self._client.run(scripts.take_dead(self._keys, words), timeout_s=timeout_s)
+        words: list[Word] = []
+        for found, fate in chosen:
+            replayed = ("", "") if fate.message is None else (_member(fate.message), fate.message.dumps())
+            words += found.key, sha1(found.text, usedforsecurity=False).hexdigest(), *replayed
+        keys = self._keys
+        call = _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)
+        answers = self._client.execute([call], timeout_s=timeout_s)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
         """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
-        while self._client.run(scripts.forget_dead(self._keys, ttl_ms=self._dead_ttl_ms), timeout_s=timeout_s):
+        while self._bury(timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything:
@@ -250,14 +279,6 @@ class _Dead(NamedTuple):
     text: bytes
     letter: DeadLetter
 
-    def taken(self, fate: Taken) -> tuple[Word, ...]:
-        """Return the words for the script that takes it out."""
-        digest = sha1(self.text, usedforsecurity=False).hexdigest()
-        if fate.message is None:
-            return self.key, digest, "", ""
-        member, _, text = _parked(fate.message, 0)
-        return self.key, digest, member, text
-
 
 @dataclass(slots=True)
 class Batch:
@@ -274,30 +295,30 @@ class Batch:
     size: int = 0
 
 
-def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None] | None = None) -> list[Batch]:
+def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Batch]:
     """Return requests that do in few commands what one request a message would do; in each list the order stays.
 
     Args:
         encoded: A request for each message.
-        along: A command for each message that goes along with its request; None for none.
+        along: For each message a command that goes along with its request, if there is one.
     """
     batches: list[Batch] = []
     growing: dict[Any, tuple[Batch, list[list[Word]]]] = {}
     for index, request in enumerate(encoded):
-        shape = tuple([command[:2] for command in request])
+        shape = tuple([command[: _BEFORE_ITEMS.get(str(command[0]), 2)] for command in request])
         found = growing.get(shape)
         if found is None:
             commands: list[list[Word]] = [list(start) for start in shape]
             found = Batch([*commands]), commands
             batches.append(found[0])
-            if all(command[0] in _VARIADIC for command in request):
+            if all(command[0] in _BEFORE_ITEMS for command in request):
                 growing[shape] = found
         batch, commands = found
-        for words, command in zip(commands, request, strict=True):
-            words.extend(command[2:])
+        for words, start, command in zip(commands, shape, request, strict=True):
+            words.extend(command[len(start) :])
             last = command[-1]  # where engines put the body
             batch.size += len(last) if isinstance(last, (str, bytes)) else 0
-        if along is not None and (first := along[index]) is not None:
+        if (first := along[index]) is not None:
             batch.request.insert(len(batch.request) - len(commands), first)
         batch.indexes.append(index)
         if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
@@ -305,20 +326,8 @@ def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None] | No
     return batches
 
 
-def _portions(sizes: Sequence[int]) -> Iterator[range]:
-    """Cut messages of these sizes in portions that one script may take."""
-    start = size = 0
-    for index, one in enumerate(sizes):
-        if index > start and (index - start >= _TOGETHER or size + one > _TOGETHER_BYTES):
-            yield range(start, index)
-            start, size = index, 0
-        size += one
-    if start < len(sizes):
-        yield range(start, len(sizes))
-
-
-def _parked(message: Message, delay_s: float) -> tuple[str, int, str]:
-    return f"{message.life}:{message.attempt}", max(0, math.ceil(delay_s * 1000)), message.dumps()
+def _member(message: Message) -> str:
+    return f"{message.life}:{message.attempt}"
 
 
 def _milliseconds(duration_s: float) -> int:
@@ -329,20 +338,3 @@ def _undoing(command: RedisCommand) -> list[str]:
     """Return the command that takes away again what one has put in a list or a hash."""
     name, key, item = (word.decode() if isinstance(word, bytes) else str(word) for word in command[:3])
     return ["HDEL", key, item] if name == "HSET" else ["LREM", key, "0", item]
-
-
-def _raise_unless_all(fates: Sequence[tuple[Sequence[int], Outcome]]) -> None:
-    """Raise what says which messages were not taken, if any were not."""
-    failures = [(indexes, outcome) for indexes, outcome in fates if isinstance(outcome, BrokerUnavailable)]
-    if not failures:
-        return
-    unsure = [(indexes, failure) for indexes, failure in failures if failure.maybe_taken]
-    _, cause = (unsure or failures)[0]
-    if sum(len(indexes) for indexes, _ in fates) == 1:
-        raise cause
-    accepted = chain.from_iterable(indexes for indexes, outcome in fates if not isinstance(outcome, BrokerUnavailable))
-    raise PartlyPublished(
-        cause,
-        accepted=frozenset(accepted),
-        unsure=frozenset(chain.from_iterable(indexes for indexes, _ in unsure)),
-    ) from cause

@@ -10,24 +10,27 @@ import math
 import os
 import select
 import socket
-import struct
-import sys
-import threading
+import ssl
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from contextlib import suppress
+from hashlib import sha1
+from pathlib import Path
 from typing import Any, Final
 
 import redis
 from redis import connection as _connection
 from redis import exceptions as errors
 
-from taskbridge.brokers.redis.scripts import Call, Word
+from taskbridge.background import in_time
+from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import BrokerUnavailable, SettingsError
 from taskbridge.settings import without_credentials
+
+Word = str | bytes | int | float
+"""A part of a command."""
 
 Request = Sequence[Sequence[Word]]
 """Commands that are carried out together: one as it is, several in a transaction."""
@@ -50,11 +53,8 @@ _SPARE_S: Final = 5.0
 _WINDOW_BYTES: Final = 1 << 20
 """About how much is sent before the replies are read."""
 
-_SLICE_S: Final = 0.1
-"""How long a call that can be stopped waits before it looks whether it is."""
-
-_SMALL_BYTES: Final = 8192
-"""What an idle connection takes in one system call, whatever its peer does."""
+_NOT_YET: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What a socket raises that can't do something at once."""
 
 # Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
 _NOT_FOR_CONNECTIONS: Final = {
@@ -68,6 +68,8 @@ _redis_py: Final[Any] = _connection  # which has few types
 class Link:
     """An open connection. To redis-py it is the socket, so that each of its calls ends by a deadline.
 
+    The socket itself never blocks: who has to wait polls it.
+
     Attributes:
         raw: The socket itself.
         owner: The connection of redis-py's.
@@ -77,19 +79,17 @@ class Link:
     """
 
     def __init__(self, raw: Any, timeout_s: float) -> None:
+        raw.setblocking(False)
         self.raw: Any = raw
         self.owner: Any = None
         self.parser: Any = None
         self.deadline: float = time.monotonic() + timeout_s
         self.used_at: float = 0.0
-        self._sendall: Final[Callable[[bytes], None]] = raw.sendall
-        self._recv: Final[Callable[[int, int], bytes]] = raw.recv
         self._pid = os.getpid()
         self._waits = True
-        self._limit_s = 0.0
-        self._in_kernel = sys.platform == "linux" and type(raw) is socket.socket  # not TLS
-        if self._in_kernel:
-            raw.settimeout(None)
+        self._send: Final[Callable[[bytes | memoryview], int]] = raw.send
+        self._recv: Final[Callable[[int, int], bytes]] = raw.recv
+        self._decrypted: Final[Callable[[], int]] = getattr(raw, "pending", int)
         self._poll = select.poll()  # unlike select(), for any number of open files; unlike epoll, it opens none itself
         self._poll.register(raw, select.POLLIN)
         weakref.finalize(self, raw.close).atexit = False  # else the socket warns where all of this is garbage together
@@ -104,16 +104,18 @@ class Link:
         Raises:
             OSError: The connection is closed, or the deadline is over.
         """
-        if self._in_kernel and len(data) > _SMALL_BYTES:  # it may take several calls, each with a time of its own
-            self.raw.settimeout(left_s(self.deadline))
-            self.raw.sendall(data)
-            self.raw.settimeout(None)
-            return
-        self._limit()
-        try:
-            self._sendall(data)
-        except BlockingIOError as exc:  # the kernel's own limit
-            raise TimeoutError from exc
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                sent = self._send(rest)
+            except _NOT_YET:
+                sent = 0
+            if sent == len(rest):
+                return
+            rest = memoryview(rest)[sent:]
+            room = select.poll()
+            room.register(self.raw, select.POLLOUT)
+            room.poll(_left_s(self.deadline) * 1000)
 
     def read(self) -> Any:
         """Return a reply, in bytes; an error in a list is an item of it.
@@ -136,9 +138,7 @@ class Link:
 
     def has_come(self, wait_s: float) -> bool:
         """Return whether the socket has something, at once or within so many seconds; it may be the end."""
-        if not self._in_kernel and self.raw.pending():  # TLS holds back what it has decrypted
-            return True
-        return bool(self._poll.poll(wait_s and math.ceil(wait_s * 1000)))
+        return bool(self._decrypted()) or bool(self._poll.poll(wait_s and math.ceil(wait_s * 1000)))
 
     def close(self) -> None:
         """Close the connection, and end what another thread does with it."""
@@ -154,22 +154,17 @@ class Link:
     def settimeout(self, timeout_s: float | None) -> None:
         """Don't wait from now on, if the time is 0; how long calls wait otherwise is for the deadline to say."""
         self._waits = timeout_s != 0
-        if not self._in_kernel:
-            self.raw.settimeout(None if self._waits else 0)
-            self._limit_s = 0.0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive bytes."""
-        if self._waits:
-            self._limit()
-        elif self._in_kernel:
-            flags |= socket.MSG_DONTWAIT
-        try:
-            return self._recv(size, flags)
-        except BlockingIOError as exc:
-            if self._waits:
-                raise TimeoutError from exc
-            raise
+        while True:
+            if self._waits and not self.has_come(_left_s(self.deadline)):
+                raise TimeoutError
+            try:
+                return self._recv(size, flags)
+            except _NOT_YET:
+                if not self._waits:
+                    raise  # else a part of what TLS has to decrypt has come
 
     def recv_into(self, buffer: bytearray) -> int:
         """Receive bytes into a buffer, and return how many; hiredis' parser calls this."""
@@ -177,28 +172,8 @@ class Link:
         buffer[: len(data)] = data
         return len(data)
 
-    def _limit(self) -> None:
-        """Have the socket's calls end in time; a system call is spared where nearly the same time is left as before."""
-        left = left_s(self.deadline)
-        if left * 0.98 < self._limit_s <= left * 1.02:
-            return
-        if self._in_kernel:
-            # Python's own timeouts are two system calls for each one, and the interpreter's lock is let go for each:
-            # with many threads that takes longer than the call.
-            limit = struct.pack("ll", int(left), max(1, int(left % 1 * 1e6)))
-            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        else:
-            self.raw.settimeout(left)
-        self._limit_s = left
 
-
-def left_s(deadline: float) -> float:
-    """Return the seconds until a deadline.
-
-    Raises:
-        TimeoutError: It is over.
-    """
+def _left_s(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -223,11 +198,16 @@ def connector(url: str) -> Connect:
     except (TypeError, ValueError, errors.RedisError) as exc:
         problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
         raise SettingsError("url", problem) from exc
+
+    class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
+        def _connect(self) -> Link:
+            stock: Any = super()
+            self.link = Link(stock._connect(), self.socket_timeout)
+            return self.link
+
     options["protocol"] = 2  # in which replies have the same types whatever the version of redis-py
     if not issubclass(kind, redis.UnixDomainSocketConnection):
         options.setdefault("socket_keepalive", True)
-
-    bounded = _bounded(kind)
 
     def connect(timeout_s: float) -> Link:
         parsers: list[Any] = []
@@ -236,67 +216,13 @@ def connector(url: str) -> Connect:
             parsers.append(_redis_py.DefaultParser(**given))  # hiredis', where that is installed
             return parsers[0]
 
-        made: Any = bounded(**options, parser_class=parser, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        made: Any = Bounded(**options, parser_class=parser, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         made.connect()
         link: Link = made.link
         link.owner, link.parser = made, parsers[0]
         return link
 
     return connect
-
-
-def _bounded(kind: Any) -> Any:
-    """Return a class of connections like another one, with a `Link` for a socket."""
-
-    class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
-        def _connect(self) -> Link:
-            stock: Any = super()
-            self.link = Link(stock._connect(), self.socket_timeout)
-            return self.link
-
-    return Bounded
-
-
-def _connected(connect: Connect, deadline: float, stop: threading.Event | None) -> Link:
-    """Make a connection in a thread, so that no part of it (looking the host up, TLS, AUTH) outlasts a deadline.
-
-    Raises:
-        redis.RedisError, OSError, ValueError: It can't be made, or not in time.
-    """
-    timeout_s = left_s(deadline)
-    made: Future[Link] = Future()
-
-    def run() -> None:
-        try:
-            link = connect(timeout_s)
-        except Exception as exc:
-            if made.set_running_or_notify_cancel():
-                made.set_exception(exc)
-        else:
-            if made.set_running_or_notify_cancel():
-                made.set_result(link)
-            else:  # nobody waits any longer
-                link.close()
-
-    try:
-        threading.Thread(target=run, name="taskbridge-redis-connect", daemon=True).start()
-    except RuntimeError:  # no thread is to be had, as when the interpreter ends
-        run()
-    try:
-        while not made.done():
-            wait([made], left_s(deadline) if stop is None else min(_SLICE_S, left_s(deadline)))
-            if stop is not None:
-                _raise_if(stop)
-        return made.result()
-    except BaseException:
-        if not made.cancel() and made.exception() is None:
-            made.result().close()
-        raise
-
-
-def _raise_if(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise errors.RedisError("given up, for the worker stops")
 
 
 def pack(request: Request) -> bytes:
@@ -309,6 +235,32 @@ def pack(request: Request) -> bytes:
             data = word if isinstance(word, bytes) else word.encode() if isinstance(word, str) else b"%r" % word
             parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+_texts: Final[dict[Word, str]] = {}
+"""Of each script its text, by the name by which a server knows it: the text's SHA-1."""
+
+
+class Script:
+    """A Lua script; called with its keys and arguments, it is a command. Its file says what they are, and the reply.
+
+    A script that fails at its first write, for want of memory or on a replica, has changed nothing; Redis refuses no
+    later write of a script for these reasons. A `kill -9` of the server keeps all of a script's changes or none.
+
+    Args:
+        beside: The `__file__` of a module that has a folder `lua` beside it.
+        *names: Of files in this folder, without `.lua`; several are joined.
+    """
+
+    def __init__(self, beside: str, *names: str) -> None:
+        files = (__file__, "now"), *[(beside, name) for name in names]
+        text = "\n".join((Path(module).parent / "lua" / f"{name}.lua").read_text("utf-8") for module, name in files)
+        self._sha: Final = sha1(text.encode(), usedforsecurity=False).hexdigest()
+        _texts[self._sha] = text
+
+    def __call__(self, keys: Sequence[str], *args: Word) -> RedisCommand:
+        """Return a command that runs the script."""
+        return "EVALSHA", self._sha, len(keys), *keys, *args
 
 
 class Client:
@@ -330,68 +282,48 @@ class Client:
         self._idle: deque[Link] = deque()
         self._pid = os.getpid()
 
-    def execute(self, request: Request, *, timeout_s: float, stop: threading.Event | None = None) -> Any:
-        """Carry a request out and return its reply.
-
-        Args:
-            request: What to carry out.
-            timeout_s: How long it may take in all.
-            stop: Gives up when set, within 0.3 s.
+    def execute(self, request: Request, *, timeout_s: float) -> Any:
+        """Carry a request out, in so many seconds at most, and return its reply.
 
         Raises:
             BrokerUnavailable: It was not carried out, or it isn't known whether it was.
         """
-        [outcome] = self._exchange([request], pack(request), time.monotonic() + timeout_s, stop)
+        deadline = time.monotonic() + timeout_s
+        [outcome] = self._exchange([request], pack(request), deadline)
         if isinstance(outcome, BrokerUnavailable):
-            raise outcome
+            [outcome] = self._taught([request], [outcome], deadline)
+            if isinstance(outcome, BrokerUnavailable):
+                raise outcome
         return outcome
 
     def execute_all(self, requests: Sequence[Request], *, timeout_s: float) -> list[Outcome]:
         """Carry requests out in order, pipelined, each for itself, and return what became of each."""
         deadline = time.monotonic() + timeout_s
+        return self._taught(requests, self._pipelined(requests, deadline), deadline)
+
+    def _taught(self, requests: Sequence[Request], outcomes: list[Outcome], deadline: float) -> list[Outcome]:
+        """Carry out again, with the scripts' texts, those requests whose scripts the server doesn't know.
+
+        In a transaction, the other commands are then carried out twice.
+        """
+        unknown = [n for n, each in enumerate(outcomes) if isinstance(each, BrokerUnavailable) and _lacks_script(each)]
+        if unknown:
+            again = self._pipelined([[_with_text(each) for each in requests[n]] for n in unknown], deadline)
+            for number, outcome in zip(unknown, again, strict=True):
+                outcomes[number] = outcome
+        return outcomes
+
+    def _pipelined(self, requests: Sequence[Request], deadline: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        window: list[Request] = []
         packed: list[bytes] = []
         size = 0
-        for request in requests:
-            window.append(request)
+        for count, request in enumerate(requests, start=1):
             packed.append(pack(request))
             size += len(packed[-1])
-            if size >= _WINDOW_BYTES:
-                outcomes += self._exchange(window, b"".join(packed), deadline)
-                window, packed, size = [], [], 0
-        return outcomes + self._exchange(window, b"".join(packed), deadline) if window else outcomes
-
-    def run(
-        self,
-        call: Call,
-        *,
-        timeout_s: float,
-        along: Sequence[Word] | None = None,
-        stop: threading.Event | None = None,
-    ) -> Any:
-        """Run a script and return what it returns; the server is given its text only if it doesn't know it.
-
-        Args:
-            call: The script, and what it works on.
-            timeout_s: How long it may take in all.
-            along: A command for the same transaction, whose reply comes first then. It is carried out twice where the
-                server doesn't know the script.
-            stop: Gives up when set, within 0.3 s.
-
-        Raises:
-            BrokerUnavailable: As for `execute`.
-        """
-        deadline = time.monotonic() + timeout_s
-        first = () if along is None else (along,)
-        rest = (len(call.keys), *call.keys, *call.args)
-        try:
-            return self.execute((*first, ("EVALSHA", call.script.sha, *rest)), timeout_s=timeout_s, stop=stop)
-        except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, errors.NoScriptError):
-                raise
-        left = deadline - time.monotonic()
-        return self.execute((*first, ("EVAL", call.script.text, *rest)), timeout_s=left, stop=stop)
+            if size >= _WINDOW_BYTES or count == len(requests):
+                outcomes += self._exchange(requests[len(outcomes) : count], b"".join(packed), deadline)
+                packed, size = [], 0
+        return outcomes
 
     def close(self) -> None:
         """Close the idle connections, and the others as their calls end; the next call makes new ones."""
@@ -407,13 +339,13 @@ class Client:
             self._pid = os.getpid()
         return self._idle
 
-    def _take(self, idle: deque[Link], deadline: float, stop: threading.Event | None) -> Link:
+    def _take(self, idle: deque[Link], deadline: float) -> Link:
         """Return the connection that was used last, if it is fit, or a new one.
 
         Raises:
             redis.RedisError, OSError, ValueError: None can be made.
         """
-        left_s(deadline)
+        timeout_s = _left_s(deadline)
         while idle:
             try:
                 link = idle.pop()
@@ -422,7 +354,10 @@ class Client:
             if self._is_fit(link):
                 return link
             link.close()
-        return _connected(self._connect, deadline, stop)
+        # No part of it (looking the host up, TLS, AUTH) may outlast the deadline.
+        return in_time(
+            "redis-connect", lambda: self._connect(timeout_s), Link.close, left_s=lambda: deadline - time.monotonic()
+        )
 
     def _is_fit(self, link: Link) -> bool:
         """Return whether a connection can be used again: if there is something to read, it is closed or out of step."""
@@ -435,23 +370,18 @@ class Client:
         link.used_at = now = time.monotonic()
         idle.append(link)
         try:
-            oldest = idle.popleft()
-        except IndexError:  # another thread took the last one
-            return
-        if now - oldest.used_at > min(_SPARE_S, _LONGEST_IDLE_S):
-            oldest.close()
-        else:
-            idle.appendleft(oldest)
+            if now - idle[0].used_at > _SPARE_S:
+                idle.popleft().close()
+        except IndexError:  # other threads took them all
+            pass
 
     # Requests and replies
 
-    def _exchange(
-        self, requests: Sequence[Request], packed: bytes, deadline: float, stop: threading.Event | None = None
-    ) -> list[Outcome]:
+    def _exchange(self, requests: Sequence[Request], packed: bytes, deadline: float) -> list[Outcome]:
         """Send requests, read their replies, and return what became of each."""
         idle = self._pool()
         try:
-            link = self._take(idle, deadline, stop)
+            link = self._take(idle, deadline)
         except TROUBLE as exc:
             return [self._unavailable(exc, maybe_taken=False)] * len(requests)
         link.deadline = deadline
@@ -460,14 +390,10 @@ class Client:
         try:
             link.send(packed)
             sent = True
-            while stop is not None and not link.has_come(min(_SLICE_S, left_s(deadline))):
-                _raise_if(stop)
             for request in requests:
                 outcomes.append(self._read(link, request))
         except TROUBLE as exc:
             link.close()
-            if isinstance(exc, (errors.TimeoutError, TimeoutError)):
-                _close_older(idle, link.used_at)
             if isinstance(exc, _REFUSALS):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
@@ -507,8 +433,10 @@ class Client:
         return reply
 
     def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
-        if isinstance(exc, (errors.ReadOnlyError, errors.MasterDownError)):
-            self.close()  # the server was the primary: new connections may lead to the one that is now
+        # What dropped one connection silently has dropped the others, and each would cost a call all of its time; and
+        # where the server was the primary, new connections may lead to the one that is now.
+        if isinstance(exc, (errors.TimeoutError, TimeoutError, errors.ReadOnlyError, errors.MasterDownError)):
+            self.close()
         made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = None if _QUOTING in str(exc) else exc
         return made
@@ -529,18 +457,12 @@ def client_of(url: str) -> Client:
     return _shared.setdefault(url, Client(url)) if client is None else client
 
 
-def _close_older(idle: deque[Link], used_at: float) -> None:
-    """Close what has been idle for longer than a connection on which no answer came: it may have been dropped as well.
+def _lacks_script(problem: BrokerUnavailable) -> bool:
+    return isinstance(problem.__cause__, errors.NoScriptError)
 
-    Else each of these would cost a call all of its time. One that was new has no older ones beside it.
-    """
-    with suppress(IndexError):  # another thread took the last one
-        while True:
-            link = idle.popleft()
-            if link.used_at > used_at:  # and so are those to the right of it
-                idle.appendleft(link)
-                return
-            link.close()
+
+def _with_text(command: Sequence[Word]) -> Sequence[Word]:
+    return ("EVAL", _texts[command[1]], *command[2:]) if command[0] == "EVALSHA" else command
 
 
 _QUOTING: Final = ", with args beginning with"

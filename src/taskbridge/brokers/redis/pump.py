@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from taskbridge.brokers.base import RedisCommand, Wire
-from taskbridge.brokers.redis import scripts
-from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.scripts import Call, Keys, Word
+from taskbridge.brokers.redis.client import Client, Script, Word
+from taskbridge.brokers.redis.keys import Keys
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
-from taskbridge.message import DeadLetter, Message, loads
-from taskbridge.settings import Settings
+from taskbridge.message import DeadLetter, loads
 
 _log = logging.getLogger("taskbridge.pump")
+
+_LOOK: Final = Script(__file__, "look")
+_SETTLE: Final = Script(__file__, "settle")
+_BEAT: Final = Script(__file__, "beat")
 
 _POLL_S: Final = 0.2
 """How long a single pump sleeps at most: what is parked meanwhile with a shorter delay is late by no more."""
@@ -42,10 +44,7 @@ _LIFE_MS: Final = 5000
 """How often a pump says that it lives, and how long that is believed."""
 
 _POSTPONED_MS: Final = 30_000
-"""How long a message waits that only a newer release can read or publish."""
-
-_STRANGERS_PAUSE_S: Final = 0.8
-"""How long a pump doesn't look at another engine's messages when it has seen all, and doesn't know some."""
+"""How long a message waits that can't be published, or that only a newer release can read."""
 
 _CALL_S: Final = 5.0
 _LEAVE_S: Final = 0.25
@@ -58,26 +57,7 @@ class _Found(NamedTuple):
 
     member: bytes
     score: bytes
-    text: bytes | None
-
-    def settled(self, action: str, *words: Word) -> Sequence[Word]:
-        """Return the words for the script that does something with it."""
-        return self.member, self.score, action, *words
-
-
-@dataclass(slots=True)
-class _Source:
-    """What the bridges of an engine have parked: the pump's own, or one that has no pump.
-
-    Attributes:
-        keys: The engine's.
-        offset: Where the next look begins.
-        next_look: When that is, by the monotonic clock.
-    """
-
-    keys: Keys
-    offset: int = 0
-    next_look: float = 0.0
+    text: bytes
 
 
 class Pump:
@@ -87,18 +67,21 @@ class Pump:
         self,
         client: Client,
         wire: Wire[Sequence[RedisCommand]],
-        settings: Settings,
+        keys: Keys,
         *,
         knows: Callable[[str], bool],
         stop: threading.Event,
     ) -> None:
         self._client = client
         self._wire = wire
+        self._keys = keys
         self._knows = knows
         self._stop = stop
         self._id = str(uuid4())
-        self._own = _Source(Keys(settings.namespace, wire.engine))
-        self._orphans: dict[str, _Source] = {}
+        self._orphans: list[Keys] = []  # of engines that have no pump
+        self._passed: defaultdict[str, int] = defaultdict(
+            int
+        )  # how many of an engine's are passed over at the next look
         self._next_beat = 0.0
         self._living = 1
 
@@ -123,97 +106,84 @@ class Pump:
         """Publish what is due, and return how long to sleep."""
         if time.monotonic() >= self._next_beat:
             self._beat()
-        return min([self._promote(each) for each in (self._own, *self._orphans.values())])
+        return min([self._promote(keys) for keys in (self._keys, *self._orphans)])
 
     def _beat(self) -> None:
         """Say that this pump lives, and learn which other engines have none."""
-        self._living, *engines = self._run(scripts.beat(self._own.keys, pump=self._id, life_ms=_LIFE_MS))
-        names = [engine.decode() for engine in engines]
-        for name in set(names) - self._orphans.keys():
-            _log.info("engine %s has no pump: its delayed messages are published here, if the task is known", name)
-        namespace = self._own.keys.namespace
-        self._orphans = {name: self._orphans.get(name) or _Source(Keys(namespace, name)) for name in names}
+        own, known = self._keys, {keys.engine for keys in self._orphans}
+        beat = _BEAT((own.engines, own.pumps), own.namespace, own.engine, self._id, _LIFE_MS)
+        self._living, *engines = self._run(beat)
+        self._orphans = [Keys(own.namespace, engine.decode()) for engine in engines]
+        for keys in self._orphans:
+            if keys.engine not in known:
+                _log.info("engine %s has no pump: delayed messages of known tasks are published here", keys.engine)
         self._next_beat = time.monotonic() + _BEAT_S
 
     def _leave(self) -> None:
         """Say that this pump is gone, so that another engine's may take over at once."""
         try:
-            self._client.execute([("ZREM", self._own.keys.pumps, self._id)], timeout_s=_LEAVE_S)
+            self._client.execute([("ZREM", self._keys.pumps, self._id)], timeout_s=_LEAVE_S)
         except BrokerUnavailable as exc:
             _log.info("this pump will be missed only after %d ms: %s", _LIFE_MS, exc.problem)
 
     # Promoting
 
-    def _promote(self, source: _Source) -> float:
-        """Publish what is due, and return how long to sleep.
+    def _promote(self, keys: Keys) -> float:
+        """Publish what is due of what an engine's bridges have parked, and return how long to sleep.
 
         Of another engine's, what is not known here stays, and would be found again each time: so the next look begins
-        behind it, until the end is reached, and after that there is a pause.
+        behind it, until the end is reached.
         """
-        early_s = source.next_look - time.monotonic()
-        if early_s > 0:
-            return early_s
-        claim_ms, decide = (_CLAIM_MS, self._decided) if source is self._own else (0, self._adopted)
-        wait_ms, *rest = self._run(
-            scripts.look(
-                source.keys, claim_ms=claim_ms, offset=source.offset, most=_TOGETHER, most_bytes=_TOGETHER_BYTES
-            )
-        )
+        is_own = keys is self._keys
+        passed = self._passed[keys.engine]
+        look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
+        wait_ms, *rest = self._run(look)
         found = [_Found(*row) for row in zip(rest[::3], rest[1::3], rest[2::3], strict=True)]
-        decided = [words for each in found if (words := decide(each))]
+        decided: list[Word] = []
+        left = 0
+        for each in found:
+            commands = self._commands(each, is_own)
+            if commands is None:
+                left += 1
+                continue
+            decided += each.member, each.score, len(commands)
+            decided += [word for command in commands for word in (len(command), *command)]
         if decided:
-            self._settle(source.keys, decided)
-        left = len(found) - len(decided)
-        wait_s = _sleep_s(wait_ms, self._living)
-        if left:
-            wait_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
-        source.offset = source.offset + left if wait_ms == 0 else 0
-        source.next_look = time.monotonic() + wait_s
-        return wait_s
+            self._settle(keys, decided)
+        self._passed[keys.engine] = passed + left if wait_ms == 0 else 0
+        return _POLL_S if left else _sleep_s(wait_ms, self._living)
 
-    def _settle(self, keys: Keys, decided: list[Sequence[Word]]) -> None:
+    def _settle(self, keys: Keys, decided: Sequence[Word]) -> None:
         """Do what was decided, in one step."""
-        published, *refused = self._run(scripts.settle(keys, [word for words in decided for word in words]))
-        _log.debug("published %d delayed messages", published)
+        settled, *refused = self._run(_SETTLE((keys.due, keys.messages), _POSTPONED_MS, *decided))
+        _log.debug("published %d delayed messages", settled)
         for member, error in zip(refused[::2], refused[1::2], strict=True):
             _log.error(
                 "delayed message %s can't be published, tried again in 30 s: %s", member.decode(), error.decode()
             )
 
-    def _decided(self, found: _Found) -> Sequence[Word]:
-        """Decide about a due message of the own engine."""
+    def _commands(self, found: _Found, is_own: bool) -> Sequence[Sequence[Word]] | None:
+        """Return what is to be done with a due message, nothing to put it off, and None to leave it to its engine."""
         member = found.member.decode(errors="replace")
-        if found.text is None:
-            _log.warning("delayed message %s has no text (was the hash changed by hand?), forgotten", member)
-            return found.settled("drop")
         try:
-            return self._published(found, loads(found.text))
-        except NewerFormError as exc:
-            _log.warning("delayed message %s waits for a newer release: %s", member, exc)
-            return found.settled("postpone", _POSTPONED_MS)
+            message = loads(found.text)
+            return self._wire.encode(message) if is_own or self._knows(message.task) else None
         except DecodeError as exc:
+            if not is_own:
+                return None
+            if isinstance(exc, NewerFormError):
+                _log.warning("delayed message %s waits for a newer release: %s", member, exc)
+                return ()
             _log.error("delayed message %s is dead, reason undecodable: %s", member, exc)
             letter = DeadLetter(message=None, reason="undecodable", raw=found.text, died_at=time.time())
-            return found.settled("bury", letter.id, round(letter.died_at * 1000), letter.dumps())
+            dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
+            return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
         except Exception:  # one message that the wire can't encode must not keep all others waiting
             _log.exception("delayed message %s can't be published, tried again in 30 s", member)
-            return found.settled("postpone", _POSTPONED_MS)
+            return ()
 
-    def _adopted(self, found: _Found) -> Sequence[Word] | None:
-        """Decide about a due message of another engine; None leaves it where it is."""
-        try:
-            message = None if found.text is None else loads(found.text)
-            return self._published(found, message) if message and self._knows(message.task) else None
-        except DecodeError:
-            return None  # for its own engine to bury, or for a newer release
-
-    def _published(self, found: _Found, message: Message) -> Sequence[Word]:
-        commands = self._wire.encode(message)
-        words = [word for command in commands for word in (len(command), *command)]
-        return found.settled("publish", len(commands), *words)
-
-    def _run(self, call: Call) -> Any:
-        return self._client.run(call, timeout_s=_CALL_S, stop=self._stop)
+    def _run(self, command: RedisCommand) -> Any:
+        return self._client.execute([command], timeout_s=_CALL_S)
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
-from taskbridge.brokers.redis.client import TROUBLE, Link, client_of, connector, pack
-from taskbridge.brokers.redis.scripts import Word
+from taskbridge.brokers.redis.client import TROUBLE, Link, Word, client_of, connector, pack
 from taskbridge.engines.celery.wire import REDIS_STEPS, Taken, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable

@@ -124,7 +124,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         after_ms = int(self._lease_s * 1000), int(forgotten_s * 1000), DEFAULT_DEAD_MESSAGE_TTL
         queues = (*self.get_declared_queues(), *self.get_declared_delay_queues())
         call = STRANGERS([f"{self.namespace}:__heartbeats__"], self.namespace, *after_ms, *queues)
-        self._calls.run(call, timeout_s=_TIMEOUT_S)
+        self._calls.execute([call], timeout_s=_TIMEOUT_S)
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""

@@ -23,12 +23,12 @@ local function look(list, id)
   return nil  -- a second copy of an id, whose message is done with
 end
 
-local function forget(list, id, now, dead)
+local function forget(list, id, dead)
   local queue = queue_of(list, id)
   local body = dead and redis.call('HGET', queue .. '.msgs', id)
   if body then
     local letters = queue:gsub('%.DQ$', '') .. '.XQ'
-    redis.call('ZADD', letters, now, id)
+    redis.call('ZADD', letters, math.floor(now_ms()), id)
     redis.call('HSET', letters .. '.msgs', id, body)
   end
   redis.call('HDEL', queue .. '.msgs', id)

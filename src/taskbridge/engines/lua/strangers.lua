@@ -1,7 +1,7 @@
 -- Look after what stock Dramatiq clients leave behind, as Dramatiq's own maintenance does by chance (dispatch.lua).
 -- KEYS: the heartbeats of Dramatiq's clients. ARGV: namespace, ms after which a worker is dead, ms after which a client is
 -- forgotten, ms after which Dramatiq's own dead messages are, then queues. Returns: how many messages went back.
-local count = 0
+local now, count = math.floor(now_ms()), 0
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])) do
   for i = 5, #ARGV do
     local acks, queue = ARGV[1] .. ':__acks__.' .. worker .. '.' .. ARGV[i], ARGV[1] .. ':' .. ARGV[i]

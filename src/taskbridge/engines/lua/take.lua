@@ -1,10 +1,11 @@
--- End what is done with, and take what there are slots for; at any moment a message is in its list, or held.
+-- Settle what is held, and take what there are slots for; at any moment a message is in its list, or held.
 -- KEYS: leases, held, then lists by priority and, within one, by queue.
--- ARGV: worker, first tag, most, queues, from which of these on, counted from 0; then tags to end.
+-- ARGV: worker, first tag, most, queues, from which of these on, counted from 0; then of each message to
+-- settle its tag, and what becomes of it.
 -- Returns: of each message taken its queue, counted from 0, its text, and whether it may have been started; its tag is
 -- the first one and how many there were before.
 local tag, most, queues, start = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-for i = 6, #ARGV do finish(KEYS[2], ARGV[i]) end
+for i = 6, #ARGV, 2 do settle(KEYS[2], ARGV[i], ARGV[i + 1]) end
 local taken = {}
 local function take(i)
   local item = pop(KEYS[i])  -- as the first write, which a full Redis allows; it then refuses no later one
@@ -45,5 +46,5 @@ for first = 3, #KEYS, math.max(queues, 1) do  -- a step of 0 never ends
     waiting = more
   end
 end
-if #taken > 0 then redis.call('ZADD', KEYS[1], now, ARGV[1]) end
+if #taken > 0 then redis.call('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end
 return taken

@@ -15,15 +15,11 @@ One script replaces any of the strings if its first line is as it was seen.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError
-
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.brokers.redis.client import Request, client_of, pack
-from taskbridge.brokers.redis.scripts import Word, script
+from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
@@ -31,7 +27,7 @@ from taskbridge.stores.process import PerProcess
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
-_SWAP: Final = script(__file__, "swap")
+_SWAP: Final = Script(__file__, "swap")
 
 
 class RedisBackend(Backend):
@@ -69,24 +65,18 @@ class RedisBackend(Backend):
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""
-        deadline, calls = time.monotonic() + timeout_s, [self._swapping(each) for each in writes]
-        try:
-            done = self._ask(timeout_s, *([("EVALSHA", _SWAP.sha, *call)] for call in calls))
-        except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, NoScriptError):
-                raise
-            left_s = deadline - time.monotonic()
-            done = self._ask(left_s, *([("EVAL", _SWAP.text, *call)] for call in calls))
+        done = self._ask(timeout_s, *([self._swapping(each)] for each in writes))
         return [each == 1 for each in done]
 
-    def _swapping(self, write: Write) -> Sequence[Word]:
-        """Return the keys and arguments of the script that does a write, their number first."""
-        key, channel, kept = self._prefix + write.key, self._channels + write.key, _milliseconds(write.kept_s)
-        args: tuple[Word, ...] = write.seen, "" if write.text is None else write.text, kept, int(write.tells)
-        if not write.cancels:
-            return 2, key, channel, *args
-        cancelled, until = self._cancelled, f"{self._cancelled}:until"
-        return 4, key, channel, cancelled, until, *args, write.cancels, _milliseconds(write.cancellation_kept_s)
+    def _swapping(self, write: Write) -> RedisCommand:
+        """Return the command that does a write."""
+        keys: tuple[str, ...] = self._prefix + write.key, self._channels + write.key
+        text, kept = "" if write.text is None else write.text, _milliseconds(write.kept_s)
+        args: tuple[Word, ...] = write.seen, text, kept, int(write.tells)
+        if write.cancels:
+            keys += self._cancelled, f"{self._cancelled}:until"
+            args += write.cancels, _milliseconds(write.cancellation_kept_s)
+        return _SWAP(keys, *args)
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text."""

@@ -1,8 +1,7 @@
 -- Say that a pump lives, count those that do, and find whose parked messages nobody promotes.
 -- KEYS: engines, pumps of the own engine. ARGV: namespace, own engine, pump, time to live in ms.
 -- Returns: how many of the own engine's pumps live, then the other engines that have something parked and none.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = math.floor(now_ms())
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)  -- before ZADD, which as the first write needs memory to spare
 redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])

@@ -1,12 +1,11 @@
 -- Count.
 -- KEYS: engines, dead, then lists. ARGV: namespace, time to live of the dead in ms.
 -- Returns: how many are delayed, how many are dead, then the length of each list.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local delayed = 0
 for _, engine in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   delayed = delayed + redis.call('ZCARD', ARGV[1] .. ':parked:' .. engine)
 end
-local result = {delayed, redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now - ARGV[2]), '+inf')}
+local over = string.format('(%.0f', math.floor(now_ms()) - ARGV[2])
+local result = {delayed, redis.call('ZCOUNT', KEYS[2], over, '+inf')}
 for i = 3, #KEYS do result[#result + 1] = redis.call('LLEN', KEYS[i]) end
 return result

@@ -2,8 +2,7 @@
 -- KEYS: dead, letters, due, messages, engines. ARGV: engine, then of each letter id, the text's SHA-1 as it was read,
 -- and the member and text of the message that is due now, empty if there is none.
 -- Returns: of each letter whether it was taken out: 0 if it is not there any more, or another one is.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = math.floor(now_ms())
 local result = {}
 for i = 2, #ARGV, 4 do
   local letter = redis.call('HGET', KEYS[2], ARGV[i])
