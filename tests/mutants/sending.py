@@ -29,7 +29,9 @@ def send_returns_before_the_broker_has_it() -> None:
 
     def make(publish: Any) -> Any:
         def later(self: Any, messages: Any, *, timeout_s: float) -> None:
-            threading.Timer(0.3, publish, (self, messages), {"timeout_s": timeout_s}).start()
+            timer = threading.Timer(2.0, publish, (self, messages), {"timeout_s": timeout_s})
+            timer.daemon = True
+            timer.start()
 
         return later
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 from typing_extensions import Self, Unpack
 
@@ -164,41 +164,34 @@ class Environment:
 
     def make_bridge(self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S) -> Bridge:
         """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
-        return Bridge(
-            self.target.url if url is None else url,
-            namespace=self.namespace,
-            default_queue=QUEUES[0],
-            queues=QUEUES,
-            routes=ROUTES,
-            lease=self.spec.lease_s,
-            grace=self.spec.grace_s,
-            unknown_task_grace=self.spec.unknown_task_grace_s,
-            send_timeout=send_timeout_s,
-            max_message_bytes=self.spec.max_message_bytes,
-            store=self._store,
-        )
+        return Bridge(**self._settings(url), queues=QUEUES, routes=ROUTES, send_timeout=send_timeout_s)
 
-    @property
-    def _store(self) -> str | None:
-        return self.target.store if self.spec.stored and not self.target.keeps_marks else None
+    def _settings(self, url: str | None) -> dict[str, Any]:
+        """Return the settings that all processes share."""
+        spec = self.spec
+        settings: dict[str, Any] = {
+            "url": self.target.url if url is None else url,
+            "namespace": self.namespace,
+            "default_queue": QUEUES[0],
+            "lease": spec.lease_s,
+            "grace": spec.grace_s,
+            "unknown_task_grace": spec.unknown_task_grace_s,
+            "max_message_bytes": spec.max_message_bytes,
+        }
+        if spec.stored and not self.target.keeps_marks and self.target.store is not None:
+            settings["store"] = self.target.store
+        return settings
 
     def variables(self, url: str | None = None, variant: Variant | None = None) -> Mapping[str, str]:
         """Return the variables by which another process makes the same bridge."""
         return {
             **passed_on(),
-            "TASKBRIDGE_URL": self.target.url if url is None else url,
-            "TASKBRIDGE_NAMESPACE": self.namespace,
-            "TASKBRIDGE_DEFAULT_QUEUE": QUEUES[0],
+            **{f"TASKBRIDGE_{name.upper()}": str(value) for name, value in self._settings(url).items()},
             "TASKBRIDGE_QUEUES": ",".join(QUEUES),
             "TASKBRIDGE_ROUTES": ",".join(f"{pattern}={queue}" for pattern, queue in ROUTES),
-            "TASKBRIDGE_LEASE": str(self.spec.lease_s),
-            "TASKBRIDGE_GRACE": str(self.spec.grace_s),
-            "TASKBRIDGE_UNKNOWN_TASK_GRACE": str(self.spec.unknown_task_grace_s),
-            "TASKBRIDGE_MAX_MESSAGE_BYTES": str(self.spec.max_message_bytes),
             "TASKBRIDGE_FAST": str(self.bridge.settings.fast),
             "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),
             "TASKBRIDGE_CONTRACT_VARIANT": (Variant() if variant is None else variant).dumps(),
-            **({} if self._store is None else {"TASKBRIDGE_STORE": self._store}),
         }
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 from taskbridge import TaskBridgeError
 from taskbridge.contract import scenarios
@@ -14,8 +14,6 @@ from taskbridge.contract.registry import SCENARIOS, Scenario
 from taskbridge.contract.rules import RULES
 from taskbridge.contract.suite import PARALLEL, PATIENCE_S, Result, run_suite
 from taskbridge.contract.target import Target
-
-Mark = Literal["ok", "FAIL", "n/a", "-"]
 
 assert scenarios.NAMES, "importing the package is what fills the table"
 
@@ -26,43 +24,6 @@ class UnknownRule(TaskBridgeError, LookupError):
     def __init__(self, rule: str) -> None:
         super().__init__(f"there is no rule {rule!r} (there are {', '.join(RULES)})")
         self.rule = rule
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """A rule on a target.
-
-    Attributes:
-        rule: The rule's name.
-        target: The target's name, such as `celery+redis`.
-        results: What came of its scenarios; empty if there is none yet.
-    """
-
-    rule: str
-    target: str
-    results: tuple[Result, ...]
-
-    @property
-    def mark(self) -> Mark:
-        """`ok`, `FAIL`, `n/a` if no scenario can be run on the target, `-` if there is none."""
-        outcomes = {result.outcome for result in self.results}
-        if outcomes & {"failed", "crashed"}:
-            return "FAIL"
-        if "passed" in outcomes:
-            return "ok"
-        return "n/a" if outcomes else "-"
-
-    @property
-    def seconds(self) -> float:
-        """How long its scenarios took, in all."""
-        return sum(result.seconds for result in self.results)
-
-    @property
-    def why(self) -> str:
-        """Why it failed, or is not applicable: the first scenario's reason."""
-        wanted = ("failed", "crashed") if self.mark == "FAIL" else ("not applicable",) if self.mark == "n/a" else ()
-        reasons = (f"{result.scenario}: {result.why}" for result in self.results if result.outcome in wanted)
-        return next(reasons, "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,58 +43,51 @@ class Matrix:
     @property
     def ok(self) -> bool:
         """Whether no scenario failed."""
-        return not self.failures
-
-    @property
-    def failures(self) -> list[Result]:
-        """The scenarios that failed."""
-        return [result for result in self.results if result.outcome in ("failed", "crashed")]
-
-    def cell(self, rule: str, target: str) -> Cell:
-        """Return a rule on a target."""
-        results = (result for result in self.results if result.target == target)
-        own = tuple(result for result in results if rule in SCENARIOS[result.scenario].rules)
-        return Cell(rule=rule, target=target, results=own)
+        return not any(map(_has_failed, self.results))
 
     def render(self) -> str:
         """Return the matrix as a table of text, and below it why cells failed."""
-        widths = [max(len(target), 6) for target in self.targets]
-        lines = [_row("", self.targets, widths, "")]
-        for rule in self.rules:
-            marks = [self.cell(rule, target).mark for target in self.targets]
-            lines.append(_row(rule, marks, widths, RULES[rule]))
-        lines += ["", self._summary()]
-        lines += [f"\n{failure.target}: {failure.scenario}\n{failure.why}" for failure in self.failures]
-        return "\n".join(lines)
-
-    def _summary(self) -> str:
-        outcomes = [result.outcome for result in self.results]
-        failed = len(self.failures)
-        return f"{outcomes.count('passed')} scenarios passed, {failed} failed, on {len(self.targets)} targets"
+        width = max(6, *map(len, self.targets))
+        rows: list[tuple[str, str, Sequence[str]]] = [("", "", self.targets)]
+        rows += [(rule, RULES[rule], [self._cell(rule, each)["mark"] for each in self.targets]) for rule in self.rules]
+        lines = [
+            f"{rule:<4} {'  '.join(mark.ljust(width) for mark in marks)}  {text}".rstrip() for rule, text, marks in rows
+        ]
+        failures = [result for result in self.results if _has_failed(result)]
+        passed = sum(result.outcome == "passed" for result in self.results)
+        lines.append(f"\n{passed} scenarios passed, {len(failures)} failed, on {len(self.targets)} targets")
+        return "\n".join([*lines, *(f"\n{each.target}: {each.scenario}\n{each.why}" for each in failures)])
 
     def as_json(self) -> dict[str, Any]:
         """Return the matrix as plain data, for `json.dumps`."""
-        cells = [self.cell(rule, target) for rule in self.rules for target in self.targets]
+        cells = [self._cell(rule, target) for rule in self.rules for target in self.targets]
+        return {"ok": self.ok, "targets": list(self.targets), "cells": cells}
+
+    def _cell(self, rule: str, target: str) -> dict[str, Any]:
+        """Return what came of a rule on a target.
+
+        Its mark is `ok`, `FAIL`, `n/a` if no scenario can be run there, `-` if there is none; `why` is the first reason
+        for one of the two in the middle.
+        """
+        own = [each for each in self.results if each.target == target and rule in SCENARIOS[each.scenario].rules]
+        if telling := [each for each in own if _has_failed(each)]:
+            mark = "FAIL"
+        elif any(each.outcome == "passed" for each in own):
+            mark = "ok"
+        else:
+            mark, telling = ("n/a" if own else "-"), own
         return {
-            "ok": self.ok,
-            "targets": list(self.targets),
-            "cells": [
-                {
-                    "rule": cell.rule,
-                    "target": cell.target,
-                    "mark": cell.mark,
-                    "seconds": round(cell.seconds, 2),
-                    "scenarios": [result.scenario for result in cell.results],
-                    "why": cell.why,
-                }
-                for cell in cells
-            ],
+            "rule": rule,
+            "target": target,
+            "mark": mark,
+            "seconds": round(sum(each.seconds for each in own), 2),
+            "scenarios": [each.scenario for each in own],
+            "why": next((f"{each.scenario}: {each.why}" for each in telling), ""),
         }
 
 
-def _row(head: str, cells: Sequence[str], widths: Sequence[int], text: str) -> str:
-    shown = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-    return f"{head:<4} {shown}  {text}".rstrip()
+def _has_failed(result: Result) -> bool:
+    return result.outcome in ("failed", "crashed")
 
 
 def scenarios_of(rule: str) -> list[Scenario]:

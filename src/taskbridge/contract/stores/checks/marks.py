@@ -14,9 +14,9 @@ from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.backend import NEW, Write
 from taskbridge.stores.base import Claim, Store
 
-_LEASE_S = 1.0
-_LONG_LEASE_S = 2.5
-"""Long enough that it has not ended by the time a worker was killed and its run is looked at."""
+_LEASE_S = 2.5
+"""Long enough that a worker can say in time that it lives, and that a killed one is looked at before it is over."""
+_SHORT_LEASE_S = 1.0
 
 
 def _claim(store: Store, message: Message) -> Claim:
@@ -95,7 +95,7 @@ def a_live_workers_run_is_its_own(p: Place) -> None:
     """A worker's run is its own for as long as it lives, however short the lease; it keeps it, and knows so."""
     store, other, message = p.store(lease=_LEASE_S), p.store(lease=_LEASE_S), a_message()
     expect(_claim(store, message), Claim.RUN, "at first")
-    until = time.monotonic() + 2.5 * _LEASE_S
+    until = time.monotonic() + 1.3 * _LEASE_S
     while time.monotonic() < until:
         expect(_claim(other, message), Claim.RUNNING, "while its worker lives")
         time.sleep(0.1)
@@ -105,14 +105,14 @@ def a_live_workers_run_is_its_own(p: Place) -> None:
 @check(processes)
 def a_killed_workers_run_is_lost(p: Place) -> None:
     """The run of a worker that was killed is lost after the lease, not before, and one other is told so."""
-    stores, message = [p.store(lease=_LONG_LEASE_S) for _ in range(3)], a_message()
-    actor = p.actor("start_run", message.id, lease=_LONG_LEASE_S)
+    stores, message = [p.store(lease=_LEASE_S) for _ in range(3)], a_message()
+    actor = p.actor("start_run", message.id, lease=_LEASE_S)
     expect(actor.line(), "started", "the worker")
     _claim_when(stores[0], message, Claim.RUNNING)
     actor.kill()
     expect(_claim(stores[0], message), Claim.RUNNING, "right after the kill")
     claims: Counter[Claim] = Counter()
-    deadline = time.monotonic() + _LONG_LEASE_S + patience_s()
+    deadline = time.monotonic() + _LEASE_S + patience_s()
     while not claims[Claim.LOST] and time.monotonic() < deadline:
         with ThreadPoolExecutor(3) as pool:
             claims.update(pool.map(partial(_claim, message=message), stores))
@@ -124,14 +124,20 @@ def a_killed_workers_run_is_lost(p: Place) -> None:
 @check(processes)
 def a_worker_that_stood_still_knows_that_its_run_is_anothers(p: Place) -> None:
     """A worker that stood still for longer than its lease is told that its run was decided about meanwhile."""
-    store, message, spared = p.store(lease=_LEASE_S), a_message(), a_message()
-    actor, lucky = (p.actor("start_run", each.id, lease=_LEASE_S) for each in (message, spared))
+    store, message, spared = p.store(lease=_SHORT_LEASE_S), a_message(), a_message()
+    actor, lucky = (p.actor("start_run", each.id, lease=_SHORT_LEASE_S) for each in (message, spared))
     for each in (actor, lucky):
         expect(each.line(), "started", "a worker")
-    _claim_when(store, message, Claim.RUNNING)
+    told: set[Claim] = set()
+
+    def ask() -> set[Claim]:
+        told.add(_claim(store, message))
+        return told
+
+    soon(ask, bool, "until its start is known")
     for each in (actor, lucky):
         each.pause()
-    _claim_when(store, message, Claim.LOST)
+    soon(ask, lambda told: Claim.LOST in told, "until it is lost")
     for each in (actor, lucky):
         each.resume()
         each.go_on()
