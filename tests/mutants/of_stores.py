@@ -339,15 +339,32 @@ def cancels_what_is_final(cancelled: Any) -> Any:
 
 
 @mutant("cancelling_and_starting_are_atomic", _MEMORY, "MemoryBackend.write")
-def cancels_in_two_steps(write: Any) -> Any:
-    """A record is written without looking whether it still is what was read."""
+def starts_in_two_steps(write: Any) -> Any:
+    """A start is written without looking whether the record still is what was read."""
+    changed = threading.Condition()
+    reached: set[tuple[str, bool]] = set()
+
+    def reach(key: str, cancels: bool) -> None:
+        with changed:
+            reached.add((key, cancels))
+            changed.notify_all()
+
+    def wait_for(key: str, cancels: bool) -> None:
+        with changed:  # else chance decides whether the two meet
+            changed.wait_for(lambda: (key, cancels) in reached, 1.0)
 
     def two_steps(self: Any, writes: Any, *, timeout_s: float) -> Any:
-        time.sleep(0.02)  # longer than a start waits for others to be written with
+        (each,) = writes
+        if each.cancels:
+            wait_for(each.key, False)
+            done = write(self, writes, timeout_s=timeout_s)
+            reach(each.key, True)
+            return done
+        reach(each.key, False)
+        wait_for(each.key, True)
         with self._lock:
-            for each in writes:
-                self._put(each.key, each.text, each.kept_s)
-        return [True for _ in writes]
+            self._put(each.key, each.text, each.kept_s)
+        return [True]
 
     return two_steps
 
