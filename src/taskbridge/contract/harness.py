@@ -51,46 +51,32 @@ class Sent:
 
 
 class Harness:
-    """One scenario on one environment; it tells its own messages from those of others by their ids."""
+    """One scenario on one environment; it tells its own messages from those of others by their ids.
+
+    Attributes:
+        environment: The environment; the next four are its own.
+        target: The target.
+        spec: What the environment is like.
+        bridge: Its bridge.
+        tasks: The contract's tasks on it.
+        patience_s: How long something may take that should happen at once.
+        slack_s: By how much this machine may exceed a limit of time.
+    """
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
+        self.target: Target = environment.target
+        self.spec: EnvironmentSpec = environment.spec
+        self.bridge: Bridge = environment.bridge
+        self.tasks: Tasks = environment.tasks
+        self.patience_s: float = environment.patience_s
+        self.slack_s: float = environment.pace.slack_s
         self._ids: list[str] = []
         self._bridges: list[Bridge] = []
-
-    @property
-    def target(self) -> Target:
-        """The target."""
-        return self.environment.target
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        """What the environment is like."""
-        return self.environment.spec
-
-    @property
-    def patience_s(self) -> float:
-        """How long something may take that should happen at once."""
-        return self.environment.patience_s
-
-    @property
-    def slack_s(self) -> float:
-        """By how much this machine may exceed a limit of time."""
-        return self.environment.pace.slack_s
 
     def scaled(self, seconds: float) -> float:
         """Return how long this machine may take for what an idle one does in this time."""
         return seconds * self.environment.pace.factor
-
-    @property
-    def bridge(self) -> Bridge:
-        """The environment's bridge."""
-        return self.environment.bridge
-
-    @property
-    def tasks(self) -> Tasks:
-        """The contract's tasks on it."""
-        return self.environment.tasks
 
     # Sending
 
@@ -172,6 +158,12 @@ class Harness:
         """Wait until nothing waits, runs or is parked; see `Environment.wait_idle`."""
         limit_s = self.patience_s if within_s is None else within_s
         self.environment.wait_idle(limit_s, lambda: frozenset(self._ids))
+
+    def finished(self, *ids: str, within_s: float | None = None) -> list[Record]:
+        """Wait until messages are at their end and all is idle, and return the hooks' records, as `final` does."""
+        records = self.final(*ids, within_s=within_s)
+        self.idle(within_s=within_s)
+        return records
 
     def resting(self, *, delayed: int) -> None:
         """Wait until nothing waits or runs and so many are parked, in two looks between which nothing happened."""

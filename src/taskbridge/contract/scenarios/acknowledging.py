@@ -86,8 +86,7 @@ def _stops(h: Harness, *, processes: int, threads: int) -> None:
     h.tasks.open("stuck")
     h.start_worker(processes=processes, threads=threads)
     h.compare(left)
-    h.final(stuck.id)
-    h.idle()
+    h.finished(stuck.id)
     h.equal("the attempts of an interrupted task", [start.attempt for start in h.starts(stuck.id)], [1, 1])
     h.equal("what it was told", h.starts(stuck.id)[1].data["context"]["previous_error"], None)
     h.equal("its hooks", [record.kind for record in h.records(stuck.id) if record.kind in _VERDICTS], ["succeeded"])
@@ -165,5 +164,4 @@ def nothing_waits_behind_a_long_task(h: Harness) -> None:
         quick = [h.send(Plan(steps=(RETURN,))) for _ in range(8)]
         h.final(*(item.id for item in quick))
     h.tasks.open("long")
-    h.final(long.id)
-    h.idle()
+    h.finished(long.id)

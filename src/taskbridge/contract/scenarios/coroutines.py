@@ -36,8 +36,7 @@ def coroutines_are_judged_alike(h: Harness) -> None:
     good = h.send_to(task, Plan(steps=(fail(), Step(sleep_s=0.1))))
     bad = h.send_to(task, Plan(steps=(fail(),)))
     exiting = h.send_to(task, Plan(steps=(fail("SystemExit"), RETURN)))
-    finals = h.final(good.id, bad.id, exiting.id)
-    h.idle()
+    finals = h.finished(good.id, bad.id, exiting.id)
     seen = [(final.kind, final.data["reason"], final.attempt) for final in finals]
     h.equal("how they ended", seen, [("succeeded", "", 2), ("dead", "exhausted", 2), ("dead", "gave_up", 1)])
     h.equal("the result", finals[0].data["result"], f"result of {good.id}")

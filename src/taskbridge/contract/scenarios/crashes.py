@@ -52,8 +52,7 @@ def a_killed_run_is_a_failed_attempt(h: Harness) -> None:
     h.environment.kill(first)
     killed_at = h.bridge.now()
     limit_s = _lost_within_s(h)
-    h.final(again.id, once.id, within_s=limit_s + h.patience_s)
-    h.idle()
+    h.finished(again.id, once.id, within_s=limit_s + h.patience_s)
     h.check(second.wait(0) is None, "the other worker should go on")
     starts = h.starts(again.id)
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])
@@ -107,8 +106,7 @@ def kill_by_every_attempt(h: Harness, *, processes: int, threads: int, policy: s
     poison = h.send(Plan(steps=(KILL,), policy=policy))
     h.final(poison.id, within_s=attempts * (_lost_within_s(h) + h.scaled(_RESTART_S)) + h.patience_s)
     after = h.send(Plan(steps=(RETURN,)))
-    h.final(after.id)
-    h.idle()
+    h.finished(after.id)
     starts = [start.attempt for start in h.starts(poison.id)]
     h.equal("its attempts", starts, list(range(1, attempts + 1)))
     _is_lost(h, poison)
@@ -228,8 +226,7 @@ def a_kill_between_any_two_steps_loses_nothing(h: Harness) -> None:
     for worker in dying:
         h.environment.kill(worker)  # what is left of it
     h.start_worker(threads=8, answers=False)
-    h.final(*(item.id for items in sent.values() for item in items), within_s=h.spec.lease_s + 10 + 20)
-    h.idle()
+    h.finished(*(item.id for items in sent.values() for item in items), within_s=h.spec.lease_s + 10 + 20)
     for items in sent.values():
         _came_to_an_end(h, items)
 
@@ -253,8 +250,7 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
         h.check(worker.wait(h.patience_s) is not None, f"the worker should have died where it was to: {place}")
         h.environment.kill(worker)
     h.start_worker(threads=4, answers=False)
-    h.final(*(item.id for item in sent), within_s=h.patience_s + 60)
-    h.idle()
+    h.finished(*(item.id for item in sent), within_s=h.patience_s + 60)
     h.equal("how they ended", {h.final(item.id)[0].kind for item in sent}, {"succeeded"})
 
 
@@ -268,7 +264,6 @@ def a_kill_while_it_promotes_starts_nothing_twice(h: Harness) -> None:
     h.environment.kill(dying)
     for _ in range(2):  # for one would know what it has run
         h.start_worker(queues=["left"], threads=2, answers=False)
-    h.final(*(item.id for item in sent), within_s=h.patience_s + 60)
-    h.idle()
+    h.finished(*(item.id for item in sent), within_s=h.patience_s + 60)
     for item in sent:
         h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])

@@ -18,8 +18,7 @@ def what_waited_too_long_is_discarded(h: Harness) -> None:
     kept = h.own(h.tasks.expiring.using(expires=600).send([RETURN.plain()]))
     h.pause(0.7)
     h.start_worker()
-    h.final(*(item.id for item in [*sent, fresh, kept]))
-    h.idle()
+    h.finished(*(item.id for item in [*sent, fresh, kept]))
     _expired(h, sent)
     h.equal("the starts of what has not expired", [len(h.starts(item.id)) for item in (fresh, kept)], [1, 1])
 

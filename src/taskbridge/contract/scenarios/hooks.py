@@ -81,8 +81,7 @@ def workers_tell_when_they_start_and_stop(h: Harness) -> None:
     """A worker's process tells when it starts and when it stops."""
     worker = h.start_worker(processes=2)
     sent = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
-    h.final(*(item.id for item in sent))
-    h.idle()
+    h.finished(*(item.id for item in sent))
     h.stop(worker)
     records = h.environment.records.all()
     started = [record for record in records if record.kind == "worker_started"]

@@ -98,8 +98,7 @@ def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
         proxy.drop()
         h.pause(_SLACK_S)
         h.tasks.open("held")
-        h.final(*(item.id for item in (*running, *held)), within_s=h.patience_s)
-        h.idle()
+        h.finished(*(item.id for item in (*running, *held)), within_s=h.patience_s)
         for item in (*running, *held):
             h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])
 
@@ -297,5 +296,4 @@ def workers_stop_without_their_broker(h: Harness) -> None:
         h.check(not logs, "workers that were told to stop should end in time, with code 0\n" + "\n".join(logs))
     h.tasks.open("held")
     h.start_worker(threads=2)
-    h.final(*(sent.id for sent in held), within_s=h.spec.lease_s + h.patience_s)
-    h.idle()
+    h.finished(*(sent.id for sent in held), within_s=h.spec.lease_s + h.patience_s)

@@ -41,8 +41,7 @@ def higher_messages_overtake(h: Harness) -> None:
     lower = [h.send(Plan(steps=(RETURN,), priority="low")) for _ in range(5)]
     h.until(lambda: h.bridge.counts().delayed == 0, "the retry to come back", within_s=h.patience_s + 5)
     h.tasks.open("second")
-    h.final(*(item.id for item in lower))
-    h.idle()
+    h.finished(*(item.id for item in lower))
     retry = next(start for start in h.environment.runs() if start.attempt == 2)
     ahead = [item for item in lower if h.starts(item.id)[0].at < retry.at]
     h.check(len(ahead) <= _SLACK, f"{len(ahead)} low messages started before a retry with priority high")

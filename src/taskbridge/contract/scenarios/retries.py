@@ -112,8 +112,7 @@ def a_changed_policy_decides(h: Harness) -> None:
     if h.target.in_process:
         h.tasks.declare_changing(3)
     h.start_worker(variant=Variant(changing=3))
-    final = h.final(sent.id, within_s=h.patience_s + 5)[0]
-    h.idle()
+    final = h.finished(sent.id, within_s=h.patience_s + 5)[0]
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "exhausted", 3))
     most = [start.data["context"]["max_attempts"] for start in h.starts(sent.id)]
     h.equal("the most attempts that each run was told", most, [5, 5, 3])

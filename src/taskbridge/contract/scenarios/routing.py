@@ -142,8 +142,7 @@ def an_unknown_task_waits(h: Harness) -> None:
         h.equal("its runs where it is unknown", h.starts(sent.id), [])
         h.start_worker()
         h.stop(old)
-    h.final(sent.id, within_s=h.patience_s + 10)
-    h.idle()
+    h.finished(sent.id, within_s=h.patience_s + 10)
     h.equal("its attempts", [start.attempt for start in h.starts(sent.id)], [1])
     h.equal("its dead letters", h.letters(sent.id), [])
 
@@ -153,8 +152,7 @@ def an_unknown_task_dies(h: Harness) -> None:
     """An unknown task is dead when its time is over."""
     h.start_worker()
     sent = _by_a_stranger(h, f"{LATE}.misspelt")
-    final = h.final(sent.id, within_s=h.patience_s + 5)[0]
-    h.idle()
+    final = h.finished(sent.id, within_s=h.patience_s + 5)[0]
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "unknown_task", 1))
     waited_s = final.at - sent.before
     grace_s = h.spec.unknown_task_grace_s
@@ -252,8 +250,7 @@ def arguments_that_no_longer_fit_are_dead(h: Harness) -> None:
     if h.target.in_process:
         h.tasks.declare_narrowed(narrow=True)
     h.start_worker(variant=Variant(narrow=True))
-    final = h.final(sent.id)[0]
-    h.idle()
+    final = h.finished(sent.id)[0]
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "bad_arguments", 1))
     h.equal("its starts", h.starts(sent.id), [])
     letters = [(letter.reason, letter.error.type if letter.error else "") for letter in h.letters(sent.id)]
@@ -284,8 +281,7 @@ def queues_are_declared_with_their_type(h: Harness) -> None:
         h.start_worker(threads=2, url=url, answers=False)
         once = tasks.programs["once"]
         sent = [h.own(once.send([fail().plain()])), h.own(once.schedule(1.5, _ONCE))]
-        h.final(*(item.id for item in sent))
-        h.idle()
+        h.finished(*(item.id for item in sent))
         declared = [each for heard in proxy.heard for each in _declared_queues(bytes(heard))]
     h.check(len(declared) > len(QUEUES), f"senders and workers should declare queues, but these are all: {declared}")
     h.equal("the queues declared without a type", sorted({name for name, has_type in declared if not has_type}), [])

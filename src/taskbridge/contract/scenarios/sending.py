@@ -198,8 +198,7 @@ def nesting_has_one_limit(h: Harness) -> None:
     endless.append(endless)
     error = h.refused(EncodeError, h.tasks.echo.schedule, 60, named=endless)
     h.equal("the path", error.path, 'kwargs["named"]')
-    h.final(*(item.id for item in sent))
-    h.idle()
+    h.finished(*(item.id for item in sent))
     for value, item in zip(deepest, sent, strict=True):
         h.equal("what arrived", h.starts(item.id)[0].data["values"], [describe(value)])
 
@@ -239,8 +238,7 @@ def many_are_sent(h: Harness) -> None:
     h.equal("the number of handles", len({handle.id for handle in handles}), 300)
     for handle in handles:
         h.own(handle)
-    h.final(*(handle.id for handle in handles))
-    h.idle()
+    h.finished(*(handle.id for handle in handles))
     seen = [[start.data["values"] for start in h.starts(handle.id)] for handle in handles]
     h.equal("what was run for each handle", seen, [[[f"int:{number}"]] for number in range(300)])
 
@@ -291,8 +289,7 @@ def threads_send(h: Harness) -> None:
     h.equal("the number of messages", len({handle.id for handle in handles}), 160)
     for handle in handles:
         h.own(handle)
-    h.final(*(handle.id for handle in handles))
-    h.idle()
+    h.finished(*(handle.id for handle in handles))
     h.equal("the starts of each message", {len(h.starts(handle.id)) for handle in handles}, {1})
 
 
@@ -314,8 +311,7 @@ def a_forked_process_sends(h: Harness) -> None:
     )
     ids = printed.split()
     h.equal("the number of messages", len(set(ids)), 11)
-    h.final(*ids)
-    h.idle()
+    h.finished(*ids)
     h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
 
 
@@ -352,8 +348,7 @@ def a_connection_that_died_idle_is_made_again(h: Harness) -> None:
         proxy.restore()
         ids += [h.own(tasks.default.send([{}])).id, h.own(tasks.default.schedule(0.2, [{}])).id]
     h.start_worker()
-    h.final(*ids)
-    h.idle()
+    h.finished(*ids)
     h.equal("the starts of each message", {len(h.starts(each)) for each in ids}, {1})
 
 
@@ -400,8 +395,7 @@ def only_declared_tasks_run(h: Harness) -> None:
     tasks = [stranger.task(name=name)(os.mkdir) for name in names]
     calls = [task.call(str(folder)) for task, folder in zip(tasks, folders, strict=True)]
     handles = [h.own(handle) for handle in h.bridge.send_many(calls)]
-    h.final(*(handle.id for handle in handles))
-    h.idle()
+    h.finished(*(handle.id for handle in handles))
     h.equal("what was made", [folder for folder in folders if folder.exists()], [])
     h.equal(
         "the reasons", [[letter.reason for letter in h.letters(sent.id)] for sent in handles], [["unknown_task"]] * 3
@@ -412,8 +406,7 @@ def only_declared_tasks_run(h: Harness) -> None:
 def a_plain_client_sends(h: Harness) -> None:
     """A message of the engine's own client runs under the default options."""
     sent_id = send_by_own_client(h.bridge, h.tasks.default.name, [fail().plain(), RETURN.plain()], queue="vip")
-    h.final(sent_id)
-    h.idle()
+    h.finished(sent_id)
     starts = h.starts(sent_id)
     h.equal("its attempts", [start.attempt for start in starts], [1, 2])
     contexts = [start.data["context"] for start in starts]

@@ -30,8 +30,7 @@ def a_run_over_its_limit_is_ended(h: Harness) -> None:
         _send(h, coroutine, Step(sleep_s=30)),
     ]
     quick = _send(h, h.tasks.limited, Step(sleep_s=0.1))
-    h.final(*sent, quick, within_s=h.patience_s + 10)
-    h.idle()
+    h.finished(*sent, quick, within_s=h.patience_s + 10)
     for limited in sent:
         h.equal("its attempts", [start.attempt for start in h.starts(limited)], [1, 2])
         final = h.final(limited)[0]
@@ -58,8 +57,7 @@ def a_stuck_run_ends_its_worker(h: Harness) -> None:
     _ends_with_its_process(h, h.started(stuck))
     h.tasks.open("beside")
     _was_lost_once(h, stuck)
-    h.final(beside.id)
-    h.idle()
+    h.finished(beside.id)
     h.equal("the attempts of what ran beside it", [start.attempt for start in h.starts(beside.id)], [1, 1])
 
 
