@@ -136,7 +136,7 @@ class PrivateServer(ABC):
         if self.is_running:
             return self
         command = self._command()
-        first_start = self.folder == Path()
+        first_start = self.folder == Path() or not self.folder.exists()
         if first_start:
             self._make_folder()
         try:
