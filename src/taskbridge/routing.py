@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskbridge.exceptions import UnknownQueue
 
@@ -31,8 +30,7 @@ def check_queue_name(name: object) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """A rule that sends the tasks whose names match a glob to a queue."""
 
     pattern: str

@@ -227,9 +227,7 @@ def _routes(value: Any) -> tuple[Route, ...]:
 
 
 def _route(item: Any) -> Route:
-    if isinstance(item, Route):
-        pattern, queue = item.pattern, item.queue
-    elif isinstance(item, str):
+    if isinstance(item, str):
         pattern, equals, queue = (part.strip() for part in item.partition("="))
         if not equals:
             raise ValueError(f"a route must look like 'shop.email.*=email', not {item!r}")

@@ -18,9 +18,9 @@ def what_the_broker_does_not_take_is_let_go() -> None:
     """A retry that the broker does not take at once is given up, and the message acknowledged."""
     unavailable = importlib.import_module("taskbridge").BrokerUnavailable
 
-    def once(host: Any, act: Any) -> Any:
+    def once(host: Any, act: Any, *given: Any) -> Any:
         try:
-            return act(host.settings.send_timeout_s)
+            return act(*given, timeout_s=host.settings.send_timeout_s)
         except unavailable:
             return None
 

@@ -171,9 +171,9 @@ def a_retry_is_let_go_unparked() -> None:
     def make(_: Any) -> Any:
         unavailable = importlib.import_module("taskbridge").BrokerUnavailable
 
-        def careless(host: Any, act: Any) -> Any:
+        def careless(host: Any, act: Any, *given: Any) -> Any:
             try:
-                return act(host.settings.send_timeout_s)
+                return act(*given, timeout_s=host.settings.send_timeout_s)
             except unavailable:
                 return None
 

@@ -114,19 +114,9 @@ class NotSettledError(Exception):
 
 
 def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
-    """Run a message and carry its verdict out.
+    """Run a message and return its verdict, carried out; for `GivenBack` the engine returns the message to its queue.
 
-    Args:
-        host: The bridge.
-        message: What to run.
-        redelivered: Whether this attempt may have been started before: the broker says so, or the message is older
-            than the lease. Only then is its mark read.
-
-    Returns:
-        The verdict, carried out; for `GivenBack` the engine returns the message to its queue.
-
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
+    See `begin` and `finish`, which are its parts.
     """
     task = host.bound(message.task)
     verdict = begin(task, message, redelivered=redelivered)
@@ -136,7 +126,11 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
 def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
     """Mark a message's attempt as started, unless it was started before, or cancelled.
 
-    This is the first part of `run_and_settle`.
+    Args:
+        task: The message's task.
+        message: What to run.
+        redelivered: Whether this attempt may have been started before: the broker says so, or the message is older
+            than the lease. Only then is its mark read.
 
     Returns:
         None if it is to be run now; else a verdict that is carried out already.
@@ -167,7 +161,7 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
 
 
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
-    """Carry a verdict out and mark the attempt as ended, or as not started; the last part of `run_and_settle`.
+    """Carry a verdict out and mark the attempt as ended, or as not started.
 
     Returns:
         The verdict that was carried out: another one if there was to be a next attempt, and the message is cancelled.
@@ -180,7 +174,7 @@ def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
         return verdict
     if marks is not None and isinstance(verdict, GivenBack):
-        _persist(task, lambda timeout_s: marks.given_back(message, timeout_s=timeout_s))
+        _persist(task, marks.given_back, message)
     return _ended(task, marks, message, verdict)
 
 
@@ -229,18 +223,15 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
 
 
 def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
-    return _persist(task, lambda timeout_s: marks.claim(message, timeout_s=timeout_s))
+    return _persist(task, marks.claim, message)
 
 
 def _is_recorded(task: BoundTask, message: Message) -> bool:
-    """Return whether a message's end is recorded, and so carried out.
-
-    Its worker died before it could mark that, or it was so long ago that the mark is gone.
-    """
+    """Return whether a message's end is recorded, and so carried out; its mark may be older, or gone."""
     records = task.records
     if records is None:
         return False
-    record = _persist(task, lambda timeout_s: records.get(message.id, timeout_s=timeout_s))
+    record = _persist(task, records.get, message.id)
     return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
 
 
@@ -254,7 +245,7 @@ def _counted(task: BoundTask, message: Message) -> Verdict | None:
 
 
 def _was_cancelled(task: BoundTask, message: Message) -> bool:
-    return task.records is not None and _persist(task, lambda _: task.cancellations.has(message))
+    return task.records is not None and _persist(task, lambda **_: task.cancellations.has(message))
 
 
 def _has_expired(task: BoundTask, message: Message) -> bool:
@@ -266,7 +257,7 @@ def _has_expired(task: BoundTask, message: Message) -> bool:
 
 def _is_still_ours(task: BoundTask, marks: Marks, message: Message) -> bool:
     """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
-    return _persist(task, lambda timeout_s: marks.still_ours(message, timeout_s=timeout_s))
+    return _persist(task, marks.still_ours, message)
 
 
 def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
@@ -321,17 +312,16 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
 
 
 def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None:
-    """Record what became of a message; keeps trying while the worker runs, unless the message is given back.
+    """Record what became of a message, and return what the record says then, if that is known.
 
-    Returns:
-        What the record says then, if it is known.
+    Keeps trying while the worker runs, unless the message is given back.
     """
     records = task.records
     if records is None:
         return None
     ending = _ending_of(message, verdict, task.now())
     if not isinstance(verdict, GivenBack):
-        return _persist(task, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+        return _persist(task, records.ended, message, ending)
     try:
         return records.ended(message, ending, timeout_s=_TELL_S)
     except BrokerUnavailable as exc:  # its next start will tell
@@ -403,12 +393,8 @@ def _unmark(task: BoundTask, message: Message) -> bool:
 def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
     """Make a message wait whose task this worker does not know, or bury it after `unknown_task_grace` (rule Q6).
 
-    The waits grow from 1 s to 30 s and use up no attempt.
-
-    Args:
-        host: The bridge.
-        message: What can't be run.
-        redelivered: Whether the broker says that it was delivered before: it may have been put off then, too.
+    The waits grow from 1 s to 30 s and use up no attempt. A message that was delivered before may have been put off
+    then, too.
 
     Raises:
         NotSettledError: The broker was away until the worker stopped.
@@ -476,7 +462,7 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
     if records is None or not is_id(message_id):
         return
-    record = _persist(host, lambda timeout_s: records.get(message_id, timeout_s=timeout_s))
+    record = _persist(host, records.get, message_id)
     if record is None or record.state in FINAL:
         return
     message = Message(
@@ -489,8 +475,7 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
         attempt=max((each.number for each in record.attempts), default=0) + 1,
         replays=record.replays,
     )
-    ending = Ending(state="dead", at=now, reason=reason, error=info)
-    _persist(host, lambda timeout_s: records.ended(message, ending, timeout_s=timeout_s))
+    _persist(host, records.ended, message, Ending(state="dead", at=now, reason=reason, error=info))
 
 
 # What the broker has to take
@@ -504,7 +489,7 @@ def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
     """
     sent = message
 
-    def act(timeout_s: float) -> None:
+    def act(*, timeout_s: float) -> None:
         nonlocal sent
         try:
             if delay_s > 0:
@@ -526,18 +511,18 @@ def suspect(message: Message) -> Message:
 
 def bury(host: Host | BoundTask, letter: DeadLetter) -> None:
     """Bury a dead letter; keeps trying while the worker runs."""
-    _persist(host, lambda timeout_s: host.broker.bury(letter, timeout_s=timeout_s))
+    _persist(host, host.broker.bury, letter)
 
 
-def _persist(host: Host | BoundTask, act: Callable[[float], T]) -> T:
-    """Return what an act on the broker or the store returns, which is given the seconds that it may take.
+def _persist(host: Host | BoundTask, act: Callable[..., T], *given: object) -> T:
+    """Return what an act on the broker or the store returns, which takes `timeout_s`, the seconds that it may take.
 
     Keeps trying while the worker runs; raises `NotSettledError` if they were away until it stopped.
     """
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
-            return act(host.settings.send_timeout_s)
+            return act(*given, timeout_s=host.settings.send_timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("the broker or the store does not answer, trying again in %.1f s: %s", pause_s, exc)
             if host.stopping.wait(pause_s):
