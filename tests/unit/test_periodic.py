@@ -253,6 +253,14 @@ def test_running_schedules_ends_at_the_time_that_was_given() -> None:
         Bridge("celery+redis://nowhere").run_schedules(5)
 
 
+def test_the_clock_goes_on_to_where_it_was_sent_also_without_schedules() -> None:
+    bridge = Bridge("inline://?threads=0")
+    began = bridge.now()
+
+    assert bridge.run_schedules(600) == 0
+    assert bridge.now() - began >= 600
+
+
 def test_what_the_clock_passed_over_without_schedules_is_caught_up_as_it_is_set() -> None:
     bridge = a_bridge()
     counts = {"one": 0, "all": 0, "none": 0}

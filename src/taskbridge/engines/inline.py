@@ -262,17 +262,9 @@ class InlineEngine:
     def run_schedules(self, moment: float, max_runs: int) -> int:
         """Run what is due until then in this thread, by schedules too; see `Bridge.run_schedules`."""
         with self._driving():
-            ticker = self._driven_ticker()
-            runs = 0
-            while True:
-                look_at = ticker.step()
-                runs += self._run_waiting(max_runs - runs, max_runs)
-                due = self.broker.next_due()
-                at = look_at if due is None else min(due, look_at)
-                self.clock.move_to(min(at, moment))
-                if at > moment:
-                    self._ticked_until = self.clock.now()
-                    return runs
+            runs = self._drive(max_runs, ticker=self._driven_ticker(), until=moment)
+            self._ticked_until = self.clock.now()
+            return runs
 
     def _driven_ticker(self) -> Ticker:
         """Return the one that keeps to the virtual clock; what the clock has passed over without it was missed."""
@@ -309,33 +301,41 @@ class InlineEngine:
         with self._lock:
             if self._thread_count or self._embedded:
                 return False
-        self._drive(_MOST_RUNS, done)
+        self._drive(_MOST_RUNS, done=done)
         with self.wire.changed:
             return not self._running
 
-    def _drive(self, max_runs: int, done: Callable[[], bool] = lambda: False) -> int:
-        """Run what waits, and what is parked as the clock comes to it, until something is done, or nothing is left."""
+    def _drive(
+        self,
+        max_runs: int,
+        *,
+        done: Callable[[], bool] = lambda: False,
+        ticker: Ticker | None = None,
+        until: float = inf,
+    ) -> int:
+        """Run what waits, and what is parked as the clock comes to it, and return how many runs there were.
+
+        It goes on until something is done, or nothing is left, or the clock would pass a time.
+        """
         runs = 0
         while True:
-            runs += self._run_waiting(max_runs - runs, max_runs, done)
+            look_at = inf if ticker is None else ticker.step()
+            while not done() and (message := self._next()) is not None:
+                if runs >= max_runs:
+                    self.wire.deliver(message)
+                    raise TaskBridgeError(f"not idle after {max_runs} runs: does a task retry for ever?")
+                with self.wire.changed:
+                    self._running += 1
+                self.run(message)
+                runs += 1
             due = self.broker.next_due()
-            if due is None or done():
+            at = look_at if due is None else min(due, look_at)
+            if done() or at == until == inf:  # nothing is left
                 return runs
-            self.clock.move_to(due)
+            self.clock.move_to(min(at, until))
+            if at > until:
+                return runs
 
-    def _run_waiting(self, allowed: int, max_runs: int, done: Callable[[], bool] = lambda: False) -> int:
-        """Run what waits and what is due now, until something is done."""
-        runs = 0
-        while not done():
-            self.broker.promote_due()
-            message = self.wire.take(None)
-            if message is None:
-                return runs
-            if runs >= allowed:
-                self.wire.deliver(message)
-                raise TaskBridgeError(f"not idle after {max_runs} runs: does a task retry for ever?")
-            with self.wire.changed:
-                self._running += 1
-            self.run(message)
-            runs += 1
-        return runs
+    def _next(self) -> Message | None:
+        self.broker.promote_due()
+        return self.wire.take(None)
