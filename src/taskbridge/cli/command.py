@@ -44,17 +44,7 @@ Run: TypeAlias = Callable[[Bridge, Namespace], Output]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A command, or a group of commands.
-
-    Attributes:
-        name: Its word on the command line.
-        help: What the list of commands says of it.
-        description: What its own help says.
-        arguments: Its arguments and options.
-        opens: Returns the bridge that it works on; it is closed after the run.
-        run: Does what it is for; None for a group.
-        below: The commands of a group.
-    """
+    """A command: `run` does what it is for, on the bridge that `opens` returns. Or a group of the commands `below`."""
 
     name: str
     help: str
@@ -158,7 +148,8 @@ def any_bridge(arguments: Namespace) -> Bridge:
     Raises:
         TaskBridgeError: It can't be loaded, or its settings are wrong.
     """
-    arguments.app = _app(arguments)
+    if arguments.app is None:
+        arguments.app = os.environ.get(APP_VARIABLE)
     if arguments.app is not None:
         bridge = load_bridge(arguments.app, url=arguments.url)
     else:
@@ -169,41 +160,24 @@ def any_bridge(arguments: Namespace) -> Bridge:
     return bridge
 
 
-def _app(arguments: Namespace) -> str | None:
-    app: str | None = arguments.app
-    return os.environ.get(APP_VARIABLE) if app is None else app
-
-
 def app_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge of the application that is named.
-
-    Raises:
-        TaskBridgeError: None is named, it can't be loaded, or its settings are wrong.
-    """
-    if _app(arguments) is None:
+    """Return the bridge of the application that is named; raise `UsageError` if none is."""
+    bridge = any_bridge(arguments)
+    if arguments.app is None:
         name = arguments.command
         raise UsageError(f"{name}: which MODULE declares the tasks? Such as: taskbridge {name} shop.tasks")
-    return any_bridge(arguments)
+    return bridge
 
 
 def server_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge as `any_bridge` does, if other processes can see its messages.
-
-    Raises:
-        TaskBridgeError: As `any_bridge`; or its broker is memory.
-    """
+    """Return the bridge as `any_bridge` does, if other processes can see its messages; else raise `UsageError`."""
     return checked_server(any_bridge(arguments), "this command")
 
 
 def checked_server(bridge: Bridge, subject: str) -> Bridge:
-    """Return a bridge whose messages other processes can see.
+    """Return the bridge, if others than the process that sends its messages can see them; else raise `UsageError`.
 
-    Args:
-        bridge: The bridge.
-        subject: What looks for them there, such as `a worker`.
-
-    Raises:
-        UsageError: They live in the memory of the process that sends them.
+    `subject` is what looks for them there, such as `a worker`.
     """
     address = bridge.settings.url
     if address.broker != "memory":
