@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from tests.mutants.table import mutant, put
@@ -91,23 +92,29 @@ def each_sends_a_message_of_its_own() -> None:
 def skipped_times_are_left_out() -> None:
     """What a clock change skips is not due on that day."""
 
-    def make(instants: Any) -> Any:
-        return lambda wall, zone, *, each_hour: instants(wall, zone, each_hour=True)[:1]
+    def make(ticks: Any) -> Any:
+        def shown_only(self: Any, after: float) -> Any:
+            hours = [int(hour) for hour in self.expression.split()[1].split(",")]
+            return (tick for tick in ticks(self, after) if datetime.fromtimestamp(tick, self.zone).hour in hours)
 
-    put(_SCHEDULES, "_instants", make)
+        return shown_only
+
+    put(_SCHEDULES, "Cron.ticks", make)
 
 
 @mutant("CR3", _CLOCKS)
 def repeated_times_are_due_twice() -> None:
     """What a clock change repeats is due both times."""
 
-    def make(instants: Any) -> Any:
-        def twice(wall: Any, zone: Any, *, each_hour: bool) -> Any:
-            return instants(wall, zone, each_hour=True) or instants(wall, zone, each_hour=each_hour)
+    def make(ticks: Any) -> Any:
+        def twice(self: Any, after: float) -> Any:
+            for tick in ticks(self, after):
+                again = datetime.fromtimestamp(tick, self.zone).replace(fold=1).timestamp()
+                yield from sorted({tick, max(tick, again)})
 
         return twice
 
-    put(_SCHEDULES, "_instants", make)
+    put(_SCHEDULES, "Cron.ticks", make)
 
 
 @mutant("CR4", _MEANWHILE)

@@ -6,12 +6,10 @@ same ticks, on every machine.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timezone, tzinfo
 from functools import lru_cache
-from heapq import heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
@@ -92,7 +90,7 @@ class Cron(Timing):
             raise DeclarationError(f"a cron expression is text, such as '0 8 * * mon-fri', not {self.expression!r}")
         object.__setattr__(self, "expression", " ".join(self.expression.split()))
         zone_of(self.timezone)
-        if next(_walls(self.expression), None) is None:
+        if next(_cronsim(self.expression), None) is None:
             raise DeclarationError(f"cron expression {self.expression!r} is never due")
 
     @property
@@ -107,20 +105,16 @@ class Cron(Timing):
 
     def ticks(self, after: float) -> Iterator[float]:
         """Return the ticks after an instant, in order."""
-        zone = self.zone
-        waiting: list[float] = []
-        latest = after
-        walls = _walls(self.expression, _wall_before(after, zone))
-        each_hour = len(walls.hours) == 24
-        for wall in walls:
-            while waiting and waiting[0] < _instant(wall, zone):
-                latest = heappop(waiting)
-                yield latest
-            for tick in _instants(wall, zone, each_hour=each_hour):
-                if tick > latest and tick not in waiting:
-                    heappush(waiting, tick)
-        while waiting:
-            yield heappop(waiting)
+        minute, hour, *days = self.expression.split()
+        named, start = _cronsim(self.expression), datetime.fromtimestamp(after, self.zone)
+        if len(named.hours) == 24 and self.zone is not timezone.utc:
+            # Minute by minute: cronsim goes on by an hour where one minute is named, also over a change of half of it.
+            every_minute = _cronsim(" ".join(("*", "*", *days)), start)
+            found: Iterator[datetime] = (moment for moment in every_minute if moment.minute in named.minutes)
+        else:
+            spelled = minute.replace("*", "0-59"), hour.replace("*", "0-23")
+            found = _cronsim(" ".join((*spelled, *days)), start)
+        return (tick for moment in found if (tick := moment.timestamp()) > after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +262,7 @@ def checked_timings(timings: Any) -> tuple[Timing, ...]:
     return given
 
 
-# Time zones and clock changes
+# Time zones and expressions
 
 
 @lru_cache(maxsize=64)
@@ -294,11 +288,11 @@ def zone_of(name: str) -> tzinfo:
         raise DeclarationError(f"there is no time zone {name!r}{nearest(name, zones)}") from exc
 
 
-def _walls(expression: str, after: datetime = datetime(2000, 1, 1)) -> CronSim:  # noqa: DTZ001 - on a wall
-    """Return the times on a wall clock that an expression names, after one of them; it knows no zone.
+def _cronsim(expression: str, after: datetime = datetime(2000, 1, 1, tzinfo=timezone.utc)) -> CronSim:
+    """Return the times of an expression after one of them, as cronsim finds them.
 
-    cronsim reads the expression and knows the calendar. What clock changes mean is decided here: cronsim goes by the
-    stars of the fields, as Debian's cron does, and a schedule by whether it is for every hour.
+    Like Debian's cron, it takes a schedule for one of elapsed time if its minutes or hours begin with a star, and else
+    for one of times of the day, and then knows what clock changes mean for it.
     """
     try:
         from cronsim import CronSim, CronSimError
@@ -312,31 +306,3 @@ def _walls(expression: str, after: datetime = datetime(2000, 1, 1)) -> CronSim: 
         return CronSim(expression, after)
     except CronSimError as exc:
         raise DeclarationError(f"cron expression {expression!r}: {exc}") from exc
-
-
-def _instant(wall: datetime, zone: tzinfo, *, fold: int = 0) -> float:
-    """Return when a zone's clocks show a time; of one that comes twice the first, or with `fold=1` the second."""
-    return wall.replace(tzinfo=zone, fold=fold).timestamp()
-
-
-def _wall_before(after: float, zone: tzinfo) -> datetime:
-    """Return a time on a zone's wall clock that is not after any that the clock shows later than `after`."""
-    wall = datetime.fromtimestamp(after, zone).replace(tzinfo=None, fold=0)
-    again_s = _instant(wall, zone, fold=1) - _instant(wall, zone)
-    return wall - timedelta(seconds=max(0.0, again_s))  # for what comes twice has been, and comes again
-
-
-def _instants(wall: datetime, zone: tzinfo, *, each_hour: bool) -> list[float]:
-    """Return the ticks of a time on a zone's wall clock."""
-    first, second = _instant(wall, zone), _instant(wall, zone, fold=1)
-    if second < first:  # the clock never shows it: with fold=0 it is taken for after the change, with 1 for before
-        return [] if each_hour else [_change(second, first, zone)]
-    return [first, second] if each_hour and second > first else [first]
-
-
-def _change(before: float, after: float, zone: tzinfo) -> float:
-    """Return the first whole second after a clock change that lies between two instants."""
-    offset = datetime.fromtimestamp(before, zone).utcoffset()
-    between = range(int(before) + 1, int(after) + 1)
-    has_changed = bisect_left(between, True, key=lambda at: datetime.fromtimestamp(at, zone).utcoffset() != offset)
-    return float(between[has_changed])
