@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from taskbridge.health import Health
     from taskbridge.results import Results
     from taskbridge.schedules.listing import Schedules
-    from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing
+    from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
 
 P = ParamSpec("P")
@@ -152,7 +152,7 @@ class Bridge(Parts):
         """The schedules: list, pause and resume."""
         from taskbridge.schedules.listing import Schedules
 
-        return self._part("schedules", lambda: Schedules(self))
+        return self._part("schedules", lambda: Schedules(self, self._sending))
 
     @property
     def results(self) -> Results:
@@ -329,26 +329,6 @@ class Bridge(Parts):
         with locks.no_fork(), self._lock:
             self.schedules.add(call, timing)
 
-    def all_schedules(self) -> Sequence[Schedule]:
-        """Return all schedules: those of tasks, of `periodic`, and of the setting `schedules`.
-
-        Raises:
-            SettingsError: The setting names a task that is not declared.
-        """
-        if "schedules" not in self._made and not self.settings.schedules:
-            return ()
-        return tuple(self.schedules.planned().values())
-
-    def check_schedules(self) -> None:
-        """Return if there is nothing in the way of sending by schedules, or there are none.
-
-        Raises:
-            UnsupportedError: There is no store.
-            SettingsError: The setting `schedules` names a task that is not declared.
-        """
-        if self.all_schedules():
-            self.schedules.check_store()
-
     def on(self, name: HookName) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
 
@@ -377,16 +357,6 @@ class Bridge(Parts):
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
         return await in_thread(lambda: self.send_many(calls))
-
-    def send_tick(self, schedule: str, planned_at: float) -> str:
-        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
-
-        Raises:
-            BrokerUnavailable: The broker didn't take it.
-        """
-        call, message_id, headers = self.schedules.tick(schedule, planned_at)
-        self._sending.send_tick(call, id=message_id, headers=headers)
-        return message_id
 
     # Running
 
@@ -472,7 +442,7 @@ class Bridge(Parts):
         for queue in options.queues:
             check_known(queue, self.queues())
         if self.settings.scheduler and options.scheduler:
-            self.check_schedules()
+            self.schedules.check()
         commands = self.engine.worker_commands(options)
         if options.scheduler:
             return commands

@@ -115,6 +115,7 @@ class Actor:
         self.wake_at = world.now
         self.settings = world.settings
         self.store: Any = self
+        self.schedules: Any = self
         self.ticks: Any = self
         self.records: Any = self
         self._turn = threading.Lock()  # each is let go by one thread, and taken by the other
@@ -189,13 +190,10 @@ class Actor:
     def now(self) -> float:
         return self.world.now
 
-    def all_schedules(self) -> Sequence[Schedule]:
-        return self.world.schedules
+    def planned(self) -> Mapping[str, Schedule]:
+        return {schedule.name: schedule for schedule in self.world.schedules}
 
-    def check_schedules(self) -> None:
-        raise AssertionError
-
-    def send_tick(self, schedule: str, planned_at: float) -> str:
+    def send(self, schedule: str, planned_at: float) -> str:
         message_id = tick_id("world", schedule, planned_at)
 
         def send() -> None:

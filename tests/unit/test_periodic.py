@@ -44,7 +44,7 @@ def noon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(bridge: Bridge) -> list[str]:
-    return [schedule.name for schedule in bridge.all_schedules()]
+    return list(bridge.schedules.planned())
 
 
 def test_the_short_option_has_the_name_of_its_task_and_others_tell_when_they_are_due() -> None:
@@ -367,7 +367,7 @@ def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
     bridge.task(name="new", every=60)(without_arguments)
     store = bridge.store
     assert store is not None
-    message_id = bridge.send_tick("new", 1.8e9)
+    message_id = bridge.schedules.send("new", 1.8e9)
     message = Message(
         id=message_id, task="new", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.8e9, redelivered=1
     )

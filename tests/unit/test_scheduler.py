@@ -296,14 +296,14 @@ def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is
     with world_of(scheduled("s", Every(60)), begin=begin) as world:
         world.add("a")
         [actor] = world.actors
-        send_tick = actor.send_tick
+        send = actor.send
 
         def refuse(schedule: str, planned_at: float) -> str:
             if planned_at == begin + 60:
                 raise LookupError("no such queue")
-            return send_tick(schedule, planned_at)
+            return send(schedule, planned_at)
 
-        actor.send_tick = refuse  # type: ignore[method-assign]
+        actor.send = refuse  # type: ignore[method-assign]
         world.run(begin + 130)
 
     assert world.planned("s") == [begin + 120]

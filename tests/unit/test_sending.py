@@ -60,15 +60,15 @@ def test_a_tick_that_somebody_else_may_have_sent_keeps_its_record(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge.task(name="add", every=60)(lambda: 1)
-    [schedule] = bridge.all_schedules()
-    message_id = bridge.send_tick(schedule.name, 1.8e9)
+    [schedule] = bridge.schedules.planned()
+    message_id = bridge.schedules.send(schedule, 1.8e9)
 
     def refuse(*_: Any, timeout_s: float) -> None:
         raise BrokerUnavailable("nobody listens")
 
     monkeypatch.setattr(bridge.broker, "publish", refuse)
     with pytest.raises(BrokerUnavailable):
-        bridge.send_tick(schedule.name, 1.8e9)
+        bridge.schedules.send(schedule, 1.8e9)
 
     assert state_of(bridge, message_id) == "queued"
 

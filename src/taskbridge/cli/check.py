@@ -170,8 +170,8 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
 def _schedules(bridge: Bridge) -> Iterator[_Finding]:
     """Tell whether what is to be sent by schedules can be sent."""
     try:
-        names = sorted(schedule.name for schedule in bridge.all_schedules())
-        bridge.check_schedules()
+        names = sorted(bridge.schedules.planned())
+        bridge.schedules.check()
     except TaskBridgeError as exc:
         yield _Finding("schedules", "error", str(exc))
         return

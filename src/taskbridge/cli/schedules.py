@@ -136,10 +136,10 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
     SIGTERM and Ctrl-C stop it, with exit code 0. Then: `taskbridge schedules MODULE` shows what is due next.
     """
     checked_server(bridge, "a worker")
-    names = [schedule.name for schedule in bridge.all_schedules()]
+    names = list(bridge.schedules.planned())
     if not names:
         raise UsageError(f"{arguments.app!r} has no schedules; give a task cron or every")
-    bridge.check_schedules()
+    bridge.schedules.check()
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = locks.Event()
 

@@ -86,8 +86,8 @@ _PLACES: Final[Mapping[str, Place]] = {
         module="taskbridge.brokers.redis.pump", path="Pump._settle", when="after", matters=_something_is_due
     ),
     "due amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="before"),
-    "claimed": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="before"),
-    "ticked": Place(module="taskbridge.bridge", path="Bridge.send_tick", when="after"),
+    "claimed": Place(module="taskbridge.schedules.listing", path="Schedules.send", when="before"),
+    "ticked": Place(module="taskbridge.schedules.listing", path="Schedules.send", when="after"),
     "promoted amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="after"),
 }
 

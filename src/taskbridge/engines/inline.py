@@ -268,7 +268,7 @@ class InlineEngine:
 
     def _driven_ticker(self) -> Ticker:
         """Return the one that keeps to the virtual clock; what the clock has passed over without it was missed."""
-        self._host.check_schedules()
+        self._host.schedules.check()
         if self._ticker is None:
             self._ticker = Ticker(self._host, claimant="run_schedules", stall_s=inf)
         elif self.clock.now() - self._ticked_until > _UNNOTICED_S:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
 
 from taskbridge import codec
 from taskbridge.declaration import Declaration
+from taskbridge.durations import moment
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
 from taskbridge.schedules.plan import Schedule, Timing, named
 from taskbridge.stores.ticks import ScheduleState, Ticks
@@ -18,6 +19,7 @@ from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.sending import Sending
 
 SCHEDULE_HEADER: Final = "taskbridge.schedule"
 """The header that names the schedule which sent a message."""
@@ -57,8 +59,9 @@ class ScheduleEntry:
 class Schedules:
     """The schedules of a bridge; `Bridge.schedules`. Threads share it."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, sending: Sending) -> None:
         self._bridge = bridge
+        self._sending = sending
         self._added: dict[str, Schedule] = {}
 
     # What there is
@@ -125,12 +128,18 @@ class Schedules:
         except TypeError as exc:  # a DeclarationError is one too
             raise SettingsError("schedules", f"{schedule.name!r}: {exc}") from exc
 
-    def check_store(self) -> Ticks:
-        """Return the ticks, in the store.
+    # Sending
+
+    def check(self) -> bool:
+        """Return whether there are schedules, if nothing is in the way of sending by them.
 
         Raises:
-            UnsupportedError: There is no store.
+            UnsupportedError: There are some, but no store.
+            SettingsError: The setting `schedules` names a task that is not declared.
         """
+        return bool(self.planned() and self._ticks())
+
+    def _ticks(self) -> Ticks:
         store = self._bridge.store
         if store is None:
             raise UnsupportedError(
@@ -141,16 +150,21 @@ class Schedules:
             )
         return store.ticks
 
-    def tick(self, name: str, planned_at: float) -> tuple[Call[Any], str, dict[str, str]]:
-        """Return what is sent for a tick of a schedule: the call, the message's id and its headers."""
+    def send(self, name: str, planned_at: float) -> str:
+        """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
+
+        Raises:
+            BrokerUnavailable: The broker didn't take it.
+        """
         schedule = self.planned()[name]
         declaration = self._bridge.declaration_of(schedule.task)
         assert declaration is not None, "tasks that were declared stay so"
         options = SendOptions(**schedule.using)
         call: Call[Any] = Call(declaration=declaration, args=schedule.args, kwargs=schedule.kwargs, options=options)
-        moment = datetime.fromtimestamp(planned_at, timezone.utc)
-        headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment.isoformat()}
-        return call, tick_id(self._bridge.settings.namespace, name, planned_at), headers
+        headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment(planned_at).isoformat()}
+        message_id = tick_id(self._bridge.settings.namespace, name, planned_at)
+        self._sending.send_tick(call, id=message_id, headers=headers)
+        return message_id
 
     # What users ask
 
@@ -166,7 +180,7 @@ class Schedules:
         if not planned:
             return []
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        states = self.check_store().states(tuple(planned), timeout_s=timeout_s)
+        states = self._ticks().states(tuple(planned), timeout_s=timeout_s)
         now = self._bridge.now()
         unknown = ScheduleState(settled_until=now)
         return [_entry(planned[name], states.get(name, unknown), now, runs) for name in sorted(planned)]
@@ -203,7 +217,7 @@ class Schedules:
         planned = self.planned()
         if name not in planned:
             raise UnknownSchedule(name, sorted(planned))
-        return self.check_store()
+        return self._ticks()
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:

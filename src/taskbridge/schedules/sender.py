@@ -13,11 +13,11 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from taskbridge.background import Background
+from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.schedules.plan import Schedule, decide
 from taskbridge.stores.records import FINAL
@@ -89,7 +89,7 @@ class Ticker:
         self._stall_s = stall_s
         self._lease_s = min(CLAIM_LEASE_S, bridge.settings.lease_s)
         store = bridge.store
-        assert store is not None, "`check_schedules` comes first"
+        assert store is not None, "`Schedules.check` comes first"
         self._ticks, self._records = store.ticks, store.records
         self._timeout_s = bridge.settings.send_timeout_s
         self._here_at = inf
@@ -107,16 +107,16 @@ class Ticker:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
         self._refused, now = None, self._bridge.now()
-        schedules = self._bridge.all_schedules()
-        self._watched = {each.name: self._watched.get(each.name) or _Watched(since=now) for each in schedules}
-        for schedule in schedules:
+        schedules = self._bridge.schedules.planned()
+        self._watched = {name: self._watched.get(name) or _Watched(since=now) for name in schedules}
+        for name, schedule in schedules.items():
             now, before = self._bridge.now(), self._here_at
             self._here_at = now
             if now - before > self._stall_s:
                 _log.warning("nothing was scheduled here for %.1f s: the process stood still", now - before)
                 self.lapse()
                 return now
-            watched = self._watched[schedule.name]
+            watched = self._watched[name]
             if watched.look_at <= now:
                 try:
                     watched.look_at = self._deal(schedule, watched, now)  # one at a time: there may be many
@@ -170,7 +170,7 @@ class Ticker:
         """Send a tick that is claimed here, and return when to look again."""
         name, shown = schedule.name, _shown(planned_at)
         try:
-            message_id = self._bridge.send_tick(name, planned_at)
+            message_id = self._bridge.schedules.send(name, planned_at)
         except BrokerUnavailable as exc:  # its queue alone may be full: the others go on
             self._refused = exc
             watched.since = self._bridge.now()
@@ -241,11 +241,8 @@ def check(bridge: Bridge) -> bool:
         UnsupportedError: There are schedules, but no store.
         SettingsError: The setting `schedules` names a task that is not declared.
     """
-    if not bridge.settings.scheduler or os.environ.get(OFF_VARIABLE) == "off":
-        return False
-    bridge.check_schedules()
-    return bool(bridge.all_schedules())
+    return bridge.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off" and bridge.schedules.check()
 
 
 def _shown(instant: float) -> str:
-    return datetime.fromtimestamp(instant, timezone.utc).isoformat().replace("+00:00", "Z")
+    return moment(instant).isoformat().replace("+00:00", "Z")
