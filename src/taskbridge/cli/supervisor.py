@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from types import FrameType
 from typing import Final
 
 from taskbridge.engines.base import Command
@@ -82,7 +81,6 @@ class Supervisor:
         self._patience_s = grace_s + SLACK_S
         self._say = say
         self._workers: list[_Worker] = []
-        self._signals: list[int] = []
         self._stopping = False
         self._code = 0
         self._announced = False
@@ -104,30 +102,32 @@ class Supervisor:
                 stack.callback(os.close, place)
                 selector.register(place, selectors.EVENT_READ, worker)
                 self._workers.append(worker)
-            _wake_by_signals(self._signals, selector, stack)
+            _wake_by_signals(selector, stack)
             stack.callback(self._end_all)
             self._supervise(selector)
         return self._code
 
     def _supervise(self, selector: selectors.BaseSelector) -> None:
         while True:
-            while self._signals:
-                self._obey(self._signals.pop(0))
             for worker in self._workers:
                 self._look_at(worker)
             if all(worker.process is None and worker.start_at is None for worker in self._workers):
                 return
             for key, _ in selector.select(self._wait_s()):
-                self._hear(key.data, os.read(key.fd, 4096))
+                data = os.read(key.fd, 4096)
+                if key.data is None:
+                    for number in data:
+                        self._obey(number)
+                else:
+                    self._hear(key.data, data)
 
     def _wait_s(self) -> float | None:
         """Return the seconds until something is due by itself; None if nothing is."""
         due = [at for worker in self._workers for at in (worker.start_at, worker.kill_at) if at is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
-    def _hear(self, worker: _Worker | None, data: bytes) -> None:
-        if worker is not None:  # else a signal has come, or a child has ended
-            worker.ready.update(data.decode("ascii", "replace").split())
+    def _hear(self, worker: _Worker, data: bytes) -> None:
+        worker.ready.update(data.decode("ascii", "replace").split())
         if not self._announced and sum(len(each.ready) for each in self._workers) >= self._processes:
             self._announced = True
             self._say("ready")
@@ -178,6 +178,8 @@ class Supervisor:
             worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
 
     def _obey(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            return  # each worker is looked at anyway
         if number == signal.SIGHUP and not sys.stderr.isatty():
             if not self._stopping:
                 self._say("SIGHUP: starting the workers anew")
@@ -187,8 +189,7 @@ class Supervisor:
             self._stop()
         elif number in _STOP_SIGNALS:
             self._say("ending at once; what was running will run again")
-            for worker in self._workers:
-                self._kill(worker)
+            self._end_all()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -213,22 +214,18 @@ class Supervisor:
             self._kill(worker)
 
 
-def _wake_by_signals(signals: list[int], selector: selectors.BaseSelector, stack: ExitStack) -> None:
-    """Collect signals in a list, and make the selector return when one comes or a child ends, until the stack ends."""
+def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> None:
+    """Until the stack ends, have the selector return when a signal comes or a child ends: their numbers can be read."""
     receiver, sender = map(stack.enter_context, socket.socketpair())
     receiver.setblocking(False)
     sender.setblocking(False)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD:
-            signals.append(number)
-
     wanted = [*_STOP_SIGNALS, signal.SIGCHLD]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup taskbridge worker`
         wanted.append(signal.SIGHUP)
-    for number in wanted:
-        stack.callback(signal.signal, number, signal.signal(number, note))
     stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
+    for number in wanted:
+        # A handler, for what is ignored does not get to the socket.
+        stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
     selector.register(receiver, selectors.EVENT_READ)
 
 
