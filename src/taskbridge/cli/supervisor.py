@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Final
 
 from taskbridge.engines.base import Command
@@ -224,9 +225,12 @@ def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> None
         wanted.append(signal.SIGHUP)
     stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
     for number in wanted:
-        # A handler, for what is ignored does not get to the socket.
-        stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        stack.callback(signal.signal, number, signal.signal(number, _noted))
     selector.register(receiver, selectors.EVENT_READ)
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Handle a signal, which is all that it takes for its number to be written to the socket."""
 
 
 def _kill_group(pid: int) -> None:
