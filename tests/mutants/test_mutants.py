@@ -34,13 +34,8 @@ def _is_possible(mutant: Mutant) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in needed)
 
 
-POSSIBLE = dict(
-    sorted(
-        ((name, mutant) for name, mutant in MUTANTS.items() if _is_possible(mutant)),
-        key=lambda item: "+" not in item[1].target,
-    )
-)
-"""The mutants whose engine and client library are installed; those that take longest come first."""
+POSSIBLE = {name: mutant for name, mutant in MUTANTS.items() if _is_possible(mutant)}
+"""The mutants whose engine and client library are installed."""
 
 
 def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "") -> dict[str, Any]:
@@ -56,7 +51,13 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "")
     return {result["scenario"]: result for result in results}
 
 
-@pytest.mark.parametrize("place", dict.fromkeys(mutant.target for mutant in POSSIBLE.values()))
+def _one_by_one(place: str) -> Any:
+    """Return a place as a parameter whose test does not run beside another of its kind: each runs many workers."""
+    kind = "unbroken-servers" if place.endswith(("redis", "amqp")) else "unbroken"
+    return pytest.param(place, marks=pytest.mark.xdist_group(kind))
+
+
+@pytest.mark.parametrize("place", [_one_by_one(place) for place in sorted({each.target for each in POSSIBLE.values()})])
 def test_the_unbroken_product_passes_as_quickly(place: str, url_of: Urls, store_of: Stores) -> None:
     """Else a mutant could be found out by impatience alone. What fails in company runs again alone, as mutants do."""
     scenarios = sorted({mutant.scenario for mutant in POSSIBLE.values() if mutant.target == place})
