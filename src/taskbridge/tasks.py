@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
@@ -33,6 +33,20 @@ class SendOptions:
     priority: Priority | None = None
     expires: Duration | datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        """Check what is given; raises as `Sendable.using`."""
+        if self.queue is not None:
+            check_queue_name(self.queue)
+        if self.priority is not None:
+            checked_priority(self.priority)
+        if isinstance(self.expires, datetime):
+            timestamp(self.expires, name="expires")
+        elif self.expires is not None:
+            positive(self.expires, name="expires")
+        for key, value in self.headers.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f"headers must be text by name, not {key!r}: {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,16 +104,14 @@ class Sendable(Generic[P, R]):
             ValueError: A naive datetime, a wrong priority, queue name or duration.
             TypeError: A header that isn't text.
         """
-        changes: dict[str, Any] = {}
-        if queue is not None:
-            changes["queue"] = check_queue_name(queue)
-        if priority is not None:
-            changes["priority"] = checked_priority(priority)
-        if expires is not None:
-            changes["expires"] = _checked_expires(expires)
-        if headers is not None:
-            changes["headers"] = {**self._options.headers, **_checked_headers(headers)}
-        return type(self)(self._sender, self._declaration, replace(self._options, **changes))
+        now = self._options
+        options = SendOptions(
+            queue=now.queue if queue is None else queue,
+            priority=now.priority if priority is None else priority,
+            expires=now.expires if expires is None else expires,
+            headers=now.headers if headers is None else {**now.headers, **headers},
+        )
+        return type(self)(self._sender, self._declaration, options)
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call to be sent with `send_many`.
@@ -171,18 +183,3 @@ class AsyncTask(Sendable[P, R]):
         """Call the coroutine function itself."""
         coroutine: Coroutine[Any, Any, R] = self._declaration.function(*args, **kwargs)
         return coroutine
-
-
-def _checked_expires(expires: Duration | datetime) -> Duration | datetime:
-    if isinstance(expires, datetime):
-        timestamp(expires, name="expires")
-    else:
-        positive(expires, name="expires")
-    return expires
-
-
-def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    for key, value in headers.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"headers must be text by name, not {key!r}: {value!r}")
-    return headers
