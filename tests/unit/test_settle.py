@@ -19,7 +19,7 @@ from taskbridge.retry import Cancelled, RunAgain, Verdict
 def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     bridge = Bridge("inline://?threads=0")
     bridge.task(name="t")(print)
-    monkeypatch.setattr(bridge.cancellations, "has", lambda message: False)
+    monkeypatch.setattr(bridge.cancellations, "has", lambda message, timeout_s: False)
     yield bridge
     bridge.close()
 

@@ -63,8 +63,12 @@ class Cancellations(Background):
             with self._asking:
                 self._forget(self._timeout_s)
 
-    def has(self, message: Message) -> bool:
+    def has(self, message: Message, *, timeout_s: float | None = None) -> bool:
         """Return whether a message that is about to start was cancelled at least `CANCEL_KNOWN_S` ago.
+
+        Args:
+            message: The message.
+            timeout_s: How long the store may take to answer; `send_timeout` if None.
 
         Raises:
             BrokerUnavailable: What is known is too old, and the store doesn't answer.
@@ -72,7 +76,7 @@ class Cancellations(Background):
         if self._is_shared:
             self.start()
             if monotonic() - self._known_at > _OLD_S:
-                self._ask(self._timeout_s)
+                self._ask(self._timeout_s if timeout_s is None else timeout_s)
         return message.life in self._lives
 
     def knows(self, message: Message) -> bool:

@@ -245,7 +245,7 @@ def _counted(task: BoundTask, message: Message) -> Verdict | None:
 
 
 def _was_cancelled(task: BoundTask, message: Message) -> bool:
-    return task.records is not None and _persist(task, lambda **_: task.cancellations.has(message))
+    return task.records is not None and _persist(task, task.cancellations.has, message)
 
 
 def _has_expired(task: BoundTask, message: Message) -> bool:
