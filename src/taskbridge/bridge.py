@@ -275,7 +275,7 @@ class Bridge(Parts):
                     f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
                     "give one of them another name"
                 )
-            if declaration.schedules or "schedules" in self._made:
+            if declaration.schedules:
                 self.schedules.declare(declaration)
             self._tasks = {**self._tasks, declaration.name: declaration}  # anew, for threads may go through them
             self._forget()

@@ -144,7 +144,7 @@ def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any])
     from taskbridge.schedules import plan  # here, for few tasks have one
 
     timings = plan.checked_timings(options.pop("schedules", ()))
-    short = plan.timing_of(**{"cron": None, "every": None, **options})
+    short = plan.timing_of(**options)
     found = [] if short is None else [plan.named(task, task, short, results=results)]
     found += [plan.named(None, task, timing, results=results) for timing in timings]
     try:

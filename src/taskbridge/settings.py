@@ -337,7 +337,7 @@ def _schedule(name: Any, given: Any) -> Schedule:
             if key not in _SCHEDULE_KEYS:
                 raise DeclarationError(f"there is no {key!r} in a schedule{nearest(str(key), _SCHEDULE_KEYS)}")
         times = {key: options[key] for key in _TIMING_KEYS if key in options}
-        timing = timing_of(name=checked, **{"cron": None, "every": None, **times})
+        timing = timing_of(name=checked, **times)
         if timing is None or not isinstance(options.get("task"), str):
             raise DeclarationError("it needs a task, by name, and cron or every")
         args: Any = options.get("args", ())

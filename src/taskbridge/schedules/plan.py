@@ -6,7 +6,7 @@ same ticks, on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
 from functools import lru_cache
@@ -230,7 +230,7 @@ def check_name(name: Any) -> str:
     return name
 
 
-def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Timing | None:
+def timing_of(*, cron: str | None = None, every: Duration | None = None, **options: Any) -> Timing | None:
     """Return what short options say: `cron` or `every`, and those of `Cron` and `Every`; None if they name no time.
 
     Raises:
@@ -253,10 +253,7 @@ def timing_of(*, cron: str | None, every: Duration | None, **options: Any) -> Ti
 
 def checked_timings(timings: Any) -> tuple[Timing, ...]:
     """Return the timings that a task's option `schedules` holds; raise `DeclarationError` if it holds others."""
-    try:
-        given: tuple[Any, ...] = tuple(timings)
-    except TypeError:
-        given = (timings,)
+    given: tuple[Any, ...] = tuple(timings) if isinstance(timings, Iterable) else (timings,)
     if not all(isinstance(timing, Timing) for timing in given):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
     return given
