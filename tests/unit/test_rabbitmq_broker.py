@@ -24,7 +24,7 @@ from typing import Any
 import pika
 import pytest
 
-from taskbridge.brokers.base import Broker, Publication
+from taskbridge.brokers.base import Broker, Publication, Taken
 from taskbridge.brokers.rabbitmq import connect
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.connection import Connection
@@ -1184,8 +1184,13 @@ class TestConnecting:
         text = '["' + "x" * 100_000 + '"]'
 
         broker.publish([a_message(args_json=text)], timeout_s=10)
+        broker.park([(a_message(1), 1)], timeout_s=5)
+        broker.bury(a_letter(), timeout_s=5)
+        place.pumping(broker)
 
-        assert [body for _, body in place.take_all(place.queue())] == [text.encode()]
+        assert [body for _, body in place.arrivals(2, timeout_s=8)] == [text.encode(), b"[1]"]
+        assert len(broker.take_dead(lambda _: Taken(), timeout_s=5)) == 1
+        assert broker.dead_letters() == []
 
     def test_the_server_shows_the_client_by_what_the_url_says(self, place: Place) -> None:
         name = f"shop{uuid.uuid4().hex[:8]}"

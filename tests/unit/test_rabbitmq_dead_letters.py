@@ -28,8 +28,7 @@ def _due(bridge: Bridge) -> list[str]:
     """Return the ids of what is due, and leave it there."""
     broker: Any = bridge.broker
     queue = f"{bridge.settings.namespace}.due.celery"
-    bodies = broker._looker.ask(lambda session, deadline: browse(session, queue, deadline), 5)
-    return [loads(body).id for body in bodies]
+    return [loads(body).id for body in browse(broker._hosts, queue, 5)]
 
 
 def _dead(bridge: Bridge) -> list[str]:

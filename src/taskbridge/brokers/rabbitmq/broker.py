@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pika
 from pika import spec
 
 from taskbridge.brokers.base import Counts, Decide, Publication, Wire
-from taskbridge.brokers.rabbitmq.channel import Session
+from taskbridge.brokers.rabbitmq.channel import NOT_FOUND
+from taskbridge.brokers.rabbitmq.connection import ClientError
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import Pool
@@ -26,7 +28,8 @@ class RabbitMQBroker:
     """Keeps messages in RabbitMQ; see `Broker`. Threads share it, and a forked process makes its own connections.
 
     A process has a pool of connections for sending, and one for looking, which a memory alarm doesn't block because
-    nothing is published on it. At rest each pool keeps one connection. A pump has a connection of its own.
+    nothing is published on it. At rest each pool keeps one connection. A pump has one of its own, and so has whoever
+    looks at dead letters, as long as that takes.
 
     Raises:
         SettingsError: RabbitMQ can't keep one of the settings.
@@ -76,7 +79,7 @@ class RabbitMQBroker:
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        Pump(self._hosts, self._encoder, knows=knows, stop=stop).run()
+        Pump(self._hosts, self._publisher, self._encoder, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace.
@@ -90,18 +93,32 @@ class RabbitMQBroker:
         due = [topology.due(each) for each in (engine, *other_engines(engine))]
         names = [*due, topology.dead, *(name for names in places.values() for name in names)]
 
-        def counted(session: Session, deadline: Deadline) -> dict[str, int]:
-            made = session.look(levels, deadline, until_missing=True)  # they are made in this order
-            found = {**made, **session.look(names, deadline)}
-            return {name: state.message_count for name, state in found.items()}
-
-        held = self._looker.ask(counted, self._settings.send_timeout_s)
+        deadline = Deadline(self._settings.send_timeout_s)
+        held: dict[str, int] = {}
+        with _told():
+            for name in levels:  # they are made in this order
+                if (ready := self._ready(name, deadline)) is None:
+                    break
+                held[name] = ready
+            for name in names:
+                held[name] = self._ready(name, deadline) or 0
 
         def count(names: Sequence[str]) -> int:
             return sum(held.get(name, 0) for name in names)
 
         waiting = {queue: count(names) for queue, names in places.items()}
         return Counts(waiting=waiting, delayed=count([*levels, *due]), dead=count([topology.dead]))
+
+    def _ready(self, queue: str, deadline: Deadline) -> int | None:
+        """Return how many messages wait in a queue; None if there is none, of which the server logs an error."""
+        look = spec.Queue.Declare(queue=queue, passive=True)
+        try:
+            ready: int = self._looker.use(lambda channel: channel.call(look, deadline), deadline).message_count
+        except ClientError as exc:
+            if exc.code != NOT_FOUND:
+                raise
+            return None
+        return ready
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
         """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
@@ -111,11 +128,9 @@ class RabbitMQBroker:
         Raises:
             BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
         """
-
-        def bodies(session: Session, deadline: Deadline) -> list[bytes]:
-            return browse(session, self._topology.dead, deadline)
-
-        letters = map(letter_of, self._looker.ask(bodies, self._settings.send_timeout_s))
+        with _told():
+            bodies = browse(self._hosts, self._topology.dead, self._settings.send_timeout_s)
+        letters = map(letter_of, bodies)
         return [letter for letter in letters if ids is None or letter.id in ids]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
@@ -124,15 +139,12 @@ class RabbitMQBroker:
         Raises:
             BrokerUnavailable: Some may have been taken out.
         """
-
-        def taken(session: Session, deadline: Deadline) -> list[str]:
-            return take_out(session, self._encoder, decide, ids=ids, timeout_s=timeout_s)
-
-        return self._publisher.ask(taken, timeout_s)
+        with _told():
+            return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if RabbitMQ answers."""
-        self._looker.ask(lambda session, deadline: session.look([self._topology.dead], deadline), timeout_s)
+        self._calls([spec.Basic.Qos()], timeout_s)
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
         """Publish probes; RabbitMQ drops them as they expire."""
@@ -142,7 +154,7 @@ class RabbitMQBroker:
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove these signs; RabbitMQ drops the probes by itself."""
-        self._call_all([spec.Queue.Delete(queue=self._topology.sign(name)) for name in signs], timeout_s)
+        self._calls([spec.Queue.Delete(queue=self._topology.sign(name)) for name in signs], timeout_s)
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
         """Leave signs for so many seconds."""
@@ -150,15 +162,24 @@ class RabbitMQBroker:
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""
-        replies = self._call_all([sign_queue(self._topology.sign(name)) for name in names], timeout_s)
+        replies = self._calls([sign_queue(self._topology.sign(name)) for name in names], timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply.message_count}
 
-    def _call_all(self, calls: Sequence[Any], timeout_s: float) -> list[Any]:
-        return self._looker.ask(
-            lambda session, deadline: session.channel(deadline).call_all(calls, deadline), timeout_s
-        )
+    def _calls(self, calls: Sequence[Any], timeout_s: float) -> list[Any]:
+        deadline = Deadline(timeout_s)
+        with _told():
+            return self._looker.use(lambda channel: channel.call_all(calls, deadline), deadline)
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
         self._publisher.close()
         self._looker.close()
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    """Raise what the block raises of the client as `BrokerUnavailable`."""
+    try:
+        yield
+    except ClientError as exc:
+        raise BrokerUnavailable(str(exc), maybe_taken=exc.maybe_done) from exc

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, TimedOutError
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import (
     Assembler,
@@ -22,15 +23,15 @@ from taskbridge.brokers.rabbitmq.frames import (
     publication_pieces,
 )
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication
-from taskbridge.brokers.rabbitmq.topology import existing_queue
 
 NOT_FOUND: Final = 404
-"""AMQP's reply code: a queue or an exchange was deleted, so it is declared again."""
-
-_CHUNK_BYTES: Final = 1 << 18
+"""AMQP's reply code: a queue or an exchange is missing."""
 
 _ROUNDS: Final = 3
 """How often a missing queue is declared before the publication fails."""
+
+_CHUNK_BYTES: Final = 1 << 18
+_LEAVE_S: Final = 0.3
 
 
 @dataclass(slots=True)
@@ -40,22 +41,18 @@ class Outcome:
     Attributes:
         accepted: Confirmed by the server.
         refused: Rejected by their queue (`basic.nack`).
-        returned: Routed to no queue.
-        unsure: Sent, and not answered when the wait ended: the server may have taken them.
-        open: Sent, and still waited for.
+        unsure: Sent and not answered: the server may have taken them.
         problem: Why not all were accepted.
     """
 
     accepted: set[int] = field(default_factory=set[int])
     refused: set[int] = field(default_factory=set[int])
-    returned: set[int] = field(default_factory=set[int])
     unsure: set[int] = field(default_factory=set[int])
-    open: set[int] = field(default_factory=set[int])
     problem: str | None = None
 
 
 class Channel:
-    """A channel. One thread at a time calls it; any thread may acknowledge.
+    """A channel. One thread at a time calls it; any thread may tell and acknowledge.
 
     What takes a deadline raises `ClientError`: the server refused and closed the channel (`code`), the connection is
     gone, or there was no answer in time (`TimedOutError`). After that the channel can't be used any more.
@@ -78,17 +75,12 @@ class Channel:
         self._receive = receive or self.deliveries.append
         self._is_closing = False  # RabbitMQ closes the connection if a channel is closed twice
         self._assembler = Assembler()
+        self._declared: set[Destination] = set()
         self._sent = 0
         self._unconfirmed: dict[int, tuple[Outcome, int]] = {}
         self._returned: set[Returned] = set()
         self._number = connection.attach(self)
-
-    def open(self, deadline: Deadline, *more: Any) -> None:
-        """Open the channel, and call more; do this once, before anything else.
-
-        `publish` needs a call of `Confirm.Select`, and `commit` one of `Tx.Select`.
-        """
-        self.call_all([spec.Channel.Open(), *more], deadline)
+        self.tell(spec.Channel.Open())
 
     def call(self, method: Any, deadline: Deadline) -> Any:
         """Return the reply to a method."""
@@ -99,10 +91,10 @@ class Channel:
         self.check()
         self.replies, asked = [], len(methods)
         try:
-            self.connection.write(b"".join(method_bytes(self._number, method) for method in methods), deadline)
+            self.connection.write(self._bytes(methods), deadline)
             self.connection.wait(lambda: len(self.replies) >= asked or self.closed is not None, deadline)
         except BaseException as exc:  # a late reply would be taken for the next call's
-            self.shut(TimedOutError(f"a call was not answered: {exc}"))
+            self.connection.lose(f"a call was not answered: {exc}")
             raise
         if len(self.replies) < asked:
             self.check()
@@ -113,25 +105,39 @@ class Channel:
         if self.closed is not None:
             raise copy(self.closed)  # what is raised twice keeps the traces of both
 
-    def close(self, deadline: Deadline) -> None:
-        """Close the channel; unacknowledged deliveries return to their places in the queue."""
-        if self.closed is None:
-            self._is_closing = True
-            self.call(spec.Channel.Close(200, "", 0, 0), deadline)
-            self.shut(ClientError("the channel was closed"))
+    def tell(self, *methods: Any) -> None:
+        """Send methods, without waiting; nobody calls after those that have replies."""
+        self.connection.send(self._bytes(methods))
 
-    def abandon(self) -> None:
-        """Tell the server to close the channel, without waiting; unacknowledged deliveries return to their queue.
+    def _bytes(self, methods: Iterable[Any]) -> bytes:
+        return b"".join(method_bytes(self._number, method) for method in methods)
 
-        A channel may be closed here and still open on the server: if a call timed out, or its queue was deleted.
+    def leave(self) -> None:
+        """Close the channel, without waiting; unacknowledged deliveries return to their places in the queue.
+
+        A channel may be closed here and still open on the server, as when its queue was deleted.
         """
         if not self._is_closing:
             self._is_closing = True
             self.tell(spec.Channel.Close(200, "", 0, 0))
+            self.shut(ClientError("the channel was closed"))
 
-    def tell(self, method: Any) -> None:
-        """Send a method that has no reply, or whose reply nobody waits for."""
-        self.connection.send(method_bytes(self._number, method))
+    def declare(self, destination: Destination, deadline: Deadline, *, anew: bool = False) -> None:
+        """Declare a destination and what it needs, unless this has been done on this channel and not to be done anew.
+
+        Raises:
+            ClientError: It exists with other arguments, or is not permitted.
+        """
+        if destination in self._declared and not anew:
+            return
+        calls = list(destination.calls())
+        try:
+            self.call_all(calls, deadline)
+        except ClientError as exc:
+            if not exc.code:
+                raise
+            raise ClientError(_declaration_problem(calls[len(self.replies)], exc)) from exc
+        self._declared.add(destination)
 
     # Deliveries
 
@@ -141,48 +147,77 @@ class Channel:
         if acks:
             self.connection.send(acks)
 
-    def reject(self, tags: Iterable[int], *, requeue: bool) -> None:
-        """Return deliveries to their queue, or reject them, without waiting."""
-        for tag in tags:
-            self.tell(spec.Basic.Nack(tag, requeue=requeue))
+    def arrived(self, queue: str, deadline: Deadline) -> int:
+        """Return once what a queue can deliver to this channel is here, and how many messages it held then."""
+        look = spec.Queue.Declare(queue=queue, passive=True)
+        left: int = self.call(look, deadline).message_count
+        # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
+        # goes on; the next one can't.
+        self.call(look, deadline)
+        return left
 
     # Publications
 
     def publish(self, publications: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> None:
-        """Publish messages in order, and return when all are confirmed.
+        """Publish messages in order, and return when all are confirmed; `Confirm.Select` was called before.
+
+        Missing exchanges and queues are declared.
 
         Args:
             publications: What is published, by number.
             outcome: Records what became of each, whatever is raised.
             deadline: When the last confirm must be there.
         """
+        where = self.connection.where
+        outcome.problem = None
+        outcome.refused.clear()
+        todo = publications
+        for _ in range(_ROUNDS):
+            self.connection.wait(lambda: self.connection.blocked is None, deadline)
+            for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
+                self.declare(destination, deadline)
+            returned = self._publish(todo, outcome, deadline)
+            if outcome.refused:
+                name = publications[min(outcome.refused)].destination.name
+                outcome.problem = f"RabbitMQ at {where} refused it: is queue {name!r} full?"
+            if not returned:
+                return
+            todo = {number: publications[number] for number in sorted(returned)}
+            for destination in dict.fromkeys(each.destination for each in todo.values()):
+                self.declare(destination, deadline, anew=True)
+        name = publications[min(todo)].destination.name
+        outcome.problem = f"RabbitMQ at {where} does not find {name!r}, just declared"
+
+    def _publish(self, todo: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> set[int]:
+        """Publish messages, and return the numbers of those that were routed to no queue when all are confirmed."""
         self._returned.clear()
+        returned: set[int] = set()
         try:
-            for chunk in _chunks(publications.items()):
+            for chunk in _chunks(todo.items()):
                 data = self._frames(publication for _, publication in chunk)
                 self.check()
                 for number, _ in chunk:
                     self._sent += 1
                     self._unconfirmed[self._sent] = outcome, number
-                    outcome.open.add(number)
+                    outcome.unsure.add(number)
                 self.connection.write(data, deadline)
             problem = f"RabbitMQ at {self.connection.where} sent no confirm in {deadline.timeout_s:g} s"
-            self.connection.wait(lambda: not outcome.open or self.closed is not None, deadline, problem)
-            if outcome.open:
+            self.connection.wait(lambda: not outcome.unsure or self.closed is not None, deadline, problem)
+            if outcome.unsure:
                 self.check()
         finally:
             if self._returned:  # what was returned is confirmed as well
-                outcome.returned = {number for number, each in publications.items() if each.way in self._returned}
-                outcome.accepted -= outcome.returned
-            # If the server closed the channel because of the only open publication, it has not taken that one.
-            if not (self.closed is not None and self.closed.code and len(outcome.open) == 1):
-                outcome.unsure |= outcome.open - outcome.returned
-            outcome.open = set()
+                returned = {number for number, each in todo.items() if each.way in self._returned}
+                outcome.accepted -= returned
+                outcome.unsure -= returned
+            if self.closed is not None and self.closed.code and len(outcome.unsure) == 1:
+                outcome.unsure.clear()  # the server closed the channel because of it, and has not taken it
+        return returned
 
     def commit(
         self, publications: Sequence[EncodedPublication], tags: Iterable[int], deadline: Deadline
     ) -> list[EncodedPublication]:
-        """Publish messages and acknowledge deliveries in one transaction; the channel was opened with `Tx.Select`.
+        """Publish messages and acknowledge deliveries in one transaction; `Tx.Select` was called before.
 
         If it raises, the transaction may have been committed or not.
 
@@ -209,10 +244,10 @@ class Channel:
         """Take a frame."""
         made = self._assembler.made_of(kind, payload)
         match made:
-            case None:
-                pass
             case Delivery():
                 self._receive(made)
+            case None | spec.Channel.OpenOk():
+                pass
             case spec.Basic.Ack():
                 self._on_confirm(made, taken=True)
             case spec.Basic.Nack():
@@ -222,16 +257,15 @@ class Channel:
             case spec.Channel.Close():
                 self._is_closing = True
                 self.tell(spec.Channel.CloseOk())
-                code = made.reply_code
-                self.shut(ClientError(made.reply_text, code=code, again=code == NOT_FOUND))
+                self.shut(ClientError(made.reply_text, code=made.reply_code))
+                self.connection.detach(self._number)
+            case spec.Channel.CloseOk():
                 self.connection.detach(self._number)
             case spec.Basic.Cancel():  # its queue was deleted
                 self.shut(ClientError(f"the queue of consumer {made.consumer_tag} is gone", code=NOT_FOUND))
             case spec.Channel.Flow():
                 self.tell(spec.Channel.FlowOk(made.active))
             case _:
-                if isinstance(made, spec.Channel.CloseOk):
-                    self.connection.detach(self._number)
                 self.replies.append(made)
 
     def shut(self, reason: ClientError) -> None:
@@ -243,93 +277,22 @@ class Channel:
         last = method.delivery_tag
         for each in list(takewhile(lambda sent: sent <= last, self._unconfirmed)) if method.multiple else [last]:
             outcome, number = self._unconfirmed.pop(each)
-            outcome.open.discard(number)
+            outcome.unsure.discard(number)
             (outcome.accepted if taken else outcome.refused).add(number)
 
 
-class Session(Connection):
-    """A connection with one channel, which one thread at a time uses; its methods raise as those of a `Channel`.
+@contextmanager
+def channel_of_its_own(hosts: Sequence[Any], deadline: Deadline) -> Generator[Channel]:
+    """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it.
 
-    Attributes:
-        used_at: When it was last used, by the monotonic clock.
+    Raises:
+        ClientError: RabbitMQ can't be reached.
     """
-
-    def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
-        super().__init__(parameters, heartbeat_s=heartbeat_s)
-        self.used_at: float = 0.0
-        self._channel: Channel | None = None
-        self._declared: set[Destination] = set()
-
-    def channel(self, deadline: Deadline) -> Channel:
-        """Return the channel; it is opened again if it was closed."""
-        channel = self._channel
-        if channel is None or channel.closed is not None:
-            self._declared.clear()
-            channel = self._channel = Channel(self)
-            channel.open(deadline, spec.Confirm.Select())
-        return channel
-
-    def publish(self, publications: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> None:
-        """Publish messages as `Channel.publish`; declare missing destinations, and publish again what was returned."""
-        outcome.problem = None
-        outcome.refused.clear()
-        todo = publications
-        for _ in range(_ROUNDS):
-            self.wait_unblocked(deadline)
-            channel = self.channel(deadline)
-            for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
-                self.declare(destination, deadline)
-            outcome.returned = set()
-            channel.publish(todo, outcome, deadline)
-            if outcome.refused:
-                name = publications[min(outcome.refused)].destination.name
-                outcome.problem = f"RabbitMQ at {self.where} refused it: is queue {name!r} full?"
-            if not outcome.returned:
-                return
-            todo = {number: publications[number] for number in sorted(outcome.returned)}
-            destinations = dict.fromkeys(each.destination for each in todo.values())
-            self._declared.difference_update(destinations)
-            for destination in destinations:
-                self.declare(destination, deadline)
-        name = publications[min(outcome.returned)].destination.name
-        outcome.problem = f"RabbitMQ at {self.where} does not find {name!r}, just declared"
-
-    def declare(self, destination: Destination, deadline: Deadline) -> None:
-        """Declare a destination and what it needs, unless this has been done on this channel.
-
-        Raises:
-            ClientError: It exists with other arguments, or is not permitted; or as for a `Channel`.
-        """
-        channel = self.channel(deadline)
-        if destination in self._declared:
-            return
-        calls = list(destination.calls())
-        try:
-            channel.call_all(calls, deadline)
-        except ClientError as exc:
-            if not exc.code:
-                raise
-            raise ClientError(_declaration_problem(calls[len(channel.replies)], exc)) from exc
-        self._declared.add(destination)
-
-    def look(self, queues: Sequence[str], deadline: Deadline, *, until_missing: bool = False) -> dict[str, Any]:
-        """Return what RabbitMQ says of the queues that exist: `message_count` (ready ones) and `consumer_count`.
-
-        The server logs an error for each that is missing. `until_missing`: look only at those before the first.
-        """
-        found: dict[str, Any] = {}
-        left = list(queues)
-        while left:
-            channel = self.channel(deadline)
-            try:
-                channel.call_all([existing_queue(name) for name in left], deadline)
-            except ClientError as exc:  # one is missing; those before it were answered
-                if exc.code != NOT_FOUND:
-                    raise
-            number = len(channel.replies)
-            found.update(zip(left, channel.replies, strict=False))
-            left = [] if until_missing else left[number + 1 :]
-        return found
+    connection = connect(hosts, deadline)
+    try:
+        yield Channel(connection)
+    finally:
+        connection.close(_LEAVE_S)
 
 
 def _declaration_problem(call: Any, refusal: ClientError) -> str:

@@ -1,8 +1,6 @@
 """A connection to RabbitMQ: pika's codec over a socket, and a deadline for every wait.
 
-By default one thread at a time uses a connection: it writes, and reads the replies itself, so no other thread is woken
-for a confirm. A `Pool` keeps idle connections and serves their heartbeats. With `read_in_thread`, which consumers need,
-a thread of the connection's own reads, and any thread may write.
+Whoever waits for a reply reads it, so no other thread is woken for a confirm. Any thread may write and read.
 
 pika's own connections are not used: a `BlockingConnection` takes 1.24 to 1.36 times the CPU time for a single confirmed
 send, a `SelectConnection` in a thread 1.5 times, and closing one waits for a server that may be silent. A thread that
@@ -18,23 +16,26 @@ import select
 import socket
 import ssl
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from pika import spec, tcp_socket_opts
 
 from taskbridge import locks
 from taskbridge._version import __version__
+from taskbridge.background import in_time
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import FRAME_MAX, HEAD, HEARTBEAT, KINDS, PREAMBLE, method_bytes, method_of
 
 if TYPE_CHECKING:
     from taskbridge.brokers.rabbitmq.channel import Channel
+
+_HEARTBEAT_S: Final = 10
+"""The longest interval between heartbeats, if the URL names none: who only reads notices a dead connection by two that
+are missing. RabbitMQ's own default is 60."""
 
 _READ_BYTES: Final = 1 << 16
 _LONGEST_READ_S: Final = 1.0
@@ -65,13 +66,13 @@ class TimedOutError(ClientError):
 
 
 class Connection:
-    """One connection; it never reconnects.
+    """An open connection; it never reconnects.
 
     What takes a deadline raises `ClientError`: a `TimedOutError` if the server does not do its part in time.
 
     Args:
         parameters: Host, credentials and options: pika's `Parameters`.
-        heartbeat_s: The heartbeat interval in seconds, if it is shorter than that of the URL or the server.
+        deadline: Until when it must be open.
 
     Attributes:
         where: The server's host and port.
@@ -82,42 +83,46 @@ class Connection:
     """
 
     _socket: socket.socket | None = None
-    _reader: threading.Thread | None = None
 
-    def __init__(self, parameters: Any, *, heartbeat_s: float | None = None) -> None:
+    def __init__(self, parameters: Any, deadline: Deadline) -> None:
         self.where: str = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
         self.blocked: str | None = None
         self.frame_max: int = FRAME_MAX
         self.read_s: float = _LONGEST_READ_S
         self._parameters = parameters
-        self._heartbeat_s = heartbeat_s or 0.0
+        self._heartbeat_s = 0.0
         self._heard_at = self._sent_at = self._blocked_at = time.monotonic()
-        self._is_open = False
-        self._poll = select.poll()
+        self._may_repeat = False  # whether another connection may be better if this one is lost
         self._is_tls = parameters.ssl_options is not None
         self._sending = locks.Lock()
+        self._reading = locks.Lock()
         # OpenSSL takes one thread at a time on a connection.
         self._receiving = self._sending if self._is_tls else locks.Lock()
-        self._changed = locks.Condition()
         self._unsent = b""
         self._rest = b""
         self._replies: list[Any] = []
         self._channels: dict[int, Channel] = {}
         self._channel_max = _CHANNEL_MAX
-        _living.add(self)
-
-    def open(self, deadline: Deadline) -> None:
-        """Connect and log in. Call this once, before anything else."""
-        deadline = deadline.within(self._parameters.stack_timeout)
+        in_child.add(self)
+        deadline = deadline.within(parameters.stack_timeout)
         try:
-            self._socket = _connected(self._parameters, deadline)
+            self._socket = in_time(
+                "rabbitmq-connect",
+                lambda: _dialled(parameters, deadline),
+                socket.socket.close,
+                left_s=lambda: deadline.left_s,
+            )
         except TimeoutError as exc:
             raise TimedOutError(f"RabbitMQ at {self.where} does not answer") from exc
         except OSError as exc:
             raise ClientError(f"no connection to RabbitMQ at {self.where}: {exc}") from exc
-        self._log_in(deadline)
-        self._is_open = True
+        try:
+            self._log_in(deadline)
+        except BaseException:
+            self.lose("it could not be opened")
+            raise
+        self._may_repeat = True
 
     def _log_in(self, deadline: Deadline) -> None:
         parameters = self._parameters
@@ -134,7 +139,7 @@ class Connection:
         self.frame_max = _smaller(tune.frame_max, parameters.frame_max)
         self._channel_max = _smaller(tune.channel_max, parameters.channel_max)
         named_s = parameters.heartbeat
-        self._heartbeat_s = _smaller(named_s if isinstance(named_s, int) else tune.heartbeat, self._heartbeat_s)
+        self._heartbeat_s = named_s if isinstance(named_s, int) else _smaller(tune.heartbeat, _HEARTBEAT_S)
         if self._heartbeat_s:
             self.read_s = min(_LONGEST_READ_S, self._heartbeat_s / 4)
         self._tell(spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s)), deadline)
@@ -156,7 +161,7 @@ class Connection:
     def check(self) -> None:
         """Raise `ClientError` if the connection is lost."""
         if self.problem is not None:
-            raise ClientError(self.problem, again=self._is_open)
+            raise ClientError(self.problem, again=self._may_repeat)
 
     def write(self, data: bytes, deadline: Deadline) -> None:
         """Send bytes; what is left at the deadline is sent before later bytes."""
@@ -167,53 +172,34 @@ class Connection:
         self.check()
 
     def wait(self, condition: Callable[[], bool], deadline: Deadline, problem: str | None = None) -> None:
-        """Wait until a condition holds that depends on what arrives; `problem` is the text if it does not in time."""
+        """Read until a condition holds that depends on what arrives; `problem` is the text if it does not in time."""
         while not condition():
             self.check()
             if deadline.passed:
                 raise TimedOutError(self.blocked or problem or f"RabbitMQ at {self.where} does not answer")
-            if self._reader is None or threading.current_thread() is self._reader:
-                self.read(deadline.slice_s)
-                continue
-            with self._changed:
-                if self.problem is None and not condition():
-                    self._changed.wait(deadline.slice_s)
-
-    def wait_unblocked(self, deadline: Deadline) -> None:
-        """Wait until the server takes messages."""
-        self.wait(lambda: self.blocked is None, deadline)
-
-    def read_in_thread(self) -> None:
-        """From now on, have a thread read, so that threads can share the connection."""
-        reader = threading.Thread(target=self._read_on, name="taskbridge-rabbitmq", daemon=True)
-        reader.start()
-        self._reader = reader
-
-    def _read_on(self) -> None:
-        try:
-            while self.problem is None:
-                self.read(self.read_s)
-                with self._changed:
-                    self._changed.notify_all()
-        finally:
-            self.lose(f"the thread that reads from RabbitMQ at {self.where} has ended")
-            self._hang_up()
+            self.read(deadline.slice_s)
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Process what has arrived, or else what arrives within so many seconds, and send a heartbeat if one is due.
 
         If the connection is lost it does not raise, but sets `problem`.
         """
-        if self._socket is not None and self.problem is None:
-            self._poll.register(self._socket, select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN)
-            if self._poll.poll(min(timeout_s, self.read_s) * 1000):
-                self._receive(self._socket)
+        if self.problem is None and self._socket is not None:
+            if self._has_input(min(timeout_s, self.read_s)):
+                with self._reading:
+                    self._receive(self._socket)
                 if self._unsent:
                     self.send(b"")
             self._keep_alive()
 
+    def _has_input(self, timeout_s: float) -> bool:
+        """Return whether something has arrived, or can be sent that waits for it."""
+        poll = select.poll()  # of its own, for one can't be used by two threads
+        poll.register(self._socket or 0, select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
     def send(self, data: bytes) -> None:
-        """Send bytes without waiting; any thread may. What the system does not take now is sent by a later `read`."""
+        """Send bytes without waiting. What the system does not take now is sent by a later `read`."""
         try:
             with self._sending:
                 if self._unsent:
@@ -252,10 +238,10 @@ class Connection:
         now = time.monotonic()
         blocked_s = self._parameters.blocked_connection_timeout
         if self.blocked is not None and blocked_s is not None and now - self._blocked_at > blocked_s:
-            self._is_open = False  # another connection would be blocked as well
+            self._may_repeat = False  # another connection would be blocked as well
             self.lose(f"{self.blocked}, for longer than blocked_connection_timeout")
         elif self._heartbeat_s and now - self._heard_at > 2 * self._heartbeat_s:
-            if not self._poll.poll(0):  # else the process was suspended, and has not read yet
+            if not self._has_input(0):  # else the process was suspended, and has not read yet
                 self.lose(f"RabbitMQ at {self.where} has shown no sign of life for {now - self._heard_at:.1f} s")
         elif self._heartbeat_s and now - self._sent_at > self._heartbeat_s / 2 and not self._unsent:
             self.send(HEARTBEAT)
@@ -284,26 +270,23 @@ class Connection:
     # The end
 
     def lose(self, problem: str) -> None:
-        """Give the connection up, and tell its channels."""
+        """Give the connection up, and tell its channels; whoever reads from it or waits for it is woken."""
         if self.problem is not None:
             return
         self.problem = problem
-        for channel in list(self._channels.values()):
+        channels, self._channels = self._channels, {}
+        for channel in list(channels.values()):
             channel.shut(ClientError(problem, again=True))
         if self._socket is not None:
-            with suppress(OSError):
-                # Wakes a thread that reads, which then closes it. (SSLSocket.shutdown would forget its cipher.)
+            with suppress(OSError):  # SSLSocket.shutdown would forget its cipher
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            if self._reader is None:
-                self._hang_up()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Close the connection."""
+        """Close the connection; what is not acknowledged has gone back to its queue then, if the server answers."""
         deadline = Deadline(timeout_s)
         try:
-            if self._is_open and self.problem is None:
-                self._tell(spec.Connection.Close(200, "Normal shutdown", 0, 0), deadline)
-                self.wait(lambda: self.problem is not None, deadline)
+            self._tell(spec.Connection.Close(200, "Normal shutdown", 0, 0), deadline)
+            self.wait(lambda: self.problem is not None, deadline)
         except ClientError as exc:
             _log.debug("connection to RabbitMQ at %s closed: %s", self.where, exc)
         self.lose("the connection was closed")
@@ -314,7 +297,7 @@ class Connection:
         self._hang_up()
 
     def __del__(self) -> None:
-        """Close the socket of a connection that was dropped, as when a time limit interrupts a thread that takes it."""
+        """Close the socket. Not before, for a thread may wait for it, and its number may be another file's then."""
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -350,26 +333,22 @@ class Connection:
         self._rest = data[start:]
 
     def _take_method(self, method: Any) -> None:
-        if isinstance(method, spec.Connection.Close):
-            self.send(method_bytes(0, spec.Connection.CloseOk()))
-            self.lose(f"RabbitMQ at {self.where} closed the connection: {method.reply_text}")
-        elif isinstance(method, spec.Connection.CloseOk):
-            self.lose("the connection was closed")
-        elif isinstance(method, spec.Connection.Blocked):
-            self.blocked = f"RabbitMQ at {self.where} takes no messages at the moment: {method.reason}"
-            self._blocked_at = time.monotonic()
-        elif isinstance(method, spec.Connection.Unblocked):
-            self.blocked = None
-        else:
-            self._replies.append(method)
+        match method:
+            case spec.Connection.Close():
+                self.send(method_bytes(0, spec.Connection.CloseOk()))
+                self.lose(f"RabbitMQ at {self.where} closed the connection: {method.reply_text}")
+            case spec.Connection.CloseOk():
+                self.lose("the connection was closed")
+            case spec.Connection.Blocked():
+                self.blocked = f"RabbitMQ at {self.where} takes no messages at the moment: {method.reason}"
+                self._blocked_at = time.monotonic()
+            case spec.Connection.Unblocked():
+                self.blocked = None
+            case _:
+                self._replies.append(method)
 
 
-ConnectionT = TypeVar("ConnectionT", bound=Connection)
-
-
-def connect(
-    hosts: Sequence[Any], deadline: Deadline, *, kind: Callable[..., ConnectionT], heartbeat_s: float | None = None
-) -> ConnectionT:
+def connect(hosts: Sequence[Any], deadline: Deadline) -> Connection:
     """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times.
 
     Raises:
@@ -378,52 +357,21 @@ def connect(
     tries = [parameters for parameters in hosts for _ in range(parameters.connection_attempts)]
     while True:
         parameters = tries.pop(0)
-        connection = kind(parameters, heartbeat_s=heartbeat_s)
         try:
-            connection.open(deadline)
-            return connection
-        except BaseException as exc:
-            connection.lose("it could not be opened")
-            is_final = isinstance(exc, TimedOutError) or not isinstance(exc, ClientError)
-            if is_final or not tries or deadline.left_s <= parameters.retry_delay:
+            return Connection(parameters, deadline)
+        except TimedOutError:
+            raise
+        except ClientError:
+            if not tries or deadline.left_s <= parameters.retry_delay:
                 raise
         pause = deadline.within(parameters.retry_delay)
         while not pause.passed:
             time.sleep(pause.slice_s)
 
 
-def _smaller(proposed: float, ours: float) -> Any:
+def _smaller(proposed: int, ours: int) -> int:
     """Return the limit that both sides agree on; 0 is no limit."""
     return min(proposed, ours) if proposed and ours else max(proposed, ours)
-
-
-def _connected(parameters: Any, deadline: Deadline) -> socket.socket:
-    """Return a connected socket; a thread makes it, as a name's lookup has no timeout, and `stop` may be set meanwhile.
-
-    Raises:
-        OSError: The server can't be reached; a `TimeoutError` if it does not answer.
-    """
-    results: SimpleQueue[socket.socket | Exception] = SimpleQueue()
-
-    def make() -> None:
-        try:
-            results.put(_dialled(parameters, deadline))
-        except Exception as exc:
-            results.put(exc)
-
-    try:
-        threading.Thread(target=make, name="taskbridge-rabbitmq-connect", daemon=True).start()
-    except RuntimeError:  # the interpreter is shutting down
-        make()
-    while True:
-        with suppress(Empty):
-            result = results.get(timeout=deadline.slice_s)
-            break
-        if deadline.passed:
-            raise TimeoutError
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _dialled(parameters: Any, deadline: Deadline) -> socket.socket:
@@ -443,8 +391,6 @@ def _dialled(parameters: Any, deadline: Deadline) -> socket.socket:
                 made.settimeout(max(0.001, deadline.left_s))
                 made = tls.context.wrap_socket(made, server_hostname=tls.server_hostname or parameters.host)
             made.setblocking(False)
-            if deadline.passed:  # nobody waits for it any longer
-                raise TimeoutError
             return made
         except OSError as exc:
             made.close()
@@ -454,27 +400,23 @@ def _dialled(parameters: Any, deadline: Deadline) -> socket.socket:
 
 def _client_properties() -> dict[str, Any]:
     program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    able = ("authentication_failure_close", "basic.nack", "connection.blocked", "consumer_cancel_notify")
     return {
         "product": "taskbridge",
         "version": __version__,
         "platform": f"Python {platform.python_version()}",
         "connection_name": f"taskbridge {program} {os.getpid()}",
-        "capabilities": {
-            "authentication_failure_close": True,
-            "basic.nack": True,
-            "connection.blocked": True,
-            "consumer_cancel_notify": True,
-            "publisher_confirms": True,
-        },
+        "capabilities": dict.fromkeys((*able, "publisher_confirms"), True),
     }
 
 
-_living: Final[WeakSet[Connection]] = WeakSet()
+in_child: Final[WeakSet[Any]] = WeakSet()
+"""Whatever has a method `forget`, to be called in a child after a fork."""
 
 
 def _forget_all() -> None:
-    for connection in list(_living):
-        connection.forget()
+    for each in list(in_child):
+        each.forget()
 
 
 os.register_at_fork(after_in_child=_forget_all)

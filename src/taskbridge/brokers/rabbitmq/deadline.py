@@ -9,7 +9,6 @@ from typing import Final
 
 _LOOK_S: Final = 0.1
 _LEAVE_S: Final = 0.3
-_LONGEST_WAIT_S: Final = 3600.0  # locks refuse to wait for ever by a number
 
 
 class Deadline:
@@ -39,7 +38,7 @@ class Deadline:
     @property
     def slice_s(self) -> float:
         """How long to wait at a time: all the time that is left, or so long that `stop` is seen soon."""
-        return min(self.left_s, _LONGEST_WAIT_S if self._stop is None else _LOOK_S)
+        return self.left_s if self._stop is None else min(self.left_s, _LOOK_S)
 
     @property
     def passed(self) -> bool:

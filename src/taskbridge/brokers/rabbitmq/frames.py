@@ -99,8 +99,7 @@ class Assembler:
     """Makes one channel's frames into methods, deliveries and returned messages; `basic.get` is not used."""
 
     def __init__(self) -> None:
-        self._method = b""  # the one whose content arrives
-        self._header = b""
+        self._method = self._header = b""  # of the message whose body arrives
         self._parts: list[bytes] = []
         self._lacks = 0  # how many bytes of the body have not come yet
 
@@ -116,13 +115,11 @@ class Assembler:
         else:
             self._parts.append(payload)
             self._lacks -= len(payload)
-        return None if self._lacks > 0 else self._with_content(b"".join(self._parts))
-
-    def _with_content(self, body: bytes) -> Delivery | Returned:
-        payload = self._method
-        if payload.startswith(_DELIVER):
-            tag, flags = _TAG.unpack_from(payload, 5 + payload[4])  # after the consumer's tag
-            return Delivery(tag, body, bool(flags & 1))
-        method, properties = method_of(payload), pika.BasicProperties()
+        if self._lacks > 0:
+            return None
+        if self._method.startswith(_DELIVER):
+            tag, flags = _TAG.unpack_from(self._method, 5 + self._method[4])  # after the consumer's tag
+            return Delivery(tag, b"".join(self._parts), bool(flags & 1))
+        method, properties = method_of(self._method), pika.BasicProperties()
         properties.decode(self._header[_CONTENT_SIZE:])
         return Returned(method.exchange, method.routing_key, properties.message_id)

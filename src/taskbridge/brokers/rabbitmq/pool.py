@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,21 +12,21 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from taskbridge import locks
+from pika import spec
+
 from taskbridge.background import Background
-from taskbridge.brokers.rabbitmq.channel import Outcome, Session
-from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, Outcome
+from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect, in_child
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
-from taskbridge.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
 
 _TRIES: Final = 12
-"""How often a call is tried if its connection is lost: the pool may hold that many that are dead."""
+"""How often a call is tried if its connection is lost."""
 
 _MOST: Final = 8
-"""While this many connections are in use, a thread waits for one for half of its time before it opens another."""
+"""While there are this many connections, a thread waits for one for half of its time before it opens another."""
 
 _KEEP_S: Final = 1.0
 _IDLE_S: Final = 5.0
@@ -37,6 +36,14 @@ _JOIN_S: Final = 1.0
 _LEAVE_S: Final = 0.3
 
 _log = logging.getLogger("taskbridge.rabbitmq")
+
+
+class _Place:
+    """A place for a connection with one channel, which one thread at a time uses."""
+
+    def __init__(self) -> None:
+        self.channel: Channel | None = None
+        self.used_at: float = 0.0
 
 
 class Pool(Background):
@@ -51,97 +58,97 @@ class Pool(Background):
     def __init__(self, hosts: Sequence[Any]) -> None:
         super().__init__("rabbitmq", join_s=_JOIN_S)
         self._hosts = hosts
-        self._lock = locks.Lock()
         self._keep_s = _KEEP_S
         self.forget()
+        in_child.add(self)
         _living.add(self)
 
+    def forget(self) -> None:
+        """Start empty, as in a forked child: the parent uses the connections, and the thread does not exist."""
+        self._idle: SimpleQueue[_Place] = SimpleQueue()  # no lock in Python: a signal's handler may send
+        self._places: WeakSet[_Place] = WeakSet()  # so that a thread that is interrupted anywhere leaves none behind
+        self._thread = None
+
     def deliver(self, publications: Mapping[int, EncodedPublication], deadline: Deadline) -> Outcome:
-        """Publish messages as `Session.publish` does, on another connection if the first one was lost.
+        """Publish messages as `Channel.publish` does, on another connection if the first one was lost.
 
         A message is published again only if the server has not taken it.
         """
         outcome = Outcome()
 
-        def publish(session: Session) -> None:
+        def publish(channel: Channel) -> None:
             left = publications
             if outcome.accepted:
                 left = {number: each for number, each in publications.items() if number not in outcome.accepted}
-            session.publish(left, outcome, deadline)
+            try:
+                channel.publish(left, outcome, deadline)
+            except ClientError as exc:
+                # What is not found is an exchange that was deleted after this channel had declared it.
+                exc.again = (exc.again or exc.code == NOT_FOUND) and not outcome.unsure
+                raise
 
         try:
-            self._tried(publish, deadline, may_repeat=lambda: not outcome.unsure)
+            self.use(publish, deadline)
         except ClientError as exc:
             outcome.problem = str(exc)
         return outcome
 
-    def ask(self, act: Callable[[Session, Deadline], T], timeout_s: float) -> T:
-        """Call a function with a connection, and again with another one if that was lost; return its result.
+    def use(self, act: Callable[[Channel], T], deadline: Deadline) -> T:
+        """Call a function with a channel, and again with another one if its connection was lost; return its result.
 
         Raises:
-            BrokerUnavailable: The server didn't answer, or refused.
+            ClientError: The server didn't answer, or refused.
         """
-        deadline = Deadline(timeout_s)
-        try:
-            return self._tried(lambda session: act(session, deadline), deadline)
-        except ClientError as exc:
-            raise BrokerUnavailable(str(exc), maybe_taken=exc.maybe_done) from exc
-
-    def _tried(
-        self, act: Callable[[Session], T], deadline: Deadline, *, may_repeat: Callable[[], bool] = lambda: True
-    ) -> T:
         tries = _TRIES
         while True:
             tries -= 1
             try:
-                with self._session(deadline) as session:
-                    return act(session)
+                with self._channel(deadline) as channel:
+                    return act(channel)
             except ClientError as exc:
-                if not exc.again or tries == 0 or deadline.passed or not may_repeat():
+                if not exc.again or tries == 0 or deadline.passed:
                     raise
 
     @contextmanager
-    def _session(self, deadline: Deadline) -> Generator[Session]:
-        """Take an open connection for the block; afterwards it is reused, unless its state is unknown."""
-        permits, permit = self._permits, None
-        with suppress(Empty):
-            permit = permits.get(timeout=deadline.slice_s / 2)
-        session: Session | None = None
+    def _channel(self, deadline: Deadline) -> Generator[Channel]:
+        """Take an open channel for the block; afterwards its connection is reused, unless its state is unknown."""
+        place = self._place(deadline)
+        channel = place.channel
         try:
-            session = self._idle_one() or connect(self._hosts, deadline, kind=Session)
-            yield session
-        except TimedOutError as exc:
-            if session is not None and session.blocked is None:  # else it is usable again when the alarm ends
-                session.lose(str(exc))
-            raise
-        except ClientError:
+            if channel is not None:
+                channel.connection.read()  # notice a close now, not after publishing into the void
+            if channel is None or channel.closed is not None:
+                is_lost = channel is None or channel.connection.problem is not None
+                channel = Channel(connect(self._hosts, deadline) if channel is None or is_lost else channel.connection)
+                place.channel = channel
+                channel.call(spec.Confirm.Select(), deadline)
+            yield channel
+        except ClientError as exc:
+            if channel is not None and channel.connection.blocked is None and isinstance(exc, TimedOutError):
+                channel.connection.lose(str(exc))  # if it is blocked, it is usable again when the alarm ends
             raise
         except BaseException:  # a signal or a time limit: the next confirm might belong to this publication
-            if session is not None:
-                session.lose(f"the connection to RabbitMQ at {session.where} was interrupted")
+            if channel is not None:
+                channel.connection.lose(f"the connection to RabbitMQ at {channel.connection.where} was interrupted")
             raise
         finally:
-            if session is not None and session.problem is None:
-                self._give_back(session)
-            if permit is not None:
-                permits.put(permit)
+            self._give_back(place)
 
-    def _idle_one(self) -> Session | None:
+    def _place(self, deadline: Deadline) -> _Place:
         with suppress(Empty):
-            while True:
-                session = self._idle.get_nowait()
-                session.read()  # notice a close now, not after publishing into the void
-                if session.problem is None:
-                    return session
-        return None
+            return self._idle.get_nowait()
+        if len(self._places) >= _MOST:
+            with suppress(Empty):
+                return self._idle.get(timeout=deadline.slice_s / 2)
+        place = _Place()
+        self._places.add(place)
+        return place
 
-    def _give_back(self, session: Session) -> None:
-        session.used_at = time.monotonic()
-        self._keep_s = min(self._keep_s, session.read_s)
+    def _give_back(self, place: _Place) -> None:
+        place.used_at = time.monotonic()
+        self._idle.put(place)
         if self._thread is None:
-            with self._lock:
-                self.start()
-        self._idle.put(session)
+            self.start()
 
     def start(self) -> None:
         """Start the thread; starting twice does nothing."""
@@ -149,42 +156,38 @@ class Pool(Background):
             super().start()
         except RuntimeError as exc:
             _log.debug("the interpreter is shutting down, idle connections are not kept alive: %s", exc)
-            self._thread = None
 
     def run(self, stop: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
         while not stop.wait(self._keep_s):
             for _ in range(self._idle.qsize()):
-                session = self._idle_one()
-                if session is None:
-                    break
-                if self._idle.qsize() and time.monotonic() - session.used_at > _IDLE_S:
-                    session.close(_LEAVE_S)
-                else:
-                    self._idle.put(session)
+                self._keep()
+
+    def _keep(self) -> None:
+        with suppress(Empty):
+            place = self._idle.get_nowait()
+            if place.channel is None:
+                return
+            connection = place.channel.connection
+            connection.read()
+            self._keep_s = min(self._keep_s, connection.read_s)
+            if self._idle.qsize() and time.monotonic() - place.used_at > _IDLE_S:
+                connection.close(_LEAVE_S)
+            if connection.problem is None:
+                self._idle.put(place)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Close the idle connections; the next use opens another."""
         deadline = Deadline(timeout_s)
         self.stop()
-        while session := self._idle_one():
-            session.close(deadline.left_s)
-
-    def forget(self) -> None:
-        """Start empty, as in a forked child: the parent uses the connections, and the thread does not exist."""
-        self._idle: SimpleQueue[Session] = SimpleQueue()
-        self._permits: SimpleQueue[int] = SimpleQueue()  # no lock in Python: a signal's handler may send
-        for number in range(_MOST):
-            self._permits.put(number)
-        self._thread = None
+        with suppress(Empty):
+            while True:
+                channel = self._idle.get_nowait().channel
+                if channel is not None:
+                    channel.connection.close(deadline.left_s)
 
 
 _living: Final[WeakSet[Pool]] = WeakSet()
-
-
-def _forget_all() -> None:
-    for pool in list(_living):
-        pool.forget()
 
 
 def _close_all() -> None:
@@ -192,5 +195,4 @@ def _close_all() -> None:
         pool.close(_LEAVE_S)
 
 
-os.register_at_fork(after_in_child=_forget_all)
 atexit.register(_close_all)

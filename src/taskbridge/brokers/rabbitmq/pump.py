@@ -7,18 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, Session
-from taskbridge.brokers.rabbitmq.connection import ClientError, connect
-from taskbridge.brokers.rabbitmq.dead_letter_queue import wait_for_deliveries
+from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
+from taskbridge.brokers.rabbitmq.connection import ClientError
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
+from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.brokers.rabbitmq.topology import other_engines
+from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
 from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.retry import ErrorInfo
@@ -32,12 +32,8 @@ _PREFETCH: Final = 2 * _TOGETHER
 _TOGETHER_BYTES: Final = 4 * 1024 * 1024
 """A batch is no larger than this, unless it is one message."""
 
-_HEARTBEAT_S: Final = 10.0
-"""A pump that has nothing to publish notices a dead connection only by missing heartbeats."""
-
 _QUIET_S: Final = 0.2
 _CALL_S: Final = 10.0
-_LEAVE_S: Final = 0.2
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 _CALM_S: Final = 1.0
@@ -49,40 +45,35 @@ _REFUSED_S: Final = 5.0
 """How long a message waits whose queue is full."""
 
 _LOOK_S: Final = 1.0
-_MISSING_LOOK_S: Final = 60.0
-_STRANGERS_LOOK_S: Final = 10.0
 _LOOKS: Final = 3
 """How often another engine must be seen without a pump in a row: pumps that lost their connection are back by then."""
+
+_STRANGERS_LOOKS: Final = 10
+"""The same after a look at messages of which no task was known here."""
 
 _LOOKED_AT: Final = 1000
 """How many of another engine's messages are looked at together."""
 
 
-@dataclass(slots=True)
-class _Orphan:
-    """Another engine, whose due messages are published here while it has no pump.
-
-    Attributes:
-        due: Its due queue.
-        alone: How often in a row its due queue had no consumer.
-        next_look: When to look again, by the monotonic clock.
-    """
-
-    due: str
-    alone: int = 0
-    next_look: float = 0.0
-
-
 class Pump:
-    """One run of a pump, until `stop` is set; any number may run at once."""
+    """Publishes the due messages of one engine, and of engines that have no pump; any number may run at once."""
 
     def __init__(
-        self, hosts: Sequence[Any], encoder: Encoder, *, knows: Callable[[str], bool], stop: threading.Event
+        self,
+        hosts: Sequence[Any],
+        publisher: Pool,
+        encoder: Encoder,
+        *,
+        knows: Callable[[str], bool],
+        stop: threading.Event,
     ) -> None:
         self._hosts = hosts
+        self._publisher = publisher
         self._encoder = encoder
         self._due = encoder.topology.due(encoder.engine)
-        self._orphans = [_Orphan(encoder.topology.due(other)) for other in other_engines(encoder.engine)]
+        # How many more looks at another engine's due queue must find it without a pump.
+        self._looks = {encoder.topology.due(other): _LOOKS for other in other_engines(encoder.engine)}
+        self._next_look = 0.0
         self._knows = knows
         self._stop = stop
         self._pause_s = 0.0
@@ -90,16 +81,12 @@ class Pump:
     def run(self) -> None:
         """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
         while not self._stop.is_set():
-            session: Session | None = None
             try:
-                session = connect(self._hosts, self._call_deadline(), kind=Session, heartbeat_s=_HEARTBEAT_S)
-                self._serve(session)
+                with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
+                    self._serve(channel)
             except ClientError as exc:
                 if not self._stop.is_set():
                     self._wait(exc)
-            finally:
-                if session is not None:
-                    session.close(_LEAVE_S)  # what was not acknowledged goes back
 
     def _wait(self, failure: Exception) -> None:
         if self._pause_s == 0:
@@ -107,49 +94,44 @@ class Pump:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
         self._stop.wait(self._pause_s)
 
-    def _serve(self, session: Session) -> None:
-        session.declare(self._encoder.due, self._call_deadline())
-        channel = Channel(session)
-        consume = spec.Basic.Qos(prefetch_count=_PREFETCH), spec.Basic.Consume(queue=self._due)
-        channel.open(self._call_deadline(), *consume)
+    def _serve(self, channel: Channel) -> None:
+        channel.declare(self._encoder.due, self._call_deadline())
+        _consume(channel, self._due, _PREFETCH, self._call_deadline())
         began_at = time.monotonic()
         while not self._stop.is_set():
             if not channel.deliveries:
-                session.read(_QUIET_S)
+                channel.connection.read(_QUIET_S)
             channel.check()
             taken = _taken(channel)
             if taken:
-                self._promote(session, channel, taken)
+                self._promote(channel, taken)
             if self._pause_s > 0 and time.monotonic() - began_at > _CALM_S:
                 self._pause_s = 0.0
                 _log.warning("RabbitMQ is back, delayed messages are published again")
-            self._adopt(session)
+            if time.monotonic() > self._next_look:
+                self._next_look = time.monotonic() + _LOOK_S
+                self._look_at_others(channel)
 
     def _call_deadline(self) -> Deadline:
         return Deadline(_CALL_S, self._stop)
 
     # Messages of the own engine
 
-    def _promote(self, session: Session, channel: Channel, taken: Sequence[Delivery]) -> None:
+    def _promote(self, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish a batch, and then acknowledge it; what could not be published is delivered again."""
-        outcome = self._deliver(session, {index: self._decided(delivery) for index, delivery in enumerate(taken)})
+        outcome = self._deliver({index: self._decided(delivery) for index, delivery in enumerate(taken)})
         if outcome.refused:
             again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
-            outcome.accepted |= self._deliver(session, again).accepted
+            outcome.accepted |= self._deliver(again).accepted
         channel.ack(taken[index].tag for index in sorted(outcome.accepted))
         if len(outcome.accepted) < len(taken):
             raise ClientError(str(outcome.problem))
         _log.debug("published %d delayed messages", len(taken))
 
-    def _deliver(self, session: Session, publications: Mapping[int, EncodedPublication]) -> Outcome:
+    def _deliver(self, publications: Mapping[int, EncodedPublication]) -> Outcome:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
-        outcome = Outcome()
-        try:
-            session.publish(publications, outcome, Deadline(stop=self._stop))
-        except ClientError as exc:  # what was accepted before is to be acknowledged
-            outcome.problem = str(exc)
-        return outcome
+        return self._publisher.deliver(publications, Deadline(stop=self._stop))
 
     def _decided(self, delivery: Delivery) -> EncodedPublication:
         """Return what to publish for a due message of this engine."""
@@ -173,41 +155,26 @@ class Pump:
 
     # Messages of other engines
 
-    def _adopt(self, session: Session) -> None:
+    def _look_at_others(self, channel: Channel) -> None:
         """Publish the due messages of engines that have no pump, if their task is known here."""
-        now = time.monotonic()
-        looked_at = [orphan for orphan in self._orphans if orphan.next_look <= now]
-        if not looked_at:
-            return
-        states = session.look([orphan.due for orphan in looked_at], self._call_deadline())
-        for orphan in looked_at:
-            state = states.get(orphan.due)
-            orphan.next_look = now + (_MISSING_LOOK_S if state is None else _LOOK_S)
-            orphan.alone = 0 if state is None or state.consumer_count > 0 else orphan.alone + 1
-            if state is not None and orphan.alone >= _LOOKS and state.message_count > 0:
-                self._adopt_from(session, orphan)
+        for due in self._looks:
+            state = channel.call(classic_queue(due), self._call_deadline())
+            self._looks[due] = _LOOKS if state.consumer_count > 0 else self._looks[due] - 1
+            if self._looks[due] < 0 and state.message_count > 0:
+                self._looks[due] = 0 if self._adopt(due) else _STRANGERS_LOOKS
 
-    def _adopt_from(self, session: Session, orphan: _Orphan) -> None:
-        channel = Channel(session)
-        consume = spec.Basic.Qos(prefetch_count=_LOOKED_AT), spec.Basic.Consume(queue=orphan.due)
-        try:
-            channel.open(self._call_deadline(), *consume)
-            wait_for_deliveries(channel, orphan.due, self._call_deadline())
+    def _adopt(self, due: str) -> bool:
+        """Publish what is known here of a queue, and leave the rest; return whether any of it was known."""
+        with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
+            _consume(channel, due, _LOOKED_AT, self._call_deadline())
+            channel.arrived(due, self._call_deadline())
             taken = list(channel.deliveries)
-            publications = {
-                index: publication for index, each in enumerate(taken) if (publication := self._adopted(each))
-            }
-            if publications:
-                adopted = self._deliver(session, publications).accepted
-                channel.ack(taken[index].tag for index in sorted(adopted))
-                _log.info("published %d delayed messages of queue %s, which has no pump", len(adopted), orphan.due)
-            elif taken:
-                orphan.next_look = time.monotonic() + _STRANGERS_LOOK_S
-            channel.close(self._call_deadline())  # those left go back to their places
-        except ClientError as exc:
-            if not exc.code:
-                raise
-            _log.info("queue %s went away while it was looked at: %s", orphan.due, exc)
+            adopted = {index: known for index, each in enumerate(taken) if (known := self._adopted(each)) is not None}
+            accepted = self._deliver(adopted).accepted if adopted else set[int]()
+            channel.ack(taken[index].tag for index in sorted(accepted))
+        if adopted:
+            _log.info("published %d delayed messages of queue %s, which has no pump", len(accepted), due)
+        return bool(adopted) or not taken
 
     def _adopted(self, delivery: Delivery) -> EncodedPublication | None:
         """Return what to publish for a due message of another engine; None leaves it in its queue."""
@@ -218,6 +185,10 @@ class Pump:
             except Exception:
                 _log.exception("a delayed message of another engine can't be published here")
         return None
+
+
+def _consume(channel: Channel, queue: str, prefetch: int, deadline: Deadline) -> None:
+    channel.call_all([spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue)], deadline)
 
 
 def _read(delivery: Delivery) -> Message:

@@ -120,11 +120,6 @@ def sign_queue(name: str) -> Any:
     return queue(name, arguments)
 
 
-def existing_queue(name: str) -> Any:
-    """Return the call that looks at a queue, and fails if there is none."""
-    return spec.Queue.Declare(queue=name, passive=True)
-
-
 @lru_cache(maxsize=8)
 def other_engines(engine: str) -> tuple[str, ...]:
     """Return the names of the other engines: the built-in ones, and those that are installed as entry points."""

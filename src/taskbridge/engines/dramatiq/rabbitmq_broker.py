@@ -3,17 +3,19 @@
 The queues are declared as `RabbitmqBroker(max_priority=3)` declares them, so that plain Dramatiq clients and this
 package's own publisher agree with it.
 
-The consumers don't use pika's connections, of which each belongs to one thread, so that a message passes through two
-more threads on its way to the one that runs it, and its acknowledgement through one. They share one connection that any
-thread may write to (`read_in_thread`). Its own thread puts what arrives where the worker's threads take it from, if
-one of them is free; else whichever thread becomes free does so.
+The consumers don't use pika's connections, of which each belongs to one thread, so that an acknowledgement passes
+through another thread. They share a connection to which any thread may write, and which one thread reads. It asks
+RabbitMQ for nothing that it would have to wait for: what is refused closes a consumer's channel, and Dramatiq makes
+another consumer.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -25,20 +27,17 @@ from dramatiq.middleware import Middleware
 from pika import spec
 
 from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, connect
 from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
-from taskbridge.engines.settle import NotSettledError
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.dramatiq")
-
-_HEARTBEAT_S: Final = 10
-"""After two or three of these without a sign of life a connection is dead; RabbitMQ's own default is 60."""
 
 _PATIENCE_S: Final = 1.0
 """How long a message waits here for a thread before it goes back, so that an idle worker may have it."""
@@ -46,10 +45,15 @@ _PATIENCE_S: Final = 1.0
 _FULL_S: Final = 0.5
 """How long all threads may be busy with the same tasks before a queue is left alone in which nothing waits."""
 
-_CLOSE_S: Final = 0.5
-"""How long a consumer that closes waits for RabbitMQ, which has its last acknowledgements then."""
+_ARRIVAL_S: Final = 0.2
+"""How long a thread is kept free for a message that was sent back for want of one."""
 
-_TROUBLE: Final = (ClientError, NotSettledError)
+_READ_S: Final = 1.0
+_CLOSE_S: Final = 0.5
+"""How long the end of a connection waits for RabbitMQ, which has the last acknowledgements then."""
+
+_TAG: Final = "1"
+"""The consumer's tag; each has a channel of its own."""
 
 
 class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
@@ -63,15 +67,13 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
         url = settings.url.broker_url
         super().__init__(url=url, middleware=middleware, confirm_delivery=True, max_priority=MAX_PRIORITY)
+        self._timeout_s = settings.send_timeout_s
         parameters: Any = self.parameters
-        if "heartbeat=" not in url:
-            parameters.heartbeat = _HEARTBEAT_S
         if "blocked_connection_timeout=" not in url:
-            parameters.blocked_connection_timeout = settings.send_timeout_s
-        self.timeout_s: float = settings.send_timeout_s  # that RabbitMQ may take to answer
+            parameters.blocked_connection_timeout = self._timeout_s
         self.may_return: bool = settings.store is not None
         self._linking = locks.Lock()
-        self._links: list[Connection] = []
+        self._readers: list[_Reader] = []
 
     def declare_queue(self, queue_name: str, *, ensure: bool = False) -> None:
         """Declare a queue, and on the server if it is to be ensured; as Dramatiq does, but with the type of the queues.
@@ -90,29 +92,27 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         """Return a consumer of a queue, which it declares.
 
         Raises:
-            ConnectionClosed: RabbitMQ doesn't do its part.
+            ConnectionClosed: RabbitMQ can't be reached.
         """
         self.declare_queue(queue_name)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
 
-    def link(self) -> Connection:
-        """Return the consumers' connection; a new one if there is none, or none that can have another channel.
+    def open_channel(self, receive: Callable[[Arrived], None]) -> Channel:
+        """Return a channel on the consumers' connection; on a new one if there is none that can have another channel.
 
         Raises:
-            ClientError: RabbitMQ can't be reached.
+            ConnectionClosed: RabbitMQ can't be reached.
         """
         with self._linking:
-            self._links = [link for link in self._links if link.problem is None]
-            link = next((link for link in self._links if link.has_room), None)
-            if link is None:
-                link = connect([self.parameters], self.deadline(), kind=Connection)
-                link.read_in_thread()
-                self._links.append(link)
-            return link
-
-    def deadline(self) -> Deadline:
-        """Return until when RabbitMQ is waited for now: only for a moment once the worker's grace is over."""
-        return Deadline(self.timeout_s, self.stopping)
+            self._readers = [reader for reader in self._readers if reader.connection.problem is None]
+            try:
+                if not (self._readers and self._readers[-1].connection.has_room):
+                    reader = _Reader(connect([self.parameters], Deadline(self._timeout_s, self.stopping)))
+                    reader.start()
+                    self._readers.append(reader)
+                return Channel(self._readers[-1].connection, receive)
+            except ClientError as exc:
+                raise ConnectionClosed(exc) from None
 
     def closed(self, *, keep: Collection[Delivery] = ()) -> None:
         """End the consumers' connection; what is not acknowledged goes back. What is kept goes with this process."""
@@ -126,130 +126,93 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
 
     def _unlink(self) -> None:
         with self._linking:
-            links, self._links = self._links, []
-        for link in links:
-            link.close(_CLOSE_S)
+            readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.connection.close(_CLOSE_S)
+            reader.stop()
+
+
+class _Reader(Background):
+    """Reads a connection, until it ends."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__("dramatiq-rabbitmq", join_s=_CLOSE_S)
+        self.connection = connection
+
+    def run(self, stop: threading.Event) -> None:
+        try:
+            while self.connection.problem is None:
+                self.connection.read(_READ_S)
+        finally:
+            self.connection.lose(f"the thread that reads from RabbitMQ at {self.connection.where} has ended")
 
 
 class _SparingConsumer(EngineConsumer):
-    """Takes messages of one queue over a channel of its own, as they are delivered.
+    """Takes messages of one queue over a channel of its own. Their places are that channel and the delivery's tag.
 
-    Each one that is handed on has a slot. What finds none waits in `_arrived`, and the consumer is in line for one
-    then. If that takes long, it consumes no more until there is a slot: other workers may have what waits.
+    What was delivered waits in `_arrived` for a thread. If that takes long, nothing more is consumed until there is
+    one: other workers may have what waits.
     """
 
     def __init__(self, broker: SparingRabbitmqBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout_ms)
         self._broker = broker
-        # Guards the three below, and the ticket; no slot is given up under it, for that wakes others.
-        self._lock = locks.Lock()
         self._arrived: deque[Arrival] = deque()
-        self._arrived_at = 0.0
-        self._is_closed = False
-        self._consumer_tag: str | None = None
-        try:
-            self._connection = broker.link()
-            self._channel = Channel(self._connection, self._receive)
-        except _TROUBLE as exc:
-            raise ConnectionClosed(exc) from None
-        try:
-            declared = [
-                spec.Queue.Declare(queue=name, durable=True, arguments=arguments)
-                for name, arguments in _declarations(q_name(queue_name)).items()
-            ]
-            self._channel.open(broker.deadline(), *declared, spec.Basic.Qos(prefetch_count=prefetch))
-            broker.queues_pending.discard(q_name(queue_name))
-            if self._work is None and (broker.slots is None or broker.booted.is_set()):
-                self._begin()  # else in `__next__`: threads that are done with a message ask Dramatiq for this consumer
-        except _TROUBLE as exc:
-            self._channel.abandon()  # RabbitMQ may carry out what it has not answered, and deliver to nobody
-            raise ConnectionClosed(exc) from None
+        self._moved_at = 0.0  # when the first of these became the first
+        self._is_consuming = False
+        self._was_sent_back = False
+        self._channel = broker.open_channel(self._receive)
+        declared = _declarations(q_name(queue_name)).items()
+        calls = (spec.Queue.Declare(queue=name, durable=True, nowait=True, arguments=each) for name, each in declared)
+        self._channel.tell(*calls, spec.Basic.Qos(prefetch_count=prefetch))
 
     # For Dramatiq's thread
 
     def __next__(self) -> MessageProxy | None:
-        """See to what has to be seen to now and then, and wait a little.
-
-        Returns:
-            A message that no thread takes by itself; None if there is none.
+        """Return the next message that no thread takes by itself; None if there is none for a while.
 
         Raises:
-            ConnectionClosed: RabbitMQ doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
+            ConnectionClosed: The connection was lost, or RabbitMQ refused; Dramatiq then makes another consumer.
         """
-        if not self._broker.is_booted():
-            return None
-        try:
-            self._channel.check()
-            if self._broker.draining:
-                self._pause()
-                self._leave_line()
-                self._give_back_ready()
-            elif self._consumer_tag is None and self._may_begin():
-                self._begin()
-            if not self._ready:
-                self._wake.wait(self._timeout_s)
-                self._wake.clear()
-                self._channel.check()
-                self._be_sparing()
-            return self._next_ready()
-        except _TROUBLE as exc:
-            raise ConnectionClosed(exc) from None
-
-    def _may_begin(self) -> bool:
-        """Return whether a thread is free: this consumer's slot if it knows that something waits, else any."""
-        return self._slots.full_for_s() <= _FULL_S if self._ticket is None else self._ticket.granted
-
-    def _begin(self) -> None:
-        reply = self._channel.call(spec.Basic.Consume(queue=self._queue_name), self._broker.deadline())
-        self._consumer_tag = reply.consumer_tag
+        if self._channel.closed is not None:
+            raise ConnectionClosed(self._channel.closed)
+        self._be_sparing()
+        return super().__next__()
 
     def _be_sparing(self) -> None:
         """Send back what waits for too long; and if nothing does, let nothing come while there is no thread for it."""
-        if self._consumer_tag is None:
-            return
-        if not self._arrived:
-            self._leave_line()  # if it has a slot, another worker has taken what that was for
+        if self._arrived:
+            has_waited_long = self._broker.may_return and monotonic() - self._moved_at > _PATIENCE_S
+        else:
+            has_waited_long = False
             if self._slots.full_for_s() > _FULL_S:
                 self._pause()  # what comes from now on would wait for a long task
-        elif self._broker.may_return and monotonic() - self._arrived_at > _PATIENCE_S:
+        if has_waited_long or self._broker.draining:
             self._pause()
+            self.give_back([arrival.place for arrival in self._next_arrived(len(self._arrived))])
+            self._was_sent_back = True
 
     def _pause(self) -> None:
-        """Return what arrived to the queue and take nothing more, until there is a thread for it."""
-        if self._consumer_tag is not None:
-            # What arrives before the answer goes back too. A worker that drains looks again, and waits for nobody.
-            cancel = spec.Basic.Cancel(consumer_tag=self._consumer_tag, nowait=self._broker.draining)
-            if self._broker.draining:
-                self._channel.tell(cancel)
-            else:
-                self._channel.call(cancel, self._broker.deadline())
-            self._consumer_tag = None
-        with self._lock:
-            arrived = [arrival.place for arrival in self._arrived]
-            self._arrived.clear()
-        self.give_back(arrived)
+        if self._is_consuming:
+            self._is_consuming = False
+            self._channel.tell(spec.Basic.Cancel(consumer_tag=_TAG, nowait=True))
+
+    def take(self, most: int) -> Sequence[Arrival]:
+        if not self._is_consuming:
+            self._is_consuming = True
+            self._channel.tell(spec.Basic.Consume(queue=self._queue_name, consumer_tag=_TAG, nowait=True))
+            if self._was_sent_back:  # it waits there, and would find the threads taken again
+                self._was_sent_back = False
+                self._wake.wait(_ARRIVAL_S)
+        return self._next_arrived(most)
+
+    def wait(self) -> None:
+        self._wake.wait(self._timeout_s)
 
     def close(self) -> None:
-        """Send the last acknowledgements and close the channel; what is not acknowledged goes back.
-
-        Raises:
-            ConnectionClosed: The connection broke, or RabbitMQ does not answer.
-        """
-        with self._lock:
-            self._is_closed = True
-        self._leave_line()
-        while self._ready:
-            self._ready.pop()
-            self._slots.release()
-        if self._channel.closed is not None:
-            self._channel.abandon()
-            return
-        try:
-            self._channel.close(Deadline(_CLOSE_S))
-        except ClientError as exc:
-            if self._broker.draining and isinstance(exc, TimedOutError):
-                self._connection.lose(str(exc))  # so that no other consumer waits for it
-            raise ConnectionClosed(exc) from None
+        """Close the channel, after the last acknowledgements; what is not acknowledged goes back."""
+        super().close()
+        self._channel.leave()
 
     # For any thread
 
@@ -260,23 +223,32 @@ class _SparingConsumer(EngineConsumer):
         self._slots.release()  # RabbitMQ delivers it again
         return None
 
+    def done(self, place: Any) -> None:
+        """Acknowledge a message, and on the fast way begin with the next of its queue in its slot, if one has arrived.
+
+        The consumer's own thread would have to be woken for it, and then wake this one.
+        """
+        self.end(place)
+        if self._work is not None and not self._broker.draining and self._slots.keep(self._ticket):
+            for arrival in self._next_arrived(1):
+                self._work.put(arrival)
+                return
+        self._slots.release()
+
     def end(self, place: Any) -> None:
-        """Acknowledge a message."""
         channel, tag = place
         if self._has(channel):
             channel.ack([tag])
 
     def give_back(self, places: Sequence[Any], *, suspect: bool = False) -> None:
-        """Return messages to their places in the queue; RabbitMQ says of each that it was delivered before."""
-        for channel, tag in places:
+        for channel, tag in places:  # RabbitMQ says of each that it was delivered before
             if self._has(channel):
-                channel.reject([tag], requeue=True)
+                channel.tell(spec.Basic.Nack(tag, requeue=True))
 
     def fail(self, message: Delivery) -> None:
-        """Move a message to Dramatiq's own dead ones, for its dashboards."""
         channel, tag = message.place
         if self._has(channel):
-            channel.reject([tag], requeue=False)
+            channel.tell(spec.Basic.Nack(tag, requeue=False))
 
     def _has(self, channel: Channel) -> bool:
         """Return whether a message came over this consumer's own channel, and that is open."""
@@ -288,47 +260,25 @@ class _SparingConsumer(EngineConsumer):
         return False
 
     def _receive(self, arrived: Arrived) -> None:
-        """Take what arrives; the connection's thread calls it."""
+        """Hand what arrives to a thread that is free, on the fast way, or keep it; the connection's thread calls it."""
         tag, body, redelivered = arrived
-        with self._lock:
-            if not self._arrived:
-                self._arrived_at = monotonic()
-            self._arrived.append(Arrival(self, (self._channel, tag), body, redelivered))
-            self._hand_on()
-
-    def _slot_granted(self) -> None:
-        """Use a slot that was waited for; whichever thread frees it calls it."""
-        with self._lock:
-            self._hand_on()
-        if self._ticket is not None:
-            self._wake.set()  # to begin again
-
-    def _hand_on(self) -> None:
-        """Hand on what arrived, as far as there are slots, and get in line for the rest."""
-        if self._is_closed or self._broker.draining:
+        arrival = Arrival(self, (self._channel, tag), body, redelivered)
+        if self._work is not None and not self._arrived and self._slots.take(1):
+            self._work.put(arrival)
             return
-        while self._arrived:
-            if self._ticket is None:
-                self._ticket = self._slots.ticket(self._slot_granted)
-            if not self._ticket.granted:
-                return
-            self._ticket = None  # the message holds the slot
-            self._arrived_at = monotonic()
-            arrival = self._arrived.popleft()
-            if self._work is not None:
-                self._work.put(arrival)
-            else:
-                self._ready.append(arrival)
-                self._wake.set()
+        if not self._arrived:
+            self._moved_at = monotonic()
+        self._arrived.append(arrival)
+        if self._ticket is None:  # else it waits for a thread, and not for this
+            self._wake.set()
 
-    def _leave_line(self) -> None:
-        """Give up the place in the line for a slot, or the slot, if nothing waits here for it."""
-        with self._lock:
-            if self._arrived and not self._is_closed:
-                return
-            ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            self._slots.give_up(ticket)
+    def _next_arrived(self, most: int) -> list[Arrival]:
+        taken: list[Arrival] = []
+        with suppress(IndexError):  # another thread takes them, too
+            while len(taken) < most:
+                taken.append(self._arrived.popleft())
+        self._moved_at = monotonic()
+        return taken
 
 
 def _declarations(canonical: str) -> dict[str, dict[str, Any]]:
