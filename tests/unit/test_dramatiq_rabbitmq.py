@@ -266,8 +266,8 @@ def test_a_worker_that_drains_waits_for_no_server_that_is_silent(place: Place) -
         broker.closed()
         took_s = time.monotonic() - began
 
-    assert drained_s < broker.timeout_s / 2
-    assert took_s < broker.timeout_s
+    assert drained_s < 1
+    assert took_s < 2
 
 
 def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: Place) -> None:
@@ -278,6 +278,7 @@ def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: 
     busy = broker.consume(place.queue, prefetch=2, timeout=50)
     turn(busy, until=lambda: busy._arrived)  # type: ignore[attr-defined]
     first = work.get(timeout=10).message
+    assert next(busy) is None, "it is in the line now"
     place.note.using(queue="email").send(2)
     other: Any = broker.consume(place.email, prefetch=2, timeout=50)
     assert next(other) is None

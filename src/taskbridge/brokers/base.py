@@ -29,8 +29,7 @@ class Publication:
         arguments: What the queue is declared with; every declaration must say the same, or RabbitMQ answers 406.
         body: The bytes.
         properties: AMQP basic properties by pika's names: `headers`, `priority`, `content_type`, `correlation_id`, ...
-        common: More of them, and of the headers, in an object that many publications share: what these are in bytes
-            is kept. None is none.
+        common: More of them, and of the headers, in an object that many publications share. None is none.
     """
 
     queue: str

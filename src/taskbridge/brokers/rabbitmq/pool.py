@@ -64,10 +64,9 @@ class Pool(Background):
         _living.add(self)
 
     def forget(self) -> None:
-        """Start empty, as in a forked child: the parent uses the connections, and the thread does not exist."""
+        """Start empty, as in a forked child: the parent uses the connections."""
         self._idle: SimpleQueue[_Place] = SimpleQueue()  # no lock in Python: a signal's handler may send
         self._places: WeakSet[_Place] = WeakSet()  # so that a thread that is interrupted anywhere leaves none behind
-        self._thread = None
 
     def deliver(self, publications: Mapping[int, EncodedPublication], deadline: Deadline) -> Outcome:
         """Publish messages as `Channel.publish` does, on another connection if the first one was lost.
@@ -147,11 +146,10 @@ class Pool(Background):
     def _give_back(self, place: _Place) -> None:
         place.used_at = time.monotonic()
         self._idle.put(place)
-        if self._thread is None:
-            self.start()
+        self.start()
 
     def start(self) -> None:
-        """Start the thread; starting twice does nothing."""
+        """Start the thread, unless it runs."""
         try:
             super().start()
         except RuntimeError as exc:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import pika
+from pika import data
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
@@ -19,6 +21,10 @@ from taskbridge.settings import Settings
 _PERSISTENT: Final = 2
 _LONGEST_PROPERTY: Final = 255
 """How many bytes a property's text may have, but for the headers."""
+
+_MOST_KEPT: Final = 512
+_NO_TABLE: Final = bytes(4)  # a table without entries
+_TEXT: Final = Struct(">cI")
 
 _JSON: Final = {"content_type": "application/json"}
 
@@ -78,6 +84,7 @@ class Encoder:
         self._wire = wire
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
+        self._common: dict[int, tuple[Mapping[str, Any], bytes]] = {}
         # All engines', else messages for one could block a level.
         self._engines = (wire.engine, *other_engines(wire.engine))
         self._dead = Destination(name=self.topology.dead, calls=lambda: [classic_queue(self.topology.dead)])
@@ -95,10 +102,9 @@ class Encoder:
             MessageTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        own, common = native.properties, native.common or {}
-        properties = {**common, **own}
-        if "headers" in common and "headers" in own:
-            properties["headers"] = {**common["headers"], **own["headers"]}
+        properties = {**(native.common or {}), **native.properties}
+        if "headers" in properties:
+            properties["headers"] = self._headers_of(native)
         if life_s is not None:
             properties["expiration"] = _milliseconds(life_s)
         destination = self._queues.get(native.queue) or self._queue(native)
@@ -106,6 +112,17 @@ class Encoder:
         if len(encoded.properties) > PROPERTIES_ROOM:
             raise MessageTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM, headers=True)
         return encoded
+
+    def _headers_of(self, native: Publication) -> bytes:
+        """Return a message's headers as a table; what it has in common with others is encoded once."""
+        common: Mapping[str, Any] = (native.common or {}).get("headers", {})
+        known = self._common.get(id(common))
+        if known is None or known[0] is not common:
+            if len(self._common) >= _MOST_KEPT:
+                self._common.clear()
+            known = self._common[id(common)] = common, _entries(common)
+        entries = known[1] + _entries(native.properties.get("headers", {}))
+        return len(entries).to_bytes(4, "big") + entries
 
     def _queue(self, native: Publication) -> Destination:
         name, arguments = native.queue, native.arguments
@@ -135,10 +152,38 @@ def _milliseconds(life_s: float) -> str:
 def _encoded(
     destination: Destination, key: str, properties: Mapping[str, Any], message_id: str | None, body: bytes
 ) -> EncodedPublication:
-    """Return a persistent message; its property `message_id` is the message's id, if none is given and it fits."""
+    """Return a persistent message; its property `message_id` is the message's id, if none is given and it fits.
+
+    The property `headers` is a table as bytes.
+    """
     token: str | None = properties.get("message_id")
     if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_PROPERTY:
         token = message_id
     all_of_them: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
-    encoded = b"".join(pika.BasicProperties(**all_of_them).encode())
-    return EncodedPublication(destination, key, token, encoded, body)
+    headers: bytes | None = properties.get("headers")
+    if headers is not None:
+        all_of_them["headers"] = {}
+    pieces = pika.BasicProperties(**all_of_them).encode()
+    if headers is not None:
+        pieces[pieces.index(_NO_TABLE)] = headers
+    return EncodedPublication(destination, key, token, b"".join(pieces), body)
+
+
+def _entries(headers: Mapping[str, Any]) -> bytes:
+    """Return headers as pika encodes them in a table, but text in a third of the time, and without the table's size."""
+    pieces: list[bytes] = []
+    for name, value in headers.items():
+        pieces.append(_short(name))
+        if type(value) is str:
+            text = value.encode()
+            pieces += (_TEXT.pack(b"S", len(text)), text)
+        else:
+            data.encode_value(pieces, value)
+    return b"".join(pieces)
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _short(name: str) -> bytes:
+    pieces: list[bytes] = []
+    data.encode_short_string(pieces, name)
+    return b"".join(pieces)

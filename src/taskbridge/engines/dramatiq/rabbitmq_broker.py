@@ -263,7 +263,8 @@ class _SparingConsumer(EngineConsumer):
         """Hand what arrives to a thread that is free, on the fast way, or keep it; the connection's thread calls it."""
         tag, body, redelivered = arrived
         arrival = Arrival(self, (self._channel, tag), body, redelivered)
-        if self._work is not None and not self._arrived and self._slots.take(1):
+        is_first = not self._arrived and not self._broker.draining
+        if is_first and self._work is not None and self._slots.take(1):
             self._work.put(arrival)
             return
         if not self._arrived:
