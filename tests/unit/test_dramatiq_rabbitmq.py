@@ -173,7 +173,7 @@ def test_with_a_store_what_finds_no_free_thread_goes_back_after_a_second(place: 
     busy, late, held = one_held_and_one_waiting(place, broker)
 
     began = time.monotonic()
-    turn(late, until=lambda: not late._is_consuming)  # type: ignore[attr-defined]
+    turn(late, until=lambda: not late._is_consuming)
     took_s = time.monotonic() - began
     assert took_s >= 0.9
     assert place.holds(place.email, 1)
