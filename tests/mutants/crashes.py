@@ -78,7 +78,7 @@ def a_message_is_let_go_as_it_comes() -> None:
 @mutant("A6", "nothing_waits_behind_a_long_task", "celery+redis")
 def a_worker_takes_more_than_it_has_slots_for() -> None:
     """A script that takes messages takes three more than there are slots free."""
-    put("taskbridge.engines.celery.transport", "QoS.room", lambda room: lambda self: room(self) + 3)
+    put("taskbridge.engines.celery.transport", "Channel.room", lambda room: lambda self: room(self) + 3)
 
 
 @mutant("T2", "a_stuck_run_ends_its_worker", "celery+redis")

@@ -14,10 +14,10 @@ from tests.mutants.table import mutant, put
 def what_a_slot_can_not_take_ends_the_loop() -> None:
     """A message that can't be handed to a slot ends the worker's main loop."""
 
-    def refuse(self: Any, message: Any, error: Exception, reason: str) -> None:
+    def bury(self: Any, message: Any, error: Exception, reason: str = "") -> None:
         raise error
 
-    put("taskbridge.engines.celery.consumer", "Consumer._refuse", lambda _: refuse)
+    put("taskbridge.engines.celery.consumer", "Consumer.bury", lambda _: bury)
 
 
 def _pause(*pauses_s: float) -> None:

@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
 from taskbridge.engines.celery import consumer as worker
-from taskbridge.engines.celery.request import RUNNING, Attempts
+from taskbridge.engines.celery.consumer import RUNNING
 from taskbridge.message import Message
 
 SENT = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
@@ -29,6 +29,8 @@ class Request:
     def __init__(self) -> None:
         self.message = SimpleNamespace(taskbridge=SENT)
         self.time_start: float | None = None
+        self.dropped_at: float | None = None
+        self.is_orphan = False
 
 
 def _consumer() -> Any:
@@ -41,17 +43,17 @@ class Worker:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.request = Request()
-        self.attempts = Attempts()
-        self.attempts.begin(SENT)
         self.put_off: list[Any] = []
         self.consumer = _consumer()
-        self.consumer._life = SimpleNamespace(attempts=self.attempts, active_requests=list)
+        self.consumer._life = SimpleNamespace(active_requests=list, draining=False)
         self.consumer._host = None
         self.consumer._has_children = False
-        self.consumer._dropped = OrderedDict()
+        self.consumer._running = {}
+        self.consumer._ended = OrderedDict()
+        self.consumer.begins(self.request)
         self.consumer.pool = SimpleNamespace(num_processes=2)
         self.consumer.prefetch_multiplier = 1
-        self.consumer._at_desk = lambda message, act: self.put_off.append(message)
+        self.consumer._in_background = lambda message, act: self.put_off.append(message)
         monkeypatch.setattr(CeleryConsumer, "on_close", lambda consumer: None)
         monkeypatch.setattr("celery.worker.state.reserved_requests", {self.request})
 
@@ -77,7 +79,7 @@ def test_what_no_slot_had_begun_with_is_run(holding: Worker, monkeypatch: pytest
 
     assert not holding.is_dealt_with_again()
     assert holding.put_off == []
-    assert holding.attempts.state_of(SENT) is None
+    assert holding.consumer._state_of(SENT) is None
 
 
 def test_a_child_may_still_say_that_it_has_begun(holding: Worker) -> None:
@@ -85,7 +87,7 @@ def test_a_child_may_still_say_that_it_has_begun(holding: Worker) -> None:
 
     assert holding.is_dealt_with_again()
     assert len(holding.put_off) == 1
-    assert holding.attempts.state_of(SENT) == RUNNING
+    assert holding.consumer._state_of(SENT) == RUNNING
 
 
 def test_what_began_since_is_not_run_twice(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ def test_what_began_since_is_not_run_twice(holding: Worker, monkeypatch: pytest.
     _let_time_pass(monkeypatch)
 
     assert holding.is_dealt_with_again()
-    assert holding.attempts.state_of(SENT) == RUNNING
+    assert holding.consumer._state_of(SENT) == RUNNING
 
 
 def test_what_had_begun_before_is_not_run_twice(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_what_had_begun_before_is_not_run_twice(holding: Worker, monkeypatch: py
     _let_time_pass(monkeypatch)
 
     assert holding.is_dealt_with_again()
-    assert holding.attempts.state_of(SENT) == RUNNING
+    assert holding.consumer._state_of(SENT) == RUNNING
 
 
 class Job:
@@ -148,7 +150,7 @@ def test_after_a_reconnection_no_more_is_fetched_than_there_are_free_slots(holdi
     assert consumer.initial_prefetch_count == 2
     consumer.qos = QoS(lambda prefetch_count: None, consumer.initial_prefetch_count)
     for request in (*running, Request(), running[0]):
-        consumer.ended(request)
+        consumer.ends(request, has_ended=True)
     for act in soon:
         act()
     assert consumer.qos.value == 4

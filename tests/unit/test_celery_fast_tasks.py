@@ -17,7 +17,7 @@ from celery.app import trace
 from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.fast.slots import Slots
+from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.fast.tasks import FastRequest, Way, _Context, is_traced_by_celery_alone, taken_apart
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
 from taskbridge.engines.celery.wire import AmqpWire
@@ -40,7 +40,10 @@ def task() -> Iterator[Any]:
 @pytest.fixture
 def consumer(task: Any) -> Any:
     task.app.engine.consumer = made = SimpleNamespace(
-        ended=lambda request: None,
+        begins=lambda request: None,
+        ends=lambda request, *, has_ended: None,
+        call_soon=lambda *args: None,
+        acknowledge_soon=lambda message: None,
         app=task.app,
         hostname="h",
         event_dispatcher=SimpleNamespace(enabled=True, groups={"worker"}),
@@ -88,13 +91,11 @@ def test_it_is_closed_for_events_and_rate_limits(way: Way, consumer: Any, attrib
     assert not way.is_open()
 
 
-def test_a_request_is_let_go_without_a_garbage_collection(
-    way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_is_let_go_without_a_garbage_collection(way: Way, consumer: Any, task: Any) -> None:
     """One that has to wait for it, 2,000 times a second, makes collections frequent, and long."""
     requests: list[weakref.ref[Any]] = []
     done = threading.Event()
-    monkeypatch.setattr(Way, "acknowledge", lambda way, message, *_: done.set())
+    consumer.acknowledge_soon = lambda message: done.set()
 
     def hand_on(request: Any) -> None:
         requests.append(weakref.ref(request))
@@ -177,7 +178,9 @@ def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
     way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acknowledged: list[Any] = []
-    monkeypatch.setattr(Way, "acknowledge", lambda way, message, *args: acknowledged.append(message))
+    ended: list[bool] = []
+    consumer.ends = lambda request, *, has_ended: ended.append(has_ended)
+    consumer.acknowledge_soon = acknowledged.append
     monkeypatch.setattr(FastRequest, "_settled", lambda _: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None
@@ -192,7 +195,7 @@ def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
 
     assert acknowledged == [message]
     assert task.app.engine.host.counts().delayed == 1
-    assert task.app.engine.life.attempts.state_of(sent) is None
+    assert ended == [False]
     assert sent.id not in worker_state.requests
 
 

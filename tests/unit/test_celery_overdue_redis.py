@@ -89,7 +89,7 @@ def test_what_is_left_in_the_loop_of_a_closed_connection_acknowledges_nothing(
     """It may come first, and leave the script that takes the next message nothing to acknowledge."""
     flushed: list[bool] = []
     Consumer(bridge, hub).connection.close()
-    leases = bridge.native.engine.queues.leases
+    leases = bridge.native.engine.queues
     monkeypatch.setattr(leases, "flush", lambda: flushed.append(True))
 
     leases.end_soon("a tag")

@@ -14,7 +14,7 @@ from taskbridge.engines.celery import transport
 from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable
 
-TAKEN = [Taken(f"t.{number}", "a queue", b"{}", suspect=False) for number in range(4)]
+TAKEN = [Taken(f"t.{number}", 0, b"{}", suspect=False) for number in range(4)]
 
 
 class Queues:
@@ -26,7 +26,10 @@ class Queues:
         self.asked: list[int] = []
         self.is_away = False
 
-    def take(self, queues: Any, most: int) -> list[Taken]:
+    def lists_of(self, queues: Any) -> Any:
+        return queues
+
+    def take(self, lists: Any, most: int, *, timeout_s: float) -> list[Taken]:
         self.asked.append(most)
         if self.is_away:
             raise BrokerUnavailable("it is away")
@@ -42,7 +45,7 @@ class Queues:
     def give_back(self, tag: str) -> None:
         self.given_back.append(tag)
 
-    def end_turn(self) -> None: ...
+    def flush(self) -> None: ...
 
 
 @pytest.fixture
@@ -51,10 +54,10 @@ def queues() -> Queues:
 
 
 @pytest.fixture
-def channel(queues: Queues, monkeypatch: pytest.MonkeyPatch) -> Any:
+def channel(queues: Queues) -> Any:
     """Return a channel that consumes, and may take up to eight messages."""
     bridge = Bridge("celery+memory://")
-    monkeypatch.setattr(type(bridge.native.engine.life), "free_slots", lambda _: 8)
+    bridge.native.engine.consumer = SimpleNamespace(free_slots=lambda: 8)
     connection = bridge.native.connection_for_read()
     made = connection.channel()
     made.queues = made.watch = made.connection.watch = queues
@@ -111,7 +114,7 @@ def test_a_pool_of_processes_has_a_turn_after_each_in_which_something_was_delive
     engine, turns, wakes = channel.connection.engine, SimpleNamespace(on_tick=set(), add_reader=lambda *_: None), []
     monkeypatch.setattr(transport.Channel, "_hand_over", lambda *_: None)
     monkeypatch.setattr(engine, "wake", lambda: wakes.append(True))
-    monkeypatch.setattr(type(engine), "queues", queues)
+    monkeypatch.setattr(engine, "queues", queues)
     monkeypatch.setattr(engine.life, "has_children", has_children)
     channel.connection.register_with_event_loop(None, turns)
     (turn,) = turns.on_tick

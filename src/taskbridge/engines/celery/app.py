@@ -18,7 +18,7 @@ from celery.signals import worker_process_init, worker_process_shutdown, worker_
 
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
-from taskbridge.engines.celery import wire
+from taskbridge.engines.celery import fast, wire
 from taskbridge.engines.celery.carrier import Carrier, ChildRuns
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
@@ -107,7 +107,7 @@ class CeleryEngine:
         self.waker: Final = Waker()
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
         self.consumer: Any = None
-        self._queues_of_broker: Any = None
+        self._closing: list[Callable[[], object]] = []
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)
         self.life: Final = CeleryLife(self, host, self._runs, self.carrier)
@@ -121,19 +121,20 @@ class CeleryEngine:
         """The Celery app."""
         return self._app
 
-    @property
+    @functools.cached_property
     def queues(self) -> Any:
         """The queues as channels use them: `MemoryQueues` or `RedisQueues`."""
-        if self._queues_of_broker is None:
-            self._queues_of_broker = self._make_queues()
-        return self._queues_of_broker
-
-    def _make_queues(self) -> Any:
         if self.settings.url.broker == "memory":
             return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
-        return RedisQueues(self.settings)
+        queues = RedisQueues(self.settings)
+        self._closing.append(queues.stop)
+        return queues
+
+    def shortcuts_of(self, consumer: Any, pool: Any) -> Any:
+        """Return the short ways of a worker's tasks; None if all take the plain one."""
+        return fast.shortcuts_of(consumer, pool, is_wanted=self.settings.fast)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
@@ -245,7 +246,7 @@ class CeleryEngine:
             ignore_result=True,
             max_retries=None,
             throws=(Exception,),  # the error is in taskbridge's log, with its traceback; here it is one line
-            Request="taskbridge.engines.celery.request:Request",
+            Request="taskbridge.engines.celery.consumer:Request",
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
         self._declare_queues()
@@ -319,18 +320,14 @@ class CeleryEngine:
         worker_shutting_down.disconnect(self._on_shutting_down)
         worker_process_init.disconnect(self._on_child_started)
         worker_process_shutdown.disconnect(self._on_child_stopping)
-        if self._queues_of_broker is not None and self.settings.url.broker == "redis":
-            self._queues_of_broker.stop()
+        for close in self._closing:
+            close()
         self.waker.close()
         self._app.close()
 
 
 def _transport(settings: Settings) -> Any:
-    if settings.url.broker != "amqp":
-        return Transport
-    from taskbridge.engines.celery.fast import amqp_transport  # here, for it imports py-amqp
-
-    return amqp_transport(is_wanted=settings.fast)
+    return fast.amqp_transport(is_wanted=settings.fast) if settings.url.broker == "amqp" else Transport
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:

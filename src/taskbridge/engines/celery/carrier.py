@@ -6,11 +6,17 @@ Celery acknowledges a message after its task has returned, retried or failed, an
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
@@ -20,7 +26,7 @@ from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.reading import Fields
+from taskbridge.engines.celery.reading import Fields, Parts
 from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, TaskBridgeError
@@ -57,12 +63,16 @@ class ChildRuns(Runs):
 
     In a child, SIGTERM raises `Interrupted` in the task that runs. Celery's own handler raises `SystemExit`, which is
     no different from a task's own.
+
+    Attributes:
+        is_busy: Whether a message is being handled.
+        told_to_exit: Whether SIGTERM came meanwhile: the child exits after it.
     """
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._is_busy = False
-        self._told_to_exit = False
+        self.is_busy: bool = False
+        self.told_to_exit: bool = False
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
 
@@ -82,7 +92,7 @@ class ChildRuns(Runs):
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         thread = threading.main_thread().ident
         if thread not in self._running:  # between tasks, or while a verdict is carried out
-            if self._is_busy:
+            if self.is_busy:
                 self._exit_after()
             elif self._stock_handler is not None:
                 self._stock_handler(number, frame)
@@ -94,19 +104,146 @@ class ChildRuns(Runs):
 
     def _exit_after(self) -> None:
         self._host.stopping.set()
-        self._told_to_exit = True
+        self.told_to_exit = True
 
-    def begin(self) -> None:
-        """Note that a message is being handled, from here until `end`."""
-        self._is_busy = True
+    def exit_soon(self) -> None:
+        """Exit, for this child was told to: its message has been handled."""
+        timer = threading.Timer(_EXIT_AFTER_S, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
 
-    def end(self) -> None:
-        """Note that a message has been handled; then exit, if this child was told to."""
-        self._is_busy = False
-        if self._told_to_exit:
-            timer = threading.Timer(_EXIT_AFTER_S, os.kill, (os.getpid(), signal.SIGTERM))
-            timer.daemon = True
-            timer.start()
+
+_Work = Callable[[], object]
+
+
+class Slots:
+    """Threads that run tasks, as few of them awake as the tasks allow; in the place of Celery's executor of threads.
+
+    That one (celery/concurrency/thread.py, TaskPool) wakes a thread for every task, and each that ends wakes the main
+    loop. Tasks that end at once then cost more in switches between threads than in work. Here at most one thread is on
+    its way at a time: it is woken for the first task, and wakes another before it starts with one if there is more to
+    do. So a task that takes long keeps nothing waiting, and a thread whose task ends before the next thread is there
+    takes the next task itself. The main loop is told of tasks that have ended before a thread goes to sleep, or starts
+    with a task while nobody else is on the way. Once they are shut down, Python's exit waits for none that is stuck.
+
+    Args:
+        number: Threads, at least 1; they start with the first task.
+
+    Attributes:
+        tell: Called in a thread after it has ended tasks: once for one of them or several.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number: Final = number
+        self._work: deque[_Work] = deque()
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._asleep: set[int] = set()
+        self._is_coming = False
+        self._have_ended = False
+        self._is_over = False
+        self._threads: list[threading.Thread] = []  # of this name, for Celery counts them
+        self.tell: Callable[[], object] = bool
+
+    def put(self, work: _Work) -> None:
+        """Have something done in a thread; what it raises is logged."""
+        if not self._threads:
+            self._start()
+        self._work.append(work)
+        if not self._is_coming:
+            self._call()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        """Have a function called in a thread, as `concurrent.futures.Executor.submit` does."""
+        future: Future[Any] = Future()
+        self.put(partial(_fulfil, future, function, args, options))
+        return future
+
+    def _start(self) -> None:
+        atexit.register(self.shutdown)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"taskbridge-slot-{number}", daemon=True)
+            for number in range(self._number)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _call(self) -> bool:
+        """Wake a thread that sleeps; return whether there was one.
+
+        Who calls this has appended work before, and a thread looks for work once more after it has said that it sleeps:
+        so one of the two sees what the other one did.
+        """
+        if not self._asleep:
+            return False
+        self._is_coming = True
+        self._calls.put(None)
+        return True
+
+    def _run(self) -> None:
+        me = threading.get_ident()
+        while not self._is_over:
+            while self._take():
+                pass
+            self._tell()
+            self._asleep.add(me)
+            if not self._work:
+                self._calls.get()
+            self._asleep.discard(me)
+            self._is_coming = False  # after that, so that nobody calls a thread that is awake
+            self._tell()
+
+    def _take(self) -> bool:
+        """Do the next piece of work; return whether there was one."""
+        try:
+            work = self._work.popleft()
+        except IndexError:
+            return False
+        is_coming = self._is_coming or (bool(self._work) and self._call())
+        if not is_coming:  # who comes would tell
+            self._tell()
+        try:
+            work()
+        except BaseException:
+            _log.exception("what a thread had to do for Celery failed")
+        self._have_ended = True
+        return True
+
+    def _tell(self) -> None:
+        if self._have_ended:
+            self._have_ended = False
+            self.tell()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the threads have ended, but no longer than this; return whether they have."""
+        deadline = monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads when their tasks have ended.
+
+        Args:
+            wait: Whether to wait for that.
+            cancel_futures: Whether to drop what no thread has begun with.
+        """
+        if cancel_futures:
+            self._work.clear()
+        self._is_over = True
+        atexit.unregister(self.shutdown)
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+
+def _fulfil(future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    try:
+        result = function(*args, **options)
+    except BaseException as exc:
+        future.set_exception(exc)
+    else:
+        future.set_result(result)
 
 
 class TaskFailed(TaskBridgeError):
@@ -159,14 +296,15 @@ class Carrier:
             read: Returns the message.
             redelivered: Whether the broker says that it was delivered before.
         """
-        self._runs.begin()
+        runs = self._runs
+        runs.is_busy = True
         message: Message | None = None
         try:
             message = read()
             task = self._host.bound(message.task)
             verdict = begin(task, message, redelivered=redelivered)
             if verdict is None:
-                return finish(task, message, self._runs.run(task, message))
+                return finish(task, message, runs.run(task, message))
         except NotSettledError as exc:
             return _given_back(f"the worker stops: {exc}")
         except (Reject, CodecError) as exc:
@@ -174,7 +312,9 @@ class Carrier:
         except (Exception, SystemExit) as exc:
             return self.unsettled(message, exc)
         finally:
-            self._runs.end()
+            runs.is_busy = False
+            if runs.told_to_exit:
+                runs.exit_soon()
         return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
 
     def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
@@ -191,15 +331,31 @@ class Carrier:
             return PutOff("it could not be settled")
         return _given_back("it could not be settled")
 
+    def read(self, parts: Parts, delivery: Mapping[str, Any] | None) -> Message:
+        """Return what a Celery message says.
+
+        Args:
+            parts: The message.
+            delivery: Where it came from, as kombu says it.
+
+        Raises:
+            NewerFormError: A newer release wrote it.
+            DecodeError: It can't be read.
+        """
+        message = reading.read(parts)
+        if message is not None:
+            return message
+        host = self._host
+        queue = wire.own_queue(host.settings.namespace, (delivery or {}).get("routing_key"))
+        return reading.read_plain(parts, queue=queue or host.queue_of(parts.headers.get("task")), now=host.now())
+
     def _read(self, request: Fields) -> Message:
+        embed = {name: request.get(name) for name in wire.EMBEDDED}
+        parts = Parts(request, request.get("args") or (), request.get("kwargs") or {}, embed)
         try:
-            return reading.read(
-                native_of(request, self._host.settings.namespace),
-                default_queue=self._host.queue_of(request.get("task")),
-                now=self._host.now(),
-            )
+            return self.read(parts, request.get("delivery_info"))
         except CodecError as exc:  # the worker's main process has read it before; only odd plain values come to this
-            raw = repr((request.get("args"), request.get("kwargs"))).encode()
+            raw = repr((parts.args, parts.kwargs)).encode()
             bury_unreadable(self._host, raw, reason="undecodable", error=exc, message_id=request.get("id"))
             raise
 
@@ -222,19 +378,6 @@ class Carrier:
 def _given_back(why: str) -> Exception:
     shown: Exception = Reject(why, requeue=True)
     return shown
-
-
-def native_of(request: Fields, namespace: str) -> reading.Native:
-    """Return the parts of a message as Celery hands it to a task."""
-    delivery = request.get("delivery_info") or {}
-    routing_key = delivery.get("routing_key")
-    return reading.Native(
-        headers=request,
-        args=request.get("args") or (),
-        kwargs=request.get("kwargs") or {},
-        embed={name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")},
-        queue=wire.own_queue(namespace, routing_key) if isinstance(routing_key, str) else None,
-    )
 
 
 def shown(error: BaseException) -> Exception:

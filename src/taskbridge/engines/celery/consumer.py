@@ -13,12 +13,18 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import __version__ as celery_version
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ImproperlyConfigured, TaskRevokedError
 
-from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.fast import shortcuts_of, stop_gathering
-from taskbridge.engines.celery.request import ENDED
-from taskbridge.engines.celery.stock import CeleryConsumer, PreforkPool, SoloPool, stock, worker_state
+from taskbridge.engines.celery import reading
+from taskbridge.engines.celery.carrier import PutOff
+from taskbridge.engines.celery.stock import (
+    CeleryConsumer,
+    CeleryRequest,
+    PreforkPool,
+    SoloPool,
+    stock,
+    worker_state,
+)
 from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
@@ -47,9 +53,70 @@ _SLACK_S: Final = 0.05
 _ODD: Final = (TypeError, ValueError, LookupError, AttributeError)
 """What Celery raises for a message whose headers are not of the types that it expects."""
 
+RUNNING: Final = "running"
+ENDED: Final = "ended"
+
+
+class Request(CeleryRequest):
+    """A request for a task of taskbridge's; the worker's consumer is told when it begins and ends.
+
+    Attributes:
+        is_put_off: Whether the message was not run, but waits elsewhere.
+        is_orphan: Whether the connection of its message was lost while the task ran.
+        dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_put_off: bool = False
+        self.is_orphan: bool = False
+        self.dropped_at: float | None = None
+        self._consumer: Consumer = self.app.engine.consumer
+        self._consumer.begins(self)
+
+    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
+        """Have the pool run the task; whatever hinders it buries this message and ends nothing else (rule I1).
+
+        A slot that gets free may call this in the main loop, far from where the message was received.
+        """
+        try:
+            return stock(super()).execute_using_pool(pool, **options)
+        except (TaskRevokedError, MemoryError, OSError):  # not this message's fault
+            raise
+        except Exception as exc:
+            _log.error("task %s id %s could not be handed to a slot", self.name, self.id, exc_info=exc)
+            worker_state.task_ready(self)
+            self._consumer.bury(self.message, exc, "internal_error")
+            raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
+        """Deal with what the task raised."""
+        error = exc_info.exception
+        self.is_put_off = isinstance(getattr(error, "exc", error), PutOff)  # pools wrap what comes from a child
+        stock(super()).on_failure(exc_info, *args, **options)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
+        # Else the one that is on its way would be taken for a run that has ended.
+        self._consumer.ends(self, has_ended=not self.is_put_off)
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        stock(super()).acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Return the message: the attempt has not happened."""
+        self._consumer.ends(self, has_ended=False)
+        stock(super()).reject(requeue)
+
 
 class Consumer(CeleryConsumer):
-    """Takes messages for the pool, and deals with those that can't run."""
+    """Takes messages for the pool, and deals with those that can't run.
+
+    Of the attempts that run here, and of those that ended here lately, it knows how often each had been put off when it
+    was last seen. Without a store, a message that may have been started elsewhere is sent once more before it is run,
+    counted in `Message.redelivered`: that is another one.
+    """
 
     def __init__(
         self,
@@ -66,11 +133,14 @@ class Consumer(CeleryConsumer):
         self._host = engine.host
         self._life = engine.life
         self._thread = 0
+        self._running: dict[tuple[str, int], Request] = {}
+        self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._dropped: OrderedDict[tuple[str, int], tuple[Any, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
-        self._orphans: set[Any] = set()
-        _check_pool(pool)
+        if getattr(pool, "is_green", False):
+            raise ImproperlyConfigured(
+                "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
+            )
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
         super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
@@ -78,7 +148,7 @@ class Consumer(CeleryConsumer):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._lost = (*self.connection_errors, *self.channel_errors)
         self._has_children = isinstance(pool, PreforkPool)
-        self._shortcuts = shortcuts_of(self, pool, is_wanted=engine.settings.fast)
+        self._shortcuts: Any = engine.shortcuts_of(self, pool)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -97,9 +167,10 @@ class Consumer(CeleryConsumer):
 
     def _stop_gathering(self) -> None:
         """Have each acknowledgement written at once: the main loop is at its end."""
-        if self.connection:
+        if self.connection and self.connection.connected:
+            stop = getattr(self.connection.connection, "stop_gathering", bool)  # of `fast.reader`
             with suppress(*self.connection_errors):  # then all that was gathered is delivered again
-                stop_gathering(self.connection)
+                stop()
 
     def shutdown(self) -> None:
         """Close the connection, after the pool has ended; what is left goes back."""
@@ -110,30 +181,25 @@ class Consumer(CeleryConsumer):
         """Drop what no slot has begun with, and note it: it is delivered again, on the next connection.
 
         What runs goes on, and its slots are taken. So no more is fetched on that connection than there are free slots
-        (rule A6), until `ended` tells of them. Celery does so too, but in whichever thread ended a task: two threads
+        (rule A6), until `ends` tells of them. Celery does so too, but in whichever thread ended a task: two threads
         then read from one connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has.
         """
         waiting = [request for request in worker_state.reserved_requests if request.time_start is None]
         with self._running_jobs_kept():
             stock(super()).on_close()
+        for key, request in list(self._running.items()):
+            if request.dropped_at is not None and request.time_start is None:
+                del self._running[key]  # dropped with an earlier connection, and run by another worker
         for request in waiting:
-            message = self.message_of(request)
-            if message is not None:
-                self._dropped[message.id, message.attempt] = request, monotonic()
-        while len(self._dropped) > _MOST_REMEMBERED:
-            self._dropped.popitem(last=False)
-        ours = [request for request in self._life.active_requests() if self.message_of(request) is not None]
-        self._orphans = set(ours)  # of the user's own Celery tasks nobody tells when they end
-        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(self._orphans))
-
-    def ended(self, request: Any) -> None:
-        """Note that a request needs its slot no more; in whichever thread."""
-        if request in self._orphans:
-            self._orphans.discard(request)
-            self.call_soon(self._fetch_one_more)
+            if message_of(request) is not None:
+                request.dropped_at = monotonic()
+        orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
+        for request in orphans:  # of the user's own Celery tasks nobody tells when they end
+            request.is_orphan = True
+        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(orphans))
 
     def _fetch_one_more(self) -> None:
-        if self.qos is not None and self.qos.value < self.max_prefetch_count:
+        if not self._life.draining and self.qos is not None and self.qos.value < self.max_prefetch_count:
             self.qos.increment_eventually()
 
     @contextmanager
@@ -174,18 +240,36 @@ class Consumer(CeleryConsumer):
         Celery would say goodbye on that one, and wait for an answer.
         """
         if self.event_dispatcher and self._engine.settings.url.broker == "amqp":
-            with suppress(*self.connection_errors, *self.channel_errors):
+            with suppress(*self._lost):
                 self.event_dispatcher.connection.collect(socket_timeout=_GOODBYE_S)
         stock(super()).on_connection_error_after_connected(exc)
+
+    def update_strategies(self) -> None:
+        """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
+        stock(super()).update_strategies()
+        for name, task in self.app.tasks.items():
+            if type(task).__module__ == "celery.app.builtins":
+                del self.strategies[name]
+        if self._shortcuts is not None:
+            self._shortcuts.prepare()
+
+    def free_slots(self) -> int:
+        """Return how many more tasks the pool can run at once."""
+        if self.pool is None:
+            return 1
+        slots: int = self.pool.num_processes
+        if self._life.is_embedded:  # the requests that Celery knows are those of all workers in this process
+            return slots
+        return slots - len(worker_state.reserved_requests)
+
+    # What is done in the main loop's thread
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Have something called in the main loop's thread, soon."""
         self._soon.append(partial(p, *args, **kwargs))
         return self.act_soon()
 
-    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Have a message acknowledged or rejected in the main loop's thread, soon; Celery's name for that since 5.6."""
-        return self.call_soon(p, *args, **kwargs)
+    call_soon_ack = call_soon  # Celery's name for acknowledging and rejecting since 5.6
 
     def act_soon(self) -> Any:
         """Have the main loop do what waits for it."""
@@ -203,6 +287,12 @@ class Consumer(CeleryConsumer):
             if self._soon:
                 self.act_soon()
 
+    def acknowledge_soon(self, message: Any) -> None:
+        """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
+        self._soon.append(partial(message.ack_log_error, _log, self._lost))
+        if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
+            self.act_soon()
+
     def flush_acknowledgements(self) -> None:
         """Carry out at once the acknowledgements that wait for the main loop, for it does not run any more."""
         self._stop_gathering()
@@ -212,14 +302,65 @@ class Consumer(CeleryConsumer):
                 if getattr(getattr(act, "func", None), "__name__", "") in _ACKNOWLEDGING:
                     act()
 
-    def update_strategies(self) -> None:
-        """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
-        stock(super()).update_strategies()
-        for name, task in self.app.tasks.items():
-            if type(task).__module__ == "celery.app.builtins":
-                del self.strategies[name]
-        if self._shortcuts is not None:
-            self._shortcuts.prepare()
+    # Attempts that run here, or have lately
+
+    def begins(self, request: Request) -> None:
+        """Note that an attempt is handed to the pool."""
+        key = _key(request.message.taskbridge)
+        self._running[key] = request
+        self._ended.pop(key, None)  # a dead letter that was replayed
+
+    def ends(self, request: Request, *, has_ended: bool) -> None:
+        """Note that a request needs its slot no more, in whichever thread.
+
+        Args:
+            request: The request.
+            has_ended: Whether the verdict of its attempt was carried out; else the attempt has not happened.
+        """
+        message = request.message.taskbridge
+        key = _key(message)
+        if has_ended:
+            self._ended[key] = message.redelivered
+            if len(self._ended) > _MOST_REMEMBERED:
+                with suppress(KeyError):  # another thread has dropped it
+                    self._ended.popitem(last=False)
+        self._running.pop(key, None)
+        if request.is_orphan:
+            request.is_orphan = False
+            self.call_soon(self._fetch_one_more)
+
+    def _state_of(self, message: Message) -> str | None:
+        """Return what is known of an attempt: `running`, `ended`, or None for nothing."""
+        key = _key(message)
+        request = self._running.get(key)
+        if request is None:
+            return ENDED if message.redelivered <= self._ended.get(key, -1) else None
+        if request.time_start is not None or request.dropped_at is None:
+            return RUNNING
+        if monotonic() - request.dropped_at < _ACCEPTED_S:
+            return RUNNING
+        self._running.pop(key, None)
+        return None
+
+    def _came_back(self, message: Any, read: Message) -> bool:
+        """Deal with a message that was delivered to this worker before, if that is known here (rule A7).
+
+        RabbitMQ requeues what was held on a connection that failed, even if its task goes on, or has ended since.
+        """
+        if not (read.redelivered or _is_redelivered(message)):
+            return False
+        known = self._state_of(read)
+        if known is None:
+            return False
+        _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
+        if known == ENDED:
+            self._acknowledge(message.ack_log_error)
+            return True
+        again = replace(read, redelivered=max(1, read.redelivered))
+        with suppress(KeyError):  # it has just ended
+            self._running[_key(read)].message.taskbridge = again  # so that its end is the end of this one, too
+        self._in_background(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
+        return True
 
     # Messages
 
@@ -235,96 +376,41 @@ class Consumer(CeleryConsumer):
             except NewerFormError as exc:
                 self._put_off_newer(message, exc)
             except (CodecError, *_ODD) as exc:
-                self._refuse(message, exc, "undecodable")
+                self.bury(message, exc)
             except (MemoryError, *lost):
                 raise  # the consumer connects again, and the broker delivers the message again
             except Exception as exc:  # whatever it is, it ends this message and nothing else (rule I1)
                 _log.exception("a message could not be handed to a slot")
-                self._refuse(message, exc, "internal_error")
+                self.bury(message, exc, "internal_error")
 
         return on_task_received
 
     def _admit(self, message: Any, hand_on: Callable[[Any], None]) -> None:
         """Read a message, and hand it to a slot or to where it waits."""
-        native = None if self._shortcuts is None else self._shortcuts.native(message)
-        if native is None:
-            native = self._native(message)
-        name = native.headers.get("task")
-        if not self._host.knows(name) and name in self.strategies:
+        parts = None if self._shortcuts is None else self._shortcuts.parts_of(message)
+        if parts is None:
+            parts = _parts_of(message)
+        name: str = parts.headers.get("task")
+        way = None if self._shortcuts is None else self._shortcuts.way_of(message, name)
+        if way is None and not self._host.knows(name) and name in self.strategies:
             return hand_on(message)  # the user's own Celery task
-        read = self._read(native)
-        due_at = reading.instant(native.headers.get("eta"))
-        message.taskbridge = read
+        message.taskbridge = read = self._engine.carrier.read(parts, message.delivery_info)
+        due_at = reading.instant(parts.headers.get("eta"))
         wait_s = 0.0 if due_at is None else due_at - self._host.now()
         if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
             due = suspect(read) if _is_redelivered(message) else read
-            return self._at_desk(message, lambda: later(self._host, due, wait_s))
+            return self._in_background(message, lambda: later(self._host, due, wait_s))
         if name not in self.strategies and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
         if name not in self.strategies:
             return self._put_off_unknown(message)
         if self._came_back(message, read):
             return None
-        if self._shortcuts is not None and due_at is None and self._shortcuts.take(message, name):
-            return None
+        if way is not None and due_at is None:
+            hand_on = way.take
         return hand_on(message)
 
-    def _came_back(self, message: Any, read: Message) -> bool:
-        """Deal with a message that was delivered to this worker before, if that is known here (rule A7).
-
-        RabbitMQ requeues what was held on a connection that failed, even if its task goes on, or has ended since.
-        """
-        if not (read.redelivered or _is_redelivered(message)):
-            return False
-        if self._was_dropped(read):
-            self._life.attempts.forget(read)
-        known = self._life.attempts.state_of(read)
-        if known is None:
-            return False
-        _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
-        if known == ENDED:
-            self._acknowledge(message.ack_log_error)
-        else:
-            again = replace(read, redelivered=max(1, read.redelivered))
-            self._life.attempts.comes_again(again)
-            self._at_desk(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
-        return True
-
-    def _was_dropped(self, read: Message) -> bool:
-        """Return whether an attempt was to begin when a connection was lost, and has not begun since."""
-        request, dropped_at = self._dropped.get((read.id, read.attempt), (None, 0.0))
-        if request is None or monotonic() - dropped_at < _ACCEPTED_S:
-            return False
-        del self._dropped[read.id, read.attempt]
-        return request.time_start is None
-
-    def message_of(self, request: Any) -> Message | None:
-        """Return the message of a request, as it was read; None for the user's own Celery task."""
-        return getattr(request.message, "taskbridge", None)
-
-    def _native(self, message: Any) -> reading.Native:
-        """Return a message's parts, checked.
-
-        Raises:
-            DecodeError: It is no Celery message.
-        """
-        try:
-            payload = message.payload
-            fields = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
-            args, kwargs, embed = (
-                payload if isinstance(payload, (list, tuple)) else (payload.get("args"), payload.get("kwargs"), payload)
-            )
-        except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
-            raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
-        reading.check(fields, args, kwargs, embed)
-        return reading.native(fields, args, kwargs, embed, message=message, namespace=self._engine.settings.namespace)
-
-    def _read(self, native: reading.Native) -> Message:
-        is_ours = native.headers.get(wire.META) is not None
-        default_queue = "" if is_ours else self._host.queue_of(native.headers.get("task"))
-        return reading.read(native, default_queue=default_queue, now=self._host.now())
-
-    def _at_desk(self, message: Any, act: Callable[[], object]) -> None:
+    def _in_background(self, message: Any, act: Callable[[], object]) -> None:
         """Do what has to wait for the broker in another thread, and then acknowledge."""
 
         def work() -> None:
@@ -335,49 +421,28 @@ class Consumer(CeleryConsumer):
                 self._acknowledge(message.reject_log_error, requeue=True)
             except Exception as exc:
                 _log.exception("a message that can't run could not be dealt with")
-                self._undecodable(message, exc, "internal_error")
+                self.bury(message, exc, "internal_error")
             else:
                 self._acknowledge(message.ack_log_error)
 
-        self._life.background_queue.submit(work)
+        self._life.background.put(work)
 
-    def _refuse(self, message: Any, error: Exception, reason: str) -> None:
-        """Bury a message that failed on its way to the pool, and free its slot."""
+    def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
+        self.call_soon(method, _log, self._lost, **options)
+
+    def bury(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
+        """Bury a message that can't run, and free its slot if it has one."""
         for request in list(worker_state.reserved_requests):
             if request.message is message:
                 worker_state.task_ready(request)
                 if self.controller.semaphore is not None:
                     self.controller.semaphore.release()
-        self.forget(message)
-        self._undecodable(message, error, reason)
-
-    def refuse_request(self, request: Any, error: Exception) -> None:
-        """Bury the message of a request that the pool doesn't take; Celery frees its slot."""
-        _log.error("task %s id %s could not be handed to a slot", request.name, request.id, exc_info=error)
-        worker_state.task_ready(request)
-        self.forget(request.message)
-        self._undecodable(request.message, error, "internal_error")
-
-    def forget(self, message: Any) -> None:
-        """Note that a message is no attempt that runs here."""
-        read = getattr(message, "taskbridge", None)
+        read: Message | None = getattr(message, "taskbridge", None)
         if read is not None:
-            self._life.attempts.forget(read)
-
-    def acknowledge_soon(self, message: Any) -> None:
-        """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
-        self._soon.append(partial(message.ack_log_error, _log, self._lost))
-        if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
-            self.act_soon()
-
-    def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
-        self.call_soon(method, _log, self._lost, **options)
-
-    def _undecodable(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
-        raw = raw_of(message)
+            self._running.pop(_key(read), None)
         message_id = message.headers.get("id") if isinstance(message.headers, dict) else None
         then = partial(self._acknowledge, message.ack_log_error)
-        self._life.bury_raw(raw, error, reason=reason, message_id=message_id, then=then)
+        self._life.bury_raw(_raw_of(message), error, reason=reason, message_id=message_id, then=then)
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.
@@ -389,7 +454,7 @@ class Consumer(CeleryConsumer):
         waits, since = self._newer.pop(message_id, (0, now))
         left_s = self._engine.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
-            self._undecodable(message, error, "unknown_task")
+            self.bury(message, error, "unknown_task")
             return
         self._newer[message_id] = waits + 1, since
         if len(self._newer) > _MOST_REMEMBERED:
@@ -403,30 +468,56 @@ class Consumer(CeleryConsumer):
         self.qos.decrement_eventually()
         self._acknowledge(message.reject_log_error, requeue=True)
 
+    def _put_off_unknown(self, message: Any) -> None:
+        again = _is_redelivered(message)
+        self._in_background(message, lambda: put_off_unknown(self._host, message.taskbridge, redelivered=again))
+
     # What Celery would drop
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Bury what kombu can't decode (rule Q7); what comes on a control channel is no task's, and only logged."""
         if message.channel is self.task_consumer.channel:
-            self._undecodable(message, exc)
+            self.bury(message, exc)
         else:
             _log.error("a message on a control channel can't be read, ignored: %s", exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Bury what is no Celery message (rule Q7)."""
-        self._undecodable(message, DecodeError("not a Celery message"))
+        self.bury(message, DecodeError("not a Celery message"))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Bury what Celery can't make a request of (rule Q7)."""
-        self._undecodable(message, exc)
+        self.bury(message, exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Make a message wait whose task is not known (rule Q6)."""
         self._put_off_unknown(message)
 
-    def _put_off_unknown(self, message: Any) -> None:
-        again = _is_redelivered(message)
-        self._at_desk(message, lambda: put_off_unknown(self._host, message.taskbridge, redelivered=again))
+
+def _key(message: Message) -> tuple[str, int]:
+    return message.life, message.attempt
+
+
+def message_of(request: Any) -> Message | None:
+    """Return the message of a request, as it was read; None for the user's own Celery task."""
+    return getattr(request.message, "taskbridge", None)
+
+
+def _parts_of(message: Any) -> reading.Parts:
+    """Return a message taken apart.
+
+    Raises:
+        DecodeError: It is no Celery message.
+    """
+    try:
+        payload = message.payload
+        headers = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
+        args, kwargs, embed = (
+            payload if isinstance(payload, (list, tuple)) else (payload.get("args"), payload.get("kwargs"), payload)
+        )
+    except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
+        raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
+    return reading.parts_of(headers, args, kwargs, embed)
 
 
 def _is_redelivered(message: Any) -> bool:
@@ -434,18 +525,10 @@ def _is_redelivered(message: Any) -> bool:
     return bool((message.delivery_info or {}).get("redelivered"))
 
 
-def raw_of(message: Any) -> bytes:
+def _raw_of(message: Any) -> bytes:
     """Return a message's bytes as they came: of a list's item on Redis, of the body on RabbitMQ."""
     item = getattr(message, "item", None)
     if isinstance(item, bytes):
         return item
     body = message.body
     return body if isinstance(body, bytes) else str(body).encode()
-
-
-def _check_pool(pool: Any) -> None:
-    """Refuse a pool on which rules can't be kept."""
-    if getattr(pool, "is_green", False):
-        raise ImproperlyConfigured(
-            "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
-        )

@@ -11,13 +11,11 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.engines.celery.carrier import Carrier, ChildRuns
-from taskbridge.engines.celery.request import Attempts
+from taskbridge.engines.celery.carrier import Carrier, ChildRuns, Slots
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
@@ -31,36 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("taskbridge.celery")
 
 _FINISHED_S: Final = 1.0
-"""How long the background queue has to finish what was submitted."""
-
-
-class BackgroundQueue:
-    """Does in one thread, one after the other, what would make Celery's main loop wait for the broker."""
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="taskbridge-background", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have something done, after what was submitted before."""
-        self._work.put(work)
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except Exception:
-                _log.exception("a message that can't run could not be dealt with")
-
-    def stop(self, timeout_s: float) -> None:
-        """Finish what was submitted, within this time."""
-        self._work.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+"""How long the background has to finish what it was given."""
 
 
 class CeleryLife(WorkerLife):
@@ -69,8 +38,8 @@ class CeleryLife(WorkerLife):
     Attributes:
         pid: The worker's main process; None while there is no worker.
         has_children: Whether tasks run in the children of a pool.
-        background_queue: For messages that can't run.
-        attempts: What the worker runs, and has run lately.
+        background: Does, one after the other, what would make Celery's main loop wait for the broker.
+        is_embedded: Whether the worker shares its process with an application.
     """
 
     def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns, carrier: Carrier) -> None:
@@ -80,10 +49,9 @@ class CeleryLife(WorkerLife):
         self._consumer: Any = None
         self.has_children: bool = False
         self._embedding = locks.Lock()
-        self._is_embedded = False
+        self.is_embedded: bool = False
         self.pid: int | None = None
-        self.background_queue: BackgroundQueue = BackgroundQueue()
-        self.attempts: Attempts = Attempts()
+        self.background: Slots = Slots(1)
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:
@@ -94,11 +62,11 @@ class CeleryLife(WorkerLife):
         """
         if not self._embedding.acquire(blocking=False):
             raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
-        self._is_embedded = True
+        self.is_embedded = True
         try:
             yield
         finally:
-            self._is_embedded = False
+            self.is_embedded = False
             self._embedding.release()
 
     # What the worker's consumer calls
@@ -108,27 +76,26 @@ class CeleryLife(WorkerLife):
         self._consumer = consumer
         self.has_children = has_children
         self.pid = os.getpid()
-        self.attempts = Attempts()
         is_main = threading.current_thread() is threading.main_thread()
-        self.boot(is_whole_process=is_main and not self._is_embedded)
+        self.boot(is_whole_process=is_main and not self.is_embedded)
         self._carrier.worker_pid = self.pid
 
     def start(self) -> None:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
-        if not self._is_embedded:
+        if not self.is_embedded:
             self.started(has_children=self.has_children)
-        self.background_queue.start()
         if self._engine.settings.url.broker == "redis":
             self._engine.queues.start()
         self.run(has_children=self.has_children)
 
     def ends(self) -> None:
         """Stop the threads and call the hooks, after the pool has ended and the connection is closed."""
-        if not self.has_children and not self._is_embedded:
+        if not self.has_children and not self.is_embedded:
             self.stopping()
         self._host.stopping.set()  # so that nothing in the background waits for the broker any longer
-        self.background_queue.stop(_FINISHED_S)
-        self.background_queue = BackgroundQueue()
+        self.background.shutdown(wait=False)
+        self.background.join(_FINISHED_S)
+        self.background = Slots(1)
         if self._engine.settings.url.broker == "redis":
             self._engine.queues.stop()
         self.end()
@@ -162,7 +129,7 @@ class CeleryLife(WorkerLife):
             return super().abandon(lost)
         requests = self.active_requests()
         _signal_children(requests, signal.SIGKILL)
-        messages = [self._consumer.message_of(request) for request in requests]
+        messages = [getattr(request.message, "taskbridge", None) for request in requests]
         return [message for message in messages if message is not None]
 
     def give_back(self, lost: Collection[Run]) -> None:
@@ -185,15 +152,6 @@ class CeleryLife(WorkerLife):
             with suppress(RuntimeError):  # changed by another thread meanwhile
                 return list(worker_state.active_requests)
 
-    def free_slots(self) -> int:
-        """Return how many more tasks the pool can run at once."""
-        if self._consumer is None or self._consumer.pool is None:
-            return 1
-        slots: int = self._consumer.pool.num_processes
-        if self._is_embedded:  # the requests that Celery knows are those of all workers in this process
-            return slots
-        return slots - len(worker_state.reserved_requests)
-
     # Messages that can't run
 
     def bury_raw(
@@ -213,7 +171,7 @@ class CeleryLife(WorkerLife):
                 bury_unreadable(self._host, raw, reason=reason, error=error, message_id=message_id)
                 then()
 
-        self.background_queue.submit(work)
+        self.background.put(work)
 
 
 def _signal_children(requests: Iterable[Any], number: signal.Signals) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META, own_queue
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.message import Message, checked, loads_meta
 
@@ -24,8 +23,7 @@ class Fields(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Native:
+class Parts(NamedTuple):
     """A Celery message, taken apart.
 
     Attributes:
@@ -33,7 +31,6 @@ class Native:
         args: The positional arguments, as Celery decoded them.
         kwargs: The keyword arguments.
         embed: Callbacks, chain and chord.
-        queue: taskbridge's name of the queue it came from; None if that is none of ours.
         texts: The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
     """
 
@@ -41,7 +38,6 @@ class Native:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     embed: Mapping[str, Any]
-    queue: str | None
     texts: tuple[str, str] | None = None
 
 
@@ -58,40 +54,47 @@ _HOLDERS: Final = frozenset((list, dict, tuple))
 _LIMITS: Final = ("hard", "soft")
 
 
-def check(headers: object, args: object, kwargs: object, embed: object) -> None:
-    """Refuse what is no Celery message, whoever wrote it (rules I1 and I3).
+def parts_of(
+    headers: object, args: object, kwargs: object, embed: object, *, texts: tuple[str, str] | None = None
+) -> Parts:
+    """Return a message taken apart, whoever wrote it (rules I1 and I3).
+
+    A plain client's expiry is moved out of Celery's sight, for the rule for it is taskbridge's own (X1).
 
     Raises:
-        DecodeError: One of them is not of its kind, too deep, or not a number in range.
+        DecodeError: It is no Celery message: a part of it is not of its kind, too deep, or not a number in range.
     """
-    if not isinstance(headers, Mapping):
+    if not isinstance(headers, dict):
         raise DecodeError(f"not a Celery message: its headers are a {type(headers).__name__}")
-    found = cast("Mapping[str, object]", headers)
+    found = cast("dict[str, Any]", headers)
     if not isinstance(found.get("task"), str) or not isinstance(found.get("id"), str):
         raise DecodeError("not a Celery message: it has no task, or no id")
-    if not isinstance(args or [], (list, tuple)) or not isinstance(kwargs or {}, dict):
+    args, kwargs, embed = args or (), kwargs or {}, embed or {}
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise DecodeError("not a Celery message: its arguments are no list and no object")
-    if not isinstance(embed or {}, dict):
+    if not isinstance(embed, dict):
         raise DecodeError("not a Celery message: what is linked to its task is no object")
     if not isinstance(found.get("shadow") or "", str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
-    if not _are_limits(found.get("timelimit")):
+    limits = found.get("timelimit")
+    if limits and not _are_limits(limits):
         raise DecodeError("not a Celery message: its time limits are no numbers of seconds")
     if _is_too_deep([args, kwargs, embed, *found.values()]):
         raise DecodeError(f"not a Celery message: it is nested deeper than {DEEPEST}")
+    if found.get("expires") is not None:
+        found[EXPIRES], found["expires"] = found["expires"], None
+    return Parts(
+        found, cast("Sequence[Any]", args), cast("dict[str, Any]", kwargs), cast("dict[str, Any]", embed), texts
+    )
 
 
 def _are_limits(limits: object) -> bool:
-    if not limits:
-        return True
     if not isinstance(limits, (list, tuple)):
         return False
     numbers = cast("Sequence[object]", limits)
-    return len(numbers) == len(_LIMITS) and all(number is None or _is_limit(number) for number in numbers)
-
-
-def _is_limit(number: object) -> bool:
-    return isinstance(number, (int, float)) and 0 <= number <= LONGEST_LIMIT_S
+    return len(numbers) == len(_LIMITS) and all(
+        number is None or (isinstance(number, (int, float)) and 0 <= number <= LONGEST_LIMIT_S) for number in numbers
+    )
 
 
 def _is_too_deep(values: list[object]) -> bool:
@@ -107,53 +110,26 @@ def _is_too_deep(values: list[object]) -> bool:
     return True
 
 
-def native(
-    headers: dict[str, Any],
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
-    embed: Mapping[str, Any] | None,
-    *,
-    message: Any,
-    namespace: str,
-    texts: tuple[str, str] | None = None,
-) -> Native:
-    """Return the parts of kombu's message as the worker's consumer has taken it apart and checked it.
-
-    A plain client's expiry is moved out of Celery's sight, for the rule for it is taskbridge's own (X1).
-    """
-    if headers.get("expires") is not None:
-        headers[EXPIRES] = headers["expires"]
-        headers["expires"] = None
-    routing_key = (message.delivery_info or {}).get("routing_key")
-    queue = own_queue(namespace, routing_key) if isinstance(routing_key, str) else None
-    return Native(headers=headers, args=args or (), kwargs=kwargs or {}, embed=embed or {}, queue=queue, texts=texts)
-
-
-def read(native: Native, *, default_queue: str, now: float) -> Message:
-    """Return what a Celery message says.
-
-    Args:
-        native: The message.
-        default_queue: For a plain client's message that came from no queue of ours.
-        now: When a plain client's message counts as enqueued, for Celery's messages don't tell.
+def read(parts: Parts) -> Message | None:
+    """Return what a Celery message says; None if a plain client wrote it.
 
     Raises:
         NewerFormError: A newer release wrote it.
         DecodeError: It can't be read.
     """
-    meta = native.headers.get(META)
+    meta = parts.headers.get(META)
+    if meta is None:
+        return None
+    if not isinstance(meta, str):
+        raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
     try:
-        if meta is None:
-            return checked(_read_plain(native, default_queue, now))
-        if not isinstance(meta, str):
-            raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
         message = loads_meta(
             meta,
-            id=native.headers.get("id"),
-            task=native.headers.get("task"),
-            args=list(native.args),
-            kwargs=dict(native.kwargs),
-            texts=native.texts,
+            id=parts.headers.get("id"),
+            task=parts.headers.get("task"),
+            args=list(parts.args),
+            kwargs=dict(parts.kwargs),
+            texts=parts.texts,
         )
         return checked(message)
     except CodecError:
@@ -162,27 +138,42 @@ def read(native: Native, *, default_queue: str, now: float) -> Message:
         raise DecodeError(f"not a message: {exc!r}") from exc
 
 
-def _read_plain(native: Native, default_queue: str, now: float) -> Message:
-    """Return the message of a plain client, with default options; its arguments are plain values, not tagged."""
-    canvas = _canvas(native)
-    return Message(
-        id=native.headers.get("id"),
-        task=native.headers.get("task"),
-        queue=default_queue if native.queue is None else native.queue,
-        args_json=codec.dumps_array(native.args, "args"),
-        kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
-        enqueued_at=now,
-        expires_at=instant(native.headers.get(EXPIRES)),
-        headers={} if canvas is None else {CANVAS: canvas},
-    )
+def read_plain(parts: Parts, *, queue: str, now: float) -> Message:
+    """Return the message of a plain client, with default options; its arguments are plain values, not tagged.
+
+    Args:
+        parts: The message.
+        queue: taskbridge's name of its queue.
+        now: When it counts as enqueued, for Celery's messages don't tell.
+
+    Raises:
+        DecodeError: It can't be read.
+    """
+    try:
+        canvas = _canvas(parts)
+        message = Message(
+            id=parts.headers.get("id"),
+            task=parts.headers.get("task"),
+            queue=queue,
+            args_json=codec.dumps_array(parts.args, "args"),
+            kwargs_json=codec.dumps_object(parts.kwargs, "kwargs"),
+            enqueued_at=now,
+            expires_at=instant(parts.headers.get(EXPIRES)),
+            headers={} if canvas is None else {CANVAS: canvas},
+        )
+        return checked(message)
+    except CodecError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise DecodeError(f"not a message: {exc!r}") from exc
 
 
-def _canvas(native: Native) -> str | None:
+def _canvas(parts: Parts) -> str | None:
     """Return what else is to run after a plain client's task, as text; None if nothing is."""
-    embed = {name: value for name, value in native.embed.items() if value}
-    if not embed and not native.headers.get("group"):
+    embed = {name: value for name, value in parts.embed.items() if value}
+    if not embed and not parts.headers.get("group"):
         return None
-    kept = {name: native.headers.get(name) for name in CANVAS_HEADERS}
+    kept = {name: parts.headers.get(name) for name in CANVAS_HEADERS}
     return codec.dumps_object({"embed": embed, **kept}, "canvas")
 
 

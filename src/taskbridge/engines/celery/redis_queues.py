@@ -20,7 +20,7 @@ from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
 from taskbridge.brokers.redis.client import TROUBLE, Link, Word, client_of, connector, pack
-from taskbridge.engines.celery.wire import REDIS_STEPS, Taken, step_key
+from taskbridge.engines.celery.wire import REDIS_STEPS, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
 
@@ -64,77 +64,49 @@ def step_of(priority: object) -> int:
     return _STEPS[bisect(_STEPS, max(0, min(9, number))) - 1]
 
 
-class RedisQueues:
-    """The queues of one bridge on Redis.
+class RedisQueues(Leases):
+    """The queues of one bridge on Redis, and what this process has taken of them.
 
     Args:
         settings: The bridge's.
-
-    Attributes:
-        leases: What this process has taken.
     """
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, CELERY)
         self._url = settings.url.broker_url
-        self.leases: Final = Leases(settings, CELERY)
-        self._lists: dict[tuple[str, ...], Lists] = {}
-        self._client = client_of(self._url)
+        self._broker = client_of(self._url)
         self._topics = f"/{_parse_url(self._url).get('db', 0)}."
-        self._in_loop = False
 
-    def _run(self, *command: Word) -> Any:
-        return self._client.execute([command], timeout_s=_TIMEOUT_S)
-
-    def check(self) -> None:
-        """Do nothing, if Redis answers."""
-        self._run("PING")
+    def lists_of(self, queues: Sequence[str]) -> Lists:
+        """Return what `take` is given for these queues."""
+        return Lists([lists_of(queue) for queue in queues])
 
     def make_watch(self, wake: Callable[[], None]) -> Watch:
         """Return a watch for a connection; `wake` ends the sleep of the event loop."""
         return Watch(self._url, wake)
 
-    # Taking
+    # As kombu's own transport for Redis does it
 
-    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
-        """Take at most so many messages on lease, those of the highest priority first, and of the queues in turn."""
-        lists = self._lists.get(tuple(queues))
-        if lists is None:
-            lists = Lists([lists_of(queue) for queue in queues])
-            self._lists = {tuple(queues): lists}
-        held = self.leases.take(lists, most, timeout_s=_TIMEOUT_S)
-        return [Taken(tag, queues[queue], item, suspect) for tag, queue, item, suspect in held]
+    def _command(self, *command: Word) -> Any:
+        return self._broker.execute([command], timeout_s=_TIMEOUT_S)
 
-    def end(self, tag: str) -> None:
-        """Acknowledge a message: in the event loop with the next that is taken, or at the end of its turn."""
-        if self._in_loop:
-            self.leases.end_soon(tag)
-        else:
-            self.leases.end(tag)
-
-    def give_back(self, tag: str) -> None:
-        """Return a message to its queue, as the next one to be taken."""
-        self.leases.give_back(tag)
-
-    def end_turn(self) -> None:
-        """Acknowledge what was not acknowledged as others were taken."""
-        self._in_loop = True
-        self.leases.flush()
-
-    # Other commands, as kombu's own transport for Redis gives them
+    def check(self) -> None:
+        """Do nothing, if Redis answers."""
+        self._command("PING")
 
     def put(self, queue: str, priority: object, item: bytes) -> None:
         """Put a message in a queue, given its priority in Celery's words."""
-        self._run("LPUSH", step_key(queue, step_of(priority)), item)
+        self._command("LPUSH", step_key(queue, step_of(priority)), item)
 
     def size(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
-        return sum(self._run("LLEN", key) for key in lists_of(queue))
+        return sum(self._command("LLEN", key) for key in lists_of(queue))
 
     def purge(self, queue: str) -> int:
         """Drop what waits in a queue, and return how much it was."""
         keys = lists_of(queue)
         commands: list[Sequence[Word]] = [*(("LLEN", key) for key in keys), ("DEL", *keys)]
-        return sum(self._client.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
+        return sum(self._broker.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
 
     def topic(self, exchange: str, routing_key: str) -> str:
         """Return the channel of Redis's on which is published what is sent to an exchange of the kind `fanout`."""
@@ -142,16 +114,7 @@ class RedisQueues:
 
     def publish(self, topic: str, item: bytes) -> None:
         """Send to whoever listens."""
-        self._run("PUBLISH", topic, item)
-
-    def start(self) -> None:
-        """Renew leases from now on, and give back those of workers that are gone."""
-        self.leases.start()
-
-    def stop(self) -> None:
-        """Give back what is held, and end the thread."""
-        self._in_loop = False
-        self.leases.stop()
+        self._command("PUBLISH", topic, item)
 
 
 class Watch:
@@ -165,13 +128,13 @@ class Watch:
 
     Attributes:
         changes: How often anything may have changed so far, or was heard.
+        is_served: Whether an event loop serves the connection.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self._connect = connector(url)
         self._wake = wake
         self._loop: Any = None
-        self._timer: Any = None
         self._listener: Link | None = None
         self._tracker: Link | None = None
         self._is_told = True
@@ -179,6 +142,7 @@ class Watch:
         self._rests_until = 0.0
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
         self.changes: int = 0
+        self.is_served: bool = False
 
     def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:
         """Return whether queues are empty; from then on, `changes` tells if they are no longer.
@@ -237,8 +201,8 @@ class Watch:
 
     def serve(self, loop: Any) -> None:
         """Have a loop read what Redis tells, until the watch is closed."""
-        self._loop = loop
-        self._timer = loop.call_repeatedly(_LOOK_AGAIN_S, self._beat)
+        self._loop, self.is_served = loop, True
+        loop.call_repeatedly(_LOOK_AGAIN_S, self._beat)
         if self._listener is not None:
             loop.add_reader(self._listener.fileno(), self._read)
 
@@ -274,9 +238,7 @@ class Watch:
     def close(self) -> None:
         """Hear nothing any more."""
         self._lose()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop = self._timer = None
+        self._loop, self.is_served = None, False
 
     # The connections
 

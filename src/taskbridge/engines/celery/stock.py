@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     AMQP: Any
-    AmqpTransport: Any
     CeleryTask: Any
     Exchange: Any
     PreforkPool: Any
     Queue: Any
     SoloPool: Any
-    ThreadsPool: Any
     WorkController: Any
-    apply_target: Any
     kombu_json: Any
     worker_state: Any
 
@@ -30,21 +27,24 @@ if TYPE_CHECKING:
     class CeleryIgnore(Exception):
         """Stands for `celery.exceptions.Ignore`."""
 
-    BasePool = Untyped
+    ThreadsPool = Untyped
+    AmqpChannel = Untyped
+    AmqpConnection = Untyped
+    AmqpTransport = Untyped
     Celery = Untyped
     CeleryConsumer = Untyped
     CeleryContext = Untyped
     CeleryRequest = Untyped
     KombuConnection = Untyped
+    TCPTransport = Untyped
     VirtualChannel = Untyped
-    VirtualMessage = Untyped
     VirtualTransport = Untyped
 else:
+    from amqp.transport import TCPTransport
     from celery import Celery
     from celery.app.amqp import AMQP
     from celery.app.task import Context as CeleryContext
     from celery.app.task import Task as CeleryTask
-    from celery.concurrency.base import BasePool, apply_target
     from celery.concurrency.prefork import TaskPool as PreforkPool
     from celery.concurrency.solo import TaskPool as SoloPool
     from celery.concurrency.thread import TaskPool as ThreadsPool
@@ -55,9 +55,10 @@ else:
     from celery.worker.request import Request as CeleryRequest
     from kombu.connection import Connection as KombuConnection
     from kombu.entity import Exchange, Queue
+    from kombu.transport.pyamqp import Channel as AmqpChannel
+    from kombu.transport.pyamqp import Connection as AmqpConnection
     from kombu.transport.pyamqp import Transport as AmqpTransport
     from kombu.transport.virtual import Channel as VirtualChannel
-    from kombu.transport.virtual import Message as VirtualMessage
     from kombu.transport.virtual import Transport as VirtualTransport
     from kombu.utils import json as kombu_json
 

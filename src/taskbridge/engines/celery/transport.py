@@ -44,6 +44,9 @@ kombu before 5.7 goes beyond the maximum by the start (kombu/utils/functional.py
 _LONGEST_PAUSE_S: Final = 2.0
 """How long a channel rests at most after its broker did not answer."""
 
+_TIMEOUT_S: Final = 5.0
+"""How long taking messages may take; the worker's main loop waits for that."""
+
 _SLICE_S: Final = 1.0
 """How long `drain_events` trusts at most that it would have been told of a change."""
 
@@ -61,55 +64,6 @@ def _dumps(message: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-class QoS:
-    """The messages that a channel has handed over and that are not acknowledged, and how many more there is room for.
-
-    Takes the place of `kombu.transport.virtual.QoS`, with what kombu's channels ask of it. Any thread may acknowledge.
-
-    Args:
-        channel: The channel.
-        prefetch_count: How many there may be at once; 0 is any number.
-    """
-
-    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
-        self.channel: Any = channel
-        self.prefetch_count: int = prefetch_count
-        self._held: set[str] = set()
-
-    def room(self) -> int:
-        """Return how many messages may be taken now; 0 or less is none."""
-        free: int = self.channel.engine.life.free_slots()
-        return min(free, self.prefetch_count - len(self._held)) if self.prefetch_count else free
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Note that a message is handed over."""
-        self._held.add(delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message."""
-        self._held.discard(delivery_tag)
-        self.channel.queues.end(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Return a message to its queue, or drop it."""
-        if not requeue:
-            self.ack(delivery_tag)
-            return
-        self._held.discard(delivery_tag)
-        self.channel.queues.give_back(delivery_tag)
-
-    def restore_unacked(self) -> None:
-        """Return what is held, but not what tasks that go on running hold."""
-        running: Collection[str] = self.channel.engine.running_tags()
-        held, self._held = self._held, set()
-        for tag in held - set(running):
-            self.channel.queues.give_back(tag)
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Return what is held as the channel closes."""
-        self.restore_unacked()
-
-
 class _Consumption(NamedTuple):
     """What `basic_consume` was asked for."""
 
@@ -119,18 +73,19 @@ class _Consumption(NamedTuple):
 
 
 class Channel(VirtualChannel):
-    """A channel to the queues of one bridge."""
-
-    QoS = QoS
+    """A channel to the queues of one bridge. Any thread may acknowledge what it has handed over."""
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
         self.queues: Any = self.engine.queues  # `MemoryQueues` or `RedisQueues`
         self.watch: Any = connection.watch
         self.supports_fanout: bool = self.engine.settings.url.broker == "redis"
+        self._held: set[str] = set()  # handed over, and not acknowledged
+        self._most_held = 0
         self._consumed: dict[str, _Consumption] = {}
         self._of_queue: dict[str, _Consumption] = {}
         self._taken_from: list[str] = []
+        self._lists: Any = None
         self._fanouts: dict[str, tuple[str, str]] = {}
         self._heard: deque[tuple[str, bytes]] = deque()
         self._empty_at: int | None = None
@@ -159,21 +114,51 @@ class Channel(VirtualChannel):
     def _note_queues(self) -> None:
         self._of_queue = {each.queue: each for each in self._consumed.values()}
         self._taken_from = [queue for queue in self._of_queue if queue not in self._fanouts]
+        self._lists = self.queues.lists_of(self._taken_from)
         self._empty_at = None
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """Return a message, if there is one."""
-        for taken in self.queues.take([queue], 1):
-            message = self._message(taken)
+        for taken in self.queues.take(self.queues.lists_of([queue]), 1, timeout_s=_TIMEOUT_S):
+            message = self._message(taken, queue)
             if message is not None:
-                self._note(taken.tag, message, no_ack=no_ack)
+                self._note(taken.tag, no_ack=no_ack)
                 return message
         return None
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Set how many messages may be handed over and not acknowledged; 0 is any number."""
+        self._most_held = prefetch_count
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Acknowledge a message: in the event loop with the next that is taken, or at the end of its turn."""
+        self._held.discard(delivery_tag)
+        if self.watch.is_served:
+            self.queues.end_soon(delivery_tag)
+        else:
+            self.queues.end(delivery_tag)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Return a message to its queue, or drop it."""
+        if not requeue:
+            self.basic_ack(delivery_tag)
+            return
+        self._held.discard(delivery_tag)
+        self.queues.give_back(delivery_tag)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Return what is held, but not what tasks that go on running hold."""
+        running: Collection[str] = self.engine.running_tags()
+        held, self._held = self._held, set()
+        for tag in held - set(running):
+            self.queues.give_back(tag)
 
     def close(self) -> None:
         """Cancel what is consumed, and return what is held."""
         for consumer_tag in list(self._consumed):
             self.basic_cancel(consumer_tag)
+        if not self.closed:
+            self.basic_recover()
         stock(super()).close()
 
     def deliver(self) -> bool:
@@ -187,12 +172,12 @@ class Channel(VirtualChannel):
         changes: int = self.watch.changes
         if not self._taken_from or changes == self._empty_at or monotonic() < self._rests_until:
             return has_heard
-        room: int = self.qos.room()
+        room = self.room()
         if room < 1 and not any(each.no_ack for each in self._consumed.values()):
             return has_heard
         room = max(1, room)  # replies need no slot
         try:
-            taken = self.queues.take(self._taken_from, room)
+            taken = self.queues.take(self._lists, room, timeout_s=_TIMEOUT_S)
             self._hand_over_all(taken)
             if len(taken) < room and self.watch.is_quiet(self._taken_from, in_vain=not taken):
                 self._empty_at = changes
@@ -201,6 +186,12 @@ class Channel(VirtualChannel):
             return has_heard
         self._pause_s = 0.0
         return has_heard or bool(taken)
+
+    def room(self) -> int:
+        """Return how many messages may be taken now; 0 or less is none."""
+        consumer = self.engine.consumer
+        free: int = 1 if consumer is None else consumer.free_slots()
+        return min(free, self._most_held - len(self._held)) if self._most_held else free
 
     def _rest(self, error: BrokerUnavailable) -> None:
         if not self._pause_s:
@@ -229,37 +220,38 @@ class Channel(VirtualChannel):
 
     def _hand_over(self, taken: Taken) -> None:
         """Deliver a message, unless it can't be read."""
-        message = self._message(taken)
+        queue = self._taken_from[taken.queue]
+        message = self._message(taken, queue)
         if message is not None:
-            consumption = self._of_queue[taken.queue]
-            self._note(taken.tag, message, no_ack=consumption.no_ack)
+            consumption = self._of_queue[queue]
+            self._note(taken.tag, no_ack=consumption.no_ack)
             consumption.callback(message)
 
-    def _note(self, tag: str, message: Any, *, no_ack: bool) -> None:
+    def _note(self, tag: str, *, no_ack: bool) -> None:
         if no_ack:
-            self.queues.end(tag)
+            self.basic_ack(tag)
         else:
-            self.qos.append(message, tag)
+            self._held.add(tag)
 
-    def _message(self, taken: Taken) -> Any:
+    def _message(self, taken: Taken, queue: str) -> Any:
         """Return a message as kombu takes it apart, addressed to where it came from; None if that fails: it is buried.
 
         Its tag is that of this delivery; the sender's own may be in use, for what is sent twice has it twice. Its
         bytes, as they were taken, are its `item`.
         """
         try:
-            payload = _loads(taken.item)
+            payload = _loads(taken.text)
             properties = payload["properties"]
             properties["delivery_tag"] = taken.tag
-            properties["delivery_info"] |= {"exchange": "", "routing_key": taken.queue}
+            properties["delivery_info"] |= {"exchange": "", "routing_key": queue}
             if taken.suspect:
                 properties["delivery_info"]["redelivered"] = True
             message: Any = self.Message(payload, channel=self)
         except Exception as exc:  # what it raises depends on what somebody has written there (rule I1)
             error = DecodeError(f"not a Celery message: {exc!r}")
-            self.engine.life.bury_raw(taken.item, error, then=lambda: self.queues.end(taken.tag))
+            self.engine.life.bury_raw(taken.text, error, then=lambda: self.queues.end(taken.tag))
             return None
-        message.item = taken.item
+        message.item = taken.text
         return message
 
     # What kombu asks of a virtual channel
@@ -321,7 +313,6 @@ class Transport(VirtualTransport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have a loop deliver, and acknowledge, in each of its turns."""
         queues: Any = self.engine.queues
-        self.engine.waker.register(loop)
         self.watch.serve(loop)
 
         def on_tick() -> None:
@@ -330,7 +321,7 @@ class Transport(VirtualTransport):
                 return
             if self._serve() and self.engine.life.has_children:
                 self.engine.wake()  # Celery's pool may have had its turn already, which writes to its children
-            queues.end_turn()
+            queues.flush()
 
         loop.on_tick.add(on_tick)
 

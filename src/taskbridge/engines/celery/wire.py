@@ -1,4 +1,4 @@
-"""Celery's own words: the bytes that a Celery client would write (protocol 2), made without Celery.
+"""Celery's own words: the bytes that a Celery client would write (protocol 2), made without Celery; queues in memory.
 
 A Celery message has a place for the id, the task's name and the arguments. All else travels in the header `taskbridge`,
 as text. A message without that header comes from a plain Celery client: its arguments are plain values.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import os
 import secrets
 import socket
@@ -18,6 +19,7 @@ from binascii import b2a_base64
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from json.encoder import encode_basestring_ascii as _quoted  # a fifth of the time that an encoder takes for text
 from random import getrandbits
 from typing import Any, Final, NamedTuple, cast
@@ -59,10 +61,10 @@ def native_queue(namespace: str, queue: str) -> str:
     return f"{namespace}.{ENGINE}.{queue}"
 
 
-def own_queue(namespace: str, native: str) -> str | None:
+def own_queue(namespace: str, native: object) -> str | None:
     """Return taskbridge's name of a queue of Celery's; None if it is not one of ours."""
     prefix = f"{namespace}.{ENGINE}."
-    return native[len(prefix) :] if native.startswith(prefix) else None
+    return native[len(prefix) :] if isinstance(native, str) and native.startswith(prefix) else None
 
 
 def step_key(native: str, step: int) -> str:
@@ -75,139 +77,113 @@ def queue_arguments() -> dict[str, Any]:
     return {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
 
 
-_EMBEDDED: Final = ("callbacks", "errbacks", "chain", "chord")
-CANVAS_HEADERS: Final = ("group", "group_index", "root_id", "parent_id")
-"""The headers that belong to a canvas."""
+def _headers(task: str) -> dict[str, Any]:
+    """Return the headers of a task's messages, in Celery's order (celery/app/amqp.py, as_task_v2); see `_own`."""
+    return {
+        "lang": "py",
+        "task": task,
+        "id": None,
+        "shadow": None,
+        "eta": None,
+        "expires": None,  # nor the engine's own expiry: on RabbitMQ such a message vanishes without a trace (rule X1)
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": None,
+        "parent_id": None,
+        "argsrepr": None,
+        "kwargsrepr": None,
+        "origin": _origin(),
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+        META: None,
+    }
 
-NO_CANVAS: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
 
-_host: Final = socket.gethostname()
-_host_json: Final = codec.to_json(_host)[1:-1]
-
-
-class _Sender:
-    """This process, as Celery's messages name their senders."""
-
-    def __init__(self) -> None:
-        self.forked()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.forked)
-
-    def forked(self) -> None:
-        """Note the number of this process; to ask for it with each message would be a system call each."""
-        self.origin_json = f'"gen{os.getpid()}@{_host_json}"'
-
-
-_sender: Final = _Sender()
-
-
+@cache
 def _origin() -> str:
-    return f"gen{os.getpid()}@{_host}"  # celery/utils/nodenames.py, anon_nodename
+    """Return the name of this process among senders (celery/utils/nodenames.py, anon_nodename)."""
+    return f"gen{os.getpid()}@{socket.gethostname()}"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_origin.cache_clear)
+
+_OWN: Final = ("id", "retries", "root_id", "argsrepr", "kwargsrepr", META)
+"""The headers that each message has for itself."""
+
+_UNSAID: Final = (
+    *("shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "parent_id"),
+    *("replaced_task_nesting", "stamped_headers", "stamps"),
+)
+"""Headers that Celery does without (celery/worker/request.py, celery/app/task.py: Context), where they say no more than
+`_headers`. RabbitMQ decodes each, copies it from process to process, and keeps it as long as the message is in memory:
+with these eleven, a message costs it a quarter more."""
+
+EMBEDDED: Final = ("callbacks", "errbacks", "chain", "chord")
+NOTHING_EMBEDDED: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+
+CANVAS_HEADERS: Final = ("group", "group_index", "root_id", "parent_id")
+
+
+class _Canvas(NamedTuple):
+    """What a plain client linked to its task, as Celery's message holds it: in its body, and in its headers."""
+
+    links_json: str
+    headers: Mapping[str, Any]
+
+
+def _canvas_of(message: Message) -> _Canvas | None:
+    text = message.headers.get(CANVAS) if message.headers else None
+    if text is None:
+        return None
+    try:
+        parts = codec.loads_object(text)
+    except DecodeError:  # an application may send a header of this name, too
+        parts = {}
+    embed = parts.get("embed")
+    links = cast("dict[str, Any]", embed) if isinstance(embed, dict) else {}
+    return _Canvas(
+        json.dumps({name: links.get(name) for name in EMBEDDED}),
+        {name: parts[name] for name in CANVAS_HEADERS if name in parts},
+    )
 
 
 def _shown(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def _body(message: Message, canvas: str) -> str:
-    return f"[{message.args_json}, {message.kwargs_json}, {canvas}]"
+def _body(message: Message, canvas: _Canvas | None) -> bytes:
+    links = NOTHING_EMBEDDED if canvas is None else canvas.links_json
+    return f"[{message.args_json}, {message.kwargs_json}, {links}]".encode("ascii")
 
 
-class _Canvas:
-    """What a plain client linked to its task, as Celery's message holds it."""
-
-    def __init__(self, text: str) -> None:
-        try:
-            parts = codec.loads_object(text)
-        except DecodeError:  # an application may send a header of this name, too
-            parts = {}
-        embed = parts.get("embed")
-        links = cast("dict[str, Any]", embed) if isinstance(embed, dict) else {}
-        self.embed: dict[str, Any] = {name: links.get(name) for name in _EMBEDDED}
-        self.headers: dict[str, Any] = {name: parts[name] for name in CANVAS_HEADERS if name in parts}
-
-
-def _headers(message: Message, canvas: _Canvas | None) -> dict[str, Any]:
-    """Return the headers of a message, in Celery's order (celery/app/amqp.py, as_task_v2)."""
-    headers: dict[str, Any] = {
-        "lang": "py",
-        "task": message.task,
-        "id": message.id,
-        "shadow": None,
-        "eta": None,
-        "expires": None,  # nor the engine's own expiry: on RabbitMQ such a message vanishes without a trace (rule X1)
-        "group": None,
-        "group_index": None,
-        "retries": message.attempt - 1,
-        "timelimit": [None, None],
-        "root_id": message.id,
-        "parent_id": None,
-        "argsrepr": _shown(f"({message.args_json[1:-1]})"),
-        "kwargsrepr": _shown(message.kwargs_json),
-        "origin": _origin(),
-        "ignore_result": True,
-        "replaced_task_nesting": 0,
-        "stamped_headers": None,
-        "stamps": {},
-        META: message.dumps_meta(),
+def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) -> str:
+    """Return the JSON in which kombu's virtual transports put a message, with `%s` for what each has for itself."""
+    hole = "\0%s"
+    payload = {
+        "body": hole,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {**_headers(task), **canvas, **dict.fromkeys(_OWN, hole)},
+        "properties": {
+            "correlation_id": hole,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": native},
+            "priority": priority,
+            "body_encoding": "base64",
+            "delivery_tag": hole,
+        },
     }
-    if canvas is not None:
-        headers |= canvas.headers
-    return headers
-
-
-def _canvas_of(message: Message) -> _Canvas | None:
-    text = message.headers.get(CANVAS) if message.headers else None
-    return None if text is None else _Canvas(text)
-
-
-class _Envelope:
-    """The JSON in which kombu's virtual transports put a message, prepared for a task, a queue and a priority."""
-
-    __slots__ = ("_end", "_queue", "_task")
-
-    def __init__(self, task: str, native: str, priority: int) -> None:
-        self._task = (
-            '", "content-encoding": "utf-8", "content-type": "application/json", '
-            f'"headers": {{"lang": "py", "task": {codec.to_json(task)}, "id": '
-        )
-        self._queue = (
-            ', "reply_to": "", "delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": '
-            f'{codec.to_json(native)}}}, "priority": {priority}, "body_encoding": "base64", "delivery_tag": "'
-        )
-
-    def fill(self, message: Message) -> str:
-        """Return the text of a message."""
-        if message.headers and CANVAS in message.headers:
-            return self._filled(message, _Canvas(message.headers[CANVAS]))
-        id_json = _quoted(message.id)
-        return (
-            f'{{"body": "{_base64(_body(message, NO_CANVAS))}{self._task}{id_json}, "shadow": null, "eta": null, '
-            f'"expires": null, "group": null, "group_index": null, "retries": {message.attempt - 1}, '
-            f'"timelimit": [null, null], "root_id": {id_json}, "parent_id": null, '
-            f'"argsrepr": {_quoted(_shown(f"({message.args_json[1:-1]})"))}, '
-            f'"kwargsrepr": {_quoted(_shown(message.kwargs_json))}, "origin": {_sender.origin_json}, '
-            f'"ignore_result": true, "replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}, '
-            f'"{META}": {_quoted(message.dumps_meta())}}}, '
-            f'"properties": {{"correlation_id": {id_json}{self._queue}{getrandbits(128):032x}"}}}}'
-        )
-
-    def _filled(self, message: Message, canvas: _Canvas) -> str:
-        body = _base64(_body(message, codec.to_json(canvas.embed)))
-        id_json = _quoted(message.id)
-        return (
-            f'{{"body": "{body}", "content-encoding": "utf-8", "content-type": "application/json", '
-            f'"headers": {codec.to_json(_headers(message, canvas))}, '
-            f'"properties": {{"correlation_id": {id_json}{self._queue}{getrandbits(128):032x}"}}}}'
-        )
-
-
-def _base64(text: str) -> str:
-    return b2a_base64(text.encode("ascii"), newline=False).decode("ascii")
+    return json.dumps(payload).replace("%", "%%").replace(json.dumps(hole).replace("%", "%%"), "%s")
 
 
 class Envelopes:
-    """The prepared envelopes of all tasks, queues and priorities.
+    """Writes messages as kombu's virtual transports put them, by templates for each task, queue and priority.
 
     Args:
         namespace: The bridge's.
@@ -217,22 +193,36 @@ class Envelopes:
     def __init__(self, namespace: str, numbers: Mapping[Priority, int]) -> None:
         self._namespace = namespace
         self._numbers = numbers
-        self._prepared: dict[tuple[str, str, Priority], tuple[str, _Envelope]] = {}
+        self._templates: dict[tuple[str, str, Priority, str], tuple[str, str]] = {}
 
     def fill(self, message: Message) -> tuple[str, str]:
         """Return the native queue of a message, and its text."""
-        prepared = self._prepared.get((message.task, message.queue, message.priority))
-        if prepared is None:
-            prepared = self._prepare(message)
-        native, envelope = prepared
-        return native, envelope.fill(message)
+        key = message.task, message.queue, message.priority, _origin()
+        native, template = self._templates.get(key) or self._prepare(key)
+        id_json = root_json = _quoted(message.id)
+        canvas = _canvas_of(message)
+        if canvas is not None:
+            template = _template(message.task, native, self._numbers[message.priority], canvas.headers)
+            if "root_id" in canvas.headers:
+                root_json = json.dumps(canvas.headers["root_id"])
+        return native, template % (
+            f'"{b2a_base64(_body(message, canvas), newline=False).decode("ascii")}"',
+            id_json,
+            message.attempt - 1,
+            root_json,
+            _quoted(_shown(f"({message.args_json[1:-1]})")),
+            _quoted(_shown(message.kwargs_json)),
+            _quoted(message.dumps_meta()),
+            id_json,
+            f'"{getrandbits(128):032x}"',
+        )
 
-    def _prepare(self, message: Message) -> tuple[str, _Envelope]:
-        if len(self._prepared) >= _MOST_TEMPLATES:  # a sender that makes up task names
-            self._prepared.clear()
-        native = native_queue(self._namespace, message.queue)
-        prepared = native, _Envelope(message.task, native, self._numbers[message.priority])
-        self._prepared[message.task, message.queue, message.priority] = prepared
+    def _prepare(self, key: tuple[str, str, Priority, str]) -> tuple[str, str]:
+        if len(self._templates) >= _MOST_TEMPLATES:  # a sender that makes up task names
+            self._templates.clear()
+        task, queue, priority, _ = key
+        native = native_queue(self._namespace, queue)
+        self._templates[key] = prepared = native, _template(task, native, self._numbers[priority], {})
         return prepared
 
 
@@ -256,27 +246,6 @@ class RedisWire:
         return tuple(step_key(native, step) for step in REDIS_STEPS.values())
 
 
-_UNSAID: Final[Mapping[str, Any]] = {
-    "shadow": None,
-    "eta": None,
-    "expires": None,
-    "group": None,
-    "group_index": None,
-    "retries": 0,
-    "timelimit": [None, None],
-    "parent_id": None,
-    "replaced_task_nesting": 0,
-    "stamped_headers": None,
-    "stamps": {},
-}
-"""Headers that Celery does without (celery/worker/request.py, celery/app/task.py: Context), and what it takes a missing
-one for. RabbitMQ decodes each, copies it from process to process, and keeps it as long as the message is in memory:
-with these eleven, a message costs it a quarter more."""
-
-_OWN: Final = ("id", "retries", "root_id", "argsrepr", "kwargsrepr", META)
-"""Headers that each message has for itself."""
-
-
 class AmqpWire:
     """Writes what Celery publishes to the default exchange, but for headers that say nothing."""
 
@@ -286,13 +255,10 @@ class AmqpWire:
         self._namespace = settings.namespace
         self._arguments = queue_arguments()
         self._common: dict[tuple[str, Priority, str], Mapping[str, Any]] = {}
-        self._natives: dict[str, str] = {}
 
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
         canvas = _canvas_of(message)
-        if canvas is not None:
-            return self._with_canvas(message, canvas)
         headers: dict[str, Any] = {
             "id": message.id,
             "root_id": message.id,
@@ -302,78 +268,52 @@ class AmqpWire:
         }
         if message.attempt > 1:
             headers["retries"] = message.attempt - 1
+        if canvas is not None:
+            headers.update(canvas.headers)
         return Publication(
-            queue=self._native(message.queue),
+            queue=native_queue(self._namespace, message.queue),
             arguments=self._arguments,
-            body=_body(message, NO_CANVAS).encode("ascii"),
+            body=_body(message, canvas),
             properties={"headers": headers, "correlation_id": message.id},
             common=self._common_of(message),
         )
 
-    def _native(self, queue: str) -> str:
-        native = self._natives.get(queue)
-        if native is None:
-            native = self._natives[queue] = native_queue(self._namespace, queue)
-        return native
-
     def _common_of(self, message: Message) -> Mapping[str, Any]:
-        """Return what all messages of a task and a priority have, from this process."""
-        key = message.task, message.priority, _sender.origin_json
+        """Return what all messages of a task and a priority have, from this process: always the same object."""
+        key = message.task, message.priority, _origin()
         common = self._common.get(key)
         if common is None:
             if len(self._common) >= _MOST_TEMPLATES:  # a sender that makes up task names
                 self._common.clear()
-            headers = {name: value for name, value in _said(message, None).items() if name not in _OWN}
-            common = self._common[key] = {**_properties(message), "headers": headers}
+            headers = _headers(message.task)
+            common = self._common[key] = {
+                "content_type": "application/json",
+                "content_encoding": "utf-8",
+                "delivery_mode": 2,
+                "priority": RANKS[message.priority],
+                "reply_to": "",
+                "headers": {name: headers[name] for name in headers if name not in (*_OWN, *_UNSAID)},
+            }
         return common
-
-    def _with_canvas(self, message: Message, canvas: _Canvas) -> Publication:
-        return Publication(
-            queue=self._native(message.queue),
-            arguments=self._arguments,
-            body=_body(message, codec.to_json(canvas.embed)).encode("ascii"),
-            properties={
-                **_properties(message),
-                "headers": _said(message, canvas),
-                "correlation_id": message.id,
-            },
-        )
 
     def places(self, queue: str) -> Sequence[str]:
         """Return the name of a queue."""
         return (native_queue(self._namespace, queue),)
 
 
-def _properties(message: Message) -> dict[str, Any]:
-    """Return the properties that all messages of a priority have."""
-    return {
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "delivery_mode": 2,
-        "priority": RANKS[message.priority],
-        "reply_to": "",
-    }
-
-
-def _said(message: Message, canvas: _Canvas | None) -> dict[str, Any]:
-    """Return the headers, but for those that say nothing."""
-    headers = _headers(message, canvas)
-    return {name: value for name, value in headers.items() if name not in _UNSAID or value != _UNSAID[name]}
-
-
 class Taken(NamedTuple):
-    """A message that was taken from a queue.
+    """A message that was taken from a queue; on Redis, it is `redis_leases.Held`.
 
     Attributes:
         tag: Means this delivery.
-        queue: Its native queue.
-        item: Its bytes.
+        queue: From which of the queues that were asked for, counted from 0.
+        text: Its bytes.
         suspect: Whether it may have been started before.
     """
 
     tag: str
-    queue: str
-    item: bytes
+    queue: int
+    text: bytes
     suspect: bool
 
 
@@ -395,6 +335,7 @@ class MemoryQueues:
         self._returns = itertools.count(-1, -1)
         self._taken: dict[str, tuple[str, int, bytes]] = {}
         self.changes: int = 0
+        self.is_served: Final = False
 
     # For senders
 
@@ -425,18 +366,22 @@ class MemoryQueues:
             heapq.heappush(self._waiting.setdefault(queue, []), (-rank, number, item, suspect))
         self.wake()
 
-    def take(self, queues: Sequence[str], most: int) -> list[Taken]:
+    def lists_of(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return what `take` is given for these queues."""
+        return queues
+
+    def take(self, queues: Sequence[str], most: int, *, timeout_s: float) -> list[Taken]:
         """Take at most so many messages, of the queues in turn."""
         taken: list[Taken] = []
-        left = deque(queues)
+        left = deque(enumerate(queues))
         with self._changed:
             while left and len(taken) < most:
-                queue = left.popleft()
+                number, queue = left.popleft()
                 if self._waiting.get(queue):
                     rank, _, item, suspect = heapq.heappop(self._waiting[queue])
-                    taken.append(Taken(secrets.token_hex(8), queue, item, suspect))
+                    taken.append(Taken(secrets.token_hex(8), number, item, suspect))
                     self._taken[taken[-1].tag] = queue, -rank, item
-                    left.append(queue)
+                    left.append((number, queue))
         return taken
 
     def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:

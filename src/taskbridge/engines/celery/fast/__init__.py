@@ -2,7 +2,7 @@
 
 | module | what is shorter | for |
 |---|---|---|
-| `tasks`, `slots` | a message goes from the main loop to a thread as it was read, past the tracer | pools of threads |
+| `tasks` | a message goes from the main loop to a thread as it was read, past the tracer | pools of threads |
 | `reader` | deliveries of RabbitMQ are read at once, and acknowledgements written together | each pool, without TLS |
 | `gate` | nothing: it decides whether the others may be taken | |
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import AmqpTransport, ThreadsPool
 
@@ -35,19 +36,18 @@ def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | No
         why = gate.obstacle("reader", is_wanted=is_wanted)
         if why is not None:
             gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
-    if not isinstance(pool, ThreadsPool) or consumer.hub is None:
+    if type(pool) is not ThreadsPool or consumer.hub is None:
         return None
     why = gate.obstacle("tasks", is_wanted=is_wanted)
     if why is not None:
         gate.tell("tasks take", why)
         return None
-    from taskbridge.engines.celery.fast.slots import Slots
     from taskbridge.engines.celery.fast.tasks import Shortcuts  # here, for it needs the names that the gate has found
 
-    if not isinstance(pool.executor, Slots):
-        pool.executor.shutdown(wait=False)
-        pool.executor = Slots(pool.limit)
-    return Shortcuts(consumer, pool.executor)
+    threads: Any = pool
+    threads.executor.shutdown(wait=False)
+    threads.executor = Slots(threads.limit)
+    return Shortcuts(consumer, threads.executor)
 
 
 def amqp_transport(*, is_wanted: bool) -> Any:
@@ -57,14 +57,3 @@ def amqp_transport(*, is_wanted: bool) -> Any:
     from taskbridge.engines.celery.fast.reader import Transport  # here, as above
 
     return Transport
-
-
-def stop_gathering(connection: Any) -> None:
-    """Have acknowledgements on a connection of kombu's written at once from now on.
-
-    Raises:
-        OSError: The connection is closed.
-    """
-    stop = getattr(connection.connection, "stop_gathering", None) if connection.connected else None
-    if stop is not None:
-        stop()

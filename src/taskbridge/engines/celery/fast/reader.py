@@ -13,26 +13,13 @@ from collections.abc import Callable
 from functools import partial
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import decode_properties_basic as _decode_properties
 
-from taskbridge.engines.celery.stock import stock
-
-if TYPE_CHECKING:
-    from taskbridge.engines.celery.stock import Untyped
-
-    TCPTransport = Untyped
-    AmqpChannel = Untyped
-    AmqpConnection = Untyped
-    AmqpTransport = Untyped
-else:
-    from amqp.transport import TCPTransport
-    from kombu.transport.pyamqp import Channel as AmqpChannel
-    from kombu.transport.pyamqp import Connection as AmqpConnection
-    from kombu.transport.pyamqp import Transport as AmqpTransport
+from taskbridge.engines.celery.stock import AmqpChannel, AmqpConnection, AmqpTransport, TCPTransport, stock
 
 _Message: Final[Any] = _AmqpMessage
 decode_properties: Final[Any] = _decode_properties

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic, time
 from types import FunctionType
@@ -26,10 +25,9 @@ from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier, PutOff
+from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier, PutOff, Slots
+from taskbridge.engines.celery.consumer import Request
 from taskbridge.engines.celery.fast import gate
-from taskbridge.engines.celery.fast.slots import Slots
-from taskbridge.engines.celery.request import Request
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
 from taskbridge.message import Message
 from taskbridge.retry import Done
@@ -46,7 +44,7 @@ _state: Final[Any] = _celery_state
 
 _DJANGO: Final = "celery.fixups.django"
 
-_END: Final = f", {wire.NO_CANVAS}]".encode()
+_END: Final = f", {wire.NOTHING_EMBEDDED}]".encode()
 _TYPED: Final = b"__type__"
 """What kombu's own JSON marks values with; in taskbridge's there is none."""
 
@@ -114,8 +112,7 @@ class FastRequest(Request):
             message,
             headers=message.headers,
             body=message.payload,
-            on_ack=partial(way.acknowledge, message),  # no method of its own: it would live until a garbage collection
-            on_reject=partial(way.reject, message),
+            on_reject=partial(way.consumer.call_soon, message.reject_log_error),
             **way.options,
         )
 
@@ -130,60 +127,66 @@ class FastRequest(Request):
         except BaseException as exc:  # nobody else would, and its slot would be taken for ever
             outcome = self._way.carrier.unsettled(self.message.taskbridge, exc)
             worker_state.task_ready(self)
-            self._is_put_off = isinstance(outcome, PutOff)
-            if self._is_put_off:
+            self.is_put_off = isinstance(outcome, PutOff)
+            if self.is_put_off:
                 self.acknowledge()
             else:
                 self.reject(requeue=True)
 
     def _run(self) -> None:
-        self.worker_pid: int | None = self._way.pid
+        way, request = self._way, self.request_dict
+        self.worker_pid: int | None = way.pid
         self.time_start: float | None = time()
         worker_state.task_accepted(self)
         if self._terminate_on_ack is not None:
             self.terminate(*self._terminate_on_ack)
         begun_at = monotonic()
         settled = self._settled()
-        request = self.request_dict
-        if type(settled) is Done and not _is_linked(request):
-            if self._way.logs_end:
-                self._log_end(monotonic() - begun_at)
+        if type(settled) is Done and not any(map(request.get, LINKS)):
+            if way.logs_end:
+                about = {
+                    "id": self.id,
+                    "name": self.name,
+                    "return_value": "None",  # taskbridge gives Celery no other, so that none gets into a log
+                    "runtime": monotonic() - begun_at,
+                    "args": self.argsrepr,
+                    "kwargs": self.kwargsrepr,
+                }
+                _trace.info(_trace.LOG_SUCCESS, about)
             worker_state.task_ready(self, successful=True)
             self.acknowledge()
         else:
             request[SETTLED] = settled
-            result, error, runtime, shown = self._way.task.__trace__(self.id, self.args, self.kwargs, request)
+            result, error, runtime, shown = way.task.__trace__(self.id, self.args, self.kwargs, request)
             self.on_success((1, result, runtime) if error else (0, shown, runtime))
 
     def _settled(self) -> Any:
-        way, task = self._way, self._way.task
-        request = self.request_dict
+        way, task, request = self._way, self._way.task, self.request_dict
         request.update(self.body[2], is_eager=False)
         _state._task_stack.push(task)
         task.request_stack.push(_Context({**request, "called_directly": False}))
         try:
-            way.call_django(_prerun)
+            self._tell(_prerun)
             return way.carrier.settle(self._read, redelivered=bool(self.delivery_info["redelivered"]))
         finally:
-            way.call_django(_postrun)
+            self._tell(_postrun)
             _state._task_stack.pop()
             task.request_stack.pop()
 
-    def _log_end(self, took_s: float) -> None:
-        """Log that the task ended well, as Celery does."""
-        about = {
-            "id": self.id,
-            "name": self.name,
-            "return_value": "None",  # taskbridge gives Celery no other, so that none gets into a log
-            "runtime": took_s,
-            "args": self.argsrepr,
-            "kwargs": self.kwargsrepr,
-        }
-        _trace.info(_trace.LOG_SUCCESS, about)
+    def _tell(self, signal: Any) -> None:
+        """Send a signal: on this way, nobody but Celery's Django fixup listens for it."""
+        if signal.receivers:
+            task = self._way.task
+            signal.send(sender=task, task_id=self.id, task=task, args=self.args, kwargs=self.kwargs)
 
     def _read(self) -> Message:
         message: Message = self.message.taskbridge
         return message
+
+    def _acknowledge(self) -> None:
+        if not self.acknowledged:
+            self.acknowledged: bool = True
+            self._way.consumer.acknowledge_soon(self.message)
 
 
 def is_traced_by_celery_alone(task: Any) -> bool:
@@ -216,18 +219,8 @@ def _is_stock(loader: Any, name: str) -> bool:
     return name not in vars(loader) and getattr(type(loader), name) is getattr(BaseLoader, name)
 
 
-def _is_linked(request: Mapping[str, Any]) -> bool:
-    return any(request.get(name) for name in LINKS)
-
-
 _HEARD: Final = (_received, _prerun, _postrun, _success)
 _UNSENT: Final = (_received, _success)
-
-
-def _receivers(signal: Any, sender: Any) -> list[Callable[..., Any]]:
-    """Return who listens for a signal of a sender."""
-    found: list[Callable[..., Any]] = signal._live_receivers(sender)
-    return found
 
 
 def _is_django(receiver: Any) -> bool:
@@ -256,7 +249,7 @@ class Way:
             "connection_errors": consumer.connection_errors,
             "decoded": True,
         }
-        self._consumer = consumer
+        self.consumer: Any = consumer
         self._logs_start = _strategy.logger.isEnabledFor(logging.INFO)
         self.logs_end: bool = _trace.logger.isEnabledFor(logging.INFO)
 
@@ -269,27 +262,13 @@ class Way:
 
     def _obstacle(self) -> str | None:
         for signal in _HEARD:
-            if signal.receivers and (signal in _UNSENT or not all(map(_is_django, _receivers(signal, self.task)))):
+            if signal.receivers and (signal in _UNSENT or not all(map(_is_django, signal._live_receivers(self.task)))):
                 return f"somebody listens for Celery's signal {signal.name}"
-        consumer = self._consumer
+        consumer = self.consumer
         eventer = consumer.event_dispatcher
         if eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups):
             return "events of tasks are sent (`-E`)"
         return None if consumer.task_buckets[self.task.name] is None else "a task has a rate limit"
-
-    def call_django(self, signal: Any) -> None:
-        """Call those of Celery's Django fixup who listen for a signal: nobody else does on this way."""
-        if signal.receivers:
-            for receiver in _receivers(signal, self.task):
-                receiver(signal=signal, sender=self.task)
-
-    def acknowledge(self, message: Any, *_: Any) -> None:
-        """Acknowledge a message in the main loop, together with others."""
-        self._consumer.acknowledge_soon(message)
-
-    def reject(self, message: Any, *args: Any) -> None:
-        """Return a message to its queue, in the main loop; with Celery's arguments for that."""
-        self._consumer.call_soon(message.reject_log_error, *args)
 
     def take(self, message: Any) -> None:
         """Hand a message on to a thread; it has been read."""
@@ -306,9 +285,9 @@ class Way:
         if request.revoked():
             return
         worker_state.task_reserved(request)
-        for callback in self._consumer.on_task_message:
+        for callback in self.consumer.on_task_message:
             callback(request)
-        self._consumer.on_task_request(request)
+        self.consumer.on_task_request(request)
 
 
 class Shortcuts:
@@ -322,25 +301,28 @@ class Shortcuts:
     def __init__(self, consumer: Any, slots: Slots) -> None:
         self._consumer = consumer
         self._slots = slots
-        self._namespace: str = consumer.app.engine.settings.namespace
         self._ways: dict[str, Way] = {}
         slots.tell = consumer.act_soon
 
     def prepare(self) -> None:
         """Make the way of each declared task on which nobody has put something of his own."""
-        consumer = self._consumer
-        self._ways.clear()
-        for declaration in consumer.app.engine.host.declarations():
-            task = consumer.app.tasks[declaration.name]
-            if is_traced_by_celery_alone(task):
-                self._ways[declaration.name] = Way(consumer, task, self._slots)
-            else:
-                gate.tell(
-                    f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs"
-                )
+        tasks = [self._consumer.app.tasks[each.name] for each in self._consumer.app.engine.host.declarations()]
+        traced = [task for task in tasks if not is_traced_by_celery_alone(task)]
+        for task in traced:
+            gate.tell(f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs")
+        self._ways = {task.name: Way(self._consumer, task, self._slots) for task in tasks if task not in traced}
 
-    def native(self, message: Any) -> reading.Native | None:
-        """Return the parts of a message that taskbridge wrote, checked; None if it is to be read the plain way."""
+    def way_of(self, message: Any, task: str) -> Way | None:
+        """Return the way of a message that taskbridge wrote, if it is open."""
+        way = self._ways.get(task) if wire.META in message.headers else None  # plain clients may want more
+        return way if way is not None and way.is_open() else None
+
+    def parts_of(self, message: Any) -> reading.Parts | None:
+        """Return a message that taskbridge wrote, taken apart; None if it is to be read the plain way.
+
+        Raises:
+            DecodeError: It is no Celery message.
+        """
         headers = message.headers
         if not isinstance(headers, dict) or wire.META not in headers or message.content_type != "application/json":
             return None
@@ -348,15 +330,5 @@ class Shortcuts:
         apart = taken_apart(body.encode() if isinstance(body, str) else bytes(body))
         if apart is None:
             return None
-        args, kwargs, embed, texts = apart
-        reading.check(headers, args, kwargs, embed)
         message._decoded_cache = apart[:3]  # what Celery reads of it, and would decode
-        return reading.native(headers, args, kwargs, embed, message=message, namespace=self._namespace, texts=texts)
-
-    def take(self, message: Any, task: str) -> bool:
-        """Hand a message on to a thread, if its way is open; return whether it was."""
-        way = self._ways.get(task) if wire.META in message.headers else None  # plain clients may want more
-        if way is None or not way.is_open():
-            return False
-        way.take(message)
-        return True
+        return reading.parts_of(headers, *apart[:3], texts=apart[3])

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from taskbridge.engines.celery.fast.slots import Slots
+from taskbridge.engines.celery.carrier import Slots
 
 WAIT_S = 20.0
 
