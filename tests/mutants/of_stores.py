@@ -552,10 +552,10 @@ def gives_nothing_back(all_given_back: Any) -> Any:
     return lambda self, *, timeout_s: None
 
 
-@mutant("a_live_workers_run_is_its_own", _MARKS, "Worker._stay_alive", "sqlite")
-def says_once_that_it_is_alive(stay_alive: Any) -> Any:
+@mutant("a_live_workers_run_is_its_own", _MARKS, "Worker.run", "sqlite")
+def says_once_that_it_is_alive(run: Any) -> Any:
     """A worker says once that it is alive."""
-    return lambda self: None
+    return lambda self, stop: None
 
 
 @mutant("a_killed_workers_run_is_lost", _MARKS, "Marks._is_alive", "sqlite")

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import redis
 
-from taskbridge import Bridge, BrokerUnavailable, Message
+from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Message
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim, Marks
+from taskbridge.stores.base import Claim, Marks, Store
+from taskbridge.stores.records import Ending
 from taskbridge.stores.redis import open_store
 
 LEASE_S = 1.0
@@ -30,9 +31,13 @@ def server() -> Iterator[PrivateRedis]:
         yield running
 
 
-def marks_of(server: PrivateRedis) -> Marks:
+def store_of(server: PrivateRedis) -> Store:
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S, "send_timeout": 1}, environ={})
-    return open_store(settings, server.url).marks
+    return open_store(settings, server.url)
+
+
+def marks_of(server: PrivateRedis) -> Marks:
+    return store_of(server).marks
 
 
 def a_message(number: int) -> Message:
@@ -87,14 +92,22 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
     )
     died = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
-    marks = marks_of(server)
+    store = store_of(server)
+    marks, records = store.marks, store.records
     message = Message(id="killed", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
 
     assert claim_when(marks, message, Claim.LOST) is Claim.LOST
     assert marks.claim(message, timeout_s=1) is Claim.RUNNING, "a second delivery, while the first is decided about"
+    began, error = time.time(), ErrorInfo(type="WorkerLost", message="")
+    records.ended(message, Ending(state="dead", at=began, error=error), timeout_s=1)
+    status = records.get("killed", timeout_s=1)
+    assert status is not None
+    [attempt] = status.attempts  # though its worker was killed before it could record that
+    assert (attempt.number, attempt.worker.partition(":")[0]) == (1, socket.gethostname())
+    assert began - 30 < attempt.started_at.timestamp() < began
     marks.ended(message)
     assert claim_when(marks, message, Claim.ENDED) is Claim.ENDED
-    marks.close()
+    store.close()
 
 
 def test_marks_of_the_life_before_a_replay_do_not_count(server: PrivateRedis) -> None:

@@ -27,8 +27,8 @@ class Store:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.backend: Backend = backend
-        self.marks: Marks = Marks(settings, backend)
         self.records: Records = Records(settings, backend)
+        self.marks: Marks = Marks(settings, backend, self.records.lost)
         self.ticks: Ticks = Ticks(backend)
 
     def ping(self, *, timeout_s: float) -> None:

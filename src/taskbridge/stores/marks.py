@@ -1,16 +1,20 @@
 """Attempt marks: which attempts were started, and by whom (rules A5, A7 and R9).
 
 A worker marks an attempt as its run starts and as its verdict has been carried out. Nobody waits for these writes.
-Only where a message may have been delivered before is the mark read.
+Only where a message may have been delivered before is the mark read. A mark is one of
 
-A mark names the worker that has started an attempt, or says that it has ended. A worker counts as alive for a time
-after it has said so, and a thread of it says so four times in that time.
+- `{worker} {when}`: the worker has started the attempt; when, in seconds since the epoch;
+- `{worker}|lost {first worker} {when}`: the worker has found that the first one is gone, and is to decide about that;
+- `ended`.
+
+A worker counts as alive for a time after it has said so, and a thread of it says so four times in that time.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum
 from math import inf
@@ -18,19 +22,18 @@ from time import monotonic
 from typing import Final
 
 from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
 from taskbridge.stores.process import PerProcess, process_name
+from taskbridge.stores.transitions import Run
 
 _log = logging.getLogger("taskbridge.store")
 
 ENDED: Final = "ended"
-"""The owner of a mark whose attempt has ended."""
-
-LOST: Final = "|lost"
-"""What ends the owner of a mark that its worker has found lost, and is to decide about."""
+_LOST: Final = "|lost"
 
 STARTED_KEPT_S: Final = 7 * 86400.0
 """How long the mark of a run that never ended is kept; its message comes back much sooner."""
@@ -43,8 +46,6 @@ _LONGEST_LIFE_S: Final = 8.0
 
 _SAID_IN_A_LIFE: Final = 4
 """How often a worker says that it is alive in the time for which it then is."""
-
-_CLOSING_S: Final = 1.0
 
 
 class Claim(Enum):
@@ -63,33 +64,30 @@ class Claim(Enum):
     """Its worker is gone: the attempt failed, with `WorkerLost`."""
 
 
-class Worker:
-    """This process, as a store knows it, from `start` to `stop`.
+class Worker(Background):
+    """This process, as a store knows it.
 
     Attributes:
         name: Its name, which no other worker has or had.
-        life_s: For how long it is alive after it has said so; for ever where no other process could take its runs.
         running: What it runs, by the mark's key, and since when, monotonic.
         deciding: What a thread of it decides about.
     """
 
-    def __init__(self, life_s: float, say_alive: Callable[[Worker], None], tidy: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        super().__init__("marks", join_s=1.0)
         self.name: str = process_name()
-        self.life_s: float = life_s
         self.running: dict[str, float] = {}
         self.deciding: set[str] = set()
-        self._tell = say_alive
-        self._tidy = tidy
+        self._backend = backend
+        is_short = settings.url.broker == "amqp"
+        self._life_s = min(settings.lease_s, _LONGEST_LIFE_S) if is_short else settings.lease_s
+        self._timeout_s = settings.send_timeout_s
         self._seen_at = monotonic()
         self._lapsed_at = -inf
         self._lock = locks.Lock()
-        self._stop = locks.Event()
-        self._thread = threading.Thread(target=self._stay_alive, name="taskbridge-marks", daemon=True)
-
-    def start(self) -> None:
-        """Say that the process is alive, now and from now on."""
-        self._say_alive()
-        self._thread.start()
+        if backend.is_shared:  # else it lives as long as what it says
+            self._say_alive()
+            self.start()
 
     def decides(self, key: str) -> bool:
         """Return whether the caller is to decide about an attempt: no other thread does.
@@ -97,53 +95,71 @@ class Worker:
         Who finds it lost decides until the attempt's end is marked.
         """
         with self._lock:
-            if key in self.deciding:
-                return False
+            is_first = key not in self.deciding
             self.deciding.add(key)
-            return True
+            return is_first
 
     def lived_since(self, moment: float) -> bool:
         """Return whether the store has known this process for alive all the time since then."""
-        return monotonic() - self._seen_at < self.life_s and self._lapsed_at < moment
+        if not self._backend.is_shared:
+            return True
+        return monotonic() - self._seen_at < self._life_s and self._lapsed_at < moment
 
-    def stop(self) -> None:
+    def run(self, stop: threading.Event) -> None:
+        """Say again and again that the process is alive, and remove what is old in between."""
+        said = 0
+        while not stop.wait(self._life_s / _SAID_IN_A_LIFE):
+            if not self._say_alive():
+                _log.warning("the store does not answer; this worker may be taken for dead")
+            elif (said := said + 1) % _SAID_IN_A_LIFE == 0:
+                self._purge(stop)
+
+    def leave(self) -> None:
         """Say no more that the process is alive."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(_CLOSING_S)  # else it could give a connection back to a pool that is closed
+        self.stop()
+        try:
+            self._backend.remove([_alive(self.name)], timeout_s=self._timeout_s)
+        except BrokerUnavailable:
+            _log.info("the store was away as this worker ended")
 
     def _say_alive(self) -> bool:
-        said_at = monotonic()
+        said_at, timeout_s = monotonic(), min(self._timeout_s, self._life_s)
         try:
-            self._tell(self)
+            self._backend.put(_alive(self.name), "1", kept_s=self._life_s, timeout_s=timeout_s)
         except BrokerUnavailable as exc:
             _log.info("the store does not answer: %s", exc.problem)
             return False
         except Exception:  # the thread has to go on, or this process would be taken for dead
             _log.exception("the store gave an odd answer")
             return False
-        if monotonic() - self._seen_at >= self.life_s:
+        if monotonic() - self._seen_at >= self._life_s:
             self._lapsed_at = said_at
         self._seen_at = said_at
         return True
 
-    def _stay_alive(self) -> None:
-        said = 0
-        while not self._stop.wait(self.life_s / _SAID_IN_A_LIFE):
-            if not self._say_alive():
-                _log.warning("the store does not answer; this worker may be taken for dead")
-            elif (said := said + 1) % _SAID_IN_A_LIFE == 0:
-                self._tidy()
+    def _purge(self, stop: threading.Event) -> None:
+        try:
+            while not stop.is_set() and self._backend.purge(timeout_s=self._timeout_s):
+                continue
+        except BrokerUnavailable as exc:
+            _log.info("what is old is not removed now: %s", exc.problem)
 
 
 class Marks:
-    """The attempt marks of a bridge, for this process. Threads share it; a forked process is another worker."""
+    """The attempt marks of a bridge, for this process. Threads share it; a forked process is another worker.
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
+    Args:
+        settings: The bridge's.
+        backend: What keeps them.
+        lost: Is told of a run that is found lost, with its message, before whoever claims is told.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend, lost: Callable[[Message, Run], object]) -> None:
         self._settings = settings
         self._backend = backend
+        self._lost = lost
         self._ended_kept_s = settings.lease_s + _AFTER_END_S
-        self._me = PerProcess(self._join)
+        self._me = PerProcess(lambda: Worker(settings, backend))
 
     def prepare(self) -> None:
         """Connect and say that this process is alive, before it takes messages; raises nothing.
@@ -156,7 +172,7 @@ class Marks:
         """Mark an attempt as started here. Waits for nothing and raises nothing: without marks it just runs."""
         worker, key = self._me.made or self._me.get(), _key(message)
         worker.running[key] = monotonic()
-        self._backend.put_soon(key, worker.name, kept_s=STARTED_KEPT_S)
+        self._backend.put_soon(key, _started(worker), kept_s=STARTED_KEPT_S)
 
     def ended(self, message: Message) -> None:
         """Mark an attempt as ended: its verdict has been carried out. Waits for nothing and raises nothing."""
@@ -171,7 +187,7 @@ class Marks:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        worker, key = self._me.made or self._me.get(), _key(message)
+        worker, key = self._me.get(), _key(message)
         self._backend.remove([key], timeout_s=timeout_s)
         worker.running.pop(key, None)
 
@@ -195,18 +211,19 @@ class Marks:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        worker, key = self._me.made or self._me.get(), _key(message)
+        worker, key = self._me.get(), _key(message)
         if not worker.decides(key):
             return Claim.RUNNING  # another thread has the same attempt from a second delivery
+        claim: Claim | None = None
         try:
-            claim = self._decide(worker, key, monotonic() + timeout_s)
-        except BaseException:
-            worker.deciding.discard(key)
-            raise
+            claim, run = self._decide(worker, key, monotonic() + timeout_s)
+        finally:
+            if claim is not Claim.LOST:
+                worker.deciding.discard(key)
         if claim is Claim.RUN:
             worker.running[key] = monotonic()
-        if claim is not Claim.LOST:
-            worker.deciding.discard(key)
+        if run is not None:
+            self._lost(message, run)
         return claim
 
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:
@@ -222,8 +239,8 @@ class Marks:
         started_at = worker.running.get(key)
         if started_at is None or worker.lived_since(started_at):
             return True
-        [owner] = self._backend.get([key], timeout_s=timeout_s)
-        if owner is None or owner.removesuffix(LOST) == worker.name:
+        [mark] = self._backend.get([key], timeout_s=timeout_s)
+        if mark is None or _owner(mark) == worker.name:
             return True
         worker.running.pop(key, None)
         return False
@@ -239,59 +256,34 @@ class Marks:
     def close(self) -> None:
         """Stop saying that this process is alive."""
         worker = self._me.take()
-        if worker is None:
-            return
-        worker.stop()
-        try:
-            self._backend.remove([_alive(worker.name)], timeout_s=self._settings.send_timeout_s)
-        except BrokerUnavailable:
-            _log.info("the store was away as this worker ended")
+        if worker is not None and self._backend.is_shared:
+            worker.leave()
 
-    def _join(self) -> Worker:
-        if not self._backend.is_shared:
-            return Worker(inf, self._say_alive, self._tidy)
-        on_rabbitmq, lease_s = self._settings.url.broker == "amqp", self._settings.lease_s
-        worker = Worker(min(lease_s, _LONGEST_LIFE_S) if on_rabbitmq else lease_s, self._say_alive, self._tidy)
-        worker.start()
-        return worker
-
-    def _decide(self, worker: Worker, key: str, deadline: float) -> Claim:
-        """Answer a claim.
+    def _decide(self, worker: Worker, key: str, deadline: float) -> tuple[Claim, Run | None]:
+        """Answer a claim, and return the run that is lost.
 
         A mark of this worker's that it knows nothing of is of a claim whose answer never came: it gets the same again.
         """
-        is_running_here = key in worker.running
+        is_running_here, mine = key in worker.running, _started(worker)
         while True:
-            mark = self._backend.add(key, worker.name, kept_s=STARTED_KEPT_S, timeout_s=deadline - monotonic())
+            mark = self._backend.add(key, mine, kept_s=STARTED_KEPT_S, timeout_s=deadline - monotonic())
             if mark is None:
-                return Claim.RUN
+                return Claim.RUN, None
             if mark == ENDED:
-                return Claim.ENDED
-            owner = mark.removesuffix(LOST)
-            if owner == worker.name and is_running_here:
-                return Claim.RUNNING
-            if owner == worker.name:
-                return Claim.RUN if owner == mark else Claim.LOST
-            if self._is_alive(owner, deadline - monotonic()):
-                return Claim.RUNNING
-            mine = Write(key, mark, worker.name + LOST, STARTED_KEPT_S)
-            if self._backend.write([mine], timeout_s=deadline - monotonic())[0]:
-                return Claim.LOST  # else another worker has been quicker
+                return Claim.ENDED, None
+            owner, lost = _owner(mark), mark.partition(f"{_LOST} ")[2]
+            if owner == worker.name and not is_running_here:
+                return (Claim.LOST, _run(lost)) if lost else (Claim.RUN, None)
+            if owner == worker.name or self._is_alive(owner, deadline - monotonic()):
+                return Claim.RUNNING, None
+            lost = lost or mark
+            taken = Write(key, mark, f"{worker.name}{_LOST} {lost}", STARTED_KEPT_S)
+            if self._backend.write([taken], timeout_s=deadline - monotonic())[0]:
+                return Claim.LOST, _run(lost)  # else another worker has been quicker
 
     def _is_alive(self, name: str, timeout_s: float) -> bool:
         """Return whether a worker has said lately that it is alive, and not that it is gone."""
         return not self._backend.is_shared or self._backend.get([_alive(name)], timeout_s=timeout_s) != [None]
-
-    def _say_alive(self, worker: Worker) -> None:
-        timeout_s = min(self._settings.send_timeout_s, worker.life_s)
-        self._backend.put(_alive(worker.name), "1", kept_s=worker.life_s, timeout_s=timeout_s)
-
-    def _tidy(self) -> None:
-        try:
-            while self._me.made is not None and self._backend.purge(timeout_s=self._settings.send_timeout_s):
-                continue
-        except BrokerUnavailable as exc:
-            _log.info("old marks are not removed now: %s", exc.problem)
 
 
 def _key(message: Message) -> str:
@@ -300,3 +292,16 @@ def _key(message: Message) -> str:
 
 def _alive(worker: str) -> str:
     return f"alive:{worker}"
+
+
+def _started(worker: Worker) -> str:
+    return f"{worker.name} {time.time():.3f}"
+
+
+def _owner(mark: str) -> str:
+    return mark.partition(" ")[0].removesuffix(_LOST)
+
+
+def _run(words: str) -> Run:
+    name, at = words.split(" ")
+    return Run(name.rpartition(":")[0], float(at))  # as the worker has called itself in the record

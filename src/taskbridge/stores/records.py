@@ -109,9 +109,15 @@ class Records:
     def started(self, message: Message, *, worker: str, at: float) -> None:
         """Record that an attempt starts. Raises nothing, and waits for nothing where others share the store."""
         starts, run = self._starts.made or self._starts.get(), transitions.Run(worker, at)
-        start = starts.add(message, run, is_written=not self._backend.is_shared)
-        if not self._backend.is_shared:
+        start = starts.add(message, run)
+        if self._backend.is_shared:
+            starts.write_soon(start)
+        else:
             start.row = self._change(message.id, start.decide, monotonic() + self._timeout_s)[1]
+
+    def lost(self, message: Message, run: transitions.Run) -> None:
+        """Remember a run that was found lost: its worker may have been quicker to die than to record its start."""
+        self._starts.get().add(message, run)
 
     def ended(self, message: Message, ending: Ending, *, timeout_s: float) -> State | None:
         """Record how a run or a wait ended, and wake who waits for a final record.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 from taskbridge import locks
+from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 from taskbridge.stores import transitions
@@ -28,7 +29,6 @@ _GATHERING_S: Final = 0.01
 """How long the first of several starts waits for the others."""
 _PAUSE_S: Final = 1.0
 """How long nothing is written after a failure; what comes meanwhile is dropped."""
-_CLOSING_S: Final = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -52,42 +52,41 @@ class Started:
         return transitions.started(old, self.message, self.run, writer=self.writer)
 
 
-class Starts:
-    """The runs that this process has started and not ended, as far as is known.
+class Starts(Background):
+    """The runs that this process has started and not ended, as far as is known, and those that it has found lost.
 
     Attributes:
         writer: What this process is called where its writes are told from another's.
     """
 
     def __init__(self, write: Callable[[Sequence[Started]], None]) -> None:
+        super().__init__("starts", join_s=2.0)
         self.writer: str = process_name()
         self._write = write
         self._lock = locks.Lock()
         self._runs: dict[tuple[str, int], Started] = {}
         self._unwritten: deque[Started] = deque(maxlen=_REMEMBERED)
         self._come = locks.Event()
-        self._closing = locks.Event()
-        self._thread: threading.Thread | None = None
         self._silent_until = 0.0
 
-    def add(self, message: Message, run: Run, *, is_written: bool) -> Started:
-        """Remember a run, and have its start written soon unless that is done."""
+    def add(self, message: Message, run: Run) -> Started:
+        """Remember a run."""
         start = Started(message, run, self.writer)
         with self._lock:
             self._runs[message.life, message.attempt] = start
             if len(self._runs) > _REMEMBERED:
                 del self._runs[next(iter(self._runs))]
-            if not is_written and self._thread is None:
-                self._thread = threading.Thread(target=self._follow, name="taskbridge-starts", daemon=True)
-                self._thread.start()
-        if not is_written:
-            self._unwritten.append(start)
-            if not self._come.is_set():
-                self._come.set()
         return start
 
+    def write_soon(self, start: Started) -> None:
+        """Have a start written, unless the run has ended by then."""
+        self._unwritten.append(start)
+        if not self._come.is_set():
+            self.start()
+            self._come.set()
+
     def get(self, message: Message) -> Started | None:
-        """Return a run, if it was started here."""
+        """Return a run, if it was started here, or found lost."""
         return self._runs.get((message.life, message.attempt))
 
     def remove(self, message: Message) -> None:
@@ -97,30 +96,30 @@ class Starts:
 
     def close(self) -> None:
         """Write what waits, for 2 s at most, and end the thread."""
-        self._closing.set()
+        self._stop.set()
         self._come.set()
-        if self._thread is not None:
-            self._thread.join(_CLOSING_S)
+        self.stop()
 
-    def _follow(self) -> None:
+    def run(self, stop: threading.Event) -> None:
+        """Write starts until `stop` is set, and then those that wait."""
         is_open = True
         while is_open:
             self._come.wait()
-            is_open = not self._closing.wait(_GATHERING_S)
+            is_open = not stop.wait(_GATHERING_S)
             self._come.clear()
-            self._write_all()
+            while self._unwritten:
+                self._write_some()
 
-    def _write_all(self) -> None:
-        while self._unwritten:
-            starts = [self._unwritten.popleft() for _ in range(min(_TOGETHER, len(self._unwritten)))]
-            left = [each for each in starts if self.get(each.message) is each]
-            left.sort(key=lambda start: start.message.id)  # in order, so that no two processes lock each other
-            if not left or time.monotonic() < self._silent_until:
-                continue
-            try:
-                self._write(left)
-            except BrokerUnavailable as exc:
-                _log.warning("the start of %d runs is not recorded: %s", len(left), exc.problem)
-                self._silent_until = time.monotonic() + _PAUSE_S
-            except Exception:  # of a record that can't be read, say: the thread goes on with the next
-                _log.exception("the start of %d runs is not recorded", len(left))
+    def _write_some(self) -> None:
+        starts = [self._unwritten.popleft() for _ in range(min(_TOGETHER, len(self._unwritten)))]
+        left = [each for each in starts if self.get(each.message) is each]
+        left.sort(key=lambda start: start.message.id)  # in order, so that no two processes lock each other
+        if not left or monotonic() < self._silent_until:
+            return
+        try:
+            self._write(left)
+        except BrokerUnavailable as exc:
+            _log.warning("the start of %d runs is not recorded: %s", len(left), exc.problem)
+            self._silent_until = monotonic() + _PAUSE_S
+        except Exception:  # of a record that can't be read, say: the thread goes on with the next
+            _log.exception("the start of %d runs is not recorded", len(left))

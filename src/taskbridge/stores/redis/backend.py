@@ -40,7 +40,7 @@ class RedisBackend(Backend):
         self._channels = f"{self._prefix}told:"
         self._cancelled = f"{self._prefix}cancelled"
         self._notifications = PerProcess(lambda: RedisNotifications(settings.send_timeout_s, url, self._channels))
-        self._tails: dict[tuple[str, float], bytes] = {}
+        self._tails: dict[float, bytes] = {}
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
         """Return texts."""
@@ -84,11 +84,12 @@ class RedisBackend(Backend):
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
         """Keep a text; nobody waits for that."""
-        tail = self._tails.get((text, kept_s))  # there are two: this worker's name, and that an attempt has ended
+        tail = self._tails.get(kept_s)  # there are two: of starts, and of ends
         if tail is None:
-            tail = self._tails[text, kept_s] = pack([(text, "PX", _milliseconds(kept_s))]).partition(b"\r\n")[2]
-        name = (self._prefix + key).encode()
-        self._unanswered.send(b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail))
+            tail = self._tails[kept_s] = pack([("PX", _milliseconds(kept_s))]).partition(b"\r\n")[2]
+        name, value = (self._prefix + key).encode(), text.encode()
+        words = len(name), name, len(value), value, tail
+        self._unanswered.send(b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % words)
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
         """Remove texts."""
