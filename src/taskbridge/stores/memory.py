@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Collection, Sequence
 from math import inf
@@ -14,11 +13,8 @@ from taskbridge.stores.backend import NEW, Backend, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
-_FORGOTTEN_AT_ONCE: Final = 20
-"""How many texts whose time is over a call removes at most."""
-
-_MOST_STALE: Final = 1000
-"""How many entries too many the queue of ends has at most, beside twice as many as there are texts."""
+_MOST_OLD: Final = 1000
+"""How many texts whose time is over stay, beside as many as there are others."""
 
 _NOTHING: Final = (None, inf)
 
@@ -32,7 +28,7 @@ class MemoryBackend(Backend):
         self._now = now
         self._lock = Lock()
         self._kept: dict[str, tuple[str | None, float]] = {}
-        self._ends: list[tuple[float, str]] = []
+        self._most = _MOST_OLD
         self._cancelled: list[tuple[str, float]] = []
         self._cancelled_before = 0
         self._watches = Watches()
@@ -117,28 +113,15 @@ class MemoryBackend(Backend):
         return inf if kept_s is None else self._now() + kept_s
 
     def _find(self, key: str) -> str | None:
-        """Return a text, and forget some of those whose time is over."""
-        now = self._now()
-        for _ in range(_FORGOTTEN_AT_ONCE):
-            if not self._ends or self._ends[0][0] > now:
-                break
-            _, old = heapq.heappop(self._ends)
-            until = self._kept.get(old, _NOTHING)[1]
-            if until <= now:
-                del self._kept[old]
-            elif until < inf:
-                heapq.heappush(self._ends, (until, old))
         text, until = self._kept.get(key, _NOTHING)
-        return text if until > now else None
+        return text if until > self._now() else None
 
     def _put(self, key: str, text: str, kept_s: float | None) -> None:
-        until, was_until = self._until(kept_s), self._kept.get(key, _NOTHING)[1]
-        self._kept[key] = text, until
-        if until < was_until:  # else the queue grows by each write
-            heapq.heappush(self._ends, (until, key))
-        if len(self._ends) > 2 * len(self._kept) + _MOST_STALE:  # of texts that are gone, or end sooner
-            self._ends = [(until, key) for key, (_, until) in self._kept.items() if until < inf]
-            heapq.heapify(self._ends)
+        self._kept[key] = text, self._until(kept_s)
+        if len(self._kept) > self._most:  # by then as many were added as are looked at
+            now = self._now()
+            self._kept = {key: kept for key, kept in self._kept.items() if kept[1] > now}
+            self._most = 2 * len(self._kept) + _MOST_OLD
 
 
 def open_store(settings: Settings, url: str, *, now: Callable[[], float] = time.time) -> Store:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from math import ceil, inf
 from time import monotonic
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
@@ -89,6 +89,9 @@ class Notifications(Background, ABC):
     outage it connects again and wakes everybody, for it may have missed something.
     """
 
+    is_told: ClassVar[bool] = True
+    """Whether the connection has something to read when a write tells; else it is only asked."""
+
     def __init__(self, timeout_s: float) -> None:
         super().__init__("notifications", join_s=1.0)
         self._timeout_s = timeout_s
@@ -154,7 +157,7 @@ class Notifications(Background, ABC):
         heard_at = monotonic()
         while not stop.is_set():
             asks_at = heard_at + self._silence_s()
-            if self._wait(self._descriptor(connection), asks_at - monotonic()):
+            if self._wait(connection, asks_at - monotonic()):
                 self._hear(connection)
                 heard_at = monotonic()
             elif monotonic() >= asks_at:
@@ -171,17 +174,17 @@ class Notifications(Background, ABC):
         with suppress(OSError):  # it has been poked often enough, or is closed
             self._poking.send(b"x")
 
-    def _wait(self, descriptor: int | None, wait_s: float) -> bool:
+    def _wait(self, connection: Any, wait_s: float) -> bool:
         """Wait until there is something to read, somebody pokes, or so long; return whether there is to read."""
-        poll = select.poll()
-        poll.register(self._poked, select.POLLIN)
-        if descriptor is not None:
-            poll.register(descriptor, select.POLLIN)
-        ready = [found for found, _ in poll.poll(None if wait_s == inf else ceil(max(0.0, wait_s) * 1000))]
-        if self._poked.fileno() in ready:
+        poll, poked = select.poll(), self._poked.fileno()
+        poll.register(poked, select.POLLIN)
+        if self.is_told:
+            poll.register(connection, select.POLLIN)
+        ready = {found for found, _ in poll.poll(None if wait_s == inf else ceil(max(0.0, wait_s) * 1000))}
+        if poked in ready:
             with suppress(BlockingIOError):
                 self._poked.recv(4096)
-        return descriptor in ready
+        return bool(ready - {poked})
 
     # What each store does in its own way
 
@@ -199,17 +202,13 @@ class Notifications(Background, ABC):
     def _follow(self, connection: Any) -> None:
         """Have it hear of what is watched now, and of nothing else; called often."""
 
-    def _descriptor(self, connection: Any) -> int | None:
-        """Return where there is something to read when a write tells; None is nowhere."""
-        return None
-
-    @abstractmethod
     def _silence_s(self) -> float:
         """Return after how many seconds without a word it is time to `_ask`."""
+        return 4.0
 
     @abstractmethod
     def _connect(self) -> Any:
-        """Return a connection; it has a method `close`."""
+        """Return a connection; it has the methods `close` and, if it is told of writes, `fileno`."""
 
     def _hear(self, connection: Any) -> None:
         """Read what there is to read, and wake whom it concerns."""

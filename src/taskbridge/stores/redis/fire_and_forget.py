@@ -40,7 +40,8 @@ class _Line:
 
     def __init__(self, link: Link, timeout_s: float) -> None:
         self._link = link
-        link.deadline = monotonic() + timeout_s  # this also limits what follows to the same time
+        self._timeout_s = timeout_s
+        link.deadline = monotonic() + timeout_s
         link.send(pack([("CLIENT", "REPLY", "ON")]))  # which is answered, OFF isn't
         try:
             link.read()
@@ -49,8 +50,6 @@ class _Line:
         except ResponseError as exc:
             self._has_replies = True
             _log.info("each write to the store is answered, and costs more for that: %s", exc)
-        # The socket's own, for a mark must cost little: a way through two functions more takes as long as the mark.
-        self._send = link.raw.send
         self._option = link.raw.getsockopt
         # The interpreter's lock is kept for that question, and let go for poll(): other threads would take it.
         self._is_tcp = sys.platform == "linux" and link.raw.family != socket.AF_UNIX
@@ -62,11 +61,12 @@ class _Line:
         try:
             if self._is_closed():
                 return False
+            self._link.deadline = monotonic() + self._timeout_s
             while self._has_replies and self._link.can_read():  # the server would keep them else
-                self._link.deadline = monotonic() + _CONNECT_S
                 with suppress(ResponseError):
                     self._link.read()
-            return bool(self._send(packed) == len(packed))  # a part is sent only if the server takes nothing for long
+            self._link.send(packed)
+            return True
         except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
             return False

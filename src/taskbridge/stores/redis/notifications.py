@@ -16,8 +16,6 @@ from taskbridge.stores.notifications import Notifications
 _TOGETHER: Final = 500
 """To how many channels one command subscribes at most."""
 
-_SILENCE_S: Final = 4.0
-
 
 class RedisNotifications(Notifications):
     """Listens on the channels of the keys that this process watches; each channel is a prefix and the key."""
@@ -51,13 +49,6 @@ class RedisNotifications(Notifications):
     def _follow(self, connection: Link) -> None:
         if self._concerned:
             self._change(connection, [self._concerned.popleft() for _ in range(len(self._concerned))])
-
-    def _silence_s(self) -> float:
-        return _SILENCE_S
-
-    def _descriptor(self, connection: Link) -> int:
-        descriptor: int = connection.raw.fileno()
-        return descriptor
 
     def _change(self, connection: Link, keys: Iterable[str]) -> None:
         """Subscribe to the channels of those that somebody watches, and leave those of the others."""

@@ -146,8 +146,9 @@ class Database(ABC):
                 self._check(connection)
                 mine.is_checked = True
             yield connection
-            mine.give_back(connection, made_at)
-            connection = None
+            if len(mine.idle) < mine.most_idle:
+                mine.idle.append((connection, made_at))
+                connection = None
         except BrokerUnavailable:  # which is an OSError too
             raise
         except self.errors as exc:
@@ -159,17 +160,18 @@ class Database(ABC):
             raise BrokerUnavailable(f"the store does not answer: {problem}") from exc
         finally:
             turns.release()
-            if connection is not None:  # it may be in the middle of something
+            if connection is not None:  # there are enough, or it is in the middle of something
                 with suppress(Exception):
                     connection.close()
 
     def _taken(self, mine: _Connections, deadline: float) -> tuple[Any, float]:
-        """Return a connection, and when it was made."""
-        while (found := mine.idle_one()) is not None:
-            connection, made_at = found
-            if monotonic() - made_at < _RECYCLED_S and self.lend(connection, deadline):
-                return found
-            connection.close()
+        """Return the connection that was used last, or a new one, and when it was made."""
+        with suppress(IndexError):
+            while True:
+                connection, made_at = mine.idle.pop()
+                if monotonic() - made_at < _RECYCLED_S and self.lend(connection, deadline):
+                    return connection, made_at
+                connection.close()
         return self.connect(deadline), monotonic()
 
     def _check(self, connection: Any) -> None:
@@ -194,28 +196,18 @@ class Database(ABC):
 
 
 class _Connections:
-    """The connections of one process."""
+    """The connections of one process: a few are kept while they are idle, each with when it was made."""
 
     def __init__(self, *, one_writes: bool) -> None:
         self.is_checked = False
         self.reads = Semaphore(_AT_A_TIME)
         self.writes = Semaphore(1) if one_writes else self.reads
-        self._idle: deque[tuple[Any, float]] = deque()
-        self._is_closed = False
-
-    def idle_one(self) -> tuple[Any, float] | None:
-        """Return the connection that was used last, and when it was made; None if none is idle."""
-        with suppress(IndexError):
-            return self._idle.pop()
-        return None
-
-    def give_back(self, connection: Any, made_at: float) -> None:
-        if self._is_closed or len(self._idle) >= _KEPT_OPEN:
-            connection.close()
-        else:
-            self._idle.append((connection, made_at))
+        self.idle: deque[tuple[Any, float]] = deque()
+        self.most_idle = _KEPT_OPEN
 
     def close(self) -> None:
-        self._is_closed = True
-        while (found := self.idle_one()) is not None:
-            found[0].close()
+        """Close those that are idle, and the others as they are given back."""
+        self.most_idle = 0
+        with suppress(IndexError):
+            while True:
+                self.idle.pop()[0].close()

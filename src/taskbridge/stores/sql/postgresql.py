@@ -30,8 +30,6 @@ except ImportError as exc:
 _CHANNEL: Final = "taskbridge_told"
 """The channel on which PostgreSQL tells of keys, as `namespace:key`; all bridges with a database share it."""
 
-_SILENCE_S: Final = 4.0
-
 _UNDEFINED_TABLE: Final = "42P01"
 
 _EVENTS: Final[Mapping[Wait, int]] = {
@@ -150,12 +148,6 @@ class _PostgresNotifications(Notifications):
     def _concerns(self, key: str) -> None:
         """Do nothing: it hears of all keys."""
 
-    def _silence_s(self) -> float:
-        return _SILENCE_S
-
-    def _descriptor(self, connection: BoundedConnection) -> int:
-        return connection.pgconn.socket
-
     def _hear(self, connection: BoundedConnection) -> None:
         connection.pgconn.consume_input()
         while (found := connection.pgconn.notifies()) is not None:
@@ -167,7 +159,7 @@ class _PostgresNotifications(Notifications):
             self._watches.wake(namespace_and_key.removeprefix(mine))
 
     def _ask(self, connection: BoundedConnection) -> None:
-        connection.deadline = monotonic() + _SILENCE_S
+        connection.deadline = monotonic() + self._timeout_s
         connection.execute("SELECT 1")
 
 

@@ -78,6 +78,8 @@ class Sqlite(Database):
 class _SqliteNotifications(Notifications):
     """Looks for changes of the database as long as somebody waits."""
 
+    is_told = False
+
     def __init__(self, database: Sqlite, timeout_s: float) -> None:
         super().__init__(timeout_s)
         self._database = database
