@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 
-from taskbridge.contract import scenarios
+from taskbridge.contract import environment, scenarios
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import run_suite
@@ -16,22 +18,25 @@ assert scenarios.NAMES
 SCENARIO = "the_broker_has_what_was_sent"
 
 
-def left_over(request: pytest.FixtureRequest, target: str) -> set[str]:
-    """Return the names of what the contract has left on the target's server."""
+def left_over(request: pytest.FixtureRequest, target: str, prefix: str) -> set[str]:
+    """Return the names on the target's server of what was made in namespaces with a prefix."""
     if target.endswith("redis"):
         import redis
 
         with redis.Redis.from_url(request.getfixturevalue("redis_server").url, decode_responses=True) as client:
-            return {str(key) for key in client.keys(f"*{PREFIX}*")}
+            return {str(key) for key in client.keys(f"*{prefix}*")}
     ctl = request.getfixturevalue("rabbitmq_server").ctl
     names = [*ctl("list_queues", "name").split(), *ctl("list_exchanges", "name").split()]
-    return {name for name in names if name.startswith(PREFIX)}
+    return {name for name in names if name.startswith(prefix)}
 
 
-def test_nothing_is_left_on_the_server(target: str, target_url: str, request: pytest.FixtureRequest) -> None:
+def test_nothing_is_left_on_the_server(
+    target: str, target_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not target.endswith(("redis", "amqp")):
         return  # there is no server
-    before = left_over(request, target)
+    prefix = f"{PREFIX}{secrets.token_hex(3)}-"  # for others are tested on the same server
+    monkeypatch.setattr(environment, "PREFIX", prefix)
     results = run_suite(Target.of(target_url), [SCENARIOS[SCENARIO]], done=lambda _: None)
     assert [result.outcome for result in results] == ["passed"], results
-    assert left_over(request, target) - before == set()
+    assert left_over(request, target, prefix) == set()

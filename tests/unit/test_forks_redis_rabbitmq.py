@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
 
@@ -94,11 +95,11 @@ def _run(program: str, *arguments: str) -> str:
 @pytest.mark.parametrize("step_s", ["0", "0.001", "0.005", "0.012"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_child_forked_during_the_first_send_sends(pair: str, step_s: str, request: pytest.FixtureRequest) -> None:
-    printed = _run(FIRST_SEND, _url(pair, request), f"f{step_s.replace('.', '')}", step_s)
+    printed = _run(FIRST_SEND, _url(pair, request), f"f{uuid4().hex[:8]}", step_s)
     assert "8 children sent" in printed
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_child_forked_beside_threads_that_send_sends(pair: str, request: pytest.FixtureRequest) -> None:
-    printed = _run(BESIDE_SENDERS, _url(pair, request), "beside")
+    printed = _run(BESIDE_SENDERS, _url(pair, request), f"f{uuid4().hex[:8]}")
     assert "25 children sent" in printed
