@@ -60,13 +60,6 @@ def long(seconds: float) -> None:
     note("long ended", "")
 
 
-if "SHOP_LATE" in os.environ:
-
-    @bridge.task
-    def late() -> None:
-        note("late", current().attempt)
-
-
 def _on(event: Event) -> None:
     note(event.name, event.message.task if event.message else None, event.reason)
 

@@ -150,14 +150,6 @@ class Shop:
             record("is_stuck", current().attempt)
             time.sleep(seconds)
 
-        @bridge.task(name="hangs", time_limit=0.5)
-        def hangs() -> None:
-            error = current().previous_error
-            record("hangs", current().attempt, None if error is None else error.type)
-            if len(self.records("hangs")) == 1:
-                time.sleep(60)
-
-        self.hangs = hangs
         self.note, self.flaky, self.fails, self.lasts, self.is_stuck = note, flaky, fails, lasts, is_stuck
 
     def as_worker(self) -> Any:

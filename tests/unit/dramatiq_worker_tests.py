@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from typing import Any
 
 from dramatiq import Message
 
 from tests.unit.dramatiq_shop import Shop
-
-PRIORITIES: list[Any] = ["low", "normal", "high", "critical"]
 
 
 def plain_body(queue_name: str, task: str, *args: Any, **options: Any) -> bytes:
@@ -31,12 +27,6 @@ def plain_body(queue_name: str, task: str, *args: Any, **options: Any) -> bytes:
 
 class WorkerTests:
     """Subclasses give the fixture `shop`, and say how bytes get into a queue."""
-
-    recovery_s: float
-    """How long it may take until what a killed worker ran starts elsewhere."""
-
-    again: tuple[int, str | None]
-    """The attempt and the previous error of that start."""
 
     def put(self, shop: Shop, body: bytes) -> None:
         """Put bytes in the default queue."""
@@ -90,16 +80,6 @@ class WorkerTests:
 
         assert shop.bridge.counts().dead == 0
 
-    def test_one_slot_takes_the_higher_priorities_first(self, shop: Shop) -> None:
-        for n in (1, 2):
-            for priority in PRIORITIES:
-                shop.note.using(priority=priority).send(n)
-        with shop.worker(threads=1):
-            shop.wait(lambda: len(shop.records("note")) == 8)
-
-        expected = [[n, 1, "default", priority] for priority in reversed(PRIORITIES) for n in (1, 2)]
-        assert shop.data("note") == expected
-
     def test_a_worker_that_is_told_to_stop_keeps_to_the_grace_and_gives_the_rest_back(self, shop: Shop) -> None:
         shop.lasts.send("short", 1.5)
         shop.lasts.send("long", 60)
@@ -147,35 +127,3 @@ class WorkerTests:
 
         assert shop.data("lasted") == [["short"]]
         assert shop.bridge.counts().waiting["default"] == 0
-
-    def test_what_a_killed_worker_ran_starts_elsewhere_and_what_lives_runs_once(self, shop: Shop) -> None:
-        with shop.worker(threads=1), shop.worker(threads=1):
-            shop.lasts.send("one", 5)
-            shop.lasts.send("two", 5)
-            victim, other = shop.wait(lambda: records if len(records := shop.records("lasts")) == 2 else None)
-            os.kill(victim.pid, signal.SIGKILL)
-            killed_at = time.time()
-            shop.wait(lambda: [other.data[0]] in shop.data("lasted"))
-            again = shop.wait(lambda: records[2] if len(records := shop.records("lasts")) == 3 else None)
-
-        assert victim.pid != other.pid
-        assert again.data[0] == victim.data[0]
-        assert again.at - killed_at <= self.recovery_s + 5, "the other's only slot was busy for 5 s"
-        assert (again.data[1], again.data[2]) == self.again
-
-    def test_a_task_that_no_time_limit_reaches_ends_its_worker_and_counts_as_a_crash(self, shop: Shop) -> None:
-        with shop.worker() as worker:
-            shop.lasts.send("innocent", 30)
-            shop.wait(lambda: shop.records("lasts"))
-            shop.hangs.send()
-            (hung,) = shop.wait(lambda: shop.records("hangs"))
-            assert worker.wait(10) != 0, "Dramatiq's master ends with its worker, and a supervisor starts it again"
-            took_s = time.time() - hung.at
-        with shop.worker():
-            again = shop.wait(lambda: records[1] if len(records := shop.records("hangs")) == 2 else None)
-            shop.wait(lambda: len(shop.records("lasts")) == 2)
-
-        limit_s, master_s = 0.5, 2.5
-        assert took_s <= limit_s + shop.bridge.settings.grace_s + master_s
-        assert tuple(again.data) == self.again
-        assert shop.data("lasts") == [["innocent", 1, None]] * 2

@@ -223,7 +223,9 @@ def test_the_plain_way_is_taken_by_itself_and_the_log_says_why(
     assert shop.stop(worker)[0] == 0
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize(
+    ("server", "pool"), [("redis", "prefork"), ("redis", "threads"), ("rabbitmq", "prefork")], indirect=["server"]
+)
 def test_sigterm_gives_back_what_outlasts_the_grace(
     server: PrivateRedis | PrivateRabbitMQ, pool: str, make_shop: MakeShop
 ) -> None:
@@ -238,31 +240,6 @@ def test_sigterm_gives_back_what_outlasts_the_grace(
     shop.worker(pool)
     shop.until(lambda: len(shop.notes("long")) == 2, "a start elsewhere")
     assert [note[1:] for note in shop.notes("long")] == [[handle.id, 1]] * 2
-
-
-def test_a_task_longer_than_the_lease_runs_once(redis_server: PrivateRedis, make_shop: MakeShop) -> None:
-    shop = make_shop(redis_server)
-    for name in ("one", "two"):
-        shop.worker("prefork", "-n", f"{name}@%h")
-    shop.send("long", 12)
-    shop.until(lambda: shop.notes("long ended"), "its end")
-    assert len(shop.notes("long")) == 1
-
-
-def test_a_killed_workers_message_starts_elsewhere_soon_after_the_lease(
-    redis_server: PrivateRedis, make_shop: MakeShop
-) -> None:
-    shop = make_shop(redis_server)
-    worker = shop.worker("prefork", "-n", "one@%h")
-    shop.send("long", 60)
-    shop.until(lambda: shop.notes("long"), "a start")
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait(10)
-    killed = time.monotonic()
-    shop.worker("threads", "-n", "two@%h")
-    shop.until(lambda: len(shop.notes("long")) == 2, "a start elsewhere")
-    assert time.monotonic() - killed < 3 + 10
-    assert [attempt for _, _, attempt in shop.notes("long")] == [1, 2]  # what died with its worker counts
 
 
 def test_what_cannot_be_read_is_dead_and_the_worker_lives(redis_server: PrivateRedis, make_shop: MakeShop) -> None:
@@ -352,20 +329,6 @@ def test_a_pickle_is_dead_and_never_loaded(server: PrivateRedis | PrivateRabbitM
     shop.until(lambda: shop.bridge.counts().dead == 1, "a dead letter")
     assert shop.bridge.dead_letters()[0].reason == "undecodable"
     assert (shop.notes("add"), worker.poll()) == ([], None)
-
-
-def test_an_unknown_task_waits_for_a_worker_that_knows_it(
-    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
-) -> None:
-    shop = make_shop(server)
-    old = shop.worker("prefork", "-n", "old@%h")
-    shop.send("late")
-    shop.until(lambda: "is not known here" in shop.log(), "it to be put off")
-    shop.stop(old)
-    shop.worker("prefork", "-n", "new@%h", SHOP_LATE="1")
-    shop.until(lambda: shop.notes("late"), "a run")
-    assert [attempt for _, attempt in shop.notes("late")] == [1]
-    assert shop.bridge.dead_letters() == []
 
 
 def test_a_plain_celery_client_is_served(server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop) -> None:

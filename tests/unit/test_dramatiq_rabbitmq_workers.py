@@ -15,9 +15,6 @@ from tests.unit.dramatiq_worker_tests import WorkerTests
 
 
 class TestWorkersOnRabbitMQ(WorkerTests):
-    recovery_s = 10
-    again = (1, None)  # without a store nobody knows that it was started
-
     @pytest.fixture
     def shop(self, rabbitmq_server: PrivateRabbitMQ, tmp_path: Path) -> Iterator[Shop]:
         shop = Shop.at(f"dramatiq+{rabbitmq_server.url}", tmp_path)

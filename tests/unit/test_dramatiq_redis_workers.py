@@ -15,9 +15,6 @@ from tests.unit.dramatiq_worker_tests import WorkerTests
 
 
 class TestWorkersOnRedis(WorkerTests):
-    recovery_s = 2 + 10
-    again = (2, "taskbridge.exceptions.WorkerLost")
-
     @pytest.fixture
     def shop(self, redis_server: PrivateRedis, tmp_path: Path) -> Iterator[Shop]:
         shop = Shop.at(f"dramatiq+{redis_server.url}", tmp_path)
