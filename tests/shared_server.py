@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Client, Listener
 from typing import Any, Final
 
-from taskbridge.contract.servers import PrivateRabbitMQ
+from taskbridge import TaskBridgeError
+from taskbridge.contract.servers import PrivateRabbitMQ, ServerFailed, ServerNotInstalled
 
 VARIABLE: Final = "TASKBRIDGE_TEST_RABBITMQ"
 """Says where the first process listens."""
@@ -18,20 +20,22 @@ class Keeper:
 
     def __init__(self) -> None:
         self._server = PrivateRabbitMQ()
-        self._listener = Listener(family="AF_UNIX")
+        self._listener = Listener(family="AF_UNIX", backlog=16)
         os.environ[VARIABLE] = str(self._listener.address)
         threading.Thread(target=self._serve, name="tests-shared-server", daemon=True).start()
 
     def _serve(self) -> None:
         while True:
-            with self._listener.accept() as connection:
-                try:
-                    self._server.start()
-                except Exception as exc:
-                    connection.send(exc)
-                else:
-                    told = {name: value for name, value in vars(self._server).items() if name not in _PROCESSES}
-                    connection.send(told)
+            with suppress(OSError), self._listener.accept() as connection:  # who asked may be gone
+                connection.send(self._answer())
+
+    def _answer(self) -> dict[str, Any] | tuple[type[TaskBridgeError], dict[str, Any]]:
+        """Return what the node knows of itself, or what is wrong and what its error is made of."""
+        try:
+            self._server.start()
+        except (ServerNotInstalled, ServerFailed) as exc:
+            return type(exc), vars(exc)
+        return {name: value for name, value in vars(self._server).items() if name not in _PROCESSES}
 
     def close(self) -> None:
         """End the node."""
@@ -53,9 +57,10 @@ class SharedRabbitMQ(PrivateRabbitMQ):
             ServerFailed: It did not start.
         """
         with Client(os.environ[VARIABLE]) as connection:
-            told: dict[str, Any] | Exception = connection.recv()
-        if isinstance(told, Exception):
-            raise told
+            told: Any = connection.recv()
+        if isinstance(told, tuple):
+            kind, given = told
+            raise kind(**given)
         vars(self).update(told, **dict.fromkeys(_PROCESSES))
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from taskbridge import Bridge
+from taskbridge.contract.target import Target
 
 _Steps = list[dict[str, Any]]
 
@@ -32,9 +33,9 @@ _CLIENTS: Final[Mapping[str, Callable[[Bridge, str, _Steps, str, Mapping[str, An
 }
 
 
-def has_own_client(engine: str) -> bool:
-    """Return whether an engine has a client of its own that is known here."""
-    return engine in _CLIENTS
+def with_own_client(target: Target) -> str:
+    """Keep out targets whose engine has no client that is known here."""
+    return "" if target.address.engine in _CLIENTS else "its engine has no client of its own"
 
 
 def send_by_own_client(

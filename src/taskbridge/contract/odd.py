@@ -11,64 +11,54 @@ from typing import Any, Final
 from taskbridge import Bridge
 from taskbridge.contract.rewriting import rewriting, rewritten
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], object]
 """Changes the part of a native message that names its task: Celery's headers, or the object that Dramatiq writes."""
 
 _NAMES: Final = ("task", "actor_name")
 """Where the part to be changed names the task, on Celery and on Dramatiq."""
 
 
-def without(name: str) -> Change:
-    """Return a change that leaves a field out."""
-
-    def change(part: dict[str, Any]) -> None:
-        part.pop(name, None)
-
-    return change
+def _without(name: str) -> Change:
+    return lambda part: part.pop(name, None)
 
 
-def having(name: str, value: object) -> Change:
-    """Return a change that gives a field another value."""
-
-    def change(part: dict[str, Any]) -> None:
-        part[name] = value
-
-    return change
+def _having(name: str, value: object) -> Change:
+    return lambda part: part.update({name: value})
 
 
-def nested(depth: int) -> list[Any]:
-    """Return lists in one another, so many."""
-    value: list[Any] = []
+def nested(depth: int, wrap: Callable[[Any], Any] = lambda item: [item]) -> Any:
+    """Return a value of so many levels, lists if nothing else is said."""
+    value = wrap(1)
     for _ in range(depth - 1):
-        value = [value]
+        value = wrap(value)
     return value
 
 
 ODD: Final[Mapping[str, Mapping[str, Change]]] = {
     "celery": {
-        "no task": without("task"),
-        "a number for a task": having("task", 5),
-        "a list for a task": having("task", ["a"]),
-        "no text for a name": having("shadow", ["a"]),
-        "an object for a name": having("shadow", {"a": 1}),
-        "no time": having("eta", "never"),
-        "a number for a time": having("eta", 5),
-        "no time limits": having("timelimit", "soon"),
-        "time limits of other kinds": having("timelimit", ["x", -5]),
-        "one time limit": having("timelimit", [5]),
-        "deep nesting": having("deep", nested(350)),
+        "no task": _without("task"),
+        "a number for a task": _having("task", 5),
+        "a list for a task": _having("task", ["a"]),
+        "no text for a name": _having("shadow", ["a"]),
+        "an object for a name": _having("shadow", {"a": 1}),
+        "no time": _having("eta", "never"),
+        "a number for a time": _having("eta", 5),
+        "no time limits": _having("timelimit", "soon"),
+        "time limits of other kinds": _having("timelimit", ["x", -5]),
+        "one time limit": _having("timelimit", [5]),
+        "deep nesting": _having("deep", nested(350)),
     },
     "dramatiq": {
-        "no actor": without("actor_name"),
-        "a number for an actor": having("actor_name", 5),
-        "no arguments": without("args"),
-        "a number for arguments": having("args", 5),
-        "a list for options": having("options", []),
-        "an infinite time": having("options", {"eta": inf}),
-        "no number for a time": having("options", {"eta": nan}),
-        "a time of 400 digits": having("options", {"eta": 10**400}),
-        "an infinite age": having("options", {"max_age": inf}),
-        "no number for an age": having("options", {"max_age": nan}),
+        "no actor": _without("actor_name"),
+        "a number for an actor": _having("actor_name", 5),
+        "no arguments": _without("args"),
+        "a number for arguments": _having("args", 5),
+        "a list for options": _having("options", []),
+        "an infinite time": _having("options", {"eta": inf}),
+        "no number for a time": _having("options", {"eta": nan}),
+        "a time of 400 digits": _having("options", {"eta": 10**400}),
+        "an infinite age": _having("options", {"max_age": inf}),
+        "no number for an age": _having("options", {"max_age": nan}),
     },
 }
 """Odd messages by engine and name."""

@@ -90,7 +90,7 @@ class _MakesFolder:
 
 @contextmanager
 def rewriting(
-    bridge: Bridge, rewrite: Rewrite, change: Callable[[dict[str, Any]], None] = lambda _: None
+    bridge: Bridge, rewrite: Rewrite, change: Callable[[dict[str, Any]], object] = lambda _: None
 ) -> Generator[None]:
     """Rewrite what the bridge sends, and what its workers in this process send, while the block runs."""
     wire: Any = bridge.wire
@@ -102,7 +102,7 @@ def rewriting(
         wire.encode = encode
 
 
-def rewritten(native: Any, rewrite: Rewrite, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Any:
+def rewritten(native: Any, rewrite: Rewrite, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Any:
     """Return a native message of any make, with every text in it rewritten and every mapping changed."""
     if isinstance(native, str):
         text = rewrite(native)

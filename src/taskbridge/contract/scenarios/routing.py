@@ -8,7 +8,7 @@ from math import inf, nan
 from typing import Any, Final
 
 from taskbridge import Bridge, UnknownQueue
-from taskbridge.contract.clients import has_own_client, send_by_own_client
+from taskbridge.contract.clients import send_by_own_client, with_own_client
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import FINAL, Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
@@ -176,10 +176,6 @@ def _with_bytes(target: Target) -> str:
     return "its messages have no bytes" if target.address.engine == "inline" else ""
 
 
-def _with_own_client(target: Target) -> str:
-    return "" if has_own_client(target.address.engine) else "its engine has no client of its own"
-
-
 @scenario("Q7", on=(ALONE,), where=_with_bytes)
 def unreadable_bytes_are_dead(h: Harness) -> None:
     """What cannot be read is dead, as it came, and the rest goes on."""
@@ -212,7 +208,7 @@ def whatever_cannot_be_read_is_dead(h: Harness) -> None:
         h.check(any(part in (letter.raw or b"") for letter in letters), f"a letter should hold {part[:20]!r}")
 
 
-@scenario("I3", "Q7", on=(ALONE,), where=_with_own_client)
+@scenario("I3", "Q7", on=(ALONE,), where=with_own_client)
 def odd_times_stop_nothing(h: Harness) -> None:
     """A time or a limit that is no number, or out of range, stops nothing: each such message runs or is dead."""
     for literal in ("1e999", "-1e999", "NaN", f"1{'0' * 400}", '"soon"', "[1]"):

@@ -12,8 +12,9 @@ from enum import Enum
 from typing import Any, Final
 
 from taskbridge import Bridge, BrokerUnavailable, EncodeError, MessageTooLarge, RetryPolicy, SendError
-from taskbridge.contract.clients import has_own_client, send_by_own_client
+from taskbridge.contract.clients import send_by_own_client, with_own_client
 from taskbridge.contract.harness import Harness
+from taskbridge.contract.odd import nested
 from taskbridge.contract.program import RETURN, Plan, fail
 from taskbridge.contract.registry import (
     ALONE,
@@ -85,10 +86,6 @@ def _unavailable_within(h: Harness, limit_s: float, act: Callable[[], object]) -
         error = h.refused(BrokerUnavailable, act)
     h.in_time("the error", watch.took_s, limit_s)
     return error
-
-
-def _has_own_client(target: Target) -> str:
-    return "" if has_own_client(target.address.engine) else "its engine has no client of its own"
 
 
 @scenario("S3", on=(ALONE,))
@@ -170,13 +167,6 @@ _JSON_DEPTH: Final = 320
 """How deep none of ours is as JSON; more than the interpreter takes would not come out of an engine's own client."""
 
 
-def _nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
-    value = wrap(1)
-    for _ in range(depth - 1):
-        value = wrap(value)
-    return value
-
-
 _WRAPS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda item: [item],
     lambda item: {"k": item},
@@ -189,10 +179,10 @@ _WRAPS: Final[tuple[Callable[[Any], Any], ...]] = (
 @scenario("I3", "S4", on=(ORDINARY, PROCESSES))
 def nesting_has_one_limit(h: Harness) -> None:
     """A value of 100 levels arrives as it was; one of 101, or that contains itself, is refused with its path."""
-    deepest = [_nested(_DEPTH, wrap) for wrap in _WRAPS]
+    deepest = [nested(_DEPTH, wrap) for wrap in _WRAPS]
     sent = [h.own(h.tasks.echo.send(value, named=value)) for value in deepest]
     for wrap in _WRAPS:
-        error = h.refused(EncodeError, h.tasks.echo.send, 1, _nested(_DEPTH + 1, wrap))
+        error = h.refused(EncodeError, h.tasks.echo.send, 1, nested(_DEPTH + 1, wrap))
         h.equal("the path", error.path, "args[1]")
     endless: list[Any] = []
     endless.append(endless)
@@ -203,10 +193,10 @@ def nesting_has_one_limit(h: Harness) -> None:
         h.equal("what arrived", h.starts(item.id)[0].data["values"], [describe(value)])
 
 
-@scenario("I3", on=(ALONE,), where=_has_own_client)
+@scenario("I3", on=(ALONE,), where=with_own_client)
 def what_is_nested_too_deeply_is_dead(h: Harness) -> None:
     """A message of another's that is nested more deeply than any of ours is dead at once, and the rest goes on."""
-    deep: Any = _nested(_JSON_DEPTH, lambda item: [item])
+    deep: Any = nested(_JSON_DEPTH)
     send_by_own_client(h.bridge, h.tasks.programs["once"].name, deep, queue=QUEUES[0])
     after = h.send(Plan(steps=(RETURN,)))
     h.start_worker(threads=2)
@@ -402,7 +392,7 @@ def only_declared_tasks_run(h: Harness) -> None:
     )
 
 
-@scenario("S9", where=_has_own_client)
+@scenario("S9", where=with_own_client)
 def a_plain_client_sends(h: Harness) -> None:
     """A message of the engine's own client runs under the default options."""
     sent_id = send_by_own_client(h.bridge, h.tasks.default.name, [fail().plain(), RETURN.plain()], queue="vip")
