@@ -110,11 +110,12 @@ class CeleryEngine:
         self._closing: list[Callable[[], object]] = []
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)
-        self.life: Final = CeleryLife(self, host, self._runs, self.carrier)
+        self.life: Final = CeleryLife(self, host, self._runs)
         self._queues: dict[str, Any] = {}
         self._app = self._make_app(tls)
         self._declare_queues()
-        self._connect_signals()
+        for signal, receiver in self._signals():
+            signal.connect(receiver, weak=False)
 
     @property
     def native(self) -> BridgeCelery:
@@ -267,13 +268,15 @@ class CeleryEngine:
 
     # Workers
 
-    def _connect_signals(self) -> None:
-        worker_shutting_down.connect(self._on_shutting_down, weak=False)
-        worker_process_init.connect(self._on_child_started, weak=False)
-        worker_process_shutdown.connect(self._on_child_stopping, weak=False)
+    def _signals(self) -> Sequence[tuple[Any, Callable[..., None]]]:
+        return (
+            (worker_shutting_down, self._on_shutting_down),
+            (worker_process_init, self._on_child_started),
+            (worker_process_shutdown, self._on_child_stopping),
+        )
 
     def _on_shutting_down(self, **_: Any) -> None:
-        if self.life.pid == os.getpid():
+        if self._runs.worker_pid == os.getpid():
             self.life.drain()
 
     def _on_child_started(self, **_: Any) -> None:
@@ -288,7 +291,7 @@ class CeleryEngine:
             self.host.hooks.call(Event(name="worker_stopping"))
 
     def _is_child(self) -> bool:
-        return self.life.pid is not None and self.life.pid == os.getppid() != os.getpid()
+        return self._runs.worker_pid == os.getppid() != os.getpid()
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
         """Return Celery's own command lines: one with children, or one a process with threads."""
@@ -317,9 +320,8 @@ class CeleryEngine:
 
     def close(self) -> None:
         """Close connections, and forget the app."""
-        worker_shutting_down.disconnect(self._on_shutting_down)
-        worker_process_init.disconnect(self._on_child_started)
-        worker_process_shutdown.disconnect(self._on_child_stopping)
+        for signal, receiver in self._signals():
+            signal.disconnect(receiver)
         for close in self._closing:
             close()
         self.waker.close()

@@ -67,21 +67,23 @@ class ChildRuns(Runs):
     Attributes:
         is_busy: Whether a message is being handled.
         told_to_exit: Whether SIGTERM came meanwhile: the child exits after it.
+        worker_pid: The worker's main process; 0 while there is no worker.
     """
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.is_busy: bool = False
         self.told_to_exit: bool = False
+        self.worker_pid: int = 0
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
 
     def heed_signals(self) -> None:
-        """Have SIGTERM interrupt a task, in this process's main thread.
+        """Have SIGTERM interrupt a task, in a child's main thread.
 
         Called as a task starts: Celery's pool sets its own handler after everything that could be called earlier.
         """
-        if self._handler_pid == os.getpid():
+        if not self.worker_pid or os.getpid() in (self.worker_pid, self._handler_pid):
             return
         self._handler_pid = os.getpid()
         self._running.clear()  # the parent's
@@ -255,16 +257,11 @@ class PutOff(CeleryIgnore):
 
 
 class Carrier:
-    """Carries messages out for one bridge, where Celery's pool runs tasks.
-
-    Attributes:
-        worker_pid: Which process the worker is; tasks may run in children of it. 0 if there is none.
-    """
+    """Carries messages out for one bridge, where Celery's pool runs tasks."""
 
     def __init__(self, host: Host, runs: ChildRuns) -> None:
         self._host = host
         self._runs = runs
-        self.worker_pid: int = 0
 
     def carry(self, request: Fields) -> Any:
         """Run the task of a request and settle it.
@@ -281,8 +278,7 @@ class Carrier:
         """
         settled = request.get(SETTLED)
         if not isinstance(settled, _OUTCOMES):  # a header of this name, say
-            if os.getpid() != self.worker_pid and self.worker_pid:
-                self._runs.heed_signals()
+            self._runs.heed_signals()
             redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
             settled = self.settle(lambda: self._read(request), redelivered=redelivered)
         if isinstance(settled, Exception):

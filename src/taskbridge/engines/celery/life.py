@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import Host
-from taskbridge.engines.celery.carrier import Carrier, ChildRuns, Slots
+from taskbridge.engines.celery.carrier import ChildRuns, Slots
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
@@ -36,21 +36,19 @@ class CeleryLife(WorkerLife):
     """The life of a worker, in its main process.
 
     Attributes:
-        pid: The worker's main process; None while there is no worker.
         has_children: Whether tasks run in the children of a pool.
         background: Does, one after the other, what would make Celery's main loop wait for the broker.
         is_embedded: Whether the worker shares its process with an application.
     """
 
-    def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns, carrier: Carrier) -> None:
+    def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns) -> None:
         super().__init__(host, runs)
         self._engine = engine
-        self._carrier = carrier
+        self._child_runs = runs
         self._consumer: Any = None
         self.has_children: bool = False
         self._embedding = locks.Lock()
         self.is_embedded: bool = False
-        self.pid: int | None = None
         self.background: Slots = Slots(1)
 
     @contextmanager
@@ -75,10 +73,9 @@ class CeleryLife(WorkerLife):
         """Prepare a worker, before its pool's children are forked."""
         self._consumer = consumer
         self.has_children = has_children
-        self.pid = os.getpid()
+        self._child_runs.worker_pid = os.getpid()
         is_main = threading.current_thread() is threading.main_thread()
         self.boot(is_whole_process=is_main and not self.is_embedded)
-        self._carrier.worker_pid = self.pid
 
     def start(self) -> None:
         """Start the threads and call the hooks, in the worker's main thread, before it consumes anything."""
@@ -99,7 +96,7 @@ class CeleryLife(WorkerLife):
         if self._engine.settings.url.broker == "redis":
             self._engine.queues.stop()
         self.end()
-        self.pid = None
+        self._child_runs.worker_pid = 0
 
     # What the life asks of the worker
 
