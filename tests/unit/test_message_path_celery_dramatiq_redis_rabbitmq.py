@@ -13,8 +13,8 @@ MOST_FILES_AND_MOVES = {
     "send, Redis": (9, 25),
     "send, recorded": (11, 28),
     "send, RabbitMQ": (13, 39),
-    "run, Celery + Redis": (33, 115),
-    "run, Celery + RabbitMQ": (26, 75),
+    "run, Celery + Redis": (17, 69),
+    "run, Celery + RabbitMQ": (13, 47),
     "run, Dramatiq + Redis": (29, 95),
     "run, Dramatiq + RabbitMQ": (25, 75),
 }
