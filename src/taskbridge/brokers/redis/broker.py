@@ -32,7 +32,7 @@ _BURY: Final = Script(__file__, "bury")
 _TAKE_DEAD: Final = Script(__file__, "take_dead")
 _COUNT: Final = Script(__file__, "count")
 
-_BEFORE_ITEMS: Final = {"LPUSH": 2, "RPUSH": 2, "SADD": 2, "HSET": 2, "EVALSHA": 7}
+_BEFORE_ITEMS: Final[dict[Word, int]] = {"LPUSH": 2, "RPUSH": 2, "SADD": 2, "HSET": 2, "EVALSHA": 7}
 """Commands that take any number of items, and how many words stand before these: two with the same words there are one
 command with the items of both. The script is `_PARK`."""
 
@@ -43,7 +43,10 @@ _log = logging.getLogger("taskbridge.redis")
 
 
 class RedisBroker:
-    """Keeps messages in Redis. Threads share it, and a forked process makes its own connections."""
+    """Keeps messages in Redis; what its methods take, return and raise is said in `Broker`.
+
+    Threads share it, and a forked process makes its own connections. Whatever takes no `timeout_s` has `send_timeout`.
+    """
 
     def __init__(self, settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> None:
         self._settings = settings
@@ -53,81 +56,51 @@ class RedisBroker:
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
-        """Publish messages, those of the same queue and priority up to 100 in one command.
-
-        Raises:
-            PartlyPublished: Of several messages, not all were published.
-            BrokerUnavailable: The only message was not published.
-        """
+        """Publish messages, those of the same queue and priority up to 100 in one command."""
         self.publish_along(messages, [None] * len(messages), timeout_s=timeout_s)
 
     def publish_along(
         self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
     ) -> None:
-        """Publish messages as `publish` does, each in one transaction with a command, if it has one.
-
-        Raises:
-            PartlyPublished: Of several messages, not all were published.
-            BrokerUnavailable: The only message was not published.
-        """
+        """Publish messages as `publish` does, each in one transaction with a command, if it has one."""
         self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
-        """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first.
-
-        Raises:
-            PartlyPublished: Of several messages, not all were parked.
-            BrokerUnavailable: The only message was not parked.
-        """
+        """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first."""
         parked = [(self._parking(message, delay_s),) for message, delay_s in messages]
         self._give(parked, [None] * len(parked), timeout_s)
 
     def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
-        """Park a message as `park` does, in one transaction with a command.
-
-        Raises:
-            BrokerUnavailable: It was not parked.
-        """
+        """Park a message as `park` does, in one transaction with a command."""
         self._give([(self._parking(message, delay_s),)], [along], timeout_s)
 
     def _parking(self, message: Message, delay_s: float) -> RedisCommand:
-        delay_ms = max(0, math.ceil(delay_s * 1000))
-        keys = self._keys
-        words = _member(message), delay_ms, message.dumps()
-        return _PARK((keys.due, keys.messages, keys.engines), keys.engine, *words)
+        keys, delay_ms = self._keys, max(0, math.ceil(delay_s * 1000))
+        names = keys.due, keys.messages, keys.engines
+        return _PARK(names, keys.engine, _member(message), delay_ms, message.dumps())
 
     def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
-        """Have requests carried out, one a message, each in one transaction with a command, if it has one.
-
-        Raises:
-            PartlyPublished: Of several, not all were carried out.
-            BrokerUnavailable: The only one was not.
-        """
+        """Have requests carried out, one a message, each in one transaction with a command, if it has one."""
         if len(requests) == 1:
             request = requests[0] if along[0] is None else (along[0], *requests[0])
             self._client.execute(request, timeout_s=timeout_s)
             return
         batches = merged(requests, along)
-        outcomes = self._client.execute_all([batch.request for batch in batches], timeout_s=timeout_s)
+        outcomes = self._client.execute_all([[*each.along, *each.commands] for each in batches], timeout_s=timeout_s)
+        problems = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
+        if not problems:
+            return
+        worst = max(problems, key=lambda problem: problem.maybe_taken)
         accepted, unsure = set[int](), set[int]()
-        problem: BrokerUnavailable | None = None
         for batch, outcome in zip(batches, outcomes, strict=True):
             if not isinstance(outcome, BrokerUnavailable):
                 accepted.update(batch.indexes)
-                continue
-            if outcome.maybe_taken:
+            elif outcome.maybe_taken:
                 unsure.update(batch.indexes)
-            if problem is None or (outcome.maybe_taken and not problem.maybe_taken):
-                problem = outcome
-        if problem is not None:
-            raise PartlyPublished(problem, accepted=frozenset(accepted), unsure=frozenset(unsure)) from problem
+        raise PartlyPublished(worst, accepted=frozenset(accepted), unsure=frozenset(unsure)) from worst
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
-        """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first.
-
-        Raises:
-            BrokerUnavailable: It was not buried.
-        """
+        """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first."""
         self._bury(letter.id, _milliseconds(letter.died_at), letter.dumps(), timeout_s=timeout_s)
 
     def _bury(self, *words: Word, timeout_s: float) -> bool:
@@ -140,11 +113,7 @@ class RedisBroker:
         Pump(self._client, self._wire, self._keys, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
-        """Return how much waits in these queues, and how much is delayed and dead, all at one moment.
-
-        Raises:
-            BrokerUnavailable: Redis doesn't answer within `send_timeout`.
-        """
+        """Return how much waits in these queues, and how much is delayed and dead, all at one moment."""
         places = {queue: self._wire.places(queue) for queue in queues}
         keys = self._keys.engines, self._keys.dead, *chain.from_iterable(places.values())
         call = _COUNT(keys, self._keys.namespace, self._dead_ttl_ms)
@@ -157,18 +126,11 @@ class RedisBroker:
         """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
 
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
-
-        Raises:
-            BrokerUnavailable: Redis doesn't answer within `send_timeout`.
         """
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 100 in one script, which also parks what is replayed, due now.
-
-        Raises:
-            BrokerUnavailable: Some may have been taken out.
-        """
+        """Take dead letters out, up to 100 in one script, which also parks what is replayed, due now."""
         taken: list[str] = []
         for part in self._dead_parts(ids, timeout_s):
             chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
@@ -214,11 +176,7 @@ class RedisBroker:
             yield _Dead(key=key, text=text, letter=letter)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if Redis answers.
-
-        Raises:
-            BrokerUnavailable: It doesn't.
-        """
+        """Return if Redis answers."""
         self._client.execute([("PING",)], timeout_s=timeout_s)
 
     # Probes: Redis forgets no item of a list by itself, so a hash holds what removes each, for whoever asks next
@@ -263,13 +221,8 @@ class RedisBroker:
         self._client.close()
 
 
-def connect(settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> RedisBroker:
-    """Return a Redis broker; it connects when it is first used.
-
-    Raises:
-        SettingsError: redis-py can't read the URL's options.
-    """
-    return RedisBroker(settings, wire)
+connect = RedisBroker
+"""Makes a Redis broker, which connects when it is first used; raises `SettingsError` if redis-py can't read the URL."""
 
 
 class _Dead(NamedTuple):
@@ -282,44 +235,37 @@ class _Dead(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Messages that are published by one request: all of them, or none.
+    """Messages of one request, which carries out all of them or none: their indexes, and their bytes, about."""
 
-    Attributes:
-        request: The commands; what goes along comes first.
-        indexes: Which messages these are.
-        size: Their bytes, about.
-    """
-
-    request: list[Sequence[Word]]
+    commands: list[list[Word]]
+    along: list[RedisCommand] = field(default_factory=list[RedisCommand])
     indexes: list[int] = field(default_factory=list[int])
     size: int = 0
 
 
 def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Batch]:
-    """Return requests that do in few commands what one request a message would do; in each list the order stays.
+    """Return batches that do in few commands what one request a message would do; in each list the order stays.
 
     Args:
         encoded: A request for each message.
         along: For each message a command that goes along with its request, if there is one.
     """
     batches: list[Batch] = []
-    growing: dict[Any, tuple[Batch, list[list[Word]]]] = {}
-    for index, request in enumerate(encoded):
-        shape = tuple([command[: _BEFORE_ITEMS.get(str(command[0]), 2)] for command in request])
-        found = growing.get(shape)
-        if found is None:
-            commands: list[list[Word]] = [list(start) for start in shape]
-            found = Batch([*commands]), commands
-            batches.append(found[0])
+    growing: dict[Any, Batch] = {}
+    for index, (request, first) in enumerate(zip(encoded, along, strict=True)):
+        shape = tuple([command[: _BEFORE_ITEMS.get(command[0], 2)] for command in request])
+        batch = growing.get(shape)
+        if batch is None:
+            batch = Batch([list(start) for start in shape])
+            batches.append(batch)
             if all(command[0] in _BEFORE_ITEMS for command in request):
-                growing[shape] = found
-        batch, commands = found
-        for words, start, command in zip(commands, shape, request, strict=True):
+                growing[shape] = batch
+        for words, start, command in zip(batch.commands, shape, request, strict=True):
             words.extend(command[len(start) :])
             last = command[-1]  # where engines put the body
             batch.size += len(last) if isinstance(last, (str, bytes)) else 0
-        if (first := along[index]) is not None:
-            batch.request.insert(len(batch.request) - len(commands), first)
+        if first is not None:
+            batch.along.append(first)
         batch.indexes.append(index)
         if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
             growing.pop(shape, None)

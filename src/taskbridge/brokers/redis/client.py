@@ -68,23 +68,16 @@ _redis_py: Final[Any] = _connection  # which has few types
 class Link:
     """An open connection. To redis-py it is the socket, so that each of its calls ends by a deadline.
 
-    The socket itself never blocks: who has to wait polls it.
-
-    Attributes:
-        raw: The socket itself.
-        owner: The connection of redis-py's.
-        parser: Its parser of replies.
-        deadline: When calls end, by the monotonic clock.
-        used_at: When a client has last used it.
+    The socket itself (`raw`) never blocks: who has to wait polls it, until `deadline` by the monotonic clock.
     """
 
     def __init__(self, raw: Any, timeout_s: float) -> None:
         raw.setblocking(False)
         self.raw: Any = raw
-        self.owner: Any = None
-        self.parser: Any = None
+        self.owner: Any = None  # the connection of redis-py's
+        self.parser: Any = None  # of replies, the connection's
         self.deadline: float = time.monotonic() + timeout_s
-        self.used_at: float = 0.0
+        self.used_at: float = 0.0  # when a client has last used it
         self._pid = os.getpid()
         self._waits = True
         self._send: Final[Callable[[bytes | memoryview], int]] = raw.send
@@ -121,8 +114,7 @@ class Link:
         """Return a reply, in bytes; an error in a list is an item of it.
 
         Raises:
-            redis.ResponseError: The reply is an error.
-            redis.RedisError, OSError, ValueError, RecursionError: There is none, or what answers is not Redis.
+            redis.ResponseError: The reply is an error; another of `TROUBLE`: there is none, or none of Redis'.
         """
         reply = self.parser.read_response(disable_decoding=True)  # the connection's own does more, unused here
         if isinstance(reply, Exception):
@@ -306,7 +298,7 @@ class Client:
 
         In a transaction, the other commands are then carried out twice.
         """
-        unknown = [n for n, each in enumerate(outcomes) if isinstance(each, BrokerUnavailable) and _lacks_script(each)]
+        unknown = [n for n, each in enumerate(outcomes) if _lacks_script(each)]
         if unknown:
             again = self._pipelined([[_with_text(each) for each in requests[n]] for n in unknown], deadline)
             for number, outcome in zip(unknown, again, strict=True):
@@ -340,11 +332,7 @@ class Client:
         return self._idle
 
     def _take(self, idle: deque[Link], deadline: float) -> Link:
-        """Return the connection that was used last, if it is fit, or a new one.
-
-        Raises:
-            redis.RedisError, OSError, ValueError: None can be made.
-        """
+        """Return the connection that was used last, if it is fit, or a new one; raises one of `TROUBLE`."""
         timeout_s = _left_s(deadline)
         while idle:
             try:
@@ -406,11 +394,7 @@ class Client:
         return outcomes
 
     def _read(self, link: Link, request: Request) -> Outcome:
-        """Return what became of a request.
-
-        Raises:
-            redis.RedisError, OSError, ValueError: The connection can't be used any longer.
-        """
+        """Return what became of a request; raises one of `TROUBLE` if the connection can't be used any longer."""
         refusal: errors.ResponseError | None = None
         in_transaction = True
         for number in range(1 + len(request) if len(request) > 1 else 0):  # of MULTI and of what it queues
@@ -457,8 +441,8 @@ def client_of(url: str) -> Client:
     return _shared.setdefault(url, Client(url)) if client is None else client
 
 
-def _lacks_script(problem: BrokerUnavailable) -> bool:
-    return isinstance(problem.__cause__, errors.NoScriptError)
+def _lacks_script(outcome: Outcome) -> bool:
+    return isinstance(outcome, BrokerUnavailable) and isinstance(outcome.__cause__, errors.NoScriptError)
 
 
 def _with_text(command: Sequence[Word]) -> Sequence[Word]:

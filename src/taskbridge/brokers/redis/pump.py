@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
 from taskbridge.brokers.base import RedisCommand, Wire
@@ -50,14 +50,6 @@ _CALL_S: Final = 5.0
 _LEAVE_S: Final = 0.25
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
-
-
-class _Found(NamedTuple):
-    """A parked message that is due, as it was looked up."""
-
-    member: bytes
-    score: bytes
-    text: bytes
 
 
 class Pump:
@@ -138,15 +130,14 @@ class Pump:
         passed = self._passed[keys.engine]
         look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
         wait_ms, *rest = self._run(look)
-        found = [_Found(*row) for row in zip(rest[::3], rest[1::3], rest[2::3], strict=True)]
         decided: list[Word] = []
         left = 0
-        for each in found:
-            commands = self._commands(each, is_own)
+        for member, score, text in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            commands = self._commands(member.decode(errors="replace"), text, is_own)
             if commands is None:
                 left += 1
                 continue
-            decided += each.member, each.score, len(commands)
+            decided += member, score, len(commands)
             decided += [word for command in commands for word in (len(command), *command)]
         if decided:
             self._settle(keys, decided)
@@ -162,11 +153,10 @@ class Pump:
                 "delayed message %s can't be published, tried again in 30 s: %s", member.decode(), error.decode()
             )
 
-    def _commands(self, found: _Found, is_own: bool) -> Sequence[Sequence[Word]] | None:
+    def _commands(self, member: str, text: bytes, is_own: bool) -> Sequence[Sequence[Word]] | None:
         """Return what is to be done with a due message, nothing to put it off, and None to leave it to its engine."""
-        member = found.member.decode(errors="replace")
         try:
-            message = loads(found.text)
+            message = loads(text)
             return self._wire.encode(message) if is_own or self._knows(message.task) else None
         except DecodeError as exc:
             if not is_own:
@@ -175,7 +165,7 @@ class Pump:
                 _log.warning("delayed message %s waits for a newer release: %s", member, exc)
                 return ()
             _log.error("delayed message %s is dead, reason undecodable: %s", member, exc)
-            letter = DeadLetter(message=None, reason="undecodable", raw=found.text, died_at=time.time())
+            letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=time.time())
             dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
             return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
         except Exception:  # one message that the wire can't encode must not keep all others waiting
