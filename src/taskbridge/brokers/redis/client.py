@@ -224,7 +224,7 @@ def pack(request: Request) -> bytes:
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
         for word in command:
-            data = word if isinstance(word, bytes) else word.encode() if isinstance(word, str) else b"%r" % word
+            data = word.encode() if isinstance(word, str) else word if isinstance(word, bytes) else b"%r" % word
             parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 
