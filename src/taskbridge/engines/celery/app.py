@@ -291,7 +291,7 @@ class CeleryEngine:
             self.host.hooks.call(Event(name="worker_stopping"))
 
     def _is_child(self) -> bool:
-        return self._runs.worker_pid == os.getppid() != os.getpid()
+        return bool(self._runs.worker_pid) and self._runs.worker_pid == os.getppid() != os.getpid()
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
         """Return Celery's own command lines: one with children, or one a process with threads."""
