@@ -123,7 +123,7 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
         fields: dict[str, Any] = {
             field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given
         }
-        found = _signature(function)
+        found = signature(function)
         periodic = {option: given[option] for option in _SCHEDULE_OPTIONS if given.get(option, ()) != ()}
         if periodic:
             fields["schedules"] = _schedules(name, found, fields.get("results", True), periodic)
@@ -173,10 +173,3 @@ def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     if codes[0] is None or codes[1] is None:
         return one is other
     return (codes[0].co_filename, codes[0].co_firstlineno) == (codes[1].co_filename, codes[1].co_firstlineno)
-
-
-def _signature(function: Callable[..., Any]) -> Signature:
-    try:
-        return signature(function)
-    except ValueError as exc:
-        raise TypeError(f"its signature can't be had: {exc}") from exc
