@@ -335,10 +335,10 @@ class Bridge(Parts):
         Raises:
             ValueError: There is no such hook.
         """
-        self.hooks.check(name)
+        hooks = self.hooks.named(name)
 
         def add(hook: HookT) -> HookT:
-            self.hooks.add(name, hook)
+            hooks.append(hook)
             return hook
 
         return add

@@ -62,15 +62,11 @@ class Hooks:
     def __init__(self) -> None:
         self.of: dict[str, list[Hook]] = {name: [] for name in HOOK_NAMES}
 
-    def add(self, name: HookName, hook: Hook) -> None:
-        """Add a hook; raise `ValueError` if there is none of this name."""
-        self.check(name)
-        self.of[name].append(hook)
-
-    def check(self, name: str) -> None:
-        """Raise `ValueError` if there is no hook of this name."""
+    def named(self, name: str) -> list[Hook]:
+        """Return the hooks of a name, to which some may be added; raise `ValueError` if there is none of this name."""
         if name not in self.of:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
+        return self.of[name]
 
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""

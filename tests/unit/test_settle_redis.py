@@ -122,15 +122,15 @@ def test_an_unknown_message_that_came_before_says_so_while_it_waits(
 
 def test_a_hook_that_exits_is_logged_and_one_that_is_interrupted_ends() -> None:
     hooks, heard = Hooks(), list[str]()
-    hooks.add("succeeded", lambda _: sys.exit(1))
-    hooks.add("succeeded", lambda _: heard.append("next"))
+    hooks.named("succeeded").append(lambda _: sys.exit(1))
+    hooks.named("succeeded").append(lambda _: heard.append("next"))
 
     hooks.call(Event(name="succeeded", message=a_message()))
 
     def end(_: Event) -> None:
         raise Interrupted
 
-    hooks.add("dead", end)
+    hooks.named("dead").append(end)
     with pytest.raises(Interrupted):
         hooks.call(Event(name="dead", message=a_message()))
     assert heard == ["next"]
