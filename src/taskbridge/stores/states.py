@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal, TypedDict, cast
 
 from typing_extensions import Required
 
+from taskbridge import codec
 from taskbridge.durations import moment
 from taskbridge.retry import ErrorInfo
 
@@ -152,15 +152,11 @@ class Row(TypedDict, total=False):
     written_at: float
 
 
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-"""Made once: `json.dumps` with separators makes an encoder for each call."""
-
-
 def packed(row: Row) -> str:
     """Return a row as a text: its version, itself as JSON, and what its task returned, which is JSON already."""
     plain = dict(cast("dict[str, Any]", row))
     version, result = plain.pop("version", 0), plain.pop("result", None)
-    text = f"{version}\n{_encode(plain)}"
+    text = f"{version}\n{codec.to_json(plain)}"
     return text if result is None else f"{text}\n{result}"
 
 
@@ -169,7 +165,7 @@ def unpacked(text: str | None) -> Row | None:
     if text is None:
         return None
     version, rest, *result = text.split("\n", 2)
-    row: Row = json.loads(rest)
+    row: Row = codec.from_json(rest)
     if version != "0":
         row["version"] = int(version)
     if result:
