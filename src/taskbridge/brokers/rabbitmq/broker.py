@@ -12,9 +12,8 @@ from pika import spec
 
 from taskbridge.brokers.base import Counts, Decide, Publication, Wire
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND
-from taskbridge.brokers.rabbitmq.connection import ClientError
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
-from taskbridge.brokers.rabbitmq.deadline import Deadline
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.pump import Pump
@@ -82,11 +81,7 @@ class RabbitMQBroker:
         Pump(self._hosts, self._publisher, self._encoder, knows=knows, stop=stop).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
-        """Return how much waits in these queues, and how much is delayed and dead in this namespace.
-
-        Raises:
-            BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
-        """
+        """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
         topology, engine = self._topology, self._wire.engine
         places = {queue: self._wire.places(queue) for queue in queues}
         levels = [topology.level(level) for level in range(LEVELS)]
@@ -124,9 +119,6 @@ class RabbitMQBroker:
         """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
 
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
-
-        Raises:
-            BrokerUnavailable: RabbitMQ doesn't answer within `send_timeout`.
         """
         with _told():
             bodies = browse(self._hosts, self._topology.dead, self._settings.send_timeout_s)
@@ -134,11 +126,7 @@ class RabbitMQBroker:
         return [letter for letter in letters if ids is None or letter.id in ids]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now.
-
-        Raises:
-            BrokerUnavailable: Some may have been taken out.
-        """
+        """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now."""
         with _told():
             return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s)
 

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, connect
-from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, connect
 from taskbridge.brokers.rabbitmq.frames import (
     Assembler,
     Delivery,

@@ -12,8 +12,7 @@ from pika import spec
 
 from taskbridge.brokers.base import Decide
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, channel_of_its_own
-from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError
-from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.exceptions import DecodeError

@@ -16,8 +16,7 @@ from pika import spec
 
 from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, Outcome
-from taskbridge.brokers.rabbitmq.connection import ClientError, TimedOutError, connect, in_child
-from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError, connect, in_child
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 
 T = TypeVar("T")

@@ -13,8 +13,7 @@ from typing import Any, Final
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
-from taskbridge.brokers.rabbitmq.connection import ClientError
-from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder

@@ -29,8 +29,7 @@ from pika import spec
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, connect
-from taskbridge.brokers.rabbitmq.deadline import Deadline
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, connect
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
