@@ -1353,7 +1353,7 @@ class TestOutages:
         broker.publish([a_message(1)], timeout_s=5)
 
     def test_a_memory_alarm_is_noticed_in_time_and_doubles_nothing(self, fragile: Place) -> None:
-        broker = fragile.broker()
+        broker = fragile.broker(url=f"{fragile.server.url}?heartbeat=1")
         broker.publish([a_message(0)], timeout_s=5)
         fragile.pumping(broker)
         broker.park([(a_message(100), 2)], timeout_s=5)
@@ -1365,6 +1365,7 @@ class TestOutages:
                 assert not caught.value.maybe_taken
             broker.ping(timeout_s=1)
             assert broker.counts(["email"]).waiting["email"] >= 1
+            time.sleep(4)  # longer than the server keeps a connection without heartbeats, as the pump's would be
         finally:
             fragile.server.ctl("set_vm_memory_high_watermark", "0.4")
 

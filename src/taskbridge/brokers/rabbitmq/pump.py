@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -81,7 +81,7 @@ class Pump:
         """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
         while not self._stop.is_set():
             try:
-                with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
+                with self._consuming(self._due, _PREFETCH) as channel:
                     self._serve(channel)
             except ClientError as exc:
                 if not self._stop.is_set():
@@ -93,9 +93,17 @@ class Pump:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
         self._stop.wait(self._pause_s)
 
+    @contextmanager
+    def _consuming(self, queue: str, prefetch: int) -> Generator[Channel]:
+        """Consume a due queue during the block; what is not acknowledged goes back to it."""
+        with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
+            self._publisher.attend(channel.connection)  # publishing waits for the end of an alarm
+            channel.declare(self._encoder.due, self._call_deadline())
+            consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue)
+            channel.call_all(consume, self._call_deadline())
+            yield channel
+
     def _serve(self, channel: Channel) -> None:
-        channel.declare(self._encoder.due, self._call_deadline())
-        _consume(channel, self._due, _PREFETCH, self._call_deadline())
         began_at = time.monotonic()
         while not self._stop.is_set():
             if not channel.deliveries:
@@ -164,8 +172,7 @@ class Pump:
 
     def _adopt(self, due: str) -> bool:
         """Publish what is known here of a queue, and leave the rest; return whether any of it was known."""
-        with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
-            _consume(channel, due, _LOOKED_AT, self._call_deadline())
+        with self._consuming(due, _LOOKED_AT) as channel:
             channel.arrived(due, self._call_deadline())
             taken = list(channel.deliveries)
             adopted = {index: known for index, each in enumerate(taken) if (known := self._adopted(each)) is not None}
@@ -184,10 +191,6 @@ class Pump:
             except Exception:
                 _log.exception("a delayed message of another engine can't be published here")
         return None
-
-
-def _consume(channel: Channel, queue: str, prefetch: int, deadline: Deadline) -> None:
-    channel.call_all([spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue)], deadline)
 
 
 def _read(delivery: Delivery) -> Message:
