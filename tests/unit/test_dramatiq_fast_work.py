@@ -65,6 +65,27 @@ def test_as_many_threads_run_as_there_are_messages() -> None:
         thread.join(MANY_S)
 
 
+def test_what_is_left_for_later_is_done_before_the_last_message_is_begun() -> None:
+    work, acts = WorkQueue(), list[str]()
+
+    def ask(calls: int) -> list[Parcel]:
+        acts.append(f"asked for {calls}")
+        return [Parcel(len(acts) + 10)]
+
+    work.later(ask)
+    assert acts == ["asked for 1"], "at once: nothing waits"
+    work.put(Parcel(0))
+    work.later(ask)
+    work.later(ask)
+
+    assert work.get().message.number == 11
+    assert acts == ["asked for 1"]
+    assert work.get().message.number == 0
+    assert acts == ["asked for 1", "asked for 2"]
+    assert work.get().message.number == 12
+    assert work.unfinished_tasks == 3
+
+
 def test_each_message_is_run_once_though_threads_come_and_go() -> None:
     work, found, stop = WorkQueue(), list[int](), threading.Event()
 

@@ -173,11 +173,11 @@ class TestTaking:
         for n in range(5):
             place.note.send(n)
         broker, work = place.fast_broker(threads=3)
-        consumer: Any = broker.consume(place.queue, timeout=50)
+        consumer = broker.consume(place.queue, timeout=50)
         assert next(consumer) is None
         held = [work.get_nowait().message for _ in range(3)]
 
-        with consumer._exchanging:  # as another thread holds it
+        with work._asking:  # as another thread holds it
             consumer.ack(held[0])
             consumer.ack(held[1])
             assert place.bodies() == 5
@@ -187,6 +187,22 @@ class TestTaking:
         assert (place.waiting(), place.bodies()) == ([], 2)
         assert broker.slots is not None
         assert broker.slots.take(3) == 1, "the third found no message"
+        broker.closed()
+
+    def test_what_ends_while_others_wait_for_a_thread_shares_the_round_trip_of_the_last(self, place: Place) -> None:
+        for n in range(5):
+            place.note.send(n)
+        broker, work = place.fast_broker(threads=3)
+        consumer = broker.consume(place.queue, timeout=50)
+        assert next(consumer) is None
+
+        consumer.ack(work.get_nowait().message)
+        consumer.ack(work.get_nowait().message)  # it is the last but one
+        assert place.bodies() == 5
+        last = work.get_nowait().message
+
+        assert (place.bodies(), last.args) == (3, (2,))
+        assert [work.get_nowait().message.args for _ in range(2)] == [(3,), (4,)]
         broker.closed()
 
     def test_what_redis_did_not_take_is_acknowledged_later_and_its_slot_is_free(self, place: Place) -> None:

@@ -100,33 +100,22 @@ class DramatiqEngine:
         if not self._embedded.acquire(blocking=False):
             raise TaskBridgeError("an embedded worker of this bridge runs already; Dramatiq has one worker a process")
         try:
-            worker = self._embedded_worker(queues, threads)
+            if not self._booted:
+                self._booted = True
+                self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
+                self._life.has_main_process = False
+            names = {self._native_queue(queue) for queue in queues} or None
+            worker = Worker(self._native, queues=names, worker_threads=threads, worker_timeout=_EMBEDDED_WAKE_MS)
             worker.start()
             try:
                 yield
             finally:
                 worker.stop(_SHUTDOWN_MS)
-                self._forget(worker)
+                # What the worker added has to go, or the next one would have two consumers a queue.
+                added = [each for each in self._native.middleware if getattr(each, "worker", None) is worker]
+                self._native.middleware[:] = [each for each in self._native.middleware if each not in added]
         finally:
             self._embedded.release()
-
-    def _embedded_worker(self, queues: Sequence[str], threads: int) -> Worker:
-        if not self._booted:
-            self._booted = True
-            self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
-            self._life.has_main_process = False
-        return Worker(
-            self._native,
-            queues={self._native_queue(queue) for queue in queues} or None,
-            worker_threads=threads,
-            worker_timeout=_EMBEDDED_WAKE_MS,
-        )
-
-    def _forget(self, worker: Worker) -> None:
-        """Remove what the worker added to the broker, or the next one would have two consumers a queue."""
-        self._native.middleware[:] = [
-            middleware for middleware in self._native.middleware if getattr(middleware, "worker", None) is not worker
-        ]
 
     def close(self) -> None:
         """Close the broker's connections."""

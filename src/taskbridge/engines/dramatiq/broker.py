@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from time import monotonic, sleep
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dramatiq import Broker, Consumer, MessageProxy
 from dramatiq.errors import ConnectionClosed
@@ -22,6 +22,9 @@ from taskbridge import locks
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.exceptions import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from taskbridge.engines.dramatiq.fast.work import WorkQueue
 
 _log = logging.getLogger("taskbridge.dramatiq")
 
@@ -128,14 +131,6 @@ class Arrival(NamedTuple):
         return self.consumer.opened(self)
 
 
-class Work(Protocol):
-    """Where the worker's threads take their messages from, on the fast way (`fast.work`)."""
-
-    def put(self, item: Any) -> None:
-        """Put something in that has a method `opened`, which the thread that takes it calls."""
-        ...
-
-
 class EngineBroker(Broker):
     """A Dramatiq broker whose consumers take a message only for a thread that is free, and look at it first.
 
@@ -153,7 +148,7 @@ class EngineBroker(Broker):
     booted: threading.Event
     stopping: threading.Event
     reception: Reception
-    work: Work | None = None
+    work: WorkQueue | None = None
     _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
 
     # What it tells its middleware
@@ -165,20 +160,19 @@ class EngineBroker(Broker):
             MiddlewareError: One of them wants it to end here.
         """
         name = f"before_{signal}"
-        for each in self._listeners(name, args):
-            try:
-                getattr(each, name)(self, *args, **kwargs)
-            except MiddlewareError:
-                raise
-            except Exception:
-                self.logger.critical("%s of %r failed", name, each, exc_info=True)
+        self._tell(name, self._listeners(name, args), args, kwargs, lets_through=MiddlewareError)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call what the middleware has for after something, the last first; as Dramatiq does."""
         name = f"after_{signal}"
-        for each in reversed(self._listeners(name, args)):
+        self._tell(name, self._listeners(name, args), args, kwargs)
+
+    def _tell(self, name: str, listeners: Sequence[Middleware], args: Any, kwargs: Any, lets_through: Any = ()) -> None:
+        for each in listeners:
             try:
                 getattr(each, name)(self, *args, **kwargs)
+            except lets_through:
+                raise
             except Exception:
                 self.logger.critical("%s of %r failed", name, each, exc_info=True)
 
@@ -190,8 +184,8 @@ class EngineBroker(Broker):
         unheard = args[0].unheard if args and isinstance(args[0], Delivery) else ()
         found = known.get((name, unheard))
         if found is None:
-            listening = (each for each in of if _listens(each, name) and not isinstance(each, unheard))
-            found = known[name, unheard] = tuple(listening)
+            listening = [each for each in of if _listens(each, name) and not isinstance(each, unheard)]
+            found = known[name, unheard] = listening if name.startswith("before_") else listening[::-1]
         return found
 
     # The worker's life
@@ -228,7 +222,7 @@ class EngineConsumer(Consumer):
     """Takes messages of one queue, as many as there are free threads, and looks at each before it is run.
 
     Of our own queues, on the fast way, the thread that runs a message looks at it, and it goes past Dramatiq's consumer
-    thread. A subclass says how a broker's messages are taken, ended, given back and failed.
+    thread. A subclass says how messages are taken, ended, given back and failed.
 
     Args:
         broker: The consumer's.
@@ -269,8 +263,11 @@ class EngineConsumer(Consumer):
         raise NotImplementedError
 
     def end(self, place: Any) -> None:
-        """Remove a message that is done with."""
+        """Remove a message that is done with, at the latest with the next `take` or `flush`."""
         raise NotImplementedError
+
+    def flush(self) -> None:
+        """Remove what is done with."""
 
     def give_back(self, places: Sequence[Any], *, suspect: bool = False) -> None:
         """Return messages to the front of their queue, in this order; `suspect`: they may have been started."""
@@ -280,7 +277,7 @@ class EngineConsumer(Consumer):
         """Move a message to Dramatiq's own dead ones, for its dashboards."""
         raise NotImplementedError
 
-    # What Dramatiq's consumer thread calls
+    # For Dramatiq's consumer thread
 
     def __next__(self) -> MessageProxy | None:
         """Return the next message; None if there is none for a while, or no thread for it.
@@ -306,11 +303,7 @@ class EngineConsumer(Consumer):
         slots = self._take_slots()
         if slots == 0:
             return
-        taken: Sequence[Arrival] = ()
-        try:
-            taken = self.take(slots)
-        finally:
-            self._slots.release(slots - len(taken))
+        taken = self._taken(slots)
         if self._work is None:
             self._ready.extend(taken)
         else:
@@ -330,6 +323,15 @@ class EngineConsumer(Consumer):
             return 0
         self._ticket = None
         return 1 + self._slots.take(self._slots.total - 1)
+
+    def _taken(self, slots: int) -> Sequence[Arrival]:
+        """Take messages for slots, and free the slots for which there are none."""
+        taken: Sequence[Arrival] = ()
+        try:
+            taken = self.take(slots)
+        finally:
+            self._slots.release(slots - len(taken))
+        return taken
 
     def _next_ready(self) -> Delivery | None:
         while self._ready:
@@ -366,7 +368,7 @@ class EngineConsumer(Consumer):
         self._give_back_ready()
         self._return(list(self._delayed))
 
-    # What any thread calls
+    # For any thread
 
     def opened(self, arrival: Arrival) -> Delivery | None:
         """Look at a message for the thread that is to run it, and return it; None if it is not to be run now.
@@ -397,8 +399,7 @@ class EngineConsumer(Consumer):
             self._return([place])
             raise
         if delivery is None:
-            self.end(place)
-            self._slots.release()
+            self._ended(place)
         return delivery
 
     def ack(self, message: MessageProxy) -> None:
@@ -413,9 +414,35 @@ class EngineConsumer(Consumer):
             self.done(delivery.place)
 
     def done(self, place: Any) -> None:
-        """Remove a message that is done with, and free its slot, or take the next message in it."""
+        """Remove a message, and on the fast way take the next one of its queue in its slot, in one round trip.
+
+        The consumer's own thread would have to be woken for it, and then wake this one: that takes longer than a short
+        task. While messages wait for a thread, the round trip waits too: whichever thread takes the last of them makes
+        it for all that is done with by then.
+        """
+        if self._work is None:
+            self._ended(place)
+        else:
+            self.end(place)
+            self._work.later(self._exchange)
+
+    def _ended(self, place: Any) -> None:
         self.end(place)
+        self.flush()
         self._slots.release()
+
+    def _exchange(self, slots: int) -> Sequence[Arrival]:
+        """Remove what is done with, and take messages in its slots, unless another queue's consumer waits for one."""
+        try:
+            if not self._engine_broker.draining and self._slots.keep(self._ticket):
+                return self._taken(slots)
+            self._slots.release(slots)
+            self.flush()
+        except BrokerUnavailable as exc:
+            _log.info("no further message could be taken from %s: %s", self._queue_name, exc)
+        except Exception:  # see `opened`
+            _log.exception("no further message could be taken from %s", self._queue_name)
+        return ()
 
     def nack(self, message: MessageProxy) -> None:
         """Move a message to Dramatiq's own dead ones; its slot is free then."""

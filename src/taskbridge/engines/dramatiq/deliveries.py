@@ -57,8 +57,8 @@ FOR_OPTIONS: Final[tuple[type[Middleware], ...]] = (*FOR_ACTORS, Callbacks, Pipe
 _PAUSE_S: Final = 1.0
 """How long a thread waits before it tries again to keep a message that the broker did not take."""
 
-_WAITS: Final = "taskbridge_waits"
-"""The option that counts how often a message in a newer form was put off, and since when."""
+_WAITS_SINCE: Final = "taskbridge_waits_since"
+"""The option that says since when a message in a newer form has been put off, in seconds since the epoch."""
 
 
 class Delivery(MessageProxy):
@@ -76,19 +76,10 @@ class Delivery(MessageProxy):
         abandoned: Whether it has gone back while its thread still ran it.
     """
 
-    def __init__(self, parts: wire.Native, queue_name: str, *, body: bytes, place: Any, redelivered: bool) -> None:
-        message: NativeMessage[Any] = NativeMessage(
-            queue_name=queue_name,
-            actor_name=parts.actor_name,
-            args=tuple(parts.args),
-            kwargs=dict(parts.kwargs),
-            options=dict(parts.options),
-            message_id=parts.message_id,
-            message_timestamp=int(parts.message_timestamp),
-        )
+    def __init__(self, message: NativeMessage[Any], *, body: bytes, place: Any, redelivered: bool) -> None:
         super().__init__(message)
         # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
-        self.queue_name: str = queue_name
+        self.queue_name: str = message.queue_name
         self.actor_name: str = message.actor_name
         self.options: dict[str, Any] = message.options
         self.task_message: Message | None = None
@@ -110,10 +101,7 @@ class Delivery(MessageProxy):
 
 
 class Again(dramatiq.Retry):
-    """Shows an attempt that failed and is run again; Dramatiq does not log it as an error.
-
-    It is already parked, and Dramatiq acknowledges what it ran.
-    """
+    """Shows an attempt that failed and is parked to run again; Dramatiq acknowledges it and logs no error."""
 
 
 class Returned(dramatiq.Retry):
@@ -121,11 +109,7 @@ class Returned(dramatiq.Retry):
 
 
 class Buried(TaskBridgeError):
-    """Shows a message that is dead without any error having been raised; `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the message is dead: {reason}")
-        self.reason = reason
+    """Shows a message that is dead without any error having been raised."""
 
 
 class TaskActor(Actor[Any, Any]):
@@ -171,7 +155,15 @@ class TaskActor(Actor[Any, Any]):
             raise _going_back(delivery, "the worker stops")
         message = delivery.task_message
         try:
-            verdict = self._settled(delivery, message)
+            task = self._host.bound(message.task)
+            verdict = begin(task, message, redelivered=delivery.redelivered)
+            if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):
+                raise _elsewhere(delivery, f"it was delivered again: {verdict.reason}")
+            if verdict is None:
+                verdict = self._life.runs.run(task, message, holder=delivery)
+                if delivery.abandoned:
+                    raise _elsewhere(delivery, "the worker has given it back meanwhile")
+                verdict = finish(task, message, verdict)
         except Returned:
             raise
         except NotSettledError as exc:
@@ -181,19 +173,6 @@ class TaskActor(Actor[Any, Any]):
                 raise _elsewhere(delivery, "it could not be settled: it waits") from None
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
         return self._show(delivery, verdict)
-
-    def _settled(self, delivery: Delivery, message: Message) -> Verdict:
-        """Run a message, unless there is a reason not to, and return the verdict, carried out."""
-        task = self._host.bound(message.task)
-        known = begin(task, message, redelivered=delivery.redelivered)
-        if isinstance(known, Discarded) and not isinstance(known, Cancelled):
-            raise _elsewhere(delivery, f"it was delivered again: {known.reason}")
-        if known is not None:
-            return known
-        verdict = self._life.runs.run(task, message, holder=delivery)
-        if delivery.abandoned:
-            raise _elsewhere(delivery, "the worker has given it back meanwhile")
-        return finish(task, message, verdict)
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
@@ -208,7 +187,7 @@ class TaskActor(Actor[Any, Any]):
                 raise Again(f"next attempt in {after_s:.3f} s") from failures.presentable(error)
             case Dead(reason, error):
                 delivery.fail()
-                raise Buried(reason) if error is None else failures.presentable(error)
+                raise Buried(f"the message is dead: {reason}") if error is None else failures.presentable(error)
             case Discarded(reason):
                 raise SkipMessage(reason)
             case GivenBack():
@@ -274,7 +253,7 @@ class Reception:
             raise
         except Exception as exc:
             _log.exception("a message of %d bytes can't be taken and is dead", len(body))
-            self._bury(body, reason="internal_error", error=exc)
+            bury_unreadable(self._host, body, reason="internal_error", error=exc)
             return None
 
     def _admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool) -> Delivery | None:
@@ -285,21 +264,23 @@ class Reception:
             self.undecodable(body, exc)
             return None
         # Its queue is the one it came from, whatever it says itself: Dramatiq looks its consumer up by this name.
-        delivery = Delivery(parts, queue_name, body=body, place=place, redelivered=redelivered)
-        actor = self._broker.actors.get(parts.actor_name)
+        parts["queue_name"] = queue_name
+        native: NativeMessage[Any] = NativeMessage(**parts)
+        delivery = Delivery(native, body=body, place=place, redelivered=redelivered)
+        actor = self._broker.actors.get(native.actor_name)
         if queue is None or (actor is not None and not isinstance(actor, TaskActor)):
             return delivery
-        is_delayed = "eta" in parts.options
+        is_delayed = "eta" in native.options
         try:
             message = wire.read(parts, queue=queue)
-            due_at_ms = wire.milliseconds(parts.options, "eta")
+            due_at_ms = wire.milliseconds(native.options, "eta")
         except NewerFormError as exc:
             if is_delayed and queue_name.endswith(".DQ"):
                 return delivery
             self._put_off_newer(delivery, exc)
             return None
         except DecodeError as exc:
-            self.undecodable(body, exc, message_id=parts.message_id)
+            self.undecodable(body, exc, message_id=native.message_id)
             return None
         if is_delayed:
             wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - self._host.now())
@@ -310,7 +291,7 @@ class Reception:
             put_off_unknown(self._host, message, redelivered=redelivered)
         else:
             delivery.task_message = message
-            delivery.unheard = FOR_OPTIONS if parts.options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
+            delivery.unheard = FOR_OPTIONS if native.options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
             return delivery
         return None
 
@@ -321,47 +302,38 @@ class Reception:
             NotSettledError: The broker was away until the worker stopped.
         """
         _log.error("a message of %d bytes can't be read and is dead: %s", len(body), error)
-        self._bury(body, reason="undecodable", error=error, message_id=message_id)
-
-    def _bury(self, body: bytes, *, reason: str, error: Exception, message_id: object = None) -> None:
-        bury_unreadable(self._host, body, reason=reason, error=error, message_id=message_id)
+        bury_unreadable(self._host, body, reason="undecodable", error=error, message_id=message_id)
 
     def _put_off_newer(self, delivery: Delivery, error: NewerFormError) -> None:
         """Make a message wait that only a newer release can read (rule S8), as unknown tasks do (rule Q6).
 
-        It has to stay as it is, so it waits where Dramatiq's own delayed messages do.
+        It has to stay as it is, so it waits where Dramatiq's own delayed messages do: each time for as long as it has
+        waited so far, within 1 s and 30 s.
 
         Raises:
             NotSettledError: The broker did not take it.
         """
-        now = self._host.now()
-        count, since = _waits(delivery.options.get(_WAITS), now)
+        now, since = self._host.now(), delivery.options.get(_WAITS_SINCE)
+        if not isinstance(since, (int, float)) or not 0 <= since <= now:
+            since = now
         left_s = self._host.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
-            self._bury(delivery.body, reason="unknown_task", error=error, message_id=delivery.message_id)
+            reason, message_id = "unknown_task", delivery.message_id
+            bury_unreadable(self._host, delivery.body, reason=reason, error=error, message_id=message_id)
             return
-        wait_s = min(left_s, 30.0, 2.0 ** min(count, 5))
+        wait_s = min(left_s, 30.0, max(1.0, now - since))
         _log.warning("task %s id %s waits %.1f s: %s", delivery.actor_name, delivery.message_id, wait_s, error)
-        waiting = delivery.copy(options={_WAITS: [count + 1, since]})
         try:
-            self._broker.enqueue(waiting, delay=int(wait_s * 1000))
+            self._broker.enqueue(delivery.copy(options={_WAITS_SINCE: since}), delay=int(wait_s * 1000))
         except Exception as exc:
             self._host.stopping.wait(_PAUSE_S)
             raise NotSettledError(str(exc)) from exc
 
 
-def _waits(option: Any, now: float) -> tuple[int, float]:
-    match option:
-        case [int() as count, int() | float() as since] if count >= 0 and 0 <= since <= now:
-            return count, since
-        case _:
-            return 0, now
-
-
-def _foreign(body: bytes) -> wire.Native:
+def _foreign(body: bytes) -> dict[str, Any]:
     """Return the parts of a message on a queue of the user's own, by the encoder that the user may have set.
 
-    A message of taskbridge's is JSON, whatever encoder is set, for nothing is unpickled (rule S9).
+    Our own messages are JSON, whatever encoder is set, for nothing is unpickled (rule S9).
 
     Raises:
         DecodeError: It can't be read.
@@ -372,4 +344,4 @@ def _foreign(body: bytes) -> wire.Native:
         raise DecodeError(f"not a Dramatiq message: {exc.error!r}") from exc
     if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
         raise DecodeError("not a Dramatiq message")
-    return wire.Native(**message.asdict())
+    return message.asdict()

@@ -28,7 +28,8 @@ class MemoryBroker(EngineBroker, StubBroker):
         if queue_name not in self.queues:
             super().declare_queue(queue_name)
             for name in (queue_name, dq_name(queue_name)):
-                self.queues[name] = self._wire.queue(name)
+                self.queues[name] = queue = self._wire.queue(name)
+                self.dead_letters_by_queue[name] = queue.dead
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
         """Return a consumer of a queue.
@@ -48,15 +49,14 @@ class MemoryBroker(EngineBroker, StubBroker):
 
 
 class _MemoryConsumer(EngineConsumer):
-    """Takes from a queue in memory; whoever ends or gives back a message that went back before does nothing."""
+    """Takes from a queue in memory."""
 
     def __init__(self, broker: MemoryBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout_ms)
         self._queue: LeveledQueue = broker.queues[queue_name]
-        self._dead = broker.dead_letters_by_queue[queue_name]
 
     def take(self, most: int) -> Sequence[Arrival]:
-        return [Arrival(self, place, place[2]) for place in self._queue.take(most)]
+        return [Arrival(self, place, place.text) for place in self._queue.take(most)]
 
     def wait(self) -> None:
         self._queue.wait(self._timeout_s)
@@ -68,5 +68,4 @@ class _MemoryConsumer(EngineConsumer):
         self._queue.give_back(places)
 
     def fail(self, message: Delivery) -> None:
-        if self._queue.end(message.place):
-            self._dead.append(message)
+        self._queue.fail(message)

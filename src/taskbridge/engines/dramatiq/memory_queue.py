@@ -5,30 +5,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from queue import PriorityQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskbridge.message import PRIORITIES
-
-Place = tuple[int, int, bytes]
-"""A message: the lower its first number the earlier it is taken; the second one counts the messages."""
 
 _NORMAL: Final = PRIORITIES.index("normal")
 
 
+class Place(NamedTuple):
+    """A message: the lower its first number the earlier it is taken; the second one counts the messages."""
+
+    order: int
+    number: int
+    text: bytes
+
+
 class LeveledQueue(PriorityQueue[Any]):
-    """A queue of message bodies. `put` takes a place, or bytes of normal priority, as `StubBroker` puts them."""
+    """A queue of message bodies. `put` takes a place, or bytes of normal priority, as `StubBroker` puts them.
+
+    What ends or goes back that has gone back before is let be: its thread was given up meanwhile.
+
+    Attributes:
+        dead: The messages that failed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.dead: list[Any] = []
         self._numbers = itertools.count()
         self._taken: set[Place] = set()
 
     def _put(self, item: Any) -> None:
-        super()._put((-_NORMAL, next(self._numbers), item) if isinstance(item, bytes) else item)
+        super()._put(Place(-_NORMAL, next(self._numbers), item) if isinstance(item, bytes) else item)
 
     def add(self, rank: int, body: bytes) -> None:
         """Put a message in; of rank 0 are those of the lowest priority."""
-        self.put((-rank, next(self._numbers), body))
+        self.put(Place(-rank, next(self._numbers), body))
 
     def take(self, most: int) -> list[Place]:
         """Take up to so many messages."""
@@ -37,12 +49,21 @@ class LeveledQueue(PriorityQueue[Any]):
             self._taken.update(taken)
         return taken
 
-    def end(self, place: Place) -> bool:
-        """Be done with a message that was taken; return False if it went back while its thread still ran it."""
-        was_taken = self._let_go(place)
-        if was_taken:
+    def wait(self, timeout_s: float) -> None:
+        """Return when there is something to take, or after a while."""
+        with self.not_empty:
+            self.not_empty.wait_for(self._qsize, timeout_s)
+
+    def end(self, place: Place) -> None:
+        """Be done with a message that was taken."""
+        if self._let_go(place):
             self.task_done()
-        return was_taken
+
+    def fail(self, message: Any) -> None:
+        """Keep a message that was taken among the dead ones."""
+        if self._let_go(message.place):
+            self.dead.append(message)
+            self.task_done()
 
     def give_back(self, places: Iterable[Place]) -> None:
         """Put messages that were taken where they were."""
@@ -55,11 +76,6 @@ class LeveledQueue(PriorityQueue[Any]):
         """Return what was taken and is not done with."""
         with self.mutex:
             return list(self._taken)
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when there is something to take, or after a while."""
-        with self.not_empty:
-            self.not_empty.wait_for(self._qsize, timeout_s)
 
     def _let_go(self, place: Place) -> bool:
         with self.mutex:

@@ -7,8 +7,6 @@ What a worker holds is not in Dramatiq's sets `__acks__` but on lease (`engines.
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Collection, Sequence
 from time import sleep
 from typing import Any, Final
@@ -20,16 +18,13 @@ from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from taskbridge import locks
 from taskbridge.brokers.redis.client import client_of
-from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer, Work
+from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list
 from taskbridge.engines.redis_leases import DRAMATIQ, STRANGERS, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import Settings
-
-_log = logging.getLogger("taskbridge.dramatiq")
 
 _LOOK_S: Final = 0.2
 """How long an idle consumer waits before it looks at all lists again; at that for `normal` it looks all the time."""
@@ -140,8 +135,6 @@ class _LeveledConsumer(EngineConsumer):
         self._broker = broker
         self._leases = broker.leases
         self._lists = Lists([broker.lists(queue_name)])
-        self._done: deque[str] = deque()
-        self._exchanging = locks.Lock()
 
     def take(self, most: int) -> Sequence[Arrival]:
         held = self._leases.take(self._lists, most, timeout_s=_TIMEOUT_S)
@@ -151,44 +144,13 @@ class _LeveledConsumer(EngineConsumer):
         self._broker.wait(self._queue_name, _LOOK_DELAYED_S if self._is_delayed else _LOOK_S)
 
     def end(self, place: str) -> None:
-        self._leases.end(place)
+        self._leases.end_soon(place)
+
+    def flush(self) -> None:
+        self._leases.flush()
 
     def give_back(self, places: Sequence[str], *, suspect: bool = False) -> None:
         self._leases.give_back(*places, suspect=suspect)
 
     def fail(self, message: Delivery) -> None:
         self._leases.end(message.place, dead=True)
-
-    def done(self, place: str) -> None:
-        """Remove a message, and on the fast way take the next one of its queue in its slot, in one round trip.
-
-        The consumer's own thread would have to be woken for it, and then wake this one: that takes longer than a short
-        task. While a thread is at it, others leave what they are done with to it, and so share the next round trip.
-        Nothing is left behind: that thread looks once more when it has finished.
-        """
-        if self._work is None:
-            super().done(place)
-            return
-        self._done.append(place)
-        while self._done and self._exchanging.acquire(blocking=False):
-            try:
-                self._exchange([self._done.popleft() for _ in range(len(self._done))], self._work)
-            finally:
-                self._exchanging.release()
-
-    def _exchange(self, places: Sequence[str], work: Work) -> None:
-        """Remove messages and take others in their slots, unless another queue's consumer waits for one."""
-        if self._broker.draining or not self._slots.keep(self._ticket):
-            self._leases.end(*places)
-            self._slots.release(len(places))
-            return
-        self._leases.end_soon(*places)
-        taken: Sequence[Arrival] = ()
-        try:
-            taken = self.take(len(places))
-        except BrokerUnavailable as exc:
-            _log.info("no further message could be taken from %s: %s", self._queue_name, exc)
-        for arrival in taken:
-            work.put(arrival)
-        if len(taken) < len(places):
-            self._slots.release(len(places) - len(taken))

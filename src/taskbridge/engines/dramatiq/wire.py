@@ -7,7 +7,6 @@ else travels in `options["taskbridge"]`, as text. A message without that option 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from taskbridge import codec, locks
@@ -69,21 +68,8 @@ def queue_arguments(native: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Native:
-    """A Dramatiq message, taken apart; the arguments are JSON values."""
-
-    queue_name: str
-    actor_name: str
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    options: Mapping[str, Any]
-    message_id: str
-    message_timestamp: float
-
-
-def parse(body: bytes) -> Native:
-    """Return a Dramatiq message's parts, each of its type.
+def parse(body: bytes) -> dict[str, Any]:
+    """Return a Dramatiq message's parts by the names that Dramatiq gives them, each of its type.
 
     Dramatiq itself checks no types, and a wrong one ends the thread that meets it.
 
@@ -94,14 +80,14 @@ def parse(body: bytes) -> Native:
         data = codec.from_json(body)
     except (ValueError, RecursionError) as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
-    if not isinstance(data, dict) or cast("dict[str, Any]", data).keys() != _PARTS.keys():
+    if not isinstance(data, dict) or (parts := cast("dict[str, Any]", data)).keys() != _PARTS.keys():
         raise DecodeError("not a Dramatiq message")
     for part, kinds in _PARTS.items():
-        if type(data[part]) not in kinds:
-            raise DecodeError(f"not a Dramatiq message: its {part} is a {type(data[part]).__name__}")
-    if not 0 <= data["message_timestamp"] < _END_OF_TIME_MS:
+        if type(parts[part]) not in kinds:
+            raise DecodeError(f"not a Dramatiq message: its {part} is a {type(parts[part]).__name__}")
+    if not 0 <= parts["message_timestamp"] < _END_OF_TIME_MS:
         raise DecodeError("not a Dramatiq message: its message_timestamp is no time")
-    return Native(**cast("dict[str, Any]", data))
+    return parts
 
 
 _PARTS: Final[Mapping[str, tuple[type, ...]]] = {
@@ -135,25 +121,25 @@ def milliseconds(options: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def read(native: Native, *, queue: str) -> Message:
+def read(parts: Mapping[str, Any], *, queue: str) -> Message:
     """Return what a Dramatiq message says.
 
     Args:
-        native: The message.
+        parts: The message's, as `parse` returns them.
         queue: taskbridge's name of the queue on which it came.
 
     Raises:
         NewerFormError: A newer release wrote it.
         DecodeError: It can't be read.
     """
-    meta = native.options.get(OPTION)
+    meta = parts["options"].get(OPTION)
     try:
         if meta is None:
-            return checked(_read_plain(native, queue))
+            return checked(_read_plain(parts, queue))
         if not isinstance(meta, str):
             raise DecodeError(f"not a message: its option {OPTION!r} is a {type(meta).__name__}")
-        task, args, kwargs = native.actor_name, native.args, native.kwargs
-        return checked(loads_meta(meta, id=native.message_id, task=task, args=args, kwargs=kwargs))
+        task, args, kwargs = parts["actor_name"], parts["args"], parts["kwargs"]
+        return checked(loads_meta(meta, id=parts["message_id"], task=task, args=args, kwargs=kwargs))
     except DecodeError:
         raise
     except (ValueError, RecursionError) as exc:
@@ -161,28 +147,22 @@ def read(native: Native, *, queue: str) -> Message:
         raise DecodeError(f"not a message: {exc}") from exc
 
 
-def _read_plain(native: Native, queue: str) -> Message:
+def _read_plain(parts: Mapping[str, Any], queue: str) -> Message:
     """Return the message of a plain client: its arguments are plain values, which are not tagged."""
-    sent_at = native.message_timestamp / 1000
-    max_age_ms = milliseconds(native.options, "max_age")
-    foreign = {key: value for key, value in native.options.items() if key not in _READ_OPTIONS}
+    options, sent_at = parts["options"], parts["message_timestamp"] / 1000
+    max_age_ms, rank = milliseconds(options, "max_age"), options.get("broker_priority")
+    foreign = {key: value for key, value in options.items() if key not in _READ_OPTIONS}
     return Message(
-        id=native.message_id,
-        task=native.actor_name,
+        id=parts["message_id"],
+        task=parts["actor_name"],
         queue=queue,
-        args_json=codec.dumps_array(native.args, "args"),
-        kwargs_json=codec.dumps_object(native.kwargs, "kwargs"),
+        args_json=codec.dumps_array(parts["args"], "args"),
+        kwargs_json=codec.dumps_object(parts["kwargs"], "kwargs"),
         enqueued_at=sent_at,
-        priority=_plain_priority(native.options.get("broker_priority")),
+        priority=PRIORITIES[rank] if isinstance(rank, int) and 0 <= rank <= MAX_PRIORITY else "normal",
         expires_at=sent_at + max_age_ms / 1000 if max_age_ms else None,  # to Dramatiq, 0 is no limit
         headers={FOREIGN_HEADER: codec.dumps_object(foreign, "options")} if foreign else {},
     )
-
-
-def _plain_priority(broker_priority: object) -> Priority:
-    if isinstance(broker_priority, int) and 0 <= broker_priority <= MAX_PRIORITY:
-        return PRIORITIES[broker_priority]
-    return "normal"
 
 
 class _Wire:

@@ -2,15 +2,16 @@
 
 Dramatiq's is a `PriorityQueue`: a lock and a condition in Python, and each message wakes a thread of its own, which
 then finds the interpreter's lock taken. Here one thread is woken at a time: it takes what is there, and wakes the next
-if more is left. So quick tasks are run by few threads one after the other, and long ones by as many as there are.
+if more is left. So quick tasks are run by few threads one after the other, and long ones by as many as there are. What
+a thread has to ask the broker for is asked once for several messages (`later`).
 
 No order of priorities is kept, for nothing waits in here but for a thread that is free, and has yet to wake up.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from queue import Empty
 from time import monotonic, sleep
 from typing import Any, Final
@@ -57,8 +58,10 @@ class WorkQueue:
         self._items: deque[Any] = deque()
         self._idle: list[Any] = []  # a lock for each thread that waits; who waits longest is woken last
         self._is_waking = False
+        self._behind = Counter[Callable[[int], Collection[Any]]]()
         self._local = locks.Local()
         self._counting = locks.Lock()
+        self._asking = locks.Lock()
         self.unfinished_tasks: int = 0
 
     def put(self, item: Any) -> None:
@@ -67,6 +70,32 @@ class WorkQueue:
             self.unfinished_tasks += 1
         self._items.append(item if hasattr(item, "opened") else Item(_message_of(item)))
         if not self._is_waking:
+            self._wake()
+
+    def later(self, act: Callable[[int], Collection[Any]]) -> None:
+        """Put in what `act` returns, before the last of what is here is begun with; at once if nothing is here.
+
+        It is told how many calls of this it stands for. The thread that calls this is about to take the next message:
+        no other one is woken for that.
+        """
+        with self._counting:
+            self._behind[act] += 1
+        if not self._items:
+            self._catch_up(own=1)
+
+    def _catch_up(self, *, own: int) -> None:
+        """Do what was left for later, or leave it to the thread that is at it; `own` items are for this thread."""
+        while self._behind and self._asking.acquire(blocking=False):
+            try:
+                with self._counting:
+                    act, calls = self._behind.popitem() if self._behind else (None, 0)
+                found = () if act is None else act(calls)
+                with self._counting:
+                    self.unfinished_tasks += len(found)
+                self._items.extend(found)
+            finally:
+                self._asking.release()
+        if len(self._items) > own and not self._is_waking:
             self._wake()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
@@ -83,6 +112,8 @@ class WorkQueue:
                 if not block or not self._wait(deadline):
                     raise Empty from None
                 continue
+            if self._behind and not self._items:
+                self._catch_up(own=0)
             message = item.opened()
             if message is not None:
                 return Item(message)
