@@ -268,13 +268,13 @@ def tells_of_all_attempts(most: Any) -> Any:
 @mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
 def keeps_for_ever(kept_s: Any) -> Any:
     """Records are kept for ever."""
-    return lambda row, *, result_ttl_s, now: None
+    return lambda row, *, result_ttl_s, now, unended_s=0.0: None
 
 
 @mutant("a_record_is_kept_for_result_ttl", _TRANSITIONS, "kept_s")
 def keeps_none_longer(kept_s: Any) -> Any:
     """A record is forgotten after `result_ttl` even if its message still waits."""
-    return lambda row, *, result_ttl_s, now: result_ttl_s
+    return lambda row, *, result_ttl_s, now, unended_s=0.0: result_ttl_s
 
 
 @mutant("tables_are_made_by_many_at_once", f"{_SQL}.schema", "version_of", "sqlite")

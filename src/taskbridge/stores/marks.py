@@ -214,16 +214,16 @@ class Marks:
         worker, key = self._me.get(), _key(message)
         if not worker.decides(key):
             return Claim.RUNNING  # another thread has the same attempt from a second delivery
-        claim: Claim | None = None
+        lost: Run | None = None
         try:
-            claim, run = self._decide(worker, key, monotonic() + timeout_s)
+            claim, lost = self._decide(worker, key, monotonic() + timeout_s)
         finally:
-            if claim is not Claim.LOST:
+            if lost is None:
                 worker.deciding.discard(key)
-        if claim is Claim.RUN:
+        if lost is not None:
+            self._lost(message, lost)
+        elif claim is Claim.RUN:
             worker.running[key] = monotonic()
-        if run is not None:
-            self._lost(message, run)
         return claim
 
     def still_ours(self, message: Message, *, timeout_s: float) -> bool:

@@ -254,8 +254,8 @@ class Records:
         if old is None or not cancels:
             return Write(key, seen, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))
-        cancellation_kept_s = transitions.cancellation_kept_s(old, result_ttl_s=self._ttl_s, now=now)
-        return Write(key, seen, text, kept_s, tells, life, cancellation_kept_s)
+        told_s = transitions.kept_s(old, result_ttl_s=self._ttl_s, now=now, unended_s=transitions.CANCELLATION_KEPT_S)
+        return Write(key, seen, text, kept_s, tells, life, told_s)
 
     def _write_starts(self, starts: Sequence[Started]) -> None:
         """Write starts, all at once those whose records are as they were made, and then the others."""

@@ -126,23 +126,11 @@ def life_of(record: Status) -> str:
     return f"{record.id}.{record.replays}" if record.replays else record.id
 
 
-def kept_s(row: Row, *, result_ttl_s: float | None, now: float) -> float | None:
-    """Return for how many seconds from now a record is kept; None is for ever."""
+def kept_s(row: Row, *, result_ttl_s: float | None, now: float, unended_s: float = UNENDED_KEPT_S) -> float | None:
+    """Return for how many seconds from now a record is kept, or its cancellation; None is for ever."""
     if result_ttl_s is None or row["state"] in FINAL:
         return result_ttl_s
-    return _waits_s(row, now) + max(result_ttl_s, UNENDED_KEPT_S)
-
-
-def cancellation_kept_s(row: Row, *, result_ttl_s: float | None, now: float) -> float | None:
-    """Return for how many seconds from now the cancellation of a record, as it was, is kept; None is for ever."""
-    if result_ttl_s is None:
-        return None
-    return _waits_s(row, now) + max(result_ttl_s, CANCELLATION_KEPT_S)
-
-
-def _waits_s(row: Row, now: float) -> float:
-    due_at = row.get("due_at")
-    return 0.0 if due_at is None else max(0.0, due_at - now)
+    return max(0.0, (row.get("due_at") or now) - now) + max(result_ttl_s, unended_s)
 
 
 def _of_life(old: Row | None, message: Message) -> Row | None:

@@ -13,7 +13,6 @@ from urllib.parse import unquote, urlsplit
 from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.sql.database import Database
-from taskbridge.stores.sql.schema import Run
 
 _LOOK_S: Final = 0.05
 """How often SQLite is asked whether anything has changed, while somebody waits; that takes some microseconds."""
@@ -59,16 +58,9 @@ class Sqlite(Database):
         """Return whether an error says that there is no such table."""
         return str(error).startswith("no such table")
 
-    def written(self, statement: str) -> str:
-        """Return a statement as it is."""
-        return statement
-
     def keys(self, keys: Sequence[str]) -> str:
         """Return keys as JSON."""
         return json.dumps(list(keys))
-
-    def lock(self, run: Run, name: str) -> None:
-        """Do nothing: one transaction writes at a time."""
 
     def notifications(self) -> Notifications:
         """Return what looks for changes."""
