@@ -4,7 +4,7 @@ The queues are declared as `RabbitmqBroker(max_priority=3)` declares them, so th
 package's own publisher agree with it.
 
 The consumers don't use pika's connections, of which each belongs to one thread, so that an acknowledgement passes
-through another thread. They share a connection to which any thread may write, and which one thread reads. It asks
+through another thread. They share a connection to which any thread may write, and which one thread reads. They ask
 RabbitMQ for nothing that it would have to wait for: what is refused closes a consumer's channel, and Dramatiq makes
 another consumer.
 """
