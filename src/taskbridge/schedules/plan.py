@@ -12,7 +12,7 @@ from datetime import datetime, timezone, tzinfo
 from functools import lru_cache
 from itertools import islice, takewhile
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args
 
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
@@ -251,12 +251,13 @@ def timing_of(*, cron: str | None = None, every: Duration | None = None, **optio
     return None
 
 
-def checked_timings(timings: Any) -> tuple[Timing, ...]:
+def checked_timings(timings: object) -> tuple[Timing, ...]:
     """Return the timings that a task's option `schedules` holds; raise `DeclarationError` if it holds others."""
-    given: tuple[Any, ...] = tuple(timings) if isinstance(timings, Iterable) else (timings,)
-    if not all(isinstance(timing, Timing) for timing in given):
+    given = tuple(cast("Iterable[object]", timings)) if isinstance(timings, Iterable) else (timings,)
+    found = tuple(each for each in given if isinstance(each, Timing))
+    if len(found) < len(given):
         raise DeclarationError(f"schedules must be a list of Cron(...) and Every(...), not {timings!r}")
-    return given
+    return found
 
 
 # Time zones and expressions

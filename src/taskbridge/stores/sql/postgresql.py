@@ -11,7 +11,7 @@ import select
 from collections.abc import Mapping, Sequence
 from functools import cache
 from time import monotonic
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError, SettingsError
@@ -24,8 +24,8 @@ try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.waiting import Ready, Wait
-except ImportError as exc:
-    raise NotInstalledError("psycopg, the client of store 'postgresql',", "postgresql") from exc
+except ImportError as _exc:
+    raise NotInstalledError("psycopg, the client of store 'postgresql',", "postgresql") from _exc
 
 _CHANNEL: Final = "taskbridge_told"
 """The channel on which PostgreSQL tells of keys, as `namespace:key`; all bridges with a database share it."""
@@ -68,7 +68,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 class PostgreSQL(Database):
     """A server, by psycopg."""
 
-    errors = (psycopg.Error, OSError)
+    errors: ClassVar[tuple[type[Exception], ...]] = (psycopg.Error, OSError)
     now = "date_part('epoch', clock_timestamp())"
     among = "= ANY(:keys)"
     light = "set_config('synchronous_commit', 'off', true)"  # of this transaction; it is looked at as that commits

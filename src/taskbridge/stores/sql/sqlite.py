@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from math import inf
 from time import monotonic, sleep
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
 
 from taskbridge.settings import Settings
@@ -21,7 +21,7 @@ _LOOK_S: Final = 0.05
 class Sqlite(Database):
     """A file, by the standard library's `sqlite3`."""
 
-    errors = (sqlite3.Error, OSError)
+    errors: ClassVar[tuple[type[Exception], ...]] = (sqlite3.Error, OSError)
     begin = "BEGIN IMMEDIATE"  # else a writer fails that has read before
     now = "((julianday('now') - 2440587.5) * 86400.0)"
     among = "IN (SELECT value FROM json_each(:keys))"

@@ -127,7 +127,7 @@ class FastRequest(Request):
         except BaseException as exc:  # nobody else would, and its slot would be taken for ever
             outcome = self._way.carrier.unsettled(self.message.taskbridge, exc)
             worker_state.task_ready(self)
-            self.is_put_off = isinstance(outcome, PutOff)
+            self.is_put_off: bool = isinstance(outcome, PutOff)
             if self.is_put_off:
                 self.acknowledge()
             else:
