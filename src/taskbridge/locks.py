@@ -57,18 +57,6 @@ class Event(threading.Event):
         _living.add(self)
 
 
-class Semaphore(threading.Semaphore):
-    """A semaphore that has its first value again in a forked child."""
-
-    def __init__(self, value: int = 1) -> None:
-        super().__init__(value)
-        self._first_value = value
-        _living.add(self)
-
-    def _at_fork_reinit(self) -> None:
-        super().__init__(self._first_value)
-
-
 class Local(threading.local):
     """A thread-local that is empty in a forked child; `__init__` runs once in each thread, as in `threading.local`."""
 

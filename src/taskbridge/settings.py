@@ -169,6 +169,10 @@ def _amqp_url(url: str) -> str:
 def _sql_url(url: str) -> str:
     """Return the URL of an SQL database as it was given."""
     parts = _split(url)
+    if parts.fragment:
+        raise ValueError("there is a # in it; in the name of a file, write it as %23")
+    if parts.scheme == "sqlite" and parts.query:
+        raise ValueError(f"SQLite has no options here; a ? in the name of a file is written as %3F, not ?{parts.query}")
     if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
         raise ValueError("it must name a file: sqlite:///shop.db, or with four slashes sqlite:////var/lib/shop.db")
     if parts.scheme == "postgresql" and not parts.path.strip("/"):

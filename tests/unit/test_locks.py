@@ -43,7 +43,7 @@ def _held_elsewhere(hold: Any) -> Callable[[], None]:
     return end
 
 
-@pytest.mark.parametrize("make", [locks.Lock, locks.RLock, locks.Condition, lambda: locks.Semaphore(1)])
+@pytest.mark.parametrize("make", [locks.Lock, locks.RLock, locks.Condition])
 def test_what_another_thread_holds_at_a_fork_is_free_in_the_child(make: Callable[[], Any]) -> None:
     lock = make()
     end = _held_elsewhere(lock)

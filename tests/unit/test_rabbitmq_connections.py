@@ -10,9 +10,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from taskbridge import Bridge
+from taskbridge.brokers.rabbitmq.channel import Channel
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, connect
 from taskbridge.contract.servers import PrivateRabbitMQ
 from tests.unit import dramatiq_shop
 from tests.unit.test_celery_workers_redis_rabbitmq import Shop as CeleryShop
@@ -64,3 +67,20 @@ def test_a_worker_at_rest_has_few_connections(
 
     assert 0 < max(counted.values()) <= MOST, counted
     assert os.getpid() not in counted
+
+
+def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(rabbitmq_server: PrivateRabbitMQ) -> None:
+    connection = connect([pika.URLParameters(rabbitmq_server.url)], Deadline(10.0))
+
+    class Losing:
+        """The lock of those who send, which another thread has, whose send fails."""
+
+        def __enter__(self) -> None:
+            connection.lose("it was cut")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    connection._sending = Losing()  # type: ignore[assignment]
+    with pytest.raises(ClientError, match="it was cut"):
+        Channel(connection)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from taskbridge.message import new_id
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.redis.backend import RedisBackend
+from taskbridge.stores.redis.notifications import RedisNotifications
 
 
 def opened(server: PrivateRedis, **settings: object) -> Store:
@@ -187,3 +191,17 @@ def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis)
     assert record is not None
     assert [attempt.worker for attempt in record.attempts] == ["parent:1", "child:1"]
     store.close()
+
+
+def test_a_key_that_is_being_left_is_not_taken_for_heard_of() -> None:
+    notifications = RedisNotifications(1.0, "redis://nowhere", "prefix:")
+    notifications._is_connected = True
+    notifications._subscribed = {"left"}
+    notifications._watches.add("new", lambda: None)
+    seen: list[bool] = []
+    connection: Any = SimpleNamespace(send=lambda _: seen.append(notifications._hears_of("left")))
+
+    with closing(notifications):
+        notifications._change(connection, ["left", "new"])
+
+    assert seen == [False, False]  # while it subscribes to the one, and leaves the other

@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskbridge import Cron, Every
+from taskbridge import BrokerUnavailable, Cron, Every
 from taskbridge.durations import moment
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
 from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.records import State, Status
 from taskbridge.stores.ticks import Ticks
-from tests.unit.scheduler_world import World
+from tests.unit.scheduler_world import Actor, World
 from tests.unit.test_schedules import WINDOWS
 
 WORKERS = 5
@@ -348,3 +348,22 @@ def test_a_queue_that_takes_nothing_holds_up_its_own_schedule_only(
     # What may have been taken is sent again, however late: nobody knows better.
     assert late == sorted({60, *sent} if maybe_taken else sent)
     assert world.planned("full")[-1] == begin + 420
+
+
+def test_a_claim_that_could_not_be_given_up_is_given_up_before_the_tick_is_sent_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin, release = 1.8e9, Actor.release
+
+    def away(self: Actor, *args: Any, **given: Any) -> Any:
+        if self.world.now < begin + 630:
+            raise BrokerUnavailable("the store is away")
+        return release(self, *args, **given)
+
+    monkeypatch.setattr(Actor, "release", away)
+    with world_of(scheduled("full", Every(600, catch_up="none")), begin=begin) as world:
+        world.add("worker")
+        world.full_until = {"full": begin + 620}
+        world.run(begin + 1300)
+
+    assert [tick - begin for tick in world.planned("full")] == [1200]

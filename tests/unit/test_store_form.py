@@ -1,15 +1,20 @@
-"""The rows that stores keep of records."""
+"""The rows that stores keep of records, and how a worker shows that it is alive."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from typing import cast
 
 import pytest
 
 from taskbridge import ErrorInfo, Message
 from taskbridge.durations import moment
+from taskbridge.settings import load
 from taskbridge.stores import transitions
+from taskbridge.stores.marks import Worker
+from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.states import Ending, Row, State, Status, status_of
 from taskbridge.stores.transitions import Run
 
@@ -35,3 +40,28 @@ def test_a_row_holds_what_is_there() -> None:
     assert row is not None
     assert row == {"task": "t", "queue": "q", "state": "queued", "enqueued_at": 1.5}
     assert status_of("m", row) == Status(id="m", task="t", queue="q", state="queued", enqueued_at=moment(1.5))
+
+
+def test_a_worker_says_that_it_is_alive_however_much_there_is_to_remove() -> None:
+    said: list[float] = []
+    is_known = threading.Event()
+
+    class Old(MemoryBackend):
+        is_shared = True
+
+        def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
+            said.append(time.monotonic())
+            if len(said) > 12:
+                is_known.set()
+
+        def purge(self, *, timeout_s: float) -> bool:
+            time.sleep(min(timeout_s, 0.01))
+            return True
+
+    settings, _ = load({"url": "inline://", "lease": 1.0}, environ={})
+    worker = Worker(settings, Old(time.time))
+    try:
+        assert is_known.wait(20), said
+        assert worker.lived_since(said[0])
+    finally:
+        worker.stop()

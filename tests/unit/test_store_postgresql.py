@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from taskbridge import Message, StoreNotReady
+from taskbridge import Message, SettingsError, StoreNotReady
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
@@ -235,3 +236,13 @@ def _leads_to(place: Path, folder: Path) -> bool:
         return str(folder) in os.readlink(place)
     except OSError:  # it has ended
         return False
+
+
+@pytest.mark.parametrize("secret", ["secr%zzet", "secr et", "secr%00et"])
+def test_a_url_that_can_not_be_read_shows_no_password(secret: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        opened(f"postgresql://user:{secret}@host/db")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "secr" not in str(caught.value)
+    assert "secr" not in told.partition("Traceback")[2].rpartition("SettingsError")[2]
+    assert caught.value.__suppress_context__

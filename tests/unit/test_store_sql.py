@@ -203,7 +203,14 @@ def test_a_worker_removes_marks_and_records_whose_time_is_over(url: str, tmp_pat
 
 
 def test_a_url_that_names_no_file_or_database_is_refused() -> None:
-    for wrong in ("sqlite://", "sqlite:///", "sqlite://host/file.db", "postgresql://host", "postgresql://host:x/db"):
+    files = (
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://host/file.db",
+        "sqlite:////srv/jobs#1.db",
+        "sqlite:///jobs.db?mode=ro",
+    )
+    for wrong in (*files, "postgresql://host", "postgresql://host:x/db"):
         with pytest.raises(SettingsError):
             Bridge("inline://", store=wrong)
 

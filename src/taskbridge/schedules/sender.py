@@ -95,6 +95,7 @@ class Ticker:
         self._here_at = inf
         self._watched: dict[str, _Watched] = {}
         self._refused: BrokerUnavailable | None = None
+        self._unsent: dict[str, float] = {}  # claimed here, surely not sent and still to be released
 
     def lapse(self) -> None:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
@@ -130,6 +131,7 @@ class Ticker:
     def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again."""
         name, timing = schedule.name, schedule.timing
+        self._release(name)
         state = self._ticks.begin(name, at=now, timeout_s=self._timeout_s)
         until, paused = state.settled_until, state.paused
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
@@ -175,7 +177,8 @@ class Ticker:
             self._refused = exc
             watched.since = self._bridge.now()
             if is_first_claim and not exc.maybe_taken:  # else it is sent however late (rule CR2)
-                self._ticks.release(name, planned_at, claimant=self._claimant, timeout_s=self._timeout_s)
+                self._unsent[name] = planned_at
+                self._release(name)
             return watched.since + _LOOK_S
         except Exception:  # an argument that can't be encoded, a queue that is not known any more: it won't go better
             _log.exception("schedule %s: %s can't be sent", name, shown)
@@ -184,6 +187,13 @@ class Ticker:
         self._ticks.settle(name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
         _log.info("schedule %s: %s sent, task %s id %s", name, shown, schedule.task, message_id)
         return planned_at
+
+    def _release(self, name: str) -> None:
+        """Give up the claim of a tick that was not sent; if the store is away, that is tried again."""
+        planned_at = self._unsent.get(name)
+        if planned_at is not None:
+            self._ticks.release(name, planned_at, claimant=self._claimant, timeout_s=self._timeout_s)
+            del self._unsent[name]
 
     def _skip(self, schedule: Schedule, watched: _Watched, skip: Sequence[float], *, missed: int) -> None:
         name = schedule.name

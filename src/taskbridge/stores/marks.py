@@ -107,12 +107,12 @@ class Worker(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Say again and again that the process is alive, and remove what is old in between."""
-        said = 0
+        said, is_left = 0, False
         while not stop.wait(self._life_s / _SAID_IN_A_LIFE):
             if not self._say_alive():
                 _log.warning("the store does not answer; this worker may be taken for dead")
-            elif (said := said + 1) % _SAID_IN_A_LIFE == 0:
-                self._purge(stop)
+            elif is_left or (said := said + 1) % _SAID_IN_A_LIFE == 0:
+                is_left = self._purge(stop)
 
     def leave(self) -> None:
         """Say no more that the process is alive."""
@@ -137,12 +137,20 @@ class Worker(Background):
         self._seen_at = said_at
         return True
 
-    def _purge(self, stop: threading.Event) -> None:
+    def _purge(self, stop: threading.Event) -> bool:
+        """Remove what is old, in half of the time until the next sign of life; return whether something is left."""
+        until = monotonic() + self._life_s / _SAID_IN_A_LIFE / 2
         try:
-            while not stop.is_set() and self._backend.purge(timeout_s=self._timeout_s):
-                continue
+            while not stop.is_set() and (left_s := until - monotonic()) > 0:
+                if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
+                    return False
         except BrokerUnavailable as exc:
             _log.info("what is old is not removed now: %s", exc.problem)
+            return False
+        except Exception:  # as above
+            _log.exception("what is old is not removed now")
+            return False
+        return True
 
 
 class Marks:

@@ -27,8 +27,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Any, Final, cast
 
+from taskbridge import codec
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
@@ -46,9 +47,7 @@ from taskbridge.stores.states import (
     Row,
     State,
     Status,
-    packed,
     status_of,
-    unpacked,
 )
 
 __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Records", "State", "Status"]
@@ -97,7 +96,7 @@ class Records:
             BrokerUnavailable: The store doesn't answer.
         """
         deadline, keys = monotonic() + timeout_s, sorted(map(_key, ids))  # in order, so that no two lock each other
-        rows = map(unpacked, self._backend.get(keys, timeout_s=timeout_s))
+        rows = map(_unpacked, self._backend.get(keys, timeout_s=timeout_s))
         writes = [
             Write(key, _head(row), None)
             for key, row in zip(keys, rows, strict=True)
@@ -204,11 +203,11 @@ class Records:
             starts.close()
 
     def _read(self, message_id: str, timeout_s: float) -> Row | None:
-        return unpacked(self._backend.get([_key(message_id)], timeout_s=timeout_s)[0])
+        return _unpacked(self._backend.get([_key(message_id)], timeout_s=timeout_s)[0])
 
     def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         row = transitions.new(message, delay_s)
-        return _key(message.id), packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
+        return _key(message.id), _packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(
         self,
@@ -250,7 +249,7 @@ class Records:
         """Return a write of what was decided about a record."""
         new["version"], now = 1 if old is None else old.get("version", 0) + 1, time.time()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
-        key, seen, text = _key(message_id), NEW if old is None else _head(old), packed(new)
+        key, seen, text = _key(message_id), NEW if old is None else _head(old), _packed(new)
         if old is None or not cancels:
             return Write(key, seen, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))
@@ -280,3 +279,24 @@ def _key(message_id: str) -> str:
 
 def _head(row: Row) -> str:
     return str(row.get("version", 0))
+
+
+def _packed(row: Row) -> str:
+    """Return a row as a text: its version, itself as JSON, and what its task returned, which is JSON already."""
+    plain = dict(cast("dict[str, Any]", row))
+    version, result = plain.pop("version", 0), plain.pop("result", None)
+    text = f"{version}\n{codec.to_json(plain)}"
+    return text if result is None else f"{text}\n{result}"
+
+
+def _unpacked(text: str | None) -> Row | None:
+    """Return the row of a text."""
+    if text is None:
+        return None
+    version, rest, *result = text.split("\n", 2)
+    row: Row = codec.from_json(rest)
+    if version != "0":
+        row["version"] = int(version)
+    if result:
+        row["result"] = result[0]
+    return row

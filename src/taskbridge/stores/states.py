@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal, TypedDict, cast
+from typing import Final, Literal, TypedDict
 
 from typing_extensions import Required
 
-from taskbridge import codec
 from taskbridge.durations import moment
 from taskbridge.retry import ErrorInfo
 
@@ -150,27 +149,6 @@ class Row(TypedDict, total=False):
     over: int
     writer: str
     written_at: float
-
-
-def packed(row: Row) -> str:
-    """Return a row as a text: its version, itself as JSON, and what its task returned, which is JSON already."""
-    plain = dict(cast("dict[str, Any]", row))
-    version, result = plain.pop("version", 0), plain.pop("result", None)
-    text = f"{version}\n{codec.to_json(plain)}"
-    return text if result is None else f"{text}\n{result}"
-
-
-def unpacked(text: str | None) -> Row | None:
-    """Return the row of a text."""
-    if text is None:
-        return None
-    version, rest, *result = text.split("\n", 2)
-    row: Row = codec.from_json(rest)
-    if version != "0":
-        row["version"] = int(version)
-    if result:
-        row["result"] = result[0]
-    return row
 
 
 def status_of(message_id: str, row: Row) -> Status:

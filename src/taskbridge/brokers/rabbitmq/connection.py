@@ -34,7 +34,7 @@ from taskbridge.brokers.rabbitmq.frames import FRAME_MAX, HEAD, HEARTBEAT, KINDS
 if TYPE_CHECKING:
     from taskbridge.brokers.rabbitmq.channel import Channel
 
-_HEARTBEAT_S: Final = 10
+HEARTBEAT_S: Final = 10
 """The longest interval between heartbeats, if the URL names none: who only reads notices a dead connection by two that
 are missing. RabbitMQ's own default is 60."""
 
@@ -181,7 +181,7 @@ class Connection:
         self.frame_max = _smaller(tune.frame_max, parameters.frame_max)
         self._channel_max = _smaller(tune.channel_max, parameters.channel_max)
         named_s = parameters.heartbeat
-        self._heartbeat_s = named_s if isinstance(named_s, int) else _smaller(tune.heartbeat, _HEARTBEAT_S)
+        self._heartbeat_s = named_s if isinstance(named_s, int) else _smaller(tune.heartbeat, HEARTBEAT_S)
         if self._heartbeat_s:
             self.read_s = min(_LONGEST_READ_S, self._heartbeat_s / 4)
         self._tell(spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s)), deadline)
@@ -303,7 +303,8 @@ class Connection:
             if number is None:
                 raise ClientError(f"RabbitMQ at {self.where} allows {self._channel_max} channels a connection")
             self._channels[number] = channel
-            return number
+        self.check()  # it may have been lost meanwhile, and has told only the channels of before
+        return number
 
     def detach(self, number: int) -> None:
         """Release the number of a channel that is closed on both sides."""

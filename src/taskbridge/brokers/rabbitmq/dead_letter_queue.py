@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from pika import spec
@@ -115,22 +115,27 @@ def _reading(
     hosts: Sequence[Any], queue: str, deadline: Deadline, *modes: Any
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
+    others = TimedOutError(f"others are reading queue {queue!r} all the time")
+    is_read_by_others = False
     while True:
-        with channel_of_its_own(hosts, deadline) as channel:
+        with ExitStack() as opened:
             try:
+                channel = opened.enter_context(channel_of_its_own(hosts, deadline))
                 channel.call_all([*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
             except ClientError as exc:
+                if is_read_by_others and isinstance(exc, TimedOutError):
+                    raise others from exc
                 if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
                     raise
                 is_read_by_others = exc.code == _ACCESS_REFUSED
             else:
                 yield channel, _all(channel, queue, deadline.timeout_s)
                 return
-        if not is_read_by_others:
-            yield channel, iter(())
-            return
+            if not is_read_by_others:
+                yield channel, iter(())
+                return
         if deadline.passed:
-            raise TimedOutError(f"others are reading queue {queue!r} all the time")
+            raise others
         time.sleep(_PAUSE_S)
 
 

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import replace
 from typing import Any, Final
 
 from pika import spec
 
 from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
-from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
+from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
@@ -66,7 +67,7 @@ class Pump:
         knows: Callable[[str], bool],
         stop: threading.Event,
     ) -> None:
-        self._hosts = hosts
+        self._hosts = [_attentive(each) for each in hosts]
         self._publisher = publisher
         self._encoder = encoder
         self._due = encoder.topology.due(encoder.engine)
@@ -212,3 +213,11 @@ def _taken(channel: Channel) -> list[Delivery]:
         taken.append(delivery)
         size += len(delivery.body)
     return taken
+
+
+def _attentive(parameters: Any) -> Any:
+    """Return parameters by which a dead connection is noticed in time, though the URL names no or a long heartbeat."""
+    found = copy(parameters)
+    if not (isinstance(found.heartbeat, int) and 0 < found.heartbeat <= HEARTBEAT_S):
+        found.heartbeat = None
+    return found

@@ -54,14 +54,19 @@ class RedisNotifications(Notifications):
         """Subscribe to the channels of those that somebody watches, and leave those of the others."""
         new, gone = list[str](), list[str]()
         for key in dict.fromkeys(keys):
+            was_subscribed = key in self._subscribed
+            self._subscribed.discard(key)  # before the look: who begins to watch it now waits for an answer
             if not self._watches.has(key):
-                gone.append(key)
-            elif key not in self._subscribed:
+                gone += [key] if was_subscribed else []
+            elif not was_subscribed:
                 new.append(key)
+            else:
+                with self._changed:
+                    self._subscribed.add(key)
+                    self._changed.notify_all()
         self._send(connection, "SUBSCRIBE", new)
-        self._send(connection, "UNSUBSCRIBE", [key for key in gone if key in self._subscribed])
+        self._send(connection, "UNSUBSCRIBE", gone)
         self._subscribed.update(new)
-        self._subscribed.difference_update(gone)
 
     def _send(self, connection: Link, command: str, keys: list[str]) -> None:
         for key in keys:

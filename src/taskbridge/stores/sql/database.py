@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, ClassVar, Final
 
 from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
-from taskbridge.locks import Semaphore
 from taskbridge.settings import Settings, without_credentials
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.process import PerProcess
@@ -136,9 +136,11 @@ class Database(ABC):
     def _lent(self, timeout_s: float, *, reads: bool = False, is_checked: bool = True) -> Generator[Any]:
         mine, deadline = self._mine.get(), monotonic() + timeout_s
         turns = mine.reads if reads else mine.writes
-        if not turns.acquire(timeout=max(0.0, timeout_s)):
-            raise BrokerUnavailable("the store is busy: too many calls at once")
         connection: Any = None
+        try:
+            turns.get(timeout=max(0.0, timeout_s))
+        except Empty:
+            raise BrokerUnavailable("the store is busy: too many calls at once") from None
         try:
             connection, made_at = self._taken(mine, deadline)
             if is_checked and not mine.is_checked:
@@ -158,7 +160,7 @@ class Database(ABC):
             problem = "no answer in time" if monotonic() >= deadline else text
             raise BrokerUnavailable(f"the store does not answer: {problem}") from exc
         finally:
-            turns.release()
+            turns.put(None)
             if connection is not None:  # there are enough, or it is in the middle of something
                 with suppress(Exception):
                     connection.close()
@@ -194,13 +196,21 @@ class Database(ABC):
         return rows
 
 
+def _turns(count: int) -> SimpleQueue[None]:
+    """Return so many turns, to be taken and given back: in C, so that no time limit strikes in the middle of that."""
+    turns: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        turns.put(None)
+    return turns
+
+
 class _Connections:
     """The connections of one process: a few are kept while they are idle, each with when it was made."""
 
     def __init__(self, *, one_writes: bool) -> None:
         self.is_checked = False
-        self.reads = Semaphore(_AT_A_TIME)
-        self.writes = Semaphore(1) if one_writes else self.reads
+        self.reads = _turns(_AT_A_TIME)
+        self.writes = _turns(1) if one_writes else self.reads
         self.idle: deque[tuple[Any, float]] = deque()
         self.most_idle = _KEPT_OPEN
 

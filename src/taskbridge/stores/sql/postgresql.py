@@ -30,6 +30,9 @@ except ImportError as _exc:
 _CHANNEL: Final = "taskbridge_told"
 """The channel on which PostgreSQL tells of keys, as `namespace:key`; all bridges with a database share it."""
 
+_HARMLESS: Final = "invalid URI query parameter"
+"""How libpq begins to say that an option has no such name; what else it says of a URL shows a part of it."""
+
 _UNDEFINED_TABLE: Final = "42P01"
 
 _EVENTS: Final[Mapping[Wait, int]] = {
@@ -83,7 +86,9 @@ class PostgreSQL(Database):
         try:
             ports = str(conninfo_to_dict(url).get("port", ""))
         except psycopg.Error as exc:
-            raise SettingsError("store", f"{self.shown} can't be read: {exc}") from exc
+            said = str(exc).strip()
+            why = said if said.startswith(_HARMLESS) else "is something in it not percent-encoded?"
+            raise SettingsError("store", f"{self.shown} can't be read: {why}") from None  # else it shows a password
         if not all(port.isdecimal() or not port for port in ports.split(",")):
             raise SettingsError("store", f"{self.shown} can't be read: {ports} is no port")
         self._url = url
