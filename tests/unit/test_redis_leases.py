@@ -204,6 +204,49 @@ class TestGivingBack:
         assert place.client.zcard(leases.leases_key) == 0
         assert first.tag != second.tag, "what ends the first one late must not end the second"
 
+    def test_what_another_thread_takes_meanwhile_is_not_lost(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        leases, lists = place.worker(), place.lists()
+        take(leases, lists)
+        carry_out, calls = leases._carry_out, []
+
+        def carry_out_and_take(timeout_s: float) -> None:
+            carry_out(timeout_s)
+            calls.append(timeout_s)
+            if len(calls) == 2:  # the lease is about to end
+                place.put()
+                take(leases, lists)
+
+        monkeypatch.setattr(leases, "_carry_out", carry_out_and_take)
+        leases.stop()
+        assert len(place.held()) == 1
+
+        time.sleep(0.4)
+        place.worker().beat()
+
+        assert (sum(place.waiting()), place.held()) == (1, [])
+
+    @pytest.mark.parametrize("act", ["stop", "beat"])
+    def test_a_forked_child_does_nothing_in_the_name_of_its_parent(self, place: Place, act: str) -> None:
+        place.put()
+        leases = place.worker()
+        (taken,) = take(leases, place.lists())
+        leases.beat()
+        before = place.client.zrange(leases.leases_key, 0, -1, withscores=True)
+        time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            try:
+                getattr(leases, act)()
+                os._exit(0)
+            finally:
+                os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        assert place.held() == [taken.tag.encode()]
+        assert before[0] in place.client.zrange(leases.leases_key, 0, -1, withscores=True), "the parent has renewed it"
+
     def test_a_forked_child_is_another_worker(self, place: Place) -> None:
         for _ in range(3):
             place.put()

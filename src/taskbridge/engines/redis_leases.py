@@ -63,6 +63,8 @@ class Layout:
 CELERY: Final = Layout("celery")
 DRAMATIQ: Final = Layout("dramatiq")
 
+_LEAVE: Final = Script(__file__, "leave")
+
 STRANGERS: Final = Script(__file__, "dramatiq", "strangers")
 """Looks after what stock Dramatiq clients leave behind."""
 
@@ -141,6 +143,14 @@ class Leases(Background):
         self._underway: set[range] = set()
         self._held: set[str] = set()
 
+    def _begin_if_forked(self) -> bool:
+        """Begin anew in a forked child, which holds nothing; return whether this is one. Called under the lock."""
+        is_forked = self._pid != os.getpid()
+        if is_forked:
+            self._begin()
+            self._settled.clear()
+        return is_forked
+
     def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float) -> list[Held]:
         """Take up to so many messages: the highest priorities, and of the queues in turn; carry out what was noted.
 
@@ -148,16 +158,15 @@ class Leases(Background):
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
         """
         with self._lock:
-            if self._pid != os.getpid():  # a forked child holds nothing
-                self._begin()
-                self._settled.clear()
+            self._begin_if_forked()
+            own_keys, worker = self._keys, self.worker
             settled = [self._settled.popleft() for _ in range(min(_TOGETHER, len(self._settled)))]
             tags = range(self._next, self._next + most)
             self._next = tags.stop
             self._underway.add(tags)
         words: list[Word] = [word for each in settled for word in each]
-        keys, turn = (*self._keys, *lists.keys), lists.turn
-        call = self._layout.take(keys, self.worker, tags.start, most, lists.queues, turn, *words)
+        keys, turn = (*own_keys, *lists.keys), lists.turn
+        call = self._layout.take(keys, worker, tags.start, most, lists.queues, turn, *words)
         try:
             reply = self._client.execute([call], timeout_s=timeout_s)
         except BaseException:
@@ -244,6 +253,8 @@ class Leases(Background):
         Raises:
             BrokerUnavailable: Redis does not answer.
         """
+        with self._lock:
+            self._begin_if_forked()
         self._carry_out(self._timeout_s)
         with self._lock:
             before, underway, known = self._next, list(self._underway), set(self._held)
@@ -263,7 +274,8 @@ class Leases(Background):
 
     def _renew(self, lease_ms: int) -> tuple[int, list[str]]:
         """Renew the lease; return how much others held whose leases are over, and the tags that are held, in order."""
-        call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
+        with self._lock:
+            call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
         count, held = self._client.execute([call], timeout_s=self._timeout_s)
         return count, sorted([tag.decode() for tag in held], key=int)
 
@@ -286,13 +298,16 @@ class Leases(Background):
             keep: The tags of messages that count as lost with this worker: they go back when its lease is over.
         """
         super().stop()
+        with self._lock:
+            if self._begin_if_forked():
+                return
         try:
             self._carry_out(self._timeout_s)
             _, held = self._renew(0)
             self._settled.extend([(tag, "suspect") for tag in reversed(held) if tag not in keep])
             self._carry_out(self._timeout_s)
-            if not keep:
-                self._client.execute([("ZREM", self.leases_key, self.worker)], timeout_s=self._timeout_s)
+            self._client.execute([_LEAVE(self._keys, self.worker)], timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("Redis does not answer, what is left goes back when the lease is over: %s", exc.problem)
-        self._begin()
+        with self._lock:
+            self._begin()
