@@ -115,6 +115,7 @@ class Leases(Background):
 
     Attributes:
         worker: This process, among those that hold a lease.
+        is_away: Whether Redis did not answer last; then nobody but the thread tries to carry out at once.
     """
 
     def __init__(self, settings: Settings, layout: Layout, *, each_minute: Callable[[], object] | None = None) -> None:
@@ -132,7 +133,7 @@ class Leases(Background):
         self._next = 0
         self._settled: deque[tuple[str, str]] = deque()
         self._begin()
-        self._is_away = False  # as far as is known; then nobody but the thread tries to carry out at once
+        self.is_away: bool = False
         self._renewed_at: float | None = None
         self._judges_from = 0.0
 
@@ -170,12 +171,12 @@ class Leases(Background):
         try:
             reply = self._client.execute([call], timeout_s=timeout_s)
         except BaseException:
-            self._is_away = True
+            self.is_away = True
             with self._lock:
                 self._underway.discard(tags)
                 self._settled.extendleft(reversed(settled))
             raise
-        self._is_away = False
+        self.is_away = False
         rows = zip(tags, reply[::3], reply[1::3], reply[2::3], strict=False)
         held = [Held(str(tag), queue, text, bool(suspect)) for tag, queue, text, suspect in rows]
         if held:
@@ -214,7 +215,7 @@ class Leases(Background):
 
     def flush(self) -> None:
         """Carry out what was noted; if Redis does not answer, the thread does it later."""
-        if self._is_away:
+        if self.is_away:
             return
         try:
             self._carry_out(_AT_ONCE_S)
@@ -239,12 +240,12 @@ class Leases(Background):
             except BrokerUnavailable as exc:
                 if not warned:
                     _log.warning("Redis does not answer, the lease can't be renewed: %s", exc.problem)
-                warned = self._is_away = True
+                warned = self.is_away = True
                 self._renewed_at = -math.inf
             except Exception:
                 _log.exception("looking after leases failed, trying again")
             next_at = monotonic() + beat_s
-            while not stop.wait(pause_s) and not self._is_away and monotonic() < next_at:
+            while not stop.wait(pause_s) and not self.is_away and monotonic() < next_at:
                 pass
 
     def beat(self) -> None:
@@ -260,7 +261,7 @@ class Leases(Background):
             before, underway, known = self._next, list(self._underway), set(self._held)
         judges = self._may_judge()
         count, held = self._renew(int(self._lease_s * 1000) if judges else 0)
-        self._is_away = False
+        self.is_away = False
         if count:
             _log.warning("%d messages of workers that are gone are back in their queues", count)
         lost = [tag for tag in held if tag not in known and int(tag) < before]

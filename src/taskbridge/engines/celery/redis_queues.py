@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
+from taskbridge.background import in_time
 from taskbridge.brokers.redis.client import TROUBLE, Link, Word, client_of, connector, pack
 from taskbridge.engines.celery.wire import REDIS_STEPS, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
@@ -42,6 +43,9 @@ _LOOK_AGAIN_S: Final = 5.0
 
 _POLL_S: Final = 0.1
 """How often an idle worker looks where Redis tells it nothing."""
+
+_SAME_S: Final = 0.001
+"""Two times that are no further apart than this are the same."""
 
 _PAUSE_S: Final = 0.05
 """How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
@@ -83,7 +87,7 @@ class RedisQueues(Leases):
 
     def make_watch(self, wake: Callable[[], None]) -> Watch:
         """Return a watch for a connection; `wake` ends the sleep of the event loop."""
-        return Watch(self._url, wake)
+        return Watch(self._url, wake, answers=lambda: not self.is_away)
 
     # As kombu's own transport for Redis does it
 
@@ -125,21 +129,25 @@ class Watch:
     Args:
         url: Of the server.
         wake: Ends the sleep of the event loop.
+        answers: Returns whether Redis answers, as far as is known from elsewhere.
 
     Attributes:
         changes: How often anything may have changed so far, or was heard.
         is_served: Whether an event loop serves the connection.
     """
 
-    def __init__(self, url: str, wake: Callable[[], None]) -> None:
+    def __init__(self, url: str, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
         self._connect = connector(url)
         self._wake = wake
+        self._answers = answers
         self._loop: Any = None
         self._listener: Link | None = None
         self._tracker: Link | None = None
         self._is_told = True
         self._heard_at = 0.0
         self._rests_until = 0.0
+        self._timer: Any = None
+        self._looks_at = 0.0  # when that is over
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
         self.changes: int = 0
         self.is_served: bool = False
@@ -188,10 +196,21 @@ class Watch:
         self._listening.pop(queue, None)
 
     def look_again(self, in_s: float) -> None:
-        """Count a change in so many seconds, in the event loop; elsewhere, nobody waits for long."""
-        if self._loop is not None:
-            self._loop.call_later(in_s, self._change)
-            self._wake()  # it sleeps until an earlier time than that, or a later one
+        """Count a change in so many seconds or sooner, in the event loop; elsewhere, nobody waits for long."""
+        if self._loop is None:
+            return
+        now = monotonic()
+        if self._timer is not None:
+            if now < self._looks_at <= now + in_s + _SAME_S:
+                return
+            self._timer.cancel()
+        self._looks_at = now + in_s
+        self._timer = self._loop.call_later(in_s, self._look)
+        self._wake()  # it sleeps until an earlier time than that, or a later one
+
+    def _look(self) -> None:
+        self._timer = None
+        self._change()
 
     def _change(self) -> None:
         self.changes += 1
@@ -211,7 +230,7 @@ class Watch:
         if self._loop is None:
             return
         try:
-            self._open()
+            self._open_if_it_answers()
             if self._listener is None or monotonic() - self._heard_at > 2 * _LOOK_AGAIN_S:
                 raise TimeoutError("nothing was heard")
             _send(self._listener, "PING")
@@ -225,7 +244,7 @@ class Watch:
         if self.changes != changes:
             return
         try:
-            self._open()
+            self._open_if_it_answers()
             if self._tracker is None:
                 timeout_s = min(timeout_s, _POLL_S)
             if self._listener is not None and self._listener.can_read(timeout_s):
@@ -238,30 +257,45 @@ class Watch:
     def close(self) -> None:
         """Hear nothing any more."""
         self._lose()
-        self._loop, self.is_served = None, False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop, self._timer, self.is_served = None, None, False
 
     # The connections
+
+    def _open_if_it_answers(self) -> None:
+        """Connect, unless it is connected; raises `TimeoutError` where that would be in vain."""
+        if self._listener is None and not self._answers():
+            raise TimeoutError("Redis does not answer")
+        self._open()
 
     def _open(self) -> None:
         """Connect, unless it is connected."""
         if self._listener is not None:
             return
-        self._listener = listener = self._connect(_CONNECT_S)
+        self._listener = listener = self._connected()
         if self._is_told:
             try:
                 own_id: int = _call(listener, "CLIENT", "ID")
                 _call(listener, "SUBSCRIBE", _INVALIDATIONS)
-                self._tracker = self._connect(_CONNECT_S)
+                self._tracker = self._connected()
                 _call(self._tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", str(own_id))
-            except ResponseError:
+            except ResponseError as exc:
+                if "does not exist" in str(exc):  # the listener's id: it was cut just now
+                    raise
                 _log.warning("Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
                 self._is_told = False
                 self._lose()
-                self._listener = listener = self._connect(_CONNECT_S)
+                self._listener = listener = self._connected()
         self._subscribe()
         self._heard_at = monotonic()
         if self._loop is not None:
             self._loop.add_reader(listener.fileno(), self._read)
+
+    def _connected(self) -> Link:
+        """Connect, with all that belongs to it (looking the host up, TLS, AUTH), in time."""
+        until = monotonic() + _CONNECT_S
+        return in_time("redis-watch", lambda: self._connect(_CONNECT_S), Link.close, left_s=lambda: until - monotonic())
 
     def _subscribe(self) -> None:
         patterns = {pattern for pattern, _ in self._listening.values()}

@@ -170,7 +170,11 @@ class Channel(VirtualChannel):
         while self._heard:
             self._deliver_heard(*self._heard.popleft())
         changes: int = self.watch.changes
-        if not self._taken_from or changes == self._empty_at or monotonic() < self._rests_until:
+        if not self._taken_from or changes == self._empty_at:
+            return has_heard
+        rest_s = self._rests_until - monotonic()
+        if rest_s > 0:
+            self.watch.look_again(rest_s)  # it may have looked again for another reason
             return has_heard
         room = self.room()
         if room < 1 and not any(each.no_ack for each in self._consumed.values()):
