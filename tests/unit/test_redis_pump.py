@@ -11,11 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from taskbridge import Bridge
 from taskbridge.brokers.redis import RedisBroker
+from taskbridge.brokers.redis import pump as redis_pump
+from taskbridge.brokers.redis.client import client_of
+from taskbridge.brokers.redis.keys import Keys
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.engines.pump import Pump
@@ -527,6 +532,29 @@ class TestOtherEngines:
             took_s = time.monotonic() - lived_at
 
         assert 2 < took_s < 7 + 1, "it was believed to live for up to 5 s"
+
+    def test_what_is_left_there_is_not_looked_at_as_often_as_what_is_its_own(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.parked_by_dramatiq(place, "unknown")
+        own, dramatiq = (Keys(place.namespace, engine) for engine in ("celery", "dramatiq"))
+        clock = [1000.0]
+        looked = Counter[str]()
+        monkeypatch.setattr(redis_pump, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+        client = client_of(place.url)
+
+        def execute(request: Any, **given: Any) -> Any:
+            looked.update({own.due, dramatiq.due}.intersection(request[0]))
+            return client.execute(request, **given)
+
+        counting: Any = SimpleNamespace(execute=execute)
+        wire: Any = OneListWire("celery", place.namespace)
+        made = redis_pump.Pump(counting, wire, own, knows=lambda task: False, stop=threading.Event())
+        while clock[0] < 1010:
+            clock[0] += made._round()
+
+        assert 45 <= looked[own.due] <= 60, "every 0.2 s"
+        assert 10 <= looked[dramatiq.due] <= 14, "every 0.8 s"
 
     def test_many_unknown_ones_do_not_hide_a_known_one(self, place: Place) -> None:
         self.parked_by_dramatiq(place, *["unknown"] * 450)

@@ -46,6 +46,9 @@ _LIFE_MS: Final = 5000
 _POSTPONED_MS: Final = 30_000
 """How long a message waits that can't be published, or that only a newer release can read."""
 
+_STRANGERS_PAUSE_S: Final = 0.8
+"""How long a pump doesn't look at another engine's messages when it has seen all, and leaves some (rule D2)."""
+
 _CALL_S: Final = 5.0
 _LEAVE_S: Final = 0.25
 _FIRST_PAUSE_S: Final = 0.1
@@ -71,9 +74,9 @@ class Pump:
         self._stop = stop
         self._id = str(uuid4())
         self._orphans: list[Keys] = []  # of engines that have no pump
-        self._passed: defaultdict[str, int] = defaultdict(
-            int
-        )  # how many of an engine's are passed over at the next look
+        # By engine, when the next look at its messages is, monotonic, and how many are passed over then.
+        self._next_look = defaultdict[str, float](float)
+        self._passed = defaultdict[str, int](int)
         self._next_beat = 0.0
         self._living = 1
 
@@ -124,8 +127,11 @@ class Pump:
         """Publish what is due of what an engine's bridges have parked, and return how long to sleep.
 
         Of another engine's, what is not known here stays, and would be found again each time: so the next look begins
-        behind it, until the end is reached.
+        behind it, until the end is reached, and after that there is a pause.
         """
+        early_s = self._next_look[keys.engine] - time.monotonic()
+        if early_s > 0:
+            return early_s
         is_own = keys is self._keys
         passed = self._passed[keys.engine]
         look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
@@ -141,8 +147,12 @@ class Pump:
             decided += [word for command in commands for word in (len(command), *command)]
         if decided:
             self._settle(keys, decided)
+        wait_s = _sleep_s(wait_ms, self._living)
+        if left:
+            wait_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
         self._passed[keys.engine] = passed + left if wait_ms == 0 else 0
-        return _POLL_S if left else _sleep_s(wait_ms, self._living)
+        self._next_look[keys.engine] = time.monotonic() + wait_s
+        return wait_s
 
     def _settle(self, keys: Keys, decided: Sequence[Word]) -> None:
         """Do what was decided, in one step."""
