@@ -130,12 +130,12 @@ class RedisBroker:
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 100 in one script, which also parks what is replayed, due now."""
+        """Take dead letters out, up to 100 or 256 KiB in one script, which also parks what is replayed, due now."""
         taken: list[str] = []
         for part in self._dead_parts(ids, timeout_s):
             chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
-            if chosen:
-                taken += self._take(chosen, timeout_s)
+            for some in _cut(chosen):
+                taken += self._take(some, timeout_s)
         return taken
 
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
@@ -231,6 +231,16 @@ class _Dead(NamedTuple):
     key: bytes
     text: bytes
     letter: DeadLetter
+
+
+def _cut(chosen: Sequence[tuple[_Dead, Taken]]) -> Iterator[Sequence[tuple[_Dead, Taken]]]:
+    """Yield what one script takes, by the bytes of the letters."""
+    start = size = 0
+    for end, (found, _) in enumerate(chosen, start=1):
+        size += len(found.text)
+        if size >= _TOGETHER_BYTES or end == len(chosen):
+            yield chosen[start:end]
+            start, size = end, 0
 
 
 @dataclass(slots=True)
