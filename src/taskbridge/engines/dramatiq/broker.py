@@ -254,6 +254,10 @@ class EngineConsumer(Consumer):
         """
         raise NotImplementedError
 
+    def take_next(self, most: int) -> Sequence[Arrival]:
+        """Take as `take` does, while a thread that has a message in hand waits for it: for no longer than need be."""
+        return self.take(most)
+
     def wait(self) -> None:
         """Return when there may be something to take, or after a while.
 
@@ -303,7 +307,7 @@ class EngineConsumer(Consumer):
         slots = self._take_slots()
         if slots == 0:
             return
-        taken = self._taken(slots)
+        taken = self._taken(self.take, slots)
         if self._work is None:
             self._ready.extend(taken)
         else:
@@ -324,11 +328,11 @@ class EngineConsumer(Consumer):
         self._ticket = None
         return 1 + self._slots.take(self._slots.total - 1)
 
-    def _taken(self, slots: int) -> Sequence[Arrival]:
+    def _taken(self, take: Callable[[int], Sequence[Arrival]], slots: int) -> Sequence[Arrival]:
         """Take messages for slots, and free the slots for which there are none."""
         taken: Sequence[Arrival] = ()
         try:
-            taken = self.take(slots)
+            taken = take(slots)
         finally:
             self._slots.release(slots - len(taken))
         return taken
@@ -435,7 +439,7 @@ class EngineConsumer(Consumer):
         """Remove what is done with, and take messages in its slots, unless another queue's consumer waits for one."""
         try:
             if not self._engine_broker.draining and self._slots.keep(self._ticket):
-                return self._taken(slots)
+                return self._taken(self.take_next, slots)
             self._slots.release(slots)
             self.flush()
         except BrokerUnavailable as exc:

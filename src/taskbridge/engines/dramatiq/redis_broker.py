@@ -35,6 +35,9 @@ _LOOK_DELAYED_S: Final = 0.5
 _TIMEOUT_S: Final = 10.0
 """How long one command may take. Each is short; without a limit a silent server would hold a thread for ever."""
 
+_NEXT_S: Final = 2.0
+"""How long a thread that has a message in hand waits for the next ones; what was taken later comes back by the beat."""
+
 _FORGOTTEN_S: Final = 3600.0
 """How long a plain client stays in Dramatiq's list of heartbeats after its last one."""
 
@@ -137,7 +140,13 @@ class _LeveledConsumer(EngineConsumer):
         self._lists = Lists([broker.lists(queue_name)])
 
     def take(self, most: int) -> Sequence[Arrival]:
-        held = self._leases.take(self._lists, most, timeout_s=_TIMEOUT_S)
+        return self._take(most, _TIMEOUT_S)
+
+    def take_next(self, most: int) -> Sequence[Arrival]:
+        return () if self._leases.is_away else self._take(most, _NEXT_S)
+
+    def _take(self, most: int, timeout_s: float) -> Sequence[Arrival]:
+        held = self._leases.take(self._lists, most, timeout_s=timeout_s)
         return [Arrival(self, each.tag, each.text, each.suspect) for each in held]
 
     def wait(self) -> None:
