@@ -70,6 +70,9 @@ class _Line:
         except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
             return False
+        except BaseException:  # thrown into this thread: half a command may be sent
+            self._link.close()
+            raise
 
     def _is_closed(self) -> bool:
         """Return whether the server has closed it: what is sent then is lost without a trace."""
