@@ -170,9 +170,12 @@ class WorkerLife:
         Until the worker stops, it looks for runs that are stuck, if it is to, and ends the process with them.
         """
         while not drained.wait(WATCH_S if watches else None):
-            stuck = self.runs.stuck()
-            if stuck and not self.draining:
-                self.crash(stuck)
+            try:
+                stuck = self.runs.stuck()
+                if stuck and not self.draining:
+                    self.crash(stuck)
+            except Exception:  # this thread has yet to see to the end of the grace
+                _log.exception("looking for stuck runs failed, going on")
         if ended.wait(max(0.0, self._deadline - monotonic())):
             return
         self._host.stopping.set()
