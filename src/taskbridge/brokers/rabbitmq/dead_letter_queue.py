@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pika import spec
@@ -116,27 +116,30 @@ def _reading(
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
     others = TimedOutError(f"others are reading queue {queue!r} all the time")
-    is_read_by_others = False
-    while True:
-        with ExitStack() as opened:
-            try:
-                channel = opened.enter_context(channel_of_its_own(hosts, deadline))
-                channel.call_all([*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
-            except ClientError as exc:
-                if is_read_by_others and isinstance(exc, TimedOutError):
-                    raise others from exc
-                if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
-                    raise
-                is_read_by_others = exc.code == _ACCESS_REFUSED
-            else:
-                yield channel, _all(channel, queue, deadline.timeout_s)
-                return
-            if not is_read_by_others:
-                yield channel, iter(())
-                return
-        if deadline.passed:
-            raise others
-        time.sleep(_PAUSE_S)
+    is_read_by_others = is_reading = False
+    while not is_reading:
+        try:
+            with channel_of_its_own(hosts, deadline) as channel:
+                try:
+                    channel.call_all([*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
+                    deliveries = _all(channel, queue, deadline.timeout_s)
+                except ClientError as exc:
+                    if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
+                        raise
+                    is_read_by_others, deliveries = exc.code == _ACCESS_REFUSED, iter(())
+                else:
+                    is_read_by_others = False
+                if not is_read_by_others:
+                    is_reading = True
+                    yield channel, deliveries
+        except TimedOutError as exc:
+            if is_read_by_others:
+                raise others from exc
+            raise
+        if is_read_by_others:
+            if deadline.passed:
+                raise others
+            time.sleep(_PAUSE_S)
 
 
 def _all(channel: Channel, queue: str, timeout_s: float) -> Iterator[Delivery]:
