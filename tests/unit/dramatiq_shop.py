@@ -39,6 +39,7 @@ class Shop:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = {name: value for name, value in environ.items() if name.startswith("SHOP_")}
         self._log = Path(environ["SHOP_LOG"])
+        self.own = f"own-{environ['SHOP_NAMESPACE']}"  # a queue of no task of ours; shops share a server
         self.bridge = Bridge(
             environ["SHOP_URL"],
             namespace=environ["SHOP_NAMESPACE"],
@@ -161,7 +162,7 @@ class Shop:
         for name in ("worker_started", "worker_stopping", "retrying", "dead", "discarded"):
             self.bridge.on(name)(hook)
 
-        @dramatiq.actor(broker=self.bridge.native, queue_name="own", max_retries=1, min_backoff=100, max_backoff=100)
+        @dramatiq.actor(broker=self.bridge.native, queue_name=self.own, max_retries=1, min_backoff=100, max_backoff=100)
         def ordinary() -> None:
             self.record("ordinary")
             raise ValueError("no")

@@ -73,9 +73,9 @@ class WorkerTests:
 
     def test_an_ordinary_actor_is_dramatiqs_own_affair(self, shop: Shop) -> None:
         broker = shop.bridge.native
-        broker.declare_queue("own")
+        broker.declare_queue(shop.own)
         with shop.worker():
-            broker.enqueue(Message(queue_name="own", actor_name="ordinary", args=(), kwargs={}, options={}))
+            broker.enqueue(Message(queue_name=shop.own, actor_name="ordinary", args=(), kwargs={}, options={}))
             shop.wait(lambda: len(shop.records("ordinary")) == 2)
 
         assert shop.bridge.counts().dead == 0

@@ -50,7 +50,7 @@ def test_a_worker_outlives_a_full_redis(make_redis: type[PrivateRedis], tmp_path
     server = make_redis()
     shop = Shop.at(f"dramatiq+{server.url}", tmp_path)
     ordinary = shop.bridge.native
-    ordinary.declare_queue("own")
+    ordinary.declare_queue(shop.own)
     with redis.Redis.from_url(server.url) as client, shop.worker():
         shop.lasts.send("through", 3)
         shop.bridge.native.get_actor("note").send_with_options(args=("delayed",), delay=1500)
