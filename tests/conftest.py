@@ -104,13 +104,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(not _is_installed(module) for module in needed - wanted) else None
 
 
-@pytest.hookimpl(tryfirst=True)  # for xdist reads the names of groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--no-servers"):
         leave_out(config, items, _needs_a_server)
-    for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], pointless: Callable[[pytest.Item], bool]) -> None:
@@ -135,19 +131,28 @@ def params_of(item: pytest.Item) -> dict[str, Any]:
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
-def _group(item: pytest.Item) -> str | None:
-    """Return the name of the tests that one process runs with `--dist loadgroup`, for they share what takes long.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadscope`, run tests together that share what takes long: a target's workers and servers, a file's.
 
-    A target's tests share its workers and servers; others share a server that they break.
+    xdist's own groups don't work with pytest 9.2, which reads a test's id from elsewhere than xdist 3.8 writes it.
     """
-    if target := params_of(item).get("target"):
-        return str(target)
-    fixtures = {*getattr(item, "fixturenames", ()), f"{params_of(item).get('kind')}_server"}
-    return next((name for name in _TOGETHER if name in fixtures), None)
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no py.typed
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            words = nodeid.rpartition("[")[2].rstrip("]").split("-")
+            file = nodeid.partition("::")[0]
+            alone = file if _TOGETHER & set(Path(file).stem.split("_")) else nodeid
+            return next((word for word in words if word in TARGETS), alone)
+
+    return Together(config, log)
 
 
-_TOGETHER: Final = ("postgresql_server", "fragile_server", "breakable", "cells")
-"""Fixtures whose tests run together: what they make takes long, and is for one process."""
+_TOGETHER: Final = frozenset(("postgresql", "guarantees"))
+"""Words in the names of files whose tests run together: the server, or what they measure, is made once."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -125,6 +125,7 @@ class Pool(Background):
         except ClientError as exc:
             if channel is not None and channel.connection.blocked is None and isinstance(exc, TimedOutError):
                 channel.connection.lose(str(exc))  # if it is blocked, it is usable again when the alarm ends
+                self._drop_idle(str(exc))
             raise
         except BaseException:  # a signal or a time limit: the next confirm might belong to this publication
             if channel is not None:
@@ -132,6 +133,15 @@ class Pool(Background):
             raise
         finally:
             self._give_back(place)
+
+    def _drop_idle(self, reason: str) -> None:
+        """Give idle connections up: they may have died as silently, and each would cost another call its time."""
+        for _ in range(self._idle.qsize()):
+            with suppress(Empty):
+                place = self._idle.get_nowait()  # so that nobody uses it
+                if place.channel is not None:
+                    place.channel.connection.lose(reason)
+                self._idle.put(place)
 
     def _place(self, deadline: Deadline) -> _Place:
         with suppress(Empty):
