@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ NOT_FOUND: Final = 404
 
 _ROUNDS: Final = 3
 """How often a missing queue is declared before the publication fails."""
+
+_LEADER_S: Final = 0.1
+"""How long a new quorum queue is given to elect a leader; until then it refuses what is published."""
 
 _CHUNK_BYTES: Final = 1 << 18
 _LEAVE_S: Final = 0.3
@@ -171,11 +175,16 @@ class Channel:
         outcome.problem = None
         outcome.refused.clear()
         todo = publications
-        for _ in range(_ROUNDS):
+        for round_ in range(_ROUNDS):
             self.connection.wait(lambda: self.connection.blocked is None, deadline)
             for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
                 self.declare(destination, deadline)
             returned = self._publish(todo, outcome, deadline)
+            again = {number for number in outcome.refused if publications[number].destination.exchange}
+            if again and round_ < _ROUNDS - 1:  # a level that has just been made refuses all until it has a leader
+                time.sleep(deadline.within(_LEADER_S).left_s)
+                outcome.refused -= again
+                returned |= again
             if outcome.refused:
                 name = publications[min(outcome.refused)].destination.name
                 outcome.problem = f"RabbitMQ at {where} refused it: is queue {name!r} full?"
