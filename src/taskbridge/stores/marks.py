@@ -144,13 +144,12 @@ class Worker(Background):
             while not stop.is_set() and (left_s := until - monotonic()) > 0:
                 if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
                     return False
+            return True
         except BrokerUnavailable as exc:
             _log.info("what is old is not removed now: %s", exc.problem)
-            return False
         except Exception:  # as above
             _log.exception("what is old is not removed now")
-            return False
-        return True
+        return False
 
 
 class Marks:

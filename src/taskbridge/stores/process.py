@@ -50,6 +50,12 @@ class PerProcess(Generic[T]):
             taken, self.made = self.made, None
             return taken
 
+    def close(self) -> None:
+        """Close and forget this process's, if there is one; it has a method `close`."""
+        taken: Any = self.take()
+        if taken is not None:
+            taken.close()
+
 
 def _leave_the_parents() -> None:
     for each in list(_living):

@@ -198,9 +198,7 @@ class Records:
 
     def close(self) -> None:
         """Write the starts that are not written yet, for 2 s at most."""
-        starts = self._starts.take()
-        if starts is not None:
-            starts.close()
+        self._starts.close()
 
     def _read(self, message_id: str, timeout_s: float) -> Row | None:
         return _unpacked(self._backend.get([_key(message_id)], timeout_s=timeout_s)[0])

@@ -112,9 +112,7 @@ class RedisBackend(Backend):
 
     def close(self) -> None:
         """Close the connections."""
-        notifications = self._notifications.take()
-        if notifications is not None:
-            notifications.close()
+        self._notifications.close()
         self._unanswered.close()
         self._client.close()
 

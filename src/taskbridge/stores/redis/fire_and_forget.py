@@ -103,11 +103,11 @@ class FireAndForget:
     def close(self) -> None:
         """Close the connection; the next write makes a new one."""
         with self._using:
-            self._drop()
+            self._line.close()
 
     def _send_anew(self, packed: bytes) -> None:
         """Send a packed command on a new connection."""
-        self._drop()
+        self._line.close()
         if monotonic() < self._silent_until:
             return
         try:
@@ -115,10 +115,5 @@ class FireAndForget:
                 return
         except TROUBLE as exc:
             _log.warning("the store can't be written to: %s", type(exc).__name__)
-        self._drop()
+        self._line.close()
         self._silent_until = monotonic() + _PAUSE_S
-
-    def _drop(self) -> None:
-        line = self._line.take()
-        if line is not None:
-            line.close()

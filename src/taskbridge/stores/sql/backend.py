@@ -172,9 +172,7 @@ class SqlBackend(BackendWithTables):
 
     def close(self) -> None:
         """Close the connections."""
-        notifications = self._notifications.take()
-        if notifications is not None:
-            notifications.close()
+        self._notifications.close()
         self._database.close()
 
     def _its(self, **values: Any) -> dict[str, Any]:

@@ -97,9 +97,7 @@ class Database(ABC):
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
-        mine = self._mine.take()
-        if mine is not None:
-            mine.close()
+        self._mine.close()
 
     # What each kind does in its own way
 
