@@ -20,7 +20,7 @@ from redis.connection import parse_url
 from redis.exceptions import ResponseError
 
 from taskbridge.background import in_time
-from taskbridge.brokers.redis.client import TROUBLE, Link, Word, client_of, connector, pack
+from taskbridge.brokers.redis.client import TROUBLE, Link, Word, connector, pack
 from taskbridge.engines.celery.wire import REDIS_STEPS, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
@@ -78,7 +78,6 @@ class RedisQueues(Leases):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, CELERY)
         self._url = settings.url.broker_url
-        self._broker = client_of(self._url)
         self._topics = f"/{_parse_url(self._url).get('db', 0)}."
 
     def lists_of(self, queues: Sequence[str]) -> Lists:
@@ -92,7 +91,7 @@ class RedisQueues(Leases):
     # As kombu's own transport for Redis does it
 
     def _command(self, *command: Word) -> Any:
-        return self._broker.execute([command], timeout_s=_TIMEOUT_S)
+        return self._client.execute([command], timeout_s=_TIMEOUT_S)
 
     def check(self) -> None:
         """Do nothing, if Redis answers."""
@@ -110,7 +109,7 @@ class RedisQueues(Leases):
         """Drop what waits in a queue, and return how much it was."""
         keys = lists_of(queue)
         commands: list[Sequence[Word]] = [*(("LLEN", key) for key in keys), ("DEL", *keys)]
-        return sum(self._broker.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
+        return sum(self._client.execute(commands, timeout_s=_TIMEOUT_S)[:-1])
 
     def topic(self, exchange: str, routing_key: str) -> str:
         """Return the channel of Redis's on which is published what is sent to an exchange of the kind `fanout`."""
