@@ -116,30 +116,34 @@ def _reading(
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
     others = TimedOutError(f"others are reading queue {queue!r} all the time")
-    is_read_by_others = is_reading = False
-    while not is_reading:
+    has_waited = False
+    while True:
         try:
             with channel_of_its_own(hosts, deadline) as channel:
-                try:
-                    channel.call_all([*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
-                    deliveries = _all(channel, queue, deadline.timeout_s)
-                except ClientError as exc:
-                    if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
-                        raise
-                    is_read_by_others, deliveries = exc.code == _ACCESS_REFUSED, iter(())
-                else:
-                    is_read_by_others = False
-                if not is_read_by_others:
-                    is_reading = True
-                    yield channel, deliveries
+                refusal = _refusal(channel, [*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
+                if refusal != _ACCESS_REFUSED:
+                    has_waited = False  # what takes too long from here on is something else
+                    yield channel, iter(()) if refusal == NOT_FOUND else _all(channel, queue, deadline.timeout_s)
+                    return
         except TimedOutError as exc:
-            if is_read_by_others:
+            if has_waited:
                 raise others from exc
             raise
-        if is_read_by_others:
-            if deadline.passed:
-                raise others
-            time.sleep(_PAUSE_S)
+        if deadline.passed:
+            raise others
+        has_waited = True
+        time.sleep(_PAUSE_S)
+
+
+def _refusal(channel: Channel, calls: Sequence[Any], deadline: Deadline) -> int:
+    """Call, and return the code with which the server refuses that a queue is consumed; 0 if it is."""
+    try:
+        channel.call_all(calls, deadline)
+    except ClientError as exc:
+        if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
+            raise
+        return exc.code
+    return 0
 
 
 def _all(channel: Channel, queue: str, timeout_s: float) -> Iterator[Delivery]:
