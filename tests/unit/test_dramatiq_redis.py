@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from dramatiq import Message
+from dramatiq import Consumer, Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
@@ -62,6 +62,15 @@ class Place:
         broker = self.broker(threads)
         work = broker.work = WorkQueue()
         return broker, work
+
+    def fast_consumer(self, *, messages: int, threads: int) -> tuple[LeveledRedisBroker, WorkQueue, Consumer]:
+        """Return the same with a consumer that has handed its threads what was sent: messages with a number each."""
+        for number in range(messages):
+            self.note.send(number)
+        broker, work = self.fast_broker(threads)
+        consumer = broker.consume(self.queue, timeout=50)
+        assert next(consumer) is None
+        return broker, work, consumer
 
     def waiting(self) -> list[bytes]:
         """Return the ids in the queue's lists, in the order in which they are fetched."""
@@ -148,11 +157,7 @@ class TestTaking:
         assert list(place.client.scan_iter(f"{place.namespace}.dramatiq.*")) == [], "the lease is given up"
 
     def test_who_is_done_with_a_message_takes_the_next_one_of_its_queue_in_the_same_slot(self, place: Place) -> None:
-        for n in range(4):
-            place.note.send(n)
-        broker, work = place.fast_broker(threads=2)
-        consumer = broker.consume(place.queue, timeout=50)
-        assert next(consumer) is None
+        broker, work, consumer = place.fast_consumer(messages=4, threads=2)
         held = [work.get_nowait().message for _ in range(2)]
 
         consumer.ack(held[0])
@@ -170,11 +175,7 @@ class TestTaking:
         broker.closed()
 
     def test_what_ends_while_another_thread_takes_the_next_shares_its_next_round_trip(self, place: Place) -> None:
-        for n in range(5):
-            place.note.send(n)
-        broker, work = place.fast_broker(threads=3)
-        consumer = broker.consume(place.queue, timeout=50)
-        assert next(consumer) is None
+        broker, work, consumer = place.fast_consumer(messages=5, threads=3)
         held = [work.get_nowait().message for _ in range(3)]
 
         with work._asking:  # as another thread holds it
@@ -190,11 +191,7 @@ class TestTaking:
         broker.closed()
 
     def test_what_ends_while_others_wait_for_a_thread_shares_the_round_trip_of_the_last(self, place: Place) -> None:
-        for n in range(5):
-            place.note.send(n)
-        broker, work = place.fast_broker(threads=3)
-        consumer = broker.consume(place.queue, timeout=50)
-        assert next(consumer) is None
+        broker, work, consumer = place.fast_consumer(messages=5, threads=3)
 
         consumer.ack(work.get_nowait().message)
         consumer.ack(work.get_nowait().message)  # it is the last but one
@@ -206,11 +203,7 @@ class TestTaking:
         broker.closed()
 
     def test_what_redis_did_not_take_is_acknowledged_later_and_its_slot_is_free(self, place: Place) -> None:
-        for n in range(2):
-            place.note.send(n)
-        broker, work = place.fast_broker(threads=2)
-        consumer = broker.consume(place.queue, timeout=50)
-        assert next(consumer) is None
+        broker, work, consumer = place.fast_consumer(messages=2, threads=2)
         held = [work.get_nowait().message for _ in range(2)]
 
         with pytest.MonkeyPatch.context() as broken:

@@ -27,6 +27,7 @@ import pytest
 from taskbridge.brokers.base import Broker, Publication, Taken
 from taskbridge.brokers.rabbitmq import connect
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
+from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.contract.proxy import Proxy
@@ -537,6 +538,43 @@ class TestWaiting:
 
 
 class TestDelays:
+    @pytest.mark.parametrize("refusals", [2, 3])
+    def test_a_level_that_has_no_leader_yet_is_tried_again(
+        self, place: Place, refusals: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish, tries = Channel._publish, list[object]()
+
+        def refuse_at_first(channel: Channel, todo: Any, outcome: Any, deadline: Any) -> set[int]:
+            tries.append(todo)
+            if len(tries) > refusals:
+                return publish(channel, todo, outcome, deadline)
+            outcome.refused.update(todo)
+            return set()
+
+        monkeypatch.setattr(Channel, "_publish", refuse_at_first)
+        broker = place.broker()
+        if refusals == 2:
+            broker.park([(a_message(), 60)], timeout_s=5)
+            assert broker.counts([]).delayed == 1
+        else:
+            with pytest.raises(BrokerUnavailable, match=r"refused it: is queue .* full") as caught:
+                broker.park([(a_message(), 60)], timeout_s=5)
+            assert not caught.value.maybe_taken
+        assert len(tries) == 3
+
+    def test_a_queue_that_refuses_is_not_tried_again(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        tries: list[object] = []
+
+        def refuse(channel: Channel, todo: Any, outcome: Any, deadline: Any) -> set[int]:
+            tries.append(todo)
+            outcome.refused.update(todo)
+            return set()
+
+        monkeypatch.setattr(Channel, "_publish", refuse)
+        with pytest.raises(BrokerUnavailable, match="refused it"):
+            place.broker().publish([a_message()], timeout_s=5)
+        assert len(tries) == 1
+
     def test_delays_are_never_early_and_at_most_a_second_late(self, place: Place) -> None:
         broker = place.broker()
         for minutes in (2, 4, 8):  # which makes all levels that the others need: that takes a while

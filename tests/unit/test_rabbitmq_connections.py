@@ -15,7 +15,8 @@ import pytest
 
 from taskbridge import Bridge
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, connect
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.contract.servers import PrivateRabbitMQ
 from tests.unit import dramatiq_shop
 from tests.unit.test_celery_workers_redis_rabbitmq import Shop as CeleryShop
@@ -69,7 +70,27 @@ def test_a_worker_at_rest_has_few_connections(
     assert os.getpid() not in counted
 
 
-def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(rabbitmq_server: PrivateRabbitMQ) -> None:
+def test_a_call_without_an_answer_gives_idle_connections_up_too(rabbitmq_server: PrivateRabbitMQ) -> None:
+    pool, deadline = Pool([pika.URLParameters(rabbitmq_server.url)]), Deadline(10.0)
+
+    def use_two() -> list[Connection]:
+        return pool.use(lambda one: [one.connection, pool.use(lambda two: two.connection, deadline)], deadline)
+
+    def fail(channel: Channel) -> None:
+        raise TimedOutError("no answer")
+
+    with closing(pool):
+        before = use_two()
+        assert len(set(before)) == 2
+        with pytest.raises(TimedOutError):
+            pool.use(fail, deadline)
+        assert [each.problem for each in before] == ["no answer"] * 2
+        assert not {*before} & {*use_two()}
+
+
+def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(
+    rabbitmq_server: PrivateRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection = connect([pika.URLParameters(rabbitmq_server.url)], Deadline(10.0))
 
     class Losing:
@@ -81,6 +102,6 @@ def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(rabbi
         def __exit__(self, *_: object) -> None:
             pass
 
-    connection._sending = Losing()  # type: ignore[assignment]
+    monkeypatch.setattr(connection, "_sending", Losing())
     with pytest.raises(ClientError, match="it was cut"):
         Channel(connection)

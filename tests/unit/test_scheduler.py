@@ -291,7 +291,9 @@ def test_a_paused_schedule_sends_nothing_and_goes_on_from_where_it_is_resumed() 
     assert world.state("s").missed == 0
 
 
-def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is_tried() -> None:
+def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begin = 1.8e9
     with world_of(scheduled("s", Every(60)), begin=begin) as world:
         world.add("a")
@@ -303,7 +305,7 @@ def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is
                 raise LookupError("no such queue")
             return send(schedule, planned_at)
 
-        actor.send = refuse  # type: ignore[method-assign]
+        monkeypatch.setattr(actor, "send", refuse)
         world.run(begin + 130)
 
     assert world.planned("s") == [begin + 120]
