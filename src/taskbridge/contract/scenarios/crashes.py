@@ -34,6 +34,9 @@ _TAKEN_S: Final = 6.0
 Celery may have handed it to the dead one before, and looks every 5 s what became of it (celery/concurrency/asynpool.py,
 AsynPool.timers); then a process has to take it.
 """
+_NOTICED_S: Final = 4.0
+"""After how long the main process of three has surely noticed that one has died: Dramatiq's waits for each of them for
+1 s in turn (dramatiq/cli.py, main)."""
 _LOOKED_AT_S: Final = 3.0
 """How long a second delivery may wait before it is looked at again."""
 
@@ -122,7 +125,8 @@ def a_dead_process_stops_no_other(h: Harness) -> None:
     records = h.environment.records.all()
     pids = {record.pid for record in records if record.kind == "worker_started" and worker.owns(record.pid)}
     os.kill(min(pids - {busy}), signal.SIGKILL)
-    for _ in range(3):
+    for _ in range(4):
+        h.pause(_NOTICED_S / 3)
         quick = h.send(Plan(steps=(RETURN,)))
         took_s = h.final(quick.id)[0].at - quick.after
         h.in_time("taking a message while another process is gone", took_s, _TAKEN_S)
