@@ -16,6 +16,8 @@ from typing import Final
 from taskbridge.contract.preloading import without_settings
 from tests.chaos.tasks import RUN_VARIABLE, WORKER_VARIABLE
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the run itself may be under nohup, and its workers start anew by it
+
 _ROOT: Final = Path(__file__).parents[2]
 _POLL_S: Final = 0.05
 _KEPT_LOG_LINES: Final = 60
