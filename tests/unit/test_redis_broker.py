@@ -81,12 +81,11 @@ class TestPublishing:
             assert [item.decode() for item in items] == expected
         assert broker.counts(["q0", "q1", "q2"]).waiting == {"q0": 334, "q1": 333, "q2": 333}
 
-    def test_many_go_in_few_commands(self, place: Place) -> None:
-        place.client.config_resetstat()
+    def test_many_go_in_few_commands(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        with place_on(make_redis().url) as place:
+            place.broker().publish([message() for _ in range(300)], timeout_s=3)
 
-        place.broker().publish([message() for _ in range(300)], timeout_s=3)
-
-        assert place.client.info("commandstats")["cmdstat_rpush"]["calls"] == 3
+            assert place.client.info("commandstats")["cmdstat_rpush"]["calls"] == 3
 
     def test_large_ones_are_not_sent_all_at_once(self, place: Place) -> None:
         sent = [message(args_json=f'["{"x" * 300_000}"]') for _ in range(20)]
@@ -237,13 +236,14 @@ class TestConnections:
             assert len(place.waiting()) == 9
             assert len(place.delayed()) == 1
 
-    def test_a_connection_that_the_server_closed_is_not_used(self, place: Place) -> None:
-        broker = place.broker()
-        for _ in range(5):
-            broker.publish([message()], timeout_s=3)
-            place.client.client_kill_filter(_type="normal", skipme=True)
+    def test_a_connection_that_the_server_closed_is_not_used(self, make_redis: Callable[..., PrivateRedis]) -> None:
+        with place_on(make_redis().url) as place:
+            broker = place.broker()
+            for _ in range(5):
+                broker.publish([message()], timeout_s=3)
+                place.client.client_kill_filter(_type="normal", skipme=True)
 
-        assert len(place.waiting()) == 5
+            assert len(place.waiting()) == 5
 
     def test_one_that_was_idle_for_long_is_not_trusted(
         self, make_redis: Callable[..., PrivateRedis], monkeypatch: pytest.MonkeyPatch

@@ -113,6 +113,12 @@ class TestParking:
 class TestAmongMany:
     """A pump among hundreds asks less often, for any of them does the work; the others are only names here."""
 
+    @pytest.fixture
+    def place(self, make_redis: Callable[..., PrivateRedis]) -> Iterator[Place]:
+        """A server of its own, whose commands are counted."""
+        with place_on(make_redis().url) as place:
+            yield place
+
     def test_it_looks_half_as_often_when_nothing_is_due(self, place: Place) -> None:
         add_pumps(place, 100)
         with pumping(place.broker()):

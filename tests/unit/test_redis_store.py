@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -71,9 +72,10 @@ def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: Priv
 
 
 def test_the_end_of_a_run_is_one_round_trip_if_nothing_else_was_heard_of_its_message(
-    redis_server: PrivateRedis,
+    make_redis: Callable[..., PrivateRedis],
 ) -> None:
-    store, client = opened(redis_server), Client(redis_server.url)
+    server = make_redis()  # whose commands are counted
+    store, client = opened(server), Client(server.url)
     ran, delayed, unrecorded, never_ran = (a_message() for _ in range(4))
     store.records.create([(ran, 0.0), (never_ran, 0.0)], timeout_s=5)
     store.records.create([(delayed, 60.0)], timeout_s=5)
