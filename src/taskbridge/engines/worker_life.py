@@ -177,10 +177,12 @@ class WorkerLife:
             except Exception:  # this thread has yet to see to the end of the grace
                 _log.exception("looking for stuck runs failed, going on")
         if ended.wait(max(0.0, self._deadline - monotonic())):
+            self._leave_rest()
             return
         self._host.stopping.set()
         self.interrupt()
         if ended.wait(AFTER_GRACE_S):
+            self._leave_rest()
             return
         if self._is_whole_process:
             if self.is_idle():
@@ -188,6 +190,13 @@ class WorkerLife:
             self._exit(0)
         self._give_back_all(())
         self._abandoned.set()
+
+    def _leave_rest(self) -> None:
+        """End a process of `taskbridge worker` whose time is over, though the engine or a thread of a task goes on."""
+        if self._is_whole_process and "TASKBRIDGE_APP" in os.environ:  # else a script of the application's may go on
+            sleep(max(0.0, self._deadline + AFTER_GRACE_S - monotonic()))
+            logging.shutdown()
+            os._exit(0)
 
     def _exit(self, code: int, *, lost: Collection[Run] = ()) -> None:
         """End the process; in a thread, for a broker that does not answer must not hold it."""
