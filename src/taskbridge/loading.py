@@ -17,9 +17,6 @@ from taskbridge.bridge import Bridge, default_bridge
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 
-APP_VARIABLE: Final = "TASKBRIDGE_APP"
-"""The environment variable that tells an engine's own worker which application to load."""
-
 URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"
 """The environment variable with a URL that wins over all others, even one that the module itself chooses."""
 

@@ -13,8 +13,9 @@ from typing import Any, NoReturn, TypeAlias
 
 from taskbridge import Bridge, default_bridge
 from taskbridge.cli.output import print_json
+from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError, nearest
-from taskbridge.loading import APP_VARIABLE, load_bridge
+from taskbridge.loading import load_bridge
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""

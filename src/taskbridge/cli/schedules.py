@@ -25,7 +25,7 @@ from taskbridge.cli.command import (
     count,
 )
 from taskbridge.cli.output import say, table
-from taskbridge.loading import APP_VARIABLE
+from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.schedules.sender import Scheduler
 
 _LOOK_S: Final = 0.5

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from taskbridge.declaration import Declaration
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Host: TypeAlias = "Bridge"
 """What an engine is given: the bridge that it belongs to."""
+
+APP_VARIABLE: Final = "TASKBRIDGE_APP"
+"""The environment variable that tells an engine's own worker which application to load."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

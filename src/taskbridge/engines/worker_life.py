@@ -26,7 +26,7 @@ from time import monotonic, sleep
 from typing import Final
 
 from taskbridge import locks
-from taskbridge.engines.base import Host
+from taskbridge.engines.base import APP_VARIABLE, Host
 from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
@@ -193,7 +193,7 @@ class WorkerLife:
 
     def _leave_rest(self) -> None:
         """End a process of `taskbridge worker` whose time is over, though the engine or a thread of a task goes on."""
-        if self._is_whole_process and "TASKBRIDGE_APP" in os.environ:  # else a script of the application's may go on
+        if self._is_whole_process and APP_VARIABLE in os.environ:  # else a script of the application's may go on
             sleep(max(0.0, self._deadline + AFTER_GRACE_S - monotonic()))
             logging.shutdown()
             os._exit(0)

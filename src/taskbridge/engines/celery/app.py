@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
 from taskbridge.engines.celery.carrier import Carrier, ChildRuns
 from taskbridge.engines.celery.life import CeleryLife
@@ -310,7 +310,7 @@ class CeleryEngine:
             *("--without-gossip", "--without-mingle"),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
-        return Command(argv=tuple(argv), env={"TASKBRIDGE_APP": options.app}, drops="CELERY_", keeps=_KEPT_VARIABLES)
+        return Command(argv=tuple(argv), env={APP_VARIABLE: options.app}, drops="CELERY_", keeps=_KEPT_VARIABLES)
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
         """Run a Celery worker in threads of this process while the block runs."""

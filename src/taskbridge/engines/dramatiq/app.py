@@ -12,7 +12,7 @@ from dramatiq.middleware import CurrentMessage, Middleware, default_middleware
 
 from taskbridge import locks
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Reception, TaskActor
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
@@ -87,7 +87,7 @@ class DramatiqEngine:
             *(("--queues", *queues) if queues else ()),
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
-        env = {"TASKBRIDGE_APP": options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
         return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)] * options.processes
 
     @contextmanager

@@ -7,8 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError
-from taskbridge.loading import APP_VARIABLE, load_bridge
+from taskbridge.loading import load_bridge
 from taskbridge.schedules import sender
 
 if TYPE_CHECKING:
