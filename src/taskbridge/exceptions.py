@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from taskbridge.failures import clipped
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice nearest to a mistyped word, or an empty string."""
@@ -67,7 +69,10 @@ class EncodeError(CodecError, TypeError):
 
 
 class DecodeError(CodecError):
-    """Bytes or data found on the wire are not a message of a form this release reads."""
+    """Bytes or data found on the wire are not a message of a form this release reads; of the text, 500 letters stay."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(clipped(problem, 500))
 
 
 class NewerFormError(DecodeError):

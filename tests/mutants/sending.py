@@ -236,3 +236,9 @@ def what_is_read_may_be_of_any_depth() -> None:
 def expiries_are_checked_by_workers_alone() -> None:
     """Whatever a worker refuses to read may be sent."""
     put("taskbridge.message", "Message.check_rare", lambda _: lambda self: None)
+
+
+@mutant("I3", "what_a_worker_would_refuse_is_refused_at_once")
+def hashes_are_not_counted() -> None:
+    """A set may be sent whose members have one hash, and that takes a worker seconds to be made again."""
+    put(_CODEC, "_unlike", lambda _: lambda members: None)

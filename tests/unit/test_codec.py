@@ -7,6 +7,7 @@ from collections import OrderedDict
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
+from time import process_time
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -150,12 +151,59 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         '{"$":"set","v":[[1]]}',
         '{"$":"dict","v":[1]}',
         '{"$":"timedelta","v":[99999999999]}',
+        '{"$":"timedelta","v":[1e999]}',
+        '{"$":"UUID","v":5}',
+        '{"$":"Decimal","v":{}}',
+        '{"$":"bytes","v":5}',
+        '{"$":"float","v":[]}',
+        '{"$":"date","v":null}',
+        '{"$":"tuple","v":5}',
+        '{"$":"dict","v":[[[],1]]}',
+        '{"$":"datetime","v":"2026-01-01","zone":"America"}',
+        '{"$":"time","v":"10:00","zone":"' + "x" * 300 + '"}',
+        '{"$":"datetime","v":"2026-01-01","fold":7}',
+        '{"$":"datetime","v":"' + "x" * 100_000 + '"}',
     ],
     ids=lambda text: text[:30],
 )
 def test_what_is_no_tagged_json_is_refused_when_it_comes_in(text: str) -> None:
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError) as caught:
         codec.loads(text)
+    assert len(str(caught.value)) <= 500
+
+
+ALIKE = [number * (2**61 - 1) for number in range(1, 10_000)]
+"""Numbers of one hash: a set of them takes seconds to be made."""
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"$": "set", "v": ALIKE},
+        {"$": "frozenset", "v": [{"$": "tuple", "v": [number]} for number in ALIKE]},
+        {"$": "dict", "v": [[number, 1] for number in ALIKE]},
+        {"$": "set", "v": [{"$": "Decimal", "v": str(number)} for number in ALIKE]},
+        {"$": "set", "v": [{"$": "UUID", "v": f"{number:032x}"} for number in ALIKE]},
+    ],
+    ids=["set", "tuples", "dict", "decimals", "UUIDs"],
+)
+def test_a_set_whose_members_have_one_hash_is_refused_at_once(plain: object) -> None:
+    text = json.dumps(plain)
+    begun = process_time()
+
+    with pytest.raises(DecodeError, match="the same hash"):
+        codec.loads(text)
+
+    assert process_time() - begun < 1
+
+
+@pytest.mark.parametrize("make", [set, frozenset, dict.fromkeys])
+def test_such_a_set_is_refused_where_it_is_sent(make: Any) -> None:
+    with pytest.raises(EncodeError, match="the same hash") as caught:
+        codec.dumps_array([1, [make(ALIKE[:101])]], "args")
+    assert caught.value.path == "args[1]"
+
+    assert codec.loads(codec.dumps(make(ALIKE[:100]), "x")) == make(ALIKE[:100])
 
 
 def test_plain_values_are_plain_json_that_any_client_reads() -> None:

@@ -208,12 +208,15 @@ def what_is_nested_too_deeply_is_dead(h: Harness) -> None:
 
 @scenario("I3", on=(ALONE,))
 def what_a_worker_would_refuse_is_refused_at_once(h: Harness) -> None:
-    """An expiry that no worker could read, and a header that is no text, are refused where they are sent."""
+    """An expiry that no worker could read, a header that is no text and a set of equal hashes are refused at once."""
     half = "\ud800"
     for expires in (datetime.max.replace(tzinfo=timezone.utc), 1e12):
         error = h.refused(EncodeError, h.tasks.echo.using(expires=expires).send, 1)
         h.equal("the path", error.path, "expires")
     h.refused(EncodeError, h.tasks.echo.using(headers={"a": half}).send, 1)
+    alike = {number * (2**61 - 1) for number in range(1, 200)}
+    for value in (alike, frozenset(alike), dict.fromkeys(alike)):
+        h.equal("the path", h.refused(EncodeError, h.tasks.echo.send, value).path, "args[0]")
     _nothing_was_sent(h)
     far = datetime(9000, 1, 1, tzinfo=timezone.utc)
     handle = h.own(h.tasks.echo.using(expires=far).send(5))

@@ -259,7 +259,7 @@ class CeleryEngine:
             request = task.request
             if request.called_directly or request.is_eager:
                 return declaration.function(*args, **kwargs)
-            return carrier.carry(request)
+            return carrier.carry(vars(request))  # for a header may have the name of a method
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)

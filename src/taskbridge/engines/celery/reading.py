@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, META
+from taskbridge.engines.celery.stock import get_decoder
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META
 from taskbridge.exceptions import CodecError, DecodeError
+from taskbridge.failures import repr_of
 from taskbridge.message import Message, checked, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
@@ -50,6 +53,9 @@ DEEPEST: Final = codec.MOST_JSON_DEPTH
 _AROUND: Final = 8
 """What Celery puts around an argument: the list of them, a task linked to another, a chain, a chord."""
 
+_EMBEDDED: Final = frozenset(EMBEDDED)
+"""What a body may say beside the arguments; Celery takes all of it for its own words (celery/app/trace.py)."""
+
 _HOLDERS: Final = frozenset((list, dict, tuple))
 _LIMITS: Final = ("hard", "soft")
 
@@ -72,8 +78,8 @@ def parts_of(
     args, kwargs, embed = args or (), kwargs or {}, embed or {}
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise DecodeError("not a Celery message: its arguments are no list and no object")
-    if not isinstance(embed, dict):
-        raise DecodeError("not a Celery message: what is linked to its task is no object")
+    if not isinstance(embed, dict) or not cast("dict[str, Any]", embed).keys() <= _EMBEDDED:
+        raise DecodeError("not a Celery message: what is linked to its task is no object, or has other names")
     if not isinstance(found.get("shadow") or "", str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
     limits = found.get("timelimit")
@@ -188,9 +194,35 @@ def instant(value: object) -> float | None:
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(_iso(cast("str", value)))
     except (TypeError, ValueError, AttributeError) as exc:
-        raise DecodeError(f"not a time: {value!r}") from exc
+        raise DecodeError(f"not a time: {repr_of(value)}") from exc
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _iso(text: str) -> str:
     return f"{text[:-1]}+00:00" if text.endswith("Z") else text  # which Python 3.10 does not read
+
+
+_DECOMPRESSORS: Final = {
+    "zlib": "decompressobj",
+    "bz2": "BZ2Decompressor",
+    "lzma": "LZMADecompressor",
+    "zstd": "ZstdDecompressor",
+}
+"""By module, what decompresses with a limit; brotli's has none."""
+
+
+def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
+    """Return a body that a plain client has compressed, which may have so many bytes then (rule I3).
+
+    Raises:
+        DecodeError: It has more, or can't be decompressed.
+    """
+    try:
+        module = import_module(get_decoder(kind).__module__)
+        decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()
+        found: bytes = decompressor.decompress(body.encode() if isinstance(body, str) else body, most_bytes + 1)
+    except Exception as exc:  # what it raises depends on what somebody has written there
+        raise DecodeError(f"it can't be decompressed, with a limit, as {repr_of(kind)}: {exc!r}") from exc
+    if len(found) > most_bytes or not decompressor.eof:
+        raise DecodeError(f"decompressed, it has more bytes than max_message_bytes = {most_bytes}, or is cut off")
+    return found

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     AMQP: Any
     CeleryTask: Any
     Exchange: Any
+    get_decoder: Any
     PreforkPool: Any
     Queue: Any
     SoloPool: Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     CeleryContext = Untyped
     CeleryRequest = Untyped
     KombuConnection = Untyped
+    KombuMessage = Untyped
     TCPTransport = Untyped
     VirtualChannel = Untyped
     VirtualTransport = Untyped
@@ -53,8 +55,10 @@ else:
     from celery.worker import state as worker_state
     from celery.worker.consumer import Consumer as CeleryConsumer
     from celery.worker.request import Request as CeleryRequest
+    from kombu.compression import get_decoder
     from kombu.connection import Connection as KombuConnection
     from kombu.entity import Exchange, Queue
+    from kombu.message import Message as KombuMessage
     from kombu.transport.pyamqp import Channel as AmqpChannel
     from kombu.transport.pyamqp import Connection as AmqpConnection
     from kombu.transport.pyamqp import Transport as AmqpTransport

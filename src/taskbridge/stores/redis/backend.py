@@ -100,7 +100,7 @@ class RedisBackend(Backend):
         after = f"({cursor}" if cursor else "-inf"
         command = ("ZRANGEBYSCORE", self._cancelled, after, "+inf", "WITHSCORES", "LIMIT", 0, most)
         [found] = self._ask(timeout_s, [command])
-        return found[-1].decode() if found else cursor, [life.decode() for life in found[::2]]
+        return found[-1].decode() if found else cursor, [life.decode(errors="replace") for life in found[::2]]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` after each write of a key that tells."""

@@ -89,17 +89,6 @@ def _short(held: bytes, at: int) -> tuple[str, int]:
     return held[at + 1 : end].decode(), end
 
 
-def _decoded(found: _Delivery) -> str | bytes:
-    """Return a body as py-amqp's channels do by default: as text, if it is text in the encoding that it names."""
-    encoding = found.properties.get("content_encoding")
-    if encoding is None:
-        return found.body
-    try:
-        return found.body.decode(encoding)
-    except (LookupError, ValueError):
-        return found.body
-
-
 class Socket(TCPTransport):
     """A socket from which as much is read at a time as there is."""
 
@@ -245,7 +234,7 @@ class Connection(AmqpConnection):
         transport._read_buffer = held[found.end :]
         self.bytes_recv += 3
         self.taken += 1
-        message = _Message(_decoded(found) if channel.auto_decode else found.body)
+        message = _Message(found.body)
         message.properties = found.properties
         return partial(channel._on_basic_deliver, *found.arguments, message)
 

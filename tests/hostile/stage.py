@@ -1,0 +1,419 @@
+"""Workers of one pair of engine and broker, what is put before them, and whether they go on."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from typing_extensions import Self
+
+from taskbridge import Bridge, RetryPolicy, Task
+from taskbridge.contract.pace import Pace
+from taskbridge.contract.preloading import passed_on, without_settings
+from taskbridge.contract.probe import START
+from taskbridge.contract.workers import ProcessWorker
+from taskbridge.engines.base import WorkerOptions
+from tests.hostile.forms import Case, Form, Payload, Place, forms_of
+from tests.hostile.names import ACCEPT, APP, CANARY_FILE, FAILING, FOLDER_VARIABLE, PROBE_FILE, QUEUES
+from tests.hostile.outlets import outlet_of
+
+WITHIN_S: Final[Mapping[Place, float]] = {
+    "queue": 2.0,
+    "delayed": 4.0,  # Dramatiq's queue of delayed messages is looked at twice a second, and then they are parked
+    "parked": 4.0,
+    "strangers": 15.0,  # another engine's pumps count as gone when they were not seen for a few seconds
+    "control": 2.0,
+    "letters": 2.0,
+    "record": 4.0,  # its message and that of a mark may wait for their marks, 0.1 s each
+    "mark": 8.0,
+    "held": 12.0,  # until the lease of who held it is over, and a worker looks
+}
+"""Within how many seconds a healthy message runs that is behind odd ones in each place, on an idle machine."""
+
+TOGETHER: Final[Mapping[Place, int]] = {"strangers": 10_000, "letters": 10_000, "held": 10_000, "mark": 20}
+"""How many messages are put in one place at once, 40 where nothing else is said."""
+FEW_TOGETHER: Final = 40
+_FORGET_AFTER: Final = 20
+"""After how many chunks the dead letters are forgotten: together they are large."""
+
+LEASE_S: Final = 4.0
+_GRACE_S: Final = 3.0
+_UNKNOWN_S: Final = 2.0
+_START_S: Final = 60.0
+_SETTLE_S: Final = 20.0
+_POLL_S: Final = 0.01
+_LOOK_S: Final = 0.2
+_PING_S: Final = 2.0
+
+MOST_BYTES: Final = 200_000_000
+"""How much memory a worker's process may have had at any time; about a third of it is what it begins with."""
+
+MOST_LINE: Final = 5_000
+"""How long a line of a worker's log may be."""
+
+MOST_LINES: Final = 60
+"""How many lines a worker may log for a message, on average: few messages have a traceback."""
+
+UNCOUNTED: Final[Collection[Place]] = ("control", "letters", "strangers", "held")
+"""Places from which it is not known how many messages come: some are left there for others to read."""
+
+REASONS: Final = {"undecodable", "internal_error", "unknown_task", "bad_arguments", "exhausted"}
+
+
+class Stopped(Exception):
+    """Something did not go on: a healthy message did not run, say; `cases` are those that were before it."""
+
+    def __init__(self, problem: str, cases: Sequence[Case] = (), log: str = "") -> None:
+        super().__init__(problem)
+        self.cases = cases
+        self.log = log
+
+
+class Stage:
+    """The workers of a pair, in a namespace of its own.
+
+    Args:
+        url: Of the pair, such as `celery+redis://127.0.0.1:6379/0`.
+        store: Of a store beside the broker; None for none.
+        pace: How fast this machine is.
+    """
+
+    def __init__(self, url: str, *, store: str | None = None, pace: Pace | None = None) -> None:
+        self.pace: Pace = Pace() if pace is None else pace
+        self.folder: Path = Path(tempfile.mkdtemp(prefix="taskbridge-hostile-"))
+        self.settings: dict[str, Any] = {
+            "url": url,
+            "namespace": f"hostile-{secrets.token_hex(4)}",
+            "default_queue": QUEUES[0],
+            "lease": LEASE_S,
+            "grace": _GRACE_S,
+            "unknown_task_grace": _UNKNOWN_S,
+            "send_timeout": 10.0,
+            "max_message_bytes": 1_000_000,
+            **({} if store is None else {"store": store}),
+        }
+        self.bridge: Bridge = Bridge(**self.settings, queues=QUEUES)
+        self.forms: Sequence[Form] = forms_of(self.bridge)
+        self._engine = self.bridge.settings.url.engine
+        self._accept: Task[..., None] = self.bridge.task(name=ACCEPT, retry=RetryPolicy.never())(_nothing)
+        self._failing: Task[..., None] = self.bridge.task(name=FAILING)(_nothing)
+        self._outlet = outlet_of(self.bridge)
+        self._workers: dict[str, ProcessWorker] = {}
+        self._processes: dict[str, Collection[int]] = {}
+        self._read = 0
+        self._tokens: Counter[str] = Counter()
+        self._own_tokens: set[str] = set()
+        self._ended = 0  # of odd messages, beside those in letters
+        self._buried = 0
+        self.sent: int = 0
+
+    # From start to end
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        """Start a worker for each queue: of Celery's one with children and one with threads, which differ most."""
+        shapes = {QUEUES[0]: 1, QUEUES[1]: 2} if self._engine == "celery" else dict.fromkeys(QUEUES[:1], 2)
+        env = {
+            **without_settings(),
+            **passed_on(),
+            **{f"TASKBRIDGE_{name.upper()}": str(value) for name, value in self.settings.items()},
+            "TASKBRIDGE_QUEUES": ",".join(QUEUES),
+            FOLDER_VARIABLE: str(self.folder),
+        }
+        for queue, threads in shapes.items():
+            options = WorkerOptions(app=APP, queues=(queue,), threads=threads)
+            self._workers[queue] = ProcessWorker.start(self.bridge, options, env, self.folder / f"{queue}.log")
+        for queue in shapes:
+            self._accept.using(queue=queue).send(self._new_token())
+        self._wait(self._own_tokens, _START_S, "the first message")
+        self._processes = {queue: _processes_of(worker) for queue, worker in self._workers.items()}
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that are consumed."""
+        return tuple(self._workers)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers.values():
+            worker.kill()
+        self._outlet.close()
+        self.bridge.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # Trying
+
+    def attempt(self, cases: Sequence[Case], queue: str) -> None:
+        """Put odd messages somewhere, all in the same kind of place, and healthy ones behind them; wait for these.
+
+        Raises:
+            Stopped: A healthy one has not run in time, or a process has ended.
+        """
+        place = cases[0].form.place
+        for case in cases:
+            token = self._new_token(is_own=False)
+            self._outlet.put(place, case.payload(token, queue), token, queue)
+        self.sent += 0 if place in UNCOUNTED else len(cases)
+        behind = {self._new_token()}
+        self._accept.using(queue=queue).send(*behind)
+        if place in ("queue", "delayed", "parked", "strangers", "record", "mark"):
+            for form in {case.form.name: case.form for case in cases}.values():
+                behind.add(token := self._new_token())
+                self._outlet.put(place, form.healthy(token, queue), token, queue)
+        try:
+            self._wait(behind, WITHIN_S[place], "a healthy message")
+            self._check_place(place)
+        except Stopped as exc:
+            raise Stopped(str(exc), cases, self.log(queue)) from None
+
+    def attempt_all(self, makers: Sequence[Callable[[str, str], Payload]], queue: str) -> None:
+        """Put messages on a queue, each made of its token and the queue's name, and a healthy one behind; wait for it.
+
+        Raises:
+            Stopped: It has not run in time.
+        """
+        for make in makers:
+            token = self._new_token(is_own=False)
+            self._outlet.put("queue", make(token, queue), token, queue)
+        self.sent += len(makers)
+        self._accept.using(queue=queue).send(token := self._new_token())
+        try:
+            self._wait({token}, WITHIN_S["queue"], "a healthy message")
+        except Stopped as exc:
+            raise Stopped(str(exc), log=self.log(queue)) from None
+
+    def _check_place(self, place: Place) -> None:
+        if place == "control":
+            answers = self.bridge.native.control.ping(timeout=_PING_S * self.pace.factor, limit=len(self._workers))
+            if len(answers) != len(self._workers):
+                raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping")
+        elif place == "letters":
+            self._look_at_letters()
+        elif place == "strangers":
+            self._outlet.forget_strangers()
+
+    def _look_at_letters(self) -> None:
+        """List the dead letters, replay all and forget the rest, as a person would."""
+        try:
+            page = self.bridge.dead.list(limit=None)
+            for entry in page.entries:
+                repr(entry.arguments)
+            self.bridge.dead.replay_all()
+            self.bridge.dead.purge_all()
+        except Exception as exc:
+            raise Stopped(f"the dead letters can't be shown, replayed or purged: {exc!r:.300}") from exc
+
+    def settle(self, *, counts: bool) -> None:
+        """Wait until all odd messages have ended, and check what became of them, what is logged and how large all is.
+
+        Args:
+            counts: Whether none was put in a place that is not counted.
+
+        Raises:
+            Stopped: They have not, or something is out of bounds.
+        """
+        for queue in self.queues:  # parking goes on, too
+            self._failing.using(queue=queue).send(token := self._new_token())
+            self._wait({token}, _SETTLE_S, "a message that fails once")
+        deadline = time.monotonic() + _SETTLE_S * self.pace.factor
+        while (problem := self._unended(counts=counts)) is not None:
+            if time.monotonic() > deadline:
+                raise Stopped(problem, log="\n".join(map(self.log, self.queues)))
+            time.sleep(_LOOK_S)
+        reasons = {letter.reason for letter in self.bridge.dead_letters()}
+        if not reasons <= REASONS:
+            raise Stopped(f"dead letters have the reasons {sorted(reasons)}")
+        self.forget_letters()
+        self._check_bounds()
+
+    def forget_letters(self) -> None:
+        """Forget the dead letters so far."""
+        self._buried += self._outlet.forget_letters()
+
+    def _unended(self, *, counts: bool) -> str | None:
+        """Return how many messages have not ended; None if all have.
+
+        Those that are parked for a time that is far away have ended, too, as far as this is concerned.
+        """
+        self._refresh()
+        now = self.bridge.counts()
+        waiting = {queue: count for queue, count in now.waiting.items() if count}
+        ended = self._ended + self._buried + now.dead + now.delayed
+        if not waiting and (ended == self.sent or not counts):
+            return None
+        return (
+            f"of {self.sent} odd messages {self._ended} ran or were discarded, {self._buried + now.dead} are dead, "
+            f"{now.delayed} are parked and {waiting or 'none'} wait"
+        )
+
+    def _check_bounds(self) -> None:
+        for queue, worker in self._workers.items():
+            for pid in _processes_of(worker):
+                if (peak := _peak_bytes(pid)) > MOST_BYTES:
+                    raise Stopped(f"a process had {peak / 1e6:.0f} MB at its peak")
+            lines = (self.folder / f"{queue}.log").read_bytes().splitlines()
+            longest = max(lines, key=len, default=b"")
+            if len(longest) > MOST_LINE:
+                raise Stopped(f"a line of the log has {len(longest)} bytes: {longest[:300]!r}")
+            if len(lines) > MOST_LINES * max(100, self.sent):
+                raise Stopped(f"the log has {len(lines)} lines for {self.sent} messages")
+        if (self.folder / CANARY_FILE).exists():
+            raise Stopped("something in a message was executed")
+
+    # Watching
+
+    def _new_token(self, *, is_own: bool = True) -> str:
+        token = f"{'healthy' if is_own else 'odd'}-{secrets.token_hex(8)}"
+        if is_own:
+            self._own_tokens.add(token)
+        return token
+
+    def _wait(self, tokens: Collection[str], within_s: float, what: str) -> None:
+        limit_s = within_s * self.pace.factor + self.pace.slack_s
+        deadline = time.monotonic() + limit_s
+        while True:
+            self._refresh()
+            missing = [token for token in tokens if not self._tokens[token]]
+            if not missing:
+                return
+            for queue, worker in self._workers.items():
+                if (code := worker.wait(0)) is not None:
+                    raise Stopped(f"a worker ended with code {code}", log=self.log(queue))
+            if time.monotonic() > deadline:
+                raise Stopped(f"{what} did not run within {limit_s:.1f} s")
+            time.sleep(_POLL_S)
+
+    def check_processes(self) -> None:
+        """Raise `Stopped` if a process has ended or was started anew."""
+        for queue, worker in self._workers.items():
+            if self._processes[queue] != (now := _processes_of(worker)):
+                raise Stopped(f"processes {self._processes[queue]} became {now}", log=self.log(queue))
+
+    def _refresh(self) -> None:
+        """Read what the workers have written down since."""
+        path = self.folder / PROBE_FILE
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                self._note(json.loads(line))
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        token = record["data"].get("token", "")
+        if token in self._own_tokens and record["kind"] == START:
+            self._tokens[token] += 1
+        elif not str(record["id"]).startswith("healthy"):
+            self._ended += 1
+
+    def log(self, queue: str) -> str:
+        """Return the last lines of a worker's log."""
+        return self._workers[queue].log()
+
+
+def _nothing(*values: Any, **named: Any) -> None:
+    """Stand for a task that only workers run."""
+
+
+def _processes_of(worker: ProcessWorker) -> frozenset[int]:
+    return frozenset(int(path.name) for path in Path("/proc").glob("[0-9]*") if worker.owns(int(path.name)))
+
+
+def _peak_bytes(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+Report = Callable[[str], object]
+
+
+def run(make: Callable[[], Stage], chunks: Sequence[Sequence[Case]], say: Report = print) -> list[str]:
+    """Put chunks of odd messages before workers, and return what is wrong; find out which message it was.
+
+    Args:
+        make: Makes a stage, with workers of its own.
+        chunks: What is put in one place together, as `chunked` returns them.
+        say: Is told of what is wrong, as it is found.
+    """
+    faults: list[str] = []
+    counted = [chunk for chunk in chunks if chunk[0].form.place not in UNCOUNTED]
+    others = [chunk for chunk in chunks if chunk[0].form.place in UNCOUNTED]
+    stage = make().__enter__()
+    try:
+        for part in (counted, others):
+            for number, cases in enumerate(part):
+                try:
+                    stage.attempt(cases, stage.queues[number % len(stage.queues)])
+                    stage.check_processes()
+                    if number % _FORGET_AFTER == 0:
+                        stage.forget_letters()
+                except Stopped as exc:
+                    say(f"{cases[0].form.place}: {exc}, after one of {len(cases)}\n{exc.log}")
+                    stage.close()
+                    faults += _narrowed(make, cases, number, say) or [f"{cases[0].form.place}: {exc}"]
+                    stage = make().__enter__()
+            try:
+                stage.settle(counts=part is counted)
+            except Stopped as exc:
+                faults.append(str(exc))
+                say(f"{exc}\n{exc.log}")
+    finally:
+        stage.close()
+    return faults
+
+
+def _narrowed(make: Callable[[], Stage], cases: Sequence[Case], number: int, say: Report) -> list[str]:
+    """Try a half, and the half of that, until one message is left; then the other halves."""
+    faults: list[str] = []
+    left = [cases] if len(cases) == 1 else [cases[: len(cases) // 2], cases[len(cases) // 2 :]]
+    for part in left:
+        with make() as stage:
+            try:
+                stage.attempt(part, stage.queues[number % len(stage.queues)])
+                stage.check_processes()
+                continue
+            except Stopped as exc:
+                problem, log = str(exc), exc.log
+        if len(part) == 1:
+            say(f"{part[0]}: {problem}\n{log}")
+            faults.append(f"{part[0]}: {problem}")
+        else:
+            faults += _narrowed(make, part, number, say)
+    return faults
+
+
+def chunked(cases: Sequence[Case]) -> list[Sequence[Case]]:
+    """Return cases in the chunks in which they are put somewhere."""
+    by_place: dict[Place, list[Case]] = {}
+    for case in cases:
+        by_place.setdefault(case.form.place, []).append(case)
+    return [
+        found[start : start + size]
+        for place, found in by_place.items()
+        for size in (TOGETHER.get(place, FEW_TOGETHER),)
+        for start in range(0, len(found), size)
+    ]
