@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.stock import get_decoder
 from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.failures import repr_of
@@ -200,29 +198,3 @@ def instant(value: object) -> float | None:
 
 def _iso(text: str) -> str:
     return f"{text[:-1]}+00:00" if text.endswith("Z") else text  # which Python 3.10 does not read
-
-
-_DECOMPRESSORS: Final = {
-    "zlib": "decompressobj",
-    "bz2": "BZ2Decompressor",
-    "lzma": "LZMADecompressor",
-    "zstd": "ZstdDecompressor",
-}
-"""By module, what decompresses with a limit; brotli's has none."""
-
-
-def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
-    """Return a body that a plain client has compressed, which may have so many bytes then (rule I3).
-
-    Raises:
-        DecodeError: It has more, or can't be decompressed.
-    """
-    try:
-        module = import_module(get_decoder(kind).__module__)
-        decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()
-        found: bytes = decompressor.decompress(body.encode() if isinstance(body, str) else body, most_bytes + 1)
-    except Exception as exc:  # what it raises depends on what somebody has written there
-        raise DecodeError(f"it can't be decompressed, with a limit, as {repr_of(kind)}: {exc!r}") from exc
-    if len(found) > most_bytes or not decompressor.eof:
-        raise DecodeError(f"decompressed, it has more bytes than max_message_bytes = {most_bytes}, or is cut off")
-    return found

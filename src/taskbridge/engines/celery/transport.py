@@ -13,18 +13,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partialmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from taskbridge.engines.celery.reading import decompressed
+from taskbridge.engines.celery.incoming import careful_channel, careful_connection
 from taskbridge.engines.celery.stock import (
     KombuConnection,
-    KombuMessage,
     VirtualChannel,
     VirtualTransport,
     kombu_json,
@@ -397,12 +394,9 @@ def own_transport(engine: CeleryEngine, base: Any) -> Any:
     kind, most_bytes = engine.settings.url.broker, engine.settings.max_message_bytes
     own: dict[str, Any] = {"engine": engine}
     if kind == "amqp":
-        stock_init: Any = base.Connection.Channel.__init__
-        undecoded = {"__init__": partialmethod(stock_init, auto_decode=False)}
-        channels = _bounded(base.Connection.Channel, most_bytes, **undecoded)
-        own["Connection"] = type("Connection", (base.Connection,), {"Channel": channels})
+        own["Connection"] = careful_connection(base.Connection, most_bytes)
     else:
-        own["Channel"] = _bounded(base.Channel, most_bytes)
+        own["Channel"] = careful_channel(base.Channel, most_bytes)
         kinds = frozenset(("direct", "topic", "fanout"))
         own |= {"driver_type": kind, "driver_name": kind}
         own["implements"] = base.implements.extend(asynchronous=kind == "redis", exchange_type=kinds)
@@ -412,32 +406,6 @@ def own_transport(engine: CeleryEngine, base: Any) -> Any:
         return kind
 
     return type("Transport", (base,), {**own, "__json__": classmethod(shown)})
-
-
-class _BoundedMessage(KombuMessage):
-    """A message whose body is decompressed up to a limit, and decoded as UTF-8 if at all; kombu has no limit.
-
-    Some encodings, such as punycode, take a time that grows with the square of the size.
-    """
-
-    most_bytes: int = 0
-
-    def __init__(self, body: Any = None, headers: Any = None, content_encoding: Any = None, **options: Any) -> None:
-        encoding = "binary" if content_encoding == "binary" else "utf-8"
-        kind = headers.get("compression") if isinstance(headers, dict) else None
-        if kind:
-            headers = {**headers, "compression": None}
-            try:
-                body = decompressed(body, kind, self.most_bytes)
-            except DecodeError:
-                self.errors: list[Any] = [sys.exc_info()]  # with which kombu asks what is to become of it
-        super().__init__(body=body, headers=headers, content_encoding=encoding, **options)
-
-
-def _bounded(channel: Any, most_bytes: int, **other: Any) -> Any:
-    """Return a class of channels whose messages are decompressed up to so many bytes, with other attributes too."""
-    message = type("Message", (channel.Message, _BoundedMessage), {"most_bytes": most_bytes})
-    return type("Channel", (channel,), {"Message": message, **other})
 
 
 def own_connection(engine: CeleryEngine) -> Any:

@@ -1,0 +1,107 @@
+"""What comes from a broker, as kombu and py-amqp make messages of it: nothing may cost much there, or end the loop.
+
+kombu decompresses without a limit, and decodes as whatever encoding is named; punycode, say, takes a time that grows
+with the square of the size. What py-amqp can't read in a message's header, it raises in Celery's main loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partialmethod
+from importlib import import_module
+from typing import Any, Final
+
+from taskbridge.engines.celery.stock import KombuMessage, get_decoder, stock, stock_frame_handler
+from taskbridge.exceptions import DecodeError
+from taskbridge.failures import repr_of
+
+_Frame = tuple[int, int, Any]
+"""A frame: its kind, its channel and what it holds."""
+
+_HEADER: Final = 2
+"""The kind of frame that holds a message's properties, behind its class and its size."""
+
+_PROPERTIES_AT: Final = 12
+_NO_PROPERTIES: Final = bytes(2)
+
+_DECOMPRESSORS: Final = {
+    "zlib": "decompressobj",
+    "bz2": "BZ2Decompressor",
+    "lzma": "LZMADecompressor",
+    "zstd": "ZstdDecompressor",
+}
+"""By module, what decompresses with a limit; brotli's has none."""
+
+
+def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
+    """Return a body that a plain client has compressed, which may have so many bytes then (rule I3).
+
+    Raises:
+        DecodeError: It has more, or can't be decompressed.
+    """
+    try:
+        module = import_module(get_decoder(kind).__module__)
+        decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()
+        found: bytes = decompressor.decompress(body.encode() if isinstance(body, str) else body, most_bytes + 1)
+    except Exception as exc:  # what it raises depends on what somebody has written there
+        raise DecodeError(f"it can't be decompressed, with a limit, as {repr_of(kind)}: {exc!r}") from exc
+    if len(found) > most_bytes or not decompressor.eof:
+        raise DecodeError(f"decompressed, it has more bytes than max_message_bytes = {most_bytes}, or is cut off")
+    return found
+
+
+class _Message(KombuMessage):
+    """A message whose body is decompressed up to a limit, and decoded as UTF-8 if at all."""
+
+    most_bytes: int = 0
+
+    def __init__(self, body: Any = None, headers: Any = None, content_encoding: Any = None, **options: Any) -> None:
+        encoding = "binary" if content_encoding == "binary" else "utf-8"
+        kind = headers.get("compression") if isinstance(headers, dict) else None
+        if kind:
+            headers = {**headers, "compression": None}
+            try:
+                body = decompressed(body, kind, self.most_bytes)
+            except DecodeError:
+                self.errors: list[Any] = [sys.exc_info()]  # of which kombu tells the consumer
+        super().__init__(body=body, headers=headers, content_encoding=encoding, **options)
+
+
+def careful_channel(channel: Any, most_bytes: int, **others: Any) -> Any:
+    """Return a class of channels whose messages may have so many bytes when they are decompressed."""
+    message = type("Message", (channel.Message, _Message), {"most_bytes": most_bytes})
+    return type("Channel", (channel,), {"Message": message, **others})
+
+
+def careful_connection(connection: Any, most_bytes: int) -> Any:
+    """Return a class of py-amqp's connections with such channels, which outlive a header that can't be read."""
+    undecoded = partialmethod(stock(connection.Channel.__init__), auto_decode=False)
+    channel = careful_channel(connection.Channel, most_bytes, __init__=undecoded)
+    own_init = partialmethod(stock(connection.__init__), frame_handler=_frame_handler)
+    return type("Connection", (connection,), {"Channel": channel, "__init__": own_init})
+
+
+def _frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[_Frame], Any]:
+    """Return what handles frames: a message whose header can't be read has none, and is buried (rule I1)."""
+    called = False
+
+    def call(*args: Any) -> Any:
+        nonlocal called
+        called = True
+        return callback(*args)
+
+    on_frame: Callable[[_Frame], Any] = stock_frame_handler(connection, call)
+
+    def handle(frame: _Frame) -> Any:
+        nonlocal called
+        called = False
+        try:
+            return on_frame(frame)
+        except Exception:  # what it raises depends on what somebody has written there
+            kind, channel, data = frame
+            if kind != _HEADER or called:
+                raise
+            return on_frame((kind, channel, bytes(data[:_PROPERTIES_AT]) + _NO_PROPERTIES))
+
+    return handle
