@@ -66,7 +66,7 @@ def test_what_can_not_be_decompressed_is_refused_in_few_words(kind: Any, body: A
 
 def made(target: str, body: bytes, headers: dict[str, Any], encoding: str = "utf-8") -> Any:
     """Return a message as a worker's channel makes it of what came."""
-    bridge = Bridge(f"celery+{target}://localhost", max_message_bytes=MOST)
+    bridge = Bridge(f"celery+{target}://{'' if target == 'memory' else 'localhost'}", max_message_bytes=MOST)
     transport: Any = bridge.native.engine.transport
     if target == "amqp":
         properties = {"content_type": "application/json", "content_encoding": encoding, "application_headers": headers}
