@@ -7,16 +7,12 @@ import bz2
 import json
 import lzma
 import zlib
-from struct import pack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("celery")
-
-from amqp import spec
-from amqp.serialization import dumps
 
 from taskbridge import Bridge
 from taskbridge.engines.celery.incoming import decompressed
@@ -106,25 +102,6 @@ def test_an_encoding_that_takes_long_is_not_used(target: str) -> None:
 
     assert message.content_encoding == "utf-8"
     assert message.payload == [[], {}, {}]
-
-
-def test_a_header_that_py_amqp_can_not_read_ends_nothing() -> None:
-    bridge = Bridge("celery+amqp://localhost")
-    connection = bridge.native.engine.transport.Connection(heartbeat=0)
-    came: list[Any] = []
-    handle = connection.frame_handler_cls(connection, lambda *args: came.append(args[-1]))
-    time_out_of_range = b"\x04when" + b"T\x7f" + b"\xff" * 7
-    odd = pack(">I", len(time_out_of_range)) + time_out_of_range
-    arguments = pack(">HH", *spec.Basic.Deliver) + dumps("sLbss", ("tag", 1, True, "", "a queue"))
-
-    for size, flags, properties in ((2, 0x2000, odd), (0, 0x2000, odd), (2, 0x8000, b"\x02\xff\xfe"), (2, 0, b"")):
-        handle((1, 1, arguments))
-        handle((2, 1, pack(">HHQH", 60, 0, size, flags) + properties))
-        if size:
-            handle((3, 1, b"[]"))
-
-    assert [each.properties for each in came] == [{}, {}, {}, {}]
-    bridge.close()
 
 
 def test_channels_of_rabbitmq_leave_bodies_as_bytes() -> None:

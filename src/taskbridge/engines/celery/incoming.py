@@ -1,29 +1,19 @@
-"""What comes from a broker, as kombu and py-amqp make messages of it: nothing may cost much there, or end the loop.
+"""What comes from a broker, as kombu and py-amqp make messages of it: nothing in it may cost much there (rule I3).
 
 kombu decompresses without a limit, and decodes as whatever encoding is named; punycode, say, takes a time that grows
-with the square of the size. What py-amqp can't read in a message's header, it raises in Celery's main loop.
+with the square of the size.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partialmethod
 from importlib import import_module
 from typing import Any, Final
 
-from taskbridge.engines.celery.stock import KombuMessage, get_decoder, stock, stock_frame_handler
+from taskbridge.engines.celery.stock import KombuMessage, get_decoder, stock
 from taskbridge.exceptions import DecodeError
 from taskbridge.failures import repr_of
-
-_Frame = tuple[int, int, Any]
-"""A frame: its kind, its channel and what it holds."""
-
-_HEADER: Final = 2
-"""The kind of frame that holds a message's properties, behind its class and its size."""
-
-_PROPERTIES_AT: Final = 12
-_NO_PROPERTIES: Final = bytes(2)
 
 _DECOMPRESSORS: Final = {
     "zlib": "decompressobj",
@@ -75,33 +65,7 @@ def careful_channel(channel: Any, most_bytes: int, **others: Any) -> Any:
 
 
 def careful_connection(connection: Any, most_bytes: int) -> Any:
-    """Return a class of py-amqp's connections with such channels, which outlive a header that can't be read."""
+    """Return a class of py-amqp's connections with such channels, which leave bodies as bytes."""
     undecoded = partialmethod(stock(connection.Channel.__init__), auto_decode=False)
     channel = careful_channel(connection.Channel, most_bytes, __init__=undecoded)
-    own_init = partialmethod(stock(connection.__init__), frame_handler=_frame_handler)
-    return type("Connection", (connection,), {"Channel": channel, "__init__": own_init})
-
-
-def _frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[_Frame], Any]:
-    """Return what handles frames: a message whose header can't be read has none, and is buried (rule I1)."""
-    called = False
-
-    def call(*args: Any) -> Any:
-        nonlocal called
-        called = True
-        return callback(*args)
-
-    on_frame: Callable[[_Frame], Any] = stock_frame_handler(connection, call)
-
-    def handle(frame: _Frame) -> Any:
-        nonlocal called
-        called = False
-        try:
-            return on_frame(frame)
-        except Exception:  # what it raises depends on what somebody has written there
-            kind, channel, data = frame
-            if kind != _HEADER or called:
-                raise
-            return on_frame((kind, channel, bytes(data[:_PROPERTIES_AT]) + _NO_PROPERTIES))
-
-    return handle
+    return type("Connection", (connection,), {"Channel": channel})

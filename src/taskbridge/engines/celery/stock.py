@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     CeleryTask: Any
     Exchange: Any
     get_decoder: Any
-    stock_frame_handler: Any
     PreforkPool: Any
     Queue: Any
     SoloPool: Any
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     VirtualChannel = Untyped
     VirtualTransport = Untyped
 else:
-    from amqp.method_framing import frame_handler as stock_frame_handler
     from amqp.transport import TCPTransport
     from celery import Celery
     from celery.app.amqp import AMQP
