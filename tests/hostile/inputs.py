@@ -13,7 +13,11 @@ from tests.hostile.forms import AmqpForm, Form, Payload
 from tests.hostile.odd import VALUES, Path
 from tests.hostile.stage import Stage, Stopped
 
-_TOGETHER: Final = 40
+_TOGETHER: Final = 80
+"""How many inputs are put on a queue at once, at most; most often it is fewer than ten."""
+
+_CHUNKS: Final = 500
+_SHOWN: Final = 3_000
 
 _scalars = (
     st.none()
@@ -58,49 +62,62 @@ def _paths(form: Form) -> list[Path]:
     return paths
 
 
+class _Trial:
+    """Random inputs for one stage after another."""
+
+    def __init__(self, make: Callable[[], Stage]) -> None:
+        self._make = make
+        self.stage: Stage = make().__enter__()
+        self.tried: int = 0
+        forms = [form for form in self.stage.forms if form.place == "queue"]
+        self._inputs: Any = st.one_of([_of_form(form, _paths(form)) for form in forms])
+
+    def round(self, number: int) -> None:
+        """Try a few thousand inputs; raises `AssertionError` with the smallest that stop something."""
+
+        @seed(number)
+        @settings(
+            max_examples=_CHUNKS,
+            phases=(Phase.generate, Phase.shrink),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.lists(self._inputs, min_size=1, max_size=_TOGETHER), st.integers(0, 1))
+        def chunk(makers: list[Callable[[str, str], Payload]], worker: int) -> None:
+            self._try(makers, self.stage.queues[worker % len(self.stage.queues)])
+
+        chunk()
+
+    def _try(self, makers: Sequence[Callable[[str, str], Payload]], queue: str) -> None:
+        self.tried += len(makers)
+        try:
+            self.stage.attempt_all(makers, queue)
+            self.stage.check_processes()
+        except Stopped as exc:
+            self.stage.close()
+            self.stage = self._make().__enter__()
+            shown = "\n".join(repr(each("token", queue))[:_SHOWN] for each in makers)
+            raise AssertionError(f"{exc}\n{exc.log}\n{shown}") from None
+
+
 def try_random(make: Callable[[], Stage], count: int, number: int) -> tuple[int, list[str]]:
-    """Put random inputs on the queues, so many, and return how many there were and what stopped.
+    """Put random inputs on the queues, and return how many there were and what stopped.
 
     Args:
         make: Makes a stage, with workers of its own.
-        count: How many inputs.
+        count: How many inputs, at least.
         number: The seed.
     """
-    stages = [make().__enter__()]
-    forms = [form for form in stages[0].forms if form.place == "queue"]
-    inputs: Any = st.one_of([_of_form(form, _paths(form)) for form in forms])
-    tried = 0
-
-    @seed(number)
-    @settings(
-        max_examples=max(1, count // _TOGETHER),
-        phases=(Phase.generate, Phase.shrink),
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(inputs, min_size=1, max_size=2 * _TOGETHER), st.booleans())
-    def chunk(makers: list[Callable[[str, str], Payload]], is_second: bool) -> None:
-        nonlocal tried
-        stage = stages[-1]
-        queue = stage.queues[is_second % len(stage.queues)]
-        tried += len(makers)
-        try:
-            stage.attempt_all(makers, queue)
-            stage.check_processes()
-        except Stopped as exc:
-            stage.close()
-            stages.append(make().__enter__())
-            shown = [bytes(each("token", queue).body)[:2000] for each in makers]
-            raise AssertionError(f"{exc}\n{exc.log}\n{shown}") from None
-
-    faults: list[str] = []
+    trial = _Trial(make)
     try:
-        while tried < count and not faults:
-            chunk()
-        stages[-1].settle(counts=True)
+        while trial.tried < count:
+            trial.round(number)
+            trial.stage.forget_letters()
+            number += 1
+        trial.stage.settle(counts=True)
     except (AssertionError, Stopped) as exc:
-        faults.append(str(exc))
+        return trial.tried, [str(exc)]
     finally:
-        stages[-1].close()
-    return tried, faults
+        trial.stage.close()
+    return trial.tried, []
