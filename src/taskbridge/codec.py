@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeGuard, TypeVar, cas
 
 from taskbridge.background import in_time
 from taskbridge.exceptions import DecodeError, EncodeError
-from taskbridge.failures import repr_of
 
 MOST_DEPTH: Final = 100
 """How many containers may be inside one another, in one argument or result; a scalar has depth 0."""
@@ -35,8 +34,7 @@ MOST_JSON_DEPTH: Final = 3 * MOST_DEPTH + 1
 """How deep that can be as JSON: a dict whose keys are no strings is three containers, and arguments are in one more."""
 
 _MOST_ALIKE: Final = 100
-"""How many members of a set, or keys of a dict, may have the same hash: each is compared with all of these. Of numbers,
-anybody can find many: the hash of every multiple of 2**61 - 1 is 0."""
+"""How many members of a set may have the same hash: a new one is compared with each, and numbers of one hash abound."""
 
 TAG = "$"
 
@@ -257,12 +255,12 @@ def _valued(plain: Any, left: int) -> Any:
         return {key: item if type(item) in _SCALARS else _valued(item, left) for key, item in plain.items()}
     decode = _DECODERS.get(plain[TAG]) if isinstance(plain[TAG], str) else None
     if decode is None:
-        raise DecodeError(f"unknown tag {repr_of(plain[TAG])}")
+        raise DecodeError(f"unknown tag {plain[TAG]!r}")
     try:
         return decode(plain, left)
     except (DecodeError, RecursionError):
         raise
-    except Exception as exc:  # what it raises depends on what somebody has written there (rule I3)
+    except Exception as exc:  # what it raises depends on what somebody has written there
         raise DecodeError(f"tag {plain[TAG]!r}: {exc}") from exc
 
 
@@ -277,10 +275,14 @@ def _one_less(left: int) -> int:
     return left - 1
 
 
-def _unlike(members: Collection[Any]) -> None:
-    """Raise `ValueError` if too many members of a set, or keys of a dict, have the same hash."""
+def _unlike(members: Collection[Any]) -> Collection[Any]:
+    """Return what are to be members of a set, or keys of a dict, if it doesn't take long to make it; else `ValueError`.
+
+    The hash of each multiple of 2**61 - 1 is 0, say.
+    """
     if len(members) > _MOST_ALIKE and max(Counter(map(hash, members)).values()) > _MOST_ALIKE:
         raise ValueError(f"more than {_MOST_ALIKE} members of a set, or keys of a dict, have the same hash")
+    return members
 
 
 class _UnknownTypeError(Exception):
@@ -313,14 +315,10 @@ def _plain_container(kind: Any, value: Any, left: int) -> Any:
     if kind is dict:
         if all(type(key) is str for key in value) and TAG not in value and _KOMBU_KEY not in value:
             return {key: item if type(item) in _PLAIN else _plain(item, left) for key, item in value.items()}
-        _unlike(value)
-        return {TAG: "dict", "v": [[_plain(key, left), _plain(item, left)] for key, item in value.items()]}
-    items = [item if type(item) in _PLAIN else _plain(item, left) for item in value]
-    if kind is list:
-        return items
-    if kind is not tuple:
-        _unlike(value)
-    return {TAG: kind.__name__, "v": items}
+        return {TAG: "dict", "v": [[_plain(key, left), _plain(value[key], left)] for key in _unlike(value)]}
+    members = value if kind in (list, tuple) else _unlike(value)
+    items = [item if type(item) in _PLAIN else _plain(item, left) for item in members]
+    return items if kind is list else {TAG: kind.__name__, "v": items}
 
 
 def _located(value: Any, path: str) -> EncodeError:
@@ -373,15 +371,8 @@ def _moment_of(kind: type[datetime] | type[time], plain: Mapping[str, Any], _: i
 
 
 def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
-    items = [(_valued(key, left), _valued(item, left)) for key, item in pairs]
-    _unlike([key for key, _ in items])
-    return dict(items)
-
-
-def _set_of(kind: type[set[Any] | frozenset[Any]], plain: Mapping[str, Any], left: int) -> Any:
-    items = _items_of(plain["v"], left)
-    _unlike(items)
-    return kind(items)
+    keys = _unlike([_valued(key, left) for key, _ in pairs])
+    return {key: _valued(item, left) for key, (_, item) in zip(keys, pairs, strict=True)}
 
 
 _PLAIN: Final = frozenset((str, int, bool, type(None)))
@@ -416,8 +407,8 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "float": lambda plain, _: float(plain["v"]),
     "UUID": lambda plain, _: _uuid_of(plain["v"]),
     "tuple": lambda plain, left: tuple(_items_of(plain["v"], left)),
-    "set": partial(_set_of, set),
-    "frozenset": partial(_set_of, frozenset),
+    "set": lambda plain, left: set(_unlike(_items_of(plain["v"], left))),
+    "frozenset": lambda plain, left: frozenset(_unlike(_items_of(plain["v"], left))),
     "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
 }
 """By tag."""

@@ -63,14 +63,6 @@ def _text_of(value: object, most: int) -> str:
         return f"<its text can't be had: {type_of(type(exc))}>"
 
 
-def repr_of(value: object) -> str:
-    """Return a value that was found on the wire as Python shows it, at most 200 characters of it."""
-    try:
-        return clipped(repr(value), _MOST_NAME)
-    except (RecursionError, ValueError) as exc:  # lists in one another; a number of more digits than Python writes
-        return f"<{type(value).__name__}: {type(exc).__name__}>"
-
-
 def text_of(error: BaseException) -> str:
     """Return an exception's text, at most 2,000 characters of it."""
     return _text_of(error, MOST_TEXT)

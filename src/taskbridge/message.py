@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, TypeGuard, cast
 
 from taskbridge import codec
 from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, nearest
-from taskbridge.failures import repr_of
 from taskbridge.retry import ErrorInfo
 
 FORM: Final = 1
@@ -284,10 +283,10 @@ def checked(message: Message) -> Message:
     if 0 < len(message.id) <= LONGEST_ID and names.isascii() and "\0" not in names:  # as nearly always
         return message
     if not is_id(message.id):
-        raise _odd("id", message.id)
+        raise DecodeError(f"not a message: its id is {ascii(message.id)[:300]}")
     for kind, name in (("task", message.task), ("queue", message.queue)):
         if not can_be_kept(name):
-            raise _odd(kind, name)
+            raise DecodeError(f"not a message: its {kind} is {ascii(name)[:300]}")
     return message
 
 
@@ -301,11 +300,11 @@ def _object(text: str | bytes) -> Mapping[str, Any]:
 def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     form = data["form"]
     if not isinstance(form, int) or form < 1:
-        raise _odd("form", form)
+        raise DecodeError(f"not a message: its form is {form!r}")
     if form > FORM:
         raise NewerFormError(f"the message has form {form}; this release reads up to {FORM}")
     if data["priority"] not in PRIORITIES:
-        raise _odd("priority", data["priority"])
+        raise DecodeError(f"not a message: its priority is {data['priority']!r}")
     queue, attempt, enqueued_at = data["queue"], data["attempt"], data["enqueued_at"]
     is_usual = type(queue) is str and type(attempt) is int and type(enqueued_at) is float
     if not (  # a third of the calls' time
@@ -327,12 +326,8 @@ _ALWAYS: Final = 5
 def _text(data: Mapping[str, Any], key: str) -> str:
     value: Any = data[key]
     if not isinstance(value, str) or _utf8_size(value) is None:
-        raise _odd(key, value)
+        raise DecodeError(f"not a message: its {key} is {value!r}")
     return value
-
-
-def _odd(name: str, value: object) -> DecodeError:
-    return DecodeError(f"not a message: its {name} is {repr_of(value)}")
 
 
 def _number(*kinds: type, optional: bool = False) -> Callable[[Any, str], Any]:
@@ -343,7 +338,7 @@ def _number(*kinds: type, optional: bool = False) -> Callable[[Any, str], Any]:
             return None
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if not is_number or not 0 <= value <= END_OF_TIME:
-            raise _odd(name, value)
+            raise DecodeError(f"not a message: its {name} is {value!r}")
         return value
 
     return read
@@ -376,7 +371,7 @@ def _error(pair: Any, _: str) -> ErrorInfo | None:
         case [str(kind), str(text)]:
             return ErrorInfo(type=kind, message=text)
         case _:
-            raise _odd("error", pair)
+            raise DecodeError(f"not a message: its error is {pair!r}")
 
 
 _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {

@@ -513,11 +513,11 @@ def _parts_of(message: Any) -> reading.Parts:
     try:
         payload = message.payload
         headers = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
-        if isinstance(payload, (list, tuple)):
-            args, kwargs, embed = payload
-        else:
-            args, kwargs = payload.get("args"), payload.get("kwargs")
-            embed = {name: payload.get(name) for name in EMBEDDED}
+        args, kwargs, embed = (
+            payload
+            if isinstance(payload, (list, tuple))
+            else (payload.get("args"), payload.get("kwargs"), {name: payload.get(name) for name in EMBEDDED})
+        )
     except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
         raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
     return reading.parts_of(headers, args, kwargs, embed)

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from taskbridge.engines.celery.stock import KombuMessage, get_decoder, stock
 from taskbridge.exceptions import DecodeError
-from taskbridge.failures import repr_of
 
 _DECOMPRESSORS: Final = {
     "zlib": "decompressobj",
@@ -35,7 +34,7 @@ def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
         decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()
         found: bytes = decompressor.decompress(body.encode() if isinstance(body, str) else body, most_bytes + 1)
     except Exception as exc:  # what it raises depends on what somebody has written there
-        raise DecodeError(f"it can't be decompressed, with a limit, as {repr_of(kind)}: {exc!r}") from exc
+        raise DecodeError(f"it can't be decompressed, with a limit, as {kind!r}: {exc!r}") from exc
     if len(found) > most_bytes or not decompressor.eof:
         raise DecodeError(f"decompressed, it has more bytes than max_message_bytes = {most_bytes}, or is cut off")
     return found

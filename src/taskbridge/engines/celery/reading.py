@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from taskbridge import codec
 from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META
 from taskbridge.exceptions import CodecError, DecodeError
-from taskbridge.failures import repr_of
 from taskbridge.message import Message, checked, loads_meta
 
 EXPIRES: Final = "taskbridge-expires"
@@ -51,9 +50,6 @@ DEEPEST: Final = codec.MOST_JSON_DEPTH
 _AROUND: Final = 8
 """What Celery puts around an argument: the list of them, a task linked to another, a chain, a chord."""
 
-_EMBEDDED: Final = frozenset(EMBEDDED)
-"""What a body may say beside the arguments; Celery takes all of it for its own words (celery/app/trace.py)."""
-
 _HOLDERS: Final = frozenset((list, dict, tuple))
 _LIMITS: Final = ("hard", "soft")
 
@@ -76,7 +72,7 @@ def parts_of(
     args, kwargs, embed = args or (), kwargs or {}, embed or {}
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise DecodeError("not a Celery message: its arguments are no list and no object")
-    if not isinstance(embed, dict) or not cast("dict[str, Any]", embed).keys() <= _EMBEDDED:
+    if not isinstance(embed, dict) or not set(EMBEDDED).issuperset(embed):  # else `is_eager` runs it past us
         raise DecodeError("not a Celery message: what is linked to its task is no object, or has other names")
     if not isinstance(found.get("shadow") or "", str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
@@ -192,7 +188,7 @@ def instant(value: object) -> float | None:
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(_iso(cast("str", value)))
     except (TypeError, ValueError, AttributeError) as exc:
-        raise DecodeError(f"not a time: {repr_of(value)}") from exc
+        raise DecodeError(f"not a time: {value!r}") from exc
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
