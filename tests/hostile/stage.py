@@ -38,6 +38,9 @@ WITHIN_S: Final[Mapping[Place, float]] = {
 }
 """Within how many seconds a healthy message runs that is behind odd ones in each place, on an idle machine."""
 
+EACH_S: Final = 0.03
+"""How much longer it may take for each odd one before it: a worker has to read, log and bury that."""
+
 TOGETHER: Final[Mapping[Place, int]] = {"strangers": 10_000, "letters": 10_000, "held": 10_000, "mark": 20}
 """How many messages are put in one place at once, 40 where nothing else is said."""
 FEW_TOGETHER: Final = 40
@@ -179,7 +182,7 @@ class Stage:
                 behind.add(token := self._new_token())
                 self._outlet.put(place, form.healthy(token, queue), token, queue)
         try:
-            self._wait(behind, WITHIN_S[place], "a healthy message")
+            self._wait(behind, WITHIN_S[place] + EACH_S * len(cases), "a healthy message")
             self._check_place(place)
         except Stopped as exc:
             raise Stopped(str(exc), cases, self.log(queue)) from None
@@ -196,7 +199,7 @@ class Stage:
         self.sent += len(makers)
         self._accept.using(queue=queue).send(token := self._new_token())
         try:
-            self._wait({token}, WITHIN_S["queue"], "a healthy message")
+            self._wait({token}, WITHIN_S["queue"] + EACH_S * len(makers), "a healthy message")
         except Stopped as exc:
             raise Stopped(str(exc), log=self.log(queue)) from None
 
@@ -374,7 +377,7 @@ def run(make: Callable[[], Stage], chunks: Sequence[Sequence[Case]], say: Report
                 except Stopped as exc:
                     say(f"{cases[0].form.place}: {exc}, after one of {len(cases)}\n{exc.log}")
                     stage.close()
-                    faults += _narrowed(make, cases, number, say) or [f"{cases[0].form.place}: {exc}"]
+                    faults += _narrowed([cases], make, number, say)
                     stage = make().__enter__()
             try:
                 stage.settle(counts=part is counted)
@@ -386,11 +389,13 @@ def run(make: Callable[[], Stage], chunks: Sequence[Sequence[Case]], say: Report
     return faults
 
 
-def _narrowed(make: Callable[[], Stage], cases: Sequence[Case], number: int, say: Report) -> list[str]:
-    """Try a half, and the half of that, until one message is left; then the other halves."""
+def _narrowed(parts: Sequence[Sequence[Case]], make: Callable[[], Stage], number: int, say: Report) -> list[str]:
+    """Try parts of a chunk once more, and halves of those that stop something, until one message is left of each.
+
+    What passes now was stopped by the machine, and is no fault.
+    """
     faults: list[str] = []
-    left = [cases] if len(cases) == 1 else [cases[: len(cases) // 2], cases[len(cases) // 2 :]]
-    for part in left:
+    for part in parts:
         with make() as stage:
             try:
                 stage.attempt(part, stage.queues[number % len(stage.queues)])
@@ -398,11 +403,12 @@ def _narrowed(make: Callable[[], Stage], cases: Sequence[Case], number: int, say
                 continue
             except Stopped as exc:
                 problem, log = str(exc), exc.log
-        if len(part) == 1:
-            say(f"{part[0]}: {problem}\n{log}")
-            faults.append(f"{part[0]}: {problem}")
-        else:
-            faults += _narrowed(make, part, number, say)
+        half = len(part) // 2
+        found = _narrowed([part[:half], part[half:]], make, number, say) if half else []
+        if not found:
+            say(f"{part[0]}, or {len(part) - 1} others: {problem}\n{log}")
+            found = [f"{part[0]}, or {len(part) - 1} others: {problem}"]
+        faults += found
     return faults
 
 

@@ -60,11 +60,11 @@ def test_what_can_not_be_decompressed_is_refused_in_few_words(kind: Any, body: A
     assert len(str(caught.value)) <= 500
 
 
-def made(target: str, body: bytes, headers: dict[str, Any], encoding: str = "utf-8") -> Any:
+def made(broker: str, body: bytes, headers: dict[str, Any], encoding: str = "utf-8") -> Any:
     """Return a message as a worker's channel makes it of what came."""
-    bridge = Bridge(f"celery+{target}://{'' if target == 'memory' else 'localhost'}", max_message_bytes=MOST)
+    bridge = Bridge(f"celery+{broker}://{'' if broker == 'memory' else 'localhost'}", max_message_bytes=MOST)
     transport: Any = bridge.native.engine.transport
-    if target == "amqp":
+    if broker == "amqp":
         properties = {"content_type": "application/json", "content_encoding": encoding, "application_headers": headers}
         message = SimpleNamespace(body=body, properties=properties, delivery_tag=1, delivery_info={})
         made: Any = transport.Connection.Channel.Message(message)
@@ -82,12 +82,12 @@ def made(target: str, body: bytes, headers: dict[str, Any], encoding: str = "utf
     return made
 
 
-@pytest.mark.parametrize("target", ["redis", "amqp", "memory"])
-def test_a_message_is_decompressed_as_it_comes_in(target: str) -> None:
+@pytest.mark.parametrize("broker", ["redis", "amqp", "memory"])
+def test_a_message_is_decompressed_as_it_comes_in(broker: str) -> None:
     text = json.dumps([["a"], {}, {}]).encode()
 
-    good = made(target, zlib.compress(text), {"compression": "gzip", "task": "t"})
-    bomb = made(target, bz2.compress(bytes(50_000_000)), {"compression": "bzip2", "task": "t"})
+    good = made(broker, zlib.compress(text), {"compression": "gzip", "task": "t"})
+    bomb = made(broker, bz2.compress(bytes(50_000_000)), {"compression": "bzip2", "task": "t"})
 
     assert good.payload == [["a"], {}, {}]
     assert not good.errors
@@ -96,9 +96,9 @@ def test_a_message_is_decompressed_as_it_comes_in(target: str) -> None:
     assert bomb.headers["task"] == "t"
 
 
-@pytest.mark.parametrize("target", ["redis", "amqp"])
-def test_an_encoding_that_takes_long_is_not_used(target: str) -> None:
-    message = made(target, b"[[], {}, {}]", {}, encoding="punycode")
+@pytest.mark.parametrize("broker", ["redis", "amqp"])
+def test_an_encoding_that_takes_long_is_not_used(broker: str) -> None:
+    message = made(broker, b"[[], {}, {}]", {}, encoding="punycode")
 
     assert message.content_encoding == "utf-8"
     assert message.payload == [[], {}, {}]
