@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("celery")
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.incoming import decompressed
+from taskbridge.engines.celery.transport import decompressed
 from taskbridge.exceptions import DecodeError
 
 MOST = 1000
