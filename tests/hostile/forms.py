@@ -182,8 +182,8 @@ class AmqpForm(Form):
                 pieces += _entry(name, value)
             elif len(rest) > 1:
                 pieces += _entry(name, json.loads(changed(value, rest[1:], odd)))
-        if odd_header and len(rest) == 1 and odd is not None:
-            pieces += [_short(odd_header[0]), odd]
+        if odd is not None and odd_header == rest and rest:
+            pieces += [_short(rest[0]), odd]
         return Payload(body.encode(errors="surrogateescape"), properties, b"".join(pieces))
 
 
@@ -265,7 +265,7 @@ def _enveloped(bridge: Bridge, token: str, headers: Mapping[str, Any], body: Any
 
 def _celery_client(bridge: Bridge) -> Callable[[str, str], Any]:
     def make(token: str, _: str) -> Any:
-        headers = {
+        headers: dict[str, Any] = {
             "lang": "py",
             "task": ACCEPT,
             "id": token,
