@@ -87,6 +87,7 @@ class Bridge(Parts):
         grace: How long a stopping worker lets tasks run.
         store: Where attempt marks, records and cancellations live.
         unknown_task_grace: How long a message waits for a worker that knows its task.
+        requeue_pause: How long a message waits after an unexpected error; twice as long each further time.
         dead_ttl: How long dead letters are kept.
         max_message_bytes: How large a message's encoded arguments and headers may be.
         result_ttl: How long what became of a message, and its result, is kept after its end; None is for ever.
@@ -115,6 +116,7 @@ class Bridge(Parts):
         grace: Duration | None = None,
         store: str | None = None,
         unknown_task_grace: Duration | None = None,
+        requeue_pause: Duration | None = None,
         dead_ttl: Duration | None = None,
         max_message_bytes: int | None = None,
         result_ttl: Duration | Literal["default"] | None = "default",

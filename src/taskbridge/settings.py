@@ -385,6 +385,7 @@ class Settings:
     grace_s: float = _setting(25.0, _seconds)
     store: str | None = _setting(None, _store)
     unknown_task_grace_s: float = _setting(600.0, _seconds)
+    requeue_pause_s: float = _setting(1.0, _duration)
     dead_ttl_s: float = _setting(7 * 86400.0, _duration)
     max_message_bytes: int = _setting(1024 * 1024, _size)
     result_ttl_s: float | None = _setting(86400.0, _ttl)

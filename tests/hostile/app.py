@@ -9,11 +9,7 @@ from typing import Any, Final
 
 from taskbridge import Bridge, Event, RetryPolicy, current
 from taskbridge.contract.probe import START, Probe
-from taskbridge.engines import settle
 from tests.hostile.names import ACCEPT, FAILING, FOLDER_VARIABLE, PROBE_FILE
-
-# A message that meets such errors would take half a minute otherwise.
-settle.REQUEUE_PAUSES_S = (0.05,) * 5  # type: ignore[misc]
 
 bridge: Bridge = Bridge()
 _probe: Final = Probe(Path(os.environ.get(FOLDER_VARIABLE, "."), PROBE_FILE), time.time)

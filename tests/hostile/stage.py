@@ -99,6 +99,7 @@ class Stage:
             "lease": LEASE_S,
             "grace": _GRACE_S,
             "unknown_task_grace": _UNKNOWN_S,
+            "requeue_pause": 0.05,
             "send_timeout": 10.0,
             "max_message_bytes": 1_000_000,
             **({} if store is None else {"store": store}),

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tests.mutants.table import mutant, put
+
+_SETTLE = "taskbridge.engines.settle"
 
 
 @mutant("I1", "odd_messages_are_buried", "celery+memory")
@@ -20,23 +23,35 @@ def what_a_slot_can_not_take_ends_the_loop() -> None:
     put("taskbridge.engines.celery.consumer", "Consumer.bury", lambda _: bury)
 
 
-def _pause(*pauses_s: float) -> None:
-    put("taskbridge.engines.settle", "REQUEUE_PAUSES_S", lambda _: pauses_s)
+def _pause(pause_s: Callable[[int], float | None]) -> None:
+    put(_SETTLE, "_requeue_pause_s", lambda _: lambda host, requeues: pause_s(requeues))
 
 
 @mutant("I2", "an_unexpected_error_requeues", "dramatiq+redis")
 def pauses_after_errors_stay_short() -> None:
-    """A message waits for a second after each unexpected error."""
-    _pause(1.0, 1.0, 1.0, 1.0, 1.0)
+    """A message waits as long after each unexpected error as after the first."""
+    _pause(lambda requeues: 0.2 if requeues < 5 else None)
 
 
 @mutant("I2", "an_unexpected_error_requeues", "celery+amqp")
 def an_error_is_met_twice_at_most() -> None:
     """A message is dead when it has met two unexpected errors."""
-    _pause(1.0)
+    _pause(lambda requeues: 0.2 if requeues < 1 else None)
 
 
 @mutant("I2", "an_unexpected_error_requeues", "celery+redis")
 def errors_are_met_without_end() -> None:
     """A message is requeued after each unexpected error, however many it has met."""
-    _pause(1.0, 2.0, 4.0, 8.0, 16.0, 0.2, 0.2, 0.2, 0.2, 600.0)
+    _pause(lambda requeues: 0.2 * 2 ** min(requeues, 6))
+
+
+@mutant("I2", "a_crash_before_the_start_is_counted", "dramatiq+amqp")
+def crashes_before_the_start_are_not_counted() -> None:
+    """A message that came back without having been started is handed to a slot, however often it did."""
+    put(_SETTLE, "taken_again", lambda _: lambda host, message: None)
+
+
+@mutant("I2", "a_crash_before_the_start_is_counted_without_marks", "celery+amqp")
+def without_marks_only_starts_are_counted() -> None:
+    """Without marks, a message that came back is counted only as it is run."""
+    put(_SETTLE, "taken_again", lambda _: lambda host, message: None)

@@ -11,13 +11,14 @@ import pytest
 from taskbridge import Bridge
 from taskbridge.engines.celery import carrier as celery_carrier
 from taskbridge.engines.celery.carrier import Carrier, PutOff
-from taskbridge.engines.settle import REQUEUE_PAUSES_S
+from taskbridge.engines.settle import MOST_REQUEUES, begin, taken_again
+from taskbridge.exceptions import DecodeError
 from taskbridge.message import Message, new_id
+from taskbridge.retry import Dead
 
 
 @pytest.fixture
-def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
-    monkeypatch.setattr(celery_carrier, "_PAUSE_S", 0.001)
+def bridge() -> Iterator[Bridge]:
     bridge = Bridge("celery+memory://")
 
     @bridge.task(name="shop.pay")
@@ -46,17 +47,49 @@ def test_it_is_requeued_without_its_mark_and_dead_in_the_end(bridge: Bridge, mon
 
     monkeypatch.setattr(type(carrier._runs), "run", fails)
     sent = message()
-    for number in range(len(REQUEUE_PAUSES_S)):
+    for number in range(MOST_REQUEUES):
         outcome = settled(bridge, carrier, replace(sent, requeues=number), redelivered=number > 0)
         assert isinstance(outcome, PutOff)
         assert bridge.counts().delayed == number + 1
-    last = replace(sent, requeues=len(REQUEUE_PAUSES_S))
+    last = replace(sent, requeues=MOST_REQUEUES)
     assert isinstance(settled(bridge, carrier, last, redelivered=True), PutOff)
-    assert len(runs) == len(REQUEUE_PAUSES_S) + 1
+    assert len(runs) == MOST_REQUEUES + 1
     (letter,) = bridge.dead_letters()
     assert (letter.id, letter.reason) == (sent.id, "internal_error")
     assert letter.error is not None
     assert letter.error.message == "unforeseen"
+
+
+def test_a_message_that_comes_back_unstarted_is_dead_in_the_end(bridge: Bridge) -> None:
+    """Errors before it came back count as well."""
+    sent = replace(message(), requeues=3)
+    assert [taken_again(bridge, sent) for _ in range(2)] == [None, None]
+    act = taken_again(bridge, sent)
+    assert act is not None
+    assert isinstance(act(), Dead)
+    (letter,) = bridge.dead_letters()
+    assert (letter.reason, letter.id) == ("internal_error", sent.id)
+    assert taken_again(bridge, sent) is None, "it has ended, as its mark says to whoever takes it"
+
+
+def test_what_was_started_is_not_counted_as_unstarted(bridge: Bridge) -> None:
+    sent = replace(message(), requeues=5)
+    assert begin(bridge.bound(sent.task), sent, redelivered=False) is None
+    assert taken_again(bridge, sent) is None
+
+
+def test_what_can_not_be_read_is_dead_whatever_reading_it_raises(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, parts: Any, delivery: Any) -> Any:
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(Carrier, "read", fails)
+    with pytest.raises(DecodeError):
+        bridge.native.engine.carrier.carry({"id": "m", "task": "shop.pay", "args": [], "kwargs": {}})
+    (letter,) = bridge.dead_letters()
+    assert (letter.reason, letter.raw) == ("internal_error", b"((), {})")
+    assert "unforeseen" in letter.traceback
 
 
 def test_a_forged_outcome_is_no_outcome(bridge: Bridge) -> None:

@@ -127,18 +127,24 @@ def test_a_message_is_what_py_amqp_makes_of_it(peer: Peer, properties: dict[str,
     assert peer.connection.taken == 1, "the reader left it to py-amqp"
 
 
-def test_properties_that_py_amqp_can_not_read_end_nothing(peer: Peer) -> None:
-    value = b""
+def _odd_headers() -> dict[str, bytes]:
+    nested = b""
     for _ in range(5000):
-        value = b"A" + pack(">I", len(value)) + value
-    entry = b"\x04deep" + value
-    method, _, body = delivery(b"[]")
-    header = frame(2, pack(">HHQH", 60, 0, 2, 0x2000) + pack(">I", len(entry)) + entry)
+        nested = b"A" + pack(">I", len(nested)) + nested
+    return {"deep": nested, "unknown": b"?"}
 
-    peer.send(method + header + body + b"".join(delivery(b"{}", **TYPICAL)))
+
+@pytest.mark.parametrize("body", [b"[]", b""])
+@pytest.mark.parametrize("chunk", [100, 1])  # in as many frames, which the reader leaves to py-amqp
+@pytest.mark.parametrize("name", ["deep", "unknown"])
+def test_properties_that_py_amqp_can_not_read_end_nothing(peer: Peer, name: str, chunk: int, body: bytes) -> None:
+    entry = b"\x03odd" + _odd_headers()[name]
+    method, _, *parts = delivery(body, chunk=chunk)
+    header = frame(2, pack(">HHQH", 60, 0, len(body), 0x2000) + pack(">I", len(entry)) + entry)
+
+    peer.send(method + header + b"".join(parts) + b"".join(delivery(b"{}", **TYPICAL)))
 
     assert [each.properties for each in peer.came] == [{}, TYPICAL]
-    assert peer.connection.taken == 2
 
 
 def test_a_body_is_never_decoded(peer: Peer) -> None:

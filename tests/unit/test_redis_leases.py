@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import redis
 
+from taskbridge.brokers.redis import RedisBroker
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.celery.wire import RedisWire as CeleryWire
 from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
 from taskbridge.engines.redis_leases import CELERY, DRAMATIQ, Held, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
-from taskbridge.message import Message, new_id
+from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import load
 
 _ID = re.compile(rb'"(?:message_)?id": ?"([^"]+)"')
@@ -394,6 +395,101 @@ class TestOutages:
         assert (len(place.held()), sum(place.waiting())) == (1, 1)
 
 
+class TestOddEntries:
+    """Whatever somebody else has written into the keys of leases ends as one entry, and stops nobody (rule I1)."""
+
+    @pytest.fixture
+    def lost(self, place: Place) -> str:
+        """Return the key of what a worker held that is gone: a message."""
+        place.put()
+        gone = place.worker()
+        take(gone, place.lists())
+        time.sleep(0.4)
+        return gone.held_prefix + gone.worker
+
+    def letters(self, place: Place) -> list[DeadLetter]:
+        return RedisBroker(place.settings, place.wire).dead_letters()
+
+    @pytest.mark.parametrize("entry", [b"", b"\xff no list", b"NS.string\nitem", b"NS\xed\xa0\x80\nitem"])
+    def test_what_a_dead_worker_held_goes_back_beside_them(self, place: Place, lost: str, entry: bytes) -> None:
+        namespace = place.settings.namespace
+        place.client.set(f"{namespace}.string", "of another type")
+        for tag in (b"\xff", b"", b"x", b"-1", b"nan", b"0x10", b"9" * 400, b"1\n2"):
+            place.client.hset(lost, tag, entry.replace(b"NS", namespace.encode()))
+
+        leases = place.worker()
+        leases.beat()
+
+        assert (sum(place.waiting()), place.held()) == (1, [])
+        assert place.client.zrange(leases.leases_key, 0, -1) == [leases.worker.encode()]
+
+    def test_what_can_not_go_back_is_dead(self, place: Place, lost: str) -> None:
+        list_key = next(key for key in place.wire.places("q") if place.client.exists(key) == 0)
+        place.client.hset(lost, "8", b"no list")
+        place.client.set(list_key, "of another type")
+        place.client.hset(lost, "9", list_key.encode() + b"\nitem")
+
+        leases = place.worker()
+        leases.beat()
+
+        letters = self.letters(place)
+        assert {(letter.reason, letter.raw) for letter in letters} == {
+            ("internal_error", b"no list"),
+            ("internal_error", b"item"),
+        }
+        assert (place.held(), place.client.exists(f"{leases.leases_key}.odd")) == ([], 0)
+        leases.beat()
+        assert len(self.letters(place)) == 2
+
+    def test_a_message_whose_list_is_overwritten_while_it_is_held_is_dead_and_no_other_is(self, place: Place) -> None:
+        """It is not removed before it is somewhere else."""
+        place.put()
+        leases, lists = place.worker(), place.lists()
+        (taken,) = take(leases, lists)
+        other = place.put(queue="other")
+        (second,) = take(leases, place.lists("other"))
+        for key in place.wire.places("q"):
+            place.client.set(key, "of another type")
+
+        leases.give_back(taken.tag, second.tag)
+        leases.beat()
+
+        assert [letter.raw for letter in self.letters(place)] == [taken.text]
+        assert ids(take(leases, place.lists("q", "other"))) == [other], "what can't be read stops no other queue"
+        with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+            take(leases, lists)
+
+    @pytest.mark.parametrize("tag", ["x", "\u0661", "9" * 400])
+    def test_an_odd_tag_of_its_own_hinders_neither_the_lease_nor_its_end(self, place: Place, tag: str) -> None:
+        place.put()
+        leases, lists = place.worker(), place.lists()
+        (taken,) = take(leases, lists)
+        place.client.hset(leases.held_prefix + leases.worker, tag, "nonsense")
+
+        leases.beat()
+        assert place.held() == [taken.tag.encode()]
+
+        place.client.hset(leases.held_prefix + leases.worker, tag, "nonsense")
+        leases.stop()
+        assert (sum(place.waiting()), place.held()) == (1, [])
+
+    @pytest.mark.parametrize("which", ["leases", "own", "dead"])
+    def test_a_key_of_another_type_is_made_anew(self, place: Place, lost: str, which: str) -> None:
+        leases = place.worker()
+        own = leases.held_prefix + leases.worker
+        key = {"leases": leases.leases_key, "own": own, "dead": lost}[which]
+        place.client.delete(key)
+        place.client.set(key, "of another type")
+        sent = place.put("critical")
+
+        taken = take(leases, place.lists())
+        leases.beat()
+
+        assert ids(taken) == [sent]
+        assert place.client.zrange(leases.leases_key, 0, -1) == [leases.worker.encode()]
+        assert place.client.hkeys(own) == [taken[0].tag.encode()]
+
+
 @pytest.mark.parametrize("raw", [b'}{ ,"","', b"\xff\n\x00", b"{}", b'{"redelivered":true', b"[" * 1000])
 def test_what_can_not_be_read_comes_as_it_is_however_often(redis_server: PrivateRedis, raw: bytes) -> None:
     """Whoever takes it buries it (rule Q7)."""
@@ -438,3 +534,16 @@ class TestDramatiqsLists:
         (found,) = place.client.zrange(f"{key}.XQ", 0, -1)
         assert place.client.hget(f"{key}.XQ.msgs", found) == taken.text
         assert (place.held(), place.client.hlen(f"{key}.msgs")) == ([], 0)
+
+    @pytest.mark.parametrize("name", ["recovered", "XQ", "XQ.msgs"])
+    def test_a_key_beside_a_queue_of_another_type_stops_nothing(self, place: Place, name: str) -> None:
+        sent = place.put()
+        place.client.set(f"{place.wire.places('q')[2]}.{name}", "of another type")
+        leases, lists = place.worker(), place.lists()
+        (taken,) = take(leases, lists)
+        leases.give_back(taken.tag)
+        (taken,) = take(leases, lists)
+
+        assert (ids([taken]), taken.suspect) == ([sent], True)
+        leases.end(taken.tag, dead=True)
+        assert place.held() == []

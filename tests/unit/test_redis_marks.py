@@ -138,6 +138,29 @@ def test_what_was_given_back_may_start_again(server: PrivateRedis) -> None:
     other.close()
 
 
+def test_a_message_that_came_back_is_counted_until_it_starts(server: PrivateRedis) -> None:
+    message = a_message(40)
+    assert [marks_of(server).taken(message) for _ in range(3)] == [1, 2, 3]
+    marks = marks_of(server)
+    assert marks.claim(message, timeout_s=1) is Claim.RUN
+    assert marks.taken(message) == 0
+    marks.given_back(message, timeout_s=1)
+    assert marks.taken(message) == 1
+    marks.started(message)
+    claim_when(marks_of(server), message, Claim.RUNNING)
+    assert marks.taken(message) == 0
+
+
+@pytest.mark.parametrize("odd", [b"", b"\xff", b"x", b"taken x", b"a b c", b"ended\nx", b"taken 1\n2", b"a|lost b"])
+def test_an_odd_mark_counts_as_none(server: PrivateRedis, odd: bytes) -> None:
+    message, marks = a_message(41), marks_of(server)
+    with redis.Redis.from_url(server.url) as client:
+        client.set(f"taskbridge:mark:{message.id}:1", odd)
+    assert marks.taken(message) == 0
+    assert marks.claim(message, timeout_s=1) is Claim.RUN
+    assert marks_of(server).claim(message, timeout_s=1) is Claim.RUNNING
+
+
 def test_a_forked_process_is_another_worker(server: PrivateRedis) -> None:
     marks = marks_of(server)
     message = a_message(7)

@@ -53,6 +53,23 @@ def test_what_a_killed_asker_left_is_removed_by_the_next(place: Place, wire: typ
     assert place.client.keys(f"{place.namespace}*") == []
 
 
+ODD_NOTES = (
+    *(b"\xff", b"[" * 10_000, b"5", b"[5]", b"[1,5]", b"[1,[[]]]", b"[-1,[]]", b'["x",[]]'),
+    *(b'[1,["DEL"]]', b'[1,[["DEL","precious"]]]', b'[NaN,[["DEL","precious"]]]'),
+    *(b'[1,[["LREM",5]]]', b'[1,[["LREM","\\ud800"]]]'),
+)
+
+
+@pytest.mark.parametrize("note", ODD_NOTES)
+def test_an_odd_note_on_a_probe_is_removed_and_carries_nothing_out(place: Place, note: bytes) -> None:
+    broker = place.broker()
+    place.client.hset(f"{place.namespace}:probes", "odd", note)
+    place.client.set("precious", "kept")
+    broker.ask([], timeout_s=1)
+    assert place.client.keys(f"{place.namespace}*") == []
+    assert place.client.getdel("precious") == b"kept"
+
+
 def test_a_sign_is_seen_for_its_life_only(place: Place) -> None:
     broker = place.broker()
     broker.leave_signs(["brief", "long"], life_s=0.2, timeout_s=1)

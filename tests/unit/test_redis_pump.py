@@ -459,7 +459,65 @@ class TestWhatCannotBePublished:
         with pumping(broker):
             wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=place.delayed)
 
-        assert list(place.delayed()) == [f"{bad.id}:1"]
+        [letter] = broker.dead_letters()
+        assert (letter.message, letter.reason) == (bad, "internal_error")
+        assert "ZeroDivisionError" in letter.traceback
+        assert place.delayed() == {}
+
+    def test_one_of_another_engine_that_the_wire_cannot_encode_stays(self, place: Place) -> None:
+        class Unable(OneListWire):
+            def encode(self, message: Message) -> tuple[tuple[str | bytes | int | float, ...], ...]:
+                if message.task == "bad":
+                    raise ZeroDivisionError
+                return super().encode(message)
+
+        bad, good = message(task="bad"), message()
+        place.broker(engine="dramatiq").park([(bad, 0), (good, 0.001)], timeout_s=3)
+
+        with pumping(place.broker(Unable)):
+            wait_until(lambda: place.waiting() == [good], timeout_s=5, saw=lambda: place.delayed("dramatiq"))
+
+        assert list(place.delayed("dramatiq")) == [f"{bad.id}:1"]
+
+    @pytest.mark.parametrize("member", [b"\xff:1", "\ud800".encode(errors="surrogatepass")])
+    def test_an_odd_member_does_not_block_the_others(self, place: Place, member: bytes) -> None:
+        place.client.set(f"{place.namespace}.celery.broken", "not a list")
+        broker, bad, good = place.broker(), message("broken"), message()
+        place.client.zadd(f"{place.namespace}:parked:celery", {member: 1})
+        place.client.hset(f"{place.namespace}:parked:celery:messages", member, bad.dumps())  # which Redis refuses
+        broker.park([(good, 0.1)], timeout_s=3)
+
+        with pumping(broker):
+            wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=lambda: None)
+
+    @pytest.mark.parametrize("name", ["pumps:celery", "pumps:dramatiq", "engines"])
+    def test_keys_of_another_type_than_ours_stop_nothing(self, place: Place, name: str) -> None:
+        broker, good = place.broker(), message()
+        place.broker(engine="dramatiq").park([(message(), 9)], timeout_s=3)
+        place.client.delete(f"{place.namespace}:{name}")
+        place.client.set(f"{place.namespace}:{name}", "of another type")
+        broker.park([(good, 0.1)], timeout_s=3)
+
+        with pumping(broker):
+            wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=place.delayed)
+
+    @pytest.mark.parametrize("engine", [b"\xff", b"", b"odd"])
+    @pytest.mark.parametrize("kind", ["string", "messages", "nothing"])
+    def test_an_odd_engine_stops_nothing(self, place: Place, engine: bytes, kind: str) -> None:
+        broker, good = place.broker(), message()
+        parked = f"{place.namespace}:parked:".encode() + engine
+        place.client.sadd(f"{place.namespace}:engines", engine)
+        if kind == "string":
+            place.client.set(parked, "of another type")
+        else:
+            place.client.zadd(parked, {"odd:1": 1})
+        if kind == "messages":
+            place.client.set(parked + b":messages", "of another type")
+        broker.park([(good, 0.1)], timeout_s=3)
+
+        with pumping(broker):
+            wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=place.delayed)
+            assert broker.counts([]).dead == 0
 
     def test_one_parked_again_meanwhile_is_not_published_as_it_was(self, place: Place) -> None:
         parked = message()

@@ -91,6 +91,15 @@ def test_a_message_that_meets_unforeseen_errors_waits_longer_each_time_and_is_de
     assert bridge.handle("m").status().state == "dead"
 
 
+def test_a_setting_says_how_long_it_waits() -> None:
+    bridge = Bridge("inline://?threads=0", requeue_pause=60)
+    bridge.task(name="t")(print)
+    began = bridge.now()
+    assert _not_settled(bridge, _message(requeues=2)) is not None
+    assert bridge.now() - began == pytest.approx(240, abs=0.1)
+    bridge.close()
+
+
 def test_the_next_attempt_is_counted_anew() -> None:
     assert _message(requeues=5).next_attempt(ValueError()).requeues == 0
 

@@ -7,11 +7,15 @@ entry point group `taskbridge.brokers`, whose names are URL schemes.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from taskbridge.message import DeadLetter, Message
+from taskbridge.exceptions import MessageTooLarge
+from taskbridge.failures import traceback_of
+from taskbridge.message import DeadLetter, Message, loads
+from taskbridge.retry import ErrorInfo
 
 NativeT = TypeVar("NativeT")
 NativeT_co = TypeVar("NativeT_co", covariant=True)
@@ -87,6 +91,17 @@ class Taken:
     """What becomes of a dead letter that is taken out: this message waits for a worker, or nothing does if None."""
 
     message: Message | None = None
+
+
+def unpublished(parked: bytes, error: Exception) -> DeadLetter:
+    """Return the dead letter of what was parked and can't be published; reading or encoding it raised this error."""
+    known: dict[str, Any] = {"error": ErrorInfo.of(error), "died_at": time.time()}
+    try:
+        message = loads(parked)
+    except Exception:
+        return DeadLetter(message=None, reason="undecodable", raw=parked, **known)
+    reason = "too_large" if isinstance(error, MessageTooLarge) else "internal_error"
+    return DeadLetter(message=message, reason=reason, traceback=traceback_of(error), **known)
 
 
 Decide = Callable[[DeadLetter], Taken | None]

@@ -19,6 +19,12 @@ from taskbridge.contract.target import Target
 UNEXPECTED: Final = "unexpected"
 """The place at which an error is raised for each message with a header of this name, after its run."""
 
+ADMITTED: Final = "admitted"
+"""The place at which the same happens before such a message is handed to a slot."""
+
+CRASHING: Final = "crashing"
+"""The place at which the worker is killed for each such message, before its attempt is marked."""
+
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -74,6 +80,21 @@ _PLACES: Final[Mapping[str, Place]] = {
     "marked": Place(module=_RUNNER, path="Runner.run", when="before"),
     "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
     UNEXPECTED: Place(module=_RUNNER, path="Runner.run", when="after", matters=_asks_for_it, act=_raise),
+    f"{ADMITTED} celery": Place(
+        module="taskbridge.engines.celery.consumer",
+        path="Consumer._came_back",
+        when="before",
+        matters=_asks_for_it,
+        act=_raise,
+    ),
+    f"{ADMITTED} dramatiq": Place(
+        module="taskbridge.engines.dramatiq.deliveries",
+        path="Reception._decided",
+        when="before",
+        matters=_asks_for_it,
+        act=_raise,
+    ),
+    CRASHING: Place(module=_SETTLE, path="begin", when="before", matters=_asks_for_it),
     "parked": Place(module=_SETTLE, path="later", when="after"),
     "buried": Place(module=_SETTLE, path="bury", when="after"),
     "unrecorded": Place(module=_SETTLE, path="_record", when="before"),
@@ -107,7 +128,8 @@ SCHEDULING: Final = ("claimed", "ticked")
 def named(place: str, target: Target) -> str:
     """Return the full name of one of these places on a target."""
     address = target.address
-    return next(name for name in (place, f"{place} {address.target}", f"{place} {address.broker}") if name in _PLACES)
+    ends = ("", f" {address.target}", f" {address.broker}", f" {address.engine}")
+    return next(name for end in ends if (name := place + end) in _PLACES)
 
 
 def prepare(name: str) -> None:

@@ -56,6 +56,7 @@ class EnvironmentSpec:
         lease_s: The setting `lease`.
         grace_s: The setting `grace`.
         unknown_task_grace_s: The setting of this name.
+        requeue_pause_s: The setting of this name.
         max_message_bytes: The setting of this name.
         stored: Whether attempt marks live in the target's store, if its broker keeps none.
         shared: Whether scenarios may share it; each has one of its own otherwise.
@@ -69,6 +70,7 @@ class EnvironmentSpec:
     lease_s: float = 60.0
     grace_s: float = 10.0
     unknown_task_grace_s: float = 600.0
+    requeue_pause_s: float = 1.0
     max_message_bytes: int = 100_000
     stored: bool = False
     shared: bool = False
@@ -176,6 +178,7 @@ class Environment:
             "lease": spec.lease_s,
             "grace": spec.grace_s,
             "unknown_task_grace": spec.unknown_task_grace_s,
+            "requeue_pause": spec.requeue_pause_s,
             "max_message_bytes": spec.max_message_bytes,
         }
         if spec.stored and not self.target.keeps_marks and self.target.store is not None:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -277,17 +277,28 @@ class Harness:
 
     def deliver_again(self, sent: Sent, *, redelivered: int = 1) -> None:
         """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
+        with self._saying(id=sent.id, redelivered=redelivered):
+            self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
+
+    def send_saying(self, plan: Plan, **fields: Any) -> Sent:
+        """Send a plan by a message that has other fields than a new one."""
+        with self._saying(**fields):
+            return self.send(plan)
+
+    @contextmanager
+    def _saying(self, **fields: Any) -> Generator[None]:
+        """Have the messages that this thread sends say something else of themselves while the block runs."""
         wire: Any = self.bridge.wire
         encode, thread = wire.encode, threading.get_ident()
 
-        def again(message: Message) -> Any:
+        def changed(message: Message) -> Any:
             if threading.get_ident() != thread:  # a worker in this process parks or publishes something meanwhile
                 return encode(message)
-            return encode(replace(message, id=sent.id, redelivered=redelivered))
+            return encode(replace(message, **fields))
 
-        wire.encode = again
+        wire.encode = changed
         try:
-            self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
+            yield
         finally:
             wire.encode = encode
 

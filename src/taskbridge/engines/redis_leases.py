@@ -8,6 +8,7 @@ whose leases are over. Times are the server's.
 |---|---|---|
 | `{ns}.{engine}.leases` | sorted set | each worker, by when it renewed its lease, in ms |
 | `{ns}.{engine}.held.{worker}` | hash | by tag, of each message that it holds: its list, a line feed, the list's item |
+| `{ns}.{engine}.leases.odd` | list | what was held and can't go back to a list; each beat buries some of it |
 
 A tag is a number that means one delivery. Ending one that is not held any more does nothing, so whatever is not
 confirmed is sent again. The reply to a script that takes may be lost: each beat compares what Redis says is held with
@@ -25,13 +26,17 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import Final, NamedTuple
 
 from taskbridge import locks
 from taskbridge.background import Background
+from taskbridge.brokers.redis.broker import burying
 from taskbridge.brokers.redis.client import Script, Word, client_of
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.brokers.redis.keys import Keys
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.message import DeadLetter
+from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
 
 _log = logging.getLogger("taskbridge.leases")
@@ -125,6 +130,7 @@ class Leases(Background):
         self.held_prefix: Final = f"{prefix}.held."
         self._layout = layout
         self._client = client_of(settings.url.broker_url)
+        self._broker_keys, self._dead_ttl_s = Keys(settings.namespace, layout.engine), settings.dead_ttl_s
         self._lease_s = settings.lease_s
         self._timeout_s = settings.send_timeout_s
         self._each_minute = each_minute
@@ -277,8 +283,19 @@ class Leases(Background):
         """Renew the lease; return how much others held whose leases are over, and the tags that are held, in order."""
         with self._lock:
             call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
-        count, held = self._client.execute([call], timeout_s=self._timeout_s)
+        count, held, odd = self._client.execute([call], timeout_s=self._timeout_s)
+        for raw in odd:
+            self._bury(raw)
         return count, sorted([tag.decode() for tag in held], key=int)
+
+    def _bury(self, raw: bytes) -> None:
+        """Bury what can't go back to its queue, so that it stops nobody (rule I1)."""
+        error = DecodeError("what a worker held names no list, or one whose key holds something else")
+        _log.error("a message of %d bytes can't go back to its queue and is dead: %s", len(raw), error)
+        info = ErrorInfo.of(error)
+        letter = DeadLetter(message=None, reason="internal_error", error=info, died_at=time(), raw=raw)
+        self._client.execute([burying(self._broker_keys, letter, self._dead_ttl_s)], timeout_s=self._timeout_s)
+        self._client.execute([("LREM", f"{self.leases_key}.odd", 1, raw)], timeout_s=self._timeout_s)
 
     def _may_judge(self) -> bool:
         """Return whether a worker whose lease is over is gone.

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Final, TypeVar
 
 from taskbridge import failures
@@ -59,9 +59,8 @@ written without waiting.
 MOST_REDELIVERIES = 10
 """How often an attempt may come back where no store tells whether it was started."""
 
-
-REQUEUE_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""How long a message is parked that could not be settled, the first time, the second, ..."""
+MOST_REQUEUES: Final = 5
+"""How often a message is requeued that could not be settled (rule I2)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -414,22 +413,23 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
 def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
 
-    It is no attempt: its mark is removed. It is parked, for 1 s, then 2, 4, 8 and 16 s; the sixth time it is dead
-    with reason `internal_error`. One that can't even be parked is buried as text.
+    It is no attempt: its mark is removed. It is parked, for the setting `requeue_pause`, then for twice as long, and so
+    on; the sixth time it is dead with reason `internal_error`. One that can't even be parked is buried as text.
 
     Returns:
         Whether that is done, and the engine is to acknowledge the message; else it requeues it, for the broker or the
         store was away, which is not counted, or the worker stops.
     """
     failures.log(_log, logging.ERROR, "task %s id %s attempt %d could not be settled", *_names(message), error=error)
-    unmark(host, [message])
-    if isinstance(error, (BrokerUnavailable, Interrupted)):
-        host.stopping.wait(REQUEUE_PAUSES_S[0])
-        return False
     try:
+        unmark(host, [message])
+        if isinstance(error, (BrokerUnavailable, Interrupted)):
+            host.stopping.wait(host.settings.requeue_pause_s)
+            return False
         task = host.bound(message.task)
-        if message.requeues < len(REQUEUE_PAUSES_S):
-            later(task, replace(message, requeues=message.requeues + 1), REQUEUE_PAUSES_S[message.requeues])
+        pause_s = _requeue_pause_s(host, message.requeues)
+        if pause_s is not None:
+            later(task, replace(message, requeues=message.requeues + 1), pause_s)
         else:
             _ended(task, task.marks, message, Dead("internal_error", error))
     except NotSettledError:
@@ -445,6 +445,27 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
     return True
 
 
+def _requeue_pause_s(host: Host, requeues: int) -> float | None:
+    """Return how long a message waits that was requeued so often before; None if it is dead instead."""
+    return host.settings.requeue_pause_s * 2.0**requeues if requeues < MOST_REQUEUES else None
+
+
+def taken_again(host: Host, message: Message) -> Callable[[], object] | None:
+    """Count that a message was taken that had come back: its worker may have crashed with it before the start.
+
+    Returns:
+        What is to be done with it, perhaps waiting for the broker; None if it is to be run.
+    """
+    task = host.bound(message.task)
+    if task.marks is None:
+        return partial(_counted, task, message)
+    count = task.marks.taken(message)
+    if count == 0 or message.requeues + count <= MOST_REQUEUES:
+        return None
+    error = WorkerLost(f"its worker was gone {count} times before the attempt was started")
+    return partial(_ended, task, task.marks, message, Dead("internal_error", error))
+
+
 def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
     """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
 
@@ -458,8 +479,10 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
-    now, info, records = host.now(), ErrorInfo.of(error), host.records
-    bury(host, DeadLetter(message=None, reason=reason, error=info, died_at=now, raw=raw, worker=_this_process()))
+    now, info = host.now(), ErrorInfo.of(error)
+    text = failures.traceback_of(error) if reason == "internal_error" else ""
+    worker, records = _this_process(), host.records
+    bury(host, DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker))
     if records is None or not is_id(message_id):
         return
     record = _persist(host, records.get, message_id)

@@ -5,6 +5,7 @@ Only where a message may have been delivered before is the mark read. A mark is 
 
 - `{worker} {when}`: the worker has started the attempt; when, in seconds since the epoch;
 - `{worker}|lost {first worker} {when}`: the worker has found that the first one is gone, and is to decide about that;
+- `taken {count}`: the attempt was not started; its message came back, and was taken so often since;
 - `ended`.
 
 A worker counts as alive for a time after it has said so, and a thread of it says so four times in that time.
@@ -13,6 +14,7 @@ A worker counts as alive for a time after it has said so, and a thread of it say
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -34,12 +36,20 @@ _log = logging.getLogger("taskbridge.store")
 
 ENDED: Final = "ended"
 _LOST: Final = "|lost"
+_TAKEN: Final = "taken "
+_OF_TAKEN: Final = re.compile(rf"{_TAKEN}[0-9]{{1,9}}")
+_OF_RUN: Final = re.compile(r"[^ \n]+(\|lost [^ \n]+)? [0-9]{1,12}\.[0-9]{3}")
+"""What the marks of runs that have not ended look like."""
 
 STARTED_KEPT_S: Final = 7 * 86400.0
 """How long the mark of a run that never ended is kept; its message comes back much sooner."""
 
 _AFTER_END_S: Final = 60
 """How long past the lease an ended attempt is remembered: for a delivery that was on its way."""
+
+_COUNTING_S: Final = 1.0
+_SILENT_S: Final = 10.0
+"""How long counting a message may take (Celery's main loop waits), and how long none is counted if it took longer."""
 
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
@@ -167,6 +177,7 @@ class Marks:
         self._lost = lost
         self._ended_kept_s = settings.lease_s + _AFTER_END_S
         self._me = PerProcess(lambda: Worker(settings, backend))
+        self._silent_until = 0.0
 
     def prepare(self) -> None:
         """Connect and say that this process is alive, before it takes messages; raises nothing.
@@ -209,6 +220,25 @@ class Marks:
         if keys:
             self._backend.remove(keys, timeout_s=timeout_s)
         worker.running.clear()
+
+    def taken(self, message: Message) -> int:
+        """Count that a message was taken that had come back, and return how often it was; 0 if its attempt was started.
+
+        Its start, or that it is given back, ends the count. A store that doesn't answer is not waited for, and 0.
+        """
+        key, deadline = _key(message), monotonic() + _COUNTING_S
+        if self._silent_until > monotonic():
+            return 0
+        try:
+            mark = self._backend.add(key, f"{_TAKEN}1", kept_s=STARTED_KEPT_S, timeout_s=_COUNTING_S)
+            if mark is None or not _OF_TAKEN.fullmatch(mark):
+                return 1 if mark is None else 0
+            count = 1 + int(mark.removeprefix(_TAKEN))
+            write = Write(key, mark, f"{_TAKEN}{count}", STARTED_KEPT_S)
+            return count if self._backend.write([write], timeout_s=deadline - monotonic())[0] else 0
+        except BrokerUnavailable:
+            self._silent_until = monotonic() + _SILENT_S
+            return 0
 
     def claim(self, message: Message, *, timeout_s: float) -> Claim:
         """Say what may be done with a message that may have been delivered before, and mark it as this worker's.
@@ -278,6 +308,11 @@ class Marks:
                 return Claim.RUN, None
             if mark == ENDED:
                 return Claim.ENDED, None
+            if not _OF_RUN.fullmatch(mark):  # nobody has started it: it was only taken, or anybody has written this
+                started = Write(key, mark.partition("\n")[0], mine, STARTED_KEPT_S)
+                if self._backend.write([started], timeout_s=deadline - monotonic())[0]:
+                    return Claim.RUN, None
+                continue
             owner, lost = _owner(mark), mark.partition(f"{_LOST} ")[2]
             if owner == worker.name and not is_running_here:
                 return (Claim.LOST, _run(lost)) if lost else (Claim.RUN, None)

@@ -201,7 +201,12 @@ class Records:
         self._starts.close()
 
     def _read(self, message_id: str, timeout_s: float) -> Row | None:
-        return _unpacked(self._backend.get([_key(message_id)], timeout_s=timeout_s)[0])
+        """Return a record; one that can't be read is removed, and begins anew."""
+        [text] = self._backend.get([_key(message_id)], timeout_s=timeout_s)
+        row = _unpacked(text)
+        if text is not None and row is None:
+            self._backend.remove([_key(message_id)], timeout_s=timeout_s)
+        return row
 
     def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         row = transitions.new(message, delay_s)
@@ -288,13 +293,17 @@ def _packed(row: Row) -> str:
 
 
 def _unpacked(text: str | None) -> Row | None:
-    """Return the row of a text."""
+    """Return the row of a text; None if there is no text, or no row can be read in it."""
     if text is None:
         return None
-    version, rest, *result = text.split("\n", 2)
-    row: Row = codec.from_json(rest)
-    if version != "0":
-        row["version"] = int(version)
-    if result:
-        row["result"] = result[0]
+    try:
+        version, rest, *result = text.split("\n", 2)
+        row: Row = codec.from_json(rest)
+        if version != "0":
+            row["version"] = int(version)
+        if result:
+            row["result"] = result[0]
+        status_of("", row)
+    except Exception:  # anybody may have written it
+        return None
     return row

@@ -13,15 +13,16 @@ from typing import Any, Final
 
 from pika import spec
 
+from taskbridge.brokers.base import unpublished
 from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
 from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
-from taskbridge.exceptions import DecodeError, MessageTooLarge, NewerFormError
-from taskbridge.message import DeadLetter, Message, loads
-from taskbridge.retry import ErrorInfo
+from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.failures import text_of
+from taskbridge.message import Message, loads
 
 _log = logging.getLogger("taskbridge.pump")
 
@@ -39,7 +40,7 @@ _LONGEST_PAUSE_S: Final = 2.0
 _CALM_S: Final = 1.0
 
 _POSTPONED_S: Final = 30.0
-"""How long a message waits that only a newer release can read or publish."""
+"""How long a message waits that only a newer release can read."""
 
 _REFUSED_S: Final = 5.0
 """How long a message waits whose queue is full."""
@@ -143,23 +144,15 @@ class Pump:
 
     def _decided(self, delivery: Delivery) -> EncodedPublication:
         """Return what to publish for a due message of this engine."""
-        body = delivery.body
         try:
             return self._encoder.native(_read(delivery))
         except NewerFormError as exc:
             _log.warning("a delayed message waits for a newer release: %s", exc)
-        except DecodeError as exc:
-            _log.error("a delayed message is dead, reason undecodable: %s", exc)
-            return self._encoder.letter(DeadLetter(message=None, reason="undecodable", raw=body, died_at=time.time()))
-        except MessageTooLarge as exc:
-            _log.error("a delayed message is dead, reason too_large: %s", exc)
-            letter = DeadLetter(
-                message=_read(delivery), reason="too_large", error=ErrorInfo.of(exc), died_at=time.time()
-            )
+            return self._encoder.parked(delivery.body, _POSTPONED_S)
+        except Exception as exc:  # one message that can't be read or encoded must not block the others
+            letter = unpublished(delivery.body, exc)
+            _log.error("a delayed message is dead, reason %s: %s", letter.reason, text_of(exc))
             return self._encoder.letter(letter)
-        except Exception:  # one message that can't be encoded must not block the others
-            _log.exception("a delayed message can't be published, tried again in %g s", _POSTPONED_S)
-        return self._encoder.parked(body, _POSTPONED_S)
 
     # Messages of other engines
 
@@ -189,8 +182,8 @@ class Pump:
             message = _read(delivery)
             try:
                 return self._encoder.native(message) if self._knows(message.task) else None
-            except Exception:
-                _log.exception("a delayed message of another engine can't be published here")
+            except Exception as exc:
+                _log.warning("a delayed message of another engine can't be published here: %s", text_of(exc))
         return None
 
 

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import chain, islice
@@ -18,7 +19,7 @@ from taskbridge.brokers.redis.client import Request, Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
-from taskbridge.message import RAW, DeadLetter, Message, loads_letter
+from taskbridge.message import END_OF_TIME, RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 
 _TOGETHER: Final = 100
@@ -101,12 +102,7 @@ class RedisBroker:
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first."""
-        self._bury(letter.id, _milliseconds(letter.died_at), letter.dumps(), timeout_s=timeout_s)
-
-    def _bury(self, *words: Word, timeout_s: float) -> bool:
-        """Bury a letter, if there is one, and forget some whose time is over; return whether there may be more."""
-        call = _BURY((self._keys.dead, self._keys.letters), self._dead_ttl_ms, *words)
-        return bool(self._client.execute([call], timeout_s=timeout_s))
+        self._client.execute([burying(self._keys, letter, self._settings.dead_ttl_s)], timeout_s=timeout_s)
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
@@ -150,7 +146,7 @@ class RedisBroker:
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
         """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
-        while self._bury(timeout_s=timeout_s):
+        while self._client.execute([burying(self._keys, None, self._settings.dead_ttl_s)], timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything:
@@ -172,7 +168,8 @@ class RedisBroker:
             except DecodeError as exc:
                 _log.warning("dead letter %s can't be read: %s", key.decode(errors="replace"), exc)
                 died_at_ms = self._client.execute([("ZSCORE", self._keys.dead, key)], timeout_s=timeout_s)
-                letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=float(died_at_ms or 0) / 1000)
+                died_at = min(END_OF_TIME, max(0.0, float(died_at_ms or 0) / 1000))
+                letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=died_at)
             yield _Dead(key=key, text=text, letter=letter)
 
     def ping(self, *, timeout_s: float) -> None:
@@ -202,7 +199,7 @@ class RedisBroker:
         """Remove probes, of these only those that have expired before a time."""
         notes = self._client.execute([("HMGET", self._keys.probes, *ids)], timeout_s=timeout_s) if ids else ()
         for each, note in zip(ids, notes, strict=True):
-            expires_at, removing = (math.inf, ()) if note is None else json.loads(note)
+            expires_at, removing = (math.inf, ()) if note is None else _noted(note)
             if expires_at < before:
                 self._client.execute([*removing, ("HDEL", self._keys.probes, each)], timeout_s=timeout_s)
 
@@ -282,12 +279,27 @@ def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None]) -> 
     return batches
 
 
+def burying(keys: Keys, letter: DeadLetter | None, dead_ttl_s: float) -> RedisCommand:
+    """Return a command that buries a letter, if given, and forgets old ones; it replies whether some are left."""
+    words = () if letter is None else (letter.id, _milliseconds(letter.died_at), letter.dumps())
+    return _BURY((keys.dead, keys.letters), _milliseconds(dead_ttl_s), *words)
+
+
 def _member(message: Message) -> str:
     return f"{message.life}:{message.attempt}"
 
 
 def _milliseconds(duration_s: float) -> int:
     return round(duration_s * 1000)
+
+
+def _noted(note: bytes) -> tuple[float, Sequence[Sequence[Word]]]:
+    """Return when a probe expires, and the commands that remove it; nothing of a note that says anything else."""
+    with suppress(Exception):
+        expires_at, commands = json.loads(note)
+        if expires_at >= 0 and {command[0] for command in commands} <= {"HDEL", "LREM"}:
+            return expires_at, [[word.encode() for word in command] for command in commands]
+    return -math.inf, ()
 
 
 def _undoing(command: RedisCommand) -> list[str]:

@@ -245,7 +245,7 @@ class Script:
     """
 
     def __init__(self, beside: str, *names: str) -> None:
-        files = (__file__, "now"), *[(beside, name) for name in names]
+        files = (__file__, "common"), *[(beside, name) for name in names]
         text = "\n".join((Path(module).parent / "lua" / f"{name}.lua").read_text("utf-8") for module, name in files)
         self._sha: Final = sha1(text.encode(), usedforsecurity=False).hexdigest()
         _texts[self._sha] = text

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
-from taskbridge.brokers.base import RedisCommand, Wire
+from taskbridge.brokers.base import RedisCommand, Wire, unpublished
 from taskbridge.brokers.redis.client import Client, Script, Word
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
-from taskbridge.message import DeadLetter, loads
+from taskbridge.failures import text_of
+from taskbridge.message import loads
 
 _log = logging.getLogger("taskbridge.pump")
 
@@ -108,7 +109,7 @@ class Pump:
         own, known = self._keys, {keys.engine for keys in self._orphans}
         beat = _BEAT((own.engines, own.pumps), own.namespace, own.engine, self._id, _LIFE_MS)
         self._living, *engines = self._run(beat)
-        self._orphans = [Keys(own.namespace, engine.decode()) for engine in engines]
+        self._orphans = [Keys(own.namespace, engine.decode(errors="replace")) for engine in engines]
         for keys in self._orphans:
             if keys.engine not in known:
                 _log.info("engine %s has no pump: delayed messages of known tasks are published here", keys.engine)
@@ -160,7 +161,9 @@ class Pump:
         _log.debug("published %d delayed messages", settled)
         for member, error in zip(refused[::2], refused[1::2], strict=True):
             _log.error(
-                "delayed message %s can't be published, tried again in 30 s: %s", member.decode(), error.decode()
+                "delayed message %s can't be published, tried again in 30 s: %s",
+                member.decode(errors="replace"),
+                error.decode(errors="replace"),
             )
 
     def _commands(self, member: str, text: bytes, is_own: bool) -> Sequence[Sequence[Word]] | None:
@@ -168,19 +171,16 @@ class Pump:
         try:
             message = loads(text)
             return self._wire.encode(message) if is_own or self._knows(message.task) else None
-        except DecodeError as exc:
-            if not is_own:
+        except Exception as exc:  # one message that can't be read or encoded must not keep all others waiting
+            if isinstance(exc, DecodeError) and not is_own:
                 return None
-            if isinstance(exc, NewerFormError):
-                _log.warning("delayed message %s waits for a newer release: %s", member, exc)
+            if isinstance(exc, NewerFormError) or not is_own:
+                _log.warning("delayed message %s can't be published here now: %s", member, text_of(exc))
                 return ()
-            _log.error("delayed message %s is dead, reason undecodable: %s", member, exc)
-            letter = DeadLetter(message=None, reason="undecodable", raw=text, died_at=time.time())
+            letter = unpublished(text, exc)
+            _log.error("delayed message %s is dead, reason %s: %s", member, letter.reason, text_of(exc))
             dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
             return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
-        except Exception:  # one message that the wire can't encode must not keep all others waiting
-            _log.exception("delayed message %s can't be published, tried again in 30 s", member)
-            return ()
 
     def _run(self, command: RedisCommand) -> Any:
         return self._client.execute([command], timeout_s=_CALL_S)

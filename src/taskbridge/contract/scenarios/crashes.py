@@ -153,6 +153,30 @@ def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {WORKER_LOST})
 
 
+@scenario("I2", "A5", on=(STORED,), where=with_processes_and_marks)
+def a_crash_before_the_start_is_counted(h: Harness) -> None:
+    """A message with which its worker crashes before each start is dead in the end, and the one behind it runs."""
+    _crash_before_the_start(h, "internal_error", requeues=4)  # as it would be after four more crashes
+
+
+@scenario("I2", "A5", on=(SHORT_LEASE,), where=_without_marks)
+def a_crash_before_the_start_is_counted_without_marks(h: Harness) -> None:
+    """The same without attempt marks, where it is dead when it came back ten times."""
+    _crash_before_the_start(h, "exhausted", redelivered=_STARTS_WITHOUT_MARKS - 2)
+
+
+def _crash_before_the_start(h: Harness, reason: str, **counted: int) -> None:
+    h.start_worker(threads=2, supervised=True, variant=Variant(dies=deaths.CRASHING))
+    sent = h.send_saying(Plan(steps=(RETURN,), headers={deaths.UNEXPECTED: "always"}), **counted)
+    behind = h.send(Plan(steps=(RETURN,)))
+    within_s = 2 * (_lost_within_s(h) + h.scaled(_RESTART_S)) + h.patience_s
+    kinds = [final.kind for final in h.finished(sent.id, behind.id, within_s=within_s)]
+    h.equal("how they ended", kinds, ["dead", "succeeded"])
+    h.equal("its starts", h.starts(sent.id), [])
+    letters = [(letter.reason, _error(letter)) for letter in h.letters(sent.id)]
+    h.equal("its dead letters", letters, [(reason, WORKER_LOST)])
+
+
 def _error(letter: DeadLetter) -> str:
     return "" if letter.error is None else letter.error.type
 

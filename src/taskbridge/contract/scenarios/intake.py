@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskbridge.contract.deaths import UNEXPECTED
+from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.odd import ODD, changing
 from taskbridge.contract.program import RETURN, Plan
-from taskbridge.contract.registry import ALONE, scenario, with_processes
+from taskbridge.contract.registry import ALONE, BRIEF_PAUSES, scenario, with_processes
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Variant
 
-_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""How long a message waits after each unexpected error but the last."""
+_REQUEUES: Final = 5
+"""How often a message is requeued that meets unexpected errors."""
 
 
 def _with_odd_ones(target: Target) -> str:
@@ -42,26 +42,35 @@ def odd_messages_are_buried(h: Harness) -> None:
     h.equal("the healthy ones' attempts", {start.attempt for item in behind for start in h.starts(item.id)}, {1})
 
 
-@scenario("I2", on=(ALONE,), where=with_processes)
+@scenario("I2", on=(BRIEF_PAUSES,), where=with_processes)
 def an_unexpected_error_requeues(h: Harness) -> None:
-    """A message that meets an unexpected error each time waits longer each time, and is dead the sixth time."""
-    h.start_worker(threads=2, variant=Variant(dies=UNEXPECTED), answers=False)
-    sent = h.send(Plan(steps=(RETURN,), headers={UNEXPECTED: "always"}))
-    healthy = h.send(Plan(steps=(RETURN,)))
-    h.equal("what became of the message behind it", h.final(healthy.id)[0].kind, "succeeded")
-    before = h.started(sent.id)
-    for number, pause_s in enumerate(_PAUSES_S, start=2):
-        again = h.started(sent.id, times=number, within_s=pause_s + h.patience_s)
-        waited_s = again.at - before.at
+    """A message that meets an unexpected error each time waits longer each time, and is dead the sixth time.
+
+    One meets it after its run, and one before it is handed to a slot.
+    """
+    for queue, place in (("left", deaths.UNEXPECTED), ("right", deaths.ADMITTED)):
+        variant = Variant(dies=deaths.named(place, h.target))
+        h.start_worker(threads=2, queues=(queue,), variant=variant, answers=False)
+    after, before = (
+        h.send(Plan(steps=(RETURN,), headers={deaths.UNEXPECTED: "always"}, queue=queue)) for queue in ("left", "right")
+    )
+    healthy = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in ("left", "right")]
+    kinds = {final.kind for final in h.final(*(item.id for item in healthy))}
+    h.equal("what became of the messages behind them", kinds, {"succeeded"})
+    pauses_s = [h.spec.requeue_pause_s * 2**number for number in range(_REQUEUES)]
+    last = h.started(after.id)
+    for number, pause_s in enumerate(pauses_s, start=2):
+        again = h.started(after.id, times=number, within_s=pause_s + h.patience_s)
+        waited_s = again.at - last.at
         h.check(
             waited_s >= pause_s, f"start {number} should come {pause_s:g} s after the one before, not {waited_s:.2f} s"
         )
-        before = again
-    final = h.final(sent.id)[0]
-    h.equal("how it ended", (final.kind, final.data["reason"]), ("dead", "internal_error"))
+        last = again
+    for item, starts in ((after, _REQUEUES + 1), (before, 0)):
+        final = h.final(item.id)[0]
+        h.equal("how it ended", (final.kind, final.data["reason"]), ("dead", "internal_error"))
+        h.check(final.at - item.before >= sum(pauses_s), "it should not be dead before all pauses are over")
+        h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1] * starts)
+        h.equal("its dead letters", [letter.reason for letter in h.letters(item.id)], ["internal_error"])
+        h.check("nobody expected" in h.letters(item.id)[0].traceback, "its letter should have the error's traceback")
     h.idle()
-    h.equal(
-        "the attempts that were started", [start.attempt for start in h.starts(sent.id)], [1] * (len(_PAUSES_S) + 1)
-    )
-    h.equal("its dead letters", [letter.reason for letter in h.letters(sent.id)], ["internal_error"])
-    h.check("nobody expected" in h.letters(sent.id)[0].traceback, "its dead letter should have the error's traceback")

@@ -29,7 +29,7 @@ from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.reading import Fields, Parts
 from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
-from taskbridge.exceptions import CodecError, TaskBridgeError
+from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.runner import Runs
@@ -46,9 +46,6 @@ SETTLED: Final = "taskbridge-settled"
 
 _EXIT_AFTER_S: Final = 0.2
 """How long after its task's end a child goes on to exit that was told to: Celery sends the task's outcome meanwhile."""
-
-_PAUSE_S: Final = 0.5
-"""How long a slot waits before a message is requeued that could not be read."""
 
 
 _MEANINGFUL: Final = (CeleryError, MemoryError, Terminated, TimeLimitExceeded, WorkerLostError)
@@ -317,13 +314,10 @@ class Carrier:
         """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do.
 
         Args:
-            message: The message; None if it could not even be read, so that its bytes are with Celery alone.
+            message: The message; None if it could be neither read nor buried, so that it is with Celery alone.
             error: What was raised.
         """
-        if message is None:
-            failures.log(_log, logging.ERROR, "a message could not be read, is requeued", error=error)
-            self._host.stopping.wait(_PAUSE_S)
-        elif not_settled(self._host, message, error):
+        if message is not None and not_settled(self._host, message, error):
             return PutOff("it could not be settled")
         return _given_back("it could not be settled")
 
@@ -350,10 +344,11 @@ class Carrier:
         parts = Parts(request, request.get("args") or (), request.get("kwargs") or {}, embed)
         try:
             return self.read(parts, request.get("delivery_info"))
-        except CodecError as exc:  # the worker's main process has read it before; only odd plain values come to this
-            raw = repr((parts.args, parts.kwargs)).encode()
-            bury_unreadable(self._host, raw, reason="undecodable", error=exc, message_id=request.get("id"))
-            raise
+        except Exception as exc:  # the worker's main process has read it before; only odd plain values come to this
+            raw = repr((parts.args, parts.kwargs)).encode(errors="replace")
+            reason = "undecodable" if isinstance(exc, CodecError) else "internal_error"
+            bury_unreadable(self._host, raw, reason=reason, error=exc, message_id=request.get("id"))
+            raise DecodeError(f"it could not be read, and is dead: {failures.text_of(exc)}") from exc
 
     def _show(self, verdict: Verdict, request: Fields) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""

@@ -26,7 +26,7 @@ from taskbridge.engines.celery.stock import (
     worker_state,
 )
 from taskbridge.engines.celery.wire import EMBEDDED
-from taskbridge.engines.settle import NotSettledError, later, put_off_unknown, suspect
+from taskbridge.engines.settle import NotSettledError, later, not_settled, put_off_unknown, suspect, taken_again
 from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
 
@@ -51,9 +51,6 @@ _ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
 
-_ODD: Final = (TypeError, ValueError, LookupError, AttributeError)
-"""What Celery raises for a message whose headers are not of the types that it expects."""
-
 RUNNING: Final = "running"
 ENDED: Final = "ended"
 
@@ -76,18 +73,17 @@ class Request(CeleryRequest):
         self._consumer.begins(self)
 
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
-        """Have the pool run the task; whatever hinders it buries this message and ends nothing else (rule I1).
+        """Have the pool run the task; whatever hinders it concerns this message and ends nothing else (rule I1).
 
         A slot that gets free may call this in the main loop, far from where the message was received.
         """
         try:
             return stock(super()).execute_using_pool(pool, **options)
-        except (TaskRevokedError, MemoryError, OSError):  # not this message's fault
+        except (TaskRevokedError, OSError):  # not this message's fault
             raise
         except Exception as exc:
-            _log.error("task %s id %s could not be handed to a slot", self.name, self.id, exc_info=exc)
             worker_state.task_ready(self)
-            self._consumer.bury(self.message, exc, "internal_error")
+            self._consumer.failed(self.message, exc)
             raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
@@ -376,13 +372,12 @@ class Consumer(CeleryConsumer):
                 self._admit(message, hand_on)
             except NewerFormError as exc:
                 self._put_off_newer(message, exc)
-            except (CodecError, *_ODD) as exc:
+            except CodecError as exc:
                 self.bury(message, exc)
-            except (MemoryError, *lost):
+            except lost:
                 raise  # the consumer connects again, and the broker delivers the message again
             except Exception as exc:  # whatever it is, it ends this message and nothing else (rule I1)
-                _log.exception("a message could not be handed to a slot")
-                self.bury(message, exc, "internal_error")
+                self.failed(message, exc)
 
         return on_task_received
 
@@ -407,6 +402,8 @@ class Consumer(CeleryConsumer):
             return self._put_off_unknown(message)
         if self._came_back(message, read):
             return None
+        if _is_redelivered(message) and (act := taken_again(self._host, read)) is not None:
+            return self._in_background(message, act)
         if way is not None and due_at is None:
             hand_on = way.take
         return hand_on(message)
@@ -417,22 +414,44 @@ class Consumer(CeleryConsumer):
         def work() -> None:
             try:
                 act()
+                is_done = True
             except NotSettledError as exc:
                 _log.warning("a message goes back: %s", exc)
-                self._acknowledge(message.reject_log_error, requeue=True)
+                is_done = False
             except Exception as exc:
-                _log.exception("a message that can't run could not be dealt with")
-                self.bury(message, exc, "internal_error")
-            else:
+                is_done = not_settled(self._host, message.taskbridge, exc)
+            if is_done:
                 self._acknowledge(message.ack_log_error)
+            else:
+                self._acknowledge(message.reject_log_error, requeue=True)
 
         self._life.background.put(work)
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
         self.call_soon(method, _log, self._lost, **options)
 
+    def failed(self, message: Any, error: Exception) -> None:
+        """Deal with an error that nobody foresaw: requeue the message if it could be read (rule I2), else bury it."""
+        if getattr(message, "taskbridge", None) is None:
+            _log.exception("a message could not be handed on", exc_info=error)
+            self.bury(message, error, "internal_error")
+            return
+
+        def act() -> None:
+            raise error
+
+        self._let_go(message)
+        self._in_background(message, act)
+
     def bury(self, message: Any, error: Exception, reason: str = "undecodable") -> None:
         """Bury a message that can't run, and free its slot if it has one."""
+        self._let_go(message)
+        message_id = message.headers.get("id") if isinstance(message.headers, dict) else None
+        then = partial(self._acknowledge, message.ack_log_error)
+        self._life.bury_raw(_raw_of(message), error, reason=reason, message_id=message_id, then=then)
+
+    def _let_go(self, message: Any) -> None:
+        """Free the slot of a message, if it has one."""
         for request in list(worker_state.reserved_requests):
             if request.message is message:
                 worker_state.task_ready(request)
@@ -441,9 +460,6 @@ class Consumer(CeleryConsumer):
         read: Message | None = getattr(message, "taskbridge", None)
         if read is not None:
             self._running.pop(_key(read), None)
-        message_id = message.headers.get("id") if isinstance(message.headers, dict) else None
-        then = partial(self._acknowledge, message.ack_log_error)
-        self._life.bury_raw(_raw_of(message), error, reason=reason, message_id=message_id, then=then)
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Queue: Any
     SoloPool: Any
     WorkController: Any
+    frame_handler: Any
     kombu_json: Any
     worker_state: Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     VirtualChannel = Untyped
     VirtualTransport = Untyped
 else:
+    from amqp.method_framing import frame_handler
     from amqp.transport import TCPTransport
     from celery import Celery
     from celery.app.amqp import AMQP

@@ -39,6 +39,7 @@ from taskbridge.engines.settle import (
     not_settled,
     put_off_unknown,
     suspect,
+    taken_again,
 )
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
@@ -235,8 +236,8 @@ class Reception:
 
         Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
         hold it in this process's memory (rules D3 and D4); one for a task that is not known here, or in a newer form,
-        waits (rules Q6 and S8). Whatever else goes wrong here ends this message only: it is
-        buried as it came, with the reason `internal_error` (rule I1).
+        waits (rules Q6 and S8). Whatever else goes wrong here ends this message only (rule I1): it
+        is requeued if it could be read (rule I2), or else buried as it came, with the reason `internal_error`.
 
         Args:
             queue_name: Dramatiq's name of the queue it came from.
@@ -270,28 +271,39 @@ class Reception:
         actor = self._broker.actors.get(native.actor_name)
         if queue is None or (actor is not None and not isinstance(actor, TaskActor)):
             return delivery
-        is_delayed = "eta" in native.options
+        message: Message | None = None
         try:
             message = wire.read(parts, queue=queue)
-            due_at_ms = wire.milliseconds(native.options, "eta")
+            return self._decided(delivery, message, is_known=actor is not None)
         except NewerFormError as exc:
-            if is_delayed and queue_name.endswith(".DQ"):
+            if "eta" in native.options and queue_name.endswith(".DQ"):
                 return delivery
             self._put_off_newer(delivery, exc)
-            return None
         except DecodeError as exc:
             self.undecodable(body, exc, message_id=native.message_id)
-            return None
-        if is_delayed:
-            wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - self._host.now())
-            later(self._host, suspect(message) if redelivered else message, wait_s)
+        except Exception as exc:
+            if message is None or isinstance(exc, NotSettledError):
+                raise
+            if not not_settled(self._host, message, exc):
+                raise NotSettledError("a message could not be settled") from exc
+        return None
+
+    def _decided(self, delivery: Delivery, message: Message, *, is_known: bool) -> Delivery | None:
+        """Return a message that is to be run now; None if something else was done with it."""
+        host, options, redelivered = self._host, delivery.options, delivery.redelivered
+        if "eta" in options:
+            due_at_ms = wire.milliseconds(options, "eta")
+            wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - host.now())
+            later(host, suspect(message) if redelivered else message, wait_s)
         elif message.task == PROBE:
-            begin(self._host.bound(PROBE), message, redelivered=redelivered)
-        elif actor is None:
-            put_off_unknown(self._host, message, redelivered=redelivered)
+            begin(host.bound(PROBE), message, redelivered=redelivered)
+        elif not is_known:
+            put_off_unknown(host, message, redelivered=redelivered)
+        elif redelivered and (act := taken_again(host, message)) is not None:
+            act()
         else:
             delivery.task_message = message
-            delivery.unheard = FOR_OPTIONS if native.options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
+            delivery.unheard = FOR_OPTIONS if options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
             return delivery
         return None
 

@@ -3,7 +3,7 @@ local MARK = '{"redelivered":true,'  -- a member of its JSON that kombu ignores 
 local forget  -- nothing is kept beside the lists
 
 local function pop(list)
-  return redis.call('RPOP', list)
+  return try('RPOP', list)
 end
 
 local function look(_, item)
@@ -13,5 +13,5 @@ end
 
 local function put_back(list, item, suspect)
   if suspect and item:find('^{%s*"') and item:sub(1, #MARK) ~= MARK then item = MARK .. item:sub(2) end
-  redis.call('RPUSH', list, item)
+  return redis.pcall('RPUSH', list, item)
 end

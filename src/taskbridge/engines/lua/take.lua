@@ -6,13 +6,14 @@
 -- the first one and how many there were before.
 local tag, most, queues, start = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 for i = 6, #ARGV, 2 do settle(KEYS[2], ARGV[i], ARGV[i + 1]) end
-local taken = {}
+local taken, is_odd = {}, false
 local function take(i)
   local item = pop(KEYS[i])  -- as the first write, which a full Redis allows; it then refuses no later one
+  is_odd = is_odd or item == nil
   while item do
     local text, suspect = look(KEYS[i], item)
     if text then
-      redis.call('HSET', KEYS[2], string.format('%.0f', tag + #taken / 3), KEYS[i] .. '\n' .. item)
+      own('HSET', KEYS[2], string.format('%.0f', tag + #taken / 3), KEYS[i] .. '\n' .. item)
       taken[#taken + 1] = (i - 3) % queues
       taken[#taken + 1] = text
       taken[#taken + 1] = suspect
@@ -46,5 +47,6 @@ for first = 3, #KEYS, math.max(queues, 1) do  -- a step of 0 never ends
     waiting = more
   end
 end
-if #taken > 0 then redis.call('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end
+if is_odd and #taken == 0 then return redis.error_reply('WRONGTYPE The key of a queue holds no list') end
+if #taken > 0 then own('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end
 return taken

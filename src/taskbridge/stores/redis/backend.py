@@ -29,6 +29,8 @@ from taskbridge.stores.redis.notifications import RedisNotifications
 
 _SWAP: Final = Script(__file__, "swap")
 
+_ODD_BYTES: Final = "surrogateescape"  # how bytes come through that somebody else has written, and that are no text
+
 
 class RedisBackend(Backend):
     """Keeps texts in a Redis database."""
@@ -47,7 +49,7 @@ class RedisBackend(Backend):
         if not keys:
             return []
         [found] = self._ask(timeout_s, [("MGET", *(self._prefix + key for key in keys))])
-        return [None if text is None else text.decode() for text in found]
+        return [None if text is None else text.decode(errors=_ODD_BYTES) for text in found]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
         """Keep texts, unless there is one."""
@@ -61,7 +63,7 @@ class RedisBackend(Backend):
     def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
         """Keep a text unless there is one."""
         [(added, found)] = self._ask(timeout_s, [self.creating(key, text, kept_s), ("GET", self._prefix + key)])
-        return None if added is not None else found.decode()
+        return None if added is not None else found.decode(errors=_ODD_BYTES)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""
@@ -72,7 +74,7 @@ class RedisBackend(Backend):
         """Return the command that does a write."""
         keys: tuple[str, ...] = self._prefix + write.key, self._channels + write.key
         text, kept = "" if write.text is None else write.text, _milliseconds(write.kept_s)
-        args: tuple[Word, ...] = write.seen, text, kept, int(write.tells)
+        args: tuple[Word, ...] = write.seen.encode(errors=_ODD_BYTES), text, kept, int(write.tells)
         if write.cancels:
             keys += self._cancelled, f"{self._cancelled}:until"
             args += write.cancels, _milliseconds(write.cancellation_kept_s)

@@ -5,7 +5,7 @@ local now, claim, room = math.floor(now_ms()), tonumber(ARGV[1]), tonumber(ARGV[
 local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3])
 local result = {-1}
 for i = 1, #found, 2 do
-  local member, score, text = found[i], found[i + 1], redis.call('HGET', KEYS[2], found[i])
+  local member, score, text = found[i], found[i + 1], try('HGET', KEYS[2], found[i])
   if claim > 0 or not text then  -- without a text it is gone: somebody has changed the hash by hand
     redis.call('ZREM', KEYS[1], member)  -- not only ZADD: as a script's first write it needs memory to spare
   end

@@ -5,4 +5,4 @@ for i = 2, #ARGV, 3 do
   redis.call('ZADD', KEYS[1], now + ARGV[i + 1], ARGV[i])
   redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 2])
 end
-redis.call('SADD', KEYS[3], ARGV[1])
+own('SADD', KEYS[3], ARGV[1])

@@ -13,7 +13,7 @@ for i = 2, #ARGV, 4 do
     if ARGV[i + 2] ~= '' then
       redis.call('ZADD', KEYS[3], now, ARGV[i + 2])
       redis.call('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
-      redis.call('SADD', KEYS[5], ARGV[1])
+      own('SADD', KEYS[5], ARGV[1])
     end
   end
   result[#result + 1] = mine and 1 or 0

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.fast import gate
-from taskbridge.engines.celery.stock import AmqpTransport, ThreadsPool
+from taskbridge.engines.celery.rabbitmq import Transport
+from taskbridge.engines.celery.stock import ThreadsPool
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.fast.tasks import Shortcuts
@@ -51,9 +52,9 @@ def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | No
 
 
 def amqp_transport(*, is_wanted: bool) -> Any:
-    """Return the transport class that reads RabbitMQ's deliveries, or kombu's own."""
+    """Return the transport class that reads RabbitMQ's deliveries, or the plain one."""
     if gate.obstacle("reader", is_wanted=is_wanted) is not None:
-        return AmqpTransport
-    from taskbridge.engines.celery.fast.reader import Transport  # here, as above
+        return Transport
+    from taskbridge.engines.celery.fast import reader  # here, as above
 
-    return Transport
+    return reader.Transport

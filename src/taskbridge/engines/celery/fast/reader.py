@@ -12,14 +12,14 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from struct import error as StructError  # noqa: N812 - it is a class
 from typing import Any, Final, NamedTuple
 
 from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import decode_properties_basic as _decode_properties
 
-from taskbridge.engines.celery.stock import AmqpChannel, AmqpConnection, AmqpTransport, TCPTransport, stock
+from taskbridge.engines.celery import rabbitmq
+from taskbridge.engines.celery.stock import AmqpChannel, TCPTransport, stock
 
 _Message: Final[Any] = _AmqpMessage
 decode_properties: Final[Any] = _decode_properties
@@ -72,16 +72,7 @@ def _delivery(held: bytes) -> _Delivery | None:
     exchange, at = _short(held, at + _TAG.size)
     routing_key, _ = _short(held, at)
     arguments = consumer_tag, tag, bool(is_redelivered & 1), exchange, routing_key
-    return _Delivery(channel, arguments, _properties(held, header_at + 19), held[body_at + 7 : end - 1], end)
-
-
-def _properties(held: bytes, at: int) -> dict[str, Any]:
-    """Return a message's properties; none if py-amqp can't read them, so that the consumer buries it (rule I1)."""
-    try:
-        read: dict[str, Any] = decode_properties(held, at)[0]
-    except Exception:  # lists in one another that are deeper than calls may be, say
-        return {}
-    return read
+    return _Delivery(channel, arguments, decode_properties(held, header_at + 19)[0], held[body_at + 7 : end - 1], end)
 
 
 def _short(held: bytes, at: int) -> tuple[str, int]:
@@ -148,7 +139,7 @@ class Channel(AmqpChannel):
         return stock(super()).send_method(*args, **options)
 
 
-class Connection(AmqpConnection):
+class Connection(rabbitmq.Connection):
     """A connection that an event loop serves.
 
     Attributes:
@@ -226,7 +217,7 @@ class Connection(AmqpConnection):
             return None
         try:
             found = _delivery(held)
-        except (StructError, IndexError, UnicodeDecodeError):
+        except Exception:  # it is not whole, or its properties can't be read
             return None
         channel = None if found is None else self.channels.get(found.channel)
         if found is None or channel is None or channel.is_closing:
@@ -255,11 +246,10 @@ class Connection(AmqpConnection):
         self.write_gathered()
 
 
-class Transport(AmqpTransport):
+class Transport(rabbitmq.Transport):
     """A transport whose connections are served by the event loop as a whole."""
 
     Connection = Connection
-    engine: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have a connection served by Celery's event loop."""

@@ -3,7 +3,7 @@
 -- ARGV: that line ('0': there may be no text either), the new text (empty: it is removed), for how many ms it is kept
 -- (empty: for ever), and whether whoever watches is told (1 or 0); then the life that is cancelled, and for how many ms
 -- that is kept (empty: for ever).
-local found = redis.call('GET', KEYS[1])
+local found = own('GET', KEYS[1])
 local line = found and string.match(found, '^[^\n]*') or '0'
 if line ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then redis.call('DEL', KEYS[1])
