@@ -168,3 +168,17 @@ install_into_venv() { # NAME, PIP ARGUMENT...: installs what NAME needs, if it h
     fi
     printf '%s\n' "$stamp" > "$VENV/.installed-$name"
 }
+
+other_venv() { # NAME, PYTHON, PACKAGE...: makes .venv-NAME with these packages, or fails with a warning
+    local name=$1 python=$2 venv=$ROOT/.venv-$1 wanted
+    shift 2
+    wanted="$python $*"
+    [ "$(cat "$venv/.installed" 2> /dev/null)" = "$wanted" ] && return 0
+    say "Installing $* into .venv-$name ..."
+    rm -rf "$venv"
+    if ! { "$python" -m venv "$venv" && quietly "$venv/bin/python" -m pip install -q "$@"; }; then
+        say "warning: they can't be installed"
+        return 1
+    fi
+    printf '%s\n' "$wanted" > "$venv/.installed"
+}

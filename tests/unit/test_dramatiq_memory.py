@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import signal
 import threading
 import time
@@ -487,6 +488,19 @@ class TestOrdinaryActors:
         assert ran == [1]
 
 
+    def test_what_waits_can_be_looked_at_as_on_a_stub_broker(self, bridge: Bridge) -> None:
+        @dramatiq.actor(broker=bridge.native, queue_name="own")
+        def ordinary(x: int) -> None: ...
+
+        sent = ordinary.send(1)
+
+        assert dramatiq.Message.decode(bridge.native.queues["own"].get(timeout=1)) == sent
+        ordinary.send(2)
+        bridge.native.flush_all()
+        assert bridge.native.queues["own"].qsize() == 0
+        bridge.native.join("own", timeout=1000)
+
+
 class TestActors:
     def test_a_task_is_an_ordinary_actor_under_its_own_name_on_its_queue(self, bridge: Bridge) -> None:
         @bridge.task(queue="vip")
@@ -777,7 +791,21 @@ class TestWorkers:
 
 
 class TestBoot:
-    def test_a_worker_process_takes_messages_once_its_main_process_knows_of_it(self, bridge: Bridge) -> None:
+    def test_a_worker_in_an_applications_tests_leaves_their_process_alone(self, bridge: Bridge) -> None:
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+        bridge.native.emit_after("process_boot")  # as Dramatiq's guide has it, for its own middleware
+        worker = dramatiq.Worker(bridge.native, worker_threads=1)
+        worker.start()
+        try:
+            assert bridge.native.booted.is_set()
+            assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
+        finally:
+            worker.stop()
+
+    def test_a_worker_process_takes_messages_once_its_main_process_knows_of_it(
+        self, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
         bridge.native.emit_after("process_boot")  # as dramatiq/cli.py does it, in the main thread
         worker = dramatiq.Worker(bridge.native, worker_threads=1)
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

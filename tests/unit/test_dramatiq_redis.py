@@ -448,6 +448,16 @@ class TestTaking:
         assert (len(place.waiting()), place.bodies()) == (1, 1)
 
 
+class TestFlushing:
+    def test_it_drops_what_waits_whatever_its_priority(self, place: Place) -> None:
+        place.note.send(1)
+        place.note.using(priority="high").send(2)
+
+        place.bridge.native.flush_all()
+
+        assert sum(place.bridge.counts().waiting.values()) == 0
+
+
 class TestPlainClients:
     def test_a_worker_that_is_not_ours_is_looked_after_too(self, place: Place) -> None:
         """A stock Dramatiq worker that consumes a queue of ours does not register its queues."""

@@ -38,6 +38,11 @@ class LeveledQueue(PriorityQueue[Any]):
     def _put(self, item: Any) -> None:
         super()._put(Place(-_NORMAL, next(self._numbers), item) if isinstance(item, bytes) else item)
 
+    def get(self, block: bool = True, timeout: float | None = None) -> bytes:
+        """Return the next message's bytes, as the queues of a `StubBroker` do in tests."""
+        place: Place = super().get(block, timeout)
+        return place.text
+
     def add(self, rank: int, body: bytes) -> None:
         """Put a message in; of rank 0 are those of the lowest priority."""
         self.put(Place(-rank, next(self._numbers), body))

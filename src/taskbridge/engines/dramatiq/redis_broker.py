@@ -79,6 +79,11 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             return [level_list(key, level) for level in LEVELS]
         return [key]
 
+    def flush(self, queue_name: str) -> None:
+        """Drop all that waits in a queue, whatever its priority."""
+        super().flush(queue_name)
+        self._calls.execute([("DEL", *self.lists(queue_name))], timeout_s=_TIMEOUT_S)
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue."""
         return _LeveledConsumer(self, queue_name, prefetch, timeout)

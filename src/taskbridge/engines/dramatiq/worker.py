@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -54,8 +55,12 @@ class DramatiqLife(WorkerLife, Middleware):
     # What Dramatiq tells
 
     def after_process_boot(self, broker: Broker) -> None:
-        """Note that Dramatiq's command line has started this process, for one worker; nothing else tells this."""
-        self.has_main_process = threading.current_thread() is threading.main_thread()
+        """Note whether Dramatiq's command line has started this process, for one worker.
+
+        It starts a child of its own for each. Tests of an application say that they boot, too, in whichever process.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        self.has_main_process = is_main and multiprocessing.parent_process() is not None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""

@@ -1,0 +1,89 @@
+"""An application whose worker is watched by a tool: `OBSERVER` says which, and `OBSERVED` where what it sees is noted.
+
+Each tool is what its users install. Only its last part, which sends to a server, is one of ours that writes lines of
+JSON: `error` with the name of the task, the type and the text of what it raised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from taskbridge import Bridge
+from tests.observers.tasks import declare
+
+
+def _note_error(*, name: Any, kind: Any, text: Any) -> None:
+    with open(os.environ["OBSERVED"], "a") as noted:
+        noted.write(json.dumps({"name": str(name), "kind": str(kind), "text": str(text)}) + "\n")
+
+
+def _sentry() -> None:
+    import sentry_sdk
+    from sentry_sdk.envelope import Envelope
+    from sentry_sdk.transport import Transport
+
+    class Local(Transport):
+        def capture_envelope(self, envelope: Envelope) -> None:
+            event: Any = envelope.get_event()
+            if event is not None:
+                raised: Any = event.get("exception", {}).get("values", [{}])[-1]
+                _note_error(name=event.get("transaction"), kind=raised.get("type"), text=raised.get("value"))
+
+    sentry_sdk.init(dsn="http://key@127.0.0.1/1", transport=Local, traces_sample_rate=1.0)
+
+
+def _opentelemetry() -> None:
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+    class Local(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            for span in spans:
+                if span.status.status_code.name == "ERROR":
+                    note(span)
+            return SpanExportResult.SUCCESS
+
+    def note(span: ReadableSpan) -> None:
+        raised: Any = next((event.attributes for event in span.events if event.name == "exception"), None) or {}
+        name = str(span.name).removeprefix("run/")
+        _note_error(name=name, kind=raised.get("exception.type"), text=raised.get("exception.message"))
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Local()))
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+
+
+def _datadog() -> None:
+    from ddtrace import patch, tracer
+    from ddtrace.trace import TraceFilter
+
+    class Local(TraceFilter):
+        def process_trace(self, trace: Any) -> None:
+            for span in trace:
+                if span.name == "celery.run" and span.error:
+                    kind, text = span.get_tag("error.type"), span.get_tag("error.message")
+                    _note_error(name=span.resource, kind=kind, text=text)
+
+    patch(celery=True)
+    tracer.configure(trace_processors=[Local()])
+
+
+_OBSERVERS: Final[Mapping[str, Callable[[], object]]] = {
+    "sentry": _sentry,
+    "opentelemetry": _opentelemetry,
+    "datadog": _datadog,
+    "flower": bool,
+}
+
+_OBSERVERS[os.environ["OBSERVER"]]()
+bridge = Bridge()
+declare(bridge)
+app = bridge.native
+if os.environ["OBSERVER"] == "flower":
+    app.conf.worker_send_task_events = True

@@ -1,0 +1,194 @@
+"""What tools that watch Celery or Dramatiq see of tasks: one error for a message that is dead, none for a retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+
+from taskbridge import Bridge, Handle
+from taskbridge.contract import leftovers
+from taskbridge.contract.servers import PrivateRedis, free_port
+from taskbridge.contract.workers import ProcessWorker
+from taskbridge.engines.base import WorkerOptions
+from tests.observers.tasks import Tasks, declare
+
+_PATIENCE_S: Final = 40.0
+_ENDED: Final = {"done": "done", "dead": "dead", "retried": "done", "discarded": "discarded"}
+
+# Datadog's would look for an agent, and for instructions from a server.
+_QUIET: Final = {
+    "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
+    "DD_REMOTE_CONFIGURATION_ENABLED": "false",
+    "DD_TRACE_STARTUP_LOGS": "false",
+    "DD_CRASHTRACKING_ENABLED": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@pytest.fixture(scope="module")
+def redis() -> Generator[PrivateRedis]:
+    with PrivateRedis(appendonly=False) as server:
+        yield server
+
+
+class Watched:
+    """A worker that a tool watches, and a bridge that sends to it."""
+
+    def __init__(self, python: str, observer: str, url: str, folder: Path) -> None:
+        self.python = python
+        self.folder = folder
+        namespace = f"watched{uuid4().hex[:8]}"
+        self.bridge = Bridge(url, namespace=namespace, lease=20)
+        self.tasks: Tasks = declare(self.bridge)
+        self.noted = folder / "noted"
+        self.noted.touch()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")},
+            **_QUIET,
+            "OBSERVER": observer,
+            "OBSERVED": str(self.noted),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "TASKBRIDGE_URL": url,
+            "TASKBRIDGE_NAMESPACE": namespace,
+            "TASKBRIDGE_LEASE": "20",
+        }
+
+    @contextmanager
+    def worker(self, threads: int) -> Generator[ProcessWorker]:
+        """Start a worker; at the end it is told to stop, so that the tool has written all that it saw."""
+        options = WorkerOptions(app="tests.observers.program", threads=threads)
+        commands = [
+            replace(command, argv=(self.python, *command.argv[1:])) for command in self.bridge.worker_commands(options)
+        ]
+        worker = ProcessWorker(commands, self.env, self.folder / "log")
+        try:
+            yield worker
+            worker.terminate()
+            assert worker.wait(_PATIENCE_S) == 0, worker.log()
+        finally:
+            worker.kill()
+
+    def errors(self) -> list[dict[str, str]]:
+        """Return the errors that the tool has noted."""
+        return [json.loads(line) for line in self.noted.read_text().splitlines()]
+
+    def wait(self, handle: Handle[Any], worker: ProcessWorker) -> str:
+        """Wait until a message has ended, and return how."""
+        wait_until(lambda: handle.status().is_final, worker.log)
+        return handle.status().state
+
+
+def wait_until(condition: Callable[[], object], what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def watched(
+    observed_python: str, redis: PrivateRedis, tmp_path: Path, request: pytest.FixtureRequest
+) -> Generator[Watched]:
+    observer, engine = request.param
+    made = Watched(observed_python, observer, f"{engine}+{redis.url}", tmp_path)
+    yield made
+    made.bridge.close()
+
+
+_PAIRS: Final = [
+    (("sentry", "celery"), 1),
+    (("sentry", "celery"), 2),
+    (("sentry", "dramatiq"), 2),
+    (("opentelemetry", "celery"), 1),
+    (("opentelemetry", "celery"), 2),
+    (("datadog", "celery"), 1),
+    (("datadog", "celery"), 2),
+]
+
+
+@pytest.mark.parametrize(("watched", "threads"), _PAIRS, indirect=["watched"], ids=str)
+def test_a_dead_message_is_one_error_and_a_retried_one_is_none(watched: Watched, threads: int) -> None:
+    with watched.worker(threads) as worker:
+        handles = {name: getattr(watched.tasks, name).send() for name in _ENDED}
+        ended = {name: watched.wait(handle, worker) for name, handle in handles.items()}
+
+    assert ended == _ENDED
+    assert [(each["name"], each["kind"].removeprefix("builtins."), each["text"]) for each in watched.errors()] == [
+        ("watched.dead", "ValueError", "on purpose")
+    ]
+
+
+@pytest.mark.parametrize("watched", [("flower", "celery")], indirect=True, ids=str)
+def test_flower_shows_how_each_message_has_ended(watched: Watched) -> None:
+    with flower(watched) as shown, watched.worker(1) as worker:
+        cancelled = watched.tasks.done.schedule(1.0)
+        cancelled.cancel()
+        expired = watched.tasks.done.using(expires=0.001).send()
+        handles = {name: getattr(watched.tasks, name).send() for name in _ENDED}
+        for handle in (*handles.values(), cancelled, expired):
+            watched.wait(handle, worker)
+        ids = {handle.id for handle in handles.values()}
+        wait_until(lambda: ids <= shown().keys(), lambda: f"{shown()}\n{worker.log()}")
+        wait_until(lambda: not _unfinished(shown()), lambda: _unfinished(shown()))
+        seen = shown()
+
+    states = {name: seen[handle.id]["state"] for name, handle in handles.items()}
+    assert states["done"] == states["retried"] == "SUCCESS"
+    assert states["dead"] == "FAILURE"
+    assert "ValueError('on purpose')" in seen[handles["dead"].id]["exception"]
+
+
+def _unfinished(tasks: dict[str, Any]) -> dict[str, Any]:
+    final = ("SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED")
+    return {found: task for found, task in tasks.items() if task["state"] not in final}
+
+
+@contextmanager
+def flower(watched: Watched) -> Generator[Callable[[], dict[str, Any]]]:
+    """Start Flower on the application; yield what returns the tasks that it knows."""
+    port = free_port()
+    command = [
+        *(watched.python, "-m", "celery", "--app", "tests.observers.program:app", "flower"),
+        *("--address=127.0.0.1", f"--port={port}", "--logging=warning"),
+    ]
+    log = watched.folder / "flower"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**watched.env, "FLOWER_UNAUTHENTICATED_API": "true"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    leftovers.end_group(process.pid)
+
+    def asked(path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return json.loads(answer.read())
+
+    try:
+        wait_until(lambda: _answers(lambda: asked("/api/tasks")), log.read_text)
+        yield lambda: asked("/api/tasks")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except OSError:
+        return False
+    return True

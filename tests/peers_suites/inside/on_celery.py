@@ -1,0 +1,30 @@
+"""A plugin of pytest: Celery's integration tests run on the Celery app of a bridge, and on its worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from celery.contrib import pytest as fixtures  # type: ignore[import-untyped, unused-ignore]
+from celery.contrib.testing import tasks
+from celery.contrib.testing.app import setup_default_app
+
+from taskbridge import Bridge
+
+assert tasks  # its task `celery.ping` is registered on every app that is made from here on
+
+
+@contextmanager
+def _app(
+    enable_logging: bool = False, use_trap: bool = False, parameters: Any = None, **config: Any
+) -> Generator[Any]:
+    app = Bridge(os.environ["PEERS_URL"], namespace="suite").native
+    app.conf.update({name: value for name, value in config.items() if name != "broker_url"})
+    app.conf.worker_hijack_root_logger = False
+    with setup_default_app(app, use_trap=use_trap):
+        yield app
+
+
+fixtures._create_app = _app

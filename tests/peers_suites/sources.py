@@ -1,0 +1,58 @@
+"""Where the suites come from: source distributions of the versions that are installed, fetched by pip and thrown away."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+VENV: Final = ROOT / ".venv-suites"
+
+_NEEDED: Final = (
+    *("-e", f"{ROOT}[all]"),
+    *("pytest", "pytest-timeout", "pytest-subtests", "pylibmc", "python-memcached", "tblib", "gevent"),
+    *("opentelemetry-api", "prometheus-client", "watchdog", "watchdog-gevent", "pydantic", "cryptography"),
+)
+"""What the suites import, beside what they test."""
+
+
+class NoSources(Exception):
+    """The sources of a version can't be had; the text says why."""
+
+
+def python() -> Path:
+    """Return the interpreter of the environment in which the suites run, which is made first if need be."""
+    interpreter, stamp = VENV / "bin/python", VENV / ".installed"
+    wanted = "\n".join((sys.version, *_NEEDED, (ROOT / "pyproject.toml").read_text()))
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"Installing what the suites need into {VENV.name} ...", file=sys.stderr)
+        shutil.rmtree(VENV, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        subprocess.run([str(interpreter), "-m", "pip", "install", "-q", *_NEEDED], check=True)
+        stamp.write_text(wanted)
+    return interpreter
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package in that environment."""
+    code = f"import importlib.metadata as found; print(found.version({package!r}))"
+    shown = subprocess.run([str(python()), "-c", code], check=True, capture_output=True, text=True)
+    return shown.stdout.strip()
+
+
+def fetched(package: str, version: str, into: Path) -> Path:
+    """Return the folder with the sources of a version, below a folder that is thrown away later.
+
+    Raises:
+        NoSources: pip can't get them.
+    """
+    asked = (f"{package}=={version}", "--no-deps", "--no-binary", package, "--no-build-isolation", "-d", str(into))
+    got = subprocess.run([str(python()), "-m", "pip", "download", "-q", *asked], capture_output=True, text=True)
+    archives = sorted(into.glob(f"{package}-*.tar.gz"))
+    if not archives:
+        raise NoSources(f"pip can't fetch the source distribution of {package} {version}:\n{got.stderr[-2000:]}")
+    shutil.unpack_archive(archives[-1], into)
+    return into / archives[-1].name.removesuffix(".tar.gz")
