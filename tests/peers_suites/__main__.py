@@ -34,7 +34,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="SUITE", help="default: all")
-    parser.add_argument("--source", action="append", default=[], metavar="PACKAGE=FOLDER", help="sources that are there")
+    parser.add_argument(
+        "--source", action="append", default=[], metavar="PACKAGE=FOLDER", help="sources that are there"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="EXPRESSION", help="pytest's -k")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what pytest prints")
     parser.add_argument("--write", action="store_true", help="write the results into docs/peers-suites.md")
@@ -85,9 +87,7 @@ def _ran(
     """Run a suite once, on servers of its own."""
     log = logs / f"{name}-{'ours' if on_taskbridge else 'stock'}.log"
     with servers(folder) as variables:
-        return run(
-            suite, at, sources.python(), on_taskbridge=on_taskbridge, variables=variables, log=log, more=more
-        )
+        return run(suite, at, sources.python(), on_taskbridge=on_taskbridge, variables=variables, log=log, more=more)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -24,22 +24,23 @@ def write(comparisons: Sequence[Comparison], versions: Mapping[str, str]) -> Non
     text = PAGE.read_text()
     found = re.search(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", text, re.DOTALL)
     assert found is not None, f"{PAGE} has no place for the results"
-    PAGE.write_text(text[: found.start()] + _BEGIN + "\n\n" + rendered(comparisons, versions) + _END + text[found.end() :])
+    PAGE.write_text(
+        text[: found.start()] + _BEGIN + "\n\n" + rendered(comparisons, versions) + _END + text[found.end() :]
+    )
 
 
 def rendered(comparisons: Sequence[Comparison], versions: Mapping[str, str]) -> str:
     """Return the results as Markdown."""
     shown = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     lines = [
-        f"Run on {date.today().isoformat()} with {shown}.",
+        f"Run on {datetime.now(timezone.utc).date()} with {shown}.",
         "",
         "| suite | stock: passed, failed, skipped | on taskbridge | worse | better |",
         "|---|---|---|---|---|",
     ]
     for each in comparisons:
-        title = SUITES[each.suite].title
-        counts = f"{counts(each.stock)} | {counts(each.ours)}"
-        lines.append(f"| {title} | {counts} | {len(each.worse())} | {len(each.better())} |")
+        cells = (SUITES[each.suite].title, counts(each.stock), counts(each.ours), len(each.worse()), len(each.better()))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "The tests that pass on the stock engine and not on taskbridge:", ""]
     lines += ["| suite | test | why |", "|---|---|---|"]
     for each in comparisons:

@@ -1,4 +1,4 @@
-"""Where the suites come from: source distributions of the versions that are installed, fetched by pip and thrown away."""
+"""Where the suites come from: source distributions of the versions that are installed; pip fetches them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def fetched(package: str, version: str, into: Path) -> Path:
         NoSources: pip can't get them.
     """
     asked = (f"{package}=={version}", "--no-deps", "--no-binary", package, "--no-build-isolation", "-d", str(into))
-    got = subprocess.run([str(python()), "-m", "pip", "download", "-q", *asked], capture_output=True, text=True)
+    command = [str(python()), "-m", "pip", "download", "-q", *asked]
+    got = subprocess.run(command, check=False, capture_output=True, text=True)
     archives = sorted(into.glob(f"{package}-*.tar.gz"))
     if not archives:
         raise NoSources(f"pip can't fetch the source distribution of {package} {version}:\n{got.stderr[-2000:]}")

@@ -68,7 +68,12 @@ SUITES: Final[Mapping[str, Suite]] = {
     "dramatiq-memory": Suite(
         title="Dramatiq in memory",
         package="dramatiq",
-        chosen=("tests", "--ignore=tests/benchmarks", "--ignore=tests/test_redis.py", "--ignore=tests/test_rabbitmq.py"),
+        chosen=(
+            "tests",
+            "--ignore=tests/benchmarks",
+            "--ignore=tests/test_redis.py",
+            "--ignore=tests/test_rabbitmq.py",
+        ),
         plugin="on_dramatiq",
         replaces=_DRAMATIQ,
     ),

@@ -487,7 +487,6 @@ class TestOrdinaryActors:
 
         assert ran == [1]
 
-
     def test_what_waits_can_be_looked_at_as_on_a_stub_broker(self, bridge: Bridge) -> None:
         @dramatiq.actor(broker=bridge.native, queue_name="own")
         def ordinary(x: int) -> None: ...

@@ -17,9 +17,7 @@ assert tasks  # its task `celery.ping` is registered on every app that is made f
 
 
 @contextmanager
-def _app(
-    enable_logging: bool = False, use_trap: bool = False, parameters: Any = None, **config: Any
-) -> Generator[Any]:
+def _app(enable_logging: bool = False, use_trap: bool = False, parameters: Any = None, **config: Any) -> Generator[Any]:
     app = Bridge(os.environ["PEERS_URL"], namespace="suite").native
     app.conf.update({name: value for name, value in config.items() if name != "broker_url"})
     app.conf.worker_hijack_root_logger = False
