@@ -497,7 +497,6 @@ class TestOrdinaryActors:
         ordinary.send(2)
         bridge.native.flush_all()
         assert bridge.native.queues["own"].qsize() == 0
-        bridge.native.join("own", timeout=1000)
 
 
 class TestActors:
