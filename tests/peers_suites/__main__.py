@@ -71,6 +71,8 @@ def _compared(name: str, given: dict[str, Path], folder: Path, logs: Path, more:
     missing = [word for word in suite.chosen if not word.startswith("-") and not (at / word).exists()]
     if missing:
         raise sources.NoSources(f"{at.name} has no {missing[0]}; --source {suite.package}=FOLDER names a checkout")
+    if suite.package == "dramatiq":
+        sources.complete(at / "tests")
     stock, ours = (_ran(name, suite, at, folder, logs, more, on_taskbridge=each) for each in (False, True))
     comparison = Comparison(suite=name, stock=stock, ours=ours)
     for test in comparison.worse():

@@ -15,9 +15,8 @@ from typing import Final, Literal
 
 from taskbridge.contract import leftovers
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, _rabbitmq_program
+from tests.peers_suites.sources import INSIDE
 from tests.peers_suites.suites import Suite
-
-INSIDE: Final = Path(__file__).with_name("inside")
 
 _TEST_S: Final = 60
 """How long one test may take, but for those that name a time of their own."""
@@ -80,17 +79,18 @@ def run(
     command = [
         *(str(python), "-m", "pytest", "-c", str(INSIDE / "pytest.ini"), "--rootdir", str(sources)),
         *("--timeout", str(_TEST_S), "--session-timeout", str(suite.limit_s), "--junitxml", str(report)),
-        *(("-p", suite.plugin) if on_taskbridge else ()),
+        *("-p", suite.plugin),
         *suite.chosen,
         *more,
     ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TASKBRIDGE_", "CELERY_"))}
     paths = {"PYTHONPATH": f"{INSIDE}:{sources}", "PYTHONDONTWRITEBYTECODE": "1"}
+    choice = {"PEERS_ON_TASKBRIDGE": "1"} if on_taskbridge else {}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=sources,
-            env={**inherited, **paths, **suite.variables, **variables},
+            env={**inherited, **paths, **suite.variables, **variables, **choice},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

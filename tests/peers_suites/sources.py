@@ -10,11 +10,11 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 VENV: Final = ROOT / ".venv-suites"
+INSIDE: Final = Path(__file__).with_name("inside")
 
 _NEEDED: Final = (
     *("-e", f"{ROOT}[all]"),
-    *("pytest", "pytest-timeout", "pytest-subtests", "pylibmc", "python-memcached", "tblib", "gevent"),
-    *("opentelemetry-api", "prometheus-client", "watchdog", "watchdog-gevent", "pydantic", "cryptography"),
+    *("pytest", "pytest-timeout", "pytest-subtests", "tblib", "prometheus-client", "pydantic"),
 )
 """What the suites import, beside what they test."""
 
@@ -49,7 +49,7 @@ def fetched(package: str, version: str, into: Path) -> Path:
     Raises:
         NoSources: pip can't get them.
     """
-    asked = (f"{package}=={version}", "--no-deps", "--no-binary", package, "--no-build-isolation", "-d", str(into))
+    asked = (f"{package}=={version}", "--no-deps", "--no-binary", package, "-d", str(into))
     command = [str(python()), "-m", "pip", "download", "-q", *asked]
     got = subprocess.run(command, check=False, capture_output=True, text=True)
     archives = sorted(into.glob(f"{package}-*.tar.gz"))
@@ -57,3 +57,10 @@ def fetched(package: str, version: str, into: Path) -> Path:
         raise NoSources(f"pip can't fetch the source distribution of {package} {version}:\n{got.stderr[-2000:]}")
     shutil.unpack_archive(archives[-1], into)
     return into / archives[-1].name.removesuffix(".tar.gz")
+
+
+def complete(tests: Path) -> None:
+    """Put beside Dramatiq's own tests what they import and its source distribution leaves out."""
+    for name, source in (("__init__.py", None), ("common.py", INSIDE / "dramatiq_common.py")):
+        if not (tests / name).exists():
+            (tests / name).write_text("" if source is None else source.read_text())

@@ -19,7 +19,7 @@ class Suite:
         title: What the page calls it.
         package: The project's name on the package index.
         chosen: Files and options for pytest, from the root of its sources.
-        plugin: The plugin of pytest, in `inside`, which puts taskbridge's classes in the place of the project's.
+        plugin: The plugin of pytest, in `inside`, which can put taskbridge's classes in the place of the project's.
         replaces: What that does, in a few words.
         variables: Environment variables for both runs.
         limit_s: How long one run may take.

@@ -1,4 +1,4 @@
-"""A plugin of pytest: Celery's integration tests run on the Celery app of a bridge, and on its worker."""
+"""A plugin of pytest: with `PEERS_ON_TASKBRIDGE`, Celery's tests run on the app of a bridge, and its worker."""
 
 from __future__ import annotations
 
@@ -25,4 +25,5 @@ def _app(enable_logging: bool = False, use_trap: bool = False, parameters: Any =
         yield app
 
 
-fixtures._create_app = _app
+if "PEERS_ON_TASKBRIDGE" in os.environ:
+    fixtures._create_app = _app

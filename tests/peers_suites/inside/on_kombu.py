@@ -1,4 +1,4 @@
-"""A plugin of pytest: kombu's integration tests connect over the transports of taskbridge's Celery engine."""
+"""A plugin of pytest: with `PEERS_ON_TASKBRIDGE`, kombu's tests connect as taskbridge's Celery engine does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def _connection(*_: Any, **__: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Replace the function by which the tests' fixtures connect."""
-    for item in items:
+    for item in items if "PEERS_ON_TASKBRIDGE" in os.environ else ():
         if hasattr(item.module, "get_connection"):
             item.module.get_connection = _connection
