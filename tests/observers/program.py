@@ -30,7 +30,9 @@ def _sentry() -> None:
             event: Any = envelope.get_event()
             if event is not None:
                 raised: Any = event.get("exception", {}).get("values", [{}])[-1]
-                _note_error(name=event.get("transaction"), kind=raised.get("type"), text=raised.get("value"))
+                message: Any = event.get("contexts", {}).get("dramatiq", {}).get("data", {})
+                name = event.get("transaction") or message.get("actor_name")
+                _note_error(name=name, kind=raised.get("type"), text=raised.get("value"))
 
     sentry_sdk.init(dsn="http://key@127.0.0.1/1", transport=Local, traces_sample_rate=1.0)
 
