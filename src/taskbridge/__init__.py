@@ -29,8 +29,9 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.exceptions import NoSuchDeadLetter as NoSuchDeadLetter
     from taskbridge.exceptions import NoSuchRecord as NoSuchRecord
     from taskbridge.exceptions import NotInstalledError as NotInstalledError
+    from taskbridge.exceptions import ResultInTask as ResultInTask
+    from taskbridge.exceptions import ResultNotEncodable as ResultNotEncodable
     from taskbridge.exceptions import ResultTimeout as ResultTimeout
-    from taskbridge.exceptions import ResultTooLarge as ResultTooLarge
     from taskbridge.exceptions import SendError as SendError
     from taskbridge.exceptions import SettingsError as SettingsError
     from taskbridge.exceptions import StoreNotReady as StoreNotReady
@@ -73,10 +74,10 @@ _MODULES = {
     "dead": "DeadEntry DeadLetters DeadPage Replayed",
     "exceptions": (
         "BrokerUnavailable CodecError DeclarationError DecodeError EncodeError MessageTooLarge "
-        "NoCurrentTaskError NoSuchDeadLetter NoSuchRecord NotInstalledError ResultTimeout "
-        "ResultTooLarge SendError SettingsError StoreNotReady StoreUnavailable TaskBridgeError "
-        "TaskCancelled TaskDiscarded TaskFailed TimeLimitExceeded UnknownQueue UnknownSchedule "
-        "UnsupportedError WorkerLost"
+        "NoCurrentTaskError NoSuchDeadLetter NoSuchRecord NotInstalledError ResultInTask "
+        "ResultNotEncodable ResultTimeout SendError SettingsError StoreNotReady StoreUnavailable "
+        "TaskBridgeError TaskCancelled TaskDiscarded TaskFailed TimeLimitExceeded UnknownQueue "
+        "UnknownSchedule UnsupportedError WorkerLost"
     ),
     "handle": "Handle",
     "health": "Health",

@@ -9,7 +9,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from taskbridge import codec
+from taskbridge import codec, failures
 from taskbridge.brokers.base import Decide, Taken
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
@@ -31,7 +31,8 @@ class DeadEntry:
 
     Attributes:
         id: The message's id, or one made of the bytes that could not be read.
-        reason: `exhausted`, `gave_up`, `bad_arguments`, `unknown_task`, `too_large` or `undecodable`.
+        reason: `exhausted`, `gave_up`, `bad_arguments`, `unknown_task`, `too_large`, `undecodable` or `internal_error`;
+            empty where a `redact` function is asked about a message that is not dead.
         task: The task's name.
         queue: Where the message came from, and where a replay goes.
         priority: Its priority.
@@ -112,11 +113,16 @@ class Replayed:
 
 
 class DeadLetters:
-    """The dead letters of a bridge's namespace, whichever engine they come from; `Bridge.dead` is one."""
+    """The dead letters of a bridge's namespace, whichever engine they come from; `Bridge.dead` is one.
+
+    Attributes:
+        redacts: Whether there is a `redact` function.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._redact: Redact | None = None
+        self.redacts: bool = False
 
     # Looking
 
@@ -168,12 +174,18 @@ class DeadLetters:
     def redact(self, function: RedactT) -> RedactT:
         """Have a function decide what is shown, as a decorator: it gets a `DeadEntry` and returns one without secrets.
 
-        It counts for `list`, `get` and the command line (if that knows the application). What is stored stays whole,
-        for a replay needs the real arguments; so do `Bridge.dead_letters` and the hook `dead`, which show nobody
-        anything. If the function fails, arguments, headers, error and traceback are hidden.
+        It counts for `list`, `get` and the command line (if that knows the application), and for the arguments that an
+        engine shows of messages on their way. What is stored stays whole, for a replay needs the real arguments; so do
+        `Bridge.dead_letters` and the hook `dead`, which show nobody anything. If the function fails, arguments,
+        headers, error and traceback are hidden.
         """
-        self._redact = function
+        self._redact, self.redacts = function, True
         return function
+
+    def shown_arguments(self, message: Message) -> tuple[str, str]:
+        """Return a message's arguments, positional and keyword, as texts that an engine's own tools may show."""
+        entry = self._shown(DeadLetter(message=message, reason="", died_at=0.0))
+        return failures.clipped(repr(entry.args)), failures.clipped(repr(dict(entry.kwargs)))
 
     # Taking out
 

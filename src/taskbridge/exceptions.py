@@ -242,17 +242,24 @@ class TaskDiscarded(TaskBridgeError):
         self.reason = reason
 
 
-class ResultTooLarge(TaskBridgeError, ValueError):
-    """What a task returned is larger, encoded, than the setting `max_message_bytes`: a failed attempt (rule RS3)."""
+class ResultNotEncodable(TaskBridgeError):
+    """The message is done, but what the task returned is too large, or can't be encoded (rule RS3): see `problem`."""
 
-    def __init__(self, task: str, size: int, limit: int) -> None:
-        super().__init__(
-            f"task {task!r}: the result has {size} bytes, more than max_message_bytes = {limit}; "
-            "return a reference to the data, or declare the task with results=False"
-        )
+    def __init__(self, *, id: str, task: str, problem: str) -> None:
+        remedy = "return something smaller or of another type, or declare the task with results=False"
+        super().__init__(f"task {task!r} (message {id}) is done, but its result is not recorded: {problem}; {remedy}")
+        self.id = id
         self.task = task
-        self.size = size
-        self.limit = limit
+        self.problem = problem
+
+
+class ResultInTask(TaskBridgeError, RuntimeError):
+    """A task waited for a result (rule RS5): workers whose slots all wait for one another would wait for ever."""
+
+    def __init__(self, task: str) -> None:
+        remedy = "let the other task send what follows, or ask by status() or result(timeout=0)"
+        super().__init__(f"task {task!r} would wait for a result, and hold its slot meanwhile: {remedy}")
+        self.task = task
 
 
 class TimeLimitExceeded(TaskBridgeError):

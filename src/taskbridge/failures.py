@@ -77,6 +77,12 @@ def type_of(kind: type) -> str:
     return clipped(name, _MOST_NAME)
 
 
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return the exception that one was raised from; None if there is none."""
+    cause: BaseException | None = _cause.__get__(error)
+    return cause
+
+
 def is_ordinary(error: BaseException) -> bool:
     """Return whether Python's `traceback` and `logging` can format an exception, and write a bounded text of it."""
     return 0 < len(_printed(error)) <= _MOST_PRINTED
@@ -99,6 +105,8 @@ def _printed(error: BaseException) -> str:
     try:
         links = list(islice(_chain(error), _MOST_LINKS + 1))
         if not error or len(links) > _MOST_LINKS or any(len(str(each)) > MOST_TEXT for each, _ in links):
+            return ""
+        if len(repr(error)) > 2 * MOST_TEXT:  # it holds more than its text tells, and engines log it
             return ""
         return "".join(format_exception(type(error), error, _traceback.__get__(error)))
     except BaseException:

@@ -77,7 +77,9 @@ class Handle(Generic[R_co]):
             TaskFailed: It is dead.
             TaskCancelled: It was cancelled.
             TaskDiscarded: It expired, or the task raised `Discard`.
+            ResultNotEncodable: It is done, but what the task returned could not be recorded.
             ResultTimeout: It is not at its end in time.
+            ResultInTask: A task asks, with another `timeout` than 0.
             UnsupportedError, NoSuchRecord, StoreUnavailable: As `status` does.
         """
         return cast("R_co", self._results().result(self.id, task=self.task, timeout=timeout))

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from math import inf
+from random import uniform
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, locks
+from taskbridge.context import running
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import (
     BrokerUnavailable,
     NoSuchRecord,
+    ResultInTask,
+    ResultNotEncodable,
     ResultTimeout,
     StoreNotReady,
     StoreUnavailable,
@@ -37,6 +43,12 @@ T = TypeVar("T")
 
 _THREADS: Final = 4
 """How many threads ask the store for all who await."""
+
+_LOOK_AGAIN_S: Final = (5.0, 8.0)
+"""After how long at least, and at most, whoever waits looks for the record, though nobody woke them.
+
+A record may be gone (evicted, or lost with its server), and so may the word that it is final.
+"""
 
 
 class Results:
@@ -71,10 +83,9 @@ class Results:
             while True:
                 woken.clear()
                 left_s = _left_s(deadline)
-                record = self._get(records, id)
-                if record.state in FINAL or left_s == 0:
-                    return _in_time(record)
-                woken.wait(left_s)
+                if (found := self._again(records, id, left_s)) is not None:
+                    return _in_time(found)
+                woken.wait(min(left_s, uniform(*_LOOK_AGAIN_S)))
         finally:
             end_watch()
 
@@ -101,18 +112,27 @@ class Results:
             while True:
                 woken.clear()
                 left_s = _left_s(deadline)
-                record = await self._aside(lambda: self._get(records, id))
-                if record.state in FINAL or left_s == 0:
-                    return _in_time(record)
+                if (found := await self._aside(partial(self._again, records, id, left_s))) is not None:
+                    return _in_time(found)
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(woken.wait(), left_s)
+                    await asyncio.wait_for(woken.wait(), min(left_s, uniform(*_LOOK_AGAIN_S)))
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
 
+    def _again(self, records: Records, id: str, left_s: float) -> Status | None:
+        """Return the record if it is final, or no time is left; None if there is more to wait for."""
+        try:
+            record = self._get(records, id)
+        except StoreUnavailable:
+            if left_s == 0:
+                raise
+            return None
+        return record if record.state in FINAL or left_s == 0 else None
+
     def _driven(self, records: Records, id: str) -> Status:
         """Return the record, after what waits has been run where nobody else would."""
-        record = self._get(records, id)
-        if record.state in FINAL or self._bridge.settings.url.engine != "inline":
+        record, drives = self._get(records, id), self._bridge.settings.url.engine == "inline"
+        if record.state in FINAL or not drives or running.get(None) is not None:
             return record
         nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
         record = self._get(records, id)
@@ -191,9 +211,12 @@ def outcome_of(record: Status) -> Any:
 
     Raises:
         TaskFailed, TaskCancelled, TaskDiscarded: It did not return.
+        ResultNotEncodable: It returned what can't be recorded.
         DecodeError: A newer release wrote a value that this one can't read.
     """
     match record.state:
+        case "done" if record.reason:
+            raise ResultNotEncodable(id=record.id, task=record.task, problem=record.reason)
         case "done":
             return None if record.result_json is None else codec.loads(record.result_json)
         case "cancelled":
@@ -230,9 +253,17 @@ def _in_time(record: Status) -> Any:
     return outcome_of(record)
 
 
-def _deadline(timeout: Duration | None) -> float | None:
-    return None if timeout is None else monotonic() + seconds(timeout, name="timeout")
+def _deadline(timeout: Duration | None) -> float:
+    """Return until when to wait, by the monotonic clock.
+
+    Raises:
+        ResultInTask: A task of this process asks, and would wait.
+    """
+    wait_s = inf if timeout is None else seconds(timeout, name="timeout")
+    if wait_s > 0 and (task := running.get(None)) is not None:
+        raise ResultInTask(task[0].task)
+    return monotonic() + wait_s
 
 
-def _left_s(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - monotonic())
+def _left_s(deadline: float) -> float:
+    return max(0.0, deadline - monotonic())

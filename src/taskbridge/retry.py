@@ -22,6 +22,8 @@ DEFAULT_MAX_DELAY: Final = timedelta(minutes=10)
 class Retry(Exception):
     """Raise it in a task to ask for another attempt (rule R7); it uses up an attempt like any failure.
 
+    `raise Retry(...) from error` keeps that error: record, hooks and a dead letter name it in the place of `Retry`.
+
     Args:
         after: The time until the next attempt, which `max_delay` does not cap and jitter does not change;
             the policy's own delay if None.
@@ -178,11 +180,13 @@ class ErrorInfo:
 class Done:
     """The task returned.
 
-    `value` is what it returned, and `result_json` the same in the codec's form; None if it is not to be recorded.
+    `value` is what it returned, and `result_json` the same in the codec's form; None if it is not to be recorded, or
+    can't be, for the reason that `problem` tells.
     """
 
     value: object = None
     result_json: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +251,10 @@ def judge(policy: RetryPolicy, *, attempt: int, message_id: str, error: BaseExce
     asked = isinstance(error, Retry)
     if not asked and not policy.retries(error):
         return Dead("gave_up", error)
+    cause = failures.cause_of(error) if asked else None
+    told = error if cause is None else cause
     if policy.max_attempts is not None and attempt >= policy.max_attempts:
-        return Dead("exhausted", error)
+        return Dead("exhausted", told)
     if isinstance(error, Retry) and error.after_s is not None:
-        return RunAgain(error.after_s, error)
-    return RunAgain(policy.wait_s(attempt, message_id=message_id), error)
+        return RunAgain(error.after_s, told)
+    return RunAgain(policy.wait_s(attempt, message_id=message_id), told)

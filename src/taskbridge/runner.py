@@ -16,10 +16,10 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge import codec, locks
+from taskbridge import codec, failures, locks
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
-from taskbridge.exceptions import DecodeError, EncodeError, ResultTooLarge, WorkerLost
+from taskbridge.exceptions import DecodeError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RetryPolicy, Verdict, judge
@@ -83,11 +83,23 @@ class Runner:
             if self.hooks.of["before_run"]:
                 self.hooks.call(Event(name="before_run", message=message))
             value = _call(declaration, args, kwargs)
-            return Done(value, _result_json(declaration, value, self.most_bytes))
         except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
             return judge(self.policy, attempt=message.attempt, message_id=message.id, error=exc)
         finally:
             running.reset(token)
+        return self._done(value)
+
+    def _done(self, value: object) -> Done:
+        """Return that the task returned, whether its result can be recorded or not (rule RS3)."""
+        if self.most_bytes is None or value is None:
+            return Done(value, None if self.most_bytes is None else "null")
+        try:
+            encoded = codec.dumps(value, "result")
+        except (Exception, SystemExit) as exc:  # mostly EncodeError; a timezone of the user's own may raise anything
+            return Done(value, problem=failures.text_of(exc) or failures.type_of(type(exc)))
+        if len(encoded) > self.most_bytes:
+            return Done(value, problem=f"it has {len(encoded)} bytes, more than max_message_bytes = {self.most_bytes}")
+        return Done(value, encoded)
 
     def judge_lost(self, message: Message) -> Verdict:
         """Return what becomes of a message whose attempt died with its worker (rule A5)."""
@@ -106,27 +118,6 @@ def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> 
         return declaration.function(*args, **kwargs)
     with limited(declaration.time_limit_s):
         return declaration.function(*args, **kwargs)
-
-
-def _result_json(declaration: Declaration, value: object, most_bytes: int | None) -> str | None:
-    """Return a result as it is recorded; None if it isn't to be.
-
-    Raises:
-        EncodeError: It can't be.
-        ResultTooLarge: It is over the limit.
-    """
-    if most_bytes is None:
-        return None
-    if value is None:
-        return "null"
-    try:
-        encoded = codec.dumps(value, "result")
-    except EncodeError as exc:
-        remedy = "return something that can be, or declare the task with results=False"
-        raise EncodeError(exc.path, f"{exc.problem}, nor recorded: {remedy}") from None
-    if len(encoded) > most_bytes:
-        raise ResultTooLarge(declaration.name, len(encoded), most_bytes)
-    return encoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -128,10 +130,41 @@ def ends_are_recorded_after_the_mark() -> None:
     put(_SETTLE, "_ended", make)
 
 
-@mutant("RS3", "what_cannot_be_recorded_is_a_failed_attempt")
+@mutant("RS3", "what_returned_is_not_run_again")
 def any_size_is_recorded() -> None:
     """Nobody looks at the size of a result."""
-    put(_RUNNER, "_result_json", lambda encoded: lambda declaration, value, _: encoded(declaration, value, 1 << 40))
+    put(_RUNNER, "Runner._done", lambda done: lambda self, value: done(replace(self, most_bytes=1 << 40), value))
+
+
+@mutant("RS3", "what_returned_is_not_run_again")
+def what_can_not_be_recorded_has_failed() -> None:
+    """A result that can't be recorded is a failed attempt."""
+
+    def make(run: Any) -> Any:
+        judge = importlib.import_module("taskbridge.retry").judge
+
+        def strict(self: Any, message: Any) -> Any:
+            verdict = run(self, message)
+            if not getattr(verdict, "problem", ""):
+                return verdict
+            error = ValueError(verdict.problem)
+            return judge(self.policy, attempt=message.attempt, message_id=message.id, error=error)
+
+        return strict
+
+    put(_RUNNER, "Runner.run", make)
+
+
+@mutant("RS4", "who_waits_is_told_when_nothing_is_known_any_more")
+def nobody_looks_again() -> None:
+    """Who waits for a result looks for it only when woken."""
+    put(_RESULTS, "_LOOK_AGAIN_S", lambda _: (3600.0, 3600.0))
+
+
+@mutant("RS5", "a_task_does_not_wait_for_a_result")
+def tasks_may_wait() -> None:
+    """Nobody looks whether it is a task that asks for a result."""
+    put(_RESULTS, "running", lambda _: ContextVar("unset"))
 
 
 @mutant("RS4", "a_thousand_wait_at_once")

@@ -236,6 +236,12 @@ def max_delay_caps_what_is_asked() -> None:
     _judge_otherwise(make)
 
 
+@mutant("R7", "a_retry_keeps_what_it_was_raised_from@ordinary")
+def a_retry_forgets_its_cause() -> None:
+    """A retry that is raised from an error says nothing of that error."""
+    put("taskbridge.failures", "cause_of", lambda _: lambda error: None)
+
+
 @mutant("R7", "an_asked_delay_is_kept")
 def asking_costs_no_attempt() -> None:
     """A task that asks for a retry may ask for ever."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import Any, get_args
 
-from taskbridge import Bridge, Discard, Event, RetryPolicy, current
+from taskbridge import Bridge, DeadEntry, Discard, Event, RetryPolicy, current
 from taskbridge.hooks import HookName
 
 bridge = Bridge(queues=["vip"])
@@ -48,6 +49,13 @@ def discards() -> None:
 
 
 @bridge.task
+def pay(card: str, seconds: float) -> str:
+    note("pay", current().attempt)
+    time.sleep(seconds)
+    return card
+
+
+@bridge.task
 def long(seconds: float) -> None:
     note("long", current().id, current().attempt)
     deadline = time.monotonic() + seconds
@@ -81,6 +89,13 @@ if "SHOP_LISTENS" in os.environ:
 
     signals.task_prerun.connect(_on_prerun, weak=False)
     signals.task_success.connect(_on_success, weak=False)
+
+if "SHOP_HIDES" in os.environ:
+
+    @bridge.dead.redact
+    def hide(entry: DeadEntry) -> DeadEntry:
+        return replace(entry, args=("***",) * len(entry.args))
+
 
 if "SHOP_TRUSTS" in os.environ:  # the first line of defence against deep nesting is gone
     from taskbridge.engines.celery import reading

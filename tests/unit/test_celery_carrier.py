@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import signals
 
 from taskbridge import Bridge
 from taskbridge.engines.celery import carrier as celery_carrier
@@ -90,6 +92,23 @@ def test_what_can_not_be_read_is_dead_whatever_reading_it_raises(
     (letter,) = bridge.dead_letters()
     assert (letter.reason, letter.raw) == ("internal_error", b"((), {})")
     assert "unforeseen" in letter.traceback
+
+
+@pytest.mark.parametrize("kind", ["failure", "retry"])
+def test_frames_of_a_failed_run_are_kept_for_who_listens_alone(bridge: Bridge, kind: str) -> None:
+    """They are most of what Celery's account of a failure costs, and a child sends it to its parent."""
+    tell = getattr(bridge.native.tasks["shop.pay"], f"on_{kind}")
+    signal: Any = getattr(signals, f"task_{kind}")
+
+    def listen(**_: Any) -> None: ...
+
+    for listens in (False, True):
+        account = SimpleNamespace(tb="frames")
+        if listens:
+            signal.connect(listen, weak=False)
+        tell(ValueError(), "id", (), {}, account)
+        assert account.tb == ("frames" if listens else None)
+    signal.disconnect(listen)
 
 
 def test_a_forged_outcome_is_no_outcome(bridge: Bridge) -> None:

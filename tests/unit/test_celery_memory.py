@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable
+from traceback import extract_tb
 from typing import Any
 
 import pytest
-from celery import _state
+from celery import _state, signals
 
 from taskbridge import Bridge, RetryPolicy, TaskBridgeError
 
@@ -39,6 +41,51 @@ def test_a_failing_task_is_retried_and_then_dead(bridge: Bridge) -> None:
         until(bridge.dead_letters, "a dead letter")
     [letter] = bridge.dead_letters()
     assert (len(runs), letter.reason) == (3, "exhausted")
+
+
+def test_who_listens_is_told_what_really_happened_and_no_log_says_it_twice(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As OpenTelemetry's and Datadog's instrumentation listen; they leave out the errors that a task `throws`."""
+    told: list[Any] = []
+
+    @bridge.task(name="works", retry=RetryPolicy(max_attempts=2, min_delay=0.05, jitter=0))
+    def works(value: str) -> str:
+        if not value:
+            raise ValueError(value)
+        return value
+
+    def succeeded(result: Any, **_: Any) -> None:
+        told.append(("success", result))
+
+    def ended(retval: Any, state: str, **_: Any) -> None:
+        told.append((state, retval if state == "SUCCESS" else None))
+
+    def retried(reason: Any, **_: Any) -> None:
+        told.append(("retry", repr(reason.exc)))
+
+    def failed(sender: Any, exception: Any, traceback: Any, einfo: Any, **_: Any) -> None:
+        frames = [frame.name for frame in extract_tb(traceback)]
+        told.append(("failure", repr(exception), sender.throws, "works" in frames, einfo.tb is not None))
+
+    listeners = {"success": succeeded, "postrun": ended, "retry": retried, "failure": failed}
+    for name, listener in listeners.items():
+        getattr(signals, f"task_{name}").connect(listener, weak=False)
+    try:
+        with caplog.at_level(logging.INFO), bridge.embedded_worker(threads=1):
+            works.send("s3cret")
+            until(lambda: len(told) == 2, "the first to end")
+            works.send("")
+            until(lambda: len(told) == 6, "the second to end")
+    finally:
+        for name, listener in listeners.items():
+            getattr(signals, f"task_{name}").disconnect(listener)
+    error = "ValueError('')"
+    failure = ("failure", error, (), True, True)
+    ends = [("success", "s3cret"), ("SUCCESS", "s3cret"), ("retry", error), ("RETRY", None), failure, ("FAILURE", None)]
+    assert told == ends
+    assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["taskbridge.worker"]
+    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events.state import State
 
 from taskbridge import Bridge
 from taskbridge.contract.odd import nested
@@ -155,6 +156,50 @@ def test_in_threads_celery_logs_its_tasks_and_who_listens_hears_of_them(
     heard = [[True, [number, 2]] for number in range(5)] if listens else []
     assert sorted(rest for _, *rest in shop.notes("task_prerun")) == heard
     assert len(shop.notes("task_success")) == len(heard)
+
+
+def test_who_watches_events_sees_every_end_and_no_secrets(
+    server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop
+) -> None:
+    """As Flower does: what was discarded, or has expired, is not shown as started for ever."""
+    shop = make_shop(server)
+    state, seen = State(), list[dict[str, Any]]()
+
+    def heard(event: dict[str, Any]) -> None:
+        seen.append(dict(event))
+        state.event(event)
+
+    def listen(receiver: Any) -> None:
+        with suppress(Exception):  # the connection is closed when nothing more is to be heard
+            receiver.capture(limit=None, timeout=60)
+
+    app = shop.bridge.native
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": heard})
+        thread = threading.Thread(target=listen, args=(receiver,), daemon=True)
+        thread.start()
+        shop.send("add", 1, 2, expires=0.01)
+        shop.worker("prefork", "-E", SHOP_HIDES="1", SHOP_LISTENS="1")
+        shop.until(lambda: any(event["type"] == "worker-online" for event in seen), "the worker's first event")
+        for task in ("fails", "discards"):
+            shop.send(task)
+        shop.send("pay", "s3cret", 2.0)
+        shop.until(lambda: shop.notes("pay"), "a task that runs")
+        active = json.dumps(app.control.inspect(timeout=2).active())
+        names = ("add", "fails", "discards", "pay")
+        shop.until(lambda: len(state.tasks) == len(names) and _all_ended(state), "all to end")
+    ends = {task.name.rpartition(".")[2]: task.state for task in state.tasks.values()}
+    assert ends == dict(zip(names, ("REVOKED", "FAILURE", "REVOKED", "SUCCESS"), strict=True))
+    assert [event["expired"] for event in seen if event["type"] == "task-revoked"].count(True) == 1
+    assert [event["exception"] for event in seen if event["type"] == "task-retried"] == ["ValueError('no')"] * 2
+    assert [event["exception"] for event in seen if event["type"] == "task-failed"] == ["ValueError('no')"]
+    assert "s3cret" not in f"{seen} {active} {shop.log()}"
+    assert "***" in active
+    assert [result for _, name, result in shop.notes("task_success") if name.endswith("pay")] == ["s3cret"]
+
+
+def _all_ended(state: Any) -> bool:
+    return all(task.state in ("SUCCESS", "FAILURE", "REVOKED") for task in state.tasks.values())
 
 
 FAST_TASKS = "taskbridge.engines.celery.fast.tasks"

@@ -126,3 +126,17 @@ def test_a_redact_function_sees_no_arguments_that_cannot_be_decoded(bridge: Brid
         return entry
 
     assert "secret" not in repr(bridge.dead.get("m1"))
+
+
+def test_what_an_engine_shows_of_a_message_is_redacted_too(bridge: Bridge) -> None:
+    sent = message(args_json='["secret",1]', kwargs_json='{"card":"secret"}')
+    assert (bridge.dead.redacts, bridge.dead.shown_arguments(sent)) == (False, ("('secret', 1)", "{'card': 'secret'}"))
+
+    @bridge.dead.redact
+    def hide(entry: DeadEntry) -> DeadEntry:
+        if not entry.kwargs:
+            raise ValueError("unforeseen")
+        return replace(entry, args=("***", *entry.args[1:]), kwargs=dict.fromkeys(entry.kwargs, "***"))
+
+    assert (bridge.dead.redacts, bridge.dead.shown_arguments(sent)) == (True, ("('***', 1)", "{'card': '***'}"))
+    assert bridge.dead.shown_arguments(replace(sent, kwargs_json="{}")) == ("()", "{}")

@@ -21,7 +21,6 @@ from dramatiq.results.backends import StubBackend
 
 from taskbridge import Bridge, DeclarationError, Discard, Event, RetryPolicy, TaskBridgeError, current
 from taskbridge.engines.base import WorkerOptions
-from taskbridge.engines.dramatiq.deliveries import Again
 from taskbridge.message import Message, new_id
 from taskbridge.retry import Interrupted
 
@@ -188,7 +187,55 @@ class TestOutcomes:
         with bridge.embedded_worker():
             idle(bridge)
 
-        assert seen == [(1, 50), (Again, False), (ValueError, True)]
+        assert seen == [(1, 50), (dramatiq.Retry, False), (ValueError, True)]
+
+    def test_middleware_is_told_what_a_task_returned_and_what_it_raised(
+        self, bridge: Bridge, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen: list[Any] = []
+
+        class Watch(Middleware):
+            def after_process_message(
+                self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+            ) -> None:
+                cause = None if exception is None else exception.__cause__
+                seen.append((result, repr(exception), repr(cause)))
+
+        bridge.native.add_middleware(Watch())
+
+        @bridge.task(retry=RetryPolicy(max_attempts=2, min_delay=0.05, jitter=0))
+        def works(value: Any) -> Any:
+            if value is None:
+                raise ValueError(current().attempt)
+            return value
+
+        with bridge.embedded_worker(threads=1):
+            works.send({"a": 1})
+            idle(bridge)
+            works.send(None)
+            idle(bridge)
+
+        again = "Retry('next attempt in 0.050 s', 50)"
+        ends = [({"a": 1}, "None", "None"), (None, again, "ValueError(1)"), (None, "ValueError(2)", "None")]
+        assert seen == ends
+        assert "returned a value" not in caplog.text
+
+    def test_joining_raises_what_a_task_or_an_actor_raised(self, bridge: Bridge) -> None:
+        @bridge.task(retry=RetryPolicy.never())
+        def fails() -> None:
+            raise ValueError("of a task")
+
+        @dramatiq.actor(broker=bridge.native, queue_name="own", max_retries=0)
+        def acts() -> None:
+            raise ValueError("of an actor")
+
+        with bridge.embedded_worker():
+            fails.send()
+            with pytest.raises(ValueError, match="of a task"):
+                bridge.native.join(QUEUE)
+            acts.send()
+            with pytest.raises(ValueError, match="of an actor"):
+                bridge.native.join("own")
 
     def test_no_log_shows_arguments(self, bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
         @bridge.task

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -17,6 +17,7 @@ from taskbridge import (
     Discard,
     Handle,
     NoSuchRecord,
+    ResultInTask,
     ResultTimeout,
     RetryPolicy,
     Status,
@@ -28,6 +29,7 @@ from taskbridge import (
     UnsupportedError,
     current,
     parts,
+    results,
 )
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.results import shown
@@ -141,6 +143,42 @@ class TestWhereNothingIsRecorded:
         with pytest.raises(NoSuchRecord):
             handle.status()
 
+    def test_a_coroutine_that_is_a_task_waits_for_no_result(self, driven: Bridge) -> None:
+        first = driven.task(name="add")(lambda: 1).send()
+        assert first.result() == 1
+
+        @driven.task(name="asks")
+        async def asks(id: str) -> int:
+            handle: Handle[int] = driven.handle(id)
+            with pytest.raises(ResultInTask, match=r"task 'asks' would wait .* result\(timeout=0\)"):
+                await handle.aresult(timedelta(seconds=1))
+            return await handle.aresult(0)
+
+        assert asks.send(first.id).result() == 1
+
+    def test_who_waits_lives_through_an_outage_of_the_store(self, driven: Bridge, monkeypatch: Fails) -> None:
+        """Looking again now and then must not end a wait that nobody would have woken."""
+        bridge: Any = Bridge("celery+memory://")
+        handle: Handle[int] = bridge.task(name="add")(lambda: 1).send()
+        looks: list[int] = []
+
+        def away(*_: Any, **__: Any) -> None:
+            looks.append(1)
+            raise BrokerUnavailable("away")
+
+        monkeypatch.setattr(results, "_LOOK_AGAIN_S", (0.01, 0.02))
+        waits: list[Callable[[], int]] = [lambda: handle.result(0.5), lambda: asyncio.run(handle.aresult(0.5))]
+        for wait in waits:
+            looks.clear()
+            timer = threading.Timer(0.1, monkeypatch.setattr, (bridge.records, "get", away))
+            timer.start()
+            with pytest.raises(StoreUnavailable):
+                wait()
+            assert len(looks) > 3
+            monkeypatch.undo()
+            monkeypatch.setattr(results, "_LOOK_AGAIN_S", (0.01, 0.02))
+        bridge.close()
+
     def test_results_must_be_a_truth_value(self, driven: Bridge) -> None:
         with pytest.raises(TaskBridgeError, match="results must be True or False, not 'no'"):
             driven.task(name="add", results="no")(lambda: 1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -182,15 +220,21 @@ class TestOnAVirtualClock:
         assert soon.result() == 2
         assert later.status().state == "scheduled"
 
-    def test_a_task_waits_for_another_one(self, driven: Bridge) -> None:
+    def test_a_task_waits_for_no_other_one(self, driven: Bridge) -> None:
+        """Here it could, for this runs what it waits for; where it is deployed, its worker's slots might all wait."""
         inner = driven.task(name="inner")(lambda a: a + 1)
-        outer = driven.task(name="outer")(lambda: inner.send(1).result())
+        done = inner.send(1)
+        assert done.result() == 2
 
-        async def aouter() -> int:
-            return int(await inner.send(2).aresult() + await inner.send(3).aresult())
+        @driven.task(name="outer")
+        def outer() -> str:
+            with pytest.raises(ResultInTask, match="task 'outer' would wait for a result"):
+                inner.send(1).result()
+            with pytest.raises(ResultTimeout, match="it is queued"):
+                inner.send(1).result(0)
+            return str(done.result(0))
 
-        assert outer.send().result() == 2
-        assert driven.task(name="aouter")(aouter).send().result() == 7
+        assert outer.send().result() == "2"
 
     def test_what_nothing_can_end_is_a_timeout_at_once(self, driven: Bridge) -> None:
         task = driven.task(name="add")(lambda: 1)

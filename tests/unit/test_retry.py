@@ -70,6 +70,17 @@ def test_an_interrupted_run_is_given_back_whatever_the_policy() -> None:
     assert verdict == GivenBack()
 
 
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_a_retry_that_was_raised_from_an_error_has_that_error(attempt: int) -> None:
+    asked = Retry(after=7)
+    asked.__cause__ = ValueError("why")
+
+    verdict = judge(POLICY, attempt=attempt, message_id=ID, error=asked)
+
+    assert isinstance(verdict, RunAgain | Dead)
+    assert verdict.error is asked.__cause__
+
+
 @given(
     attempt=st.integers(1, 10**6),
     jitter=st.floats(0, 1),

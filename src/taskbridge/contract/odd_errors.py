@@ -87,6 +87,7 @@ ODD_ERRORS: Final[Mapping[str, Callable[[], Exception]]] = {
     "CauseRaises": CauseRaises,
     "OddPlace": OddPlace,
     "huge": lambda: ValueError("x" * _MUCH),
+    "with_huge_bytes": lambda: UnicodeDecodeError("utf-8", b"\xff" * _MUCH, 0, 1, "its text is short"),
     "with_causes": _with_causes,
 }
 """What makes each of them, by name."""

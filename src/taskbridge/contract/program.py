@@ -64,6 +64,7 @@ class Step:
         outcome: `return`, `raise`, `retry` (ask for it) or `discard`.
         error: What is raised, by its name in `ERRORS`, or in `ODD_ERRORS`.
         after_s: The delay that a retry asks for; None leaves it to the policy.
+        cause: The error that a retry is raised from, by its name in `ERRORS`; empty for none.
         gate: The name of a gate that has to be opened first; empty for none.
         sleep_s: How long it sleeps, in slices.
         spin_s: How long it computes, in pure Python.
@@ -77,6 +78,7 @@ class Step:
     outcome: Literal["return", "raise", "retry", "discard"] = "return"
     error: str = "ValueError"
     after_s: float | None = None
+    cause: str = ""
     gate: str = ""
     sleep_s: float = 0.0
     spin_s: float = 0.0
@@ -108,9 +110,9 @@ def fail(error: str = "ValueError") -> Step:
     return Step(outcome="raise", error=error)
 
 
-def ask(after_s: float) -> Step:
-    """Return a step that asks for a retry after so many seconds."""
-    return Step(outcome="retry", after_s=after_s)
+def ask(after_s: float, *, cause: str = "") -> Step:
+    """Return a step that asks for a retry after so many seconds, because of an error of this name if there is one."""
+    return Step(outcome="retry", after_s=after_s, cause=cause)
 
 
 def hold(gate: str) -> Step:

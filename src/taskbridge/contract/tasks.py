@@ -15,7 +15,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from taskbridge import Bridge, Context, Discard, Event, Retry, RetryPolicy, Task, current
+from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, current
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, Step
@@ -148,6 +148,7 @@ class Tasks:
         self.awkward: Final = bridge.task(name="contract.awkward")(self._awkward)
         self.returning: Final = bridge.task(name="contract.returning", retry=RetryPolicy.never())(self._returning)
         self.odd: Final = bridge.task(name="contract.odd", retry=RetryPolicy(max_attempts=2, min_delay=0.1))(self._odd)
+        self.asking: Final = bridge.task(name="contract.asking", retry=RetryPolicy.never())(self._asking)
         self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
@@ -253,6 +254,16 @@ class Tasks:
         self._note_run()
         return "x" * TOO_MUCH if kind == "large" else {"deep": [object()]}
 
+    def _asking(self, id: str) -> str:
+        """Ask for another message's result as if there were time, and return that only if it is refused."""
+        self._note_run()
+        handle = self._bridge.handle(id)
+        try:
+            handle.result(_LONGEST_HOLD_S)
+        except ResultInTask:
+            return describe(handle.result(0))
+        return "it may wait"
+
     def _silent(self) -> object:
         self._note_run()
         return object()
@@ -339,7 +350,8 @@ def _end(step: Step) -> None:
     if step.outcome == "raise":
         raise ERRORS[step.error]("as the program says")
     if step.outcome == "retry":
-        raise Retry(after=step.after_s, reason="the program asks for it")
+        cause = ERRORS[step.cause]("as the program says") if step.cause else None
+        raise Retry(after=step.after_s, reason="the program asks for it") from cause
     if step.outcome == "discard":
         raise Discard("the program says so")
 

@@ -284,7 +284,9 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
     """
     hooks = task.hooks
     match verdict:
-        case Done(value):
+        case Done(value, _, problem):
+            if problem:
+                _log.warning("task %s id %s attempt %d has a result that can't be kept: %s", *_names(message), problem)
             if hooks.of["succeeded"]:
                 hooks.call(Event(name="succeeded", message=message, result=value))
         case RunAgain(after_s, error):
@@ -330,8 +332,8 @@ def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None
 
 def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
     match verdict:
-        case Done(_, result_json):
-            return Ending(state="done", at=now, result_json="null" if result_json is None else result_json)
+        case Done(_, result_json, problem):
+            return Ending(state="done", at=now, result_json=result_json, reason=problem)
         case RunAgain(after_s, error):
             return Ending(state="retrying", at=now, due_at=now + after_s, error=ErrorInfo.of(error))
         case Dead(reason, error) | Cancelled(reason, error):

@@ -63,7 +63,7 @@ class Status:
         due_at: When it starts at the earliest, in UTC, if it is `scheduled` or `retrying`.
         ended_at: When it came to its end, in UTC.
         attempts: Its runs, the earliest first; of many the latest 50.
-        reason: Why it is `dead` or `discarded`.
+        reason: Why it is `dead` or `discarded`, or why one that is `done` has no result.
         error: Of the last attempt that failed.
         traceback: The same, as text, if it is `dead`.
         replays: How often it was replayed from the dead letters.
@@ -101,7 +101,7 @@ class Ending:
         at: When, in seconds since the epoch.
         due_at: For `retrying`, when the next attempt starts.
         result_json: For `done`.
-        reason: For `dead` and `discarded`.
+        reason: For `dead` and `discarded`; for `done`, why there is no result.
         error: For `retrying` and `dead`.
         traceback: For `dead`.
     """

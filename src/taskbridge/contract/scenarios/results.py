@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from taskbridge import (
     NoSuchRecord,
+    ResultNotEncodable,
     ResultTimeout,
     Status,
     TaskBridgeError,
@@ -307,18 +308,20 @@ def a_kill_beside_the_record_leaves_none_open(h: Harness) -> None:
 
 
 @scenario("RS3", on=(RECORDED,), where=with_records)
-def what_cannot_be_recorded_is_a_failed_attempt(h: Harness) -> None:
-    """A result of ten megabytes, or of an unknown type, is a failed attempt whose error says what to do."""
+def what_returned_is_not_run_again(h: Harness) -> None:
+    """A function that returned ten megabytes, or an unknown type, is done; who asks for the result is told why not."""
     large, odd = h.own(h.tasks.odd.send("large")), h.own(h.tasks.odd.send("object"))
-    error = h.refused(TaskFailed, outcome_of, h, large)
-    h.equal("its error", (error.type, error.reason), ("taskbridge.exceptions.ResultTooLarge", "exhausted"))
+    error = h.refused(ResultNotEncodable, outcome_of, h, large)
     h.says(error, f"{TOO_MUCH + 2} bytes, more than max_message_bytes = {h.spec.max_message_bytes}")
-    error = h.refused(TaskFailed, outcome_of, h, odd)
-    h.equal("its error", error.type, "taskbridge.exceptions.EncodeError")
+    error = h.refused(ResultNotEncodable, outcome_of, h, odd)
     for text in ('result["deep"][0]', "builtins.object", "results=False"):
         h.says(error, text)
     h.idle()
-    h.equal("the starts", [len(h.starts(item.id)) for item in (large, odd)], [2, 2])
+    for item in (large, odd):
+        status = status_of(h, item)
+        seen = (status.state, [each.error for each in status.attempts], h.final(item.id)[0].kind)
+        h.equal("its state, its runs' errors and the hook", seen, ("done", [None], "succeeded"))
+        h.equal("its starts", len(h.starts(item.id)), 1)
 
 
 @scenario("RS4", on=(RECORDED,), where=with_records)
@@ -331,6 +334,40 @@ def a_thousand_wait_at_once(h: Harness) -> None:
         h.fail("they should be woken, and leave threads of the loop's pool for others")
     h.equal("how many got it", len(results), _WAITERS)
     h.equal("what they got", set(results), {f"result of {item.id}" for item in sent})
+    h.idle()
+
+
+@scenario("RS4", on=(STORED,), where=with_records)
+def who_waits_is_told_when_nothing_is_known_any_more(h: Harness) -> None:
+    """Who waits for a result, by a thread or a coroutine, learns within ten seconds that the record is gone."""
+    handle = h.bridge.handle(h.send(Plan(steps=(RETURN,), delay_s=_HOUR_S)).id)
+    records = h.bridge.records
+    if records is None:
+        h.fail("there should be records")
+    wait_s = _LOOKS_S + h.slack_s + 5
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(handle.result, wait_s), pool.submit(lambda: asyncio.run(handle.aresult(wait_s)))]
+        h.pause(_WAITING_S)
+        h.check(not any(each.done() for each in waiting), "they should wait")
+        records.forget([handle.id], timeout_s=h.patience_s)
+        forgotten_at = time.monotonic()
+        for each in waiting:
+            h.refused(NoSuchRecord, each.result)
+        h.in_time("the news", time.monotonic() - forgotten_at, _LOOKS_S)
+
+
+_WAITING_S: Final = 0.5
+_LOOKS_S: Final = 10.0
+"""How long it may take until whoever waits looks again (rule RS4)."""
+
+
+@scenario("RS5", on=(RECORDED,), where=with_records)
+def a_task_does_not_wait_for_a_result(h: Harness) -> None:
+    """A task that would wait for a result is refused at once, and has one that is there with a timeout of 0."""
+    done = h.own(h.tasks.returning.send({"kept": 1}))
+    result_of(h, done)
+    asking = h.own(h.tasks.asking.send(done.id))
+    h.equal("what the task was told", result_of(h, asking), describe({"kept": 1}))
     h.idle()
 
 

@@ -219,3 +219,16 @@ def an_asked_delay_is_kept(h: Harness) -> None:
     h.equal("the starts of a task that only asks", len(h.starts(sent[1].id)), 4)
     h.equal("the delay of a retry that asks for none", _waits(h, sent[2].id), [0.3])
     h.equal("the default policy's attempts", RetryPolicy().max_attempts, 5)
+
+
+@scenario("R7", on=(ORDINARY, PROCESSES))
+def a_retry_keeps_what_it_was_raised_from(h: Harness) -> None:
+    """A retry that is asked for because of an error names that error: to the next run, to hooks, in a dead letter."""
+    sent = h.send(Plan(steps=(ask(0.1, cause="KeyError"), ask(0.1, cause="Abort")), policy="twice"))
+    h.finished(sent.id)
+    told = [start.data["context"]["previous_error"] for start in h.starts(sent.id)]
+    h.equal("what the runs were told", told, [None, ["KeyError", "'as the program says'"]])
+    hooks = [(record.kind, record.data["error"]) for record in h.records(sent.id) if record.data.get("error")]
+    h.equal("what the hooks were told", hooks, [("retrying", "KeyError"), ("dead", "Abort")])
+    letter = h.letters(sent.id)[0]
+    h.check("Abort: as the program says" in letter.traceback, f"its letter should tell, but has {letter.traceback!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import logging
 import os
 import secrets
 import ssl
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery import signals
 
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
@@ -54,6 +55,9 @@ _CHILD_STARTS_S: Final = 60.0
 
 _CHILD_LOST_S: Final = 2.0
 """How long after a child's death its message goes back. What the child had sent before is read first (asynpool.py)."""
+
+
+_trace_log: Final = logging.getLogger("celery.app.trace")
 
 
 class BridgeCelery(Celery):
@@ -116,6 +120,8 @@ class CeleryEngine:
         self._declare_queues()
         for signal, receiver in self._signals():
             signal.connect(receiver, weak=False)
+        self._log_filter = _once_logged(host)
+        _trace_log.addFilter(self._log_filter)
 
     @property
     def native(self) -> BridgeCelery:
@@ -246,7 +252,8 @@ class CeleryEngine:
             reject_on_worker_lost=True,
             ignore_result=True,
             max_retries=None,
-            throws=(Exception,),  # the error is in taskbridge's log, with its traceback; here it is one line
+            on_failure=_told("on_failure", signals.task_failure),
+            on_retry=_told("on_retry", signals.task_retry),
             Request="taskbridge.engines.celery.consumer:Request",
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
@@ -270,9 +277,9 @@ class CeleryEngine:
 
     def _signals(self) -> Sequence[tuple[Any, Callable[..., None]]]:
         return (
-            (worker_shutting_down, self._on_shutting_down),
-            (worker_process_init, self._on_child_started),
-            (worker_process_shutdown, self._on_child_stopping),
+            (signals.worker_shutting_down, self._on_shutting_down),
+            (signals.worker_process_init, self._on_child_started),
+            (signals.worker_process_shutdown, self._on_child_stopping),
         )
 
     def _on_shutting_down(self, **_: Any) -> None:
@@ -322,10 +329,38 @@ class CeleryEngine:
         """Close connections, and forget the app."""
         for signal, receiver in self._signals():
             signal.disconnect(receiver)
+        _trace_log.removeFilter(self._log_filter)
         for close in self._closing:
             close()
         self.waker.close()
         self._app.close()
+
+
+def _once_logged(host: Host) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter of the tracer's log: no ERROR that is in taskbridge's log, too, and nothing of results."""
+
+    def is_logged(record: logging.LogRecord) -> bool:
+        about: Any = record.args
+        is_own = isinstance(about, dict) and host.knows(str(about.get("name")))
+        if is_own and "return_value" in about:
+            about["return_value"] = "None"
+        return not is_own or about.get("description") != "raised unexpected"
+
+    return is_logged
+
+
+def _told(name: str, signal: Any) -> Callable[..., Any]:
+    """Return a method of tasks that drops the frames from an account of an error, unless somebody listens for it.
+
+    Nobody else looks at them, and they are most of what such an account costs, above all where a child sends it on.
+    """
+
+    def tell(task: Any, *about: Any) -> None:
+        if about[-1] is not None and not signal.receivers:
+            about[-1].tb = None
+        getattr(stock(super(type(task), task)), name)(*about)
+
+    return tell
 
 
 def _transport(settings: Settings) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import CeleryError, Ignore, Reject, Retry
+from celery.signals import task_postrun, task_success
 
 from taskbridge import failures
 from taskbridge.engines.base import Host
@@ -267,7 +268,7 @@ class Carrier:
             request: Celery's own, or its fields; under `SETTLED` what has become of it, if it has been settled before.
 
         Returns:
-            What the task returned, if a plain client has linked anything to it.
+            What the task returned, if somebody listens, or a plain client has linked anything to it.
 
         Raises:
             Retry, Ignore, Reject: It did not end well, and Celery is to show it and to do the like.
@@ -354,8 +355,8 @@ class Carrier:
         """Make Celery, Flower and the like see a verdict that was carried out."""
         match verdict:
             case Done(value):
-                linked = any(request.get(name) for name in LINKS)
-                return value if linked else None  # Celery logs what is returned
+                is_awaited = task_success.receivers or task_postrun.receivers or any(map(request.get, LINKS))
+                return value if is_awaited else None  # for Celery makes a text of it
             case RunAgain(after_s, error):
                 raise Retry(exc=shown(error), when=round(after_s, 3))
             case Dead(reason, error):

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import __version__ as celery_version
-from celery.exceptions import ImproperlyConfigured, TaskRevokedError
+from celery.exceptions import Ignore, ImproperlyConfigured, TaskRevokedError
 
 from taskbridge.engines.celery import reading
 from taskbridge.engines.celery.carrier import PutOff
@@ -31,6 +31,7 @@ from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
 
 if TYPE_CHECKING:
+    from taskbridge.dead import DeadLetters
     from taskbridge.engines.celery.app import CeleryEngine
 
 _log = logging.getLogger("taskbridge.celery")
@@ -89,8 +90,19 @@ class Request(CeleryRequest):
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
         """Deal with what the task raised."""
         error = exc_info.exception
-        self.is_put_off = isinstance(getattr(error, "exc", error), PutOff)  # pools wrap what comes from a child
+        error = getattr(error, "exc", error)  # pools wrap what comes from a child
+        self.is_put_off = isinstance(error, PutOff)
         stock(super()).on_failure(exc_info, *args, **options)
+        if isinstance(error, Ignore) and not self.is_put_off:  # discarded: Celery would leave it as started
+            self.send_event("task-revoked", terminated=False, signum=None, expired=error.args == ("expired",))
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event about the task; what it returned is not shown."""
+        stock(super()).send_event(type, **({**fields, "result": "None"} if "result" in fields else fields))
+
+    def info(self, safe: bool = False) -> Any:
+        """Return what `inspect` tells; no argument that is not to be shown."""
+        return stock(super()).info(safe=safe or self._consumer.dead.redacts)
 
     def acknowledge(self) -> None:
         """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
@@ -129,6 +141,7 @@ class Consumer(CeleryConsumer):
         self._engine = engine
         self._host = engine.host
         self._life = engine.life
+        self.dead: DeadLetters = self._host.dead
         self._thread = 0
         self._running: dict[tuple[str, int], Request] = {}
         self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
@@ -391,6 +404,8 @@ class Consumer(CeleryConsumer):
         if way is None and not self._host.knows(name) and name in self.strategies:
             return hand_on(message)  # the user's own Celery task
         message.taskbridge = read = self._engine.carrier.read(parts, message.delivery_info)
+        if self.dead.redacts:  # what events, `inspect` and logs show
+            message.headers["argsrepr"], message.headers["kwargsrepr"] = self.dead.shown_arguments(read)
         due_at = reading.instant(parts.headers.get("eta"))
         wait_s = 0.0 if due_at is None else due_at - self._host.now()
         if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)

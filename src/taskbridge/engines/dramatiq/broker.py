@@ -164,6 +164,8 @@ class EngineBroker(Broker):
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call what the middleware has for after something, the last first; as Dramatiq does."""
+        if "result" in kwargs and isinstance(args[0], Delivery) and args[0].task_message is not None:
+            kwargs["result"] = args[0].result
         name = f"after_{signal}"
         self._tell(name, self._listeners(name, args), args, kwargs)
 

@@ -75,6 +75,8 @@ class Delivery(MessageProxy):
         suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
         is_begun: Whether a thread has begun to run it.
         abandoned: Whether it has gone back while its thread still ran it.
+        result: What the task returned.
+        keeps_error: Whether what was raised is kept after the message has ended, for tests that ask for it.
     """
 
     def __init__(self, message: NativeMessage[Any], *, body: bytes, place: Any, redelivered: bool) -> None:
@@ -92,6 +94,13 @@ class Delivery(MessageProxy):
         self.suspect = False
         self.is_begun = False
         self.abandoned = False
+        self.result: object = None
+        self.keeps_error = False
+
+    def clear_exception(self) -> None:
+        """Let go of what was raised."""
+        if not self.keeps_error:
+            super().clear_exception()
 
     def __str__(self) -> str:
         # Dramatiq logs it whenever a task fails, and arguments may be secret.
@@ -99,10 +108,6 @@ class Delivery(MessageProxy):
 
     def __repr__(self) -> str:
         return super().__repr__() if self.task_message is None else f"<Delivery {self.actor_name} {self.message_id}>"
-
-
-class Again(dramatiq.Retry):
-    """Shows an attempt that failed and is parked to run again; Dramatiq acknowledges it and logs no error."""
 
 
 class Returned(dramatiq.Retry):
@@ -142,10 +147,11 @@ class TaskActor(Actor[Any, Any]):
         """Run the message that this worker thread has in hand; elsewhere, call the function.
 
         Returns:
-            What the task returned, if one of Dramatiq's middleware makes use of it.
+            Nothing where a message is run: `EngineBroker.emit_after` tells the middleware what the task returned, while
+            Dramatiq would warn that nobody stores it.
 
         Raises:
-            Again, Returned, SkipMessage: It did not end well, and nobody is to be alarmed.
+            Retry, Returned, SkipMessage: It did not end well, and nobody is to be alarmed.
             BaseException: The error of which it is dead.
         """
         delivery: object = CurrentMessage.get_current_message()
@@ -173,19 +179,23 @@ class TaskActor(Actor[Any, Any]):
             if not_settled(self._host, message, exc):
                 raise _elsewhere(delivery, "it could not be settled: it waits") from None
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
-        return self._show(delivery, verdict)
+        self._show(delivery, verdict)
+        return None
 
-    def _show(self, delivery: Delivery, verdict: Verdict) -> Any:
+    def _show(self, delivery: Delivery, verdict: Verdict) -> None:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
         match verdict:
             case Done(value):
-                return value if value is None or self._is_wanted(delivery) else None
+                delivery.result = value
+                if value is not None and self._would_warn(delivery):
+                    delivery.unheard = (*delivery.unheard, Results)
             case RunAgain(after_s, error):
                 retries = delivery.options.get("retries")
                 count = retries + 1 if isinstance(retries, int) else 1
                 # What Dramatiq's own retry would call: Prometheus counts retries by it.
-                self.broker.emit_after("enqueue", delivery.copy(options={"retries": count}), int(after_s * 1000))
-                raise Again(f"next attempt in {after_s:.3f} s") from failures.presentable(error)
+                delay_ms = int(after_s * 1000)
+                self.broker.emit_after("enqueue", delivery.copy(options={"retries": count}), delay_ms)
+                raise dramatiq.Retry(f"next attempt in {after_s:.3f} s", delay_ms) from failures.presentable(error)
             case Dead(reason, error):
                 delivery.fail()
                 raise Buried(f"the message is dead: {reason}") if error is None else failures.presentable(error)
@@ -194,12 +204,10 @@ class TaskActor(Actor[Any, Any]):
             case GivenBack():
                 raise _going_back(delivery, "the worker stops")
 
-    def _is_wanted(self, delivery: Delivery) -> bool:
-        """Return whether any middleware uses a result: Dramatiq warns of those that none does."""
-        if delivery.options.get("pipe_target") is not None:
-            return True
-        stores = (found for found in self.broker.middleware if isinstance(found, Results))
-        return any(delivery.options.get("store_results", found.store_results) for found in stores)
+    def _would_warn(self, delivery: Delivery) -> bool:
+        """Return whether Dramatiq's own `Results` would warn of a result that it is not to store."""
+        stores = [found for found in self.broker.middleware if isinstance(found, Results)]
+        return not all(delivery.options.get("store_results", found.store_results) for found in stores)
 
 
 def _elsewhere(delivery: Delivery, reason: str) -> Returned:

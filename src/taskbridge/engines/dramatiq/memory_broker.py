@@ -68,4 +68,5 @@ class _MemoryConsumer(EngineConsumer):
         self._queue.give_back(places)
 
     def fail(self, message: Delivery) -> None:
+        message.keeps_error = True  # which `StubBroker.join` raises
         self._queue.fail(message)
