@@ -94,6 +94,7 @@ class Bridge(Parts):
         schedules: Further schedules of tasks, by name: `{"nightly": {"task": "shop.report", "cron": "0 3 * * *"}}`.
         scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
         fast: Whether workers run tasks in the fast way, where the engine's version has been tried with it.
+        remote_control: Whether a Celery worker obeys what changes something in Celery's remote control (rule I5).
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
@@ -123,6 +124,7 @@ class Bridge(Parts):
         schedules: Mapping[str, Mapping[str, Any]] | None = None,
         scheduler: bool | None = None,
         fast: bool | None = None,
+        remote_control: bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":

@@ -392,6 +392,7 @@ class Settings:
     schedules: tuple[Schedule, ...] = _setting((), _schedules)
     scheduler: bool = _setting(True, _switch)
     fast: bool = _setting(True, _switch)
+    remote_control: bool = _setting(False, _switch)
 
     def known_queues(self, on_tasks: Iterable[str | None]) -> tuple[str, ...]:
         """Return the names of all known queues, each once, the default one first (rule Q2)."""

@@ -88,6 +88,12 @@ def stuck_runs_are_left_alone() -> None:
     put(_RUNS, "Runs._arm", lambda _: lambda self: None)
 
 
+@mutant("T2", "what_was_stuck_is_tried_again_at_once", "celery+redis")
+def a_dead_child_seems_alive() -> None:
+    """Nobody tells the store that a child of Celery's pool is gone, so its run lasts as long as its lease."""
+    put("taskbridge.stores.marks", "Marks.gone", lambda _: lambda self, message, pid, *, timeout_s: None)
+
+
 @mutant("T2", "a_run_that_stops_its_worker_is_ended", "dramatiq+redis")
 def only_threads_of_python_watch() -> None:
     """A worker looks for stuck runs by itself, which it can't while one has the interpreter's lock."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from tests.mutants.table import mutant, put
@@ -34,3 +35,40 @@ def a_variable_limits_every_run() -> None:
 def a_variable_changes_a_queue() -> None:
     """Dramatiq's worker inherits a variable by which it declares a queue that RabbitMQ has with other arguments."""
     _inherit("dramatiq_dead_message_ttl")
+
+
+@mutant("E", "a_workers_process_is_the_applications", "celery+redis")
+def the_engine_takes_over_logging() -> None:
+    """Celery removes the application's handlers and puts its own in their place."""
+
+    def make(conf: Any) -> Any:
+        return lambda self, tls: {**conf(self, tls), "worker_hijack_root_logger": True}
+
+    put("taskbridge.engines.celery.app", "CeleryEngine._conf", make)
+    put("celery.signals", "setup_logging.connect", lambda _: lambda receiver, **options: None)
+
+
+@mutant("E", "a_workers_process_is_the_applications", "celery+redis")
+def children_may_start_no_process() -> None:
+    """A child of Celery's pool stays a daemon, which may have no children."""
+
+    def make(started: Any) -> Any:
+        def as_a_daemon(self: Any, **given: Any) -> None:
+            started(self, **given)
+            multiprocessing.current_process().daemon = self._is_child()
+
+        return as_a_daemon
+
+    put("taskbridge.engines.celery.app", "CeleryEngine._on_child_started", make)
+
+
+@mutant("E", "a_workers_process_is_the_applications", "dramatiq+redis")
+def the_engines_streams_stay() -> None:
+    """What Dramatiq puts in the place of the standard streams stays there."""
+    put("taskbridge.engines.worker_life", "_own_streams", lambda _: lambda: None)
+
+
+@mutant("E", "a_workers_process_is_the_applications", "dramatiq+redis")
+def forked_processes_heed_as_workers_do() -> None:
+    """A process that a task forks takes SIGTERM for its worker's end, and goes on."""
+    put("taskbridge.engines.worker_life", "_reset_sigterm_in_forked_processes", lambda _: lambda: None)

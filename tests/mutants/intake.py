@@ -55,3 +55,9 @@ def crashes_before_the_start_are_not_counted() -> None:
 def without_marks_only_starts_are_counted() -> None:
     """Without marks, a message that came back is counted only as it is run."""
     put(_SETTLE, "taken_again", lambda _: lambda host, message: None)
+
+
+@mutant("I5", "remote_control_changes_nothing", "celery+redis")
+def remote_control_is_obeyed() -> None:
+    """A worker obeys every command of Celery's remote control."""
+    put("taskbridge.engines.celery.control", "_only_reads", lambda _: lambda method: True)

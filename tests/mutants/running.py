@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import threading
 from contextlib import nullcontext
 from contextvars import Context
@@ -82,6 +83,20 @@ def a_stopping_worker_goes_on_taking() -> None:
         return late
 
     put(_INLINE, "_Workers.stop", make)
+
+
+@mutant("A4", "a_stop_of_each_process_leaves_the_grace", "celery+redis")
+def a_child_heeds_anybody() -> None:
+    """A child of Celery's pool interrupts its task at SIGTERM, whoever has sent it."""
+
+    def make(heed: Any) -> Any:
+        def anybody(self: Any) -> None:
+            heed(self)
+            self._signalled = [os.getpid()]
+
+        return anybody
+
+    put("taskbridge.engines.celery.carrier", "ChildRuns.heed_signals", make)
 
 
 @mutant("R8", "stuck_runs_of_threads_are_given_back", "dramatiq+amqp")

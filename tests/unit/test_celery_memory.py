@@ -254,6 +254,45 @@ def test_celerys_own_tasks_are_not_run(bridge: Bridge) -> None:
     assert ran == []
 
 
+def test_a_celery_task_of_the_users_own_expires_as_on_celery(bridge: Bridge) -> None:
+    ran: list[int] = []
+    bridge.task(name="note")(lambda value: ran.append(value + 0))
+
+    @bridge.native.task(name="plain", shared=False)
+    def plain(value: int) -> None:
+        ran.append(value)
+
+    plain.apply_async((1,), queue="default", expires=0.05)
+    plain.apply_async((2,), queue="default")
+    time.sleep(0.1)
+    with bridge.embedded_worker(threads=1):
+        until(lambda: 2 in ran, "the one that has not expired")
+    assert ran == [2]
+
+
+def test_celerys_own_tasks_run_the_users_own(bridge: Bridge) -> None:
+    ran: list[int] = []
+
+    @bridge.native.task(name="plain", shared=False)
+    def plain(value: int) -> None:
+        ran.append(value)
+
+    plain.map([1, 2]).apply_async(queue="default")
+    plain.chunks([(3,), (4,)], 1).apply_async(queue="default")
+    with bridge.embedded_worker(threads=1):
+        until(lambda: len(ran) == 4, "all to run")
+    assert sorted(ran) == [1, 2, 3, 4]
+
+
+def test_celerys_settings_limit_no_run_and_no_start(bridge: Bridge) -> None:
+    """Its limits of time are never retried, and a child that is killed as it starts is started again without end."""
+    bridge.native.conf.task_time_limit = bridge.native.conf.task_soft_time_limit = 1
+    bridge.task(name="note")(lambda: None)
+    task = bridge.native.tasks["note"]
+    assert (task.time_limit, task.soft_time_limit) == (0, 0)
+    assert bridge.native.conf.worker_proc_alive_timeout >= 86_400
+
+
 def test_what_cannot_be_read_is_buried_as_it_came(bridge: Bridge) -> None:
     ran = threading.Event()
 

@@ -47,7 +47,7 @@ class Shop:
             **{f"TASKBRIDGE_{key.upper()}": str(value) for key, value in settings.items()},
         }
         self.namespace = self._env["TASKBRIDGE_NAMESPACE"]
-        self.bridge = Bridge(url, namespace=self.namespace, queues=["vip"])
+        self.bridge = Bridge(url, namespace=self.namespace, queues=["vip"], store=settings.get("store"))
         self.queue = f"{self.namespace}.celery.default"
         self._workers: list[subprocess.Popen[bytes]] = []
 
@@ -364,6 +364,37 @@ def test_odd_messages_on_the_control_channel_end_nothing(
     shop.until(lambda: len(shop.notes("add")) == 2, "the next task")
     assert (worker.poll(), shop.bridge.counts().dead) == (None, 0)
     assert "Connection to broker lost" not in shop.log()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_remote_control_revokes_ends_as_cancelled(
+    server: PrivateRedis | PrivateRabbitMQ, redis_server: PrivateRedis, pool: str, make_shop: MakeShop
+) -> None:
+    """With the setting `remote_control`; what runs goes on."""
+    stored = {} if server is redis_server else {"store": redis_server.url}
+    shop = make_shop(server, remote_control="on", **stored)
+    shop.worker(pool)
+    running = [shop.send("long", 3) for _ in range(2)]
+    shop.until(lambda: len(shop.notes("long")) == 2, "both slots to be taken")
+    waiting = shop.send("add", 1, 2)
+    control = shop.bridge.native.control
+    (reply,) = control.revoke(
+        [waiting.id, *(each.id for each in running)], terminate=True, reply=True, timeout=20, limit=1
+    )
+    assert "ok" in str(reply)
+    shop.until(lambda: all(each.status().is_final for each in (waiting, *running)), "all to end")
+    assert [each.status().state for each in (waiting, *running)] == ["cancelled", "done", "done"]
+    assert [reason for _, _, reason in shop.notes("discarded")] == ["cancelled"]
+    assert (len(shop.notes("long")), shop.notes("add")) == (2, [])
+
+
+def test_a_time_limit_of_celerys_does_not_apply(redis_server: PrivateRedis, make_shop: MakeShop) -> None:
+    shop = make_shop(redis_server)
+    shop.worker("prefork")
+    plain = _plain_client(redis_server)
+    plain.send_task(f"{APP}.long", (2,), queue=shop.queue, time_limit=1, soft_time_limit=1)
+    shop.until(lambda: shop.notes("long ended"), "its end")
+    assert [ending for _, ending in shop.notes("long ended")] == [""]
 
 
 def test_a_pickle_is_dead_and_never_loaded(server: PrivateRedis | PrivateRabbitMQ, make_shop: MakeShop) -> None:

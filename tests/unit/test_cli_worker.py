@@ -160,3 +160,14 @@ def test_a_killed_worker_is_started_again_and_still_takes_from_its_own_queues_on
     assert re.search(r"^email +1$", queues, re.MULTILINE), queues
     worker.send_signal(signal.SIGINT)
     assert worker.wait(2 + 5 + 2) == 0, shop.said(worker)
+
+
+def test_sigterm_ends_a_worker_that_is_still_being_loaded(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    argv = [sys.executable, "-m", "taskbridge", "worker", "slow", "--url", "dramatiq+redis://127.0.0.1:1/0"]
+    with subprocess.Popen(argv, cwd=tmp_path) as worker:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        worker.terminate()
+        assert worker.wait(10) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from argparse import Namespace
 
 from taskbridge import Bridge
@@ -35,6 +36,12 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
+def _opened(arguments: Namespace) -> Bridge:
+    """Return the application's bridge; SIGTERM ends even a container's first process while that is loaded."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    return app_bridge(arguments)
+
+
 @command(
     "worker",
     "start workers for an application",
@@ -51,7 +58,7 @@ def _processors() -> int:
         help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
     ),
     LOG_LEVEL,
-    opens=app_bridge,
+    opens=_opened,
 )
 def worker(bridge: Bridge, arguments: Namespace) -> Output:
     """Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.

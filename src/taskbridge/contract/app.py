@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from taskbridge import Bridge
 from taskbridge.contract.tasks import Tasks, Variant
 
 _variant: Variant = Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VARIANT", "{}")))
+
+if _variant.logs:
+    logging.basicConfig(filename=Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]) / "own.log", level=logging.ERROR)
 
 if _variant.dies:
     from taskbridge.contract import deaths  # here, for it imports what it changes

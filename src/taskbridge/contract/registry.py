@@ -32,6 +32,7 @@ BRIEF_PAUSES: Final = EnvironmentSpec(name="brief pauses", requeue_pause_s=0.2)
 SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
+LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)
 SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
 
 Refusal = Callable[[Target], str]

@@ -74,8 +74,9 @@ RULES: Final[Mapping[str, str]] = {
     "CR5": "A schedule that is not to overlap sends nothing before its last message has ended.",
     "CR6": "A paused schedule sends nothing, whatever is started anew, and leaves out what was due meanwhile.",
     "I3": "What is read is checked, and sending checks the same: times in range, text, nesting up to 100 levels.",
+    "I5": "Remote control of an engine changes nothing about messages and workers, unless that is set.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
-    "E": "Variables of the environment that only the engine reads change nothing about a worker.",
+    "E": "A worker's process is the application's: its environment, its logging, its streams and processes of its own.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }
 """Every rule, by name, in the specification's order of sections."""

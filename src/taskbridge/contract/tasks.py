@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
@@ -47,6 +51,8 @@ _STUCK: Final[Mapping[str, Callable[[], object]]] = {
     "search": lambda: re.fullmatch("(a+)+b", "a" * 60),  # longer than the universe is old
 }
 
+_LONG_S: Final = 5.0
+_A_MOMENT_S: Final = 0.5
 _POLL_S: Final = 0.02
 _LONGEST_HOLD_S: Final = 120.0
 
@@ -61,6 +67,7 @@ class Variant:
         late: Whether it knows the task `contract.late`.
         changing: How many attempts the task `contract.changing` has.
         narrow: Whether the task `contract.narrowed` has a parameter less.
+        logs: Whether it sets up logging of its own.
         dies: Where the worker kills itself or an error is raised, by the name of a place in
             `taskbridge.contract.deaths`; empty for nowhere.
         schedules: What `Tasks.declare_schedules` is given.
@@ -69,6 +76,7 @@ class Variant:
     late: bool = True
     changing: int = 5
     narrow: bool = False
+    logs: bool = False
     dies: str = ""
     schedules: Sequence[Mapping[str, Any]] = ()
 
@@ -150,6 +158,7 @@ class Tasks:
         self.odd: Final = bridge.task(name="contract.odd", retry=RetryPolicy(max_attempts=2, min_delay=0.1))(self._odd)
         self.asking: Final = bridge.task(name="contract.asking", retry=RetryPolicy.never())(self._asking)
         self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
+        self.process: Final = bridge.task(name="contract.process", retry=RetryPolicy.never())(self._process)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
@@ -267,6 +276,25 @@ class Tasks:
     def _silent(self) -> object:
         self._note_run()
         return object()
+
+    def _process(self) -> None:
+        """Tell what this process's logging and streams are, and what became of processes of its own."""
+        context, root = current(), logging.getLogger()
+        with ProcessPoolExecutor(1) as pool:
+            answer = pool.submit(abs, -1).result(_LONGEST_HOLD_S)
+        child = multiprocessing.Process(target=time.sleep, args=(_LONG_S,))
+        child.start()
+        child.join(_A_MOMENT_S)  # it may still be about to start, and lose the signal
+        child.terminate()
+        child.join(_LONGEST_HOLD_S)
+        sys.stdout.buffer.write(b"")
+        self._started(
+            context,
+            logging=[[type(each).__name__ for each in root.handlers], logging.getLevelName(root.level)],
+            streams=[sys.stdout.fileno(), sys.stderr.fileno()],
+            processes=[answer, child.exitcode],
+        )
+        self._ended(context, "returned")
 
     def _awkward(self, queue: str, task: str, id: int, *, retry: bool, expires: float, name: str = "x") -> None:
         context = current()

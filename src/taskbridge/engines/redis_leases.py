@@ -25,7 +25,7 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import Final, NamedTuple
 
@@ -309,12 +309,8 @@ class Leases(Background):
         self._renewed_at = now
         return now >= self._judges_from
 
-    def stop(self, keep: Collection[str] = ()) -> None:
-        """Stop the thread, and give back at once all that is still held; what follows is another worker's.
-
-        Args:
-            keep: The tags of messages that count as lost with this worker: they go back when its lease is over.
-        """
+    def stop(self) -> None:
+        """Stop the thread, and give back at once all that is still held; what follows is another worker's."""
         super().stop()
         with self._lock:
             if self._begin_if_forked():
@@ -322,7 +318,7 @@ class Leases(Background):
         try:
             self._carry_out(self._timeout_s)
             _, held = self._renew(0)
-            self._settled.extend([(tag, "suspect") for tag in reversed(held) if tag not in keep])
+            self._settled.extend([(tag, "suspect") for tag in reversed(held)])
             self._carry_out(self._timeout_s)
             self._client.execute([_LEAVE(self._keys, self.worker)], timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:

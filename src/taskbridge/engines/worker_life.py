@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from time import monotonic, sleep
 from typing import Final
 
@@ -91,12 +93,8 @@ class WorkerLife:
         """Return the messages whose tasks still run, but for what is lost; their outcome is ignored from here on."""
         return [run.message for run in self.runs.all() if run not in lost]
 
-    def give_back(self, lost: Collection[Run]) -> None:
-        """Requeue all that this process holds, without its threads: they may be stuck.
-
-        Args:
-            lost: What is not given back, so that it counts as lost with this process.
-        """
+    def give_back(self) -> None:
+        """Requeue all that this process holds, without its threads: they may be stuck."""
         raise NotImplementedError
 
     def full_queues(self) -> Sequence[str]:
@@ -112,6 +110,9 @@ class WorkerLife:
             is_whole_process: Whether the process is there for this worker alone, so that it may be ended with it.
         """
         self._is_whole_process = is_whole_process
+        if is_whole_process:
+            _own_streams()
+            _reset_sigterm_in_forked_processes()
         self._drained, self._ended, self._abandoned = locks.Event(), locks.Event(), locks.Event()
         self._host.stopping.clear()
         self.runs.open()
@@ -214,7 +215,7 @@ class WorkerLife:
             self.unmark_all()
         elif self._host.marks is not None:
             self._host.marks.close()  # from here on, the marks that are left are a dead worker's
-        self.give_back(lost)
+        self.give_back()
 
     def unmark_all(self) -> None:
         """Remove the marks of all runs in this process, so that they don't count as attempts."""
@@ -244,6 +245,20 @@ class WorkerLife:
     def _queues_if_full(self) -> Sequence[str]:
         """Return the queues that are consumed here if no slot is free; a worker that stops consumes none."""
         return [] if self.draining else self.full_queues()
+
+
+def _own_streams() -> None:
+    """Give tasks the process's own streams, not what the engine has put in their place; lines are written at once."""
+    if not hasattr(sys.stdout, "buffer"):
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(line_buffering=True)
+
+
+@cache
+def _reset_sigterm_in_forked_processes() -> None:
+    """Have a process that a task forks end at SIGTERM: the worker's handler would only make it stop taking messages."""
+    os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
 
 
 def _start_thread(target: Callable[[], None], name: str) -> threading.Thread:

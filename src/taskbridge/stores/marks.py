@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -289,6 +290,16 @@ class Marks:
         """
         worker = self._me.made
         return worker is not None and not worker.lived_since(monotonic() - self._settings.lease_s)
+
+    def gone(self, message: Message, pid: int, *, timeout_s: float) -> None:
+        """Take a process of this machine for dead that has started an attempt: whoever asks has seen its end.
+
+        Raises:
+            BrokerUnavailable: The store doesn't answer.
+        """
+        [mark] = self._backend.get([_key(message)], timeout_s=timeout_s)
+        if mark is not None and (owner := _owner(mark)).startswith(f"{socket.gethostname()}:{pid}:"):
+            self._backend.remove([_alive(owner)], timeout_s=timeout_s)
 
     def close(self) -> None:
         """Stop saying that this process is alive."""

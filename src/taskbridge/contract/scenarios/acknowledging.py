@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Final
 
 from taskbridge.contract.harness import Harness, Sent
@@ -91,6 +93,21 @@ def _stops(h: Harness, *, processes: int, threads: int) -> None:
     h.equal("what it was told", h.starts(stuck.id)[1].data["context"]["previous_error"], None)
     h.equal("its hooks", [record.kind for record in h.records(stuck.id) if record.kind in _VERDICTS], ["succeeded"])
     h.equal("the starts of a task that ended in the grace", len(h.starts(finishing.id)), 1)
+
+
+@scenario("A4", on=(SHORT_GRACE,), where=with_processes)
+def a_stop_of_each_process_leaves_the_grace(h: Harness) -> None:
+    """A process manager that tells each process of a worker to stop takes no task's grace."""
+    worker = h.start_worker(processes=2)
+    running = h.begin(*[Plan(steps=(hold("running"),), policy="once") for _ in range(2)])
+    for pid in {h.starts(item.id)[0].pid for item in running}:
+        os.kill(pid, signal.SIGTERM)
+    worker.terminate()
+    h.pause(_REACTION_S)
+    h.tasks.open("running")
+    h.equal("how its tasks ended", [final.kind for final in h.final(*(item.id for item in running))], ["succeeded"] * 2)
+    h.stop(worker)
+    h.equal("the starts of its tasks", [len(h.starts(item.id)) for item in running], [1, 1])
 
 
 _VERDICTS: Final = ("succeeded", "retrying", "dead", "discarded")

@@ -1,13 +1,15 @@
-"""E: variables of the environment that the engine itself would obey."""
+"""E: whose a worker's process is: variables that the engine itself would obey, logging, streams and processes."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Final
 
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, Step
 from taskbridge.contract.registry import ALONE, scenario, with_processes
+from taskbridge.contract.tasks import Variant
 
 _LONGER_THAN_ITS_LIMIT: Final = Step(sleep_s=3)
 
@@ -50,5 +52,18 @@ def the_environment_changes_nothing(h: Harness) -> None:
             supervised=True,
         )
         h.compare(sent)
+        h.stop(worker)
+    h.idle()
+
+
+@scenario("E", on=(ALONE,), where=with_processes)
+def a_workers_process_is_the_applications(h: Harness) -> None:
+    """A task finds the logging that the application has set up and the process's own streams, and starts processes."""
+    for processes, threads in ((1, 2), (2, 1)):
+        worker = h.start_worker(processes=processes, threads=threads, variant=Variant(logs=True))
+        told = h.started(h.own(h.tasks.process.send()).id).data
+        h.equal("handlers and level of its logging", told["logging"], [["FileHandler"], "ERROR"])
+        h.equal("the descriptors of its streams", told["streams"], [1, 2])
+        h.equal("what its processes answered, and how they ended", told["processes"], [1, -signal.SIGTERM])
         h.stop(worker)
     h.idle()

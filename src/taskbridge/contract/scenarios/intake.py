@@ -7,7 +7,7 @@ from typing import Final
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.odd import ODD, changing
-from taskbridge.contract.program import RETURN, Plan
+from taskbridge.contract.program import RETURN, Plan, hold
 from taskbridge.contract.registry import ALONE, BRIEF_PAUSES, scenario, with_processes
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Variant
@@ -40,6 +40,38 @@ def odd_messages_are_buried(h: Harness) -> None:
     h.equal("their reasons", {letter.reason for letter in letters} - {"undecodable", "internal_error"}, set[str]())
     h.equal("what waits", {queue: count for queue, count in h.bridge.counts().waiting.items() if count}, {})
     h.equal("the healthy ones' attempts", {start.attempt for item in behind for start in h.starts(item.id)}, {1})
+
+
+def _with_remote_control(target: Target) -> str:
+    engine = target.address.engine
+    return with_processes(target) or ("" if engine == "celery" else f"{engine} has no remote control")
+
+
+@scenario("I5", on=(ALONE,), where=_with_remote_control)
+def remote_control_changes_nothing(h: Harness) -> None:
+    """Commands that read are answered, those that change something are refused, and what they name runs."""
+    worker = h.start_worker(threads=1)
+    (running,) = h.begin(Plan(steps=(hold("running"),), policy="once"))
+    waiting = h.send(Plan(steps=(RETURN,), policy="once"))
+    control = h.bridge.native.control
+    (pong,) = control.ping(timeout=h.patience_s, limit=1)
+    h.equal("the answer to a ping", list(pong.values()), [{"ok": "pong"}])
+    commands = {
+        "revoke": {"task_id": [waiting.id, running.id], "terminate": True},
+        "hello": {"from_node": "another", "revoked": {waiting.id: 0}},
+        "rate_limit": {"task_name": h.tasks.programs["once"].name, "rate_limit": "1/h"},
+        "time_limit": {"task_name": h.tasks.programs["once"].name, "hard": 0.1, "soft": 0.1},
+        "cancel_consumer": {"queue": h.bridge.native.conf.task_default_queue},
+        "pool_shrink": {"n": 1},
+        "shutdown": {},
+    }
+    for name, arguments in commands.items():
+        (reply,) = control.broadcast(name, arguments, reply=True, timeout=h.patience_s, limit=1)
+        h.check("refused" in str(reply), f"{name} should be refused, but the answer is {reply}")
+    h.tasks.open("running")
+    h.equal("how both ended", [final.kind for final in h.finished(running.id, waiting.id)], ["succeeded"] * 2)
+    h.equal("their starts", [len(h.starts(item.id)) for item in (running, waiting)], [1, 1])
+    h.stop(worker)
 
 
 @scenario("I2", on=(BRIEF_PAUSES,), where=with_processes)

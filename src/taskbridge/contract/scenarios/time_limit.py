@@ -8,7 +8,7 @@ from taskbridge import Task
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import Record
 from taskbridge.contract.program import RETURN, WORKER_LOST, Plan, Step, hold
-from taskbridge.contract.registry import ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
+from taskbridge.contract.registry import LONG_LEASE, ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.workers import is_gone
 
@@ -18,6 +18,8 @@ _SLACK_S: Final = 1.5
 """How late a busy machine may be in ending a process, beside the time for which it stands still."""
 
 _GIVEN_UP_S: Final = 10.0
+_AT_ONCE_S: Final = 6.0
+"""How soon after the end of its process a stuck run's next attempt starts: Celery waits 2 s for what that had sent."""
 
 
 @scenario("T1", on=(ORDINARY, PROCESSES))
@@ -81,6 +83,17 @@ def a_stuck_run_ends_its_process(h: Harness) -> None:
         _ends_with_its_process(h, h.started(each))
     for each in stuck:
         _was_lost_once(h, each)
+    h.idle()
+
+
+@scenario("T2", "A5", on=(LONG_LEASE,), where=with_processes_and_marks)
+def what_was_stuck_is_tried_again_at_once(h: Harness) -> None:
+    """The next attempt of a stuck run doesn't wait for the lease of the process that ended with it."""
+    h.start_worker(processes=2, supervised=True)
+    stuck = _send(h, h.tasks.limited, Step(stuck="sleep"), RETURN)
+    _ends_with_its_process(h, h.started(stuck))
+    h.started(stuck, times=2, within_s=h.scaled(_AT_ONCE_S) + h.slack_s)
+    _was_lost_once(h, stuck)
     h.idle()
 
 

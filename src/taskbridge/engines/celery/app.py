@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import logging
+import multiprocessing
 import os
 import secrets
 import ssl
@@ -21,6 +22,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
 from taskbridge.engines.celery.carrier import Carrier, ChildRuns
+from taskbridge.engines.celery.control import Control
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
 from taskbridge.engines.celery.transport import Transport, Waker, own_connection, own_transport
@@ -50,8 +52,8 @@ _HEARTBEAT_S: Final = 10
 _SOCKET_S: Final = 10
 """How long RabbitMQ may take to answer; without a limit a silent server holds Celery's main loop for ever."""
 
-_CHILD_STARTS_S: Final = 60.0
-"""How long a child of the prefork pool may take to start: `worker_started` hooks run in it. Celery's default is 4 s."""
+_CHILD_STARTS_S: Final = 86_400.0
+"""After how long Celery kills a child that has not started, and starts another: `worker_started` hooks run in it."""
 
 _CHILD_LOST_S: Final = 2.0
 """How long after a child's death its message goes back. What the child had sent before is read first (asynpool.py)."""
@@ -161,7 +163,9 @@ class CeleryEngine:
         settings = self.settings
         connections: Any = own_connection(self)
         amqp_class: Any = type("BridgeAMQP", (AMQP,), {"Connection": connections, "BrokerConnection": connections})
-        app = BridgeCelery(settings.namespace, broker=self.broker_url, set_as_current=False, amqp=amqp_class)
+        app = BridgeCelery(
+            settings.namespace, broker=self.broker_url, set_as_current=False, amqp=amqp_class, control=Control
+        )
         app.engine = self
         app.conf.update(self._conf(tls))
         return app
@@ -185,6 +189,8 @@ class CeleryEngine:
             "worker_lost_wait": _CHILD_LOST_S,
             "worker_enable_prefetch_count_reduction": False,  # `Consumer.on_close` does it, in the main loop's thread
             "worker_enable_remote_control": broker != "memory",
+            "worker_hijack_root_logger": False,  # the application's logging is its own
+            "worker_redirect_stdouts": False,
             "broker_connection_retry_on_startup": True,
             "broker_connection_max_retries": None,
             "broker_channel_error_retry": True,
@@ -254,6 +260,8 @@ class CeleryEngine:
             max_retries=None,
             on_failure=_told("on_failure", signals.task_failure),
             on_retry=_told("on_retry", signals.task_retry),
+            time_limit=0,  # none of Celery's, whatever its settings say: those are not retried (rule T1)
+            soft_time_limit=0,
             Request="taskbridge.engines.celery.consumer:Request",
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
@@ -288,6 +296,7 @@ class CeleryEngine:
 
     def _on_child_started(self, **_: Any) -> None:
         if self._is_child():
+            multiprocessing.current_process().daemon = False  # so that tasks may start processes
             # Celery kills a child that doesn't answer for 4 s, and a store that is away may take longer.
             threading.Thread(target=prepare_marks, args=(self.host,), name="taskbridge-prepare", daemon=True).start()
             self.host.hooks.call(Event(name="worker_started"))
@@ -317,7 +326,8 @@ class CeleryEngine:
             *("--without-gossip", "--without-mingle"),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
-        return Command(argv=tuple(argv), env={APP_VARIABLE: options.app}, drops="CELERY_", keeps=_KEPT_VARIABLES)
+        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        return Command(argv=tuple(argv), env=env, drops="CELERY_", keeps=_KEPT_VARIABLES)
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
         """Run a Celery worker in threads of this process while the block runs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import mmap
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from itertools import cycle
 from queue import SimpleQueue
 from time import monotonic
 from types import FrameType
@@ -59,8 +61,9 @@ _OUTCOMES: Final = (Done, RunAgain, Dead, Discarded, GivenBack, Exception)
 class ChildRuns(Runs):
     """What runs in a worker, or in a child of its prefork pool (rule R8).
 
-    In a child, SIGTERM raises `Interrupted` in the task that runs. Celery's own handler raises `SystemExit`, which is
-    no different from a task's own.
+    In a child, SIGTERM raises `Interrupted` in the task that runs, if it is the parent's. Celery's own handler raises
+    `SystemExit`, which is no different from a task's own. A process manager may send SIGTERM to each process of a
+    worker: that one is ignored while a task runs, which has its grace (rule A4).
 
     Attributes:
         is_busy: Whether a message is being handled.
@@ -75,6 +78,12 @@ class ChildRuns(Runs):
         self.worker_pid: int = 0
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
+        self._signalled = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")  # process ids; children share it
+        self._places = cycle(range(len(self._signalled)))
+
+    def announce_signal(self, pid: int | None) -> None:
+        """Let a child know that the next SIGTERM comes from its parent."""
+        self._signalled[next(self._places)] = pid or 0
 
     def heed_signals(self) -> None:
         """Have SIGTERM interrupt a task, in a child's main thread.
@@ -90,21 +99,18 @@ class ChildRuns(Runs):
         signal.signal(signal.SIGTERM, self._on_term)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        thread = threading.main_thread().ident
-        if thread not in self._running:  # between tasks, or while a verdict is carried out
-            if self.is_busy:
-                self._exit_after()
-            elif self._stock_handler is not None:
+        if not self.is_busy:
+            if self._stock_handler is not None:
                 self._stock_handler(number, frame)
             return
-        self._exit_after()
-        if not self._is_over:  # no lock: the handler runs in the thread that may hold it
-            self._is_over = True
-            raise Interrupted
-
-    def _exit_after(self) -> None:
+        if os.getpid() not in self._signalled:
+            return
         self._host.stopping.set()
         self.told_to_exit = True
+        thread = threading.main_thread().ident
+        if thread in self._running and not self._is_over:  # no lock: the handler runs in the thread that may hold it
+            self._is_over = True
+            raise Interrupted
 
     def exit_soon(self) -> None:
         """Exit, for this child was told to: its message has been handled."""

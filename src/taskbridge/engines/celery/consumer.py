@@ -8,10 +8,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from billiard.exceptions import WorkerLostError
 from celery import __version__ as celery_version
 from celery.exceptions import Ignore, ImproperlyConfigured, TaskRevokedError
 
@@ -26,9 +27,10 @@ from taskbridge.engines.celery.stock import (
     worker_state,
 )
 from taskbridge.engines.celery.wire import EMBEDDED
-from taskbridge.engines.settle import NotSettledError, later, not_settled, put_off_unknown, suspect, taken_again
-from taskbridge.exceptions import CodecError, DecodeError, NewerFormError
+from taskbridge.engines.settle import NotSettledError, finish, later, not_settled, put_off_unknown, suspect, taken_again
+from taskbridge.exceptions import BrokerUnavailable, CodecError, DecodeError, NewerFormError
 from taskbridge.message import Message
+from taskbridge.retry import Cancelled
 
 if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
@@ -65,21 +67,30 @@ class Request(CeleryRequest):
         dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
     """
 
+    execute_using_pool: Any
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.is_put_off: bool = False
         self.is_orphan: bool = False
         self.dropped_at: float | None = None
+        self.time_limits: Any = None, None  # a plain client's are left out: they are never retried (rule T1)
+        self.expires: Any = None  # the rule for it is taskbridge's own (X1)
         self._consumer: Consumer = self.app.engine.consumer
         self._consumer.begins(self)
 
-    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
+    def __init_subclass__(cls) -> None:
+        """Guard the way to the pool that Celery gives the class that it derives from this one for each task."""
+        if cls.__module__ == CeleryRequest.__module__:
+            cls.execute_using_pool = partialmethod(cls.execute_by, cls.execute_using_pool)
+
+    def execute_by(self, way: Callable[..., Any], pool: Any, **options: Any) -> Any:
         """Have the pool run the task; whatever hinders it concerns this message and ends nothing else (rule I1).
 
         A slot that gets free may call this in the main loop, far from where the message was received.
         """
         try:
-            return stock(super()).execute_using_pool(pool, **options)
+            return way(self, pool, **options)
         except (TaskRevokedError, OSError):  # not this message's fault
             raise
         except Exception as exc:
@@ -92,6 +103,8 @@ class Request(CeleryRequest):
         error = exc_info.exception
         error = getattr(error, "exc", error)  # pools wrap what comes from a child
         self.is_put_off = isinstance(error, PutOff)
+        if isinstance(error, WorkerLostError) and self.worker_pid:
+            self.on_reject: Any = partial(self._consumer.return_lost, self)
         stock(super()).on_failure(exc_info, *args, **options)
         if isinstance(error, Ignore) and not self.is_put_off:  # discarded: Celery would leave it as started
             self.send_event("task-revoked", terminated=False, signum=None, expired=error.args == ("expired",))
@@ -108,10 +121,22 @@ class Request(CeleryRequest):
         """Acknowledge the message: its verdict has been carried out, or another one of its attempt is on its way."""
         # Else the one that is on its way would be taken for a run that has ended.
         self._consumer.ends(self, has_ended=not self.is_put_off)
-        self._acknowledge()
+        if self.time_start is None:  # revoked by remote control
+            self._consumer.cancel(self.message)
+        else:
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
         stock(super()).acknowledge()
+
+    def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
+        """Interrupt the run: the worker stops at once, or it has lost its connection and is to stop runs then."""
+        self.app.engine.life.announce_signal(self.worker_pid)
+        stock(super()).cancel(pool, *args, **options)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Let the run go on that remote control has revoked: Celery would acknowledge a message that has no end."""
+        _log.warning("task %s id %s is revoked, but runs and goes on", self.name, self.id)
 
     def reject(self, requeue: bool = False) -> None:
         """Return the message: the attempt has not happened."""
@@ -255,10 +280,14 @@ class Consumer(CeleryConsumer):
         stock(super()).on_connection_error_after_connected(exc)
 
     def update_strategies(self) -> None:
-        """Prepare for every task of the app, but for Celery's own: only declared tasks run (rule S9)."""
+        """Prepare for every task of the app; for Celery's own only if the user has declared some with its decorator.
+
+        Else only taskbridge's tasks run (rule S9). Celery's are parts of those others: `map`, `chunks`, chords.
+        """
         stock(super()).update_strategies()
-        for name, task in self.app.tasks.items():
-            if type(task).__module__ == "celery.app.builtins":
+        of_celery = {name for name, task in self.app.tasks.items() if type(task).__module__ == "celery.app.builtins"}
+        if all(name in of_celery or self._host.knows(name) for name in self.app.tasks):
+            for name in of_celery:
                 del self.strategies[name]
         if self._shortcuts is not None:
             self._shortcuts.prepare()
@@ -422,6 +451,23 @@ class Consumer(CeleryConsumer):
         if way is not None and due_at is None:
             hand_on = way.take
         return hand_on(message)
+
+    def cancel(self, message: Any) -> None:
+        """End a message that remote control has revoked, as one that was cancelled."""
+        read: Message = message.taskbridge
+        self._in_background(message, lambda: finish(self._host.bound(read.task), read, Cancelled()))
+
+    def return_lost(self, request: Request, *_: object) -> None:
+        """Requeue a message whose run ended with its child, once the store knows, if it can, that the child is gone."""
+        message, marks = request.message, self._host.marks
+
+        def work() -> None:
+            with suppress(BrokerUnavailable):
+                if marks is not None:
+                    marks.gone(message.taskbridge, request.worker_pid, timeout_s=_GOODBYE_S)
+            self._acknowledge(message.reject_log_error, requeue=True)
+
+        self._life.background.put(work)
 
     def _in_background(self, message: Any, act: Callable[[], object]) -> None:
         """Do what has to wait for the broker in another thread, and then acknowledge."""

@@ -37,6 +37,7 @@ class CeleryLife(WorkerLife):
 
     Attributes:
         has_children: Whether tasks run in the children of a pool.
+        announce_signal: Lets a child of the pool know that the next SIGTERM comes from here.
         background: Does, one after the other, what would make Celery's main loop wait for the broker.
         is_embedded: Whether the worker shares its process with an application.
     """
@@ -45,6 +46,7 @@ class CeleryLife(WorkerLife):
         super().__init__(host, runs)
         self._engine = engine
         self._child_runs = runs
+        self.announce_signal = runs.announce_signal
         self._consumer: Any = None
         self.has_children: bool = False
         self._embedding = locks.Lock()
@@ -116,7 +118,7 @@ class CeleryLife(WorkerLife):
     def interrupt(self) -> None:
         """Interrupt the tasks that run, here or in children."""
         if self.has_children:
-            _signal_children(self.active_requests(), signal.SIGTERM)
+            self._signal_children(self.active_requests(), signal.SIGTERM)
         else:
             self.runs.interrupt()
 
@@ -125,11 +127,11 @@ class CeleryLife(WorkerLife):
         if not self.has_children:
             return super().abandon(lost)
         requests = self.active_requests()
-        _signal_children(requests, signal.SIGKILL)
+        self._signal_children(requests, signal.SIGKILL)
         messages = [getattr(request.message, "taskbridge", None) for request in requests]
         return [message for message in messages if message is not None]
 
-    def give_back(self, lost: Collection[Run]) -> None:
+    def give_back(self) -> None:
         """Write the acknowledgements that wait, and requeue the rest; RabbitMQ does it as the connection ends."""
         self._consumer.flush_acknowledgements()
         if self._engine.settings.url.broker == "redis":
@@ -148,6 +150,14 @@ class CeleryLife(WorkerLife):
         while True:
             with suppress(RuntimeError):  # changed by another thread meanwhile
                 return list(worker_state.active_requests)
+
+    def _signal_children(self, requests: Iterable[Any], number: signal.Signals) -> None:
+        """Send a signal to the children of the pool that run these requests."""
+        for request in requests:
+            if request.worker_pid:
+                self.announce_signal(request.worker_pid)
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, number)
 
     # Messages that can't run
 
@@ -169,11 +179,3 @@ class CeleryLife(WorkerLife):
                 then()
 
         self.background.put(work)
-
-
-def _signal_children(requests: Iterable[Any], number: signal.Signals) -> None:
-    """Send a signal to the children of the pool that run these requests."""
-    for request in requests:
-        if request.worker_pid:
-            with suppress(ProcessLookupError):
-                os.kill(request.worker_pid, number)

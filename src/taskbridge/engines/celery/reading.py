@@ -11,9 +11,6 @@ from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, MET
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.message import Message, checked, loads_meta
 
-EXPIRES: Final = "taskbridge-expires"
-"""The header to which a plain client's `expires` is moved, so that Celery's own rule for it does not apply."""
-
 
 class Fields(Protocol):
     """The headers of a message, or Celery's request in a task, which has them, too."""
@@ -59,8 +56,6 @@ def parts_of(
 ) -> Parts:
     """Return a message taken apart, whoever wrote it (rules I1 and I3).
 
-    A plain client's expiry is moved out of Celery's sight, for the rule for it is taskbridge's own (X1).
-
     Raises:
         DecodeError: It is no Celery message: a part of it is not of its kind, too deep, or not a number in range.
     """
@@ -81,8 +76,6 @@ def parts_of(
         raise DecodeError("not a Celery message: its time limits are no numbers of seconds")
     if _is_too_deep([args, kwargs, embed, *found.values()]):
         raise DecodeError(f"not a Celery message: it is nested deeper than {DEEPEST}")
-    if found.get("expires") is not None:
-        found[EXPIRES], found["expires"] = found["expires"], None
     return Parts(
         found, cast("Sequence[Any]", args), cast("dict[str, Any]", kwargs), cast("dict[str, Any]", embed), texts
     )
@@ -158,7 +151,7 @@ def read_plain(parts: Parts, *, queue: str, now: float) -> Message:
             args_json=codec.dumps_array(parts.args, "args"),
             kwargs_json=codec.dumps_object(parts.kwargs, "kwargs"),
             enqueued_at=now,
-            expires_at=instant(parts.headers.get(EXPIRES)),
+            expires_at=instant(parts.headers.get("expires")),
             headers={} if canvas is None else {CANVAS: canvas},
         )
         return checked(message)

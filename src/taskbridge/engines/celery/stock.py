@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     AMQP: Any
+    ControlPanel: Any
     CeleryTask: Any
     Exchange: Any
     get_decoder: Any
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
     AmqpTransport = Untyped
     Celery = Untyped
     CeleryConsumer = Untyped
+    CeleryControl = Untyped
     CeleryContext = Untyped
     CeleryRequest = Untyped
+    ControlMailbox = Untyped
+    ControlNode = Untyped
     KombuConnection = Untyped
     KombuMessage = Untyped
     TCPTransport = Untyped
@@ -47,6 +51,7 @@ else:
     from amqp.transport import TCPTransport
     from celery import Celery
     from celery.app.amqp import AMQP
+    from celery.app.control import Control as CeleryControl
     from celery.app.task import Context as CeleryContext
     from celery.app.task import Task as CeleryTask
     from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -56,11 +61,14 @@ else:
     from celery.worker import WorkController
     from celery.worker import state as worker_state
     from celery.worker.consumer import Consumer as CeleryConsumer
+    from celery.worker.control import Panel as ControlPanel
     from celery.worker.request import Request as CeleryRequest
     from kombu.compression import get_decoder
     from kombu.connection import Connection as KombuConnection
     from kombu.entity import Exchange, Queue
     from kombu.message import Message as KombuMessage
+    from kombu.pidbox import Mailbox as ControlMailbox
+    from kombu.pidbox import Node as ControlNode
     from kombu.transport.pyamqp import Channel as AmqpChannel
     from kombu.transport.pyamqp import Connection as AmqpConnection
     from kombu.transport.pyamqp import Transport as AmqpTransport

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -206,12 +206,8 @@ class EngineBroker(Broker):
         """Take nothing any more. A signal handler calls it: no lock, no waiting."""
         self.draining = True
 
-    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
-        """Give back all that is still in hand: consumers and threads have ended, or been given up.
-
-        Args:
-            keep: What is not given back, so that it counts as lost with this worker.
-        """
+    def closed(self) -> None:
+        """Give back all that is still in hand: consumers and threads have ended, or been given up."""
 
 
 def _listens(middleware: Middleware, name: str) -> bool:

@@ -24,14 +24,18 @@ def load() -> EngineBroker:
     Raises:
         SystemExit: It can't be loaded: code 2, as for Dramatiq's own failures to import.
     """
-    level = os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO")
-    logging.getLogger().setLevel(level)  # Dramatiq's command line knows only INFO and DEBUG
+    root = logging.getLogger()
+    root.setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # Dramatiq knows only INFO and DEBUG
     app = os.environ.get(APP_VARIABLE)
     if app is None:
         _log.critical("the environment variable %s is not set: which module has the tasks?", APP_VARIABLE)
         sys.exit(2)
     try:
-        bridge = load_bridge(app)
+        handlers, root.handlers = root.handlers, []  # as Python begins, so that the application can set up its own
+        try:
+            bridge = load_bridge(app)
+        finally:
+            root.handlers = root.handlers or handlers
         sender.check(bridge)
         broker: EngineBroker = bridge.native
     except TaskBridgeError as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from dramatiq import Consumer
 from dramatiq.brokers.stub import StubBroker
@@ -41,11 +41,10 @@ class MemoryBroker(EngineBroker, StubBroker):
             raise QueueNotFound(queue_name)
         return _MemoryConsumer(self, queue_name, prefetch, timeout)
 
-    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
+    def closed(self) -> None:
         """Put back what threads still run that were given up."""
-        kept = {delivery.place for delivery in keep}
         for queue in self.queues.values():
-            queue.give_back([place for place in queue.taken() if place not in kept])
+            queue.give_back(queue.taken())
 
 
 class _MemoryConsumer(EngineConsumer):

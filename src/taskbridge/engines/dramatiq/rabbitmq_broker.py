@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -113,10 +113,9 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             except ClientError as exc:
                 raise ConnectionClosed(exc) from None
 
-    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
-        """End the consumers' connection; what is not acknowledged goes back. What is kept goes with this process."""
-        if not keep:
-            self._unlink()
+    def closed(self) -> None:
+        """End the consumers' connection; what is not acknowledged goes back."""
+        self._unlink()
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""

@@ -7,7 +7,7 @@ What a worker holds is not in Dramatiq's sets `__acks__` but on lease (`engines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from time import sleep
 from typing import Any, Final
 
@@ -113,9 +113,9 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         super().opens(threads)
         self.leases.start()
 
-    def closed(self, *, keep: Collection[Delivery] = ()) -> None:
-        """Give back all that is still in hand, and end the lease; what is kept is taken when the lease is over."""
-        self.leases.stop(keep=[delivery.place for delivery in keep])
+    def closed(self) -> None:
+        """Give back all that is still in hand, and end the lease."""
+        self.leases.stop()
 
     def look_after(self) -> None:
         """Give back what plain workers held that died, and forget Dramatiq's own dead messages in their time.

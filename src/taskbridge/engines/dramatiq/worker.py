@@ -116,10 +116,10 @@ class DramatiqLife(WorkerLife, Middleware):
             run.holder.abandoned = run not in lost
         return super().abandon(lost)
 
-    def give_back(self, lost: Collection[Run]) -> None:
+    def give_back(self) -> None:
         """Requeue all that this process holds."""
         if self._worker is not None:
-            self._broker.closed(keep=[run.holder for run in lost])
+            self._broker.closed()
 
     def full_queues(self) -> Sequence[str]:
         """Return the queues that are consumed here, if all threads are taken."""
