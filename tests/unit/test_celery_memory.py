@@ -254,14 +254,17 @@ def test_celerys_own_tasks_are_not_run(bridge: Bridge) -> None:
     assert ran == []
 
 
-def test_a_celery_task_of_the_users_own_expires_as_on_celery(bridge: Bridge) -> None:
-    ran: list[int] = []
-    bridge.task(name="note")(lambda value: ran.append(value + 0))
-
-    @bridge.native.task(name="plain", shared=False)
+def noting(ran: list[int]) -> Any:
     def plain(value: int) -> None:
         ran.append(value)
 
+    return plain
+
+
+def test_a_celery_task_of_the_users_own_expires_as_on_celery(bridge: Bridge) -> None:
+    ran: list[int] = []
+    bridge.task(name="note")(lambda value: ran.append(value + 0))
+    plain: Any = bridge.native.task(name="plain", shared=False)(noting(ran))
     plain.apply_async((1,), queue="default", expires=0.05)
     plain.apply_async((2,), queue="default")
     time.sleep(0.1)
@@ -272,11 +275,7 @@ def test_a_celery_task_of_the_users_own_expires_as_on_celery(bridge: Bridge) -> 
 
 def test_celerys_own_tasks_run_the_users_own(bridge: Bridge) -> None:
     ran: list[int] = []
-
-    @bridge.native.task(name="plain", shared=False)
-    def plain(value: int) -> None:
-        ran.append(value)
-
+    plain: Any = bridge.native.task(name="plain", shared=False)(noting(ran))
     plain.map([1, 2]).apply_async(queue="default")
     plain.chunks([(3,), (4,)], 1).apply_async(queue="default")
     with bridge.embedded_worker(threads=1):
