@@ -171,7 +171,7 @@ class NoSuchDeadLetter(TaskBridgeError, LookupError):
 
 
 class StoreUnavailable(BrokerUnavailable):
-    """The store does not answer, so that nothing can be said of a message, or done about it."""
+    """The store does not answer, so that nothing can be said of a message, or done about it, and none can be sent."""
 
     def __init__(self, problem: str) -> None:
         TaskBridgeError.__init__(self, f"the store does not answer: {problem}")

@@ -47,7 +47,6 @@ class Parts:
     Attributes:
         hooks: The application's hooks.
         stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
-        clock: What tells the time, in seconds since the epoch; virtual on `inline://`, once that is joined.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -56,7 +55,6 @@ class Parts:
         self._made: dict[str, Any] = {}
         self.hooks: Hooks = Hooks()
         self.stopping: threading.Event = locks.Event()
-        self.clock: Callable[[], float] = time.time
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         """Return a part of this name, made when it is first asked for.
@@ -73,8 +71,21 @@ class Parts:
         return found
 
     def now(self) -> float:
-        """Return the time, in seconds since the epoch; virtual on `inline://`."""
+        """Return the time, in seconds since the epoch; see `clock`."""
         return self.clock()
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What tells the time: the store's clock, if others share the store; on `inline://` a virtual one."""
+        return self._part("clock", self._make_clock)
+
+    def _make_clock(self) -> Callable[[], float]:
+        if self.settings.url.engine == "inline":
+            engine: Any = self.engine
+            clock: Callable[[], float] = engine.clock.now
+            return clock
+        store = self.store
+        return time.time if store is None or store.clock is None else store.clock
 
     @property
     def settings(self) -> Settings:
@@ -106,7 +117,7 @@ class Parts:
         with _libraries():
             if url.engine == "inline":
                 engine = import_module("taskbridge.engines.inline").make_engine(self)
-                self._made["engine"], self.clock = engine, engine.clock.now
+                self._made["engine"] = engine
                 return engine.broker, engine.wire
             of_engine, of_broker = _module("taskbridge.engines", url.engine), _module("taskbridge.brokers", url.broker)
             wire = import_module(f"{of_engine}.wire").make_wire(url.broker, settings)
@@ -158,8 +169,8 @@ class Parts:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            parts = [self._made.pop(name, None) for name in ("engine", "joined", "store", "cancellations")]
-        engine, joined, store, cancellations = parts
+            names = "engine", "joined", "store", "cancellations", "clock"
+            engine, joined, store, cancellations, _ = [self._made.pop(name, None) for name in names]
         for part in (engine, joined and joined[0], store, cancellations):
             if part is not None:
                 part.close()

@@ -15,13 +15,10 @@ from taskbridge import codec, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import (
-    BrokerUnavailable,
     NoSuchRecord,
     ResultInTask,
     ResultNotEncodable,
     ResultTimeout,
-    StoreNotReady,
-    StoreUnavailable,
     TaskCancelled,
     TaskDiscarded,
     TaskFailed,
@@ -78,7 +75,7 @@ class Results:
         if record.state in FINAL:
             return outcome_of(record)
         woken = locks.Event()
-        end_watch = _asked(lambda: records.watch(id, woken.set))
+        end_watch = records.watch(id, woken.set)
         try:
             while True:
                 woken.clear()
@@ -106,7 +103,7 @@ class Results:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
                 loop.call_soon_threadsafe(woken.set)
 
-        watch = loop.run_in_executor(self._threads.get(), lambda: _asked(lambda: records.watch(id, wake)))
+        watch = loop.run_in_executor(self._threads.get(), records.watch, id, wake)
         try:
             await asyncio.shield(watch)
             while True:
@@ -190,20 +187,10 @@ def _make_threads() -> ThreadPoolExecutor:
 
 def _found(id: str, ask: Callable[[], Status | None]) -> Status:
     """Return the record that the store tells of; raise `NoSuchRecord` if there is none."""
-    record = _asked(ask) if is_id(id) else None  # no message has another id, and not every store takes it
+    record = ask() if is_id(id) else None  # no message has another id, and not every store takes it
     if record is None:
         raise NoSuchRecord(id)
     return record
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    """Return what the store answers; raise `StoreUnavailable` if it doesn't."""
-    try:
-        return ask()
-    except StoreNotReady:
-        raise
-    except BrokerUnavailable as exc:
-        raise StoreUnavailable(exc.problem) from exc
 
 
 def outcome_of(record: Status) -> Any:

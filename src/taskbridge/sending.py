@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -73,6 +74,7 @@ class Sending:
     def _made_way(self, declaration: Declaration) -> _Way:
         bridge, ways, settings = self._bridge, self._ways, self._bridge.settings
         broker, records = bridge.broker, bridge.records_of(declaration.name)
+        runs_here = settings.url.engine == "inline"
         way = ways[declaration.name] = _Way(
             queue=bridge.queue_of(declaration.name),
             priority=declaration.priority,
@@ -82,8 +84,8 @@ class Sending:
             goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
             timeout_s=settings.send_timeout_s,
             most_bytes=settings.max_message_bytes,
-            clock=bridge.clock,
-            runs_here=settings.url.engine == "inline",
+            clock=time.time if records is None and not runs_here else bridge.clock,
+            runs_here=runs_here,
         )
         return way
 
@@ -117,7 +119,7 @@ class Sending:
             args_json=codec.dumps_array(call.args, "args"),
             kwargs_json=codec.dumps_object(call.kwargs, "kwargs") if call.kwargs else "{}",
             enqueued_at=now,
-            expires_at=None if expires is None else _expires_at(expires, now),
+            expires_at=None if expires is None else _expires_at(expires, self._bridge.now),
             headers=dict(options.headers),
         )
         if options.queue is not None:
@@ -185,10 +187,10 @@ def _wait_s(when: When, now: float) -> float:
     return wait_s
 
 
-def _expires_at(expires: Duration | datetime, now: float) -> float:
+def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float:
     if isinstance(expires, datetime):
         return timestamp(expires, name="expires")
-    return now + seconds(expires, name="expires")
+    return now() + seconds(expires, name="expires")
 
 
 def _publish(broker: Broker, messages: Sequence[Message], wait_s: float, timeout_s: float) -> None:

@@ -442,6 +442,18 @@ def begins_again(begin: Any) -> Any:
     return again
 
 
+@mutant("what_was_settled_by_a_fast_clock_is_settled_again", _TICKS, "SKEW_S")
+def trusts_any_clock(_: float) -> float:
+    """What is settled is settled, however far in the future."""
+    return 1e9
+
+
+@mutant("a_changed_schedule_begins_anew", _TICKS, "Ticks.note")
+def notes_no_schedules(note: Any) -> Any:
+    """Nobody notes which schedules there are."""
+    return lambda self, plans, **rest: None
+
+
 @mutant("a_claim_makes_no_schedule_known", _TICKS, "Ticks.claim")
 def makes_schedules_known(claim: Any) -> Any:
     """A claim makes a schedule known."""

@@ -22,6 +22,8 @@ _MANY = "ticks_are_sent_once_by_any_number_of_workers"
 _KILLED = "a_kill_while_a_tick_is_sent_changes_nothing"
 _CLOCKS = "times_of_day_live_through_clock_changes"
 _MEANWHILE = "what_was_due_meanwhile_is_caught_up_as_asked"
+_CHANGED = "a_changed_schedule_begins_anew"
+_CLOCKS_DIFFER = "clocks_that_differ_change_nothing"
 _OVERLAP = "what_is_not_to_overlap_waits_for_the_last_one"
 
 
@@ -156,6 +158,24 @@ def a_pause_is_caught_up() -> None:
     """What was due during a pause is sent when the schedule is resumed."""
     put("taskbridge.schedules.listing", "Schedules.resume", _resume_and_catch_up)
     put(_SCHEDULER, "decide", _wait_while_paused)
+
+
+@mutant("CR7", _CHANGED, "celery+redis")
+def what_is_planned_is_not_noted() -> None:
+    """A schedule that was changed goes on from where the one before was."""
+    put(_TICKS, "Ticks.note", lambda note: lambda self, plans, **given: None)
+
+
+@mutant("CR1", _CLOCKS_DIFFER, "dramatiq+redis")
+def schedules_go_by_each_workers_clock() -> None:
+    """A worker plans by its own clock."""
+    put("taskbridge.stores.clock", "StoreClock.__call__", lambda _: lambda self: time.time())
+
+
+@mutant("X1", _CLOCKS_DIFFER, "celery+redis")
+def expiry_goes_by_each_workers_clock() -> None:
+    """A worker judges by its own clock what has expired."""
+    put("taskbridge.parts", "Parts._make_clock", lambda _: lambda self: time.time)
 
 
 def _resume_and_catch_up(_: Any) -> Any:

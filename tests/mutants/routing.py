@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib
 from dataclasses import replace
 from typing import Any
@@ -154,13 +155,31 @@ def who_comes_first_is_served_first() -> None:
     """Priority is not looked at."""
 
     def make(deliver: Any) -> Any:
-        def flat(self: Any, native: Any) -> None:
+        def flat(self: Any, native: Any, **given: Any) -> None:
             dumps = native.dumps()
-            deliver(self, _Flat(native.queue, dumps))
+            deliver(self, _Flat(native.queue, dumps), **given)
 
         return flat
 
     put(_INLINE, "InlineWire.deliver", make)
+
+
+@mutant("P2", "queues_are_served_in_turn")
+def priorities_count_across_queues() -> None:
+    """The highest message of all queues is the next one."""
+
+    def make(_: Any) -> Any:
+        def take(self: Any, queues: Any) -> Any:
+            with self.changed:
+                heads = [(self._waiting[name][0], name) for name in queues or self._waiting if self._waiting.get(name)]
+                if not heads:
+                    return None
+                text = heapq.heappop(self._waiting[min(heads)[1]])[2]
+            return importlib.import_module("taskbridge.message").loads(text)
+
+        return take
+
+    put(_INLINE, "InlineWire.take", make)
 
 
 class _Flat:

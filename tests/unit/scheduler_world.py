@@ -208,6 +208,15 @@ class Actor:
         state: ScheduleState = self._ask(lambda: self.world.ticks.begin(schedule, **given))
         return state
 
+    def know_time(self, **given: Any) -> None:
+        self._ask(lambda: None)
+
+    def knows(self, task: str) -> bool:
+        return True
+
+    def note(self, plans: Mapping[str, list[str]], **given: Any) -> None:
+        self._ask(lambda: self.world.ticks.note(plans, **given))
+
     def states(self, schedules: Sequence[str], **given: Any) -> Mapping[str, ScheduleState]:
         raise AssertionError
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
 from typing import Any
@@ -126,6 +127,24 @@ def test_a_test_may_take_over_from_the_background_threads() -> None:
     assert sorted(seen) == list(range(21))
 
 
+def test_what_a_task_sets_of_context_variables_ends_with_it() -> None:
+    bridge, seen = a_bridge(), list[str]()
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+    @bridge.task
+    def note() -> None:
+        seen.append(variable.get())
+        variable.set("by a task")
+
+    variable.set("by the caller")
+    note.send()
+    note.send()
+    bridge.run_until_idle()
+
+    assert seen == ["by the caller"] * 2
+    assert variable.get() == "by the caller"
+
+
 def test_an_embedded_worker_runs_the_queues_it_is_given() -> None:
     bridge = a_bridge(queues=["a", "b"])
     seen: list[str] = []
@@ -147,22 +166,23 @@ def test_an_embedded_worker_runs_the_queues_it_is_given() -> None:
 
 def test_a_stopping_worker_gives_back_what_is_not_done_after_the_grace() -> None:
     bridge = a_bridge(grace=0.2)
-    attempts: list[int] = []
+    runs: list[tuple[int, int]] = []
 
     @bridge.task
-    def long() -> None:
-        attempts.append(current().attempt)
-        for _ in range(1000 if len(attempts) == 1 else 0):
+    def long(number: int) -> None:
+        runs.append((number, current().attempt))
+        for _ in range(1000 if len(runs) == 1 else 0):
             time.sleep(0.01)
 
-    long.send()
+    for number in range(3):
+        long.send(number)
     with bridge.embedded_worker(threads=1):
-        while not attempts:
+        while not runs:
             time.sleep(0.01)
-    assert bridge.counts().waiting == {"default": 1}
+    assert bridge.counts().waiting == {"default": 3}
     bridge.run_until_idle()
 
-    assert attempts == [1, 1]
+    assert runs == [(0, 1), (0, 1), (1, 1), (2, 1)], "what was interrupted is the next"
 
 
 def misuse(bridge: Bridge) -> dict[str, tuple[type[Exception], str, Callable[[], object]]]:

@@ -85,6 +85,21 @@ def test_a_running_task_is_told_without_waiting_for_the_store(known: Cancellatio
     assert set(store.askers) == {"taskbridge-cancelled"}
 
 
+def test_a_store_that_is_away_is_told_of_once(
+    known: Cancellations, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        store.is_away = True
+        known.knows(message(1))
+        asked = len(store.askers)
+        while len(store.askers) < asked + 4:
+            time.sleep(0.01)
+        store.is_away = False
+        assert until_known(known, store.add(message(asked), cancelled=True), 20)
+
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+
+
 def test_nothing_starts_on_old_knowledge(known: Cancellations, store: Store) -> None:
     one = store.add(message(1))
     assert not known.has(one)

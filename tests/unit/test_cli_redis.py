@@ -109,6 +109,16 @@ def test_check_tells_that_the_broker_is_away_and_all_else(run: Run) -> None:
     assert "secret" not in done.stdout + done.stderr
 
 
+def test_check_names_a_clock_that_differs_from_the_stores(run: Run, tmp_path: Path, redis_server: PrivateRedis) -> None:
+    pytest.importorskip("celery", reason="another finding comes first without it")
+    skewed = f"import time; real = time.time; time.time = lambda: real() + 90\n{SHOP}"
+    (tmp_path / "skewed.py").write_text(skewed)
+    done = run("check", "skewed", TASKBRIDGE_URL=f"celery+{redis_server.url}")
+    assert re.search(r"^clock +warning +this machine's clock is (89|90) s ahead of the store's", done.stdout, re.MULTILINE)
+    assert done.returncode == 1
+    assert "clock" not in run("check", "shop", TASKBRIDGE_URL=f"celery+{redis_server.url}").stdout
+
+
 @pytest.mark.parametrize(
     ("module", "url", "says"),
     [

@@ -106,11 +106,13 @@ class TestTaking:
         assert place.client.zrange(leases.leases_key, 0, -1) == [leases.worker.encode()]
         assert sum(place.waiting()) == 2
 
-    def test_higher_priorities_come_first_whatever_their_queue(self, place: Place) -> None:
+    def test_higher_priorities_come_first_in_their_own_queue(self, place: Place) -> None:
         low, normal = place.put("low", "a"), place.put("normal", "b")
-        critical = place.put("critical", "c")
+        critical, high = place.put("critical", "b"), place.put("high", "b")
+        leases, lists = place.worker(), place.lists(*"ab")
 
-        assert ids(take(place.worker(), place.lists(*"abc"), 3)) == [critical, normal, low]
+        assert ids(take(leases, lists, 3)) == [low, critical, high]
+        assert ids(take(leases, lists, 3)) == [normal]
 
     def test_queues_have_their_turn_within_a_script_and_from_one_to_the_next(self, place: Place) -> None:
         a, b, c = ([place.put(queue=queue) for _ in range(4)] for queue in "abc")

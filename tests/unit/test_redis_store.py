@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, Message
+from taskbridge import Bridge, Event, Message
 from taskbridge.brokers.redis.client import Client
 from taskbridge.contract.servers import PrivateRedis
 from taskbridge.durations import moment
@@ -42,6 +42,23 @@ def until_it_runs(store: Store, message: Message) -> None:
     while (record := store.records.get(message.id, timeout_s=5)) is None or record.state != "running":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_sender_whose_clock_is_fast_goes_by_the_stores(
+    redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, events = time.time, list[Event]()
+    monkeypatch.setattr(time, "time", lambda: real() + 7200)
+    with closing(Bridge(f"celery+{redis_server.url}", namespace=f"ns-{new_id()[:8]}")) as bridge:
+        bridge.on("after_send")(events.append)
+        handles = [
+            bridge.task(name=str(results), results=results)(lambda: None).using(expires=60).send()
+            for results in (True, False)
+        ]
+        assert handles[0].status().enqueued_at.timestamp() == pytest.approx(real(), abs=30)
+        for event in events:
+            assert event.message is not None
+            assert event.message.expires_at == pytest.approx(real() + 60, abs=30)
 
 
 def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateRedis) -> None:

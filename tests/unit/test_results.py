@@ -31,7 +31,6 @@ from taskbridge import (
     parts,
     results,
 )
-from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.results import shown
 
 Fails = pytest.MonkeyPatch
@@ -187,7 +186,7 @@ class TestWhereNothingIsRecorded:
         handle = driven.task(name="add")(lambda: 1).send()
 
         def away(*_: Any, **__: Any) -> Any:
-            raise BrokerUnavailable("redis://localhost: connection refused")
+            raise StoreUnavailable("redis://localhost: connection refused")
 
         for name in ("get", "cancel"):
             monkeypatch.setattr(driven.records, name, away)

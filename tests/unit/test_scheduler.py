@@ -239,6 +239,36 @@ def test_a_schedule_that_is_gone_is_not_looked_at() -> None:
         assert world.planned("gone") == [begin + 5]
 
 
+def test_a_plan_that_changed_begins_anew_and_those_who_keep_to_the_former_go_on() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(3600, catch_up="all")), begin=begin) as world:
+        world.add("old")
+        world.run(begin + 1800)
+        world.actors[0].planned = dict(world.actors[0].planned()).copy  # type: ignore[method-assign]
+        world.schedules = [scheduled("s", Every(60, catch_up="all"))]
+        world.add("new")
+        world.run(begin + 3650)
+
+    assert world.planned("s") == due(Every(60), begin + 1800, begin + 3650)
+    assert set(world.sent.values()) == {1}
+
+
+def test_a_schedule_that_can_not_be_dealt_with_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, begin_of = 1.8e9, Actor.begin
+
+    def odd(self: Actor, schedule: str, **given: Any) -> Any:
+        if schedule == "odd":
+            raise RuntimeError("unheard of")
+        return begin_of(self, schedule, **given)
+
+    monkeypatch.setattr(Actor, "begin", odd)
+    with world_of(scheduled("odd", Every(5)), scheduled("sound", Every(5)), begin=begin) as world:
+        world.add("worker")
+        world.run(begin + 21)
+
+    assert world.planned("sound") == due(Every(5), begin, begin + 20)
+
+
 def test_a_process_that_stood_still_does_not_send_all_that_was_due_meanwhile() -> None:
     begin = 1.8e9
     with world_of(scheduled("s", Every(60)), begin=begin) as world:

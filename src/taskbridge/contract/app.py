@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 from taskbridge import Bridge
@@ -14,6 +15,9 @@ _variant: Variant = Variant(**json.loads(os.environ.get("TASKBRIDGE_CONTRACT_VAR
 
 if _variant.logs:
     logging.basicConfig(filename=Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]) / "own.log", level=logging.ERROR)
+if _variant.ahead_s:
+    _time, _ahead_s = time.time, _variant.ahead_s
+    vars(time)["time"] = lambda: _time() + _ahead_s
 
 if _variant.dies:
     from taskbridge.contract import deaths  # here, for it imports what it changes

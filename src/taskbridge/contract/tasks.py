@@ -71,6 +71,7 @@ class Variant:
         dies: Where the worker kills itself or an error is raised, by the name of a place in
             `taskbridge.contract.deaths`; empty for nowhere.
         schedules: What `Tasks.declare_schedules` is given.
+        ahead_s: By how much its machine's clock is fast.
     """
 
     late: bool = True
@@ -79,6 +80,7 @@ class Variant:
     logs: bool = False
     dies: str = ""
     schedules: Sequence[Mapping[str, Any]] = ()
+    ahead_s: float = 0.0
 
     def dumps(self) -> str:
         """Return it as text."""

@@ -91,11 +91,15 @@ class Cancellations(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""
+        is_away = False
         while not stop.wait(PERIOD_S):
             try:
                 self._ask(self._timeout_s, unless_newer_than_s=PERIOD_S / 2)
+                is_away = False
             except BrokerUnavailable as exc:
-                _log.warning("the store does not tell what is cancelled: %s", exc.problem)
+                if not is_away:
+                    _log.warning("nothing starts until the store tells again what is cancelled: %s", exc.problem)
+                is_away = True
 
     def _ask(self, timeout_s: float, *, unless_newer_than_s: float = _OLD_S) -> None:
         """Learn what was cancelled since the last time; of several threads that need it, one asks."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from math import inf
 from time import monotonic
 from typing import Final
@@ -66,25 +67,26 @@ class InlineWire:
         self.changed: locks.Condition = locks.Condition()
         self._waiting: dict[str, list[tuple[int, int, str]]] = {}
         self._numbers = itertools.count()
+        self._returns = itertools.count(-1, -1)
 
     def encode(self, message: Message) -> Message:
         """Return the message itself."""
         return message
 
-    def deliver(self, native: Message) -> None:
-        """Put a message in its queue."""
+    def deliver(self, native: Message, *, returns: bool = False) -> None:
+        """Put a message in its queue, as the last of its priority; as the first if it returns."""
         with self.changed:
             queue = self._waiting.setdefault(native.queue, [])
             rank = -PRIORITIES.index(native.priority)
-            heapq.heappush(queue, (rank, next(self._numbers), native.dumps()))
+            heapq.heappush(queue, (rank, next(self._returns if returns else self._numbers), native.dumps()))
             self.changed.notify_all()  # for who waits may serve other queues
 
     def take(self, queues: Sequence[str] | None) -> Message | None:
-        """Return the next message of these queues, all if None, or None if none waits."""
+        """Return the next message of these queues, all if None, or None if none waits; priorities are a queue's own."""
         with self.changed:
             names = self._waiting if queues is None else queues
-            heads = [(self._waiting[name][0][:2], name) for name in names if self._waiting.get(name)]
-            if not heads:
+            heads = [(self._waiting[name][0][1], name) for name in names if self._waiting.get(name)]
+            if not heads:  # of several queues, the one whose next message came first
                 return None
             return loads(heapq.heappop(self._waiting[min(heads)[1]])[2])
 
@@ -234,7 +236,10 @@ class InlineEngine:
         return None
 
     def run(self, message: Message) -> None:
-        """Run a message that is counted as running."""
+        """Run a message that is counted as running; what it sets of context variables ends with it."""
+        copy_context().run(self._run, message)
+
+    def _run(self, message: Message) -> None:
         is_left = False
         try:
             if not self._host.knows(message.task):
@@ -248,7 +253,7 @@ class InlineEngine:
         finally:
             with self.wire.changed:
                 if is_left:
-                    self.wire.deliver(message)
+                    self.wire.deliver(message, returns=True)
                 self._running -= 1
                 self.wire.changed.notify_all()
 
@@ -322,7 +327,7 @@ class InlineEngine:
             look_at = inf if ticker is None else ticker.step()
             while not done() and (message := self._next()) is not None:
                 if runs >= max_runs:
-                    self.wire.deliver(message)
+                    self.wire.deliver(message, returns=True)
                     raise TaskBridgeError(f"not idle after {max_runs} runs: does a task retry for ever?")
                 with self.wire.changed:
                     self._running += 1

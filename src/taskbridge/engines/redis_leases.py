@@ -159,7 +159,9 @@ class Leases(Background):
         return is_forked
 
     def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float) -> list[Held]:
-        """Take up to so many messages: the highest priorities, and of the queues in turn; carry out what was noted.
+        """Take up to so many messages, of the queues in turn, of each those of the highest priority first.
+
+        What was noted is carried out before that.
 
         Raises:
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Final, TypeVar
@@ -181,9 +182,9 @@ def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
 
 
 def _answer(task: BoundTask, probe: Message) -> None:
-    """Tell whoever asks that this queue is consumed, unless nobody waits for it any longer."""
+    """Tell whoever asks that this queue is consumed; perhaps nobody waits for it any longer, which no clock tells."""
     broker = task.broker
-    if probe.expires_at is None or task.now() > probe.expires_at or not isinstance(broker, SignBroker):
+    if not isinstance(broker, SignBroker):
         return
     try:
         broker.leave_signs([answer_sign(probe)], life_s=ANSWER_LIFE_S, timeout_s=_ANSWER_S)
@@ -366,9 +367,12 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
 
 
 def prepare_marks(host: Host) -> None:
-    """Get ready to mark attempts, before the first message is taken."""
+    """Get ready to mark attempts, and learn the store's time, before the first message is taken."""
     if (marks := host.marks) is not None:
         marks.prepare()
+    if (store := host.store) is not None and store.clock is not None:
+        with suppress(BrokerUnavailable):  # what needs the store waits for it
+            store.clock.ensure(timeout_s=host.settings.send_timeout_s)
 
 
 def unmark(host: Host, messages: Iterable[Message]) -> None:

@@ -193,7 +193,8 @@ class Schedules:
             UnsupportedError: There is no store.
             BrokerUnavailable: The store doesn't answer.
         """
-        self._ticks_of(name).pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
+        ticks = self._ticks_of(name)
+        ticks.pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
 
     def resume(self, name: str) -> None:
         """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed.
@@ -217,7 +218,9 @@ class Schedules:
         planned = self.planned()
         if name not in planned:
             raise UnknownSchedule(name, sorted(planned))
-        return self._ticks()
+        ticks = self._ticks()
+        ticks.know_time(timeout_s=self._timeout_s)
+        return ticks
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
@@ -226,12 +229,12 @@ def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
 
 
 def _entry(schedule: Schedule, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:
-    timing, last = schedule.timing, state.last_planned_at
+    timing, last, after = schedule.timing, state.last_planned_at, max(now, state.settled_until)
     return ScheduleEntry(
         name=schedule.name,
         task=schedule.task,
         timing=timing,
-        next_runs=tuple(datetime.fromtimestamp(tick, timing.zone) for tick in islice(timing.ticks(now), runs)),
+        next_runs=tuple(datetime.fromtimestamp(tick, timing.zone) for tick in islice(timing.ticks(after), runs)),
         paused=state.paused,
         missed=state.missed,
         last_id=state.last_id or None,

@@ -6,6 +6,7 @@ same ticks, on every machine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
@@ -27,6 +28,9 @@ Overlap = Literal["allow", "skip"]
 """What becomes of a tick while the message of the one before has not ended: it is sent, or skipped."""
 
 LONGEST_NAME: Final = 255
+
+_SIZES: Final = {"minute": 60, "hour": 24, "day": 31, "month": 12, "day of the week": 7}
+"""The fields of a cron expression, and how many values each has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +94,10 @@ class Cron(Timing):
             raise DeclarationError(f"a cron expression is text, such as '0 8 * * mon-fri', not {self.expression!r}")
         object.__setattr__(self, "expression", " ".join(self.expression.split()))
         zone_of(self.timezone)
+        for text, (name, size) in zip(self.expression.split(), _SIZES.items(), strict=False):
+            if any(int(step) > size for step in re.findall(r"/(\d+)", text)):  # it would be due once in each
+                problem = f"a step in {text!r}, the field {name}, is more than {size}; use every=timedelta(...)"
+                raise DeclarationError(f"cron expression {self.expression!r}: {problem}")
         if next(_cronsim(self.expression), None) is None:
             raise DeclarationError(f"cron expression {self.expression!r} is never due")
 
@@ -296,11 +304,12 @@ def _cronsim(expression: str, after: datetime = datetime(2000, 1, 1, tzinfo=time
         from cronsim import CronSim, CronSimError
     except ModuleNotFoundError as exc:
         raise NotInstalledError("cronsim, which reads cron expressions,", "cron") from exc
-    if len(expression.split()) != 5:  # it takes seconds, too
-        raise DeclarationError(
-            f"cron expression {expression!r} must have 5 fields: minute, hour, day, month, day of the week"
-        )
+    fields = expression.split()
+    if len(fields) != len(_SIZES):  # it takes seconds, too
+        raise DeclarationError(f"cron expression {expression!r} must have 5 fields: {', '.join(_SIZES)}")
     try:
         return CronSim(expression, after)
     except CronSimError as exc:
-        raise DeclarationError(f"cron expression {expression!r}: {exc}") from exc
+        is_range = str(exc).endswith("day-of-week") and "-" in fields[-1]
+        hint = "; a range goes up, from SUN or 0 to SAT or 6, or to 7 for Sunday: 6-7, not sat-sun" if is_range else ""
+        raise DeclarationError(f"cron expression {expression!r}: {exc}{hint}") from exc

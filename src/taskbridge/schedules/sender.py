@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -36,6 +36,9 @@ CLAIM_LEASE_S: Final = 10.0
 
 _LOOK_S: Final = 1.0
 """How long the thread sleeps at most: schedulers that stood still are to find out, and clocks are set."""
+
+_AGAIN_S: Final = 30.0
+"""How soon a schedule is looked at again that could not be dealt with because of an unexpected error."""
 
 _POLL_S: Final = 0.25
 """How soon a schedule is looked at again with which somebody else goes on."""
@@ -94,6 +97,7 @@ class Ticker:
         self._timeout_s = bridge.settings.send_timeout_s
         self._here_at = inf
         self._watched: dict[str, _Watched] = {}
+        self._plans: dict[str, list[str]] | None = None
         self._refused: BrokerUnavailable | None = None
         self._unsent: dict[str, float] = {}  # claimed here, surely not sent and still to be released
 
@@ -107,8 +111,10 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
+        self._ticks.know_time(timeout_s=self._timeout_s)
         self._refused, now = None, self._bridge.now()
         schedules = self._bridge.schedules.planned()
+        self._note(schedules, now)
         self._watched = {name: self._watched.get(name) or _Watched(since=now) for name in schedules}
         for name, schedule in schedules.items():
             now, before = self._bridge.now(), self._here_at
@@ -124,9 +130,19 @@ class Ticker:
                 except BrokerUnavailable:
                     self.lapse()
                     raise
+                except Exception:  # of one schedule; the others go on
+                    _log.exception("schedule %s can't be dealt with, trying again", name)
+                    watched.look_at = now + _AGAIN_S
         if self._refused is not None:
             raise self._refused
         return min((watched.look_at for watched in self._watched.values()), default=inf)
+
+    def _note(self, schedules: Mapping[str, Schedule], now: float) -> None:
+        """Have schedules that are new, or were changed, begin now."""
+        plans = {name: [each.task, f"{each.timing.spec} {each.timing.zone}"] for name, each in schedules.items()}
+        if plans != self._plans:
+            self._ticks.note(plans, knows=self._bridge.knows, at=now, timeout_s=self._timeout_s)
+            self._plans = plans
 
     def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again."""
@@ -216,7 +232,7 @@ class Scheduler(Background):
         self._bridge = bridge
 
     def start(self) -> None:
-        """Start the thread if there are schedules, and this worker is to send by them; starting twice does nothing.
+        """Start the thread if this worker is to send by schedules; starting twice does nothing.
 
         Raises:
             UnsupportedError: There are schedules, but no store.
@@ -225,7 +241,7 @@ class Scheduler(Background):
             super().start()
 
     def run(self, stop: threading.Event) -> None:
-        """Send what is due until `stop` is set."""
+        """Send what is due until `stop` is set; without schedules, only note that there are none."""
         claimant = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         # Dealing with a tick takes five calls to the store and the broker: that is no standing still.
         ticker = Ticker(self._bridge, claimant=claimant, stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
@@ -235,6 +251,8 @@ class Scheduler(Background):
             try:
                 wait_s = min(_LOOK_S, ticker.step() - self._bridge.now())
                 is_away = False
+                if not self._bridge.schedules.planned():
+                    return
             except BrokerUnavailable as exc:
                 if not is_away:
                     _log.warning("nothing is scheduled until the store and the broker are back: %s", exc.problem)
@@ -245,13 +263,14 @@ class Scheduler(Background):
 
 
 def check(bridge: Bridge) -> bool:
-    """Return whether a worker of this bridge has something to send by schedules, and is to.
+    """Return whether a worker of this bridge is to send by schedules, of which there may be none now.
 
     Raises:
         UnsupportedError: There are schedules, but no store.
         SettingsError: The setting `schedules` names a task that is not declared.
     """
-    return bridge.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off" and bridge.schedules.check()
+    is_on = bridge.settings.scheduler and os.environ.get(OFF_VARIABLE) != "off"
+    return is_on and (bridge.schedules.check() or bridge.store is not None)
 
 
 def _shown(instant: float) -> str:

@@ -6,11 +6,12 @@ replaces what is still as it was read, in one step. So whoever writes reads, dec
 if somebody else has been quicker.
 
 Threads share a backend; a forked process makes its own connections. Unless it says otherwise, a call raises
-`BrokerUnavailable` if it isn't done within `timeout_s`.
+`StoreUnavailable` if it isn't done within `timeout_s`.
 """
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,10 @@ class Backend(ABC):
     @abstractmethod
     def ping(self, *, timeout_s: float) -> None:
         """Return if the store answers and can be used; `StoreNotReady` if it was not made ready."""
+
+    def time(self, *, timeout_s: float) -> float:
+        """Return the time by the store's clock, in seconds since the epoch; this machine's, if it has none of its own."""
+        return time.time()
 
     @abstractmethod
     def close(self) -> None:

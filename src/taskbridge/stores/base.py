@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import time
+
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, BackendWithTables
+from taskbridge.stores.clock import StoreClock
 from taskbridge.stores.marks import Claim, Marks
 from taskbridge.stores.records import Records
 from taskbridge.stores.ticks import Ticks
@@ -20,6 +23,7 @@ class Store:
 
     Attributes:
         backend: What keeps it all.
+        clock: Tells the time by its clock; None if this process alone has the store.
         marks: The attempt marks.
         records: What became of each message.
         ticks: Which instants of which schedules were sent.
@@ -27,9 +31,11 @@ class Store:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.backend: Backend = backend
-        self.records: Records = Records(settings, backend)
+        timeout_s = settings.send_timeout_s
+        self.clock: StoreClock | None = StoreClock(backend, send_timeout_s=timeout_s) if backend.is_shared else None
+        self.records: Records = Records(settings, backend, now=self.clock or time.time)
         self.marks: Marks = Marks(settings, backend, self.records.lost)
-        self.ticks: Ticks = Ticks(backend)
+        self.ticks: Ticks = Ticks(backend, self.clock)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if the store answers and can be used.

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, ClassVar, Final
 
 from taskbridge.background import Background
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import StoreUnavailable
 from taskbridge.locks import Condition, Lock
 
 _log = logging.getLogger("taskbridge.store")
@@ -117,7 +117,7 @@ class Notifications(Background, ABC):
             else:
                 return stop
         stop()
-        raise BrokerUnavailable("the store does not answer")
+        raise StoreUnavailable("no answer in time")
 
     def close(self) -> None:
         """End the thread, and its connection; nobody is woken any more."""

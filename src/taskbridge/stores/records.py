@@ -31,7 +31,7 @@ from typing import Any, Final, cast
 
 from taskbridge import codec
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
@@ -62,7 +62,8 @@ Decide = Callable[[Row | None], Row | None]
 class Records:
     """The records of a bridge, for this process. Threads share it; a forked process is another one."""
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
+    def __init__(self, settings: Settings, backend: Backend, *, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._ttl_s = settings.result_ttl_s
         self._timeout_s = settings.send_timeout_s
         self._backend = backend
@@ -74,7 +75,7 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer; nothing must be sent.
         """
-        now = time.time()
+        now = self._now()
         rows = [self._created(message, delay_s, now) for message, delay_s in messages if not message.replays]
         if rows:
             self._backend.create(rows, timeout_s=timeout_s)
@@ -87,7 +88,7 @@ class Records:
 
         The broker sends it along with the message, in one transaction. None: use `create`.
         """
-        return None if message.replays else self._backend.creating(*self._created(message, delay_s, time.time()))
+        return None if message.replays else self._backend.creating(*self._created(message, delay_s, self._now()))
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records of messages that were surely not sent, if nobody has changed them since.
@@ -245,12 +246,12 @@ class Records:
                 if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                     return row, new
             if monotonic() >= deadline:
-                raise BrokerUnavailable("the store is busy: others change the same record")
+                raise StoreUnavailable("others change the same record")
             row, is_guess = self._read(message_id, deadline - monotonic()), False
 
     def _write(self, message_id: str, old: Row | None, new: Row, *, cancels: bool = False) -> Write:
         """Return a write of what was decided about a record."""
-        new["version"], now = 1 if old is None else old.get("version", 0) + 1, time.time()
+        new["version"], now = 1 if old is None else old.get("version", 0) + 1, self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
         key, seen, text = _key(message_id), NEW if old is None else _head(old), _packed(new)
         if old is None or not cancels:

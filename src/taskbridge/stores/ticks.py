@@ -8,16 +8,25 @@ so that the attempt marks let one of the two run (rule A7).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from functools import partial
 from time import monotonic
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import StoreUnavailable
+from taskbridge.message import END_OF_TIME
 from taskbridge.stores.backend import NEW, Backend, Write
+from taskbridge.stores.clock import SKEW_S, StoreClock
 
 T = TypeVar("T")
+
+_log = logging.getLogger("taskbridge.scheduler")
+
+_NOTED: Final = "schedules"
+"""The key of what is noted of all schedules: by its name, each one's task, and when it is due."""
 
 
 class TickClaim(Enum):
@@ -78,30 +87,84 @@ class Plan:
 
 
 def loads(text: str | None) -> Plan:
-    """Return the plan that `Plan.dumps` wrote; an empty one if there is none."""
+    """Return the plan that `Plan.dumps` wrote; an empty one if there is none, or what is there is no plan."""
     if text is None:
         return Plan()
-    state, claims = json.loads(text)
-    return Plan(
-        state=None if state is None else ScheduleState(**state),
-        claims={planned_at: (claimant, until) for planned_at, claimant, until in claims},
-    )
+    try:
+        state, claims = json.loads(text)
+        return Plan(
+            state=None if state is None else _checked(ScheduleState(**state)),
+            claims={float(planned_at): (str(claimant), float(until)) for planned_at, claimant, until in claims},
+        )
+    except (ValueError, TypeError, RecursionError) as exc:
+        _log.warning("what is kept of a schedule can't be read, it begins anew: %s", type(exc).__name__)
+        return Plan()
+
+
+def _checked(state: ScheduleState) -> ScheduleState:
+    """Return a state that was read; raise `ValueError` or `TypeError` if it is none."""
+    times = state.settled_until, state.last_planned_at or 0.0
+    kinds = type(state.paused), type(state.last_id), type(state.missed)
+    if kinds != (bool, str, int) or not all(0 <= each <= END_OF_TIME for each in times):
+        raise ValueError("not a state")
+    return state
+
+
+def _noted(text: str) -> dict[str, list[str]]:
+    """Return what `Ticks.note` wrote, as far as it can be read."""
+    try:
+        return {str(name): [str(task), str(timing)] for name, (task, timing) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 class Ticks:
-    """The ticks of a bridge's schedules. All calls raise `BrokerUnavailable` if the store doesn't answer."""
+    """The ticks of a bridge's schedules. All calls raise `StoreUnavailable` if the store doesn't answer."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, clock: StoreClock | None = None) -> None:
         self._backend = backend
+        self._clock = clock
+
+    def know_time(self, *, timeout_s: float) -> None:
+        """Return if the time is known by which all schedulers go: the store's, where others share it."""
+        if self._clock is not None:
+            self._clock.ensure(timeout_s=timeout_s)
+
+    def note(
+        self, plans: Mapping[str, list[str]], *, knows: Callable[[str], bool], at: float, timeout_s: float
+    ) -> None:
+        """Note which schedules there are; one that is new, or was changed, begins at `at`, whatever was settled of it.
+
+        Args:
+            plans: By its name, the task of each schedule, and when it is due.
+            knows: Whether this process knows a task; of those, no other schedules stay noted.
+            at: The time.
+            timeout_s: How long the store may take.
+        """
+
+        def decide(text: str | None) -> tuple[None, str | None]:
+            noted = plans if text is None else _noted(text)  # an earlier release noted nothing
+            for name in plans:
+                if noted.get(name) != plans[name]:
+                    self._change(name, partial(_anew, at), timeout_s)
+            others = {name: plan for name, plan in noted.items() if not knows(plan[0])}
+            left = {**others, **plans}
+            return None, json.dumps(left, sort_keys=True) if left or text is not None else None
+
+        self._replace(_NOTED, decide, timeout_s)
 
     def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
-        """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic."""
+        """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic.
+
+        So is one that was settled until later than that, by a scheduler whose clock was fast.
+        """
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
-            if plan.state is not None:
+            if plan.state is not None and plan.state.settled_until <= at + SKEW_S:
                 return plan.state, None
-            state = ScheduleState(settled_until=at)
-            return state, replace(plan, state=state)
+            if plan.state is not None:
+                _log.warning("schedule %s was settled into the future, and goes on from now", schedule)
+            return _anew(at, plan)
 
         return self._change(schedule, decide, timeout_s)
 
@@ -178,17 +241,32 @@ class Ticks:
 
     def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
         """Decide about a schedule, replace it if that says so, and return the answer."""
-        key, deadline = _key(schedule), monotonic() + timeout_s
+
+        def decide_text(text: str | None) -> tuple[T, str | None]:
+            answer, plan = decide(loads(text))
+            return answer, text if plan is None else plan.dumps()
+
+        return self._replace(_key(schedule), decide_text, timeout_s)
+
+    def _replace(self, key: str, decide: Callable[[str | None], tuple[T, str | None]], timeout_s: float) -> T:
+        """Decide about a text, replace it if another one follows from that, and return the answer."""
+        deadline = monotonic() + timeout_s
         while True:
             [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
-            answer, plan = decide(loads(seen))
-            if plan is None:
+            answer, text = decide(seen)
+            if text == seen:
                 return answer
-            write = Write(key, NEW if seen is None else seen, plan.dumps())
+            write = Write(key, NEW if seen is None else seen.partition("\n")[0], text)
             if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:
-                raise BrokerUnavailable("the store is busy: others change the same schedule")
+                raise StoreUnavailable("others change the same schedule")
+
+
+def _anew(at: float, plan: Plan) -> tuple[ScheduleState, Plan]:
+    """Settle a schedule until `at`: what was planned before that is not caught up."""
+    state = ScheduleState(settled_until=at) if plan.state is None else replace(plan.state, settled_until=at)
+    return state, replace(plan, state=state)
 
 
 def _key(schedule: str) -> str:

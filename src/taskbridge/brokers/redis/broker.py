@@ -182,7 +182,7 @@ class RedisBroker:
         """Publish probes; they are removed by `withdraw`, or by an `ask` after they have expired."""
         deadline = time.monotonic() + timeout_s
         ids: list[bytes] = self._client.execute([("HKEYS", self._keys.probes)], timeout_s=timeout_s)
-        self._remove_probes(ids, timeout_s, before=time.time() - _PROBE_SLACK_S)
+        self._remove_probes(ids, timeout_s, before=max((probe.enqueued_at for probe in probes), default=0.0) - _PROBE_SLACK_S)
         for probe in probes:
             publishing = self._wire.encode(probe)
             removing = [_undoing(command) for command in publishing]

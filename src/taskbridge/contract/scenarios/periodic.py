@@ -11,6 +11,7 @@ from taskbridge import Cron, ScheduleEntry
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import START, Record
+from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.registry import (
     STORED,
     scenario,
@@ -25,6 +26,8 @@ _TICKS: Final = 8
 
 _ON_TIME_S: Final = 1.0
 _EVERY_S: Final = 1
+_DAY_S: Final = 86400
+_CHANGING: Final = ("changed", "back", "again")
 _GONE_S: Final = 3.5
 """How long nobody is there: several ticks."""
 
@@ -112,6 +115,50 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
     h.in_time("the start of the fastest tick", late_s, _ON_TIME_S)
     h.equal("what was missed", _entry(h, "second").missed, 0)
     return len(_ran(h, "second"))
+
+
+@scenario("CR1", "X1", "O1", on=(STORED,), where=with_processes_and_marks)
+def clocks_that_differ_change_nothing(h: Harness) -> None:
+    """Workers whose clocks are hours ahead and behind keep to the store's: what expires, probes, and schedules."""
+    schedules = _declare(h, {"name": "second", "every": 1, "catch_up": "all"})
+    queues, sent = ("left", "right"), dict[str, str]()
+    began = h.bridge.now()
+    for queue, ahead_s in zip(queues, (7200.0, -7200.0), strict=True):
+        variant = Variant(schedules=schedules, ahead_s=ahead_s)
+        h.start_worker(queues=[queue, "contract"], threads=2, variant=variant)
+    for queue in queues:
+        sent[h.send(Plan(steps=(RETURN,), queue=queue, expires_s=600)).id] = "succeeded"
+        sent[h.send(Plan(steps=(RETURN,), queue=queue, delay_s=1, expires_s=0.3)).id] = "discarded"
+    h.equal("the health", set(h.bridge.health(*queues, timeout=h.scaled(15)).queues.values()), {"consumed"})
+    h.equal("how messages ended", [record.kind for record in h.final(*sent)], list(sent.values()))
+    h.until(lambda: len(_ran(h, "second")) >= _TICKS, "ticks")
+    ran = _ran(h, "second")
+    h.check(began < ran[0] and ran[-1] <= h.bridge.now(), f"ticks should be between {began} and now: {ran}")
+    h.bridge.schedules.pause("second")
+    h.idle()
+    _without_gaps(h, "the instants that were run, each once", _ran(h, "second"), 1)
+    h.equal("what was missed", _entry(h, "second").missed, 0)
+
+
+@scenario("CR7", on=(STORED,), where=with_processes_and_marks)
+def a_changed_schedule_begins_anew(h: Harness) -> None:
+    """Of a schedule that was changed, changed back, or removed and added again, nothing is sent that was due before."""
+    plans = ({"changed": _DAY_S, "back": 1, "again": 1}, {"changed": 1, "back": _DAY_S}, dict.fromkeys(_CHANGING, 1))
+    starts, ends = list[float](), list[float]()
+    for plan in plans:
+        schedules = [{"name": name, "every": every_s, "catch_up": "all"} for name, every_s in plan.items()]
+        starts.append(h.bridge.now())
+        worker = _worker(h, schedules)
+        often = [name for name, every_s in plan.items() if every_s == 1]
+        h.until(lambda: all(max(_ran(h, name), default=0) > starts[-1] for name in often), "ticks of each")
+        h.stop(worker)
+        ends.append(h.bridge.now())
+    h.start_worker()
+    h.idle()
+    h.check(min(_ran(h, "changed")) > starts[1], "what was changed should begin then")
+    _without_gaps(h, "what was run of what was changed, and stayed so", _ran(h, "changed"), 1)
+    for name in ("back", "again"):
+        h.equal(f"what was due of {name!r}", [each for each in _ran(h, name) if ends[0] < each <= starts[2]], [])
 
 
 @scenario("CR2", on=(STORED,), where=with_processes_and_marks)

@@ -10,6 +10,7 @@ from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import ALONE, ORDINARY, scenario
 
 _LEVELS: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
+_EACH: Final = 5
 _SLACK: Final = 2
 """One slot, and one message that is prefetched for it."""
 
@@ -45,6 +46,24 @@ def higher_messages_overtake(h: Harness) -> None:
     retry = next(start for start in h.environment.runs() if start.attempt == 2)
     ahead = [item for item in lower if h.starts(item.id)[0].at < retry.at]
     h.check(len(ahead) <= _SLACK, f"{len(ahead)} low messages started before a retry with priority high")
+
+
+@scenario("P2", on=(ALONE,))
+def queues_are_served_in_turn(h: Harness) -> None:
+    """Priorities count within a queue: the higher messages of one don't hold up the lower ones of another."""
+    h.start_worker(queues=["left", "right"])
+    h.begin(Plan(steps=(hold("turn"),), queue="left"))
+    sent = [
+        h.send(Plan(steps=(RETURN,), queue=queue, priority=level))
+        for _ in range(_EACH)
+        for queue, level in (("left", "critical"), ("right", "low"))
+    ]
+    h.tasks.open("turn")
+    h.finished(*(item.id for item in sent))
+    starts = sorted((h.starts(item.id)[0] for item in sent), key=lambda start: start.at)
+    queues = [start.data["context"]["queue"] for start in starts]
+    last = len(queues) - 1 - queues[::-1].index("left")
+    h.check(queues[:last].count("right") >= _EACH - _SLACK, f"the queues should have been served in turn: {queues}")
 
 
 def _block(h: Harness, gate: str, before: Plan | None = None) -> None:

@@ -333,6 +333,7 @@ class MemoryQueues:
         self._waiting: dict[str, list[tuple[int, int, bytes, bool]]] = {}
         self._arrivals = itertools.count()
         self._returns = itertools.count(-1, -1)
+        self._turns = itertools.count()
         self._taken: dict[str, tuple[str, int, bytes]] = {}
         self.changes: int = 0
         self.is_served: Final = False
@@ -374,6 +375,7 @@ class MemoryQueues:
         """Take at most so many messages, of the queues in turn."""
         taken: list[Taken] = []
         left = deque(enumerate(queues))
+        left.rotate(-next(self._turns))
         with self._changed:
             while left and len(taken) < most:
                 number, queue = left.popleft()

@@ -23,29 +23,34 @@ local function take(i)
   end
   return false
 end
-local function not_empty(first)  -- the lists of one priority, in turn; asked for some at a time, as most are empty
-  local found = {}
-  for from = 0, queues - 1, 16 do
-    local ring, keys = {}, {}
-    for n = from, math.min(from + 16, queues) - 1 do
-      ring[#ring + 1] = first + (start + n) % queues
-      keys[#keys + 1] = KEYS[ring[#ring]]
-    end
-    if redis.call('EXISTS', unpack(keys)) > 0 then
-      for _, i in ipairs(ring) do found[#found + 1] = i end
-    end
+local level = {}  -- by queue, the list from which it is taken next
+local function serve(queue)
+  while level[queue] <= #KEYS do
+    if take(level[queue]) then return true end
+    level[queue] = level[queue] + queues
   end
-  return found
+  return false
 end
-for first = 3, #KEYS, math.max(queues, 1) do  -- a step of 0 never ends
-  local waiting = not_empty(first)
-  while #waiting > 0 and #taken < 3 * most do
-    local more = {}
-    for _, i in ipairs(waiting) do
-      if #taken < 3 * most and take(i) then more[#more + 1] = i end
-    end
-    waiting = more
+local waiting = {}  -- the queues in turn; asked for some at a time, as most are empty
+for from = 0, queues - 1, 16 do
+  local ring, keys = {}, {}
+  for n = from, math.min(from + 16, queues) - 1 do
+    ring[#ring + 1] = (start + n) % queues
+    for i = 3 + ring[#ring], #KEYS, queues do keys[#keys + 1] = KEYS[i] end
   end
+  if redis.call('EXISTS', unpack(keys)) > 0 then
+    for _, queue in ipairs(ring) do
+      waiting[#waiting + 1] = queue
+      level[queue] = 3 + queue
+    end
+  end
+end
+while #waiting > 0 and #taken < 3 * most do
+  local more = {}
+  for _, queue in ipairs(waiting) do
+    if #taken < 3 * most and serve(queue) then more[#more + 1] = queue end
+  end
+  waiting = more
 end
 if is_odd and #taken == 0 then return redis.error_reply('WRONGTYPE The key of a queue holds no list') end
 if #taken > 0 then own('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
 from taskbridge.stores.process import PerProcess
@@ -112,6 +112,11 @@ class RedisBackend(Backend):
         """Return if Redis answers."""
         self._ask(timeout_s, [("PING",)])
 
+    def time(self, *, timeout_s: float) -> float:
+        """Return the server's time."""
+        [(seconds, microseconds)] = self._ask(timeout_s, [("TIME",)])
+        return int(seconds) + int(microseconds) / 1e6
+
     def close(self) -> None:
         """Close the connections."""
         self._notifications.close()
@@ -123,8 +128,7 @@ class RedisBackend(Backend):
         replies = self._client.execute_all(requests, timeout_s=timeout_s)
         for reply in replies:
             if isinstance(reply, BrokerUnavailable):  # the store is named, for it may be beside another broker
-                problem = f"the store does not answer: {reply.problem}"
-                raise BrokerUnavailable(problem, maybe_taken=reply.maybe_taken) from reply.__cause__
+                raise StoreUnavailable(reply.problem) from reply.__cause__
         return replies
 
 

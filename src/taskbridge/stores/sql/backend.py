@@ -160,6 +160,10 @@ class SqlBackend(BackendWithTables):
         """Return if the database answers and its tables are this release's."""
         self._database.run("SELECT 1", {}, timeout_s=timeout_s)
 
+    def time(self, *, timeout_s: float) -> float:
+        """Return the database's time."""
+        return float(self._database.run(f"SELECT {self._database.now}", {}, timeout_s=timeout_s)[0][0])
+
     def init(self, *, timeout_s: float) -> tuple[int, int]:
         """Make the tables, or bring them up to date; return the versions of before and after."""
         return self._database.make_tables(timeout_s=timeout_s)

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, ClassVar, Final
 
-from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
+from taskbridge.exceptions import BrokerUnavailable, StoreNotReady, StoreUnavailable
 from taskbridge.settings import Settings, without_credentials
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.process import PerProcess
@@ -138,7 +138,7 @@ class Database(ABC):
         try:
             turns.get(timeout=max(0.0, timeout_s))
         except Empty:
-            raise BrokerUnavailable("the store is busy: too many calls at once") from None
+            raise StoreUnavailable("too many calls at once") from None
         try:
             connection, made_at = self._taken(mine, deadline)
             if is_checked and not mine.is_checked:
@@ -156,7 +156,7 @@ class Database(ABC):
                 raise StoreNotReady("the store's tables are gone", url=self.shown) from exc
             text = str(exc).strip().partition("\n")[0] or type(exc).__name__
             problem = "no answer in time" if monotonic() >= deadline else text
-            raise BrokerUnavailable(f"the store does not answer: {problem}") from exc
+            raise StoreUnavailable(problem) from exc
         finally:
             turns.put(None)
             if connection is not None:  # there are enough, or it is in the middle of something

@@ -34,7 +34,7 @@ def a_schedule_begins_once(p: Place) -> None:
 
     def begin(number: int) -> float:
         barrier.wait()
-        return stores[number % 4].ticks.begin("s", at=float(number), timeout_s=TIMEOUT_S).settled_until
+        return stores[number % 4].ticks.begin("s", at=1000 + number / 8, timeout_s=TIMEOUT_S).settled_until
 
     with ThreadPoolExecutor(8) as pool:
         seen = set(pool.map(begin, range(8)))
@@ -42,6 +42,38 @@ def a_schedule_begins_once(p: Place) -> None:
     expect(_state(stores[0]).settled_until, seen.pop(), "what is known later")
     expect(set(stores[0].ticks.states(["s", "t"], timeout_s=TIMEOUT_S)), {"s"}, "which schedules are known")
     expect(dict(stores[0].ticks.states([], timeout_s=TIMEOUT_S)), {}, "of no schedules")
+
+
+@check()
+def what_was_settled_by_a_fast_clock_is_settled_again(p: Place) -> None:
+    """A schedule that is settled until long after now is settled until now; pause and counts stay."""
+    store = p.store()
+    store.ticks.pause("s", paused=True, at=1000.0, timeout_s=TIMEOUT_S)
+    _settle(store, 1e6, message_id="m", missed=3)
+    store.ticks.begin("s", at=1010.0, timeout_s=TIMEOUT_S)
+    expected = ScheduleState(settled_until=1010.0, paused=True, last_id="m", last_planned_at=1e6, missed=3)
+    expect(_state(p.store()), expected, "what is known then")
+    expect(store.ticks.begin("s", at=1007.0, timeout_s=TIMEOUT_S), expected, "by a clock that is a little slow")
+
+
+@check()
+def a_changed_schedule_begins_anew(p: Place) -> None:
+    """A schedule that is new, was changed, or is there again, begins; whoever notes the same, and others', change none."""
+    one, two = p.store(), p.store()
+
+    def note(store: Store, at: float, *, knows: str = "task", **plans: str) -> float:
+        noted = {name: ["task", plan] for name, plan in plans.items()}
+        store.ticks.note(noted, knows=lambda task: task == knows, at=at, timeout_s=TIMEOUT_S)
+        return _state(two).settled_until
+
+    one.ticks.begin("s", at=10.0, timeout_s=TIMEOUT_S)
+    expect(note(one, 20.0, s="a", t="a"), 10.0, "where nothing was noted before")
+    expect(note(two, 30.0, s="a", t="a"), 10.0, "the same")
+    expect(note(two, 40.0, knows="other", u="a"), 10.0, "by a worker of other tasks")
+    expect(note(one, 50.0, s="b", t="a"), 50.0, "another plan")
+    expect(note(two, 60.0, s="a", t="a"), 60.0, "the one before again")
+    expect(note(two, 70.0, t="a"), 60.0, "without it")
+    expect(note(one, 80.0, s="a", t="a"), 80.0, "with it again")
 
 
 @check()

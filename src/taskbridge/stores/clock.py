@@ -1,0 +1,76 @@
+"""The time by the store's clock, which all processes share: the clocks of their machines may differ."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from math import inf
+from time import monotonic
+from typing import Final
+
+from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.stores.backend import Backend
+
+_log = logging.getLogger("taskbridge.store")
+
+SKEW_S: Final = 5.0
+"""How far a clock may be off before that is told."""
+
+_SAME_S: Final = 0.5
+"""How far apart two clocks may be that count as the same."""
+
+_ASK_S: Final = 30.0
+_AGAIN_S: Final = 5.0
+"""How often the store is asked, and how soon again if it does not answer."""
+
+_SHARE: Final = 0.05
+"""What part of `send_timeout` an answer may take; rule S2 gives a tenth."""
+
+
+class StoreClock:
+    """Tells the time by the store's clock, in seconds since the epoch; late by an answer's time at most, and never early.
+
+    The store is asked now and then, and when this machine's clock was set or the machine stood still. Until it has
+    answered once, this machine's time is told. Threads share it: one asks, and the others go on.
+    """
+
+    def __init__(self, backend: Backend, *, send_timeout_s: float) -> None:
+        self._backend = backend
+        self._timeout_s = send_timeout_s * _SHARE
+        self._ask_at = -inf
+        self._is_known = False
+        self._ahead_s = 0.0  # of this machine's clock
+        self._gap_s = time.time() - monotonic()
+
+    def __call__(self) -> float:
+        """Return the time, as far as it is known; raises nothing."""
+        here, now = time.time(), monotonic()
+        if now >= self._ask_at or abs(here - now - self._gap_s) > _SAME_S:
+            with suppress(BrokerUnavailable):
+                self._ask(self._timeout_s)
+            here = time.time()
+        return here + self._ahead_s
+
+    def ensure(self, *, timeout_s: float) -> None:
+        """Return if the store has answered once, or does now; else raise `BrokerUnavailable`."""
+        if not self._is_known:
+            self._ask(timeout_s)
+
+    def _ask(self, timeout_s: float) -> None:
+        here, began = time.time(), monotonic()
+        gap_s, was_s = here - began, self._gap_s
+        self._gap_s, self._ask_at = gap_s, began + _AGAIN_S
+        if self._is_known and abs(gap_s - was_s) > _SAME_S:
+            self._ahead_s -= gap_s - was_s  # as if it had not been set, until the store answers
+        ahead_s, took_s = self._backend.time(timeout_s=timeout_s) - here, monotonic() - began
+        self._ahead_s = 0.0 if -_SAME_S <= ahead_s <= took_s + _SAME_S else ahead_s - took_s
+        if abs(self._ahead_s) > SKEW_S and not self._is_known:
+            _log.warning("%s; expiry and schedules go by the store's", difference(self._ahead_s))
+        self._is_known, self._ask_at = True, began + _ASK_S
+
+
+def difference(ahead_s: float) -> str:
+    """Return what is said of a store's clock that is so many seconds ahead of this machine's, or behind if negative."""
+    way = "behind" if ahead_s > 0 else "ahead of"
+    return f"this machine's clock is {abs(ahead_s):.0f} s {way} the store's"
