@@ -163,7 +163,7 @@ def a_pause_is_caught_up() -> None:
 @mutant("CR7", _CHANGED, "celery+redis")
 def what_is_planned_is_not_noted() -> None:
     """A schedule that was changed goes on from where the one before was."""
-    put(_TICKS, "Ticks.note", lambda note: lambda self, plans, **given: None)
+    put(_TICKS, "Ticks.note", lambda note: lambda self, plans, **given: True)
 
 
 @mutant("CR1", _CLOCKS_DIFFER, "dramatiq+redis")

@@ -118,6 +118,7 @@ class Actor:
         self.schedules: Any = self
         self.ticks: Any = self
         self.records: Any = self
+        self.clock: Any = None
         self._turn = threading.Lock()  # each is let go by one thread, and taken by the other
         self._back = threading.Lock()
         self._turn.acquire()
@@ -208,14 +209,12 @@ class Actor:
         state: ScheduleState = self._ask(lambda: self.world.ticks.begin(schedule, **given))
         return state
 
-    def know_time(self, **given: Any) -> None:
-        self._ask(lambda: None)
-
     def knows(self, task: str) -> bool:
         return True
 
-    def note(self, plans: Mapping[str, list[str]], **given: Any) -> None:
-        self._ask(lambda: self.world.ticks.note(plans, **given))
+    def note(self, plans: Mapping[str, list[str]], **given: Any) -> bool:
+        is_noted: bool = self._ask(lambda: self.world.ticks.note(plans, **given))
+        return is_noted
 
     def states(self, schedules: Sequence[str], **given: Any) -> Mapping[str, ScheduleState]:
         raise AssertionError

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
 
 from taskbridge import Bridge
@@ -19,7 +19,6 @@ from taskbridge.cli.routes import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
-from taskbridge.stores.clock import SKEW_S, difference
 
 Outcome = Literal["ok", "note", "warning", "error"]
 
@@ -73,7 +72,11 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         yield _ping("broker", lambda: bridge.broker, settings, settings.url.broker == "memory")
         if settings.store is not None:
             yield _ping("store", lambda: bridge.store, settings, settings.store.startswith("memory:"))
-        yield from _clock(bridge)
+        with suppress(TaskBridgeError):  # that it doesn't answer was told above
+            if bridge.store is not None and bridge.store.clock is not None:
+                bridge.store.clock.ensure(timeout_s=settings.send_timeout_s)
+                if skew := bridge.store.clock.skew:
+                    yield _Finding("clock", "warning", skew)
     if app is not None:
         names = sorted([each.name for each in bridge.declarations()])
         if names:
@@ -168,16 +171,6 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
         return _Finding(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
     took_ms = (perf_counter() - started) * 1000
     return _Finding(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
-
-
-def _clock(bridge: Bridge) -> Iterator[_Finding]:
-    """Tell whether this machine's clock and the store's differ; whether the store answers was told before."""
-    with suppress(TaskBridgeError):
-        if bridge.store is not None and bridge.store.clock is not None:
-            ahead_s = bridge.store.backend.time(timeout_s=bridge.settings.send_timeout_s) - time()
-            if abs(ahead_s) > SKEW_S:
-                advice = "taskbridge goes by the store's, other programs do not; keep clocks in time with NTP"
-                yield _Finding("clock", "warning", f"{difference(ahead_s)}: {advice}")
 
 
 def _schedules(bridge: Bridge) -> Iterator[_Finding]:

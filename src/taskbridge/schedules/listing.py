@@ -193,8 +193,7 @@ class Schedules:
             UnsupportedError: There is no store.
             BrokerUnavailable: The store doesn't answer.
         """
-        ticks = self._ticks_of(name)
-        ticks.pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
+        self._ticks_of(name).pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
 
     def resume(self, name: str) -> None:
         """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed.
@@ -218,9 +217,7 @@ class Schedules:
         planned = self.planned()
         if name not in planned:
             raise UnknownSchedule(name, sorted(planned))
-        ticks = self._ticks()
-        ticks.know_time(timeout_s=self._timeout_s)
-        return ticks
+        return self._ticks()
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:

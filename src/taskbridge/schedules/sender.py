@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -36,9 +36,6 @@ CLAIM_LEASE_S: Final = 10.0
 
 _LOOK_S: Final = 1.0
 """How long the thread sleeps at most: schedulers that stood still are to find out, and clocks are set."""
-
-_AGAIN_S: Final = 30.0
-"""How soon a schedule is looked at again that could not be dealt with because of an unexpected error."""
 
 _POLL_S: Final = 0.25
 """How soon a schedule is looked at again with which somebody else goes on."""
@@ -93,7 +90,7 @@ class Ticker:
         self._lease_s = min(CLAIM_LEASE_S, bridge.settings.lease_s)
         store = bridge.store
         assert store is not None, "`Schedules.check` comes first"
-        self._ticks, self._records = store.ticks, store.records
+        self._ticks, self._records, self._clock = store.ticks, store.records, store.clock
         self._timeout_s = bridge.settings.send_timeout_s
         self._here_at = inf
         self._watched: dict[str, _Watched] = {}
@@ -111,10 +108,14 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
-        self._ticks.know_time(timeout_s=self._timeout_s)
+        if self._clock is not None:
+            self._clock.ensure(timeout_s=self._timeout_s)
         self._refused, now = None, self._bridge.now()
         schedules = self._bridge.schedules.planned()
-        self._note(schedules, now)
+        plans = {name: [each.task, f"{each.timing.spec} {each.timing.zone}"] for name, each in schedules.items()}
+        note, knows = self._ticks.note, self._bridge.knows
+        if plans != self._plans and note(plans, knows=knows, at=now, timeout_s=self._timeout_s):
+            self._plans = plans
         self._watched = {name: self._watched.get(name) or _Watched(since=now) for name in schedules}
         for name, schedule in schedules.items():
             now, before = self._bridge.now(), self._here_at
@@ -132,17 +133,10 @@ class Ticker:
                     raise
                 except Exception:  # of one schedule; the others go on
                     _log.exception("schedule %s can't be dealt with, trying again", name)
-                    watched.look_at = now + _AGAIN_S
+                    watched.look_at = now + self._lease_s
         if self._refused is not None:
             raise self._refused
         return min((watched.look_at for watched in self._watched.values()), default=inf)
-
-    def _note(self, schedules: Mapping[str, Schedule], now: float) -> None:
-        """Have schedules that are new, or were changed, begin now."""
-        plans = {name: [each.task, f"{each.timing.spec} {each.timing.zone}"] for name, each in schedules.items()}
-        if plans != self._plans:
-            self._ticks.note(plans, knows=self._bridge.knows, at=now, timeout_s=self._timeout_s)
-            self._plans = plans
 
     def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again."""

@@ -111,7 +111,7 @@ class Backend(ABC):
         """Return if the store answers and can be used; `StoreNotReady` if it was not made ready."""
 
     def time(self, *, timeout_s: float) -> float:
-        """Return the time by the store's clock, in seconds since the epoch; this machine's, if it has none of its own."""
+        """Return the time by the store's clock, in seconds since the epoch; this machine's, if it has none."""
         return time.time()
 
     @abstractmethod

@@ -35,7 +35,7 @@ class Store:
         self.clock: StoreClock | None = StoreClock(backend, send_timeout_s=timeout_s) if backend.is_shared else None
         self.records: Records = Records(settings, backend, now=self.clock or time.time)
         self.marks: Marks = Marks(settings, backend, self.records.lost)
-        self.ticks: Ticks = Ticks(backend, self.clock)
+        self.ticks: Ticks = Ticks(backend)
 
     def ping(self, *, timeout_s: float) -> None:
         """Return if the store answers and can be used.

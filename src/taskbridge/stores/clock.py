@@ -17,19 +17,15 @@ _log = logging.getLogger("taskbridge.store")
 SKEW_S: Final = 5.0
 """How far a clock may be off before that is told."""
 
-_SAME_S: Final = 0.5
-"""How far apart two clocks may be that count as the same."""
+_SAME_S: Final = 0.5  # how far apart two clocks may be that count as the same
 
-_ASK_S: Final = 30.0
-_AGAIN_S: Final = 5.0
-"""How often the store is asked, and how soon again if it does not answer."""
-
-_SHARE: Final = 0.05
-"""What part of `send_timeout` an answer may take; rule S2 gives a tenth."""
+_ASK_S: Final = 30.0  # how often the store is asked
+_AGAIN_S: Final = 5.0  # the same if it has not answered
+_SHARE: Final = 0.05  # of `send_timeout`, for an answer: rule S2 gives a tenth
 
 
 class StoreClock:
-    """Tells the time by the store's clock, in seconds since the epoch; late by an answer's time at most, and never early.
+    """Tells the time by the store's clock, in seconds since the epoch; never early, late by an answer's time at most.
 
     The store is asked now and then, and when this machine's clock was set or the machine stood still. Until it has
     answered once, this machine's time is told. Threads share it: one asks, and the others go on.
@@ -59,18 +55,19 @@ class StoreClock:
 
     def _ask(self, timeout_s: float) -> None:
         here, began = time.time(), monotonic()
-        gap_s, was_s = here - began, self._gap_s
-        self._gap_s, self._ask_at = gap_s, began + _AGAIN_S
-        if self._is_known and abs(gap_s - was_s) > _SAME_S:
-            self._ahead_s -= gap_s - was_s  # as if it had not been set, until the store answers
+        if self._is_known:
+            self._ahead_s -= here - began - self._gap_s  # as if it had not been set, until the store answers
+        self._gap_s, self._ask_at = here - began, began + _AGAIN_S
         ahead_s, took_s = self._backend.time(timeout_s=timeout_s) - here, monotonic() - began
         self._ahead_s = 0.0 if -_SAME_S <= ahead_s <= took_s + _SAME_S else ahead_s - took_s
-        if abs(self._ahead_s) > SKEW_S and not self._is_known:
-            _log.warning("%s; expiry and schedules go by the store's", difference(self._ahead_s))
+        if self.skew and not self._is_known:
+            _log.warning("%s", self.skew)
         self._is_known, self._ask_at = True, began + _ASK_S
 
-
-def difference(ahead_s: float) -> str:
-    """Return what is said of a store's clock that is so many seconds ahead of this machine's, or behind if negative."""
-    way = "behind" if ahead_s > 0 else "ahead of"
-    return f"this machine's clock is {abs(ahead_s):.0f} s {way} the store's"
+    @property
+    def skew(self) -> str:
+        """What is to be said of this machine's clock; nothing if it is nearly right."""
+        if abs(self._ahead_s) <= SKEW_S:
+            return ""
+        off = f"{abs(self._ahead_s):.0f} s {'behind' if self._ahead_s > 0 else 'ahead of'} the store's"
+        return f"this machine's clock is {off}: expiry and schedules go by the store's; keep clocks in time with NTP"

@@ -88,7 +88,8 @@ class Records:
 
         The broker sends it along with the message, in one transaction. None: use `create`.
         """
-        return None if message.replays else self._backend.creating(*self._created(message, delay_s, self._now()))
+        made = self._created(message, delay_s, message.enqueued_at)
+        return None if message.replays else self._backend.creating(*made)
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records of messages that were surely not sent, if nobody has changed them since.

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import END_OF_TIME
 from taskbridge.stores.backend import NEW, Backend, Write
-from taskbridge.stores.clock import SKEW_S, StoreClock
+from taskbridge.stores.clock import SKEW_S
 
 T = TypeVar("T")
 
@@ -102,56 +102,43 @@ def loads(text: str | None) -> Plan:
 
 
 def _checked(state: ScheduleState) -> ScheduleState:
-    """Return a state that was read; raise `ValueError` or `TypeError` if it is none."""
-    times = state.settled_until, state.last_planned_at or 0.0
-    kinds = type(state.paused), type(state.last_id), type(state.missed)
-    if kinds != (bool, str, int) or not all(0 <= each <= END_OF_TIME for each in times):
+    times_are_sound = all(0 <= each <= END_OF_TIME for each in (state.settled_until, state.last_planned_at or 0.0))
+    if not (times_are_sound and isinstance(state.last_id, str) and isinstance(state.missed, int)):
         raise ValueError("not a state")
     return state
-
-
-def _noted(text: str) -> dict[str, list[str]]:
-    """Return what `Ticks.note` wrote, as far as it can be read."""
-    try:
-        return {str(name): [str(task), str(timing)] for name, (task, timing) in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return {}
 
 
 class Ticks:
     """The ticks of a bridge's schedules. All calls raise `StoreUnavailable` if the store doesn't answer."""
 
-    def __init__(self, backend: Backend, clock: StoreClock | None = None) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._clock = clock
-
-    def know_time(self, *, timeout_s: float) -> None:
-        """Return if the time is known by which all schedulers go: the store's, where others share it."""
-        if self._clock is not None:
-            self._clock.ensure(timeout_s=timeout_s)
 
     def note(
         self, plans: Mapping[str, list[str]], *, knows: Callable[[str], bool], at: float, timeout_s: float
-    ) -> None:
+    ) -> bool:
         """Note which schedules there are; one that is new, or was changed, begins at `at`, whatever was settled of it.
 
         Args:
             plans: By its name, the task of each schedule, and when it is due.
             knows: Whether this process knows a task; of those, no other schedules stay noted.
             at: The time.
-            timeout_s: How long the store may take.
+            timeout_s: How long each step may take.
+
+        Returns:
+            Whether it is noted; else somebody else noted something at the same time.
         """
-
-        def decide(text: str | None) -> tuple[None, str | None]:
-            noted = plans if text is None else _noted(text)  # an earlier release noted nothing
-            for name in plans:
-                if noted.get(name) != plans[name]:
-                    self._change(name, partial(_anew, at), timeout_s)
-            others = {name: plan for name, plan in noted.items() if not knows(plan[0])}
-            left = {**others, **plans}
-            return None, json.dumps(left, sort_keys=True) if left or text is not None else None
-
-        self._replace(_NOTED, decide, timeout_s)
+        [text] = self._backend.get([_NOTED], timeout_s=timeout_s)
+        try:
+            noted: dict[str, list[str]] = {} if text is None else json.loads(text)
+            left = {name: plan for name, plan in noted.items() if not knows(str(plan[0]))} | dict(plans)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # it can't be read
+            noted, left = {}, dict(plans)
+        for name in plans:
+            if text is not None and noted.get(name) != plans[name]:  # an earlier release noted nothing
+                self._change(name, partial(_anew, at), timeout_s)
+        write = Write(_NOTED, _head(text), json.dumps(left))
+        return left == noted or self._backend.write([write], timeout_s=timeout_s)[0]
 
     def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
         """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic.
@@ -241,22 +228,13 @@ class Ticks:
 
     def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
         """Decide about a schedule, replace it if that says so, and return the answer."""
-
-        def decide_text(text: str | None) -> tuple[T, str | None]:
-            answer, plan = decide(loads(text))
-            return answer, text if plan is None else plan.dumps()
-
-        return self._replace(_key(schedule), decide_text, timeout_s)
-
-    def _replace(self, key: str, decide: Callable[[str | None], tuple[T, str | None]], timeout_s: float) -> T:
-        """Decide about a text, replace it if another one follows from that, and return the answer."""
-        deadline = monotonic() + timeout_s
+        key, deadline = _key(schedule), monotonic() + timeout_s
         while True:
             [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
-            answer, text = decide(seen)
-            if text == seen:
+            answer, plan = decide(loads(seen))
+            if plan is None:
                 return answer
-            write = Write(key, NEW if seen is None else seen.partition("\n")[0], text)
+            write = Write(key, _head(seen), plan.dumps())
             if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:
@@ -267,6 +245,10 @@ def _anew(at: float, plan: Plan) -> tuple[ScheduleState, Plan]:
     """Settle a schedule until `at`: what was planned before that is not caught up."""
     state = ScheduleState(settled_until=at) if plan.state is None else replace(plan.state, settled_until=at)
     return state, replace(plan, state=state)
+
+
+def _head(text: str | None) -> str:
+    return NEW if text is None else text.partition("\n")[0]
 
 
 def _key(schedule: str) -> str:

@@ -6,6 +6,7 @@
 | `{ns}:mark:{life}:{attempt}` | string | the worker that started an attempt, or `ended` |
 | `{ns}:alive:{worker}` | string | is there as long as the worker counts as alive |
 | `{ns}:schedule:{name}` | string | what is known of a schedule |
+| `{ns}:schedules` | string | which schedules there are, and when they are due |
 | `{ns}:told:{key}` | channel | tells who watches one of these that it was written: of a record, that it became final |
 | `{ns}:cancelled` | sorted set | the life of each cancelled message, by a growing number made of the server's time |
 | `{ns}:cancelled:until` | sorted set | the same, by the millisecond at which it is forgotten |

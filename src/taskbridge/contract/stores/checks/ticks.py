@@ -58,7 +58,7 @@ def what_was_settled_by_a_fast_clock_is_settled_again(p: Place) -> None:
 
 @check()
 def a_changed_schedule_begins_anew(p: Place) -> None:
-    """A schedule that is new, was changed, or is there again, begins; whoever notes the same, and others', change none."""
+    """A schedule that is new, was changed, or is there again, begins; whoever notes the same changes nothing."""
     one, two = p.store(), p.store()
 
     def note(store: Store, at: float, *, knows: str = "task", **plans: str) -> float:
