@@ -442,10 +442,14 @@ def begins_again(begin: Any) -> Any:
     return again
 
 
-@mutant("what_was_settled_by_a_fast_clock_is_settled_again", _TICKS, "SKEW_S")
-def trusts_any_clock(_: float) -> float:
-    """What is settled is settled, however far in the future."""
-    return 1e9
+@mutant("what_was_settled_by_a_fast_clock_goes_back", _TICKS, "Ticks.go_back")
+def goes_back_whatever_is_there(go_back: Any) -> Any:
+    """A schedule goes back, whoever has changed it since."""
+
+    def blind(self: Any, schedule: str, state: Any, *, timeout_s: float, **rest: Any) -> None:
+        go_back(self, schedule, self.states([schedule], timeout_s=timeout_s)[schedule], timeout_s=timeout_s, **rest)
+
+    return blind
 
 
 @mutant("a_changed_schedule_begins_anew", _TICKS, "Ticks.note")

@@ -239,6 +239,17 @@ def test_a_schedule_that_is_gone_is_not_looked_at() -> None:
         assert world.planned("gone") == [begin + 5]
 
 
+def test_what_a_fast_clock_has_settled_into_the_future_is_planned_again() -> None:
+    begin = 1.8e9
+    with world_of(scheduled("s", Every(10, catch_up="none")), begin=begin) as world:
+        world.add("worker")
+        world.run(begin + 15)
+        world.ticks.settle("s", begin + 86400, message_id="", missed=8639, timeout_s=5)
+        world.run(begin + 55)
+
+    assert world.planned("s") == [begin + 10, begin + 30, begin + 40, begin + 50], "at 20 it was found"
+
+
 def test_a_plan_that_changed_begins_anew_and_those_who_keep_to_the_former_go_on() -> None:
     begin = 1.8e9
     with world_of(scheduled("s", Every(3600, catch_up="all")), begin=begin) as world:

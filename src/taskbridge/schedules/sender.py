@@ -20,6 +20,7 @@ from taskbridge.background import Background
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.schedules.plan import Schedule, decide
+from taskbridge.stores.clock import SKEW_S
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.ticks import ScheduleState, TickClaim
 
@@ -144,6 +145,10 @@ class Ticker:
         self._release(name)
         state = self._ticks.begin(name, at=now, timeout_s=self._timeout_s)
         until, paused = state.settled_until, state.paused
+        if until > (now_s := self._bridge.now()) + SKEW_S:  # than which what was read is older
+            _log.warning("schedule %s was settled until %s, which is to come: it goes on from now", name, _shown(until))
+            self._ticks.go_back(name, state, to=now_s, timeout_s=self._timeout_s)
+            return now
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
         if first > now:
             watched.settled_until = None

@@ -19,7 +19,6 @@ from typing import Final, TypeVar
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import END_OF_TIME
 from taskbridge.stores.backend import NEW, Backend, Write
-from taskbridge.stores.clock import SKEW_S
 
 T = TypeVar("T")
 
@@ -141,19 +140,23 @@ class Ticks:
         return left == noted or self._backend.write([write], timeout_s=timeout_s)[0]
 
     def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
-        """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic.
-
-        So is one that was settled until later than that, by a scheduler whose clock was fast.
-        """
+        """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic."""
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
-            if plan.state is not None and plan.state.settled_until <= at + SKEW_S:
-                return plan.state, None
             if plan.state is not None:
-                _log.warning("schedule %s was settled into the future, and goes on from now", schedule)
-            return _anew(at, plan)
+                return plan.state, None
+            state = ScheduleState(settled_until=at)
+            return state, replace(plan, state=state)
 
         return self._change(schedule, decide, timeout_s)
+
+    def go_back(self, schedule: str, state: ScheduleState, *, to: float, timeout_s: float) -> None:
+        """Settle a schedule until an earlier instant, if its state is still the one that was seen."""
+
+        def decide(plan: Plan) -> tuple[None, Plan | None]:
+            return None, replace(plan, state=replace(state, settled_until=to)) if plan.state == state else None
+
+        self._change(schedule, decide, timeout_s)
 
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""
@@ -241,10 +244,9 @@ class Ticks:
                 raise StoreUnavailable("others change the same schedule")
 
 
-def _anew(at: float, plan: Plan) -> tuple[ScheduleState, Plan]:
-    """Settle a schedule until `at`: what was planned before that is not caught up."""
-    state = ScheduleState(settled_until=at) if plan.state is None else replace(plan.state, settled_until=at)
-    return state, replace(plan, state=state)
+def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
+    state = ScheduleState(settled_until=at) if plan.state is None else plan.state
+    return None, replace(plan, state=replace(state, settled_until=max(at, state.settled_until)))
 
 
 def _head(text: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from taskbridge import Cron, ScheduleEntry
@@ -65,6 +66,10 @@ def _declare(h: Harness, *schedules: Mapping[str, Any]) -> Sequence[Mapping[str,
 
 def _entry(h: Harness, name: str) -> ScheduleEntry:
     return next(entry for entry in h.bridge.schedules.list() if entry.name == name)
+
+
+def _goes_on(h: Harness, schedule: str, since: float) -> bool:
+    return max(_ran(h, schedule), default=0.0) > since
 
 
 def _is_whole(instants: Sequence[float]) -> bool:
@@ -149,8 +154,8 @@ def a_changed_schedule_begins_anew(h: Harness) -> None:
         schedules = [{"name": name, "every": every_s, "catch_up": "all"} for name, every_s in plan.items()]
         starts.append(h.bridge.now())
         worker = _worker(h, schedules)
-        often = [name for name, every_s in plan.items() if every_s == 1]
-        h.until(lambda: all(max(_ran(h, name), default=0) > starts[-1] for name in often), "ticks of each")
+        for name in (name for name, every_s in plan.items() if every_s == 1):
+            h.until(partial(_goes_on, h, name, starts[-1]), f"a tick of {name!r}")
         h.stop(worker)
         ends.append(h.bridge.now())
     h.start_worker()

@@ -53,11 +53,11 @@ def queues_are_served_in_turn(h: Harness) -> None:
     """Priorities count within a queue: the higher messages of one don't hold up the lower ones of another."""
     h.start_worker(queues=["left", "right"])
     h.begin(Plan(steps=(hold("turn"),), queue="left"))
-    sent = [
-        h.send(Plan(steps=(RETURN,), queue=queue, priority=level))
-        for _ in range(_EACH)
-        for queue, level in (("left", "critical"), ("right", "low"))
-    ]
+    plans = (
+        Plan(steps=(RETURN,), queue="left", priority="critical"),
+        Plan(steps=(RETURN,), queue="right", priority="low"),
+    )
+    sent = [h.send(plan) for _ in range(_EACH) for plan in plans]
     h.tasks.open("turn")
     h.finished(*(item.id for item in sent))
     starts = sorted((h.starts(item.id)[0] for item in sent), key=lambda start: start.at)
