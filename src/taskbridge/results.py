@@ -19,6 +19,7 @@ from taskbridge.exceptions import (
     ResultInTask,
     ResultNotEncodable,
     ResultTimeout,
+    StoreUnavailable,
     TaskCancelled,
     TaskDiscarded,
     TaskFailed,

@@ -163,7 +163,7 @@ class TestWhereNothingIsRecorded:
 
         def away(*_: Any, **__: Any) -> None:
             looks.append(1)
-            raise BrokerUnavailable("away")
+            raise StoreUnavailable("away")
 
         monkeypatch.setattr(results, "_LOOK_AGAIN_S", (0.01, 0.02))
         waits: list[Callable[[], int]] = [lambda: handle.result(0.5), lambda: asyncio.run(handle.aresult(0.5))]
