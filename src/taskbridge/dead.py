@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,6 +12,7 @@ from taskbridge import codec, failures
 from taskbridge.brokers.base import Decide, Taken
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 100
 """How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
 
-_log = logging.getLogger("taskbridge.dead")
+_log = logger("taskbridge.dead")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

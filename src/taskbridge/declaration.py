@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, Signature, iscoroutinefunction, signature
-from os.path import basename, splitext
+from os.path import abspath, curdir, isfile, join, samefile, split, splitext
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.durations import positive
@@ -118,7 +118,8 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
     if not isinstance(name, str) or not name.strip() or len(name) > 255:
         raise DeclarationError(f"a task's name must be text of up to 255 characters, not {name!r}")
     if not can_be_kept(name):
-        raise DeclarationError(f"a task's name must be text that UTF-8 can hold, without NUL, not {name!r}")
+        problem = "text that UTF-8 can hold, without control characters"
+        raise DeclarationError(f"a task's name must be {problem}, not {name!r}")
     try:
         fields: dict[str, Any] = {
             field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given
@@ -157,14 +158,31 @@ def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any])
     return tuple(found)
 
 
+_MAIN: Final = ("__main__", "__mp_main__")
+"""The names of a script's own module: in the process, and in a process that `multiprocessing` starts anew."""
+
+
 def default_name(function: Callable[..., Any]) -> str:
     """Return `module.qualname`; a script's own module has the name by which a worker would import it."""
     module = getattr(function, "__module__", None) or "?"
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec is not None else splitext(basename(path))[0] if path else module
+    if module in _MAIN:
+        module = _name_of_script(module)
     return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _name_of_script(module: str) -> str:
+    """Return the name of a script's own module: its file's, after those of its packages, up to the current folder."""
+    main = sys.modules.get(module)
+    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None and spec.name not in _MAIN:  # `python -m` knows it
+        return str(spec.name)
+    if path is None:
+        return module
+    folder, name = split(splitext(abspath(str(path)))[0])
+    while isfile(join(folder, "__init__.py")) and not samefile(folder, curdir):
+        folder, package = split(folder)
+        name = f"{package}.{name}"
+    return name
 
 
 def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

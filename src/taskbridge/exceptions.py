@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from taskbridge.failures import clipped
+from taskbridge.logs import escaped
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -213,7 +214,7 @@ class TaskFailed(TaskBridgeError):
     """
 
     def __init__(self, *, id: str, task: str, reason: str, type: str, message: str, traceback: str) -> None:
-        error = f"{type}: {message}" if type else "no error was raised"
+        error = escaped(f"{type}: {message}", keep="\n\t") if type else "no error was raised"
         super().__init__(f"task {task!r} (message {id}) is dead ({reason}): {error}")
         self.id = id
         self.task = task
@@ -236,7 +237,7 @@ class TaskDiscarded(TaskBridgeError):
     """The message expired or was dropped by `Discard`, so that there is no result; `reason` says why."""
 
     def __init__(self, *, id: str, task: str, reason: str) -> None:
-        super().__init__(f"task {task!r} (message {id}) was discarded: {reason or 'no reason given'}")
+        super().__init__(f"task {task!r} (message {id}) was discarded: {escaped(reason) or 'no reason given'}")
         self.id = id
         self.task = task
         self.reason = reason

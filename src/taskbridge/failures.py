@@ -149,17 +149,5 @@ def _one(error: BaseException) -> str:
 
 
 def log(logger: logging.Logger, level: int, message: str, *args: object, error: BaseException) -> None:
-    """Log a message with an exception, as `exc_info` does, but safe and bounded.
-
-    Handlers that look at `exc_info` themselves, such as Sentry's, get the exception if it is an ordinary one.
-    """
-    if not logger.isEnabledFor(level):
-        return
-    if not is_ordinary(error):
-        logger.log(level, "%s\n%s", message % args, traceback_of(error).rstrip(), stacklevel=2)
-        return
-    file, line, function, _ = logger.findCaller(stacklevel=2)
-    exc_info = (type(error), error, _traceback.__get__(error))
-    record = logger.makeRecord(logger.name, level, file, line, message, args, exc_info, function)
-    record.exc_text = traceback_of(error).rstrip()  # which formatters write, instead of formatting it once more
-    logger.handle(record)
+    """Log a message with any exception, by a logger of `logs`: `exc_info=error` asks for its truth, which may raise."""
+    logger.log(level, message, *args, exc_info=(type(error), error, _traceback.__get__(error)), stacklevel=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.exceptions import BrokerUnavailable, UnsupportedError
+from taskbridge.logs import logger
 from taskbridge.probe import BUSY_LIFE_S, answer_sign, busy_sign, make_probe
 
 if TYPE_CHECKING:
     from taskbridge.settings import Address
 
-_log = logging.getLogger("taskbridge.health")
+_log = logger("taskbridge.health")
 
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.1

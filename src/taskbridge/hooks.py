@@ -9,6 +9,7 @@ from typing import Final, Literal, get_args
 
 from taskbridge import failures
 from taskbridge.exceptions import nearest
+from taskbridge.logs import logger
 from taskbridge.message import Message
 
 HookName = Literal[
@@ -24,7 +25,7 @@ HookName = Literal[
 ]
 HOOK_NAMES: Final[tuple[HookName, ...]] = get_args(HookName)
 
-_log = logging.getLogger("taskbridge.hooks")
+_log = logger("taskbridge.hooks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

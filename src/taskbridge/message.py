@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeGuard, cast
 
 from taskbridge import codec
 from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, nearest
+from taskbridge.logs import escaped
 from taskbridge.retry import ErrorInfo
 
 FORM: Final = 1
@@ -51,12 +52,12 @@ def _utf8_size(text: str) -> int | None:
 
 
 def can_be_kept(name: str) -> bool:
-    """Return whether every broker and store can hold this as a name: PostgreSQL, say, takes no NUL."""
-    return "\0" not in name and _utf8_size(name) is not None
+    """Return whether every broker, store and log can hold this as a name: text that no terminal obeys."""
+    return escaped(name) == name
 
 
 def is_id(id: object) -> TypeGuard[str]:
-    """Return whether this can be a message's id: text of 1 to 255 bytes in UTF-8, without NUL."""
+    """Return whether this can be a message's id: text of 1 to 255 bytes in UTF-8, without control characters."""
     return isinstance(id, str) and can_be_kept(id) and 0 < (_utf8_size(id) or 0) <= LONGEST_ID
 
 
@@ -223,7 +224,7 @@ def loads(text: str | bytes) -> Message:
         NewerFormError: A newer release wrote it.
         DecodeError: It is no message.
     """
-    return _message(_object(text))
+    return checked(_message(_object(text)))
 
 
 def _message(data: Mapping[str, Any]) -> Message:
@@ -277,10 +278,10 @@ def checked(message: Message) -> Message:
     """Return a message that was read, if its id and names can be kept: others' clients choose theirs.
 
     Raises:
-        DecodeError: PostgreSQL, say, takes no NUL, and UTF-8 has no half of a surrogate pair.
+        DecodeError: PostgreSQL, say, takes no NUL, UTF-8 has no half of a surrogate pair, and terminals obey others.
     """
     names = f"{message.id}{message.task}{message.queue}"
-    if 0 < len(message.id) <= LONGEST_ID and names.isascii() and "\0" not in names:  # as nearly always
+    if 0 < len(message.id) <= LONGEST_ID and names.isascii() and names.isprintable():  # as nearly always
         return message
     if not is_id(message.id):
         raise DecodeError(f"not a message: its id is {ascii(message.id)[:300]}")

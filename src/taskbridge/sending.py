@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
+from taskbridge.logs import logger
 from taskbridge.message import MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
 
@@ -30,7 +30,7 @@ R = TypeVar("R")
 LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
 """8 years (rule D5)."""
 
-_log = logging.getLogger("taskbridge.send")
+_log = logger("taskbridge.send")
 
 _BATCH: Final = 1000
 """How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""

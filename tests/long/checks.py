@@ -34,6 +34,38 @@ _FIRST: Final = 200
 _WATCHED_S: Final = 20.0
 _EVERY_S: Final = 1.0
 
+_ROUNDS: Final = 20
+_FORKS: Final = 25
+_FORKING: Final = f"""
+import os, signal, threading
+
+over = threading.Event()
+
+def go_on():
+    while not over.wait(0.005):
+        tasks.unrecorded.send([{{}}])
+
+good = 0
+for _ in range({_ROUNDS}):
+    over.clear()
+    senders = [threading.Thread(target=go_on) for _ in range(3)]
+    for sender in senders:
+        sender.start()
+    for _ in range({_FORKS}):
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            tasks.default.send([{{}}])
+            tasks.unrecorded.send([{{}}])
+            os._exit(0)
+        good += os.waitpid(child, 0)[1] == 0
+    over.set()
+    for sender in senders:
+        sender.join()
+    bridge.close()  # so that the next round begins with a first send
+print(good, "children sent")
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
@@ -75,6 +107,13 @@ def _succeeded_the_first_time(h: Harness, sent: Sent) -> None:
 def _ticks(h: Harness) -> str:
     instants = tick_by_three_workers(h, _TICKS)
     return f"{instants} instants, {_WORKERS} workers, one of them killed: each instant was run once"
+
+
+def _forks(h: Harness) -> str:
+    begun = time.monotonic()
+    printed = h.in_python(_FORKING)
+    h.check(f"{_ROUNDS * _FORKS} children sent" in printed, f"every child should send, but: {printed}")
+    return f"{_ROUNDS} rounds of {_FORKS} forks beside 3 threads that send: none hung, {time.monotonic() - begun:.0f} s"
 
 
 def _poison(h: Harness) -> str:
@@ -161,6 +200,10 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
     "ticks": Check(
         title="Thirty ticks of a second, three workers and a kill -9: every instant is run once", run=_ticks
+    ),
+    "forks": Check(
+        title="In 20 rounds of 25 forks beside 3 threads that send, from the first send on, every child sends",
+        run=_forks,
     ),
     "poison": Check(
         title="A task that always kills its worker is dead after exactly as many starts as it has attempts", run=_poison

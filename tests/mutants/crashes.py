@@ -55,6 +55,12 @@ def every_delivery_is_run() -> None:
     put(_SETTLE, "_claimed", make)
 
 
+@mutant("A7", "what_is_held_runs_once_without_a_store", "dramatiq+amqp")
+def a_process_forgets_what_it_runs() -> None:
+    """Without a store, a Dramatiq process doesn't know what it runs itself."""
+    put("taskbridge.engines.dramatiq.deliveries", "TaskActor._came_back", lambda _: lambda self, *_: False)
+
+
 @mutant("A7", "a_worker_that_stood_still_decides_nothing", "dramatiq+redis")
 def the_dead_still_decide() -> None:
     """A worker that was taken for dead carries out its verdicts all the same."""

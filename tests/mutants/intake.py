@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,18 @@ def what_a_slot_can_not_take_ends_the_loop() -> None:
         raise error
 
     put("taskbridge.engines.celery.consumer", "Consumer.bury", lambda _: bury)
+
+
+@mutant("I4", "what_came_with_a_message_is_escaped", "dramatiq+redis")
+def nothing_is_escaped() -> None:
+    """Texts are shown as they came, but for NUL."""
+    put("taskbridge.logs", "_CONTROL", lambda _: re.compile("\0"))
+
+
+@mutant("I4", "what_came_with_a_message_is_escaped", "celery+redis")
+def logs_are_written_as_they_are() -> None:
+    """What came with a message is in the log as it came."""
+    put("taskbridge.logs", "_Escapes.filter", lambda _: lambda self, record: True)
 
 
 def _pause(pause_s: Callable[[int], float | None]) -> None:

@@ -233,7 +233,8 @@ def test_misuse_is_refused_and_nothing_is_sent(case: str) -> None:
         ({"time_limit": "1 h"}, "time_limit"),
         ({"name": ""}, "name"),
         ({"name": "half a pair: \ud800"}, "UTF-8"),
-        ({"name": "nul\0"}, "UTF-8"),
+        ({"name": "nul\0"}, "control characters"),
+        ({"name": "two\nlines"}, "control characters"),
     ],
     ids=str,
 )

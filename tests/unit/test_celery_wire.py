@@ -273,7 +273,10 @@ def test_a_newer_form_is_told_from_an_unreadable_one() -> None:
 @pytest.mark.parametrize("meta", [None, message().dumps_meta()])
 @pytest.mark.parametrize(
     "headers",
-    [{"id": "a\0b"}, {"id": ""}, {"id": 5}, {"id": "a" * 256}, {"id": "\ud800"}, {"task": "a\0b"}, {"task": "\ud800"}],
+    [
+        *({"id": text} for text in ("a\0b", "", 5, "a" * 256, "\ud800", "a\x1b[2J", "a\u202eb")),
+        *({"task": text} for text in ("a\0b", "\ud800", "a\nb")),
+    ],
 )
 def test_what_not_every_store_can_hold_is_refused(headers: dict[str, Any], meta: str | None) -> None:
     with pytest.raises(DecodeError):

@@ -198,7 +198,7 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
     one = run("dead", "show", "3f2b", **settings).stdout
     for line in ("task        shop.mail", "header      tenant: acme", "attempts    5", "reason      exhausted"):
         assert line in one
-    assert "ValueError: no such user\nand more" in one
+    assert "ValueError: no such user\n  and more" in one
     assert "42" in one
     missing = run("dead", "show", "9", **settings)
     assert missing.stderr == "taskbridge: there is no dead letter '9'; `taskbridge dead list` shows what there is\n"
@@ -367,7 +367,7 @@ class TestStatusAndCancel:
             shown = run("status", message.id).stdout
             assert "state       dead (exhausted)\n" in shown
             assert re.search(r"^attempt 1 .* on host:1: ValueError: no$", shown, re.MULTILINE), shown
-            assert shown.endswith("\n\nTraceback: x\n")
+            assert shown.endswith("\n\n  Traceback: x\n")
             late = run("cancel", message.id)
             assert re.fullmatch(r"too late: it is dead since 20.*\n", late.stdout), late.stdout
             assert late.returncode == 1

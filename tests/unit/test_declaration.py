@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from inspect import signature
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +53,58 @@ def _fits(call: Callable[[], object]) -> bool:
     except TypeError:
         return False
     return True
+
+
+_SCRIPT = """
+import multiprocessing
+from taskbridge.declaration import default_name
+
+def hello(): ...
+
+print(default_name(hello), flush=True)
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=hello)
+    child.start()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "words", "module"),
+    [
+        (".", ["pkg/sub/jobs.py"], "pkg.sub.jobs"),
+        (".", ["-m", "pkg.sub.jobs"], "pkg.sub.jobs"),
+        (".", ["-c", "import pkg.sub.jobs"], "pkg.sub.jobs"),
+        ("elsewhere", ["../pkg/sub/jobs.py"], "pkg.sub.jobs"),
+        ("pkg", ["./sub/../sub/jobs.py"], "sub.jobs"),
+        ("pkg", ["-m", "sub.jobs"], "sub.jobs"),
+        ("pkg/sub", ["jobs.py"], "jobs"),
+        ("pkg/sub", ["-c", "import jobs"], "jobs"),
+    ],
+    ids=str,
+)
+def test_a_script_names_its_tasks_as_whoever_imports_it_from_there(
+    folder: str, words: list[str], module: str, tmp_path: Path
+) -> None:
+    sub = tmp_path / "pkg" / "sub"
+    sub.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for place in (sub, sub.parent):
+        (place / "__init__.py").touch()
+    (sub / "jobs.py").write_text(_SCRIPT)
+
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path / folder, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert set(done.stdout.split()) == {f"{module}.hello"}, done.stderr
+
+
+def test_a_script_in_no_package_is_named_after_its_file(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(_SCRIPT)
+
+    done = subprocess.run(
+        [sys.executable, "jobs.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert done.stdout.split() == ["jobs.hello"] * 2

@@ -275,8 +275,11 @@ def test_sending_imports_no_engine() -> None:
         ("message_id", "a" * 256),
         ("message_id", "\u00e9" * 128),
         ("message_id", "\ud800"),
+        ("message_id", "a\x1b[2J"),
+        ("message_id", "a\u202eb"),
         ("actor_name", "a\0b"),
         ("actor_name", "\ud800"),
+        ("actor_name", "a\nb"),
     ],
 )
 def test_what_not_every_store_can_hold_is_refused(sender: str, part: str, value: str) -> None:

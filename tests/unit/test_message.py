@@ -112,6 +112,13 @@ def test_what_is_no_message_is_refused(text: str) -> None:
         loads(text)
 
 
+@pytest.mark.parametrize("part", ["id", "task", "queue"])
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\nb", "a\x9bb", "a\u2028b"])
+def test_names_that_command_a_terminal_are_refused(part: str, text: str) -> None:
+    with pytest.raises(DecodeError, match=f"its {part} is"):
+        loads(json.dumps({**json.loads(MESSAGE.dumps()), part: text}))
+
+
 def test_a_retry_keeps_all_but_the_attempt_and_the_error() -> None:
     following = MESSAGE.next_attempt(ValueError("no"))
 

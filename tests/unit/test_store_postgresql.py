@@ -62,6 +62,30 @@ def test_several_make_the_tables_at_once_and_one_does(url: str) -> None:
         store.close()
 
 
+def test_the_privileges_that_the_page_on_security_names_are_enough(url: str) -> None:
+    store = opened(url)
+    store.init(timeout_s=5)
+    store.close()
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS shop")
+        connection.execute("CREATE ROLE shop LOGIN")
+        for statement in page.partition("```sql\n")[2].partition("\n```")[0].splitlines():
+            connection.execute(statement.encode())
+    results = [*run_all(url.replace("taskbridge@", "shop@"), [CHECKS[name] for name in _OF_EACH_KIND])]
+    assert [(each.scenario, each.outcome, each.why) for each in results if each.outcome != "passed"] == []
+
+
+_OF_EACH_KIND = (
+    "an_end_says_what_it_left",
+    "a_replay_begins_anew",
+    "a_cursor_tells_what_was_cancelled_since",
+    "what_was_given_back_is_run",
+    "a_pause_lasts",
+    "whoever_waits_is_woken_by_another_process",
+)
+
+
 def test_any_number_of_watches_takes_one_connection(url: str) -> None:
     store = opened(url)
     store.init(timeout_s=5)

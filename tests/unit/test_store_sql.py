@@ -139,6 +139,23 @@ def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_a
     assert record.state == "cancelled"
 
 
+def test_only_its_owner_may_read_a_file_that_is_made(store: StoreWithTables, tmp_path: Path) -> None:
+    store.ping(timeout_s=5)
+    store.records.get("a", timeout_s=5)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes
+    assert set(modes.values()) == {"0o600"}, modes
+
+
+def test_the_mode_of_a_file_that_is_there_stays(url: str, tmp_path: Path) -> None:
+    file = tmp_path / url.rpartition("/")[2]
+    file.touch()
+    file.chmod(0o640)
+    with closing(opened(url)) as store:
+        store.ping(timeout_s=5)
+    assert oct(file.stat().st_mode & 0o777) == "0o640"
+
+
 def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("this is no database, and not even a folder")
     for place in (tmp_path / "file", tmp_path / "file" / "store.db", tmp_path / "nowhere" / "store.db"):

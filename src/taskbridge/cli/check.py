@@ -17,6 +17,7 @@ from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.routes import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
 
@@ -56,7 +57,7 @@ def check(bridge: Bridge, arguments: Namespace) -> Output:
         findings.append(finding)
         if not arguments.json:  # each as it is found: a server that does not answer takes its time
             subject, outcome, text = finding
-            print(f"{subject:<9} {colored(_COLORS[outcome], f'{outcome:<7}')}  {text}", flush=True)
+            print(f"{subject:<9} {colored(_COLORS[outcome], f'{outcome:<7}')}  {escaped(text)}", flush=True)
     code = max(_CODES[finding.outcome] for finding in findings)
     return Output(data={"exit_code": code, "findings": [finding._asdict() for finding in findings]}, code=code)
 

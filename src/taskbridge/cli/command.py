@@ -12,10 +12,11 @@ from inspect import cleandoc
 from typing import Any, NoReturn, TypeAlias
 
 from taskbridge import Bridge, default_bridge
-from taskbridge.cli.output import print_json
+from taskbridge.cli.output import LAYOUT, print_json
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.loading import load_bridge
+from taskbridge.logs import escaped
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
@@ -74,7 +75,7 @@ class Command:
         if getattr(arguments, "json", False):
             print_json(output.data)
         elif output.text is not None:
-            print(output.text)
+            print(escaped(output.text, keep=LAYOUT))
         return output.code
 
 

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from textwrap import indent
 from typing import Any, Final
 
 from taskbridge import ErrorInfo
+from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
 
 GREEN: Final = 32
@@ -17,17 +19,20 @@ YELLOW: Final = 33
 RED: Final = 31
 CYAN: Final = 36
 
+LAYOUT: Final = "\n\t"
+"""What is not escaped where several lines are printed."""
+
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def say(text: str) -> None:
     """Write a line about what the command does to stderr, where logs go."""
-    print(f"taskbridge: {text}", file=sys.stderr, flush=True)
+    print(f"taskbridge: {escaped(text)}", file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:
-    """Print data as JSON; moments to the millisecond."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=_iso))
+    """Print data as JSON, in ASCII; moments to the millisecond."""
+    print(json.dumps(data, indent=2, default=_iso))
 
 
 def _iso(moment: datetime) -> str:
@@ -36,7 +41,7 @@ def _iso(moment: datetime) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> str:
     """Return a table: columns as wide as they need to be, two spaces apart; one may be aligned to the right."""
-    lines = [head, *rows]
+    lines = [[escaped(cell) for cell in line] for line in (head, *rows)]
     sides = [
         f"{'>' if name == right else '<'}{max(len(line[column]) for line in lines)}" for column, name in enumerate(head)
     ]
@@ -47,8 +52,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 
 def details(lines: Sequence[tuple[str, str | None]], traceback: str = "") -> str:
     """Return a line for each name that has a value, and a traceback below if there is one."""
-    described = "\n".join(f"{name:<10}  {value}" for name, value in lines if value is not None)
-    return f"{described}\n\n{traceback.rstrip()}" if traceback else described
+    described = "\n".join(f"{name:<10}  {_indented(value)}" for name, value in lines if value is not None)
+    return f"{described}\n\n{indent(escaped(traceback.rstrip(), keep=LAYOUT), '  ')}" if traceback else described
+
+
+def _indented(value: str) -> str:
+    """Return a value whose further lines don't look like those of another one."""
+    return escaped(value, keep=LAYOUT).replace("\n", f"\n{'':12}")
 
 
 def local_time(moment: datetime | None) -> str:

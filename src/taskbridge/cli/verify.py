@@ -41,7 +41,8 @@ def verify(_: Bridge, arguments: Namespace) -> Output:
         raise UsageError("verify: which URL? Such as: taskbridge verify celery+redis://localhost:6379/0")
     from taskbridge.contract import matrix  # here, for no other command needs it
 
-    logging.getLogger().addHandler(logging.NullHandler())  # an embedded engine tells of every failing task
+    # An embedded engine tells of every failing task.
+    logging.getLogger().addHandler(logging.NullHandler())  # noqa: TID251 - it is the root's
     signal.signal(signal.SIGINT, _interrupt)
     try:
         found = matrix.verify(arguments.urls, arguments.rule, progress=_tell)

@@ -9,13 +9,14 @@ from math import inf, nan
 from typing import Any, Final
 
 from taskbridge import Bridge
+from taskbridge.contract.odd_errors import COMMANDS
 from taskbridge.contract.rewriting import rewriting, rewritten
 
 Change = Callable[[dict[str, Any]], object]
 """Changes the part of a native message that names its task: Celery's headers, or the object that Dramatiq writes."""
 
-_NAMES: Final = ("task", "actor_name")
-"""Where the part to be changed names the task, on Celery and on Dramatiq."""
+_NAMES: Final = ("task", "root_id", "actor_name")
+"""What the parts to be changed have, on Celery and Dramatiq; on RabbitMQ a Celery message has two such parts."""
 
 
 def _without(name: str) -> Change:
@@ -39,6 +40,8 @@ ODD: Final[Mapping[str, Mapping[str, Change]]] = {
         "no task": _without("task"),
         "a number for a task": _having("task", 5),
         "a list for a task": _having("task", ["a"]),
+        "a task that commands": _having("task", COMMANDS),
+        "an id that commands": _having("id", COMMANDS),
         "no text for a name": _having("shadow", ["a"]),
         "an object for a name": _having("shadow", {"a": 1}),
         "no time": _having("eta", "never"),
@@ -51,6 +54,8 @@ ODD: Final[Mapping[str, Mapping[str, Change]]] = {
     "dramatiq": {
         "no actor": _without("actor_name"),
         "a number for an actor": _having("actor_name", 5),
+        "an actor that commands": _having("actor_name", COMMANDS),
+        "an id that commands": _having("message_id", COMMANDS),
         "no arguments": _without("args"),
         "a number for arguments": _having("args", 5),
         "a list for options": _having("options", []),

@@ -61,6 +61,21 @@ class CauseRaises(Exception):
         raise RuntimeError("no cause")
 
 
+FORGED: Final = "2026-01-01 00:00:00 ERROR forged"
+"""What looks like a line of a log."""
+
+COMMANDS: Final = f"\x1b]0;owned\x07\x9b31m\u202e\r\n{FORGED}\u2028{FORGED}"
+"""What sets a terminal's title, its colour and its direction, and goes on with a line of its own."""
+
+
+class Commands(Exception):
+    """Its text, which a sender may have chosen, is for a terminal to obey."""
+
+    def __str__(self) -> str:
+        """Return the commands."""
+        return COMMANDS
+
+
 class OddPlace(SyntaxError):
     """A syntax error whose line is no text; `traceback` takes for granted that it is."""
 
@@ -86,6 +101,7 @@ ODD_ERRORS: Final[Mapping[str, Callable[[], Exception]]] = {
     "TruthRaises": TruthRaises,
     "CauseRaises": CauseRaises,
     "OddPlace": OddPlace,
+    "Commands": Commands,
     "huge": lambda: ValueError("x" * _MUCH),
     "with_huge_bytes": lambda: UnicodeDecodeError("utf-8", b"\xff" * _MUCH, 0, 1, "its text is short"),
     "with_causes": _with_causes,

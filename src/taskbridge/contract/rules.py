@@ -25,6 +25,7 @@ RULES: Final[Mapping[str, str]] = {
     "Q8": "On RabbitMQ, a queue is declared with its type, so the default type of the virtual host does not matter.",
     "I1": "Whatever arrives on a queue ends as one message, done, discarded or dead, and ends nothing else.",
     "I2": "An unexpected error requeues a message with a growing pause, 5 times at most; then it is dead.",
+    "I4": "Control characters that came with a message are escaped in logs, on the command line and in errors.",
     "R1": "Attempts count every run from 1, and stop at max_attempts; None never stops.",
     "R2": "One table of policy, attempt and exception decides what becomes of a message.",
     "R3": "Delays grow as the policy says, with a jitter that depends on nothing but the message's id and the attempt.",

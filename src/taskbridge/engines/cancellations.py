@@ -7,7 +7,6 @@ away.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from math import inf
@@ -17,11 +16,12 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.records import CANCEL_KNOWN_S, Records
 
-_log = logging.getLogger("taskbridge.worker")
+_log = logger("taskbridge.worker")
 
 PERIOD_S: Final = CANCEL_KNOWN_S / 4
 """How often the store is asked."""

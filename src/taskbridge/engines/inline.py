@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -29,6 +28,7 @@ from taskbridge.engines.pump import Pump
 from taskbridge.engines.settle import not_settled, put_off_unknown, run_and_settle
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
+from taskbridge.logs import logger
 from taskbridge.message import PRIORITIES, Message, loads
 from taskbridge.retry import GivenBack, Interrupted
 from taskbridge.schedules.sender import Scheduler, Ticker
@@ -40,7 +40,7 @@ _UNNOTICED_S: Final = 15.0
 _MOST_RUNS: Final = 10_000
 """How many runs there may be until a message is at its end that someone waits for."""
 
-_log = logging.getLogger("taskbridge.inline")
+_log = logger("taskbridge.inline")
 
 
 class VirtualClock:

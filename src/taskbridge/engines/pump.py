@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Collection
 from typing import Final
@@ -11,9 +10,10 @@ from taskbridge.background import Background
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.probe import BUSY_LIFE_S, busy_sign
 
-_log = logging.getLogger("taskbridge.pump")
+_log = logger("taskbridge.pump")
 
 _LOOK_S: Final = 1.0
 _CALL_S: Final = 1.0

@@ -19,7 +19,6 @@ How lists hold messages is the engine's: `lua/celery.lua` and `lua/dramatiq.lua`
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import secrets
@@ -35,11 +34,12 @@ from taskbridge.brokers.redis.broker import burying
 from taskbridge.brokers.redis.client import Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings
 
-_log = logging.getLogger("taskbridge.leases")
+_log = logger("taskbridge.leases")
 
 _BEAT_S: Final = 5.0
 """How often a lease is renewed, and others are looked at, at least: rule A2 allows 10 s past the lease."""

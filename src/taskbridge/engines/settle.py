@@ -26,6 +26,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
 from taskbridge.hooks import Event
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
@@ -36,7 +37,7 @@ from taskbridge.stores.records import FINAL, Ending, Records, State
 
 T = TypeVar("T")
 
-_log = logging.getLogger("taskbridge.worker")
+_log = logger("taskbridge.worker")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0

@@ -33,11 +33,12 @@ from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.runner import ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
 
-_log = logging.getLogger("taskbridge.worker")
+_log = logger("taskbridge.worker")
 
 AFTER_GRACE_S: Final = 1.5
 """How long interrupted tasks have to clean up, and the engine to end, before the process exits without them.

@@ -6,7 +6,6 @@ of a schedule are dealt with in order: whoever claims the first one that is not 
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from taskbridge.background import Background
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.schedules.plan import Schedule, decide
 from taskbridge.stores.clock import SKEW_S
 from taskbridge.stores.records import FINAL
@@ -27,7 +27,7 @@ from taskbridge.stores.ticks import ScheduleState, TickClaim
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
 
-_log = logging.getLogger("taskbridge.scheduler")
+_log = logger("taskbridge.scheduler")
 
 OFF_VARIABLE: Final = "TASKBRIDGE_APP_SCHEDULER"
 """The environment variable that, being `off`, keeps a worker from sending by schedules, whatever its settings say."""

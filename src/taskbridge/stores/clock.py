@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import suppress
 from math import inf
@@ -10,9 +9,10 @@ from time import monotonic
 from typing import Final
 
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.stores.backend import Backend
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 SKEW_S: Final = 5.0
 """How far a clock may be off before that is told."""

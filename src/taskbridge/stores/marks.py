@@ -13,7 +13,6 @@ A worker counts as alive for a time after it has said so, and a thread of it say
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 import threading
@@ -27,13 +26,14 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
 from taskbridge.stores.process import PerProcess, process_name
 from taskbridge.stores.transitions import Run
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 ENDED: Final = "ended"
 _LOST: Final = "|lost"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import select
 import socket
 import threading
@@ -16,8 +15,9 @@ from typing import Any, ClassVar, Final
 from taskbridge.background import Background
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.locks import Condition, Lock
+from taskbridge.logs import logger
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,13 +12,14 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.stores import transitions
 from taskbridge.stores.process import process_name
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import Run
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 _REMEMBERED: Final = 10_000
 """How many runs are remembered: one that was never settled here is forgotten after as many others."""

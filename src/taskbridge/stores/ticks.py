@@ -8,7 +8,6 @@ so that the attempt marks let one of the two run (rule A7).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -17,12 +16,13 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from taskbridge.exceptions import StoreUnavailable
+from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME
 from taskbridge.stores.backend import NEW, Backend, Write
 
 T = TypeVar("T")
 
-_log = logging.getLogger("taskbridge.scheduler")
+_log = logger("taskbridge.scheduler")
 
 _NOTED: Final = "schedules"
 """The key of what is noted of all schedules: by its name, each one's task, and when it is due."""

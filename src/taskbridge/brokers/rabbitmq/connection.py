@@ -9,7 +9,6 @@ only reads, in place of reading by the sender, took 1.1 to 1.2 times the CPU tim
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import platform
@@ -30,6 +29,7 @@ from taskbridge import locks
 from taskbridge._version import __version__
 from taskbridge.background import in_time
 from taskbridge.brokers.rabbitmq.frames import FRAME_MAX, HEAD, HEARTBEAT, KINDS, PREAMBLE, method_bytes, method_of
+from taskbridge.logs import logger
 
 if TYPE_CHECKING:
     from taskbridge.brokers.rabbitmq.channel import Channel
@@ -45,7 +45,7 @@ _LONGEST_READ_S: Final = 1.0
 _CHANNEL_MAX: Final = 2047
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
-_log = logging.getLogger("taskbridge.rabbitmq")
+_log = logger("taskbridge.rabbitmq")
 
 
 class ClientError(Exception):

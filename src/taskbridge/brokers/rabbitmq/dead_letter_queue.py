@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedO
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.exceptions import DecodeError
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, loads_letter
 
 TOGETHER: Final = 100
@@ -24,7 +24,7 @@ TOGETHER: Final = 100
 _ACCESS_REFUSED: Final = 403
 _PAUSE_S: Final = 0.05
 
-_log = logging.getLogger("taskbridge.rabbitmq")
+_log = logger("taskbridge.rabbitmq")
 
 
 def browse(hosts: Sequence[Any], queue: str, timeout_s: float) -> list[bytes]:

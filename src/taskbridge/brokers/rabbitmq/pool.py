@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,6 +17,7 @@ from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, Outcome
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError, connect, in_child
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
+from taskbridge.logs import logger
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ _IDLE_S: Final = 5.0
 _JOIN_S: Final = 1.0
 _LEAVE_S: Final = 0.3
 
-_log = logging.getLogger("taskbridge.rabbitmq")
+_log = logger("taskbridge.rabbitmq")
 
 
 class _Place:

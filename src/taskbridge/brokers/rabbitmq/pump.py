@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,9 +21,10 @@ from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.failures import text_of
+from taskbridge.logs import logger
 from taskbridge.message import Message, loads
 
-_log = logging.getLogger("taskbridge.pump")
+_log = logger("taskbridge.pump")
 
 _TOGETHER: Final = 100
 _PREFETCH: Final = 2 * _TOGETHER

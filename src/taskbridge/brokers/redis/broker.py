@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import threading
 import time
@@ -19,6 +18,7 @@ from taskbridge.brokers.redis.client import Request, Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, PartlyPublished
+from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME, RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 
@@ -37,7 +37,7 @@ _BEFORE_ITEMS: Final[dict[Word, int]] = {"LPUSH": 2, "RPUSH": 2, "SADD": 2, "HSE
 """Commands that take any number of items, and how many words stand before these: two with the same words there are one
 command with the items of both. The script is `_PARK`."""
 
-_log = logging.getLogger("taskbridge.redis")
+_log = logger("taskbridge.redis")
 
 
 class RedisBroker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -15,9 +14,10 @@ from taskbridge.brokers.redis.client import Client, Script, Word
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
 from taskbridge.failures import text_of
+from taskbridge.logs import logger
 from taskbridge.message import loads
 
-_log = logging.getLogger("taskbridge.pump")
+_log = logger("taskbridge.pump")
 
 _LOOK: Final = Script(__file__, "look")
 _SETTLE: Final = Script(__file__, "settle")

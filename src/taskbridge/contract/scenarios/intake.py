@@ -7,7 +7,8 @@ from typing import Final
 from taskbridge.contract import deaths
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.odd import ODD, changing
-from taskbridge.contract.program import RETURN, Plan, hold
+from taskbridge.contract.odd_errors import COMMANDS, FORGED
+from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import ALONE, BRIEF_PAUSES, scenario, with_processes
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Variant
@@ -106,3 +107,23 @@ def an_unexpected_error_requeues(h: Harness) -> None:
         h.equal("its dead letters", [letter.reason for letter in h.letters(item.id)], ["internal_error"])
         h.check("nobody expected" in h.letters(item.id)[0].traceback, "its letter should have the error's traceback")
     h.idle()
+
+
+@scenario("I4", on=(ALONE,), where=with_processes)
+def what_came_with_a_message_is_escaped(h: Harness) -> None:
+    """Text that came with a message forges no line of a log and commands no terminal: ids, headers, errors."""
+    worker = h.start_worker(threads=2)
+    with changing(h.bridge, ODD[h.target.address.engine]["an id that commands"]):
+        h.send(Plan(steps=(RETURN,), policy="once"))
+    failing = Step(outcome="raise", error="Commands")
+    sent = h.send(Plan(steps=(failing,), policy="once", headers={"from": COMMANDS}))
+    h.final(sent.id)
+    h.until(lambda: {letter.reason for letter in h.environment.letters()} >= {"undecodable"}, "the odd one's burial")
+    shown = h.in_python(
+        f"from taskbridge.cli import main\nfor words in ['list'], ['show', {sent.id!r}]:\n    main(['dead', *words])"
+    )
+    for where, text in (("the worker's log", worker.log()), ("what the command line shows", shown)):
+        h.check("Commands" in text, f"{where} should name the error, but is {text!r}")
+        found = [char for char in "\x1b\x07\x9b\u202e" if char in text]
+        h.equal(f"the control characters in {where}", found, [])
+        h.equal(f"the forged lines in {where}", [line for line in text.splitlines() if line.startswith(FORGED)], [])

@@ -89,9 +89,24 @@ def workers_outlive_lost_connections(h: Harness) -> None:
 @scenario("A7", "R5", on=(STORED,), where=with_a_server)
 def what_was_held_on_a_lost_connection_runs_once(h: Harness) -> None:
     """What a worker runs or holds ready as its connection is lost runs once, and what it held does not wait long."""
+    _lose_a_connection(h, threads=2)
+
+
+def _without_marks(target: Target) -> str:
+    return with_a_server(target) if target.address.broker == "amqp" else "there are attempt marks on it, always"
+
+
+@scenario("A7", "R5", on=(ALONE,), where=_without_marks)
+def what_is_held_runs_once_without_a_store(h: Harness) -> None:
+    """Without a store, too, what a worker runs as its connection is lost runs once, as long as the worker lives."""
+    _lose_a_connection(h, threads=3)
+
+
+def _lose_a_connection(h: Harness, *, threads: int) -> None:
+    """Cut the connection of a worker that runs two tasks, and see what becomes of them and of others."""
     with h.proxy() as proxy:
         url = h.target.at_port(proxy.port)
-        h.start_worker(threads=2, url=url, answers=False)
+        h.start_worker(threads=threads, url=url, answers=False)
         running = h.begin(*[Plan(steps=(hold("held"),)) for _ in range(2)])
         held = [h.send(Plan(steps=(RETURN,))) for _ in range(4)]
         h.pause(h.scaled(_HELD_S))

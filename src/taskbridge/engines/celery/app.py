@@ -59,7 +59,7 @@ _CHILD_LOST_S: Final = 2.0
 """How long after a child's death its message goes back. What the child had sent before is read first (asynpool.py)."""
 
 
-_trace_log: Final = logging.getLogger("celery.app.trace")
+_trace_log: Final = logging.getLogger("celery.app.trace")  # noqa: TID251 - it is Celery's
 
 
 class BridgeCelery(Celery):

@@ -7,7 +7,6 @@ Celery acknowledges a message after its task has returned, retried or failed, an
 from __future__ import annotations
 
 import atexit
-import logging
 import mmap
 import os
 import signal
@@ -33,11 +32,12 @@ from taskbridge.engines.celery.reading import Fields, Parts
 from taskbridge.engines.celery.stock import CeleryIgnore
 from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.runner import Runs
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _Handler = Callable[[int, FrameType | None], Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
@@ -29,6 +28,7 @@ from taskbridge.engines.celery.stock import (
 from taskbridge.engines.celery.wire import EMBEDDED
 from taskbridge.engines.settle import NotSettledError, finish, later, not_settled, put_off_unknown, suspect, taken_again
 from taskbridge.exceptions import BrokerUnavailable, CodecError, DecodeError, NewerFormError
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.retry import Cancelled
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.celery.app import CeleryEngine
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _MOST_REMEMBERED: Final = 10_000
 

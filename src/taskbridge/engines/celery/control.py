@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final
 
 from taskbridge.engines.celery.stock import CeleryControl, ControlMailbox, ControlNode, ControlPanel, stock
+from taskbridge.logs import logger
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _HARMFUL: Final = ("hello", "memdump", "memsample", "objgraph")
 """Commands that Celery counts among those that read: they revoke, write a file, or take the main loop's time."""

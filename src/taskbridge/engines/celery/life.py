@@ -5,7 +5,6 @@ The threads of a life start after the pool's children are forked, and end after 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -20,13 +19,14 @@ from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import TaskBridgeError
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.runner import Run
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _FINISHED_S: Final = 1.0
 """How long the background has to finish what it was given."""

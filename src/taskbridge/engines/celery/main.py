@@ -24,7 +24,8 @@ def load() -> BridgeCelery:
     Raises:
         SystemExit: It can't be loaded: code 2, and one line that says why.
     """
-    logging.getLogger().setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # unless the application sets it
+    # Unless the application sets it.
+    logging.getLogger().setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # noqa: TID251 - it is the root
     name = os.environ.get(APP_VARIABLE)
     if name is None:
         problem = f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?"

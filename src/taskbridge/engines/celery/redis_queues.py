@@ -8,7 +8,6 @@ second. On the second connection comes what is sent to Celery's control channels
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,13 +23,14 @@ from taskbridge.brokers.redis.client import TROUBLE, Link, Word, connector, pack
 from taskbridge.engines.celery.wire import REDIS_STEPS, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 
 if TYPE_CHECKING:
     from taskbridge.settings import Settings
 
 _parse_url: Final[Any] = parse_url
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _TIMEOUT_S: Final = 5.0
 """How long Redis may take to answer; the worker's main loop waits for that."""

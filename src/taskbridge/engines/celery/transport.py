@@ -11,7 +11,6 @@ a channel looks at that number in each of the loop's turns; elsewhere (`drain_ev
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import sys
 from collections import deque
@@ -33,12 +32,13 @@ from taskbridge.engines.celery.stock import (
 )
 from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
+from taskbridge.logs import logger
 from taskbridge.settings import without_credentials
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1.5}
 """Seconds between tries to connect; kombu's default grows to 30, and a worker idles long after its broker is back.

@@ -7,7 +7,6 @@ holds a slot from then until it is done with.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +21,12 @@ from taskbridge import locks
 from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 
 if TYPE_CHECKING:
     from taskbridge.engines.dramatiq.fast.work import WorkQueue
 
-_log = logging.getLogger("taskbridge.dramatiq")
+_log = logger("taskbridge.dramatiq")
 
 _BOOT_LOOK_S = 0.2
 

@@ -6,7 +6,7 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from typing import Any, Final
 
 import dramatiq
@@ -43,11 +43,12 @@ from taskbridge.engines.settle import (
 )
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.probe import PROBE
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
-_log = logging.getLogger("taskbridge.dramatiq")
+_log = logger("taskbridge.dramatiq")
 
 FOR_ACTORS: Final[tuple[type[Middleware], ...]] = (AgeLimit, TimeLimit, ShutdownNotifications, Retries)
 """The middleware that is told nothing about a task's message: taskbridge has rules X1, T1, A4 and R for these."""
@@ -57,6 +58,12 @@ FOR_OPTIONS: Final[tuple[type[Middleware], ...]] = (*FOR_ACTORS, Callbacks, Pipe
 
 _PAUSE_S: Final = 1.0
 """How long a thread waits before it tries again to keep a message that the broker did not take."""
+
+_LOOK_AGAIN_S: Final = 2.0
+"""How long a message waits whose attempt still runs in this process."""
+
+_MOST_REMEMBERED: Final = 1_000
+"""How many attempts of a task are remembered as ended, where no store tells."""
 
 _WAITS_SINCE: Final = "taskbridge_waits_since"
 """The option that says since when a message in a newer form has been put off, in seconds since the epoch."""
@@ -134,6 +141,7 @@ class TaskActor(Actor[Any, Any]):
     ) -> None:
         self._host = host
         self._life = life
+        self._ended: deque[tuple[str, int]] = deque(maxlen=_MOST_REMEMBERED)
         super().__init__(
             declaration.function,
             broker=broker,
@@ -163,6 +171,8 @@ class TaskActor(Actor[Any, Any]):
         message = delivery.task_message
         try:
             task = self._host.bound(message.task)
+            if task.marks is None and self._came_back(delivery, message):
+                raise _elsewhere(delivery, "its attempt runs here, or has ended here")
             verdict = begin(task, message, redelivered=delivery.redelivered)
             if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):
                 raise _elsewhere(delivery, f"it was delivered again: {verdict.reason}")
@@ -171,6 +181,8 @@ class TaskActor(Actor[Any, Any]):
                 if delivery.abandoned:
                     raise _elsewhere(delivery, "the worker has given it back meanwhile")
                 verdict = finish(task, message, verdict)
+                if task.marks is None and not isinstance(verdict, GivenBack):
+                    self._ended.append(_attempt(message))
         except Returned:
             raise
         except NotSettledError as exc:
@@ -181,6 +193,22 @@ class TaskActor(Actor[Any, Any]):
             raise _going_back(delivery, "it could not be settled", suspect=True) from None
         self._show(delivery, verdict)
         return None
+
+    def _came_back(self, delivery: Delivery, message: Message) -> bool:
+        """Return whether a message came back whose attempt has ended here, or runs here; then it is looked at later.
+
+        RabbitMQ delivers what was held on a lost connection again, though its task goes on, and where there is no store
+        no mark tells (rule A7).
+        """
+        if not (delivery.redelivered or message.redelivered):
+            return False
+        attempt = _attempt(message)
+        if attempt in self._ended:
+            return True
+        if attempt not in [_attempt(run.message) for run in self._life.runs.all()]:
+            return False
+        later(self._host, suspect(message), _LOOK_AGAIN_S)
+        return True
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> None:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
@@ -208,6 +236,10 @@ class TaskActor(Actor[Any, Any]):
         """Return whether Dramatiq's own `Results` would warn of a result that it is not to store."""
         stores = [found for found in self.broker.middleware if isinstance(found, Results)]
         return not all(delivery.options.get("store_results", found.store_results) for found in stores)
+
+
+def _attempt(message: Message) -> tuple[str, int]:
+    return message.life, message.attempt
 
 
 def _elsewhere(delivery: Delivery, reason: str) -> Returned:

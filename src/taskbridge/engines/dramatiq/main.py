@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import load_bridge
+from taskbridge.logs import logger
 from taskbridge.schedules import sender
 
 if TYPE_CHECKING:
     from taskbridge.engines.dramatiq.broker import EngineBroker
 
-_log = logging.getLogger("taskbridge.worker")
+_log = logger("taskbridge.worker")
 
 
 def load() -> EngineBroker:
@@ -24,7 +25,7 @@ def load() -> EngineBroker:
     Raises:
         SystemExit: It can't be loaded: code 2, as for Dramatiq's own failures to import.
     """
-    root = logging.getLogger()
+    root = logging.getLogger()  # noqa: TID251 - it is the root
     root.setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # Dramatiq knows only INFO and DEBUG
     app = os.environ.get(APP_VARIABLE)
     if app is None:

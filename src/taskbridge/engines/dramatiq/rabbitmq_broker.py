@@ -11,7 +11,6 @@ another consumer.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,9 +33,10 @@ from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
+from taskbridge.logs import logger
 from taskbridge.settings import Settings
 
-_log = logging.getLogger("taskbridge.dramatiq")
+_log = logger("taskbridge.dramatiq")
 
 _PATIENCE_S: Final = 1.0
 """How long a message waits here for a thread before it goes back, so that an idle worker may have it."""

@@ -17,6 +17,7 @@ from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.fast import entry as fast
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.worker_life import LOOK_S, WorkerLife
+from taskbridge.logs import logger
 from taskbridge.runner import Run, Runs
 
 _WAKE_MS: Final = 250
@@ -65,6 +66,7 @@ class DramatiqLife(WorkerLife, Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
         self._worker = worker
+        logger("dramatiq.worker.WorkerThread")  # which writes what tasks raise
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)

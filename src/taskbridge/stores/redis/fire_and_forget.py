@@ -6,7 +6,6 @@ one with a round trip costs 38 us, and it reaches the server even if the writer 
 
 from __future__ import annotations
 
-import logging
 import select
 import socket
 import sys
@@ -18,10 +17,11 @@ from redis.exceptions import ResponseError
 
 from taskbridge.brokers.redis.client import TROUBLE, Link, connector, pack
 from taskbridge.locks import Lock
+from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.process import PerProcess
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 _CONNECT_S: Final = 2.0
 

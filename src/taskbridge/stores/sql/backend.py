@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import NEW, BackendWithTables, Write
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import TABLES, Run
 
-_log = logging.getLogger("taskbridge.store")
+_log = logger("taskbridge.store")
 
 _SOON_S: Final = 2.0
 """How long a write may take that nobody waits for: a run does, after all."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from time import monotonic, sleep
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
 
+from taskbridge import locks
 from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.sql.database import Database
 
 _LOOK_S: Final = 0.05
 """How often SQLite is asked whether anything has changed, while somebody waits; that takes some microseconds."""
+
+_making: Final = locks.Lock()
+"""Held while a file is made: closing it ends all locks that this process has on it, SQLite's own too."""
 
 
 class Sqlite(Database):
@@ -37,7 +43,9 @@ class Sqlite(Database):
         self._place = unquote(urlsplit(url).path[1:])
 
     def connect(self, deadline: float) -> sqlite3.Connection:
-        """Return a new connection."""
+        """Return a new connection, to a file that only its owner may read if there was none."""
+        with _making, suppress(OSError):  # there is one; where none can be made, SQLite says why
+            os.close(os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         timeout_s = max(0.0, deadline - monotonic())
         connection = sqlite3.connect(self._place, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:

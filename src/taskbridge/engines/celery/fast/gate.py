@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
-_log = logging.getLogger("taskbridge.celery")
+from taskbridge.logs import logger
+
+_log = logger("taskbridge.celery")
 
 Shortcut = Literal["tasks", "reader"]
 

@@ -29,10 +29,11 @@ from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier, PutOff, S
 from taskbridge.engines.celery.consumer import Request
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.retry import Done
 
-_log = logging.getLogger("taskbridge.celery")
+_log = logger("taskbridge.celery")
 
 _received: Final[Any] = signals.task_received
 _prerun: Final[Any] = signals.task_prerun

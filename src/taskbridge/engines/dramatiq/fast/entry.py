@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from queue import PriorityQueue
 from typing import Any, Final
@@ -13,8 +12,9 @@ from dramatiq.worker import ConsumerThread, WorkerThread
 
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
+from taskbridge.logs import logger
 
-_log = logging.getLogger("taskbridge.dramatiq")
+_log = logger("taskbridge.dramatiq")
 
 TESTED: Final = ("2.0", "2.1", "2.2")
 """The versions of Dramatiq with which this was tested."""

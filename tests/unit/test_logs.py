@@ -1,0 +1,65 @@
+"""What came with a message forges no line of a log and commands no terminal (rule I4)."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from taskbridge.contract.odd_errors import COMMANDS, FORGED, TextRaises
+from taskbridge.logs import escaped, logger
+
+CONTROLS = [chr(number) for number in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0xD800)]
+
+_log = logger("taskbridge.test")
+
+
+def test_every_control_character_is_escaped() -> None:
+    for control in CONTROLS:
+        assert escaped(f"a{control}b") == f"a{ascii(control)[1:-1]}b"
+
+
+@pytest.mark.parametrize("text", ["shop.note", "caf\u00e9 \u65e5\u672c", "\U0001f469\u200d\U0001f680", "a\u00a0b", ""])
+def test_other_text_stays(text: str) -> None:
+    assert escaped(text) == text
+
+
+def test_what_is_to_be_kept_stays() -> None:
+    assert escaped("a\tb\nc\x1bd", keep="\n\t") == "a\tb\nc\\x1bd"
+
+
+def test_a_logged_line_stays_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    _log.error("task %s id %s: %s", COMMANDS, 7, ValueError(COMMANDS))
+    _log.error("task %(name)s", {"name": COMMANDS})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"task {escaped(COMMANDS)} id 7: {escaped(COMMANDS)}",
+        f"task {escaped(COMMANDS)}",
+    ]
+
+
+def test_no_line_of_an_exception_looks_like_one_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError(COMMANDS)
+    except ValueError:
+        _log.exception("it failed")
+    written = caplog.text
+    assert not set("\x1b\x07\x9b\r\u2028") & set(written)
+    assert "\n  Traceback (most recent call last):\n    File " in written
+    assert f"\n  {FORGED}" in written
+    assert not [line for line in written.splitlines() if line.startswith(FORGED)]
+
+
+def test_values_that_have_no_text_are_logged_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    _log.error("it failed: %s", TextRaises())
+    assert "it failed: %s (RuntimeError when its values were formatted)" in caplog.text
+
+
+def test_an_ordinary_record_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    _log.warning("task %s id %s attempt %d", "shop.note", "a-b", 1)
+    assert caplog.records[-1].args == ("shop.note", "a-b", 1)
+    assert caplog.records[-1].msg == "task %s id %s attempt %d"
+
+
+def test_asking_for_a_logger_twice_escapes_once() -> None:
+    assert len(logger("taskbridge.test").filters) == 1
+    assert logger("taskbridge.test") is logging.getLogger("taskbridge.test")
