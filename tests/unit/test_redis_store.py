@@ -77,6 +77,31 @@ def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateR
     client.close()
 
 
+ODD_RECORDS = (
+    *(b"", b"\xff", b"x", b"1\n", b"1\n5", b"x\n{}", b'1\n{"state":"done"}'),
+    *(b"0\n" + b"[" * 10_000, b"9" * 9_999),
+)
+
+
+@pytest.mark.parametrize("odd", [*ODD_RECORDS, None])
+def test_a_record_that_can_not_be_read_is_begun_anew(redis_server: PrivateRedis, odd: bytes | None) -> None:
+    """None is a key of another type."""
+    store, client, message = opened(redis_server), Client(redis_server.url), a_message()
+    key = f"{store.backend._prefix}record:{message.id}"  # type: ignore[attr-defined]
+    client.execute([("LPUSH", key, "x") if odd is None else ("SET", key, odd)], timeout_s=5)
+    assert store.records.get(message.id, timeout_s=5) is None
+
+    client.execute([("DEL", key)], timeout_s=5)
+    client.execute([("LPUSH", key, "x") if odd is None else ("SET", key, odd)], timeout_s=5)
+    ending = Ending(state="dead", at=2.0, reason="exhausted")
+    assert store.records.ended(replace(message, attempt=2), ending, timeout_s=5) == "dead"
+    record = store.records.get(message.id, timeout_s=5)
+    assert record is not None
+    assert (record.state, record.task) == ("dead", "t")
+    store.close()
+    client.close()
+
+
 def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:
     store, client, message = opened(redis_server), Client(redis_server.url), a_message()
     store.records.started(message, worker="w:1", at=1.0)
