@@ -176,14 +176,14 @@ class AmqpForm(Form):
         if part == "properties":
             properties[rest[0]] = odd
         pieces: list[bytes] = []
-        odd_header = rest[:1] if part == "headers" else ()
+        odd_header = rest[:1] if part == "headers" else None
         for name, value in plain["headers"].items():
             if odd_header != (name,):
                 pieces += _entry(name, value)
             elif len(rest) > 1:
                 pieces += _entry(name, json.loads(changed(value, rest[1:], odd)))
-        if odd is not None and odd_header == rest and rest:
-            pieces += [_short(rest[0]), odd]
+        if odd is not None and odd_header == rest:
+            pieces += [*map(_short, rest), odd]
         return Payload(body.encode(errors="surrogateescape"), properties, b"".join(pieces))
 
 
