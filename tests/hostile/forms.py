@@ -174,7 +174,7 @@ class AmqpForm(Form):
         body = json.loads(changed(plain["body"], rest, odd)) if part == "body" else plain["body"]
         properties = dict(plain["properties"])
         if part == "properties":
-            properties[rest[0]] = odd
+            properties |= dict.fromkeys(rest, odd)
         pieces: list[bytes] = []
         odd_header = rest[:1] if part == "headers" else None
         for name, value in plain["headers"].items():

@@ -115,7 +115,7 @@ class Stage:
         self._read = 0
         self._tokens: Counter[str] = Counter()
         self._own_tokens: set[str] = set()
-        self._ended = 0  # of odd messages, beside those in letters
+        self._ended: Counter[str] = Counter()  # of odd messages, beside those in letters, by their tokens
         self._buried = 0
         self.sent: int = 0
 
@@ -260,12 +260,14 @@ class Stage:
         self._refresh()
         now = self.bridge.counts()
         waiting = {queue: count for queue, count in now.waiting.items() if count}
-        ended = self._ended + self._buried + now.dead + now.delayed
+        ran = self._ended.total()
+        ended = ran + self._buried + now.dead + now.delayed
         if not waiting and (ended == self.sent or not counts):
             return None
+        often = {token: count for token, count in self._ended.items() if count > 1}
         return (
-            f"of {self.sent} odd messages {self._ended} ran or were discarded, {self._buried + now.dead} are dead, "
-            f"{now.delayed} are parked and {waiting or 'none'} wait"
+            f"of {self.sent} odd messages {ran} ran or were discarded, {self._buried + now.dead} are dead, "
+            f"{now.delayed} are parked and {waiting or 'none'} wait; more than once ran {often or 'none'}"
         )
 
     def _check_bounds(self) -> None:
@@ -329,7 +331,7 @@ class Stage:
         if token in self._own_tokens and record["kind"] == START:
             self._tokens[token] += 1
         elif not str(record["id"]).startswith("healthy"):
-            self._ended += 1
+            self._ended[token or record["id"]] += 1
 
     def log(self, queue: str) -> str:
         """Return the last lines of a worker's log."""

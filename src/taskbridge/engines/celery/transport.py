@@ -258,10 +258,15 @@ class Channel(VirtualChannel):
             message: Any = self.Message(payload, channel=self)
         except Exception as exc:  # what it raises depends on what somebody has written there (rule I1)
             error = DecodeError(f"not a Celery message: {exc!r}")
-            self.engine.life.bury_raw(taken.text, error, then=lambda: self.queues.end(taken.tag))
+            self.engine.life.bury_raw(taken.text, error, then=lambda: self._end_unread(taken.tag))
             return None
         message.item = taken.text
         return message
+
+    def _end_unread(self, tag: str) -> None:
+        """End a message that was buried unread; no task's end wakes the loop for the next one."""
+        self.queues.end(tag)
+        self.engine.wake()
 
     # What kombu asks of a virtual channel
 
