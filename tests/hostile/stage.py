@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import tempfile
 import time
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -68,6 +70,8 @@ MOST_LINES: Final = 60
 UNCOUNTED: Final[Collection[Place]] = ("control", "letters", "strangers", "held")
 """Places from which it is not known how many messages come: some are left there for others to read."""
 
+_BASE64: Final = re.compile("[A-Za-z0-9+/=]{40,}")
+
 REASONS: Final = {"undecodable", "internal_error", "unknown_task", "bad_arguments", "exhausted"}
 
 
@@ -117,6 +121,7 @@ class Stage:
         self._own_tokens: set[str] = set()
         self._ended: Counter[str] = Counter()  # of odd messages, beside those in letters, by their tokens
         self._buried = 0
+        self._cases: dict[str, Case] = {}  # whose messages may not have ended yet, by their tokens
         self.sent: int = 0
 
     # From start to end
@@ -175,6 +180,7 @@ class Stage:
         for case in cases:
             token = self._new_token(is_own=False)
             self._outlet.put(place, case.payload(token, queue), token, queue)
+            self._cases[token] = case
         self.sent += 0 if place in UNCOUNTED else len(cases)
         behind = {self._new_token()}
         self._accept.using(queue=queue).send(*behind)
@@ -251,6 +257,7 @@ class Stage:
     def forget_letters(self) -> None:
         """Forget the dead letters so far."""
         self._buried += self._outlet.forget_letters()
+        self._cases = {}
 
     def _unended(self, *, counts: bool) -> str | None:
         """Return how many messages have not ended; None if all have.
@@ -267,8 +274,14 @@ class Stage:
         often = {token: count for token, count in self._ended.items() if count > 1}
         return (
             f"of {self.sent} odd messages {ran} ran or were discarded, {self._buried + now.dead} are dead, "
-            f"{now.delayed} are parked and {waiting or 'none'} wait; more than once ran {often or 'none'}"
+            f"{now.delayed} are parked and {waiting or 'none'} wait; more than once ran {often or 'none'}; missing may be {self._missing()}"
         )
+
+    def _missing(self) -> list[str]:
+        """Return the cases of whose messages nothing can be found, the first ten."""
+        texts = [f"{letter.id} {letter.message} {_decoded(letter.raw)}" for letter in self.bridge.dead_letters()]
+        found = {*self._ended, *(token for token in self._cases if any(token in text for text in texts))}
+        return [str(case) for token, case in self._cases.items() if token not in found][:10]
 
     def _check_bounds(self) -> None:
         for queue, worker in self._workers.items():
@@ -344,6 +357,13 @@ def _nothing(*values: Any, **named: Any) -> None:
 
 def _processes_of(worker: ProcessWorker) -> frozenset[int]:
     return frozenset(int(path.name) for path in Path("/proc").glob("[0-9]*") if worker.owns(int(path.name)))
+
+
+def _decoded(raw: bytes | None) -> str:
+    """Return bytes as text, and what is in base64 in them too."""
+    text = "" if raw is None else raw.decode("latin-1")
+    inner = [b64decode(f"{found[:-4]}====", validate=False) for found in _BASE64.findall(text)]
+    return " ".join([text, *(each.decode("latin-1") for each in inner)])
 
 
 def _peak_bytes(pid: int) -> int:
