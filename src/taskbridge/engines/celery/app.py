@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -274,7 +275,8 @@ class CeleryEngine:
             request = task.request
             if request.called_directly or request.is_eager:
                 return declaration.function(*args, **kwargs)
-            return carrier.carry(vars(request))  # for a header may have the name of a method
+            fields: Any = SimpleNamespace(get=lambda name, default=None: getattr(request, name, default))
+            return carrier.carry(fields)  # a header may be called `get`, too
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)
