@@ -274,7 +274,8 @@ class Stage:
         often = {token: count for token, count in self._ended.items() if count > 1}
         return (
             f"of {self.sent} odd messages {ran} ran or were discarded, {self._buried + now.dead} are dead, "
-            f"{now.delayed} are parked and {waiting or 'none'} wait; more than once ran {often or 'none'}; missing may be {self._missing()}"
+            f"{now.delayed} are parked and {waiting or 'none'} wait, more than once ran "
+            f"{often or 'none'}, missing may be {self._missing()}"
         )
 
     def _missing(self) -> list[str]:
