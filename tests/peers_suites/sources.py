@@ -26,7 +26,7 @@ class NoSources(Exception):
 def python() -> Path:
     """Return the interpreter of the environment in which the suites run, which is made first if need be."""
     interpreter, stamp = VENV / "bin/python", VENV / ".installed"
-    wanted = "\n".join((sys.version, *_NEEDED, (ROOT / "pyproject.toml").read_text()))
+    wanted = "\n".join((sys.version, *_NEEDED))
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"Installing what the suites need into {VENV.name} ...", file=sys.stderr)
         shutil.rmtree(VENV, ignore_errors=True)
