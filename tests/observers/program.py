@@ -34,7 +34,12 @@ def _sentry() -> None:
                 name = event.get("transaction") or message.get("actor_name")
                 _note_error(name=name, kind=raised.get("type"), text=raised.get("value"))
 
-    sentry_sdk.init(dsn="http://key@127.0.0.1/1", transport=Local, traces_sample_rate=1.0)
+    options: Any = {}
+    if os.environ["TASKBRIDGE_URL"].startswith("dramatiq"):  # Celery's is there by itself
+        from sentry_sdk.integrations.dramatiq import DramatiqIntegration
+
+        options["integrations"] = [DramatiqIntegration()]
+    sentry_sdk.init(dsn="http://key@127.0.0.1/1", transport=Local, traces_sample_rate=1.0, **options)
 
 
 def _opentelemetry() -> None:

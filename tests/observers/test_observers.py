@@ -92,7 +92,8 @@ class Watched:
 def wait_until(condition: Callable[[], object], what: Callable[[], object]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, what()
+        if time.monotonic() > deadline:
+            pytest.fail(str(what()))
         time.sleep(0.05)
 
 
@@ -139,8 +140,8 @@ def test_flower_shows_how_each_message_has_ended(watched: Watched) -> None:
         for handle in (*handles.values(), cancelled, expired):
             watched.wait(handle, worker)
         ids = {handle.id for handle in handles.values()}
-        wait_until(lambda: ids <= shown().keys(), lambda: f"{shown()}\n{worker.log()}")
-        wait_until(lambda: not _unfinished(shown()), lambda: _unfinished(shown()))
+        wait_until(lambda: ids <= shown().keys(), lambda: f"{_states(shown())}\n{worker.log()}")
+        wait_until(lambda: not _unfinished(shown()), lambda: _states(_unfinished(shown())))
         seen = shown()
 
     states = {name: seen[handle.id]["state"] for name, handle in handles.items()}
@@ -152,6 +153,10 @@ def test_flower_shows_how_each_message_has_ended(watched: Watched) -> None:
 def _unfinished(tasks: dict[str, Any]) -> dict[str, Any]:
     final = ("SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED")
     return {found: task for found, task in tasks.items() if task["state"] not in final}
+
+
+def _states(tasks: dict[str, Any]) -> str:
+    return ", ".join(f"{found} {task['name']}: {task['state']}" for found, task in tasks.items())
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, f
 from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.runner import Runs
 
 _log = logger("taskbridge.celery")
@@ -315,7 +315,9 @@ class Carrier:
             runs.is_busy = False
             if runs.told_to_exit:
                 runs.exit_soon()
-        return PutOff(verdict.reason) if isinstance(verdict, Discarded) else verdict
+        if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):  # another delivery of it is run
+            return PutOff(verdict.reason)
+        return verdict
 
     def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
         """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do.
