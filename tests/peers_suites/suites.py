@@ -70,9 +70,8 @@ SUITES: Final[Mapping[str, Suite]] = {
         package="dramatiq",
         chosen=(
             "tests",
-            "--ignore=tests/benchmarks",
-            "--ignore=tests/test_redis.py",
-            "--ignore=tests/test_rabbitmq.py",
+            *("--ignore=tests/test_redis.py", "--ignore=tests/test_rabbitmq.py"),
+            *("--ignore=tests/test_cli.py", "--ignore=tests/test_watch.py", "--ignore=tests/test_pidfile.py"),
         ),
         plugin="on_dramatiq",
         replaces=_DRAMATIQ,

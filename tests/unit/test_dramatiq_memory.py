@@ -534,6 +534,16 @@ class TestOrdinaryActors:
 
         assert ran == [1]
 
+    def test_a_queue_that_is_declared_while_a_worker_runs_is_consumed(
+        self, bridge: Bridge, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with bridge.embedded_worker():
+            for number in range(20):
+                bridge.native.declare_queue(f"own{number}")
+            time.sleep(0.05)
+
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
     def test_what_waits_can_be_looked_at_as_on_a_stub_broker(self, bridge: Bridge) -> None:
         @dramatiq.actor(broker=bridge.native, queue_name="own")
         def ordinary(x: int) -> None: ...

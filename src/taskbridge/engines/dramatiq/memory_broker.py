@@ -24,12 +24,20 @@ class MemoryBroker(EngineBroker, StubBroker):
         self._wire = wire
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue, and the one for its delayed messages."""
-        if queue_name not in self.queues:
-            super().declare_queue(queue_name)
-            for name in (queue_name, dq_name(queue_name)):
-                self.queues[name] = queue = self._wire.queue(name)
-                self.dead_letters_by_queue[name] = queue.dead
+        """Declare a queue, and the one for its delayed messages.
+
+        They are there before anybody is told of them: a worker that runs starts consumers then.
+        """
+        if queue_name in self.queues:
+            return
+        delayed = dq_name(queue_name)
+        self.emit_before("declare_queue", queue_name)
+        for name in (queue_name, delayed):
+            self.queues[name] = queue = self._wire.queue(name)
+            self.dead_letters_by_queue[name] = queue.dead
+        self.delay_queues.add(delayed)
+        self.emit_after("declare_queue", queue_name)
+        self.emit_after("declare_delay_queue", delayed)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
         """Return a consumer of a queue.
