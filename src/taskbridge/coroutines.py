@@ -55,8 +55,9 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
             raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s")
         return outcome.result()
     finally:
-        if not outcome.done():
+        if not outcome.done():  # something was raised in this thread: the worker stops
             cancel()
+            _is_done(outcome, None)
 
 
 async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:

@@ -95,13 +95,13 @@ def test_every_rule_leads_to_its_scenarios() -> None:
     assert re.findall(r"\(scenarios\.md#(\w+)\)", text) == [name.lower() for name in RULES]
 
 
-def test_the_page_of_scenarios_is_up_to_date() -> None:
-    written = subprocess.run(
-        [sys.executable, "docs/write_scenarios.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
+@pytest.mark.parametrize("page", ["scenarios", "differences"])
+def test_pages_that_are_written_are_up_to_date(page: str) -> None:
+    command = [sys.executable, f"docs/write_{page}.py"]
+    written = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
 
-    assert (DOCS / "scenarios.md").read_text(encoding="utf-8") == written.stdout, (
-        "run python docs/write_scenarios.py > docs/scenarios.md"
+    assert (DOCS / f"{page}.md").read_text(encoding="utf-8") == written.stdout, (
+        f"run python docs/write_{page}.py > docs/{page}.md"
     )
 
 

@@ -87,6 +87,16 @@ def a_replay_has_expired() -> None:
     _replayed_otherwise(lambda message, again: replace(again, expires_at=message.expires_at))
 
 
+@mutant("L3", "what_is_purged_is_gone", "dramatiq+redis")
+def dramatiq_keeps_a_copy() -> None:
+    """A dead message is among Dramatiq's own dead ones, too."""
+
+    def make(end: Any) -> Any:
+        return lambda self, *tags, dead=False: end(self, *tags, dead=True)
+
+    put("taskbridge.engines.redis_leases", "Leases.end", make)
+
+
 @mutant("L3", "what_is_purged_is_gone")
 def a_purge_takes_all() -> None:
     """A purge does not look at the queue."""

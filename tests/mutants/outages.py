@@ -65,6 +65,12 @@ def children_are_never_all_taken() -> None:
     put("taskbridge.engines.celery.life", "CeleryLife.full_queues", lambda _: lambda self: [])
 
 
+@mutant("O1", "children_answer_probes", "celery+redis")
+def a_worker_that_stops_is_busy() -> None:
+    """A worker that takes nothing any more says that it is busy."""
+    put("taskbridge.engines.worker_life", "WorkerLife._queues_if_full", lambda _: lambda self: self.full_queues())
+
+
 @mutant("S7", "a_connection_that_died_idle_is_made_again", "dramatiq+redis")
 def idle_connections_are_taken_for_living() -> None:
     """Nobody looks whether a connection that was idle has been closed."""

@@ -122,6 +122,48 @@ def a_worker_tells_early_that_it_stops() -> None:
     put("taskbridge.engines.worker_life", "WorkerLife.stopping", lambda _: lambda self: None)
 
 
+@mutant("A4", "interrupted_runs_of_threads_clean_up")
+def nobody_may_clean_up() -> None:
+    """A worker does not wait for what it has interrupted."""
+    put(_INLINE, "AFTER_GRACE_S", lambda _: 0.05)
+
+
+@mutant("C", "interrupted_runs_of_threads_clean_up")
+def a_cancelled_coroutine_is_left() -> None:
+    """A coroutine that the end of its worker cancels is not awaited."""
+
+    def make(is_done: Any) -> Any:
+        return lambda outcome, limit_s: limit_s is not None and is_done(outcome, limit_s)
+
+    put(_COROUTINES, "_is_done", make)
+
+
+@mutant("A4", "interrupted_runs_of_threads_clean_up", "dramatiq+redis")
+def a_thread_keeps_its_worker() -> None:
+    """A worker's process goes on as long as threads do that its tasks have started."""
+    put("taskbridge.engines.worker_life", "WorkerLife._leave_threads", lambda _: lambda self: None)
+
+
+@mutant("N", "workers_differ_as_the_page_says", "celery+redis")
+def one_thread_is_a_thread() -> None:
+    """With one thread, a worker of Celery's runs tasks in a thread of its main process."""
+
+    def make(worker_commands: Any) -> Any:
+        def in_threads(self: Any, options: Any) -> Any:
+            (command,) = worker_commands(self, options)
+            return [replace(command, argv=tuple("threads" if word == "prefork" else word for word in command.argv))]
+
+        return in_threads
+
+    put("taskbridge.engines.celery.app", "CeleryEngine.worker_commands", make)
+
+
+@mutant("N", "workers_differ_as_the_page_says", "dramatiq+redis")
+def dramatiq_tells_it_again() -> None:
+    """Of what taskbridge has run and logged, Dramatiq logs a second line."""
+    put("taskbridge.engines.dramatiq.deliveries", "OncePerOutcome.filter", lambda _: lambda self, record: True)
+
+
 @mutant("A6", "a_dead_process_stops_no_other", "dramatiq+redis")
 def one_command_starts_all_processes() -> None:
     """One of Dramatiq's commands starts all processes; when one dies, it stops the others."""

@@ -97,14 +97,15 @@ class Shop:
         return f"{self.environ['SHOP_NAMESPACE']}.dramatiq.{queue}"
 
     @contextmanager
-    def worker(self, *, threads: int = 2, **environ: str) -> Generator[subprocess.Popen[bytes]]:
+    def worker(self, *options: str, threads: int = 2, **environ: str) -> Generator[subprocess.Popen[bytes]]:
         """Run Dramatiq's own command line, as a user would by hand."""
         started = len(self.records("worker_started"))
         command = [sys.executable, "-m", "dramatiq", "tests.unit.dramatiq_shop_worker:broker", "-p", "1"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
         with (self._log.parent / "output").open("ab") as output:
-            process: subprocess.Popen[bytes] = start_process(
-                [*command, "-t", str(threads)],
+            start: Any = subprocess.Popen if options else start_process
+            process: subprocess.Popen[bytes] = start(
+                [*command, "-t", str(threads), *options],
                 cwd=ROOT,
                 env={**inherited, **self.environ, **environ},
                 stdout=output,

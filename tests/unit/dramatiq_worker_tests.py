@@ -116,6 +116,18 @@ class WorkerTests:
         assert sorted(shop.data("lasted")) == [[name] for name in names]
         assert shop.bridge.counts().waiting["default"] == 0
 
+    def test_a_process_that_is_not_forked_works_alike(self, shop: Shop) -> None:
+        shop.lasts.send("short", 1)
+        shop.is_stuck.send(60)
+        with shop.worker("--use-spawn") as worker:
+            shop.wait(lambda: len(shop.records("lasts", "is_stuck")) == 2)
+            worker.terminate()
+            assert worker.wait(20) == 0
+
+        assert shop.data("lasted") == [["short"]]
+        shop.wait(lambda: shop.bridge.counts().waiting["default"] == 1)
+        assert [len(shop.records(name)) for name in ("worker_started", "worker_stopping")] == [1, 0]
+
     def test_a_second_signal_does_not_cut_the_grace_short(self, shop: Shop) -> None:
         shop.lasts.send("short", 1.5)
         with shop.worker() as worker:

@@ -94,6 +94,11 @@ def take(consumer: Any) -> Delivery:
     return taken
 
 
+def _of_an_actor(delivery: Delivery) -> Delivery:
+    delivery.task_message = None
+    return delivery
+
+
 def turn(consumer: Any, until: Callable[[], object]) -> None:
     """Let a consumer do what it does while it has nothing to give, until something is so."""
     deadline = time.monotonic() + 10
@@ -113,13 +118,14 @@ def test_the_queues_are_those_that_dramatiq_declares(place: Place) -> None:
     consumer.close()
 
 
-def test_what_is_acknowledged_is_gone_and_what_failed_is_among_dramatiqs_dead(place: Place) -> None:
-    for n in range(2):
+def test_what_an_actor_failed_is_among_dramatiqs_dead_and_all_else_is_gone(place: Place) -> None:
+    for n in range(3):
         place.note.send(n)
-    consumer = place.broker(2).consume(place.queue, prefetch=2, timeout=50)
+    consumer = place.broker(3).consume(place.queue, prefetch=3, timeout=50)
 
     consumer.ack(take(consumer))
     consumer.nack(take(consumer))
+    consumer.nack(_of_an_actor(take(consumer)))
     consumer.close()
 
     assert place.holds(f"{place.queue}.XQ", 1)

@@ -296,12 +296,15 @@ class TestTaking:
         assert (len(place.waiting()), place.bodies(), place.held()) == (1, 1, 0)
         broker.closed()
 
-    def test_what_failed_is_among_dramatiqs_own_dead(self, place: Place) -> None:
-        place.note.send(1)
-        broker = place.broker()
+    def test_what_an_actor_failed_is_among_dramatiqs_own_dead(self, place: Place) -> None:
+        for n in range(2):
+            place.note.send(n)
+        broker = place.broker(threads=2)
         consumer = broker.consume(place.queue, timeout=50)
-        (delivery,) = take(consumer)
+        of_a_task, delivery = take(consumer, 2)
+        delivery.task_message = None
 
+        consumer.nack(of_a_task)
         consumer.nack(delivery)
 
         (dead,) = place.client.hgetall(f"{place.key}.XQ.msgs").items()
@@ -385,6 +388,7 @@ class TestTaking:
         consumer: Any = broker.consume(place.queue, timeout=50)
         delivery, other = take(consumer, 2)
         delivery.returns = True
+        other.task_message = None
 
         server.command("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(ConnectionClosed, match="read only"):

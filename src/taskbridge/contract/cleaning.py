@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
 
@@ -70,6 +71,47 @@ def _remove_queues(url: str, namespaces: Collection[str]) -> None:
                 channel.exchange_delete(exchange)
     finally:
         connection.close()
+
+
+def copies(target: Target, namespace: str, mark: str) -> int:
+    """Return how many copies of a message are left in a namespace.
+
+    On Redis these are the keys that hold the mark, which is a part of the message; on RabbitMQ the messages in queues
+    where an engine keeps dead ones of its own.
+    """
+    if target.address.broker == "redis":
+        import redis  # here, for not everyone has it installed
+
+        client: Any = redis.Redis.from_url(target.address.broker_url)  # pyright: ignore[reportUnknownMemberType]
+        with client:
+            return sum(mark in repr(_value(client, key)) for key in client.scan_iter(f"*{namespace}*", _TOGETHER))
+    if target.address.broker == "amqp":
+        import pika  # here, for not everyone has it installed
+
+        connection: Any = pika.BlockingConnection(pika.URLParameters(target.address.broker_url))
+        errors: Any = import_module("pika.exceptions")
+        left = 0
+        with connection:
+            for queue in _queues(namespace):
+                if queue.endswith(".XQ"):
+                    with suppress(errors.ChannelClosedByBroker):  # there is no such queue
+                        left += connection.channel().queue_declare(queue, passive=True).method.message_count
+        return left
+    return 0
+
+
+def _value(client: Any, key: bytes) -> object:
+    match client.type(key):
+        case b"string":
+            return client.get(key)
+        case b"hash":
+            return client.hgetall(key)
+        case b"set":
+            return client.smembers(key)
+        case b"list":
+            return client.lrange(key, 0, -1)
+        case _:
+            return client.zrange(key, 0, -1)
 
 
 def is_deserted(target: Target, namespace: str) -> bool:

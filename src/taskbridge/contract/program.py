@@ -73,6 +73,7 @@ class Step:
         free: The name of a gate; while it is open, `stuck` has no effect.
         kill: Whether it kills the process that it runs in.
         until_cancelled: Whether it first waits until it sees that it was cancelled.
+        cleanup_s: How long it goes on after that, whatever it ends with.
     """
 
     outcome: Literal["return", "raise", "retry", "discard"] = "return"
@@ -86,6 +87,7 @@ class Step:
     free: str = ""
     kill: bool = False
     until_cancelled: bool = False
+    cleanup_s: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """Return the step as it travels in a message."""

@@ -79,6 +79,7 @@ RULES: Final[Mapping[str, str]] = {
     "I5": "Remote control of an engine changes nothing about messages and workers, unless that is set.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",
     "E": "A worker's process is the application's: its environment, its logging, its streams and processes of its own.",
+    "N": "Workers differ, by engine and by number of threads, in what the page of differences lists, and in no more.",
     "C": "Coroutines run on one event loop a process, each with its own context.",
 }
 """Every rule, by name, in the specification's order of sections."""

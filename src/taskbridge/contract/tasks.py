@@ -10,9 +10,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
@@ -42,6 +43,9 @@ STAMP: Final = "stamp"
 
 LATE: Final = "contract.late"
 """The task that some workers do not know."""
+
+OUTLASTED: Final = "outlasted"
+"""The kind of record that the thread writes which the task `contract.around` leaves behind, when its gate is opened."""
 
 TOO_MUCH: Final = 10_000_000
 """How large a result is that is refused, in bytes."""
@@ -132,6 +136,7 @@ class Tasks:
     def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
         self._bridge = bridge
         self._folder = folder
+        self._imported_in = os.getpid()
         self.probe: Probe = Probe(folder / PROBE_FILE, bridge.now)
         chosen = Variant() if variant is None else variant
         self.programs: Mapping[str, Task[[list[dict[str, Any]]], str]] = {
@@ -159,6 +164,7 @@ class Tasks:
         self.returning: Final = bridge.task(name="contract.returning", retry=RetryPolicy.never())(self._returning)
         self.odd: Final = bridge.task(name="contract.odd", retry=RetryPolicy(max_attempts=2, min_delay=0.1))(self._odd)
         self.asking: Final = bridge.task(name="contract.asking", retry=RetryPolicy.never())(self._asking)
+        self.around: Final = bridge.task(name="contract.around")(self._around)
         self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
         self.process: Final = bridge.task(name="contract.process", retry=RetryPolicy.never())(self._process)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
@@ -214,29 +220,34 @@ class Tasks:
 
     def _program(self, steps: list[dict[str, Any]]) -> str:
         context = current()
+        step = Step.of(steps, context.attempt)
         self._started(context)
         ending = "returned"
         try:
-            self._perform(Step.of(steps, context.attempt))
+            self._perform(step)
         except BaseException as exc:
             ending = type(exc).__name__
             raise
         finally:
+            if step.cleanup_s:
+                time.sleep(step.cleanup_s)
             self._ended(context, ending)
         return f"result of {context.id}"
 
     async def _coroutine(self, steps: list[dict[str, Any]]) -> str:
         context = current()
+        step = Step.of(steps, context.attempt)
         self._started(context)
         ending = "returned"
         try:
-            step = Step.of(steps, context.attempt)
             await asyncio.sleep(step.sleep_s)
             _end(step)
         except BaseException as exc:
             ending = type(exc).__name__
             raise
         finally:
+            if step.cleanup_s:
+                await asyncio.sleep(step.cleanup_s)
             self._ended(context, ending)
         return f"result of {context.id}"
 
@@ -274,6 +285,17 @@ class Tasks:
         except ResultInTask:
             return describe(handle.result(0))
         return "it may wait"
+
+    def _around(self, gate: str) -> None:
+        """Tell what is around a task, and leave a thread behind that waits for a gate."""
+        context, threads = current(), sorted(thread.name for thread in threading.enumerate())
+        self._started(context, is_forked=self._imported_in != os.getpid(), threads=threads)
+        ThreadPoolExecutor(1).submit(self._outlast, context.id, gate)
+        self._ended(context, "returned")
+
+    def _outlast(self, id: str, gate: str) -> None:
+        self._pass(gate)
+        self.probe.write(OUTLASTED, id=id)
 
     def _silent(self) -> object:
         self._note_run()

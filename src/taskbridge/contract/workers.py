@@ -64,8 +64,8 @@ class Worker(Protocol):
         """Wait until it has ended, and return its exit code; None if it is still there."""
         ...
 
-    def log(self) -> str:
-        """Return the last lines that it wrote."""
+    def log(self, lines: int = _SHOWN_LINES) -> str:
+        """Return so many of the last lines that it wrote."""
         ...
 
 
@@ -140,9 +140,9 @@ class ProcessWorker:
                 return None
         return next((process.returncode for process in self._processes if process.returncode), 0)
 
-    def log(self) -> str:
-        """Return the last lines that it wrote."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+    def log(self, lines: int = _SHOWN_LINES) -> str:
+        """Return so many of the last lines that it wrote."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
 
 class SupervisedWorker(ProcessWorker):
@@ -268,6 +268,6 @@ class EmbeddedWorker:
             return None
         return 0 if self._problem is None else 1
 
-    def log(self) -> str:
+    def log(self, lines: int = _SHOWN_LINES) -> str:
         """Return the error that ended it, if one did."""
         return "" if self._problem is None else repr(self._problem)

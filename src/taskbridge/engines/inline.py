@@ -26,6 +26,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.settle import not_settled, put_off_unknown, run_and_settle
+from taskbridge.engines.worker_life import AFTER_GRACE_S
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
@@ -133,8 +134,9 @@ class _Workers:
         late = [thread for thread in self._threads if thread.is_alive() and thread.ident is not None]
         for thread in late:
             raise_in_thread(thread.ident or 0, Interrupted)
+        deadline = monotonic() + AFTER_GRACE_S
         for thread in late:
-            thread.join(1.0)
+            thread.join(max(0.0, deadline - monotonic()))
 
 
 def make_engine(host: Host) -> InlineEngine:

@@ -161,6 +161,9 @@ class WorkerLife:
         for thread in reversed(self._threads):
             thread.stop()
         self.draining = True
+        left = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+        if left and self._is_whole_process:
+            _log.warning("threads that tasks have started have the rest of the grace to end: %s", ", ".join(left))
         self._ended.set()
         self._drained.set()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Final
+from typing import Any, Final
 
+from taskbridge.contract.differences import expected
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import (
@@ -13,6 +14,7 @@ from taskbridge.contract.registry import (
     SHORT_GRACE,
     SHORT_LEASE,
     STORED,
+    TWINS,
     scenario,
     with_processes,
     with_processes_and_marks,
@@ -24,6 +26,8 @@ _AFTER_LEASE_S: Final = 10.0
 _AFTER_GRACE_S: Final = 5.0
 _AT_ONCE_S: Final = 2.0
 """How long a message that is back in its queue may take to start on a worker that has begun to take messages."""
+_CLEANUP_S: Final = 0.2
+_LONGER_CLEANUP_S: Final = 0.8
 _REACTION_S: Final = 0.5
 """How long a signal may be on its way before a worker takes nothing new, beside what the machine stands still."""
 
@@ -134,6 +138,34 @@ def _nothing_new_was_taken(h: Harness, waiting: list[Sent], told_at: float) -> N
     h.equal("the seconds after being told to stop at which tasks were started", late, [])
 
 
+@scenario("A4", "R8", "C", on=(TWINS,))
+def interrupted_runs_of_threads_clean_up(h: Harness) -> None:
+    """What is interrupted as the grace ends may clean up for a second, and a thread that is left keeps no worker."""
+    _clean_up(h, processes=1, threads=3)
+
+
+@scenario("A4", "R8", "C", on=(TWINS,), where=with_processes)
+def interrupted_runs_of_processes_clean_up(h: Harness) -> None:
+    """The same, where each task has a process of its own."""
+    _clean_up(h, processes=2, threads=1)
+
+
+def _clean_up(h: Harness, *, processes: int, threads: int) -> None:
+    worker = h.start_worker(processes=processes, threads=threads)
+    if not h.target.in_process:
+        h.final(h.own(h.tasks.around.send("never opened")).id)
+    coroutine: Any = h.tasks.coroutine
+    cut = [
+        h.send(Plan(steps=(Step(sleep_s=25, cleanup_s=_CLEANUP_S),))),
+        h.send_to(coroutine, Plan(steps=(Step(sleep_s=25, cleanup_s=_LONGER_CLEANUP_S),))),
+    ]
+    for item in cut:
+        h.started(item.id)
+    _ends_in_its_grace(h, worker, _tell(h, worker))
+    endings = [[end.data["ending"] for end in h.ends(item.id)] for item in cut]
+    h.equal("how runs ended that were interrupted", endings, [["Interrupted"], ["CancelledError"]])
+
+
 @scenario("R8", "A4", on=(STORED,), where=with_processes_and_marks)
 def stuck_runs_of_threads_are_given_back(h: Harness) -> None:
     """Runs that the end of their worker can't interrupt start again at once, and are no attempts."""
@@ -151,6 +183,8 @@ def _gives_back_stuck_runs(h: Harness, *, processes: int, threads: int) -> None:
     stuck = h.begin(*[Plan(steps=(Step(stuck="sleep", free="free"),), policy="once") for _ in range(2)])
     told_at = _tell(h, worker)
     _ends_in_its_grace(h, worker, told_at)
+    is_interrupted = expected(h.target, threads=threads)["interrupted in C"]
+    h.equal("whether long calls were interrupted", [bool(h.ends(item.id)) for item in stuck], [is_interrupted] * 2)
     h.tasks.open("free")
     h.start_worker(processes=processes, threads=threads)
     ready_at = h.bridge.now()

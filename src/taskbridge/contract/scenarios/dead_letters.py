@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from taskbridge import DeadEntry, NoSuchDeadLetter
+from taskbridge.contract import cleaning
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import Plan, fail
 from taskbridge.contract.registry import BURIAL, scenario
@@ -148,7 +149,11 @@ def a_replay_forgets_a_past_expiry(h: Harness) -> None:
 @scenario("L3", on=(BURIAL,))
 def what_is_purged_is_gone(h: Harness) -> None:
     """What is purged, by ids or by filters, is gone for good, and nothing else is."""
-    plans = [Plan(steps=(fail("PermanentError"),), policy="anything", queue=queue) for queue in ("left", "right") * 2]
+    mark = {"mark": f"of {h.environment.namespace}, to be purged"}
+    plans = [
+        Plan(steps=(fail("PermanentError"),), policy="anything", queue=queue, headers=mark)
+        for queue in ("left", "right") * 2
+    ]
     ids = [item.id for item in h.run(plans)]
     h.equal("what is purged by ids", h.bridge.dead.purge([ids[0], "not-there"]), (ids[0],))
     h.equal("what is purged again", h.bridge.dead.purge(ids[0]), ())
@@ -157,4 +162,6 @@ def what_is_purged_is_gone(h: Harness) -> None:
     h.equal("what is left", [letter.id for letter in h.environment.letters() if letter.id in ids], [ids[2]])
     h.equal("what a replay still finds", h.bridge.dead.replay(ids[:2]).missing, tuple(ids[:2]))
     h.idle()
+    h.bridge.dead.purge(ids[2])
+    h.until(lambda: not cleaning.copies(h.target, h.environment.namespace, mark["mark"]), "the end of the last copy")
     h.equal("the starts", [len(h.starts(each)) for each in ids], [3] * 4)

@@ -64,11 +64,16 @@ def _is(h: Harness, expected: dict[str, str], when: str) -> None:
 
 @scenario("O1", on=(ALONE,), where=_with_workers_elsewhere)
 def children_answer_probes(h: Harness) -> None:
-    """A worker of processes answers too, and says when all are taken."""
-    h.start_worker(queues=["left"], processes=2)
+    """A worker of processes answers too, and says when all are taken; one that is about to stop does neither."""
+    worker = h.start_worker(queues=["left"], processes=2)
     _is(h, {"left": "consumed"}, "with idle processes")
     running = h.begin(*[Plan(steps=(hold("busy"),), queue="left") for _ in range(2)])
     _is(h, {"left": "busy"}, "with processes that are all taken")
     h.tasks.open("busy")
     h.final(*(sent.id for sent in running))
     _is(h, {"left": "consumed"}, "with processes that are free again")
+    h.begin(*[Plan(steps=(hold("last"),), queue="left") for _ in range(2)])
+    worker.terminate()
+    told = h.bridge.health("left", timeout=_TIMEOUT_S).queues  # not scaled: it is to be over before the grace is
+    h.equal("the health with processes that are about to stop", dict(told), {"left": "silent"})
+    h.tasks.open("last")

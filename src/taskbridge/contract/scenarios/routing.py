@@ -132,7 +132,7 @@ def an_unknown_task_waits(h: Harness) -> None:
     """An unknown task waits for a worker that knows it, at its first attempt."""
     old = h.start_worker(variant=Variant(late=False))
     if h.target.in_process:
-        sent = _by_a_stranger(h, "contract.stranger")
+        sent = by_a_stranger(h, "contract.stranger")
         h.until(lambda: h.bridge.counts().delayed, "the message to be put off")
         h.tasks.declare_stranger("contract.stranger")
     else:
@@ -151,7 +151,7 @@ def an_unknown_task_waits(h: Harness) -> None:
 def an_unknown_task_dies(h: Harness) -> None:
     """An unknown task is dead when its time is over."""
     h.start_worker()
-    sent = _by_a_stranger(h, f"{LATE}.misspelt")
+    sent = by_a_stranger(h, f"{LATE}.misspelt")
     final = h.finished(sent.id, within_s=h.patience_s + 5)[0]
     h.equal("how it ended", (final.kind, final.data["reason"], final.attempt), ("dead", "unknown_task", 1))
     waited_s = final.at - sent.before
@@ -160,7 +160,7 @@ def an_unknown_task_dies(h: Harness) -> None:
     h.equal("its dead letters", [letter.reason for letter in h.letters(sent.id)], ["unknown_task"])
 
 
-def _by_a_stranger(h: Harness, name: str) -> Sent:
+def by_a_stranger(h: Harness, name: str) -> Sent:
     """Send a task that no worker of the environment has declared."""
     stranger = Bridge("inline://?threads=0")
 
@@ -224,7 +224,7 @@ def odd_times_stop_nothing(h: Harness) -> None:
     h.final(after.id)
     h.until(lambda: _ended(h) == sent + 1, f"the end of {sent + 1} messages")
     h.idle()
-    lines = worker.log().count("\n")
+    lines = worker.log(2 * _MOST_LINES).count("\n")
     h.check(lines <= _MOST_LINES, f"a worker should not write {lines} lines about {sent} messages")
 
 

@@ -17,6 +17,7 @@ from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.stock import ThreadsPool, WorkController, stock
+from taskbridge.engines.worker_life import AFTER_GRACE_S
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.hooks import Event
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from taskbridge.engines.celery.app import CeleryEngine
 
 _LOOK_S: Final = 0.05
-
-_AFTER_GRACE_S: Final = 1.0
-"""How long interrupted tasks have to end before the worker ends without them."""
 
 _START_S: Final = 30.0
 
@@ -120,11 +118,11 @@ def _stop(engine: CeleryEngine, host: Host, controller: Any, thread: threading.T
     if thread.is_alive():
         host.stopping.set()
         life.runs.interrupt()
-        thread.join(_AFTER_GRACE_S)
+        thread.join(AFTER_GRACE_S)
     if thread.is_alive():
         controller.pool.abandon()
         life.unmark_all()
-        thread.join(_AFTER_GRACE_S)
+        thread.join(AFTER_GRACE_S)
 
 
 def _shut_down() -> None:

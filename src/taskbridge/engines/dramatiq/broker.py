@@ -276,7 +276,7 @@ class EngineConsumer(Consumer):
         raise NotImplementedError
 
     def fail(self, message: Delivery) -> None:
-        """Move a message to Dramatiq's own dead ones, for its dashboards."""
+        """Move a message to Dramatiq's own dead ones. On a server, not a task's: its dead letter is taskbridge's."""
         raise NotImplementedError
 
     # For Dramatiq's consumer thread

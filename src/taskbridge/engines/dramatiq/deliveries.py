@@ -117,6 +117,15 @@ class Delivery(MessageProxy):
         return super().__repr__() if self.task_message is None else f"<Delivery {self.actor_name} {self.message_id}>"
 
 
+class OncePerOutcome(logging.Filter):
+    """Drops what Dramatiq's threads say above INFO of a message that taskbridge has run: its own log says it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is kept."""
+        about = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        return record.levelno <= logging.INFO or not (isinstance(about, Delivery) and about.is_begun)
+
+
 class Returned(dramatiq.Retry):
     """Shows a message that was not run: it waits, or goes back to its queue."""
 

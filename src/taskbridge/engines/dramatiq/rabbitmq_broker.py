@@ -244,6 +244,9 @@ class _SparingConsumer(EngineConsumer):
                 channel.tell(spec.Basic.Nack(tag, requeue=True))
 
     def fail(self, message: Delivery) -> None:
+        if message.task_message is not None:
+            self.end(message.place)
+            return
         channel, tag = message.place
         if self._has(channel):
             channel.tell(spec.Basic.Nack(tag, requeue=False))

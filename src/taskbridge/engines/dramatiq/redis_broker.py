@@ -167,4 +167,4 @@ class _LeveledConsumer(EngineConsumer):
         self._leases.give_back(*places, suspect=suspect)
 
     def fail(self, message: Delivery) -> None:
-        self._leases.end(message.place, dead=True)
+        self._leases.end(message.place, dead=message.task_message is None)

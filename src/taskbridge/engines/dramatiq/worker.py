@@ -14,6 +14,7 @@ from dramatiq.middleware import Middleware
 
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq.broker import EngineBroker
+from taskbridge.engines.dramatiq.deliveries import OncePerOutcome
 from taskbridge.engines.dramatiq.fast import entry as fast
 from taskbridge.engines.dramatiq.wire import own_queue
 from taskbridge.engines.worker_life import LOOK_S, WorkerLife
@@ -29,6 +30,8 @@ _TOLD_S: Final = 0.1
 Dramatiq's main process is told that this one runs as soon as `Worker.start` has returned (dramatiq/cli.py,
 worker_process). One that dies before that, of its first message, say, is missed only after 30 s.
 """
+
+_ONCE_PER_OUTCOME: Final = OncePerOutcome()
 
 _STOP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -66,7 +69,7 @@ class DramatiqLife(WorkerLife, Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
         self._worker = worker
-        logger("dramatiq.worker.WorkerThread")  # which writes what tasks raise
+        logger("dramatiq.worker.WorkerThread").addFilter(_ONCE_PER_OUTCOME)  # which writes what tasks raise
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)

@@ -1,0 +1,63 @@
+"""N: workers of one kind beside those of another."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskbridge.contract.differences import DIFFERENCES, expected
+from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.program import DISCARD, Plan, fail
+from taskbridge.contract.registry import TWINS, scenario, with_processes
+from taskbridge.contract.scenarios.routing import by_a_stranger
+from taskbridge.contract.tasks import LATE, OUTLASTED
+
+_GONE_S: Final = 1.0
+"""How long after `worker_stopping` a process is surely gone that waits for nothing."""
+
+_LINES: Final = 1000
+_LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
+
+
+@scenario("N", "H", on=(TWINS,), where=with_processes)
+def workers_differ_as_the_page_says(h: Harness) -> None:
+    """Workers with one thread and with more differ in what the page lists, and tell the same in their logs."""
+    for threads in (1, 2):
+        gate = f"outlast {threads}"
+        worker = h.start_worker(threads=threads)
+        around = h.own(h.tasks.around.send(gate))
+        sent = [h.send(Plan(steps=(fail(),), policy="once")), h.send(Plan(steps=(DISCARD,)))]
+        stranger = by_a_stranger(h, f"{LATE}.{threads}")
+        h.finished(around.id, stranger.id, *(item.id for item in sent), within_s=h.patience_s + 5)
+        worker.terminate()
+        h.until(lambda: _pids(h, "worker_stopping") == _pids(h, "worker_started"), "the worker to be about to stop")
+        h.pause(_GONE_S)
+        h.tasks.open(gate)
+        code = worker.wait(h.spec.grace_s + h.patience_s)
+        h.equal("the exit code", code, 0)
+        seen, wanted = _seen(h, around, stranger), expected(h.target, threads=threads)
+        for name in seen.keys() & wanted.keys():
+            h.equal(f"whether this is so with --threads {threads}: {DIFFERENCES[name].what}", seen[name], wanted[name])
+        lines = worker.log(_LINES).splitlines()
+        loud = [sum(_name(item) in line and any(word in line for word in _LOUD) for line in lines) for item in sent]
+        h.equal("the warnings and errors about one that died, and one that was discarded", loud, [1, 0])
+
+
+def _name(item: Sent) -> str:
+    return f"contract.program.{item.plan.policy}"
+
+
+def _pids(h: Harness, kind: str) -> set[int]:
+    return {record.pid for record in h.environment.records.all() if record.kind == kind}
+
+
+def _seen(h: Harness, around: Sent, stranger: Sent) -> dict[str, bool]:
+    start = h.starts(around.id)[0]
+    threads = start.data["threads"]
+    return {
+        "main thread": start.main_thread,
+        "forked": start.data["is_forked"],
+        "hooks elsewhere": h.records(stranger.id, "dead")[0].pid not in _pids(h, "worker_started"),
+        "served by each": "taskbridge-pump" in threads,
+        "leased by each": "taskbridge-leases" in threads,
+        "threads awaited": bool(h.records(around.id, OUTLASTED)),
+    }
