@@ -6,6 +6,7 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import Any, Final
 

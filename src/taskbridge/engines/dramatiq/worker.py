@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 import threading
@@ -69,7 +70,9 @@ class DramatiqLife(WorkerLife, Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
         self._worker = worker
-        logger("dramatiq.worker.WorkerThread").addFilter(_ONCE_PER_OUTCOME)  # which writes what tasks raise
+        own = logging.getLogger("dramatiq.worker.WorkerThread")  # noqa: TID251 - it is Dramatiq's
+        own.addFilter(_ONCE_PER_OUTCOME)  # before the other one, which makes text of what this looks at
+        logger(own.name)
         worker.queue_prefetch = worker.worker_threads  # consumers take less: what the free threads need
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)
