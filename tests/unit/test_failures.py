@@ -65,6 +65,24 @@ def test_an_ordinary_one_is_logged_with_the_exception_and_its_traceback_once(
     assert caplog.text.count("Traceback") == 1
 
 
+def test_one_that_much_is_said_of_is_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints: list[BaseException] = []
+
+    def prints_it(kind: type[BaseException], error: BaseException, *_: object) -> list[str]:
+        prints.append(error)
+        return [repr(error)]
+
+    monkeypatch.setattr(failures, "format_exception", prints_it)
+    error, other = ValueError("one"), ValueError("other")
+    with failures.printed_once(error):
+        assert failures.traceback_of(error) == failures.traceback_of(error) == "ValueError('one')"
+        assert failures.is_ordinary(error)
+        assert failures.traceback_of(other) == "ValueError('other')"
+    assert prints == [error, other]
+    failures.traceback_of(error)
+    assert prints == [error, other, error]
+
+
 def test_of_a_deep_stack_the_beginning_and_the_end_are_kept() -> None:
     def fall(left: int) -> None:
         if not left:

@@ -270,6 +270,10 @@ def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verd
         if state == "cancelled" and isinstance(verdict, RunAgain):  # so lately that it was not known yet
             verdict = Cancelled(error=verdict.error)
         settle(task, message, verdict)
+    elif isinstance(verdict, Dead) and verdict.error is not None:
+        with failures.printed_once(verdict.error):
+            settle(task, message, verdict)
+            _record(task, message, verdict)
     else:
         settle(task, message, verdict)
         _record(task, message, verdict)

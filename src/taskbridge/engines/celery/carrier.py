@@ -30,7 +30,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.reading import Fields, Parts
 from taskbridge.engines.celery.stock import CeleryIgnore
-from taskbridge.engines.settle import NotSettledError, begin, bury_unreadable, finish, not_settled
+from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -326,9 +326,9 @@ class Carrier:
             message: The message; None if it could be neither read nor buried, so that it is with Celery alone.
             error: What was raised.
         """
-        if message is not None and not_settled(self._host, message, error):
-            return PutOff("it could not be settled")
-        return _given_back("it could not be settled")
+        if message is None or not not_settled(self._host, message, error):
+            return _given_back("it could not be settled")
+        return Dead("internal_error", error) if message.requeues >= MOST_REQUEUES else PutOff("it could not be settled")
 
     def read(self, parts: Parts, delivery: Mapping[str, Any] | None) -> Message:
         """Return what a Celery message says.

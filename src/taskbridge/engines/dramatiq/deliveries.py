@@ -32,6 +32,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
+    MOST_REQUEUES,
     NotSettledError,
     begin,
     bury_unreadable,
@@ -198,9 +199,11 @@ class TaskActor(Actor[Any, Any]):
         except NotSettledError as exc:
             raise _going_back(delivery, "the worker stops before the broker took the verdict", suspect=True) from exc
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
-            if not_settled(self._host, message, exc):
+            if not not_settled(self._host, message, exc):
+                raise _going_back(delivery, "it could not be settled", suspect=True) from None
+            if message.requeues < MOST_REQUEUES:
                 raise _elsewhere(delivery, "it could not be settled: it waits") from None
-            raise _going_back(delivery, "it could not be settled", suspect=True) from None
+            verdict = Dead("internal_error", exc)
         self._show(delivery, verdict)
         return None
 

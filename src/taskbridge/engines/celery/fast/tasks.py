@@ -21,6 +21,7 @@ from typing import Any, Final
 from celery import _state as _celery_state
 from celery import signals
 from celery.app import trace as _celery_trace
+from celery.exceptions import Reject
 from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
@@ -129,10 +130,10 @@ class FastRequest(Request):
             outcome = self._way.carrier.unsettled(self.message.taskbridge, exc)
             worker_state.task_ready(self)
             self.is_put_off: bool = isinstance(outcome, PutOff)
-            if self.is_put_off:
-                self.acknowledge()
-            else:
+            if isinstance(outcome, Reject):
                 self.reject(requeue=True)
+            else:
+                self.acknowledge()
 
     def _run(self) -> None:
         way, request = self._way, self.request_dict
