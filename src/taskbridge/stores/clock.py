@@ -42,7 +42,7 @@ class StoreClock:
     def __call__(self) -> float:
         """Return the time, as far as it is known; raises nothing."""
         here, now = time.time(), monotonic()
-        if now >= self._ask_at or abs(here - now - self._gap_s) > _SAME_S:
+        if now >= self._ask_at or not -_SAME_S < here - now - self._gap_s < _SAME_S:
             with suppress(BrokerUnavailable):
                 self._ask(self._timeout_s)
             here = time.time()
