@@ -156,16 +156,17 @@ def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
 @scenario("I2", "A5", on=(STORED,), where=with_processes_and_marks)
 def a_crash_before_the_start_is_counted(h: Harness) -> None:
     """A message with which its worker crashes before each start is dead in the end, and the one behind it runs."""
-    _crash_before_the_start(h, "internal_error", requeues=4)  # as it would be after four more crashes
+    sent = _crash_before_the_start(h, "internal_error", requeues=4)  # as it would be after four more crashes
+    h.equal("the number of its dead letters", len(h.letters(sent.id)), 1)
 
 
 @scenario("I2", "A5", on=(SHORT_LEASE,), where=_without_marks)
 def a_crash_before_the_start_is_counted_without_marks(h: Harness) -> None:
-    """The same without attempt marks, where it is dead when it came back ten times."""
+    """The same without attempt marks, where it is dead when it came back ten times; each copy of it is."""
     _crash_before_the_start(h, "exhausted", redelivered=_STARTS_WITHOUT_MARKS - 2)
 
 
-def _crash_before_the_start(h: Harness, reason: str, **counted: int) -> None:
+def _crash_before_the_start(h: Harness, reason: str, **counted: int) -> Sent:
     h.start_worker(threads=2, supervised=True, variant=Variant(dies=deaths.CRASHING))
     sent = h.send_saying(Plan(steps=(RETURN,), headers={deaths.UNEXPECTED: "always"}), **counted)
     behind = h.send(Plan(steps=(RETURN,)))
@@ -173,8 +174,9 @@ def _crash_before_the_start(h: Harness, reason: str, **counted: int) -> None:
     kinds = [final.kind for final in h.finished(sent.id, behind.id, within_s=within_s)]
     h.equal("how they ended", kinds, ["dead", "succeeded"])
     h.equal("its starts", h.starts(sent.id), [])
-    letters = [(letter.reason, _error(letter)) for letter in h.letters(sent.id)]
-    h.equal("its dead letters", letters, [(reason, WORKER_LOST)])
+    letters = {(letter.reason, _error(letter)) for letter in h.letters(sent.id)}
+    h.equal("its dead letters", letters, {(reason, WORKER_LOST)})
+    return sent
 
 
 def _error(letter: DeadLetter) -> str:
