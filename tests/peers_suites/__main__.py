@@ -10,7 +10,7 @@ from typing import Final
 
 from tests.peers_suites import differences, page, sources
 from tests.peers_suites.differences import Comparison
-from tests.peers_suites.running import Outcome, run, servers
+from tests.peers_suites.running import Outcome, outcomes, run, servers
 from tests.peers_suites.suites import SUITES, Suite
 
 _DESCRIPTION: Final = """\
@@ -39,6 +39,9 @@ def main() -> int:
     )
     parser.add_argument("--only", action="append", default=[], metavar="EXPRESSION", help="pytest's -k")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what pytest prints")
+    parser.add_argument(
+        "--again", action="store_true", help="run nothing: compare what is kept in the folder of --logs"
+    )
     parser.add_argument("--write", action="store_true", help="write the results into docs/peers-suites.md")
     options = parser.parse_args()
     names: list[str] = options.names or list(SUITES)
@@ -54,7 +57,7 @@ def main() -> int:
         compared: list[Comparison] = []
         for name in names:
             try:
-                compared.append(_compared(name, given, folder, logs, more))
+                compared.append(_kept(name, logs) if options.again else _compared(name, given, folder, logs, more))
             except sources.NoSources as exc:
                 print(f"{name}: left out: {exc}")
     if options.write:
@@ -74,7 +77,21 @@ def _compared(name: str, given: dict[str, Path], folder: Path, logs: Path, more:
     if suite.package == "dramatiq":
         sources.complete(at / "tests")
     stock, ours = (_ran(name, suite, at, folder, logs, more, on_taskbridge=each) for each in (False, True))
-    comparison = Comparison(suite=name, stock=stock, ours=ours)
+    return _told(Comparison(suite=name, stock=stock, ours=ours))
+
+
+def _kept(name: str, logs: Path) -> Comparison:
+    """Return what came of a suite's last runs."""
+    reports = [logs / f"{name}-{which}.xml" for which in ("stock", "ours")]
+    if not all(report.exists() for report in reports):
+        raise sources.NoSources(f"{logs} has no reports of it")
+    stock, ours = map(outcomes, reports)
+    return _told(Comparison(suite=name, stock=stock, ours=ours))
+
+
+def _told(comparison: Comparison) -> Comparison:
+    """Print a comparison, and return it."""
+    name, stock, ours = comparison.suite, comparison.stock, comparison.ours
     for test in comparison.worse():
         found = differences.reason_of(name, test)
         outcome = ours.get(test, Outcome(ending="failed", why="not run"))
@@ -88,7 +105,7 @@ def _ran(
 ) -> dict[str, Outcome]:
     """Run a suite once, on servers of its own."""
     log = logs / f"{name}-{'ours' if on_taskbridge else 'stock'}.log"
-    with servers(folder) as variables:
+    with servers(folder, with_rabbitmq=name.endswith("rabbitmq")) as variables:
         return run(suite, at, sources.python(), on_taskbridge=on_taskbridge, variables=variables, log=log, more=more)
 
 

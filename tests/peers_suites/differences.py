@@ -29,7 +29,74 @@ class Difference:
         return fnmatchcase(suite, self.suites) and any(fnmatchcase(test, f"*{each}") for each in self.tests)
 
 
-DIFFERENCES: Final[Sequence[Difference]] = ()
+DIFFERENCES: Final[Sequence[Difference]] = (
+    Difference(
+        suites="dramatiq-memory",
+        tests=(
+            "::test_actors_can_prioritize_work",
+            "::test_stub_broker_respects_prefetch",
+            "::test_workers_process_messages_in_order",
+        ),
+        reason="They have a worker prefetch several messages for each thread. Here it takes a message only for a "
+        "thread that is free (rule A6), so an actor's `priority`, which orders those, has nothing to order.",
+    ),
+    Difference(
+        suites="dramatiq-memory",
+        tests=("::test_exception_from_actor_doesnt_leak",),
+        reason="It replaces a method of `StubBroker`'s private message class. In memory, a message that failed keeps "
+        "its exception, so that `broker.join` raises it; `flush_all` lets go of it.",
+    ),
+    Difference(
+        suites="dramatiq-redis",
+        tests=(
+            "::test_redis_consumer_ack_can_retry_on_connection_error",
+            "::test_redis_consumer_nack_can_retry_on_connection_error",
+            "::test_redis_consumer_nack_does_not_raise_on_missing_id",
+            "::test_redis_join_race_condition",
+        ),
+        reason="They use private parts of Dramatiq's consumer, or count its sets of messages in hand. Here a worker "
+        "holds messages on lease (rule A3), and an acknowledgement that Redis did not take is sent again.",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=("::test_failed_credentials",),
+        reason="It names other credentials, and here the connection is always that of the bridge's URL.",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=(
+            "::test_event_loop_consumes_after_connection_reconnect*",
+            "::test_failed_health_check_raises_connection_error",
+            "test_RedisSubclientHealthCheck::*",
+            "test_RedisBrpopHealthCheck::*",
+            "::test_fanout_is_deferred_until_flush*",
+        ),
+        reason="They use private connections of a channel of kombu's (`client`, `subclient`, `pool`). Here the queues "
+        "have connections of their own, whose loss the contract tries.",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=("test_RedisRestore*::*",),
+        reason="They look into kombu's hash of unacknowledged messages and its visibility timeout. Here leases stand "
+        "in their place (rules A2, A3 and A8).",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=("test_RedisQueueExpiration::*",),
+        reason="A queue's `expires` is ignored on Redis: a bridge's queues don't expire.",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=("test_RedisBaseExchangeTypes::test_fanout*",),
+        reason="What is sent to an exchange of the kind `fanout` reaches who listens at that moment: it is there for "
+        "Celery's remote control and events alone.",
+    ),
+    Difference(
+        suites="kombu-redis",
+        tests=("test_RedisPriority::test_publish_requeue_consume*",),
+        reason="A message that is requeued is the next one of its priority, not the last.",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

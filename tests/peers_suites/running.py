@@ -8,7 +8,7 @@ import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,6 +20,9 @@ from tests.peers_suites.suites import Suite
 
 _TEST_S: Final = 60
 """How long one test may take, but for those that name a time of their own."""
+
+_NOWHERE: Final = 1
+"""A port at which nothing listens."""
 
 Ending = Literal["passed", "failed", "skipped"]
 
@@ -33,16 +36,19 @@ class Outcome:
 
 
 @contextmanager
-def servers(folder: Path) -> Generator[dict[str, str]]:
-    """Start a Redis and a RabbitMQ; yield the variables that send a suite's processes there."""
-    with PrivateRedis() as redis, PrivateRabbitMQ() as rabbitmq:
-        programs = folder / "bin"
-        programs.mkdir(exist_ok=True)
-        _write_rabbitmqctl(programs / "rabbitmqctl", rabbitmq)
-        yield {
-            "PEERS_PORTS": f"6379:{redis.port},5672:{rabbitmq.port}",
-            "PATH": f"{programs}:{os.environ['PATH']}",
-        }
+def servers(folder: Path, *, with_rabbitmq: bool) -> Generator[dict[str, str]]:
+    """Start a Redis, and perhaps a RabbitMQ; yield the variables that send a suite's processes there."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(PrivateRedis())
+        ports, path = {6379: redis.port, 5672: _NOWHERE}, os.environ["PATH"]
+        if with_rabbitmq:
+            rabbitmq = stack.enter_context(PrivateRabbitMQ())
+            ports[5672] = rabbitmq.port
+            programs = folder / "bin"
+            programs.mkdir(exist_ok=True)
+            _write_rabbitmqctl(programs / "rabbitmqctl", rabbitmq)
+            path = f"{programs}:{path}"
+        yield {"PEERS_PORTS": ",".join(f"{usual}:{private}" for usual, private in ports.items()), "PATH": path}
 
 
 def _write_rabbitmqctl(place: Path, rabbitmq: PrivateRabbitMQ) -> None:
