@@ -19,9 +19,11 @@ _PORTS = {
 
 
 def _private(address: Any) -> Any:
-    if isinstance(address, tuple) and len(address) > 1 and address[0] in _HERE:
-        return (address[0], _PORTS.get(address[1], address[1]), *address[2:])
-    return address
+    if not isinstance(address, tuple):  # of a Unix socket
+        return address
+    parts: tuple[Any, ...] = address
+    host, port, *rest = parts
+    return (host, _PORTS.get(port, port) if host in _HERE else port, *rest)
 
 
 def _redirect(name: str) -> None:
