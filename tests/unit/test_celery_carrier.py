@@ -16,7 +16,7 @@ from taskbridge.engines.celery.carrier import Carrier, PutOff
 from taskbridge.engines.settle import MOST_REQUEUES, begin, taken_again
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import Message, new_id
-from taskbridge.retry import Dead
+from taskbridge.retry import Cancelled, Dead, Done
 
 
 @pytest.fixture
@@ -72,6 +72,22 @@ def test_a_message_that_comes_back_unstarted_is_dead_in_the_end(bridge: Bridge) 
     (letter,) = bridge.dead_letters()
     assert (letter.reason, letter.id) == ("internal_error", sent.id)
     assert taken_again(bridge, sent) is None, "it has ended, as its mark says to whoever takes it"
+
+
+def test_a_cancelled_message_has_ended_and_one_that_is_delivered_twice_has_not(bridge: Bridge) -> None:
+    """Celery's tools are told how a request ends; of one that is put off they are not."""
+    carrier: Carrier = bridge.native.engine.carrier
+
+    @bridge.task(name="shop.ship")
+    def ship() -> None: ...
+
+    handle = ship.schedule(60)
+    handle.cancel()
+    cancelled = replace(message(), id=handle.id, task="shop.ship")
+    assert isinstance(settled(bridge, carrier, cancelled, redelivered=False), Cancelled)
+    other = message()
+    assert isinstance(settled(bridge, carrier, other, redelivered=False), Done)
+    assert isinstance(settled(bridge, carrier, other, redelivered=True), PutOff)
 
 
 def test_what_was_started_is_not_counted_as_unstarted(bridge: Bridge) -> None:
