@@ -41,6 +41,9 @@ def rendered(comparisons: Sequence[Comparison], versions: Mapping[str, str]) -> 
     for each in comparisons:
         cells = (SUITES[each.suite].title, counts(each.stock), counts(each.ours), len(each.worse()), len(each.better()))
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    missing = [suite.title for name, suite in SUITES.items() if name not in {each.suite for each in comparisons}]
+    if missing:
+        lines += ["", f"Not run for this page: {', '.join(missing)}."]
     lines += ["", "The tests that pass on the stock engine and not on taskbridge:", ""]
     lines += ["| suite | test | why |", "|---|---|---|"]
     for each in comparisons:
@@ -57,7 +60,9 @@ def _by_reason(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name.rpartition('::')[2]}`" for name in names)
+    """Return tests by name, once each, with how many of their parametrised runs it is about."""
+    count = Counter(name.rpartition("::")[2].partition("[")[0] for name in names)
+    return ", ".join(f"`{name}`" + (f" (x {runs})" if runs > 1 else "") for name, runs in count.items())
 
 
 def counts(outcomes: Mapping[str, Outcome]) -> str:
