@@ -272,6 +272,9 @@ def test_any_number_of_threads_writes_on_one_connection(server: PrivateRedis) ->
     before = len(client.client_list())
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
     store = open_store(settings, server.url)
+    store.marks.prepare()  # as a worker does, one after the other
+    assert store.clock is not None
+    store.clock.ensure(timeout_s=5)
 
     def run(thread: int) -> None:
         for number in range(200):
