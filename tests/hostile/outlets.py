@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import pika
@@ -175,8 +176,6 @@ class RedisOutlet(Outlet):
 
 def _suspect(message: Any) -> Any:
     """Return a message that may have been started before, so that its mark is read."""
-    from dataclasses import replace
-
     return replace(message, redelivered=1)
 
 
@@ -226,7 +225,11 @@ class AmqpOutlet(Outlet):
         self._publish("", f"{self._namespace}.dead", payload)
 
     def forget_letters(self) -> int:
-        count: int = self._channel.queue_purge(f"{self._namespace}.dead").method.message_count
+        try:
+            count: int = self._channel.queue_purge(f"{self._namespace}.dead").method.message_count
+        except AMQPError:  # nothing has died yet, so there is no such queue
+            self._open()
+            return 0
         return count
 
     def forget_strangers(self) -> None:
