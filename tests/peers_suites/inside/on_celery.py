@@ -13,6 +13,8 @@ from celery.contrib.testing.app import setup_default_app
 
 from taskbridge import Bridge
 
+pytest_plugins = ["celery.contrib.pytest"]
+
 assert tasks  # its task `celery.ping` is registered on every app that is made from here on
 
 
