@@ -141,7 +141,7 @@ def a_cancelled_coroutine_is_left() -> None:
 @mutant("A4", "interrupted_runs_of_threads_clean_up", "dramatiq+redis")
 def a_thread_keeps_its_worker() -> None:
     """A worker's process goes on as long as threads do that its tasks have started."""
-    put("taskbridge.engines.worker_life", "WorkerLife._leave_threads", lambda _: lambda self: None)
+    put("taskbridge.engines.worker_life", "WorkerLife._leave_rest", lambda _: lambda self: None)
 
 
 @mutant("N", "workers_differ_as_the_page_says", "celery+redis")
