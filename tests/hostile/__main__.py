@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Final
 
 from taskbridge import Bridge
 from taskbridge.contract.pace import Pace
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
-from tests.hostile.forms import cases_of, forms_of
+from tests.hostile.forms import cases_of
 from tests.hostile.inputs import try_random
+from tests.hostile.names import new_seed
 from tests.hostile.stage import Stage, chunked, run
 
 TARGETS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
@@ -38,32 +38,25 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=20_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="the table instead of random inputs")
     parser.add_argument("--only", default="", metavar="TEXT", help="of the table, what has this in its name")
-    parser.add_argument("--share", type=int, default=1, metavar="N", help="of the table, each Nth; default: all")
+    parser.add_argument("--each", type=int, metavar="N", help="of the table, N values for each field; default: all")
     parser.add_argument("--seed", type=int, help="default: a new one")
     arguments = parser.parse_args()
-    seed = random.SystemRandom().randrange(1_000_000) if arguments.seed is None else arguments.seed
+    seed = new_seed() if arguments.seed is None else arguments.seed
     good = True
     for target in arguments.target or TARGETS:
         begun = time.monotonic()
         with _served(target) as (url, store):
             make = partial(Stage, url, store=store, pace=Pace.of_this_run())
             if arguments.table:
-                count, faults = _try_table(make, url, arguments.only, arguments.share, seed)
+                with closing(Bridge(url)) as bridge:
+                    cases = cases_of(bridge, seed=seed, each=arguments.each, only=arguments.only)
+                count, faults = len(cases), run(make, chunked(cases))
             else:
                 count, faults = try_random(make, arguments.inputs, seed)
         print(f"{target} --seed {seed}: {count} inputs, {len(faults)} stops, {time.monotonic() - begun:.0f} s")
         print("".join(f"  {fault}\n" for fault in faults), end="", flush=True)
         good = good and not faults
     return 0 if good else 1
-
-
-def _try_table(make: partial[Stage], url: str, only: str, share: int, seed: int) -> tuple[int, list[str]]:
-    bridge = Bridge(url)
-    cases = [case for form in forms_of(bridge) for case in cases_of(form) if only in str(case)]
-    bridge.close()
-    random.Random(seed).shuffle(cases)
-    chosen = cases[::share]
-    return len(chosen), run(make, chunked(chosen))
 
 
 @contextmanager

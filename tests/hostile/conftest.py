@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests import forking
+from tests import forking, pacing
 from tests.conftest import leave_out, params_of
-from tests.pacing import pytest_configure, pytest_report_header
-
-__all__ = ["pytest_configure", "pytest_report_header"]
+from tests.hostile.names import SEED_VARIABLE, new_seed
 
 forking.install()
 
 _HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose a seed, unless one is given, before xdist starts the processes that run the tests."""
+    pacing.pytest_configure(config)
+    os.environ.setdefault(SEED_VARIABLE, str(new_seed()))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [pacing.pytest_report_header(config), f"hostile: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,8 +8,10 @@ control channel.
 from __future__ import annotations
 
 import json
+import random
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
@@ -465,6 +467,25 @@ class Case:
         return self.form.render(self.form.make(token, queue), self.path, self.value)
 
 
-def cases_of(form: Form) -> list[Case]:
-    """Return every field of a form with every odd value."""
-    return [Case(form, path, odd, value) for path, values in form.paths() for odd, value in values.items()]
+def cases_of(bridge: Bridge, *, seed: int, each: int | None = None, only: str = "") -> list[Case]:
+    """Return every field of every form with odd values, in an order that the seed decides.
+
+    Args:
+        bridge: Of the pair of engine and broker.
+        seed: Also decides which values are taken.
+        each: How many values for each field, and more where a form would not see each of its values; None for all.
+        only: What a case has to have in its name.
+    """
+    chosen: list[Case] = []
+    for form in forms_of(bridge):
+        cases = [Case(form, path, odd, value) for path, values in form.paths() for odd, value in values.items()]
+        random.Random(seed).shuffle(cases)
+        fields_seen, values_seen = Counter[Path](), set[tuple[str, bytes | None]]()
+        for case in cases:
+            value = (case.odd, case.value)
+            if each is None or fields_seen[case.path] < each or value not in values_seen:
+                fields_seen[case.path] += 1
+                values_seen.add(value)
+                chosen.append(case)
+    random.Random(seed).shuffle(chosen)
+    return [case for case in chosen if only in str(case)]
