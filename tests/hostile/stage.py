@@ -76,12 +76,17 @@ REASONS: Final = {"undecodable", "internal_error", "unknown_task", "bad_argument
 
 
 class Stopped(Exception):
-    """Something did not go on: a healthy message did not run, say; `cases` are those that were before it."""
+    """Something did not go on.
 
-    def __init__(self, problem: str, cases: Sequence[Case] = (), log: str = "") -> None:
+    Attributes:
+        log: The last lines of the log of the worker that it is about.
+        is_late: Whether it only took too long, as it may where the machine stands still.
+    """
+
+    def __init__(self, problem: str, log: str = "", *, is_late: bool = False) -> None:
         super().__init__(problem)
-        self.cases = cases
         self.log = log
+        self.is_late = is_late
 
 
 class Stage:
@@ -192,7 +197,8 @@ class Stage:
             self._wait(behind, WITHIN_S[place] + EACH_S * len(cases), "a healthy message")
             self._check_place(place)
         except Stopped as exc:
-            raise Stopped(str(exc), cases, self.log(queue)) from None
+            exc.log = exc.log or self.log(queue)
+            raise
 
     def attempt_all(self, makers: Sequence[Callable[[str, str], Payload]], queue: str) -> None:
         """Put messages on a queue, each made of its token and the queue's name, and a healthy one behind; wait for it.
@@ -208,13 +214,14 @@ class Stage:
         try:
             self._wait({token}, WITHIN_S["queue"] + EACH_S * len(makers), "a healthy message")
         except Stopped as exc:
-            raise Stopped(str(exc), log=self.log(queue)) from None
+            exc.log = exc.log or self.log(queue)
+            raise
 
     def _check_place(self, place: Place) -> None:
         if place == "control":
             answers = self.bridge.native.control.ping(timeout=_PING_S * self.pace.factor, limit=len(self._workers))
             if len(answers) != len(self._workers):
-                raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping")
+                raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping", is_late=True)
         elif place == "letters":
             self._look_at_letters()
         elif place == "strangers":
@@ -318,7 +325,7 @@ class Stage:
                 if (code := worker.wait(0)) is not None:
                     raise Stopped(f"a worker ended with code {code}", log=self.log(queue))
             if time.monotonic() > deadline:
-                raise Stopped(f"{what} did not run within {limit_s:.1f} s")
+                raise Stopped(f"{what} did not run within {limit_s:.1f} s", is_late=True)
             time.sleep(_POLL_S)
 
     def check_processes(self) -> None:
@@ -401,7 +408,9 @@ def run(make: Callable[[], Stage], chunks: Sequence[Sequence[Case]], say: Report
                 except Stopped as exc:
                     say(f"{cases[0].form.place}: {exc}, after one of {len(cases)}\n{exc.log}")
                     stage.close()
-                    faults += _narrowed([cases], make, number, say)
+                    found = _narrowed([cases], make, number, say)
+                    # What passes now and was late was stopped by the machine; a process that ended was not.
+                    faults += found or ([] if exc.is_late else [f"once, after one of {len(cases)}: {exc}"])
                     stage = make().__enter__()
             try:
                 stage.settle(counts=part is counted)
@@ -414,10 +423,7 @@ def run(make: Callable[[], Stage], chunks: Sequence[Sequence[Case]], say: Report
 
 
 def _narrowed(parts: Sequence[Sequence[Case]], make: Callable[[], Stage], number: int, say: Report) -> list[str]:
-    """Try parts of a chunk once more, and halves of those that stop something, until one message is left of each.
-
-    What passes now was stopped by the machine, and is no fault.
-    """
+    """Try parts of a chunk once more, and halves of those that stop something, until one message is left of each."""
     faults: list[str] = []
     for part in parts:
         with make() as stage:
