@@ -123,6 +123,7 @@ TABLE: Final[Mapping[str, bytes | None]] = {
     "half a surrogate pair": _long(b"\xed\xa0\x80"),
     "an ISO time": _long(b"9999-12-31T23:59:59Z"),
     "a task of the engine's": _long(b"celery.backend_cleanup"),
+    "something to import": _long(b"tests.hostile.canary:sing"),
     "application/x-bz2": _long(b"application/x-bz2"),
     "empty list": _long(b"", b"A"),
     "list": _long(b"V" + _long(b"a"), b"A"),

@@ -8,7 +8,7 @@ from typing import Final
 SEED_VARIABLE: Final = "TASKBRIDGE_TEST_HOSTILE_SEED"
 FOLDER_VARIABLE: Final = "TASKBRIDGE_TEST_HOSTILE_FOLDER"
 PROBE_FILE: Final = "probe.jsonl"
-CANARY_FILE: Final = "executed"
+CANARY_FILE: Final = "imported"
 APP: Final = "tests.hostile.app:bridge"
 
 ACCEPT: Final = "hostile.accept"

@@ -303,7 +303,7 @@ class Stage:
             if len(lines) > MOST_LINES * max(100, self.sent):
                 raise Stopped(f"the log has {len(lines)} lines for {self.sent} messages")
         if (self.folder / CANARY_FILE).exists():
-            raise Stopped("something in a message was executed")
+            raise Stopped("what a message names was imported")
 
     # Watching
 
