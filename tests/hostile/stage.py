@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,6 +182,8 @@ class Stage:
         Raises:
             Stopped: A healthy one has not run in time, or a process has ended.
         """
+        forms = {form.name: form for form in self.forms}  # of this namespace, which theirs may not be
+        cases = [replace(case, form=forms[case.form.name]) for case in cases]
         place = cases[0].form.place
         for case in cases:
             token = self._new_token(is_own=False)
