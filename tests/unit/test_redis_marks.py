@@ -295,7 +295,8 @@ def test_any_number_of_threads_writes_on_one_connection(server: PrivateRedis) ->
     while (ended := client.mget(marks).count(b"ended")) < len(marks) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert ended == len(marks)
-    assert len(client.client_list()) - before <= 2, "one for these writes, and one for all else"
+    # One for these writes, and one for all else, or two: a sign of life may be given while starts are recorded.
+    assert len(client.client_list()) - before <= 3
     store.close()
     client.close()
 
