@@ -34,14 +34,16 @@ def test_most_pages_have_blocks_that_run() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_is_fenced_as_python(page: str) -> None:
-    known = {"python", "output", "shell", "text", "toml", "ini", "yaml", "{toctree}", "{eval-rst}", "{literalinclude}"}
+    directives = {"{toctree}", "{eval-rst}", "{literalinclude}"}
+    known = {"python", "output", "shell", "sql", "text", "toml", "ini", "yaml"} | directives
 
     assert {block.info.partition(" ")[0] for block in blocks_of(page)} <= known
 
 
 def commands_of(page: str) -> list[list[str]]:
     """Return the arguments of each `taskbridge` command that a page shows."""
-    lines = [line for block in blocks_of(page) if block.info == "shell" for line in block.text.splitlines()]
+    texts = [block.text.replace("\\\n", " ") for block in blocks_of(page) if block.info == "shell"]
+    lines = [line for text in texts for line in text.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [each[each.index("taskbridge") + 1 :] for each in words if "taskbridge" in each[:2]]
 
