@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import pytest
 
@@ -80,12 +81,12 @@ def test_redis_lets_through_all_that_is_needed(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_rabbitmq_lets_through_all_that_is_needed(
-    engine: str, rabbitmq_server: PrivateRabbitMQ, redis_server: PrivateRedis
+    engine: str, rabbitmq_server: PrivateRabbitMQ, make_redis: Callable[[], PrivateRedis]
 ) -> None:
-    vhost, user = f"permitted-{engine}", f"shop-{engine}"
+    vhost, user = (f"{word}-{engine}-{uuid4().hex[:8]}" for word in ("permitted", "shop"))
     rabbitmq_server.ctl("add_vhost", vhost)
     rabbitmq_server.ctl("add_user", user, "secret")
     given = {"/": vhost, "shop": user}
     rabbitmq_server.ctl(*(given.get(word, word) for word in _words("rabbitmqctl")))
     url = f"{engine}+amqp://{user}:secret@127.0.0.1:{rabbitmq_server.port}/{vhost}"
-    _use_everything(url, f"{redis_server.url.removesuffix('/0')}/{9 if engine == 'celery' else 10}")
+    _use_everything(url, make_redis().url)  # the page's namespace is not this test's own
