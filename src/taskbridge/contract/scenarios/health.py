@@ -74,6 +74,7 @@ def children_answer_probes(h: Harness) -> None:
     _is(h, {"left": "consumed"}, "with processes that are free again")
     h.begin(*[Plan(steps=(hold("last"),), queue="left") for _ in range(2)])
     worker.terminate()
-    told = h.bridge.health("left", timeout=_TIMEOUT_S).queues  # not scaled: it is to be over before the grace is
+    timeout_s = min(h.scaled(_TIMEOUT_S), h.spec.grace_s - 2)  # it is to be over before the grace is
+    told = h.bridge.health("left", timeout=timeout_s).queues
     h.equal("the health with processes that are about to stop", dict(told), {"left": "silent"})
     h.tasks.open("last")
