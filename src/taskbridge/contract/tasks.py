@@ -56,7 +56,6 @@ _STUCK: Final[Mapping[str, Callable[[], object]]] = {
 }
 
 _LONG_S: Final = 5.0
-_A_MOMENT_S: Final = 0.5
 _POLL_S: Final = 0.02
 _LONGEST_HOLD_S: Final = 120.0
 
@@ -306,9 +305,10 @@ class Tasks:
         context, root = current(), logging.getLogger()
         with ProcessPoolExecutor(1) as pool:
             answer = pool.submit(abs, -1).result(_LONGEST_HOLD_S)
-        child = multiprocessing.Process(target=time.sleep, args=(_LONG_S,))
+        ready = multiprocessing.Event()
+        child = multiprocessing.Process(target=_sleep, args=(ready,))
         child.start()
-        child.join(_A_MOMENT_S)  # it may still be about to start, and lose the signal
+        ready.wait(_LONGEST_HOLD_S)  # else it may be about to start, and lose the signal
         child.terminate()
         child.join(_LONGEST_HOLD_S)
         sys.stdout.buffer.write(b"")
@@ -394,6 +394,11 @@ def _wait_until_cancelled() -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("nobody cancelled it")
         time.sleep(_POLL_S)
+
+
+def _sleep(ready: Any) -> None:
+    ready.set()
+    time.sleep(_LONG_S)
 
 
 def _end(step: Step) -> None:
