@@ -29,7 +29,6 @@ BURIAL: Final = EnvironmentSpec(name="burial", workers=1, threads=4, shared=True
 RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
 BRIEFLY_UNKNOWN: Final = EnvironmentSpec(name="briefly unknown", unknown_task_grace_s=2)
 BRIEF_PAUSES: Final = EnvironmentSpec(name="brief pauses", requeue_pause_s=0.2)
-TWINS: Final = EnvironmentSpec(name="twins", grace_s=2, unknown_task_grace_s=1)
 SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)

@@ -12,9 +12,9 @@ from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import (
     ALONE,
     SHORT_GRACE,
+    SHORT_GRACE_AND_LEASE,
     SHORT_LEASE,
     STORED,
-    TWINS,
     scenario,
     with_processes,
     with_processes_and_marks,
@@ -138,13 +138,13 @@ def _nothing_new_was_taken(h: Harness, waiting: list[Sent], told_at: float) -> N
     h.equal("the seconds after being told to stop at which tasks were started", late, [])
 
 
-@scenario("A4", "R8", "C", on=(TWINS,))
+@scenario("A4", "R8", "C", on=(SHORT_GRACE_AND_LEASE,))
 def interrupted_runs_of_threads_clean_up(h: Harness) -> None:
     """What is interrupted as the grace ends may clean up for a second, and a thread that is left keeps no worker."""
     _clean_up(h, processes=1, threads=3)
 
 
-@scenario("A4", "R8", "C", on=(TWINS,), where=with_processes)
+@scenario("A4", "R8", "C", on=(SHORT_GRACE_AND_LEASE,), where=with_processes)
 def interrupted_runs_of_processes_clean_up(h: Harness) -> None:
     """The same, where each task has a process of its own."""
     _clean_up(h, processes=2, threads=1)

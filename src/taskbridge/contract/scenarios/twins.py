@@ -7,18 +7,18 @@ from typing import Final
 from taskbridge.contract.differences import DIFFERENCES, expected
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import DISCARD, Plan, fail
-from taskbridge.contract.registry import TWINS, scenario, with_processes
+from taskbridge.contract.registry import BRIEFLY_UNKNOWN, scenario, with_processes
 from taskbridge.contract.scenarios.routing import by_a_stranger
 from taskbridge.contract.tasks import LATE, OUTLASTED
 
 _GONE_S: Final = 1.0
-"""How long after `worker_stopping` a process is surely gone that waits for nothing."""
+"""How long after `worker_stopping` a process is surely gone that waits for nothing; long before the grace is over."""
 
 _LINES: Final = 1000
 _LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
 
 
-@scenario("N", "H", on=(TWINS,), where=with_processes)
+@scenario("N", "H", on=(BRIEFLY_UNKNOWN,), where=with_processes)
 def workers_differ_as_the_page_says(h: Harness) -> None:
     """Workers with one thread and with more differ in what the page lists, and tell the same in their logs."""
     for threads in (1, 2):
@@ -30,7 +30,7 @@ def workers_differ_as_the_page_says(h: Harness) -> None:
         h.finished(around.id, stranger.id, *(item.id for item in sent), within_s=h.patience_s + 5)
         worker.terminate()
         h.until(lambda: _pids(h, "worker_stopping") == _pids(h, "worker_started"), "the worker to be about to stop")
-        h.pause(_GONE_S)
+        h.pause(h.scaled(_GONE_S))
         h.tasks.open(gate)
         code = worker.wait(h.spec.grace_s + h.patience_s)
         h.equal("the exit code", code, 0)
