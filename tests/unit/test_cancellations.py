@@ -91,9 +91,10 @@ def test_a_store_that_is_away_is_told_of_once(
     for _ in range(2):
         store.is_away = True
         known.knows(message(1))
-        asked = len(store.askers)
-        while len(store.askers) < asked + 4:
+        asked, deadline = len(store.askers), time.monotonic() + 20
+        while len(store.askers) < asked + 4 and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert len(store.askers) >= asked + 4
         store.is_away = False
         assert until_known(known, store.add(message(asked), cancelled=True), 20)
 

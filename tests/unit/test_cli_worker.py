@@ -170,4 +170,7 @@ def test_sigterm_ends_a_worker_that_is_still_being_loaded(tmp_path: Path) -> Non
         while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         worker.terminate()
-        assert worker.wait(10) == 0
+        try:
+            assert worker.wait(10) == 0
+        finally:
+            worker.kill()
