@@ -24,8 +24,10 @@ from taskbridge.contract.preloading import passed_on, without_settings
 from taskbridge.contract.probe import START
 from taskbridge.contract.workers import ProcessWorker
 from taskbridge.engines.base import WorkerOptions
+from taskbridge.message import can_be_kept
 from tests.hostile.forms import Case, Form, Payload, Place, forms_of
 from tests.hostile.names import ACCEPT, APP, CANARY_FILE, FAILING, FOLDER_VARIABLE, PROBE_FILE, QUEUES
+from tests.hostile.odd import VALUES
 from tests.hostile.outlets import outlet_of
 
 WITHIN_S: Final[Mapping[Place, float]] = {
@@ -70,6 +72,9 @@ MOST_LINES: Final = 60
 
 UNCOUNTED: Final[Collection[Place]] = ("control", "letters", "strangers", "held")
 """Places from which it is not known how many messages come: some are left there for others to read."""
+
+_LONGEST_QUEUE: Final = 200
+"""How long a queue's name may be on RabbitMQ, in bytes: at most 255 with what stands before it."""
 
 _BASE64: Final = re.compile("[A-Za-z0-9+/]{40,}")
 
@@ -129,6 +134,7 @@ class Stage:
         self._buried = 0
         self._cases: dict[str, Case] = {}  # whose messages may not have ended yet, by their tokens
         self.sent: int = 0
+        self._elsewhere: Sequence[str] = _odd_queues(self.bridge.settings.url.broker)
 
     # From start to end
 
@@ -272,20 +278,22 @@ class Stage:
     def _unended(self, *, counts: bool) -> str | None:
         """Return how many messages have not ended; None if all have.
 
-        Those that are parked for a time that is far away have ended, too, as far as this is concerned.
+        Those that are parked for a time that is far away have ended, too, as far as this is concerned, and those that
+        wait in a queue whose name is an odd value, for nobody consumes it.
         """
         self._refresh()
-        now = self.bridge.counts()
-        waiting = {queue: count for queue, count in now.waiting.items() if count}
+        now = self.bridge.broker.counts([*QUEUES, *self._elsewhere])
+        waiting = {queue: count for queue, count in now.waiting.items() if count and queue in QUEUES}
+        elsewhere = sum(now.waiting[queue] for queue in self._elsewhere)
         ran = self._ended.total()
-        ended = ran + self._buried + now.dead + now.delayed
+        ended = ran + self._buried + now.dead + now.delayed + elsewhere
         if not waiting and (ended == self.sent or not counts):
             return None
         often = {token: count for token, count in self._ended.items() if count > 1}
         return (
             f"of {self.sent} odd messages {ran} ran or were discarded, {self._buried + now.dead} are dead, "
-            f"{now.delayed} are parked and {waiting or 'none'} wait, more than once ran "
-            f"{often or 'none'}, missing may be {self._missing()}"
+            f"{now.delayed} are parked, {elsewhere} are in other queues and {waiting or 'none'} wait, "
+            f"more than once ran {often or 'none'}, missing may be {self._missing()}"
         )
 
     def _missing(self) -> list[str]:
@@ -364,6 +372,17 @@ class Stage:
 
 def _nothing(*values: Any, **named: Any) -> None:
     """Stand for a task that only workers run."""
+
+
+def _odd_queues(broker: str) -> list[str]:
+    """Return the odd values that are names of queues, as long as this broker takes them."""
+    found: list[str] = []
+    for value in VALUES.values():
+        with suppress(ValueError):
+            name = json.loads(value) if value is not None and value.startswith(b'"') else "\0"
+            if can_be_kept(name) and (broker == "redis" or len(name.encode()) <= _LONGEST_QUEUE):
+                found.append(name)
+    return found
 
 
 def _processes_of(worker: ProcessWorker) -> frozenset[int]:
