@@ -60,6 +60,8 @@ _SETTLE_S: Final = 20.0
 _POLL_S: Final = 0.01
 _LOOK_S: Final = 0.2
 _PING_S: Final = 2.0
+_PINGS: Final = 3
+"""How often a ping is sent: Celery makes a worker's mailbox anew after a command that failed, and loses what it held."""
 
 MOST_BYTES: Final = 200_000_000
 """How much memory a worker's process may have had at any time; about a third of it is what it begins with."""
@@ -228,9 +230,12 @@ class Stage:
 
     def _check_place(self, place: Place) -> None:
         if place == "control":
-            answers = self.bridge.native.control.ping(timeout=_PING_S * self.pace.factor, limit=len(self._workers))
-            if len(answers) != len(self._workers):
-                raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping", is_late=True)
+            answers: Any = []
+            for _ in range(_PINGS):
+                answers = self.bridge.native.control.ping(timeout=_PING_S * self.pace.factor, limit=len(self._workers))
+                if len(answers) == len(self._workers):
+                    return
+            raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping", is_late=True)
         elif place == "letters":
             self._look_at_letters()
         elif place == "strangers":
