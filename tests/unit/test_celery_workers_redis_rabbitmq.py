@@ -187,9 +187,9 @@ def test_who_watches_events_sees_every_end_and_no_secrets(
         shop.until(lambda: any(event["type"] == "worker-online" for event in seen), "the worker's first event")
         for task in ("fails", "discards"):
             shop.send(task)
-        shop.send("pay", "s3cret", 2.0)
+        shop.send("pay", "s3cret", 4.0)
         shop.until(lambda: shop.notes("pay"), "a task that runs")
-        active = json.dumps(app.control.inspect(timeout=2).active())
+        active = json.dumps(app.control.inspect(timeout=20, limit=1).active())
         shop.until(lambda: len(state.tasks) == len(names) and _all_ended(state), "all to end")
     ends = {task.name.rpartition(".")[2]: task.state for task in state.tasks.values()}
     assert ends == {name: {"fails": "FAILURE", "pay": "SUCCESS"}.get(name, "REVOKED") for name in names}
@@ -377,7 +377,7 @@ def test_what_remote_control_revokes_ends_as_cancelled(
     stored = {} if server is redis_server else {"store": redis_server.url}
     shop = make_shop(server, remote_control="on", **stored)
     shop.worker(pool)
-    running = [shop.send("long", 3) for _ in range(2)]
+    running = [shop.send("long", 5) for _ in range(2)]
     shop.until(lambda: len(shop.notes("long")) == 2, "both slots to be taken")
     waiting = shop.send("add", 1, 2)
     control = shop.bridge.native.control
