@@ -86,17 +86,8 @@ def copies(target: Target, namespace: str, mark: str) -> int:
         with client:
             return sum(mark in repr(_value(client, key)) for key in client.scan_iter(f"*{namespace}*", _TOGETHER))
     if target.address.broker == "amqp":
-        import pika  # here, for not everyone has it installed
-
-        connection: Any = pika.BlockingConnection(pika.URLParameters(target.address.broker_url))
-        errors: Any = import_module("pika.exceptions")
-        left = 0
-        with connection:
-            for queue in _queues(namespace):
-                if queue.endswith(".XQ"):
-                    with suppress(errors.ChannelClosedByBroker):  # there is no such queue
-                        left += connection.channel().queue_declare(queue, passive=True).method.message_count
-        return left
+        found = _existing(target.address.broker_url, namespace)
+        return sum(told.message_count for queue, told in found if queue.endswith(".XQ"))
     return 0
 
 
@@ -120,19 +111,19 @@ def is_deserted(target: Target, namespace: str) -> bool:
     A worker that was killed is there for the server until it comes to read that its connection has ended; what it gives
     that worker meanwhile waits again afterwards.
     """
+    return not any(told.consumer_count for _, told in _existing(target.address.broker_url, namespace))
+
+
+def _existing(url: str, namespace: str) -> Iterator[tuple[str, Any]]:
+    """Yield the queues of a namespace that are there on RabbitMQ, each with what the server tells of it."""
     import pika  # here, for not everyone has it installed
 
     errors: Any = import_module("pika.exceptions")
-    connection: Any = pika.BlockingConnection(pika.URLParameters(target.address.broker_url))
+    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
     try:
-        channel = connection.channel()
         for queue in _queues(namespace):
-            try:
-                if channel.queue_declare(queue, passive=True).method.consumer_count:
-                    return False
-            except errors.ChannelClosedByBroker:  # there is no such queue
-                channel = connection.channel()
-        return True
+            with suppress(errors.ChannelClosedByBroker):  # there is no such queue
+                yield queue, connection.channel().queue_declare(queue, passive=True).method
     finally:
         connection.close()
 
