@@ -21,6 +21,36 @@ A [scenario](scenarios.md#n) starts workers of each kind and compares what it se
 memory brokers run tasks in threads of your own process, as in the last two columns.
 """
 
+REMEDIES = {
+    "main thread": (
+        "What only a main thread may do, such as `signal.signal`, do when the module is imported. What belongs to "
+        "one thread (a `sqlite3` connection, a `decimal` context, a context variable) make in a `before_run` hook, "
+        "which runs in the task's thread, and keep it in `threading.local()`."
+    ),
+    "forked": (
+        "Open connections, start threads and seed generators (`numpy.random.seed()`) in `worker_started`, which is "
+        "called in each process after the fork, and not when the module is imported."
+    ),
+    "interrupted in C": (
+        "Give such calls a timeout shorter than a second if the run has to clean up. Otherwise the process ends "
+        "without it; its message starts again at once, as the same attempt, everywhere."
+    ),
+    "hooks elsewhere": (
+        "In the hooks `dead`, `discarded`, `before_send` and `after_send`, make what they use as they first use "
+        "it, or choose `--threads 2`."
+    ),
+    "served by each": (
+        "Nothing: they share the work. With dozens of processes, `--no-scheduler` and one `taskbridge scheduler` "
+        "save some load."
+    ),
+    "leased by each": "Set `lease` above the longest such call, or run these tasks on Celery with `--threads 1`.",
+    "threads awaited": (
+        "Wait in the task for what it has started. Do what has to be done at a process's end in `worker_stopping`: "
+        "functions of `atexit` run with more threads on Celery, and on Dramatiq from Python 3.13 on."
+    ),
+}
+"""What to do where one of them matters."""
+
 
 def page() -> str:
     """Return the page."""
@@ -38,7 +68,7 @@ def _table() -> Iterator[str]:
 
 def _remedies() -> Iterator[str]:
     yield "Where one of these matters to you:\n"
-    yield from (f"{number}. {each.remedy}" for number, each in enumerate(DIFFERENCES.values(), 1))
+    yield from (f"{number}. {REMEDIES[name]}" for number, name in enumerate(DIFFERENCES, 1))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,11 @@ class Difference:
     Attributes:
         what: It, as a sentence.
         on: The kinds on which it is so.
-        remedy: What to do where it matters.
         brokers: On which brokers.
     """
 
     what: str
     on: tuple[Kind, ...]
-    remedy: str
     brokers: tuple[str, ...] = ("redis", "amqp")
 
 
@@ -39,27 +37,14 @@ DIFFERENCES: Final[Mapping[str, Difference]] = {
     "main thread": Difference(
         what="A task runs in the main thread of its process.",
         on=("children",),
-        remedy=(
-            "What only a main thread may do, such as `signal.signal`, do when the module is imported. What belongs to "
-            "one thread (a `sqlite3` connection, a `decimal` context, a context variable) make in a `before_run` hook, "
-            "which runs in the task's thread, and keep it in `threading.local()`."
-        ),
     ),
     "forked": Difference(
         what="The application is imported once, and its processes are forked from that one.",
         on=("children",),
-        remedy=(
-            "Open connections, start threads and seed generators (`numpy.random.seed()`) in `worker_started`, which is "
-            "called in each process after the fork, and not when the module is imported."
-        ),
     ),
     "interrupted in C": Difference(
         what="The end of the grace interrupts a run inside a long call, such as `time.sleep` or `recv`.",
         on=("children",),
-        remedy=(
-            "Give such calls a timeout shorter than a second if the run has to clean up. Otherwise the process ends "
-            "without it; its message starts again at once, as the same attempt, everywhere."
-        ),
     ),
     "hooks elsewhere": Difference(
         what=(
@@ -67,32 +52,19 @@ DIFFERENCES: Final[Mapping[str, Difference]] = {
             "unknown task, and about what a schedule sends."
         ),
         on=("children",),
-        remedy=(
-            "In the hooks `dead`, `discarded`, `before_send` and `after_send`, make what they use as they first use "
-            "it, or choose `--threads 2`."
-        ),
     ),
     "served by each": Difference(
         what="Each process promotes what is due and follows the schedules, not one for all processes.",
         on=("threads", "dramatiq"),
-        remedy=(
-            "Nothing: they share the work. With dozens of processes, `--no-scheduler` and one `taskbridge scheduler` "
-            "save some load."
-        ),
     ),
     "leased by each": Difference(
         what="A call that holds the interpreter's lock for longer than `lease` makes its worker count as dead.",
         on=("threads", "dramatiq"),
         brokers=("redis",),
-        remedy="Set `lease` above the longest such call, or run these tasks on Celery with `--threads 1`.",
     ),
     "threads awaited": Difference(
         what="As a worker stops, threads that a task has started have the rest of the grace, unless they are daemons.",
         on=("threads", "dramatiq"),
-        remedy=(
-            "Wait in the task for what it has started. Do what has to be done at a process's end in `worker_stopping`: "
-            "functions of `atexit` run with more threads on Celery, and on Dramatiq from Python 3.13 on."
-        ),
     ),
 }
 """Every difference, by a name for what a scenario looks at."""
