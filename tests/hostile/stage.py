@@ -61,7 +61,10 @@ _POLL_S: Final = 0.01
 _LOOK_S: Final = 0.2
 _PING_S: Final = 2.0
 _PINGS: Final = 3
-"""How often a ping is sent: Celery makes a worker's mailbox anew after a command that failed, and loses what it held."""
+"""How often a ping is sent: after a command that failed, Celery makes a worker's mailbox anew, and loses what it held.
+
+So this doesn't tell a lost ping from none; a worker that stays deaf is found all the same.
+"""
 
 MOST_BYTES: Final = 200_000_000
 """How much memory a worker's process may have had at any time; about a third of it is what it begins with."""
