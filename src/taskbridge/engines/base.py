@@ -22,9 +22,6 @@ from taskbridge.declaration import Declaration
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
 
-APP_VARIABLE: Final = "TASKBRIDGE_APP"
-"""The environment variable that tells an engine's own worker, started by `taskbridge worker`, what to load."""
-
 Host: TypeAlias = "Bridge"
 """What an engine is given: the bridge that it belongs to."""
 
