@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -77,27 +78,63 @@ def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateR
     client.close()
 
 
+_SOUND = {"task": "t", "queue": "q", "state": "running", "enqueued_at": 1.0, "attempt": 1}
+_ODD_FIELDS: dict[str, list[Any]] = {
+    "task": [5],
+    "queue": [None],
+    "state": [[], {}],
+    "enqueued_at": [float("nan")],
+    "due_at": [1e300],
+    "ended_at": ["x"],
+    "attempts": [5, [[1]], [[1, "w", 2.0, None, "E"]]],
+    "result": [5],
+    "reason": [1],
+    "error": [["E"], "Ex"],
+    "replays": ["x", -1],
+    "cancel_asked": [1],
+    "attempt": [None, 1.5],
+    "over": ["1", 10**400],
+    "writer": [[]],
+    "written_at": [True],
+}
 ODD_RECORDS = (
-    *(b"", b"\xff", b"x", b"1\n", b"1\n5", b"x\n{}", b'1\n{"state":"done"}'),
-    *(b"0\n" + b"[" * 10_000, b"9" * 9_999),
+    *(b"", b"\xff", b"x", b"1\n", b"1\n5", b"1\n[]", b"1\nnull", b"x\n{}", b'1\n{"state":"done"}'),
+    *(b"0\n" + b"[" * 10_000, b"9" * 9_999, b"-1\n" + json.dumps(_SOUND).encode()),
+    *(b"3\n" + json.dumps({**_SOUND, name: odd}).encode() for name, odds in _ODD_FIELDS.items() for odd in odds),
 )
 
 
 @pytest.mark.parametrize("odd", [*ODD_RECORDS, None])
-def test_a_record_that_can_not_be_read_is_begun_anew(redis_server: PrivateRedis, odd: bytes | None) -> None:
-    """None is a key of another type."""
+def test_a_record_that_can_not_be_read_stays_until_a_write_begins_it_anew(
+    redis_server: PrivateRedis, odd: bytes | None
+) -> None:
+    """None is a key of another type. A newer release may have written it, which can read it (rule S8)."""
     store, client, message = opened(redis_server), Client(redis_server.url), a_message()
     key = f"{store.backend._prefix}record:{message.id}"  # type: ignore[attr-defined]
     client.execute([("LPUSH", key, "x") if odd is None else ("SET", key, odd)], timeout_s=5)
     assert store.records.get(message.id, timeout_s=5) is None
+    assert store.records.cancel(message.id, at=1.0, timeout_s=5) is None
+    if odd is not None:
+        assert client.execute([("GET", key)], timeout_s=5) == odd
 
-    client.execute([("DEL", key)], timeout_s=5)
-    client.execute([("LPUSH", key, "x") if odd is None else ("SET", key, odd)], timeout_s=5)
     ending = Ending(state="dead", at=2.0, reason="exhausted")
     assert store.records.ended(replace(message, attempt=2), ending, timeout_s=5) == "dead"
     record = store.records.get(message.id, timeout_s=5)
     assert record is not None
     assert (record.state, record.task) == ("dead", "t")
+    store.close()
+    client.close()
+
+
+@pytest.mark.parametrize("version", ["01", " 1", "+1", "1_0", "\u0663", "1000000000"])
+def test_a_record_whose_version_is_written_in_another_way_is_written_all_the_same(
+    redis_server: PrivateRedis, version: str
+) -> None:
+    store, client, message = opened(redis_server), Client(redis_server.url), a_message()
+    key = f"{store.backend._prefix}record:{message.id}"  # type: ignore[attr-defined]
+    client.execute([("SET", key, f"{version}\n{json.dumps(_SOUND)}")], timeout_s=5)
+    ending = Ending(state="dead", at=2.0, reason="exhausted")
+    assert store.records.ended(message, ending, timeout_s=5) == "dead"
     store.close()
     client.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from taskbridge.settings import load
 from taskbridge.stores import transitions
 from taskbridge.stores.marks import Worker
 from taskbridge.stores.memory import MemoryBackend
-from taskbridge.stores.states import Ending, Row, State, Status, status_of
+from taskbridge.stores.states import Ending, Row, State, Status, is_row, status_of
 from taskbridge.stores.transitions import Run
 
 MESSAGE = Message(id="m", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=1.5)
@@ -33,6 +33,14 @@ def ended(state: State) -> Row:
 def test_what_was_kept_as_json_comes_back_as_it_was(state: State) -> None:
     row = ended(state)
     assert status_of("m", cast("Row", json.loads(json.dumps(row)))) == status_of("m", row)
+
+
+def test_what_a_newer_release_tells_beside_what_is_known_here_is_left_out() -> None:
+    row = json.loads(json.dumps(ended("dead")))
+    newer: Any = {**row, "progress": [1, 2], "error": [*row["error"], "more"]}
+    newer["attempts"] = [[*each, {"host": "w"}] for each in row["attempts"]]
+    assert is_row(newer)
+    assert status_of("m", newer) == status_of("m", row)
 
 
 def test_a_row_holds_what_is_there() -> None:

@@ -46,6 +46,11 @@ class Write:
     cancellation_kept_s: float | None = None
 
 
+def head_of(text: str | None) -> str:
+    """Return what a write has to have seen, so that it replaces this text; None is where there is none."""
+    return NEW if text is None else text.partition("\n")[0]
+
+
 class Backend(ABC):
     """The texts of a bridge's namespace.
 

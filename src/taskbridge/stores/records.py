@@ -35,7 +35,7 @@ from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import NEW, Backend, Write
+from taskbridge.stores.backend import NEW, Backend, Write, head_of
 from taskbridge.stores.process import PerProcess
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
@@ -47,6 +47,7 @@ from taskbridge.stores.states import (
     Row,
     State,
     Status,
+    is_row,
     status_of,
 )
 
@@ -54,6 +55,9 @@ __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Rec
 
 CANCELLATIONS_AT_ONCE: Final = 1000
 """How many cancellations a store tells of at once."""
+
+_LONGEST_HEAD: Final = 10
+"""How many digits count as a version."""
 
 Decide = Callable[[Row | None], Row | None]
 """Given a record, or None if there is none, returns what is to replace it; None is to leave it as it is."""
@@ -152,7 +156,7 @@ class Records:
         Raises:
             BrokerUnavailable: The store doesn't answer.
         """
-        row = self._read(message_id, timeout_s)
+        row, _ = self._read(message_id, timeout_s)
         return None if row is None else status_of(message_id, row)
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
@@ -202,13 +206,10 @@ class Records:
         """Write the starts that are not written yet, for 2 s at most."""
         self._starts.close()
 
-    def _read(self, message_id: str, timeout_s: float) -> Row | None:
-        """Return a record; one that can't be read is removed, and begins anew."""
+    def _read(self, message_id: str, timeout_s: float) -> tuple[Row | None, str]:
+        """Return a record, and its head; one that can't be read counts as none, and stays until a write replaces it."""
         [text] = self._backend.get([_key(message_id)], timeout_s=timeout_s)
-        row = _unpacked(text)
-        if text is not None and row is None:
-            self._backend.remove([_key(message_id)], timeout_s=timeout_s)
-        return row
+        return _unpacked(text), head_of(text)
 
     def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         row = transitions.new(message, delay_s)
@@ -237,35 +238,35 @@ class Records:
         Raises:
             BrokerUnavailable: It wasn't done in time.
         """
-        row = seen if is_guess else self._read(message_id, deadline - monotonic())
+        row, head = (seen, _head(seen)) if is_guess else self._read(message_id, deadline - monotonic())
         while True:
             new = decide(row)
             if new is None and not is_guess:
                 return row, None
             if new is not None:
-                write = self._write(message_id, row, new, cancels=cancels)
+                write = self._write(message_id, row, head, new, cancels=cancels)
                 if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                     return row, new
             if monotonic() >= deadline:
                 raise StoreUnavailable("others change the same record")
-            row, is_guess = self._read(message_id, deadline - monotonic()), False
+            (row, head), is_guess = self._read(message_id, deadline - monotonic()), False
 
-    def _write(self, message_id: str, old: Row | None, new: Row, *, cancels: bool = False) -> Write:
-        """Return a write of what was decided about a record."""
-        new["version"], now = 1 if old is None else old.get("version", 0) + 1, self._now()
+    def _write(self, message_id: str, old: Row | None, head: str, new: Row, *, cancels: bool = False) -> Write:
+        """Return a write of what was decided about a record; `head` is that of the text which it replaces."""
+        new["version"], now = 1 if head == NEW else _next(head), self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
-        key, seen, text = _key(message_id), NEW if old is None else _head(old), _packed(new)
+        key, text = _key(message_id), _packed(new)
         if old is None or not cancels:
-            return Write(key, seen, text, kept_s, tells)
+            return Write(key, head, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))
         told_s = transitions.kept_s(old, result_ttl_s=self._ttl_s, now=now, unended_s=transitions.CANCELLATION_KEPT_S)
-        return Write(key, seen, text, kept_s, tells, life, told_s)
+        return Write(key, head, text, kept_s, tells, life, told_s)
 
     def _write_starts(self, starts: Sequence[Started]) -> None:
         """Write starts, all at once those whose records are as they were made, and then the others."""
         deadline = monotonic() + self._timeout_s
         rows = [(start, row) for start in starts if start.message.attempt == 1 and (row := start.decide(None))]
-        writes = [self._write(start.message.id, None, row) for start, row in rows]
+        writes = [self._write(start.message.id, None, NEW, row) for start, row in rows]
         done = self._backend.write(writes, timeout_s=self._timeout_s) if writes else []
         for (start, row), is_done in zip(rows, done, strict=True):
             start.row = row if is_done else None
@@ -282,8 +283,13 @@ def _key(message_id: str) -> str:
     return f"record:{message_id}"
 
 
-def _head(row: Row) -> str:
-    return str(row.get("version", 0))
+def _head(row: Row | None) -> str:
+    return NEW if row is None else str(row.get("version", 0))
+
+
+def _next(head: str) -> int:
+    """Return the version of what replaces a text with this head, which anybody may have written: never the same."""
+    return int(head) + 1 if head.isdecimal() and len(head) < _LONGEST_HEAD else 1
 
 
 def _packed(row: Row) -> str:
@@ -300,12 +306,10 @@ def _unpacked(text: str | None) -> Row | None:
         return None
     try:
         version, rest, *result = text.split("\n", 2)
-        row: Row = codec.from_json(rest)
-        if version != "0":
-            row["version"] = int(version)
+        found: Any = codec.from_json(rest)
+        found["version"] = int(version)
         if result:
-            row["result"] = result[0]
-        status_of("", row)
-    except Exception:  # anybody may have written it
+            found["result"] = result[0]
+    except (ValueError, TypeError, RecursionError):  # anybody may have written it
         return None
-    return row
+    return found if is_row(found) else None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, TypeGuard
 
 from typing_extensions import Required
 
 from taskbridge.durations import moment
+from taskbridge.message import END_OF_TIME
 from taskbridge.retry import ErrorInfo
 
 State = Literal["scheduled", "queued", "running", "retrying", "done", "dead", "discarded", "cancelled"]
@@ -161,16 +162,7 @@ def status_of(message_id: str, row: Row) -> Status:
         enqueued_at=moment(row["enqueued_at"]),
         due_at=moment(row.get("due_at")),
         ended_at=moment(row.get("ended_at")),
-        attempts=tuple(
-            Attempt(
-                number=number,
-                worker=worker,
-                started_at=moment(started_at),
-                ended_at=moment(ended_at),
-                error=_error(error),
-            )
-            for number, worker, started_at, ended_at, error in row.get("attempts", ())
-        ),
+        attempts=tuple(_attempt(each) for each in row.get("attempts", ())),
         result_json=row.get("result"),
         reason=row.get("reason", ""),
         error=_error(row.get("error")),
@@ -180,5 +172,81 @@ def status_of(message_id: str, row: Row) -> Status:
     )
 
 
+def _attempt(row: AttemptRow) -> Attempt:
+    number, worker, started_at, ended_at, error = row[:5]  # what a newer release tells beside them is left out
+    return Attempt(
+        number=number,
+        worker=worker,
+        started_at=moment(started_at),
+        ended_at=moment(ended_at),
+        error=_error(error),
+    )
+
+
 def _error(pair: Error | None) -> ErrorInfo | None:
     return None if pair is None else ErrorInfo(type=pair[0], message=pair[1])
+
+
+def is_row(found: Any) -> TypeGuard[Row]:
+    """Return whether what was read is a row: each field that is known here has its type, and times are in range.
+
+    Other fields, and what an attempt has beyond its five items, are a newer release's, and no fault.
+    """
+    if not _is_object(found) or any(name not in found for name in _REQUIRED):
+        return False
+    return all(is_sound(found[name]) for name, is_sound in _FIELDS.items() if name in found)
+
+
+_REQUIRED: Final = ("task", "queue", "state", "enqueued_at")
+
+
+def _is_object(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= END_OF_TIME
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= END_OF_TIME
+
+
+def _is_time_or_none(value: Any) -> bool:
+    return value is None or _is_time(value)
+
+
+def _is_error(value: Any) -> bool:
+    return _is_list(value) and len(value) >= 2 and all(map(_is_text, value[:2]))
+
+
+def _are_attempts(value: Any) -> bool:
+    return _is_list(value) and all(map(_is_attempt, value))
+
+
+def _is_attempt(value: Any) -> bool:
+    if not _is_list(value) or len(value) < 5:
+        return False
+    number, worker, started_at, ended_at, error = value[:5]
+    is_run = _is_count(number) and _is_text(worker) and _is_time(started_at)
+    return is_run and _is_time_or_none(ended_at) and (error is None or _is_error(error))
+
+
+_FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer"), _is_text),
+    **dict.fromkeys(("replays", "version", "attempt", "over"), _is_count),
+    **dict.fromkeys(("enqueued_at", "written_at"), _is_time),
+    **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),
+    "attempts": _are_attempts,
+    "error": _is_error,
+    "cancel_asked": lambda value: type(value) is bool,
+}
+"""What says of each field whether its value is sound."""
