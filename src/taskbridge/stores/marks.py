@@ -29,7 +29,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.backend import Backend, Write, head_of
 from taskbridge.stores.process import PerProcess, process_name
 from taskbridge.stores.transitions import Run
 
@@ -320,7 +320,7 @@ class Marks:
             if mark == ENDED:
                 return Claim.ENDED, None
             if not _OF_RUN.fullmatch(mark):  # nobody has started it: it was only taken, or anybody has written this
-                started = Write(key, mark.partition("\n")[0], mine, STARTED_KEPT_S)
+                started = Write(key, head_of(mark), mine, STARTED_KEPT_S)
                 if self._backend.write([started], timeout_s=deadline - monotonic())[0]:
                     return Claim.RUN, None
                 continue

@@ -9,7 +9,7 @@ from typing import Final
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import NEW, Backend, Write
+from taskbridge.stores.backend import Backend, Write, head_of
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
@@ -64,7 +64,7 @@ class MemoryBackend(Backend):
 
     def _write(self, write: Write) -> bool:
         found = self._find(write.key)
-        if write.seen != (NEW if found is None else found.partition("\n")[0]):
+        if write.seen != head_of(found):
             return False
         if write.text is None:
             self._kept.pop(write.key, None)

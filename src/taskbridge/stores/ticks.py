@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME
-from taskbridge.stores.backend import NEW, Backend, Write
+from taskbridge.stores.backend import Backend, Write, head_of
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class Ticks:
         for name in plans:
             if text is not None and noted.get(name) != plans[name]:  # an earlier release noted nothing
                 self._change(name, partial(_anew, at), timeout_s)
-        write = Write(_NOTED, _head(text), json.dumps(left))
+        write = Write(_NOTED, head_of(text), json.dumps(left))
         return left == noted or self._backend.write([write], timeout_s=timeout_s)[0]
 
     def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
@@ -237,7 +237,7 @@ class Ticks:
             answer, plan = decide(loads(seen))
             if plan is None:
                 return answer
-            write = Write(key, _head(seen), plan.dumps())
+            write = Write(key, head_of(seen), plan.dumps())
             if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:
@@ -247,10 +247,6 @@ class Ticks:
 def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
     state = ScheduleState(settled_until=at) if plan.state is None else plan.state
     return None, replace(plan, state=replace(state, settled_until=max(at, state.settled_until)))
-
-
-def _head(text: str | None) -> str:
-    return NEW if text is None else text.partition("\n")[0]
 
 
 def _key(schedule: str) -> str:
