@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.logs import logger
@@ -85,22 +85,27 @@ class Plan:
         return json.dumps([None if self.state is None else asdict(self.state), claims], separators=(",", ":"))
 
 
+_FIELDS: Final = frozenset(each.name for each in fields(ScheduleState))
+
+
 def loads(text: str | None) -> Plan:
     """Return the plan that `Plan.dumps` wrote; an empty one if there is none, or what is there is no plan."""
     if text is None:
         return Plan()
     try:
-        state, claims = json.loads(text)
+        state, claims, *_ = json.loads(text)
         return Plan(
-            state=None if state is None else _checked(ScheduleState(**state)),
-            claims={float(planned_at): (str(claimant), float(until)) for planned_at, claimant, until in claims},
+            state=None if state is None else _state(state),
+            claims={float(planned_at): (str(claimant), float(until)) for planned_at, claimant, until, *_ in claims},
         )
-    except (ValueError, TypeError, RecursionError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         _log.warning("what is kept of a schedule can't be read, it begins anew: %s", type(exc).__name__)
         return Plan()
 
 
-def _checked(state: ScheduleState) -> ScheduleState:
+def _state(found: Mapping[str, Any]) -> ScheduleState:
+    """Return what is known of a schedule; fields that are not known here are a newer release's, and left out."""
+    state = ScheduleState(**{name: value for name, value in found.items() if name in _FIELDS})
     times_are_sound = all(0 <= each <= END_OF_TIME for each in (state.settled_until, state.last_planned_at or 0.0))
     if not (times_are_sound and isinstance(state.last_id, str) and isinstance(state.missed, int)):
         raise ValueError("not a state")

@@ -1,0 +1,31 @@
+"""What is kept of schedules is read whoever has written it: a newer release, or somebody else (rules S8 and I1)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from taskbridge.stores.ticks import Plan, ScheduleState, loads
+
+
+def test_what_a_newer_release_tells_beside_what_is_known_here_is_left_out() -> None:
+    """Else a paused schedule would go on as soon as an older worker reads of it."""
+    known = ScheduleState(settled_until=5.0, paused=True, last_id="m", last_planned_at=4.0, missed=2)
+    plan = Plan(state=known, claims={6.0: ("one", 16.0)})
+    state, claims = json.loads(plan.dumps())
+    newer = [{**state, "owner": "me"}, [[*claim, "more"] for claim in claims], {"more": 1}]
+    assert loads(json.dumps(newer)) == plan
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *("", "x", "[", "5", "[]", "[null]", "[5,[]]", "[[],[]]", "[{},[]]"),
+        *("[null,5]", "[null,[[1]]]", '[null,"abc"]'),
+        *('[{"settled_until":"x"},[]]', '[{"settled_until":NaN},[]]', '[{"settled_until":1,"last_id":5},[]]'),
+        *(f'[null,[[{"9" * 400},"c",1]]]', "[" * 100_000),
+    ],
+)
+def test_what_can_not_be_read_begins_anew(odd: str) -> None:
+    assert loads(odd) == Plan()
