@@ -151,14 +151,37 @@ def test_a_message_that_came_back_is_counted_until_it_starts(server: PrivateRedi
     assert marks.taken(message) == 0
 
 
-@pytest.mark.parametrize("odd", [b"", b"\xff", b"x", b"taken x", b"a b c", b"ended\nx", b"taken 1\n2", b"a|lost b"])
-def test_an_odd_mark_counts_as_none(server: PrivateRedis, odd: bytes) -> None:
+ODD_MARKS = b"", b"\xff", b"x", b"taken x", b"a b c", b"ended\nx", b"taken 1\n2", b"a|lost b", b"a|lost 1.000"
+
+
+@pytest.mark.parametrize("odd", [*ODD_MARKS, None])
+def test_an_odd_mark_counts_as_none(server: PrivateRedis, odd: bytes | None) -> None:
+    """None is a key of another type, which is made anew."""
     message, marks = a_message(41), marks_of(server)
     with redis.Redis.from_url(server.url) as client:
-        client.set(f"taskbridge:mark:{message.id}:1", odd)
-    assert marks.taken(message) == 0
+        key = f"taskbridge:mark:{message.id}:1"
+        client.delete(key)
+        if odd is None:
+            client.lpush(key, "x")
+        else:
+            client.set(key, odd)
+    assert marks.taken(message) == (1 if odd is None else 0)
     assert marks.claim(message, timeout_s=1) is Claim.RUN
     assert marks_of(server).claim(message, timeout_s=1) is Claim.RUNNING
+
+
+def test_what_a_newer_release_says_at_the_end_of_a_mark_changes_nothing(server: PrivateRedis) -> None:
+    """Else an attempt would be started twice while both releases are about (rules A7 and S8)."""
+    first, message = marks_of(server), a_message(42)
+    assert first.claim(message, timeout_s=1) is Claim.RUN
+    with redis.Redis.from_url(server.url) as client:
+        key = f"taskbridge:mark:{message.id}:1"
+        client.append(key, " more words")
+        assert marks_of(server).claim(message, timeout_s=1) is Claim.RUNNING
+        first.close()
+        assert marks_of(server).claim(message, timeout_s=1) is Claim.LOST
+        client.set(key, "ended 1.000")
+        assert marks_of(server).claim(message, timeout_s=1) is Claim.ENDED
 
 
 def test_a_forked_process_is_another_worker(server: PrivateRedis) -> None:

@@ -39,8 +39,8 @@ ENDED: Final = "ended"
 _LOST: Final = "|lost"
 _TAKEN: Final = "taken "
 _OF_TAKEN: Final = re.compile(rf"{_TAKEN}[0-9]{{1,9}}")
-_OF_RUN: Final = re.compile(r"[^ \n]+(\|lost [^ \n]+)? [0-9]{1,12}\.[0-9]{3}")
-"""What the marks of runs that have not ended look like."""
+_OF_RUN: Final = re.compile(r"[^ |\n]+(\|lost [^ |\n]+)? [0-9]{1,11}\.[0-9]{3}( [^\n]*)?")
+"""What the marks of runs that have not ended look like; what comes after that is a newer release's."""
 
 STARTED_KEPT_S: Final = 7 * 86400.0
 """How long the mark of a run that never ended is kept; its message comes back much sooner."""
@@ -317,7 +317,7 @@ class Marks:
             mark = self._backend.add(key, mine, kept_s=STARTED_KEPT_S, timeout_s=deadline - monotonic())
             if mark is None:
                 return Claim.RUN, None
-            if mark == ENDED:
+            if mark.partition(" ")[0] == ENDED:
                 return Claim.ENDED, None
             if not _OF_RUN.fullmatch(mark):  # nobody has started it: it was only taken, or anybody has written this
                 started = Write(key, head_of(mark), mine, STARTED_KEPT_S)
@@ -356,5 +356,5 @@ def _owner(mark: str) -> str:
 
 
 def _run(words: str) -> Run:
-    name, at = words.split(" ")
+    name, at = words.split(" ")[:2]
     return Run(name.rpartition(":")[0], float(at))  # as the worker has called itself in the record
