@@ -80,10 +80,9 @@ class Results:
         try:
             while True:
                 woken.clear()
-                left_s = _left_s(deadline)
-                if (found := self._again(records, id, left_s)) is not None:
+                if (found := self._again(records, id, deadline)) is not None:
                     return _in_time(found)
-                woken.wait(min(left_s, uniform(*_LOOK_AGAIN_S)))
+                woken.wait(min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
         finally:
             end_watch()
 
@@ -109,20 +108,20 @@ class Results:
             await asyncio.shield(watch)
             while True:
                 woken.clear()
-                left_s = _left_s(deadline)
-                if (found := await self._aside(partial(self._again, records, id, left_s))) is not None:
+                if (found := await self._aside(partial(self._again, records, id, deadline))) is not None:
                     return _in_time(found)
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(woken.wait(), min(left_s, uniform(*_LOOK_AGAIN_S)))
+                    await asyncio.wait_for(woken.wait(), min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
 
-    def _again(self, records: Records, id: str, left_s: float) -> Status | None:
+    def _again(self, records: Records, id: str, deadline: float) -> Status | None:
         """Return the record if it is final, or no time is left; None if there is more to wait for."""
+        left_s = _left_s(deadline)
         try:
             record = self._get(records, id)
         except StoreUnavailable:
-            if left_s == 0:
+            if _left_s(deadline) == 0:
                 raise
             return None
         return record if record.state in FINAL or left_s == 0 else None
