@@ -36,17 +36,18 @@ class StoreClock:
         self._timeout_s = send_timeout_s * _SHARE
         self._ask_at = -inf
         self._is_known = False
-        self._ahead_s = 0.0  # of this machine's clock
-        self._gap_s = time.time() - monotonic()
+        # By how much the store's clock is ahead of this machine's, and this one of the monotonic clock; replaced
+        # together, so that of two threads that notice at once that a clock was set, none reckons with it twice.
+        self._seen = 0.0, time.time() - monotonic()
 
     def __call__(self) -> float:
         """Return the time, as far as it is known; raises nothing."""
         here, now = time.time(), monotonic()
-        if now >= self._ask_at or not -_SAME_S < here - now - self._gap_s < _SAME_S:
+        if now >= self._ask_at or not -_SAME_S < here - now - self._seen[1] < _SAME_S:
             with suppress(BrokerUnavailable):
                 self._ask(self._timeout_s)
             here = time.time()
-        return here + self._ahead_s
+        return here + self._seen[0]
 
     def ensure(self, *, timeout_s: float) -> None:
         """Return if the store has answered once, or does now; else raise `BrokerUnavailable`."""
@@ -55,11 +56,13 @@ class StoreClock:
 
     def _ask(self, timeout_s: float) -> None:
         here, began = time.time(), monotonic()
+        ahead_s, gap_s = self._seen
         if self._is_known:
-            self._ahead_s -= here - began - self._gap_s  # as if it had not been set, until the store answers
-        self._gap_s, self._ask_at = here - began, began + _AGAIN_S
+            ahead_s -= here - began - gap_s  # as if it had not been set, until the store answers
+        self._seen, self._ask_at = (ahead_s, here - began), began + _AGAIN_S
         ahead_s, took_s = self._backend.time(timeout_s=timeout_s) - here, monotonic() - began
-        self._ahead_s = 0.0 if -_SAME_S <= ahead_s <= took_s + _SAME_S else ahead_s - took_s
+        is_same = -_SAME_S <= ahead_s <= took_s + _SAME_S
+        self._seen = 0.0 if is_same else ahead_s - took_s, here - began
         if self.skew and not self._is_known:
             _log.warning("%s", self.skew)
         self._is_known, self._ask_at = True, began + _ASK_S
@@ -67,7 +70,8 @@ class StoreClock:
     @property
     def skew(self) -> str:
         """What is to be said of this machine's clock; nothing if it is nearly right."""
-        if abs(self._ahead_s) <= SKEW_S:
+        ahead_s, _ = self._seen
+        if abs(ahead_s) <= SKEW_S:
             return ""
-        off = f"{abs(self._ahead_s):.0f} s {'behind' if self._ahead_s > 0 else 'ahead of'} the store's"
+        off = f"{abs(ahead_s):.0f} s {'behind' if ahead_s > 0 else 'ahead of'} the store's"
         return f"this machine's clock is {off}: expiry and schedules go by the store's; keep clocks in time with NTP"
