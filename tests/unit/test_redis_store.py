@@ -139,6 +139,23 @@ def test_a_record_whose_version_is_written_in_another_way_is_written_all_the_sam
     client.close()
 
 
+def test_keys_of_cancellations_that_hold_something_else_are_made_anew(redis_server: PrivateRedis) -> None:
+    """Else no worker would start anything, for none would know what is cancelled."""
+    store, client, message = opened(redis_server), Client(redis_server.url), a_message()
+    key = f"{store.backend._prefix}cancelled"  # type: ignore[attr-defined]
+    store.records.create([(message, 0.0)], timeout_s=5)
+    client.execute([("LPUSH", key, "x")], timeout_s=5)
+    assert store.records.cancelled_since("", timeout_s=5) == ("", [])
+
+    client.execute([("LPUSH", key, "x"), ("LPUSH", f"{key}:until", "x")], timeout_s=5)
+    record = store.records.cancel(message.id, at=1.0, timeout_s=5)
+    assert record is not None
+    assert record.state == "cancelled"
+    assert list(store.records.cancelled_since("", timeout_s=5)[1]) == [message.life]
+    store.close()
+    client.close()
+
+
 def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:
     store, client, message = opened(redis_server), Client(redis_server.url), a_message()
     store.records.started(message, worker="w:1", at=1.0)

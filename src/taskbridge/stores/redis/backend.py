@@ -30,6 +30,7 @@ from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
 _SWAP: Final = Script(__file__, "swap")
+_SINCE: Final = Script(__file__, "since")
 
 _ODD_BYTES: Final = "surrogateescape"  # how bytes come through that somebody else has written, and that are no text
 
@@ -109,8 +110,7 @@ class RedisBackend(Backend):
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
         """Return the lives that were cancelled after a cursor."""
         after = f"({cursor}" if cursor else "-inf"
-        command = ("ZRANGEBYSCORE", self._cancelled, after, "+inf", "WITHSCORES", "LIMIT", 0, most)
-        [found] = self._ask(timeout_s, [command])
+        [found] = self._ask(timeout_s, [_SINCE([self._cancelled], after, most)])
         return found[-1].decode() if found else cursor, [life.decode(errors="replace") for life in found[::2]]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:

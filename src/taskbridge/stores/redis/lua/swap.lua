@@ -14,10 +14,10 @@ if ARGV[5] then
   local time = redis.call('TIME')
   local number = time[1] * 1000000 + time[2]  -- grows even when all have been forgotten
   local now = math.floor(number / 1000)
-  local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
+  local last = own('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
   if last and tonumber(last) >= number then number = tonumber(last) + 1 end
   redis.call('ZADD', KEYS[3], string.format('%.0f', number), ARGV[5])
-  redis.call('ZADD', KEYS[4], ARGV[6] == '' and '+inf' or string.format('%.0f', now + ARGV[6]), ARGV[5])
+  own('ZADD', KEYS[4], ARGV[6] == '' and '+inf' or string.format('%.0f', now + ARGV[6]), ARGV[5])
   local old = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 100)
   if #old > 0 then
     redis.call('ZREM', KEYS[3], unpack(old))
