@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import NoneType
 from typing import Any, Final, Literal, TypedDict, TypeGuard
 
 from typing_extensions import Required
@@ -188,9 +189,9 @@ def _error(pair: Error | None) -> ErrorInfo | None:
 
 
 def is_row(found: Any) -> TypeGuard[Row]:
-    """Return whether what was read is a row: each field that is known here has its type, and times are in range.
+    """Return whether what was read is a row: each field that is known here has its type, and numbers are in range.
 
-    Other fields, and what an attempt has beyond its five items, are a newer release's, and no fault.
+    Other fields, and what an attempt or an error has beyond its items, are a newer release's, and no fault.
     """
     if not _is_object(found) or any(name not in found for name in _REQUIRED):
         return False
@@ -199,54 +200,42 @@ def is_row(found: Any) -> TypeGuard[Row]:
 
 _REQUIRED: Final = ("task", "queue", "state", "enqueued_at")
 
-
-def _is_object(value: Any) -> bool:
-    return type(value) is dict
+_IsSound = Callable[[Any], bool]
 
 
-def _is_list(value: Any) -> bool:
-    return type(value) is list
+def _of(*kinds: type) -> _IsSound:
+    def is_sound(value: Any) -> bool:
+        kind = type(value)
+        return kind in kinds and (kind not in (int, float) or 0 <= value <= END_OF_TIME)
+
+    return is_sound
 
 
-def _is_text(value: Any) -> bool:
-    return type(value) is str
+_is_object, _is_list, _is_text, _is_count = _of(dict), _of(list), _of(str), _of(int)
+_is_time, _is_time_or_none = _of(int, float), _of(int, float, NoneType)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= END_OF_TIME
+def _begins_with(found: Any, *items: _IsSound) -> bool:
+    is_long = _is_list(found) and len(found) >= len(items)
+    return is_long and all(is_sound(item) for is_sound, item in zip(items, found, strict=False))
 
 
-def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= END_OF_TIME
+def _is_error(found: Any) -> bool:
+    return _begins_with(found, _is_text, _is_text)
 
 
-def _is_time_or_none(value: Any) -> bool:
-    return value is None or _is_time(value)
+def _is_attempt(found: Any) -> bool:
+    is_run = _begins_with(found, _is_count, _is_text, _is_time, _is_time_or_none)
+    return is_run and len(found) > 4 and (found[4] is None or _is_error(found[4]))
 
 
-def _is_error(value: Any) -> bool:
-    return _is_list(value) and len(value) >= 2 and all(map(_is_text, value[:2]))
-
-
-def _are_attempts(value: Any) -> bool:
-    return _is_list(value) and all(map(_is_attempt, value))
-
-
-def _is_attempt(value: Any) -> bool:
-    if not _is_list(value) or len(value) < 5:
-        return False
-    number, worker, started_at, ended_at, error = value[:5]
-    is_run = _is_count(number) and _is_text(worker) and _is_time(started_at)
-    return is_run and _is_time_or_none(ended_at) and (error is None or _is_error(error))
-
-
-_FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = {
+_FIELDS: Final[Mapping[str, _IsSound]] = {
     **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer"), _is_text),
     **dict.fromkeys(("replays", "version", "attempt", "over"), _is_count),
     **dict.fromkeys(("enqueued_at", "written_at"), _is_time),
     **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),
-    "attempts": _are_attempts,
+    "attempts": lambda found: _is_list(found) and all(map(_is_attempt, found)),
     "error": _is_error,
-    "cancel_asked": lambda value: type(value) is bool,
+    "cancel_asked": _of(bool),
 }
 """What says of each field whether its value is sound."""
