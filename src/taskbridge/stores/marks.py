@@ -166,6 +166,8 @@ class Worker(Background):
 class Marks:
     """The attempt marks of a bridge, for this process. Threads share it; a forked process is another worker.
 
+    A call raises `StoreUnavailable` if the store does not answer in time, unless it says otherwise.
+
     Args:
         settings: The bridge's.
         backend: What keeps them.
@@ -201,21 +203,13 @@ class Marks:
         worker.deciding.discard(key)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:
-        """Take the mark of an interrupted run away, so that the same attempt may start elsewhere (rule R8).
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Take the mark of an interrupted run away, so that the same attempt may start elsewhere (rule R8)."""
         worker, key = self._me.get(), _key(message)
         self._backend.remove([key], timeout_s=timeout_s)
         worker.running.pop(key, None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
-        """Take the marks of all runs in this process away: it ends now, and their messages are given back (rule R8).
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Take the marks of all runs in this process away: it ends now, and their messages are given back (rule R8)."""
         worker = self._me.get()
         keys = list(worker.running)
         if keys:
@@ -245,9 +239,6 @@ class Marks:
         """Say what may be done with a message that may have been delivered before, and mark it as this worker's.
 
         Of several workers that ask at once, one is told `RUN` or `LOST`.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         worker, key = self._me.get(), _key(message)
         if not worker.decides(key):
@@ -269,9 +260,6 @@ class Marks:
 
         It isn't if this process stood still for so long that it was taken for dead, and another worker has decided
         about the attempt. The store is asked only then.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         worker, key = self._me.made or self._me.get(), _key(message)
         started_at = worker.running.get(key)
@@ -292,11 +280,7 @@ class Marks:
         return worker is not None and not worker.lived_since(monotonic() - self._settings.lease_s)
 
     def gone(self, message: Message, pid: int, *, timeout_s: float) -> None:
-        """Take a process of this machine for dead that has started an attempt: whoever asks has seen its end.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Take a process of this machine for dead that has started an attempt: whoever asks has seen its end."""
         [mark] = self._backend.get([_key(message)], timeout_s=timeout_s)
         if mark is not None and (owner := _owner(mark)).startswith(f"{socket.gethostname()}:{pid}:"):
             self._backend.remove([_alive(owner)], timeout_s=timeout_s)

@@ -64,7 +64,10 @@ Decide = Callable[[Row | None], Row | None]
 
 
 class Records:
-    """The records of a bridge, for this process. Threads share it; a forked process is another one."""
+    """The records of a bridge, for this process. Threads share it; a forked process is another one.
+
+    A call raises `StoreUnavailable` if the store does not answer in time, unless it says otherwise.
+    """
 
     def __init__(self, settings: Settings, backend: Backend, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -77,7 +80,7 @@ class Records:
         """Make the records of messages that are about to be sent, each with its delay in seconds.
 
         Raises:
-            BrokerUnavailable: The store doesn't answer; nothing must be sent.
+            StoreUnavailable: Nothing must be sent.
         """
         now = self._now()
         rows = [self._created(message, delay_s, now) for message, delay_s in messages if not message.replays]
@@ -96,11 +99,7 @@ class Records:
         return None if message.replays else self._backend.creating(*made)
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove the records of messages that were surely not sent, if nobody has changed them since.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Remove the records of messages that were surely not sent, if nobody has changed them since."""
         deadline, keys = monotonic() + timeout_s, sorted(map(_key, ids))  # in order, so that no two lock each other
         rows = map(_unpacked, self._backend.get(keys, timeout_s=timeout_s))
         writes = [
@@ -132,9 +131,6 @@ class Records:
         Returns:
             The record's state after that, whether this has changed it or not; None if it is of another life. It is
             `cancelled` where there was to be a next attempt, and somebody has cancelled the message.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         deadline, starts = monotonic() + timeout_s, self._starts.made or self._starts.get()
         start = starts.get(message)
@@ -151,11 +147,7 @@ class Records:
         return transitions.left(old, new, message)
 
     def get(self, message_id: str, *, timeout_s: float) -> Status | None:
-        """Return a record; None if there is none, or it is older than `result_ttl`.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Return a record; None if there is none, or it is older than `result_ttl`."""
         row, _ = self._read(message_id, timeout_s)
         return None if row is None else status_of(message_id, row)
 
@@ -168,9 +160,6 @@ class Records:
 
         Returns:
             What ends the watch.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         return self._backend.watch(_key(message_id), wake)
 
@@ -180,9 +169,6 @@ class Records:
         One that does not run becomes `cancelled`; for one that runs, `cancel_asked` is set. `cancelled_since` tells
         its life from now on, for at least as long as its message can be about: its due time, and `result_ttl` or
         7 days more.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         decide = partial(transitions.cancelled, at=at)
         old, new = self._change(message_id, decide, monotonic() + timeout_s, cancels=True)
@@ -196,9 +182,6 @@ class Records:
         None is skipped, whatever the order in which concurrent calls of `cancel` end; some may be told twice. Of many
         only the first are told, `CANCELLATIONS_AT_ONCE` or so: whoever wants all asks with the next cursor, until none
         is told.
-
-        Raises:
-            BrokerUnavailable: The store doesn't answer.
         """
         return self._backend.cancelled_since(cursor, most=CANCELLATIONS_AT_ONCE, timeout_s=timeout_s)
 
@@ -234,9 +217,6 @@ class Records:
             seen: The record that is decided about first, if it `is_guess`; else it is read.
             is_guess: Whether it was not read.
             cancels: Whether a change cancels the message.
-
-        Raises:
-            BrokerUnavailable: It wasn't done in time.
         """
         row, head = (seen, _head(seen)) if is_guess else self._read(message_id, deadline - monotonic())
         while True:
