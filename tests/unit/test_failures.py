@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 
-from taskbridge import failures
+from taskbridge import Bridge, Event, RetryPolicy, failures
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.logs import logger
 
@@ -83,6 +83,16 @@ def test_one_that_much_is_said_of_is_printed_once(monkeypatch: pytest.MonkeyPatc
     assert prints == [error, other, error]
 
 
+def test_while_one_is_told_another_one_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, other = ValueError("one"), ValueError("other")
+    with failures.printed_once(error):
+        with failures.printed_once(other):
+            assert failures.traceback_of(other) == "ValueError: other\n"
+        monkeypatch.setattr(failures, "format_exception", lambda *_: ["printed anew"])
+        assert failures.traceback_of(error) == "ValueError: one\n"
+    assert failures.traceback_of(error) == "printed anew"
+
+
 def test_of_a_deep_stack_the_beginning_and_the_end_are_kept() -> None:
     def fall(left: int) -> None:
         if not left:
@@ -115,3 +125,25 @@ def test_a_long_traceback_keeps_its_beginning_and_its_end() -> None:
 
 def test_text_that_a_store_could_not_keep_is_escaped() -> None:
     assert failures.text_of(ValueError("a\ud800b\0c")) == "a\\ud800b\\x00c"
+
+
+def test_a_hook_about_one_death_may_run_what_dies_too() -> None:
+    bridge = Bridge("inline://?threads=0", retry=RetryPolicy.never())
+    told: list[str] = []
+
+    @bridge.task(name="t")
+    def fail(name: str) -> None:
+        raise ValueError(name)
+
+    @bridge.on("dead")
+    def tell(event: Event) -> None:
+        told.append(str(event.error))
+        if len(told) == 1:
+            fail.send("second")
+            bridge.run_until(lambda: False)
+
+    fail.send("first")
+    bridge.run_until_idle()
+    assert told == ["first", "second"]
+    assert [entry.attempts for entry in bridge.dead.list().entries] == [1, 1]
+    bridge.close()
