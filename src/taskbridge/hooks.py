@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from taskbridge import failures
 from taskbridge.exceptions import nearest
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -74,15 +72,7 @@ class Hooks:
         for hook in self.of[event.name]:
             try:
                 hook(event)
-            except (Exception, SystemExit) as exc:  # a hook may call sys.exit()
-                subject = event.message
-                failures.log(
-                    _log,
-                    logging.ERROR,
-                    "a %s hook failed (task %s, id %s, attempt %s)",
-                    event.name,
-                    subject.task if subject else "-",
-                    subject.id if subject else "-",
-                    subject.attempt if subject else "-",
-                    error=exc,
-                )
+            except (Exception, SystemExit):  # a hook may call sys.exit()
+                about = event.message
+                names = ("-", "-", "-") if about is None else (about.task, about.id, about.attempt)
+                _log.exception("a %s hook failed (task %s, id %s, attempt %s)", event.name, *names)
