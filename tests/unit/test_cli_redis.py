@@ -357,6 +357,16 @@ class TestStatusAndCancel:
             assert (found["state"], found["result"], found["error"]) == ("done", "(1,)", None)
             assert found["attempts"][0]["worker"] == "host:1"
 
+    def test_a_message_whose_result_could_not_be_recorded_is_shown(self, calls: tuple[Run, Bridge]) -> None:
+        run, bridge = calls
+        with closing(bridge):
+            message = self.sent(bridge, "calls.add")
+            self.record(bridge, message, Ending(state="done", at=time.time(), reason="it has 12 bytes\nof too many"))
+            shown = run("status", message.id)
+            assert "state       done (it has 12 bytes\n            of too many)\n" in shown.stdout
+            assert "result " not in shown.stdout
+            assert (shown.stderr, shown.returncode) == ("", 0)
+
     def test_a_failure_is_shown_with_its_traceback(self, calls: tuple[Run, Bridge]) -> None:
         run, bridge = calls
         with closing(bridge):

@@ -32,7 +32,8 @@ def status(bridge: Bridge, arguments: Namespace) -> Output:
     """
     handle = bridge.handle(arguments.id)
     found = handle.status()
-    result = repr(handle.result(0)) if found.state == "done" else None
+    is_known = found.state == "done" and not found.reason  # which says why a result could not be recorded
+    result = repr(handle.result(0)) if is_known else None
     return Output(text=_described(found, result), data=_data(found, result))
 
 
