@@ -73,7 +73,7 @@ class DecodeError(CodecError):
     """Bytes or data found on the wire are not a message of a form this release reads; of the text, 500 letters stay."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(clipped(problem, 500))
+        super().__init__(clipped(escaped(problem), 500))
 
 
 class NewerFormError(DecodeError):
@@ -248,7 +248,8 @@ class ResultNotEncodable(TaskBridgeError):
 
     def __init__(self, *, id: str, task: str, problem: str) -> None:
         remedy = "return something smaller or of another type, or declare the task with results=False"
-        super().__init__(f"task {task!r} (message {id}) is done, but its result is not recorded: {problem}; {remedy}")
+        told = f"its result is not recorded: {escaped(problem)}; {remedy}"
+        super().__init__(f"task {task!r} (message {id}) is done, but {told}")
         self.id = id
         self.task = task
         self.problem = problem

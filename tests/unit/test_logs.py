@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from taskbridge import DecodeError, ResultNotEncodable, codec
 from taskbridge.contract.odd_errors import COMMANDS, FORGED, TextRaises
 from taskbridge.logs import escaped, logger
 
@@ -63,3 +64,13 @@ def test_an_ordinary_record_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -
 def test_asking_for_a_logger_twice_escapes_once() -> None:
     assert len(logger("taskbridge.test").filters) == 1
     assert logger("taskbridge.test") is logging.getLogger("taskbridge.test")
+
+
+def test_errors_about_what_was_read_are_escaped() -> None:
+    with pytest.raises(DecodeError) as caught:
+        codec.loads('{"$":"datetime","v":"2026-01-01","zone":"\\u001b]0;owned\\u0007"}')
+    not_kept = ResultNotEncodable(id="m", task="t", problem=f'result["{COMMANDS}"]: object')
+    for error in (caught.value, DecodeError(COMMANDS), not_kept):
+        assert not set("\x1b\x07\x9b\u202e\r\n\u2028") & set(str(error))
+    assert escaped(COMMANDS) in str(not_kept)
+    assert COMMANDS in not_kept.problem
