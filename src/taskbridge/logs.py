@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import Final
 
-from taskbridge.failures import is_ordinary, traceback_of
+from taskbridge.failures import MOST_TEXT, clipped, is_ordinary, traceback_of
+
+_MOST_VALUE: Final = 500
+"""How many characters of a text are logged, such as of a name that somebody else has chosen."""
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # C0 and C1: line ends, and what begins a terminal's commands
@@ -26,7 +29,7 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def logger(name: str) -> logging.Logger:
-    """Return the logger of this name; what it logs is escaped, and an exception's traceback safe and bounded."""
+    """Return the logger of this name; what it logs is escaped and bounded, and an exception's traceback safe too."""
     found = logging.getLogger(name)
     found.addFilter(_ESCAPES)
     return found
@@ -37,7 +40,9 @@ class _Escapes(logging.Filter):
         given = record.args or ()
         values = given.values() if isinstance(given, Mapping) else given
         if not all(_is_safe(value) for value in (record.msg, *values)):
-            record.msg, record.args = escaped(_message_of(record)), ()
+            if isinstance(given, tuple):  # each by itself, so that a long name leaves what stands behind it
+                record.args = tuple(clipped(each, _MOST_VALUE) if isinstance(each, str) else each for each in given)
+            record.msg, record.args = clipped(escaped(_message_of(record)), MOST_TEXT), ()
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             # Indented, so that a line of the exception's own text doesn't look like one of the log.
@@ -51,7 +56,9 @@ _ESCAPES: Final = _Escapes()
 
 
 def _is_safe(value: object) -> bool:
-    return type(value) in (int, float) or (type(value) is str and value.isprintable())
+    if type(value) is str:
+        return len(value) <= _MOST_VALUE and value.isprintable()
+    return type(value) in (int, float)
 
 
 def _message_of(record: logging.LogRecord) -> str:

@@ -74,3 +74,11 @@ def test_errors_about_what_was_read_are_escaped() -> None:
         assert not set("\x1b\x07\x9b\u202e\r\n\u2028") & set(str(error))
     assert escaped(COMMANDS) in str(not_kept)
     assert COMMANDS in not_kept.problem
+
+
+def test_long_texts_are_cut_and_what_stands_behind_them_stays(caplog: pytest.LogCaptureFixture) -> None:
+    _log.error("task %s id %s waits %.1f s", "t" * 10_000, "an-id", 1.0)
+    _log.error("it failed: %s", ValueError("x" * 10_000))
+    named, failed = (record.getMessage() for record in caplog.records)
+    assert named == f"task {'t' * 500} id an-id waits 1.0 s"
+    assert failed == f"it failed: {'x' * 1_989}"
