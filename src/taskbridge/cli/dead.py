@@ -21,7 +21,8 @@ Look after dead letters: the messages that failed for good, kept for the setting
 
 Reasons: exhausted (all attempts failed), gave_up (an error that the policy does not retry), bad_arguments (they don't
 fit the function any more), unknown_task (no worker knew the task for the setting `unknown_task_grace`), too_large
-(for RabbitMQ, with what its engine adds), undecodable.
+(for RabbitMQ, with what its engine adds), undecodable, internal_error (something unexpected went wrong around the task,
+several times).
 
 An application's own `bridge.dead.redact` function counts only where the application is named, by --app or by the
 variable TASKBRIDGE_APP.
