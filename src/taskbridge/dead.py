@@ -185,7 +185,7 @@ class DeadLetters:
     def shown_arguments(self, message: Message) -> tuple[str, str]:
         """Return a message's arguments, positional and keyword, as texts that an engine's own tools may show."""
         entry = self._shown(DeadLetter(message=message, reason="", died_at=0.0))
-        return failures.clipped(repr(entry.args)), failures.clipped(repr(dict(entry.kwargs)))
+        return failures.clipped(entry.args), failures.clipped(entry.kwargs)  # what the function put in may be odd
 
     # Taking out
 
@@ -285,8 +285,11 @@ class DeadLetters:
         if entry.unreadable_arguments is not None:  # the function could not find the secrets in there
             entry = replace(entry, unreadable_arguments="(hidden: they can't be decoded)")
         try:
-            return self._redact(entry)
-        except Exception as exc:
+            redacted = self._redact(entry)
+            if not isinstance(redacted, DeadEntry):
+                raise TypeError(f"it must return a DeadEntry, not {type(redacted).__name__}")
+            return redacted
+        except (Exception, SystemExit) as exc:  # else a worker that shows arguments would end, or bury the message
             _log.exception("the redact function failed for task %s id %s", entry.task, entry.id)
             return _hidden(entry, type(exc).__name__)
 

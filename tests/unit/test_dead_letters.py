@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, DeadEntry, DeadLetter, ErrorInfo, Message, NoSuchDeadLetter, RetryPolicy
+from taskbridge.contract.odd_errors import TextRaises
 from taskbridge.message import loads
 from taskbridge.stores.base import Claim
 
@@ -140,3 +141,20 @@ def test_what_an_engine_shows_of_a_message_is_redacted_too(bridge: Bridge) -> No
 
     assert (bridge.dead.redacts, bridge.dead.shown_arguments(sent)) == (True, ("('***', 1)", "{'card': '***'}"))
     assert bridge.dead.shown_arguments(replace(sent, kwargs_json="{}")) == ("()", "{}")
+
+
+@pytest.mark.parametrize("odd", ["returns nothing", "exits", "arguments without a text"])
+def test_an_odd_redact_function_shows_nothing_and_ends_nothing(bridge: Bridge, odd: str) -> None:
+    sent = message(args_json='["secret"]')
+
+    def hide(entry: DeadEntry) -> Any:
+        if odd == "exits":
+            raise SystemExit(1)
+        return replace(entry, args=(TextRaises(),)) if odd == "arguments without a text" else None
+
+    bridge.dead.redact(hide)
+    shown = bridge.dead.shown_arguments(sent)
+    assert "secret" not in "".join(shown)
+    if odd != "arguments without a text":
+        bury(bridge, sent)
+        assert bridge.dead.get("m1").arguments.startswith("(hidden: the redact function failed: ")
