@@ -93,7 +93,7 @@ class Sending:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         way = self._way(call.declaration)
         message = self._message(way, call)
-        return self._send(way, message, 0.0 if when is None else _wait_s(when, way.clock()))
+        return self._send(way, message, 0.0 if when is None else _wait_s(when, self._bridge.now))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
@@ -180,8 +180,9 @@ class Sending:
         return [self._handle(message) for _, message in made]
 
 
-def _wait_s(when: When, now: float) -> float:
-    wait_s = delay_s(when, now=now, name="when")
+def _wait_s(when: When, now: Callable[[], float]) -> float:
+    # Only an instant needs the time: where nothing is recorded, the store is not asked for it without need.
+    wait_s = delay_s(when, now=now() if isinstance(when, datetime) else 0.0, name="when")
     if wait_s > LONGEST_DELAY_S:
         raise ValueError(f"a delay is at most 8 years, not {when!r}")
     return wait_s

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -123,3 +125,22 @@ def test_what_cannot_be_removed_stays_and_the_error_is_the_broker_s(
 
     assert "1 messages were not sent, but stay recorded" in caplog.text
     assert states(bridge, ids) == ["queued"]
+
+
+def test_an_instant_is_reckoned_by_the_stores_clock_where_nothing_is_recorded_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bridge = Bridge("celery+memory://")
+    bridge._made["clock"] = lambda: time.time() + 3600
+    quiet = bridge.task(name="quiet", results=False)(lambda: 1)
+    delays: list[float] = []
+
+    def park(pairs: list[tuple[Any, float]], *, timeout_s: float) -> None:
+        delays.extend(delay_s for _, delay_s in pairs)
+
+    monkeypatch.setattr(bridge.broker, "park", park)
+    quiet.schedule(datetime.now(timezone.utc) + timedelta(hours=2))
+    quiet.schedule(60)
+    bridge.close()
+
+    assert delays == pytest.approx([3600, 60], abs=30)
