@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, Signature, iscoroutinefunction, signature
-from os.path import abspath, curdir, isfile, join, samefile, split, splitext
+from os.path import abspath, basename, curdir, isfile, join, samefile, split, splitext
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.durations import positive
@@ -179,7 +179,7 @@ def _name_of_script(module: str) -> str:
     if path is None:
         return module
     folder, name = split(splitext(abspath(str(path)))[0])
-    while isfile(join(folder, "__init__.py")) and not samefile(folder, curdir):
+    while basename(folder) and isfile(join(folder, "__init__.py")) and not samefile(folder, curdir):  # up to the root
         folder, package = split(folder)
         name = f"{package}.{name}"
     return name

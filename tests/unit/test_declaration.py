@@ -8,11 +8,12 @@ from collections.abc import Callable
 from inspect import signature
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from taskbridge.declaration import Declaration, positional_of
+from taskbridge.declaration import Declaration, default_name, positional_of
 
 
 def _two(a: int, b: int = 0) -> None: ...
@@ -108,3 +109,18 @@ def test_a_script_in_no_package_is_named_after_its_file(tmp_path: Path) -> None:
     )
 
     assert done.stdout.split() == ["jobs.hello"] * 2
+
+
+def test_a_root_folder_that_is_a_package_ends_the_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose image has the application at `/`, started from another folder."""
+    script = ModuleType("__mp_main__")
+    script.__file__ = "/app/jobs.py"
+    monkeypatch.setitem(sys.modules, "__mp_main__", script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("taskbridge.declaration.isfile", lambda path: True)
+    monkeypatch.setattr("taskbridge.declaration.samefile", lambda one, other: False)
+
+    def hello() -> None: ...
+
+    hello.__module__, hello.__qualname__ = "__mp_main__", "hello"
+    assert default_name(hello) == "app.jobs.hello"
