@@ -146,6 +146,11 @@ class Message:
         return f"{self.id}.{self.replays}" if self.replays else self.id
 
     @property
+    def attempt_key(self) -> str:
+        """What tells this attempt from all others, of this message and of others; stores and brokers keep it."""
+        return f"{self.life}:{self.attempt}"
+
+    @property
     def size(self) -> int:
         """The bytes that the application decides about: arguments and headers, encoded (rule S6)."""
         size = len(self.args_json) + len(self.kwargs_json)

@@ -324,7 +324,7 @@ class Marks:
 
 
 def _key(message: Message) -> str:
-    return f"mark:{message.life}:{message.attempt}"
+    return f"mark:{message.attempt_key}"
 
 
 def _alive(worker: str) -> str:

@@ -64,7 +64,7 @@ class Starts(Background):
         self.writer: str = process_name()
         self._write = write
         self._lock = locks.Lock()
-        self._runs: dict[tuple[str, int], Started] = {}
+        self._runs: dict[str, Started] = {}
         self._unwritten: deque[Started] = deque(maxlen=_REMEMBERED)
         self._come = locks.Event()
         self._silent_until = 0.0
@@ -73,7 +73,7 @@ class Starts(Background):
         """Remember a run."""
         start = Started(message, run, self.writer)
         with self._lock:
-            self._runs[message.life, message.attempt] = start
+            self._runs[message.attempt_key] = start
             if len(self._runs) > _REMEMBERED:
                 del self._runs[next(iter(self._runs))]
         return start
@@ -87,12 +87,12 @@ class Starts(Background):
 
     def get(self, message: Message) -> Started | None:
         """Return a run, if it was started here, or found lost."""
-        return self._runs.get((message.life, message.attempt))
+        return self._runs.get(message.attempt_key)
 
     def remove(self, message: Message) -> None:
         """Forget a run that has ended."""
         with self._lock:
-            self._runs.pop((message.life, message.attempt), None)
+            self._runs.pop(message.attempt_key, None)
 
     def close(self) -> None:
         """Write what waits, for 2 s at most, and end the thread."""

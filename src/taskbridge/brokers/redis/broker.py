@@ -75,7 +75,7 @@ class RedisBroker:
     def _parking(self, message: Message, delay_s: float) -> RedisCommand:
         keys, delay_ms = self._keys, max(0, math.ceil(delay_s * 1000))
         names = keys.due, keys.messages, keys.engines
-        return _PARK(names, keys.engine, _member(message), delay_ms, message.dumps())
+        return _PARK(names, keys.engine, message.attempt_key, delay_ms, message.dumps())
 
     def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
         """Have requests carried out, one a message, each in one transaction with a command, if it has one."""
@@ -134,7 +134,7 @@ class RedisBroker:
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
         words: list[Word] = []
         for found, fate in chosen:
-            replayed = ("", "") if fate.message is None else (_member(fate.message), fate.message.dumps())
+            replayed = ("", "") if fate.message is None else (fate.message.attempt_key, fate.message.dumps())
             words += found.key, sha1(found.text, usedforsecurity=False).hexdigest(), *replayed
         keys = self._keys
         call = _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)
@@ -280,10 +280,6 @@ def burying(keys: Keys, letter: DeadLetter | None, dead_ttl_s: float) -> RedisCo
     """Return a command that buries a letter, if given, and forgets old ones; it replies whether some are left."""
     words = () if letter is None else (letter.id, _milliseconds(letter.died_at), letter.dumps())
     return _BURY((keys.dead, keys.letters), _milliseconds(dead_ttl_s), *words)
-
-
-def _member(message: Message) -> str:
-    return f"{message.life}:{message.attempt}"
 
 
 def _milliseconds(duration_s: float) -> int:
