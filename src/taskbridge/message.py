@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,16 +42,6 @@ def checked_priority(priority: Any) -> Priority:
     return checked
 
 
-def _utf8_size(text: str) -> int | None:
-    """Return the bytes of a text in UTF-8; None if it holds half of a surrogate pair, which UTF-8 has no bytes for."""
-    if text.isascii():
-        return len(text)
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return None
-
-
 def can_be_kept(name: str) -> bool:
     """Return whether every broker, store and log can hold this as a name: text that no terminal obeys."""
     return escaped(name) == name
@@ -58,7 +49,7 @@ def can_be_kept(name: str) -> bool:
 
 def is_id(id: object) -> TypeGuard[str]:
     """Return whether this can be a message's id: text of 1 to 255 bytes in UTF-8, without control characters."""
-    return isinstance(id, str) and can_be_kept(id) and 0 < (_utf8_size(id) or 0) <= LONGEST_ID
+    return isinstance(id, str) and can_be_kept(id) and 0 < len(id.encode()) <= LONGEST_ID
 
 
 _TOGETHER: Final = 64
@@ -331,7 +322,7 @@ _ALWAYS: Final = 5
 
 def _text(data: Mapping[str, Any], key: str) -> str:
     value: Any = data[key]
-    if not isinstance(value, str) or _utf8_size(value) is None:
+    if not _is_text(value):
         raise DecodeError(f"not a message: its {key} is {value!r}")
     return value
 
@@ -365,9 +356,12 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
     return isinstance(value, dict)
 
 
-def _is_text(value: object) -> bool:
+_HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair, for which UTF-8 has no bytes
+
+
+def _is_text(value: object) -> TypeGuard[str]:
     """Return whether a value is text that every broker and store can keep."""
-    return isinstance(value, str) and _utf8_size(value) is not None
+    return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
 
 
 def _error(pair: Any, _: str) -> ErrorInfo | None:
