@@ -179,8 +179,9 @@ def each_holds_a_thread() -> None:
 
 @mutant("RS4", "a_thousand_wait_at_once")
 def nobody_is_woken() -> None:
-    """Who waits for a result is not told that it is there."""
+    """Who waits for a result is not told that it is there, and does not find it by looking again."""
     put("taskbridge.stores.notifications", "Watches.wake", lambda _: lambda self, key: None)
+    put(_RESULTS, "_LOOK_AGAIN_S", lambda _: (3600.0, 3600.0))
 
 
 @mutant("CA1", "what_is_cancelled_does_not_start", "celery+redis")
