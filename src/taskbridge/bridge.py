@@ -16,7 +16,7 @@ from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Hook, HookName
 from taskbridge.message import DeadLetter, Priority
-from taskbridge.parts import Parts, load
+from taskbridge.parts import Parts
 from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_known
@@ -506,6 +506,8 @@ class Bridge(Parts):
         Raises:
             SettingsError: A setting is wrong; then nothing has changed.
         """
+        from taskbridge.settings import load  # here, for declaring tasks needs no settings
+
         load(given)
         self.close()
         with self._lock:

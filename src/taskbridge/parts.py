@@ -93,6 +93,8 @@ class Parts:
         return self._part("settings", self._read_settings)
 
     def _read_settings(self) -> Settings:
+        from taskbridge.settings import load  # here, for declaring tasks needs no settings
+
         settings, is_chosen = load(self._given)
         if not is_chosen:
             warnings.warn(
@@ -174,13 +176,6 @@ class Parts:
         for part in (engine, joined and joined[0], store, cancellations):
             if part is not None:
                 part.close()
-
-
-def load(given: Mapping[str, Any]) -> tuple[Settings, bool]:
-    """Return the checked settings, and whether a URL was chosen; see `settings.load`."""
-    from taskbridge.settings import load  # here, for declaring tasks needs no settings
-
-    return load(given)
 
 
 def _module(group: str, name: str) -> str:
