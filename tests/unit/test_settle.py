@@ -1,4 +1,4 @@
-"""What becomes of messages that were cancelled so lately that their worker does not know it yet (rule CA2)."""
+"""What becomes of messages that were cancelled so lately that nobody knows it yet, or that meet odd errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskbridge import Bridge, Message
 from taskbridge.engines.settle import begin, finish, not_settled
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
-from taskbridge.retry import Cancelled, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Done, RunAgain, Verdict
 
 
 @pytest.fixture
@@ -118,3 +118,19 @@ def test_a_broker_that_is_away_is_not_counted(bridge: Bridge) -> None:
     bridge.stopping.set()
     assert not not_settled(bridge, _message(), BrokerUnavailable("it is away"))
     assert bridge.counts().delayed == 0
+
+
+@pytest.mark.parametrize("verdict", [Done(1), RunAgain(60.0, ValueError("no")), Dead("exhausted", ValueError("no"))])
+def test_a_verdict_does_not_hang_on_its_record(
+    bridge: Bridge, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_odd(*given: Any, **named: Any) -> None:
+        raise TypeError("nobody thought of it")
+
+    monkeypatch.setattr(bridge.records, "ended", raise_odd)
+    assert begin(bridge.bound("t"), _message(), redelivered=False) is None
+
+    assert finish(bridge.bound("t"), _message(), verdict) is verdict
+
+    counts = bridge.counts()
+    assert (counts.delayed, counts.dead) == (isinstance(verdict, RunAgain), isinstance(verdict, Dead))

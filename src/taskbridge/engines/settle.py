@@ -321,19 +321,24 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
 def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None:
     """Record what became of a message, and return what the record says then, if that is known.
 
-    Keeps trying while the worker runs, unless the message is given back.
+    Keeps trying while the worker runs, unless the message is given back. An error that nobody foresaw is logged: the
+    verdict holds all the same, or a function that returned would be run again (rule RS3), or a message die twice.
     """
     records = task.records
     if records is None:
         return None
-    ending = _ending_of(message, verdict, task.now())
-    if not isinstance(verdict, GivenBack):
-        return _persist(task, records.ended, message, ending)
     try:
+        ending = _ending_of(message, verdict, task.now())
+        if not isinstance(verdict, GivenBack):
+            return _persist(task, records.ended, message, ending)
         return records.ended(message, ending, timeout_s=_TELL_S)
+    except NotSettledError:
+        raise
     except BrokerUnavailable as exc:  # its next start will tell
         _log.warning("task %s id %s attempt %d is given back unrecorded: %s", *_names(message), exc.problem)
-        return None
+    except Exception:
+        _log.exception("task %s id %s attempt %d: what became of it is not recorded", *_names(message))
+    return None
 
 
 def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
