@@ -6,15 +6,19 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import replace
 from queue import Empty
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
+import dramatiq
 import pika
 import pytest
 from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import CurrentMessage
 
-from taskbridge import Bridge
+from taskbridge import Bridge, Message, RetryPolicy
 from taskbridge.brokers.rabbitmq.connection import ClientError
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.servers import PrivateRabbitMQ
@@ -22,6 +26,7 @@ from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 from taskbridge.engines.dramatiq.wire import queue_arguments
+from taskbridge.engines.settle import MOST_REDELIVERIES
 
 
 class Place:
@@ -432,3 +437,41 @@ def test_an_acknowledgement_over_a_lost_connection_frees_its_slot(
     assert again.redelivered
     assert "delivers it again" in caplog.text
     second.close()
+
+
+def test_without_a_store_an_attempt_that_waits_to_be_settled_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdict waits for RabbitMQ as RabbitMQ delivers it again, however often it has done so before."""
+    ran: list[str] = []
+    parked: list[tuple[Message, float]] = []
+    retry = RetryPolicy(max_attempts=2, min_delay=60, jitter=0)
+    bridge = Bridge("dramatiq+amqp://127.0.0.1:1", retry=retry)
+
+    @bridge.task(name="fails")
+    def fails() -> None:
+        ran.append("m")
+        raise ValueError("no")
+
+    native, wire = bridge.native, cast("Any", bridge.wire)
+    given: dict[str, Any] = {"args_json": "[]", "kwargs_json": "{}", "enqueued_at": time.time()}
+    message = Message(id="m", task="fails", queue="default", **given)
+
+    def deliver(message: Message, *, redelivered: bool) -> None:
+        body = wire.encode(message).body
+        delivery = native.reception.admit("taskbridge.dramatiq.default", body, place=None, redelivered=redelivered)
+        assert delivery is not None
+        CurrentMessage().before_process_message(native, delivery)
+        with pytest.raises(dramatiq.Retry):
+            native.actors["fails"]()
+
+    def park(messages: list[tuple[Message, float]], *, timeout_s: float) -> None:
+        parked.extend(messages)
+        if len(parked) == 1:
+            copy_context().run(deliver, replace(message, redelivered=MOST_REDELIVERIES), redelivered=True)
+
+    monkeypatch.setattr(bridge.broker, "park", park)
+    for redelivered in (False, True):
+        copy_context().run(deliver, message, redelivered=redelivered)
+
+    assert ran == ["m"]
+    assert [(each.attempt, delay_s) for each, delay_s in parked] == [(2, 60.0), (1, 2.0)]
+    bridge.close()

@@ -33,6 +33,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
     MOST_REQUEUES,
+    BoundTask,
     NotSettledError,
     begin,
     bury_unreadable,
@@ -152,6 +153,7 @@ class TaskActor(Actor[Any, Any]):
     ) -> None:
         self._host = host
         self._life = life
+        self._unsettled: set[tuple[str, int]] = set()
         self._ended: deque[tuple[str, int]] = deque(maxlen=_MOST_REMEMBERED)
         super().__init__(
             declaration.function,
@@ -188,12 +190,7 @@ class TaskActor(Actor[Any, Any]):
             if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):
                 raise _elsewhere(delivery, f"it was delivered again: {verdict.reason}")
             if verdict is None:
-                verdict = self._life.runs.run(task, message, holder=delivery)
-                if delivery.abandoned:
-                    raise _elsewhere(delivery, "the worker has given it back meanwhile")
-                verdict = finish(task, message, verdict)
-                if task.marks is None and not isinstance(verdict, GivenBack):
-                    self._ended.append(_attempt(message))
+                verdict = self._run(task, delivery, message)
         except Returned:
             raise
         except NotSettledError as exc:
@@ -207,20 +204,36 @@ class TaskActor(Actor[Any, Any]):
         self._show(delivery, verdict)
         return None
 
-    def _came_back(self, delivery: Delivery, message: Message) -> bool:
-        """Return whether a message came back whose attempt has ended here, or runs here; then it is looked at later.
-
-        RabbitMQ delivers what was held on a lost connection again, though its task goes on, and where there is no store
-        no mark tells (rule A7).
-        """
-        if not (delivery.redelivered or message.redelivered):
-            return False
+    def _run(self, task: BoundTask, delivery: Delivery, message: Message) -> Verdict:
+        """Run a message and settle it; its attempt is remembered until then, and longer where there is no store."""
         attempt = _attempt(message)
-        if attempt in self._ended:
-            return True
-        if attempt not in [_attempt(run.message) for run in self._life.runs.all()]:
+        self._unsettled.add(attempt)
+        try:
+            verdict = self._life.runs.run(task, message, holder=delivery)
+            if delivery.abandoned:
+                raise _elsewhere(delivery, "the worker has given it back meanwhile")
+            verdict = finish(task, message, verdict)
+            if task.marks is None and not isinstance(verdict, GivenBack):
+                self._ended.append(attempt)
+            return verdict
+        finally:
+            self._unsettled.discard(attempt)
+
+    def remembers(self, message: Message) -> bool:
+        """Return whether a message's attempt runs or is settled here, or has ended here lately (rule A7)."""
+        attempt = _attempt(message)
+        return attempt in self._unsettled or attempt in self._ended
+
+    def _came_back(self, delivery: Delivery, message: Message) -> bool:
+        """Return whether a message came back whose attempt is remembered; it is looked at later if that has not ended.
+
+        RabbitMQ delivers what was held on a lost connection again, though its task goes on, or its verdict waits until
+        RabbitMQ takes what it needs.
+        """
+        if not (delivery.redelivered or message.redelivered) or not self.remembers(message):
             return False
-        later(self._host, suspect(message), _LOOK_AGAIN_S)
+        if _attempt(message) not in self._ended:
+            later(self._host, suspect(message), _LOOK_AGAIN_S)
         return True
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -327,7 +340,7 @@ class Reception:
         message: Message | None = None
         try:
             message = wire.read(parts, queue=queue)
-            return self._decided(delivery, message, is_known=actor is not None)
+            return self._decided(delivery, message, actor)
         except NewerFormError as exc:
             if "eta" in native.options and queue_name.endswith(".DQ"):
                 return delivery
@@ -341,7 +354,7 @@ class Reception:
                 raise NotSettledError("a message could not be settled") from exc
         return None
 
-    def _decided(self, delivery: Delivery, message: Message, *, is_known: bool) -> Delivery | None:
+    def _decided(self, delivery: Delivery, message: Message, actor: TaskActor | None) -> Delivery | None:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
         if "eta" in options:
@@ -350,9 +363,9 @@ class Reception:
             later(host, suspect(message) if redelivered else message, wait_s)
         elif message.task == PROBE:
             begin(host.bound(PROBE), message, redelivered=redelivered)
-        elif not is_known:
+        elif actor is None:
             put_off_unknown(host, message, redelivered=redelivered)
-        elif redelivered and (act := taken_again(host, message)) is not None:
+        elif redelivered and not actor.remembers(message) and (act := taken_again(host, message)) is not None:
             act()
         else:
             delivery.task_message = message
