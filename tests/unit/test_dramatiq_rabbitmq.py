@@ -99,6 +99,12 @@ def take(consumer: Any) -> Delivery:
     return taken
 
 
+def is_suspect(delivery: Any) -> bool:
+    """Return whether a message came back; without a store it is sent once more then, so that it counts that itself."""
+    assert not delivery.redelivered
+    return bool(delivery.task_message.redelivered == 1)
+
+
 def _of_an_actor(delivery: Delivery) -> Delivery:
     delivery.task_message = None
     return delivery
@@ -146,7 +152,7 @@ def test_what_returns_is_in_its_queue_again(place: Place) -> None:
     consumer.ack(delivery)
     again = take(consumer)
 
-    assert (delivery.redelivered, again.redelivered, again.args) == (False, True, (1,))
+    assert (is_suspect(delivery), is_suspect(again), again.args) == (False, True, (1,))
     consumer.close()
     assert place.holds(place.queue, 1), "a connection that closes returns what is not acknowledged"
 
@@ -343,7 +349,7 @@ def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: P
     again = broker.consume(place.queue, prefetch=1, timeout=50)
     turn(again, until=lambda: work.unfinished_tasks == 1)
 
-    assert work.get(timeout=10).message.redelivered
+    assert is_suspect(work.get(timeout=10).message)
     again.close()
 
 
@@ -360,7 +366,7 @@ def test_what_a_channel_holds_on_which_a_call_was_not_answered_goes_back(place: 
     second: Any = broker.consume(place.queue, prefetch=1, timeout=50)
 
     first.ack(held)
-    assert take(second).redelivered
+    assert is_suspect(take(second))
     assert second._channel.connection is first._channel.connection
     second.close()
 
@@ -434,7 +440,7 @@ def test_an_acknowledgement_over_a_lost_connection_frees_its_slot(
     again = take(second)
     second.ack(held)  # Dramatiq asks the consumer that there is now
 
-    assert again.redelivered
+    assert is_suspect(again)
     assert "delivers it again" in caplog.text
     second.close()
 
