@@ -268,7 +268,7 @@ class Leases(Background):
         with self._lock:
             before, underway, known = self._next, list(self._underway), set(self._held)
         judges = self._may_judge()
-        count, held = self._renew(int(self._lease_s * 1000) if judges else 0)
+        count, held, odd = self._renew(int(self._lease_s * 1000) if judges else 0)
         self.is_away = False
         if count:
             _log.warning("%d messages of workers that are gone are back in their queues", count)
@@ -280,15 +280,15 @@ class Leases(Background):
         if judges and self._each_minute is not None and monotonic() >= self._minute_at:
             self._minute_at = monotonic() + _MINUTE_S
             self._each_minute()
+        for raw in odd:  # last: what hinders that is to hinder nothing else
+            self._bury(raw)
 
-    def _renew(self, lease_ms: int) -> tuple[int, list[str]]:
-        """Renew the lease; return how much others held whose leases are over, and the tags that are held, in order."""
+    def _renew(self, lease_ms: int) -> tuple[int, list[str], list[bytes]]:
+        """Renew the lease; return how much went back of others, which tags are held here, in order, and what is odd."""
         with self._lock:
             call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
         count, held, odd = self._client.execute([call], timeout_s=self._timeout_s)
-        for raw in odd:
-            self._bury(raw)
-        return count, sorted([tag.decode() for tag in held], key=int)
+        return count, sorted([tag.decode() for tag in held], key=int), odd
 
     def _bury(self, raw: bytes) -> None:
         """Bury what can't go back to its queue, so that it stops nobody (rule I1)."""
@@ -319,7 +319,7 @@ class Leases(Background):
                 return
         try:
             self._carry_out(self._timeout_s)
-            _, held = self._renew(0)
+            _, held, _ = self._renew(0)
             self._settled.extend([(tag, "suspect") for tag in reversed(held)])
             self._carry_out(self._timeout_s)
             self._client.execute([_LEAVE(self._keys, self.worker)], timeout_s=self._timeout_s)
