@@ -134,3 +134,13 @@ def test_a_verdict_does_not_hang_on_its_record(
 
     counts = bridge.counts()
     assert (counts.delayed, counts.dead) == (isinstance(verdict, RunAgain), isinstance(verdict, Dead))
+
+
+def test_a_message_that_can_not_even_be_buried_goes_back(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_odd(*given: Any, **named: Any) -> None:
+        raise TypeError("nobody thought of it")
+
+    bridge.stopping.set()
+    for act in ("park", "bury"):
+        monkeypatch.setattr(bridge.broker, act, raise_odd)
+    assert not not_settled(bridge, _message(), KeyError("nobody thought of it"))

@@ -452,11 +452,15 @@ def not_settled(host: Host, message: Message, error: BaseException) -> bool:
         return False
     except Exception as exc:
         failures.log(_log, logging.ERROR, "task %s id %s attempt %d can't be kept", *_names(message), error=exc)
-        raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
-        letter = letter_of(message, reason="internal_error", error=error, now=host.now())
         try:
+            raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
+            letter = letter_of(message, reason="internal_error", error=error, now=host.now())
             bury(host, replace(letter, message=None, raw=raw))
         except NotSettledError:
+            return False
+        except Exception:
+            _log.exception("task %s id %s attempt %d can't even be buried, and is requeued", *_names(message))
+            host.stopping.wait(host.settings.requeue_pause_s)
             return False
     return True
 
