@@ -377,9 +377,18 @@ def test_more_queues_than_a_connection_has_channels_are_consumed(place: Place) -
     broker = place.broker(2)
     parameters: Any = broker.parameters
     parameters.channel_max = 1
-    consumers = [broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email)]
+    consumers: list[Any] = [broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email)]
 
     assert [take(consumer).args for consumer in consumers] == [(1,), (2,)]
+
+    connection = consumers[0]._channel.connection
+    consumers[0].close()
+    deadline = time.monotonic() + 10
+    while not connection.has_room:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    consumers[0] = broker.consume(place.queue, prefetch=1, timeout=50)
+    assert consumers[0]._channel.connection is connection, "what has room again is used again"
     for consumer in consumers:
         consumer.close()
 

@@ -104,12 +104,13 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         """
         with self._linking:
             self._readers = [reader for reader in self._readers if reader.connection.problem is None]
+            with_room = (reader for reader in self._readers if reader.connection.has_room)
             try:
-                if not (self._readers and self._readers[-1].connection.has_room):
+                if (reader := next(with_room, None)) is None:
                     reader = _Reader(connect([self.parameters], Deadline(self._timeout_s, self.stopping)))
                     reader.start()
                     self._readers.append(reader)
-                return Channel(self._readers[-1].connection, receive)
+                return Channel(reader.connection, receive)
             except ClientError as exc:
                 raise ConnectionClosed(exc) from None
 
