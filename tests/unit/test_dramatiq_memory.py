@@ -831,6 +831,25 @@ class TestWorkers:
 
         assert attempts == [1, 1, 2, 3], "what the abandoned run raised does not count"
 
+    def test_what_a_run_does_is_ignored_that_is_lost_with_its_process(self, bridge: Bridge) -> None:
+        began, go = threading.Event(), threading.Event()
+        engine: Any = bridge.engine
+
+        @bridge.task
+        def is_stuck() -> None:
+            began.set()
+            go.wait(10)
+
+        with events(bridge, "succeeded") as seen, bridge.embedded_worker(threads=1):
+            is_stuck.send()
+            assert began.wait(10)
+            assert engine._life.abandon(engine._life.runs.all()) == []
+            go.set()
+            wait_until(lambda: not engine._life.runs.all())
+
+        assert seen == []
+        assert bridge.counts().waiting["default"] == 1
+
     def test_a_worker_is_a_command_line_of_dramatiqs_own_for_each_process(self, bridge: Bridge) -> None:
         options = WorkerOptions(app="shop:bridge", queues=("email",), processes=2, threads=3, log_level="debug")
 

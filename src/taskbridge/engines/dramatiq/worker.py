@@ -121,7 +121,7 @@ class DramatiqLife(WorkerLife, Middleware):
     def abandon(self, lost: Collection[Run]) -> list[Any]:
         """Return the messages whose tasks still run; what their threads do with them from here on is ignored."""
         for run in self.runs.all():
-            run.holder.abandoned = run not in lost
+            run.holder.abandoned = True
         return super().abandon(lost)
 
     def give_back(self) -> None:
