@@ -48,8 +48,8 @@ _ANSWER_S = 2.0
 _TELL_S = 1.0
 """How long it may take to record that a message is given back."""
 
-_LOOK_AGAIN_S = 2.0
-"""How long a message waits that another worker seems to run."""
+LOOK_AGAIN_S: Final = 2.0
+"""How long a message waits whose attempt another worker seems to run, or this one runs."""
 
 _FIRST_COMES_FIRST_S = 0.1
 """How long a second message of an attempt waits before the mark is read.
@@ -218,7 +218,7 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
     if claim is Claim.ENDED:
         return Discarded("ended before")
     if claim is Claim.RUNNING:
-        later(task, replace(message, redelivered=message.redelivered + 1), _LOOK_AGAIN_S)
+        later(task, replace(message, redelivered=message.redelivered + 1), LOOK_AGAIN_S)
         return Discarded("running elsewhere")
     return _ended(task, marks, message, task.judge_lost(message))
 

@@ -32,6 +32,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
+    LOOK_AGAIN_S,
     MOST_REQUEUES,
     BoundTask,
     NotSettledError,
@@ -58,12 +59,6 @@ FOR_ACTORS: Final[tuple[type[Middleware], ...]] = (AgeLimit, TimeLimit, Shutdown
 
 FOR_OPTIONS: Final[tuple[type[Middleware], ...]] = (*FOR_ACTORS, Callbacks, Pipelines)
 """The same, for a task's message that has no options of Dramatiq's, as those of plain clients may have."""
-
-_PAUSE_S: Final = 1.0
-"""How long a thread waits before it tries again to keep a message that the broker did not take."""
-
-_LOOK_AGAIN_S: Final = 2.0
-"""How long a message waits whose attempt still runs in this process."""
 
 _MOST_REMEMBERED: Final = 1_000
 """How many attempts of a task are remembered as ended, where no store tells."""
@@ -233,7 +228,7 @@ class TaskActor(Actor[Any, Any]):
         if not (delivery.redelivered or message.redelivered) or not self.remembers(message):
             return False
         if _attempt(message) not in self._ended:
-            later(self._host, suspect(message), _LOOK_AGAIN_S)
+            later(self._host, suspect(message), LOOK_AGAIN_S)
         return True
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -404,7 +399,7 @@ class Reception:
         try:
             self._broker.enqueue(delivery.copy(options={_WAITS_SINCE: since}), delay=int(wait_s * 1000))
         except Exception as exc:
-            self._host.stopping.wait(_PAUSE_S)
+            self._host.stopping.wait(self._host.settings.requeue_pause_s)
             raise NotSettledError(str(exc)) from exc
 
 
