@@ -831,6 +831,14 @@ class TestWorkers:
 
         assert attempts == [1, 1, 2, 3], "what the abandoned run raised does not count"
 
+    def test_nothing_waits_for_the_rest_of_the_grace(self) -> None:
+        bridge = make_bridge(grace=60)
+        with bridge.embedded_worker():
+            pass
+
+        wait_until(lambda: "taskbridge-grace" not in {each.name for each in threading.enumerate()})
+        bridge.close()
+
     def test_what_a_run_does_is_ignored_that_is_lost_with_its_process(self, bridge: Bridge) -> None:
         began, go = threading.Event(), threading.Event()
         engine: Any = bridge.engine
