@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.engines.celery import redis_queues
 from taskbridge.engines.celery.redis_queues import Watch
@@ -126,3 +127,32 @@ def test_it_connects_by_itself_only_once_redis_has_answered_otherwise(server: Se
     is_away = False
     watch._beat()
     assert server.connected == 2
+
+
+def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
+    server: Server, loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(redis_queues, "_send", lambda _, *command: sent.append(command[0]))
+    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch.serve(loop)
+    watch.listen("/0.shop.celery.pidbox", "q", deque())
+    replies: list[Any] = [NoPermissionError("no such channel"), [b"message", b"__redis__:invalidate", None]]
+
+    def read() -> Any:
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    listener: Any = watch._listener
+    listener.can_read, listener.read = lambda *_: bool(replies), read
+    watch._read()
+    assert (server.connected, watch.changes, replies) == (2, 1, []), "what came behind the refusal was read, too"
+
+    watch._lose()
+    watch._beat()
+    assert (server.connected, sent.count("PSUBSCRIBE")) == (4, 1)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "PSUBSCRIBE is not permitted"
+    ]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -367,6 +368,24 @@ def test_odd_messages_on_the_control_channel_end_nothing(
     shop.until(lambda: len(shop.notes("add")) == 2, "the next task")
     assert (worker.poll(), shop.bridge.counts().dead) == (None, 0)
     assert "Connection to broker lost" not in shop.log()
+
+
+def test_what_redis_does_not_permit_of_remote_control_is_left_out(
+    make_redis: Callable[..., PrivateRedis], make_shop: MakeShop
+) -> None:
+    server = make_redis()
+    shop = make_shop(SimpleNamespace(url=server.url.replace("//", "//shop:secret@", 1)))
+    keys = f"~{shop.namespace}:*", f"~{shop.namespace}.*"
+    server.command("ACL", "SETUSER", "shop", "on", ">secret", "resetkeys", "resetchannels", *keys, "+@all")
+    worker = shop.worker("threads", "--without-gossip", "--without-mingle")
+    said = ["LLEN celery@", "PSUBSCRIBE is not permitted", f"PUBLISH /0.{shop.namespace}.celery.events/"]
+    shop.until(lambda: all(each in shop.log() for each in said), "the worker to say what is left out")
+    for number in range(3):
+        shop.send("add", number, 1)
+        shop.until(lambda n=number: len(shop.notes("add")) == n + 1, "the task")
+
+    assert [shop.log().count(each) for each in said] == [1, 1, 1]
+    assert (worker.poll(), "Connection to broker lost" in shop.log()) == (None, False)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -4,6 +4,9 @@ No blocking command of Redis looks at several lists and takes nothing. So whethe
 connection for which Redis tracks what was read (`CLIENT TRACKING`, Redis 6), and Redis sends the keys that have changed
 since to another one, which Celery's event loop reads. Where that is refused, the lists are looked at ten times a
 second. On the second connection comes what is sent to Celery's control channels, too.
+
+What only remote control and events need is left out where Redis doesn't permit it (`NOPERM`), with one warning.
+Connecting again would not mend that, and tasks need none of it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.connection import parse_url
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.background import in_time
 from taskbridge.brokers.redis.client import TROUBLE, Link, Word, connector, pack
@@ -79,6 +82,9 @@ class RedisQueues(Leases):
         super().__init__(settings, CELERY)
         self._url = settings.url.broker_url
         self._topics = f"/{_parse_url(self._url).get('db', 0)}."
+        self._events = f"{self._topics}{settings.namespace}.{CELERY.engine}.events"
+        self._replies = f".reply.{settings.namespace}.{CELERY.engine}.pidbox"
+        self._left_out: set[Word] = set()
 
     def lists_of(self, queues: Sequence[str]) -> Lists:
         """Return what `take` is given for these queues."""
@@ -93,17 +99,30 @@ class RedisQueues(Leases):
     def _command(self, *command: Word) -> Any:
         return self._client.execute([command], timeout_s=_TIMEOUT_S)
 
+    def _permitted(self, *command: Word) -> Any:
+        """Return the reply to a command that no task needs; None if Redis doesn't permit it."""
+        try:
+            return self._command(*command)
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, NoPermissionError):
+                raise
+            if command[0] not in self._left_out:
+                self._left_out.add(command[0])
+                _log.warning("%s %s is not permitted and left out: %s", command[0], command[1], exc.problem)
+            return None
+
     def check(self) -> None:
         """Do nothing, if Redis answers."""
         self._command("PING")
 
     def put(self, queue: str, priority: object, item: bytes) -> None:
-        """Put a message in a queue, given its priority in Celery's words."""
-        self._command("LPUSH", step_key(queue, step_of(priority)), item)
+        """Put a message in a queue, with a priority in Celery's words; an answer to remote control may be left out."""
+        execute = self._permitted if queue.endswith(self._replies) else self._command
+        execute("LPUSH", step_key(queue, step_of(priority)), item)
 
     def size(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
-        return sum(self._command("LLEN", key) for key in lists_of(queue))
+        """Return how many messages wait in a queue; kombu asks when it declares one, also one of remote control."""
+        return sum(self._permitted("LLEN", key) or 0 for key in lists_of(queue))
 
     def purge(self, queue: str) -> int:
         """Drop what waits in a queue, and return how much it was."""
@@ -116,8 +135,9 @@ class RedisQueues(Leases):
         return f"{self._topics}{exchange}/{routing_key}" if routing_key else f"{self._topics}{exchange}"
 
     def publish(self, topic: str, item: bytes) -> None:
-        """Send to whoever listens."""
-        self._command("PUBLISH", topic, item)
+        """Send to whoever listens; an event may be left out."""
+        execute = self._permitted if topic.startswith(self._events) else self._command
+        execute("PUBLISH", topic, item)
 
 
 class Watch:
@@ -143,6 +163,7 @@ class Watch:
         self._listener: Link | None = None
         self._tracker: Link | None = None
         self._is_told = True
+        self._may_listen = True
         self._heard_at = 0.0
         self._rests_until = 0.0
         self._timer: Any = None
@@ -298,7 +319,7 @@ class Watch:
 
     def _subscribe(self) -> None:
         patterns = {pattern for pattern, _ in self._listening.values()}
-        if patterns and self._listener is not None:
+        if patterns and self._may_listen and self._listener is not None:
             _send(self._listener, "PSUBSCRIBE", *patterns)
 
     def _lose(self) -> None:
@@ -316,6 +337,11 @@ class Watch:
             while self._listener is not None and self._listener.can_read():
                 self._listener.deadline = monotonic() + _TIMEOUT_S
                 self._on_reply(self._listener.read())
+        except NoPermissionError as exc:  # it answers PSUBSCRIBE, and the connection is as good as before
+            if self._may_listen:
+                _log.warning("PSUBSCRIBE is not permitted, so remote control is left out: %s", exc)
+            self._may_listen = False
+            self._read()
         except TROUBLE as exc:
             _log.debug("the connection to hear of changes on is lost: %s", exc)
             self._lose()
