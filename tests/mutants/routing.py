@@ -59,11 +59,11 @@ def what_was_parked_comes_back_as_normal() -> None:
     """A delayed message and a retry lose their priority."""
 
     def make(promote_due: Any) -> Any:
-        def careless(self: Any) -> Any:
+        def careless(self: Any, *given: Any) -> Any:
             deliver = self._wire.deliver
             self._wire.deliver = lambda native: deliver(replace(native, priority="low"))
             try:
-                return promote_due(self)
+                return promote_due(self, *given)
             finally:
                 self._wire.deliver = deliver
 

@@ -17,7 +17,7 @@ import redis
 
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis import RedisBroker, connect
-from taskbridge.message import Message, loads, new_id
+from taskbridge.message import DeadLetter, Message, loads, new_id
 from taskbridge.settings import load
 
 
@@ -97,7 +97,11 @@ def message(queue: str = "email", task: str = "shop.tasks.add", **changes: Any) 
 
 @contextmanager
 def pumping(
-    broker: RedisBroker, knows: Callable[[str], bool] = lambda task: True, *, stop_s: float = 0.5
+    broker: RedisBroker,
+    knows: Callable[[str], bool] = lambda task: True,
+    *,
+    stop_s: float = 0.5,
+    buried: Callable[[DeadLetter], object] | None = None,
 ) -> Generator[threading.Thread]:
     """Run a pump in a thread, and yield that; at the end it must stop in time, and must not have raised."""
     errors: list[BaseException] = []
@@ -105,7 +109,7 @@ def pumping(
 
     def run() -> None:
         try:
-            broker.pump(knows=knows, stop=stop)
+            broker.pump(knows=knows, stop=stop, buried=buried)
         except BaseException as exc:
             errors.append(exc)
             raise

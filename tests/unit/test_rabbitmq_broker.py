@@ -100,10 +100,12 @@ class Place:
         self._stack.callback(broker.close)
         return broker
 
-    def pumping(self, broker: Broker, knows: Callable[[str], bool] = lambda task: True) -> threading.Event:
+    def pumping(
+        self, broker: Broker, knows: Callable[[str], bool] = lambda task: True, **given: Any
+    ) -> threading.Event:
         """Pump until the end of the test, or until the event that is returned is set."""
         stop = threading.Event()
-        thread = threading.Thread(target=broker.pump, kwargs={"knows": knows, "stop": stop})
+        thread = threading.Thread(target=broker.pump, kwargs={"knows": knows, "stop": stop, **given})
         thread.start()
 
         def end() -> None:
@@ -712,12 +714,13 @@ class TestThePump:
         bad = a_message(task="no.wire.can.encode")
         broker.park([(a_message(1), 1)], timeout_s=5)
         self.put_due(place, bad.dumps().encode())
+        told: list[DeadLetter] = []
 
-        place.pumping(broker)
+        place.pumping(broker, buried=told.append)
 
-        wait_until(lambda: broker.counts([]).dead == 1, timeout_s=5, what="the dead letter")
+        wait_until(lambda: broker.counts([]).dead == len(told) == 1, timeout_s=5, what="the dead letter")
         (letter,) = broker.dead_letters()
-        assert (letter.reason, letter.message) == ("internal_error", bad)
+        assert (letter.reason, letter.message, told) == ("internal_error", bad, [letter])
         assert "Traceback" in letter.traceback
         assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[1]"]
 

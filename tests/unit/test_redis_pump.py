@@ -24,7 +24,7 @@ from taskbridge.brokers.redis.keys import Keys
 from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.engines.pump import Pump
-from taskbridge.message import Message
+from taskbridge.message import DeadLetter, Message
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, message, place_on, pump_process, pumping, wait_until
 
 
@@ -455,12 +455,13 @@ class TestWhatCannotBePublished:
 
         broker, bad, good = place.broker(Picky), message(task="bad"), message()
         broker.park([(bad, 0), (good, 0.001)], timeout_s=3)
+        told: list[DeadLetter] = []
 
-        with pumping(broker):
-            wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=place.delayed)
+        with pumping(broker, buried=told.append):
+            wait_until(lambda: place.waiting() == [good] and len(told) == 1, timeout_s=3, saw=place.delayed)
 
         [letter] = broker.dead_letters()
-        assert (letter.message, letter.reason) == (bad, "internal_error")
+        assert (letter.message, letter.reason, told) == (bad, "internal_error", [letter])
         assert "ZeroDivisionError" in letter.traceback
         assert place.delayed() == {}
 

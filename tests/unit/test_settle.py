@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from taskbridge import Bridge, Message
-from taskbridge.engines.settle import begin, finish, not_settled
+from taskbridge.engines.settle import begin, finish, not_settled, record_buried
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.retry import Cancelled, Dead, Done, RunAgain, Verdict
@@ -144,3 +145,23 @@ def test_a_message_that_can_not_even_be_buried_goes_back(bridge: Bridge, monkeyp
     for act in ("park", "bury"):
         monkeypatch.setattr(bridge.broker, act, raise_odd)
     assert not not_settled(bridge, _message(), KeyError("nobody thought of it"))
+
+
+@pytest.mark.parametrize("reason", ["undecodable", "internal_error"])
+def test_a_parked_message_that_can_not_be_published_is_dead_and_so_is_its_record(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    broker: Any = bridge.broker
+    engine: Any = bridge.engine.native
+    handle = bridge.task(name="later")(print).schedule(5)
+    if reason == "undecodable":
+        [(due_at, number, text)] = broker._parked
+        broker._parked = [(due_at, number, text.replace('"task":', '"tusk":', 1))]
+    else:
+        monkeypatch.setattr(bridge.wire, "encode", lambda message: 1 / 0)
+    engine.clock.move_to(broker.next_due())
+
+    assert broker.promote_due(partial(record_buried, bridge)) == 0
+    assert [letter.reason for letter in bridge.dead_letters()] == [reason]
+    status = handle.status()
+    assert (status.state, status.reason) == ("dead", reason)

@@ -107,6 +107,9 @@ def unpublished(parked: bytes, error: Exception) -> DeadLetter:
 Decide = Callable[[DeadLetter], Taken | None]
 """Says what becomes of a dead letter; None leaves it where it is."""
 
+Buried = Callable[[DeadLetter], object]
+"""Is told of a parked message that a pump has buried; it raises nothing, and may take a second or two."""
+
 
 class Broker(Protocol):
     """A connection to a broker, for one bridge. Threads share it, a forked process makes its own connections.
@@ -128,8 +131,10 @@ class Broker(Protocol):
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
         """Keep a dead letter for the setting `dead_ttl`."""
 
-    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set; outages are waited out, and nothing raised.
+
+        One that can't be read or published is buried instead.
 
         Any number may pump at once. A pump promotes what bridges of its own engine parked; what another engine's
         bridges parked only while that engine has no pump, and only tasks that it knows (rule Q5 and engine switches).
@@ -137,6 +142,7 @@ class Broker(Protocol):
         Args:
             knows: Whether this worker knows the task of that name.
             stop: Seen within 0.5 s where the broker answers; where it doesn't, nobody waits any longer than that.
+            buried: Is told of each message that was buried, unless that was another pump.
         """
 
     def counts(self, queues: Sequence[str]) -> Counts:

@@ -10,9 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from taskbridge import locks
-from taskbridge.brokers.base import Counts, Decide, MemoryWire
+from taskbridge.brokers.base import Buried, Counts, Decide, MemoryWire, unpublished
+from taskbridge.failures import text_of
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
 from taskbridge.settings import Settings
+
+_log = logger("taskbridge.pump")
 
 _LOOK_S = 0.25
 """How long a pump waits at most before it looks whether it is to stop."""
@@ -49,13 +53,24 @@ class MemoryBroker:
         with self._changed:
             self._letters.append((expires_at, letter.dumps()))
 
-    def promote_due(self) -> int:
+    def promote_due(self, buried: Buried | None = None) -> int:
         """Deliver what is due, the earliest first, and return how many messages those were."""
         promoted = 0
+        letters: list[DeadLetter] = []
         with self._changed:  # held while delivering: else a message is for a moment neither parked nor waiting
             while self._parked and self._parked[0][0] <= self._now():
-                self.publish([loads(heapq.heappop(self._parked)[2])], timeout_s=0)
-                promoted += 1
+                text = heapq.heappop(self._parked)[2]
+                try:
+                    self.publish([loads(text)], timeout_s=0)
+                    promoted += 1
+                except Exception as exc:  # one message that can't be delivered must not end the others, nor be lost
+                    letter = unpublished(text.encode(), exc)
+                    _log.error("a delayed message is dead, reason %s: %s", letter.reason, text_of(exc))
+                    self.bury(letter, timeout_s=0)
+                    letters.append(letter)
+        if buried is not None:
+            for letter in letters:
+                buried(letter)
         return promoted
 
     def next_due(self) -> float | None:
@@ -63,10 +78,10 @@ class MemoryBroker:
         with self._changed:
             return self._parked[0][0] if self._parked else None
 
-    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Deliver parked messages as they fall due, until `stop` is set."""
         while not stop.is_set():
-            self.promote_due()
+            self.promote_due(buried)
             with self._changed:
                 due = self.next_due()
                 wait_s = _LOOK_S if due is None else min(_LOOK_S, due - self._now())

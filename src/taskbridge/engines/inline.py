@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final
@@ -25,7 +26,7 @@ from taskbridge.brokers.memory import MemoryBroker
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.settle import not_settled, put_off_unknown, run_and_settle
+from taskbridge.engines.settle import not_settled, put_off_unknown, record_buried, run_and_settle
 from taskbridge.engines.worker_life import AFTER_GRACE_S
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
@@ -344,5 +345,5 @@ class InlineEngine:
                 return runs
 
     def _next(self) -> Message | None:
-        self.broker.promote_due()
+        self.broker.promote_due(partial(record_buried, self._host))
         return self.wire.take(None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Final
 
 from taskbridge.background import Background
 from taskbridge.brokers.base import SignBroker
 from taskbridge.engines.base import Host
+from taskbridge.engines.settle import record_buried
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.probe import BUSY_LIFE_S, busy_sign
@@ -28,9 +30,10 @@ class Pump(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Promote parked messages until `stop` is set."""
+        buried = partial(record_buried, self._host)
         while not stop.is_set():
             try:
-                self._host.broker.pump(knows=self._host.knows, stop=stop)
+                self._host.broker.pump(knows=self._host.knows, stop=stop, buried=buried)
             except Exception:
                 _log.exception("the pump failed, starting it again")
                 stop.wait(1.0)

@@ -10,6 +10,7 @@ after that. So one that comes back unmarked, but with a final record, needs noth
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -33,7 +34,7 @@ from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenB
 from taskbridge.runner import Runner
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
-from taskbridge.stores.records import FINAL, Ending, Records, State
+from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 
 T = TypeVar("T")
 
@@ -508,7 +509,40 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     record = _persist(host, records.get, message_id)
     if record is None or record.state in FINAL:
         return
-    message = Message(
+    _persist(host, records.ended, _recorded(record), Ending(state="dead", at=now, reason=reason, error=info))
+
+
+def record_buried(host: Host, letter: DeadLetter) -> None:
+    """Record the end of a message that a pump has buried; while the store is away, its record stays as it is."""
+    records = host.records
+    if records is None:
+        return
+    try:
+        message = letter.message
+        found = _id_in(letter.raw)
+        if message is None and is_id(found):
+            record = records.get(found, timeout_s=_TELL_S)
+            message = None if record is None or record.state in FINAL else _recorded(record)
+        if message is None or host.bound(message.task).records is None:
+            return
+        ending = Ending(
+            state="dead", at=host.now(), reason=letter.reason, error=letter.error, traceback=letter.traceback
+        )
+        records.ended(message, ending, timeout_s=_TELL_S)
+    except Exception as exc:  # it must not keep the pump from other messages
+        _log.warning("dead letter %s: the message's record is left as it is: %s", letter.id, failures.text_of(exc))
+
+
+def _id_in(parked: bytes | None) -> object:
+    """Return the id that a parked message names, which can't be read otherwise."""
+    with suppress(Exception):
+        return json.loads(parked or b"")["id"]
+    return None
+
+
+def _recorded(record: Status) -> Message:
+    """Return a message that can't be read, as far as its record tells."""
+    return Message(
         id=record.id,
         task=record.task,
         queue=record.queue,
@@ -518,7 +552,6 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
         attempt=max((each.number for each in record.attempts), default=0) + 1,
         replays=record.replays,
     )
-    _persist(host, records.ended, message, Ending(state="dead", at=now, reason=reason, error=info))
 
 
 # What the broker has to take

@@ -10,7 +10,7 @@ from typing import Any
 import pika
 from pika import spec
 
-from taskbridge.brokers.base import Counts, Decide, Publication, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Wire
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
@@ -76,9 +76,9 @@ class RabbitMQBroker:
             raise cause
         raise PartlyPublished(cause, accepted=frozenset(outcome.accepted), unsure=frozenset(outcome.unsure))
 
-    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        Pump(self._hosts, self._publisher, self._encoder, knows=knows, stop=stop).run()
+        Pump(self._hosts, self._publisher, self._encoder, knows=knows, stop=stop, buried=buried).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""

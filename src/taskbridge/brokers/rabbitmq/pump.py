@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.base import unpublished
+from taskbridge.brokers.base import Buried, unpublished
 from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
 from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
@@ -22,7 +22,7 @@ from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
-from taskbridge.message import Message, loads
+from taskbridge.message import DeadLetter, Message, loads
 
 _log = logger("taskbridge.pump")
 
@@ -67,6 +67,7 @@ class Pump:
         *,
         knows: Callable[[str], bool],
         stop: threading.Event,
+        buried: Buried | None = None,
     ) -> None:
         self._hosts = [_attentive(each) for each in hosts]
         self._publisher = publisher
@@ -77,6 +78,7 @@ class Pump:
         self._next_look = 0.0
         self._knows = knows
         self._stop = stop
+        self._buried = buried
         self._pause_s = 0.0
 
     def run(self) -> None:
@@ -128,7 +130,18 @@ class Pump:
 
     def _promote(self, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish a batch, and then acknowledge it; what could not be published is delivered again."""
-        outcome = self._deliver({index: self._decided(delivery) for index, delivery in enumerate(taken)})
+        publications: dict[int, EncodedPublication] = {}
+        letters: dict[int, DeadLetter] = {}
+        for index, delivery in enumerate(taken):
+            found = self._decided(delivery)
+            if isinstance(found, DeadLetter):
+                letters[index] = found
+                found = self._encoder.letter(found)
+            publications[index] = found
+        outcome = self._deliver(publications)
+        if self._buried is not None:
+            for index in outcome.accepted & letters.keys():
+                self._buried(letters[index])
         if outcome.refused:
             again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
@@ -142,8 +155,8 @@ class Pump:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
         return self._publisher.deliver(publications, Deadline(stop=self._stop))
 
-    def _decided(self, delivery: Delivery) -> EncodedPublication:
-        """Return what to publish for a due message of this engine."""
+    def _decided(self, delivery: Delivery) -> EncodedPublication | DeadLetter:
+        """Return what to publish for a due message of this engine, or the letter to bury in its place."""
         try:
             return self._encoder.native(_read(delivery))
         except NewerFormError as exc:
@@ -152,7 +165,7 @@ class Pump:
         except Exception as exc:  # one message that can't be read or encoded must not block the others
             letter = unpublished(delivery.body, exc)
             _log.error("a delayed message is dead, reason %s: %s", letter.reason, text_of(exc))
-            return self._encoder.letter(letter)
+            return letter
 
     # Messages of other engines
 

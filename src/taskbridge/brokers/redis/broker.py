@@ -13,7 +13,7 @@ from hashlib import sha1
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
-from taskbridge.brokers.base import Counts, Decide, RedisCommand, Taken, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Taken, Wire
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
@@ -101,9 +101,9 @@ class RedisBroker:
         """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first."""
         self._client.execute([burying(self._keys, letter, self._settings.dead_ttl_s)], timeout_s=timeout_s)
 
-    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event) -> None:
+    def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        Pump(self._client, self._wire, self._keys, knows=knows, stop=stop).run()
+        Pump(self._client, self._wire, self._keys, knows=knows, stop=stop, buried=buried).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead, all at one moment."""
