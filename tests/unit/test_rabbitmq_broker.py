@@ -23,6 +23,7 @@ from typing import Any
 
 import pika
 import pytest
+from pika import spec
 
 from taskbridge.brokers.base import Broker, Publication, Taken
 from taskbridge.brokers.rabbitmq import connect
@@ -978,6 +979,24 @@ class TestDeadLetters:
 
         assert (counts.waiting, counts.delayed, counts.dead) == ({"email": 0, "sms": 0}, 0, 0)
         assert broker.dead_letters() == []
+
+    def test_to_count_it_asks_for_many_queues_at_once(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        call_all, asked = Channel.call_all, list[int]()
+
+        def counted(channel: Channel, methods: Sequence[Any], deadline: Any) -> list[Any]:
+            if isinstance(methods[0], spec.Queue.Declare):
+                asked.append(len(methods))
+            return call_all(channel, methods, deadline)
+
+        broker = place.broker()
+        broker.publish([a_message()], timeout_s=5)
+        broker.park([(a_message(), 60)], timeout_s=5)
+        monkeypatch.setattr(Channel, "call_all", counted)
+
+        counts = broker.counts(["sms", "email"])
+
+        assert (counts.waiting, counts.delayed, counts.dead) == ({"sms": 0, "email": 1}, 1, 0)
+        assert len(asked) == 4, "the delays; and up to the dead letters, up to `sms` and up to the end"
 
 
 def run_script(script: str, *args: str, timeout_s: float = 30) -> str:

@@ -11,7 +11,7 @@ import pika
 from pika import spec
 
 from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Wire
-from taskbridge.brokers.rabbitmq.channel import NOT_FOUND
+from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
 from taskbridge.brokers.rabbitmq.pool import Pool
@@ -89,14 +89,12 @@ class RabbitMQBroker:
         names = [*due, topology.dead, *(name for names in places.values() for name in names)]
 
         deadline = Deadline(self._settings.send_timeout_s)
-        held: dict[str, int] = {}
         with _told():
-            for name in levels:  # they are made in this order
-                if (ready := self._ready(name, deadline)) is None:
-                    break
-                held[name] = ready
-            for name in names:
-                held[name] = self._ready(name, deadline) or 0
+            held = dict(zip(levels, self._ready(levels, deadline), strict=False))  # they are made in this order
+            while names:
+                found = self._ready(names, deadline)
+                held.update(zip(names, found, strict=False))
+                names = names[len(found) + 1 :]
 
         def count(names: Sequence[str]) -> int:
             return sum(held.get(name, 0) for name in names)
@@ -104,16 +102,22 @@ class RabbitMQBroker:
         waiting = {queue: count(names) for queue, names in places.items()}
         return Counts(waiting=waiting, delayed=count([*levels, *due]), dead=count([topology.dead]))
 
-    def _ready(self, queue: str, deadline: Deadline) -> int | None:
-        """Return how many messages wait in a queue; None if there is none, of which the server logs an error."""
-        look = spec.Queue.Declare(queue=queue, passive=True)
-        try:
-            ready: int = self._looker.use(lambda channel: channel.call(look, deadline), deadline).message_count
-        except ClientError as exc:
-            if exc.code != NOT_FOUND:
-                raise
-            return None
-        return ready
+    def _ready(self, queues: Sequence[str], deadline: Deadline) -> list[int]:
+        """Return how many messages wait in each of these queues, up to the first that there is not.
+
+        The server logs an error of that one, and closes the channel.
+        """
+        looks = [spec.Queue.Declare(queue=queue, passive=True) for queue in queues]
+
+        def look(channel: Channel) -> list[Any]:
+            try:
+                return channel.call_all(looks, deadline)
+            except ClientError as exc:
+                if exc.code != NOT_FOUND:
+                    raise
+                return channel.replies
+
+        return [reply.message_count for reply in self._looker.use(look, deadline)]
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
         """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
