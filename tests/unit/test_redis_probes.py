@@ -53,6 +53,14 @@ def test_what_a_killed_asker_left_is_removed_by_the_next(place: Place, wire: typ
     assert place.client.keys(f"{place.namespace}*") == []
 
 
+def test_one_who_asks_by_a_fast_clock_removes_nobody_elses_probe(place: Place) -> None:
+    broker = place.broker()
+    theirs, mine = (make_probe("default", now=time.time() + ahead_s, life_s=5) for ahead_s in (0, 20))
+    broker.ask([theirs], timeout_s=1)
+    broker.ask([mine], timeout_s=1)
+    assert broker.counts(["default"]).waiting == {"default": 2}
+
+
 ODD_NOTES = (
     *(b"\xff", b"[" * 10_000, b"5", b"[5]", b"[1,5]", b"[1,[[]]]", b"[-1,[]]", b'["x",[]]'),
     *(b'[1,["DEL"]]', b'[1,[["DEL","precious"]]]', b'[NaN,[["DEL","precious"]]]'),

@@ -37,6 +37,9 @@ _BEFORE_ITEMS: Final[dict[Word, int]] = {"LPUSH": 2, "RPUSH": 2, "SADD": 2, "HSE
 """Commands that take any number of items, and how many words stand before these: two with the same words there are one
 command with the items of both. The script is `_PARK`."""
 
+_PROBE_SLACK_S: Final = 60.0
+"""How much the clocks of those who ask may differ, where there is no store to tell the time."""
+
 _log = logger("taskbridge.redis")
 
 
@@ -179,7 +182,8 @@ class RedisBroker:
         """Publish probes; they are removed by `withdraw`, or by an `ask` after they have expired."""
         deadline = time.monotonic() + timeout_s
         ids: list[bytes] = self._client.execute([("HKEYS", self._keys.probes)], timeout_s=timeout_s)
-        self._remove_probes(ids, timeout_s, before=min((probe.enqueued_at for probe in probes), default=0.0))
+        asked_at = min((probe.enqueued_at for probe in probes), default=0.0)
+        self._remove_probes(ids, timeout_s, before=asked_at - _PROBE_SLACK_S)
         for probe in probes:
             publishing = self._wire.encode(probe)
             removing = [_undoing(command) for command in publishing]
