@@ -491,7 +491,19 @@ class TestWhatCannotBePublished:
         with pumping(broker):
             wait_until(lambda: place.waiting() == [good], timeout_s=3, saw=lambda: None)
 
-    @pytest.mark.parametrize("name", ["pumps:celery", "pumps:dramatiq", "engines"])
+    @pytest.mark.parametrize("name", ["dead", "dead:letters"])
+    def test_letters_are_buried_though_their_keys_held_something_else(self, place: Place, name: str) -> None:
+        place.client.set(f"{place.namespace}:{name}", "of another type")
+        broker = place.broker()
+        assert broker.counts([]).dead == 0
+
+        broker.bury(DeadLetter(message=message(), reason="exhausted", died_at=time.time()), timeout_s=3)
+
+        assert (len(broker.dead_letters()), broker.counts([]).dead) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "name", ["pumps:celery", "pumps:dramatiq", "engines", "parked:celery", "parked:celery:messages"]
+    )
     def test_keys_of_another_type_than_ours_stop_nothing(self, place: Place, name: str) -> None:
         broker, good = place.broker(), message()
         place.broker(engine="dramatiq").park([(message(), 9)], timeout_s=3)

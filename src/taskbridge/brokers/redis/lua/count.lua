@@ -6,6 +6,6 @@ for _, engine in ipairs(try('SMEMBERS', KEYS[1]) or {}) do
   delayed = delayed + (try('ZCARD', ARGV[1] .. ':parked:' .. engine) or 0)
 end
 local over = string.format('(%.0f', math.floor(now_ms()) - ARGV[2])
-local result = {delayed, redis.call('ZCOUNT', KEYS[2], over, '+inf')}
-for i = 3, #KEYS do result[#result + 1] = redis.call('LLEN', KEYS[i]) end
+local result = {delayed, try('ZCOUNT', KEYS[2], over, '+inf') or 0}
+for i = 3, #KEYS do result[#result + 1] = try('LLEN', KEYS[i]) or 0 end
 return result

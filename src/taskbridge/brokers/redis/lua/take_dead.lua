@@ -5,14 +5,14 @@
 local now = math.floor(now_ms())
 local result = {}
 for i = 2, #ARGV, 4 do
-  local letter = redis.call('HGET', KEYS[2], ARGV[i])
+  local letter = try('HGET', KEYS[2], ARGV[i])
   local mine = letter and redis.sha1hex(letter) == ARGV[i + 1]
   if mine then
-    redis.call('ZREM', KEYS[1], ARGV[i])  -- the first write, which needs no memory to spare
+    own('ZREM', KEYS[1], ARGV[i])  -- the first write, which needs no memory to spare
     redis.call('HDEL', KEYS[2], ARGV[i])
     if ARGV[i + 2] ~= '' then
-      redis.call('ZADD', KEYS[3], now, ARGV[i + 2])
-      redis.call('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
+      own('ZADD', KEYS[3], now, ARGV[i + 2])
+      own('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
       own('SADD', KEYS[5], ARGV[1])
     end
   end
