@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from typing import Any, Final
@@ -191,13 +191,14 @@ class Pump:
 
     def _adopted(self, delivery: Delivery) -> EncodedPublication | None:
         """Return what to publish for a due message of another engine; None leaves it in its queue."""
-        with suppress(DecodeError):  # that is for its own engine to bury, or for a newer release
+        try:
             message = _read(delivery)
-            try:
-                return self._encoder.native(message) if self._knows(message.task) else None
-            except Exception as exc:
-                _log.warning("a delayed message of another engine can't be published here: %s", text_of(exc))
-        return None
+            return self._encoder.native(message) if self._knows(message.task) else None
+        except DecodeError:  # that is for its own engine to bury, or for a newer release
+            return None
+        except Exception as exc:
+            _log.warning("a delayed message of another engine can't be published here: %s", text_of(exc))
+            return None
 
 
 def _read(delivery: Delivery) -> Message:
