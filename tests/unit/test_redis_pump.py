@@ -500,6 +500,7 @@ class TestWhatCannotBePublished:
         broker.bury(DeadLetter(message=message(), reason="exhausted", died_at=time.time()), timeout_s=3)
 
         assert (len(broker.dead_letters()), broker.counts([]).dead) == (1, 1)
+        assert place.client.get(f"{place.namespace}:{name}.odd") == b"of another type"
 
     @pytest.mark.parametrize(
         "name", ["pumps:celery", "pumps:dramatiq", "engines", "parked:celery", "parked:celery:messages"]

@@ -16,3 +16,10 @@ local function own(command, key, ...)  -- as try, for a key that is removed then
   redis.call('DEL', key)
   return redis.call(command, key, ...)
 end
+
+local function kept(command, key, ...)  -- as try, for a key of messages: what else it held is beside it then
+  local reply = try(command, key, ...)
+  if reply ~= nil then return reply end
+  redis.call('RENAME', key, key .. '.odd')
+  return redis.call(command, key, ...)
+end

@@ -2,7 +2,7 @@
 -- KEYS: due, messages. ARGV: claim in ms (0 claims nothing), how many to pass over, most messages, most bytes.
 -- Returns: ms until there is more (0: more is due; -1: nothing more is parked), then of each member, score, text.
 local now, claim, room = math.floor(now_ms()), tonumber(ARGV[1]), tonumber(ARGV[4])
-local found = own('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3])
+local found = kept('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3])
 local result = {-1}
 for i = 1, #found, 2 do
   local member, score, text = found[i], found[i + 1], try('HGET', KEYS[2], found[i])
