@@ -68,11 +68,14 @@ def test_a_worker_outlives_a_full_redis(make_redis: type[PrivateRedis], tmp_path
     shop.bridge.close()
 
 
+@pytest.mark.parametrize("is_there", [False, True])
 def test_a_worker_runs_tasks_where_redis_can_not_wait_for_them(
-    make_redis: Callable[..., PrivateRedis], tmp_path: Path
+    make_redis: Callable[..., PrivateRedis], tmp_path: Path, is_there: bool
 ) -> None:
-    """Before 6.2 there was no BLMOVE."""
-    server = make_redis(extra_args=("--rename-command", "BLMOVE", ""))
+    """Before 6.2 there was no BLMOVE, and a user may not be permitted to use it."""
+    server = make_redis(extra_args=() if is_there else ("--rename-command", "BLMOVE", ""))
+    if is_there:
+        server.command("ACL", "SETUSER", "default", "-blmove")
     shop = Shop.at(f"dramatiq+{server.url}", tmp_path)
     with shop.worker():
         shop.note.send("first")

@@ -16,6 +16,7 @@ from dramatiq import Consumer
 from dramatiq.brokers.redis import DEFAULT_DEAD_MESSAGE_TTL, RedisBroker
 from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from taskbridge.brokers.redis.client import client_of
@@ -24,7 +25,10 @@ from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list
 from taskbridge.engines.redis_leases import DRAMATIQ, STRANGERS, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.logs import logger
 from taskbridge.settings import Settings
+
+_log = logger("taskbridge.dramatiq")
 
 _LOOK_S: Final = 0.2
 """How long an idle consumer waits before it looks at all lists again; at that for `normal` it looks all the time."""
@@ -102,9 +106,10 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             # Moves the first to where it was, so that nothing is taken; Redis has no waiting that only looks.
             self._calls.execute([("BLMOVE", key, key, "LEFT", "LEFT", timeout_s)], timeout_s=_TIMEOUT_S)
         except BrokerUnavailable as exc:
-            if "unknown command" not in str(exc):
+            if "unknown command" not in str(exc) and not isinstance(exc.__cause__, NoPermissionError):
                 raise
-            self._can_wait = False  # before Redis 6.2
+            _log.warning("Redis does not wait for messages (BLMOVE), so it is asked every 0.05 s: %s", exc.problem)
+            self._can_wait = False  # before Redis 6.2, or not permitted
 
     # The worker's life
 
