@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.exceptions import MessageTooLarge
-from taskbridge.failures import traceback_of
+from taskbridge.failures import text_of, traceback_of
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.retry import ErrorInfo
+
+_log = logger("taskbridge.pump")
 
 NativeT = TypeVar("NativeT")
 NativeT_co = TypeVar("NativeT_co", covariant=True)
@@ -93,22 +96,32 @@ class Taken:
     message: Message | None = None
 
 
-def unpublished(parked: bytes, error: Exception) -> DeadLetter:
-    """Return the dead letter of what was parked and can't be published; reading or encoding it raised this error."""
-    known: dict[str, Any] = {"error": ErrorInfo.of(error), "died_at": time.time()}
-    try:
-        message = loads(parked)
-    except Exception:
-        return DeadLetter(message=None, reason="undecodable", raw=parked, **known)
-    reason = "too_large" if isinstance(error, MessageTooLarge) else "internal_error"
-    return DeadLetter(message=message, reason=reason, traceback=traceback_of(error), **known)
-
-
 Decide = Callable[[DeadLetter], Taken | None]
 """Says what becomes of a dead letter; None leaves it where it is."""
 
 Buried = Callable[[DeadLetter], object]
-"""Is told of a parked message that a pump has buried; it raises nothing, and may take a second or two."""
+"""Is told of a parked message just before a pump buries it; it raises nothing, and takes two seconds at most."""
+
+
+def unpublished(parked: bytes, error: Exception, buried: Buried | None) -> DeadLetter:
+    """Return the dead letter of what was parked and can't be published, told to `buried` and logged.
+
+    Args:
+        parked: The message, as it was parked.
+        error: What reading or encoding it raised.
+        buried: As it was given to `Broker.pump`.
+    """
+    known: dict[str, Any] = {"error": ErrorInfo.of(error), "died_at": time.time()}
+    try:
+        message = loads(parked)
+        reason = "too_large" if isinstance(error, MessageTooLarge) else "internal_error"
+        letter = DeadLetter(message=message, reason=reason, traceback=traceback_of(error), **known)
+    except Exception:
+        letter = DeadLetter(message=None, reason="undecodable", raw=parked, **known)
+    _log.error("delayed message %s is dead, reason %s: %s", letter.id, letter.reason, text_of(error))
+    if buried is not None:
+        buried(letter)
+    return letter
 
 
 class Broker(Protocol):
@@ -142,7 +155,7 @@ class Broker(Protocol):
         Args:
             knows: Whether this worker knows the task of that name.
             stop: Seen within 0.5 s where the broker answers; where it doesn't, nobody waits any longer than that.
-            buried: Is told of each message that was buried, unless that was another pump.
+            buried: Is told of each message that is buried; more than once, if it is found again.
         """
 
     def counts(self, queues: Sequence[str]) -> Counts:

@@ -11,12 +11,8 @@ from typing import Any
 
 from taskbridge import locks
 from taskbridge.brokers.base import Buried, Counts, Decide, MemoryWire, unpublished
-from taskbridge.failures import text_of
-from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
 from taskbridge.settings import Settings
-
-_log = logger("taskbridge.pump")
 
 _LOOK_S = 0.25
 """How long a pump waits at most before it looks whether it is to stop."""
@@ -56,21 +52,14 @@ class MemoryBroker:
     def promote_due(self, buried: Buried | None = None) -> int:
         """Deliver what is due, the earliest first, and return how many messages those were."""
         promoted = 0
-        letters: list[DeadLetter] = []
         with self._changed:  # held while delivering: else a message is for a moment neither parked nor waiting
             while self._parked and self._parked[0][0] <= self._now():
                 text = heapq.heappop(self._parked)[2]
                 try:
                     self.publish([loads(text)], timeout_s=0)
                     promoted += 1
-                except Exception as exc:  # one message that can't be delivered must not end the others, nor be lost
-                    letter = unpublished(text.encode(), exc)
-                    _log.error("a delayed message is dead, reason %s: %s", letter.reason, text_of(exc))
-                    self.bury(letter, timeout_s=0)
-                    letters.append(letter)
-        if buried is not None:
-            for letter in letters:
-                buried(letter)
+                except Exception as exc:  # one message that can't be delivered must not be lost
+                    self.bury(unpublished(text.encode(), exc, buried), timeout_s=0)
         return promoted
 
     def next_due(self) -> float | None:

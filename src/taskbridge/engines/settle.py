@@ -513,7 +513,7 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
 
 
 def record_buried(host: Host, letter: DeadLetter) -> None:
-    """Record the end of a message that a pump has buried; while the store is away, its record stays as it is."""
+    """Record the end of a message that a pump buries; while the store is away, its record stays as it is."""
     records = host.records
     if records is None:
         return

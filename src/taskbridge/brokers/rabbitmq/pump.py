@@ -22,7 +22,7 @@ from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
-from taskbridge.message import DeadLetter, Message, loads
+from taskbridge.message import Message, loads
 
 _log = logger("taskbridge.pump")
 
@@ -130,18 +130,7 @@ class Pump:
 
     def _promote(self, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish a batch, and then acknowledge it; what could not be published is delivered again."""
-        publications: dict[int, EncodedPublication] = {}
-        letters: dict[int, DeadLetter] = {}
-        for index, delivery in enumerate(taken):
-            found = self._decided(delivery)
-            if isinstance(found, DeadLetter):
-                letters[index] = found
-                found = self._encoder.letter(found)
-            publications[index] = found
-        outcome = self._deliver(publications)
-        if self._buried is not None:
-            for index in outcome.accepted & letters.keys():
-                self._buried(letters[index])
+        outcome = self._deliver({index: self._decided(delivery) for index, delivery in enumerate(taken)})
         if outcome.refused:
             again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
@@ -155,17 +144,15 @@ class Pump:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
         return self._publisher.deliver(publications, Deadline(stop=self._stop))
 
-    def _decided(self, delivery: Delivery) -> EncodedPublication | DeadLetter:
-        """Return what to publish for a due message of this engine, or the letter to bury in its place."""
+    def _decided(self, delivery: Delivery) -> EncodedPublication:
+        """Return what to publish for a due message of this engine."""
         try:
             return self._encoder.native(_read(delivery))
         except NewerFormError as exc:
             _log.warning("a delayed message waits for a newer release: %s", exc)
             return self._encoder.parked(delivery.body, _POSTPONED_S)
         except Exception as exc:  # one message that can't be read or encoded must not block the others
-            letter = unpublished(delivery.body, exc)
-            _log.error("a delayed message is dead, reason %s: %s", letter.reason, text_of(exc))
-            return letter
+            return self._encoder.letter(unpublished(delivery.body, exc, self._buried))
 
     # Messages of other engines
 

@@ -15,7 +15,7 @@ from taskbridge.brokers.redis.keys import Keys
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
-from taskbridge.message import DeadLetter, loads
+from taskbridge.message import loads
 
 _log = logger("taskbridge.pump")
 
@@ -140,20 +140,16 @@ class Pump:
         look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
         wait_ms, *rest = self._run(look)
         decided: list[Word] = []
-        letters: list[tuple[bytes, bytes, DeadLetter]] = []
         left = 0
         for member, score, text in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-            found = self._decided(member.decode(errors="replace"), text, is_own)
-            if found is None:
+            commands = self._commands(member.decode(errors="replace"), text, is_own)
+            if commands is None:
                 left += 1
-            elif isinstance(found, DeadLetter):
-                letters.append((member, score, found))
-            else:
-                decided += _words(member, score, found)
+                continue
+            decided += member, score, len(commands)
+            decided += [word for command in commands for word in (len(command), *command)]
         if decided:
             self._settle(keys, decided)
-        for member, score, letter in letters:
-            self._bury(keys, member, score, letter)
         wait_s = _sleep_s(wait_ms, self._living)
         if left:
             wait_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
@@ -161,15 +157,8 @@ class Pump:
         self._next_look[keys.engine] = time.monotonic() + wait_s
         return wait_s
 
-    def _bury(self, keys: Keys, member: bytes, score: bytes, letter: DeadLetter) -> None:
-        """Bury a message instead of publishing it, unless another pump has dealt with it."""
-        dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
-        commands = dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
-        if self._settle(keys, _words(member, score, commands)) and self._buried is not None:
-            self._buried(letter)
-
-    def _settle(self, keys: Keys, decided: Sequence[Word]) -> int:
-        """Do what was decided, in one step, and return of how many messages that was done."""
+    def _settle(self, keys: Keys, decided: Sequence[Word]) -> None:
+        """Do what was decided, in one step."""
         settled, *refused = self._run(_SETTLE((keys.due, keys.messages), _POSTPONED_MS, *decided))
         _log.debug("published %d delayed messages", settled)
         for member, error in zip(refused[::2], refused[1::2], strict=True):
@@ -178,10 +167,9 @@ class Pump:
                 member.decode(errors="replace"),
                 error.decode(errors="replace"),
             )
-        return int(settled)
 
-    def _decided(self, member: str, text: bytes, is_own: bool) -> Sequence[Sequence[Word]] | DeadLetter | None:
-        """Return what publishes a due message, nothing to put it off, a letter to bury, or None to leave it."""
+    def _commands(self, member: str, text: bytes, is_own: bool) -> Sequence[Sequence[Word]] | None:
+        """Return what is to be done with a due message, nothing to put it off, and None to leave it to its engine."""
         try:
             message = loads(text)
             return self._wire.encode(message) if is_own or self._knows(message.task) else None
@@ -191,17 +179,12 @@ class Pump:
             if isinstance(exc, NewerFormError) or not is_own:
                 _log.warning("delayed message %s can't be published here now: %s", member, text_of(exc))
                 return ()
-            letter = unpublished(text, exc)
-            _log.error("delayed message %s is dead, reason %s: %s", member, letter.reason, text_of(exc))
-            return letter
+            letter = unpublished(text, exc, self._buried)
+            dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
+            return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
 
     def _run(self, command: RedisCommand) -> Any:
         return self._client.execute([command], timeout_s=_CALL_S)
-
-
-def _words(member: bytes, score: bytes, commands: Sequence[Sequence[Word]]) -> list[Word]:
-    """Return what is to be done with a message in the form that the script takes."""
-    return [member, score, len(commands), *(word for command in commands for word in (len(command), *command))]
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:
