@@ -375,8 +375,8 @@ def test_what_redis_does_not_permit_of_remote_control_is_left_out(
 ) -> None:
     server = make_redis()
     shop = make_shop(SimpleNamespace(url=server.url.replace("//", "//shop:secret@", 1)))
-    keys = f"~{shop.namespace}:*", f"~{shop.namespace}.*"
-    server.command("ACL", "SETUSER", "shop", "on", ">secret", "resetkeys", "resetchannels", *keys, "+@all")
+    own = f"~{shop.namespace}:*", f"~{shop.namespace}.*", f"&{shop.namespace}:*"
+    server.command("ACL", "SETUSER", "shop", "on", ">secret", "resetkeys", "resetchannels", *own, "+@all")
     worker = shop.worker("threads", "--without-gossip", "--without-mingle")
     said = ["LLEN celery@", "PSUBSCRIBE is not permitted", f"PUBLISH /0.{shop.namespace}.celery.events/"]
     shop.until(lambda: all(each in shop.log() for each in said), "the worker to say what is left out")
