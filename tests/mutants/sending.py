@@ -242,3 +242,13 @@ def expiries_are_checked_by_workers_alone() -> None:
 def hashes_are_not_counted() -> None:
     """A set may be sent whose members have one hash, and that takes a worker seconds to be made again."""
     put(_CODEC, "_unlike", lambda _: lambda members: members)
+
+
+@mutant("S4", "arguments_arrive_as_they_were", "celery+redis")
+def no_argument_is_called_self() -> None:
+    """Celery calls a task in its own way whatever its arguments are called, and so can't with one called `self`."""
+
+    def make(call: Any) -> Any:
+        return lambda task, /, *args, **kwargs: super(type(task), task).__call__(*args, **kwargs)
+
+    put("taskbridge.engines.celery.app", "call_task", make)

@@ -90,6 +90,13 @@ if "SHOP_LISTENS" in os.environ:
     signals.task_prerun.connect(_on_prerun, weak=False)
     signals.task_success.connect(_on_success, weak=False)
 
+if "SHOP_REFUSES" in os.environ:
+
+    def _refuse(*_: Any) -> None:
+        raise LookupError("not today")
+
+    type(app.tasks[f"{__name__}.add"]).before_start = _refuse
+
 if "SHOP_HIDES" in os.environ:
 
     @bridge.dead.redact

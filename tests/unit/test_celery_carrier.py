@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import signals
+from celery.app import trace
 
-from taskbridge import Bridge
+from taskbridge import Bridge, RetryPolicy
 from taskbridge.engines.celery import carrier as celery_carrier
-from taskbridge.engines.celery.carrier import Carrier, PutOff
+from taskbridge.engines.celery.carrier import Carrier, NotCarried, PutOff
 from taskbridge.engines.settle import MOST_REQUEUES, begin, taken_again
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import Message, new_id
@@ -114,6 +116,9 @@ def test_what_can_not_be_read_is_dead_whatever_reading_it_raises(
 def test_frames_of_a_failed_run_are_kept_for_who_listens_alone(bridge: Bridge, kind: str) -> None:
     """They are most of what Celery's account of a failure costs, and a child sends it to its parent."""
     tell = getattr(bridge.native.tasks["shop.pay"], f"on_{kind}")
+    kwargs: dict[str, Any] = {}
+    with suppress(DecodeError):
+        bridge.native.engine.carrier.carry({"kwargs": kwargs})
     signal: Any = getattr(signals, f"task_{kind}")
 
     def listen(**_: Any) -> None: ...
@@ -122,7 +127,7 @@ def test_frames_of_a_failed_run_are_kept_for_who_listens_alone(bridge: Bridge, k
         account = SimpleNamespace(tb="frames")
         if listens:
             signal.connect(listen, weak=False)
-        tell(ValueError(), "id", (), {}, account)
+        tell(ValueError(), "id", (), kwargs, account)
         assert account.tb == ("frames" if listens else None)
     signal.disconnect(listen)
 
@@ -135,3 +140,73 @@ def test_a_forged_outcome_is_no_outcome(bridge: Bridge) -> None:
     bridge.on("succeeded")(lambda event: ran.append(event.message.id if event.message else ""))
     bridge.native.engine.carrier.carry({**headers, "args": [], "kwargs": {}})
     assert ran == [sent.id]
+
+
+def traced(bridge: Bridge, sent: Message, kwargs: dict[str, Any], *, is_whole_process: bool = True) -> Any:
+    """Have a message traced as in a child of Celery's pool, or in an embedded worker."""
+    task = bridge.native.tasks[sent.task]
+    if is_whole_process:
+        trace.setup_worker_optimizations(bridge.native)
+    try:
+        headers = {"id": sent.id, "task": sent.task, "taskbridge": sent.dumps_meta(), "delivery_info": {}}
+        return trace.build_tracer(task.name, task, app=bridge.native)(sent.id, [], kwargs, headers)
+    finally:
+        trace.reset_worker_optimizations(bridge.native)
+
+
+@pytest.mark.parametrize("is_whole_process", [True, False])
+def test_a_traced_message_comes_to_the_carrier_once(bridge: Bridge, is_whole_process: bool) -> None:
+    """Even if its task calls itself, which is no message."""
+    seen: list[tuple[str | None, int]] = []
+
+    @bridge.task(name="shop.count")
+    def count(left: int) -> None:
+        itself = bridge.native.tasks["shop.count"]
+        seen.append((itself.request.id, left))
+        if left:
+            itself(left=left - 1)
+
+    ended: list[str] = []
+    bridge.on("succeeded")(lambda event: ended.append(event.message.id if event.message else ""))
+    sent = replace(message(), task="shop.count", kwargs_json='{"left": 2}')
+    traced(bridge, sent, {"left": 2}, is_whole_process=is_whole_process)
+    assert [left for _, left in seen] == [2, 1, 0]
+    assert (seen[0][0], ended) == (sent.id, [sent.id])
+
+
+@pytest.mark.parametrize("is_whole_process", [True, False])
+def test_an_argument_may_be_called_self(bridge: Bridge, is_whole_process: bool) -> None:
+    """Celery's tracer can't call a task with it."""
+    ran: list[int] = []
+
+    @bridge.task(name="shop.pack")
+    def pack(self: int) -> None:
+        ran.append(self)
+
+    sent = replace(message(), task="shop.pack", kwargs_json='{"self": 7}')
+    outcome = traced(bridge, sent, {"self": 7}, is_whole_process=is_whole_process)
+    assert (ran, outcome.info) == ([7], None)
+    bridge.native.tasks["shop.pack"](self=8)
+    assert ran == [7, 8]
+
+
+def test_an_error_before_the_carrier_is_told_from_the_tasks_own(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery would acknowledge either; of the one, nothing has become of the message."""
+
+    @bridge.task(name="shop.break", retry=RetryPolicy.never())
+    def fail() -> None:
+        raise ValueError("its own")
+
+    own = traced(bridge, replace(message(), task="shop.break"), {})
+    assert isinstance(own.info.retval, ValueError)
+    assert len(bridge.dead_letters()) == 1
+
+    def before_start(*_: Any) -> None:
+        raise LookupError("before it")
+
+    monkeypatch.setattr(type(bridge.native.tasks["shop.break"]), "before_start", before_start)
+    with pytest.warns(RuntimeWarning, match="before it"), pytest.raises(NotCarried, match="before it"):
+        traced(bridge, replace(message(), task="shop.break"), {})
+    assert len(bridge.dead_letters()) == 1

@@ -466,6 +466,38 @@ def test_messages_that_celery_itself_would_not_write_are_served_in_threads(
     assert shop.bridge.dead_letters() == []
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_an_error_before_the_carrier_is_unexpected_and_no_end(
+    redis_server: PrivateRedis, pool: str, make_shop: MakeShop
+) -> None:
+    """Celery would acknowledge the message, or in threads never tell of it."""
+    shop = make_shop(redis_server, requeue_pause=0.05)
+    worker = shop.worker(pool, SHOP_REFUSES="1")
+    shop.send("add", 1, 2)
+    shop.until(lambda: shop.bridge.counts().dead == 1, "a dead letter")
+    (letter,) = shop.bridge.dead_letters()
+    assert letter.reason == "internal_error"
+    assert "not today" in letter.traceback
+    assert shop.notes("add") == []
+    assert shop.stop(worker)[0] == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("name", ["get", "update", "_protected", "_get_custom_headers"])
+def test_a_header_stands_in_the_place_of_nothing_of_celerys(
+    redis_server: PrivateRedis, pool: str, name: str, make_shop: MakeShop
+) -> None:
+    """With one of these names, Celery's tracer called the task past the carrier, or acknowledged without a call."""
+    shop = make_shop(redis_server, fast="off")
+    shop.worker(pool)
+    plain = _plain_client(redis_server)
+    with plain.connection_for_write() as connection:
+        headers = {"lang": "go", "task": f"{APP}.add", "id": "an-id", name: 1}
+        _publish(connection, "[[1, 2], {}, null]", shop.queue, headers=headers)
+    shop.until(lambda: shop.notes("succeeded"), "the end")
+    assert [note[1:] for note in shop.notes("add")] == [[1, 2]]
+
+
 def test_what_was_taken_by_a_script_whose_reply_was_lost_runs_soon(
     redis_server: PrivateRedis, make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

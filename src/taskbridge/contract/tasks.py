@@ -261,7 +261,7 @@ class Tasks:
         in_task = await asyncio.create_task(_look())
         self._ended(context, "returned", tag=_tag.get(), in_task=in_task)
 
-    def _echo(self, *values: Any, **named: Any) -> None:
+    def _echo(self, /, *values: Any, **named: Any) -> None:
         context = current()
         self._started(context, values=[describe(value) for value in values], named=describe(named))
         self._ended(context, "returned")

@@ -131,6 +131,10 @@ def arguments_arrive_as_they_were(h: Harness) -> None:
         data = h.starts(item.id)[0].data
         h.equal("a positional argument", data["values"], [describe(value)])
         h.equal("a keyword argument", data["named"], describe({"named": value}))
+    names = {"self": 1, "task": 2, "request": 3, "message": 4}
+    last = h.own(h.tasks.echo.send(**names))
+    h.final(last.id)
+    h.equal("arguments of any name", h.starts(last.id)[0].data["named"], describe(names))
 
 
 class _Colour(Enum):

@@ -13,16 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from celery import signals
 
+from taskbridge import failures
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
-from taskbridge.engines.celery.carrier import Carrier, ChildRuns
+from taskbridge.engines.celery.carrier import Carrier, ChildRuns, NotCarried, call_task
 from taskbridge.engines.celery.control import Control
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
@@ -264,6 +264,7 @@ class CeleryEngine:
             time_limit=0,  # none of Celery's, whatever its settings say: those are not retried (rule T1)
             soft_time_limit=0,
             Request="taskbridge.engines.celery.consumer:Request",
+            __call__=call_task,
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
         self._declare_queues()
@@ -273,10 +274,9 @@ class CeleryEngine:
 
         def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
             request = task.request
-            if request.called_directly or request.is_eager:
+            if request.called_directly or request.is_eager or carrier.has_carried(request.kwargs):
                 return declaration.function(*args, **kwargs)
-            fields: Any = SimpleNamespace(get=lambda name, default=None: getattr(request, name, default))
-            return carrier.carry(fields)  # a header may be called `get`, too
+            return carrier.carry(request)
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)
@@ -365,11 +365,16 @@ def _told(name: str, signal: Any) -> Callable[..., Any]:
     """Return a method of tasks that drops the frames from an account of an error, unless somebody listens for it.
 
     Nobody else looks at them, and they are most of what such an account costs, above all where a child sends it on.
+    An error from before the carrier (of a task class's `before_start`, say) is raised again as `NotCarried`.
     """
 
     def tell(task: Any, *about: Any) -> None:
-        if about[-1] is not None and not signal.receivers:
-            about[-1].tb = None
+        error, _, _, kwargs, account = about
+        if account is not None and not (task.request.is_eager or task.app.engine.carrier.has_carried(kwargs)):
+            what = "" if error is None else failures.text_of(error)
+            raise NotCarried(f"{failures.type_of(type(error))}: {what}") from error
+        if account is not None and not signal.receivers:
+            account.tb = None
         getattr(stock(super(type(task), task)), name)(*about)
 
     return tell

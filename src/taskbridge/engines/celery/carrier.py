@@ -25,11 +25,11 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from celery.signals import task_postrun, task_success
 
-from taskbridge import failures
+from taskbridge import failures, locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.reading import Fields, Parts
-from taskbridge.engines.celery.stock import CeleryIgnore
+from taskbridge.engines.celery.stock import CeleryIgnore, stock
 from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
 from taskbridge.logs import logger
@@ -46,6 +46,9 @@ LINKS: Final = ("callbacks", "chain", "chord", "group")
 
 SETTLED: Final = "taskbridge-settled"
 """Where a request says what has become of its message, if that was settled before Celery traces it."""
+
+CALL_OF_CELERY: Final = "celery.app.task"
+"""The module of `Task.__call__`, as long as nobody has put another one in its place."""
 
 _EXIT_AFTER_S: Final = 0.2
 """How long after its task's end a child goes on to exit that was told to: Celery sends the task's outcome meanwhile."""
@@ -256,6 +259,10 @@ class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
 
+class NotCarried(TaskBridgeError):
+    """Shows that something was raised before a message came to the carrier, so that nothing has become of it."""
+
+
 class PutOff(CeleryIgnore):
     """Shows a message that was not run now: it waits, for its attempt may have been started before."""
 
@@ -266,6 +273,11 @@ class Carrier:
     def __init__(self, host: Host, runs: ChildRuns) -> None:
         self._host = host
         self._runs = runs
+        self._last = locks.Local()
+
+    def has_carried(self, kwargs: object) -> bool:
+        """Return whether this very dict of arguments is that of the request that was carried last in this thread."""
+        return kwargs is getattr(self._last, "kwargs", self)
 
     def carry(self, request: Fields) -> Any:
         """Run the task of a request and settle it.
@@ -280,6 +292,7 @@ class Carrier:
             Retry, Ignore, Reject: It did not end well, and Celery is to show it and to do the like.
             Exception: The error of which it is dead.
         """
+        self._last.kwargs = request.get("kwargs")
         settled = request.get(SETTLED)
         if not isinstance(settled, _OUTCOMES):  # a header of this name, say
             self._runs.heed_signals()
@@ -373,6 +386,18 @@ class Carrier:
                 raise Ignore(reason)
             case GivenBack():
                 raise Reject("the worker stops", requeue=True)
+
+
+def call_task(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a task as Celery does, whose own way can't take an argument called `self`.
+
+    Where no worker has put a method of its own in its place, Celery's tracer goes past `Task.__call__`, which would
+    hide the request from the task (celery/app/trace.py, build_tracer).
+    """
+    call = stock(super(type(task), task)).__call__
+    if "self" in kwargs or (call.__module__ == CALL_OF_CELERY and not task.request.called_directly):
+        call = task.run
+    return call(*args, **kwargs)
 
 
 def _given_back(why: str) -> Exception:

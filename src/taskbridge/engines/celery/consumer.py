@@ -7,19 +7,22 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial, partialmethod
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from billiard.pool import MaybeEncodingError
 from celery import __version__ as celery_version
-from celery.exceptions import Ignore, ImproperlyConfigured, TaskRevokedError
+from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
 
 from taskbridge.engines.celery import reading
-from taskbridge.engines.celery.carrier import PutOff
+from taskbridge.engines.celery.carrier import NotCarried, PutOff
 from taskbridge.engines.celery.stock import (
     CeleryConsumer,
+    CeleryContext,
     CeleryRequest,
+    ExceptionInfo,
     PreforkPool,
     SoloPool,
     stock,
@@ -54,6 +57,17 @@ _ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
 _SLACK_S: Final = 0.05
 """A plain client's task that is due this soon is left to Celery's own timer."""
 
+_OF_CONTEXT: Final = frozenset(
+    name for name in dir(CeleryContext) if name.startswith("_") or callable(getattr(CeleryContext, name))
+)
+"""Headers of these names would stand in the place of methods and flags of Celery's context of a task."""
+
+_KNOWN_ENDS: Final = (
+    *(Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError),
+    *(MaybeEncodingError, SystemExit, KeyboardInterrupt),
+)
+"""What a pool tells instead of what the tracer returned, and Celery knows how to deal with."""
+
 RUNNING: Final = "running"
 ENDED: Final = "ended"
 
@@ -67,10 +81,10 @@ class Request(CeleryRequest):
         dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
     """
 
-    execute_using_pool: Any
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        for name in _OF_CONTEXT.intersection(self.request_dict):
+            del self.request_dict[name]
         self.is_put_off: bool = False
         self.is_orphan: bool = False
         self.dropped_at: float | None = None
@@ -80,32 +94,73 @@ class Request(CeleryRequest):
         self._consumer.begins(self)
 
     def __init_subclass__(cls) -> None:
-        """Guard the way to the pool that Celery gives the class that it derives from this one for each task."""
-        if cls.__module__ == CeleryRequest.__module__:
-            cls.execute_using_pool = partialmethod(cls.execute_by, cls.execute_using_pool)
+        """Take their shorter methods from the classes that Celery derives from this one, so that these here are used.
 
-    def execute_by(self, way: Callable[..., Any], pool: Any, **options: Any) -> Any:
+        It derives one for each task (celery/worker/request.py, create_request_cls).
+        """
+        if cls.__module__ == CeleryRequest.__module__:
+            for name in ("execute_using_pool", "on_success"):
+                with suppress(AttributeError):
+                    delattr(cls, name)
+
+    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Have the pool run the task; whatever hinders it concerns this message and ends nothing else (rule I1).
 
         A slot that gets free may call this in the main loop, far from where the message was received.
         """
         try:
-            return way(self, pool, **options)
+            result = stock(super()).execute_using_pool(pool, **options)
         except (TaskRevokedError, OSError):  # not this message's fault
             raise
         except Exception as exc:
-            worker_state.task_ready(self)
-            self._consumer.failed(self.message, exc)
+            if self.time_start is None:
+                self._not_carried(exc)
+            else:  # in the pool `solo`, which has run it here
+                self.on_failure(ExceptionInfo())
             raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
+        if (future := getattr(result, "f", None)) is not None:  # of a pool of threads, which tells nobody of errors
+            future.add_done_callback(self._look_for_error)
+        return result
 
-    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Deal with what the task raised."""
+    def _look_for_error(self, future: Any) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            told = ExceptionInfo((type(error), error, error.__traceback__))
+            self._consumer.call_soon(self.on_failure, told)
+
+    def _not_carried(self, error: Exception) -> None:
+        """Deal with an error that came before the carrier: nothing has become of the message yet (rule I2)."""
+        worker_state.task_ready(self)
+        self._consumer.ends(self, has_ended=False)
+        self._consumer.call_soon(self._consumer.failed, self.message, error)
+
+    def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
+        """Deal with what the tracer returned, or with what threads tell of an error that ends a process."""
+        if isinstance(failed__retval__runtime, ExceptionInfo):
+            self.on_failure(failed__retval__runtime)
+        elif failed__retval__runtime[:2] == (0, None):  # not even a text of what was returned: nothing was called
+            self._not_carried(NotCarried("Celery could not make the context of the task"))
+        else:
+            stock(super()).on_success(failed__retval__runtime, **options)
+
+    def on_failure(self, exc_info: Any, *args: Any, return_ok: bool = False, **options: Any) -> None:
+        """Deal with what the task raised, or if that is not `return_ok`, with what hindered the tracer or the pool.
+
+        The latter may have come before the run or after it. Then the message is requeued, and its mark decides.
+        """
         error = exc_info.exception
         error = getattr(error, "exc", error)  # pools wrap what comes from a child
+        if isinstance(error, NotCarried):
+            self._not_carried(error)
+            return
+        is_lost = isinstance(error, WorkerLostError)
+        if not return_ok and not isinstance(error, _KNOWN_ENDS):
+            _log.error("task %s id %s: its run has an unknown end: %s", self.name, self.id, exc_info.traceback)
+            exc_info.exception = Reject("it is not known what became of it", requeue=True)
+            is_lost = True
         self.is_put_off = isinstance(error, PutOff)
-        if isinstance(error, WorkerLostError) and self.worker_pid:
+        if is_lost and self.worker_pid:
             self.on_reject: Any = partial(self._consumer.return_lost, self)
-        stock(super()).on_failure(exc_info, *args, **options)
+        stock(super()).on_failure(exc_info, *args, return_ok=return_ok, **options)
         if isinstance(error, Ignore) and not self.is_put_off:  # discarded: Celery would leave it as started
             self.send_event("task-revoked", terminated=False, signum=None, expired=error.args == ("expired",))
 
@@ -463,7 +518,7 @@ class Consumer(CeleryConsumer):
 
         def work() -> None:
             with suppress(BrokerUnavailable):
-                if marks is not None:
+                if marks is not None and self._has_children:
                     marks.gone(message.taskbridge, request.worker_pid, timeout_s=_GOODBYE_S)
             self._acknowledge(message.reject_log_error, requeue=True)
 

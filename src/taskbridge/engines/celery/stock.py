@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     AMQP: Any
     ControlPanel: Any
     CeleryTask: Any
+    ExceptionInfo: Any
     Exchange: Any
     get_decoder: Any
     PreforkPool: Any
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 else:
     from amqp.method_framing import frame_handler
     from amqp.transport import TCPTransport
+    from billiard.einfo import ExceptionInfo
     from celery import Celery
     from celery.app.amqp import AMQP
     from celery.app.control import Control as CeleryControl

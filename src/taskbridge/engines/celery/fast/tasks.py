@@ -26,7 +26,7 @@ from celery.loaders.base import BaseLoader
 from celery.worker import strategy as _celery_strategy
 
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.carrier import LINKS, SETTLED, Carrier, PutOff, Slots
+from taskbridge.engines.celery.carrier import CALL_OF_CELERY, LINKS, SETTLED, Carrier, PutOff, Slots, call_task
 from taskbridge.engines.celery.consumer import Request
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
@@ -166,7 +166,7 @@ class FastRequest(Request):
         way, task, request = self._way, self._way.task, self.request_dict
         request.update(self.body[2], is_eager=False)
         _state._task_stack.push(task)
-        task.request_stack.push(_Context({**request, "called_directly": False}))
+        task.request_stack.push(_Context({**request, "called_directly": False, "_protected": 1}))  # it is being run
         try:
             self._tell(_prerun)
             return way.carrier.settle(self._read, redelivered=bool(self.delivery_info["redelivered"]))
@@ -196,11 +196,12 @@ def is_traced_by_celery_alone(task: Any) -> bool:
 
     Such tools wrap the function that makes tracers, and would miss what does not come to one.
     """
-    make, call = _trace.build_tracer, type(task).__call__
+    make, call = _trace.build_tracer, type(task).__base__.__call__
     return (
         type(make) is FunctionType
         and make.__module__ == _trace.__name__
         and not hasattr(make, "__wrapped__")
+        and type(task).__call__ is call_task
         and call is CeleryTask.__call__
         and call.__module__ in _CALLS_OF_CELERY
         and "run" not in vars(task)
@@ -209,7 +210,7 @@ def is_traced_by_celery_alone(task: Any) -> bool:
     )
 
 
-_CALLS_OF_CELERY: Final = ("celery.app.task", "celery.app.trace")
+_CALLS_OF_CELERY: Final = (CALL_OF_CELERY, "celery.app.trace")
 """Where `Task.__call__` comes from that is Celery's; a worker puts the second in the place of the first."""
 
 _TOLD: Final = ("before_start", "on_success", "after_return")
