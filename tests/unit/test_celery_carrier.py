@@ -15,6 +15,7 @@ from celery.app import trace
 from taskbridge import Bridge, RetryPolicy
 from taskbridge.engines.celery import carrier as celery_carrier
 from taskbridge.engines.celery.carrier import Carrier, NotCarried, PutOff
+from taskbridge.engines.celery.reading import ReadMeta
 from taskbridge.engines.settle import MOST_REQUEUES, begin, taken_again
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import Message, new_id
@@ -210,3 +211,15 @@ def test_an_error_before_the_carrier_is_told_from_the_tasks_own(
     with pytest.warns(RuntimeWarning, match="before it"), pytest.raises(NotCarried, match="before it"):
         traced(bridge, replace(message(), task="shop.break"), {})
     assert len(bridge.dead_letters()) == 1
+
+
+def test_a_message_that_was_read_in_this_process_is_not_read_again(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Carrier, "read", lambda *_: 1 / 0)
+    sent = message()
+    ran: list[str] = []
+    bridge.on("succeeded")(lambda event: ran.append(event.message.id if event.message else ""))
+    headers = {"id": sent.id, "task": sent.task, "taskbridge": ReadMeta(sent.dumps_meta(), sent)}
+    bridge.native.engine.carrier.carry({**headers, "args": [], "kwargs": {}})
+    assert ran == [sent.id]

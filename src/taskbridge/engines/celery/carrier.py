@@ -28,7 +28,7 @@ from celery.signals import task_postrun, task_success
 from taskbridge import failures, locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.reading import Fields, Parts
+from taskbridge.engines.celery.reading import Fields, Parts, ReadMeta
 from taskbridge.engines.celery.stock import CeleryIgnore, stock
 from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, bury_unreadable, finish, not_settled
 from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
@@ -362,6 +362,9 @@ class Carrier:
         return reading.read_plain(parts, queue=queue or host.queue_of(parts.headers.get("task")), now=host.now())
 
     def _read(self, request: Fields) -> Message:
+        meta = request.get(wire.META)
+        if isinstance(meta, ReadMeta):
+            return meta.message
         embed = {name: request.get(name) for name in wire.EMBEDDED}
         parts = Parts(request, request.get("args") or (), request.get("kwargs") or {}, embed)
         try:

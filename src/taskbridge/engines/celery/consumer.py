@@ -28,7 +28,7 @@ from taskbridge.engines.celery.stock import (
     stock,
     worker_state,
 )
-from taskbridge.engines.celery.wire import EMBEDDED
+from taskbridge.engines.celery.wire import EMBEDDED, META
 from taskbridge.engines.settle import NotSettledError, finish, later, not_settled, put_off_unknown, suspect, taken_again
 from taskbridge.exceptions import BrokerUnavailable, CodecError, DecodeError, NewerFormError
 from taskbridge.logs import logger
@@ -81,10 +81,15 @@ class Request(CeleryRequest):
         dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, message: Any, **options: Any) -> None:
+        stays_here = not (options.get("decoded") or options["app"].engine.life.has_children)
+        if stays_here:  # it runs in this process, where it has been read
+            options |= {"body": message.payload, "decoded": True}
+        super().__init__(message, **options)
         for name in _OF_CONTEXT.intersection(self.request_dict):
             del self.request_dict[name]
+        if stays_here and META in self.request_dict:
+            self.request_dict[META] = reading.ReadMeta(self.request_dict[META], message.taskbridge)
         self.is_put_off: bool = False
         self.is_orphan: bool = False
         self.dropped_at: float | None = None

@@ -20,6 +20,21 @@ class Fields(Protocol):
         ...
 
 
+class ReadMeta(str):
+    """The header that tells taskbridge's messages from others, with the message that was read in this process.
+
+    Celery hands it on to the task with the other headers. It never comes from outside, for JSON has no such type.
+    """
+
+    message: Message
+
+    def __new__(cls, text: str, message: Message) -> ReadMeta:
+        """Return the header of a message."""
+        made = super().__new__(cls, text)
+        made.message = message
+        return made
+
+
 class Parts(NamedTuple):
     """A Celery message, taken apart.
 
