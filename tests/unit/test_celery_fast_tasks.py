@@ -44,6 +44,7 @@ def consumer(task: Any) -> Any:
         ends=lambda request, *, has_ended: None,
         call_soon=lambda *args: None,
         acknowledge_soon=lambda message: None,
+        slots=Slots(1),
         app=task.app,
         hostname="h",
         event_dispatcher=SimpleNamespace(enabled=True, groups={"worker"}),
@@ -57,7 +58,7 @@ def consumer(task: Any) -> Any:
 
 @pytest.fixture
 def way(consumer: Any, task: Any) -> Way:
-    return Way(consumer, task, Slots(1))
+    return Way(consumer, task)
 
 
 def test_it_is_open_where_nobody_listens(way: Way, task: Any) -> None:

@@ -142,9 +142,9 @@ class CeleryEngine:
         self._closing.append(queues.stop)
         return queues
 
-    def shortcuts_of(self, consumer: Any, pool: Any) -> Any:
+    def shortcuts_of(self, consumer: Any) -> Any:
         """Return the short ways of a worker's tasks; None if all take the plain one."""
-        return fast.shortcuts_of(consumer, pool, is_wanted=self.settings.fast)
+        return fast.shortcuts_of(consumer, is_wanted=self.settings.fast)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""

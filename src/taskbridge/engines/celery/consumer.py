@@ -17,7 +17,7 @@ from celery import __version__ as celery_version
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
 
 from taskbridge.engines.celery import reading
-from taskbridge.engines.celery.carrier import NotCarried, PutOff
+from taskbridge.engines.celery.carrier import NotCarried, PutOff, Slots
 from taskbridge.engines.celery.stock import (
     CeleryConsumer,
     CeleryContext,
@@ -25,6 +25,7 @@ from taskbridge.engines.celery.stock import (
     ExceptionInfo,
     PreforkPool,
     SoloPool,
+    ThreadsPool,
     stock,
     worker_state,
 )
@@ -187,7 +188,11 @@ class Request(CeleryRequest):
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        stock(super()).acknowledge()
+        if self._consumer.slots is None:
+            stock(super()).acknowledge()
+        elif not self.acknowledged:
+            self.acknowledged: bool = True
+            self._consumer.acknowledge_soon(self.message)
 
     def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
         """Interrupt the run: the worker stops at once, or it has lost its connection and is to stop runs then."""
@@ -243,7 +248,10 @@ class Consumer(CeleryConsumer):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._lost = (*self.connection_errors, *self.channel_errors)
         self._has_children = isinstance(pool, PreforkPool)
-        self._shortcuts: Any = engine.shortcuts_of(self, pool)
+        self.slots: Slots | None = _slots_of(pool)
+        if self.slots is not None:
+            self.slots.tell = self.act_soon
+        self._shortcuts: Any = engine.shortcuts_of(self)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -630,6 +638,16 @@ class Consumer(CeleryConsumer):
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Make a message wait whose task is not known (rule Q6)."""
         self._put_off_unknown(message)
+
+
+def _slots_of(pool: Any) -> Slots | None:
+    """Return the threads of a pool, put in the place of Celery's executor; None for processes, or a user's own pool."""
+    if type(pool) is ThreadsPool:
+        threads: Any = pool
+        threads.executor.shutdown(wait=False)
+        threads.executor = Slots(threads.limit)
+    executor: object = getattr(pool, "executor", None)
+    return executor if isinstance(executor, Slots) else None
 
 
 def _key(message: Message) -> tuple[str, int]:

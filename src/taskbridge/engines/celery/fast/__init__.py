@@ -13,31 +13,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.rabbitmq import Transport
-from taskbridge.engines.celery.stock import ThreadsPool
 
 if TYPE_CHECKING:
     from taskbridge.engines.celery.fast.tasks import Shortcuts
 
 
-def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | None:
+def shortcuts_of(consumer: Any, *, is_wanted: bool) -> Shortcuts | None:
     """Return the short ways of a worker's tasks; None if all take the plain one.
 
-    The executor of Celery's pool of threads is replaced by `Slots`. A pool of processes has nothing to be shortened
-    here: Celery pickles each message for a child.
+    A pool of processes has nothing to be shortened here: Celery pickles each message for a child.
 
     Args:
         consumer: The worker's consumer.
-        pool: Its pool.
         is_wanted: The setting `fast`.
     """
     if consumer.app.engine.settings.url.broker == "amqp":
         why = gate.obstacle("reader", is_wanted=is_wanted)
         if why is not None:
             gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
-    if type(pool) is not ThreadsPool or consumer.hub is None:
+    if consumer.slots is None or consumer.hub is None:
         return None
     why = gate.obstacle("tasks", is_wanted=is_wanted)
     if why is not None:
@@ -45,10 +41,7 @@ def shortcuts_of(consumer: Any, pool: Any, *, is_wanted: bool) -> Shortcuts | No
         return None
     from taskbridge.engines.celery.fast.tasks import Shortcuts  # here, for it needs the names that the gate has found
 
-    threads: Any = pool
-    threads.executor.shutdown(wait=False)
-    threads.executor = Slots(threads.limit)
-    return Shortcuts(consumer, threads.executor)
+    return Shortcuts(consumer)
 
 
 def amqp_transport(*, is_wanted: bool) -> Any:

@@ -185,11 +185,6 @@ class FastRequest(Request):
         message: Message = self.message.taskbridge
         return message
 
-    def _acknowledge(self) -> None:
-        if not self.acknowledged:
-            self.acknowledged: bool = True
-            self._way.consumer.acknowledge_soon(self.message)
-
 
 def is_traced_by_celery_alone(task: Any) -> bool:
     """Return whether neither a class of tasks nor a tool that watches over them has put something of its own in.
@@ -236,12 +231,11 @@ class Way:
     Args:
         consumer: The worker's consumer.
         task: The Celery task.
-        slots: Where tasks run.
     """
 
-    def __init__(self, consumer: Any, task: Any, slots: Slots) -> None:
+    def __init__(self, consumer: Any, task: Any) -> None:
         self.task: Any = task
-        self.slots: Slots = slots
+        self.slots: Slots = consumer.slots
         self.carrier: Carrier = consumer.app.engine.carrier
         self.pid: int = os.getpid()
         self.options: Final[dict[str, Any]] = {
@@ -298,14 +292,11 @@ class Shortcuts:
 
     Args:
         consumer: The worker's consumer.
-        slots: Where tasks run.
     """
 
-    def __init__(self, consumer: Any, slots: Slots) -> None:
+    def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        self._slots = slots
         self._ways: dict[str, Way] = {}
-        slots.tell = consumer.act_soon
 
     def prepare(self) -> None:
         """Make the way of each declared task on which nobody has put something of his own."""
@@ -313,7 +304,7 @@ class Shortcuts:
         traced = [task for task in tasks if not is_traced_by_celery_alone(task)]
         for task in traced:
             gate.tell(f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs")
-        self._ways = {task.name: Way(self._consumer, task, self._slots) for task in tasks if task not in traced}
+        self._ways = {task.name: Way(self._consumer, task) for task in tasks if task not in traced}
 
     def way_of(self, message: Any, task: str) -> Way | None:
         """Return the way of a message that taskbridge wrote, if it is open."""
