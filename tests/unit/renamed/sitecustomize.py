@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
 PACKAGES = ("celery", "kombu", "amqp")
-NAMES = re.compile(r"\b(_task_stack|_get_custom_headers|_terminate_on_ack|_on_basic_deliver|_read_buffer)\b")
+NAMES = re.compile(r"\b(_task_stack|_get_custom_headers|_on_basic_deliver|_read_buffer)\b")
 
 
 class Renaming(SourceFileLoader):

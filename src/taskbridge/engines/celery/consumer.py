@@ -627,17 +627,9 @@ class Consumer(CeleryConsumer):
         else:
             _log.error("a message on a control channel can't be read, ignored: %s", exc)
 
-    def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Bury what is no Celery message (rule Q7)."""
-        self.bury(message, DecodeError("not a Celery message"))
-
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Bury what Celery can't make a request of (rule Q7)."""
         self.bury(message, exc)
-
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Make a message wait whose task is not known (rule Q6)."""
-        self._put_off_unknown(message)
 
 
 def _slots_of(pool: Any) -> Slots | None:

@@ -28,7 +28,6 @@ NEEDED: Final[Mapping[Shortcut, Mapping[str, Sequence[str]]]] = {
         "celery._state:_task_stack": ("push", "pop"),
         "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_RECEIVED", "LOG_SUCCESS", "logger"),
         "celery.app.task:Context": ("_get_custom_headers", "_protected"),
-        "celery.worker.request:Request": ("_terminate_on_ack",),
         "celery.worker.strategy": ("logger",),
         "kombu.message:Message": ("_decoded_cache",),
     },

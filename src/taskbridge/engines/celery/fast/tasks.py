@@ -31,7 +31,6 @@ from taskbridge.engines.celery.consumer import Request
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
 from taskbridge.logs import logger
-from taskbridge.message import Message
 from taskbridge.retry import Done
 
 _log = logger("taskbridge.celery")
@@ -140,8 +139,6 @@ class FastRequest(Request):
         self.worker_pid: int | None = way.pid
         self.time_start: float | None = time()
         worker_state.task_accepted(self)
-        if self._terminate_on_ack is not None:
-            self.terminate(*self._terminate_on_ack)
         begun_at = monotonic()
         settled = self._settled()
         if type(settled) is Done and not any(map(request.get, LINKS)):
@@ -166,10 +163,11 @@ class FastRequest(Request):
         way, task, request = self._way, self._way.task, self.request_dict
         request.update(self.body[2], is_eager=False)
         _state._task_stack.push(task)
-        task.request_stack.push(_Context({**request, "called_directly": False, "_protected": 1}))  # it is being run
+        task.request_stack.push(_Context({**request, "called_directly": False, "_protected": 1}))  # as it runs
         try:
             self._tell(_prerun)
-            return way.carrier.settle(self._read, redelivered=bool(self.delivery_info["redelivered"]))
+            redelivered = bool(self.delivery_info["redelivered"])
+            return way.carrier.settle(lambda: self.message.taskbridge, redelivered=redelivered)
         finally:
             self._tell(_postrun)
             _state._task_stack.pop()
@@ -180,10 +178,6 @@ class FastRequest(Request):
         if signal.receivers:
             task = self._way.task
             signal.send(sender=task, task_id=self.id, task=task, args=self.args, kwargs=self.kwargs)
-
-    def _read(self) -> Message:
-        message: Message = self.message.taskbridge
-        return message
 
 
 def is_traced_by_celery_alone(task: Any) -> bool:
