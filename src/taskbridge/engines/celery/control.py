@@ -13,8 +13,18 @@ _HARMFUL: Final = ("hello", "memdump", "memsample", "objgraph")
 """Commands that Celery counts among those that read: they revoke, write a file, or take the main loop's time."""
 
 
+_LATEST: Final = 2**53
+"""The latest logical clock that counts; an answer says a later one, and RabbitMQ's headers hold 64 bits."""
+
+
 class Node(ControlNode):
     """Where a worker receives remote control."""
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:
+        """Carry out what came; the sender's clock sets the worker's, unless it is no such thing (rule I1)."""
+        clock = None if message is None else message.headers.get("clock")
+        is_clock = isinstance(clock, int) and 0 <= clock <= _LATEST
+        return stock(super()).handle_message(body, message if is_clock else None)
 
     def handle(self, method: Any, arguments: Any = None) -> Any:
         """Carry a command out and return the answer; for one that is refused, that says so."""

@@ -1,0 +1,22 @@
+"""What comes on Celery's control channel."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from taskbridge import Bridge
+
+
+@pytest.mark.parametrize("odd", [2**63 - 1, 2**64, -1, 1.5, float("inf"), "9", None, []])
+def test_a_clock_that_is_none_does_not_set_the_workers(odd: Any) -> None:
+    """A worker whose clock is at 2**63 answers nothing on RabbitMQ, for ever."""
+    bridge = Bridge("celery+memory://")
+    node: Any = bridge.native.control.mailbox.Node("this worker")
+    node.handle_message({"method": "ping", "destination": ["another"]}, SimpleNamespace(headers={"clock": 41}))
+    assert node.mailbox.clock.value == 42
+    node.handle_message({"method": "ping", "destination": ["another"]}, SimpleNamespace(headers={"clock": odd}))
+    assert node.mailbox.clock.value == 42
+    bridge.close()
