@@ -30,7 +30,7 @@ Place = Literal["queue", "delayed", "parked", "strangers", "control", "letters",
 EXTRA: Final = (
     *("get", "update", "headers", "args", "kwargs", "self", "is_eager", "called_directly", "delivery_info", "hostname"),
     *("compression", "taskbridge-settled", "taskbridge-expires", "eta", "max_age", "pipe_target", "on_success"),
-    *("redelivered", "replays", "", "__class__", "__type__", "\ud800"),
+    *("redelivered", "replays", "", "__class__", "__type__", "_protected", "_get_custom_headers", "\ud800"),
 )
 """Names that are put into objects which have no field of that name."""
 
