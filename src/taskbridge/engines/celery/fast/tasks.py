@@ -1,8 +1,8 @@
 """The short way of a message through a Celery worker, where the tasks run in threads of its main process.
 
-Celery's own way reads a message in the main loop, and once more where it runs; makes two promises and a future for it;
-and traces its run for signals, events, log lines and result backends. Where nobody listens for any of these, a message
-of taskbridge's goes from the main loop to a thread as it was read, and what it holds is never decoded a second time.
+Celery's own way makes two promises and a future for a message, and traces its run for signals, events, log lines and
+result backends. Where nobody listens for any of these, a message of taskbridge's goes from the main loop to a thread as
+it was read.
 What did not end well is shown by Celery's tracer, which is told what has become of it.
 
 Celery's Django fixup listens to close connections to databases before and after each task: it is called here.
