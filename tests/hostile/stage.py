@@ -239,7 +239,7 @@ class Stage:
                 if len(answers) == len(self._workers):
                     return
             raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping", is_late=True)
-        elif place == "letters":
+        if place == "letters":
             self._look_at_letters()
         elif place == "strangers":
             self._outlet.forget_strangers()

@@ -249,6 +249,6 @@ def no_argument_is_called_self() -> None:
     """Celery calls a task in its own way whatever its arguments are called, and so can't with one called `self`."""
 
     def make(call: Any) -> Any:
-        return lambda task, /, *args, **kwargs: super(type(task), task).__call__(*args, **kwargs)
+        return lambda task, /, *args, **kwargs: super(type(task), task).__call__(*args, **kwargs)  # pyright: ignore
 
     put("taskbridge.engines.celery.app", "call_task", make)

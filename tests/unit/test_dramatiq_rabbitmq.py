@@ -387,8 +387,9 @@ def test_more_queues_than_a_connection_has_channels_are_consumed(place: Place) -
     while not connection.has_room:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    consumers[0] = broker.consume(place.queue, prefetch=1, timeout=50)
-    assert consumers[0]._channel.connection is connection, "what has room again is used again"
+    again: Any = broker.consume(place.queue, prefetch=1, timeout=50)
+    consumers[0] = again
+    assert again._channel.connection is connection, "what has room again is used again"
     for consumer in consumers:
         consumer.close()
 
@@ -474,7 +475,8 @@ def test_without_a_store_an_attempt_that_waits_to_be_settled_is_not_run_again(mo
         body = wire.encode(message).body
         delivery = native.reception.admit("taskbridge.dramatiq.default", body, place=None, redelivered=redelivered)
         assert delivery is not None
-        CurrentMessage().before_process_message(native, delivery)
+        current: Any = CurrentMessage()
+        current.before_process_message(native, delivery)
         with pytest.raises(dramatiq.Retry):
             native.actors["fails"]()
 

@@ -225,7 +225,8 @@ def test_any_number_of_watches_takes_one_connection(make_redis: Callable[..., Pr
     client = Client(server.url)
 
     def listeners() -> list[str]:
-        return client.execute([("CLIENT", "LIST", "TYPE", "pubsub")], timeout_s=5).decode().strip().splitlines()
+        listed = client.execute([("CLIENT", "LIST", "TYPE", "pubsub")], timeout_s=5)
+        return [line.decode() for line in listed.splitlines()]
 
     store = opened(server)
     stops = [store.records.watch(f"id-{number}", lambda: None) for number in range(50)]

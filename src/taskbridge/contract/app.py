@@ -17,7 +17,7 @@ if _variant.logs:
     logging.basicConfig(filename=Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]) / "own.log", level=logging.ERROR)
 if _variant.ahead_s:
     _time, _ahead_s = time.time, _variant.ahead_s
-    vars(time)["time"] = lambda: _time() + _ahead_s
+    time.__dict__["time"] = lambda: _time() + _ahead_s
 
 if _variant.dies:
     from taskbridge.contract import deaths  # here, for it imports what it changes

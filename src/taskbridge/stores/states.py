@@ -205,8 +205,9 @@ _IsSound = Callable[[Any], bool]
 
 def _of(*kinds: type) -> _IsSound:
     def is_sound(value: Any) -> bool:
-        kind = type(value)
-        return kind in kinds and (kind not in (int, float) or 0 <= value <= END_OF_TIME)
+        if type(value) not in kinds:  # a `bool` is no `int` here
+            return False
+        return not isinstance(value, int | float) or 0 <= value <= END_OF_TIME
 
     return is_sound
 

@@ -185,7 +185,8 @@ def is_traced_by_celery_alone(task: Any) -> bool:
 
     Such tools wrap the function that makes tracers, and would miss what does not come to one.
     """
-    make, call = _trace.build_tracer, type(task).__base__.__call__
+    made_of: Any = type(task).__base__
+    make, call = _trace.build_tracer, made_of.__call__
     return (
         type(make) is FunctionType
         and make.__module__ == _trace.__name__
