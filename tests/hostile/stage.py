@@ -60,11 +60,6 @@ _SETTLE_S: Final = 20.0
 _POLL_S: Final = 0.01
 _LOOK_S: Final = 0.2
 _PING_S: Final = 2.0
-_PINGS: Final = 3
-"""How often a ping is sent: after a command that failed, Celery makes a worker's mailbox anew, and loses what it held.
-
-So this doesn't tell a lost ping from none; a worker that stays deaf is found all the same.
-"""
 
 MOST_BYTES: Final = 200_000_000
 """How much memory a worker's process may have had at any time; about a third of it is what it begins with."""
@@ -137,7 +132,8 @@ class Stage:
         self._own_tokens: set[str] = set()
         self._ended: Counter[str] = Counter()  # of odd messages, beside those in letters, by their tokens
         self._buried = 0
-        self._cases: dict[str, Case] = {}  # whose messages may not have ended yet, by their tokens
+        self._cases: dict[str, Case] = {}  # of all messages, by their tokens
+        self._open: set[str] = set()  # the tokens of those that may not have ended yet
         self.sent: int = 0
         self._elsewhere: Sequence[str] = _odd_queues(self.bridge.settings.url.broker)
 
@@ -200,6 +196,7 @@ class Stage:
             token = self._new_token(is_own=False)
             self._outlet.put(place, case.payload(token, queue), token, queue)
             self._cases[token] = case
+            self._open.add(token)
         self.sent += 0 if place in UNCOUNTED else len(cases)
         behind = {self._new_token()}
         self._accept.using(queue=queue).send(*behind)
@@ -233,13 +230,11 @@ class Stage:
 
     def _check_place(self, place: Place) -> None:
         if place == "control":
-            answers: Any = []
-            for _ in range(_PINGS):
-                answers = self.bridge.native.control.ping(timeout=_PING_S * self.pace.factor, limit=len(self._workers))
-                if len(answers) == len(self._workers):
-                    return
-            raise Stopped(f"{len(answers)} of {len(self._workers)} workers answer a ping", is_late=True)
-        if place == "letters":
+            timeout_s, workers = _PING_S * self.pace.factor, len(self._workers)
+            answers: Any = self.bridge.native.control.ping(timeout=timeout_s, limit=workers)
+            if len(answers) != workers:
+                raise Stopped(f"{len(answers)} of {workers} workers answer a ping", is_late=True)
+        elif place == "letters":
             self._look_at_letters()
         elif place == "strangers":
             self._outlet.forget_strangers()
@@ -281,7 +276,7 @@ class Stage:
     def forget_letters(self) -> None:
         """Forget the dead letters so far."""
         self._buried += self._outlet.forget_letters()
-        self._cases = {}
+        self._open.clear()
 
     def _unended(self, *, counts: bool) -> str | None:
         """Return how many messages have not ended; None if all have.
@@ -297,7 +292,9 @@ class Stage:
         ended = ran + self._buried + now.dead + now.delayed + elsewhere
         if not waiting and (ended == self.sent or not counts):
             return None
-        often = {token: count for token, count in self._ended.items() if count > 1}
+        often = [
+            f"{self._cases.get(token, token)} ({count} times)" for token, count in self._ended.items() if count > 1
+        ]
         return (
             f"of {self.sent} odd messages {ran} ran or were discarded, {self._buried + now.dead} are dead, "
             f"{now.delayed} are parked, {elsewhere} are in other queues and {waiting or 'none'} wait, "
@@ -307,8 +304,8 @@ class Stage:
     def _missing(self) -> list[str]:
         """Return the cases of whose messages nothing can be found, the first ten."""
         texts = [f"{letter.id} {letter.message} {_decoded(letter.raw)}" for letter in self.bridge.dead_letters()]
-        found = {*self._ended, *(token for token in self._cases if any(token in text for text in texts))}
-        return [str(case) for token, case in self._cases.items() if token not in found][:10]
+        found = {*self._ended, *(token for token in self._open if any(token in text for text in texts))}
+        return [str(self._cases[token]) for token in self._open - found][:10]
 
     def _check_bounds(self) -> None:
         for queue, worker in self._workers.items():

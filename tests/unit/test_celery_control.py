@@ -14,9 +14,30 @@ from taskbridge import Bridge
 def test_a_clock_that_is_none_does_not_set_the_workers(odd: Any) -> None:
     """A worker whose clock is at 2**63 answers nothing on RabbitMQ, for ever."""
     bridge = Bridge("celery+memory://")
-    node: Any = bridge.native.control.mailbox.Node("this worker")
+    node: Any = bridge.native.control.mailbox.Node("this worker", state=SimpleNamespace(app=bridge.native))
     node.handle_message({"method": "ping", "destination": ["another"]}, SimpleNamespace(headers={"clock": 41}))
     assert node.mailbox.clock.value == 42
     node.handle_message({"method": "ping", "destination": ["another"]}, SimpleNamespace(headers={"clock": odd}))
     assert node.mailbox.clock.value == 42
+    bridge.close()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        5,
+        {"method": "ping", "arguments": "text"},
+        {"method": "ping", "pattern": "(", "matcher": "pcre"},
+        {"method": "ping", "pattern": "*", "matcher": "none"},
+        {"method": "ping", "destination": 5},
+        {"method": "ping", "reply_to": "nobody"},
+        {"method": "ping", "reply_to": {"exchange": "x"}},
+        {"unknown": 1},
+    ],
+)
+def test_an_odd_command_raises_nothing(odd: Any) -> None:
+    """Celery closes the channel for what is raised, and loses what waits there."""
+    bridge = Bridge("celery+memory://")
+    node: Any = bridge.native.control.mailbox.Node("this worker", state=SimpleNamespace(app=bridge.native))
+    assert node.handle_message(odd) is None
     bridge.close()

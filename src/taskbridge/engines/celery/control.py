@@ -21,10 +21,19 @@ class Node(ControlNode):
     """Where a worker receives remote control."""
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
-        """Carry out what came; the sender's clock sets the worker's, unless it is no such thing (rule I1)."""
+        """Carry out what came; the sender's clock sets the worker's, unless it is no such thing (rule I1).
+
+        Nothing odd is raised: Celery would close the channel for it, and lose the commands behind it.
+        """
         clock = None if message is None else message.headers.get("clock")
         is_clock = isinstance(clock, int) and 0 <= clock <= _LATEST
-        return stock(super()).handle_message(body, message if is_clock else None)
+        transport = self.state.app.engine.transport
+        try:
+            return stock(super()).handle_message(body, message if is_clock else None)
+        except (*transport.connection_errors, *transport.channel_errors):
+            raise
+        except Exception as exc:
+            _log.error("a message on a control channel can't be carried out, ignored: %.300r", exc)
 
     def handle(self, method: Any, arguments: Any = None) -> Any:
         """Carry a command out and return the answer; for one that is refused, that says so."""
