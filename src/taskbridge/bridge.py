@@ -196,13 +196,21 @@ class Bridge(Parts):
 
     def queues(self) -> Sequence[str]:
         """Return the names of the known queues, the default one first (rule Q2)."""
-        on_tasks = (declaration.queue for declaration in self.declarations())
-        return self._part("queues", lambda: self.settings.known_queues(on_tasks))
+        return self._part("queues", self._known_queues)
+
+    def _known_queues(self) -> Sequence[str]:
+        settings = self.settings
+        routed = (route.queue for route in settings.routes)
+        on_tasks = (each.queue for each in self._tasks.values() if each.queue is not None)
+        return tuple(dict.fromkeys([settings.default_queue, *settings.queues, *routed, *on_tasks]))
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
+        if (route := self.settings.route_of(task)) is not None:
+            return route.queue
         declaration = self._tasks.get(task)
-        return self.settings.queue_of(task, on_task=None if declaration is None else declaration.queue)
+        on_task = None if declaration is None else declaration.queue
+        return self.settings.default_queue if on_task is None else on_task
 
     def records_of(self, task: str) -> Records | None:
         """Return where a task's messages are recorded; None without a store, and for tasks with `results=False`."""

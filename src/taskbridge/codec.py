@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-
 
 def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
     """Return what an encoder's `encode` does, without the half of its time that it takes to prepare each call."""
@@ -63,7 +61,8 @@ def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
     return encode
 
 
-_dumps = _made_in_c(_encoder)
+to_json: Final = _made_in_c(json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+"""Returns compact ASCII JSON of data that is plain already."""
 
 _decoder: Any = json.JSONDecoder()  # its method is not in typeshed
 _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
@@ -87,11 +86,6 @@ def from_json(text: str | bytes) -> Any:
     return value if end == len(text) else json.loads(text)
 
 
-def to_json(plain: object) -> str:
-    """Return compact ASCII JSON of data that is plain already."""
-    return _dumps(plain)
-
-
 def rewritten(plain: object) -> str:
     """Return compact ASCII JSON of data that was found on the wire, decoded from JSON.
 
@@ -99,7 +93,7 @@ def rewritten(plain: object) -> str:
         DecodeError: No message of ours holds it: it is too deep, or has numbers that aren't finite.
     """
     try:
-        text = _dumps(plain)
+        text = to_json(plain)
     except RecursionError:
         raise DecodeError(_TOO_DEEP) from None
     except ValueError as exc:
@@ -171,7 +165,7 @@ def dumps(value: object, path: str) -> str:
         EncodeError: The value, or one inside it, is of a type the codec does not know; or it is nested too deeply.
     """
     try:
-        return _dumps(_plain(value, MOST_DEPTH))
+        return to_json(_plain(value, MOST_DEPTH))
     except _UnknownTypeError:
         raise _located(value, path) from None
     except _TooDeepError:
@@ -187,14 +181,14 @@ def dumps_array(values: Sequence[object], path: str) -> str:
         EncodeError: As for `dumps`, of one of the values.
     """
     try:
-        return _dumps([value if type(value) in _PLAIN else _plain(value, MOST_DEPTH) for value in values])
+        return to_json([value if type(value) in _PLAIN else _plain(value, MOST_DEPTH) for value in values])
     except (_UnknownTypeError, _TooDeepError, RecursionError, ValueError):  # one by one, to name the one
         return f"[{','.join(dumps(value, f'{path}[{index}]') for index, value in enumerate(values))}]"
 
 
 def dumps_object(values: Mapping[str, object], path: str) -> str:
     """Return a JSON object of values in the codec's form; its own keys, parameter names, are never tagged."""
-    pairs = (f"{_dumps(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items())
+    pairs = (f"{to_json(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items())
     return f"{{{','.join(pairs)}}}"
 
 

@@ -62,7 +62,7 @@ class Handle(Generic[R_co]):
 
     async def astatus(self) -> Status:
         """Do as `status` without blocking the event loop."""
-        return await self._results().astatus(self.id, task=self.task)
+        return await self._results().aside(self.status)
 
     def result(self, timeout: Duration | None = None) -> R_co:
         """Wait until the message is at its end, and return what the task returned, equal and of the same type (RS).
@@ -102,7 +102,7 @@ class Handle(Generic[R_co]):
 
     async def acancel(self) -> Status:
         """Do as `cancel` without blocking the event loop."""
-        return await self._results().acancel(self.id, task=self.task)
+        return await self._results().aside(self.cancel)
 
     def _results(self) -> Results:
         if self.bridge is None:

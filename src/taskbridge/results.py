@@ -62,10 +62,6 @@ class Results:
         """Return what is known of a message; see `Handle.status`."""
         return shown(self._get(self._records("ST1", task), id), self._bridge.now())
 
-    async def astatus(self, id: str, *, task: str = "") -> Status:
-        """Do as `status` without blocking the event loop."""
-        return await self._aside(lambda: self.status(id, task=task))
-
     # Waiting
 
     def result(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
@@ -91,9 +87,9 @@ class Results:
         import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
         deadline = _deadline(timeout)
-        records = await self._aside(lambda: self._records("RS1", task))  # the first time, that imports a client
+        records = await self.aside(lambda: self._records("RS1", task))  # the first time, that imports a client
         # On inline this may run tasks, which may take any time, or be inside one: it needs a thread of its own.
-        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self._aside
+        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self.aside
         record = await ask(lambda: self._driven(records, id))
         if record.state in FINAL:
             return outcome_of(record)
@@ -108,7 +104,7 @@ class Results:
             await asyncio.shield(watch)
             while True:
                 woken.clear()
-                if (found := await self._aside(partial(self._again, records, id, deadline))) is not None:
+                if (found := await self.aside(partial(self._again, records, id, deadline))) is not None:
                     return _in_time(found)
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(woken.wait(), min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
@@ -153,10 +149,6 @@ class Results:
             self._bridge.cancellations.add(life_of(record))
         return shown(record, self._bridge.now())
 
-    async def acancel(self, id: str, *, task: str = "") -> Status:
-        """Do as `cancel` without blocking the event loop."""
-        return await self._aside(lambda: self.cancel(id, task=task))
-
     # Asking the store
 
     def _records(self, rule: str, task: str) -> Records:
@@ -172,7 +164,7 @@ class Results:
     def _get(self, records: Records, id: str) -> Status:
         return _found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))
 
-    async def _aside(self, ask: Callable[[], T]) -> T:
+    async def aside(self, ask: Callable[[], T]) -> T:
         """Ask in one of a few threads, which are not those of the event loop's own pool: others need these."""
         import asyncio
 

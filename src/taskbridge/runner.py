@@ -72,8 +72,7 @@ class Runner:
             return Discarded("expired")
         try:
             args, kwargs = message.arguments()
-            if kwargs or len(args) not in declaration.positional:
-                declaration.check(args, kwargs)
+            declaration.check(args, kwargs)
         except DecodeError as exc:
             return Dead("undecodable", exc)
         except TypeError as exc:

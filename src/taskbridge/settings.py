@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from taskbridge.durations import seconds
+from taskbridge.durations import positive, seconds
 from taskbridge.exceptions import DeclarationError, SettingsError, nearest
 from taskbridge.message import checked_priority
 from taskbridge.retry import RetryPolicy
@@ -252,10 +252,7 @@ def _seconds(value: Any) -> float:
 
 
 def _duration(value: Any) -> float:
-    number = _seconds(value)
-    if number == 0:
-        raise ValueError("it must be more than 0")
-    return number
+    return positive(_seconds(value), name="it")
 
 
 def _ttl(value: Any) -> float | None:
@@ -394,18 +391,9 @@ class Settings:
     fast: bool = _setting(True, _switch)
     remote_control: bool = _setting(False, _switch)
 
-    def known_queues(self, on_tasks: Iterable[str | None]) -> tuple[str, ...]:
-        """Return the names of all known queues, each once, the default one first (rule Q2)."""
-        routed = (route.queue for route in self.routes)
-        declared = (queue for queue in on_tasks if queue is not None)
-        return tuple(dict.fromkeys([self.default_queue, *self.queues, *routed, *declared]))
-
-    def queue_of(self, task: str, *, on_task: str | None) -> str:
-        """Return a task's queue (rule Q1), unless `using` says otherwise; `on_task` is what the decorator says."""
-        for route in self.routes:
-            if route.matches(task):
-                return route.queue
-        return self.default_queue if on_task is None else on_task
+    def route_of(self, task: str) -> Route | None:
+        """Return the route that decides about a task, if one does (rule Q1)."""
+        return next((route for route in self.routes if route.matches(task)), None)
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"

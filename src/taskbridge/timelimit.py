@@ -98,11 +98,8 @@ def _watchdog() -> _Watchdog:
 
 
 @contextmanager
-def limited(limit_s: float | None) -> Generator[None, None, None]:
-    """Raise `TimeLimitExceeded` in this thread when the block takes longer than this; None is no limit."""
-    if limit_s is None:
-        yield
-        return
+def limited(limit_s: float) -> Generator[None, None, None]:
+    """Raise `TimeLimitExceeded` in this thread when the block takes longer than this."""
     watchdog = _watchdog()
     watch = watchdog.add(limit_s)
     try:

@@ -23,9 +23,9 @@ def the_decorator_wins_over_routes() -> None:
     """What the decorator says wins over routes."""
 
     def make(queue_of: Any) -> Any:
-        return lambda self, task, *, on_task: on_task or queue_of(self, task, on_task=on_task)
+        return lambda self, task: getattr(self.declaration_of(task), "queue", None) or queue_of(self, task)
 
-    put("taskbridge.settings", "Settings.queue_of", make)
+    put("taskbridge.bridge", "Bridge.queue_of", make)
 
 
 @mutant("Q2", "unknown_queues_are_refused")

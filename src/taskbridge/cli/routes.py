@@ -34,7 +34,7 @@ def routes(bridge: Bridge, arguments: Namespace) -> Output:
 
 def unmatched_routes(bridge: Bridge) -> list[Route]:
     """Return the routes that are the first to match no task: mistyped, or hidden by an earlier one."""
-    used = {_deciding_route(bridge, declaration.name) for declaration in bridge.declarations()}
+    used = {bridge.settings.route_of(declaration.name) for declaration in bridge.declarations()}
     return [route for route in bridge.settings.routes if route not in used]
 
 
@@ -43,13 +43,8 @@ def route_text(route: Route) -> str:
     return f"{route.pattern}={route.queue}"
 
 
-def _deciding_route(bridge: Bridge, task: str) -> Route | None:
-    """Return the route that decides about a task, if one does (rule Q1)."""
-    return next((route for route in bridge.settings.routes if route.matches(task)), None)
-
-
 def _described(bridge: Bridge, declaration: Declaration) -> dict[str, Any]:
-    route = _deciding_route(bridge, declaration.name)
+    route = bridge.settings.route_of(declaration.name)
     if route is not None:
         why = f"route {route_text(route)}"
     elif declaration.queue is not None:
