@@ -89,7 +89,7 @@ def _run(program: str, *arguments: str) -> str:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return f"{done.stdout}{done.stderr}"  # where a child says why it could not send
 
 
 @pytest.mark.parametrize("step_s", ["0", "0.001", "0.005", "0.012"])
