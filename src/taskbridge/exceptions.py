@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from taskbridge.failures import clipped
+from taskbridge.failures import Portable, clipped
 from taskbridge.logs import escaped
 
 
@@ -16,7 +16,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-class TaskBridgeError(Exception):
+class TaskBridgeError(Portable):
     """The base of every error that taskbridge raises."""
 
 

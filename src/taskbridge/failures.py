@@ -53,6 +53,21 @@ def printed_once(error: BaseException) -> Generator[None]:
         _now.printed = former  # else it would keep what the exception's frames hold
 
 
+class Portable(Exception):
+    """An exception that can be pickled and copied whatever arguments its class takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again without them, of all that it holds."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[Portable], args: tuple[Any, ...], values: dict[str, Any]) -> Portable:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(values)
+    return error
+
+
 class OddError(Exception):
     """Stands for an exception that can't be formatted, or would fill a log, where others than taskbridge format it."""
 

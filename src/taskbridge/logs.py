@@ -11,7 +11,7 @@ from typing import Final
 from taskbridge.failures import MOST_TEXT, clipped, is_ordinary, traceback_of
 
 _MOST_VALUE: Final = 500
-"""How many characters of a text are logged, such as of a name that somebody else has chosen."""
+"""How many characters of a value are logged, such as of a name that somebody else has chosen."""
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # C0 and C1: line ends, and what begins a terminal's commands
@@ -37,12 +37,12 @@ def logger(name: str) -> logging.Logger:
 
 class _Escapes(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        given = record.args or ()
-        values = given.values() if isinstance(given, Mapping) else given
-        if not all(_is_safe(value) for value in (record.msg, *values)):
-            if isinstance(given, tuple):  # each by itself, so that a long name leaves what stands behind it
-                record.args = tuple(clipped(each, _MOST_VALUE) if isinstance(each, str) else each for each in given)
-            record.msg, record.args = clipped(escaped(_message_of(record)), MOST_TEXT), ()
+        # Each value by itself: a long one leaves what stands behind it, and tools group lines by their `msg`.
+        if isinstance(record.args, Mapping):
+            record.args = {name: _shown(value, _MOST_VALUE) for name, value in record.args.items()}
+        elif record.args:
+            record.args = tuple(_shown(value, _MOST_VALUE) for value in record.args)
+        record.msg = _shown(record.msg, MOST_TEXT)
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             # Indented, so that a line of the exception's own text doesn't look like one of the log.
@@ -55,14 +55,7 @@ class _Escapes(logging.Filter):
 _ESCAPES: Final = _Escapes()
 
 
-def _is_safe(value: object) -> bool:
-    if type(value) is str:
-        return len(value) <= _MOST_VALUE and value.isprintable()
-    return type(value) in (int, float)
-
-
-def _message_of(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception as exc:
-        return f"{record.msg} ({type(exc).__name__} when its values were formatted)"
+def _shown(value: object, most: int) -> object:
+    if value is None or type(value) in (int, float, bool):
+        return value
+    return escaped(clipped(value, most))[:most]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Final, Literal, TypeGuard, cast
 
-from taskbridge import codec
+from taskbridge import codec, failures
 from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, nearest
 from taskbridge.logs import escaped
 from taskbridge.retry import ErrorInfo
@@ -369,7 +369,7 @@ def _error(pair: Any, _: str) -> ErrorInfo | None:
         case None:
             return None
         case [str(kind), str(text)]:
-            return ErrorInfo(type=kind, message=text)
+            return ErrorInfo(type=failures.clipped(kind), message=failures.clipped(text))
         case _:
             raise DecodeError(f"not a message: its error is {pair!r}")
 
@@ -457,7 +457,7 @@ def loads_letter(text: str | bytes) -> DeadLetter:
     try:
         error, raw, message = data["error"], data["raw"], data["message"]
         return DeadLetter(
-            message=None if message is None else _message(message),
+            message=None if message is None else checked(_message(message)),
             reason=_text(data, "reason"),
             error=_error(error, "error"),
             traceback=_text(data, "traceback"),

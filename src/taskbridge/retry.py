@@ -19,7 +19,7 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 DEFAULT_MAX_DELAY: Final = timedelta(minutes=10)
 
 
-class Retry(Exception):
+class Retry(failures.Portable):
     """Raise it in a task to ask for another attempt (rule R7); it uses up an attempt like any failure.
 
     `raise Retry(...) from error` keeps that error: record, hooks and a dead letter name it in the place of `Retry`.

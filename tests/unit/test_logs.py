@@ -52,7 +52,7 @@ def test_no_line_of_an_exception_looks_like_one_of_the_log(caplog: pytest.LogCap
 
 def test_values_that_have_no_text_are_logged_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     _log.error("it failed: %s", TextRaises())
-    assert "it failed: %s (RuntimeError when its values were formatted)" in caplog.text
+    assert "it failed: <its text can't be had: RuntimeError>" in caplog.text
 
 
 def test_an_ordinary_record_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,4 +81,16 @@ def test_long_texts_are_cut_and_what_stands_behind_them_stays(caplog: pytest.Log
     _log.error("it failed: %s", ValueError("x" * 10_000))
     named, failed = (record.getMessage() for record in caplog.records)
     assert named == f"task {'t' * 500} id an-id waits 1.0 s"
-    assert failed == f"it failed: {'x' * 1_989}"
+    assert failed == f"it failed: {'x' * 500}"
+
+
+def test_a_line_keeps_its_template_whatever_its_values_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Sentry, say, groups lines by it."""
+    _log.error("task %s failed: %s, %s of %d", COMMANDS, ValueError("no"), None, 1)
+    assert caplog.records[-1].msg == "task %s failed: %s, %s of %d"
+    assert caplog.records[-1].getMessage() == f"task {escaped(COMMANDS)} failed: no, None of 1"
+
+
+def test_control_characters_make_no_longer_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    _log.error("task %s", "\u202e" * 10_000)
+    assert len(caplog.records[-1].getMessage()) == len("task ") + 500

@@ -115,8 +115,17 @@ def test_what_is_no_message_is_refused(text: str) -> None:
 @pytest.mark.parametrize("part", ["id", "task", "queue"])
 @pytest.mark.parametrize("text", ["a\x1b[2J", "a\nb", "a\x9bb", "a\u2028b"])
 def test_names_that_command_a_terminal_are_refused(part: str, text: str) -> None:
+    odd = {**json.loads(MESSAGE.dumps()), part: text}
     with pytest.raises(DecodeError, match=f"its {part} is"):
-        loads(json.dumps({**json.loads(MESSAGE.dumps()), part: text}))
+        loads(json.dumps(odd))
+    with pytest.raises(DecodeError, match=f"its {part} is"):
+        loads_letter(json.dumps({**json.loads(FORM_1["letter"]), "message": odd}))
+
+
+def test_what_was_written_as_an_error_is_kept_in_a_form_that_every_store_takes() -> None:
+    odd = loads(json.dumps({**json.loads(MESSAGE.dumps()), "error": ["a\0b", "\ud800" * 10_000]}))
+
+    assert odd.error == ErrorInfo(type="a\\x00b", message="\\ud800" * 2_000)
 
 
 def test_a_retry_keeps_all_but_the_attempt_and_the_error() -> None:
