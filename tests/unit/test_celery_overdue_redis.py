@@ -60,7 +60,7 @@ class Consumer:
             next(self._loop)
 
     def is_told(self) -> bool:
-        return self.watch._tracker is not None and self.connection.default_channel._empty_at is not None
+        return self.watch._link is not None and self.connection.default_channel._empty_at is not None
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
@@ -69,11 +69,11 @@ def test_a_message_ends_the_loops_sleep(bridge: Bridge, hub: Any, redis_server: 
     consumer = Consumer(bridge, hub)
     consumer.run_until(consumer.is_told)
     if is_lost:
-        lost = consumer.watch._listener
+        lost = consumer.watch._link
         with redis.Redis.from_url(redis_server.url) as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             client.execute_command("CLIENT", "KILL", "TYPE", "normal")
-        consumer.run_until(lambda: consumer.watch._listener not in (lost, None) and consumer.is_told())
+        consumer.run_until(lambda: consumer.watch._link not in (lost, None) and consumer.is_told())
 
     hub.call_later(60, _do_nothing)
     task.send()

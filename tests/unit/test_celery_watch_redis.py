@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.engines.celery import redis_queues
@@ -20,6 +21,7 @@ class Loop:
     def __init__(self) -> None:
         self.now = 100.0
         self.timers: list[Any] = []
+        self.read: Any = lambda: None
 
     def call_later(self, in_s: float, act: Any) -> Any:
         timer = SimpleNamespace(at=self.now + in_s, act=act)
@@ -29,40 +31,62 @@ class Loop:
 
     def call_repeatedly(self, *_: Any) -> None: ...
 
-    def add_reader(self, *_: Any) -> None: ...
+    def add_reader(self, _: int, read: Any) -> None:
+        self.read = read
 
-    def remove_reader(self, *_: Any) -> None: ...
+    def remove_reader(self, _: int) -> None:
+        self.read = lambda: None
 
     def turn(self, seconds: float) -> None:
         self.now += seconds
+        self.read()
         for timer in [each for each in self.timers if each.at <= self.now]:
             self.timers.remove(timer)
             timer.act()
 
 
 class Server:
-    """Answers to a watch; what is in `refused` is the error that it answers to `CLIENT TRACKING` with."""
+    """Answers to a watch; `refused` has by the first word of a command the error that it answers with."""
 
     def __init__(self) -> None:
-        self.refused: str | None = None
-        self.connected = 0
+        self.refused: dict[str, Exception] = {}
+        self.connected: list[int] = []
+        self.sent: list[tuple[Any, ...]] = []
+        self.replies: deque[Any] = deque()
 
-    def connect(self, timeout_s: float) -> Any:
-        self.connected += 1
-        return SimpleNamespace(fileno=lambda: 0, close=lambda: None, can_read=lambda *_: False)
+    def connector(self, url: str, *, protocol: int) -> Any:
+        return lambda timeout_s: self._link(protocol)
 
-    def call(self, link: Any, *command: Any) -> Any:
-        if command[:2] == ("CLIENT", "TRACKING") and self.refused:
-            raise ResponseError(self.refused)
-        return 0
+    def _link(self, protocol: int) -> Any:
+        self.connected.append(protocol)
+        self.replies.clear()
+        if protocol == 3 and "HELLO" in self.refused:
+            raise self.refused["HELLO"]
+        owner = SimpleNamespace(can_read=lambda _: bool(self.replies), read_response=self._read)
+        return SimpleNamespace(
+            fileno=lambda: 0, close=lambda: None, has_come=lambda _: False, send=self._send, owner=owner
+        )
+
+    def _send(self, command: tuple[Any, ...]) -> None:
+        self.sent.append(command)
+        replies = {"CLIENT": b"OK", "EXISTS": 0, "PING": b"PONG", "PSUBSCRIBE": [b"psubscribe", b"p", 1]}
+        self.replies.append(self.refused.get(command[0], replies[command[0]]))
+
+    def _read(self, **_: Any) -> Any:
+        reply = self.replies.popleft()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def count(self, name: str) -> int:
+        return sum(command[0] == name for command in self.sent)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(redis_queues, "connector", lambda url: made.connect)
-    monkeypatch.setattr(redis_queues, "_call", made.call)
-    monkeypatch.setattr(redis_queues, "_send", lambda *_: None)
+    monkeypatch.setattr(redis_queues, "connector", made.connector)
+    monkeypatch.setattr(redis_queues, "pack", lambda request: request[0])
     return made
 
 
@@ -73,8 +97,10 @@ def loop(monkeypatch: pytest.MonkeyPatch, server: Server) -> Loop:
     return made
 
 
-def test_where_tracking_is_refused_timers_do_not_pile_up(server: Server, loop: Loop) -> None:
-    server.refused = "NOPERM this user has no permissions"
+@pytest.mark.parametrize("refused", ["CLIENT", "HELLO"])
+def test_where_tracking_is_refused_timers_do_not_pile_up(server: Server, loop: Loop, refused: str) -> None:
+    """Before Redis 6 there is no `HELLO`."""
+    server.refused[refused] = ResponseError("NOPERM this user has no permissions")
     watch = Watch("redis://", lambda: None, answers=lambda: True)
     watch.serve(loop)
     asked = seen = most = 0
@@ -89,31 +115,47 @@ def test_where_tracking_is_refused_timers_do_not_pile_up(server: Server, loop: L
 
     assert most == 1
     assert 400 <= asked <= 650, "ten times a second, in a minute"
-    watch.look_again(1.0)
+    assert (server.connected, server.count("EXISTS")) == ([3, 2], 0), "on RESP2, which is older"
+    watch.look_again(loop.now + 1.0)
     watch.close()
-    assert loop.timers == []
+    watch.look_again(loop.now + 0.5)
+    assert len(loop.timers) == 1, "what the loop still has is the last"
 
 
-def test_a_sooner_look_takes_the_place_of_a_later_one(server: Server, loop: Loop) -> None:
+def test_a_sooner_look_does_not_wait_for_a_later_one(server: Server, loop: Loop) -> None:
     watch = Watch("redis://", lambda: None, answers=lambda: True)
     watch.serve(loop)
-    for in_s in (2.0, 0.5, 1.0):
-        watch.look_again(in_s)
+    for in_s in (2.0, 0.5, 1.0, 0.5):
+        watch.look_again(loop.now + in_s)
 
-    assert [timer.at for timer in loop.timers] == [100.5]
+    assert [timer.at for timer in loop.timers] == [102.0, 100.5]
     loop.turn(0.5)
-    assert (watch.changes, loop.timers) == (1, [])
+    assert watch.changes == 1
 
 
-def test_a_listener_that_was_cut_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
+def test_what_is_told_before_a_reply_is_not_taken_for_it(server: Server, loop: Loop) -> None:
     watch = Watch("redis://", lambda: None, answers=lambda: True)
-    server.refused = "The client ID you want redirect to does not exist"
+    watch.serve(loop)
+    heard: deque[Any] = deque()
+    watch.listen("/0.shop.celery.pidbox", "q", heard)
+    pushes = [[b"pmessage", b"/0.shop.celery.pidbox", b"c", b"hello"], None, [b"invalidate", [b"key"]]]
+    server.replies.extend([*pushes, b"PONG", [b"pong", b""]])
+
+    assert watch.is_quiet(["q"], in_vain=False)
+    assert (list(heard), watch.changes) == ([("q", b"hello")], 3)
+    assert not server.replies
+
+
+def test_a_connection_that_is_cut_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
+    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    server.refused["CLIENT"] = RedisConnectionError("cut")
     with pytest.raises(BrokerUnavailable):
         watch.is_quiet(["q"], in_vain=False)
 
-    server.refused = None
+    server.refused.clear()
     assert watch.is_quiet(["q"], in_vain=False)
-    assert watch._tracker is not None
+    assert server.connected == [3, 3]
+    assert server.count("EXISTS") == 1
 
 
 def test_it_connects_by_itself_only_once_redis_has_answered_otherwise(server: Server, loop: Loop) -> None:
@@ -122,38 +164,43 @@ def test_it_connects_by_itself_only_once_redis_has_answered_otherwise(server: Se
     watch.serve(loop)
 
     watch._beat()
-    assert (server.connected, watch.changes) == (0, 1)
+    assert (server.connected, watch.changes) == ([], 1)
 
     is_away = False
     watch._beat()
-    assert server.connected == 2
+    assert server.connected == [3]
+
+
+def test_a_connection_on_which_nothing_is_heard_is_made_again(server: Server, loop: Loop) -> None:
+    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch.serve(loop)
+    for _ in range(5):
+        watch._beat()
+        loop.turn(5.0)
+    assert server.connected == [3]
+
+    for _ in range(5):
+        watch._beat()
+        server.replies.clear()
+        loop.turn(5.0)
+    assert server.connected == [3, 3]
 
 
 def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
-    server: Server, loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server, loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sent: list[str] = []
-    monkeypatch.setattr(redis_queues, "_send", lambda _, *command: sent.append(command[0]))
+    server.refused["PSUBSCRIBE"] = NoPermissionError("no such channel")
     watch = Watch("redis://", lambda: None, answers=lambda: True)
     watch.serve(loop)
     watch.listen("/0.shop.celery.pidbox", "q", deque())
-    replies: list[Any] = [NoPermissionError("no such channel"), [b"message", b"__redis__:invalidate", None]]
-
-    def read() -> Any:
-        reply = replies.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    listener: Any = watch._listener
-    listener.can_read, listener.read = lambda *_: bool(replies), read
+    server.replies.append([b"invalidate", None])
     watch._read()
-    assert (server.connected, watch.changes, replies) == (2, 1, []), "what came behind the refusal was read, too"
+    assert (server.connected, watch.changes, server.count("PSUBSCRIBE")) == ([3], 1, 1)
 
-    sent.clear()
+    server.sent.clear()
     watch._lose()
     watch._beat()
-    assert (server.connected, sent) == (4, ["PING"])
+    assert (server.connected, [command[0] for command in server.sent]) == ([3, 3], ["CLIENT", "PING"])
     assert [record.getMessage().partition(",")[0] for record in caplog.records if record.levelname == "WARNING"] == [
         "PSUBSCRIBE is not permitted"
     ]

@@ -456,8 +456,18 @@ class TestOddEntries:
 
         assert [letter.raw for letter in self.letters(place)] == [taken.text]
         assert ids(take(leases, place.lists("q", "other"))) == [other], "what can't be read stops no other queue"
-        with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
-            take(leases, lists)
+
+    def test_what_the_key_of_a_list_holds_instead_is_kept_beside_it_and_the_queue_goes_on(self, place: Place) -> None:
+        leases, lists = place.worker(), place.lists("q", "other")
+        for key in place.wire.places("q"):
+            place.client.set(key, "of another type")
+        other = place.put(queue="other")
+
+        assert ids(take(leases, lists)) == [other]
+        assert [place.client.get(f"{key}.odd") for key in place.wire.places("q")] == [b"of another type"] * 4
+        assert ids([*take(leases, lists), *take(leases, lists)]) == []
+        sent = place.put()
+        assert ids(take(leases, lists)) == [sent]
 
     @pytest.mark.parametrize("tag", ["x", "\u0661", "9" * 400])
     def test_an_odd_tag_of_its_own_hinders_neither_the_lease_nor_its_end(self, place: Place, tag: str) -> None:

@@ -176,8 +176,13 @@ Connect = Callable[[float], Link]
 """Makes a connection within so many seconds, about; raises one of `TROUBLE` if it can't."""
 
 
-def connector(url: str) -> Connect:
+def connector(url: str, *, protocol: int = 2) -> Connect:
     """Return what makes connections to a URL, as redis-py reads it, but for timeouts, retries and limits of pools.
+
+    Args:
+        url: Of the server.
+        protocol: RESP2, in which replies have the same types whatever the version of redis-py; or RESP3, whose replies
+            only the connection of redis-py's (`Link.owner`) can read.
 
     Raises:
         SettingsError: redis-py can't read the URL.
@@ -197,7 +202,7 @@ def connector(url: str) -> Connect:
             self.link = Link(stock._connect(), self.socket_timeout)
             return self.link
 
-    options["protocol"] = 2  # in which replies have the same types whatever the version of redis-py
+    options["protocol"] = protocol
     if not issubclass(kind, redis.UnixDomainSocketConnection):
         options.setdefault("socket_keepalive", True)
 

@@ -46,7 +46,7 @@ class CeleryLife(WorkerLife):
         super().__init__(host, runs)
         self._engine = engine
         self._child_runs = runs
-        self.announce_signal = runs.announce_signal
+        self.announce_signal: Callable[[int | None], None] = runs.announce_signal
         self._consumer: Any = None
         self.has_children: bool = False
         self._embedding = locks.Lock()

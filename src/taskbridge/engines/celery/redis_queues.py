@@ -1,9 +1,9 @@
 """The queues on Redis as Celery's channels use them, and how an idle worker learns that they are no longer empty.
 
 No blocking command of Redis looks at several lists and takes nothing. So whether the lists are empty is asked on a
-connection for which Redis tracks what was read (`CLIENT TRACKING`, Redis 6), and Redis sends the keys that have changed
-since to another one, which Celery's event loop reads. Where that is refused, the lists are looked at ten times a
-second. On the second connection comes what is sent to Celery's control channels, too.
+connection for which Redis tracks what was read (`CLIENT TRACKING`, Redis 6). On it comes that a key has changed since,
+and what is sent to Celery's control channels, and Celery's event loop reads it. Where tracking is refused, the lists
+are looked at ten times a second.
 
 What only remote control and events need is left out where Redis doesn't permit it (`NOPERM`), with one warning.
 Connecting again would not mend that, and tasks need none of it.
@@ -47,15 +47,8 @@ _LOOK_AGAIN_S: Final = 5.0
 _POLL_S: Final = 0.1
 """How often an idle worker looks where Redis tells it nothing."""
 
-_SAME_S: Final = 0.001
-"""Two times that are no further apart than this are the same."""
-
 _PAUSE_S: Final = 0.05
 """How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
-
-_INVALIDATIONS: Final = "__redis__:invalidate"
-"""The channel on which Redis tells in RESP2 of keys that have changed."""
-
 
 _STEPS: Final = sorted(REDIS_STEPS.values())
 
@@ -156,18 +149,16 @@ class Watch:
     """
 
     def __init__(self, url: str, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
-        self._connect = connector(url)
+        self._url = url
         self._wake = wake
         self._answers = answers
         self._loop: Any = None
-        self._listener: Link | None = None
-        self._tracker: Link | None = None
+        self._link: Any = None
         self._is_told = True
         self._may_listen = True
         self._heard_at = 0.0
         self._rests_until = 0.0
-        self._timer: Any = None
-        self._looks_at = 0.0  # when that is over
+        self._looks_at = 0.0
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
         self.changes: int = 0
         self.is_served: bool = False
@@ -187,12 +178,12 @@ class Watch:
         try:
             self._open()
             keys = [key for queue in queues for key in lists_of(queue)]
-            is_quiet = self._tracker is None or not _call(self._tracker, "EXISTS", *keys)
+            is_quiet = not self._is_told or not self._ask("EXISTS", *keys)
         except TROUBLE as exc:
             self._lose()
             raise BrokerUnavailable(f"Redis does not tell of changes: {exc}") from exc
-        if self._tracker is None:
-            self.look_again(_POLL_S)
+        if not self._is_told:
+            self.look_again(monotonic() + _POLL_S)
         elif not is_quiet:
             self._change()
         return is_quiet
@@ -215,22 +206,14 @@ class Watch:
         """End that; the subscription itself lasts as long as the connection."""
         self._listening.pop(queue, None)
 
-    def look_again(self, in_s: float) -> None:
-        """Count a change in so many seconds or sooner, in the event loop; elsewhere, nobody waits for long."""
-        if self._loop is None:
-            return
+    def look_again(self, at: float) -> None:
+        """Count a change at this time or sooner, in the event loop; elsewhere, nobody waits for long."""
         now = monotonic()
-        if self._timer is not None:
-            if now < self._looks_at <= now + in_s + _SAME_S:
-                return
-            self._timer.cancel()
-        self._looks_at = now + in_s
-        self._timer = self._loop.call_later(in_s, self._look)
+        if self._loop is None or now < self._looks_at <= at:
+            return
+        self._looks_at = at
+        self._loop.call_later(at - now, self._change)
         self._wake()  # it sleeps until an earlier time than that, or a later one
-
-    def _look(self) -> None:
-        self._timer = None
-        self._change()
 
     def _change(self) -> None:
         self.changes += 1
@@ -242,8 +225,8 @@ class Watch:
         """Have a loop read what Redis tells, until the watch is closed."""
         self._loop, self.is_served = loop, True
         loop.call_repeatedly(_LOOK_AGAIN_S, self._beat)
-        if self._listener is not None:
-            loop.add_reader(self._listener.fileno(), self._read)
+        if self._link is not None:
+            loop.add_reader(self._link.fileno(), self._read)
 
     def _beat(self) -> None:
         """Look again, for a connection may be dead without a sign of it."""
@@ -251,9 +234,9 @@ class Watch:
             return
         try:
             self._open_if_it_answers()
-            if self._listener is None or monotonic() - self._heard_at > 2 * _LOOK_AGAIN_S:
+            if monotonic() - self._heard_at > 2 * _LOOK_AGAIN_S:
                 raise TimeoutError("nothing was heard")
-            _send(self._listener, "PING")
+            self._send("PING")
         except TROUBLE as exc:
             _log.debug("no connection to hear of changes on, trying again: %s", exc)
             self._lose()
@@ -265,9 +248,7 @@ class Watch:
             return
         try:
             self._open_if_it_answers()
-            if self._tracker is None:
-                timeout_s = min(timeout_s, _POLL_S)
-            if self._listener is not None and self._listener.can_read(timeout_s):
+            if self._can_read(timeout_s if self._is_told else min(timeout_s, _POLL_S)):
                 self._read()
         except TROUBLE:
             self._lose()
@@ -277,95 +258,101 @@ class Watch:
     def close(self) -> None:
         """Hear nothing any more."""
         self._lose()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop, self._timer, self.is_served = None, None, False
+        self._loop, self.is_served = None, False
 
-    # The connections
+    # The connection
 
     def _open_if_it_answers(self) -> None:
         """Connect, unless it is connected; raises `TimeoutError` where that would be in vain."""
-        if self._listener is None and not self._answers():
+        if self._link is None and not self._answers():
             raise TimeoutError("Redis does not answer")
         self._open()
 
     def _open(self) -> None:
         """Connect, unless it is connected."""
-        if self._listener is not None:
+        if self._link is not None:
             return
-        self._listener = listener = self._connected()
-        if self._is_told:
-            try:
-                own_id: int = _call(listener, "CLIENT", "ID")
-                _call(listener, "SUBSCRIBE", _INVALIDATIONS)
-                self._tracker = self._connected()
-                _call(self._tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", str(own_id))
-            except ResponseError as exc:
-                if "does not exist" in str(exc):  # the listener's id: it was cut just now
-                    raise
-                _log.warning("Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
-                self._is_told = False
-                self._lose()
-                self._listener = listener = self._connected()
-        self._subscribe()
+        try:
+            self._link = self._connected()
+            if self._is_told:
+                self._ask("CLIENT", "TRACKING", "ON")
+        except ResponseError:  # to HELLO, perhaps, which redis-py sends first
+            if not self._is_told:
+                raise
+            _log.warning("Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
+            self._lose()
+            self._is_told = False
+            self._link = self._connected()
         self._heard_at = monotonic()
+        self._subscribe()
         if self._loop is not None:
-            self._loop.add_reader(listener.fileno(), self._read)
+            self._loop.add_reader(self._link.fileno(), self._read)
 
     def _connected(self) -> Link:
         """Connect, with all that belongs to it (looking the host up, TLS, AUTH), in time."""
         until = monotonic() + _CONNECT_S
-        return in_time("redis-watch", lambda: self._connect(_CONNECT_S), Link.close, left_s=lambda: until - monotonic())
+        connect = connector(self._url, protocol=3 if self._is_told else 2)
+        return in_time("redis-watch", lambda: connect(_CONNECT_S), Link.close, left_s=lambda: until - monotonic())
 
     def _subscribe(self) -> None:
-        patterns = {pattern for pattern, _ in self._listening.values()}
-        if patterns and self._may_listen and self._listener is not None:
-            _send(self._listener, "PSUBSCRIBE", *patterns)
+        try:
+            for pattern in {pattern for pattern, _ in self._listening.values() if self._may_listen}:
+                self._ask("PSUBSCRIBE", pattern)
+        except NoPermissionError as exc:  # the connection is as good as before
+            _log.warning("PSUBSCRIBE is not permitted, so remote control is left out: %s", exc)
+            self._may_listen = False
 
     def _lose(self) -> None:
-        """Let go of both connections: what was asked on one is told on the other."""
-        if self._listener is not None and self._loop is not None:
-            self._loop.remove_reader(self._listener.fileno())
-        for link in (self._listener, self._tracker):
-            if link is not None:
-                link.close()
-        self._listener = self._tracker = None
+        link, self._link = self._link, None
+        if link is None:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(link.fileno())
+        link.close()
+
+    def _send(self, *command: Word) -> None:
+        self._link.deadline = monotonic() + _TIMEOUT_S
+        self._link.send(pack([command]))
+
+    def _ask(self, *command: Word) -> Any:
+        """Return the reply to a command; what Redis tells before that is noted."""
+        self._send(*command)
+        while (reply := self._next()) is None:
+            pass
+        return reply
+
+    def _can_read(self, wait_s: float = 0.0) -> bool:
+        """Return whether something can be read, at once or within so many seconds."""
+        return bool(self._link.owner.can_read(0) or self._link.has_come(wait_s))
 
     def _read(self) -> None:
         """Handle all that has come."""
         try:
-            while self._listener is not None and self._listener.can_read():
-                self._listener.deadline = monotonic() + _TIMEOUT_S
-                self._on_reply(self._listener.read())
-        except NoPermissionError as exc:  # it answers PSUBSCRIBE, and the connection is as good as before
-            if self._may_listen:
-                _log.warning("PSUBSCRIBE is not permitted, so remote control is left out: %s", exc)
-            self._may_listen = False
-            self._read()
+            while self._link is not None and self._can_read():
+                self._link.deadline = monotonic() + _TIMEOUT_S
+                self._next()
         except TROUBLE as exc:
             _log.debug("the connection to hear of changes on is lost: %s", exc)
             self._lose()
             self.changes += 1
 
-    def _on_reply(self, reply: Any) -> None:
+    def _next(self) -> Any:
+        """Read what came next; return None if it answers nothing that is waited for."""
+        reply = self._link.owner.read_response(disable_decoding=True, disconnect_on_error=False, push_request=True)
         self._heard_at = monotonic()
-        if reply[0] == b"pmessage":
-            pattern = reply[1].decode()
-            for queue, (each, heard) in self._listening.items():
-                if each == pattern:
-                    heard.append((queue, reply[3]))
-            self.changes += 1
-        elif reply[0] == b"message" and self._loop is not None and self._heard_at < self._rests_until:
-            self.look_again(self._rests_until - self._heard_at)
-        elif reply[0] == b"message":
-            self.changes += 1
-
-
-def _send(link: Link, *command: Word) -> None:
-    link.deadline = monotonic() + _TIMEOUT_S
-    link.send(pack([command]))
-
-
-def _call(link: Link, *command: Word) -> Any:
-    _send(link, *command)
-    return link.read()
+        match reply:
+            case None | [b"invalidate", *_]:  # redis-py returns None where nobody handles it
+                if self._loop is not None and self._heard_at < self._rests_until:
+                    self.look_again(self._rests_until)
+                else:
+                    self.changes += 1
+            case [b"pmessage", pattern, _, data]:
+                for queue, (each, heard) in self._listening.items():
+                    if each == pattern.decode():
+                        heard.append((queue, data))
+                self.changes += 1
+            case b"PONG" | [b"pong", *_]:
+                pass
+            case _:
+                return reply
+        return None

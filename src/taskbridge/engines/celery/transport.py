@@ -177,9 +177,8 @@ class Channel(VirtualChannel):
         changes: int = self.watch.changes
         if not self._taken_from or changes == self._empty_at:
             return has_heard
-        rest_s = self._rests_until - monotonic()
-        if rest_s > 0:
-            self.watch.look_again(rest_s)  # it may have looked again for another reason
+        if monotonic() < self._rests_until:
+            self.watch.look_again(self._rests_until)  # it may have looked again for another reason
             return has_heard
         room = self.room()
         if room < 1 and not any(each.no_ack for each in self._consumed.values()):
@@ -207,7 +206,7 @@ class Channel(VirtualChannel):
             _log.warning("nothing can be taken, trying again until the broker answers: %s", error.problem)
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _PAUSES["interval_start"])
         self._rests_until = monotonic() + self._pause_s
-        self.watch.look_again(self._pause_s)
+        self.watch.look_again(self._rests_until)
 
     def _deliver_heard(self, queue: str, data: bytes) -> None:
         try:

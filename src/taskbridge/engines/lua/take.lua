@@ -6,10 +6,9 @@
 -- the first one and how many there were before.
 local tag, most, queues, start = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 for i = 6, #ARGV, 2 do settle(KEYS[2], ARGV[i], ARGV[i + 1]) end
-local taken, is_odd = {}, false
+local taken = {}
 local function take(i)
   local item = pop(KEYS[i])  -- as the first write, which a full Redis allows; it then refuses no later one
-  is_odd = is_odd or item == nil
   while item do
     local text, suspect = look(KEYS[i], item)
     if text then
@@ -52,6 +51,5 @@ while #waiting > 0 and #taken < 3 * most do
   end
   waiting = more
 end
-if is_odd and #taken == 0 then return redis.error_reply('WRONGTYPE The key of a queue holds no list') end
 if #taken > 0 then own('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end
 return taken
