@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("celery")
 
 from taskbridge import Bridge
+from taskbridge.brokers.base import Held
 from taskbridge.engines.celery import transport
-from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable
 
-TAKEN = [Taken(f"t.{number}", 0, b"{}", suspect=False) for number in range(4)]
+TAKEN = [Held(f"t.{number}", 0, b"{}", suspect=False) for number in range(4)]
 
 
 class Queues:
@@ -29,7 +29,7 @@ class Queues:
     def lists_of(self, queues: Any) -> Any:
         return queues
 
-    def take(self, lists: Any, most: int, *, timeout_s: float) -> list[Taken]:
+    def take(self, lists: Any, most: int, *, timeout_s: float) -> list[Held]:
         self.asked.append(most)
         if self.is_away:
             raise BrokerUnavailable("it is away")
@@ -68,7 +68,7 @@ def channel(queues: Queues) -> Any:
 def test_what_nobody_holds_yet_goes_back_if_a_message_before_it_cannot_be_delivered(
     channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hand_over(_: Any, taken: Taken) -> None:
+    def hand_over(_: Any, taken: Held) -> None:
         if taken.tag == "t.1":
             raise ConnectionError
 

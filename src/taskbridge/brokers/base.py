@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.failures import text_of, traceback_of
@@ -87,6 +87,22 @@ class Counts:
     waiting: Mapping[str, int]
     delayed: int
     dead: int
+
+
+class Held(NamedTuple):
+    """A message that a worker has taken from a queue, and holds.
+
+    Attributes:
+        tag: Means this delivery.
+        queue: From which of the queues that were asked for it came, counted from 0.
+        text: Its bytes; where a queue of Dramatiq's has an item that is no id, that item.
+        suspect: Whether it may have been started before.
+    """
+
+    tag: str
+    queue: int
+    text: bytes
+    suspect: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

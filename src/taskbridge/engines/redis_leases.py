@@ -26,10 +26,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import Final, NamedTuple
+from typing import Final
 
 from taskbridge import locks
 from taskbridge.background import Background
+from taskbridge.brokers.base import Held
 from taskbridge.brokers.redis.broker import burying
 from taskbridge.brokers.redis.client import Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
@@ -89,22 +90,6 @@ class Lists:
 
 
 _NOTHING: Final = Lists(())
-
-
-class Held(NamedTuple):
-    """A message that was taken, and that this worker holds.
-
-    Attributes:
-        tag: Means this delivery.
-        queue: From which of the `Lists`' queues it came, counted from 0.
-        text: Its bytes; where a queue of Dramatiq's has an item that is no id, that item.
-        suspect: Whether it may have been started before.
-    """
-
-    tag: str
-    queue: int
-    text: bytes
-    suspect: bool
 
 
 class Leases(Background):

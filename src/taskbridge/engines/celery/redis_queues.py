@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.background import in_time
 from taskbridge.brokers.redis.client import TROUBLE, Link, Word, connector, pack
-from taskbridge.engines.celery.wire import REDIS_STEPS, step_key
+from taskbridge.engines.celery.wire import REDIS_STEPS, lists_of, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
@@ -51,11 +51,6 @@ _PAUSE_S: Final = 0.05
 """How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""
 
 _STEPS: Final = sorted(REDIS_STEPS.values())
-
-
-def lists_of(queue: str) -> list[str]:
-    """Return the keys of the lists of a queue, in the order in which they are taken from."""
-    return [step_key(queue, step) for step in _STEPS]
 
 
 def step_of(priority: object) -> int:

@@ -21,6 +21,7 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from taskbridge.brokers.base import Held
 from taskbridge.engines.celery.stock import (
     KombuConnection,
     KombuMessage,
@@ -30,7 +31,6 @@ from taskbridge.engines.celery.stock import (
     kombu_json,
     stock,
 )
-from taskbridge.engines.celery.wire import Taken
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.logs import logger
 from taskbridge.settings import without_credentials
@@ -217,7 +217,7 @@ class Channel(VirtualChannel):
         if queue in self._of_queue:
             self._of_queue[queue].callback(message)
 
-    def _hand_over_all(self, taken: Sequence[Taken]) -> None:
+    def _hand_over_all(self, taken: Sequence[Held]) -> None:
         for number, message in enumerate(taken):
             try:
                 self._hand_over(message)
@@ -226,7 +226,7 @@ class Channel(VirtualChannel):
                     self.queues.give_back(later.tag)
                 raise
 
-    def _hand_over(self, taken: Taken) -> None:
+    def _hand_over(self, taken: Held) -> None:
         """Deliver a message, unless it can't be read."""
         queue = self._taken_from[taken.queue]
         message = self._message(taken, queue)
@@ -241,7 +241,7 @@ class Channel(VirtualChannel):
         else:
             self._held.add(tag)
 
-    def _message(self, taken: Taken, queue: str) -> Any:
+    def _message(self, taken: Held, queue: str) -> Any:
         """Return a message as kombu takes it apart, addressed to where it came from; None if that fails: it is buried.
 
         Its tag is that of this delivery; the sender's own may be in use, for what is sent twice has it twice. Its

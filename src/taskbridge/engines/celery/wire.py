@@ -25,7 +25,7 @@ from random import getrandbits
 from typing import Any, Final, NamedTuple, cast
 
 from taskbridge import codec, locks
-from taskbridge.brokers.base import Publication, RedisCommand, Wire
+from taskbridge.brokers.base import Held, Publication, RedisCommand, Wire
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import PRIORITIES, Message, Priority
 from taskbridge.settings import Settings
@@ -70,6 +70,11 @@ def own_queue(namespace: str, native: object) -> str | None:
 def step_key(native: str, step: int) -> str:
     """Return the key of the Redis list of a queue and a step."""
     return f"{native}{_STEP_MARK}{step}" if step else native
+
+
+def lists_of(native: str) -> tuple[str, ...]:
+    """Return the keys of the Redis lists of a queue, in the order in which they are taken from."""
+    return tuple([step_key(native, step) for step in REDIS_STEPS.values()])
 
 
 def queue_arguments() -> dict[str, Any]:
@@ -242,8 +247,7 @@ class RedisWire:
 
     def places(self, queue: str) -> Sequence[str]:
         """Return the keys of a queue's lists, in the order in which they are fetched."""
-        native = native_queue(self._namespace, queue)
-        return tuple(step_key(native, step) for step in REDIS_STEPS.values())
+        return lists_of(native_queue(self._namespace, queue))
 
 
 class AmqpWire:
@@ -301,22 +305,6 @@ class AmqpWire:
         return (native_queue(self._namespace, queue),)
 
 
-class Taken(NamedTuple):
-    """A message that was taken from a queue; on Redis, it is `redis_leases.Held`.
-
-    Attributes:
-        tag: Means this delivery.
-        queue: From which of the queues that were asked for, counted from 0.
-        text: Its bytes.
-        suspect: Whether it may have been started before.
-    """
-
-    tag: str
-    queue: int
-    text: bytes
-    suspect: bool
-
-
 MemoryMessage = tuple[str, int, bytes]
 """A message on its way: native queue, rank, bytes."""
 
@@ -371,9 +359,9 @@ class MemoryQueues:
         """Return what `take` is given for these queues."""
         return queues
 
-    def take(self, queues: Sequence[str], most: int, *, timeout_s: float) -> list[Taken]:
+    def take(self, queues: Sequence[str], most: int, *, timeout_s: float) -> list[Held]:
         """Take at most so many messages, of the queues in turn."""
-        taken: list[Taken] = []
+        taken: list[Held] = []
         left = deque(enumerate(queues))
         left.rotate(-next(self._turns))
         with self._changed:
@@ -381,7 +369,7 @@ class MemoryQueues:
                 number, queue = left.popleft()
                 if self._waiting.get(queue):
                     rank, _, item, suspect = heapq.heappop(self._waiting[queue])
-                    taken.append(Taken(secrets.token_hex(8), number, item, suspect))
+                    taken.append(Held(secrets.token_hex(8), number, item, suspect))
                     self._taken[taken[-1].tag] = queue, -rank, item
                     left.append((number, queue))
         return taken
