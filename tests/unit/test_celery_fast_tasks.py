@@ -18,7 +18,8 @@ from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
 from taskbridge.engines.celery.carrier import Slots
-from taskbridge.engines.celery.fast.tasks import FastRequest, Way, _Context, is_traced_by_celery_alone, taken_apart
+from taskbridge.engines.celery.fast.tasks import FastRequest, FastWay, _Context, is_traced_by_celery_alone
+from taskbridge.engines.celery.reading import Parts, arguments_in
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
 from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
@@ -43,7 +44,8 @@ def consumer(task: Any) -> Any:
         begins=lambda request: None,
         ends=lambda request, *, has_ended: None,
         call_soon=lambda *args: None,
-        acknowledge_soon=lambda message: None,
+        acknowledge_soon=lambda *_: None,
+        disable_rate_limits=False,
         slots=Slots(1),
         app=task.app,
         hostname="h",
@@ -57,17 +59,25 @@ def consumer(task: Any) -> Any:
 
 
 @pytest.fixture
-def way(consumer: Any, task: Any) -> Way:
-    return Way(consumer, task)
+def way(consumer: Any, task: Any) -> FastWay:
+    return FastWay(task, consumer)
 
 
-def test_it_is_open_where_nobody_listens(way: Way, task: Any) -> None:
+def received(sent: Message) -> tuple[Any, Parts]:
+    """Return a message as the consumer hands it on."""
+    headers = {"id": sent.id, "task": sent.task, "taskbridge": sent.dumps_meta()}
+    message = kombu_message(None, headers=headers, delivery_info={"routing_key": "q"})
+    message.taskbridge = sent
+    return message, Parts(headers, [], {}, {})
+
+
+def test_it_is_open_where_nobody_listens(way: FastWay, task: Any) -> None:
     assert way.is_open()
     assert is_traced_by_celery_alone(task)
 
 
 @pytest.mark.parametrize("name", ["task_received", "task_prerun", "task_postrun", "task_success"])
-def test_it_is_closed_as_long_as_somebody_listens_for_a_signal(way: Way, name: str) -> None:
+def test_it_is_closed_as_long_as_somebody_listens_for_a_signal(way: FastWay, name: str) -> None:
     def listen(**_: Any) -> None: ...
 
     signal: Any = getattr(signals, name)
@@ -87,33 +97,30 @@ def test_it_is_closed_as_long_as_somebody_listens_for_a_signal(way: Way, name: s
         ("event_dispatcher", SimpleNamespace(enabled=True, groups={"task"})),
     ],
 )
-def test_it_is_closed_for_events_and_rate_limits(way: Way, consumer: Any, attribute: str, value: Any) -> None:
+def test_it_is_closed_for_events_and_rate_limits(way: FastWay, consumer: Any, attribute: str, value: Any) -> None:
     setattr(consumer, attribute, value)
     assert not way.is_open()
 
 
-def test_a_request_is_let_go_without_a_garbage_collection(way: Way, consumer: Any, task: Any) -> None:
+def test_a_request_is_let_go_without_a_garbage_collection(way: FastWay, consumer: Any, task: Any) -> None:
     """One that has to wait for it, 2,000 times a second, makes collections frequent, and long."""
     requests: list[weakref.ref[Any]] = []
     done = threading.Event()
-    consumer.acknowledge_soon = lambda message: done.set()
+    consumer.acknowledge_soon = lambda *_: done.set()
 
     def hand_on(request: Any) -> None:
         requests.append(weakref.ref(request))
-        way.slots.put(request.run)
+        consumer.slots.put(request.run)
 
     consumer.on_task_request = hand_on
     task.app.engine.life.opens(None, has_children=False)
     sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
-    headers = {"id": sent.id, "task": sent.task}
-    message = kombu_message(None, headers=headers, delivery_info={"routing_key": "q"})
-    message._decoded_cache = ([], {}, {})
-    message.taskbridge = sent
+    message, parts = received(sent)
     gc.disable()
     try:
-        way.take(message)
+        way(message, parts)
         assert done.wait(20)
-        way.slots.shutdown()
+        consumer.slots.shutdown()
         assert [request() for request in requests] == [None]
     finally:
         gc.enable()
@@ -176,23 +183,21 @@ def test_what_a_task_puts_into_the_headers_of_its_request_stays_there() -> None:
 
 
 def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
-    way: Way, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
+    way: FastWay, consumer: Any, task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acknowledged: list[Any] = []
     ended: list[bool] = []
     consumer.ends = lambda request, *, has_ended: ended.append(has_ended)
-    consumer.acknowledge_soon = acknowledged.append
+    consumer.acknowledge_soon = lambda message, *_: acknowledged.append(message)
     monkeypatch.setattr(FastRequest, "_settled", lambda _: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None
     way.options["eventer"] = None
     task.app.engine.life.opens(None, has_children=False)
     sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
-    message = kombu_message(None, headers={"id": sent.id, "task": sent.task}, delivery_info={"routing_key": "q"})
-    message._decoded_cache = ([], {}, {})
-    message.taskbridge = sent
+    message, parts = received(sent)
 
-    way.take(message)
+    way(message, parts)
 
     assert acknowledged == [message]
     assert task.app.engine.host.counts().delayed == 1
@@ -221,10 +226,10 @@ class TestTakingABodyApart:
     )
     def test_it_gives_the_values_and_their_text(self, args_json: str, kwargs_json: str) -> None:
         body = _body(args_json, kwargs_json)
-        found = taken_apart(body)
+        found = arguments_in(body)
         assert found is not None
-        assert list(found[:3]) == json.loads(body)
-        assert found[3] == (args_json, kwargs_json)
+        assert list(found[:2]) == json.loads(body)[:2]
+        assert found[2] == (args_json, kwargs_json)
 
     @pytest.mark.parametrize(
         "body",
@@ -246,4 +251,4 @@ class TestTakingABodyApart:
         ],
     )
     def test_what_is_written_otherwise_is_left_to_kombu(self, body: bytes) -> None:
-        assert taken_apart(body) is None
+        assert arguments_in(body) is None

@@ -225,6 +225,12 @@ def parts(headers: dict[str, Any], *args: Any, **kwargs: Any) -> reading.Parts:
     return reading.Parts({"id": ID, "task": "shop.tasks.add", **headers}, args, kwargs, {})
 
 
+def test_what_is_linked_by_names_that_are_not_known_is_left_out() -> None:
+    """A newer client may write some; those of the request itself would stand in its place."""
+    found = reading.parts_of({"id": ID, "task": "t"}, [], {}, {"chain": [1], "is_eager": True, "delivery_info": {}})
+    assert found.embed == {"callbacks": None, "errbacks": None, "chain": [1], "chord": None}
+
+
 def read(found: reading.Parts) -> Message:
     return reading.read(found) or reading.read_plain(found, queue="email", now=1700000001.0)
 

@@ -22,7 +22,7 @@ from taskbridge import failures
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
-from taskbridge.engines.celery.carrier import Carrier, ChildRuns, NotCarried, call_task
+from taskbridge.engines.celery.carrier import CARRIED, Carrier, ChildRuns, NotCarried, call_task
 from taskbridge.engines.celery.control import Control
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
@@ -142,10 +142,6 @@ class CeleryEngine:
         self._closing.append(queues.stop)
         return queues
 
-    def shortcuts_of(self, consumer: Any) -> Any:
-        """Return the short ways of a worker's tasks; None if all take the plain one."""
-        return fast.shortcuts_of(consumer, is_wanted=self.settings.fast)
-
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
         if self.life.draining:
@@ -263,7 +259,7 @@ class CeleryEngine:
             on_retry=_told("on_retry", signals.task_retry),
             time_limit=0,  # none of Celery's, whatever its settings say: those are not retried (rule T1)
             soft_time_limit=0,
-            Request="taskbridge.engines.celery.consumer:Request",
+            Strategy="taskbridge.engines.celery.fast:way_of",
             __call__=call_task,
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
@@ -274,9 +270,10 @@ class CeleryEngine:
 
         def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
             request = task.request
-            if request.called_directly or request.is_eager or carrier.has_carried(request.kwargs):
+            carried = (request.delivery_info or {}).pop(CARRIED, None)
+            if carried is None:  # called directly, perhaps by itself while its message is carried
                 return declaration.function(*args, **kwargs)
-            return carrier.carry(request)
+            return carrier.carry(carried, request)
 
         functools.update_wrapper(run, declaration.function)
         if not run.__name__.isidentifier():  # a lambda; Celery makes a `def` of the name (utils/functional.py)
@@ -369,8 +366,8 @@ def _told(name: str, signal: Any) -> Callable[..., Any]:
     """
 
     def tell(task: Any, *about: Any) -> None:
-        error, _, _, kwargs, account = about
-        if account is not None and not (task.request.is_eager or task.app.engine.carrier.has_carried(kwargs)):
+        error, *_, account = about
+        if account is not None and CARRIED in (task.request.delivery_info or {}):
             what = "" if error is None else failures.text_of(error)
             raise NotCarried(f"{failures.type_of(type(error))}: {what}") from error
         if account is not None and not signal.receivers:

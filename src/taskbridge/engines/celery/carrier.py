@@ -12,9 +12,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from itertools import cycle
 from queue import SimpleQueue
 from time import monotonic
@@ -25,13 +24,11 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import CeleryError, Ignore, Reject, Retry
 from celery.signals import task_postrun, task_success
 
-from taskbridge import failures, locks
+from taskbridge import failures
 from taskbridge.engines.base import Host
-from taskbridge.engines.celery import reading, wire
-from taskbridge.engines.celery.reading import Fields, Parts, ReadMeta
 from taskbridge.engines.celery.stock import CeleryIgnore, stock
-from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, bury_unreadable, finish, not_settled
-from taskbridge.exceptions import CodecError, DecodeError, TaskBridgeError
+from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, finish, not_settled
+from taskbridge.exceptions import TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
@@ -44,8 +41,11 @@ _Handler = Callable[[int, FrameType | None], Any]
 LINKS: Final = ("callbacks", "chain", "chord", "group")
 """What a request names that a plain client has linked to its task, and that is to be told what it returned."""
 
-SETTLED: Final = "taskbridge-settled"
-"""Where a request says what has become of its message, if that was settled before Celery traces it."""
+CARRIED: Final = "taskbridge"
+"""Where the `delivery_info` of a request has its message, or what has become of it, until it comes to the carrier.
+
+Celery makes that dict itself, so nothing of it comes from outside, and hands it to children, too.
+"""
 
 CALL_OF_CELERY: Final = "celery.app.task"
 """The module of `Task.__call__`, as long as nobody has put another one in its place."""
@@ -56,9 +56,6 @@ _EXIT_AFTER_S: Final = 0.2
 
 _MEANINGFUL: Final = (CeleryError, MemoryError, Terminated, TimeLimitExceeded, WorkerLostError)
 """Errors from which Celery draws conclusions (celery/worker/request.py, on_failure)."""
-
-
-_OUTCOMES: Final = (Done, RunAgain, Dead, Discarded, GivenBack, Exception)
 
 
 class ChildRuns(Runs):
@@ -162,9 +159,9 @@ class Slots:
             self._call()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        """Have a function called in a thread, as `concurrent.futures.Executor.submit` does."""
+        """Have a function called for the user's own Celery tasks, as `concurrent.futures.Executor.submit` does."""
         future: Future[Any] = Future()
-        self.put(partial(_fulfil, future, function, args, options))
+        self.put(lambda: future.set_result(function(*args, **options)))
         return future
 
     def _start(self) -> None:
@@ -246,15 +243,6 @@ class Slots:
             thread.join()
 
 
-def _fulfil(future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    try:
-        result = function(*args, **options)
-    except BaseException as exc:
-        future.set_exception(exc)
-    else:
-        future.set_result(result)
-
-
 class TaskFailed(TaskBridgeError):
     """Shows an error in Celery that can't be raised there itself: a `SystemExit`, or one that means something to it."""
 
@@ -273,17 +261,13 @@ class Carrier:
     def __init__(self, host: Host, runs: ChildRuns) -> None:
         self._host = host
         self._runs = runs
-        self._last = locks.Local()
 
-    def has_carried(self, kwargs: object) -> bool:
-        """Return whether this very dict of arguments is that of the request that was carried last in this thread."""
-        return kwargs is getattr(self._last, "kwargs", self)
-
-    def carry(self, request: Fields) -> Any:
-        """Run the task of a request and settle it.
+    def carry(self, carried: Message | Verdict | Exception, request: Any) -> Any:
+        """Run the task of a message and settle it.
 
         Args:
-            request: Celery's own, or its fields; under `SETTLED` what has become of it, if it has been settled before.
+            carried: The message; or what has become of it, if it has been settled before.
+            request: Celery's request.
 
         Returns:
             What the task returned, if somebody listens, or a plain client has linked anything to it.
@@ -292,36 +276,29 @@ class Carrier:
             Retry, Ignore, Reject: It did not end well, and Celery is to show it and to do the like.
             Exception: The error of which it is dead.
         """
-        self._last.kwargs = request.get("kwargs")
-        settled = request.get(SETTLED)
-        if not isinstance(settled, _OUTCOMES):  # a header of this name, say
+        if isinstance(carried, Message):
             self._runs.heed_signals()
-            redelivered = bool((request.get("delivery_info") or {}).get("redelivered"))
-            settled = self.settle(lambda: self._read(request), redelivered=redelivered)
-        if isinstance(settled, Exception):
-            raise settled
-        return self._show(settled, request)
+            carried = self.settle(carried, redelivered=bool(request.delivery_info.get("redelivered")))
+        if isinstance(carried, Exception):
+            raise carried
+        return self._show(carried, request)
 
-    def settle(self, read: Callable[[], Message], *, redelivered: bool) -> Verdict | Exception:
+    def settle(self, message: Message, *, redelivered: bool) -> Verdict | Exception:
         """Run a message and settle it; return the verdict, carried out, or the exception that tells Celery what to do.
 
         Args:
-            read: Returns the message.
+            message: The message.
             redelivered: Whether the broker says that it was delivered before.
         """
         runs = self._runs
         runs.is_busy = True
-        message: Message | None = None
         try:
-            message = read()
             task = self._host.bound(message.task)
             verdict = begin(task, message, redelivered=redelivered)
             if verdict is None:
                 return finish(task, message, runs.run(task, message))
         except NotSettledError as exc:
             return _given_back(f"the worker stops: {exc}")
-        except (Reject, CodecError) as exc:
-            return exc
         except (Exception, SystemExit) as exc:
             return self.unsettled(message, exc)
         finally:
@@ -332,50 +309,13 @@ class Carrier:
             return PutOff(verdict.reason)
         return verdict
 
-    def unsettled(self, message: Message | None, error: BaseException) -> Verdict | Exception:
-        """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do.
-
-        Args:
-            message: The message; None if it could be neither read nor buried, so that it is with Celery alone.
-            error: What was raised.
-        """
-        if message is None or not not_settled(self._host, message, error):
+    def unsettled(self, message: Message, error: BaseException) -> Verdict | Exception:
+        """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do."""
+        if not not_settled(self._host, message, error):
             return _given_back("it could not be settled")
         return Dead("internal_error", error) if message.requeues >= MOST_REQUEUES else PutOff("it could not be settled")
 
-    def read(self, parts: Parts, delivery: Mapping[str, Any] | None) -> Message:
-        """Return what a Celery message says.
-
-        Args:
-            parts: The message.
-            delivery: Where it came from, as kombu says it.
-
-        Raises:
-            NewerFormError: A newer release wrote it.
-            DecodeError: It can't be read.
-        """
-        message = reading.read(parts)
-        if message is not None:
-            return message
-        host = self._host
-        queue = wire.own_queue(host.settings.namespace, (delivery or {}).get("routing_key"))
-        return reading.read_plain(parts, queue=queue or host.queue_of(parts.headers.get("task")), now=host.now())
-
-    def _read(self, request: Fields) -> Message:
-        meta = request.get(wire.META)
-        if isinstance(meta, ReadMeta):
-            return meta.message
-        embed = {name: request.get(name) for name in wire.EMBEDDED}
-        parts = Parts(request, request.get("args") or (), request.get("kwargs") or {}, embed)
-        try:
-            return self.read(parts, request.get("delivery_info"))
-        except Exception as exc:  # the worker's main process has read it before; only odd plain values come to this
-            raw = repr((parts.args, parts.kwargs)).encode(errors="replace")
-            reason = "undecodable" if isinstance(exc, CodecError) else "internal_error"
-            bury_unreadable(self._host, raw, reason=reason, error=exc, message_id=request.get("id"))
-            raise DecodeError(f"it could not be read, and is dead: {failures.text_of(exc)}") from exc
-
-    def _show(self, verdict: Verdict, request: Fields) -> Any:
+    def _show(self, verdict: Verdict, request: Any) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""
         match verdict:
             case Done(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
@@ -14,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from billiard.pool import MaybeEncodingError
 from celery import __version__ as celery_version
+from celery.app.trace import LOG_RECEIVED, trace_task
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
+from celery.signals import task_received
 
-from taskbridge.engines.celery import reading
-from taskbridge.engines.celery.carrier import NotCarried, PutOff, Slots
+from taskbridge.engines.celery import reading, wire
+from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
 from taskbridge.engines.celery.stock import (
     CeleryConsumer,
     CeleryContext,
@@ -29,12 +33,11 @@ from taskbridge.engines.celery.stock import (
     stock,
     worker_state,
 )
-from taskbridge.engines.celery.wire import EMBEDDED, META
 from taskbridge.engines.settle import NotSettledError, finish, later, not_settled, put_off_unknown, suspect, taken_again
-from taskbridge.exceptions import BrokerUnavailable, CodecError, DecodeError, NewerFormError
+from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.retry import Cancelled
+from taskbridge.retry import Cancelled, Verdict
 
 if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
@@ -55,9 +58,6 @@ _ACCEPTED_S: Final = 1.0
 _ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
 """The methods of kombu's messages that acknowledge."""
 
-_SLACK_S: Final = 0.05
-"""A plain client's task that is due this soon is left to Celery's own timer."""
-
 _OF_CONTEXT: Final = frozenset(
     name for name in dir(CeleryContext) if name.startswith("_") or callable(getattr(CeleryContext, name))
 )
@@ -68,6 +68,8 @@ _KNOWN_ENDS: Final = (
     *(MaybeEncodingError, SystemExit, KeyboardInterrupt),
 )
 """What a pool tells instead of what the tracer returned, and Celery knows how to deal with."""
+
+_received_log: Final = logging.getLogger("celery.worker.strategy")  # noqa: TID251 - it is Celery's
 
 RUNNING: Final = "running"
 ENDED: Final = "ended"
@@ -82,40 +84,38 @@ class Request(CeleryRequest):
         dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
     """
 
-    def __init__(self, message: Any, **options: Any) -> None:
-        stays_here = not (options.get("decoded") or options["app"].engine.life.has_children)
-        if stays_here:  # it runs in this process, where it has been read
-            options |= {"body": message.payload, "decoded": True}
-        super().__init__(message, **options)
+    def __init__(self, way: Way, message: Any, parts: reading.Parts) -> None:
+        self._way = way
+        self._consumer = consumer = way.consumer
+        super().__init__(
+            message,
+            headers=parts.headers,
+            body=(parts.args, parts.kwargs, parts.embed),
+            on_ack=partial(consumer.acknowledge_soon, message),
+            on_reject=partial(consumer.call_soon, message.reject_log_error),
+            **way.options,
+        )
         for name in _OF_CONTEXT.intersection(self.request_dict):
             del self.request_dict[name]
-        if stays_here and META in self.request_dict:
-            self.request_dict[META] = reading.ReadMeta(self.request_dict[META], message.taskbridge)
         self.is_put_off: bool = False
         self.is_orphan: bool = False
         self.dropped_at: float | None = None
         self.time_limits: Any = None, None  # a plain client's are left out: they are never retried (rule T1)
         self.expires: Any = None  # the rule for it is taskbridge's own (X1)
-        self._consumer: Consumer = self.app.engine.consumer
-        self._consumer.begins(self)
-
-    def __init_subclass__(cls) -> None:
-        """Take their shorter methods from the classes that Celery derives from this one, so that these here are used.
-
-        It derives one for each task (celery/worker/request.py, create_request_cls).
-        """
-        if cls.__module__ == CeleryRequest.__module__:
-            for name in ("execute_using_pool", "on_success"):
-                with suppress(AttributeError):
-                    delattr(cls, name)
+        consumer.begins(self)
 
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Have the pool run the task; whatever hinders it concerns this message and ends nothing else (rule I1).
 
         A slot that gets free may call this in the main loop, far from where the message was received.
         """
+        if self._consumer.slots is not None:
+            if self.revoked():
+                raise TaskRevokedError(self.id)
+            return self._consumer.slots.put(self.run)
+        self.tell_tracer(self.message.taskbridge)
         try:
-            result = stock(super()).execute_using_pool(pool, **options)
+            return stock(super()).execute_using_pool(pool, **options)
         except (TaskRevokedError, OSError):  # not this message's fault
             raise
         except Exception as exc:
@@ -124,14 +124,26 @@ class Request(CeleryRequest):
             else:  # in the pool `solo`, which has run it here
                 self.on_failure(ExceptionInfo())
             raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
-        if (future := getattr(result, "f", None)) is not None:  # of a pool of threads, which tells nobody of errors
-            future.add_done_callback(self._look_for_error)
-        return result
 
-    def _look_for_error(self, future: Any) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            told = ExceptionInfo((type(error), error, error.__traceback__))
-            self._consumer.call_soon(self.on_failure, told)
+    def tell_tracer(self, carried: Message | Verdict | Exception) -> None:
+        """Put into what Celery traces what the carrier is to be given; `inspect` shows nothing of it."""
+        self.request_dict["delivery_info"] = {**self.delivery_info, CARRIED: carried}
+
+    def run(self) -> None:
+        """Run the task in this thread, traced by Celery, and settle its message."""
+        try:
+            self.on_accepted(self._way.pid, monotonic())
+            self.trace(self.message.taskbridge)
+        except BaseException:  # nobody else would look at it
+            self._consumer.call_soon(self.on_failure, ExceptionInfo())
+
+    def trace(self, carried: Message | Verdict | Exception) -> None:
+        """Have Celery's tracer call the task, which comes to the carrier."""
+        self.tell_tracer(carried)
+        request = self.request_dict
+        request.update(self.body[2], is_eager=False)
+        result, error, runtime, text = trace_task(self.task, self.id, self.args, self.kwargs, request)
+        self.on_success((1, result, runtime) if error else (0, text, runtime))
 
     def _not_carried(self, error: Exception) -> None:
         """Deal with an error that came before the carrier: nothing has become of the message yet (rule I2)."""
@@ -140,7 +152,7 @@ class Request(CeleryRequest):
         self._consumer.call_soon(self._consumer.failed, self.message, error)
 
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
-        """Deal with what the tracer returned, or with what threads tell of an error that ends a process."""
+        """Deal with what the tracer returned, or with what the pool `solo` tells of an error that ends a process."""
         if isinstance(failed__retval__runtime, ExceptionInfo):
             self.on_failure(failed__retval__runtime)
         elif failed__retval__runtime[:2] == (0, None):  # not even a text of what was returned: nothing was called
@@ -185,14 +197,7 @@ class Request(CeleryRequest):
         if self.time_start is None:  # revoked by remote control
             self._consumer.cancel(self.message)
         else:
-            self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        if self._consumer.slots is None:
             stock(super()).acknowledge()
-        elif not self.acknowledged:
-            self.acknowledged: bool = True
-            self._consumer.acknowledge_soon(self.message)
 
     def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
         """Interrupt the run: the worker stops at once, or it has lost its connection and is to stop runs then."""
@@ -207,6 +212,77 @@ class Request(CeleryRequest):
         """Return the message: the attempt has not happened."""
         self._consumer.ends(self, has_ended=False)
         stock(super()).reject(requeue)
+
+
+class Way:
+    """How the messages of one task come to the pool: what Celery calls the task's strategy.
+
+    Args:
+        task: The Celery task.
+        consumer: The worker's consumer.
+    """
+
+    def __init__(self, task: Any, consumer: Any) -> None:
+        self.task: Any = task
+        self.consumer: Any = consumer
+        self.pid: int = os.getpid()
+        self.options: Final[dict[str, Any]] = {
+            "app": consumer.app,
+            "hostname": consumer.hostname,
+            "eventer": consumer.event_dispatcher,
+            "task": task,
+            "connection_errors": consumer.connection_errors,
+            "decoded": True,
+        }
+
+    def __call__(self, message: Any, parts: reading.Parts, *_: Any) -> None:
+        """Hand on a message, which has been read; this does what Celery's default strategy does."""
+        request = self.request_for(message, parts)
+        shown = {"name": request.name, "args": request.argsrepr, "kwargs": request.kwargsrepr}
+        if _received_log.isEnabledFor(logging.INFO):
+            about = {"id": request.id, **shown, "eta": request.eta}
+            _received_log.info(LOG_RECEIVED, about, extra={"data": about})
+        if request.revoked():
+            return
+        task_received.send(sender=self.consumer, request=request)
+        if self.sends_events():
+            given = request.request_dict
+            shown |= {name: given.get(name) for name in ("root_id", "parent_id", "eta")}
+            request.send_event("task-received", **shown, retries=given.get("retries", 0), expires=None)
+        bucket = self.bucket()
+        if bucket is None:
+            self._hand_on(request)
+            return
+        bucket.add(request)
+        if len(bucket.contents) == 1:  # else the first one waits already
+            self._hand_on_from(bucket)
+
+    def sends_events(self) -> bool:
+        """Return whether the worker sends events about tasks."""
+        eventer = self.consumer.event_dispatcher
+        return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+
+    def bucket(self) -> Any:
+        """Return what holds the requests of a task with a rate limit; None if it has none."""
+        return None if self.consumer.disable_rate_limits else self.consumer.task_buckets[self.task.name]
+
+    def request_for(self, message: Any, parts: reading.Parts) -> Request:
+        """Return the request that runs a message."""
+        return Request(self, message, parts)
+
+    def _hand_on(self, request: Request) -> None:
+        worker_state.task_reserved(request)
+        for callback in self.consumer.on_task_message:
+            callback(request)
+        self.consumer.on_task_request(request)
+
+    def _hand_on_from(self, bucket: Any) -> None:
+        """Hand on the requests whose turn has come by the task's rate limit, and look again at that of the next."""
+        while bucket.contents:
+            if not bucket.can_consume():
+                self.consumer.timer.call_after(bucket.expected_time(), self._hand_on_from, (bucket,))
+                return
+            self._hand_on(bucket.pop())
 
 
 class Consumer(CeleryConsumer):
@@ -251,7 +327,6 @@ class Consumer(CeleryConsumer):
         self.slots: Slots | None = _slots_of(pool)
         if self.slots is not None:
             self.slots.tell = self.act_soon
-        self._shortcuts: Any = engine.shortcuts_of(self)
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -287,15 +362,14 @@ class Consumer(CeleryConsumer):
         (rule A6), until `ends` tells of them. Celery does so too, but in whichever thread ended a task: two threads
         then read from one connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has.
         """
-        waiting = [request for request in worker_state.reserved_requests if request.time_start is None]
+        waiting = [request for request in list(self._running.values()) if request.time_start is None]
         with self._running_jobs_kept():
             stock(super()).on_close()
         for key, request in list(self._running.items()):
             if request.dropped_at is not None and request.time_start is None:
                 del self._running[key]  # dropped with an earlier connection, and run by another worker
         for request in waiting:
-            if message_of(request) is not None:
-                request.dropped_at = monotonic()
+            request.dropped_at = monotonic()
         orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
         for request in orphans:  # of the user's own Celery tasks nobody tells when they end
             request.is_orphan = True
@@ -357,8 +431,6 @@ class Consumer(CeleryConsumer):
         if all(name in of_celery or self._host.knows(name) for name in self.app.tasks):
             for name in of_celery:
                 del self.strategies[name]
-        if self._shortcuts is not None:
-            self._shortcuts.prepare()
 
     def free_slots(self) -> int:
         """Return how many more tasks the pool can run at once."""
@@ -394,10 +466,10 @@ class Consumer(CeleryConsumer):
             if self._soon:
                 self.act_soon()
 
-    def acknowledge_soon(self, message: Any) -> None:
-        """Acknowledge a message whose task has ended in a slot, in the main loop and with others."""
+    def acknowledge_soon(self, message: Any, *_: Any) -> None:
+        """Acknowledge a message whose task has ended, in the main loop and with others."""
         self._soon.append(partial(message.ack_log_error, _log, self._lost))
-        if threading.get_ident() == self._thread:  # it never came to a slot, which would tell
+        if self.slots is None or threading.get_ident() == self._thread:  # else its slot will tell
             self.act_soon()
 
     def flush_acknowledgements(self) -> None:
@@ -493,32 +565,45 @@ class Consumer(CeleryConsumer):
 
     def _admit(self, message: Any, hand_on: Callable[[Any], None]) -> None:
         """Read a message, and hand it to a slot or to where it waits."""
-        parts = None if self._shortcuts is None else self._shortcuts.parts_of(message)
-        if parts is None:
-            parts = _parts_of(message)
-        name: str = parts.headers.get("task")
-        way = None if self._shortcuts is None else self._shortcuts.way_of(message, name)
-        if way is None and not self._host.knows(name) and name in self.strategies:
+        parts = reading.taken_apart(message)
+        name: str = parts.headers["task"]
+        way: Any = self.strategies.get(name)
+        if way is not None and not isinstance(way, Way):
             return hand_on(message)  # the user's own Celery task
-        message.taskbridge = read = self._engine.carrier.read(parts, message.delivery_info)
+        message.taskbridge = read = self._read(parts, message.delivery_info)
         if self.dead.redacts:  # what events, `inspect` and logs show
-            message.headers["argsrepr"], message.headers["kwargsrepr"] = self.dead.shown_arguments(read)
+            parts.headers["argsrepr"], parts.headers["kwargsrepr"] = self.dead.shown_arguments(read)
         due_at = reading.instant(parts.headers.get("eta"))
         wait_s = 0.0 if due_at is None else due_at - self._host.now()
-        if wait_s > _SLACK_S:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
-            due = suspect(read) if _is_redelivered(message) else read
+        is_redelivered = _is_redelivered(message)
+        if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
+            due = suspect(read) if is_redelivered else read
             return self._in_background(message, lambda: later(self._host, due, wait_s))
-        if name not in self.strategies and name in self.app.tasks and not self._has_children:
+        if way is None and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
-        if name not in self.strategies:
-            return self._put_off_unknown(message)
+            way = self.strategies.get(name)
+        if way is None:
+            return self._in_background(message, lambda: put_off_unknown(self._host, read, redelivered=is_redelivered))
         if self._came_back(message, read):
             return None
-        if _is_redelivered(message) and (act := taken_again(self._host, read)) is not None:
+        if is_redelivered and (act := taken_again(self._host, read)) is not None:
             return self._in_background(message, act)
-        if way is not None and due_at is None:
-            hand_on = way.take
-        return hand_on(message)
+        way(message, parts)
+        return None
+
+    def _read(self, parts: reading.Parts, delivery: Mapping[str, Any] | None) -> Message:
+        """Return what a message says, whoever wrote it.
+
+        Raises:
+            NewerFormError: A newer release wrote it.
+            DecodeError: It can't be read.
+        """
+        read = reading.read(parts)
+        if read is None:
+            queue = wire.own_queue(self._engine.settings.namespace, (delivery or {}).get("routing_key"))
+            queue = queue or self._host.queue_of(parts.headers["task"])
+            read = reading.read_plain(parts, queue=queue, now=self._host.now())
+        return read
 
     def cancel(self, message: Any) -> None:
         """End a message that remote control has revoked, as one that was cancelled."""
@@ -614,10 +699,6 @@ class Consumer(CeleryConsumer):
         self.qos.decrement_eventually()
         self._acknowledge(message.reject_log_error, requeue=True)
 
-    def _put_off_unknown(self, message: Any) -> None:
-        again = _is_redelivered(message)
-        self._in_background(message, lambda: put_off_unknown(self._host, message.taskbridge, redelivered=again))
-
     # What Celery would drop
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -649,25 +730,6 @@ def _key(message: Message) -> tuple[str, int]:
 def message_of(request: Any) -> Message | None:
     """Return the message of a request, as it was read; None for the user's own Celery task."""
     return getattr(request.message, "taskbridge", None)
-
-
-def _parts_of(message: Any) -> reading.Parts:
-    """Return a message taken apart.
-
-    Raises:
-        DecodeError: It is no Celery message.
-    """
-    try:
-        payload = message.payload
-        headers = message.headers if "task" in message.headers else payload  # protocol 1 has them in its body
-        args, kwargs, embed = (
-            payload
-            if isinstance(payload, (list, tuple))
-            else (payload.get("args"), payload.get("kwargs"), {name: payload.get(name) for name in EMBEDDED})
-        )
-    except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
-        raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
-    return reading.parts_of(headers, args, kwargs, embed)
 
 
 def _is_redelivered(message: Any) -> bool:

@@ -37,17 +37,9 @@ class Pool(ThreadsPool):
         self.executor: Any = Slots(self.limit)
         self._abandoned = locks.Event()
 
-    def on_apply(
-        self, target: Any, args: Any = None, kwargs: Any = None, callback: Any = None, *rest: Any, **options: Any
-    ) -> Any:
-        """Have a task run."""
-
-        def unless_abandoned(*args: Any, **kwargs: Any) -> None:
-            if not self._abandoned.is_set():
-                callback(*args, **kwargs)
-
-        kwargs = {**(kwargs or {}), "app": self.app}
-        return stock(super()).on_apply(target, args, kwargs, unless_abandoned, *rest, **options)
+    def on_apply(self, target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Have one of the user's own Celery tasks run."""
+        return stock(super()).on_apply(target, args, {**(kwargs or {}), "app": self.app}, **options)
 
     def on_stop(self) -> None:
         """Wait until all tasks have ended, or those are abandoned that don't."""

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, cast
 
 from taskbridge import codec
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META, NOTHING_EMBEDDED
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.message import Message, checked, loads_meta
-
-
-class Fields(Protocol):
-    """The headers of a message, or Celery's request in a task, which has them, too."""
-
-    def get(self, name: str, default: Any = None, /) -> Any:
-        """Return one of them."""
-        ...
-
-
-class ReadMeta(str):
-    """The header that tells taskbridge's messages from others, with the message that was read in this process.
-
-    Celery hands it on to the task with the other headers. It never comes from outside, for JSON has no such type.
-    """
-
-    message: Message
-
-    def __new__(cls, text: str, message: Message) -> ReadMeta:
-        """Return the header of a message."""
-        made = super().__new__(cls, text)
-        made.message = message
-        return made
 
 
 class Parts(NamedTuple):
@@ -46,11 +24,79 @@ class Parts(NamedTuple):
         texts: The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
     """
 
-    headers: Fields
+    headers: dict[str, Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     embed: Mapping[str, Any]
     texts: tuple[str, str] | None = None
+
+
+_END: Final = f", {NOTHING_EMBEDDED}]".encode()
+_TYPED: Final = b"__type__"
+"""What kombu's own JSON marks values with; in taskbridge's there is none."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_scanner: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_EMBED: Final[Mapping[str, Any]] = dict.fromkeys(EMBEDDED)
+
+
+def arguments_in(body: bytes) -> tuple[list[Any], dict[str, Any], tuple[str, str]] | None:
+    """Return the arguments in a body as taskbridge writes it, with nothing embedded, and the arguments' own JSON.
+
+    Returns:
+        None if it is written otherwise, or can't be read.
+    """
+    if not body.endswith(_END) or _TYPED in body:
+        return None
+    try:
+        text = body.decode("ascii")
+        args, end_of_args = _scanner.raw_decode(text, 1)
+        kwargs, end = _scanner.raw_decode(text, end_of_args + 2)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = (
+        text[0] == "["
+        and text[end_of_args : end_of_args + 2] == ", "
+        and len(text) - end == len(_END)
+        and type(args) is list
+        and type(kwargs) is dict
+    )
+    return (args, kwargs, (text[1:end_of_args], text[end_of_args + 2 : end])) if is_ours else None
+
+
+def taken_apart(message: Any) -> Parts:
+    """Return a message of kombu's taken apart.
+
+    Raises:
+        DecodeError: It is no Celery message.
+    """
+    headers, embed, texts = message.headers, _EMBED, None
+    try:
+        if META in headers and message.content_type == "application/json":
+            body = message.body
+            found = arguments_in(body.encode() if isinstance(body, str) else bytes(body))
+            if found is not None:
+                args, kwargs, texts = found
+                return parts_of(headers, args, kwargs, embed, texts=texts)
+        payload = message.payload
+        if isinstance(payload, (list, tuple)):
+            args, kwargs, embed = payload
+        else:  # protocol 1 has the headers in its body
+            headers = {**payload, **headers}
+            args, kwargs, embed = (
+                payload.get("args"),
+                payload.get("kwargs"),
+                {name: payload.get(name) for name in EMBEDDED},
+            )
+    except CodecError:
+        raise
+    except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it
+        raise DecodeError(f"not a Celery message: {type(exc).__name__}: {exc}") from exc
+    return parts_of(headers, args, kwargs, embed)
 
 
 LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0
@@ -82,8 +128,10 @@ def parts_of(
     args, kwargs, embed = args or (), kwargs or {}, embed or {}
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise DecodeError("not a Celery message: its arguments are no list and no object")
-    if not isinstance(embed, dict) or not set(EMBEDDED).issuperset(embed):  # else `is_eager` runs it past us
-        raise DecodeError("not a Celery message: what is linked to its task is no object, or has other names")
+    if not isinstance(embed, dict):
+        raise DecodeError("not a Celery message: what is linked to its task is no object")
+    if embed.keys() != _EMBED.keys():  # Celery would have other names stand in the place of what the request says
+        embed = {name: embed.get(name) for name in EMBEDDED}
     if not isinstance(found.get("shadow") or "", str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
     limits = found.get("timelimit")
@@ -133,8 +181,8 @@ def read(parts: Parts) -> Message | None:
     try:
         message = loads_meta(
             meta,
-            id=parts.headers.get("id"),
-            task=parts.headers.get("task"),
+            id=parts.headers["id"],
+            task=parts.headers["task"],
             args=list(parts.args),
             kwargs=dict(parts.kwargs),
             texts=parts.texts,
@@ -160,8 +208,8 @@ def read_plain(parts: Parts, *, queue: str, now: float) -> Message:
     try:
         canvas = _canvas(parts)
         message = Message(
-            id=parts.headers.get("id"),
-            task=parts.headers.get("task"),
+            id=parts.headers["id"],
+            task=parts.headers["task"],
             queue=queue,
             args_json=codec.dumps_array(parts.args, "args"),
             kwargs_json=codec.dumps_object(parts.kwargs, "kwargs"),

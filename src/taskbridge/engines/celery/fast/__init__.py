@@ -11,37 +11,41 @@ All else is told nothing of it: without this room, Celery runs the same messages
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.rabbitmq import Transport
 
 if TYPE_CHECKING:
-    from taskbridge.engines.celery.fast.tasks import Shortcuts
+    from taskbridge.engines.celery.consumer import Way
 
 
-def shortcuts_of(consumer: Any, *, is_wanted: bool) -> Shortcuts | None:
-    """Return the short ways of a worker's tasks; None if all take the plain one.
+_obstacle: Final = cache(gate.obstacle)
+
+
+def way_of(task: Any, app: Any, consumer: Any, **_: Any) -> Way:
+    """Return how a worker takes the messages of a task of taskbridge's; Celery calls it for its `Task.Strategy`.
 
     A pool of processes has nothing to be shortened here: Celery pickles each message for a child.
-
-    Args:
-        consumer: The worker's consumer.
-        is_wanted: The setting `fast`.
     """
-    if consumer.app.engine.settings.url.broker == "amqp":
-        why = gate.obstacle("reader", is_wanted=is_wanted)
-        if why is not None:
-            gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
+    from taskbridge.engines.celery.consumer import Way  # here, for only workers need it
+
+    settings = app.engine.settings
+    if settings.url.broker == "amqp" and (why := _obstacle("reader", is_wanted=settings.fast)) is not None:
+        gate.tell("messages from RabbitMQ take", why)  # only now, for the log is set up by now
     if consumer.slots is None or consumer.hub is None:
-        return None
-    why = gate.obstacle("tasks", is_wanted=is_wanted)
+        return Way(task, consumer)
+    why = _obstacle("tasks", is_wanted=settings.fast)
     if why is not None:
         gate.tell("tasks take", why)
-        return None
-    from taskbridge.engines.celery.fast.tasks import Shortcuts  # here, for it needs the names that the gate has found
+        return Way(task, consumer)
+    from taskbridge.engines.celery.fast import tasks  # here, for it needs the names that the gate has found
 
-    return Shortcuts(consumer)
+    if tasks.is_traced_by_celery_alone(task):
+        return tasks.FastWay(task, consumer)
+    gate.tell(f"task {task.name} takes", "a tool, or a class of tasks, has something of its own around runs")
+    return Way(task, consumer)
 
 
 def amqp_transport(*, is_wanted: bool) -> Any:

@@ -21,15 +21,13 @@ TESTED: Final[Mapping[str, Sequence[str]]] = {
 }
 """The versions with which the shortcuts were tested; with others, the plain way is taken."""
 
-_PACKAGES: Final[Mapping[Shortcut, Sequence[str]]] = {"tasks": ("celery", "kombu"), "reader": ("kombu", "amqp")}
+_PACKAGES: Final[Mapping[Shortcut, Sequence[str]]] = {"tasks": ("celery",), "reader": ("kombu", "amqp")}
 
 NEEDED: Final[Mapping[Shortcut, Mapping[str, Sequence[str]]]] = {
     "tasks": {
         "celery._state:_task_stack": ("push", "pop"),
-        "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_RECEIVED", "LOG_SUCCESS", "logger"),
-        "celery.app.task:Context": ("_get_custom_headers", "_protected"),
-        "celery.worker.strategy": ("logger",),
-        "kombu.message:Message": ("_decoded_cache",),
+        "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_SUCCESS", "logger"),
+        "celery.app.task:Context": ("_get_custom_headers",),
     },
     "reader": {
         "amqp.channel:Channel": ("_on_basic_deliver",),
