@@ -150,6 +150,9 @@ SHORT: Final[Mapping[str, bytes | None]] = {
 
 _NO_TEXTS: Final = ("priority", "delivery_mode", "timestamp")
 
+_LONGEST_HEADER: Final = 100_000
+"""All headers of a message are in one frame, and RabbitMQ takes none of more than 128 KiB."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmqpForm(Form):
@@ -165,7 +168,8 @@ class AmqpForm(Form):
                 case ("headers", str(name)):
                     yield path, TABLE if name in plain["headers"] else {"text": TABLE["text"], "true": TABLE["true"]}
                 case ("headers", str(name), _, *_) if isinstance(plain["headers"].get(name), str):
-                    yield path, values
+                    short = {odd: value for odd, value in values.items() if len(value or b"") < _LONGEST_HEADER}
+                    yield path, short
                 case ("body", _, *_):
                     yield path, values
                 case _:

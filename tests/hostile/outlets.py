@@ -206,11 +206,7 @@ class AmqpOutlet(Outlet):
 
     def _publish(self, exchange: str, key: str, payload: Payload) -> None:
         properties = _Properties(payload.table, **{n: v for n, v in payload.properties.items() if v is not None})
-        try:
-            self._channel.basic_publish(exchange, key, payload.body, properties)
-        except AMQPError:  # closed meanwhile, by an earlier message that RabbitMQ refuses
-            self._open()
-            self._channel.basic_publish(exchange, key, payload.body, properties)
+        self._channel.basic_publish(exchange, key, payload.body, properties)
 
     def _enqueue(self, native: str, payload: Payload) -> None:
         self._publish("", native, payload)

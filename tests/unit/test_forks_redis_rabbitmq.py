@@ -11,7 +11,7 @@ import pytest
 from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 
 FIRST_SEND = """
-import os, signal, sys, threading, time
+import faulthandler, os, signal, sys, threading, time
 
 from taskbridge import Bridge
 
@@ -28,6 +28,7 @@ for _ in range(8):
     time.sleep(step_s)
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(18)
         signal.alarm(20)
         note.send()
         os._exit(0)
@@ -38,7 +39,7 @@ print(ended.count(0), "children sent")
 """
 
 BESIDE_SENDERS = """
-import os, signal, sys, threading
+import faulthandler, os, signal, sys, threading
 
 from taskbridge import Bridge
 
@@ -59,6 +60,7 @@ good = 0
 for _ in range(25):
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(18)
         signal.alarm(20)
         for _ in range(3):
             note.send()

@@ -15,6 +15,9 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.retry import Cancelled, Dead, Done, RunAgain, Verdict
 
+_LATE_S = 0.5
+"""How late a busy machine may find a message that was due; at most half of the shortest pause."""
+
 
 @pytest.fixture
 def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
@@ -82,7 +85,8 @@ def test_a_message_that_meets_unforeseen_errors_waits_longer_each_time_and_is_de
         message = _not_settled(bridge, message)
         waits.append(bridge.now() - began)
         began = bridge.now()
-    assert waits == pytest.approx([1, 2, 4, 8, 16], abs=0.1)
+    for wait_s, pause_s in zip(waits, (1, 2, 4, 8, 16), strict=True):
+        assert pause_s <= wait_s < pause_s + _LATE_S
     assert message is not None
     assert (message.attempt, message.requeues) == (2, 5)
     assert _not_settled(bridge, message) is None
@@ -97,7 +101,7 @@ def test_a_setting_says_how_long_it_waits() -> None:
     bridge.task(name="t")(print)
     began = bridge.now()
     assert _not_settled(bridge, _message(requeues=2)) is not None
-    assert bridge.now() - began == pytest.approx(240, abs=0.1)
+    assert 240 <= bridge.now() - began < 240 + _LATE_S
     bridge.close()
 
 
