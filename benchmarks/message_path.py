@@ -33,8 +33,8 @@ from typing import Final
 
 import taskbridge
 from taskbridge import Bridge, Task
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.engines.base import WorkerOptions
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 _ROOT: Final = os.path.join(os.path.dirname(taskbridge.__file__), "")
 MESSAGES: Final = 200

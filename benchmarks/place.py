@@ -17,9 +17,9 @@ from benchmarks.contenders import Contender
 from benchmarks.processes import WorkerProcess, held, run, worker
 from benchmarks.readings import Reading, read
 from taskbridge import Bridge
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 from taskbridge.stores.base import StoreWithTables
 from tests.private_postgresql import PrivatePostgreSQL
+from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
 _QUEUES = ("bench", "bench.DQ", "bench.XQ", "bench.dead", "bench.celery.default", "bench.due.celery")
 _DRAMATIQ_QUEUES = ("bench.dramatiq.default", "bench.due.dramatiq")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
+from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
 _COLLECTED: Final = "[erlang:garbage_collect(Each) || Each <- erlang:processes()], erlang:memory([total, processes])."
 """What Erlang has allocated without what it would collect sooner or later; its resident set shrinks late, if at all."""

@@ -26,16 +26,16 @@ from typing import Any, Final, TypeVar
 import pytest
 from _pytest.runner import runtestprotocol
 
-from taskbridge.contract.servers import (
+from taskbridge.contract.stopwatch import Stopwatch
+from taskbridge.contract.stores.place import Place
+from taskbridge.stores.base import StoreWithTables
+from tests.private_postgresql import PrivatePostgreSQL
+from tests.servers import (
     PrivateRabbitMQ,
     PrivateRedis,
     PrivateServer,
     ServerNotInstalled,
 )
-from taskbridge.contract.stopwatch import Stopwatch
-from taskbridge.contract.stores.place import Place
-from taskbridge.stores.base import StoreWithTables
-from tests.private_postgresql import PrivatePostgreSQL
 from tests.shared_server import VARIABLE, Keeper, SharedRabbitMQ
 
 TARGETS: Final = (

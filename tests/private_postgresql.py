@@ -1,4 +1,4 @@
-"""A private PostgreSQL server, as `taskbridge.contract.servers` has them for Redis and RabbitMQ."""
+"""A private PostgreSQL server, as `tests.servers` has them for Redis and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
-from taskbridge.contract.servers import PrivateServer, ServerFailed, ServerNotInstalled
+from tests.servers import PrivateServer, ServerFailed, ServerNotInstalled
 
 _HOST: Final = "127.0.0.1"
 

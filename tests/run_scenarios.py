@@ -12,6 +12,9 @@ from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import PARALLEL, PATIENCE_S, Result, run_suite
 from taskbridge.contract.target import Target
+from tests import scenarios as more
+
+__all__ = ["more"]
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from multiprocessing.connection import Client, Listener
 from typing import Any, Final
 
 from taskbridge import TaskBridgeError
-from taskbridge.contract.servers import PrivateRabbitMQ, ServerFailed, ServerNotInstalled
+from tests.servers import PrivateRabbitMQ, ServerFailed, ServerNotInstalled
 
 VARIABLE: Final = "TASKBRIDGE_TEST_RABBITMQ"
 """Says where the first process listens."""

@@ -21,7 +21,7 @@ from benchmarks.guarantees.results import Cell
 from benchmarks.guarantees.table import Row, ServerKind
 from benchmarks.guarantees.trial import Trial
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 PARALLEL: Final = 8
 """How many cells are measured at a time: they mostly wait."""

@@ -25,8 +25,8 @@ from benchmarks.guarantees.workers import KeptWorker
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.engines.base import Command, WorkerOptions
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 _ROOT: Final = Path(__file__).parents[2]
 """Where the processes of a trial find this package."""

@@ -13,7 +13,7 @@ from examples.demo.events import Note
 from examples.demo.report import Paint, Run
 from examples.demo.stage import DemoFailed, play
 from taskbridge import NotInstalledError, TaskBridgeError
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 
 DESCRIPTION = """\
 Run the same small shop on Celery and then on Dramatiq, live, a line an event, and compare them: attempts, delays,

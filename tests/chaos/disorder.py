@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateServer
 from tests.chaos.fleet import Place, wait_until
 from tests.chaos.happenings import Incident
 from tests.chaos.plan import PLACES, Act
 from tests.chaos.tasks import DEPLOYED_FILE
+from tests.servers import PrivateServer
 
 _STOP_S: Final = 10.0
 """How much longer than its grace a worker may take to end, on a busy machine."""

@@ -19,7 +19,6 @@ from uuid import uuid4
 from taskbridge import Bridge, BrokerUnavailable
 from taskbridge.contract.probe import Records
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 from tests.chaos.account import Account, outcome_of
 from tests.chaos.causes import Conditions, Marks
 from tests.chaos.disorder import Disorder
@@ -29,6 +28,7 @@ from tests.chaos.happenings import PRODUCER, Run, letters_of, runs_of
 from tests.chaos.plan import PLACES, Options, acts, sendings
 from tests.chaos.producer import Producer
 from tests.chaos.tasks import FOLDER_VARIABLE, PROBE_FILE, QUEUES, RUN_VARIABLE, Tasks
+from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
 GRACE_S: Final = 3.0
 SEND_TIMEOUT_S: Final = 2.0

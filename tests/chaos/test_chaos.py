@@ -12,9 +12,9 @@ from typing import Final
 
 import pytest
 
-from taskbridge.contract.servers import ServerNotInstalled
 from tests.chaos.plan import Options, acts, sendings
 from tests.chaos.run import run
+from tests.servers import ServerNotInstalled
 
 _SETTLE_S: Final = 60.0
 

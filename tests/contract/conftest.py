@@ -10,11 +10,11 @@ import pytest
 
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.target import Target
-from tests import forking
+from tests import forking, scenarios
 from tests.conftest import leave_out, params_of
 from tests.pacing import pytest_configure, pytest_report_header
 
-__all__ = ["pytest_configure", "pytest_report_header"]
+__all__ = ["pytest_configure", "pytest_report_header", "scenarios"]
 
 forking.install()
 

@@ -11,9 +11,9 @@ import pytest
 from taskbridge import TaskFailed
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, Step, fail
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.contract.suite import PATIENCE_S
 from tests.contract.stored import open_stored
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 VALUE = {"kept": (1, 2.5), "since": {3}}
 

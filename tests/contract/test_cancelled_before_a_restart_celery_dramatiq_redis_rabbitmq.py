@@ -11,9 +11,9 @@ import pytest
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask
 from taskbridge.contract.scenarios.results import until_it_is
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.contract.suite import PATIENCE_S
 from tests.contract.stored import open_stored
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 ENGINES = ("celery", "dramatiq")
 RETRY_S = 10.0

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from taskbridge.contract.servers import PrivateRedis
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Start, run, wait_until
+from tests.servers import PrivateRedis
 
 EXPECTED = Counter(
     {

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from taskbridge.contract.servers import PrivateRedis
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Start, run, wait_until
+from tests.servers import PrivateRedis
 
 EXAMPLE = "examples.reusable_library"
 

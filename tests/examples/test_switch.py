@@ -14,8 +14,9 @@ from uuid import uuid4
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, free_port
+from taskbridge.contract.ports import free_port
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Process, Start, wait_until
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 FOLDER = ROOT / "examples" / "switch"
 

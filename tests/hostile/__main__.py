@@ -12,11 +12,11 @@ from typing import Final
 
 from taskbridge import Bridge
 from taskbridge.contract.pace import Pace
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from tests.hostile.forms import cases_of
 from tests.hostile.inputs import try_random
 from tests.hostile.names import new_seed
 from tests.hostile.stage import Stage, chunked, run
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 TARGETS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
 

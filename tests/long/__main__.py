@@ -16,10 +16,10 @@ from taskbridge.contract.environment import Environment
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.pace import Pace
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from tests.long.checks import CHECKS, Check
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 TARGETS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
 PATIENCE_S: Final = 60.0

@@ -1,5 +1,6 @@
 """The product with its rules broken, one after another: what the scenarios must find out."""
 
+from tests import scenarios
 from tests.mutants import (
     crashes,
     dead_letters,
@@ -30,6 +31,7 @@ __all__ = [
     "retries",
     "routing",
     "running",
+    "scenarios",
     "sending",
     "waiting",
 ]

@@ -18,10 +18,11 @@ import pytest
 
 from taskbridge import Bridge, Handle
 from taskbridge.contract import leftovers
-from taskbridge.contract.servers import PrivateRedis, free_port
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.workers import ProcessWorker
 from taskbridge.engines.base import WorkerOptions
 from tests.observers.tasks import Tasks, declare
+from tests.servers import PrivateRedis
 
 _PATIENCE_S: Final = 40.0
 _ENDED: Final = {"done": "done", "dead": "dead", "retried": "done", "discarded": "discarded"}

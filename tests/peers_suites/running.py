@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from taskbridge.contract import leftovers
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, _rabbitmq_program
 from tests.peers_suites.sources import INSIDE
 from tests.peers_suites.suites import Suite
+from tests.servers import PrivateRabbitMQ, PrivateRedis, _rabbitmq_program
 
 _TEST_S: Final = 60
 """How long one test may take, but for those that name a time of their own."""

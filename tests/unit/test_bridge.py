@@ -32,7 +32,7 @@ from taskbridge import (
     UnsupportedError,
     current,
 )
-from taskbridge.contract.servers import free_port
+from taskbridge.contract.ports import free_port
 
 
 def a_bridge(**settings: Any) -> Bridge:

@@ -16,7 +16,7 @@ pytest.importorskip("celery")
 from kombu.asynchronous import Hub
 
 from taskbridge import Bridge
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 
 PATIENCE_S = 10.0
 

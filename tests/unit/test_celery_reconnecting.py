@@ -6,7 +6,7 @@ import pytest
 from kombu.utils import functional
 
 from taskbridge import Bridge
-from taskbridge.contract.servers import free_port
+from taskbridge.contract.ports import free_port
 
 TRIES = 12
 

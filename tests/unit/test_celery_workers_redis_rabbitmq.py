@@ -24,8 +24,8 @@ from celery.events.state import State
 from taskbridge import Bridge
 from taskbridge.contract.odd import nested
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from tests.forking import start_process
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 APP = "tests.unit.celery_shop"
 ROOT = Path(__file__).parents[2]

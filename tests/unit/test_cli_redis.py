@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, DeadLetter
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.settle import letter_of
 from taskbridge.message import Message, new_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import Ending
+from tests.servers import PrivateRedis
 from tests.unit.command_line import Run, runner
 
 SHOP = """

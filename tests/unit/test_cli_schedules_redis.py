@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 from tests.unit.command_line import Run, runner
 
 SHOP = """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 
 MOST = 8
 

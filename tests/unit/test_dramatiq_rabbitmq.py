@@ -21,12 +21,12 @@ from dramatiq.middleware import CurrentMessage
 from taskbridge import Bridge, Message, RetryPolicy
 from taskbridge.brokers.rabbitmq.connection import ClientError
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
 from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 from taskbridge.engines.dramatiq.wire import queue_arguments
 from taskbridge.engines.settle import MOST_REDELIVERIES
+from tests.servers import PrivateRabbitMQ
 
 
 class Place:

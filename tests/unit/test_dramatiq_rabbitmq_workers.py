@@ -8,8 +8,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.engines.dramatiq.wire import queue_arguments
+from tests.servers import PrivateRabbitMQ
 from tests.unit.dramatiq_shop import Shop
 from tests.unit.dramatiq_worker_tests import WorkerTests
 

@@ -15,12 +15,12 @@ from dramatiq import Consumer, Message
 from dramatiq.errors import ConnectionClosed
 
 from taskbridge import Bridge
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
 from taskbridge.engines.dramatiq.redis_broker import LeveledRedisBroker
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import new_id
+from tests.servers import PrivateRedis
 
 
 class Place:

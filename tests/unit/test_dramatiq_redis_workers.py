@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.message import new_id
+from tests.servers import PrivateRedis
 from tests.unit.dramatiq_shop import Shop
 from tests.unit.dramatiq_worker_tests import WorkerTests
 

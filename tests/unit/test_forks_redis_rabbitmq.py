@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 FIRST_SEND = """
 import faulthandler, os, signal, sys, threading, time

@@ -18,7 +18,7 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 
 NAMESPACE = "{shop}"
 

@@ -16,10 +16,10 @@ from taskbridge.contract.environment import Environment, EnvironmentSpec
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.pace import Pace
 from taskbridge.contract.registry import SCENARIOS
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis
 from taskbridge.contract.suite import PATIENCE_S
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Variant
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 assert taskbridge.contract.scenarios.NAMES
 

@@ -31,12 +31,13 @@ from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.pool import Pool
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ, ServerNotInstalled, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import load
+from tests.servers import PrivateRabbitMQ, ServerNotInstalled
 
 TOLERANCE = 1.1
 """A send may take 10% longer than its timeout (rule S2)."""

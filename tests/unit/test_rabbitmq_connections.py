@@ -17,7 +17,7 @@ from taskbridge import Bridge
 from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError, connect
 from taskbridge.brokers.rabbitmq.pool import Pool
-from taskbridge.contract.servers import PrivateRabbitMQ
+from tests.servers import PrivateRabbitMQ
 from tests.unit import dramatiq_shop
 from tests.unit.test_celery_workers_redis_rabbitmq import Shop as CeleryShop
 from tests.unit.test_rabbitmq_broker import own_ports

@@ -13,8 +13,8 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse
-from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.message import loads, new_id
+from tests.servers import PrivateRabbitMQ
 from tests.unit.dead_letter_tests import bury, killed_replays, letter
 
 

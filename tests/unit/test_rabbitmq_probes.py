@@ -10,9 +10,9 @@ from contextlib import ExitStack
 import pytest
 
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRabbitMQ
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.probe import answer_sign, make_probe
+from tests.servers import PrivateRabbitMQ
 from tests.unit.test_rabbitmq_broker import Place, a_message, wait_until
 
 

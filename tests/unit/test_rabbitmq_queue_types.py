@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from taskbridge import Bridge
-from taskbridge.contract.servers import PrivateRabbitMQ
+from tests.servers import PrivateRabbitMQ
 from tests.unit.dead_letter_tests import bury
 
 

@@ -25,12 +25,13 @@ from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
 from taskbridge.brokers.redis.client import connector
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRedis, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import ErrorInfo
+from tests.servers import PrivateRedis
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, message, place_on, wait_until
 
 

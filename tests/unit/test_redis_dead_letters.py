@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from taskbridge import Bridge, DeadLetter
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.message import loads, new_id
+from tests.servers import PrivateRedis
 from tests.unit.dead_letter_tests import bury, killed_replays, letter
 
 

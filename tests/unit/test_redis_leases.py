@@ -13,13 +13,13 @@ import redis
 
 from taskbridge.brokers.base import Held
 from taskbridge.brokers.redis import RedisBroker
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.celery.wire import RedisWire as CeleryWire
 from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
 from taskbridge.engines.redis_leases import CELERY, DRAMATIQ, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import load
+from tests.servers import PrivateRedis
 
 _ID = re.compile(rb'"(?:message_)?id": ?"([^"]+)"')
 

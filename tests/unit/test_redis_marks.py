@@ -16,11 +16,11 @@ import pytest
 import redis
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Message
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim, Marks, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.redis import open_store
+from tests.servers import PrivateRedis
 
 LEASE_S = 1.0
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from taskbridge import Bridge, UnknownQueue
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.probe import answer_sign, make_probe
+from tests.servers import PrivateRedis
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, place_on
 
 

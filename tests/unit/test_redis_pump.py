@@ -21,10 +21,11 @@ from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import pump as redis_pump
 from taskbridge.brokers.redis.client import client_of
 from taskbridge.brokers.redis.keys import Keys
-from taskbridge.contract.servers import PrivateRedis, free_port
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.engines.pump import Pump
 from taskbridge.message import DeadLetter, Message
+from tests.servers import PrivateRedis
 from tests.unit.redis_helpers import HashWire, OneListWire, Place, message, place_on, pump_process, pumping, wait_until
 
 

@@ -16,13 +16,13 @@ import pytest
 
 from taskbridge import Bridge, Event, Message
 from taskbridge.brokers.redis.client import Client
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.durations import moment
 from taskbridge.message import new_id
 from taskbridge.stores.base import Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.redis.backend import RedisBackend
 from taskbridge.stores.redis.notifications import RedisNotifications
+from tests.servers import PrivateRedis
 
 
 def opened(server: PrivateRedis, **settings: object) -> Store:

@@ -13,10 +13,10 @@ import pytest
 
 from taskbridge import Bridge, Event
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.schedules.listing import PLANNED_HEADER, SCHEDULE_HEADER
 from taskbridge.schedules.plan import CatchUp
 from taskbridge.schedules.sender import Scheduler
+from tests.servers import PrivateRedis
 from tests.unit.test_scheduler import two_days_in_disorder
 
 

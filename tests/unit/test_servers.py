@@ -16,18 +16,12 @@ from typing import Any
 
 import pytest
 
-from taskbridge.contract import servers
-from taskbridge.contract.servers import (
-    PrivateRabbitMQ,
-    PrivateRedis,
-    PrivateServer,
-    ServerFailed,
-    ServerNotInstalled,
-    free_port,
-)
+from taskbridge.contract.ports import free_port
+from tests import servers
+from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerFailed, ServerNotInstalled
 
-pika = pytest.importorskip("pika", reason="the contract's servers are plain Python; their tests need the clients")
-redis = pytest.importorskip("redis", reason="the contract's servers are plain Python; their tests need the clients")
+pika = pytest.importorskip("pika", reason="the servers are plain Python; their tests need the clients")
+redis = pytest.importorskip("redis", reason="the servers are plain Python; their tests need the clients")
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
@@ -147,7 +141,7 @@ class TestRedis:
         server = make_redis()
         script = (
             "import os, sys\n"
-            "from taskbridge.contract.servers import PrivateRedis\n"
+            "from tests.servers import PrivateRedis\n"
             "server = PrivateRedis().start()\n"
             "child = os.fork()\n"
             "if child == 0: sys.exit(0)  # runs what is registered with atexit\n"
@@ -162,11 +156,7 @@ class TestRedis:
 
 
 class TestTheEndOfTheProcessThatStartedIt:
-    SERVER = (
-        "import time\n"
-        "from taskbridge.contract.servers import PrivateRedis\n"
-        "print(PrivateRedis().start().folder, flush=True)\n"
-    )
+    SERVER = "import time\nfrom tests.servers import PrivateRedis\nprint(PrivateRedis().start().folder, flush=True)\n"
     WORKER = (
         "import os, pathlib, tempfile, time\n"
         "from taskbridge.contract import leftovers, workers\n"
@@ -255,7 +245,7 @@ class TestRabbitMQ:
 class TestPorts:
     SCRIPT = (
         "import random, sys\n"
-        "from taskbridge.contract.servers import free_port\n"
+        "from taskbridge.contract.ports import free_port\n"
         "sample = random.SystemRandom.sample\n"
         "random.SystemRandom.sample = lambda *given, k: [int(sys.argv[1]), *sample(*given, k=k)]\n"
         "print(free_port())\n"
@@ -280,7 +270,7 @@ class TestPorts:
         ours = free_port()
         monkeypatch.setattr(random.SystemRandom, "sample", lambda *_, k: [ours] * k)
 
-        with pytest.raises(ServerFailed, match="none of 200 ports"):
+        with pytest.raises(OSError, match="none of 200 ports"):
             free_port()
 
 

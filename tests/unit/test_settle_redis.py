@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message
-from taskbridge.contract.servers import PrivateRedis
 from taskbridge.engines.settle import begin, later, put_off_unknown
 from taskbridge.hooks import Event, Hooks
 from taskbridge.retry import Discarded, Interrupted
+from tests.servers import PrivateRedis
 
 
 @pytest.fixture

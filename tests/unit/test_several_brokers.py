@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from taskbridge.contract.servers import PrivateRedis
+from tests.servers import PrivateRedis
 
 SHOP = """
 import os

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores.place import Place
 from taskbridge.contract.stores.suite import run_check
 from taskbridge.contract.stores.table import CHECKS
 from tests.mutants.of_stores import MUTANTS, unproven
+from tests.servers import PrivateServer
 
 MODULES = {"memory": None, "redis": "redis", "sqlite": None, "postgresql": "psycopg"}
 KINDS = [kind for kind, module in MODULES.items() if module is None or importlib.util.find_spec(module)]

@@ -9,7 +9,7 @@ from typing import Final
 
 from typing_extensions import Self
 
-from taskbridge.contract.servers import free_port
+from taskbridge.contract.ports import free_port
 
 _CHUNK: Final = 65536
 

@@ -7,9 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -18,7 +17,6 @@ from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
 from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, STORED, scenario, with_a_server
-from taskbridge.contract.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Tasks
@@ -48,7 +46,7 @@ _HELD_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Trouble:
+class Trouble:
     """Something that keeps a broker from its work.
 
     Attributes:
@@ -74,14 +72,14 @@ def workers_outlive_lost_connections(h: Harness) -> None:
             proxy.drop()
             proxy.restore()
 
-        _outlive(
+        outlive(
             h,
             _with_heartbeats(h.target, proxy.port),
             [
-                _Trouble(name="refused", begin=proxy.cut, end=proxy.restore),
-                _Trouble(name="silent", begin=proxy.stall, end=proxy.restore),
-                _Trouble(name="silent and then lost", begin=proxy.stall, end=answer_on_new_ones),
-                _Trouble(name="silent for ever", begin=proxy.freeze, end=lambda: None, is_silent=True),
+                Trouble(name="refused", begin=proxy.cut, end=proxy.restore),
+                Trouble(name="silent", begin=proxy.stall, end=proxy.restore),
+                Trouble(name="silent and then lost", begin=proxy.stall, end=answer_on_new_ones),
+                Trouble(name="silent for ever", begin=proxy.freeze, end=lambda: None, is_silent=True),
             ],
         )
 
@@ -124,62 +122,7 @@ def _with_heartbeats(target: Target, port: int) -> str:
     return f"{url}?heartbeat=4" if target.address.broker == "amqp" and "?" not in url else url
 
 
-def _with_a_known_server(target: Target) -> str:
-    return with_a_server(target) or ("" if target.address.broker in ("redis", "amqp") else "its server is not known")
-
-
-@scenario("R5", "S2", on=(ALONE,), where=_with_a_known_server)
-def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
-    """A broker that is full, or a replica, or is restarted, costs workers and senders nothing but time."""
-    if h.target.address.broker == "redis":
-        with PrivateRedis() as redis, _beside(h, redis) as own:
-            _outlive(own, own.target.url, _troubles_of_redis(redis))
-    else:
-        with PrivateRabbitMQ() as rabbitmq, _beside(h, rabbitmq) as own:
-            _outlive(own, own.target.url, _troubles_of_rabbitmq(rabbitmq))
-
-
-@contextmanager
-def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
-    """Yield a harness like this one on a server that may be harmed."""
-    target = Target.of(f"{h.target.address.engine}+{server.url}")
-    with h.environment.beside(target) as environment:
-        own = Harness(environment)
-        try:
-            yield own
-        finally:
-            own.close()
-
-
-def _troubles_of_redis(server: PrivateRedis) -> list[_Trouble]:
-    return [
-        _Trouble(
-            name="out of memory",
-            begin=lambda: server.command("CONFIG", "SET", "maxmemory", "1"),
-            end=lambda: server.command("CONFIG", "SET", "maxmemory", "0"),
-        ),
-        _Trouble(
-            name="a replica",
-            begin=lambda: server.command("REPLICAOF", "127.0.0.1", str(free_port())),
-            end=lambda: server.command("REPLICAOF", "NO", "ONE"),
-        ),
-        _Trouble(name="a full disk", begin=server.fail_to_save, end=server.save_again),
-        _Trouble(name="restarted", begin=server.shut_down, end=server.start),
-    ]
-
-
-def _troubles_of_rabbitmq(server: PrivateRabbitMQ) -> list[_Trouble]:
-    return [
-        _Trouble(
-            name="a memory alarm",
-            begin=lambda: server.ctl("set_vm_memory_high_watermark", "0"),
-            end=lambda: server.ctl("set_vm_memory_high_watermark", "0.4"),
-        ),
-        _Trouble(name="restarted", begin=server.shut_down, end=server.start),
-    ]
-
-
-def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
+def outlive(h: Harness, url: str, troubles: Sequence[Trouble]) -> None:
     """Let workers that go this way to the broker live through one trouble after another."""
     h.start_worker(queues=["contract"], threads=5, url=url)
     h.start_worker(queues=["left", "right"], processes=2, url=url)
@@ -195,7 +138,7 @@ def _outlive(h: Harness, url: str, troubles: Sequence[_Trouble]) -> None:
             raise
 
 
-def _one_trouble(h: Harness, sender: Tasks, trouble: _Trouble) -> None:
+def _one_trouble(h: Harness, sender: Tasks, trouble: Trouble) -> None:
     during, after = f"during-{secrets.token_hex(3)}", f"after-{secrets.token_hex(3)}"
     running = [
         h.send(Plan(steps=(hold(during),))),

@@ -15,6 +15,7 @@ from taskbridge import Bridge, BrokerUnavailable, EncodeError, MessageTooLarge, 
 from taskbridge.contract.clients import send_by_own_client, with_own_client
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.odd import nested
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.program import RETURN, Plan, fail
 from taskbridge.contract.registry import (
     ALONE,
@@ -26,7 +27,6 @@ from taskbridge.contract.registry import (
     with_processes,
 )
 from taskbridge.contract.rewriting import newer_form, pickled
-from taskbridge.contract.servers import free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, describe

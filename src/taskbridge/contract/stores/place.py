@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -19,7 +19,6 @@ from taskbridge import Bridge, Message
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.preloading import PRELOAD, without_settings
-from taskbridge.contract.servers import PrivateServer
 from taskbridge.stores.base import Store
 
 T = TypeVar("T")
@@ -28,12 +27,32 @@ TIMEOUT_S: Final = 10.0
 """How long a call may take, where that isn't what is checked."""
 
 
+class Server(Protocol):
+    """What is behind a store, and may be taken away; its data stays."""
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def start(self) -> object:
+        """Start it again, and return when it answers."""
+        ...
+
+    def pause(self) -> None:
+        """Stop its process where it is: connections stay open, and nothing answers."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+
 class Place:
     """A namespace of its own in a store.
 
     Args:
         url: The store's.
-        server: What is behind it, if it is a private one, which may be taken away.
+        server: What is behind it, if it may be taken away.
 
     Attributes:
         url: The store's.
@@ -41,9 +60,9 @@ class Place:
         namespace: The namespace.
     """
 
-    def __init__(self, url: str, *, server: PrivateServer | None = None) -> None:
+    def __init__(self, url: str, *, server: Server | None = None) -> None:
         self.url: str = url
-        self.server: PrivateServer | None = server
+        self.server: Server | None = server
         self.namespace: str = PREFIX + secrets.token_hex(6)
         self._bridges: list[Bridge] = []
         self._shared: dict[str, Store] = {}

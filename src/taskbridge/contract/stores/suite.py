@@ -9,16 +9,15 @@ from collections.abc import Iterable, Iterator
 from taskbridge import BrokerUnavailable
 from taskbridge.contract import cleaning
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.servers import PrivateServer
 from taskbridge.contract.stores import checks
-from taskbridge.contract.stores.place import Place
+from taskbridge.contract.stores.place import Place, Server
 from taskbridge.contract.stores.table import CHECKS, Check
 from taskbridge.contract.suite import Outcome, Result
 
 __all__ = ["checks", "run_all", "run_check"]
 
 
-def run_check(check: Check, url: str, *, server: PrivateServer | None = None) -> Result:
+def run_check(check: Check, url: str, *, server: Server | None = None) -> Result:
     """Run a check in a namespace of its own.
 
     Args:
@@ -46,9 +45,7 @@ def run_check(check: Check, url: str, *, server: PrivateServer | None = None) ->
     return Result(scenario=check.name, target=kind, outcome=outcome, seconds=time.monotonic() - started, why=why)
 
 
-def run_all(
-    url: str, chosen: Iterable[Check] | None = None, *, server: PrivateServer | None = None
-) -> Iterator[Result]:
+def run_all(url: str, chosen: Iterable[Check] | None = None, *, server: Server | None = None) -> Iterator[Result]:
     """Run checks, all if none are chosen, one after the other."""
     for check in CHECKS.values() if chosen is None else chosen:
         yield run_check(check, url, server=server)

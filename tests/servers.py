@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import atexit
 import os
-import random
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -30,16 +28,10 @@ from typing_extensions import Self
 
 from taskbridge import TaskBridgeError
 from taskbridge.contract import leftovers
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.workers import wait_until_still
 
 _HOST: Final = "127.0.0.1"
-
-# Below the range from which Linux takes the local ports of outgoing connections (from 32768 on): a client that keeps
-# trying to reconnect can otherwise take the port of a server that is down, by connecting to itself.
-_PORTS: Final = range(20_000, 32_000)
-
-_reserved: Final[set[int]] = set()
-"""The ports that this process has."""
 
 _RABBITMQ_FOLDERS: Final = (
     "/usr/lib/rabbitmq/bin",  # Debian, Ubuntu, Fedora; what stands in /usr/sbin there changes the user
@@ -479,46 +471,6 @@ class PrivateRabbitMQ(PrivateServer):
         with socket.create_connection((_HOST, self.port), timeout=2.0) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return connection.recv(1) == b"\x01"  # the first byte of the frame Connection.Start
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now; no other call gets it while this process lives.
-
-    A server binds its port seconds later, and again after each restart.
-    """
-    for port in random.SystemRandom().sample(_PORTS, k=200):
-        if _is_free(port) and _reserve(port):
-            return port
-    raise ServerFailed("port", f"none of 200 ports from {_PORTS.start} to {_PORTS.stop} is free", "")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
-            probe.bind((_HOST, port))
-            return True
-    return False
-
-
-def _reserve(port: int) -> bool:
-    """Keep a port for this process; return False if another one, or an earlier call, has it.
-
-    Linux has names of sockets that are no files, and that go with the process (unix(7), abstract sockets). Elsewhere
-    other processes are not kept from it.
-    """
-    if port in _reserved:
-        return False
-    guard = socket.socket(socket.AF_UNIX)
-    try:
-        if sys.platform == "linux":
-            guard.bind(f"\0taskbridge-port-{port}")
-    except OSError:
-        guard.close()
-        return False
-    guard.detach()  # so that it is open until the process ends
-    _reserved.add(port)
-    return True
 
 
 def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:

@@ -1,0 +1,68 @@
+"""Scenarios that harm a server, and so start one of their own; `taskbridge verify` has only those on the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from taskbridge.contract.harness import Harness
+from taskbridge.contract.ports import free_port
+from taskbridge.contract.registry import ALONE, scenario, with_a_server
+from taskbridge.contract.scenarios.outages import Trouble, outlive
+from taskbridge.contract.target import Target
+from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
+
+
+def _with_a_known_server(target: Target) -> str:
+    return with_a_server(target) or ("" if target.address.broker in ("redis", "amqp") else "its server is not known")
+
+
+@scenario("R5", "S2", on=(ALONE,), where=_with_a_known_server)
+def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
+    """A broker that is full, or a replica, or is restarted, costs workers and senders nothing but time."""
+    if h.target.address.broker == "redis":
+        with PrivateRedis() as redis, _beside(h, redis) as own:
+            outlive(own, own.target.url, _troubles_of_redis(redis))
+    else:
+        with PrivateRabbitMQ() as rabbitmq, _beside(h, rabbitmq) as own:
+            outlive(own, own.target.url, _troubles_of_rabbitmq(rabbitmq))
+
+
+@contextmanager
+def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
+    """Yield a harness like this one on a server that may be harmed."""
+    target = Target.of(f"{h.target.address.engine}+{server.url}")
+    with h.environment.beside(target) as environment:
+        own = Harness(environment)
+        try:
+            yield own
+        finally:
+            own.close()
+
+
+def _troubles_of_redis(server: PrivateRedis) -> list[Trouble]:
+    return [
+        Trouble(
+            name="out of memory",
+            begin=lambda: server.command("CONFIG", "SET", "maxmemory", "1"),
+            end=lambda: server.command("CONFIG", "SET", "maxmemory", "0"),
+        ),
+        Trouble(
+            name="a replica",
+            begin=lambda: server.command("REPLICAOF", "127.0.0.1", str(free_port())),
+            end=lambda: server.command("REPLICAOF", "NO", "ONE"),
+        ),
+        Trouble(name="a full disk", begin=server.fail_to_save, end=server.save_again),
+        Trouble(name="restarted", begin=server.shut_down, end=server.start),
+    ]
+
+
+def _troubles_of_rabbitmq(server: PrivateRabbitMQ) -> list[Trouble]:
+    return [
+        Trouble(
+            name="a memory alarm",
+            begin=lambda: server.ctl("set_vm_memory_high_watermark", "0"),
+            end=lambda: server.ctl("set_vm_memory_high_watermark", "0.4"),
+        ),
+        Trouble(name="restarted", begin=server.shut_down, end=server.start),
+    ]
