@@ -238,8 +238,8 @@ def _own(bridge: Bridge) -> Callable[[str, str], Any]:
 
     def make(token: str, queue: str) -> Any:
         native = wire.encode(sample(token, queue))
-        properties = {**(native.common or {}), **native.properties}
-        headers = {**(native.common or {}).get("headers", {}), **properties.pop("headers", {})}
+        properties = dict(native.properties)
+        headers = properties.pop("headers", {})
         return {"properties": properties, "headers": headers, "body": native.body.decode()}
 
     return make

@@ -36,14 +36,12 @@ class Publication:
         arguments: What the queue is declared with; every declaration must say the same, or RabbitMQ answers 406.
         body: The bytes.
         properties: AMQP basic properties by pika's names: `headers`, `priority`, `content_type`, `correlation_id`, ...
-        common: More of them, and of the headers, in an object that many publications share. None is none.
     """
 
     queue: str
     arguments: Mapping[str, Any]
     body: bytes
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    common: Mapping[str, Any] | None = None
 
 
 class Wire(Protocol[NativeT_co]):

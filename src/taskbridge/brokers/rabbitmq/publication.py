@@ -84,7 +84,6 @@ class Encoder:
         self._wire = wire
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
-        self._common: dict[int, tuple[Mapping[str, Any], bytes]] = {}
         # All engines', else messages for one could block a level.
         self._engines = (wire.engine, *other_engines(wire.engine))
         self._dead = Destination(name=self.topology.dead, calls=lambda: [classic_queue(self.topology.dead)])
@@ -102,27 +101,14 @@ class Encoder:
             MessageTooLarge: Its properties are larger than a frame.
         """
         native = self._wire.encode(message)
-        properties = {**(native.common or {}), **native.properties}
-        if "headers" in properties:
-            properties["headers"] = self._headers_of(native)
+        properties = native.properties
         if life_s is not None:
-            properties["expiration"] = _milliseconds(life_s)
+            properties = {**properties, "expiration": _milliseconds(life_s)}
         destination = self._queues.get(native.queue) or self._queue(native)
         encoded = _encoded(destination, native.queue, properties, message.id, native.body)
         if len(encoded.properties) > PROPERTIES_ROOM:
             raise MessageTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM, headers=True)
         return encoded
-
-    def _headers_of(self, native: Publication) -> bytes:
-        """Return a message's headers as a table; what it has in common with others is encoded once."""
-        common: Mapping[str, Any] = (native.common or {}).get("headers", {})
-        known = self._common.get(id(common))
-        if known is None or known[0] is not common:
-            if len(self._common) >= _MOST_KEPT:
-                self._common.clear()
-            known = self._common[id(common)] = common, _entries(common)
-        entries = known[1] + _entries(native.properties.get("headers", {}))
-        return len(entries).to_bytes(4, "big") + entries
 
     def _queue(self, native: Publication) -> Destination:
         name, arguments = native.queue, native.arguments
@@ -152,25 +138,22 @@ def _milliseconds(life_s: float) -> str:
 def _encoded(
     destination: Destination, key: str, properties: Mapping[str, Any], message_id: str | None, body: bytes
 ) -> EncodedPublication:
-    """Return a persistent message; its property `message_id` is the message's id, if none is given and it fits.
-
-    The property `headers` is a table as bytes.
-    """
+    """Return a persistent message; its property `message_id` is the message's id, if none is given and it fits."""
     token: str | None = properties.get("message_id")
     if token is None and message_id is not None and len(message_id.encode()) <= _LONGEST_PROPERTY:
         token = message_id
     all_of_them: dict[str, Any] = {**properties, "message_id": token, "delivery_mode": _PERSISTENT}
-    headers: bytes | None = properties.get("headers")
+    headers: Mapping[str, Any] | None = properties.get("headers")
     if headers is not None:
         all_of_them["headers"] = {}
     pieces = pika.BasicProperties(**all_of_them).encode()
     if headers is not None:
-        pieces[pieces.index(_NO_TABLE)] = headers
+        pieces[pieces.index(_NO_TABLE)] = _table(headers)
     return EncodedPublication(destination, key, token, b"".join(pieces), body)
 
 
-def _entries(headers: Mapping[str, Any]) -> bytes:
-    """Return headers as pika encodes them in a table, but text in a third of the time, and without the table's size."""
+def _table(headers: Mapping[str, Any]) -> bytes:
+    """Return headers as pika encodes them, but text in a third of the time."""
     pieces: list[bytes] = []
     for name, value in headers.items():
         pieces.append(_short(name))
@@ -179,7 +162,8 @@ def _entries(headers: Mapping[str, Any]) -> bytes:
             pieces += (_TEXT.pack(b"S", len(text)), text)
         else:
             data.encode_value(pieces, value)
-    return b"".join(pieces)
+    entries = b"".join(pieces)
+    return len(entries).to_bytes(4, "big") + entries
 
 
 @lru_cache(maxsize=_MOST_KEPT)
