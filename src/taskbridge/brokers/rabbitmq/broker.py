@@ -78,7 +78,7 @@ class RabbitMQBroker:
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
-        Pump(self._hosts, self._publisher, self._encoder, knows=knows, stop=stop, buried=buried).run()
+        Pump(self._hosts, self._encoder, knows=knows, stop=stop, buried=buried).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""

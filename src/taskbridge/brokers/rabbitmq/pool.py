@@ -15,7 +15,7 @@ from pika import spec
 
 from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, Outcome
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError, connect, in_child
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError, connect, in_child
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 from taskbridge.logs import logger
 
@@ -65,7 +65,6 @@ class Pool(Background):
     def forget(self) -> None:
         """Start empty, as in a forked child: the parent uses the connections."""
         self._idle: SimpleQueue[_Place] = SimpleQueue()  # no lock in Python: a signal's handler may send
-        self._attended: WeakSet[Connection] = WeakSet()
         self._places: WeakSet[_Place] = WeakSet()  # so that a thread that is interrupted anywhere leaves none behind
 
     def deliver(self, publications: Mapping[int, EncodedPublication], deadline: Deadline) -> Outcome:
@@ -168,16 +167,8 @@ class Pool(Background):
     def run(self, stop: threading.Event) -> None:
         """Keep idle connections alive, and close those that are no longer needed."""
         while not stop.wait(self._keep_s):
-            for connection in list(self._attended):
-                connection.read()
             for _ in range(self._idle.qsize()):
                 self._keep()
-
-    def attend(self, connection: Connection) -> None:
-        """Keep another connection alive while its own thread waits for something else."""
-        self._attended.add(connection)
-        self._keep_s = min(self._keep_s, connection.read_s)
-        self.start()
 
     def _keep(self) -> None:
         with suppress(Empty):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Final
@@ -16,7 +15,6 @@ from taskbridge.brokers.base import Buried, unpublished
 from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its_own
 from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
-from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
 from taskbridge.exceptions import DecodeError, NewerFormError
@@ -62,7 +60,6 @@ class Pump:
     def __init__(
         self,
         hosts: Sequence[Any],
-        publisher: Pool,
         encoder: Encoder,
         *,
         knows: Callable[[str], bool],
@@ -70,9 +67,7 @@ class Pump:
         buried: Buried | None = None,
     ) -> None:
         self._hosts = [_attentive(each) for each in hosts]
-        self._publisher = publisher
         self._encoder = encoder
-        self._due = encoder.topology.due(encoder.engine)
         # How many more looks at another engine's due queue must find it without a pump.
         self._looks = {encoder.topology.due(other): _LOOKS for other in other_engines(encoder.engine)}
         self._next_look = 0.0
@@ -85,7 +80,11 @@ class Pump:
         """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
         while not self._stop.is_set():
             try:
-                with self._consuming(self._due, _PREFETCH) as channel:
+                with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
+                    self._publisher = Channel(channel.connection)  # what closes it takes no acknowledgement along
+                    self._publisher.call(spec.Confirm.Select(), self._call_deadline())
+                    self._publisher.declare(self._encoder.due, self._call_deadline())
+                    self._consume(channel, self._encoder.topology.due(self._encoder.engine), _PREFETCH)
                     self._serve(channel)
             except ClientError as exc:
                 if not self._stop.is_set():
@@ -97,15 +96,9 @@ class Pump:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
         self._stop.wait(self._pause_s)
 
-    @contextmanager
-    def _consuming(self, queue: str, prefetch: int) -> Generator[Channel]:
-        """Consume a due queue during the block; what is not acknowledged goes back to it."""
-        with channel_of_its_own(self._hosts, self._call_deadline()) as channel:
-            self._publisher.attend(channel.connection)  # publishing waits for the end of an alarm
-            channel.declare(self._encoder.due, self._call_deadline())
-            consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue)
-            channel.call_all(consume, self._call_deadline())
-            yield channel
+    def _consume(self, channel: Channel, queue: str, prefetch: int) -> None:
+        consume = spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.Consume(queue=queue)
+        channel.call_all(consume, self._call_deadline())
 
     def _serve(self, channel: Channel) -> None:
         began_at = time.monotonic()
@@ -142,7 +135,12 @@ class Pump:
 
     def _deliver(self, publications: Mapping[int, EncodedPublication]) -> Outcome:
         """Publish without a time limit: during a memory alarm each retry could be a duplicate."""
-        return self._publisher.deliver(publications, Deadline(stop=self._stop))
+        outcome = Outcome()
+        try:
+            self._publisher.publish(publications, outcome, Deadline(stop=self._stop))
+        except ClientError as exc:
+            outcome.problem = str(exc)
+        return outcome
 
     def _decided(self, delivery: Delivery) -> EncodedPublication:
         """Return what to publish for a due message of this engine."""
@@ -162,16 +160,17 @@ class Pump:
             state = channel.call(classic_queue(due), self._call_deadline())
             self._looks[due] = _LOOKS if state.consumer_count > 0 else self._looks[due] - 1
             if self._looks[due] < 0 and state.message_count > 0:
-                self._looks[due] = 0 if self._adopt(due) else _STRANGERS_LOOKS
+                self._looks[due] = 0 if self._adopt(Channel(channel.connection), due) else _STRANGERS_LOOKS
 
-    def _adopt(self, due: str) -> bool:
+    def _adopt(self, channel: Channel, due: str) -> bool:
         """Publish what is known here of a queue, and leave the rest; return whether any of it was known."""
-        with self._consuming(due, _LOOKED_AT) as channel:
-            channel.arrived(due, self._call_deadline())
-            taken = list(channel.deliveries)
-            adopted = {index: known for index, each in enumerate(taken) if (known := self._adopted(each)) is not None}
-            accepted = self._deliver(adopted).accepted if adopted else set[int]()
-            channel.ack(taken[index].tag for index in sorted(accepted))
+        self._consume(channel, due, _LOOKED_AT)
+        channel.arrived(due, self._call_deadline())
+        taken = list(channel.deliveries)
+        adopted = {index: known for index, each in enumerate(taken) if (known := self._adopted(each)) is not None}
+        accepted = self._deliver(adopted).accepted if adopted else set[int]()
+        channel.ack(taken[index].tag for index in sorted(accepted))
+        channel.leave()
         if adopted:
             _log.info("published %d delayed messages of queue %s, which has no pump", len(accepted), due)
         return bool(adopted) or not taken
