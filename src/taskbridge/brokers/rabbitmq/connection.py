@@ -54,14 +54,12 @@ class ClientError(Exception):
     Attributes:
         again: Whether another attempt may succeed at once.
         code: AMQP's reply code if the server closed the channel; else 0.
-        maybe_done: Whether a part of what was asked may have been done.
     """
 
-    def __init__(self, problem: str, *, again: bool = False, code: int = 0, maybe_done: bool = False) -> None:
+    def __init__(self, problem: str, *, again: bool = False, code: int = 0) -> None:
         super().__init__(problem)
         self.again: bool = again
         self.code: int = code
-        self.maybe_done: bool = maybe_done
 
 
 class TimedOutError(ClientError):

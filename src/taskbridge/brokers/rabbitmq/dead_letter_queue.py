@@ -14,7 +14,7 @@ from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, channel_of_i
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.exceptions import DecodeError
+from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, loads_letter
 
@@ -57,7 +57,8 @@ def take_out(
         The ids of those that were taken out.
 
     Raises:
-        ClientError: RabbitMQ doesn't answer.
+        ClientError: RabbitMQ doesn't answer, and nothing was taken out.
+        BrokerUnavailable: Something may have been taken out.
     """
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []
@@ -71,7 +72,7 @@ def take_out(
         if not removals:
             raise
         problem = f"{exc}; of {len(removals)} dead letters {len(taken)} were taken out before"
-        raise ClientError(problem, maybe_done=True) from exc
+        raise BrokerUnavailable(problem, maybe_taken=True) from exc
     return taken
 
 
@@ -115,35 +116,27 @@ def _reading(
     hosts: Sequence[Any], queue: str, deadline: Deadline, *modes: Any
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
-    others = TimedOutError(f"others are reading queue {queue!r} all the time")
-    has_waited = False
-    while True:
-        try:
-            with channel_of_its_own(hosts, deadline) as channel:
-                refusal = _refusal(channel, [*modes, spec.Basic.Consume(queue=queue, exclusive=True)], deadline)
-                if refusal != _ACCESS_REFUSED:
-                    has_waited = False  # what takes too long from here on is something else
-                    yield channel, iter(()) if refusal == NOT_FOUND else _all(channel, queue, deadline.timeout_s)
-                    return
-        except TimedOutError as exc:
-            if has_waited:
-                raise others from exc
-            raise
-        if deadline.passed:
-            raise others
-        has_waited = True
-        time.sleep(_PAUSE_S)
-
-
-def _refusal(channel: Channel, calls: Sequence[Any], deadline: Deadline) -> int:
-    """Call, and return the code with which the server refuses that a queue is consumed; 0 if it is."""
-    try:
-        channel.call_all(calls, deadline)
-    except ClientError as exc:
-        if exc.code not in (NOT_FOUND, _ACCESS_REFUSED):
-            raise
-        return exc.code
-    return 0
+    consume = [*modes, spec.Basic.Consume(queue=queue, exclusive=True)]
+    others: TimedOutError | None = None
+    with channel_of_its_own(hosts, deadline) as first:
+        channel = first
+        while True:
+            try:
+                channel.call_all(consume, deadline)
+                deliveries = _all(channel, queue, deadline.timeout_s)
+                break
+            except ClientError as exc:
+                if exc.code == NOT_FOUND:
+                    deliveries = iter(())
+                    break
+                if others is not None and isinstance(exc, TimedOutError):
+                    raise others from exc
+                if exc.code != _ACCESS_REFUSED:
+                    raise
+            others = TimedOutError(f"others are reading queue {queue!r} all the time")
+            time.sleep(_PAUSE_S)
+            channel = Channel(first.connection)
+        yield channel, deliveries
 
 
 def _all(channel: Channel, queue: str, timeout_s: float) -> Iterator[Delivery]:
