@@ -17,7 +17,7 @@ from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, tak
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, other_engines, sign_queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, sign_queue
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import Settings
@@ -82,10 +82,10 @@ class RabbitMQBroker:
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
-        topology, engine = self._topology, self._wire.engine
+        topology = self._topology
         places = {queue: self._wire.places(queue) for queue in queues}
         levels = [topology.level(level) for level in range(LEVELS)]
-        due = [topology.due(each) for each in (engine, *other_engines(engine))]
+        due = [topology.due(engine) for engine in self._encoder.engines]
         names = [*due, topology.dead, *(name for names in places.values() for name in names)]
 
         deadline = Deadline(self._settings.send_timeout_s)
@@ -140,9 +140,7 @@ class RabbitMQBroker:
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
         """Publish probes; RabbitMQ drops them as they expire."""
-        lives_s = [None if probe.expires_at is None else timeout_s for probe in probes]
-        encoded = (self._encoder.native(probe, life_s=life_s) for probe, life_s in zip(probes, lives_s, strict=True))
-        self._deliver(encoded, Deadline(timeout_s))
+        self._deliver((self._encoder.native(probe, life_s=timeout_s) for probe in probes), Deadline(timeout_s))
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
         """Remove these signs; RabbitMQ drops the probes by itself."""
@@ -174,4 +172,4 @@ def _told() -> Generator[None]:
     try:
         yield
     except ClientError as exc:
-        raise BrokerUnavailable(str(exc), maybe_taken=exc.maybe_done) from exc
+        raise BrokerUnavailable(str(exc)) from exc

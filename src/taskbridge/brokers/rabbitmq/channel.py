@@ -167,14 +167,14 @@ class Channel:
         Missing exchanges and queues are declared.
 
         Args:
-            publications: What is published, by number.
+            publications: What is published, by number, but for what was accepted before.
             outcome: Records what became of each, whatever is raised.
             deadline: When the last confirm must be there.
         """
         where = self.connection.where
         outcome.problem = None
         outcome.refused.clear()
-        todo = publications
+        todo = {number: each for number, each in publications.items() if number not in outcome.accepted}
         for round_ in range(_ROUNDS):
             self.connection.wait(lambda: self.connection.blocked is None, deadline)
             for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):

@@ -75,11 +75,8 @@ class Pool(Background):
         outcome = Outcome()
 
         def publish(channel: Channel) -> None:
-            left = publications
-            if outcome.accepted:
-                left = {number: each for number, each in publications.items() if number not in outcome.accepted}
             try:
-                channel.publish(left, outcome, deadline)
+                channel.publish(publications, outcome, deadline)
             except ClientError as exc:
                 # What is not found is an exchange that was deleted after this channel had declared it.
                 exc.again = (exc.again or exc.code == NOT_FOUND) and not outcome.unsure

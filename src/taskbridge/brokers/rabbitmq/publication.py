@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from struct import Struct
@@ -13,7 +13,7 @@ from pika import data
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
-from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, classic_queue, other_engines, queue, sign_queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, all_engines, classic_queue, queue, sign_queue
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
@@ -74,25 +74,23 @@ class Encoder:
 
     Attributes:
         topology: The names in the bridge's namespace.
-        engine: The bridge's engine.
+        engines: All engines, the bridge's first; each has a due queue, else messages for one could block a level.
         due: The exchange of what is due.
     """
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
         self.topology: Topology = Topology(settings.namespace)
-        self.engine: str = wire.engine
         self._wire = wire
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
-        # All engines', else messages for one could block a level.
-        self._engines = (wire.engine, *other_engines(wire.engine))
+        self.engines: Sequence[str] = all_engines(wire.engine)
         self._dead = Destination(name=self.topology.dead, calls=lambda: [classic_queue(self.topology.dead)])
         self._levels = [self._exchange(level) for level in range(LEVELS)]
         self.due: Destination = self._exchange(-1)
 
     def _exchange(self, level: int) -> Destination:
         name = self.topology.level(level)
-        return Destination(name=name, exchange=name, calls=partial(self.topology.calls, level, self._engines))
+        return Destination(name=name, exchange=name, calls=partial(self.topology.calls, level, self.engines))
 
     def native(self, message: Message, *, life_s: float | None = None) -> EncodedPublication:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
@@ -116,7 +114,7 @@ class Encoder:
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
         """Return a message as text, for a delay."""
-        level, key = self.topology.route(delay_s, self.engine)
+        level, key = self.topology.route(delay_s, self.engines[0])
         return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
 
     def sign(self, name: str, *, life_s: float) -> EncodedPublication:

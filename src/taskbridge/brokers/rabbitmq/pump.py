@@ -16,7 +16,7 @@ from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its
 from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
-from taskbridge.brokers.rabbitmq.topology import classic_queue, other_engines
+from taskbridge.brokers.rabbitmq.topology import classic_queue
 from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
@@ -68,8 +68,9 @@ class Pump:
     ) -> None:
         self._hosts = [_attentive(each) for each in hosts]
         self._encoder = encoder
+        self._due, *others = map(encoder.topology.due, encoder.engines)
         # How many more looks at another engine's due queue must find it without a pump.
-        self._looks = {encoder.topology.due(other): _LOOKS for other in other_engines(encoder.engine)}
+        self._looks = dict.fromkeys(others, _LOOKS)
         self._next_look = 0.0
         self._knows = knows
         self._stop = stop
@@ -84,7 +85,7 @@ class Pump:
                     self._publisher = Channel(channel.connection)  # what closes it takes no acknowledgement along
                     self._publisher.call(spec.Confirm.Select(), self._call_deadline())
                     self._publisher.declare(self._encoder.due, self._call_deadline())
-                    self._consume(channel, self._encoder.topology.due(self._encoder.engine), _PREFETCH)
+                    self._consume(channel, self._due, _PREFETCH)
                     self._serve(channel)
             except ClientError as exc:
                 if not self._stop.is_set():

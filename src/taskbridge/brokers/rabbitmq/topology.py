@@ -22,7 +22,7 @@ drops what was often delivered and given back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -121,12 +121,12 @@ def sign_queue(name: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def other_engines(engine: str) -> tuple[str, ...]:
-    """Return the names of the other engines: the built-in ones, and those that are installed as entry points."""
+def all_engines(first: str) -> Sequence[str]:
+    """Return the names of all engines, built-in or installed as entry points, beginning with one of them."""
     from importlib.metadata import entry_points  # here, for it takes 20 ms to import, and a process may only send
 
     installed = (each.name for each in entry_points(group="taskbridge.engines"))
-    return tuple(name for name in dict.fromkeys((*_BUILT_IN, *installed)) if name != engine)
+    return tuple(dict.fromkeys((first, *_BUILT_IN, *installed)))
 
 
 def _topic(name: str) -> Any:
