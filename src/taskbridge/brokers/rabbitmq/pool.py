@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
@@ -98,15 +98,13 @@ class Pool(Background):
         while True:
             tries -= 1
             try:
-                with self._channel(deadline) as channel:
-                    return act(channel)
+                return self._used(act, deadline)
             except ClientError as exc:
                 if not exc.again or tries == 0 or deadline.passed:
                     raise
 
-    @contextmanager
-    def _channel(self, deadline: Deadline) -> Generator[Channel]:
-        """Take an open channel for the block; afterwards its connection is reused, unless its state is unknown."""
+    def _used(self, act: Callable[[Channel], T], deadline: Deadline) -> T:
+        """Call a function with an open channel; its connection is reused afterwards, unless its state is unknown."""
         place = self._place(deadline)
         channel = place.channel
         try:
@@ -117,7 +115,7 @@ class Pool(Background):
                 channel = Channel(connect(self._hosts, deadline) if channel is None or is_lost else channel.connection)
                 place.channel = channel
                 channel.call(spec.Confirm.Select(), deadline)
-            yield channel
+            return act(channel)
         except ClientError as exc:
             if channel is not None and channel.connection.blocked is None and isinstance(exc, TimedOutError):
                 channel.connection.lose(str(exc))  # if it is blocked, it is usable again when the alarm ends
