@@ -12,6 +12,7 @@ from typing import Any
 from tests.mutants.table import mutant, put
 
 _SETTLE = "taskbridge.engines.settle"
+_MARKS = "taskbridge.stores.marks"
 _RUNS = "taskbridge.runner"
 _KILLED = "a_killed_run_is_a_failed_attempt"
 
@@ -23,13 +24,13 @@ def a_lost_run_is_no_attempt() -> None:
     def make(claimed: Any) -> Any:
         claim = importlib.import_module("taskbridge.stores.base").Claim
 
-        def forgetful(*given: Any) -> Any:
-            found = claimed(*given)
+        def forgetful(*given: Any, **named: Any) -> Any:
+            found = claimed(*given, **named)
             return claim.RUN if found is claim.LOST else found
 
         return forgetful
 
-    put(_SETTLE, "_claimed", make)
+    put(_MARKS, "Marks.claim", make)
 
 
 @mutant("R9", _KILLED, "celery+redis")
@@ -50,9 +51,9 @@ def every_delivery_is_run() -> None:
 
     def make(_: Any) -> Any:
         run = importlib.import_module("taskbridge.stores.base").Claim.RUN
-        return lambda *given: run
+        return lambda *given, **named: run
 
-    put(_SETTLE, "_claimed", make)
+    put(_MARKS, "Marks.claim", make)
 
 
 @mutant("A7", "what_is_held_runs_once_without_a_store", "dramatiq+amqp")
@@ -64,7 +65,7 @@ def a_process_forgets_what_it_runs() -> None:
 @mutant("A7", "a_worker_that_stood_still_decides_nothing", "dramatiq+redis")
 def the_dead_still_decide() -> None:
     """A worker that was taken for dead carries out its verdicts all the same."""
-    put(_SETTLE, "_is_still_ours", lambda _: lambda *given: True)
+    put(_MARKS, "Marks.still_ours", lambda _: lambda *given, **named: True)
 
 
 @mutant("A8", "a_kill_between_any_two_steps_loses_nothing", "celery+redis")

@@ -120,10 +120,10 @@ def ends_are_recorded_after_the_mark() -> None:
     """An attempt is marked as ended before that is recorded: a worker that dies in between leaves its record open."""
 
     def make(ended: Any) -> Any:
-        def swapped(host: Any, marks: Any, message: Any, verdict: Any) -> Any:
-            if marks is not None:
-                marks.ended(message)
-            return ended(host, marks, message, verdict)
+        def swapped(task: Any, message: Any, verdict: Any) -> Any:
+            if task.marks is not None:
+                task.marks.ended(message)
+            return ended(task, message, verdict)
 
         return swapped
 
@@ -187,7 +187,7 @@ def nobody_is_woken() -> None:
 @mutant("CA1", "what_is_cancelled_does_not_start", "celery+redis")
 def cancelling_only_writes_it_down() -> None:
     """No worker looks whether what it starts was cancelled."""
-    put(_SETTLE, "_was_cancelled", lambda _: lambda host, message: False)
+    put(_KNOWN, "Cancellations.has", lambda _: lambda self, message, *, timeout_s=None: False)
 
 
 @mutant("CA1", "a_busy_worker_knows_within_a_second", "dramatiq+redis")
@@ -209,16 +209,13 @@ def workers_learn_of_cancellations_as_they_begin() -> None:
 def a_cancelled_run_is_retried() -> None:
     """A task that was cancelled while it ran, and failed, is run again."""
 
-    def make(was_cancelled: Any) -> Any:
-        return lambda host, message: message.attempt == 0 and was_cancelled(host, message)
-
     def deaf(record: Any) -> Any:
         def unheard(*given: Any) -> None:
             record(*given)
 
         return unheard
 
-    put(_SETTLE, "_was_cancelled", make)
+    put(_KNOWN, "Cancellations.has", lambda _: lambda self, message, *, timeout_s=None: False)
     put(_SETTLE, "_record", deaf)  # whose answer says it, too
 
 

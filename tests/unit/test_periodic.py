@@ -25,8 +25,7 @@ from taskbridge import (
     current,
 )
 from taskbridge.engines.base import WorkerOptions
-from taskbridge.engines.settle import begin
-from taskbridge.retry import Discarded
+from taskbridge.engines.settle import NotRun, begin
 from taskbridge.schedules.listing import PLANNED_HEADER, SCHEDULE_HEADER, tick_id
 from taskbridge.stores.records import Ending
 
@@ -375,5 +374,5 @@ def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
     store.records.ended(message, Ending(state="done", at=1.8e9, result_json="null"), timeout_s=5)
     store.marks.given_back(message, timeout_s=5)  # as if it had grown too old
 
-    assert begin(bridge.bound("new"), message, redelivered=False) == Discarded("ended before")
+    assert begin(bridge.bound("new"), message, redelivered=False) == NotRun("ended before")
     bridge.close()

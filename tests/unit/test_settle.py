@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, Message
-from taskbridge.engines.settle import begin, finish, not_settled, record_buried
+from taskbridge.engines.settle import NotRun, begin, finish, not_settled, record_buried
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
-from taskbridge.retry import Cancelled, Dead, Done, RunAgain, Verdict
+from taskbridge.retry import Cancelled, Dead, Done, GivenBack, RunAgain, Verdict
 
 _LATE_S = 0.5
 """How late a busy machine may find a message that was due; at most half of the shortest pause."""
@@ -60,12 +60,13 @@ def test_the_next_attempt_of_one_that_was_not_cancelled_is_parked(bridge: Bridge
 
 def _not_settled(bridge: Bridge, message: Message) -> Message | None:
     """Meet an error that nobody foresaw, and return the message as it comes again; None if it does not."""
-    assert not_settled(bridge, message, KeyError("nobody thought of it"))
+    verdict = not_settled(bridge, message, KeyError("nobody thought of it"))
     wire, broker = bridge.wire, bridge.broker
     while bridge.counts().delayed:
         bridge.engine.native.clock.move_to(broker.next_due())  # type: ignore[attr-defined]
         broker.promote_due()  # type: ignore[attr-defined]
     taken: Message | None = wire.take(None)  # type: ignore[attr-defined]
+    assert isinstance(verdict, Dead if taken is None else NotRun)  # what an engine shows of it
     return taken
 
 
@@ -121,7 +122,7 @@ def test_a_message_that_can_not_be_written_is_buried_as_text(bridge: Bridge) -> 
 
 def test_a_broker_that_is_away_is_not_counted(bridge: Bridge) -> None:
     bridge.stopping.set()
-    assert not not_settled(bridge, _message(), BrokerUnavailable("it is away"))
+    assert not_settled(bridge, _message(), BrokerUnavailable("it is away")) == GivenBack()
     assert bridge.counts().delayed == 0
 
 
@@ -148,7 +149,7 @@ def test_a_message_that_can_not_even_be_buried_goes_back(bridge: Bridge, monkeyp
     bridge.stopping.set()
     for act in ("park", "bury"):
         monkeypatch.setattr(bridge.broker, act, raise_odd)
-    assert not not_settled(bridge, _message(), KeyError("nobody thought of it"))
+    assert not_settled(bridge, _message(), KeyError("nobody thought of it")) == GivenBack()
 
 
 @pytest.mark.parametrize("reason", ["undecodable", "internal_error"])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message
-from taskbridge.engines.settle import begin, later, put_off_unknown
+from taskbridge.engines.settle import NotRun, begin, later, put_off_unknown
 from taskbridge.hooks import Event, Hooks
-from taskbridge.retry import Discarded, Interrupted
+from taskbridge.retry import Interrupted
 from tests.servers import PrivateRedis
 
 
@@ -64,7 +64,7 @@ def test_a_worker_that_stood_still_does_not_run_what_another_one_has_run_meanwhi
 
     stand_still(still)
 
-    assert begin(still.bound("t"), message, redelivered=False) == Discarded("ended before")
+    assert begin(still.bound("t"), message, redelivered=False) == NotRun("ended before")
     assert begin(still.bound("t"), a_message(), redelivered=False) is None
 
 

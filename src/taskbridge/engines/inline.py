@@ -250,7 +250,7 @@ class InlineEngine:
             else:
                 is_left = isinstance(run_and_settle(self._host, message), GivenBack)
         except (Exception, SystemExit) as exc:
-            is_left = not not_settled(self._host, message, exc)
+            is_left = isinstance(not_settled(self._host, message, exc), GivenBack)
         except Interrupted:  # the grace ended between two bytecodes outside of the user's own
             is_left = True
         finally:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from taskbridge import failures
 from taskbridge.brokers.base import Broker, SignBroker
@@ -115,6 +115,11 @@ class NotSettledError(Exception):
     """The worker stops before the broker took what a verdict needs: leave the message unacknowledged."""
 
 
+@dataclass(frozen=True, slots=True)
+class NotRun(Discarded):
+    """A delivery is not run and its message has not ended by that: it waits, or another delivery of it is run."""
+
+
 def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
     """Run a message and return its verdict, carried out; for `GivenBack` the engine returns the message to its queue.
 
@@ -152,8 +157,8 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if records is None:
         return None
     try:
-        if _was_cancelled(task, message):
-            return _ended(task, marks, message, Cancelled())
+        if _persist(task, task.cancellations.has, message):
+            return _ended(task, message, Cancelled())
     except NotSettledError:
         _unmark(task, message)
         raise
@@ -172,12 +177,13 @@ def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
     marks = task.marks
-    if marks is not None and not _is_still_ours(task, marks, message):
-        _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
-        return verdict
-    if marks is not None and isinstance(verdict, GivenBack):
-        _persist(task, marks.given_back, message)
-    return _ended(task, marks, message, verdict)
+    if marks is not None:
+        if not _persist(task, marks.still_ours, message):
+            _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
+            return verdict
+        if isinstance(verdict, GivenBack):
+            _persist(task, marks.given_back, message)
+    return _ended(task, message, verdict)
 
 
 # Before a run
@@ -202,7 +208,7 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
     if redelivered or message.redelivered:
         if message.redelivered:
             task.stopping.wait(_FIRST_COMES_FIRST_S)
-        claim = _claimed(task, marks, message)
+        claim = _persist(task, marks.claim, message)
     elif marks.stood_still():  # so what it had taken may have been given to another meanwhile
         try:
             claim = marks.claim(message, timeout_s=_TELL_S)
@@ -217,15 +223,11 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
         return None
     _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
     if claim is Claim.ENDED:
-        return Discarded("ended before")
+        return NotRun("ended before")
     if claim is Claim.RUNNING:
         later(task, replace(message, redelivered=message.redelivered + 1), LOOK_AGAIN_S)
-        return Discarded("running elsewhere")
-    return _ended(task, marks, message, task.judge_lost(message))
-
-
-def _claimed(task: BoundTask, marks: Marks, message: Message) -> Claim:
-    return _persist(task, marks.claim, message)
+        return NotRun("running elsewhere")
+    return _ended(task, message, task.judge_lost(message))
 
 
 def _is_recorded(task: BoundTask, message: Message) -> bool:
@@ -237,17 +239,13 @@ def _is_recorded(task: BoundTask, message: Message) -> bool:
     return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
 
 
-def _counted(task: BoundTask, message: Message) -> Verdict | None:
+def _counted(task: BoundTask, message: Message) -> Verdict:
     """Count in the message itself how often it came back; without a store no more is known (SPEC, attempt marks)."""
     if message.redelivered < MOST_REDELIVERIES:
         later(task, replace(message, redelivered=message.redelivered + 1), 0)
-        return Discarded("counted")
+        return NotRun("counted")
     error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
-    return _ended(task, None, message, Dead("exhausted", error))
-
-
-def _was_cancelled(task: BoundTask, message: Message) -> bool:
-    return task.records is not None and _persist(task, task.cancellations.has, message)
+    return _ended(task, message, Dead("exhausted", error))
 
 
 def _has_expired(task: BoundTask, message: Message) -> bool:
@@ -257,14 +255,10 @@ def _has_expired(task: BoundTask, message: Message) -> bool:
 # After a run
 
 
-def _is_still_ours(task: BoundTask, marks: Marks, message: Message) -> bool:
-    """Return whether nobody else has decided about this attempt meanwhile: this process may have stood still."""
-    return _persist(task, marks.still_ours, message)
-
-
-def _ended(task: BoundTask, marks: Marks | None, message: Message, verdict: Verdict) -> Verdict:
+def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out, record it, and mark the attempt as ended."""
-    if isinstance(verdict, RunAgain) and _was_cancelled(task, message):
+    marks = task.marks
+    if isinstance(verdict, RunAgain) and task.records is not None and _persist(task, task.cancellations.has, message):
         verdict = Cancelled(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
         state = _record(task, message, verdict)
@@ -348,14 +342,12 @@ def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
             return Ending(state="done", at=now, result_json=result_json, reason=problem)
         case RunAgain(after_s, error):
             return Ending(state="retrying", at=now, due_at=now + after_s, error=ErrorInfo.of(error))
-        case Dead(reason, error) | Cancelled(reason, error):
-            return Ending(
-                state="dead" if isinstance(verdict, Dead) else "cancelled",
-                at=now,
-                reason=reason if isinstance(verdict, Dead) else "",
-                error=None if error is None else ErrorInfo.of(error),
-                traceback=failures.traceback_of(error),
-            )
+        case Dead(reason, error):
+            info, text = None if error is None else ErrorInfo.of(error), failures.traceback_of(error)
+            return Ending(state="dead", at=now, reason=reason, error=info, traceback=text)
+        case Cancelled(_, error):
+            info, text = None if error is None else ErrorInfo.of(error), failures.traceback_of(error)
+            return Ending(state="cancelled", at=now, error=info, traceback=text)
         case Discarded(reason):
             return Ending(state="discarded", at=now, reason=reason)
         case GivenBack():
@@ -406,7 +398,7 @@ def _unmark(task: BoundTask, message: Message) -> bool:
     return True
 
 
-def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> Verdict:
+def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) -> None:
     """Make a message wait whose task this worker does not know, or bury it after `unknown_task_grace` (rule Q6).
 
     The waits grow from 1 s to 30 s and use up no attempt. A message that was delivered before may have been put off
@@ -419,51 +411,51 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
     since = now if message.waits_since is None else message.waits_since
     left_s = host.settings.unknown_task_grace_s - (now - since)
     if left_s <= 0:
-        return _ended(host.bound(message.task), None, message, Dead("unknown_task"))
+        _ended(host.bound(message.task), message, Dead("unknown_task"))
+        return
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
     _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
     waiting = suspect(message) if redelivered else message
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
-    return GivenBack()
 
 
-def not_settled(host: Host, message: Message, error: BaseException) -> bool:
+def not_settled(host: Host, message: Message, error: BaseException) -> Verdict:
     """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
 
     It is no attempt: its mark is removed. It is parked, for the setting `requeue_pause`, then for twice as long, and so
     on; the sixth time it is dead with reason `internal_error`. One that can't even be parked is buried as text.
 
     Returns:
-        Whether that is done, and the engine is to acknowledge the message; else it requeues it, for the broker or the
-        store was away, which is not counted, or the worker stops.
+        `NotRun` or `Dead`, carried out; or `GivenBack`: the engine requeues the message, for the broker or the store
+        was away, which is not counted, or the worker stops.
     """
     failures.log(_log, logging.ERROR, "task %s id %s attempt %d could not be settled", *_names(message), error=error)
+    dead = Dead("internal_error", error)
     try:
         unmark(host, [message])
         if isinstance(error, (BrokerUnavailable, Interrupted)):
             host.stopping.wait(host.settings.requeue_pause_s)
-            return False
+            return GivenBack()
         task = host.bound(message.task)
         pause_s = _requeue_pause_s(host, message.requeues)
-        if pause_s is not None:
-            later(task, replace(message, requeues=message.requeues + 1), pause_s)
-        else:
-            _ended(task, task.marks, message, Dead("internal_error", error))
+        if pause_s is None:
+            return _ended(task, message, dead)
+        later(task, replace(message, requeues=message.requeues + 1), pause_s)
+        return NotRun("it could not be settled")
     except NotSettledError:
-        return False
+        return GivenBack()
     except Exception as exc:
         failures.log(_log, logging.ERROR, "task %s id %s attempt %d can't be kept", *_names(message), error=exc)
-        try:
-            raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
-            letter = letter_of(message, reason="internal_error", error=error, now=host.now())
-            bury(host, replace(letter, message=None, raw=raw))
-        except NotSettledError:
-            return False
-        except Exception:
-            _log.exception("task %s id %s attempt %d can't even be buried, and is requeued", *_names(message))
-            host.stopping.wait(host.settings.requeue_pause_s)
-            return False
-    return True
+    try:
+        raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
+        bury_unreadable(host, raw, reason=dead.reason, error=error, message_id=message.id)
+        return dead
+    except NotSettledError:
+        return GivenBack()
+    except Exception:
+        _log.exception("task %s id %s attempt %d can't even be buried, and is requeued", *_names(message))
+        host.stopping.wait(host.settings.requeue_pause_s)
+        return GivenBack()
 
 
 def _requeue_pause_s(host: Host, requeues: int) -> float | None:
@@ -484,7 +476,7 @@ def taken_again(host: Host, message: Message) -> Callable[[], object] | None:
     if count == 0 or message.requeues + count <= MOST_REQUEUES:
         return None
     error = WorkerLost(f"its worker was gone {count} times before the attempt was started")
-    return partial(_ended, task, task.marks, message, Dead("internal_error", error))
+    return partial(_ended, task, message, Dead("internal_error", error))
 
 
 def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
@@ -500,37 +492,43 @@ def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
-    now, info = host.now(), ErrorInfo.of(error)
     text = failures.traceback_of(error) if reason == "internal_error" else ""
-    worker, records = _this_process(), host.records
-    bury(host, DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker))
-    if records is None or not is_id(message_id):
-        return
-    record = _persist(host, records.get, message_id)
-    if record is None or record.state in FINAL:
-        return
-    _persist(host, records.ended, _recorded(record), Ending(state="dead", at=now, reason=reason, error=info))
+    info, now, worker = ErrorInfo.of(error), host.now(), _this_process()
+    letter = DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker)
+    bury(host, letter)
+    _record_death(host, letter, message_id, partial(_persist, host))
 
 
 def record_buried(host: Host, letter: DeadLetter) -> None:
     """Record the end of a message that a pump buries; while the store is away, its record stays as it is."""
-    records = host.records
-    if records is None:
-        return
+
+    def ask(act: Callable[..., T], *given: object) -> T:
+        return act(*given, timeout_s=_TELL_S)
+
     try:
-        message = letter.message
-        found = _id_in(letter.raw)
-        if message is None and is_id(found):
-            record = records.get(found, timeout_s=_TELL_S)
-            message = None if record is None or record.state in FINAL else _recorded(record)
-        if message is None or host.bound(message.task).records is None:
-            return
-        ending = Ending(
-            state="dead", at=host.now(), reason=letter.reason, error=letter.error, traceback=letter.traceback
-        )
-        records.ended(message, ending, timeout_s=_TELL_S)
+        _record_death(host, letter, _id_in(letter.raw), ask)
     except Exception as exc:  # it must not keep the pump from other messages
         _log.warning("dead letter %s: the message's record is left as it is: %s", letter.id, failures.text_of(exc))
+
+
+def _record_death(host: Host, letter: DeadLetter, message_id: object, ask: Callable[..., Any]) -> None:
+    """Record the end of a message that was not run; one that can't be read by its id, if it has a record that is open.
+
+    Args:
+        host: The bridge.
+        letter: Its dead letter.
+        message_id: What the message calls itself, if it can't be read.
+        ask: Calls what asks the store, with the arguments.
+    """
+    records, message = host.records, letter.message
+    if records is None or (message is not None and host.bound(message.task).records is None):
+        return
+    if message is None:
+        record = ask(records.get, message_id) if is_id(message_id) else None
+        message = None if record is None or record.state in FINAL else _recorded(record)
+    if message is not None:
+        reason, info, text = letter.reason, letter.error, letter.traceback
+        ask(records.ended, message, Ending(state="dead", at=host.now(), reason=reason, error=info, traceback=text))
 
 
 def _id_in(parked: bytes | None) -> object:

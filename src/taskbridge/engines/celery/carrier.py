@@ -27,11 +27,11 @@ from celery.signals import task_postrun, task_success
 from taskbridge import failures
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery.stock import CeleryIgnore, stock
-from taskbridge.engines.settle import MOST_REQUEUES, NotSettledError, begin, finish, not_settled
+from taskbridge.engines.settle import NotRun, NotSettledError, begin, finish, not_settled
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
+from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RunAgain, Verdict
 from taskbridge.runner import Runs
 
 _log = logger("taskbridge.celery")
@@ -305,15 +305,14 @@ class Carrier:
             runs.is_busy = False
             if runs.told_to_exit:
                 runs.exit_soon()
-        if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):  # another delivery of it is run
-            return PutOff(verdict.reason)
-        return verdict
+        return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
 
     def unsettled(self, message: Message, error: BaseException) -> Verdict | Exception:
         """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do."""
-        if not not_settled(self._host, message, error):
+        verdict = not_settled(self._host, message, error)
+        if isinstance(verdict, GivenBack):
             return _given_back("it could not be settled")
-        return Dead("internal_error", error) if message.requeues >= MOST_REQUEUES else PutOff("it could not be settled")
+        return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
 
     def _show(self, verdict: Verdict, request: Any) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""

@@ -37,7 +37,7 @@ from taskbridge.engines.settle import NotSettledError, finish, later, not_settle
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.retry import Cancelled, Verdict
+from taskbridge.retry import Cancelled, GivenBack, Verdict
 
 if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
@@ -633,7 +633,7 @@ class Consumer(CeleryConsumer):
                 _log.warning("a message goes back: %s", exc)
                 is_done = False
             except Exception as exc:
-                is_done = not_settled(self._host, message.taskbridge, exc)
+                is_done = not_settled(self._host, message.taskbridge, exc) != GivenBack()
             if is_done:
                 self._acknowledge(message.ack_log_error)
             else:

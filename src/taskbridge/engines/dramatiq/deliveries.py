@@ -33,8 +33,8 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
     LOOK_AGAIN_S,
-    MOST_REQUEUES,
     BoundTask,
+    NotRun,
     NotSettledError,
     begin,
     bury_unreadable,
@@ -50,7 +50,7 @@ from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.probe import PROBE
-from taskbridge.retry import Cancelled, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
+from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
 _log = logger("taskbridge.dramatiq")
 
@@ -148,8 +148,8 @@ class TaskActor(Actor[Any, Any]):
     ) -> None:
         self._host = host
         self._life = life
-        self._unsettled: set[tuple[str, int]] = set()
-        self._ended: deque[tuple[str, int]] = deque(maxlen=_MOST_REMEMBERED)
+        self._unsettled: set[str] = set()
+        self._ended: deque[str] = deque(maxlen=_MOST_REMEMBERED)
         super().__init__(
             declaration.function,
             broker=broker,
@@ -174,50 +174,45 @@ class TaskActor(Actor[Any, Any]):
         if not isinstance(delivery, Delivery) or delivery.task_message is None or delivery.is_begun:
             return self.fn(*args, **kwargs)
         delivery.is_begun = True  # a task may call another one, or itself
+        self._show(delivery, self._settled(delivery, delivery.task_message))
+        return None
+
+    def _settled(self, delivery: Delivery, message: Message) -> Verdict:
+        """Run a message and settle it, and return what is to be shown of it."""
         if self._life.draining:
-            raise _going_back(delivery, "the worker stops")
-        message = delivery.task_message
+            return GivenBack()
         try:
             task = self._host.bound(message.task)
             if task.marks is None and self._came_back(delivery, message):
-                raise _elsewhere(delivery, "its attempt runs here, or has ended here")
+                return NotRun("its attempt runs here, or has ended here")
             verdict = begin(task, message, redelivered=delivery.redelivered)
-            if isinstance(verdict, Discarded) and not isinstance(verdict, Cancelled):
-                raise _elsewhere(delivery, f"it was delivered again: {verdict.reason}")
-            if verdict is None:
-                verdict = self._run(task, delivery, message)
-        except Returned:
-            raise
-        except NotSettledError as exc:
-            raise _going_back(delivery, "the worker stops before the broker took the verdict", suspect=True) from exc
+            return self._run(task, delivery, message) if verdict is None else verdict
+        except NotSettledError:
+            verdict = GivenBack()
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
-            if not not_settled(self._host, message, exc):
-                raise _going_back(delivery, "it could not be settled", suspect=True) from None
-            if message.requeues < MOST_REQUEUES:
-                raise _elsewhere(delivery, "it could not be settled: it waits") from None
-            verdict = Dead("internal_error", exc)
-        self._show(delivery, verdict)
-        return None
+            verdict = not_settled(self._host, message, exc)
+        delivery.suspect = True  # if it goes back
+        return verdict
 
     def _run(self, task: BoundTask, delivery: Delivery, message: Message) -> Verdict:
-        """Run a message and settle it; its attempt is remembered until then, and longer where there is no store."""
-        attempt = _attempt(message)
-        self._unsettled.add(attempt)
+        """Run a message and settle it; where there is no store its attempt is remembered, from before that on."""
+        if task.marks is None:
+            self._unsettled.add(message.attempt_key)
         try:
             verdict = self._life.runs.run(task, message, holder=delivery)
             if delivery.abandoned:
-                raise _elsewhere(delivery, "the worker has given it back meanwhile")
+                return NotRun("the worker has given it back meanwhile")
             verdict = finish(task, message, verdict)
             if task.marks is None and not isinstance(verdict, GivenBack):
-                self._ended.append(attempt)
+                self._ended.append(message.attempt_key)
             return verdict
         finally:
-            self._unsettled.discard(attempt)
+            if task.marks is None:
+                self._unsettled.discard(message.attempt_key)
 
     def remembers(self, message: Message) -> bool:
-        """Return whether a message's attempt runs or is settled here, or has ended here lately (rule A7)."""
-        attempt = _attempt(message)
-        return attempt in self._unsettled or attempt in self._ended
+        """Return whether an attempt runs or is settled here, or has ended here lately, where there is no store (A7)."""
+        return message.attempt_key in self._unsettled or message.attempt_key in self._ended
 
     def _came_back(self, delivery: Delivery, message: Message) -> bool:
         """Return whether a message came back whose attempt is remembered; it is looked at later if that has not ended.
@@ -227,7 +222,7 @@ class TaskActor(Actor[Any, Any]):
         """
         if not (delivery.redelivered or message.redelivered) or not self.remembers(message):
             return False
-        if _attempt(message) not in self._ended:
+        if message.attempt_key not in self._ended:
             later(self._host, suspect(message), LOOK_AGAIN_S)
         return True
 
@@ -248,10 +243,13 @@ class TaskActor(Actor[Any, Any]):
             case Dead(reason, error):
                 delivery.fail()
                 raise Buried(f"the message is dead: {reason}") if error is None else failures.presentable(error)
+            case NotRun(reason):
+                raise _elsewhere(delivery, reason)
             case Discarded(reason):
                 raise SkipMessage(reason)
             case GivenBack():
-                raise _going_back(delivery, "the worker stops")
+                delivery.returns = True
+                raise _elsewhere(delivery, "it goes back to its queue")
 
     def _would_warn(self, delivery: Delivery) -> bool:
         """Return whether Dramatiq's own `Results` would warn of a result that it is not to store."""
@@ -259,20 +257,10 @@ class TaskActor(Actor[Any, Any]):
         return not all(delivery.options.get("store_results", found.store_results) for found in stores)
 
 
-def _attempt(message: Message) -> tuple[str, int]:
-    return message.life, message.attempt
-
-
 def _elsewhere(delivery: Delivery, reason: str) -> Returned:
     """Return what to raise for a message whose outcome is not this one; nobody is called back for it."""
     delivery.unheard = FOR_OPTIONS
     return Returned(reason)
-
-
-def _going_back(delivery: Delivery, reason: str, *, suspect: bool = False) -> Returned:
-    delivery.returns = True
-    delivery.suspect = suspect
-    return _elsewhere(delivery, reason)
 
 
 class Reception:
@@ -345,7 +333,7 @@ class Reception:
         except Exception as exc:
             if message is None or isinstance(exc, NotSettledError):
                 raise
-            if not not_settled(self._host, message, exc):
+            if isinstance(not_settled(self._host, message, exc), GivenBack):
                 raise NotSettledError("a message could not be settled") from exc
         return None
 
