@@ -4,63 +4,63 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 
 from taskbridge.engines.dramatiq.broker import Slots
 
 
-def nothing() -> None:
-    """Wake nobody."""
+def in_line(slots: Slots) -> threading.Event:
+    """Stand in line for a slot."""
+    granted = threading.Event()
+    slots.stand_in_line(granted)
+    return granted
 
 
 def test_there_are_as_many_as_threads() -> None:
     slots = Slots(3)
 
-    assert slots.ticket(nothing).granted
+    assert in_line(slots).is_set()
     assert slots.take(5) == 2
     assert slots.take(1) == 0
-    assert not slots.ticket(nothing).granted
+    assert not in_line(slots).is_set()
 
 
-def test_who_waits_longest_gets_what_is_freed_and_is_told() -> None:
-    slots, woken = Slots(1), list[str]()
+def test_who_waits_longest_gets_what_is_freed() -> None:
+    slots = Slots(1)
     slots.take(1)
-    first, second = slots.ticket(lambda: woken.append("first")), slots.ticket(lambda: woken.append("second"))
+    first, second = in_line(slots), in_line(slots)
 
     slots.release()
 
-    assert (first.granted, second.granted, woken) == (True, False, ["first"])
+    assert (first.is_set(), second.is_set()) == (True, False)
     assert slots.take(1) == 0, "it was handed over, and never free"
 
 
 def test_of_several_freed_at_once_each_in_the_line_gets_one_and_the_rest_is_free() -> None:
-    slots, woken = Slots(5), list[str]()
+    slots = Slots(5)
     slots.take(5)
-    line = [slots.ticket(partial(woken.append, name)) for name in ("first", "second")]
+    line = [in_line(slots) for _ in range(2)]
 
     slots.release(5)
 
-    assert [ticket.granted for ticket in line] == [True, True]
-    assert woken == ["first", "second"]
+    assert [granted.is_set() for granted in line] == [True, True]
     assert slots.take(5) == 3
 
 
 def test_who_gives_up_is_passed_over() -> None:
     slots = Slots(1)
     slots.take(1)
-    first, second = slots.ticket(nothing), slots.ticket(nothing)
+    first, second = in_line(slots), in_line(slots)
 
     slots.give_up(first)
     slots.release()
 
-    assert (first.granted, second.granted) == (False, True)
+    assert (first.is_set(), second.is_set()) == (False, True)
 
 
 def test_who_gives_up_what_it_has_frees_it() -> None:
     slots = Slots(1)
-    ticket = slots.ticket(nothing)
 
-    slots.give_up(ticket)
+    slots.give_up(in_line(slots))
 
     assert slots.take(1) == 1
 
@@ -73,7 +73,7 @@ def test_it_is_known_for_how_long_nothing_has_changed() -> None:
     slots.take(1)
     time.sleep(0.05)
     full_for_s = slots.full_for_s()
-    slots.ticket(nothing)
+    in_line(slots)
     slots.release()
 
     assert full_for_s >= 0.05
@@ -86,12 +86,11 @@ def test_threads_that_take_and_give_back_lose_none() -> None:
 
     def work(number: int) -> None:
         for _ in range(200):
-            woken = threading.Event()
-            ticket = slots.ticket(woken.set)
-            if not ticket.granted and number % 2 and not woken.wait(0.0001):
-                slots.give_up(ticket)
+            granted = in_line(slots)
+            if number % 2 and not granted.wait(0.0001):
+                slots.give_up(granted)
                 continue
-            assert ticket.granted or woken.wait(10)
+            assert granted.wait(10)
             with lock:
                 held.append(number)
                 most.append(len(held))

@@ -31,14 +31,6 @@ _log = logger("taskbridge.dramatiq")
 _BOOT_LOOK_S = 0.2
 
 
-class Ticket:
-    """A consumer's place in the line for a slot; `granted` once it has one."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.wake: Callable[[], None] = wake
-        self.granted: bool = False
-
-
 class Slots:
     """As many slots as threads. Each is free, or held for a message from before it is taken until it is done with."""
 
@@ -46,24 +38,18 @@ class Slots:
         self.total = total
         self._free = total
         self._changed_at = monotonic()
-        self._line: deque[Ticket] = deque()
+        self._line: deque[threading.Event] = deque()
         self._lock = locks.Lock()
 
-    def ticket(self, wake: Callable[[], None]) -> Ticket:
-        """Return a place in the line for one slot, which is granted at once if one is free.
-
-        Args:
-            wake: Called, in another thread, when the slot is granted later.
-        """
-        ticket = Ticket(wake)
+    def stand_in_line(self, granted: threading.Event) -> None:
+        """Wait for one slot: `granted` is set when the caller has it, at once if one is free."""
         with self._lock:
             if self._free > 0:
                 self._free -= 1
                 self._changed_at = monotonic()
-                ticket.granted = True
+                granted.set()
             else:
-                self._line.append(ticket)
-        return ticket
+                self._line.append(granted)
 
     def take(self, most: int) -> int:
         """Take up to so many free slots at once, and return how many."""
@@ -73,42 +59,37 @@ class Slots:
             self._changed_at = monotonic()
             return taken
 
-    def keep(self, own: Ticket | None) -> bool:
+    def keep(self, own: threading.Event) -> bool:
         """Return whether a slot may go on to the next message of its queue: no other queue's consumer waits for one.
 
         Args:
-            own: The ticket of the queue's own consumer.
+            own: What the queue's own consumer stands in line with.
         """
         with self._lock:
             self._changed_at = monotonic()
-            return all(ticket is own for ticket in self._line)
+            return all(granted is own for granted in self._line)
 
     def full_for_s(self) -> float:
         """Return for how long all slots have been held, and always for the same messages; 0 if one is free."""
         with self._lock:
             return 0.0 if self._free > 0 else monotonic() - self._changed_at
 
-    def give_up(self, ticket: Ticket) -> None:
-        """Take a ticket out of the line; if it has its slot, free that."""
+    def give_up(self, granted: threading.Event) -> None:
+        """Wait no longer for a slot; if it is there, free it."""
         with self._lock:
-            granted, ticket.granted = ticket.granted, False
-            if not granted:
-                self._line.remove(ticket)
-        if granted:
-            self.release()
+            if not granted.is_set():
+                self._line.remove(granted)
+                return
+        self.release()
 
     def release(self, count: int = 1) -> None:
         """Free slots; who waits longest gets them."""
-        granted: list[Ticket] = []
         with self._lock:
             self._changed_at = monotonic()
-            while self._line and len(granted) < count:
-                ticket = self._line.popleft()
-                ticket.granted = True
-                granted.append(ticket)
-            self._free += count - len(granted)
-        for ticket in granted:
-            ticket.wake()
+            while self._line and count > 0:
+                self._line.popleft().set()
+                count -= 1
+            self._free += count
 
 
 class Arrival(NamedTuple):
@@ -239,8 +220,8 @@ class EngineConsumer(Consumer):
         self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
         self._ready: deque[Arrival] = deque()
         self._delayed: set[Any] = set()
-        self._ticket: Ticket | None = None
-        self._wake = locks.Event()
+        self._granted = locks.Event()
+        self._is_in_line = False
 
     # What a broker's own consumer says
 
@@ -316,15 +297,17 @@ class EngineConsumer(Consumer):
 
     def _take_slots(self) -> int:
         """Take the free slots; if there are none, wait in line for one, and return 0 if that takes too long."""
-        if self._ticket is None:
-            self._ticket = self._slots.ticket(self._wake.set)
-        if not self._ticket.granted:
-            self._wake.wait(self._timeout_s)
-        self._wake.clear()
-        if not self._ticket.granted:  # not in time, or what woke it came late and was for the ticket before
+        if not self._is_in_line:
+            self._is_in_line = True
+            self._slots.stand_in_line(self._granted)
+        if not self._granted.wait(self._timeout_s):
             return 0
-        self._ticket = None
+        self._leave_line()
         return 1 + self._slots.take(self._slots.total - 1)
+
+    def _leave_line(self) -> None:
+        self._is_in_line = False
+        self._granted.clear()
 
     def _taken(self, take: Callable[[int], Sequence[Arrival]], slots: int) -> Sequence[Arrival]:
         """Take messages for slots, and free the slots for which there are none."""
@@ -364,9 +347,9 @@ class EngineConsumer(Consumer):
 
         Dramatiq forgets what its thread held when the connection breaks (dramatiq/worker.py, ConsumerThread.run).
         """
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            self._slots.give_up(ticket)
+        if self._is_in_line:
+            self._slots.give_up(self._granted)
+            self._leave_line()
         self._give_back_ready()
         self._return(list(self._delayed))
 
@@ -436,7 +419,7 @@ class EngineConsumer(Consumer):
     def _exchange(self, slots: int) -> Sequence[Arrival]:
         """Remove what is done with, and take messages in its slots, unless another queue's consumer waits for one."""
         try:
-            if not self._engine_broker.draining and self._slots.keep(self._ticket):
+            if not self._engine_broker.draining and self._slots.keep(self._granted):
                 return self._taken(self.take_next, slots)
             self._slots.release(slots)
             self.flush()

@@ -157,6 +157,7 @@ class _SparingConsumer(EngineConsumer):
         super().__init__(broker, queue_name, prefetch, timeout_ms)
         self._broker = broker
         self._arrived: deque[Arrival] = deque()
+        self._wake = locks.Event()  # something has arrived
         self._moved_at = 0.0  # when the first of these became the first
         self._is_consuming = False
         self._was_sent_back = False
@@ -199,6 +200,7 @@ class _SparingConsumer(EngineConsumer):
     def take(self, most: int) -> Sequence[Arrival]:
         if not self._is_consuming:
             self._is_consuming = True
+            self._wake.clear()
             self._channel.tell(spec.Basic.Consume(queue=self._queue_name, consumer_tag=_TAG, nowait=True))
             if self._was_sent_back:  # it waits there, and would find the threads taken again
                 self._was_sent_back = False
@@ -207,6 +209,7 @@ class _SparingConsumer(EngineConsumer):
 
     def wait(self) -> None:
         self._wake.wait(self._timeout_s)
+        self._wake.clear()
 
     def close(self) -> None:
         """Close the channel, after the last acknowledgements; what is not acknowledged goes back."""
@@ -228,7 +231,7 @@ class _SparingConsumer(EngineConsumer):
         The consumer's own thread would have to be woken for it, and then wake this one.
         """
         self.end(place)
-        if self._work is not None and not self._broker.draining and self._slots.keep(self._ticket):
+        if self._work is not None and not self._broker.draining and self._slots.keep(self._granted):
             for arrival in self._next_arrived(1):
                 self._work.put(arrival)
                 return
@@ -272,7 +275,7 @@ class _SparingConsumer(EngineConsumer):
         if not self._arrived:
             self._moved_at = monotonic()
         self._arrived.append(arrival)
-        if self._ticket is None:  # else it waits for a thread, and not for this
+        if not self._is_in_line:  # else it waits for a thread, and not for this
             self._wake.set()
 
     def _next_arrived(self, most: int) -> list[Arrival]:
