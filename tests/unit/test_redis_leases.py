@@ -442,6 +442,20 @@ class TestOddEntries:
         leases.beat()
         assert len(self.letters(place)) == 2
 
+    def test_what_two_workers_bury_at_once_is_one_letter(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, two = place.worker(), place.worker()
+        place.client.hset(one.held_prefix + one.worker, "x", b"no list")
+        bury = one._bury
+
+        def late(entry: bytes) -> None:
+            two.beat()  # reads and buries the same entry
+            bury(entry)
+
+        monkeypatch.setattr(one, "_bury", late)
+        one.beat()
+
+        assert [letter.raw for letter in self.letters(place)] == [b"no list"]
+
     def test_a_message_whose_list_is_overwritten_while_it_is_held_is_dead_and_no_other_is(self, place: Place) -> None:
         """It is not removed before it is somewhere else."""
         place.put()

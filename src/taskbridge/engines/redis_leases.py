@@ -8,7 +8,7 @@ whose leases are over. Times are the server's.
 |---|---|---|
 | `{ns}.{engine}.leases` | sorted set | each worker, by when it renewed its lease, in ms |
 | `{ns}.{engine}.held.{worker}` | hash | by tag, of each message that it holds: its list, a line feed, the list's item |
-| `{ns}.{engine}.leases.odd` | list | what was held and can't go back to a list; each beat buries some of it |
+| `{ns}.{engine}.leases.odd` | list | a time in ms, a line feed, what can't go back to a list; each beat buries some |
 
 A tag is a number that means one delivery. Ending one that is not held any more does nothing, so whatever is not
 confirmed is sent again. The reply to a script that takes may be lost: each beat compares what Redis says is held with
@@ -25,7 +25,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic, time
+from time import monotonic
 from typing import Final
 
 from taskbridge import locks
@@ -52,6 +52,9 @@ _MINUTE_S: Final = 60.0
 
 _AT_ONCE_S: Final = 1.0
 """How long an acknowledgement may hold up its caller; after that, the thread goes on trying."""
+
+_DIGITS: Final = 15
+"""How many digits a time in ms has at most."""
 
 _TOGETHER: Final = 500
 """How many messages one script settles."""
@@ -275,14 +278,17 @@ class Leases(Background):
         count, held, odd = self._client.execute([call], timeout_s=self._timeout_s)
         return count, sorted([tag.decode() for tag in held], key=int), odd
 
-    def _bury(self, raw: bytes) -> None:
-        """Bury what can't go back to its queue, so that it stops nobody (rule I1)."""
+    def _bury(self, entry: bytes) -> None:
+        """Bury what can't go back to its queue, so that it stops nobody (rule I1); others may do the same now."""
+        at_ms, _, raw = entry.partition(b"\n")
+        if not at_ms.isdigit() or len(at_ms) > _DIGITS:
+            at_ms, raw = b"0", entry
         error = DecodeError("what a worker held names no list, or one whose key holds something else")
         _log.error("a message of %d bytes can't go back to its queue and is dead: %s", len(raw), error)
         info = ErrorInfo.of(error)
-        letter = DeadLetter(message=None, reason="internal_error", error=info, died_at=time(), raw=raw)
+        letter = DeadLetter(message=None, reason="internal_error", error=info, died_at=int(at_ms) / 1000, raw=raw)
         self._client.execute([burying(self._broker_keys, letter, self._dead_ttl_s)], timeout_s=self._timeout_s)
-        self._client.execute([("LREM", f"{self.leases_key}.odd", 1, raw)], timeout_s=self._timeout_s)
+        self._client.execute([("LREM", f"{self.leases_key}.odd", 1, entry)], timeout_s=self._timeout_s)
 
     def _may_judge(self) -> bool:
         """Return whether a worker whose lease is over is gone.

@@ -22,4 +22,4 @@ local tags = {}
 for _, tag in ipairs(own('HKEYS', KEYS[2])) do
   if number(tag) then tags[#tags + 1] = tag else count = count + settle(KEYS[2], tag, 'suspect') end
 end
-return {count, tags, own('LRANGE', ODD, 0, 99)}
+return {count, tags, own('LRANGE', KEYS[1] .. '.odd', 0, 99)}
