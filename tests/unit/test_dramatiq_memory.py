@@ -21,6 +21,7 @@ from dramatiq.results.backends import StubBackend
 
 from taskbridge import Bridge, DeclarationError, Discard, Event, RetryPolicy, TaskBridgeError, current
 from taskbridge.engines.base import WorkerOptions
+from taskbridge.engines.dramatiq.deliveries import TaskActor
 from taskbridge.message import Message, new_id
 from taskbridge.retry import Interrupted
 
@@ -250,6 +251,23 @@ class TestOutcomes:
 
         assert fails.name in caplog.text
         assert "s3cret" not in caplog.text
+
+    def test_an_error_that_hinders_an_outcome_from_being_shown_is_logged(
+        self, bridge: Bridge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def raise_odd(*given: Any) -> bool:
+            raise TypeError("nobody thought of it")
+
+        @bridge.task
+        def returns() -> int:
+            return 1
+
+        monkeypatch.setattr(TaskActor, "_would_warn", raise_odd)
+        with bridge.embedded_worker():
+            returns.send()
+            idle(bridge)
+
+        assert "nobody thought of it" in caplog.text
 
 
 class TestPlainClients:

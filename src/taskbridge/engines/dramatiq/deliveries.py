@@ -116,12 +116,14 @@ class Delivery(MessageProxy):
 
 
 class OncePerOutcome(logging.Filter):
-    """Drops what Dramatiq's threads say above INFO of a message that taskbridge has run: its own log says it."""
+    """Drops what Dramatiq's threads say of a message that is dead or discarded: taskbridge's own log says it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line is kept."""
         about = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        return record.levelno <= logging.INFO or not (isinstance(about, Delivery) and about.is_begun)
+        if record.levelno <= logging.INFO or not isinstance(about, Delivery) or not about.is_begun:
+            return True
+        return not about.failed and record.levelno > logging.WARNING
 
 
 class Returned(dramatiq.Retry):
