@@ -25,9 +25,10 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from time import monotonic, sleep
-from typing import Final
+from typing import Any, Final
 
 from taskbridge import locks
+from taskbridge.engines.attempts import Attempts
 from taskbridge.engines.base import APP_VARIABLE, Host
 from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import prepare_marks, unmark
@@ -61,12 +62,14 @@ class WorkerLife:
 
     Attributes:
         runs: What runs in this process.
+        attempts: What this process knows of attempts, beside what a store tells.
         draining: Whether nothing is taken: the worker stops, or has stopped.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
         self.runs: Final = runs
+        self.attempts: Final[Attempts[Any]] = Attempts()
         self.runs.ends_process = lambda: self._is_whole_process
         self.draining: bool = False
         self._threads = Pump(host), Scheduler(host), BusySigns(host, self._queues_if_full)

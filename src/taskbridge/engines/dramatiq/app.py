@@ -43,7 +43,7 @@ class DramatiqEngine:
         self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage()])
         self._life = DramatiqLife(host, self._native)
         self._native.add_middleware(self._life)
-        self._native.reception = Reception(host, self._native)
+        self._native.reception = Reception(host, self._native, self._life.attempts)
         self._native.stopping = host.stopping
         self._embedded = locks.Lock()
         self._booted = False

@@ -7,7 +7,6 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import Any, Final
 
 import dramatiq
@@ -29,6 +28,7 @@ from dramatiq.results import Results
 
 from taskbridge import failures
 from taskbridge.declaration import Declaration
+from taskbridge.engines.attempts import RUNNING, Attempts
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
@@ -59,9 +59,6 @@ FOR_ACTORS: Final[tuple[type[Middleware], ...]] = (AgeLimit, TimeLimit, Shutdown
 
 FOR_OPTIONS: Final[tuple[type[Middleware], ...]] = (*FOR_ACTORS, Callbacks, Pipelines)
 """The same, for a task's message that has no options of Dramatiq's, as those of plain clients may have."""
-
-_MOST_REMEMBERED: Final = 1_000
-"""How many attempts of a task are remembered as ended, where no store tells."""
 
 _WAITS_SINCE: Final = "taskbridge_waits_since"
 """The option that says since when a message in a newer form has been put off, in seconds since the epoch."""
@@ -150,8 +147,6 @@ class TaskActor(Actor[Any, Any]):
     ) -> None:
         self._host = host
         self._life = life
-        self._unsettled: set[str] = set()
-        self._ended: deque[str] = deque(maxlen=_MOST_REMEMBERED)
         super().__init__(
             declaration.function,
             broker=broker,
@@ -199,34 +194,26 @@ class TaskActor(Actor[Any, Any]):
     def _run(self, task: BoundTask, delivery: Delivery, message: Message) -> Verdict:
         """Run a message and settle it; where there is no store its attempt is remembered, from before that on."""
         if task.marks is None:
-            self._unsettled.add(message.attempt_key)
+            self._life.attempts.begins(message, delivery)
+        has_ended = False
         try:
             verdict = self._life.runs.run(task, message, holder=delivery)
             if delivery.abandoned:
                 return NotRun("the worker has given it back meanwhile")
             verdict = finish(task, message, verdict)
-            if task.marks is None and not isinstance(verdict, GivenBack):
-                self._ended.append(message.attempt_key)
+            has_ended = not isinstance(verdict, GivenBack)
             return verdict
         finally:
             if task.marks is None:
-                self._unsettled.discard(message.attempt_key)
-
-    def remembers(self, message: Message) -> bool:
-        """Return whether an attempt runs or is settled here, or has ended here lately, where there is no store (A7)."""
-        return message.attempt_key in self._unsettled or message.attempt_key in self._ended
+                self._life.attempts.ends(message, has_ended=has_ended)
 
     def _came_back(self, delivery: Delivery, message: Message) -> bool:
-        """Return whether a message came back whose attempt is remembered; it is looked at later if that has not ended.
-
-        RabbitMQ delivers what was held on a lost connection again, though its task goes on, or its verdict waits until
-        RabbitMQ takes what it needs.
-        """
-        if not (delivery.redelivered or message.redelivered) or not self.remembers(message):
-            return False
-        if message.attempt_key not in self._ended:
+        """Return whether a message came back whose attempt is known here; it is sent again if that goes on."""
+        is_suspect = delivery.redelivered or message.redelivered
+        state = self._life.attempts.state_of(message) if is_suspect else None
+        if state == RUNNING:
             later(self._host, suspect(message), LOOK_AGAIN_S)
-        return True
+        return state is not None
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> None:
         """Make Dramatiq, its middleware and dashboards see a verdict that was carried out."""
@@ -271,11 +258,13 @@ class Reception:
     Args:
         host: The bridge.
         broker: Where messages in a newer form wait.
+        attempts: What this process knows of attempts.
     """
 
-    def __init__(self, host: Host, broker: Broker) -> None:
+    def __init__(self, host: Host, broker: Broker, attempts: Attempts[Delivery]) -> None:
         self._host = host
         self._broker = broker
+        self._attempts = attempts
         self._namespace = host.settings.namespace
 
     def owns(self, queue_name: str) -> bool:
@@ -342,6 +331,7 @@ class Reception:
     def _decided(self, delivery: Delivery, message: Message, actor: TaskActor | None) -> Delivery | None:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
+        is_from_elsewhere = redelivered and self._attempts.state_of(message) is None
         if "eta" in options:
             due_at_ms = wire.milliseconds(options, "eta")
             wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - host.now())
@@ -350,7 +340,7 @@ class Reception:
             begin(host.bound(PROBE), message, redelivered=redelivered)
         elif actor is None:
             put_off_unknown(host, message, redelivered=redelivered)
-        elif redelivered and not actor.remembers(message) and (act := taken_again(host, message)) is not None:
+        elif is_from_elsewhere and (act := taken_again(host, message)) is not None:
             act()
         else:
             delivery.task_message = message
