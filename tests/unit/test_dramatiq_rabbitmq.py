@@ -223,7 +223,7 @@ def test_a_worker_that_drains_returns_what_has_arrived(place: Place) -> None:
     consumer = broker.consume(place.queue, prefetch=3, timeout=50)
     held = take(consumer)
 
-    broker.closes()
+    broker.draining = True
     turn(consumer, until=lambda: place.waiting(place.queue) == 2)
     consumer.ack(held)
     consumer.close()
@@ -272,7 +272,7 @@ def test_a_worker_that_drains_waits_for_no_server_that_is_silent(place: Place) -
         broker = place.broker(1, port=proxy.port)
         one, two = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
         proxy.stall()
-        broker.closes()
+        broker.draining = True
 
         began = time.monotonic()
         for consumer in (one, two):
@@ -328,7 +328,7 @@ def test_what_no_thread_has_begun_with_goes_back_when_the_worker_drains(place: P
     consumer = broker.consume(place.queue, prefetch=2, timeout=50)
     turn(consumer, until=lambda: work.unfinished_tasks == 2)
 
-    broker.closes()
+    broker.draining = True
     with pytest.raises(Empty):
         work.get_nowait()
     turn(consumer, until=lambda: place.waiting(place.queue) == 2)

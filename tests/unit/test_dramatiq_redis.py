@@ -226,7 +226,7 @@ class TestTaking:
         assert next(consumer) is None
         assert work.unfinished_tasks == 2
 
-        broker.closes()
+        broker.draining = True
         with pytest.raises(Empty):
             work.get_nowait()
 
@@ -289,7 +289,7 @@ class TestTaking:
         consumer = broker.consume(place.queue, timeout=50)
         assert next(consumer) is None
         held = work.get_nowait().message
-        broker.closes()
+        broker.draining = True
 
         consumer.ack(held)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +117,7 @@ class EngineBroker(Broker):
 
     Attributes:
         slots: The worker's free threads; None while no worker runs on this broker.
-        draining: Whether nothing is to be taken any more.
+        draining: Whether nothing is to be taken any more; a signal handler sets it.
         booted: Set once the worker may take messages.
         stopping: Set once the worker's grace is over: nothing waits for a server any longer.
         reception: Looks at each message.
@@ -179,14 +179,6 @@ class EngineBroker(Broker):
         self.booted = locks.Event()
         self.slots = Slots(threads)
 
-    def is_booted(self) -> bool:
-        """Return whether the worker may take messages; wait for that for a moment."""
-        return self.slots is None or self.booted.wait(_BOOT_LOOK_S)
-
-    def closes(self) -> None:
-        """Take nothing any more. A signal handler calls it: no lock, no waiting."""
-        self.draining = True
-
     def closed(self) -> None:
         """Give back all that is still in hand: consumers and threads have ended, or been given up."""
 
@@ -225,17 +217,17 @@ class EngineConsumer(Consumer):
 
     # What a broker's own consumer says
 
-    def take(self, most: int) -> Sequence[Arrival]:
+    def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
         """Take up to so many messages, of those that wait now.
+
+        Args:
+            most: How many.
+            soon: Whether a thread that has a message in hand waits for it: for no longer than need be.
 
         Raises:
             BrokerUnavailable: The broker doesn't give any, or nobody knows; whatever was taken goes back by itself.
         """
         raise NotImplementedError
-
-    def take_next(self, most: int) -> Sequence[Arrival]:
-        """Take as `take` does, while a thread that has a message in hand waits for it: for no longer than need be."""
-        return self.take(most)
 
     def wait(self) -> None:
         """Return when there may be something to take, or after a while.
@@ -268,10 +260,11 @@ class EngineConsumer(Consumer):
         Raises:
             ConnectionClosed: The broker doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
         """
-        if not self._engine_broker.is_booted():
+        broker = self._engine_broker
+        if broker.slots is not None and not broker.booted.wait(_BOOT_LOOK_S):
             return None
         try:
-            if self._engine_broker.draining:
+            if broker.draining:
                 self._give_back_ready()
                 sleep(self._timeout_s)
                 return None
@@ -286,7 +279,7 @@ class EngineConsumer(Consumer):
         slots = self._take_slots()
         if slots == 0:
             return
-        taken = self._taken(self.take, slots)
+        taken = self._taken(slots)
         if self._work is None:
             self._ready.extend(taken)
         else:
@@ -309,11 +302,11 @@ class EngineConsumer(Consumer):
         self._is_in_line = False
         self._granted.clear()
 
-    def _taken(self, take: Callable[[int], Sequence[Arrival]], slots: int) -> Sequence[Arrival]:
+    def _taken(self, slots: int, *, soon: bool = False) -> Sequence[Arrival]:
         """Take messages for slots, and free the slots for which there are none."""
         taken: Sequence[Arrival] = ()
         try:
-            taken = take(slots)
+            taken = self.take(slots, soon=soon)
         finally:
             self._slots.release(slots - len(taken))
         return taken
@@ -420,7 +413,7 @@ class EngineConsumer(Consumer):
         """Remove what is done with, and take messages in its slots, unless another queue's consumer waits for one."""
         try:
             if not self._engine_broker.draining and self._slots.keep(self._granted):
-                return self._taken(self.take_next, slots)
+                return self._taken(slots, soon=True)
             self._slots.release(slots)
             self.flush()
         except BrokerUnavailable as exc:

@@ -62,7 +62,7 @@ class _MemoryConsumer(EngineConsumer):
         super().__init__(broker, queue_name, prefetch, timeout_ms)
         self._queue: LeveledQueue = broker.queues[queue_name]
 
-    def take(self, most: int) -> Sequence[Arrival]:
+    def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
         return [Arrival(self, place, place.text) for place in self._queue.take(most)]
 
     def wait(self) -> None:

@@ -197,7 +197,7 @@ class _SparingConsumer(EngineConsumer):
             self._is_consuming = False
             self._channel.tell(spec.Basic.Cancel(consumer_tag=_TAG, nowait=True))
 
-    def take(self, most: int) -> Sequence[Arrival]:
+    def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
         if not self._is_consuming:
             self._is_consuming = True
             self._wake.clear()

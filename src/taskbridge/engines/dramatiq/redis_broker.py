@@ -149,14 +149,10 @@ class _LeveledConsumer(EngineConsumer):
         self._leases = broker.leases
         self._lists = Lists([broker.lists(queue_name)])
 
-    def take(self, most: int) -> Sequence[Arrival]:
-        return self._take(most, _TIMEOUT_S)
-
-    def take_next(self, most: int) -> Sequence[Arrival]:
-        return () if self._leases.is_away else self._take(most, _NEXT_S)
-
-    def _take(self, most: int, timeout_s: float) -> Sequence[Arrival]:
-        held = self._leases.take(self._lists, most, timeout_s=timeout_s)
+    def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
+        if soon and self._leases.is_away:
+            return ()
+        held = self._leases.take(self._lists, most, timeout_s=_NEXT_S if soon else _TIMEOUT_S)
         return [Arrival(self, each.tag, each.text, each.suspect) for each in held]
 
     def wait(self) -> None:

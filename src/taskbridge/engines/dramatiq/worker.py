@@ -116,7 +116,7 @@ class DramatiqLife(WorkerLife, Middleware):
 
     def stop_taking(self) -> None:
         """Have the consumers take nothing more."""
-        self._broker.closes()
+        self._broker.draining = True
 
     def abandon(self, lost: Collection[Run]) -> list[Any]:
         """Return the messages whose tasks still run; what their threads do with them from here on is ignored."""
