@@ -18,6 +18,7 @@ from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
 from taskbridge.engines.celery.carrier import Slots
+from taskbridge.engines.celery.consumer import Request
 from taskbridge.engines.celery.fast.tasks import FastRequest, FastWay, _Context, is_traced_by_celery_alone
 from taskbridge.engines.celery.reading import Parts, arguments_in
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
@@ -124,6 +125,16 @@ def test_a_request_is_let_go_without_a_garbage_collection(way: FastWay, consumer
         assert [request() for request in requests] == [None]
     finally:
         gc.enable()
+
+
+def test_headers_that_would_change_what_the_tracer_does_are_left_out(way: FastWay, task: Any) -> None:
+    task.app.engine.life.opens(None, has_children=False)
+    sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    message, parts = received(sent)
+    parts.headers.update({"shadow": "another", "get": 1, "_protected": 1, "colour": "red"})
+    request = Request(way, message, parts)
+    assert parts.headers.keys() - request.request_dict.keys() == {"shadow", "get", "_protected"}
+    assert request.name == "another", "what events show"
 
 
 def test_what_celery_itself_puts_into_tasks_as_a_worker_starts_does_not_close_it(task: Any) -> None:

@@ -401,7 +401,7 @@ def test_what_remote_control_revokes_ends_as_cancelled(
     stored = {} if server is redis_server else {"store": redis_server.url}
     shop = make_shop(server, remote_control="on", **stored)
     shop.worker(pool)
-    running = [shop.send("long", 5) for _ in range(2)]
+    running = [shop.send("long", 10) for _ in range(2)]  # longer than a busy machine takes for what follows
     shop.until(lambda: len(shop.notes("long")) == 2, "both slots to be taken")
     waiting = shop.send("add", 1, 2)
     control = shop.bridge.native.control

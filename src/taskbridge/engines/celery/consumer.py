@@ -58,10 +58,13 @@ _ACCEPTED_S: Final = 1.0
 _ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
 """The methods of kombu's messages that acknowledge."""
 
-_OF_CONTEXT: Final = frozenset(
+_NOT_TRACED: Final = {"shadow"}.union(
     name for name in dir(CeleryContext) if name.startswith("_") or callable(getattr(CeleryContext, name))
 )
-"""Headers of these names would stand in the place of methods and flags of Celery's context of a task."""
+"""Headers of these names would stand in the place of methods and flags of Celery's context of a task.
+
+By `shadow`, a name to be shown, the tracer's log would not tell that the task is taskbridge's (`app._once_logged`).
+"""
 
 _KNOWN_ENDS: Final = (
     *(Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError),
@@ -95,7 +98,7 @@ class Request(CeleryRequest):
             on_reject=partial(consumer.call_soon, message.reject_log_error),
             **way.options,
         )
-        for name in _OF_CONTEXT.intersection(self.request_dict):
+        for name in _NOT_TRACED.intersection(self.request_dict):
             del self.request_dict[name]
         self.is_put_off: bool = False
         self.is_orphan: bool = False
