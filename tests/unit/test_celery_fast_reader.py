@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from struct import pack
+from struct import pack, unpack
 from typing import Any
 
 import pytest
@@ -252,6 +254,39 @@ class TestAcknowledging:
         peer.channel.basic_ack(6)
         expected = b"".join(frame(1, pack(">HHQB", 60, 80, number, 0)) for number in (5, 6))
         assert peer.theirs.recv(1000) == expected
+
+    def test_slots_and_the_loop_write_whole_frames(self, peer: Peer) -> None:
+        """More than the socket holds at a time, so that a write takes several system calls."""
+        peer.connection.gathers = True
+        peer.connection.transport.sock.settimeout(30)
+        each, received = 20_000, bytearray()
+        whole = 3 * each * len(frame(1, pack(">HHQB", 60, 80, 1, 0)))
+
+        def receive() -> None:
+            time.sleep(0.2)  # so that all wait for room
+            while len(received) < whole and (data := peer.theirs.recv(65_536)):
+                received.extend(data)
+
+        def acknowledge(first: int) -> None:
+            for number in range(first, first + each):
+                peer.channel.basic_ack(number)
+            peer.channel.writer()
+
+        threads = [threading.Thread(target=acknowledge, args=(first,), daemon=True) for first in (0, each)]
+        threads.append(threading.Thread(target=receive, daemon=True))
+        for thread in threads:
+            thread.start()
+        for number in range(2 * each, 3 * each):
+            peer.channel.basic_reject(number, requeue=True)
+        threads[0].join(30)
+        threads[1].join(30)
+        peer.connection.write_gathered()
+        threads[2].join(30)
+        frames = [bytes(received[at : at + 21]) for at in range(0, len(received), 21)]
+        assert sorted(unpack(">Q", each[11:19])[0] for each in frames) == list(range(3 * each))
+        assert {(each[:11], each[20:]) for each in frames} == {
+            (frame(1, pack(">HHQB", 60, method, 1, 0))[:11], b"\xce") for method in (80, 90)
+        }
 
     def test_a_lost_connection_forgets_them(self, peer: Peer) -> None:
         loop: Any = type("Loop", (), {"on_tick": set()})()

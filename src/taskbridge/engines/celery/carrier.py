@@ -137,6 +137,7 @@ class Slots:
 
     Attributes:
         tell: Called in a thread after it has ended tasks: once for one of them or several.
+        most_untold: How many of them at most.
     """
 
     def __init__(self, number: int) -> None:
@@ -145,10 +146,11 @@ class Slots:
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._asleep: set[int] = set()
         self._is_coming = False
-        self._have_ended = False
+        self._untold = 0
         self._is_over = False
         self._threads: list[threading.Thread] = []  # of this name, for Celery counts them
         self.tell: Callable[[], object] = bool
+        self.most_untold: int = number
 
     def put(self, work: _Work) -> None:
         """Have something done in a thread; what it raises is logged."""
@@ -211,12 +213,14 @@ class Slots:
             work()
         except BaseException:
             _log.exception("what a thread had to do for Celery failed")
-        self._have_ended = True
+        self._untold += 1  # if another thread tells meanwhile, that one may be told twice, but never not at all
+        if self._untold >= self.most_untold:
+            self._tell()
         return True
 
     def _tell(self) -> None:
-        if self._have_ended:
-            self._have_ended = False
+        if self._untold:
+            self._untold = 0
             self.tell()
 
     def join(self, timeout_s: float) -> bool:

@@ -316,6 +316,7 @@ class Consumer(CeleryConsumer):
         self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
+        self._writer: Callable[[], None] | None = None
         if getattr(pool, "is_green", False):
             raise ImproperlyConfigured(
                 "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
@@ -329,7 +330,9 @@ class Consumer(CeleryConsumer):
         self._has_children = isinstance(pool, PreforkPool)
         self.slots: Slots | None = _slots_of(pool)
         if self.slots is not None:
-            self.slots.tell = self.act_soon
+            self.slots.tell = self._tell
+            if getattr(engine.transport, "slots_write", False):
+                self.slots.most_untold = max(1, pool.num_processes // 2)  # the broker sends more while the others run
         self._life.opens(self, has_children=self._has_children)
 
     # From start to end
@@ -470,9 +473,26 @@ class Consumer(CeleryConsumer):
                 self.act_soon()
 
     def acknowledge_soon(self, message: Any, *_: Any) -> None:
-        """Acknowledge a message whose task has ended, in the main loop and with others."""
+        """Acknowledge a message whose task has ended, with others: in the main loop, or if that may be in its slot."""
+        is_in_slot = self.slots is not None and threading.get_ident() != self._thread
+        writer = getattr(message.channel, "writer", None) if is_in_slot else None
+        if writer is not None:
+            message.ack_log_error(_log, self._lost)
+            self._writer = writer
+            return
         self._soon.append(partial(message.ack_log_error, _log, self._lost))
-        if self.slots is None or threading.get_ident() == self._thread:  # else its slot will tell
+        if not is_in_slot:  # else its slot will tell
+            self.act_soon()
+
+    def _tell(self) -> None:
+        """Write the acknowledgements of slots, in one of them, or have the main loop carry them out."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer()
+            except self._lost as exc:  # the main loop connects again, and what comes again is known to have ended
+                _log.debug("acknowledgements could not be written: %s", exc)
+        if self._soon:
             self.act_soon()
 
     def flush_acknowledgements(self) -> None:

@@ -3,13 +3,16 @@
 py-amqp asks the system for a frame in three parts, sets the socket's timeout before and after each frame, and writes
 each acknowledgement by itself. With a pool of threads, every one of these calls is a chance for another thread to take
 the lock, and the main loop then waits until that thread sleeps. Here the loop reads all that has come at once, and
-writes the acknowledgements of one of its turns together, before it sleeps. Connections with TLS read as py-amqp does.
+acknowledgements are written together: by the loop before it sleeps, or by a slot, which needs not wake it for that.
+Connections with TLS read as py-amqp does, and the loop alone writes to them.
 """
 
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import partial
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -18,6 +21,7 @@ from amqp.basic_message import Message as _AmqpMessage
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.serialization import decode_properties_basic as _decode_properties
 
+from taskbridge import locks
 from taskbridge.engines.celery import rabbitmq
 from taskbridge.engines.celery.stock import AmqpChannel, TCPTransport, stock
 
@@ -81,10 +85,19 @@ def _short(held: bytes, at: int) -> tuple[str, int]:
 
 
 class Socket(TCPTransport):
-    """A socket from which as much is read at a time as there is."""
+    """A socket from which as much is read at a time as there is, and to which any thread may write whole frames."""
 
     connected: bool
     _read_buffer: bytes  # py-amqp's own reading begins with what is left here
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.writing: Any = locks.RLock()
+        super().__init__(*args, **options)
+
+    def write(self, s: Any) -> None:
+        """Write frames; none of another thread's comes in between."""
+        with self.writing:
+            stock(super()).write(s)
 
     def receive(self) -> None:
         """Read what has come, without waiting.
@@ -123,14 +136,23 @@ class Channel(AmqpChannel):
     """A channel whose acknowledgements are written together."""
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> Any:
-        """Acknowledge a message: in the event loop with the end of its turn, elsewhere at once."""
+        """Acknowledge a message, in any thread: with others, unless no event loop serves the connection."""
         connection = self.connection
-        if connection is None or not connection.gathers:
+        if connection is None:
             return stock(super()).basic_ack(delivery_tag, multiple, argsig)
         connection.gathered.append(
             _ACK.pack(1, self.channel_id, 13, *_BASIC_ACK, delivery_tag, bool(multiple), _FRAME_END)
         )
-        return None
+        return None if connection.gathers else connection.write_gathered()
+
+    @property
+    def writer(self) -> Callable[[], None] | None:
+        """What a slot may call to write what was gathered; None if only the main loop may."""
+        connection = self.connection
+        if connection is None or not isinstance(connection.transport, Socket):
+            return None
+        write: Callable[[], None] = connection.write_gathered
+        return write
 
     def send_method(self, *args: Any, **options: Any) -> Any:
         """Send a method, after the acknowledgements that came before it."""
@@ -154,7 +176,7 @@ class Connection(rabbitmq.Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.gathers: bool = False
-        self.gathered: list[bytes] = []
+        self.gathered: deque[bytes] = deque()
         self.taken: int = 0
         super().__init__(*args, **options)
 
@@ -235,8 +257,13 @@ class Connection(rabbitmq.Connection):
         Raises:
             OSError: The connection is closed.
         """
-        if self.gathered and self.connected:
-            frames, self.gathered = self.gathered, []
+        if not (self.gathered and self.connected):
+            return
+        with getattr(self.transport, "writing", nullcontext()):
+            frames: list[bytes] = []
+            with suppress(IndexError):  # there is none left; slots may append more meanwhile
+                while True:
+                    frames.append(self.gathered.popleft())
             self.transport.write(b"".join(frames))
             self.bytes_sent += len(frames)
 
@@ -250,6 +277,7 @@ class Transport(rabbitmq.Transport):
     """A transport whose connections are served by the event loop as a whole."""
 
     Connection = Connection
+    slots_write = True
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have a connection served by Celery's event loop."""
