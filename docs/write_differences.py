@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from taskbridge.contract.differences import DIFFERENCES, KINDS
+from taskbridge.contract.differences import DIFFERENCES, ON_REDIS
 
 HEAD = """\
 # Differences
 
-<!-- Written by docs/write_differences.py: change contract/differences.py, not this page. -->
+<!-- Written by docs/write_differences.py: change that and contract/differences.py, not this page. -->
 
 Nothing but the URL changes when you change the engine: that is what the [rules](semantics.md) say. What is left comes
 from how the engines make their processes, and is all here. With `--threads 1`, a Celery worker is a main process that
@@ -20,6 +20,26 @@ process of a worker is independent of the others and runs tasks in threads besid
 A [scenario](scenarios.md#n) starts workers of each kind and compares what it sees with this table. `inline://` and the
 memory brokers run tasks in threads of your own process, as in the last two columns.
 """
+
+KINDS = {"children": "Celery, `--threads 1`", "threads": "Celery, more threads", "dramatiq": "Dramatiq"}
+
+WHAT = {
+    "main thread": "A task runs in the main thread of its process.",
+    "forked": "The application is imported once, and its processes are forked from that one.",
+    "interrupted in C": ("The end of the grace interrupts a run inside a long call, such as `time.sleep` or `recv`."),
+    "hooks elsewhere": (
+        "Hooks about what no task ran are called in a process without `worker_started`: about a message of an "
+        "unknown task, and about what a schedule sends."
+    ),
+    "served by each": "Each process promotes what is due and follows the schedules, not one for all processes.",
+    "leased by each": (
+        "A call that holds the interpreter's lock for longer than `lease` makes its worker count as dead."
+    ),
+    "threads awaited": (
+        "As a worker stops, threads that a task has started have the rest of the grace, unless they are daemons."
+    ),
+}
+"""What the differences are."""
 
 REMEDIES = {
     "main thread": (
@@ -60,10 +80,10 @@ def page() -> str:
 def _table() -> Iterator[str]:
     yield f"| | {' | '.join(KINDS.values())} |"
     yield f"|---|{'---|' * len(KINDS)}"
-    for number, each in enumerate(DIFFERENCES.values(), 1):
-        brokers = "" if len(each.brokers) > 1 else " (On Redis.)"
-        cells = ["yes" if kind in each.on else "no" for kind in KINDS]
-        yield f"| {number}. {each.what}{brokers} | {' | '.join(cells)} |"
+    for number, (name, kinds) in enumerate(DIFFERENCES.items(), 1):
+        brokers = " (On Redis.)" if name in ON_REDIS else ""
+        cells = ["yes" if kind in kinds else "no" for kind in KINDS]
+        yield f"| {number}. {WHAT[name]}{brokers} | {' | '.join(cells)} |"
 
 
 def _remedies() -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -23,6 +24,7 @@ from taskbridge.contract.registry import (
 )
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, Variant
+from taskbridge.contract.workers import Worker
 
 _AFTER_LEASE_S: Final = 10.0
 _RESTART_S: Final = 4.0
@@ -241,24 +243,33 @@ def a_worker_that_stood_still_decides_nothing(h: Harness) -> None:
 @scenario("A8", "R5", on=(SHORT_LEASE,), where=with_processes)
 def a_kill_between_any_two_steps_loses_nothing(h: Harness) -> None:
     """A worker killed between any two steps, from taking a message to acknowledging it, loses nothing."""
-    places: dict[str, str] = dict(zip(deaths.RUNNING, QUEUES, strict=True))
-
-    def start(place: str) -> None:
-        variant = Variant(dies=deaths.named(place, h.target))
-        h.start_worker(queues=(places[place],), threads=2, variant=variant, answers=False)
-
-    with ThreadPoolExecutor(len(places)) as pool:
-        list(pool.map(start, places))
-    dying = list(h.environment.workers)
+    places = dict(zip(deaths.RUNNING, QUEUES, strict=True))
+    dying = start_dying(h, {queue: place for place, queue in places.items()})
     plans = (Plan(steps=(RETURN,)), Plan(steps=(fail(), RETURN)), Plan(steps=(fail(),), policy="once"))
     sent = {place: [h.send(replace(plan, queue=queue)) for plan in plans] for place, queue in places.items()}
-    h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
-    for worker in dying:
-        h.environment.kill(worker)  # what is left of it
+    end_dying(h, dying)
     h.start_worker(threads=8, answers=False)
     h.finished(*(item.id for items in sent.values() for item in items), within_s=h.spec.lease_s + 10 + 20)
     for items in sent.values():
         _came_to_an_end(h, items)
+
+
+def start_dying(h: Harness, places: Mapping[str, str]) -> list[Worker]:
+    """Start a worker for each of some queues that kills itself when it comes to a place."""
+
+    def start(queue: str) -> Worker:
+        variant = Variant(dies=deaths.named(places[queue], h.target))
+        return h.start_worker(queues=(queue,), threads=2, variant=variant, answers=False)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        return list(pool.map(start, places))
+
+
+def end_dying(h: Harness, dying: Sequence[Worker]) -> None:
+    """Wait until workers have killed themselves, and end what is left of them."""
+    h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
+    for worker in dying:
+        h.environment.kill(worker)
 
 
 def _came_to_an_end(h: Harness, items: list[Sent]) -> None:
@@ -277,8 +288,7 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
     for place in deaths.PROMOTING:
         worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(place, h.target)), answers=False)
         sent += [h.send(Plan(steps=(RETURN,), delay_s=0.5)) for _ in range(4)]
-        h.check(worker.wait(h.patience_s) is not None, f"the worker should have died where it was to: {place}")
-        h.environment.kill(worker)
+        end_dying(h, [worker])
     h.start_worker(threads=4, answers=False)
     h.finished(*(item.id for item in sent), within_s=h.patience_s + 60)
     h.equal("how they ended", {h.final(item.id)[0].kind for item in sent}, {"succeeded"})
@@ -287,11 +297,9 @@ def a_kill_while_it_promotes_loses_nothing(h: Harness) -> None:
 @scenario("A7", "A8", on=(STORED,), where=with_processes_and_marks)
 def a_kill_while_it_promotes_starts_nothing_twice(h: Harness) -> None:
     """A worker killed right after it has published what is due, and may do so again, starts no attempt twice."""
-    variant = Variant(dies=deaths.named(deaths.PROMOTING[-1], h.target))
-    dying = h.start_worker(queues=["right"], variant=variant, answers=False)
+    dying = start_dying(h, {"right": deaths.PROMOTING[-1]})
     sent = [h.send(Plan(steps=(RETURN,), queue="left", delay_s=0.5)) for _ in range(16)]
-    h.check(dying.wait(h.patience_s) is not None, "the worker should have died as it promoted")
-    h.environment.kill(dying)
+    end_dying(h, dying)
     for _ in range(2):  # for one would know what it has run
         h.start_worker(queues=["left"], threads=2, answers=False)
     h.finished(*(item.id for item in sent), within_s=h.patience_s + 60)

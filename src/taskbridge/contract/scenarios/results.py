@@ -7,7 +7,7 @@ import importlib.util
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, Final
 
@@ -33,8 +33,9 @@ from taskbridge.contract.registry import (
     with_records,
 )
 from taskbridge.contract.rewriting import no_form
+from taskbridge.contract.scenarios.crashes import end_dying, start_dying
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import QUEUES, TOO_MUCH, Variant, describe
+from taskbridge.contract.tasks import QUEUES, TOO_MUCH, describe
 from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
@@ -271,33 +272,14 @@ def a_result_is_final(h: Harness) -> None:
     h.idle()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Case:
-    place: str
-    plan: Plan
-    queue: str
-
-
 @scenario("RS2", "ST2", "A8", on=(STORED,), where=with_processes_and_marks)
 def a_kill_beside_the_record_leaves_none_open(h: Harness) -> None:
     """A worker killed just before or just after it records an end leaves no message without one."""
     plans = (Plan(steps=(RETURN,)), Plan(steps=(fail(),), policy="once"))
-    cases = [
-        _Case(place=place, plan=plan, queue=queue)
-        for (place, plan), queue in zip(product(deaths.RECORDING, plans), QUEUES, strict=False)
-    ]
-
-    def start(case: _Case) -> None:
-        variant = Variant(dies=deaths.named(case.place, h.target))
-        h.start_worker(queues=(case.queue,), threads=2, variant=variant, answers=False)
-
-    with ThreadPoolExecutor(len(cases)) as pool:
-        list(pool.map(start, cases))
-    dying = list(h.environment.workers)
-    sent = [h.send(replace(case.plan, queue=case.queue)) for case in cases]
-    h.until(lambda: all(worker.wait(0) is not None for worker in dying), "the death of every worker")
-    for worker in dying:
-        h.environment.kill(worker)  # what is left of it
+    cases = dict(zip(QUEUES, product(deaths.RECORDING, plans), strict=False))
+    dying = start_dying(h, {queue: place for queue, (place, _) in cases.items()})
+    sent = [h.send(replace(plan, queue=queue)) for queue, (_, plan) in cases.items()]
+    end_dying(h, dying)
     h.start_worker(threads=4, answers=False)
     limit_s = h.spec.lease_s + 10 + h.patience_s
     h.until(lambda: all(status_of(h, item).is_final for item in sent), "the end of each record", within_s=limit_s)
