@@ -39,22 +39,16 @@ class Place:
     """A function of the product, and what happens as it is called or as it has returned.
 
     Attributes:
-        module: The module's name.
-        path: The way to the function from there, such as `Runner.run`.
+        at: Its module, and the way to it from there, such as `taskbridge.runner:Runner.run`.
         when: Before or after the call.
         matters: Says of a call's arguments whether it is one that counts.
         act: What happens there.
     """
 
-    module: str
-    path: str
+    at: str
     when: Literal["before", "after"]
     matters: Callable[[tuple[Any, ...]], bool] = lambda _: True
     act: Callable[[], None] = _kill
-
-
-_SETTLE: Final = "taskbridge.engines.settle"
-_RUNNER: Final = "taskbridge.runner"
 
 
 def _something_is_due(args: tuple[Any, ...]) -> bool:
@@ -66,50 +60,31 @@ def _asks_for_it(args: tuple[Any, ...]) -> bool:
 
 
 _PLACES: Final[Mapping[str, Place]] = {
-    "fetched celery+redis": Place(
-        module="taskbridge.engines.celery.transport", path="Channel._hand_over", when="before"
-    ),
-    "fetched celery+amqp": Place(module="taskbridge.engines.celery.consumer", path="Consumer._admit", when="before"),
-    "fetched dramatiq+redis": Place(
-        module="taskbridge.engines.dramatiq.deliveries", path="Reception.admit", when="before"
-    ),
-    "fetched dramatiq+amqp": Place(
-        module="taskbridge.engines.dramatiq.deliveries", path="Reception.admit", when="before"
-    ),
-    "taken": Place(module=_SETTLE, path="begin", when="before"),
-    "marked": Place(module=_RUNNER, path="Runner.run", when="before"),
-    "ran": Place(module=_RUNNER, path="Runner.run", when="after"),
-    UNEXPECTED: Place(module=_RUNNER, path="Runner.run", when="after", matters=_asks_for_it, act=_raise),
+    "fetched celery+redis": Place(at="taskbridge.engines.celery.transport:Channel._hand_over", when="before"),
+    "fetched celery+amqp": Place(at="taskbridge.engines.celery.consumer:Consumer._admit", when="before"),
+    "fetched dramatiq": Place(at="taskbridge.engines.dramatiq.deliveries:Reception.admit", when="before"),
+    "taken": Place(at="taskbridge.engines.settle:begin", when="before"),
+    "marked": Place(at="taskbridge.runner:Runner.run", when="before"),
+    "ran": Place(at="taskbridge.runner:Runner.run", when="after"),
+    UNEXPECTED: Place(at="taskbridge.runner:Runner.run", when="after", matters=_asks_for_it, act=_raise),
     f"{ADMITTED} celery": Place(
-        module="taskbridge.engines.celery.consumer",
-        path="Consumer._came_back",
-        when="before",
-        matters=_asks_for_it,
-        act=_raise,
+        at="taskbridge.engines.celery.consumer:Consumer._came_back", when="before", matters=_asks_for_it, act=_raise
     ),
     f"{ADMITTED} dramatiq": Place(
-        module="taskbridge.engines.dramatiq.deliveries",
-        path="Reception._decided",
-        when="before",
-        matters=_asks_for_it,
-        act=_raise,
+        at="taskbridge.engines.dramatiq.deliveries:Reception._decided", when="before", matters=_asks_for_it, act=_raise
     ),
-    CRASHING: Place(module=_SETTLE, path="begin", when="before", matters=_asks_for_it),
-    "parked": Place(module=_SETTLE, path="later", when="after"),
-    "buried": Place(module=_SETTLE, path="bury", when="after"),
-    "unrecorded": Place(module=_SETTLE, path="_record", when="before"),
-    "recorded": Place(module=_SETTLE, path="_record", when="after"),
-    "settled": Place(module=_SETTLE, path="finish", when="after"),
-    "due redis": Place(
-        module="taskbridge.brokers.redis.pump", path="Pump._settle", when="before", matters=_something_is_due
-    ),
-    "promoted redis": Place(
-        module="taskbridge.brokers.redis.pump", path="Pump._settle", when="after", matters=_something_is_due
-    ),
-    "due amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="before"),
-    "claimed": Place(module="taskbridge.schedules.listing", path="Schedules.send", when="before"),
-    "ticked": Place(module="taskbridge.schedules.listing", path="Schedules.send", when="after"),
-    "promoted amqp": Place(module="taskbridge.brokers.rabbitmq.pump", path="Pump._deliver", when="after"),
+    CRASHING: Place(at="taskbridge.engines.settle:begin", when="before", matters=_asks_for_it),
+    "parked": Place(at="taskbridge.engines.settle:later", when="after"),
+    "buried": Place(at="taskbridge.engines.settle:bury", when="after"),
+    "unrecorded": Place(at="taskbridge.engines.settle:_record", when="before"),
+    "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
+    "settled": Place(at="taskbridge.engines.settle:finish", when="after"),
+    "due redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="before", matters=_something_is_due),
+    "promoted redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="after", matters=_something_is_due),
+    "due amqp": Place(at="taskbridge.brokers.rabbitmq.pump:Pump._deliver", when="before"),
+    "claimed": Place(at="taskbridge.schedules.listing:Schedules.send", when="before"),
+    "ticked": Place(at="taskbridge.schedules.listing:Schedules.send", when="after"),
+    "promoted amqp": Place(at="taskbridge.brokers.rabbitmq.pump:Pump._deliver", when="after"),
 }
 
 RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "settled")
@@ -141,8 +116,9 @@ def prepare(name: str) -> None:
     if name not in _PLACES:
         raise LookupError(f"there is no place {name!r}")
     place = _PLACES[name]
-    owner: Any = import_module(place.module)
-    *way, last = place.path.split(".")
+    module, _, path = place.at.partition(":")
+    owner: Any = import_module(module)
+    *way, last = path.split(".")
     for step in way:
         owner = getattr(owner, step)
     setattr(owner, last, _acting(getattr(owner, last), place))
