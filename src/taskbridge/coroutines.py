@@ -6,22 +6,18 @@ Only the runner imports this module, and only when the first coroutine runs: asy
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from contextvars import copy_context
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
-from taskbridge import locks
 from taskbridge.exceptions import TimeLimitExceeded
+from taskbridge.locks import PerProcess
 
 _SLICE_S = 0.1
 """How long a waiting thread sleeps at a time: an exception raised in it from outside is seen only in between."""
-
-_lock = locks.Lock()
-_loops: dict[int, asyncio.AbstractEventLoop] = {}
 
 
 def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
@@ -35,7 +31,7 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
         TimeLimitExceeded: It took longer than that. It has ended by now: what it does about its being cancelled, as in
             a `finally`, is part of the run.
     """
-    loop = _loop()
+    loop = _loop.get()
     outcome: Future[Any] = Future()
     started: list[asyncio.Task[Any]] = []
 
@@ -88,10 +84,10 @@ def _is_done(outcome: Future[Any], limit_s: float | None) -> bool:
     return True
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    with _lock:
-        loop = _loops.get(os.getpid())  # a forked child needs a loop, and a thread, of its own
-        if loop is None:
-            loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="taskbridge-loop", daemon=True).start()
-        return loop
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="taskbridge-loop", daemon=True).start()
+    return loop
+
+
+_loop: Final = PerProcess(_started_loop)

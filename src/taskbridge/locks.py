@@ -1,4 +1,4 @@
-"""Locks, conditions and thread-locals that survive a fork.
+"""Locks, conditions and thread-locals that survive a fork, and what each process has for itself.
 
 A forked child has one thread, the one that called `os.fork`. A lock that another thread held at that moment stays held
 in the child for ever, and whoever asks for it there hangs. So every lock of taskbridge is made here: in the child it is
@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakSet
+
+T = TypeVar("T")
 
 _log = logging.getLogger("taskbridge")
 
@@ -25,6 +27,9 @@ _FORK_WAITS_S: Final = 5.0
 """How long a fork waits for `no_fork` blocks of other threads, which may themselves wait for the forking one."""
 
 _living: Final[WeakSet[Any]] = WeakSet()
+
+_inherited: Final[list[Any]] = []
+"""What a fork brought along. It is the parent's, and never collected as garbage: that could close its connections."""
 
 
 def Lock() -> threading.Lock:
@@ -66,6 +71,44 @@ class Local(threading.local):
 
     def _at_fork_reinit(self) -> None:
         self.__dict__.clear()  # of the only thread there is
+
+
+class PerProcess(Generic[T]):
+    """Something that is made when a process first asks for it. Threads share it, and a forked child makes its own.
+
+    Attributes:
+        made: This process's; None if there is none yet.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self.made: T | None = None
+        self._make = make
+        self._lock = Lock()
+        _living.add(self)
+
+    def get(self) -> T:
+        """Return this process's, and make it if it is not there."""
+        with self._lock:
+            if self.made is None:
+                self.made = self._make()
+            return self.made
+
+    def take(self) -> T | None:
+        """Return this process's and forget it, to close it; None if there is none. The next `get` makes another."""
+        with self._lock:
+            taken, self.made = self.made, None
+            return taken
+
+    def close(self) -> None:
+        """Close and forget this process's, if there is one; it has a method `close`."""
+        taken: Any = self.take()
+        if taken is not None:
+            taken.close()
+
+    def _at_fork_reinit(self) -> None:
+        if self.made is not None:
+            _inherited.append(self.made)
+            self.made = None
 
 
 _whole: Final = threading.RLock()  # the hooks below take it around each fork

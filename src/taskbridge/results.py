@@ -25,9 +25,9 @@ from taskbridge.exceptions import (
     TaskFailed,
     UnsupportedError,
 )
+from taskbridge.locks import PerProcess
 from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
-from taskbridge.stores.process import PerProcess
 from taskbridge.stores.records import FINAL, Records, Status
 from taskbridge.stores.transitions import life_of
 

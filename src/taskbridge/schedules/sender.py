@@ -7,8 +7,6 @@ of a schedule are dealt with in order: whoever claims the first one that is not 
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from taskbridge.logs import logger
 from taskbridge.schedules.plan import Schedule, decide
 from taskbridge.stores.clock import SKEW_S
 from taskbridge.stores.records import FINAL
+from taskbridge.stores.starts import process_name
 from taskbridge.stores.ticks import ScheduleState, TickClaim
 
 if TYPE_CHECKING:
@@ -241,7 +240,7 @@ class Scheduler(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Send what is due until `stop` is set; without schedules, only note that there are none."""
-        claimant = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        claimant = process_name()
         # Dealing with a tick takes five calls to the store and the broker: that is no standing still.
         ticker = Ticker(self._bridge, claimant=claimant, stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
         is_away = False

@@ -26,11 +26,12 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write, head_of
-from taskbridge.stores.process import PerProcess, process_name
+from taskbridge.stores.starts import process_name
 from taskbridge.stores.transitions import Run
 
 _log = logger("taskbridge.store")

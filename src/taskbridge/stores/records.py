@@ -32,11 +32,11 @@ from typing import Any, Final, cast
 from taskbridge import codec
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import StoreUnavailable
+from taskbridge.locks import PerProcess
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
 from taskbridge.stores.backend import NEW, Backend, Write, head_of
-from taskbridge.stores.process import PerProcess
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +18,6 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.stores import transitions
-from taskbridge.stores.process import process_name
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import Run
 
@@ -50,6 +52,11 @@ class Started:
     def decide(self, old: Row | None) -> Row | None:
         """Return what the start makes of a record."""
         return transitions.started(old, self.message, self.run, writer=self.writer)
+
+
+def process_name() -> str:
+    """Return a name for this process that no other process has or had."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 class Starts(Background):

@@ -23,9 +23,9 @@ from typing import Any, Final
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
+from taskbridge.locks import PerProcess
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Write
-from taskbridge.stores.process import PerProcess
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 

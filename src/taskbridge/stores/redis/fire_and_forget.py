@@ -16,10 +16,9 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from taskbridge.brokers.redis.client import TROUBLE, Link, connector, pack
-from taskbridge.locks import Lock
+from taskbridge.locks import Lock, PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.process import PerProcess
 
 _log = logger("taskbridge.store")
 

@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any, Final
 
 from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import NEW, BackendWithTables, Write
-from taskbridge.stores.process import PerProcess
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import TABLES, Run
 

@@ -12,9 +12,9 @@ from time import monotonic
 from typing import Any, ClassVar, Final
 
 from taskbridge.exceptions import BrokerUnavailable, StoreNotReady, StoreUnavailable
+from taskbridge.locks import PerProcess
 from taskbridge.settings import Settings, without_credentials
 from taskbridge.stores.notifications import Notifications
-from taskbridge.stores.process import PerProcess
 from taskbridge.stores.sql import schema
 from taskbridge.stores.sql.schema import Run
 

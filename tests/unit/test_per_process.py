@@ -8,7 +8,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from taskbridge.stores.process import PerProcess
+from taskbridge.locks import PerProcess
 
 
 def test_threads_that_ask_at_once_share_what_is_made() -> None:
