@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("celery")
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.transport import decompressed
+from taskbridge.engines.celery.bodies import decompressed
 from taskbridge.exceptions import DecodeError
 
 MOST = 1000
@@ -64,10 +64,12 @@ def made(broker: str, body: bytes, headers: dict[str, Any], encoding: str = "utf
     """Return a message as a worker's channel makes it of what came."""
     bridge = Bridge(f"celery+{broker}://{'' if broker == 'memory' else 'localhost'}", max_message_bytes=MOST)
     transport: Any = bridge.native.engine.transport
+    connection = SimpleNamespace(client=SimpleNamespace(transport=transport))
+    channel = SimpleNamespace(connection=connection, decode_body=lambda text, _: base64.b64decode(text))
     if broker == "amqp":
         properties = {"content_type": "application/json", "content_encoding": encoding, "application_headers": headers}
         message = SimpleNamespace(body=body, properties=properties, delivery_tag=1, delivery_info={})
-        made: Any = transport.Connection.Channel.Message(message)
+        made: Any = transport.Connection.Channel.Message(message, channel=channel)
     else:
         payload = {
             "body": base64.b64encode(body).decode(),
@@ -76,7 +78,6 @@ def made(broker: str, body: bytes, headers: dict[str, Any], encoding: str = "utf
             "headers": headers,
             "properties": {"delivery_tag": "1", "body_encoding": "base64"},
         }
-        channel = SimpleNamespace(decode_body=lambda text, _: base64.b64decode(text))
         made = transport.Channel.Message(payload, channel=channel)
     bridge.close()
     return made

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from taskbridge.engines.celery.stock import AmqpConnection, AmqpTransport, frame_handler, stock
+from taskbridge.engines.celery.bodies import BoundedMessage
+from taskbridge.engines.celery.stock import (
+    AmqpChannel,
+    AmqpConnection,
+    AmqpMessage,
+    AmqpTransport,
+    frame_handler,
+    stock,
+)
 
 _HEADER: Final = 2
 """The kind of the frame that holds a message's properties, after 12 bytes."""
@@ -30,8 +38,23 @@ def _careful(connection: Any, callback: Any) -> Callable[[tuple[int, int, bytes]
     return on_frame
 
 
+class Message(AmqpMessage, BoundedMessage):
+    """A message that was delivered."""
+
+
+class Channel(AmqpChannel):
+    """A channel that leaves bodies as bytes."""
+
+    Message = Message
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        stock(super()).__init__(*args, **{**options, "auto_decode": False})
+
+
 class Connection(AmqpConnection):
     """A connection that hands on each message."""
+
+    Channel: Any = Channel
 
     def __init__(self, *args: Any, **options: Any) -> None:
         stock(super()).__init__(*args, frame_handler=_careful, **options)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
         def __getattr__(self, name: str, /) -> Any: ...
 
+    class AmqpMessage(Untyped):
+        """Stands for a subclass of `KombuMessage`."""
+
+    VirtualMessage = AmqpMessage
+
     class CeleryIgnore(Exception):
         """Stands for `celery.exceptions.Ignore`."""
 
@@ -73,8 +78,10 @@ else:
     from kombu.pidbox import Node as ControlNode
     from kombu.transport.pyamqp import Channel as AmqpChannel
     from kombu.transport.pyamqp import Connection as AmqpConnection
+    from kombu.transport.pyamqp import Message as AmqpMessage
     from kombu.transport.pyamqp import Transport as AmqpTransport
     from kombu.transport.virtual import Channel as VirtualChannel
+    from kombu.transport.virtual import Message as VirtualMessage
     from kombu.transport.virtual import Transport as VirtualTransport
     from kombu.utils import json as kombu_json
 

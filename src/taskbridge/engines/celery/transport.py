@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partialmethod
-from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Held
+from taskbridge.engines.celery.bodies import BoundedMessage
 from taskbridge.engines.celery.stock import (
     KombuConnection,
-    KombuMessage,
     VirtualChannel,
+    VirtualMessage,
     VirtualTransport,
-    get_decoder,
     kombu_json,
     stock,
 )
@@ -77,8 +74,14 @@ class _Consumption(NamedTuple):
     no_ack: bool
 
 
+class Message(VirtualMessage, BoundedMessage):
+    """A message that was taken from a queue, or heard."""
+
+
 class Channel(VirtualChannel):
     """A channel to the queues of one bridge. Any thread may acknowledge what it has handed over."""
+
+    Message = Message
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.engine: Any = connection.engine
@@ -399,12 +402,9 @@ def own_transport(engine: CeleryEngine, base: Any) -> Any:
     kombu makes connections of connections, and hands on nothing of its own but the class of the transport
     (kombu/connection.py, PooledConnection); two bridges' connections differ by it, so that they share no pool.
     """
-    kind, most_bytes = engine.settings.url.broker, engine.settings.max_message_bytes
+    kind = engine.settings.url.broker
     own: dict[str, Any] = {"engine": engine}
-    if kind == "amqp":
-        own["Connection"] = _careful_connection(base.Connection, most_bytes)
-    else:
-        own["Channel"] = _careful_channel(base.Channel, most_bytes)
+    if kind != "amqp":
         kinds = frozenset(("direct", "topic", "fanout"))
         own |= {"driver_type": kind, "driver_name": kind}
         own["implements"] = base.implements.extend(asynchronous=kind == "redis", exchange_type=kinds)
@@ -414,65 +414,6 @@ def own_transport(engine: CeleryEngine, base: Any) -> Any:
         return kind
 
     return type("Transport", (base,), {**own, "__json__": classmethod(shown)})
-
-
-_DECOMPRESSORS: Final = {
-    "zlib": "decompressobj",
-    "bz2": "BZ2Decompressor",
-    "lzma": "LZMADecompressor",
-    "zstd": "ZstdDecompressor",
-}
-"""By module, what decompresses with a limit; brotli's has none."""
-
-
-def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
-    """Return a body that a plain client has compressed, which may have so many bytes then (rule I3).
-
-    Raises:
-        DecodeError: It has more, or can't be decompressed.
-    """
-    try:
-        module = import_module(get_decoder(kind).__module__)
-        decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()
-        found: bytes = decompressor.decompress(body.encode() if isinstance(body, str) else body, most_bytes + 1)
-    except Exception as exc:  # what it raises depends on what somebody has written there
-        raise DecodeError(f"it can't be decompressed, with a limit, as {kind!r}: {exc!r}") from exc
-    if len(found) > most_bytes or not decompressor.eof:
-        raise DecodeError(f"decompressed, it has more bytes than max_message_bytes = {most_bytes}, or is cut off")
-    return found
-
-
-class _Message(KombuMessage):
-    """A message whose body is decompressed up to a limit, and decoded as UTF-8 if at all; kombu has no limit (rule I3).
-
-    Some encodings, such as punycode, take a time that grows with the square of the size.
-    """
-
-    most_bytes: int = 0
-
-    def __init__(self, body: Any = None, headers: Any = None, content_encoding: Any = None, **options: Any) -> None:
-        encoding = "binary" if content_encoding == "binary" else "utf-8"
-        kind = headers.get("compression") if isinstance(headers, dict) else None
-        if kind:
-            headers = {**headers, "compression": None}
-            try:
-                body = decompressed(body, kind, self.most_bytes)
-            except DecodeError:
-                self.errors: list[Any] = [sys.exc_info()]  # of which kombu tells the consumer
-        super().__init__(body=body, headers=headers, content_encoding=encoding, **options)
-
-
-def _careful_channel(channel: Any, most_bytes: int, **others: Any) -> Any:
-    """Return a class of channels whose messages may have so many bytes when they are decompressed."""
-    message = type("Message", (channel.Message, _Message), {"most_bytes": most_bytes})
-    return type("Channel", (channel,), {"Message": message, **others})
-
-
-def _careful_connection(connection: Any, most_bytes: int) -> Any:
-    """Return a class of py-amqp's connections with such channels, which leave bodies as bytes."""
-    undecoded = partialmethod(stock(connection.Channel.__init__), auto_decode=False)
-    channel = _careful_channel(connection.Channel, most_bytes, __init__=undecoded)
-    return type("Connection", (connection,), {"Channel": channel})
 
 
 def own_connection(engine: CeleryEngine) -> Any:

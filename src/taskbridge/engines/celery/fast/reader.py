@@ -23,7 +23,7 @@ from amqp.serialization import decode_properties_basic as _decode_properties
 
 from taskbridge import locks
 from taskbridge.engines.celery import rabbitmq
-from taskbridge.engines.celery.stock import AmqpChannel, TCPTransport, stock
+from taskbridge.engines.celery.stock import TCPTransport, stock
 
 _Message: Final[Any] = _AmqpMessage
 decode_properties: Final[Any] = _decode_properties
@@ -132,7 +132,7 @@ class Socket(TCPTransport):
         return kind, channel, held[_FRAME_HEAD.size : end]
 
 
-class Channel(AmqpChannel):
+class Channel(rabbitmq.Channel):
     """A channel whose acknowledgements are written together."""
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> Any:
