@@ -173,8 +173,9 @@ class Leases(Background):
                 self._settled.extendleft(reversed(settled))
             raise
         self.is_away = False
-        rows = zip(tags, reply[::3], reply[1::3], reply[2::3], strict=False)
-        held = [Held(str(tag), queue, text, bool(suspect)) for tag, queue, text, suspect in rows]
+        about, *texts = reply  # few items, for each takes redis-py a microsecond or two
+        rows = zip(tags, map(int, about.split()), texts, strict=False)
+        held = [Held(str(tag), number >> 1, text, bool(number & 1)) for tag, number, text in rows]
         if held:
             lists.turn = (held[-1].queue + 1) % lists.queues
         with self._lock:

@@ -2,20 +2,19 @@
 -- KEYS: leases, held, then lists by priority and, within one, by queue.
 -- ARGV: worker, first tag, most, queues, from which of these on, counted from 0; then of each message to
 -- settle its tag, and what becomes of it.
--- Returns: of each message taken its queue, counted from 0, its text, and whether it may have been started; its tag is
--- the first one and how many there were before.
+-- Returns: numbers in one text, of each message taken its queue, counted from 0, times 2, and 1 more if it may have been
+-- started; and then their texts. A message's tag is the first one and how many there were before.
 local tag, most, queues, start = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 for i = 6, #ARGV, 2 do settle(KEYS[2], ARGV[i], ARGV[i + 1]) end
-local taken = {}
+local taken, about = {}, {}
 local function take(i)
   local item = pop(KEYS[i])  -- as the first write, which a full Redis allows; it then refuses no later one
   while item do
     local text, suspect = look(KEYS[i], item)
     if text then
-      own('HSET', KEYS[2], string.format('%.0f', tag + #taken / 3), KEYS[i] .. '\n' .. item)
-      taken[#taken + 1] = (i - 3) % queues
+      own('HSET', KEYS[2], string.format('%.0f', tag + #taken), KEYS[i] .. '\n' .. item)
       taken[#taken + 1] = text
-      taken[#taken + 1] = suspect
+      about[#taken] = (i - 3) % queues * 2 + suspect
       return true
     end
     item = pop(KEYS[i])
@@ -44,12 +43,13 @@ for from = 0, queues - 1, 16 do
     end
   end
 end
-while #waiting > 0 and #taken < 3 * most do
+while #waiting > 0 and #taken < most do
   local more = {}
   for _, queue in ipairs(waiting) do
-    if #taken < 3 * most and serve(queue) then more[#more + 1] = queue end
+    if #taken < most and serve(queue) then more[#more + 1] = queue end
   end
   waiting = more
 end
 if #taken > 0 then own('ZADD', KEYS[1], math.floor(now_ms()), ARGV[1]) end
+table.insert(taken, 1, table.concat(about, ' '))
 return taken
