@@ -158,9 +158,9 @@ def _body(message: Message, canvas: _Canvas | None) -> bytes:
     return f"[{message.args_json}, {message.kwargs_json}, {links}]".encode("ascii")
 
 
-def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) -> str:
-    """Return the JSON in which kombu's virtual transports put a message, with `%s` for what each has for itself."""
-    hole = "\0%s"
+def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) -> list[str]:
+    """Return the JSON in which kombu's virtual transports put a message; each second part is its own, empty here."""
+    hole = "\0"
     payload = {
         "body": hole,
         "content-encoding": "utf-8",
@@ -176,7 +176,8 @@ def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) 
             "delivery_tag": hole,
         },
     }
-    return json.dumps(payload).replace("%", "%%").replace(json.dumps(hole).replace("%", "%%"), "%s")
+    first, *others = json.dumps(payload).split(json.dumps(hole))
+    return [first, *[part for other in others for part in ("", other)]]
 
 
 class Envelopes:
@@ -190,7 +191,7 @@ class Envelopes:
     def __init__(self, namespace: str, numbers: Mapping[Priority, int]) -> None:
         self._namespace = namespace
         self._numbers = numbers
-        self._templates: dict[tuple[str, str, Priority, str], tuple[str, str]] = {}
+        self._templates: dict[tuple[str, str, Priority, str], tuple[str, list[str]]] = {}
 
     def fill(self, message: Message) -> tuple[str, str]:
         """Return the native queue of a message, and its text."""
@@ -202,10 +203,11 @@ class Envelopes:
             template = _template(message.task, native, self._numbers[message.priority], canvas.headers)
             if "root_id" in canvas.headers:
                 root_json = json.dumps(canvas.headers["root_id"])
-        return native, template % (
+        text = template.copy()
+        text[1::2] = (
             f'"{b2a_base64(_body(message, canvas), newline=False).decode("ascii")}"',
             id_json,
-            message.attempt - 1,
+            str(message.attempt - 1),
             root_json,
             _quoted(_shown(f"({message.args_json[1:-1]})")),
             _quoted(_shown(message.kwargs_json)),
@@ -213,8 +215,9 @@ class Envelopes:
             id_json,
             f'"{getrandbits(128):032x}"',
         )
+        return native, "".join(text)
 
-    def _prepare(self, key: tuple[str, str, Priority, str]) -> tuple[str, str]:
+    def _prepare(self, key: tuple[str, str, Priority, str]) -> tuple[str, list[str]]:
         if len(self._templates) >= _MOST_TEMPLATES:  # a sender that makes up task names
             self._templates.clear()
         task, queue, priority, _ = key
