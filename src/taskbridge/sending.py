@@ -20,7 +20,7 @@ from taskbridge.routing import check_known
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
-    from taskbridge.brokers.base import Broker, RecordingBroker, RedisCommand
+    from taskbridge.brokers.base import Broker, RecordingBroker
     from taskbridge.declaration import Declaration
     from taskbridge.stores.records import Records
     from taskbridge.tasks import Call
@@ -223,9 +223,9 @@ def _publish_recorded(
         broker = cast("RecordingBroker", way.broker)
         along = [None if each is None else each.creating(message, wait_s) for message, each in pairs]
         if wait_s > 0:
-            broker.park_along(messages[0], wait_s, cast("RedisCommand", along[0]), timeout_s=way.timeout_s)
+            broker.park([(message, wait_s) for message in messages], along=along, timeout_s=way.timeout_s)
         else:
-            broker.publish_along(messages, along, timeout_s=way.timeout_s)
+            broker.publish(messages, along=along, timeout_s=way.timeout_s)
         return
     deadline = monotonic() + way.timeout_s
     recorded = [(message, wait_s) for message, each in pairs if each is not None]

@@ -36,12 +36,12 @@ def records_come_after_their_messages() -> None:
     """A record is made when the message is in its queue, without anybody waiting for it."""
 
     def make(publish: Any) -> Any:
-        def late(self: Any, messages: Any, along: Any, *, timeout_s: float) -> None:
-            publish(self, messages, [None] * len(messages), timeout_s=timeout_s)
+        def late(self: Any, messages: Any, *, along: Any = (), timeout_s: float) -> None:
+            publish(self, messages, timeout_s=timeout_s)
 
         return late
 
-    put("taskbridge.brokers.redis.broker", "RedisBroker.publish_along", make)
+    put("taskbridge.brokers.redis.broker", "RedisBroker.publish", make)
 
 
 @mutant("ST1", "a_record_goes_along")

@@ -39,7 +39,7 @@ def deadly(step):
 
 if sys.argv[1].startswith("celery+redis"):
     from taskbridge.brokers.redis import broker
-    broker._TOGETHER = 2
+    broker._LETTERS_TOGETHER = 2
     broker.RedisBroker._take = deadly(broker.RedisBroker._take)
 else:
     from taskbridge.brokers.rabbitmq import dead_letter_queue

@@ -207,15 +207,20 @@ class Broker(Protocol):
 
 
 class RecordingBroker(Broker, Protocol):
-    """A broker in Redis: where the store is the same database, a message and its record are sent together."""
+    """A broker in Redis: where the store is the same database, a message and its record are sent together.
 
-    def publish_along(
-        self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
+    `along` has a command or None for each message: both are carried out in one transaction.
+    """
+
+    def publish(
+        self, messages: Sequence[Message], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
     ) -> None:
-        """Publish messages as `publish` does, each in one transaction with a command, if it has one."""
+        """Publish messages, as in `Broker`."""
 
-    def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
-        """Park a message as `park` does, in one transaction with a command."""
+    def park(
+        self, messages: Sequence[tuple[Message, float]], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
+    ) -> None:
+        """Park messages, as in `Broker`."""
 
 
 @runtime_checkable

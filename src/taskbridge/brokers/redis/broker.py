@@ -23,10 +23,13 @@ from taskbridge.message import END_OF_TIME, RAW, DeadLetter, Message, loads_lett
 from taskbridge.settings import Settings
 
 _TOGETHER: Final = 100
-"""How many messages one command or script takes at most: while it works, the server does nothing else."""
+"""How many messages one command takes at most: while it works, the server does nothing else."""
 
 _TOGETHER_BYTES: Final = 1 << 18
-"""How many bytes of messages one command or script takes, about."""
+"""How many bytes of messages one command takes, about."""
+
+_LETTERS_TOGETHER: Final = 20
+"""How many dead letters, each of which may be as large as a message may."""
 
 _PARK: Final = Script(__file__, "park")
 _BURY: Final = Script(__file__, "bury")
@@ -56,24 +59,17 @@ class RedisBroker:
         self._keys = Keys(settings.namespace, wire.engine)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
 
-    def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
-        """Publish messages, those of the same queue and priority up to 100 in one command."""
-        self.publish_along(messages, [None] * len(messages), timeout_s=timeout_s)
-
-    def publish_along(
-        self, messages: Sequence[Message], along: Sequence[RedisCommand | None], *, timeout_s: float
+    def publish(
+        self, messages: Sequence[Message], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
     ) -> None:
-        """Publish messages as `publish` does, each in one transaction with a command, if it has one."""
+        """Publish messages, those of the same queue and priority up to 100 in one command."""
         self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 
-    def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
+    def park(
+        self, messages: Sequence[tuple[Message, float]], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
+    ) -> None:
         """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first."""
-        parked = [(self._parking(message, delay_s),) for message, delay_s in messages]
-        self._give(parked, [None] * len(parked), timeout_s)
-
-    def park_along(self, message: Message, delay_s: float, along: RedisCommand, *, timeout_s: float) -> None:
-        """Park a message as `park` does, in one transaction with a command."""
-        self._give([(self._parking(message, delay_s),)], [along], timeout_s)
+        self._give([(self._parking(message, delay_s),) for message, delay_s in messages], along, timeout_s)
 
     def _parking(self, message: Message, delay_s: float) -> RedisCommand:
         keys, delay_ms = self._keys, max(0, math.ceil(delay_s * 1000))
@@ -83,11 +79,13 @@ class RedisBroker:
     def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
         """Have requests carried out, one a message, each in one transaction with a command, if it has one."""
         if len(requests) == 1:
-            request = requests[0] if along[0] is None else (along[0], *requests[0])
+            first = along[0] if along else None
+            request = requests[0] if first is None else (first, *requests[0])
             self._client.execute(request, timeout_s=timeout_s)
             return
-        batches = merged(requests, along)
-        outcomes = self._client.execute_all([[*each.along, *each.commands] for each in batches], timeout_s=timeout_s)
+        batches = batched(requests)
+        merged = [batch.merged(requests, along) for batch in batches]
+        outcomes = self._client.execute_all(merged, timeout_s=timeout_s)
         problems = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
         if not problems:
             return
@@ -126,12 +124,11 @@ class RedisBroker:
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 100 or 256 KiB in one script, which also parks what is replayed, due now."""
+        """Take dead letters out, up to 20 in one script, which also parks what is replayed, due now."""
         taken: list[str] = []
         for part in self._dead_parts(ids, timeout_s):
             chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
-            for some in _cut(chosen):
-                taken += self._take(some, timeout_s)
+            taken += self._take(chosen, timeout_s) if chosen else ()
         return taken
 
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
@@ -145,7 +142,7 @@ class RedisBroker:
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
-        """Yield the dead letters, or those of these ids, the oldest first, up to 100 at a time."""
+        """Yield the dead letters, or those of these ids, the oldest first, a part at a time."""
         while self._client.execute([burying(self._keys, None, self._settings.dead_ttl_s)], timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
@@ -153,8 +150,8 @@ class RedisBroker:
             keys: list[bytes] = self._client.execute([("ZRANGE", self._keys.dead, 0, -1)], timeout_s=timeout_s)
         else:
             keys = [each.encode() for each in ids or ()]
-        for start in range(0, len(keys), _TOGETHER):
-            found = self._read(keys[start : start + _TOGETHER], timeout_s)
+        for start in range(0, len(keys), _LETTERS_TOGETHER):
+            found = self._read(keys[start : start + _LETTERS_TOGETHER], timeout_s)
             part = [each for each in found if ids is None or each.letter.id in ids]
             yield part if everything else sorted(part, key=lambda each: each.letter.died_at)
 
@@ -231,52 +228,47 @@ class _Dead(NamedTuple):
     letter: DeadLetter
 
 
-def _cut(chosen: Sequence[tuple[_Dead, Taken]]) -> Iterator[Sequence[tuple[_Dead, Taken]]]:
-    """Yield what one script takes, by the bytes of the letters."""
-    start = size = 0
-    for end, (found, _) in enumerate(chosen, start=1):
-        size += len(found.text)
-        if size >= _TOGETHER_BYTES or end == len(chosen):
-            yield chosen[start:end]
-            start, size = end, 0
-
-
 @dataclass(slots=True)
 class Batch:
-    """Messages of one request, which carries out all of them or none: their indexes, and their bytes, about."""
+    """Messages whose requests are merged into one, which carries out all of them or none.
 
-    commands: list[list[Word]]
-    along: list[RedisCommand] = field(default_factory=list[RedisCommand])
+    Attributes:
+        starts: Of each command the words that all of them have.
+        indexes: Of the messages.
+        size: Their bytes, about.
+    """
+
+    starts: Request
     indexes: list[int] = field(default_factory=list[int])
     size: int = 0
 
+    def merged(self, requests: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Sequence[Word]]:
+        """Return the one request, with the commands that go along with these messages before the others."""
+        commands: list[Sequence[Word]] = [one for index in self.indexes if along and (one := along[index]) is not None]
+        for place, start in enumerate(self.starts):
+            items = [word for index in self.indexes for word in requests[index][place][len(start) :]]
+            commands.append((*start, *items))
+        return commands
 
-def merged(encoded: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Batch]:
-    """Return batches that do in few commands what one request a message would do; in each list the order stays.
 
-    Args:
-        encoded: A request for each message.
-        along: For each message a command that goes along with its request, if there is one.
-    """
+def batched(requests: Sequence[Request]) -> list[Batch]:
+    """Return batches that do what these requests, one a message, would do, in few commands; lists keep their order."""
     batches: list[Batch] = []
     growing: dict[Any, Batch] = {}
-    for index, (request, first) in enumerate(zip(encoded, along, strict=True)):
-        shape = tuple([command[: _BEFORE_ITEMS.get(command[0], 2)] for command in request])
-        batch = growing.get(shape)
+    for index, request in enumerate(requests):
+        starts = tuple([command[: _BEFORE_ITEMS.get(command[0], 2)] for command in request])
+        batch = growing.get(starts)
         if batch is None:
-            batch = Batch([list(start) for start in shape])
+            batch = Batch(starts)
             batches.append(batch)
             if all(command[0] in _BEFORE_ITEMS for command in request):
-                growing[shape] = batch
-        for words, start, command in zip(batch.commands, shape, request, strict=True):
-            words.extend(command[len(start) :])
+                growing[starts] = batch
+        batch.indexes.append(index)
+        for command in request:
             last = command[-1]  # where engines put the body
             batch.size += len(last) if isinstance(last, (str, bytes)) else 0
-        if first is not None:
-            batch.along.append(first)
-        batch.indexes.append(index)
         if len(batch.indexes) >= _TOGETHER or batch.size >= _TOGETHER_BYTES:
-            growing.pop(shape, None)
+            growing.pop(starts, None)
     return batches
 
 
