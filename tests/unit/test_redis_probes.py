@@ -73,7 +73,11 @@ def test_an_odd_note_on_a_probe_is_removed_and_carries_nothing_out(place: Place,
     broker = place.broker()
     place.client.hset(f"{place.namespace}:probes", "odd", note)
     place.client.set("precious", "kept")
+    probe = make_probe("default", now=time.time(), life_s=5)
+    broker.ask([probe], timeout_s=1)
     broker.ask([], timeout_s=1)
+    assert place.client.hkeys(f"{place.namespace}:probes") == [probe.id.encode()], "the one beside it is as it was"
+    broker.withdraw([probe], [], timeout_s=1)
     assert place.client.keys(f"{place.namespace}*") == []
     assert place.client.getdel("precious") == b"kept"
 

@@ -3,6 +3,9 @@
 All times are in milliseconds since the epoch, and the server's own clock's, so that no two computers' clocks are
 compared; only a dead letter's is that of the worker that buried it.
 
+A release may add keys, but never changes the type of one: a worker that finds another type takes that for somebody
+else's, and moves it out of the way, to `KEY:odd`.
+
 | key | type | holds |
 |---|---|---|
 | `{ns}:parked:{engine}` | sorted set | `id:attempt` of each parked message, by when it is due |

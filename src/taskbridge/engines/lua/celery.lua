@@ -3,7 +3,7 @@ local MARK = '{"redelivered":true,'  -- a member of its JSON that kombu ignores 
 local forget  -- nothing is kept beside the lists
 
 local function pop(list)
-  return kept('RPOP', list)
+  return own('RPOP', list)
 end
 
 local function look(_, item)

@@ -12,7 +12,7 @@ local function is_id(item)
 end
 
 local function pop(list)
-  return kept('LPOP', list)
+  return own('LPOP', list)
 end
 
 local function look(list, id)

@@ -10,16 +10,10 @@ local function try(command, key, ...)  -- as redis.call, but nil if the key hold
   return redis.call(command, key, ...)
 end
 
-local function own(command, key, ...)  -- as try, for a key that is removed then: what workers noted there is lost
+local function own(command, key, ...)  -- as try, for a key of ours: what else it held is beside it then, for a month
   local reply = try(command, key, ...)
   if reply ~= nil then return reply end
-  redis.call('DEL', key)
-  return redis.call(command, key, ...)
-end
-
-local function kept(command, key, ...)  -- as try, for a key of messages: what else it held is beside it then
-  local reply = try(command, key, ...)
-  if reply ~= nil then return reply end
-  redis.call('RENAME', key, key .. '.odd')
+  redis.call('RENAME', key, key .. ':odd')
+  redis.call('PEXPIRE', key .. ':odd', 2592000000)
   return redis.call(command, key, ...)
 end

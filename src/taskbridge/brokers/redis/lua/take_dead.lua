@@ -8,11 +8,11 @@ for i = 2, #ARGV, 4 do
   local letter = try('HGET', KEYS[2], ARGV[i])
   local mine = letter and redis.sha1hex(letter) == ARGV[i + 1]
   if mine then
-    kept('ZREM', KEYS[1], ARGV[i])  -- the first write, which needs no memory to spare
+    own('ZREM', KEYS[1], ARGV[i])  -- the first write, which needs no memory to spare
     redis.call('HDEL', KEYS[2], ARGV[i])
     if ARGV[i + 2] ~= '' then
-      kept('ZADD', KEYS[3], now, ARGV[i + 2])
-      kept('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
+      own('ZADD', KEYS[3], now, ARGV[i + 2])
+      own('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3])
       own('SADD', KEYS[5], ARGV[1])
     end
   end
