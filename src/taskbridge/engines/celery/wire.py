@@ -82,32 +82,6 @@ def queue_arguments() -> dict[str, Any]:
     return {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
 
 
-def _headers(task: str) -> dict[str, Any]:
-    """Return the headers of a task's messages, in Celery's order (celery/app/amqp.py, as_task_v2); see `_own`."""
-    return {
-        "lang": "py",
-        "task": task,
-        "id": None,
-        "shadow": None,
-        "eta": None,
-        "expires": None,  # nor the engine's own expiry: on RabbitMQ such a message vanishes without a trace (rule X1)
-        "group": None,
-        "group_index": None,
-        "retries": 0,
-        "timelimit": [None, None],
-        "root_id": None,
-        "parent_id": None,
-        "argsrepr": None,
-        "kwargsrepr": None,
-        "origin": _origin(),
-        "ignore_result": True,
-        "replaced_task_nesting": 0,
-        "stamped_headers": None,
-        "stamps": {},
-        META: None,
-    }
-
-
 @cache
 def _origin() -> str:
     """Return the name of this process among senders (celery/utils/nodenames.py, anon_nodename)."""
@@ -117,8 +91,6 @@ def _origin() -> str:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_origin.cache_clear)
 
-_OWN: Final = ("id", "retries", "root_id", "argsrepr", "kwargsrepr", META)
-"""The headers that each message has for itself."""
 
 EMBEDDED: Final = ("callbacks", "errbacks", "chain", "chord")
 NOTHING_EMBEDDED: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
@@ -161,11 +133,23 @@ def _body(message: Message, canvas: _Canvas | None) -> bytes:
 def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) -> list[str]:
     """Return the JSON in which kombu's virtual transports put a message; each second part is its own, empty here."""
     hole = "\0"
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": hole,
+        "root_id": None,
+        "argsrepr": hole,
+        "kwargsrepr": hole,
+        "origin": _origin(),
+        "ignore_result": True,
+        META: hole,
+        "retries": hole,
+    }
     payload = {
         "body": hole,
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {**_headers(task), **canvas, **dict.fromkeys(_OWN, hole)},
+        "headers": {**headers, **canvas, "root_id": hole},
         "properties": {
             "correlation_id": hole,
             "reply_to": "",
@@ -182,6 +166,8 @@ def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) 
 
 class Envelopes:
     """Writes messages as kombu's virtual transports put them, by templates for each task, queue and priority.
+
+    Headers that say nothing are left out, as in `AmqpWire`: with them, a message is a quarter longer.
 
     Args:
         namespace: The bridge's.
@@ -207,11 +193,11 @@ class Envelopes:
         text[1::2] = (
             f'"{b2a_base64(_body(message, canvas), newline=False).decode("ascii")}"',
             id_json,
-            str(message.attempt - 1),
             root_json,
             _quoted(_shown(f"({message.args_json[1:-1]})")),
             _quoted(_shown(message.kwargs_json)),
             _quoted(message.dumps_meta()),
+            str(message.attempt - 1),
             id_json,
             f'"{getrandbits(128):032x}"',
         )
