@@ -479,7 +479,7 @@ class TestOddEntries:
         other = place.put(queue="other")
 
         assert ids(take(leases, lists)) == [other]
-        assert [place.client.get(f"{key}.odd") for key in place.wire.places("q")] == [b"of another type"] * 4
+        assert [place.client.get(f"{key}:odd") for key in place.wire.places("q")] == [b"of another type"] * 4
         assert ids([*take(leases, lists), *take(leases, lists)]) == []
         sent = place.put()
         assert ids(take(leases, lists)) == [sent]
