@@ -17,7 +17,7 @@ from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Dea
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.topology import classic_queue
-from taskbridge.exceptions import DecodeError, NewerFormError
+from taskbridge.exceptions import NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
 from taskbridge.message import Message, loads
@@ -120,11 +120,9 @@ class Pump:
     def _call_deadline(self) -> Deadline:
         return Deadline(_CALL_S, self._stop)
 
-    # Messages of the own engine
-
     def _promote(self, channel: Channel, taken: Sequence[Delivery]) -> None:
         """Publish a batch, and then acknowledge it; what could not be published is delivered again."""
-        outcome = self._deliver({index: self._decided(delivery) for index, delivery in enumerate(taken)})
+        outcome = self._deliver(self._decided(taken, is_own=True))
         if outcome.refused:
             again = {index: self._encoder.parked(taken[index].body, _REFUSED_S) for index in sorted(outcome.refused)}
             _log.warning("%d delayed messages wait %g s more: %s", len(again), _REFUSED_S, outcome.problem)
@@ -143,17 +141,23 @@ class Pump:
             outcome.problem = str(exc)
         return outcome
 
-    def _decided(self, delivery: Delivery) -> EncodedPublication:
-        """Return what to publish for a due message of this engine."""
-        try:
-            return self._encoder.native(_read(delivery))
-        except NewerFormError as exc:
-            _log.warning("a delayed message waits for a newer release: %s", exc)
-            return self._encoder.parked(delivery.body, _POSTPONED_S)
-        except Exception as exc:  # one message that can't be read or encoded must not block the others
-            return self._encoder.letter(unpublished(delivery.body, exc, self._buried))
+    def _decided(self, taken: Sequence[Delivery], *, is_own: bool) -> dict[int, EncodedPublication]:
+        """Return what to publish for due messages; nothing for those of another engine that stay in its queue."""
+        decided = {index: self._publication(delivery, is_own=is_own) for index, delivery in enumerate(taken)}
+        return {index: publication for index, publication in decided.items() if publication is not None}
 
-    # Messages of other engines
+    def _publication(self, delivery: Delivery, *, is_own: bool) -> EncodedPublication | None:
+        try:
+            message = _read(delivery)
+            return self._encoder.native(message) if is_own or self._knows(message.task) else None
+        except Exception as exc:  # one message that can't be read or encoded must not block the others
+            if not is_own:  # that is for its own engine to bury, or for a newer release
+                _log.debug("a delayed message of another engine can't be published here: %s", text_of(exc))
+                return None
+            if isinstance(exc, NewerFormError):
+                _log.warning("a delayed message waits for a newer release: %s", exc)
+                return self._encoder.parked(delivery.body, _POSTPONED_S)
+            return self._encoder.letter(unpublished(delivery.body, exc, self._buried))
 
     def _look_at_others(self, channel: Channel) -> None:
         """Publish the due messages of engines that have no pump, if their task is known here."""
@@ -168,24 +172,13 @@ class Pump:
         self._consume(channel, due, _LOOKED_AT)
         channel.arrived(due, self._call_deadline())
         taken = list(channel.deliveries)
-        adopted = {index: known for index, each in enumerate(taken) if (known := self._adopted(each)) is not None}
+        adopted = self._decided(taken, is_own=False)
         accepted = self._deliver(adopted).accepted if adopted else set[int]()
         channel.ack(taken[index].tag for index in sorted(accepted))
         channel.leave()
         if adopted:
             _log.info("published %d delayed messages of queue %s, which has no pump", len(accepted), due)
         return bool(adopted) or not taken
-
-    def _adopted(self, delivery: Delivery) -> EncodedPublication | None:
-        """Return what to publish for a due message of another engine; None leaves it in its queue."""
-        try:
-            message = _read(delivery)
-            return self._encoder.native(message) if self._knows(message.task) else None
-        except DecodeError:  # that is for its own engine to bury, or for a newer release
-            return None
-        except Exception as exc:
-            _log.warning("a delayed message of another engine can't be published here: %s", text_of(exc))
-            return None
 
 
 def _read(delivery: Delivery) -> Message:
