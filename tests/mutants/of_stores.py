@@ -401,7 +401,7 @@ def wakes_nobody_by_cancelling(write: Any) -> Any:
 @mutant("a_watch_ends", "taskbridge.stores.notifications", "Watches.add")
 def watches_for_ever(add: Any) -> Any:
     """Who has stopped to watch is woken."""
-    return lambda self, key, wake, *, gone=None: add(self, key, wake, gone=gone) and (lambda: None)
+    return lambda self, key, wake, *, gone=None: (lambda: None, add(self, key, wake, gone=gone)[1])
 
 
 @mutant("a_thousand_wait_at_once", _RECORDS, "Records.watch")

@@ -295,15 +295,37 @@ def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis)
     store.close()
 
 
-def test_a_key_that_is_being_left_is_not_taken_for_heard_of() -> None:
-    notifications = RedisNotifications(1.0, "redis://nowhere", "prefix:")
-    notifications._is_connected = True
-    notifications._subscribed = {"left"}
-    notifications._watches.add("new", lambda: None)
-    seen: list[bool] = []
-    connection: Any = SimpleNamespace(send=lambda _: seen.append(notifications._hears_of("left")))
+def test_a_key_that_was_left_and_is_watched_again_is_heard_of_when_redis_says_so() -> None:
+    notifications, sent, woken = RedisNotifications(1.0, "redis://nowhere", "prefix:"), list[bytes](), list[str]()
+    connection: Any = SimpleNamespace(send=sent.append)
+    subscribed, unsubscribed = ([word, b"prefix:key", 1] for word in (b"subscribe", b"unsubscribe"))
 
     with closing(notifications):
-        notifications._change(connection, ["left", "new"])
+        stop, was_heard = notifications._watches.add("key", lambda: None)
+        notifications._follow(connection, ["key"])
+        notifications._take(subscribed)
+        stop()
+        notifications._follow(connection, ["key"])
+        _, is_heard = notifications._watches.add("key", lambda: woken.append("again"))
+        notifications._follow(connection, ["key"])
+        notifications._take(unsubscribed)
+        heard = [was_heard.is_set(), is_heard.is_set()]
+        notifications._take(subscribed)
 
-    assert seen == [False, False]  # while it subscribes to the one, and leaves the other
+    assert [b"UNSUBSCRIBE" in each for each in sent] == [False, True, False]
+    assert (heard, is_heard.is_set(), woken) == ([True, False], True, [])
+
+
+def test_who_was_heard_of_before_an_outage_is_woken_by_the_next_subscription() -> None:
+    notifications, woken = RedisNotifications(1.0, "redis://nowhere", "prefix:"), list[str]()
+    connection: Any = SimpleNamespace(send=lambda _: None)
+
+    with closing(notifications):
+        notifications._watches.add("key", lambda: woken.append("first"))
+        for _ in range(2):
+            notifications._begin(connection)
+            notifications._take([b"subscribe", b"prefix:key", 1])
+            notifications._watches.add("key", lambda: woken.append("second"))
+            notifications._follow(connection, ["key"])  # which is subscribed to: it is heard of at once
+
+    assert sorted(woken) == ["first", "second"]

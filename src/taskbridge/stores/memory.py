@@ -101,7 +101,9 @@ class MemoryBackend(Backend):
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` after each write of a key that tells."""
-        return self._watches.add(key, wake)
+        stop, heard = self._watches.add(key, wake)
+        heard.set()
+        return stop
 
     def ping(self, *, timeout_s: float) -> None:
         """Return: it answers."""

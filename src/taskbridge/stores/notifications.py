@@ -6,15 +6,17 @@ import select
 import socket
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass, field
 from math import ceil, inf
 from time import monotonic
 from typing import Any, ClassVar, Final
 
 from taskbridge.background import Background
 from taskbridge.exceptions import StoreUnavailable
-from taskbridge.locks import Condition, Lock
+from taskbridge.locks import Event, Lock
 from taskbridge.logs import logger
 
 _log = logger("taskbridge.store")
@@ -26,53 +28,75 @@ _LONGEST_PAUSE_S: Final = 1.0
 Wake = Callable[[], None]
 
 
+@dataclass(eq=False, slots=True)
+class _Watch:
+    """Somebody who watches a key.
+
+    Attributes:
+        wake: What to call.
+        heard: Set once no write of the key is missed any more; only then is `wake` called.
+    """
+
+    wake: Wake
+    heard: Event = field(default_factory=Event)
+
+
 class Watches:
-    """A table of what to call, by key. Threads share it."""
+    """Who watches which key. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._wakes: dict[str, dict[object, Wake]] = {}
+        self._watches: dict[str, set[_Watch]] = {}
 
-    def add(self, key: str, wake: Wake, *, gone: Callable[[str], None] | None = None) -> Wake:
-        """Add what to call, and return what removes it.
+    def add(self, key: str, wake: Wake, *, gone: Callable[[str], None] | None = None) -> tuple[Wake, Event]:
+        """Add what to call, and return what removes it, and what is set when it is heard of.
 
         Args:
             key: What is watched.
             wake: What to call.
             gone: Is called when nobody watches the key any more.
         """
-        number = object()
+        watch = _Watch(wake)
         with self._lock:
-            self._wakes.setdefault(key, {})[number] = wake
+            self._watches.setdefault(key, set()).add(watch)
 
         def stop() -> None:
             with self._lock:
-                wakes = self._wakes.get(key, {})
-                if wakes.pop(number, None) is None or wakes:
+                watches = self._watches.get(key, set())
+                if watch not in watches:
                     return
-                del self._wakes[key]
+                watches.remove(watch)
+                if watches:
+                    return
+                del self._watches[key]
             if gone is not None:
                 gone(key)
 
-        return stop
+        return stop, watch.heard
 
     def keys(self) -> Collection[str]:
         """Return the keys that are watched."""
         with self._lock:
-            return tuple(self._wakes)
+            return tuple(self._watches)
 
-    def has(self, key: str) -> bool:
-        """Return whether anybody watches a key."""
+    def of(self, key: str) -> Collection[_Watch]:
+        """Return who watches a key."""
         with self._lock:
-            return key in self._wakes
+            return tuple(self._watches.get(key, ()))
+
+    def hear(self, key: str) -> None:
+        """Tell who watches a key that no write of it is missed any more."""
+        for watch in self.of(key):
+            watch.heard.set()
 
     def wake(self, key: str) -> None:
-        """Wake who watches a key."""
-        with self._lock:
-            wakes = tuple(self._wakes.get(key, {}).values())
-        for wake in wakes:
+        """Wake who watches a key; who has not been heard of yet is told that, and looks by itself."""
+        for watch in self.of(key):
+            if not watch.heard.is_set():
+                watch.heard.set()
+                continue
             try:
-                wake()
+                watch.wake()
             except Exception:
                 _log.exception("a wake for %s failed", key)
 
@@ -96,57 +120,42 @@ class Notifications(Background, ABC):
         super().__init__("notifications", join_s=1.0)
         self._timeout_s = timeout_s
         self._watches = Watches()
-        self._changed = Condition()
-        self._is_connected = False
+        self._concerned: deque[str] = deque()
         self._poked, self._poking = socket.socketpair()
         self._poked.setblocking(False)
         self._poking.setblocking(False)
 
     def watch(self, key: str, wake: Wake) -> Wake:
         """Call `wake` after each write of a key that tells; returns when nothing is missed any more."""
-        stop = self._watches.add(key, wake, gone=self._concerns)
-        deadline = monotonic() + self._timeout_s
-        self._concerns(key)
-        with self._changed:
-            self.start()
-            while not self._hears_of(key):
-                left_s = deadline - monotonic()
-                if left_s <= 0 or self._stop.is_set():
-                    break
-                self._changed.wait(left_s)
-            else:
-                return stop
-        stop()
-        raise StoreUnavailable("no answer in time")
+        stop, heard = self._watches.add(key, wake, gone=self._look_at)
+        self._look_at(key)
+        self.start()
+        if not heard.wait(self._timeout_s):
+            stop()
+            raise StoreUnavailable("no answer in time")
+        return stop
 
     def close(self) -> None:
         """End the thread, and its connection; nobody is woken any more."""
         self._stop.set()
         self._poke()
-        with self._changed:
-            self._changed.notify_all()
         self.stop()
         self._poked.close()
         self._poking.close()
 
     def run(self, stop: threading.Event) -> None:
         """Wake watches until `stop` is set, on one connection after another."""
-        pause_s, was_away = _SHORTEST_PAUSE_S, False
+        pause_s = _SHORTEST_PAUSE_S
         while not stop.is_set():
             connection: Any = None
             try:
                 connection = self._connect()
                 self._begin(connection)
-                self._tell_connected(True)
                 pause_s = _SHORTEST_PAUSE_S
-                if was_away:
-                    self._watches.wake_all()
                 self._serve(connection, stop)
             except Exception as exc:  # of any client library, or the system: all mean that the store is away
                 if not stop.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
-            self._tell_connected(False)
-            was_away = True
             if connection is not None:
                 with suppress(Exception):  # it is of no use any more
                     connection.close()
@@ -163,12 +172,13 @@ class Notifications(Background, ABC):
             elif monotonic() >= asks_at:
                 self._ask(connection)
                 heard_at = monotonic()
-            self._follow(connection)
+            if self._concerned:
+                self._follow(connection, {self._concerned.popleft() for _ in range(len(self._concerned))})
 
-    def _tell_connected(self, is_connected: bool) -> None:
-        with self._changed:
-            self._is_connected = is_connected
-            self._changed.notify_all()
+    def _look_at(self, key: str) -> None:
+        """Have the thread look at a key that somebody watches from now on, or nobody any more."""
+        self._concerned.append(key)
+        self._poke()
 
     def _poke(self) -> None:
         with suppress(OSError):  # it has been poked often enough, or is closed
@@ -188,19 +198,14 @@ class Notifications(Background, ABC):
 
     # What each store does in its own way
 
-    def _concerns(self, key: str) -> None:
-        """Have the thread look at a key that somebody watches from now on, or nobody any more."""
-        self._poke()
-
-    def _hears_of(self, key: str) -> bool:
-        """Return whether nothing of a key is missed any more."""
-        return self._is_connected
-
     def _begin(self, connection: Any) -> None:
-        """Have the connection hear of all that is watched."""
+        """Have a new connection hear of all that is watched, and wake who may have missed something."""
+        self._watches.wake_all()
 
-    def _follow(self, connection: Any) -> None:
-        """Have it hear of what is watched now, and of nothing else; called often."""
+    def _follow(self, connection: Any, keys: Collection[str]) -> None:
+        """Have it hear of those of these keys that are watched, and of the others no more."""
+        for key in keys:
+            self._watches.hear(key)
 
     def _silence_s(self) -> float:
         """Return after how many seconds without a word it is time to `_ask`."""

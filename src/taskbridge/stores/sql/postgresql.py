@@ -148,10 +148,8 @@ class _PostgresNotifications(Notifications):
 
     def _begin(self, connection: BoundedConnection) -> None:
         connection.add_notify_handler(lambda found: self._told(found.payload))  # those that other answers come with
-        connection.execute(f"LISTEN {_CHANNEL}")
-
-    def _concerns(self, key: str) -> None:
-        """Do nothing: it hears of all keys."""
+        connection.execute(f"LISTEN {_CHANNEL}")  # of all keys
+        super()._begin(connection)
 
     def _hear(self, connection: BoundedConnection) -> None:
         connection.pgconn.consume_input()

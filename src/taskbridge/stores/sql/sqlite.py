@@ -90,6 +90,7 @@ class _SqliteNotifications(Notifications):
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         self._version = _version(connection)
+        super()._begin(connection)
 
     def _silence_s(self) -> float:
         return _LOOK_S if self._watches.keys() else inf
