@@ -17,7 +17,7 @@ from benchmarks.contenders import Contender
 from benchmarks.processes import WorkerProcess, held, run, worker
 from benchmarks.readings import Reading, read
 from taskbridge import Bridge
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
 
@@ -167,8 +167,9 @@ def _made(name: str) -> PrivateServer:
 def _make_tables(url: str) -> None:
     bridge = Bridge("inline://", store=url)
     store = bridge.store
-    assert isinstance(store, StoreWithTables)
-    store.init(timeout_s=_TABLES_S)
+    assert store is not None
+    assert isinstance(store.backend, BackendWithTables)
+    store.backend.init(timeout_s=_TABLES_S)
     bridge.close()
 
 

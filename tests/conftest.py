@@ -28,7 +28,7 @@ from _pytest.runner import runtestprotocol
 
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.stores.place import Place
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.servers import (
     PrivateRabbitMQ,
@@ -215,8 +215,8 @@ def postgresql_store(postgresql_server: PrivatePostgreSQL) -> str:
     """The URL of a store in the shared PostgreSQL server, whose tables are made."""
     with Place(postgresql_server.url) as place:
         store = place.store()
-        assert isinstance(store, StoreWithTables)
-        store.init(timeout_s=20)
+        assert isinstance(store.backend, BackendWithTables)
+        store.backend.init(timeout_s=20)
     return postgresql_server.url
 
 

@@ -435,21 +435,23 @@ def sees_no_change(version: Any) -> Any:
 def begins_again(begin: Any) -> Any:
     """A schedule begins whenever it is asked for."""
 
-    def again(self: Any, schedule: str, *, at: float, timeout_s: float) -> Any:
+    def again(self: Any, schedule: str, *, now: Any, timeout_s: float) -> Any:
         self._backend.remove([f"schedule:{schedule}"], timeout_s=timeout_s)
-        return begin(self, schedule, at=at, timeout_s=timeout_s)
+        return begin(self, schedule, now=now, timeout_s=timeout_s)
 
     return again
 
 
-@mutant("what_was_settled_by_a_fast_clock_goes_back", _TICKS, "Ticks.go_back")
-def goes_back_whatever_is_there(go_back: Any) -> Any:
-    """A schedule goes back, whoever has changed it since."""
+@mutant("what_was_settled_by_a_fast_clock_goes_back", _TICKS, "SKEW_S")
+def goes_back_at_once(skew_s: Any) -> Any:
+    """A schedule goes back however little it is ahead."""
+    return 0.0
 
-    def blind(self: Any, schedule: str, state: Any, *, timeout_s: float, **rest: Any) -> None:
-        go_back(self, schedule, self.states([schedule], timeout_s=timeout_s)[schedule], timeout_s=timeout_s, **rest)
 
-    return blind
+@mutant("what_was_settled_by_a_fast_clock_goes_back", _TICKS, "SKEW_S")
+def never_goes_back(skew_s: Any) -> Any:
+    """A schedule that was settled into the future waits until then."""
+    return float("inf")
 
 
 @mutant("a_changed_schedule_begins_anew", _TICKS, "Ticks.note")
@@ -463,7 +465,7 @@ def makes_schedules_known(claim: Any) -> Any:
     """A claim makes a schedule known."""
 
     def begun(self: Any, schedule: str, planned_at: float, **rest: Any) -> Any:
-        self.begin(schedule, at=planned_at - 1, timeout_s=1)
+        self.begin(schedule, now=lambda: planned_at - 1, timeout_s=1)
         return claim(self, schedule, planned_at, **rest)
 
     return begun

@@ -216,9 +216,6 @@ class Actor:
         is_noted: bool = self._ask(lambda: self.world.ticks.note(plans, **given))
         return is_noted
 
-    def go_back(self, *args: Any, **given: Any) -> None:
-        self._ask(lambda: self.world.ticks.go_back(*args, **given))
-
     def states(self, schedules: Sequence[str], **given: Any) -> Mapping[str, ScheduleState]:
         raise AssertionError
 

@@ -205,7 +205,7 @@ def test_all_keys_are_in_the_namespace_and_records_expire(make_redis: Callable[.
     store.records.create([(late, 1000.0)], timeout_s=5)
     store.records.ended(final, Ending(state="done", at=1.0), timeout_s=5)
     store.records.cancel(cancelled.id, at=1.0, timeout_s=5)
-    store.ticks.begin("s", at=1.0, timeout_s=5)
+    store.ticks.begin("s", now=lambda: 1.0, timeout_s=5)
     keys = [key.decode() for key in client.execute([("KEYS", "*")], timeout_s=5)]
     assert [key for key in keys if not key.startswith(f"{namespace}:")] == []
 

@@ -18,7 +18,8 @@ from taskbridge import Message, SettingsError, StoreNotReady
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim, StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
+from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import open_store
 from tests.private_postgresql import PrivatePostgreSQL
@@ -34,9 +35,14 @@ def url(postgresql_server: PrivatePostgreSQL) -> str:
     return postgresql_server.url.replace("/postgres", "/shop")
 
 
-def opened(url: str, **given: object) -> StoreWithTables:
+def opened(url: str, **given: object) -> Store:
     settings, _ = load({"url": "inline://", "send_timeout": 5, **given}, environ={})
     return open_store(settings, url)
+
+
+def init(store: Store) -> tuple[int, int]:
+    assert isinstance(store.backend, BackendWithTables)
+    return store.backend.init(timeout_s=20)
 
 
 def a_message(number: int = 0) -> Message:
@@ -48,7 +54,7 @@ def test_without_tables_one_line_says_what_to_do(url: str) -> None:
     with pytest.raises(StoreNotReady, match=r"no tables yet: run `taskbridge store init`") as caught:
         store.records.create([(a_message(), 0.0)], timeout_s=5)
     assert "secret" not in str(caught.value)
-    assert store.init(timeout_s=5) == (0, 1)
+    assert init(store) == (0, 1)
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     store.close()
 
@@ -56,7 +62,7 @@ def test_without_tables_one_line_says_what_to_do(url: str) -> None:
 def test_several_make_the_tables_at_once_and_one_does(url: str) -> None:
     stores = [opened(url) for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        made = list(pool.map(lambda store: store.init(timeout_s=20), stores))
+        made = list(pool.map(init, stores))
     assert sorted(made) == [(0, 1)] + [(1, 1)] * 5
     for store in stores:
         store.close()
@@ -64,7 +70,7 @@ def test_several_make_the_tables_at_once_and_one_does(url: str) -> None:
 
 def test_the_privileges_that_the_page_on_security_names_are_enough(url: str) -> None:
     store = opened(url)
-    store.init(timeout_s=5)
+    init(store)
     store.close()
     page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
     with psycopg.connect(url, autocommit=True) as connection:
@@ -88,7 +94,7 @@ _OF_EACH_KIND = (
 
 def test_any_number_of_watches_takes_one_connection(url: str) -> None:
     store = opened(url)
-    store.init(timeout_s=5)
+    init(store)
     stops = [store.records.watch(f"id-{number}", lambda: None) for number in range(50)]
     with psycopg.connect(url) as connection:
         listening = connection.execute(
@@ -103,7 +109,7 @@ def test_any_number_of_watches_takes_one_connection(url: str) -> None:
 def test_who_waits_is_woken_at_once(url: str) -> None:
     """The time from an end to a wake, on an idle machine a millisecond; here only that nobody polls by the second."""
     store, other = opened(url), opened(url)
-    store.init(timeout_s=5)
+    init(store)
     took_s: list[float] = []
     for number in range(20):
         woken = threading.Event()
@@ -122,7 +128,7 @@ def test_a_server_that_was_restarted_is_used_again_by_the_next_call(
     url: str, postgresql_server: PrivatePostgreSQL
 ) -> None:
     store = opened(url)
-    store.init(timeout_s=5)
+    init(store)
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     assert store.marks.claim(a_message(), timeout_s=5) is Claim.RUN
     postgresql_server.restart()
@@ -135,7 +141,7 @@ def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other, message = opened(url), opened(url), a_message()
-    store.init(timeout_s=5)
+    init(store)
     other.marks.started(message)
     get, given_back = store.backend.get, list[bool]()
 
@@ -155,7 +161,7 @@ def test_a_mark_that_is_taken_away_while_it_is_claimed_lets_the_attempt_run(
 
 def test_a_store_that_is_closed_leaves_no_connection(url: str) -> None:
     store = opened(url)
-    store.init(timeout_s=5)
+    init(store)
     stop = store.records.watch("id-0", lambda: None)
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     store.marks.started(a_message())
@@ -185,7 +191,7 @@ def test_a_worker_without_tables_says_in_one_line_what_to_do(url: str, tmp_path:
 
 def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
     store = opened(url)
-    store.init(timeout_s=5)
+    init(store)
     store.records.create([(a_message(number), 0.0) for number in range(100)], timeout_s=5)
     with ThreadPoolExecutor(100) as pool:
         found = list(pool.map(lambda number: store.records.get(f"id-{number}", timeout_s=20), range(100)))
@@ -199,14 +205,15 @@ def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
 
 def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: str) -> None:
     store, other = opened(url, namespace="one"), opened(url, namespace="other")
-    store.init(timeout_s=5)
+    init(store)
     for each in (store, other):
         each.records.create([(a_message(), 0.0)], timeout_s=5)
         each.records.cancel("id-0", at=1.0, timeout_s=5)
-        each.ticks.begin("s", at=1.0, timeout_s=5)
+        each.ticks.begin("s", now=lambda: 1.0, timeout_s=5)
         each.ticks.claim("s", 2.0, claimant="c", now=1.0, lease_s=9.0, timeout_s=5)
         each.marks.started(a_message())
-    store.clear(timeout_s=5)
+    assert isinstance(store.backend, BackendWithTables)
+    store.backend.clear(timeout_s=5)
     assert store.records.get("id-0", timeout_s=5) is None
     assert store.records.cancelled_since("", timeout_s=5)[1] == []
     assert store.ticks.states(["s"], timeout_s=5) == {}
@@ -220,7 +227,7 @@ def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: st
 def test_the_checks_leave_nothing_behind(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         store = opened(url)
-        store.init(timeout_s=5)
+        init(store)
         store.close()
         results = list(run_all(url, [CHECKS["what_is_settled_stays_settled"], CHECKS["a_replay_begins_anew"]]))
         assert [result.outcome for result in results] == ["passed", "passed"]

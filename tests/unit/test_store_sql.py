@@ -17,7 +17,8 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
-from taskbridge.stores.base import Claim, StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
+from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import open_store, schema
 from taskbridge.stores.sql.backend import SqlBackend
@@ -29,13 +30,13 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[StoreWithTables]:
+def store(url: str) -> Iterator[Store]:
     with_store = opened(url)
     yield with_store
     with_store.close()
 
 
-def opened(url: str, **given: object) -> StoreWithTables:
+def opened(url: str, **given: object) -> Store:
     settings, _ = load({"url": "inline://", "send_timeout": 1, **given}, environ={})
     return open_store(settings, url)
 
@@ -46,11 +47,16 @@ def database(folder: Path) -> Generator[sqlite3.Connection]:
         yield connection
 
 
+def init(store: Store) -> tuple[int, int]:
+    assert isinstance(store.backend, BackendWithTables)
+    return store.backend.init(timeout_s=20)
+
+
 def a_message(number: int = 0) -> Message:
     return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
 
 
-def test_many_cancellations_are_told_part_by_part(store: StoreWithTables, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_cancellations_are_told_part_by_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskbridge.stores.records.CANCELLATIONS_AT_ONCE", 3)
     messages = [a_message(number) for number in range(7)]
     store.records.create([(each, 0.0) for each in messages], timeout_s=5)
@@ -68,7 +74,7 @@ def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_o
     program = (
         "import sys\nfrom taskbridge import Bridge\n"
         "store = Bridge('inline://', store=sys.argv[1]).store\nstore.ping(timeout_s=20)\n"
-        "print(store.init(timeout_s=20))"
+        "print(store.backend.init(timeout_s=20))"
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     processes = [
@@ -78,20 +84,20 @@ def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_o
     assert [process.communicate()[0].strip() for process in processes] == ["(1, 1)"] * 4
 
 
-def test_tables_of_a_later_release_are_left_alone(url: str, store: StoreWithTables, tmp_path: Path) -> None:
+def test_tables_of_a_later_release_are_left_alone(url: str, store: Store, tmp_path: Path) -> None:
     store.ping(timeout_s=5)
     with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_schema SET version = 99")
     later = opened(url)
     with pytest.raises(StoreNotReady, match=r"version 99, and this release knows 1; update taskbridge"):
-        later.init(timeout_s=5)
+        init(later)
     with pytest.raises(StoreNotReady, match="taskbridge store init"):
         later.records.get("x", timeout_s=5)
     later.close()
 
 
 def test_tables_of_an_earlier_release_are_brought_up_to_date(
-    url: str, store: StoreWithTables, monkeypatch: pytest.MonkeyPatch
+    url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     monkeypatch.setattr(
@@ -101,21 +107,21 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date(
     newer = opened(url)
     with pytest.raises(StoreNotReady, match=r"have version 1, not 2.*taskbridge store init"):
         newer.records.get("id-0", timeout_s=5)
-    assert newer.init(timeout_s=5) == (1, 2)
-    assert newer.init(timeout_s=5) == (2, 2)
+    assert init(newer) == (1, 2)
+    assert init(newer) == (2, 2)
     assert newer.records.get("id-0", timeout_s=5) is not None
     newer.close()
 
 
 def test_a_migration_that_fails_leaves_the_tables_as_they_were(
-    store: StoreWithTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.ping(timeout_s=5)
     broken = ("ALTER TABLE taskbridge_text ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
     monkeypatch.setattr(schema, "VERSION", 2)
     with pytest.raises(BrokerUnavailable, match="nowhere"):
-        store.init(timeout_s=5)
+        init(store)
     with database(tmp_path) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(taskbridge_text)")]
     assert "until" in columns
@@ -123,7 +129,7 @@ def test_a_migration_that_fails_leaves_the_tables_as_they_were(
 
 
 def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_again(
-    store: StoreWithTables, tmp_path: Path
+    store: Store, tmp_path: Path
 ) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
@@ -139,7 +145,7 @@ def test_a_database_that_another_keeps_locked_is_unavailable_in_time_and_works_a
     assert record.state == "cancelled"
 
 
-def test_only_its_owner_may_read_a_file_that_is_made(store: StoreWithTables, tmp_path: Path) -> None:
+def test_only_its_owner_may_read_a_file_that_is_made(store: Store, tmp_path: Path) -> None:
     store.ping(timeout_s=5)
     store.records.get("a", timeout_s=5)
     modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
@@ -180,7 +186,7 @@ def test_what_is_old_is_removed_a_bounded_number_at_once(url: str, tmp_path: Pat
     store.close()
 
 
-def test_a_forked_process_has_connections_of_its_own(store: StoreWithTables) -> None:
+def test_a_forked_process_has_connections_of_its_own(store: Store) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     woken = threading.Event()
     stop = store.records.watch("id-0", woken.set)
@@ -240,7 +246,7 @@ def test_an_inline_bridge_uses_a_store_that_it_is_given(url: str) -> None:
     bridge.close()
 
 
-def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, store: StoreWithTables) -> None:
+def test_a_claim_whose_answer_never_came_is_answered_the_same_again(url: str, store: Store) -> None:
     gone, never, lost = opened(url), a_message(1), a_message(2)
     gone.marks.started(lost)
     gone.close()

@@ -8,7 +8,7 @@ from typing import Final
 from taskbridge import Bridge
 from taskbridge.cli.command import Command, Output, UsageError, any_bridge, argument, command
 from taskbridge.settings import without_credentials
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 
 _DESCRIPTION = """\
 Look after the store: the database of status, results, cancellations, schedules and attempt marks.
@@ -53,8 +53,8 @@ def _init(bridge: Bridge, arguments: Namespace) -> Output:
     store = bridge.store
     if store is None:
         raise UsageError("there is no store to make ready: set TASKBRIDGE_STORE, or --url to the store's")
-    if isinstance(store, StoreWithTables):
-        done = _done(*store.init(timeout_s=_TIMEOUT_S))
+    if isinstance(store.backend, BackendWithTables):
+        done = _done(*store.backend.init(timeout_s=_TIMEOUT_S))
     else:
         store.ping(timeout_s=bridge.settings.send_timeout_s)
         done = "it answers, and needs no tables"

@@ -10,7 +10,7 @@ from typing import Any, Final
 from taskbridge import Bridge
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 
 PREFIX: Final = "contract-"
 """What the names of all namespaces begin with."""
@@ -40,8 +40,8 @@ def remove_stored(url: str, namespaces: Collection[str]) -> None:
         bridge = Bridge("inline://", store=url, namespace=namespace)
         try:
             store = bridge.store
-            if isinstance(store, StoreWithTables):
-                store.clear(timeout_s=_TIMEOUT_S)
+            if store is not None and isinstance(store.backend, BackendWithTables):
+                store.backend.clear(timeout_s=_TIMEOUT_S)
         finally:
             bridge.close()
 

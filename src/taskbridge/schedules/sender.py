@@ -18,7 +18,6 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.schedules.plan import Schedule, decide
-from taskbridge.stores.clock import SKEW_S
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.starts import process_name
 from taskbridge.stores.ticks import ScheduleState, TickClaim
@@ -142,12 +141,8 @@ class Ticker:
         """Deal with the first ticks that are not settled, and return when to look again."""
         name, timing = schedule.name, schedule.timing
         self._release(name)
-        state = self._ticks.begin(name, at=now, timeout_s=self._timeout_s)
+        state = self._ticks.begin(name, now=self._bridge.now, timeout_s=self._timeout_s)
         until, paused = state.settled_until, state.paused
-        if until > (now_s := self._bridge.now()) + SKEW_S:  # than which what was read is older
-            _log.warning("schedule %s was settled until %s, which is to come: it goes on from now", name, _shown(until))
-            self._ticks.go_back(name, state, to=now_s, timeout_s=self._timeout_s)
-            return now
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
         if first > now:
             watched.settled_until = None
@@ -240,9 +235,8 @@ class Scheduler(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Send what is due until `stop` is set; without schedules, only note that there are none."""
-        claimant = process_name()
         # Dealing with a tick takes five calls to the store and the broker: that is no standing still.
-        ticker = Ticker(self._bridge, claimant=claimant, stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
+        ticker = Ticker(self._bridge, claimant=process_name(), stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
         is_away = False
         while not stop.is_set():
             wait_s = _LOOK_S

@@ -125,11 +125,15 @@ class Backend(ABC):
 
 
 class BackendWithTables(Backend):
-    """A backend that has to be made ready; see `StoreWithTables`."""
+    """A backend that has to be made ready; once, and by each release that needs it otherwise."""
 
     @abstractmethod
     def init(self, *, timeout_s: float) -> tuple[int, int]:
-        """Make it ready, and return the versions of its tables before and after."""
+        """Make it ready, and return the versions of its tables before and after; 0 is none.
+
+        It may be done again, and by several processes at once. Data stays. Raises `StoreNotReady` if a later release
+        has made it.
+        """
 
     @abstractmethod
     def clear(self, *, timeout_s: float) -> None:

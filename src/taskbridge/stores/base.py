@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, BackendWithTables
+from taskbridge.stores.backend import Backend
 from taskbridge.stores.clock import StoreClock
 from taskbridge.stores.marks import Claim, Marks
 from taskbridge.stores.records import Records
 from taskbridge.stores.ticks import Ticks
 
-__all__ = ["Claim", "Marks", "Records", "Store", "StoreWithTables", "Ticks"]
+__all__ = ["Claim", "Marks", "Records", "Store", "Ticks"]
 
 
 class Store:
@@ -51,30 +51,3 @@ class Store:
         self.marks.close()
         self.records.close()
         self.backend.close()
-
-
-class StoreWithTables(Store):
-    """A store that has to be made ready, once and by each release that needs it otherwise: `taskbridge store init`."""
-
-    def __init__(self, settings: Settings, backend: BackendWithTables) -> None:
-        super().__init__(settings, backend)
-        self._tables = backend
-
-    def init(self, *, timeout_s: float) -> tuple[int, int]:
-        """Make it ready, and return the versions of its tables before and after; 0 is none.
-
-        It may be done again, and by several processes at once. Data stays.
-
-        Raises:
-            BrokerUnavailable: It doesn't answer, or refuses.
-            StoreNotReady: A later release has made it.
-        """
-        return self._tables.init(timeout_s=timeout_s)
-
-    def clear(self, *, timeout_s: float) -> None:
-        """Remove all that the bridge's namespace has stored.
-
-        Raises:
-            BrokerUnavailable: It wasn't done.
-        """
-        self._tables.clear(timeout_s=timeout_s)

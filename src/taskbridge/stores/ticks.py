@@ -15,10 +15,12 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
+from taskbridge.durations import moment
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME
 from taskbridge.stores.backend import Backend, Write, head_of
+from taskbridge.stores.clock import SKEW_S
 
 T = TypeVar("T")
 
@@ -144,24 +146,23 @@ class Ticks:
         write = Write(_NOTED, head_of(text), json.dumps(left))
         return left == noted or self._backend.write([write], timeout_s=timeout_s)[0]
 
-    def begin(self, schedule: str, *, at: float, timeout_s: float) -> ScheduleState:
-        """Return what is known of a schedule; one that nobody knew of is settled until `at`. Atomic."""
+    def begin(self, schedule: str, *, now: Callable[[], float], timeout_s: float) -> ScheduleState:
+        """Return what is known of a schedule; one that nobody knew of is settled until now. Atomic.
+
+        One that was settled by a clock that was ahead, so until far in the future, goes back to now.
+        """
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
-            if plan.state is not None:
-                return plan.state, None
-            state = ScheduleState(settled_until=at)
-            return state, replace(plan, state=state)
+            state, at = plan.state, now()  # asked after what it is compared with was read, which may take long
+            if state is None:
+                state = ScheduleState(settled_until=at)
+            elif state.settled_until > at + SKEW_S:
+                until = moment(state.settled_until).isoformat()
+                _log.warning("schedule %s was settled until %s, which is to come: it goes on from now", schedule, until)
+                state = replace(state, settled_until=at)
+            return state, None if state == plan.state else replace(plan, state=state)
 
         return self._change(schedule, decide, timeout_s)
-
-    def go_back(self, schedule: str, state: ScheduleState, *, to: float, timeout_s: float) -> None:
-        """Settle a schedule until an earlier instant, if its state is still the one that was seen."""
-
-        def decide(plan: Plan) -> tuple[None, Plan | None]:
-            return None, replace(plan, state=replace(state, settled_until=to)) if plan.state == state else None
-
-        self._change(schedule, decide, timeout_s)
 
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""

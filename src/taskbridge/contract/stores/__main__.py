@@ -8,7 +8,7 @@ import sys
 from taskbridge.contract.stores import __doc__ as description
 from taskbridge.contract.stores.place import TIMEOUT_S, Place
 from taskbridge.contract.stores.suite import run_all
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 
 
 def main() -> int:
@@ -19,8 +19,8 @@ def main() -> int:
     for number, url in enumerate(parser.parse_args().url, 1):
         with Place(url) as place:
             store = place.store()
-            if isinstance(store, StoreWithTables):
-                store.init(timeout_s=TIMEOUT_S)
+            if isinstance(store.backend, BackendWithTables):
+                store.backend.init(timeout_s=TIMEOUT_S)
         for result in run_all(url):
             code |= int(result.outcome in ("failed", "crashed"))
             sys.stdout.write(f"{number} {result.outcome:<14} {result.scenario} {result.seconds:.1f} s {result.why}\n")

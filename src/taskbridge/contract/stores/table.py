@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from taskbridge.contract.stores.place import Place
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
 
 Needs = Callable[[Place], str]
 
@@ -29,7 +29,7 @@ def a_server(place: Place) -> str:
 
 def tables(place: Place) -> str:
     """Keep out stores that need not be made ready."""
-    return "" if isinstance(place.store(), StoreWithTables) else "it has no tables"
+    return "" if isinstance(place.store().backend, BackendWithTables) else "it has no tables"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

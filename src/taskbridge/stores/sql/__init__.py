@@ -7,19 +7,19 @@ application's own user may often not.
 from __future__ import annotations
 
 from taskbridge.settings import Settings
-from taskbridge.stores.base import StoreWithTables
+from taskbridge.stores.base import Store
 from taskbridge.stores.sql.backend import SqlBackend
 from taskbridge.stores.sql.database import Database
 
 
-def open_store(settings: Settings, url: str) -> StoreWithTables:
+def open_store(settings: Settings, url: str) -> Store:
     """Return a store; connects when it is first used.
 
     Raises:
         NotInstalledError: The database's client is not installed.
         SettingsError: The URL can't be read.
     """
-    return StoreWithTables(settings, SqlBackend(settings, _database(settings, url)))
+    return Store(settings, SqlBackend(settings, _database(settings, url)))
 
 
 def _database(settings: Settings, url: str) -> Database:

@@ -31,7 +31,7 @@ def _calls(store: Store, message: Message) -> Iterator[tuple[str, Callable[[], o
     yield "cancel", lambda: records.cancel(message.id, at=at, timeout_s=_TIMEOUT_S)
     yield "cancelled_since", lambda: records.cancelled_since("", timeout_s=_TIMEOUT_S)
     yield "watch", lambda: records.watch(a_message().id, lambda: None)
-    yield "begin", lambda: ticks.begin("s", at=at, timeout_s=_TIMEOUT_S)
+    yield "begin", lambda: ticks.begin("s", now=lambda: at, timeout_s=_TIMEOUT_S)
     yield "states", lambda: ticks.states(["s"], timeout_s=_TIMEOUT_S)
     yield "claim of a tick", lambda: ticks.claim("s", at, timeout_s=_TIMEOUT_S, **claim)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - of the dict
     yield "settle", lambda: ticks.settle("s", at, message_id="", missed=0, timeout_s=_TIMEOUT_S)

@@ -11,7 +11,8 @@ from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, a_message, expect, soon
 from taskbridge.contract.stores.table import check, tables
 from taskbridge.durations import moment
-from taskbridge.stores.base import Store, StoreWithTables
+from taskbridge.stores.backend import BackendWithTables
+from taskbridge.stores.base import Store
 from taskbridge.stores.records import MOST_ATTEMPTS, Ending, State, Status
 
 _ERROR = ErrorInfo(type="shop.Refused", message="no \x00 'ünïcode' \U0001f4a5")
@@ -314,8 +315,8 @@ def tables_are_made_by_many_at_once(p: Place) -> None:
     create(stores[0], message)
 
     def make(store: Store) -> tuple[int, int]:
-        assert isinstance(store, StoreWithTables)
-        return store.init(timeout_s=TIMEOUT_S)
+        assert isinstance(store.backend, BackendWithTables)
+        return store.backend.init(timeout_s=TIMEOUT_S)
 
     with ThreadPoolExecutor(4) as pool:
         made = set(pool.map(make, stores))
