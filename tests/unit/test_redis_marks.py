@@ -151,6 +151,14 @@ def test_a_message_that_came_back_is_counted_until_it_starts(server: PrivateRedi
     assert marks.taken(message) == 0
 
 
+def test_a_worker_of_an_earlier_release_does_not_take_a_count_for_a_run(server: PrivateRedis) -> None:
+    """It would take the run for lost, and a message with one attempt for dead (rule S8)."""
+    message = a_message(43)
+    assert [marks_of(server).taken(message) for _ in range(2)] == [1, 2]
+    with redis.Redis.from_url(server.url) as client:
+        assert client.exists(f"taskbridge:mark:{message.id}:1") == 0
+
+
 ODD_MARKS = b"", b"\xff", b"x", b"taken x", b"a b c", b"ended\nx", b"taken 1\n2", b"a|lost b", b"a|lost 1.000"
 
 
@@ -161,11 +169,15 @@ def test_an_odd_mark_counts_as_none(server: PrivateRedis, odd: bytes | None) -> 
     with redis.Redis.from_url(server.url) as client:
         key = f"taskbridge:mark:{message.id}:1"
         client.delete(key)
-        if odd is None:
-            client.lpush(key, "x")
-        else:
-            client.set(key, odd)
-    assert marks.taken(message) == (1 if odd is None else 0)
+        for each in (f"{key}:taken", key):
+            client.delete(each)
+            if odd is None:
+                client.lpush(each, "x")
+            else:
+                client.set(each, odd)
+            if each != key:
+                assert marks.taken(message) == 1, "the first that is counted"
+    assert marks.taken(message) == (2 if odd is None else 0)
     assert marks.claim(message, timeout_s=1) is Claim.RUN
     assert marks_of(server).claim(message, timeout_s=1) is Claim.RUNNING
 

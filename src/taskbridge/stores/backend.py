@@ -22,6 +22,13 @@ from taskbridge.brokers.base import RedisCommand
 NEW: Final = "0"
 """The head of a text that counts its versions and has not been changed since it was made."""
 
+_LONGEST_NUMBER: Final = 10
+
+
+def next_of(head: str) -> int:
+    """Return the number after the one in a head, which anybody may have written: never the same."""
+    return int(head) + 1 if head.isdecimal() and len(head) < _LONGEST_NUMBER else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Write:

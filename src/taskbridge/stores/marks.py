@@ -5,8 +5,9 @@ Only where a message may have been delivered before is the mark read. A mark is 
 
 - `{worker} {when}`: the worker has started the attempt; when, in seconds since the epoch;
 - `{worker}|lost {first worker} {when}`: the worker has found that the first one is gone, and is to decide about that;
-- `taken {count}`: the attempt was not started; its message came back, and was taken so often since;
 - `ended`.
+
+Beside it is counted how often the message came back and was taken before its attempt was started.
 
 A worker counts as alive for a time after it has said so, and a thread of it says so four times in that time.
 """
@@ -30,7 +31,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Write, head_of
+from taskbridge.stores.backend import Backend, Write, head_of, next_of
 from taskbridge.stores.starts import process_name
 from taskbridge.stores.transitions import Run
 
@@ -38,8 +39,9 @@ _log = logger("taskbridge.store")
 
 ENDED: Final = "ended"
 _LOST: Final = "|lost"
-_TAKEN: Final = "taken "
-_OF_TAKEN: Final = re.compile(rf"{_TAKEN}[0-9]{{1,9}}")
+_TAKEN: Final = ":taken"
+"""What the key of a count ends with, after its mark's."""
+
 _OF_RUN: Final = re.compile(r"[^ |\n]+(\|lost [^ |\n]+)? [0-9]{1,11}\.[0-9]{3}( [^\n]*)?")
 """What the marks of runs that have not ended look like; what comes after that is a newer release's."""
 
@@ -206,7 +208,7 @@ class Marks:
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away, so that the same attempt may start elsewhere (rule R8)."""
         worker, key = self._me.get(), _key(message)
-        self._backend.remove([key], timeout_s=timeout_s)
+        self._backend.remove([key, key + _TAKEN], timeout_s=timeout_s)
         worker.running.pop(key, None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
@@ -214,7 +216,7 @@ class Marks:
         worker = self._me.get()
         keys = list(worker.running)
         if keys:
-            self._backend.remove(keys, timeout_s=timeout_s)
+            self._backend.remove([*keys, *(key + _TAKEN for key in keys)], timeout_s=timeout_s)
         worker.running.clear()
 
     def taken(self, message: Message) -> int:
@@ -226,11 +228,11 @@ class Marks:
         if self._silent_until > monotonic():
             return 0
         try:
-            mark = self._backend.add(key, f"{_TAKEN}1", kept_s=STARTED_KEPT_S, timeout_s=_COUNTING_S)
-            if mark is None or not _OF_TAKEN.fullmatch(mark):
-                return 1 if mark is None else 0
-            count = 1 + int(mark.removeprefix(_TAKEN))
-            write = Write(key, mark, f"{_TAKEN}{count}", STARTED_KEPT_S)
+            mark, seen = self._backend.get([key, key + _TAKEN], timeout_s=_COUNTING_S)
+            if mark is not None:
+                return 0
+            head = head_of(seen)
+            write = Write(key + _TAKEN, head, str(count := next_of(head)), STARTED_KEPT_S)
             return count if self._backend.write([write], timeout_s=deadline - monotonic())[0] else 0
         except BrokerUnavailable:
             self._silent_until = monotonic() + _SILENT_S
@@ -304,7 +306,7 @@ class Marks:
                 return Claim.RUN, None
             if mark.partition(" ")[0] == ENDED:
                 return Claim.ENDED, None
-            if not _OF_RUN.fullmatch(mark):  # nobody has started it: it was only taken, or anybody has written this
+            if not _OF_RUN.fullmatch(mark):  # anybody has written this
                 started = Write(key, head_of(mark), mine, STARTED_KEPT_S)
                 if self._backend.write([started], timeout_s=deadline - monotonic())[0]:
                     return Claim.RUN, None

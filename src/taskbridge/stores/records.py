@@ -36,7 +36,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import NEW, Backend, Write, head_of
+from taskbridge.stores.backend import NEW, Backend, Write, head_of, next_of
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
@@ -55,9 +55,6 @@ __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Rec
 
 CANCELLATIONS_AT_ONCE: Final = 1000
 """How many cancellations a store tells of at once."""
-
-_LONGEST_HEAD: Final = 10
-"""How many digits count as a version."""
 
 Decide = Callable[[Row | None], Row | None]
 """Given a record, or None if there is none, returns what is to replace it; None is to leave it as it is."""
@@ -233,7 +230,7 @@ class Records:
 
     def _write(self, message_id: str, old: Row | None, head: str, new: Row, *, cancels: bool = False) -> Write:
         """Return a write of what was decided about a record; `head` is that of the text which it replaces."""
-        new["version"], now = 1 if head == NEW else _next(head), self._now()
+        new["version"], now = next_of(head), self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
         key, text = _key(message_id), _packed(new)
         if old is None or not cancels:
@@ -265,11 +262,6 @@ def _key(message_id: str) -> str:
 
 def _head(row: Row | None) -> str:
     return NEW if row is None else str(row.get("version", 0))
-
-
-def _next(head: str) -> int:
-    """Return the version of what replaces a text with this head, which anybody may have written: never the same."""
-    return int(head) + 1 if head.isdecimal() and len(head) < _LONGEST_HEAD else 1
 
 
 def _packed(row: Row) -> str:

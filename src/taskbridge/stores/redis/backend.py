@@ -4,6 +4,7 @@
 |---|---|---|
 | `{ns}:record:{id}` | string | a record |
 | `{ns}:mark:{life}:{attempt}` | string | the worker that started an attempt, or `ended` |
+| `{ns}:mark:{life}:{attempt}:taken` | string | how often a message was taken before its attempt was started |
 | `{ns}:alive:{worker}` | string | is there as long as the worker counts as alive |
 | `{ns}:schedule:{name}` | string | what is known of a schedule |
 | `{ns}:schedules` | string | which schedules there are, and when they are due |
