@@ -11,7 +11,7 @@ from taskbridge._version import __version__
 from taskbridge.cli import check, dead, messages, queues, routes, schedules, store, verify, worker
 from taskbridge.cli.command import Parser
 from taskbridge.cli.output import say
-from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable, TaskBridgeError
 
 _DESCRIPTION = """\
 One task decorator, one meaning, on Celery or on Dramatiq.
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.do(arguments)
         sys.stdout.flush()
     except TaskBridgeError as exc:
-        text = exc.problem if isinstance(exc, BrokerUnavailable) else str(exc)
+        is_brokers = isinstance(exc, BrokerUnavailable) and not isinstance(exc, StoreUnavailable)
+        text = exc.problem if is_brokers else str(exc)
         say(text.strip().partition("\n")[0])
         return 2
     except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
