@@ -256,6 +256,26 @@ def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_ser
     client.close()
 
 
+@pytest.mark.parametrize("number", ["+inf", "1e300", "9e18"])
+def test_a_cancellation_that_anybody_wrote_beyond_all_times_hides_none(redis_server: PrivateRedis, number: str) -> None:
+    namespace = f"ns-{new_id()[:8]}"
+    store, client, one, two = (
+        opened(redis_server, namespace=namespace),
+        Client(redis_server.url),
+        a_message(),
+        a_message(),
+    )
+    store.records.create([(one, 0.0), (two, 0.0)], timeout_s=5)
+    client.execute([("ZADD", f"{namespace}:cancelled", number, "odd")], timeout_s=5)
+    store.records.cancel(one.id, at=1.0, timeout_s=5)
+    cursor, lives = store.records.cancelled_since("", timeout_s=5)
+    assert list(lives) == [one.id]
+    store.records.cancel(two.id, at=1.0, timeout_s=5)
+    assert list(store.records.cancelled_since(cursor, timeout_s=5)[1]) == [two.id]
+    store.close()
+    client.close()
+
+
 def test_many_cancellations_are_told_part_by_part(redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskbridge.stores.records.CANCELLATIONS_AT_ONCE", 3)
     store, messages = opened(redis_server), [a_message() for _ in range(7)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
-from taskbridge.stores.ticks import Plan, ScheduleState, loads
+from taskbridge.stores.memory import MemoryBackend
+from taskbridge.stores.ticks import Plan, ScheduleState, TickClaim, Ticks, loads
 
 
 def test_what_a_newer_release_tells_beside_what_is_known_here_is_left_out() -> None:
@@ -29,3 +31,15 @@ def test_what_a_newer_release_tells_beside_what_is_known_here_is_left_out() -> N
 )
 def test_what_can_not_be_read_begins_anew(odd: str) -> None:
     assert loads(odd) == Plan()
+
+
+def test_a_claim_by_a_clock_that_was_ahead_holds_a_schedule_up_no_longer_than_any() -> None:
+    ticks = Ticks(MemoryBackend(time.time))
+
+    def claim(claimant: str, now: float) -> TickClaim:
+        return ticks.claim("s", 100.0, claimant=claimant, now=now, lease_s=10.0, timeout_s=1)
+
+    assert claim("ahead", 1e6) is TickClaim.OURS
+    assert claim("one", 1000.0) is TickClaim.AGAIN
+    assert claim("other", 1001.0) is TickClaim.CLAIMED
+    assert claim("other", 1010.0) is TickClaim.AGAIN

@@ -30,6 +30,10 @@ _NOTED: Final = "schedules"
 """The key of what is noted of all schedules: by its name, each one's task, and when it is due."""
 
 
+_LONGEST_LEASE_S: Final = 60.0
+"""For how long a tick is claimed at most."""
+
+
 class TickClaim(Enum):
     """What may be done about a tick."""
 
@@ -182,7 +186,8 @@ class Ticks:
             if plan.is_settled(planned_at):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
-            if owner and owner != claimant and until > now:
+            # A claim of a clock that was ahead is over: else the schedule would wait until then.
+            if owner and owner != claimant and now < until <= now + max(lease_s, _LONGEST_LEASE_S) + SKEW_S:
                 return TickClaim.CLAIMED, None
             claims = {**plan.claims, planned_at: (claimant, now + lease_s)}
             return TickClaim.AGAIN if owner else TickClaim.OURS, replace(plan, claims=claims)

@@ -57,7 +57,8 @@ def make(run: Run, finds_schema: str, url: str) -> tuple[int, int]:
         StoreNotReady: A later release has made them.
     """
     before = version_of(run, finds_schema)
-    _check_not_later(before, url)
+    if before > VERSION:
+        check(before, url)
     if before < VERSION:
         for statements in MIGRATIONS[before:]:
             for statement in statements:
@@ -82,16 +83,13 @@ def check(found: int, url: str) -> None:
     Raises:
         StoreNotReady: It is not; the text says what to do.
     """
-    _check_not_later(found, url)
+    if found == VERSION:
+        return
+    problem = f"the store's tables have version {found}, not {VERSION}"
     if found == 0:
-        raise StoreNotReady("the store has no tables yet", url=url)
-    if found < VERSION:
-        raise StoreNotReady(f"the store's tables have version {found}, not {VERSION}", url=url)
-
-
-def _check_not_later(found: int, url: str) -> None:
-    if found > VERSION:
-        raise StoreNotReady(
-            f"the store's tables have version {found}, and this release knows {VERSION}; update taskbridge, and then",
-            url=url,
+        problem = "the store has no tables yet"
+    elif found > VERSION:
+        problem = (
+            f"the store's tables have version {found}, and this release knows {VERSION}; update taskbridge, and then"
         )
+    raise StoreNotReady(problem, url=url)

@@ -1,3 +1,5 @@
--- Returns the first cancelled lives after a number, each with its number.
+-- Returns the first cancelled lives after a number, each with its number; none from beyond tomorrow, which anybody may
+-- have written: nothing would come after it.
 -- KEYS: the cancelled lives. ARGV: the number, as ZRANGEBYSCORE takes it, and how many there may be.
-return own('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local latest = string.format('%.0f', (redis.call('TIME')[1] + 86400) * 1000000)
+return own('ZRANGEBYSCORE', KEYS[1], ARGV[1], latest, 'WITHSCORES', 'LIMIT', 0, ARGV[2])

@@ -14,7 +14,8 @@ if ARGV[5] then
   local time = redis.call('TIME')
   local number = time[1] * 1000000 + time[2]  -- grows even when all have been forgotten
   local now = math.floor(number / 1000)
-  local last = own('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
+  local latest = string.format('%.0f', number + 86400 * 1000000)  -- what is beyond that is not told: see since.lua
+  local last = own('ZREVRANGEBYSCORE', KEYS[3], latest, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
   if last and tonumber(last) >= number then number = tonumber(last) + 1 end
   redis.call('ZADD', KEYS[3], string.format('%.0f', number), ARGV[5])
   own('ZADD', KEYS[4], ARGV[6] == '' and '+inf' or string.format('%.0f', now + ARGV[6]), ARGV[5])
