@@ -22,8 +22,6 @@ _KEPT_OPEN: Final = 5
 """How many connections stay open while they are idle."""
 _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
-_RECYCLED_S: Final = 300.0
-"""After how many seconds a connection is made anew."""
 
 Values = Mapping[str, Any]
 
@@ -140,13 +138,13 @@ class Database(ABC):
         except Empty:
             raise StoreUnavailable("too many calls at once") from None
         try:
-            connection, made_at = self._taken(mine, deadline)
+            connection = self._taken(mine, deadline)
             if is_checked and not mine.is_checked:
                 self._check(connection)
                 mine.is_checked = True
             yield connection
             if len(mine.idle) < mine.most_idle:
-                mine.idle.append((connection, made_at))
+                mine.idle.append(connection)
                 connection = None
         except BrokerUnavailable:  # which is an OSError too
             raise
@@ -163,15 +161,15 @@ class Database(ABC):
                 with suppress(Exception):
                     connection.close()
 
-    def _taken(self, mine: _Connections, deadline: float) -> tuple[Any, float]:
-        """Return the connection that was used last, or a new one, and when it was made."""
+    def _taken(self, mine: _Connections, deadline: float) -> Any:
+        """Return the connection that was used last, or a new one."""
         with suppress(IndexError):
             while True:
-                connection, made_at = mine.idle.pop()
-                if monotonic() - made_at < _RECYCLED_S and self.lend(connection, deadline):
-                    return connection, made_at
+                connection = mine.idle.pop()
+                if self.lend(connection, deadline):
+                    return connection
                 connection.close()
-        return self.connect(deadline), monotonic()
+        return self.connect(deadline)
 
     def _check(self, connection: Any) -> None:
         """Return if the tables are there, or make them."""
@@ -203,13 +201,13 @@ def _turns(count: int) -> SimpleQueue[None]:
 
 
 class _Connections:
-    """The connections of one process: a few are kept while they are idle, each with when it was made."""
+    """The connections of one process: a few are kept while they are idle."""
 
     def __init__(self, *, one_writes: bool) -> None:
         self.is_checked = False
         self.reads = _turns(_AT_A_TIME)
         self.writes = _turns(1) if one_writes else self.reads
-        self.idle: deque[tuple[Any, float]] = deque()
+        self.idle: deque[Any] = deque()
         self.most_idle = _KEPT_OPEN
 
     def close(self) -> None:
@@ -217,4 +215,4 @@ class _Connections:
         self.most_idle = 0
         with suppress(IndexError):
             while True:
-                self.idle.pop()[0].close()
+                self.idle.pop().close()
