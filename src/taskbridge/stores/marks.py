@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final
@@ -100,7 +101,7 @@ class Worker(Background):
         self._lapsed_at = -inf
         self._lock = locks.Lock()
         if backend.is_shared:  # else it lives as long as what it says
-            self._say_alive()
+            self._tried(self._say_alive)
             self.start()
 
     def decides(self, key: str) -> bool:
@@ -123,10 +124,8 @@ class Worker(Background):
         """Say again and again that the process is alive, and remove what is old in between."""
         said, is_left = 0, False
         while not stop.wait(self._life_s / _SAID_IN_A_LIFE):
-            if not self._say_alive():
-                _log.warning("the store does not answer; this worker may be taken for dead")
-            elif is_left or (said := said + 1) % _SAID_IN_A_LIFE == 0:
-                is_left = self._purge(stop)
+            if self._tried(self._say_alive) and (is_left or (said := said + 1) % _SAID_IN_A_LIFE == 0):
+                is_left = self._tried(partial(self._purge, stop))
 
     def leave(self) -> None:
         """Say no more that the process is alive."""
@@ -136,16 +135,19 @@ class Worker(Background):
         except BrokerUnavailable:
             _log.info("the store was away as this worker ended")
 
+    def _tried(self, ask: Callable[[], bool]) -> bool:
+        """Return what was asked; False if that failed: the thread has to go on, or this process would count as dead."""
+        try:
+            return ask()
+        except BrokerUnavailable as exc:
+            _log.warning("the store does not answer, this worker may be taken for dead: %s", exc.problem)
+        except Exception:
+            _log.exception("the store gave an odd answer")
+        return False
+
     def _say_alive(self) -> bool:
         said_at, timeout_s = monotonic(), min(self._timeout_s, self._life_s)
-        try:
-            self._backend.put(_alive(self.name), "1", kept_s=self._life_s, timeout_s=timeout_s)
-        except BrokerUnavailable as exc:
-            _log.info("the store does not answer: %s", exc.problem)
-            return False
-        except Exception:  # the thread has to go on, or this process would be taken for dead
-            _log.exception("the store gave an odd answer")
-            return False
+        self._backend.put(_alive(self.name), "1", kept_s=self._life_s, timeout_s=timeout_s)
         if monotonic() - self._seen_at >= self._life_s:
             self._lapsed_at = said_at
         self._seen_at = said_at
@@ -154,16 +156,10 @@ class Worker(Background):
     def _purge(self, stop: threading.Event) -> bool:
         """Remove what is old, in half of the time until the next sign of life; return whether something is left."""
         until = monotonic() + self._life_s / _SAID_IN_A_LIFE / 2
-        try:
-            while not stop.is_set() and (left_s := until - monotonic()) > 0:
-                if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
-                    return False
-            return True
-        except BrokerUnavailable as exc:
-            _log.info("what is old is not removed now: %s", exc.problem)
-        except Exception:  # as above
-            _log.exception("what is old is not removed now")
-        return False
+        while not stop.is_set() and (left_s := until - monotonic()) > 0:
+            if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
+                return False
+        return True
 
 
 class Marks:
