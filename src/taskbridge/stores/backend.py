@@ -83,10 +83,6 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
-        """Keep a text unless there is one; return that one, or None."""
-
-    @abstractmethod
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it still has the head that was seen, and return of each whether it had.
 

@@ -297,12 +297,10 @@ class Marks:
         """
         is_running_here, mine = key in worker.running, _started(worker)
         while True:
-            mark = self._backend.add(key, mine, kept_s=STARTED_KEPT_S, timeout_s=deadline - monotonic())
-            if mark is None:
-                return Claim.RUN, None
-            if mark.partition(" ")[0] == ENDED:
+            [mark] = self._backend.get([key], timeout_s=deadline - monotonic())
+            if mark is not None and mark.partition(" ")[0] == ENDED:
                 return Claim.ENDED, None
-            if not _OF_RUN.fullmatch(mark):  # anybody has written this
+            if mark is None or not _OF_RUN.fullmatch(mark):  # anybody has written this
                 started = Write(key, head_of(mark), mine, STARTED_KEPT_S)
                 if self._backend.write([started], timeout_s=deadline - monotonic())[0]:
                     return Claim.RUN, None

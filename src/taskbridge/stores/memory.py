@@ -45,14 +45,6 @@ class MemoryBackend(Backend):
                 if self._find(key) is None:
                     self._put(key, text, kept_s)
 
-    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
-        """Keep a text unless there is one."""
-        with self._lock:
-            found = self._find(key)
-            if found is None:
-                self._put(key, text, kept_s)
-            return found
-
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""
         with self._lock:

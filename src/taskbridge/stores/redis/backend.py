@@ -18,7 +18,6 @@ One script replaces any of the strings if its first line is as it was seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from time import monotonic
 from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
@@ -63,18 +62,6 @@ class RedisBackend(Backend):
         """Return a command that keeps a text unless there is one."""
         life = () if kept_s is None else ("PX", _milliseconds(kept_s))
         return "SET", self._prefix + key, text, "NX", *life
-
-    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
-        """Keep a text unless there is one."""
-        deadline = monotonic() + timeout_s
-        while True:
-            commands = [self.creating(key, text, kept_s), ("MGET", self._prefix + key)]
-            [(added, [found])] = self._ask(deadline - monotonic(), commands)
-            if added is not None:
-                return None
-            if found is not None:
-                return str(found, "utf-8", _ODD_BYTES)
-            self.remove([key], timeout_s=deadline - monotonic())  # it holds something of another type
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""

@@ -45,7 +45,6 @@ class _Statements:
         old = f"SELECT namespace, key FROM taskbridge_text WHERE until < {now} LIMIT {_TOGETHER} {database.skip_locked}"
         self.find: Final = f"SELECT key, head, rest FROM taskbridge_text WHERE {keys} AND {kept}"
         self.create: Final = f"{insert} DO NOTHING"
-        self.add: Final = f"{insert} {replace} WHERE t.until <= {now} RETURNING {database.light}"
         self.put: Final = f"{insert} {replace} RETURNING {database.light}"
         self.begin: Final = f"""{insert} {replace} WHERE t.head = :seen OR t.until <= {now}
             RETURNING {database.notify}"""
@@ -81,15 +80,6 @@ class SqlBackend(BackendWithTables):
             self._database.run(self._statements.create, values[0], timeout_s=timeout_s)
         else:
             self._database.run_all(self._statements.create, values, timeout_s=timeout_s)
-
-    def add(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> str | None:
-        """Keep a text unless there is one."""
-        deadline, values = monotonic() + timeout_s, self._values(key, text, kept_s)
-        while not self._database.run(self._statements.add, values, timeout_s=deadline - monotonic()):
-            [found] = self.get([key], timeout_s=deadline - monotonic())
-            if found is not None:
-                return found  # else it was taken away between the two
-        return None
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""

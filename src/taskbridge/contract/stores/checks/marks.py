@@ -65,7 +65,7 @@ def what_is_gone_is_not_taken_over(p: Place) -> None:
         [is_done] = other.write([Write("key", seen, text, 60)], timeout_s=TIMEOUT_S)
         return is_done
 
-    expect(store.add("key", "seen", kept_s=60, timeout_s=TIMEOUT_S), None, "what was there before")
+    store.put("key", "seen", kept_s=60, timeout_s=TIMEOUT_S)
     expect(swap("another", "mine"), False, "whether something else is replaced")
     store.remove(["key"], timeout_s=TIMEOUT_S)
     expect(swap("seen", "mine"), False, "whether what is gone is replaced")
