@@ -57,7 +57,11 @@ class ScheduleEntry:
 
 
 class Schedules:
-    """The schedules of a bridge; `Bridge.schedules`. Threads share it."""
+    """The schedules of a bridge; `Bridge.schedules`. Threads share it.
+
+    Whoever lists, pauses or resumes them is told by `UnsupportedError` that there is no store, by `BrokerUnavailable`
+    that it doesn't answer, and by `SettingsError` that the setting `schedules` names a task that is not declared.
+    """
 
     def __init__(self, bridge: Bridge, sending: Sending) -> None:
         self._bridge = bridge
@@ -169,13 +173,7 @@ class Schedules:
     # What users ask
 
     def list(self, *, runs: int = 1, timeout_s: float | None = None) -> list[ScheduleEntry]:
-        """Return all schedules, sorted by name, with so many next runs of each.
-
-        Raises:
-            UnsupportedError: There is no store.
-            BrokerUnavailable: The store doesn't answer.
-            SettingsError: The setting `schedules` names a task that is not declared.
-        """
+        """Return all schedules, sorted by name, with so many next runs of each."""
         planned = self.planned()
         if not planned:
             return []
@@ -186,23 +184,11 @@ class Schedules:
         return [_entry(planned[name], states.get(name, unknown), now, runs) for name in sorted(planned)]
 
     def pause(self, name: str) -> None:
-        """Send nothing of a schedule until `resume`, whatever is started anew meanwhile.
-
-        Raises:
-            UnknownSchedule: There is no such schedule.
-            UnsupportedError: There is no store.
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Send nothing of a schedule until `resume`, whatever is started anew; `UnknownSchedule` if there is none."""
         self._ticks_of(name).pause(name, paused=True, at=self._bridge.now(), timeout_s=self._timeout_s)
 
     def resume(self, name: str) -> None:
-        """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed.
-
-        Raises:
-            UnknownSchedule: There is no such schedule.
-            UnsupportedError: There is no store.
-            BrokerUnavailable: The store doesn't answer.
-        """
+        """Let a paused schedule go on from now; what was due meanwhile is neither sent nor missed."""
         ticks, at, timeout_s = self._ticks_of(name), self._bridge.now(), self._timeout_s
         state = ticks.states((name,), timeout_s=timeout_s).get(name)
         if state is not None and state.paused:

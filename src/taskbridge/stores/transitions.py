@@ -147,22 +147,19 @@ def _won(row: Row, run: Run) -> bool:
     return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 
+_LASTING: Final = ("replays", "cancel_asked", "error", "over", "writer", "written_at")
+"""The fields that don't depend on the state."""
+
+
 def _like(row: Row, state: State, attempt: int) -> Row:
-    """Return a record of the same life in another state: what does not depend on the state, and the latest attempt."""
+    """Return a record of the same life in another state, with its latest attempt."""
     was: Any = row
     now: Any = {"task": row["task"], "queue": row["queue"], "state": state, "enqueued_at": row["enqueued_at"]}
     now["attempt"] = attempt
-    if len(row) > _ALWAYS:
-        for name in _LASTING:
-            if name in was:
-                now[name] = was[name]
+    for name in _LASTING:
+        if name in was:
+            now[name] = was[name]
     return cast("Row", now)
-
-
-_ALWAYS: Final = 4
-"""How many fields each row has."""
-
-_LASTING: Final = ("replays", "cancel_asked", "error", "over", "writer", "written_at")
 
 
 def _with(attempts: Sequence[AttemptRow], number: int, run: Run) -> list[AttemptRow]:
