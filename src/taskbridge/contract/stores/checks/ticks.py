@@ -146,7 +146,7 @@ def a_claim_may_be_taken_back(p: Place) -> None:
     expect(_claim(other, 20.0, claimant="two"), TickClaim.CLAIMED, "another tick")
     expect(_claim(other, 20.0, claimant="two", now=1001.0 + _LEASE_S), TickClaim.AGAIN, "the same, after its lease")
     store.ticks.release("s", 20.0, claimant="one", timeout_s=TIMEOUT_S)
-    expect(_claim(store, 20.0), TickClaim.CLAIMED, "after who had it before took it back")
+    expect(_claim(store, 20.0, now=1002.0 + _LEASE_S), TickClaim.CLAIMED, "after who had it before took it back")
     store.ticks.release("unknown", 10.0, claimant="one", timeout_s=TIMEOUT_S)
 
 
