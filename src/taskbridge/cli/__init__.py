@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.do(arguments)
         sys.stdout.flush()
     except TaskBridgeError as exc:
-        is_brokers = isinstance(exc, BrokerUnavailable) and not isinstance(exc, StoreUnavailable)
-        text = exc.problem if is_brokers else str(exc)
+        text = str(exc)
+        if isinstance(exc, BrokerUnavailable) and not isinstance(exc, StoreUnavailable):
+            text = exc.problem  # what became of a message is of no interest here
         say(text.strip().partition("\n")[0])
         return 2
     except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
