@@ -54,7 +54,7 @@ class Results:
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._threads = locks.PerProcess(_make_threads)
+        self._threads = PerProcess(_make_threads)
 
     # Looking
 
