@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import replace
 from time import monotonic
@@ -12,8 +13,11 @@ import pytest
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
+from taskbridge import Bridge
 from taskbridge.engines.celery import consumer as worker
+from taskbridge.engines.celery.carrier import Slots
 from taskbridge.engines.celery.consumer import RUNNING
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 
 SENT = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
@@ -154,3 +158,28 @@ def test_after_a_reconnection_no_more_is_fetched_than_there_are_free_slots(holdi
     for act in soon:
         act()
     assert consumer.qos.value == 4
+
+
+def test_a_message_that_waits_to_go_back_holds_nothing_else_up() -> None:
+    """All that would make the main loop wait for the broker is done by one thread."""
+    bridge: Any = Bridge("celery+memory://", requeue_pause=LATER_S)
+    consumer, background, done = _consumer(), Slots(1), threading.Event()
+    pauses: list[float] = []
+    consumer._host = bridge
+    consumer._life = SimpleNamespace(background=background)
+    consumer.call_soon = lambda act, *args: act(*args)
+    consumer.timer = SimpleNamespace(call_after=lambda pause_s, *_: pauses.append(pause_s))
+
+    def fails() -> None:
+        raise BrokerUnavailable("it is away")
+
+    for _ in range(2):
+        consumer._in_background(SimpleNamespace(taskbridge=SENT), fails)
+    background.put(done.set)
+    try:
+        assert done.wait(LATER_S / 3)
+    finally:
+        bridge.stopping.set()
+        background.shutdown()
+        bridge.close()
+    assert pauses == [LATER_S, LATER_S]

@@ -419,11 +419,20 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
 
 
-def not_settled(host: Host, message: Message, error: BaseException) -> Verdict:
+def not_settled(
+    host: Host, message: Message, error: BaseException, *, wait: Callable[[float], object] | None = None
+) -> Verdict:
     """Deal with a message that could not be settled because of an error that nobody foresaw (rule I2).
 
     It is no attempt: its mark is removed. It is parked, for the setting `requeue_pause`, then for twice as long, and so
     on; the sixth time it is dead with reason `internal_error`. One that can't even be parked is buried as text.
+
+    Args:
+        host: The bridge.
+        message: The message.
+        error: What was raised.
+        wait: Called with the pause, in seconds, before a message is given back because the broker or the store was
+            away; by default it is made in this thread, unless the worker stops.
 
     Returns:
         `NotRun` or `Dead`, carried out; or `GivenBack`: the engine requeues the message, for the broker or the store
@@ -434,7 +443,7 @@ def not_settled(host: Host, message: Message, error: BaseException) -> Verdict:
     try:
         unmark(host, [message])
         if isinstance(error, (BrokerUnavailable, Interrupted)):
-            host.stopping.wait(host.settings.requeue_pause_s)
+            (wait or host.stopping.wait)(host.settings.requeue_pause_s)
             return GivenBack()
         task = host.bound(message.task)
         pause_s = _requeue_pause_s(host, message.requeues)
@@ -454,7 +463,7 @@ def not_settled(host: Host, message: Message, error: BaseException) -> Verdict:
         return GivenBack()
     except Exception:
         _log.exception("task %s id %s attempt %d can't even be buried, and is requeued", *_names(message))
-        host.stopping.wait(host.settings.requeue_pause_s)
+        (wait or host.stopping.wait)(host.settings.requeue_pause_s)
         return GivenBack()
 
 

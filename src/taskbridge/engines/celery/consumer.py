@@ -646,9 +646,13 @@ class Consumer(CeleryConsumer):
         self._life.background.put(work)
 
     def _in_background(self, message: Any, act: Callable[[], object]) -> None:
-        """Do what has to wait for the broker in another thread, and then acknowledge."""
+        """Do what has to wait for the broker in another thread, and then acknowledge.
+
+        That thread has more to do, so the pause before a message goes back is left to the main loop's timer.
+        """
 
         def work() -> None:
+            pauses: list[float] = []
             try:
                 act()
                 is_done = True
@@ -656,11 +660,11 @@ class Consumer(CeleryConsumer):
                 _log.warning("a message goes back: %s", exc)
                 is_done = False
             except Exception as exc:
-                is_done = not_settled(self._host, message.taskbridge, exc) != GivenBack()
+                is_done = not_settled(self._host, message.taskbridge, exc, wait=pauses.append) != GivenBack()
             if is_done:
                 self._acknowledge(message.ack_log_error)
             else:
-                self._acknowledge(message.reject_log_error, requeue=True)
+                self.call_soon(self.timer.call_after, sum(pauses), self._return, (message,))
 
         self._life.background.put(work)
 
@@ -720,6 +724,9 @@ class Consumer(CeleryConsumer):
 
     def _return_newer(self, message: Any) -> None:
         self.qos.decrement_eventually()
+        self._return(message)
+
+    def _return(self, message: Any) -> None:
         self._acknowledge(message.reject_log_error, requeue=True)
 
     # What Celery would drop
