@@ -153,7 +153,7 @@ class Slots:
         self.most_untold: int = number
 
     def put(self, work: _Work) -> None:
-        """Have something done in a thread; what it raises is logged."""
+        """Have something done in a thread; what it raises is logged. What comes first comes from the main loop."""
         if not self._threads:
             self._start()
         self._work.append(work)
