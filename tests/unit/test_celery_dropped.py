@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import replace
 from time import monotonic
 from types import SimpleNamespace
@@ -14,9 +13,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
 from taskbridge import Bridge
+from taskbridge.engines.attempts import RUNNING, Attempts
 from taskbridge.engines.celery import consumer as worker
 from taskbridge.engines.celery.carrier import Slots
-from taskbridge.engines.celery.consumer import RUNNING
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 
@@ -52,8 +51,7 @@ class Worker:
         self.consumer._life = SimpleNamespace(active_requests=list, draining=False)
         self.consumer._host = None
         self.consumer._has_children = False
-        self.consumer._running = {}
-        self.consumer._ended = OrderedDict()
+        self.consumer._attempts = Attempts()
         self.consumer.begins(self.request)
         self.consumer.pool = SimpleNamespace(num_processes=2)
         self.consumer.prefetch_multiplier = 1
@@ -110,6 +108,18 @@ def test_what_had_begun_before_is_not_run_twice(holding: Worker, monkeypatch: py
 
     assert holding.is_dealt_with_again()
     assert holding.consumer._state_of(SENT) == RUNNING
+
+
+def test_a_second_copy_of_what_has_ended_is_not_run(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it says that it may have been started, as one does whose parking was tried twice."""
+    acknowledged: list[Any] = []
+    monkeypatch.setattr(holding.consumer, "_acknowledge", acknowledged.append)
+    holding.consumer.ends(holding.request, has_ended=True)
+
+    copy = SimpleNamespace(delivery_info={}, ack_log_error="the copy")
+
+    assert holding.consumer._came_back(copy, replace(SENT, redelivered=1))
+    assert acknowledged == ["the copy"]
 
 
 class Job:

@@ -26,7 +26,7 @@ class Attempts(Generic[HolderT]):
 
     def __init__(self) -> None:
         self._holders: dict[str, HolderT] = {}
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()  # the oldest first
 
     def begins(self, message: Message, holder: HolderT) -> None:
         """Note that an attempt is in hand here, and what has it."""
@@ -46,6 +46,10 @@ class Attempts(Generic[HolderT]):
                 with suppress(KeyError):  # another thread has dropped it
                     self._ended.popitem(last=False)
         self._holders.pop(key, None)  # last, so that it is known all the time
+
+    def holders(self) -> list[HolderT]:
+        """Return what has attempts in hand."""
+        return list(self._holders.values())
 
     def holder_of(self, message: Message) -> HolderT | None:
         """Return what has an attempt in hand."""

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from celery.app.trace import LOG_RECEIVED, trace_task
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
 from celery.signals import task_received
 
+from taskbridge.engines.attempts import ENDED, RUNNING, Attempts
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
 from taskbridge.engines.celery.stock import (
@@ -33,7 +33,16 @@ from taskbridge.engines.celery.stock import (
     stock,
     worker_state,
 )
-from taskbridge.engines.settle import NotSettledError, finish, later, not_settled, put_off_unknown, suspect, taken_again
+from taskbridge.engines.settle import (
+    LOOK_AGAIN_S,
+    NotSettledError,
+    finish,
+    later,
+    not_settled,
+    put_off_unknown,
+    suspect,
+    taken_again,
+)
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -46,9 +55,6 @@ if TYPE_CHECKING:
 _log = logger("taskbridge.celery")
 
 _MOST_REMEMBERED: Final = 10_000
-
-_LOOK_AGAIN_S: Final = 2.0
-"""How long a message waits whose attempt runs in this worker."""
 
 _GOODBYE_S: Final = 1.0
 
@@ -73,9 +79,6 @@ _KNOWN_ENDS: Final = (
 """What a pool tells instead of what the tracer returned, and Celery knows how to deal with."""
 
 _received_log: Final = logging.getLogger("celery.worker.strategy")  # noqa: TID251 - it is Celery's
-
-RUNNING: Final = "running"
-ENDED: Final = "ended"
 
 
 class Request(CeleryRequest):
@@ -291,9 +294,8 @@ class Way:
 class Consumer(CeleryConsumer):
     """Takes messages for the pool, and deals with those that can't run.
 
-    Of the attempts that run here, and of those that ended here lately, it knows how often each had been put off when it
-    was last seen. Without a store, a message that may have been started elsewhere is sent once more before it is run,
-    counted in `Message.redelivered`: that is another one.
+    It knows the attempts that run here, and those that ended here lately. Without a store, a message that may have been
+    started elsewhere is sent once more before it is run, counted in `Message.redelivered`.
     """
 
     def __init__(
@@ -312,8 +314,7 @@ class Consumer(CeleryConsumer):
         self._life = engine.life
         self.dead: DeadLetters = self._host.dead
         self._thread = 0
-        self._running: dict[tuple[str, int], Request] = {}
-        self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._attempts: Attempts[Request] = Attempts()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
@@ -368,12 +369,13 @@ class Consumer(CeleryConsumer):
         (rule A6), until `ends` tells of them. Celery does so too, but in whichever thread ended a task: two threads
         then read from one connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has.
         """
-        waiting = [request for request in list(self._running.values()) if request.time_start is None]
+        waiting = [request for request in self._attempts.holders() if request.time_start is None]
         with self._running_jobs_kept():
             stock(super()).on_close()
-        for key, request in list(self._running.items()):
+        for request in self._attempts.holders():
             if request.dropped_at is not None and request.time_start is None:
-                del self._running[key]  # dropped with an earlier connection, and run by another worker
+                # Dropped with an earlier connection, and run by another worker.
+                self._attempts.ends(request.message.taskbridge, has_ended=False)
         for request in waiting:
             request.dropped_at = monotonic()
         orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
@@ -508,61 +510,35 @@ class Consumer(CeleryConsumer):
 
     def begins(self, request: Request) -> None:
         """Note that an attempt is handed to the pool."""
-        key = _key(request.message.taskbridge)
-        self._running[key] = request
-        self._ended.pop(key, None)  # a dead letter that was replayed
+        self._attempts.begins(request.message.taskbridge, request)
 
     def ends(self, request: Request, *, has_ended: bool) -> None:
-        """Note that a request needs its slot no more, in whichever thread.
-
-        Args:
-            request: The request.
-            has_ended: Whether the verdict of its attempt was carried out; else the attempt has not happened.
-        """
-        message = request.message.taskbridge
-        key = _key(message)
-        if has_ended:
-            self._ended[key] = message.redelivered
-            if len(self._ended) > _MOST_REMEMBERED:
-                with suppress(KeyError):  # another thread has dropped it
-                    self._ended.popitem(last=False)
-        self._running.pop(key, None)
+        """Note that a request needs its slot no more, in whichever thread; see `Attempts.ends`."""
+        self._attempts.ends(request.message.taskbridge, has_ended=has_ended)
         if request.is_orphan:
             request.is_orphan = False
             self.call_soon(self._fetch_one_more)
 
     def _state_of(self, message: Message) -> str | None:
-        """Return what is known of an attempt: `running`, `ended`, or None for nothing."""
-        key = _key(message)
-        request = self._running.get(key)
-        if request is None:
-            return ENDED if message.redelivered <= self._ended.get(key, -1) else None
-        if request.time_start is not None or request.dropped_at is None:
-            return RUNNING
-        if monotonic() - request.dropped_at < _ACCEPTED_S:
-            return RUNNING
-        self._running.pop(key, None)
-        return None
+        """Return what is known of an attempt, as `Attempts.state_of`."""
+        request = self._attempts.holder_of(message)
+        dropped_at = None if request is None or request.time_start is not None else request.dropped_at
+        if dropped_at is not None and monotonic() - dropped_at >= _ACCEPTED_S:
+            self._attempts.ends(message, has_ended=False)
+        return self._attempts.state_of(message)
 
     def _came_back(self, message: Any, read: Message) -> bool:
-        """Deal with a message that was delivered to this worker before, if that is known here (rule A7).
-
-        RabbitMQ requeues what was held on a connection that failed, even if its task goes on, or has ended since.
-        """
+        """Deal with a message that was delivered to this worker before, if that is known here (rule A7)."""
         if not (read.redelivered or _is_redelivered(message)):
             return False
         known = self._state_of(read)
-        if known is None:
-            return False
-        _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
+        if known is not None:
+            _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
         if known == ENDED:
             self._acknowledge(message.ack_log_error)
-            return True
-        again = replace(read, redelivered=max(1, read.redelivered))
-        with suppress(KeyError):  # it has just ended
-            self._running[_key(read)].message.taskbridge = again  # so that its end is the end of this one, too
-        self._in_background(message, lambda: later(self._host, again, _LOOK_AGAIN_S))
-        return True
+        elif known == RUNNING:
+            self._in_background(message, lambda: later(self._host, suspect(read), LOOK_AGAIN_S))
+        return known is not None
 
     # Messages
 
@@ -700,7 +676,7 @@ class Consumer(CeleryConsumer):
                     self.controller.semaphore.release()
         read: Message | None = getattr(message, "taskbridge", None)
         if read is not None:
-            self._running.pop(_key(read), None)
+            self._attempts.ends(read, has_ended=False)
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.
@@ -751,10 +727,6 @@ def _slots_of(pool: Any) -> Slots | None:
         threads.executor = Slots(threads.limit)
     executor: object = getattr(pool, "executor", None)
     return executor if isinstance(executor, Slots) else None
-
-
-def _key(message: Message) -> tuple[str, int]:
-    return message.life, message.attempt
 
 
 def message_of(request: Any) -> Message | None:
