@@ -488,20 +488,27 @@ def taken_again(host: Host, message: Message) -> Callable[[], object] | None:
     return partial(_ended, task, message, Dead("internal_error", error))
 
 
-def bury_unreadable(host: Host, raw: bytes, *, reason: str, error: BaseException, message_id: object = None) -> None:
+def bury_unreadable(
+    host: Host, raw: bytes, *, error: BaseException, reason: str = "undecodable", message_id: object = None
+) -> None:
     """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
 
     Args:
         host: The bridge.
         raw: Its bytes.
-        reason: Why it is dead, such as `undecodable`.
         error: What reading it raised.
+        reason: Why it is dead; the error's traceback is kept for `internal_error`.
         message_id: What it calls itself; anything, for it was found on the wire.
 
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
     """
-    text = failures.traceback_of(error) if reason == "internal_error" else ""
+    text = ""
+    if reason == "internal_error":
+        text = failures.traceback_of(error)
+        failures.log(_log, logging.ERROR, "a message of %d bytes is dead: %s", len(raw), reason, error=error)
+    else:
+        _log.error("a message of %d bytes is dead: %s: %s", len(raw), reason, error)
     info, now, worker = ErrorInfo.of(error), host.now(), _this_process()
     letter = DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker)
     bury(host, letter)

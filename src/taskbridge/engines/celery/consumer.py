@@ -650,7 +650,6 @@ class Consumer(CeleryConsumer):
     def failed(self, message: Any, error: Exception) -> None:
         """Deal with an error that nobody foresaw: requeue the message if it could be read (rule I2), else bury it."""
         if getattr(message, "taskbridge", None) is None:
-            _log.exception("a message could not be handed on", exc_info=error)
             self.bury(message, error, "internal_error")
             return
 

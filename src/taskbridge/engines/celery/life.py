@@ -161,21 +161,12 @@ class CeleryLife(WorkerLife):
 
     # Messages that can't run
 
-    def bury_raw(
-        self,
-        raw: bytes,
-        error: Exception,
-        *,
-        then: Callable[[], None],
-        reason: str = "undecodable",
-        message_id: object = None,
-    ) -> None:
-        """Bury bytes that can't be read (rule Q7), soon; `message_id` is what they call themselves, if known."""
-        _log.error("a message of %d bytes can't be read and is dead: %s", len(raw), error)
+    def bury_raw(self, raw: bytes, error: Exception, *, then: Callable[[], None], **about: Any) -> None:
+        """Bury bytes that can't be read (rule Q7), soon, as `bury_unreadable` does, and then do something."""
 
         def work() -> None:
             with suppress(NotSettledError):  # the worker stops: its lease runs out, and another worker tries
-                bury_unreadable(self._host, raw, reason=reason, error=error, message_id=message_id)
+                bury_unreadable(self._host, raw, error=error, **about)
                 then()
 
         self.background.put(work)

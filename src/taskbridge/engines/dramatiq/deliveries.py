@@ -293,7 +293,6 @@ class Reception:
         except NotSettledError:
             raise
         except Exception as exc:
-            _log.exception("a message of %d bytes can't be taken and is dead", len(body))
             bury_unreadable(self._host, body, reason="internal_error", error=exc)
             return None
 
@@ -302,7 +301,7 @@ class Reception:
         try:
             parts = _foreign(body) if queue is None else wire.parse(body)
         except DecodeError as exc:
-            self.undecodable(body, exc)
+            bury_unreadable(self._host, body, error=exc)
             return None
         # Its queue is the one it came from, whatever it says itself: Dramatiq looks its consumer up by this name.
         parts["queue_name"] = queue_name
@@ -320,7 +319,7 @@ class Reception:
                 return delivery
             self._put_off_newer(delivery, exc)
         except DecodeError as exc:
-            self.undecodable(body, exc, message_id=native.message_id)
+            bury_unreadable(self._host, body, error=exc, message_id=native.message_id)
         except Exception as exc:
             if message is None or isinstance(exc, NotSettledError):
                 raise
@@ -347,15 +346,6 @@ class Reception:
             delivery.unheard = FOR_OPTIONS if options.keys() <= wire.OWN_OPTIONS else FOR_ACTORS
             return delivery
         return None
-
-    def undecodable(self, body: bytes, error: Exception, *, message_id: object = None) -> None:
-        """Bury bytes that can't be read; `message_id` is what they call themselves, if that is known.
-
-        Raises:
-            NotSettledError: The broker was away until the worker stopped.
-        """
-        _log.error("a message of %d bytes can't be read and is dead: %s", len(body), error)
-        bury_unreadable(self._host, body, reason="undecodable", error=error, message_id=message_id)
 
     def _put_off_newer(self, delivery: Delivery, error: NewerFormError) -> None:
         """Make a message wait that only a newer release can read (rule S8), as unknown tasks do (rule Q6).
