@@ -13,9 +13,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
 from taskbridge import Bridge
-from taskbridge.engines.attempts import RUNNING, Attempts
 from taskbridge.engines.celery import consumer as worker
 from taskbridge.engines.celery.carrier import Slots
+from taskbridge.engines.settle import RUNNING, Attempts
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import Message
 

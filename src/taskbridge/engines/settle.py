@@ -15,11 +15,12 @@ import logging
 import os
 import socket
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from taskbridge import failures
 from taskbridge.brokers.base import Broker, SignBroker
@@ -37,6 +38,7 @@ from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 
 T = TypeVar("T")
+HolderT = TypeVar("HolderT")
 
 _log = logger("taskbridge.worker")
 
@@ -64,6 +66,41 @@ MOST_REDELIVERIES = 10
 
 MOST_REQUEUES: Final = 5
 """How often a message is requeued that could not be settled (rule I2)."""
+
+
+RUNNING: Final = "running"
+ENDED: Final = "ended"
+
+_MOST_REMEMBERED: Final = 10_000
+"""How many attempts are remembered as ended."""
+
+
+class Attempts(Generic[HolderT]):
+    """What a process knows of its own attempts, by their keys; without a store, nothing else tells (rule A7).
+
+    RabbitMQ delivers what was held on a lost connection again, though its task goes on here, or its verdict waits until
+    RabbitMQ takes what it needs, or it has ended since. Threads share it.
+
+    Attributes:
+        here: What has each attempt in hand that runs or is settled here.
+    """
+
+    def __init__(self) -> None:
+        self.here: dict[str, HolderT] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    def ends(self, key: str, *, has_ended: bool) -> None:
+        """Note that an attempt is in hand no more; if its verdict was not carried out, it has not happened."""
+        if has_ended:
+            self._ended[key] = None
+            if len(self._ended) > _MOST_REMEMBERED:
+                with suppress(KeyError):  # another thread has dropped it
+                    self._ended.popitem(last=False)
+        self.here.pop(key, None)  # last, so that it is known all the time
+
+    def state_of(self, key: str) -> str | None:
+        """Return what is known of an attempt: `running`, `ended`, or None for nothing."""
+        return RUNNING if key in self.here else ENDED if key in self._ended else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -28,10 +28,9 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 from taskbridge import locks
-from taskbridge.engines.attempts import Attempts
 from taskbridge.engines.base import APP_VARIABLE, Host
 from taskbridge.engines.pump import BusySigns, Pump
-from taskbridge.engines.settle import prepare_marks, unmark
+from taskbridge.engines.settle import Attempts, prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.logs import logger

@@ -19,7 +19,6 @@ from celery.app.trace import LOG_RECEIVED, trace_task
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
 from celery.signals import task_received
 
-from taskbridge.engines.attempts import ENDED, RUNNING, Attempts
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
 from taskbridge.engines.celery.stock import (
@@ -34,7 +33,10 @@ from taskbridge.engines.celery.stock import (
     worker_state,
 )
 from taskbridge.engines.settle import (
+    ENDED,
     LOOK_AGAIN_S,
+    RUNNING,
+    Attempts,
     NotSettledError,
     finish,
     later,
@@ -369,13 +371,12 @@ class Consumer(CeleryConsumer):
         (rule A6), until `ends` tells of them. Celery does so too, but in whichever thread ended a task: two threads
         then read from one connection to RabbitMQ, and the main loop waits for ever for a reply that the other one has.
         """
-        waiting = [request for request in self._attempts.holders() if request.time_start is None]
+        waiting = [request for request in list(self._attempts.here.values()) if request.time_start is None]
         with self._running_jobs_kept():
             stock(super()).on_close()
-        for request in self._attempts.holders():
+        for key, request in list(self._attempts.here.items()):
             if request.dropped_at is not None and request.time_start is None:
-                # Dropped with an earlier connection, and run by another worker.
-                self._attempts.ends(request.message.taskbridge, has_ended=False)
+                del self._attempts.here[key]  # dropped with an earlier connection, and run by another worker
         for request in waiting:
             request.dropped_at = monotonic()
         orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
@@ -510,22 +511,23 @@ class Consumer(CeleryConsumer):
 
     def begins(self, request: Request) -> None:
         """Note that an attempt is handed to the pool."""
-        self._attempts.begins(request.message.taskbridge, request)
+        self._attempts.here[request.message.taskbridge.attempt_key] = request
 
     def ends(self, request: Request, *, has_ended: bool) -> None:
         """Note that a request needs its slot no more, in whichever thread; see `Attempts.ends`."""
-        self._attempts.ends(request.message.taskbridge, has_ended=has_ended)
+        self._attempts.ends(request.message.taskbridge.attempt_key, has_ended=has_ended)
         if request.is_orphan:
             request.is_orphan = False
             self.call_soon(self._fetch_one_more)
 
     def _state_of(self, message: Message) -> str | None:
         """Return what is known of an attempt, as `Attempts.state_of`."""
-        request = self._attempts.holder_of(message)
+        key = message.attempt_key
+        request = self._attempts.here.get(key)
         dropped_at = None if request is None or request.time_start is not None else request.dropped_at
         if dropped_at is not None and monotonic() - dropped_at >= _ACCEPTED_S:
-            self._attempts.ends(message, has_ended=False)
-        return self._attempts.state_of(message)
+            self._attempts.here.pop(key, None)
+        return self._attempts.state_of(key)
 
     def _came_back(self, message: Any, read: Message) -> bool:
         """Deal with a message that was delivered to this worker before, if that is known here (rule A7)."""
@@ -675,7 +677,7 @@ class Consumer(CeleryConsumer):
                     self.controller.semaphore.release()
         read: Message | None = getattr(message, "taskbridge", None)
         if read is not None:
-            self._attempts.ends(read, has_ended=False)
+            self._attempts.here.pop(read.attempt_key, None)
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.

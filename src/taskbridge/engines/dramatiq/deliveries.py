@@ -28,11 +28,12 @@ from dramatiq.results import Results
 
 from taskbridge import failures
 from taskbridge.declaration import Declaration
-from taskbridge.engines.attempts import RUNNING, Attempts
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
 from taskbridge.engines.settle import (
     LOOK_AGAIN_S,
+    RUNNING,
+    Attempts,
     BoundTask,
     NotRun,
     NotSettledError,
@@ -193,9 +194,9 @@ class TaskActor(Actor[Any, Any]):
 
     def _run(self, task: BoundTask, delivery: Delivery, message: Message) -> Verdict:
         """Run a message and settle it; where there is no store its attempt is remembered, from before that on."""
-        if task.marks is None:
-            self._life.attempts.begins(message, delivery)
-        has_ended = False
+        key, has_ended = None if task.marks is not None else message.attempt_key, False
+        if key is not None:
+            self._life.attempts.here[key] = delivery
         try:
             verdict = self._life.runs.run(task, message, holder=delivery)
             if delivery.abandoned:
@@ -204,13 +205,13 @@ class TaskActor(Actor[Any, Any]):
             has_ended = not isinstance(verdict, GivenBack)
             return verdict
         finally:
-            if task.marks is None:
-                self._life.attempts.ends(message, has_ended=has_ended)
+            if key is not None:
+                self._life.attempts.ends(key, has_ended=has_ended)
 
     def _came_back(self, delivery: Delivery, message: Message) -> bool:
         """Return whether a message came back whose attempt is known here; it is sent again if that goes on."""
         is_suspect = delivery.redelivered or message.redelivered
-        state = self._life.attempts.state_of(message) if is_suspect else None
+        state = self._life.attempts.state_of(message.attempt_key) if is_suspect else None
         if state == RUNNING:
             later(self._host, suspect(message), LOOK_AGAIN_S)
         return state is not None
@@ -330,7 +331,7 @@ class Reception:
     def _decided(self, delivery: Delivery, message: Message, actor: TaskActor | None) -> Delivery | None:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
-        is_from_elsewhere = redelivered and self._attempts.state_of(message) is None
+        is_from_elsewhere = redelivered and self._attempts.state_of(message.attempt_key) is None
         if "eta" in options:
             due_at_ms = wire.milliseconds(options, "eta")
             wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - host.now())
