@@ -78,7 +78,7 @@ _LONGEST_QUEUE: Final = 200
 
 _BASE64: Final = re.compile("[A-Za-z0-9+/]{40,}")
 
-REASONS: Final = {"undecodable", "internal_error", "unknown_task", "bad_arguments", "exhausted"}
+REASONS: Final = {"undecodable", "internal_error", "unknown_task", "bad_arguments", "exhausted", "too_large"}
 
 
 class Stopped(Exception):
