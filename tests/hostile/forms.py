@@ -441,9 +441,10 @@ def forms_of(bridge: Bridge) -> Sequence[Form]:
             kind(name="a client's message", place="queue", make=_dramatiq_client(bridge, is_delayed=False)),
             kind(name="a client's delayed message", place="delayed", make=_dramatiq_client(bridge, is_delayed=True)),
         ]
+    parked = _in_taskbridges_form(bridge)
     forms += [
-        kind(name="a parked message", place="parked", make=_in_taskbridges_form(bridge), is_extended=False),
-        kind(name="a message parked by another engine", place="strangers", make=_in_taskbridges_form(bridge)),
+        kind(name="a parked message", place="parked", make=parked, is_extended=False),
+        kind(name="a message parked by another engine", place="strangers", make=parked, is_extended=False),
         kind(name="a dead letter", place="letters", make=_letter(bridge), is_extended=False),
     ]
     if broker == "redis":
