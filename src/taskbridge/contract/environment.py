@@ -398,9 +398,9 @@ class Environment:
         kinds = [record.kind for record in self.records.of(id) if record.kind != "after_send"]  # it may end before that
         return not kinds or kinds[-1] not in ("succeeded", "dead", "discarded")
 
-    def runs(self, pids: Callable[[int], bool] | None = None) -> list[Record]:
-        """Return the starts so far, all or those of some processes."""
-        return [record for record in self.records.all() if record.kind == START and (pids is None or pids(record.pid))]
+    def runs(self) -> list[Record]:
+        """Return the starts so far."""
+        return [record for record in self.records.all() if record.kind == START]
 
     def situation(self) -> str:
         """Return what a failure should show of the broker and the workers."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 from taskbridge import Bridge
 from taskbridge.contract import leftovers
@@ -31,42 +31,6 @@ _STILL: Final = ("T", "t", "Z", "X")
 
 start_process: Callable[..., Any] = subprocess.Popen
 """Starts a worker's process, as `subprocess.Popen` does. The project's tests put a quicker way in its place."""
-
-
-class Worker(Protocol):
-    """A running worker."""
-
-    def owns(self, pid: int) -> bool:
-        """Return whether a process is one of its own and is there."""
-        ...
-
-    def terminate(self) -> None:
-        """Tell it to stop, as SIGTERM does; return at once."""
-        ...
-
-    def kill(self) -> None:
-        """End it with SIGKILL; in threads of this process, as fast as they can be ended."""
-        ...
-
-    def pause(self) -> None:
-        """Make it stand still, as SIGSTOP does.
-
-        Raises:
-            NotImplementedError: It is threads of this process.
-        """
-        ...
-
-    def resume(self) -> None:
-        """Let it go on."""
-        ...
-
-    def wait(self, timeout_s: float) -> int | None:
-        """Wait until it has ended, and return its exit code; None if it is still there."""
-        ...
-
-    def log(self, lines: int = _SHOWN_LINES) -> str:
-        """Return so many of the last lines that it wrote."""
-        ...
 
 
 class ProcessWorker:
@@ -271,3 +235,7 @@ class EmbeddedWorker:
     def log(self, lines: int = _SHOWN_LINES) -> str:
         """Return the error that ended it, if one did."""
         return "" if self._problem is None else repr(self._problem)
+
+
+Worker: TypeAlias = ProcessWorker | EmbeddedWorker
+"""A running worker."""
