@@ -20,7 +20,8 @@ from taskbridge.routing import check_known
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
-    from taskbridge.brokers.base import Broker, RecordingBroker
+    from taskbridge.brokers.base import Broker
+    from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
     from taskbridge.stores.records import Records
     from taskbridge.tasks import Call
@@ -220,7 +221,7 @@ def _publish_recorded(
         return
     pairs = list(zip(messages, records, strict=True))
     if way.goes_along:
-        broker = cast("RecordingBroker", way.broker)
+        broker = cast("RedisBroker", way.broker)
         along = [None if each is None else each.creating(message, wait_s) for message, each in pairs]
         if wait_s > 0:
             broker.park([(message, wait_s) for message in messages], along=along, timeout_s=way.timeout_s)

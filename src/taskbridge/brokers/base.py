@@ -206,23 +206,6 @@ class Broker(Protocol):
         """Close the connections; the next call makes new ones."""
 
 
-class RecordingBroker(Broker, Protocol):
-    """A broker in Redis: where the store is the same database, a message and its record are sent together.
-
-    `along` has a command or None for each message: both are carried out in one transaction.
-    """
-
-    def publish(
-        self, messages: Sequence[Message], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
-    ) -> None:
-        """Publish messages, as in `Broker`."""
-
-    def park(
-        self, messages: Sequence[tuple[Message, float]], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
-    ) -> None:
-        """Park messages, as in `Broker`."""
-
-
 @runtime_checkable
 class SignBroker(Broker, Protocol):
     """A broker in which a process can ask whether queues are consumed, and workers can answer.

@@ -62,13 +62,19 @@ class RedisBroker:
     def publish(
         self, messages: Sequence[Message], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
     ) -> None:
-        """Publish messages, those of the same queue and priority up to 100 in one command."""
+        """Publish messages, those of the same queue and priority up to 100 in one command.
+
+        Args:
+            messages: What to publish.
+            along: For each message a command, such as one that makes its record, in one transaction with it; or None.
+            timeout_s: As in `Broker`.
+        """
         self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 
     def park(
         self, messages: Sequence[tuple[Message, float]], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
     ) -> None:
-        """Keep messages, each for so many seconds by the server's clock; the same id and attempt replaces the first."""
+        """Keep messages, each for so many seconds by the server's clock; the rest is as in `publish`."""
         self._give([(self._parking(message, delay_s),) for message, delay_s in messages], along, timeout_s)
 
     def _parking(self, message: Message, delay_s: float) -> RedisCommand:
