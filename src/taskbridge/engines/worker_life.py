@@ -22,7 +22,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from time import monotonic, sleep
 from typing import Any, Final
@@ -31,7 +32,7 @@ from taskbridge import locks
 from taskbridge.engines.base import APP_VARIABLE, Host
 from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import Attempts, prepare_marks, unmark
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -63,6 +64,7 @@ class WorkerLife:
         runs: What runs in this process.
         attempts: What this process knows of attempts, beside what a store tells.
         draining: Whether nothing is taken: the worker stops, or has stopped.
+        is_embedded: Whether the worker shares its process with an application.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
@@ -71,12 +73,30 @@ class WorkerLife:
         self.attempts: Final[Attempts[Any]] = Attempts()
         self.runs.ends_process = lambda: self._is_whole_process
         self.draining: bool = False
+        self.is_embedded: bool = False
+        self._embedding = locks.Lock()
         self._threads = Pump(host), Scheduler(host), BusySigns(host, self._queues_if_full)
         self._is_whole_process = False
         self._deadline = 0.0
         self._drained = locks.Event()
         self._ended = locks.Event()
         self._abandoned = locks.Event()
+
+    @contextmanager
+    def embedding(self) -> Generator[None, None, None]:
+        """Note that the worker is embedded in an application's process.
+
+        Raises:
+            TaskBridgeError: A worker of this bridge runs already.
+        """
+        if not self._embedding.acquire(blocking=False):
+            raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
+        self.is_embedded = True
+        try:
+            yield
+        finally:
+            self.is_embedded = False
+            self._embedding.release()
 
     # What an engine says
 

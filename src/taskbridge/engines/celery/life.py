@@ -8,17 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge import locks
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery.carrier import ChildRuns, Slots
 from taskbridge.engines.celery.stock import worker_state
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
-from taskbridge.exceptions import TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.runner import Run
@@ -39,7 +37,6 @@ class CeleryLife(WorkerLife):
         has_children: Whether tasks run in the children of a pool.
         announce_signal: Lets a child of the pool know that the next SIGTERM comes from here.
         background: Does, one after the other, what would make Celery's main loop wait for the broker.
-        is_embedded: Whether the worker shares its process with an application.
     """
 
     def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns) -> None:
@@ -49,25 +46,7 @@ class CeleryLife(WorkerLife):
         self.announce_signal: Callable[[int | None], None] = runs.announce_signal
         self._consumer: Any = None
         self.has_children: bool = False
-        self._embedding = locks.Lock()
-        self.is_embedded: bool = False
         self.background: Slots = Slots(1)
-
-    @contextmanager
-    def embedding(self) -> Generator[None, None, None]:
-        """Note that the worker is embedded: whoever starts it calls the hooks and keeps to the grace.
-
-        Raises:
-            TaskBridgeError: A worker of this bridge runs already.
-        """
-        if not self._embedding.acquire(blocking=False):
-            raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
-        self.is_embedded = True
-        try:
-            yield
-        finally:
-            self.is_embedded = False
-            self._embedding.release()
 
     # What the worker's consumer calls
 

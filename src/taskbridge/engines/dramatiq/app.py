@@ -10,14 +10,13 @@ from typing import Final
 from dramatiq import Worker
 from dramatiq.middleware import CurrentMessage, Middleware, default_middleware
 
-from taskbridge import locks
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Reception, TaskActor
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
 from taskbridge.engines.dramatiq.worker import DramatiqLife
-from taskbridge.exceptions import DeclarationError, TaskBridgeError
+from taskbridge.exceptions import DeclarationError
 
 _SHUTDOWN_MS: Final = 1000
 """How long Dramatiq waits for its own threads, after all tasks have ended or were given up (see `DramatiqLife`)."""
@@ -45,7 +44,6 @@ class DramatiqEngine:
         self._native.add_middleware(self._life)
         self._native.reception = Reception(host, self._native, self._life.attempts)
         self._native.stopping = host.stopping
-        self._embedded = locks.Lock()
         self._booted = False
 
     @property
@@ -97,13 +95,10 @@ class DramatiqEngine:
         Raises:
             TaskBridgeError: One runs already; Dramatiq has one worker a process.
         """
-        if not self._embedded.acquire(blocking=False):
-            raise TaskBridgeError("an embedded worker of this bridge runs already; Dramatiq has one worker a process")
-        try:
+        with self._life.embedding():
             if not self._booted:
                 self._booted = True
                 self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
-                self._life.has_main_process = False
             names = {self._native_queue(queue) for queue in queues} or None
             worker = Worker(self._native, queues=names, worker_threads=threads, worker_timeout=_EMBEDDED_WAKE_MS)
             worker.start()
@@ -114,8 +109,6 @@ class DramatiqEngine:
                 # What the worker added has to go, or the next one would have two consumers a queue.
                 added = [each for each in self._native.middleware if getattr(each, "worker", None) is worker]
                 self._native.middleware[:] = [each for each in self._native.middleware if each not in added]
-        finally:
-            self._embedded.release()
 
     def close(self) -> None:
         """Close the broker's connections."""

@@ -65,7 +65,7 @@ class DramatiqLife(WorkerLife, Middleware):
         It starts a child of its own for each. Tests of an application say that they boot, too, in whichever process.
         """
         is_main = threading.current_thread() is threading.main_thread()
-        self.has_main_process = is_main and multiprocessing.parent_process() is not None
+        self.has_main_process = is_main and multiprocessing.parent_process() is not None and not self.is_embedded
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Prepare the process: called in the thread that starts the worker, before any other thread runs."""
