@@ -57,8 +57,8 @@ class Outcome:
 class Channel:
     """A channel. One thread at a time calls it; any thread may tell and acknowledge.
 
-    What takes a deadline raises `ClientError`: the server refused and closed the channel (`code`), the connection is
-    gone, or there was no answer in time (`TimedOutError`). After that the channel can't be used any more.
+    After a `ClientError` (the server refused and closed the channel, the connection is gone, or there was no answer in
+    time) the channel can't be used any more.
 
     Args:
         connection: The connection on which it is opened.
@@ -126,11 +126,7 @@ class Channel:
             self.shut(ClientError("the channel was closed"))
 
     def declare(self, destination: Destination, deadline: Deadline, *, anew: bool = False) -> None:
-        """Declare a destination and what it needs, unless this has been done on this channel and not to be done anew.
-
-        Raises:
-            ClientError: It exists with other arguments, or is not permitted.
-        """
+        """Declare a destination and what it needs, unless this channel has done so and it is not to be done anew."""
         if destination in self._declared and not anew:
             return
         calls = list(destination.calls())
@@ -291,11 +287,7 @@ class Channel:
 
 @contextmanager
 def channel_of_its_own(hosts: Sequence[Any], deadline: Deadline) -> Generator[Channel]:
-    """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it.
-
-    Raises:
-        ClientError: RabbitMQ can't be reached.
-    """
+    """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it."""
     connection = connect(hosts, deadline)
     try:
         yield Channel(connection)

@@ -49,7 +49,7 @@ _log = logger("taskbridge.rabbitmq")
 
 
 class ClientError(Exception):
-    """RabbitMQ can't be reached, refused, or the connection is lost.
+    """RabbitMQ can't be reached, refused, or the connection is lost. What takes a deadline or a time raises it.
 
     Attributes:
         again: Whether another attempt may succeed at once.
@@ -63,7 +63,7 @@ class ClientError(Exception):
 
 
 class TimedOutError(ClientError):
-    """A deadline passed."""
+    """A deadline passed before the server had done its part."""
 
 
 class Deadline:
@@ -107,8 +107,6 @@ class Deadline:
 
 class Connection:
     """An open connection; it never reconnects.
-
-    What takes a deadline raises `ClientError`: a `TimedOutError` if the server does not do its part in time.
 
     Args:
         parameters: Host, credentials and options: pika's `Parameters`.
@@ -390,11 +388,7 @@ class Connection:
 
 
 def connect(hosts: Sequence[Any], deadline: Deadline) -> Connection:
-    """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times.
-
-    Raises:
-        ClientError: The last attempt failed.
-    """
+    """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times."""
     tries = [parameters for parameters in hosts for _ in range(parameters.connection_attempts)]
     while True:
         parameters = tries.pop(0)

@@ -32,9 +32,6 @@ def browse(hosts: Sequence[Any], queue: str, timeout_s: float) -> list[bytes]:
 
     All messages are delivered, and return to their places when the connection is closed. Meanwhile nobody else may
     consume the queue: of two readers each would see a part.
-
-    Raises:
-        ClientError: RabbitMQ doesn't answer.
     """
     with _reading(hosts, queue, Deadline(timeout_s)) as (_, deliveries):
         return [delivery.body for delivery in deliveries]
@@ -51,14 +48,8 @@ def take_out(
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
     before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
-    may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction.
-
-    Returns:
-        The ids of those that were taken out.
-
-    Raises:
-        ClientError: RabbitMQ doesn't answer, and nothing was taken out.
-        BrokerUnavailable: Something may have been taken out.
+    may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction. Returned are the
+    ids of those that were taken out; if some may have been, and not all, it raises `BrokerUnavailable`.
     """
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []

@@ -89,11 +89,7 @@ class Pool(Background):
         return outcome
 
     def use(self, act: Callable[[Channel], T], deadline: Deadline) -> T:
-        """Call a function with a channel, and again with another one if its connection was lost; return its result.
-
-        Raises:
-            ClientError: The server didn't answer, or refused.
-        """
+        """Call a function with a channel, and again with another one if its connection was lost; return its result."""
         tries = _TRIES
         while True:
             tries -= 1
