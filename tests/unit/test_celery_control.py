@@ -41,3 +41,22 @@ def test_an_odd_command_raises_nothing(odd: Any) -> None:
     node: Any = bridge.native.control.mailbox.Node("this worker", state=SimpleNamespace(app=bridge.native))
     assert node.handle_message(odd) is None
     bridge.close()
+
+
+@pytest.mark.parametrize(("obeyed", "answers"), [(False, ["*"]), (True, ["*", ".*"])])
+def test_workers_are_named_by_a_regular_expression_only_where_remote_control_is_obeyed(
+    obeyed: bool, answers: list[str]
+) -> None:
+    """One such as `(\\w+)+!` takes a worker's main loop for ever."""
+    bridge = Bridge("celery+memory://", remote_control=obeyed)
+    seen: list[str] = []
+    state = SimpleNamespace(app=bridge.native)
+    node: Any = bridge.native.control.mailbox.Node(
+        "this worker", state=state, handlers={"ping": lambda _, pattern: seen.append(pattern)}
+    )
+    for matcher, pattern in (("glob", "*"), ("pcre", ".*")):
+        node.handle_message(
+            {"method": "ping", "arguments": {"pattern": pattern}, "pattern": pattern, "matcher": matcher}
+        )
+    assert seen == answers
+    bridge.close()

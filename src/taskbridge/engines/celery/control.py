@@ -27,10 +27,13 @@ class Node(ControlNode):
         """
         clock = None if message is None else message.headers.get("clock")
         is_clock = isinstance(clock, int) and 0 <= clock <= _LATEST
-        transport = self.state.app.engine.transport
+        engine = self.state.app.engine
         try:
+            if body.get("matcher") == "pcre" and not engine.settings.remote_control:
+                _log.warning("remote control: a regular expression, which may take for ever, is refused")
+                return None
             return stock(super()).handle_message(body, message if is_clock else None)
-        except (*transport.connection_errors, *transport.channel_errors):
+        except (*engine.transport.connection_errors, *engine.transport.channel_errors):
             raise
         except Exception as exc:
             _log.error("a message on a control channel can't be carried out, ignored: %.300r", exc)
