@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import locks
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ def in_time(name: str, act: Callable[[], T], discard: Callable[[T], object], *, 
         Exception: What the act raised, or `left_s`.
     """
     with locks.no_fork():
-        from concurrent.futures import Future, wait  # here, for a process that only declares tasks needs none
+        from concurrent.futures import Future  # here, for a process that only declares tasks needs none
 
     outcome: Future[T] = Future()
 
@@ -56,15 +59,27 @@ def in_time(name: str, act: Callable[[], T], discard: Callable[[T], object], *, 
     except RuntimeError:  # no thread is to be had, as when the interpreter ends
         run()
     try:
-        while not outcome.done():
-            left = left_s()
-            if left <= 0:
-                raise TimeoutError(f"{name} took too long")
-            wait([outcome], min(left, _SLICE_S))
+        if not has_come(outcome, left_s):
+            raise TimeoutError(f"{name} took too long")
         return outcome.result()
     except BaseException:
         outcome.add_done_callback(drop)
         raise
+
+
+def has_come(outcome: Future[Any], left_s: Callable[[], float]) -> bool:
+    """Wait for an outcome, in which exceptions can be raised from outside; return whether it came while time was left.
+
+    `left_s` is called at least every 0.1 s, and may raise.
+    """
+    from concurrent.futures import wait  # as in `in_time`
+
+    while not outcome.done():
+        left = left_s()
+        if left <= 0:
+            return False
+        wait([outcome], min(left, _SLICE_S))
+    return True
 
 
 class Background:

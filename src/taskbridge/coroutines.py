@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextvars import copy_context
+from math import inf
 from time import monotonic
 from typing import Any, Final
 
+from taskbridge.background import has_come
 from taskbridge.exceptions import TimeLimitExceeded
 from taskbridge.locks import PerProcess
-
-_SLICE_S = 0.1
-"""How long a waiting thread sleeps at a time: an exception raised in it from outside is seen only in between."""
 
 
 def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
@@ -43,17 +42,18 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
     def cancel() -> None:
         loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
 
+    deadline = inf if limit_s is None else monotonic() + limit_s
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
-        if not _is_done(outcome, limit_s):
+        if not has_come(outcome, lambda: deadline - monotonic()):
             cancel()
-            _is_done(outcome, None)
+            has_come(outcome, lambda: inf)
             raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s")
         return outcome.result()
     finally:
         if not outcome.done():  # something was raised in this thread: the worker stops
             cancel()
-            _is_done(outcome, None)
+            has_come(outcome, lambda: inf)
 
 
 async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:
@@ -71,17 +71,6 @@ def _end_unstarted(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) ->
     if not outcome.done():
         coroutine.close()
         outcome.set_exception(asyncio.CancelledError())
-
-
-def _is_done(outcome: Future[Any], limit_s: float | None) -> bool:
-    """Wait for an outcome, and return whether it came within the limit."""
-    deadline = None if limit_s is None else monotonic() + limit_s
-    while not outcome.done():
-        left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline - monotonic())
-        if left_s <= 0:
-            return False
-        wait([outcome], timeout=left_s)
-    return True
 
 
 def _started_loop() -> asyncio.AbstractEventLoop:

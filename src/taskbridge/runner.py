@@ -164,16 +164,7 @@ class Runs:
         return [run for run in self.all() if run.is_stuck_at <= now]
 
     def run(self, task: Runner, message: Message, *, holder: Any = None) -> Verdict:
-        """Run a message in this thread.
-
-        Args:
-            task: The message's.
-            message: The message.
-            holder: What holds it, as its engine knows it.
-
-        Returns:
-            The verdict, not yet carried out; `GivenBack` if the worker's end interrupts it.
-        """
+        """Run a message in this thread; return the verdict, or `GivenBack` if the worker's end interrupts it."""
         thread, limit_s = threading.get_ident(), task.limit_s
         stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
         verdict: Verdict = GivenBack()

@@ -132,17 +132,17 @@ def nobody_may_clean_up() -> None:
 def a_cancelled_coroutine_is_left() -> None:
     """A coroutine that the end of its worker cancels is not awaited."""
 
-    def make(is_done: Any) -> Any:
+    def make(has_come: Any) -> Any:
         asked = set[Any]()
 
-        def once(outcome: Any, limit_s: Any) -> Any:
+        def once(outcome: Any, left_s: Any) -> Any:
             is_first = outcome not in asked
             asked.add(outcome)
-            return is_first and is_done(outcome, limit_s)
+            return is_first and has_come(outcome, left_s)
 
         return once
 
-    put(_COROUTINES, "_is_done", make)
+    put(_COROUTINES, "has_come", make)
 
 
 @mutant("A4", "interrupted_runs_of_threads_clean_up", "dramatiq+redis")
