@@ -412,6 +412,23 @@ class TestWhatCannotBePublished:
         assert letter.died_at == pytest.approx(time.time(), abs=5)
         assert (place.delayed(), place.texts()) == ({}, {})
 
+    @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+    def test_the_record_of_one_that_cannot_be_read_says_that_it_is_dead(self, place: Place, engine: str) -> None:
+        with closing(Bridge(f"{engine}+{place.url}", namespace=place.namespace)) as bridge:
+            handle = bridge.task(name="shop.nothing")(lambda: None).schedule(0.1)
+            parked = f"{place.namespace}:parked:{engine}:messages"
+            place.client.hset(parked, f"{handle.id}:1", f'{{"id": "{handle.id}"}}')
+
+            pump = Pump(bridge)
+            pump.start()
+            try:
+                wait_until(lambda: handle.status().state == "dead", timeout_s=5, saw=handle.status)
+            finally:
+                pump.stop()
+
+            assert handle.status().reason == "undecodable"
+            assert [letter.reason for letter in bridge.dead_letters()] == ["undecodable"]
+
     def test_what_a_newer_release_parked_waits_for_it(self, place: Place) -> None:
         broker, good = place.broker(), message()
         text = message().dumps().replace('"form":1', '"form":99')
