@@ -65,6 +65,7 @@ class WorkerLife:
         attempts: What this process knows of attempts, beside what a store tells.
         draining: Whether nothing is taken: the worker stops, or has stopped.
         is_embedded: Whether the worker shares its process with an application.
+        abandoned: Is set when the worker is to end without the tasks that still run.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
@@ -80,7 +81,7 @@ class WorkerLife:
         self._deadline = 0.0
         self._drained = locks.Event()
         self._ended = locks.Event()
-        self._abandoned = locks.Event()
+        self.abandoned: threading.Event = locks.Event()
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:
@@ -136,7 +137,7 @@ class WorkerLife:
         if is_whole_process:
             _own_streams()
             _reset_sigterm_in_forked_processes()
-        self._drained, self._ended, self._abandoned = locks.Event(), locks.Event(), locks.Event()
+        self._drained, self._ended, self.abandoned = locks.Event(), locks.Event(), locks.Event()
         self._host.stopping.clear()
         self.runs.open()
         self.draining = False
@@ -216,7 +217,7 @@ class WorkerLife:
                 _log.warning("the worker has not stopped in time, and exits now; its broker may not answer")
             self._exit(0)
         self._give_back_all(())
-        self._abandoned.set()
+        self.abandoned.set()
 
     def _leave_rest(self) -> None:
         """End a process of `taskbridge worker` whose time is over, though the engine or a thread of a task goes on."""

@@ -332,7 +332,7 @@ class CeleryEngine:
         """Run a Celery worker in threads of this process while the block runs."""
         from taskbridge.engines.celery.embedded import embedded_worker  # here, for only memory brokers need it
 
-        return embedded_worker(self, self.host, queues=[self._native_queue(queue) for queue in queues], threads=threads)
+        return embedded_worker(self, queues=[self._native_queue(queue) for queue in queues], threads=threads)
 
     def close(self) -> None:
         """Close connections, and forget the app."""

@@ -102,7 +102,7 @@ class DramatiqLife(WorkerLife, Middleware):
         for thread in worker.workers:
             thread.stop()
         # Dramatiq's own wait counts the time until a thread's end again for each one after.
-        while any(thread.is_alive() for thread in worker.workers) and not self._abandoned.wait(LOOK_S):
+        while any(thread.is_alive() for thread in worker.workers) and not self.abandoned.wait(LOOK_S):
             pass
         self.stopping()
 
