@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from time import monotonic
@@ -51,7 +52,6 @@ class Consumer:
 
     def _receive(self, message: Any) -> None:
         self.received.append(message)
-        message.ack()
 
     def run_until(self, condition: Any) -> None:
         deadline = monotonic() + PATIENCE_S
@@ -80,6 +80,29 @@ def test_a_message_ends_the_loops_sleep(bridge: Bridge, hub: Any, redis_server: 
     consumer.run_until(lambda: consumer.received)
 
     assert len(consumer.received) == 1
+    consumer.received[0].ack()
+    consumer.connection.close()
+
+
+def test_what_a_slot_acknowledges_the_loop_carries_out_when_it_is_told(bridge: Bridge, hub: Any) -> None:
+    task = bridge.task(name="nothing")(_do_nothing)
+    consumer = Consumer(bridge, hub)
+    task.send()
+    consumer.run_until(lambda: consumer.received)
+    (message,) = consumer.received
+    engine = bridge.native.engine
+    woken: list[bool] = []
+    engine.wake = lambda: woken.append(True)
+
+    slot = threading.Thread(target=message.ack)
+    slot.start()
+    slot.join()
+    assert (len(engine.queues._settled), woken) == (1, []), "several are carried out together"
+
+    message.channel.writer()
+    assert woken
+    next(consumer._loop)
+    assert (len(engine.queues._settled), engine.queues._renew(0)[1]) == (0, []), "Redis holds nothing for this worker"
     consumer.connection.close()
 
 

@@ -146,6 +146,12 @@ class Channel(VirtualChannel):
         else:
             self.queues.end(delivery_tag)
 
+    @property
+    def writer(self) -> Callable[[], None]:
+        """What carries out the acknowledgements that slots have made here: the main loop does it in its next turn."""
+        wake: Callable[[], None] = self.engine.wake
+        return wake
+
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Return a message to its queue, or drop it."""
         if not requeue:
