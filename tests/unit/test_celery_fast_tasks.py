@@ -200,7 +200,7 @@ def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
     ended: list[bool] = []
     consumer.ends = lambda request, *, has_ended: ended.append(has_ended)
     consumer.acknowledge_soon = lambda message, *_: acknowledged.append(message)
-    monkeypatch.setattr(FastRequest, "_settled", lambda _: 1 / 0)
+    monkeypatch.setattr(FastRequest, "_settled", lambda *_: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None
     way.options["eventer"] = None

@@ -138,19 +138,23 @@ class Request(CeleryRequest):
         self.request_dict["delivery_info"] = {**self.delivery_info, CARRIED: carried}
 
     def run(self) -> None:
-        """Run the task in this thread, traced by Celery, and settle its message."""
+        """Run the task in this thread, and settle its message."""
         try:
-            self.on_accepted(self._way.pid, monotonic())
-            self.trace(self.message.taskbridge)
-        except BaseException:  # nobody else would look at it
+            self.run_here()
+        except BaseException:  # nobody else would look at it, and its slot would be taken for ever
             self._consumer.call_soon(self.on_failure, ExceptionInfo())
+
+    def run_here(self) -> None:
+        """Run the task as Celery's pools do."""
+        self.on_accepted(self._way.pid, monotonic())
+        self.trace(self.message.taskbridge)
 
     def trace(self, carried: Message | Verdict | Exception) -> None:
         """Have Celery's tracer call the task, which comes to the carrier."""
         self.tell_tracer(carried)
         request = self.request_dict
         request.update(self.body[2], is_eager=False)
-        result, error, runtime, text = trace_task(self.task, self.id, self.args, self.kwargs, request)
+        result, error, runtime, text = trace_task(self.task, self.id, self.args, self.kwargs, request, app=self.app)
         self.on_success((1, result, runtime) if error else (0, text, runtime))
 
     def _not_carried(self, error: Exception) -> None:

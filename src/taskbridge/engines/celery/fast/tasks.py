@@ -18,11 +18,10 @@ from typing import Any, Final
 from celery import _state as _celery_state
 from celery import signals
 from celery.app import trace as _celery_trace
-from celery.exceptions import Reject
 from celery.loaders.base import BaseLoader
 
 from taskbridge.engines.celery import reading
-from taskbridge.engines.celery.carrier import CALL_OF_CELERY, LINKS, Carrier, PutOff, call_task
+from taskbridge.engines.celery.carrier import CALL_OF_CELERY, LINKS, Carrier, call_task
 from taskbridge.engines.celery.consumer import Request, Way
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
@@ -62,30 +61,17 @@ class _Context(CeleryContext):
 class FastRequest(Request):
     """A request that runs in a slot without Celery's tracer, unless it does not end well."""
 
-    def run(self) -> None:
-        """Run the task in this thread, and settle its message; it goes back if that is not possible."""
-        try:
-            self._run()
-        except BaseException as exc:  # nobody else would, and its slot would be taken for ever
-            outcome = self._carrier.unsettled(self.message.taskbridge, exc)
-            worker_state.task_ready(self)
-            self.is_put_off: bool = isinstance(outcome, PutOff)
-            if isinstance(outcome, Reject):
-                self.reject(requeue=True)
-            else:
-                self.acknowledge()
-
-    @property
-    def _carrier(self) -> Carrier:
-        found: Carrier = self.app.engine.carrier
-        return found
-
-    def _run(self) -> None:
+    def run_here(self) -> None:
+        """Run the task without the tracer, which is told how it ended if that is to be shown."""
         self.worker_pid: int | None = self._way.pid
         self.time_start: float | None = time()
         worker_state.task_accepted(self)
         begun_at = monotonic()
-        settled = self._settled()
+        carrier: Carrier = self.app.engine.carrier
+        try:
+            settled = self._settled(carrier)
+        except BaseException as exc:
+            settled = carrier.unsettled(self.message.taskbridge, exc)
         if type(settled) is not Done or any(map(self.request_dict.get, LINKS)):
             self.trace(settled)
             return
@@ -102,7 +88,7 @@ class FastRequest(Request):
         worker_state.task_ready(self, successful=True)
         self.acknowledge()
 
-    def _settled(self) -> Any:
+    def _settled(self, carrier: Carrier) -> Any:
         task, request = self.task, self.request_dict
         request.update(self.body[2], is_eager=False)
         _state._task_stack.push(task)
@@ -110,7 +96,7 @@ class FastRequest(Request):
         try:
             self._tell(_prerun)
             redelivered = bool(self.delivery_info["redelivered"])
-            return self._carrier.settle(self.message.taskbridge, redelivered=redelivered)
+            return carrier.settle(self.message.taskbridge, redelivered=redelivered)
         finally:
             self._tell(_postrun)
             _state._task_stack.pop()
