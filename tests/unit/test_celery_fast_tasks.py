@@ -45,7 +45,7 @@ def consumer(task: Any) -> Any:
         begins=lambda request: None,
         ends=lambda request, *, has_ended: None,
         call_soon=lambda *args: None,
-        acknowledge_soon=lambda *_: None,
+        acknowledge_soon=lambda message: None,
         disable_rate_limits=False,
         slots=Slots(1),
         app=task.app,
@@ -107,7 +107,7 @@ def test_a_request_is_let_go_without_a_garbage_collection(way: FastWay, consumer
     """One that has to wait for it, 2,000 times a second, makes collections frequent, and long."""
     requests: list[weakref.ref[Any]] = []
     done = threading.Event()
-    consumer.acknowledge_soon = lambda *_: done.set()
+    consumer.acknowledge_soon = lambda message: done.set()
 
     def hand_on(request: Any) -> None:
         requests.append(weakref.ref(request))
@@ -199,7 +199,7 @@ def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
     acknowledged: list[Any] = []
     ended: list[bool] = []
     consumer.ends = lambda request, *, has_ended: ended.append(has_ended)
-    consumer.acknowledge_soon = lambda message, *_: acknowledged.append(message)
+    consumer.acknowledge_soon = acknowledged.append
     monkeypatch.setattr(FastRequest, "_settled", lambda *_: 1 / 0)
     consumer.on_task_request = lambda request: request.run()
     consumer.event_dispatcher = None

@@ -22,7 +22,7 @@ from taskbridge import failures
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
-from taskbridge.engines.celery.carrier import CARRIED, Carrier, ChildRuns, NotCarried, call_task
+from taskbridge.engines.celery.carrier import CARRIED, STRATEGY, Carrier, ChildRuns, NotCarried, call_task, is_logged
 from taskbridge.engines.celery.control import Control
 from taskbridge.engines.celery.life import CeleryLife
 from taskbridge.engines.celery.stock import AMQP, Celery, Exchange, Queue, stock
@@ -123,7 +123,7 @@ class CeleryEngine:
         self._declare_queues()
         for signal, receiver in self._signals():
             signal.connect(receiver, weak=False)
-        self._log_filter = _once_logged(host)
+        self._log_filter = functools.partial(is_logged, self._app)
         _trace_log.addFilter(self._log_filter)
 
     @property
@@ -259,7 +259,7 @@ class CeleryEngine:
             on_retry=_told("on_retry", signals.task_retry),
             time_limit=0,  # none of Celery's, whatever its settings say: those are not retried (rule T1)
             soft_time_limit=0,
-            Strategy="taskbridge.engines.celery.fast:way_of",
+            Strategy=STRATEGY,
             __call__=call_task,
             __header__=staticmethod(declaration.signature.bind),
         )(self._body(declaration))
@@ -343,19 +343,6 @@ class CeleryEngine:
             close()
         self.waker.close()
         self._app.close()
-
-
-def _once_logged(host: Host) -> Callable[[logging.LogRecord], bool]:
-    """Return a filter of the tracer's log: no ERROR that is in taskbridge's log, too, and nothing of results."""
-
-    def is_logged(record: logging.LogRecord) -> bool:
-        about: Any = record.args
-        is_own = isinstance(about, dict) and host.knows(str(about.get("name")))
-        if is_own and "return_value" in about:
-            about["return_value"] = "None"
-        return not is_own or about.get("description") != "raised unexpected"
-
-    return is_logged
 
 
 def _told(name: str, signal: Any) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ Celery acknowledges a message after its task has returned, retried or failed, an
 from __future__ import annotations
 
 import atexit
+import logging
 import mmap
 import os
 import signal
@@ -46,6 +47,9 @@ CARRIED: Final = "taskbridge"
 
 Celery makes that dict itself, so nothing of it comes from outside, and hands it to children, too.
 """
+
+STRATEGY: Final = "taskbridge.engines.celery.fast:way_of"
+"""What Celery calls the strategy of taskbridge's tasks; it has another one for the user's own."""
 
 CALL_OF_CELERY: Final = "celery.app.task"
 """The module of `Task.__call__`, as long as nobody has put another one in its place."""
@@ -344,6 +348,16 @@ def call_task(task: Any, /, *args: Any, **kwargs: Any) -> Any:
     if "self" in kwargs or (call.__module__ == CALL_OF_CELERY and not task.request.called_directly):
         call = task.run
     return call(*args, **kwargs)
+
+
+def is_logged(app: Any, record: logging.LogRecord) -> bool:
+    """Filter the log of Celery's tracer: no ERROR that is in taskbridge's log, too, and nothing of results."""
+    about: Any = record.args
+    task = app.tasks.get(str(about.get("name"))) if isinstance(about, dict) else None
+    is_own = task is not None and task.Strategy == STRATEGY
+    if is_own and "return_value" in about:
+        about["return_value"] = "None"
+    return not is_own or about.get("description") != "raised unexpected"
 
 
 def _given_back(why: str) -> Exception:

@@ -71,7 +71,7 @@ _NOT_TRACED: Final = {"shadow"}.union(
 )
 """Headers of these names would stand in the place of methods and flags of Celery's context of a task.
 
-By `shadow`, a name to be shown, the tracer's log would not tell that the task is taskbridge's (`app._once_logged`).
+By `shadow`, a name to be shown, the tracer's log would not tell that the task is taskbridge's (`carrier.is_logged`).
 """
 
 _KNOWN_ENDS: Final = (
@@ -99,7 +99,6 @@ class Request(CeleryRequest):
             message,
             headers=parts.headers,
             body=(parts.args, parts.kwargs, parts.embed),
-            on_ack=partial(consumer.acknowledge_soon, message),
             on_reject=partial(consumer.call_soon, message.reject_log_error),
             **way.options,
         )
@@ -208,8 +207,9 @@ class Request(CeleryRequest):
         self._consumer.ends(self, has_ended=not self.is_put_off)
         if self.time_start is None:  # revoked by remote control
             self._consumer.cancel(self.message)
-        else:
-            stock(super()).acknowledge()
+        elif not self.acknowledged:
+            self.acknowledged: bool = True
+            self._consumer.acknowledge_soon(self.message)
 
     def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
         """Interrupt the run: the worker stops at once, or it has lost its connection and is to stop runs then."""
@@ -333,6 +333,7 @@ class Consumer(CeleryConsumer):
         super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
+        self._call_in_loop: Callable[..., Any] = stock(super()).call_soon
         self._lost = (*self.connection_errors, *self.channel_errors)
         self._has_children = isinstance(pool, PreforkPool)
         self.slots: Slots | None = _slots_of(pool)
@@ -465,7 +466,7 @@ class Consumer(CeleryConsumer):
 
     def act_soon(self) -> Any:
         """Have the main loop do what waits for it."""
-        called = stock(super()).call_soon(self._act)
+        called = self._call_in_loop(self._act)
         self._engine.wake()
         return called
 
@@ -479,7 +480,7 @@ class Consumer(CeleryConsumer):
             if self._soon:
                 self.act_soon()
 
-    def acknowledge_soon(self, message: Any, *_: Any) -> None:
+    def acknowledge_soon(self, message: Any) -> None:
         """Acknowledge a message whose task has ended, with others: in the main loop, or if that may be in its slot."""
         is_in_slot = self.slots is not None and threading.get_ident() != self._thread
         writer = getattr(message.channel, "writer", None) if is_in_slot else None
