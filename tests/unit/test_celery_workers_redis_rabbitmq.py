@@ -378,7 +378,7 @@ def test_what_redis_does_not_permit_of_remote_control_is_left_out(
     shop = make_shop(SimpleNamespace(url=server.url.replace("//", "//shop:secret@", 1)))
     own = f"~{shop.namespace}:*", f"~{shop.namespace}.*", f"&{shop.namespace}:*"
     server.command("ACL", "SETUSER", "shop", "on", ">secret", "resetkeys", "resetchannels", *own, "+@all")
-    worker = shop.worker("threads", "--without-gossip", "--without-mingle")
+    worker = shop.worker("threads")
     said = ["LLEN celery@", "PSUBSCRIBE is not permitted", f"PUBLISH /0.{shop.namespace}.celery.events/"]
     shop.until(lambda: all(each in shop.log() for each in said), "the worker to say what is left out")
 
