@@ -7,6 +7,7 @@ else travels in `options["taskbridge"]`, as text. A message without that option 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from taskbridge import codec, locks
@@ -42,6 +43,7 @@ def native_queue(namespace: str, queue: str) -> str:
     return f"{namespace}.{ENGINE}.{queue}"
 
 
+@lru_cache(maxsize=1_000)  # asked about the queue of each message
 def own_queue(namespace: str, native: str) -> str | None:
     """Return taskbridge's name of a queue of Dramatiq's; None if it is not one of ours."""
     prefix = f"{namespace}.{ENGINE}."
