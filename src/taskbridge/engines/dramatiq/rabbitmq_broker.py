@@ -231,9 +231,10 @@ class _SparingConsumer(EngineConsumer):
         The consumer's own thread would have to be woken for it, and then wake this one.
         """
         self.end(place)
-        if self._work is not None and not self._broker.draining and self._slots.keep(self._granted):
+        work = None if self._broker.draining or not self._arrived else self._work
+        if work is not None and self._slots.keep(self._granted):
             for arrival in self._next_arrived(1):
-                self._work.put(arrival)
+                work.put(arrival)
                 return
         self._slots.release()
 
