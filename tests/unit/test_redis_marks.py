@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -302,7 +302,8 @@ def test_a_user_who_may_not_turn_replies_off_leaves_none_in_the_server(server: P
     client.close()
 
 
-def test_any_number_of_threads_writes_on_one_connection(server: PrivateRedis) -> None:
+def test_any_number_of_threads_writes_on_one_connection(make_redis: Callable[..., PrivateRedis]) -> None:
+    server = make_redis()  # whose connections are counted
     client: Any = redis.Redis.from_url(server.url)
     before = len(client.client_list())
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
