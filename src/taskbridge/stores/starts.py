@@ -27,8 +27,8 @@ _REMEMBERED: Final = 10_000
 """How many runs are remembered: one that was never settled here is forgotten after as many others."""
 
 _TOGETHER: Final = 100
-_GATHERING_S: Final = 0.01
-"""How long the first of several starts waits for the others."""
+_SHORT_S: Final = 0.02
+"""A run that takes less is recorded once, as it ends; of one that lasts twice as long, the start is recorded too."""
 _PAUSE_S: Final = 1.0
 """How long nothing is written after a failure; what comes meanwhile is dropped."""
 
@@ -108,17 +108,20 @@ class Starts(Background):
         self.stop()
 
     def run(self, stop: threading.Event) -> None:
-        """Write starts until `stop` is set, and then those that wait."""
+        """Write the starts of runs that last until `stop` is set, and then all that wait."""
         is_open = True
         while is_open:
             self._come.wait()
-            is_open = not stop.wait(_GATHERING_S)
             self._come.clear()
-            while self._unwritten:
-                self._write_some()
+            lasting = len(self._unwritten)
+            is_open = not stop.wait(_SHORT_S)
+            starts = [self._unwritten.popleft() for _ in range(lasting if is_open else len(self._unwritten))]
+            for first in range(0, len(starts), _TOGETHER):
+                self._write_some(starts[first : first + _TOGETHER])
+            if self._unwritten:
+                self._come.set()
 
-    def _write_some(self) -> None:
-        starts = [self._unwritten.popleft() for _ in range(min(_TOGETHER, len(self._unwritten)))]
+    def _write_some(self, starts: Sequence[Started]) -> None:
         left = [each for each in starts if self.get(each.message) is each]
         left.sort(key=lambda start: start.message.id)  # in order, so that no two processes lock each other
         if not left or monotonic() < self._silent_until:
