@@ -16,7 +16,7 @@ then write what happens. A record's key is the message's id, so that a handle ou
 - `cancel` and these are atomic to one another: a message whose record is `cancelled` is never `running` again, except
   that a start may win which began before its worker could know (`CANCEL_KNOWN_S`); that `started` says so by its time.
 
-The start of a run is written some milliseconds later, and not at all if the run has ended by then: the news of its end
+The start of a run is written 20 to 40 ms later, and not at all if the run has ended by then: the news of its end
 tells of its start too. So a short run costs one round trip, in which the record is replaced that it most likely has:
 the one that was made as the message was sent.
 """
