@@ -336,6 +336,20 @@ def test_a_key_that_was_left_and_is_watched_again_is_heard_of_when_redis_says_so
     assert (heard, is_heard.is_set(), woken) == ([True, False], True, [])
 
 
+def test_a_key_that_is_looked_at_twice_is_heard_of_once_redis_has_answered() -> None:
+    notifications, woken = RedisNotifications(1.0, "redis://nowhere", "prefix:"), list[str]()
+    connection: Any = SimpleNamespace(send=lambda _: None)
+
+    with closing(notifications):
+        _, heard = notifications._watches.add("key", lambda: woken.append("for nothing"))
+        notifications._begin(connection)
+        notifications._follow(connection, ["key"])  # it was added just before the thread began
+        was_heard = heard.is_set()
+        notifications._take([b"subscribe", b"prefix:key", 1])
+
+    assert (was_heard, heard.is_set(), woken) == (False, True, [])
+
+
 def test_who_was_heard_of_before_an_outage_is_woken_by_the_next_subscription() -> None:
     notifications, woken = RedisNotifications(1.0, "redis://nowhere", "prefix:"), list[str]()
     connection: Any = SimpleNamespace(send=lambda _: None)

@@ -24,20 +24,23 @@ class RedisNotifications(Notifications):
         self._prefix = prefix
         self._open = connector(url)
         self._subscribed: set[str] = set()
+        self._unanswered: set[str] = set()  # of those, whose answer will wake: they are not heard of yet
 
     def _connect(self) -> Link:
         return self._open(self._timeout_s)
 
     def _begin(self, connection: Link) -> None:
         self._subscribed.clear()
+        self._unanswered.clear()
         self._follow(connection, self._watches.keys())
 
     def _follow(self, connection: Link, keys: Collection[str]) -> None:
         watched = {key for key in keys if self._watches.of(key)}
-        for key in watched & self._subscribed:
+        for key in watched & self._subscribed - self._unanswered:
             self._watches.hear(key)
         new, gone = watched - self._subscribed, self._subscribed.intersection(keys) - watched
         self._subscribed = (self._subscribed | new) - gone
+        self._unanswered |= new
         connection.deadline = monotonic() + self._timeout_s
         for command, channels in (("SUBSCRIBE", sorted(new)), ("UNSUBSCRIBE", sorted(gone))):
             for start in range(0, len(channels), _TOGETHER):
@@ -62,6 +65,9 @@ class RedisNotifications(Notifications):
             return b"pong"
         kind: bytes
         kind, channel = reply[:2]
+        key = channel.decode().removeprefix(self._prefix)
+        if kind == b"subscribe":
+            self._unanswered.discard(key)
         if kind in (b"message", b"subscribe"):
-            self._watches.wake(channel.decode().removeprefix(self._prefix))
+            self._watches.wake(key)
         return kind
