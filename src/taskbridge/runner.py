@@ -206,6 +206,13 @@ class Runs:
             in_s = max(0.0, first - monotonic()) + ORDERLY_S
             faulthandler.dump_traceback_later(in_s, exit=True, file=_STDERR)
 
+    def allow(self, in_s: float) -> None:
+        """Give the process so many seconds from now: its own threads are about to end it, and the thread in C waits."""
+        with self._lock:
+            if self.ends_process():
+                self._armed_for = -inf  # whatever ends or begins from here on changes nothing
+                faulthandler.dump_traceback_later(in_s, exit=True, file=_STDERR)
+
     def interrupt(self, *, but: Collection[Run] = ()) -> None:
         """Raise `Interrupted` in every thread that runs a task, and let no other task start."""
         with self._lock:

@@ -56,6 +56,48 @@ def test_runs_that_end_in_time_leave_nothing_behind_that_ends_the_process() -> N
     assert ended("quick").returncode == 0
 
 
+_LAST = """
+import sys, time
+from threading import Thread
+from taskbridge import Bridge, Message
+from taskbridge.engines.worker_life import WorkerLife
+from taskbridge.runner import Runs
+
+class Life(WorkerLife):
+    def stop_taking(self) -> None: ...
+    def give_back(self) -> None:
+        print("all is given back", flush=True)
+
+bridge = Bridge("inline://?threads=0", grace=0.4)
+
+@bridge.task(name="stuck", time_limit=0.1)
+def stuck() -> None:
+    time.sleep(60)
+
+@bridge.task(name="slow")
+def slow() -> None:
+    time.sleep(60)
+
+runs = Runs(bridge)
+life = Life(bridge, runs)
+life.boot(is_whole_process=True)
+for task in ("slow", "stuck"):
+    message = Message(id=task, task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    Thread(target=runs.run, args=(bridge.bound(task), message), daemon=True).start()
+while not runs.stuck():
+    time.sleep(0.01)
+life.crash(runs.stuck())
+"""
+
+
+def test_a_process_with_a_stuck_run_ends_only_when_what_else_it_held_is_given_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LAST], capture_output=True, text=True, timeout=_LONGEST_S, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (1, "all is given back\n"), done.stderr
+
+
 def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
     bridge = Bridge("inline://?threads=0")
     begun = threading.Event()

@@ -261,6 +261,7 @@ class WorkerLife:
                 run.message.id,
                 run.message.attempt,
             )
+        self.runs.allow(ORDERLY_S + 2 * LAST_S)
         self.drain()
         self._host.stopping.set()
         self.runs.interrupt(but=stuck)
