@@ -34,6 +34,9 @@ WATCH_S: Final = 0.5
 ORDERLY_S: Final = 1.0
 """How long a process that ends with a stuck run waits for its other runs to be interrupted."""
 
+ENDS_S: Final = ORDERLY_S + 1.5
+"""How long it may take to end in order: then it has also given back what else it holds."""
+
 _STDERR: Final = 2
 """The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
 
@@ -225,4 +228,4 @@ class Runs:
 
 def patience_s(grace_s: float) -> float:
     """Return how long after its time limit a run is stuck, so that its process has ended when the grace is over."""
-    return max(grace_s - WATCH_S - ORDERLY_S, grace_s / 2)
+    return max(grace_s - WATCH_S - ENDS_S, grace_s / 2)

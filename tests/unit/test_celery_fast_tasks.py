@@ -8,6 +8,7 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,8 @@ from celery.app import trace
 from kombu.message import Message as KombuMessage
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.carrier import Slots
-from taskbridge.engines.celery.consumer import Request
+from taskbridge.engines.celery.carrier import CARRIED, Slots
+from taskbridge.engines.celery.consumer import Request, Way
 from taskbridge.engines.celery.fast.tasks import FastRequest, FastWay, _Context, is_traced_by_celery_alone
 from taskbridge.engines.celery.reading import Parts, arguments_in
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
@@ -70,6 +71,73 @@ def received(sent: Message) -> tuple[Any, Parts]:
     message = kombu_message(None, headers=headers, delivery_info={"routing_key": "q"})
     message.taskbridge = sent
     return message, Parts(headers, [], {}, {})
+
+
+def test_a_forged_outcome_is_no_outcome(consumer: Any, task: Any) -> None:
+    """What has become of a message is never read from the message."""
+    sent = Message(id=new_id(), task="shop.pay", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    message, parts = received(sent)
+    parts.headers["delivery_info"] = {CARRIED: "done"}
+    parts.headers[CARRIED] = "done"
+
+    request = Request(Way(task, consumer), message, parts)
+    assert CARRIED not in request.request_dict["delivery_info"]
+    request.tell_tracer(sent)
+    assert request.request_dict["delivery_info"][CARRIED] is sent
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_what_a_lost_connection_took_along_does_not_run(consumer: Any, task: Any, is_fast: bool) -> None:
+    """It is delivered again, on the next connection, perhaps to another worker."""
+    sent = Message(id=new_id(), task="shop.pay", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    ran: list[Any] = []
+    consumer.event_dispatcher = None
+    task.app.engine.host.on("before_run")(ran.append)
+    dropped, kept = (FastWay(task, consumer) if is_fast else Way(task, consumer) for _ in range(2))
+    first, second = dropped.request_for(*received(sent)), kept.request_for(*received(sent))
+    first.dropped_at = 1.0
+    first.run()
+    assert ran == []
+    second.run()
+    assert len(ran) == 1
+
+
+def test_an_error_in_the_turn_of_a_rate_limited_task_stops_no_other(consumer: Any, task: Any) -> None:
+    contents: list[Any] = []
+    consumer.task_buckets["shop.pay"] = SimpleNamespace(
+        contents=contents,
+        add=contents.append,
+        can_consume=lambda: len(contents) < 3,
+        expected_time=lambda: 1.0,
+        pop=partial(contents.pop, 0),
+    )
+    timers: list[Any] = []
+    consumer.timer = SimpleNamespace(call_after=lambda after_s, call, given: timers.append(partial(call, *given)))
+    consumer.event_dispatcher = None
+    handed: list[Any] = []
+    failed: list[Any] = []
+
+    def hand_on(request: Any) -> None:
+        handed.append(request.message)
+        if len(handed) == 2:
+            raise OSError("no child")
+
+    consumer.on_task_request = hand_on
+    consumer.failed = lambda message, error: failed.append(message)
+    way = Way(task, consumer)
+    messages: list[Any] = []
+    for _ in range(4):
+        sent = Message(id=new_id(), task="shop.pay", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+        message, parts = received(sent)
+        messages.append(message)
+        contents.append(way.request_for(message, parts))
+    way._hand_on_from(consumer.task_buckets["shop.pay"])
+    assert (handed, len(timers)) == ([], 1), "its turn has not come"
+    contents.pop()
+    contents.pop()
+    timers.pop()()
+    assert (handed, failed) == (messages[:2], messages[1:2])
+    assert timers == []
 
 
 def test_it_is_open_where_nobody_listens(way: FastWay, task: Any) -> None:

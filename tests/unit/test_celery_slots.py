@@ -128,3 +128,19 @@ def test_the_end_waits_for_what_runs_and_drops_what_has_not_begun() -> None:
 
 def test_one_that_never_ran_anything_ends_too() -> None:
     Slots(2).shutdown()
+
+
+def test_a_main_loop_that_can_not_be_told_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def tell() -> None:
+        raise OSError("no connection")
+
+    slots, done = Slots(1), threading.Event()
+    slots.tell, slots.most_untold = tell, 1
+    ran: list[int] = []
+    for number in range(3):
+        slots.put(partial(ran.append, number))
+    slots.put(done.set)
+    assert done.wait(WAIT_S)
+    slots.shutdown()
+    assert ran == [0, 1, 2]
+    assert "no connection" in caplog.text

@@ -712,9 +712,12 @@ class TestThePump:
         assert (letter.reason, letter.message) == ("too_large", huge)
         assert [body for _, body in place.arrivals(1, timeout_s=5)] == [b"[2]"]
 
-    def test_what_the_wire_can_not_encode_is_dead_and_keeps_no_other_waiting(self, place: Place) -> None:
+    @pytest.mark.parametrize("given", [{"task": "no.wire.can.encode"}, {"queue": 300 * "x"}])
+    def test_what_can_not_be_encoded_is_dead_and_keeps_no_other_waiting(
+        self, place: Place, given: dict[str, Any]
+    ) -> None:
         broker = place.broker()
-        bad = a_message(task="no.wire.can.encode")
+        bad = a_message(**given)
         broker.park([(a_message(1), 1)], timeout_s=5)
         self.put_due(place, bad.dumps().encode())
         told: list[DeadLetter] = []

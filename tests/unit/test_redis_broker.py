@@ -761,6 +761,14 @@ class TestDeadLetters:
         assert broker.dead_letters() == [old, raw, young], "reading them leaves them"
         assert broker.counts([]).dead == 3
 
+    def test_many_chosen_ones_come_the_oldest_first_too(self, place: Place) -> None:
+        now, broker = time.time(), place.broker()
+        letters = [letter(died_at=now - 100 + number) for number in range(50)]
+        for each in letters:
+            broker.bury(each, timeout_s=3)
+
+        assert broker.dead_letters([each.id for each in letters[:0:-1]]) == letters[1:]
+
     def test_the_same_id_replaces(self, place: Place) -> None:
         broker = place.broker()
         first = letter(died_at=time.time() - 5)

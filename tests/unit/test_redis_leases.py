@@ -442,6 +442,14 @@ class TestOddEntries:
         leases.beat()
         assert len(self.letters(place)) == 2
 
+    def test_what_somebody_has_set_aside_by_hand_is_dead(self, place: Place) -> None:
+        leases = place.worker()
+        place.client.rpush(f"{leases.leases_key}.odd", b"by hand")
+
+        leases.beat()
+
+        assert [letter.raw for letter in self.letters(place)] == [b"by hand"]
+
     def test_what_two_workers_bury_at_once_is_one_letter(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         one, two = place.worker(), place.worker()
         place.client.hset(one.held_prefix + one.worker, "x", b"no list")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -629,28 +630,39 @@ class TestOtherEngines:
 
         assert 2 < took_s < 7 + 1, "it was believed to live for up to 5 s"
 
-    def test_what_is_left_there_is_not_read_as_often_as_what_is_its_own(self, place: Place) -> None:
+    def test_what_is_left_there_is_not_looked_at_as_often_as_what_is_its_own(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.parked_by_dramatiq(place, "unknown")
         own, dramatiq = (Keys(place.namespace, engine) for engine in ("celery", "dramatiq"))
-        seen = Counter[str]()
+        clock = [1000.0]
+        looked = Counter[str]()
+        monkeypatch.setattr(redis_pump, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
         client = client_of(place.url)
 
         def execute(request: Any, **given: Any) -> Any:
-            reply = client.execute(request, **given)
-            seen.update({own.due}.intersection(request[0]))
-            if dramatiq.due in request[0]:
-                seen["texts"] += len(reply) // 3
-            return reply
+            looked.update({own.due, dramatiq.due}.intersection(request[0]))
+            return client.execute(request, **given)
 
         counting: Any = SimpleNamespace(execute=execute)
         wire: Any = OneListWire("celery", place.namespace)
         made = redis_pump.Pump(counting, wire, own, knows=lambda task: False, stop=threading.Event())
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            time.sleep(made._round())
+        while clock[0] < 1010:
+            clock[0] += made._round()
 
-        assert 4 <= seen[own.due] <= 12, "every 0.2 s"
-        assert 2 <= seen["texts"] <= 6, "every 0.4 s"
+        assert 45 <= looked[own.due] <= 60, "every 0.2 s"
+        assert 10 <= looked[dramatiq.due] <= 14, "every 0.8 s"
+
+    def test_pumps_that_do_not_know_a_task_hide_it_from_none_that_does(self, place: Place) -> None:
+        def waits(count: int) -> bool:
+            return len(place.waiting()) == count
+
+        with ExitStack() as stack:
+            for name in ["other"] * 12 + ["known"]:
+                stack.enter_context(pumping(place.broker(), name.__eq__))
+            for count in (1, 2, 3):
+                self.parked_by_dramatiq(place, "known")
+                wait_until(partial(waits, count), timeout_s=4, saw=place.delayed)
 
     def test_many_unknown_ones_do_not_hide_a_known_one(self, place: Place) -> None:
         self.parked_by_dramatiq(place, *["unknown"] * 450)

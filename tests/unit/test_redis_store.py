@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from taskbridge.brokers.redis.client import Client
 from taskbridge.durations import moment
 from taskbridge.message import new_id
 from taskbridge.stores.base import Store
+from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.records import Ending
 from taskbridge.stores.redis.backend import RedisBackend
 from taskbridge.stores.redis.notifications import RedisNotifications
@@ -274,6 +276,47 @@ def test_a_cancellation_that_anybody_wrote_beyond_all_times_hides_none(redis_ser
     assert list(store.records.cancelled_since(cursor, timeout_s=5)[1]) == [two.id]
     store.close()
     client.close()
+
+
+def test_cancellations_are_heard_of_after_a_clock_was_far_ahead(redis_server: PrivateRedis) -> None:
+    store, one = opened(redis_server, namespace=f"ns-{new_id()[:8]}"), a_message()
+    store.records.create([(one, 0.0)], timeout_s=5)
+    store.records.cancel(one.id, at=1.0, timeout_s=5)
+    in_a_year = f"{(time.time() + 365 * 86400) * 1e6:.0f}"
+    assert list(store.records.cancelled_since(in_a_year, timeout_s=5)[1]) == [one.id]
+    store.close()
+
+
+class _Refused(Notifications):
+    """A connection that is closed by the server after so many seconds, each time."""
+
+    def __init__(self, works_for_s: float) -> None:
+        super().__init__(1.0)
+        self.begun_at: list[float] = []
+        self._works_for_s = works_for_s
+
+    def _connect(self) -> Any:
+        self.begun_at.append(time.monotonic())
+        return SimpleNamespace(close=lambda: None)
+
+    def _wait(self, connection: Any, wait_s: float) -> bool:
+        time.sleep(self._works_for_s)
+        raise ConnectionError("not permitted")
+
+    def _ask(self, connection: Any) -> None: ...
+
+
+def test_a_connection_that_is_refused_is_tried_more_and_more_seldom() -> None:
+    refused, broken = _Refused(0.0), _Refused(1.1)
+    for each in (refused, broken):
+        each.start()
+    time.sleep(5.0)
+    for each in (refused, broken):
+        each.close()
+
+    assert len(refused.begun_at) <= 10, "after 0.05, 0.1, 0.2, 0.4, 0.8 and 1 s"
+    pauses = [later - earlier - 1.1 for earlier, later in pairwise(broken.begun_at)]
+    assert min(pauses[1:]) < 0.3, "what has worked for a while is tried again soon"
 
 
 def test_many_cancellations_are_told_part_by_part(redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch) -> None:

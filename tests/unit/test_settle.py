@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, Message
-from taskbridge.engines.settle import NotRun, begin, finish, not_settled, record_buried
+from taskbridge.engines.settle import NotRun, begin, bury_unreadable, finish, not_settled, record_buried
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
 from taskbridge.retry import Cancelled, Dead, Done, GivenBack, RunAgain, Verdict
@@ -140,6 +140,17 @@ def test_a_verdict_does_not_hang_on_its_record(
 
     counts = bridge.counts()
     assert (counts.delayed, counts.dead) == (isinstance(verdict, RunAgain), isinstance(verdict, Dead))
+
+
+def test_what_is_buried_stays_so_whatever_its_record_holds(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_odd(*given: Any, **named: Any) -> None:
+        raise TypeError("nobody thought of it")
+
+    monkeypatch.setattr(bridge.records, "get", raise_odd)
+
+    bury_unreadable(bridge, b"odd", reason="undecodable", error=ValueError("no"), message_id="m")
+
+    assert [letter.raw for letter in bridge.dead_letters()] == [b"odd"]
 
 
 def test_a_message_that_can_not_even_be_buried_goes_back(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:

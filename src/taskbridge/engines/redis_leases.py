@@ -25,7 +25,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 from taskbridge import locks
@@ -283,7 +283,7 @@ class Leases(Background):
         """Bury what can't go back to its queue, so that it stops nobody (rule I1); others may do the same now."""
         at_ms, _, raw = entry.partition(b"\n")
         if not at_ms.isdigit() or len(at_ms) > _DIGITS:
-            at_ms, raw = b"0", entry
+            at_ms, raw = b"%d" % (time() * 1000), entry
         error = DecodeError("what a worker held names no list, or one whose key holds something else")
         _log.error("a message of %d bytes can't go back to its queue and is dead: %s", len(raw), error)
         info = ErrorInfo.of(error)

@@ -549,7 +549,12 @@ def bury_unreadable(
     info, now, worker = ErrorInfo.of(error), host.now(), _this_process()
     letter = DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker)
     bury(host, letter)
-    _record_death(host, letter, message_id, partial(_persist, host))
+    try:
+        _record_death(host, letter, message_id, partial(_persist, host))
+    except NotSettledError:
+        raise
+    except Exception:  # it is dead all the same, or it would be buried again and again (rule I2)
+        _log.exception("dead letter %s: the message's record is left as it is", letter.id)
 
 
 def record_buried(host: Host, letter: DeadLetter) -> None:

@@ -36,7 +36,7 @@ from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.runner import ORDERLY_S, WATCH_S, Run, Runs
+from taskbridge.runner import ENDS_S, ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
 
 _log = logger("taskbridge.worker")
@@ -261,7 +261,7 @@ class WorkerLife:
                 run.message.id,
                 run.message.attempt,
             )
-        self.runs.allow(ORDERLY_S + 2 * LAST_S)
+        self.runs.allow(ENDS_S)
         self.drain()
         self._host.stopping.set()
         self.runs.interrupt(but=stuck)

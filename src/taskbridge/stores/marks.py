@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from math import inf
@@ -156,9 +157,10 @@ class Worker(Background):
     def _purge(self, stop: threading.Event) -> bool:
         """Remove what is old, in half of the time until the next sign of life; return whether something is left."""
         until = monotonic() + self._life_s / _SAID_IN_A_LIFE / 2
-        while not stop.is_set() and (left_s := until - monotonic()) > 0:
-            if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
-                return False
+        with suppress(BrokerUnavailable):  # too little time was left, or it is away: the sign of life tells of that
+            while not stop.is_set() and (left_s := until - monotonic()) > 0:
+                if not self._backend.purge(timeout_s=min(self._timeout_s, left_s)):
+                    return False
         return True
 
 

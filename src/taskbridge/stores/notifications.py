@@ -89,6 +89,11 @@ class Watches:
         for watch in self.of(key):
             watch.heard.set()
 
+    def hear_all(self) -> None:
+        """Tell everybody."""
+        for key in self.keys():
+            self.hear(key)
+
     def wake(self, key: str) -> None:
         """Wake who watches a key; who has not been heard of yet is told that, and looks by itself."""
         for watch in self.of(key):
@@ -130,7 +135,7 @@ class Notifications(Background, ABC):
         stop, heard = self._watches.add(key, wake, gone=self._look_at)
         self._look_at(key)
         self.start()
-        if not heard.wait(self._timeout_s):
+        if not heard.wait(self._timeout_s) or self._stop.is_set():
             stop()
             raise StoreUnavailable("no answer in time")
         return stop
@@ -139,6 +144,7 @@ class Notifications(Background, ABC):
         """End the thread, and its connection; nobody is woken any more."""
         self._stop.set()
         self._poke()
+        self._watches.hear_all()
         self.stop()
         self._poked.close()
         self._poking.close()
@@ -148,12 +154,15 @@ class Notifications(Background, ABC):
         pause_s = _SHORTEST_PAUSE_S
         while not stop.is_set():
             connection: Any = None
+            served_from = inf
             try:
                 connection = self._connect()
                 self._begin(connection)
-                pause_s = _SHORTEST_PAUSE_S
+                served_from = monotonic()
                 self._serve(connection, stop)
             except Exception as exc:  # of any client library, or the system: all mean that the store is away
+                if monotonic() - served_from >= _LONGEST_PAUSE_S:  # a refusal comes at once, and says nothing new
+                    pause_s = _SHORTEST_PAUSE_S
                 if not stop.is_set() and pause_s == _SHORTEST_PAUSE_S:  # once
                     _log.warning("waiting for results is interrupted: %s", type(exc).__name__)
             if connection is not None:

@@ -110,6 +110,8 @@ class Encoder:
 
     def _queue(self, native: Publication) -> Destination:
         name, arguments = native.queue, native.arguments
+        if len(name.encode()) > _LONGEST_PROPERTY:  # pika's own error would end a pump
+            raise ValueError(f"a queue's name of {len(name)} characters is too long for RabbitMQ")
         return self._queues.setdefault(name, Destination(name=name, calls=lambda: [queue(name, arguments)]))
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:

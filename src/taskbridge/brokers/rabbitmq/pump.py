@@ -50,6 +50,9 @@ _LOOKS: Final = 3
 _STRANGERS_LOOKS: Final = 10
 """The same after a look at messages of which no task was known here."""
 
+_CHANNELS: Final = 3
+"""A pump consumes on one, publishes on another, and takes another engine's messages on a third."""
+
 _LOOKED_AT: Final = 1000
 """How many of another engine's messages are looked at together."""
 
@@ -157,6 +160,7 @@ class Pump:
             if isinstance(exc, NewerFormError):
                 _log.warning("a delayed message waits for a newer release: %s", exc)
                 return self._encoder.parked(delivery.body, _POSTPONED_S)
+            self._publisher.connection.read()  # heartbeats: telling of a burial may take as long as the store's silence
             return self._encoder.letter(unpublished(delivery.body, exc, self._buried))
 
     def _look_at_others(self, channel: Channel) -> None:
@@ -176,9 +180,10 @@ class Pump:
         accepted = self._deliver(adopted).accepted if adopted else set[int]()
         channel.ack(taken[index].tag for index in sorted(accepted))
         channel.leave()
-        if adopted:
+        self._publisher.check()
+        if accepted:
             _log.info("published %d delayed messages of queue %s, which has no pump", len(accepted), due)
-        return bool(adopted) or not taken
+        return bool(accepted) or not taken
 
 
 def _read(delivery: Delivery) -> Message:
@@ -203,8 +208,12 @@ def _taken(channel: Channel) -> list[Delivery]:
 
 
 def _attentive(parameters: Any) -> Any:
-    """Return parameters by which a dead connection is noticed in time, though the URL names no or a long heartbeat."""
+    """Return parameters that a pump needs: it notices a dead connection in time, and has all its channels.
+
+    Whatever the URL says: that may name no heartbeat, or a long one, and fewer channels.
+    """
     found = copy(parameters)
+    found.channel_max = max(found.channel_max, _CHANNELS)
     if not (isinstance(found.heartbeat, int) and 0 < found.heartbeat <= HEARTBEAT_S):
         found.heartbeat = None
     return found

@@ -152,8 +152,10 @@ class RedisBroker:
         while self._client.execute([burying(self._keys, None, self._settings.dead_ttl_s)], timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
-        if everything:
+        if everything or len(ids or ()) > _LETTERS_TOGETHER:  # for they come in their order, part by part
             keys: list[bytes] = self._client.execute([("ZRANGE", self._keys.dead, 0, -1)], timeout_s=timeout_s)
+            if not everything:
+                keys = [key for key in keys if key.decode(errors="replace") in (ids or ())]
         else:
             keys = [each.encode() for each in ids or ()]
         for start in range(0, len(keys), _LETTERS_TOGETHER):

@@ -37,8 +37,8 @@ _TOGETHER_BYTES: Final = 1 << 18
 """How much is taken at a time."""
 
 _CLAIM_MS: Final = 400
-"""How long what one pump has looked up is hidden from all: if it dies with it in its hands, or leaves it to another
-engine's pump, that must find it in time (rule D2). One that takes longer finds that another has published it."""
+"""How long what one pump has looked up is hidden from the others: if it dies with it in its hands, another must find it
+in time (rule D2). One that takes longer to publish it finds that another has done so."""
 
 _BEAT_S: Final = 1.5
 _LIFE_MS: Final = 5000
@@ -46,6 +46,9 @@ _LIFE_MS: Final = 5000
 
 _POSTPONED_MS: Final = 30_000
 """How long a message waits that can't be published, or that only a newer release can read."""
+
+_STRANGERS_PAUSE_S: Final = 0.8
+"""How long a pump doesn't look at another engine's messages when it has seen all, and leaves some (rule D2)."""
 
 _CALL_S: Final = 5.0
 _LEAVE_S: Final = 0.25
@@ -74,7 +77,9 @@ class Pump:
         self._buried = buried
         self._id = str(uuid4())
         self._orphans: list[Keys] = []  # of engines that have no pump
-        self._next_look = defaultdict[str, float](float)  # at an engine's messages, monotonic
+        # By engine, when the next look at its messages is, monotonic, and how many are passed over then.
+        self._next_look = defaultdict[str, float](float)
+        self._passed = defaultdict[str, int](int)
         self._next_beat = 0.0
         self._living = 1
 
@@ -124,23 +129,31 @@ class Pump:
     def _promote(self, keys: Keys) -> float:
         """Publish what is due of what an engine's bridges have parked, and return how long to sleep.
 
-        Of another engine's, what is not known here is left until the claim is over, behind what nobody has seen yet.
+        Of another engine's, what is not known here stays, and would be found again each time: so the next look begins
+        behind it, until the end is reached, and after that there is a pause.
         """
         early_s = self._next_look[keys.engine] - time.monotonic()
         if early_s > 0:
             return early_s
-        wait_ms, *rest = self._run(_LOOK((keys.due, keys.messages), _CLAIM_MS, _TOGETHER, _TOGETHER_BYTES))
-        wait_s = _sleep_s(wait_ms, self._living)
+        is_own = keys is self._keys
+        passed = self._passed[keys.engine]
+        look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
+        wait_ms, *rest = self._run(look)
         decided: list[Word] = []
+        left = 0
         for member, score, text in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-            commands = self._commands(member.decode(errors="replace"), text, keys is self._keys)
+            commands = self._commands(member.decode(errors="replace"), text, is_own)
             if commands is None:
-                wait_s = max(wait_s, _POLL_S)  # any number of these may be due all the time
+                left += 1
                 continue
             decided += member, score, len(commands)
             decided += [word for command in commands for word in (len(command), *command)]
         if decided:
             self._settle(keys, decided)
+        wait_s = _sleep_s(wait_ms, self._living)
+        if left:
+            wait_s = _POLL_S if wait_ms == 0 else _STRANGERS_PAUSE_S
+        self._passed[keys.engine] = passed + left if wait_ms == 0 else 0
         self._next_look[keys.engine] = time.monotonic() + wait_s
         return wait_s
 

@@ -225,7 +225,10 @@ class Slots:
     def _tell(self) -> None:
         if self._untold:
             self._untold = 0
-            self.tell()
+            try:
+                self.tell()
+            except Exception:  # this thread has more to do, perhaps with work in its hands
+                _log.exception("nobody could be told of tasks that have ended")
 
     def join(self, timeout_s: float) -> bool:
         """Wait until the threads have ended, but no longer than this; return whether they have."""

@@ -21,6 +21,7 @@ from celery.signals import task_received
 
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
+from taskbridge.engines.celery.life import copied
 from taskbridge.engines.celery.stock import (
     CeleryConsumer,
     CeleryContext,
@@ -76,7 +77,7 @@ By `shadow`, a name to be shown, the tracer's log would not tell that the task i
 
 _KNOWN_ENDS: Final = (
     *(Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError),
-    *(MaybeEncodingError, SystemExit, KeyboardInterrupt),
+    MaybeEncodingError,
 )
 """What a pool tells instead of what the tracer returned, and Celery knows how to deal with."""
 
@@ -137,7 +138,9 @@ class Request(CeleryRequest):
         self.request_dict["delivery_info"] = {**self.delivery_info, CARRIED: carried}
 
     def run(self) -> None:
-        """Run the task in this thread, and settle its message."""
+        """Run the task in this thread, and settle its message; not if its connection was lost, for it comes again."""
+        if self.dropped_at is not None:
+            return
         try:
             self.run_here()
         except BaseException:  # nobody else would look at it, and its slot would be taken for ever
@@ -294,7 +297,11 @@ class Way:
             if not bucket.can_consume():
                 self.consumer.timer.call_after(bucket.expected_time(), self._hand_on_from, (bucket,))
                 return
-            self._hand_on(bucket.pop())
+            request = bucket.pop()
+            try:
+                self._hand_on(request)
+            except Exception as exc:  # it ends this message and nothing else (rule I1)
+                self.consumer.failed(request.message, exc)
 
 
 class Consumer(CeleryConsumer):
@@ -473,9 +480,11 @@ class Consumer(CeleryConsumer):
     def _act(self) -> None:
         """Do what waits; what a call raises goes to the main loop, and the rest is done in its next turn."""
         try:
-            with suppress(IndexError):  # there is none left; or another thread has taken the last, as the worker ends
-                while True:
-                    self._soon.popleft()()
+            while self._soon:
+                with suppress(IndexError):  # another thread has taken the last, as the worker ends
+                    call: Callable[[], object] = bool
+                    call = self._soon.popleft()
+                call()
         finally:
             if self._soon:
                 self.act_soon()
@@ -675,14 +684,14 @@ class Consumer(CeleryConsumer):
 
     def _let_go(self, message: Any) -> None:
         """Free the slot of a message, if it has one."""
-        for request in list(worker_state.reserved_requests):
+        for request in copied(worker_state.reserved_requests):
             if request.message is message:
                 worker_state.task_ready(request)
                 if self.controller.semaphore is not None:
                     self.controller.semaphore.release()
         read: Message | None = getattr(message, "taskbridge", None)
-        if read is not None:
-            self._attempts.here.pop(read.attempt_key, None)
+        if read is not None and getattr(self._attempts.here.get(read.attempt_key), "message", None) is message:
+            del self._attempts.here[read.attempt_key]
 
     def _put_off_newer(self, message: Any, error: NewerFormError) -> None:
         """Keep a message that only a newer release can read, and return it later (rule S8), as for unknown tasks.
@@ -702,10 +711,10 @@ class Consumer(CeleryConsumer):
         wait_s = min(left_s, 30.0, 2.0 ** min(waits, 5))
         _log.warning("message %s waits %.1f s: %s", message_id, wait_s, error)
         self.qos.increment_eventually()
-        self.timer.call_after(wait_s, self._return_newer, (message,))
+        self.timer.call_after(wait_s, self._return_newer, (message, self.qos))
 
-    def _return_newer(self, message: Any) -> None:
-        self.qos.decrement_eventually()
+    def _return_newer(self, message: Any, qos: Any) -> None:
+        qos.decrement_eventually()  # of the message's own connection
         self._return(message)
 
     def _return(self, message: Any) -> None:

@@ -36,7 +36,8 @@ class Node(ControlNode):
         except (*engine.transport.connection_errors, *engine.transport.channel_errors):
             raise
         except Exception as exc:
-            _log.error("a message on a control channel can't be carried out, ignored: %.300r", exc)
+            kind = type(exc).__name__
+            _log.error("a message on a control channel can't be carried out, ignored: %s: %s", kind, exc)
 
     def handle(self, method: Any, arguments: Any = None) -> Any:
         """Carry a command out and return the answer; for one that is refused, that says so."""

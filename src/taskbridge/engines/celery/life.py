@@ -126,9 +126,7 @@ class CeleryLife(WorkerLife):
 
     def active_requests(self) -> list[Any]:
         """Return the requests that Celery's pool has accepted."""
-        while True:
-            with suppress(RuntimeError):  # changed by another thread meanwhile
-                return list(worker_state.active_requests)
+        return copied(worker_state.active_requests)
 
     def _signal_children(self, requests: Iterable[Any], number: signal.Signals) -> None:
         """Send a signal to the children of the pool that run these requests."""
@@ -149,3 +147,10 @@ class CeleryLife(WorkerLife):
                 then()
 
         self.background.put(work)
+
+
+def copied(requests: Iterable[Any]) -> list[Any]:
+    """Return what is in a set of requests that other threads may change meanwhile."""
+    while True:
+        with suppress(RuntimeError):  # it was changed
+            return list(requests)

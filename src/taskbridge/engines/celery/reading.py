@@ -132,6 +132,9 @@ def parts_of(
         raise DecodeError("not a Celery message: what is linked to its task is no object")
     if embed.keys() != _EMBED.keys():  # Celery would have other names stand in the place of what the request says
         embed = {name: embed.get(name) for name in EMBEDDED}
+    chain: object = cast("dict[str, object]", embed).get("chain")
+    if chain and not (isinstance(chain, list) and all(isinstance(each, dict) for each in cast("list[object]", chain))):
+        raise DecodeError("not a Celery message: its chain is no list of tasks")
     if not isinstance(found.get("shadow") or "", str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
     limits = found.get("timelimit")

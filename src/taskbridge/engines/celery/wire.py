@@ -50,6 +50,9 @@ MAX_PRIORITY: Final = len(PRIORITIES) - 1
 _STEP_MARK: Final = "\x06\x16"
 """What stands between a queue's name and the step in the key of a list (kombu/transport/redis.py, Channel.sep)."""
 
+_HOLE: Final = "\0" + secrets.token_hex(16)
+"""What stands in a template for what each message has of its own; nobody else can write it."""
+
 _SHOWN: Final = 1024
 """How much of the arguments the headers show, as in celery/app/amqp.py (argsrepr_maxsize)."""
 
@@ -132,35 +135,34 @@ def _body(message: Message, canvas: _Canvas | None) -> bytes:
 
 def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) -> list[str]:
     """Return the JSON in which kombu's virtual transports put a message; each second part is its own, empty here."""
-    hole = "\0"
     headers = {
         "lang": "py",
         "task": task,
-        "id": hole,
+        "id": _HOLE,
         "root_id": None,
-        "argsrepr": hole,
-        "kwargsrepr": hole,
+        "argsrepr": _HOLE,
+        "kwargsrepr": _HOLE,
         "origin": _origin(),
         "ignore_result": True,
-        META: hole,
-        "retries": hole,
+        META: _HOLE,
+        "retries": _HOLE,
     }
     payload = {
-        "body": hole,
+        "body": _HOLE,
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {**headers, **canvas, "root_id": hole},
+        "headers": {**headers, **canvas, "root_id": _HOLE},
         "properties": {
-            "correlation_id": hole,
+            "correlation_id": _HOLE,
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": native},
             "priority": priority,
             "body_encoding": "base64",
-            "delivery_tag": hole,
+            "delivery_tag": _HOLE,
         },
     }
-    first, *others = json.dumps(payload).split(json.dumps(hole))
+    first, *others = json.dumps(payload).split(json.dumps(_HOLE))
     return [first, *[part for other in others for part in ("", other)]]
 
 

@@ -340,9 +340,10 @@ class EngineConsumer(Consumer):
 
         Dramatiq forgets what its thread held when the connection breaks (dramatiq/worker.py, ConsumerThread.run).
         """
-        if self._is_in_line:
+        is_in_line, self._is_in_line = self._is_in_line, False  # the consumer's thread may be at it too
+        if is_in_line:
             self._slots.give_up(self._granted)
-            self._leave_line()
+            self._granted.clear()
         self._give_back_ready()
         self._return(list(self._delayed))
 

@@ -22,6 +22,8 @@ _KEPT_OPEN: Final = 5
 """How many connections stay open while they are idle."""
 _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
+_RECYCLED_S: Final = 300.0
+"""After how many seconds a connection is made anew."""
 
 Values = Mapping[str, Any]
 
@@ -138,13 +140,13 @@ class Database(ABC):
         except Empty:
             raise StoreUnavailable("too many calls at once") from None
         try:
-            connection = self._taken(mine, deadline)
+            connection, made_at = self._taken(mine, deadline)
             if is_checked and not mine.is_checked:
                 self._check(connection)
                 mine.is_checked = True
             yield connection
             if len(mine.idle) < mine.most_idle:
-                mine.idle.append(connection)
+                mine.idle.append((connection, made_at))
                 connection = None
         except BrokerUnavailable:  # which is an OSError too
             raise
@@ -161,15 +163,15 @@ class Database(ABC):
                 with suppress(Exception):
                     connection.close()
 
-    def _taken(self, mine: _Connections, deadline: float) -> Any:
-        """Return the connection that was used last, or a new one."""
+    def _taken(self, mine: _Connections, deadline: float) -> tuple[Any, float]:
+        """Return the connection that was used last, or a new one, and when it was made."""
         with suppress(IndexError):
             while True:
-                connection = mine.idle.pop()
-                if self.lend(connection, deadline):
-                    return connection
+                connection, made_at = mine.idle.pop()
+                if monotonic() - made_at < _RECYCLED_S and self.lend(connection, deadline):
+                    return connection, made_at
                 connection.close()
-        return self.connect(deadline)
+        return self.connect(deadline), monotonic()
 
     def _check(self, connection: Any) -> None:
         """Return if the tables are there, or make them."""
@@ -201,13 +203,13 @@ def _turns(count: int) -> SimpleQueue[None]:
 
 
 class _Connections:
-    """The connections of one process: a few are kept while they are idle."""
+    """The connections of one process: a few are kept while they are idle, each with when it was made."""
 
     def __init__(self, *, one_writes: bool) -> None:
         self.is_checked = False
         self.reads = _turns(_AT_A_TIME)
         self.writes = _turns(1) if one_writes else self.reads
-        self.idle: deque[Any] = deque()
+        self.idle: deque[tuple[Any, float]] = deque()
         self.most_idle = _KEPT_OPEN
 
     def close(self) -> None:
@@ -215,4 +217,4 @@ class _Connections:
         self.most_idle = 0
         with suppress(IndexError):
             while True:
-                self.idle.pop().close()
+                self.idle.pop()[0].close()

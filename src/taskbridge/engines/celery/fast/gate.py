@@ -26,7 +26,7 @@ _PACKAGES: Final[Mapping[Shortcut, Sequence[str]]] = {"tasks": ("celery",), "rea
 NEEDED: Final[Mapping[Shortcut, Mapping[str, Sequence[str]]]] = {
     "tasks": {
         "celery._state:_task_stack": ("push", "pop"),
-        "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_SUCCESS", "logger"),
+        "celery.app.trace": ("build_tracer", "task_has_custom", "LOG_SUCCESS", "info", "logger"),
         "celery.app.task:Context": ("_get_custom_headers",),
     },
     "reader": {

@@ -97,7 +97,13 @@ class Socket(TCPTransport):
     def write(self, s: Any) -> None:
         """Write frames; none of another thread's comes in between."""
         with self.writing:
-            stock(super()).write(s)
+            try:
+                stock(super()).write(s)
+            except OSError:  # half a frame may have gone: the main loop is to read the end of the connection
+                self.connected = False
+                with suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
+                raise
 
     def receive(self) -> None:
         """Read what has come, without waiting.
@@ -149,7 +155,7 @@ class Channel(rabbitmq.Channel):
     def writer(self) -> Callable[[], None] | None:
         """What a slot may call to write what was gathered; None if only the main loop may."""
         connection = self.connection
-        if connection is None or not isinstance(connection.transport, Socket):
+        if connection is None or not isinstance(connection._transport, Socket):
             return None
         write: Callable[[], None] = connection.write_gathered
         return write
@@ -257,14 +263,15 @@ class Connection(rabbitmq.Connection):
         Raises:
             OSError: The connection is closed.
         """
-        if not (self.gathered and self.connected):
+        transport: Any = self._transport  # `transport` would connect anew if the main loop has just given it up
+        if not (self.gathered and transport and transport.connected):
             return
-        with getattr(self.transport, "writing", nullcontext()):
+        with getattr(transport, "writing", nullcontext()):
             frames: list[bytes] = []
             with suppress(IndexError):  # there is none left; slots may append more meanwhile
                 while True:
                     frames.append(self.gathered.popleft())
-            self.transport.write(b"".join(frames))
+            transport.write(b"".join(frames))
             self.bytes_sent += len(frames)
 
     def stop_gathering(self) -> None:
