@@ -34,6 +34,7 @@ class ThreadsWire:
         self.changed = threading.Condition()
         self._queues: dict[str, list[Native]] = {}
         self._put_off: Counter[str] = Counter()
+        self._served: Counter[str] = Counter()  # when each queue was served, by `_numbers`
 
     def encode(self, message: Message) -> Native:
         return Native(-PRIORITIES.index(message.priority), next(_numbers), message.queue, message.dumps().encode())
@@ -44,12 +45,14 @@ class ThreadsWire:
             self.changed.notify_all()
 
     def take(self, queues: Sequence[str], stop: threading.Event) -> Native | None:
-        """Wait for a message in one of these queues; None once `stop` is set."""
+        """Wait for a message in one of these queues, which are served in turn (P2); None once `stop` is set."""
         with self.changed:
             while not stop.is_set():
-                waiting = [self._queues[name] for name in queues if self._queues.get(name)]
+                waiting = [name for name in queues if self._queues.get(name)]
                 if waiting:
-                    return heapq.heappop(min(waiting))
+                    name = min(waiting, key=self._served.__getitem__)
+                    self._served[name] = next(_numbers)
+                    return heapq.heappop(self._queues[name])
                 self.changed.wait()
         return None
 
