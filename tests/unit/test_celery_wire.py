@@ -236,8 +236,15 @@ def parts(headers: dict[str, Any], *args: Any, **kwargs: Any) -> reading.Parts:
 
 def test_what_is_linked_by_names_that_are_not_known_is_left_out() -> None:
     """A newer client may write some; those of the request itself would stand in its place."""
-    found = reading.parts_of({"id": ID, "task": "t"}, [], {}, {"chain": [1], "is_eager": True, "delivery_info": {}})
-    assert found.embed == {"callbacks": None, "errbacks": None, "chain": [1], "chord": None}
+    found = reading.parts_of({"id": ID, "task": "t"}, [], {}, {"chain": [{}], "is_eager": True, "delivery_info": {}})
+    assert found.embed == {"callbacks": None, "errbacks": None, "chain": [{}], "chord": None}
+
+
+@pytest.mark.parametrize("chain", ["x", [1], {"$": "set", "v": [[1]]}])
+def test_what_comes_next_is_a_list_of_tasks(chain: object) -> None:
+    """Celery finds it out only after the run, which it would take for a failed one."""
+    with pytest.raises(DecodeError, match="its chain is no list of tasks"):
+        reading.parts_of({"id": ID, "task": "t"}, [], {}, {"chain": chain})
 
 
 def read(found: reading.Parts) -> Message:

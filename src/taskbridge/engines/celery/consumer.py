@@ -481,9 +481,10 @@ class Consumer(CeleryConsumer):
         """Do what waits; what a call raises goes to the main loop, and the rest is done in its next turn."""
         try:
             while self._soon:
-                with suppress(IndexError):  # another thread has taken the last, as the worker ends
-                    call: Callable[[], object] = bool
+                try:
                     call = self._soon.popleft()
+                except IndexError:  # another thread has taken the last, as the worker ends
+                    break
                 call()
         finally:
             if self._soon:
