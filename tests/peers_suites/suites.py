@@ -62,34 +62,25 @@ def _kombu(broker: str, url: str, file: str) -> Suite:
     )
 
 
-_DRAMATIQ: Final = "the broker of the fixtures is `bridge.native`"
+def _dramatiq(place: str, *chosen: str) -> Suite:
+    return Suite(
+        title=f"Dramatiq {place}",
+        package="dramatiq",
+        chosen=chosen,
+        plugin="on_dramatiq",
+        replaces="the broker of the fixtures is `bridge.native`",
+    )
+
 
 SUITES: Final[Mapping[str, Suite]] = {
-    "dramatiq-memory": Suite(
-        title="Dramatiq in memory",
-        package="dramatiq",
-        chosen=(
-            "tests",
-            *("--ignore=tests/test_redis.py", "--ignore=tests/test_rabbitmq.py"),
-            *("--ignore=tests/test_cli.py", "--ignore=tests/test_watch.py", "--ignore=tests/test_pidfile.py"),
-        ),
-        plugin="on_dramatiq",
-        replaces=_DRAMATIQ,
+    "dramatiq-memory": _dramatiq(
+        "in memory",
+        "tests",
+        *("--ignore=tests/test_redis.py", "--ignore=tests/test_rabbitmq.py"),
+        *("--ignore=tests/test_cli.py", "--ignore=tests/test_watch.py", "--ignore=tests/test_pidfile.py"),
     ),
-    "dramatiq-redis": Suite(
-        title="Dramatiq on Redis",
-        package="dramatiq",
-        chosen=("tests/test_redis.py",),
-        plugin="on_dramatiq",
-        replaces=_DRAMATIQ,
-    ),
-    "dramatiq-rabbitmq": Suite(
-        title="Dramatiq on RabbitMQ",
-        package="dramatiq",
-        chosen=("tests/test_rabbitmq.py",),
-        plugin="on_dramatiq",
-        replaces=_DRAMATIQ,
-    ),
+    "dramatiq-redis": _dramatiq("on Redis", "tests/test_redis.py"),
+    "dramatiq-rabbitmq": _dramatiq("on RabbitMQ", "tests/test_rabbitmq.py"),
     "kombu-redis": _kombu("Redis", REDIS, "test_redis.py"),
     "kombu-rabbitmq": _kombu("RabbitMQ", RABBITMQ, "test_py_amqp.py"),
     "celery-redis": _celery("Redis", REDIS),

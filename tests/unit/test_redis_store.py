@@ -240,15 +240,16 @@ def test_any_number_of_watches_takes_one_connection(make_redis: Callable[..., Pr
     client.close()
 
 
-def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_server: PrivateRedis) -> None:
+def two_recorded(server: PrivateRedis) -> tuple[str, Store, Client, Message, Message]:
+    """Return a namespace, its store, a client of its server, and two messages that have records."""
     namespace = f"ns-{new_id()[:8]}"
-    store, client, one, two = (
-        opened(redis_server, namespace=namespace),
-        Client(redis_server.url),
-        a_message(),
-        a_message(),
-    )
+    store, one, two = opened(server, namespace=namespace), a_message(), a_message()
     store.records.create([(one, 0.0), (two, 0.0)], timeout_s=5)
+    return namespace, store, Client(server.url), one, two
+
+
+def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_server: PrivateRedis) -> None:
+    namespace, store, client, one, two = two_recorded(redis_server)
     store.records.cancel(one.id, at=1.0, timeout_s=5)
     cursor, _ = store.records.cancelled_since("", timeout_s=5)
     client.execute([("DEL", f"{namespace}:cancelled", f"{namespace}:cancelled:until")], timeout_s=5)
@@ -260,14 +261,7 @@ def test_a_number_of_a_cancellation_grows_even_when_all_were_forgotten(redis_ser
 
 @pytest.mark.parametrize("number", ["+inf", "1e300", "9e18"])
 def test_a_cancellation_that_anybody_wrote_beyond_all_times_hides_none(redis_server: PrivateRedis, number: str) -> None:
-    namespace = f"ns-{new_id()[:8]}"
-    store, client, one, two = (
-        opened(redis_server, namespace=namespace),
-        Client(redis_server.url),
-        a_message(),
-        a_message(),
-    )
-    store.records.create([(one, 0.0), (two, 0.0)], timeout_s=5)
+    namespace, store, client, one, two = two_recorded(redis_server)
     client.execute([("ZADD", f"{namespace}:cancelled", number, "odd")], timeout_s=5)
     store.records.cancel(one.id, at=1.0, timeout_s=5)
     cursor, lives = store.records.cancelled_since("", timeout_s=5)

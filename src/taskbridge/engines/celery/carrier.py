@@ -316,14 +316,14 @@ class Carrier:
             runs.is_busy = False
             if runs.told_to_exit:
                 runs.exit_soon()
-        return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
+        return _told(verdict)
 
     def unsettled(self, message: Message, error: BaseException) -> Verdict | Exception:
         """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do."""
         verdict = not_settled(self._host, message, error)
         if isinstance(verdict, GivenBack):
             return _given_back("it could not be settled")
-        return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
+        return _told(verdict)
 
     def _show(self, verdict: Verdict, request: Any) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""
@@ -361,6 +361,11 @@ def is_logged(app: Any, record: logging.LogRecord) -> bool:
     if is_own and "return_value" in about:
         about["return_value"] = "None"
     return not is_own or about.get("description") != "raised unexpected"
+
+
+def _told(verdict: Verdict) -> Verdict | Exception:
+    """Return what Celery is told of a verdict on a message that was not handed to its task."""
+    return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
 
 
 def _given_back(why: str) -> Exception:
