@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
 import socket
 import struct
@@ -14,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
-from tests.servers import PrivateServer, ServerFailed, ServerNotInstalled
+from tests.programs import Origin
+from tests.servers import PrivateServer, ServerFailed
 
 _HOST: Final = "127.0.0.1"
 
@@ -24,13 +24,16 @@ class PrivatePostgreSQL(PrivateServer):
 
     Args:
         extra_args: Further arguments, such as `("-c", "max_connections=10")`.
+        origin: Where its programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
         start_timeout_s: How long a start may take before it is a `ServerFailed`.
     """
 
     name: ClassVar[str] = "postgresql"
 
-    def __init__(self, *, extra_args: Sequence[str] = (), start_timeout_s: float = 90.0) -> None:
-        super().__init__(start_timeout_s=start_timeout_s)
+    def __init__(
+        self, *, extra_args: Sequence[str] = (), origin: Origin | None = None, start_timeout_s: float = 90.0
+    ) -> None:
+        super().__init__(origin=origin, start_timeout_s=start_timeout_s)
         self._extra_args = tuple(extra_args)
 
     @property
@@ -48,9 +51,13 @@ class PrivatePostgreSQL(PrivateServer):
         self.resume()
         self._end_server(signal.SIGINT)
 
+    def _program(self, name: str) -> str:
+        # Debian puts none of them on the path.
+        return self.origin.find(name, package="postgresql", folders=("/usr/lib/postgresql/*/bin",))
+
     def _command(self) -> list[str]:
         return [
-            _postgresql_program("postgres"),
+            self._program("postgres"),
             *("-D", "data"),
             *("-p", str(self.port)),
             *("-c", f"listen_addresses={_HOST}"),
@@ -69,19 +76,12 @@ class PrivatePostgreSQL(PrivateServer):
         if identity is not None:
             self.folder.chmod(0o711)
             os.chown(data, *identity)
+        options = ("--auth=trust", "--encoding=UTF8", "--locale=C")
         made = subprocess.run(
-            [
-                _postgresql_program("initdb"),
-                *("-D", "data", "-U", "taskbridge", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"),
-            ],
+            **self._how([self._program("initdb"), *("-D", "data", "-U", "taskbridge", "--no-sync"), *options]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            cwd=self.folder,
-            env=self._environment(),
-            user=None if identity is None else identity[0],
-            group=None if identity is None else identity[1],
-            extra_groups=None if identity is None else [],
         )
         if made.returncode != 0:
             raise ServerFailed(self.name, "initdb failed", (made.stdout + made.stderr).decode(errors="replace"))
@@ -112,14 +112,6 @@ class PrivatePostgreSQL(PrivateServer):
         for pid in (self._server.pid, *_children(self._server.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
-
-
-def _postgresql_program(name: str) -> str:
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
-    program = str(found[-1]) if found else shutil.which(name)  # Debian puts none of them on the path
-    if program is None:
-        raise ServerNotInstalled(name, "postgresql")
-    return program
 
 
 def _user(name: str) -> tuple[int, int] | None:

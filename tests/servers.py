@@ -3,8 +3,9 @@
     with PrivateRedis() as redis:
         bridge = Bridge(f"celery+{redis.url}")
 
-They run as whoever starts them, keep everything in a temporary folder, and use no configuration of the machine's own
-servers. They end with the process that started them: at the end of the `with`, at its exit, and when it is killed.
+Their programs are this system's, or those that `TASKBRIDGE_TEST_SERVERS` names (`tests.programs`). They run as whoever
+starts them, keep everything in a temporary folder, and use no configuration of the machine's own servers. They end with
+the process that started them: at the end of the `with`, at its exit, and when it is killed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from typing_extensions import Self
 
@@ -30,6 +31,10 @@ from taskbridge import TaskBridgeError
 from taskbridge.contract import leftovers
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.workers import wait_until_still
+from tests.certificates import Certificates
+from tests.programs import SYSTEM, Origin, ServerNotInstalled, origin_of
+
+__all__ = ["MANAGED", "PrivateRabbitMQ", "PrivateRedis", "PrivateServer", "ServerFailed", "ServerNotInstalled"]
 
 _HOST: Final = "127.0.0.1"
 
@@ -40,18 +45,19 @@ _RABBITMQ_FOLDERS: Final = (
     "/usr/local/opt/rabbitmq/sbin",
 )
 
+MANAGED: Final = (
+    *(
+        word
+        for command in ("CONFIG", "KEYS", "FLUSHALL", "FLUSHDB", "DEBUG", "SHUTDOWN", "SAVE", "BGSAVE", "MONITOR")
+        for word in ("--rename-command", command, "")
+    ),
+    *("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-client"),
+)
+"""Arguments that make of a Redis what hosted ones are: these commands are unknown, and all of CLIENT is refused."""
+
 _POLL_S: Final = 0.02
 _EXIT_S: Final = 20.0
 _KEPT_LOG_LINES: Final = 15
-
-
-class ServerNotInstalled(TaskBridgeError):
-    """A server program is not installed; `program` is its name and `package` what to install."""
-
-    def __init__(self, program: str, package: str) -> None:
-        super().__init__(f"{program} is not installed: apt-get install {package}, or the same by your system's means")
-        self.program = program
-        self.package = package
 
 
 class ServerFailed(TaskBridgeError):
@@ -68,16 +74,19 @@ class PrivateServer(ABC):
     """A server in a process of its own, with its own port and folder, which ends with this process.
 
     Args:
+        origin: Where its programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
         start_timeout_s: How long a start may take before it is a `ServerFailed`.
 
     Attributes:
+        origin: Where its programs are.
         port: The port on 127.0.0.1; the same through every restart.
         folder: Where the server keeps its data and its log; removed by `stop`.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, *, start_timeout_s: float = 90.0) -> None:
+    def __init__(self, *, origin: Origin | None = None, start_timeout_s: float = 90.0) -> None:
+        self.origin: Origin = origin_of(self.name) if origin is None else origin
         self._start_timeout_s = start_timeout_s
         self._server: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -219,22 +228,24 @@ class PrivateServer(ABC):
         return ServerFailed(self.name, problem, log)
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        identity = self._identity()
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                command,
+                **self._how(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=self._environment(),
                 start_new_session=True,
-                user=None if identity is None else identity[0],
-                group=None if identity is None else identity[1],
-                extra_groups=None if identity is None else [],
             )
         leftovers.end_group(process.pid)
         return process
+
+    def _how(self, command: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments by which `subprocess` runs one of the server's programs."""
+        identity = self._identity()
+        how = {"args": self.origin.command(command, identity), "cwd": self.folder, "env": self._environment()}
+        if identity is None or self.origin.release != SYSTEM:  # elsewhere the program is root until it is in its place
+            return how
+        return {**how, "user": identity[0], "group": identity[1], "extra_groups": []}
 
     def _end_helpers(self) -> None:  # noqa: B027  # not every server has helpers
         """End what the server needed beside itself."""
@@ -255,32 +266,58 @@ class PrivateRedis(PrivateServer):
     Args:
         appendonly: Whether data outlives a restart and a kill; what was acknowledged is then kept.
         extra_args: Further arguments, such as `("--maxmemory", "10mb")`.
+        config: Lines of its configuration file, for what the server itself may write anew, such as `replicaof`.
+        password: That of its users, if it is to ask for one.
+        tls: What makes it take TLS alone, and from clients with a certificate alone.
+        origin: Where its programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
         start_timeout_s: How long a start may take before it is a `ServerFailed`.
     """
 
     name: ClassVar[str] = "redis"
 
     def __init__(
-        self, *, appendonly: bool = True, extra_args: Sequence[str] = (), start_timeout_s: float = 30.0
+        self,
+        *,
+        appendonly: bool = True,
+        extra_args: Sequence[str] = (),
+        config: Sequence[str] = (),
+        password: str | None = None,
+        tls: Certificates | None = None,
+        origin: Origin | None = None,
+        start_timeout_s: float = 30.0,
     ) -> None:
-        super().__init__(start_timeout_s=start_timeout_s)
+        super().__init__(origin=origin, start_timeout_s=start_timeout_s)
         self._appendonly = appendonly
         self._extra_args = tuple(extra_args)
+        self._config = tuple(config)
+        self._password = password
+        self._tls = tls
 
     @property
     def url(self) -> str:
-        """`redis://127.0.0.1:PORT/0`."""
-        return f"redis://{_HOST}:{self.port}/0"
+        """`redis://127.0.0.1:PORT/0`; with TLS `rediss://`, and the files that it takes."""
+        password = "" if self._password is None else f":{self._password}@"
+        address = f"{password}{_HOST}:{self.port}/0"
+        return f"redis://{address}" if self._tls is None else f"rediss://{address}?{self._tls.redis_options}"
+
+    def _program(self) -> str:
+        if self.origin.release != SYSTEM:
+            return self.origin.find(f"{self.origin.name}-server", package=f"{self.origin.name}-server")
+        try:
+            return self.origin.find("redis-server", package="redis-server")
+        except ServerNotInstalled:
+            if shutil.which("valkey-server") is None:
+                raise
+            return self.origin.find("valkey-server", package="valkey-server")
+
+    def _prepare(self) -> None:
+        (self.folder / "redis.conf").write_text("".join(f"{line}\n" for line in self._config))
 
     def _command(self) -> list[str]:
-        program = shutil.which("redis-server") or shutil.which("valkey-server")
-        if program is None:
-            raise ServerNotInstalled("redis-server", "redis-server")
         return [
-            program,
-            *("--port", str(self.port)),
-            *("--bind", _HOST),
-            *("--dir", "."),
+            self._program(),
+            "redis.conf",
+            *self._place(),
             *("--daemonize", "no"),
             *("--save", ""),
             *("--appendonly", "yes" if self._appendonly else "no"),
@@ -288,29 +325,51 @@ class PrivateRedis(PrivateServer):
             *self._extra_args,
         ]
 
-    def _is_ready(self) -> bool:
-        with socket.create_connection((_HOST, self.port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")  # not while it loads its data: that is an error reply
+    def _place(self) -> list[str]:
+        """Return the arguments that say where it listens, and to whom."""
+        place = ["--bind", _HOST, "--dir", "."]
+        if self._password is not None:
+            place += ["--requirepass", self._password, "--masterauth", self._password]
+        if self._tls is None:
+            return ["--port", str(self.port), *place]
+        tls = self._tls
+        files = ("--tls-cert-file", str(tls.server), "--tls-key-file", str(tls.server_key))
+        trusted = ("--tls-ca-cert-file", str(tls.authority), "--tls-auth-clients", "yes")
+        return ["--port", "0", "--tls-port", str(self.port), *files, *trusted, "--tls-replication", "yes", *place]
 
-    def command(self, *words: str) -> str:
+    def _is_ready(self) -> bool:
+        try:
+            return self.command("PING", timeout_s=1.0) == "+PONG"
+        except ServerFailed:  # not while it loads its data: that is an error reply
+            return False
+
+    def command(self, *words: str, timeout_s: float = _EXIT_S) -> str:
         """Carry a command out, such as `command("CONFIG", "SET", "maxmemory", "1")`, and return its reply's first line.
 
         Raises:
             ServerFailed: Redis answers with an error.
+            OSError: It does not answer.
         """
-        packed = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        with (
-            socket.create_connection((_HOST, self.port), timeout=_EXIT_S) as connection,
-            connection.makefile("rb") as replies,
-        ):
-            connection.sendall(packed.encode())
-            reply = replies.readline().decode().strip()
-            if reply.startswith("$"):
-                reply = replies.read(int(reply[1:])).decode()
-        if reply.startswith("-"):
-            raise ServerFailed(self.name, f"{words[0]} failed", reply)
+        with self._connection(timeout_s) as connection, connection.makefile("rb") as replies:
+            login = [] if self._password is None else [("AUTH", self._password)]
+            for each in (*login, words):
+                packed = f"*{len(each)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in each)
+                connection.sendall(packed.encode())
+                reply = replies.readline().decode().strip()
+                if reply.startswith("$"):
+                    reply = replies.read(int(reply[1:])).decode()
+                if reply.startswith("-"):
+                    raise ServerFailed(self.name, f"{each[0]} failed", reply)
         return reply
+
+    def _connection(self, timeout_s: float) -> socket.socket:
+        connection = socket.create_connection((_HOST, self.port), timeout=timeout_s)
+        return connection if self._tls is None else self._tls.context().wrap_socket(connection, server_hostname=_HOST)
+
+    def info(self, section: str) -> dict[str, str]:
+        """Return what the server tells of itself under a heading, such as `replication`."""
+        lines = (line.partition(":") for line in self.command("INFO", section).splitlines() if ":" in line)
+        return {name: value for name, _, value in lines}
 
     def fail_to_save(self) -> None:
         """Refuse every write (`MISCONF`), as Redis does when it can't save its data, on a full disk for example."""
@@ -329,7 +388,7 @@ class PrivateRedis(PrivateServer):
 
     def _wait_for_save(self, status: str) -> None:
         deadline = time.monotonic() + _EXIT_S
-        while f"rdb_last_bgsave_status:{status}" not in self.command("INFO", "persistence"):
+        while self.info("persistence")["rdb_last_bgsave_status"] != status:
             if time.monotonic() > deadline:
                 raise self._failure(f"the status of its last save is not {status!r}")
             time.sleep(_POLL_S)
@@ -341,33 +400,60 @@ class PrivateRabbitMQ(PrivateServer):
     Args:
         extra_config: Further lines of rabbitmq.conf, such as `"consumer_timeout = 60000"`.
         advanced_config: What advanced.config holds, in Erlang's own words, for what rabbitmq.conf has no name for.
+        beside: A node whose cluster it joins as it first starts; that one runs then, and is the last to be stopped.
+        tls: What makes it take TLS alone, and from clients with a certificate alone.
+        management: Whether it has its HTTP API, at `management_url`.
+        origin: Where its programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
         start_timeout_s: How long a start may take before it is a `ServerFailed`.
     """
 
     name: ClassVar[str] = "rabbitmq"
 
     def __init__(
-        self, *, extra_config: Sequence[str] = (), advanced_config: str = "[].", start_timeout_s: float = 90.0
+        self,
+        *,
+        extra_config: Sequence[str] = (),
+        advanced_config: str = "[].",
+        beside: PrivateRabbitMQ | None = None,
+        tls: Certificates | None = None,
+        management: bool = False,
+        origin: Origin | None = None,
+        start_timeout_s: float = 90.0,
     ) -> None:
-        super().__init__(start_timeout_s=start_timeout_s)
+        super().__init__(origin=origin, start_timeout_s=start_timeout_s)
+        self._management_port = free_port() if management else None
         self._extra_config = tuple(extra_config)
         self._advanced_config = advanced_config
+        self._beside = beside
+        self._tls = tls
         self._epmd: subprocess.Popen[bytes] | None = None
-        self._epmd_port = free_port()
+        self._epmd_port: int = free_port() if beside is None else beside._epmd_port
+        self._cookie: str = secrets.token_hex(16) if beside is None else beside._cookie
         self._dist_port = free_port()
 
     @property
     def url(self) -> str:
-        """`amqp://guest:guest@127.0.0.1:PORT/%2F`."""
-        return f"amqp://guest:guest@{_HOST}:{self.port}/%2F"
+        """`amqp://guest:guest@127.0.0.1:PORT/%2F`; with TLS `amqps://`, and the files that it takes."""
+        address = f"guest:guest@{_HOST}:{self.port}/%2F"
+        return f"amqp://{address}" if self._tls is None else f"amqps://{address}?{self._tls.amqp_options}"
+
+    @property
+    def management_url(self) -> str:
+        """`http://guest:guest@127.0.0.1:PORT`."""
+        return f"http://guest:guest@{_HOST}:{self._management_port}"
 
     @property
     def node(self) -> str:
         """The Erlang name of the node."""
         return f"taskbridge-{self.port}@localhost"
 
-    def ctl(self, *args: str, timeout_s: float = 60.0) -> str:
+    def ctl(self, *args: str, program: str = "rabbitmqctl", timeout_s: float = 60.0) -> str:
         """Run `rabbitmqctl` on this node, such as `ctl("set_vm_memory_high_watermark", "0")`; it takes about 2 s.
+
+        Args:
+            *args: Its arguments.
+            program: Another of RabbitMQ's own, such as `rabbitmq-queues`.
+            timeout_s: How long it may take.
 
         Returns:
             What it printed.
@@ -377,27 +463,33 @@ class PrivateRabbitMQ(PrivateServer):
         """
         try:
             done = subprocess.run(
-                [_rabbitmq_program("rabbitmqctl"), "--quiet", "--node", self.node, *args],
+                **self._how([self._program(program), "--quiet", "--node", self.node, *args]),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
-                cwd=self.folder,
-                env=self._environment(),
                 timeout=timeout_s,
             )
         except subprocess.TimeoutExpired as exc:
-            raise ServerFailed(self.name, f"rabbitmqctl {args[0]} took over {timeout_s:g} s", "") from exc
+            raise ServerFailed(self.name, f"{program} {args[0]} took over {timeout_s:g} s", "") from exc
         if done.returncode != 0:
-            raise ServerFailed(self.name, f"rabbitmqctl {args[0]} failed", (done.stdout + done.stderr).decode())
+            raise ServerFailed(self.name, f"{program} {args[0]} failed", (done.stdout + done.stderr).decode())
         return done.stdout.decode()
 
+    def _program(self, name: str) -> str:
+        return self.origin.find(name, package="rabbitmq-server", folders=_RABBITMQ_FOLDERS)
+
+    def _epmd_program(self) -> str:
+        return self.origin.find("epmd", package="erlang-base")
+
     def _command(self) -> list[str]:
-        _epmd_program()
-        return [_rabbitmq_program("rabbitmq-server")]
+        self._epmd_program()
+        return [self._program("rabbitmq-server")]
 
     def _prepare(self) -> None:
         config = [
-            f"listeners.tcp.local = {_HOST}:{self.port}",
+            *self._listeners(),
+            *self._peers(),
+            *self._management(),
             "disk_free_limit.absolute = 10MB",
             "log.console = true",
             "log.console.level = warning",
@@ -407,13 +499,39 @@ class PrivateRabbitMQ(PrivateServer):
         ]
         (self.folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
         (self.folder / "advanced.config").write_text(f"{self._advanced_config}\n")
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        plugins = "" if self._management_port is None else "rabbitmq_management"
+        (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self.folder / "rabbitmq-env.conf").touch()
         # Names are looked up in here, not by helper processes (inet_gethost), which would outlive a killed node.
         (self.folder / "inetrc").write_text('{lookup, [file]}.\n{host, {127,0,0,1}, ["localhost"]}.\n')
         cookie = self.folder / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16))
+        cookie.write_text(self._cookie)
         cookie.chmod(0o400)
+
+    def _listeners(self) -> list[str]:
+        if self._tls is None:
+            return [f"listeners.tcp.local = {_HOST}:{self.port}"]
+        return [
+            "listeners.tcp = none",
+            f"listeners.ssl.local = {_HOST}:{self.port}",
+            f"ssl_options.cacertfile = {self._tls.authority}",
+            f"ssl_options.certfile = {self._tls.server}",
+            f"ssl_options.keyfile = {self._tls.server_key}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = true",
+        ]
+
+    def _management(self) -> list[str]:
+        if self._management_port is None:
+            return []
+        return [f"management.tcp.ip = {_HOST}", f"management.tcp.port = {self._management_port}"]
+
+    def _peers(self) -> list[str]:
+        if self._beside is None:
+            return []
+        kind = "cluster_formation.peer_discovery_backend = classic_config"
+        nodes = (self._beside.node, self.node)
+        return [kind, *(f"cluster_formation.classic_config.nodes.{n} = {node}" for n, node in enumerate(nodes, 1))]
 
     def _environment(self) -> Mapping[str, str]:
         # Variables of a system-wide RabbitMQ would send this node to its files.
@@ -421,12 +539,12 @@ class PrivateRabbitMQ(PrivateServer):
             name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_", "NOTIFY_"))
         }
         folder = str(self.folder)
+        tcp = {"RABBITMQ_NODE_IP_ADDRESS": _HOST, "RABBITMQ_NODE_PORT": str(self.port)}
         return {
             **inherited,
             "HOME": folder,
             "RABBITMQ_NODENAME": self.node,
-            "RABBITMQ_NODE_IP_ADDRESS": _HOST,
-            "RABBITMQ_NODE_PORT": str(self.port),
+            **({} if self._tls is not None else tcp),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
             "RABBITMQ_LOG_BASE": folder,
@@ -453,9 +571,9 @@ class PrivateRabbitMQ(PrivateServer):
 
     def _start_epmd(self) -> None:
         """Start the node's own name server; one that Erlang starts by itself would outlive the node."""
-        if self._epmd is not None and self._epmd.poll() is None:
+        if self._beside is not None or (self._epmd is not None and self._epmd.poll() is None):
             return
-        self._epmd = self._spawn([_epmd_program(), "-address", _HOST, "-port", str(self._epmd_port)])
+        self._epmd = self._spawn([self._epmd_program(), "-address", _HOST, "-port", str(self._epmd_port)])
         deadline = time.monotonic() + _EXIT_S
         while not _accepts(self._epmd_port):
             if self._epmd.poll() is not None or time.monotonic() > deadline:
@@ -468,9 +586,11 @@ class PrivateRabbitMQ(PrivateServer):
             self._epmd = None
 
     def _is_ready(self) -> bool:
-        with socket.create_connection((_HOST, self.port), timeout=2.0) as connection:
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            return connection.recv(1) == b"\x01"  # the first byte of the frame Connection.Start
+        with socket.create_connection((_HOST, self.port), timeout=2.0) as plain:
+            tls = None if self._tls is None else self._tls.context()
+            with plain if tls is None else tls.wrap_socket(plain, server_hostname=_HOST) as connection:
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                return connection.recv(1) == b"\x01"  # the first byte of the frame Connection.Start
 
 
 def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
@@ -488,20 +608,3 @@ def _accepts(port: int) -> bool:
     with suppress(OSError), socket.create_connection((_HOST, port), timeout=1.0):
         return True
     return False
-
-
-def _rabbitmq_program(name: str) -> str:
-    for folder in _RABBITMQ_FOLDERS:
-        if os.access(f"{folder}/{name}", os.X_OK):
-            return f"{folder}/{name}"
-    program = shutil.which(name)
-    if program is None:
-        raise ServerNotInstalled(name, "rabbitmq-server")
-    return program
-
-
-def _epmd_program() -> str:
-    program = shutil.which("epmd")
-    if program is None:
-        raise ServerNotInstalled("epmd", "erlang-base")
-    return program

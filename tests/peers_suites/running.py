@@ -16,7 +16,7 @@ from typing import Final, Literal
 from taskbridge.contract import leftovers
 from tests.peers_suites.sources import INSIDE
 from tests.peers_suites.suites import Suite
-from tests.servers import PrivateRabbitMQ, PrivateRedis, _rabbitmq_program
+from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 _TEST_S: Final = 60
 """How long one test may take, but for those that name a time of their own."""
@@ -53,10 +53,11 @@ def servers(folder: Path, *, with_rabbitmq: bool) -> Generator[dict[str, str]]:
 
 def _write_rabbitmqctl(place: Path, rabbitmq: PrivateRabbitMQ) -> None:
     """Write a program that speaks to the private node, for tests that stop it and start it again."""
-    ours = {name: value for name, value in rabbitmq._environment().items() if os.environ.get(name) != value}
-    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in ours.items())
-    program = shlex.quote(_rabbitmq_program("rabbitmqctl"))
-    place.write_text(f'#!/bin/sh\nexec env {words} {program} --node {rabbitmq.node} "$@"\n')
+    how = rabbitmq._how([rabbitmq._program("rabbitmqctl"), "--node", rabbitmq.node])
+    words = " ".join(
+        f"{name}={shlex.quote(value)}" for name, value in how["env"].items() if os.environ.get(name) != value
+    )
+    place.write_text(f'#!/bin/sh\nexec env {words} {shlex.join(how["args"])} "$@"\n')
     place.chmod(0o755)
 
 
