@@ -5,8 +5,13 @@
     pytest --target 'celery+*'
     TASKBRIDGE_TEST_TARGETS=inline,dramatiq+redis pytest
 
-`--plain` runs workers with the setting `fast` off; `--core` takes of the contract what the engines' fast rooms could
-break; `--no-servers` leaves out what needs a server.
+`--plain` runs workers with the setting `fast` off; `--no-servers` leaves out what needs a server.
+
+`--select` takes a part of the contract's scenarios. `--servers` or `TASKBRIDGE_TEST_SERVERS` takes servers of other
+Debian releases (`tests.programs`), `--deployment` deploys the targets' broker in another way (`tests.deployments`), and
+`--setting` gives every bridge and worker a setting:
+
+    pytest tests/contract --servers rabbitmq@sid --deployment cluster --setting queue_type=quorum --target '*+amqp'
 
 A test that takes the argument `target` runs once for each of them; `target_url` is the URL to hand to a bridge.
 
@@ -29,6 +34,8 @@ from _pytest.runner import runtestprotocol
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.stores.place import Place
 from taskbridge.stores.backend import BackendWithTables
+from tests import deployments, programs
+from tests.clusters import PrivateCluster
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.servers import (
     PrivateRabbitMQ,
@@ -60,7 +67,7 @@ _WORDS_IN_PATHS: Final = {
     "postgresql": "psycopg",
 }
 
-AnyServer = TypeVar("AnyServer", bound=PrivateServer)
+AnyServer = TypeVar("AnyServer", bound="PrivateServer | PrivateCluster")
 
 _HERE: Final = Path(__file__).parent
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
@@ -75,7 +82,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"test this target; several times, or with commas, or a glob; default all: {', '.join(TARGETS)}",
     )
     parser.addoption("--plain", action="store_true", help="run all workers with the setting `fast` off")
-    parser.addoption("--core", action="store_true", help="of the contract: taking, running, acknowledging, stopping")
+    parser.addoption("--servers", metavar="WORDS", help="where servers come from, such as trixie or valkey@sid")
+    parser.addoption(
+        "--deployment",
+        default=deployments.SINGLE,
+        choices=deployments.NAMES,
+        help="how the targets' broker is deployed",
+    )
+    parser.addoption(
+        "--select",
+        choices=("fast", "broker", "core"),
+        help="of the contract: what the fast rooms bear on; a scenario of each rule that touches the broker; "
+        "a scenario of each rule, and all about kills",
+    )
+    parser.addoption("--setting", action="append", default=[], metavar="KEY=VALUE", help="for all bridges and workers")
     parser.addoption(
         "--no-servers", action="store_true", help="leave out tests that need a Redis, RabbitMQ or PostgreSQL"
     )
@@ -84,13 +104,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--plain"):
         os.environ["TASKBRIDGE_FAST"] = "0"
+    for key, _, value in (each.partition("=") for each in config.getoption("--setting")):
+        os.environ[f"TASKBRIDGE_{key.upper()}"] = value
+    if config.getoption("--servers") is not None:
+        os.environ[programs.VARIABLE] = config.getoption("--servers")
+    try:
+        programs.chosen(os.environ.get(programs.VARIABLE, ""))
+    except ValueError as exc:
+        raise pytest.UsageError(f"--servers: {exc}") from exc
     asked = config.getoption("--target") or [os.environ.get("TASKBRIDGE_TEST_TARGETS", "")]
     globs = [word.strip() for text in asked for word in text.split(",") if word.strip()]
-    unknown = [glob for glob in globs if not any(fnmatchcase(target, glob) for target in TARGETS)]
+    deployment = config.getoption("--deployment")
+    there = [target for target in TARGETS if deployments.exists(deployment, target.rpartition("+")[2])]
+    unknown = [glob for glob in globs if not any(fnmatchcase(target, glob) for target in there)]
     if unknown:
-        raise pytest.UsageError(f"no target matches {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+        raise pytest.UsageError(f"no target matches {', '.join(unknown)}; there are {', '.join(there)}")
     config.stash[_CHOSEN] = tuple(
-        target for target in TARGETS if not globs or any(fnmatchcase(target, glob) for glob in globs)
+        target for target in there if not globs or any(fnmatchcase(target, glob) for glob in globs)
     )
     if VARIABLE not in os.environ:  # in the processes of xdist it is there
         config.add_cleanup(Keeper().close)
@@ -243,15 +273,37 @@ def make_rabbitmq() -> Iterator[Callable[..., PrivateRabbitMQ]]:
 
 
 @pytest.fixture(scope="session")
+def redis_deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the Redis that targets are on, deployed as `--deployment` says."""
+    with _deployed("redis", request, tmp_path_factory) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def amqp_deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the RabbitMQ that targets are on, deployed as `--deployment` says."""
+    with _deployed("amqp", request, tmp_path_factory) as url:
+        yield url
+
+
+@contextmanager
+def _deployed(broker: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    deployment = request.config.getoption("--deployment")
+    if deployment == deployments.SINGLE:
+        yield request.getfixturevalue({"redis": "redis_server", "amqp": "rabbitmq_server"}[broker]).url
+        return
+    with _started(deployments.make, deployment, broker, tmp_path_factory.mktemp(broker)) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
 def url_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Returns the URL of a target, on a private server if it needs one."""
 
     def url(target: str) -> str:
         engine, _, broker = target.partition("+")
-        if broker == "redis":
-            return f"{engine}+{request.getfixturevalue('redis_server').url}"
-        if broker == "amqp":
-            return f"{engine}+{request.getfixturevalue('rabbitmq_server').url}"
+        if broker in ("redis", "amqp"):
+            return f"{engine}+{request.getfixturevalue(f'{broker}_deployment')}"
         return f"{target}://"
 
     return url
@@ -279,10 +331,10 @@ def target_url(target: str, url_of: Callable[[str], str]) -> str:
 
 
 @contextmanager
-def _started(make: Callable[..., AnyServer], **options: Any) -> Generator[AnyServer]:
+def _started(make: Callable[..., AnyServer], *given: Any, **options: Any) -> Generator[AnyServer]:
     """Run a server; where its program is missing, skip the test, but on CI fail it."""
     try:
-        server = make(**options).start()
+        server = make(*given, **options).start()
     except ServerNotInstalled as exc:
         if is_ci():
             raise

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from taskbridge.contract.registry import SCENARIOS
+from taskbridge.contract.registry import SCENARIOS, Scenario
+from taskbridge.contract.rules import RULES
 from taskbridge.contract.target import Target
-from tests import forking, scenarios
+from tests import deployments, forking, scenarios
 from tests.conftest import leave_out, params_of
 from tests.pacing import pytest_configure, pytest_report_header
 
@@ -22,24 +25,54 @@ _STORE = "redis://localhost" if importlib.util.find_spec("redis") else None
 _HERE = Path(__file__).parent
 
 
-CORE_RULES = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R2", "R8", "T1"))
+FAST_RULES: Final = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R2", "R8", "T1"))
 """What is about taking, running, acknowledging and stopping, on which the engines' fast rooms bear."""
+
+BROKER_RULES: Final = frozenset(
+    (
+        *("S1", "S2", "S5", "S7", "Q4", "Q5", "Q6", "Q7", "Q8", "R4", "R5", "D1", "D2", "D3", "D4", "D5", "D6"),
+        *("P2", "A1", "A2", "A4", "A6", "A7", "A8", "L1", "L2", "L3", "O1"),
+    )
+)
+"""What another release of a broker, or another way to deploy it, could break."""
+
+KILLS: Final = frozenset(("A2", "A5", "A7", "A8", "R9", "CR2"))
+"""The rules about processes that are killed."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    core = bool(config.getoption("--core"))
-    leave_out(config, items, lambda item: _HERE in item.path.parents and _is_pointless(item, core=core))
+    leave_out(config, items, lambda item: _HERE in item.path.parents and _is_pointless(item, config))
 
 
-def _is_pointless(item: pytest.Item, *, core: bool) -> bool:
-    params = params_of(item)
+def _is_pointless(item: pytest.Item, config: pytest.Config) -> bool:
+    params, selection = params_of(item), config.getoption("--select")
     if "scenario" not in params:
-        return core
-    scenario, target = SCENARIOS[str(params["scenario"])], str(params["target"])
-    if core and not CORE_RULES & set(scenario.rules):
-        return True
+        return selection is not None
+    chosen = _selected(str(params["target"]), selection, config.getoption("--deployment"))
+    return str(params["scenario"]) not in chosen
+
+
+@cache
+def _selected(target: str, selection: str | None, deployment: str) -> frozenset[str]:
+    """Return the names of the scenarios that are run on a target."""
     place = "localhost" if target.endswith(("redis", "amqp")) else ""
-    return bool(scenario.refusal(Target.of(f"{target}://{place}", store=_STORE)))
+    there = Target.of(f"{target}://{place}", store=_STORE, braces=not deployments.has_one_place(deployment))
+    possible = [each for each in SCENARIOS.values() if not each.refusal(there)]
+    if selection == "broker":
+        return frozenset(_covering(possible, BROKER_RULES))
+    if selection == "core":
+        killing = {each.name for each in possible if KILLS & set(each.rules)}
+        return frozenset(killing.union(_covering(possible, RULES.keys())))
+    return frozenset(each.name for each in possible if selection is None or FAST_RULES & set(each.rules))
+
+
+def _covering(scenarios: Sequence[Scenario], rules: Collection[str]) -> Iterator[str]:
+    """Yield the names of scenarios that have all of these rules among them, each of which brings a new one."""
+    missing = set(rules)
+    for each in scenarios:
+        if missing & set(each.rules):
+            missing -= set(each.rules)
+            yield each.name
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +81,9 @@ def target_store(request: pytest.FixtureRequest, target: str, store_of: Callable
     if target == "dramatiq+amqp" and importlib.util.find_spec("psycopg") is not None:
         return str(request.getfixturevalue("postgresql_store"))
     return store_of(target)
+
+
+@pytest.fixture(scope="session")
+def target_braces(request: pytest.FixtureRequest, target: str) -> bool:
+    """Whether namespaces on the target are in braces."""
+    return deployments.needs_braces(request.config.getoption("--deployment"), target.rpartition("+")[2])

@@ -18,12 +18,12 @@ assert taskbridge.contract.scenarios.NAMES
 
 @pytest.fixture(scope="session")
 def results(
-    request: pytest.FixtureRequest, target: str, target_url: str, target_store: str | None
+    request: pytest.FixtureRequest, target: str, target_url: str, target_store: str | None, target_braces: bool
 ) -> dict[str, Result]:
     """What came of the chosen scenarios on the target."""
     chosen = [name for name in SCENARIOS if name in _names(request.session, target)]
     scenarios = [SCENARIOS[name] for name in chosen]
-    place = Target.of(target_url, store=target_store)
+    place = Target.of(target_url, store=target_store, braces=target_braces)
     pace = Pace.of_this_run()
     found = run_suite(place, scenarios, done=lambda _: None, pace=pace, clean=False)  # the server ends with the tests
     return {result.scenario: result for result in found}

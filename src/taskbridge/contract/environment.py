@@ -147,8 +147,9 @@ class Environment:
         self.spec = spec
         self.pace: Pace = Pace() if pace is None else pace
         self.patience_s: float = patience_s * self.pace.factor
-        self.namespace: str = f"{PREFIX}{secrets.token_hex(5)}" if namespace is None else namespace
-        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{self.namespace}-"))
+        name = f"{PREFIX}{secrets.token_hex(5)}"
+        self.namespace: str = (f"{{{name}}}" if target.braces else name) if namespace is None else namespace
+        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{name}-"))
         leftovers.remove_folder(self.folder)
         self.bridge: Bridge = self.make_bridge()
         self.tasks: Tasks = Tasks(self.bridge, self.folder)

@@ -9,7 +9,12 @@ from typing import Final
 PRELOAD: Final = "TASKBRIDGE_CONTRACT_PRELOAD"
 """Names a module that each process of the contract imports first. The project's tests break the product that way."""
 
-_PASSED_ON: Final = ("TASKBRIDGE_CONTRACT_", "TASKBRIDGE_FAST")
+_PASSED_ON: Final = (
+    "TASKBRIDGE_CONTRACT_",
+    "TASKBRIDGE_FAST",
+    "TASKBRIDGE_QUEUE_TYPE",
+    "TASKBRIDGE_WAIT_REPLICAS",
+)
 
 
 def preload() -> None:

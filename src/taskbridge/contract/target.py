@@ -26,19 +26,22 @@ class Target:
         url: What a bridge is given; a secret, for it may hold a password.
         address: Its parts.
         store: Where attempt marks live, if not in the broker; None for nowhere. A secret too.
+        braces: Whether namespaces are in braces, which put all keys of one into a single slot of a Redis Cluster.
     """
 
     url: str
     address: Address
     store: str | None = None
+    braces: bool = False
 
     @classmethod
-    def of(cls, url: str, *, store: str | None = None) -> Self:
+    def of(cls, url: str, *, store: str | None = None, braces: bool = False) -> Self:
         """Return the target of a URL.
 
         Args:
             url: The URL.
             store: Where attempt marks live; the variable `TASKBRIDGE_STORE` if None.
+            braces: Whether namespaces are in braces.
 
         Raises:
             SettingsError: It is not one.
@@ -47,7 +50,8 @@ class Target:
         address = settings.url
         store = settings.store if store is None else store
         # Without threads of its own: the harness starts and stops the worker.
-        return cls(url="inline://?threads=0" if address.engine == "inline" else url, address=address, store=store)
+        own = "inline://?threads=0" if address.engine == "inline" else url
+        return cls(url=own, address=address, store=store, braces=braces)
 
     def __repr__(self) -> str:
         return f"<Target {self.name}>"
@@ -104,9 +108,9 @@ class Target:
 
     @property
     def place(self) -> tuple[str, int] | None:
-        """Where the broker listens; None if it is no host and port."""
+        """Where the broker listens; None if it is no host and port, or more than one."""
         parts = urlsplit(self.address.broker_url)
-        if not parts.hostname:
+        if not parts.hostname or "," in parts.netloc or self.braces:
             return None
         ports = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
         port = parts.port or ports.get(parts.scheme)
