@@ -151,9 +151,10 @@ class PrivateSentinel(PrivateRedis):
 
 
 class PrivateSentinels(PrivateCluster):
-    """A Redis master with a replica, and three Sentinels that put one in the other's place.
+    """A Redis master with replicas, and three Sentinels that put one of them in its place.
 
     Args:
+        replicas: How many.
         password: That of the servers.
         sentinel_password: That of the Sentinels.
         tls: What makes all of them take TLS alone.
@@ -164,6 +165,7 @@ class PrivateSentinels(PrivateCluster):
     def __init__(
         self,
         *,
+        replicas: int = 1,
         password: str | None = None,
         sentinel_password: str | None = None,
         tls: Certificates | None = None,
@@ -174,7 +176,8 @@ class PrivateSentinels(PrivateCluster):
             return PrivateRedis(config=config, password=password, tls=tls, extra_args=extra_args, origin=origin)
 
         first = server()
-        self.nodes: tuple[PrivateRedis, ...] = (first, server(f"replicaof {_HOST} {first.port}"))
+        others = (server(f"replicaof {_HOST} {first.port}") for _ in range(replicas))
+        self.nodes: tuple[PrivateRedis, ...] = (first, *others)
         self.sentinels: tuple[PrivateSentinel, ...] = tuple(
             PrivateSentinel(first.port, password=sentinel_password, master_password=password, tls=tls, origin=origin)
             for _ in range(3)
@@ -205,18 +208,22 @@ class PrivateSentinels(PrivateCluster):
         Raises:
             ServerFailed: They do not agree.
         """
-        told = {self._address_told_by(sentinel) for sentinel in self.sentinels if sentinel.is_running}
+        told = {self._told_by(sentinel)["address"] for sentinel in self.sentinels if sentinel.is_running}
         found = [node for node in self.nodes if told == {f"{_HOST}:{node.port}"}]
         if not found:
             raise ServerFailed("redis", f"the Sentinels do not agree on a master: {told}", "")
         return found[0]
 
-    def _address_told_by(self, sentinel: PrivateSentinel) -> str:
-        return dict(each.split("=") for each in sentinel.info("sentinel")["master0"].split(","))["address"]
+    def _told_by(self, sentinel: PrivateSentinel) -> dict[str, str]:
+        return dict(each.split("=") for each in sentinel.info("sentinel")["master0"].split(","))
 
     def replica(self) -> PrivateRedis:
-        """Return the server that is not the master."""
-        return next(node for node in self.nodes if node is not self.master())
+        """Return a server that is not the master."""
+        return self._replicas()[0]
+
+    def _replicas(self) -> list[PrivateRedis]:
+        master = self.master()
+        return [node for node in self.nodes if node is not master]
 
     def kill_master(self) -> PrivateRedis:
         """Kill the master, and return it."""
@@ -239,13 +246,15 @@ class PrivateSentinels(PrivateCluster):
         return self.master()
 
     def _missing(self) -> str:
+        replicas = self._replicas()
         for sentinel in self.sentinels:
-            told = dict(each.split("=") for each in sentinel.info("sentinel")["master0"].split(","))
-            if (told["status"], told["slaves"], told["sentinels"]) != ("ok", "1", "3"):
+            told = self._told_by(sentinel)
+            if (told["status"], told["slaves"], told["sentinels"]) != ("ok", str(len(replicas)), "3"):
                 return f"a Sentinel tells {told}"
-        if self.replica().info("replication").get("master_link_status") != "up":
-            return "the replica has no link to the master"
-        return "" if self.master().info("replication")["connected_slaves"] == "1" else "the master has no replica"
+        if any(each.info("replication").get("master_link_status") != "up" for each in replicas):
+            return "a replica has no link to its master"
+        connected = self.master().info("replication")["connected_slaves"]
+        return "" if connected == str(len(replicas)) else f"the master has {connected} replicas"
 
 
 class PrivateRedisCluster(PrivateCluster):
