@@ -18,6 +18,7 @@ Send messages to three workers while everything around them breaks, and account 
 
   python -m tests.chaos --target celery+redis
   python -m tests.chaos --target dramatiq+amqp --store --messages 2000 --seconds 120 --seed 7
+  TASKBRIDGE_TEST_SERVERS=trixie python -m tests.chaos --target celery+amqp --setting queue_type=quorum --no-priorities
 """
 
 
@@ -34,6 +35,8 @@ def main() -> int:
         "--settle", type=float, default=240, metavar="S", help="until all is at rest; default: %(default)s"
     )
     parser.add_argument("--store", action="store_true", help="keep attempt marks in a Redis apart")
+    parser.add_argument("--setting", action="append", default=[], metavar="KEY=VALUE", help="of bridges and workers")
+    parser.add_argument("--no-priorities", action="store_true", help="send all with the priority normal")
     parser.add_argument("--short", action="store_true", help="each disorder once, as in continuous integration")
     parser.add_argument("--keep", action="store_true", help="keep logs and records even if all is good")
     parser.add_argument("--seed", type=int, help="default: a new one")
@@ -50,7 +53,9 @@ def main() -> int:
         lease_s=arguments.lease,
         seed=seed,
         short=arguments.short,
+        priorities=not arguments.no_priorities,
     )
+    settings = {key: value for key, _, value in (each.partition("=") for each in arguments.setting)}
     good = True
     for target in arguments.target or TARGETS:
         print(f"{target}{' with a store apart' if arguments.store else ''}, --seed {seed}: {options}", flush=True)
@@ -58,6 +63,7 @@ def main() -> int:
             target,
             options,
             store=arguments.store,
+            settings=settings,
             settle_s=arguments.settle,
             say=lambda text: print(text, flush=True),
             keep=arguments.keep,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from taskbridge import Priority
@@ -66,6 +66,7 @@ class Options:
         lease_s: The setting `lease`.
         seed: What everything is drawn from.
         short: Whether each disorder comes once, for continuous integration.
+        priorities: Whether messages have all four priorities; else all are `normal`.
     """
 
     messages: int
@@ -73,6 +74,7 @@ class Options:
     lease_s: float
     seed: int
     short: bool = False
+    priorities: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +124,7 @@ def _sending(draw: random.Random, options: Options, index: int, at_s: float, kin
         "once": draw.uniform(0.0, 0.3),
         "coroutine": draw.uniform(0.0, 0.2),
     }
-    return Sending(
+    sending = Sending(
         at_s=at_s,
         key=f"m{index:05}",
         kind=kind,
@@ -131,6 +133,7 @@ def _sending(draw: random.Random, options: Options, index: int, at_s: float, kin
         queue=draw.choice(QUEUES),
         priority=draw.choices(("normal", "low", "high", "critical"), (7, 1, 1, 1))[0],
     )
+    return sending if options.priorities else replace(sending, priority="normal")
 
 
 def acts(options: Options) -> list[Act]:

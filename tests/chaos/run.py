@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from uuid import uuid4
 
@@ -75,6 +76,7 @@ def run(
     options: Options,
     *,
     store: bool = False,
+    settings: Mapping[str, str] = MappingProxyType({}),
     settle_s: float,
     say: Callable[[str], None],
     keep: bool = False,
@@ -86,13 +88,14 @@ def run(
         options: What it is to be.
         store: Whether attempt marks are kept in a Redis apart, which is left alone; else they are in the broker if
             that is Redis.
+        settings: Of all bridges and workers, such as `queue_type`.
         settle_s: How long everything may take to come to rest after the last disorder.
         say: Told what is done, a line at a time.
         keep: Whether to keep logs and records even if all is good.
     """
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="taskbridge-chaos-"))
-    with _Stage(target, options, folder, store=store, say=say) as stage:
+    with _Stage(target, options, folder, store=store, settings=settings, say=say) as stage:
         result = stage.play(settle_s)
     result = replace(result, took_s=time.monotonic() - begun)
     if result.is_good and not keep:
@@ -104,11 +107,21 @@ def run(
 class _Stage:
     """The servers, proxies, workers and bridges of one run."""
 
-    def __init__(self, target: str, options: Options, folder: Path, *, store: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: str,
+        options: Options,
+        folder: Path,
+        *,
+        store: bool,
+        settings: Mapping[str, str],
+        say: Callable[[str], None],
+    ) -> None:
         self._engine, _, self._broker = target.partition("+")
         self._options = options
         self._folder = folder
         self._has_store = store
+        self._settings = settings
         self._begun = time.monotonic()
         self._tell = say
         self._stack = ExitStack()
@@ -144,6 +157,7 @@ class _Stage:
             FOLDER_VARIABLE: str(self._folder),
             RUN_VARIABLE: str(uuid4()),
             **({} if store is None else {"TASKBRIDGE_STORE": store.url}),
+            **{f"TASKBRIDGE_{key.upper()}": value for key, value in self._settings.items()},
         }
         places = {
             name: Place(name, shape, {**env, "TASKBRIDGE_URL": self._url(proxies[name].port)}, self._folder)
@@ -172,6 +186,7 @@ class _Stage:
             queues=QUEUES,
             lease=self._options.lease_s,
             send_timeout=SEND_TIMEOUT_S,
+            **self._settings,
         )
         try:
             yield bridge

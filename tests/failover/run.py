@@ -107,7 +107,7 @@ class _Stage:
     def _bridge(self) -> Bridge:
         scene = self._scene
         settings = {"url": f"{self._engine}+{scene.url}", "namespace": scene.namespace, "queues": QUEUES}
-        return Bridge(**settings, lease=_LEASE_S, **_typed(scene.settings))
+        return Bridge(**settings, lease=_LEASE_S, **scene.settings)
 
     def play(self, kills: int, settle_s: float) -> Result:
         if not wait_until(self._all_work, _START_S):
@@ -170,9 +170,3 @@ class _Stage:
         with suppress(BrokerUnavailable):
             return f"{self._looker.counts()}; without an outcome: {len(open_keys)} {open_keys[:10]}"
         return "the broker does not answer"
-
-
-def _typed(settings: object) -> dict[str, object]:
-    """Return settings as a bridge takes them."""
-    assert isinstance(settings, dict)
-    return {key: int(value) if value.isdecimal() else value for key, value in settings.items()}
