@@ -307,12 +307,16 @@ class PrivateRedisCluster(PrivateCluster):
         for node, low, high in zip(masters, bounds, bounds[1:], strict=False):
             node.command("CLUSTER", "ADDSLOTSRANGE", str(low), str(high - 1))
         _wait_until(
-            lambda: all(len(self._table(node)) == len(self.nodes) for node in self.nodes),
+            lambda: all(self._has_met_all(node) for node in self.nodes),
             _WHOLE_S,
             lambda: "the nodes have not met",
         )
         for number, node in enumerate(self.nodes[self._masters :]):
             node.command("CLUSTER", "REPLICATE", masters[number % self._masters].command("CLUSTER", "MYID"))
+
+    def _has_met_all(self, node: PrivateRedis) -> bool:
+        table = self._table(node)
+        return len(table) == len(self.nodes) and not any("handshake" in words[2] for words in table)
 
     def _table(self, node: PrivateRedis) -> list[list[str]]:
         """Return what a node knows of all, a line of words for each."""
@@ -413,7 +417,9 @@ class PrivateRabbitMQCluster(PrivateCluster):
         running = json.loads(self.nodes[0].ctl("cluster_status", "--formatter", "json"))["running_nodes"]
         if len(running) != len(self.nodes):
             return f"only {running} are in the cluster"
-        for each in self.nodes:  # it fails if a quorum queue could not do without the node
+        for each in self.nodes[
+            :2
+        ]:  # it fails if a quorum queue could not do without the node; one of two was up before
             each.ctl("check_if_node_is_quorum_critical", program="rabbitmq-queues")
         return ""
 

@@ -10,7 +10,7 @@ import pytest
 from tests.certificates import Certificates
 from tests.clusters import PrivateCluster, PrivateRabbitMQCluster, PrivateRedisCluster, PrivateSentinels
 from tests.servers import MANAGED, PrivateRabbitMQ, PrivateRedis, ServerFailed
-from tests.unit.test_servers import processes_in
+from tests.unit.test_servers import processes_in, wait_until
 
 pika = pytest.importorskip("pika", reason="the clusters are plain Python; their tests need the clients")
 redis = pytest.importorskip("redis", reason="the clusters are plain Python; their tests need the clients")
@@ -21,6 +21,11 @@ def assert_nothing_is_left(cluster: PrivateCluster) -> None:
     for member in cluster.members:
         assert processes_in(member.folder) == []
         assert not member.folder.exists()
+
+
+def has_replicated(master: PrivateRedis) -> bool:
+    told = master.info("replication")
+    return f"offset={told['master_repl_offset']}," in told["slave0"]
 
 
 def test_sentinels_put_the_replica_in_the_master_s_place() -> None:
@@ -58,7 +63,7 @@ def test_a_replica_of_a_redis_cluster_takes_its_master_s_place() -> None:
             client.set(f"key{number}", number)
         key = "key7"
         master = cluster.master_of(key)
-        client.wait(1, 5000, target_nodes=client.get_node_from_key(key))
+        wait_until(lambda: has_replicated(master), timeout_s=10, what=f"its replica has what {master} has")
 
         master.kill()
         cluster.wait_for_master(key, other_than=master)
