@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,27 @@ class TestAnotherRelease:
 
 def test_this_system_s_programs_are_run_as_they_are() -> None:
     assert Origin(name="redis").command(["redis-server"], (100, 200)) == ["redis-server"]
+
+
+class TestTheScript:
+    SCRIPT = Path(__file__).parents[2] / "scripts" / "servers"
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(self.SCRIPT), *words], capture_output=True, text=True, timeout=60, check=False)
+
+    @pytest.mark.parametrize(
+        ("words", "problem"),
+        [
+            (("--run", "next", "redis-server"), "the servers of next are not unpacked: ./scripts/servers next"),
+            (("--ran", "next"), "there is no option --ran; ./scripts/servers --help tells what there is"),
+        ],
+    )
+    def test_what_is_wrong_is_said_with_what_to_do(
+        self, words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(programs.FOLDER_VARIABLE, str(tmp_path))
+        done = self.run(*words)
+        assert (done.returncode, done.stderr) == (2, f"error: {problem}\n")
+
+    def test_it_tells_how_it_is_used(self) -> None:
+        assert "./scripts/servers --again sid" in self.run("--help").stdout
