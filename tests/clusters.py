@@ -231,7 +231,7 @@ class PrivateSentinels(PrivateCluster):
         master.kill()
         return master
 
-    def wait_for_master(self, *, other_than: PrivateRedis, within_s: float = _FAILOVER_S) -> PrivateRedis:
+    def wait_for_master(self, *, other_than: PrivateServer, within_s: float = _FAILOVER_S) -> PrivateRedis:
         """Return the new master when the Sentinels agree on one, and it takes writes.
 
         Raises:
@@ -350,7 +350,7 @@ class PrivateRedisCluster(PrivateCluster):
                 return next(node for node in self.nodes if node.port == port)
         raise ServerFailed("redis", f"no node has the slot of {key}", "")
 
-    def wait_for_master(self, key: str, *, other_than: PrivateRedis, within_s: float = _FAILOVER_S) -> PrivateRedis:
+    def wait_for_master(self, key: str, *, other_than: PrivateServer, within_s: float = _FAILOVER_S) -> PrivateRedis:
         """Return the new master of a key, when there is one.
 
         Raises:

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final, TypedDict
 
 from typing_extensions import Self
 
@@ -68,6 +68,17 @@ class ServerFailed(TaskBridgeError):
         self.name = name
         self.problem = problem
         self.log = log
+
+
+class _How(TypedDict):
+    """How `subprocess` runs a program."""
+
+    args: list[str]
+    cwd: Path
+    env: Mapping[str, str]
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
 
 
 class PrivateServer(ABC):
@@ -239,13 +250,16 @@ class PrivateServer(ABC):
         leftovers.end_group(process.pid)
         return process
 
-    def _how(self, command: Sequence[str]) -> dict[str, Any]:
+    def _how(self, command: Sequence[str]) -> _How:
         """Return the arguments by which `subprocess` runs one of the server's programs."""
         identity = self._identity()
-        how = {"args": self.origin.command(command, identity), "cwd": self.folder, "env": self._environment()}
-        if identity is None or self.origin.release != SYSTEM:  # elsewhere the program is root until it is in its place
-            return how
-        return {**how, "user": identity[0], "group": identity[1], "extra_groups": []}
+        args = self.origin.command(command, identity)
+        if self.origin.release != SYSTEM:  # until it is in its place, the program is whoever starts it
+            identity = None
+        user, group = (None, None) if identity is None else identity
+        groups: list[int] | None = None if identity is None else []
+        environment = self._environment()
+        return _How(args=args, cwd=self.folder, env=environment, user=user, group=group, extra_groups=groups)
 
     def _end_helpers(self) -> None:  # noqa: B027  # not every server has helpers
         """End what the server needed beside itself."""
@@ -352,6 +366,7 @@ class PrivateRedis(PrivateServer):
         """
         with self._connection(timeout_s) as connection, connection.makefile("rb") as replies:
             login = [] if self._password is None else [("AUTH", self._password)]
+            reply = ""
             for each in (*login, words):
                 packed = f"*{len(each)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in each)
                 connection.sendall(packed.encode())

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from taskbridge import Bridge, BrokerUnavailable
@@ -180,14 +180,8 @@ class _Stage:
 
     @contextmanager
     def _made_bridge(self, port: int) -> Generator[Bridge]:
-        bridge = Bridge(
-            self._url(port),
-            namespace="chaos",
-            queues=QUEUES,
-            lease=self._options.lease_s,
-            send_timeout=SEND_TIMEOUT_S,
-            **self._settings,
-        )
+        settings: dict[str, Any] = {"lease": self._options.lease_s, "send_timeout": SEND_TIMEOUT_S, **self._settings}
+        bridge = Bridge(self._url(port), namespace="chaos", queues=QUEUES, **settings)
         try:
             yield bridge
         finally:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from taskbridge import Bridge, BrokerUnavailable
@@ -54,7 +54,7 @@ class Result:
 
 
 def run(
-    scene: Scene, engine: str, *, kills: int, rate: float, settle_s: float, keep: bool, say: Callable[[str], None]
+    scene: Scene[Any], engine: str, *, kills: int, rate: float, settle_s: float, keep: bool, say: Callable[[str], None]
 ) -> Result:
     """Kill servers under load, and return what came of it.
 
@@ -80,7 +80,7 @@ class _Stage:
     """The servers, workers and senders of one run."""
 
     def __init__(
-        self, scene: Scene, engine: str, rate: float, folder: Path, stack: ExitStack, say: Callable[[str], None]
+        self, scene: Scene[Any], engine: str, rate: float, folder: Path, stack: ExitStack, say: Callable[[str], None]
     ) -> None:
         self._scene, self._engine, self._folder, self._say = scene, engine, folder, say
         self._records = Records(folder / PROBE_FILE)
@@ -106,8 +106,8 @@ class _Stage:
 
     def _bridge(self) -> Bridge:
         scene = self._scene
-        settings = {"url": f"{self._engine}+{scene.url}", "namespace": scene.namespace, "queues": QUEUES}
-        return Bridge(**settings, lease=_LEASE_S, **scene.settings)
+        settings: dict[str, Any] = {"namespace": scene.namespace, "queues": QUEUES, "lease": _LEASE_S, **scene.settings}
+        return Bridge(f"{self._engine}+{scene.url}", **settings)
 
     def play(self, kills: int, settle_s: float) -> Result:
         if not wait_until(self._all_work, _START_S):

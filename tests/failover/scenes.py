@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from tests.clusters import PrivateCluster, PrivateRabbitMQCluster, PrivateRedisCluster, PrivateSentinels
 from tests.failover.account import Limits, Strike
 from tests.servers import PrivateServer
 
+AnyCluster = TypeVar("AnyCluster", bound=PrivateCluster)
+
 _AWAY_S: Final = 3.0
 """How long the killed server stays away once another has taken its place."""
 
 
-class Scene(ABC):
+class Scene(ABC, Generic[AnyCluster]):
     """A broker some of whose servers are killed.
 
     Args:
@@ -29,7 +31,7 @@ class Scene(ABC):
 
     namespace: ClassVar[str] = "failover"
     defaults: ClassVar[Mapping[str, str]] = {}
-    cluster: PrivateCluster
+    cluster: AnyCluster
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings: Mapping[str, str] = {**self.defaults, **settings}
@@ -62,14 +64,14 @@ class Scene(ABC):
         return Strike(what=what, at=at)
 
 
-class Sentinel(Scene):
+class Sentinel(Scene[PrivateSentinels]):
     """A Redis master with two replicas, watched by three Sentinels."""
 
     defaults: ClassVar[Mapping[str, str]] = {"wait_replicas": "1"}
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         super().__init__(settings)
-        self.cluster: PrivateSentinels = PrivateSentinels(replicas=2)
+        self.cluster = PrivateSentinels(replicas=2)
 
     @property
     def limits(self) -> Limits:
@@ -87,14 +89,14 @@ class Sentinel(Scene):
         self.cluster.wait_for_master(other_than=killed)
 
 
-class RedisCluster(Scene):
+class RedisCluster(Scene[PrivateRedisCluster]):
     """A Redis Cluster of three masters with a replica each."""
 
     namespace: ClassVar[str] = "{failover}"
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         super().__init__(settings)
-        self.cluster: PrivateRedisCluster = PrivateRedisCluster()
+        self.cluster = PrivateRedisCluster()
 
     @property
     def limits(self) -> Limits:
@@ -112,7 +114,7 @@ class RedisCluster(Scene):
         self.cluster.wait_for_master(self.namespace, other_than=killed)
 
 
-class RabbitMQCluster(Scene):
+class RabbitMQCluster(Scene[PrivateRabbitMQCluster]):
     """Three RabbitMQ nodes, of which two are named in the URL."""
 
     defaults: ClassVar[Mapping[str, str]] = {"queue_type": "quorum"}
@@ -121,7 +123,7 @@ class RabbitMQCluster(Scene):
         super().__init__(settings)
         # A node that starts tries a delayed message again after this, if the next queue on its way was not there yet.
         retry = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]."
-        self.cluster: PrivateRabbitMQCluster = PrivateRabbitMQCluster(advanced_config=retry)
+        self.cluster = PrivateRabbitMQCluster(advanced_config=retry)
 
     @property
     def url(self) -> str:
@@ -142,7 +144,7 @@ class RabbitMQCluster(Scene):
         return leader, f"the node of {queue}, on port {leader.port},"
 
 
-SCENES: Final[Mapping[str, type[Scene]]] = {
+SCENES: Final[Mapping[str, type[Scene[Any]]]] = {
     "sentinel": Sentinel,
     "redis-cluster": RedisCluster,
     "rabbitmq-cluster": RabbitMQCluster,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.happenings import Letter, Run
+from tests.chaos.happenings import Fate, Letter, Run
 from tests.failover.account import Account, Limits, Strike, longest_pause, settle_up
 from tests.failover.load import Sent
 
@@ -14,13 +14,12 @@ LIMITS = Limits(lost=0, sends_s=10.0, runs_s=10.0)
 STRIKE = Strike(what="the master", at=100.0)
 
 
-def sent(key: str, at: float, **changes: object) -> Sent:
-    return replace(Sent(key=key, at=at, until=at + 0.1, due=at, fate="sent"), **changes)
+def sent(key: str, at: float) -> Sent:
+    return Sent(key=key, at=at, until=at + 0.1, due=at, fate="sent")
 
 
-def returned(key: str, start: float, **changes: object) -> Run:
-    run = Run(key=key, attempt=1, pid=1, session=1, worker="w1.1", start=start, end=start + 0.1, ending="returned")
-    return replace(run, **changes)
+def returned(key: str, start: float) -> Run:
+    return Run(key=key, attempt=1, pid=1, session=1, worker="w1.1", start=start, end=start + 0.1, ending="returned")
 
 
 def stream() -> tuple[list[Sent], list[Run]]:
@@ -59,9 +58,9 @@ def test_a_dead_letter_is_an_end() -> None:
 
 
 @pytest.mark.parametrize(("fate", "problems"), [("unsure", 0), ("refused", 1)])
-def test_a_message_that_may_have_been_taken_may_run_and_a_refused_one_may_not(fate: str, problems: int) -> None:
+def test_a_message_that_may_have_been_taken_may_run_and_a_refused_one_may_not(fate: Fate, problems: int) -> None:
     sends, runs = stream()
-    account = account_of([replace(sends[0], fate=fate), *sends[1:]], runs)  # type: ignore[arg-type]
+    account = account_of([replace(sends[0], fate=fate), *sends[1:]], runs)
     assert len(account.problems(LIMITS)) == problems
     assert account.taken == (fate == "unsure")
 
