@@ -104,17 +104,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--plain"):
         os.environ["TASKBRIDGE_FAST"] = "0"
-    for key, _, value in (each.partition("=") for each in config.getoption("--setting")):
+    given: list[str] = config.getoption("--setting")  # pyright: ignore[reportAssignmentType] - it has a default
+    for key, _, value in (each.partition("=") for each in given):
         os.environ[f"TASKBRIDGE_{key.upper()}"] = value
-    if config.getoption("--servers") is not None:
-        os.environ[programs.VARIABLE] = config.getoption("--servers")
+    if (servers := config.getoption("--servers")) is not None:
+        os.environ[programs.VARIABLE] = servers
     try:
         programs.chosen(os.environ.get(programs.VARIABLE, ""))
     except ValueError as exc:
         raise pytest.UsageError(f"--servers: {exc}") from exc
     asked = config.getoption("--target") or [os.environ.get("TASKBRIDGE_TEST_TARGETS", "")]
     globs = [word.strip() for text in asked for word in text.split(",") if word.strip()]
-    deployment = config.getoption("--deployment")
+    deployment = str(config.getoption("--deployment"))
     there = [target for target in TARGETS if deployments.exists(deployment, target.rpartition("+")[2])]
     unknown = [glob for glob in globs if not any(fnmatchcase(target, glob) for target in there)]
     if unknown:
@@ -334,7 +335,8 @@ def target_url(target: str, url_of: Callable[[str], str]) -> str:
 def _started(make: Callable[..., AnyServer], *given: Any, **options: Any) -> Generator[AnyServer]:
     """Run a server; where its program is missing, skip the test, but on CI fail it."""
     try:
-        server = make(*given, **options).start()
+        server = make(*given, **options)
+        server.start()
     except ServerNotInstalled as exc:
         if is_ci():
             raise

@@ -86,4 +86,4 @@ def target_store(request: pytest.FixtureRequest, target: str, store_of: Callable
 @pytest.fixture(scope="session")
 def target_braces(request: pytest.FixtureRequest, target: str) -> bool:
     """Whether namespaces on the target are in braces."""
-    return deployments.needs_braces(request.config.getoption("--deployment"), target.rpartition("+")[2])
+    return deployments.needs_braces(str(request.config.getoption("--deployment")), target.rpartition("+")[2])

@@ -50,7 +50,7 @@ class Scene(ABC, Generic[AnyCluster]):
     def strike(self, engine: str, number: int) -> tuple[PrivateServer, str]:
         """Kill a server on which all depends, and return it and what it was."""
 
-    def await_heir(self, killed: PrivateServer) -> None:  # noqa: B027  # not every cluster tells
+    def await_heir(self, killed: PrivateServer) -> None:  # not every cluster tells
         """Wait until another server has taken its place."""
 
     def round(self, engine: str, number: int) -> Strike:
