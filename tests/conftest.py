@@ -341,8 +341,10 @@ def _started(make: Callable[..., AnyServer], *given: Any, **options: Any) -> Gen
         if is_ci():
             raise
         pytest.skip(str(exc))
-    with server:
+    try:
         yield server
+    finally:
+        server.stop()
 
 
 def is_ci() -> bool:
