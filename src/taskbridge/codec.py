@@ -4,6 +4,9 @@ Plain JSON values stand for themselves. Every other value is an object with the 
 `v`, which holds its value. A dict that JSON can't hold as it is (keys that aren't strings, or keys that would be
 mistaken for a tag, ours or kombu's) is written as a tagged list of pairs.
 
+A value of a subclass of `str`, `int`, `float`, `list` or `dict`, such as a member of a `str` enum, is written as the
+plain value that it is. Values of other classes are `Typed` by `hints`, which knows what a task's type hints name.
+
 A value may be nested `MOST_DEPTH` levels deep, the same for whoever sends and reads, whatever the interpreter's
 recursion limit and however deep the stack is.
 """
@@ -15,6 +18,7 @@ import json.encoder
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial, wraps
@@ -38,6 +42,9 @@ _MOST_ALIKE: Final = 100
 
 TAG = "$"
 
+TYPED: Final = '{"$":"typed"'
+"""What is in the JSON of values if one of them is `Typed`, and in no other."""
+
 # kombu's JSON decoder turns {"__type__": ..., "__value__": ...} into an object (kombu/utils/json.py, object_hook).
 _KOMBU_KEY = "__type__"
 
@@ -46,6 +53,20 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Typed:
+    """A value of a class that a type hint names, as it travels: the class's name there, and what the value is made of.
+
+    Two are never equal, so that what is to be members of a set stays apart until it is made.
+    """
+
+    type: str
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.type}({self.value!r})"
 
 
 def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
@@ -168,7 +189,7 @@ def dumps(value: object, path: str) -> str:
         return to_json(_plain(value, MOST_DEPTH))
     except _UnknownTypeError:
         raise _located(value, path) from None
-    except _TooDeepError:
+    except TooDeepError:
         raise EncodeError(path, f"{_TOO_DEEP}, or contains itself") from None
     except ValueError as exc:
         raise EncodeError(path, str(exc)) from exc  # an int of more digits than Python converts
@@ -182,7 +203,7 @@ def dumps_array(values: Sequence[object], path: str) -> str:
     """
     try:
         return to_json([value if type(value) in _PLAIN else _plain(value, MOST_DEPTH) for value in values])
-    except (_UnknownTypeError, _TooDeepError, RecursionError, ValueError):  # one by one, to name the one
+    except (_UnknownTypeError, TooDeepError, RecursionError, ValueError):  # one by one, to name the one
         return f"[{','.join(dumps(value, f'{path}[{index}]') for index, value in enumerate(values))}]"
 
 
@@ -269,7 +290,7 @@ def _one_less(left: int) -> int:
     return left - 1
 
 
-def _unlike(members: Collection[Any]) -> Collection[Any]:
+def unlike(members: Collection[Any]) -> Collection[Any]:
     """Return what are to be members of a set, or keys of a dict, if it doesn't take long to make it; else `ValueError`.
 
     The hash of each multiple of 2**61 - 1 is 0, say.
@@ -283,7 +304,7 @@ class _UnknownTypeError(Exception):
     """A value of a type that the codec does not know; where it stands is looked up only then."""
 
 
-class _TooDeepError(Exception):
+class TooDeepError(Exception):
     """A value that is nested too deeply."""
 
 
@@ -294,23 +315,38 @@ def _plain(value: Any, left: int) -> Any:
         return value
     if kind in _CONTAINERS:
         if not left:
-            raise _TooDeepError
+            raise TooDeepError
         return _plain_container(kind, value, left - 1)
     if kind is float:
         return value if isfinite(value) else {TAG: "float", "v": repr(value)}
     if kind in _TAGS:
         return {TAG: kind.__name__, **_TAGS[kind][0](value)}
+    if kind is Typed:
+        if not left:
+            raise TooDeepError
+        return {TAG: "typed", "type": value.type, "v": _plain(value.value, left - 1)}
     if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
+    if (plain := plain_copy(value)) is not value:
+        return _plain(plain, left)
     raise _UnknownTypeError
+
+
+def plain_copy(value: Any) -> Any:
+    """Return the plain value that a value of a subclass is, whatever methods that has; any other value itself."""
+    kind = cast("Any", type(value))
+    for base, copy in _BASES.items():
+        if kind is not base and issubclass(kind, base):
+            return copy(value)
+    return value
 
 
 def _plain_container(kind: Any, value: Any, left: int) -> Any:
     if kind is dict:
         if all(type(key) is str for key in value) and TAG not in value and _KOMBU_KEY not in value:
             return {key: item if type(item) in _PLAIN else _plain(item, left) for key, item in value.items()}
-        return {TAG: "dict", "v": [[_plain(key, left), _plain(value[key], left)] for key in _unlike(value)]}
-    members = value if kind in (list, tuple) else _unlike(value)
+        return {TAG: "dict", "v": [[_plain(key, left), _plain(value[key], left)] for key in unlike(value)]}
+    members = value if kind in (list, tuple) else unlike(value)
     items = [item if type(item) in _PLAIN else _plain(item, left) for item in members]
     return items if kind is list else {TAG: kind.__name__, "v": items}
 
@@ -322,12 +358,18 @@ def _located(value: Any, path: str) -> EncodeError:
             _plain(child, MOST_DEPTH)
         except _UnknownTypeError:
             return _located(child, child_path)
+    from taskbridge.remedies import for_value  # here, for only errors need it
+
     kind = cast("Any", type(value))
-    return EncodeError(path, f"{kind.__module__}.{kind.__qualname__} can't be put in a message")
+    return EncodeError(path, f"{kind.__module__}.{kind.__qualname__} can't be put in a message: {for_value(value)}")
 
 
 def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
-    if _is_dict(value):
+    value = plain_copy(value)
+    if type(value) is Typed:
+        parts = value.value
+        yield from ((item, f"{path}.{name}") for name, item in parts.items()) if _is_dict(parts) else ((parts, path),)
+    elif _is_dict(value):
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
             yield item, f"{path}[{_quoted(key)}]"
@@ -364,8 +406,14 @@ def _moment_of(kind: type[datetime] | type[time], plain: Mapping[str, Any], _: i
     return value.replace(tzinfo=ZoneInfo(plain["zone"]))
 
 
+def _typed_of(name: Any, value: Any) -> Typed:
+    if not isinstance(name, str):
+        raise ValueError(f"its type is {name!r}")
+    return Typed(name, value)
+
+
 def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
-    keys = _unlike([_valued(key, left) for key, _ in pairs])
+    keys = unlike([_valued(key, left) for key, _ in pairs])
     return {key: _valued(item, left) for key, (_, item) in zip(keys, pairs, strict=True)}
 
 
@@ -376,6 +424,15 @@ _SCALARS: Final = _PLAIN | {float}
 """What JSON's scalars are read as."""
 
 _CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
+
+_BASES: Final[Mapping[type, Callable[[Any], Any]]] = {
+    str: str.__str__,
+    int: int.__index__,
+    float: float.__float__,
+    list: list.copy,
+    dict: dict.copy,
+}
+"""What a subclass's values travel as, and what returns that, whatever the subclass makes of its methods."""
 
 _Decoder = Callable[[Mapping[str, Any], int], Any]
 """Makes a value of what is tagged, which may be so many levels deep."""
@@ -401,8 +458,9 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "float": lambda plain, _: float(plain["v"]),
     "UUID": lambda plain, _: _uuid_of(plain["v"]),
     "tuple": lambda plain, left: tuple(_items_of(plain["v"], left)),
-    "set": lambda plain, left: set(_unlike(_items_of(plain["v"], left))),
-    "frozenset": lambda plain, left: frozenset(_unlike(_items_of(plain["v"], left))),
+    "set": lambda plain, left: set(unlike(_items_of(plain["v"], left))),
+    "frozenset": lambda plain, left: frozenset(unlike(_items_of(plain["v"], left))),
     "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
+    "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], _one_less(left))),
 }
 """By tag."""

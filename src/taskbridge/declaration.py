@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature, iscoroutinefunction, signature
 from os.path import abspath, basename, curdir, isfile, join, samefile, split, splitext
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.durations import positive
-from taskbridge.exceptions import DeclarationError, nearest
-from taskbridge.message import Priority, can_be_kept, checked_priority
+from taskbridge.exceptions import DeclarationError, DecodeError, nearest
+from taskbridge.message import Message, Priority, can_be_kept, checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
+    from taskbridge.hints import Hints
     from taskbridge.schedules.plan import Schedule  # only here, for few tasks have one
 
 
@@ -51,11 +52,50 @@ class Declaration:
     schedules: tuple[Schedule, ...] = ()
     results: bool = True
     positional: range = range(0)
+    _hints: Any = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def hints(self) -> Hints | None:
+        """The classes that the type hints name; None if they name none. They are looked up when this is first asked."""
+        if self._hints is None:
+            from taskbridge.hints import hints_of  # here, for a process that only declares tasks needs none
+
+            object.__setattr__(self, "_hints", hints_of(self) or False)
+        return self._hints or None
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Return if the arguments fit the signature; else raise `TypeError`."""
         if kwargs or len(args) not in self.positional:  # else there is no need for `bind`, which takes 2 us
             self.signature.bind(*args, **kwargs)
+
+    def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by the names of the parameters, defaults too; raises as `check`."""
+        arguments = self.signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        return arguments.arguments
+
+    def decoded(self, message: Message) -> tuple[list[Any], dict[str, Any]]:
+        """Return a message's positional and keyword arguments, as the function gets them.
+
+        Raises:
+            DecodeError: They are not in the codec's form.
+            TypeError: They fit neither the signature nor the type hints.
+        """
+        args, kwargs = message.arguments()
+        self.check(args, kwargs)
+        hints = self.hints
+        if hints is None and message.form == 1:
+            return args, kwargs
+        from taskbridge.hints import NO_HINTS  # here, for few messages need it
+
+        return (hints or NO_HINTS).made(args, kwargs)
+
+    def arguments_of(self, message: Message) -> dict[str, Any] | None:
+        """Return a message's arguments by the names of the parameters; None if they don't fit."""
+        try:
+            return self.bound(*self.decoded(message))
+        except (DecodeError, TypeError):
+            return None
 
 
 def positional_of(signature: Signature) -> range:

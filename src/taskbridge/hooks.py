@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
 
 from taskbridge.exceptions import nearest
 from taskbridge.logs import logger
@@ -38,6 +38,7 @@ class Event:
         delay_s: Seconds until the next attempt, for `retrying`; until the start, for `before_send` and `after_send`.
         reason: Why, for `dead` and `discarded`.
         result: What the task returned, for `succeeded`.
+        arguments_of: What answers `arguments`.
     """
 
     name: HookName
@@ -46,6 +47,16 @@ class Event:
     delay_s: float = 0.0
     reason: str = ""
     result: object = None
+    arguments_of: Callable[[], Mapping[str, Any] | None] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def arguments(self) -> Mapping[str, Any] | None:
+        """The message's arguments by the names of the task's parameters, defaults too; they may be secret.
+
+        They are as the function gets them, and looked up each time that this is asked. None if there is no message, its
+        task is not declared here, or they don't fit that.
+        """
+        return None if self.arguments_of is None else self.arguments_of()
 
 
 Hook = Callable[[Event], object]

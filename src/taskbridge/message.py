@@ -16,8 +16,13 @@ from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, near
 from taskbridge.logs import escaped
 from taskbridge.retry import ErrorInfo
 
-FORM: Final = 1
-"""The version of the form that this release writes; it reads this one and all before it."""
+FORM: Final = 2
+"""The latest version of the form, which this release reads, as all before it; each message says which it has.
+
+2: some of the arguments are `codec.Typed`. All others are written in form 1.
+"""
+
+TYPED_FORM: Final = 2
 
 LONGEST_ID: Final = 255
 """How many bytes an id has at most, in UTF-8: AMQP's short strings take no more, nor an index of a database much."""
@@ -101,6 +106,7 @@ class Message:
         kwargs_json: The keyword arguments, a JSON object whose values are in the codec's form.
         attempt: The number of the run that this message is for; 1 is the first.
         enqueued_at: When it was first sent, in seconds since the epoch.
+        form: The version of the form that its arguments need.
         expires_at: It does not start after this, in seconds since the epoch; None is never.
         headers: What the application sends along: text by name.
         error: Why the attempt before this one failed.
@@ -119,6 +125,7 @@ class Message:
     args_json: str
     kwargs_json: str
     enqueued_at: float
+    form: int = 1
     priority: Priority = "normal"
     attempt: int = 1
     expires_at: float | None = None
@@ -167,7 +174,7 @@ class Message:
                 raise EncodeError(f"headers[{name!r}]", "a header is text by name, with no half of a surrogate pair")
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the positional and the keyword arguments, new objects each time.
+        """Return the positional and the keyword arguments, new objects each time; see `Declaration.decoded`.
 
         Raises:
             DecodeError: They are not in the codec's form.
@@ -201,7 +208,7 @@ class Message:
     def dumps_meta(self) -> str:
         """Return what an engine's own message has no place for, as JSON, in ASCII: all but id, task and arguments."""
         text = (  # by hand, for what each message has: a fifth of the time that a dict takes
-            f'{{"form":{FORM},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
+            f'{{"form":{self.form},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
             f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
         )
         values = _rare_values(self)
@@ -310,7 +317,13 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         _text(data, "queue")
         _count(attempt, "attempt")
         _time(enqueued_at, "enqueued_at")
-    fields = {"queue": queue, "priority": data["priority"], "attempt": attempt, "enqueued_at": enqueued_at}
+    fields = {
+        "form": form,
+        "queue": queue,
+        "priority": data["priority"],
+        "attempt": attempt,
+        "enqueued_at": enqueued_at,
+    }
     if len(data) > _ALWAYS:
         fields |= {name: read(data[name], name) for name, read in _RARE.items() if name in data}
     return fields

@@ -15,6 +15,7 @@ from taskbridge import codec, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, seconds
 from taskbridge.exceptions import (
+    DecodeError,
     NoSuchRecord,
     ResultInTask,
     ResultNotEncodable,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from taskbridge.bridge import Bridge
+    from taskbridge.declaration import Declaration
 
 T = TypeVar("T")
 
@@ -70,14 +72,14 @@ class Results:
         records = self._records("RS1", task)
         record = self._driven(records, id)
         if record.state in FINAL:
-            return outcome_of(record)
+            return self._outcome(record)
         woken = locks.Event()
         end_watch = records.watch(id, woken.set)
         try:
             while True:
                 woken.clear()
                 if (found := self._again(records, id, deadline)) is not None:
-                    return _in_time(found)
+                    return self._outcome(found)
                 woken.wait(min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
         finally:
             end_watch()
@@ -92,7 +94,7 @@ class Results:
         ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self.aside
         record = await ask(lambda: self._driven(records, id))
         if record.state in FINAL:
-            return outcome_of(record)
+            return self._outcome(record)
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -105,11 +107,17 @@ class Results:
             while True:
                 woken.clear()
                 if (found := await self.aside(partial(self._again, records, id, deadline))) is not None:
-                    return _in_time(found)
+                    return self._outcome(found)
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(woken.wait(), min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
+
+    def _outcome(self, record: Status) -> Any:
+        """Return the outcome of a record; raise `ResultTimeout` if it is not final."""
+        if record.state not in FINAL:
+            raise ResultTimeout(record.id, record.state, "in time")
+        return outcome_of(record, self._bridge.declaration_of(record.task))
 
     def _again(self, records: Records, id: str, deadline: float) -> Status | None:
         """Return the record if it is final, or no time is left; None if there is more to wait for."""
@@ -185,19 +193,19 @@ def _found(id: str, ask: Callable[[], Status | None]) -> Status:
     return record
 
 
-def outcome_of(record: Status) -> Any:
-    """Return what the task of a final record returned.
+def outcome_of(record: Status, declaration: Declaration | None) -> Any:
+    """Return what the task of a final record returned; its declaration says of which classes that may be.
 
     Raises:
         TaskFailed, TaskCancelled, TaskDiscarded: It did not return.
         ResultNotEncodable: It returned what can't be recorded.
-        DecodeError: A newer release wrote a value that this one can't read.
+        DecodeError: A newer release wrote a value that this one can't read, or its class is not known here.
     """
     match record.state:
         case "done" if record.reason:
             raise ResultNotEncodable(id=record.id, task=record.task, problem=record.reason)
         case "done":
-            return None if record.result_json is None else codec.loads(record.result_json)
+            return None if record.result_json is None else _value_of(record, record.result_json, declaration)
         case "cancelled":
             raise TaskCancelled(id=record.id, task=record.task)
         case "discarded":
@@ -221,15 +229,19 @@ def shown(record: Status, now: float) -> Status:
     return record
 
 
-def _in_time(record: Status) -> Any:
-    """Return the outcome of a record that was waited for.
+def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any:
+    value = codec.loads(text)
+    if codec.TYPED not in text:
+        return value
+    from taskbridge.hints import NO_HINTS  # here, for few results are of a class
 
-    Raises:
-        ResultTimeout: It is not final.
-    """
-    if record.state not in FINAL:
-        raise ResultTimeout(record.id, record.state, "in time")
-    return outcome_of(record)
+    if declaration is None:
+        remedy = "import the module that declares it, whose type hints say how to make it"
+        raise DecodeError(f"the result of task {record.task!r} is of a class, and the task is not known here: {remedy}")
+    try:
+        return (declaration.hints or NO_HINTS).result.made(value, ("result",))
+    except TypeError as exc:
+        raise DecodeError(str(exc)) from exc
 
 
 def _deadline(timeout: Duration | None) -> float:

@@ -12,6 +12,7 @@ import faulthandler
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -74,8 +75,7 @@ class Runner:
         if message.expires_at is not None and self.now() > message.expires_at:
             return Discarded("expired")
         try:
-            args, kwargs = message.arguments()
-            declaration.check(args, kwargs)
+            args, kwargs = declaration.decoded(message)
         except DecodeError as exc:
             return Dead("undecodable", exc)
         except TypeError as exc:
@@ -83,7 +83,8 @@ class Runner:
         token = running.set((message, self.policy.max_attempts, self.is_cancelled))
         try:
             if self.hooks.of["before_run"]:
-                self.hooks.call(Event(name="before_run", message=message))
+                arguments_of = partial(declaration.bound, args, kwargs)
+                self.hooks.call(Event(name="before_run", message=message, arguments_of=arguments_of))
             value = _call(declaration, args, kwargs)
         except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
             return judge(self.policy, attempt=message.attempt, message_id=message.id, error=exc)
@@ -96,7 +97,8 @@ class Runner:
         if self.most_bytes is None or value is None:
             return Done(value, None if self.most_bytes is None else "null")
         try:
-            encoded = codec.dumps(value, "result")
+            hints = None if self.declaration is None else self.declaration.hints
+            encoded = codec.dumps(value if hints is None else hints.lowered_result(value), "result")
         except (Exception, SystemExit) as exc:  # mostly EncodeError; a timezone of the user's own may raise anything
             return Done(value, problem=failures.text_of(exc) or failures.type_of(type(exc)))
         if len(encoded) > self.most_bytes:

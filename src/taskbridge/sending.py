@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
-from taskbridge import codec
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError
 from taskbridge.handle import Handle
@@ -94,7 +94,7 @@ class Sending:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         way = self._way(call.declaration)
         message = self._message(way, call)
-        return self._send(way, message, 0.0 if when is None else _wait_s(when, self._bridge.now))
+        return self._send(way, message, call, 0.0 if when is None else _wait_s(when, self._bridge.now))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
@@ -107,18 +107,20 @@ class Sending:
         """
         way = self._way(call.declaration)
         message = self._message(way, call)
-        self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), 0.0)
+        self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)
 
     def _message(self, way: _Way, call: Call[Any]) -> Message:
         options, now = call.options, way.clock()
+        args_json, kwargs_json, form = call.encoded()
         expires = way.expires_s if options.expires is None else options.expires
         message = Message(
             id=new_id(),
             task=call.declaration.name,
             queue=way.queue if options.queue is None else options.queue,
             priority=way.priority if options.priority is None else options.priority,
-            args_json=codec.dumps_array(call.args, "args"),
-            kwargs_json=codec.dumps_object(call.kwargs, "kwargs") if call.kwargs else "{}",
+            args_json=args_json,
+            kwargs_json=kwargs_json,
+            form=form,
             enqueued_at=now,
             expires_at=None if expires is None else _expires_at(expires, self._bridge.now),
             headers=dict(options.headers),
@@ -127,20 +129,20 @@ class Sending:
             check_known(options.queue, self._bridge.queues())
         return message
 
-    def _send(self, way: _Way, message: Message, wait_s: float) -> Handle[Any]:
-        self._checked(way, message, wait_s)
+    def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
+        self._checked(way, message, call, wait_s)
         if way.records is None:
             _publish(way.broker, [message], wait_s, way.timeout_s)
         else:
             _publish_recorded(way, [message], [way.records], wait_s)
         if way.runs_here or self._hooks.of["after_send"]:
-            self._sent(way, [message], wait_s)
+            self._sent(way, [(message, call)], wait_s)
         return self._handle(message)
 
-    def _checked(self, way: _Way, message: Message, wait_s: float = 0.0) -> None:
+    def _checked(self, way: _Way, message: Message, call: Call[Any], wait_s: float = 0.0) -> None:
         """Call the hooks before a send, and refuse what can't be sent then (they may have added headers)."""
         if self._hooks.of["before_send"]:
-            self._hooks.call(Event(name="before_send", message=message, delay_s=wait_s))
+            self._hooks.call(_event("before_send", message, call, wait_s))
         if message.headers or message.expires_at is not None:
             message.check_rare()
         size = message.size
@@ -149,10 +151,10 @@ class Sending:
         if message.headers and message.headers_size > MOST_HEADER_BYTES:
             raise MessageTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES, headers=True)
 
-    def _sent(self, way: _Way, messages: Sequence[Message], wait_s: float = 0.0) -> None:
+    def _sent(self, way: _Way, sent: Iterable[tuple[Message, Call[Any]]], wait_s: float = 0.0) -> None:
         if self._hooks.of["after_send"]:
-            for message in messages:
-                self._hooks.call(Event(name="after_send", message=message, delay_s=wait_s))
+            for message, call in sent:
+                self._hooks.call(_event("after_send", message, call, wait_s))
         if way.runs_here:
             self._bridge.work_is_there()
 
@@ -161,24 +163,29 @@ class Sending:
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`."""
-        made = [(way, self._message(way, call)) for call in calls for way in [self._way(call.declaration)]]
-        for way, message in made:
-            self._checked(way, message)
-        ids = [message.id for _, message in made]
+        made = [(way, self._message(way, call), call) for call in calls for way in [self._way(call.declaration)]]
+        for way, message, call in made:
+            self._checked(way, message, call)
+        ids = [message.id for _, message, _ in made]
         for start in range(0, len(made), _BATCH):
-            ways, messages = zip(*made[start : start + _BATCH], strict=True)
+            ways, messages, of = zip(*made[start : start + _BATCH], strict=True)
             try:
                 _publish_recorded(ways[0], messages, [way.records for way in ways])
             except BrokerUnavailable as exc:
                 cause = _of_batch(exc)
-                taken = [messages[index] for index in sorted(cause.accepted)]
+                taken = [(messages[index], of[index]) for index in sorted(cause.accepted)]
                 self._sent(ways[0], taken)
-                sent = [*ids[:start], *(message.id for message in taken)]
+                sent = [*ids[:start], *(message.id for message, _ in taken)]
                 accepted = set(sent)
                 unsent = [each for each in ids if each not in accepted]
                 raise SendError(cause.problem, sent=sent, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
-            self._sent(ways[0], messages)
-        return [self._handle(message) for _, message in made]
+            self._sent(ways[0], zip(messages, of, strict=True))
+        return [self._handle(message) for _, message, _ in made]
+
+
+def _event(name: Literal["before_send", "after_send"], message: Message, call: Call[Any], wait_s: float) -> Event:
+    arguments_of = partial(call.declaration.bound, call.args, call.kwargs)
+    return Event(name=name, message=message, delay_s=wait_s, arguments_of=arguments_of)
 
 
 def _wait_s(when: When, now: Callable[[], float]) -> float:

@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
+from taskbridge import codec
 from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
 from taskbridge.handle import Handle
-from taskbridge.message import Priority, checked_priority
+from taskbridge.message import TYPED_FORM, Priority, checked_priority
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
@@ -57,6 +58,19 @@ class Call(Generic[R_co]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     options: SendOptions
+
+    def encoded(self) -> tuple[str, str, int]:
+        """Return the arguments as they are sent: `Message.args_json`, `kwargs_json`, and `form`, which they need.
+
+        Raises:
+            EncodeError: An argument can't be put in a message.
+        """
+        args, kwargs, hints = self.args, self.kwargs, self.declaration.hints
+        if hints is None:
+            return codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs") if kwargs else "{}", 1
+        args, kwargs = hints.lowered(args, kwargs)
+        texts = codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs")
+        return *texts, TYPED_FORM if any(codec.TYPED in text for text in texts) else 1
 
 
 _AS_DECLARED: Final = SendOptions()

@@ -79,8 +79,8 @@ def results_are_plain_json() -> None:
     """A result is what JSON makes of it."""
 
     def make(outcome_of: Any) -> Any:
-        def plain(record: Any) -> Any:
-            return json.loads(record.result_json) if record.state == "done" else outcome_of(record)
+        def plain(record: Any, *rest: Any) -> Any:
+            return json.loads(record.result_json) if record.state == "done" else outcome_of(record, *rest)
 
         return plain
 

@@ -241,7 +241,7 @@ def expiries_are_checked_by_workers_alone() -> None:
 @mutant("I3", "what_a_worker_would_refuse_is_refused_at_once")
 def hashes_are_not_counted() -> None:
     """A set may be sent whose members have one hash, and that takes a worker seconds to be made again."""
-    put(_CODEC, "_unlike", lambda _: lambda members: members)
+    put(_CODEC, "unlike", lambda _: lambda members: members)
 
 
 @mutant("S4", "arguments_arrive_as_they_were", "celery+redis")

@@ -27,7 +27,7 @@ from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, WorkerLost
-from taskbridge.hooks import Event
+from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
@@ -326,7 +326,7 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
             if problem:
                 _log.warning("task %s id %s attempt %d has a result that can't be kept: %s", *_names(message), problem)
             if hooks.of["succeeded"]:
-                hooks.call(Event(name="succeeded", message=message, result=value))
+                hooks.call(_event(task, "succeeded", message, result=value))
         case RunAgain(after_s, error):
             what = failures.type_of(type(error)).rpartition(".")[2]
             _log.warning("task %s id %s attempt %d failed (%s), next in %.3f s", *_names(message), what, after_s)
@@ -334,7 +334,7 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
             # A worker may have died just after it had parked the next attempt. So what is parked in its place tells
             # whoever takes it to look at the marks, and of the two, one runs (rule A7).
             later(task, suspect(following) if isinstance(error, WorkerLost) else following, after_s)
-            hooks.call(Event(name="retrying", message=message, error=error, delay_s=after_s))
+            hooks.call(_event(task, "retrying", message, error=error, delay_s=after_s))
         case Dead(reason, error):
             if error is None:
                 _log.error("task %s id %s attempt %d is dead: %s", *_names(message), reason)
@@ -342,12 +342,18 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
                 text = "task %s id %s attempt %d is dead: %s"
                 failures.log(_log, logging.ERROR, text, *_names(message), reason, error=error)
             bury(task, letter_of(message, reason=reason, error=error, now=task.now()))
-            hooks.call(Event(name="dead", message=message, error=error, reason=reason))
+            hooks.call(_event(task, "dead", message, error=error, reason=reason))
         case Discarded(reason):
             _log.info("task %s id %s attempt %d discarded: %s", *_names(message), reason)
-            hooks.call(Event(name="discarded", message=message, reason=reason))
+            hooks.call(_event(task, "discarded", message, reason=reason))
         case GivenBack():
             _log.info("task %s id %s attempt %d was interrupted and is requeued", *_names(message))
+
+
+def _event(task: BoundTask, name: HookName, message: Message, **facts: Any) -> Event:
+    declaration = task.declaration
+    arguments_of = None if declaration is None else partial(declaration.arguments_of, message)
+    return Event(name=name, message=message, arguments_of=arguments_of, **facts)
 
 
 def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None:

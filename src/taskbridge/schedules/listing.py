@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
 
-from taskbridge import codec
 from taskbridge.declaration import Declaration
 from taskbridge.durations import moment
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
@@ -85,8 +84,8 @@ class Schedules:
             DeclarationError: There is another schedule of that name already.
             EncodeError: An argument can't be put in a message.
         """
-        codec.dumps_array(call.args, "args")
-        codec.dumps_object(call.kwargs, "kwargs")
+        # Of a declaration apart, for a module that is imported has not all yet that type hints name.
+        replace(call, declaration=replace(call.declaration)).encoded()
         options = call.options
         using = {name: getattr(options, name) for name in ("queue", "priority", "expires", "headers")}
         schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
