@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, Type
 
 from taskbridge import locks
 from taskbridge.background import in_thread
-from taskbridge.declaration import Declaration, declare, same_place
+from taskbridge.declaration import Declaration, declare, place_of, same_place
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
@@ -283,10 +283,9 @@ class Bridge(Parts):
         with locks.no_fork(), self._lock:
             former = self._tasks.get(declaration.name)
             if former is not None and not same_place(former.function, function):
-                raise DeclarationError(
-                    f"there is a task {declaration.name!r} already, declared by {former.function!r}; "
-                    "give one of them another name"
-                )
+                places = f"declared at {place_of(former.function)}, and this one at {place_of(function)}"
+                problem = f"there is a task {declaration.name!r} already, {places}"
+                raise DeclarationError(f"{problem}; give one of them another name: @task(name=...)")
             if declaration.schedules:
                 self.schedules.declare(declaration)
             self._tasks = {**self._tasks, declaration.name: declaration}  # anew, for threads may go through them
@@ -336,6 +335,8 @@ class Bridge(Parts):
         timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
         if timing is None:
             raise DeclarationError("a periodic call needs cron or every")
+        if not isinstance(call, Call):
+            raise DeclarationError(f"periodic takes what task.call(...) returns, not {call!r}: is it a @task?")
         if call.declaration is not self._tasks.get(call.declaration.name):
             raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
         with locks.no_fork(), self._lock:

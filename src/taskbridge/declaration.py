@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
-from inspect import Parameter, Signature, iscoroutinefunction, signature
+from inspect import BoundArguments, Parameter, Signature, iscoroutinefunction, signature
 from os.path import abspath, basename, curdir, isfile, join, samefile, split, splitext
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.durations import positive
-from taskbridge.exceptions import DeclarationError, DecodeError, nearest
+from taskbridge.exceptions import DeclarationError, DecodeError
 from taskbridge.message import Message, Priority, can_be_kept, checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
@@ -66,11 +67,20 @@ class Declaration:
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Return if the arguments fit the signature; else raise `TypeError`."""
         if kwargs or len(args) not in self.positional:  # else there is no need for `bind`, which takes 2 us
-            self.signature.bind(*args, **kwargs)
+            self._bind(args, kwargs)
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundArguments:
+        try:
+            return self.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            given = ", ".join([f"{len(args)} by position", *(f"{name}=" for name in kwargs)])
+            raise TypeError(
+                f"{self.name}{self.signature} can't be called with these arguments ({given}): {exc}"
+            ) from None
 
     def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by the names of the parameters, defaults too; raises as `check`."""
-        arguments = self.signature.bind(*args, **kwargs)
+        arguments = self._bind(args, kwargs)
         arguments.apply_defaults()
         return arguments.arguments
 
@@ -122,12 +132,30 @@ def _of_kind(kind: type, problem: str) -> Callable[[Any], Any]:
     return check
 
 
+def _policy(value: Any) -> RetryPolicy:
+    if type(value) is int:
+        raise TypeError(f"for {value} retries after the first run write retry=RetryPolicy(max_attempts={value + 1})")
+    policy: RetryPolicy = _of_kind(RetryPolicy, "retry must be a RetryPolicy, such as RetryPolicy.never()")(value)
+    return policy
+
+
+def _time_limit(value: Any) -> float:
+    limit_s = positive(value, name="time_limit")
+    if limit_s > _A_DAY_S and not isinstance(value, timedelta):
+        milliseconds = f"if {value} is in milliseconds, write {value / 1000:g}"
+        raise ValueError(f"time_limit is in seconds: {milliseconds}; if it is not, write timedelta(seconds={value})")
+    return limit_s
+
+
+_A_DAY_S: Final = 86_400.0
+"""No number of seconds above this is taken for a time limit: most are milliseconds, as Dramatiq has them."""
+
 _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "queue": ("queue", check_queue_name),
     "priority": ("priority", checked_priority),
-    "retry": ("retry", _of_kind(RetryPolicy, "retry must be a RetryPolicy")),
+    "retry": ("retry", _policy),
     "expires": ("expires_s", partial(positive, name="expires")),
-    "time_limit": ("time_limit_s", partial(positive, name="time_limit")),
+    "time_limit": ("time_limit_s", _time_limit),
     "results": ("results", _of_kind(bool, "results must be True or False")),
 }
 """The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
@@ -150,8 +178,11 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
     """
     for option in options:
         if option not in OPTIONS:
-            raise DeclarationError(f"task option {option!r} is unknown{nearest(option, OPTIONS)}")
-    if not callable(function) or isinstance(function, type):
+            from taskbridge import remedies  # here, for only errors need it
+
+            hint = remedies.instead(option, remedies.OPTIONS, OPTIONS)
+            raise DeclarationError(f"task option {option!r} is unknown{hint}")
+    if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
         raise DeclarationError(f"a task is made of a function, not of {function!r}")
     given = {option: value for option, value in options.items() if value is not None}
     name = given.get("name", default_name(function))
@@ -165,6 +196,8 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
             field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given
         }
         found = signature(function)
+        if is_method(function, found):
+            raise DeclarationError("a method can't be a task: declare a function, which makes the object or loads it")
         periodic = {option: given[option] for option in _SCHEDULE_OPTIONS if given.get(option, ()) != ()}
         if periodic:
             fields["schedules"] = _schedules(name, found, fields.get("results", True), periodic)
@@ -178,6 +211,13 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
         )
     except (TypeError, ValueError) as exc:
         raise DeclarationError(f"task {name!r}: {exc}") from exc
+
+
+def is_method(function: Callable[..., Any], of: Signature) -> bool:
+    """Return whether a function is defined in the body of a class, and is to be called on an object or the class."""
+    outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
+    first = next(iter(of.parameters), "")
+    return first in ("self", "cls") and bool(outer) and not outer.endswith("<locals>")
 
 
 def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any]) -> tuple[Schedule, ...]:
@@ -223,6 +263,12 @@ def _name_of_script(module: str) -> str:
         folder, package = split(folder)
         name = f"{package}.{name}"
     return name
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return where a function is defined, as `file:line`; its repr if that is not known."""
+    code = getattr(function, "__code__", None)
+    return repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

@@ -34,10 +34,10 @@ class DeclarationError(TaskBridgeError, TypeError):
 
 
 class UnsupportedError(TaskBridgeError):
-    """A target can't keep a rule that was asked of it; raised before anything is sent."""
+    """A target can't do what was asked of it, a rule or a method; raised before anything is sent."""
 
     def __init__(self, rule: str, target: str, remedy: str) -> None:
-        super().__init__(f"{target} can't keep rule {rule}: {remedy}")
+        super().__init__(f"not possible on {target}: {remedy} ({'rule ' if rule.isupper() else ''}{rule})")
         self.rule = rule
         self.target = target
         self.remedy = remedy

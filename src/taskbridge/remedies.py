@@ -5,7 +5,7 @@ Only errors need it, so it is imported where they are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from taskbridge.exceptions import nearest
@@ -83,9 +83,28 @@ COMMANDS: Final[Mapping[str, str]] = {
 """Commands of other command lines: what to write here."""
 
 
-def instead(word: str, foreign: Mapping[str, str], own: Any) -> str:
-    """Return what to write instead of a word, beginning with `; ` or `: `; an empty string if nobody knows."""
+NATIVE: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("add_middleware", "middleware"), "hooks, such as @bridge.on('dead'), hold on both engines"),
+    **dict.fromkeys(("declare_actor", "actor", "task"), "@bridge.task declares a task for both engines"),
+    **dict.fromkeys(("get_actor", "actors", "tasks", "enqueue", "send_task"), "tasks of both engines have send(...)"),
+    **dict.fromkeys(("conf", "config_from_object"), "the settings of taskbridge hold on both engines"),
+    **dict.fromkeys(
+        ("control", "AsyncResult", "backend"), "see bridge.handle(id), bridge.health() and bridge.counts()"
+    ),
+}
+"""What `bridge.native` has on the one engine and not on the other: what holds on both."""
+
+
+def instead(word: str, foreign: Mapping[str, str], own: Iterable[str] = ()) -> str:
+    """Return what to write instead of a foreign word, or the nearest of one's own; an empty string if nobody knows."""
     return f": {foreign[word]}" if word in foreign else nearest(word, own)
+
+
+def native_attribute(native: object, name: str, what: str) -> Any:
+    """Raise that the engine itself lacks an attribute; say so if it is one that the other engine has."""
+    if name in NATIVE:
+        raise AttributeError(f"bridge.native is {what}, which has no {name!r}: {NATIVE[name]}", name=name, obj=native)
+    return object.__getattribute__(native, name)
 
 
 _BY_ATTRIBUTES: Final[Mapping[str, str]] = {

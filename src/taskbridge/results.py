@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import inf
 from random import uniform
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,12 +22,14 @@ from taskbridge.exceptions import (
     ResultNotEncodable,
     ResultTimeout,
     StoreUnavailable,
+    TaskBridgeError,
     TaskCancelled,
     TaskDiscarded,
     TaskFailed,
     UnsupportedError,
 )
 from taskbridge.locks import PerProcess
+from taskbridge.logs import logger
 from taskbridge.message import is_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import FINAL, Records, Status
@@ -41,8 +44,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logger("taskbridge.results")
+
 _THREADS: Final = 4
 """How many threads ask the store for all who await."""
+
+_WARNS_AFTER_S: Final = 10.0
+_WARNS_AGAIN_S: Final = 60.0
+"""After how long whoever waits for a result is told that no worker consumes a queue, and how long that does then."""
 
 _LOOK_AGAIN_S: Final = (5.0, 8.0)
 """After how long at least, and at most, whoever waits looks for the record, though nobody woke them.
@@ -57,6 +66,7 @@ class Results:
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._threads = PerProcess(_make_threads)
+        self._looks_next: dict[str, float] = {}
 
     # Looking
 
@@ -73,14 +83,14 @@ class Results:
         record = self._driven(records, id)
         if record.state in FINAL:
             return self._outcome(record)
-        woken = locks.Event()
+        woken, pauses = locks.Event(), self._pauses(records, id)
         end_watch = records.watch(id, woken.set)
         try:
             while True:
                 woken.clear()
                 if (found := self._again(records, id, deadline)) is not None:
                     return self._outcome(found)
-                woken.wait(min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
+                woken.wait(min(_left_s(deadline), next(pauses)))
         finally:
             end_watch()
 
@@ -95,7 +105,7 @@ class Results:
         record = await ask(lambda: self._driven(records, id))
         if record.state in FINAL:
             return self._outcome(record)
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        loop, woken, pauses = asyncio.get_running_loop(), asyncio.Event(), self._pauses(records, id)
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
@@ -109,9 +119,29 @@ class Results:
                 if (found := await self.aside(partial(self._again, records, id, deadline))) is not None:
                     return self._outcome(found)
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(woken.wait(), min(_left_s(deadline), uniform(*_LOOK_AGAIN_S)))
+                    await asyncio.wait_for(woken.wait(), min(_left_s(deadline), next(pauses)))
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
+
+    def _pauses(self, records: Records, id: str) -> Iterator[float]:
+        """Yield how long to wait before each look; after a while, see whether anybody consumes the message's queue."""
+        warns_at = monotonic() + _WARNS_AFTER_S
+        while (left_s := _left_s(warns_at)) > 0:
+            yield min(left_s, uniform(*_LOOK_AGAIN_S))
+        Thread(target=self._look_for_workers, args=(records, id), name="taskbridge-results-look", daemon=True).start()
+        while True:
+            yield uniform(*_LOOK_AGAIN_S)
+
+    def _look_for_workers(self, records: Records, id: str) -> None:
+        """Warn if a message waits in a queue that no worker consumes; of many that wait there, the first looks."""
+        with suppress(TaskBridgeError):
+            record, now = self._get(records, id), monotonic()
+            if record.state != "queued" or now < self._looks_next.get(record.queue, 0.0):
+                return
+            self._looks_next[record.queue] = now + _WARNS_AGAIN_S
+            if not self._bridge.health(record.queue).is_well:
+                text = "the result of message %s is waited for, and no worker consumes its queue %r: start one for it"
+                _log.warning(text, id, record.queue)
 
     def _outcome(self, record: Status) -> Any:
         """Return the outcome of a record; raise `ResultTimeout` if it is not final."""
@@ -162,7 +192,9 @@ class Results:
     def _records(self, rule: str, task: str) -> Records:
         records = self._bridge.records
         if records is None:
-            problem = "no store is set; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+            problem = (
+                "results, status and cancelling need a store; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+            )
         elif self._bridge.records_of(task) is None:
             problem = f"task {task!r} is declared with results=False; leave that out"
         else:

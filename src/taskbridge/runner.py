@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from time import monotonic
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import codec, failures, locks
@@ -86,6 +87,11 @@ class Runner:
                 arguments_of = partial(declaration.bound, args, kwargs)
                 self.hooks.call(Event(name="before_run", message=message, arguments_of=arguments_of))
             value = _call(declaration, args, kwargs)
+            if type(value) is CoroutineType:
+                value.close()
+                raise TypeError(
+                    f"task {declaration.name!r} returned a coroutine, which nobody awaits: make it async def"
+                )
         except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
             return judge(self.policy, attempt=message.attempt, message_id=message.id, error=exc)
         finally:

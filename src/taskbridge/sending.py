@@ -17,6 +17,7 @@ from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
+from taskbridge.tasks import Call
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
     from taskbridge.stores.records import Records
-    from taskbridge.tasks import Call
 
 R = TypeVar("R")
 
@@ -163,7 +163,12 @@ class Sending:
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`."""
-        made = [(way, self._message(way, call), call) for call in calls for way in [self._way(call.declaration)]]
+        made: list[tuple[_Way, Message, Call[Any]]] = []
+        for call in calls:
+            if not isinstance(call, Call):
+                raise TypeError(f"send_many takes what task.call(...) returns, not {call!r}: is it a @task?")
+            way = self._way(call.declaration)
+            made.append((way, self._message(way, call), call))
         for way, message, call in made:
             self._checked(way, message, call)
         ids = [message.id for _, message, _ in made]

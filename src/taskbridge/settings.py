@@ -107,6 +107,8 @@ def parse_url(url: Any) -> Address:
         threads = DEFAULT_THREADS if found[1] is None else int(found[1])
         return Address(engine="inline", broker="memory", broker_url="memory://", threads=threads)
     engine, _, broker_scheme = scheme.partition("+")
+    if engine in _BROKERS:
+        raise ValueError(f"{engine} is a broker; name the engine too: celery+{scheme}://... or dramatiq+{scheme}://...")
     if engine not in ENGINES and engine not in (others := plugins(ENGINE_PLUGINS)):
         raise ValueError(f"there is no engine {engine!r}{nearest(engine, (*ENGINES, *others, 'inline'))}")
     broker_url = f"{broker_scheme}://{rest}"

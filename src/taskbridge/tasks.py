@@ -73,6 +73,12 @@ class Call(Generic[R_co]):
         return *texts, TYPED_FORM if any(codec.TYPED in text for text in texts) else 1
 
 
+def _given(when: When | None) -> When:
+    if when is None:
+        raise TypeError("when must be a timedelta, a number of seconds or an aware datetime, not None: send is for now")
+    return when
+
+
 _AS_DECLARED: Final = SendOptions()
 
 
@@ -97,6 +103,13 @@ class Sendable(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    if not TYPE_CHECKING:  # to which everything would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            from taskbridge.remedies import METHODS, instead  # here, for only errors need it
+
+            raise AttributeError(f"a task has no {name!r}{instead(name, METHODS)}", name=name, obj=self)
 
     def using(
         self,
@@ -153,9 +166,10 @@ class Sendable(Generic[P, R]):
 
         Raises:
             ValueError: `when` is a naive datetime, negative, or more than 8 years ahead.
-            TypeError, EncodeError, UnknownQueue, MessageTooLarge, BrokerUnavailable: As `send` does.
+            TypeError: `when` is no time, or the arguments don't fit the function.
+            EncodeError, UnknownQueue, MessageTooLarge, BrokerUnavailable: As `send` does.
         """
-        return self._sender.send_call(self.call(*args, **kwargs), when=when)
+        return self._sender.send_call(self.call(*args, **kwargs), when=_given(when))
 
     async def asend(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `send` without blocking the event loop."""
@@ -165,7 +179,7 @@ class Sendable(Generic[P, R]):
     async def aschedule(self, when: When, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `schedule` without blocking the event loop."""
         call = self.call(*args, **kwargs)
-        return await in_thread(lambda: self._sender.send_call(call, when=when))
+        return await in_thread(lambda: self._sender.send_call(call, when=_given(when)))
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls in pipelined batches, and return their handles in order (rule S5).

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain
 from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.routes import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+from taskbridge.hints import unresolved
 from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
@@ -83,7 +85,8 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         if names:
             yield _Finding("tasks", "ok", f"{len(names)}: {', '.join(names)}")
         else:
-            yield _Finding("tasks", "warning", f"{app} declares none on this bridge")
+            yield _Finding("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
+        yield from _hints(bridge)
         yield from _schedules(bridge)
     yield from _routes(bridge, app)
     yield _Finding("queues", "ok", ", ".join(bridge.queues()))
@@ -172,6 +175,12 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
         return _Finding(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
     took_ms = (perf_counter() - started) * 1000
     return _Finding(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
+
+
+def _hints(bridge: Bridge) -> Iterator[_Finding]:
+    """Tell which type hints can't be resolved, so that no value is made by them."""
+    for problem in chain(*map(unresolved, bridge.declarations())):
+        yield _Finding("hints", "note", f"{problem}; it counts as none")
 
 
 def _schedules(bridge: Bridge) -> Iterator[_Finding]:

@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeAlias
 from taskbridge import Bridge, default_bridge
 from taskbridge.cli.output import LAYOUT, print_json
 from taskbridge.engines.base import APP_VARIABLE
-from taskbridge.exceptions import TaskBridgeError, nearest
+from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import load_bridge
 from taskbridge.logs import escaped
+from taskbridge.remedies import COMMANDS, instead
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
@@ -194,7 +195,8 @@ def checked_server(bridge: Bridge, subject: str) -> Bridge:
 def check_has_tasks(bridge: Bridge, app: str) -> None:
     """Refuse an application without tasks: nothing else would tell that its module is the wrong one."""
     if not bridge.declarations():
-        raise UsageError(f"{app!r} declares no task on this bridge; name the module that holds the decorated functions")
+        remedy = "name the module that holds the decorated functions, and see that each has its @task"
+        raise UsageError(f"{app!r} declares no task on this bridge; {remedy}")
 
 
 # The parser
@@ -216,7 +218,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices
         if choices is not None and value not in choices:  # argparse's own words list all the choices
-            raise argparse.ArgumentError(action, f"there is no {value!r}{nearest(value, choices)}")
+            foreign = COMMANDS if action.metavar == "COMMAND" and action.dest == "command" else {}
+            raise argparse.ArgumentError(action, f"there is no {value!r}{instead(value, foreign, choices)}")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -63,8 +63,12 @@ def _list(bridge: Bridge, arguments: Namespace) -> Output:
     if chosen:
         text = table(("id", "died at", "task", "queue", "attempts", "reason", "error"), [_row(each) for each in chosen])
     else:
-        text = "no such dead letters" if any(_filters(arguments).values()) else "no dead letters"
+        text = _none(arguments)
     return Output(text=text, data=[_data(entry) for entry in chosen])
+
+
+def _none(arguments: Namespace) -> str:
+    return "no such dead letters" if any(_filters(arguments).values()) else "no dead letters"
 
 
 @command(
@@ -104,7 +108,8 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
         entries = _resolved(bridge, arguments.ids)
         _check_readable(entries)
         replayed = bridge.dead.replay([entry.id for entry in entries])
-    lines = [f"replayed {_letters(replayed.ids)}"]
+    found = replayed.ids or replayed.missing or replayed.unreadable
+    lines = [f"replayed {_letters(replayed.ids)}" if found else f"nothing to replay: {_none(arguments)}"]
     if replayed.missing:
         say(f"{_letters(replayed.missing)} gone meanwhile: {_some(replayed.missing)}")
     elif replayed.unreadable:

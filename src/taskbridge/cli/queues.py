@@ -32,9 +32,12 @@ def queues(bridge: Bridge, arguments: Namespace) -> Output:
     Then: `taskbridge dead list` shows what failed for good, and why.
     """
     counts = bridge.counts()
+    none = "\nno MODULE is named: only the queues of the settings and their routes are known"
+    more = none if arguments.app is None else ""
     rows = [(queue, str(number)) for queue, number in counts.waiting.items()]
+    waiting = table(("queue", "waiting"), rows, right="waiting")
     return Output(
-        text=f"{table(('queue', 'waiting'), rows, right='waiting')}\n\ndelayed {counts.delayed}, dead {counts.dead}",
+        text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{more}",
         data={"waiting": dict(counts.waiting), "delayed": counts.delayed, "dead": counts.dead},
     )
 

@@ -26,7 +26,7 @@ from taskbridge import failures
 from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
-from taskbridge.exceptions import BrokerUnavailable, WorkerLost
+from taskbridge.exceptions import BrokerUnavailable, WorkerLost, nearest
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
@@ -457,7 +457,12 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
         _ended(host.bound(message.task), message, Dead("unknown_task"))
         return
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
-    _log.warning("task %s id %s is not known here, waits %.1f s", message.task, message.id, wait_s)
+    if not message.waits:
+        known = [each.name for each in host.declarations()]
+        text = "task %s id %s is not known here%s: this worker knows %d tasks; it waits for one that does, up to %.0f s"
+        _log.warning(text, message.task, message.id, nearest(message.task, known), len(known), left_s)
+    else:
+        _log.info("task %s id %s is still not known here, waits %.1f s", message.task, message.id, wait_s)
     waiting = suspect(message) if redelivered else message
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
 

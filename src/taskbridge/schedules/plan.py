@@ -33,6 +33,10 @@ _SIZES: Final = {"minute": 60, "hour": 24, "day": 31, "month": 12, "day of the w
 """The fields of a cron expression, and how many values each has."""
 
 
+_CRONSIM_NAMES: Final = (" minute", "hour", "day-of-month", " month", "day-of-week")
+"""What the errors of cronsim end with, for each field."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
     """When a schedule is due; `Cron` and `Every` are the two kinds."""
@@ -310,6 +314,7 @@ def _cronsim(expression: str, after: datetime = datetime(2000, 1, 1, tzinfo=time
     try:
         return CronSim(expression, after)
     except CronSimError as exc:
-        is_range = str(exc).endswith("day-of-week") and "-" in fields[-1]
+        wrong = next((text for text, name in zip(fields, _CRONSIM_NAMES, strict=True) if str(exc).endswith(name)), "")
+        is_range = str(exc).endswith("day-of-week") and "-" in wrong
         hint = "; a range goes up, from SUN or 0 to SAT or 6, or to 7 for Sunday: 6-7, not sat-sun" if is_range else ""
-        raise DeclarationError(f"cron expression {expression!r}: {exc}{hint}") from exc
+        raise DeclarationError(f"cron expression {expression!r}: {exc} {wrong!r}{hint}") from exc

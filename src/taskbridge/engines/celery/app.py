@@ -31,6 +31,7 @@ from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
+from taskbridge.remedies import native_attribute
 from taskbridge.settings import Address, Settings
 
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
@@ -80,6 +81,9 @@ class BridgeCelery(Celery):
         foreign = {os.environ.get(name) for name in _FOREIGN_URLS}
         own = self.engine.broker_url if url is None or url in foreign else url
         return {**options, "transport": self.engine.transport, "url": own}
+
+    def __getattr__(self, name: str) -> Any:
+        return native_attribute(self, name, "Celery's app")
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
         """Have a child that doesn't fork load the application anew."""
