@@ -277,16 +277,16 @@ class Harness:
 
     def deliver_again(self, sent: Sent, *, redelivered: int = 1) -> None:
         """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
-        with self._saying(id=sent.id, redelivered=redelivered):
+        with self.saying(id=sent.id, redelivered=redelivered):
             self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
 
-    def send_saying(self, plan: Plan, **fields: Any) -> Sent:
+    def sendsaying(self, plan: Plan, **fields: Any) -> Sent:
         """Send a plan by a message that has other fields than a new one."""
-        with self._saying(**fields):
+        with self.saying(**fields):
             return self.send(plan)
 
     @contextmanager
-    def _saying(self, **fields: Any) -> Generator[None]:
+    def saying(self, **fields: Any) -> Generator[None]:
         """Have the messages that this thread sends say something else of themselves while the block runs."""
         wire: Any = self.bridge.wire
         encode, thread = wire.encode, threading.get_ident()

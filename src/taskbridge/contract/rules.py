@@ -9,7 +9,7 @@ RULES: Final[Mapping[str, str]] = {
     "S1": "A message is with the broker before send returns.",
     "S2": "Without an answering broker, send raises BrokerUnavailable within its timeout and tells what is uncertain.",
     "S3": "Arguments that do not fit the function are a TypeError where they are sent.",
-    "S4": "Arguments arrive equal and of the same types; what cannot travel is refused with its path.",
+    "S4": "Arguments arrive equal and of the same types, those that hints name too; what cannot travel is refused.",
     "S5": "Many calls go out in batches, and a failure names what was sent and what was not.",
     "S6": "A message over the size limit is refused before it leaves.",
     "S7": "Threads, forked processes and connections that died unnoticed send safely.",

@@ -24,6 +24,7 @@ from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, Ret
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, Step
+from taskbridge.contract.typed import Doubled, Nested, parcel
 from taskbridge.hooks import HookName
 
 PROBE_FILE: Final = "probe.jsonl"
@@ -40,6 +41,9 @@ FAIL_HOOKS: Final = "fail-hooks"
 
 STAMP: Final = "stamp"
 """A message with this header gets another one from a `before_send` hook, `stamped`."""
+
+TELL: Final = "tell"
+"""Of a message with this header, hooks write down the arguments and the form."""
 
 LATE: Final = "contract.late"
 """The task that some workers do not know."""
@@ -69,7 +73,7 @@ class Variant:
     Attributes:
         late: Whether it knows the task `contract.late`.
         changing: How many attempts the task `contract.changing` has.
-        narrow: Whether the task `contract.narrowed` has a parameter less.
+        narrow: Whether the task `contract.narrowed` has a parameter less, and the class of `contract.reshaped` a field.
         logs: Whether it sets up logging of its own.
         dies: Where the worker kills itself or an error is raised, by the name of a place in
             `taskbridge.contract.deaths`; empty for nowhere.
@@ -167,6 +171,9 @@ class Tasks:
         self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
         self.process: Final = bridge.task(name="contract.process", retry=RetryPolicy.never())(self._process)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
+        self.typed: Final = bridge.task(name="contract.typed", retry=RetryPolicy.never())(self._typed)
+        self.reshaped_class: Any = None
+        self.reshaped: Task[..., None] = self.declare_reshaped(narrow=chosen.narrow)
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
         self.declare_schedules(chosen.schedules)
@@ -182,6 +189,16 @@ class Tasks:
         parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         cast("Any", run).__signature__ = Signature(parameters)
         return self._bridge.task(name="contract.narrowed")(run)
+
+    def declare_reshaped(self, *, narrow: bool) -> Task[..., None]:
+        """Declare the task whose argument's class changes while messages for it are on their way, perhaps again."""
+        self.reshaped_class = parcel("a") if narrow else parcel("a", "b")
+
+        def run(parcels: Any) -> None:
+            self._note_run()
+
+        cast("Any", run).__annotations__["parcels"] = list[self.reshaped_class]
+        return self._bridge.task(name="contract.reshaped")(run)
 
     def _note_run(self) -> None:
         context = current()
@@ -265,6 +282,12 @@ class Tasks:
         context = current()
         self._started(context, values=[describe(value) for value in values], named=describe(named))
         self._ended(context, "returned")
+
+    def _typed(self, value: Nested | Doubled, *more: Nested, named: Nested = None) -> list[Nested]:
+        context = current()
+        self._started(context, values=[describe(each) for each in (value, *more, named)])
+        self._ended(context, "returned")
+        return [value]
 
     def _returning(self, value: Any) -> Any:
         self._note_run()
@@ -385,6 +408,8 @@ class Tasks:
             return
         data |= {"task": message.task, "queue": message.queue, "priority": message.priority}
         data["headers"] = dict(message.headers)
+        if TELL in message.headers:
+            data |= {"arguments": describe(event.arguments), "form": message.form}
         self.probe.write(event.name, id=message.id, attempt=message.attempt, **data)
 
 
