@@ -73,10 +73,10 @@ class Declaration:
         try:
             return self.signature.bind(*args, **kwargs)
         except TypeError as exc:
+            parameters = [each.replace(annotation=Parameter.empty) for each in self.signature.parameters.values()]
             given = ", ".join([f"{len(args)} by position", *(f"{name}=" for name in kwargs)])
-            raise TypeError(
-                f"{self.name}{self.signature} can't be called with these arguments ({given}): {exc}"
-            ) from None
+            problem = f"{self.name}{Signature(parameters)} can't be called with these arguments ({given})"
+            raise TypeError(f"{problem}: {exc}") from None
 
     def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by the names of the parameters, defaults too; raises as `check`."""
