@@ -9,7 +9,7 @@ value of that class; nothing found in a message is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -25,11 +25,14 @@ from taskbridge.exceptions import EncodeError
 if TYPE_CHECKING:
     from taskbridge.declaration import Declaration
 
-Path = tuple[Any, ...]
-"""Where a value stands, from the inside: the path of what it is in, and how it is found there."""
+
+def _paths() -> set[type]:
+    """Return what a `Path` is; nothing as long as nobody has imported it."""
+    pathlib = sys.modules.get("pathlib")
+    return set() if pathlib is None else {pathlib.Path, pathlib.PurePath}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Form:
     """How the values of a class travel.
 
@@ -37,7 +40,7 @@ class Form:
         cls: The class.
         parts: Returns what a value is made of.
         make: Makes a value of its parts; raises anything if they don't fit.
-        is_same: Returns whether a value that was made again is the one that it was made of; None if it surely is.
+        is_same: Tells whether a value that was made again is as the first one was; None if it surely is.
     """
 
     cls: type
@@ -46,12 +49,8 @@ class Form:
     is_same: Callable[[Any, Any], bool] | None = None
 
     def checked_parts(self, value: Any) -> Any:
-        """Return what a value is made of.
-
-        Raises:
-            ValueError: It can't be made again of that; it says why.
-        """
-        name = named(self.cls)
+        """Return what a value is made of; raise `ValueError` if it can't be made again of that as it was."""
+        name = _named(self.cls)
         try:
             parts = self.parts(value)
             is_same = self.is_same is None or self.is_same(self.make(parts), value)
@@ -63,25 +62,32 @@ class Form:
 
 
 class Forms:
-    """The classes that one hint names.
+    """The classes that one hint names, by themselves and by the names that they have in messages."""
 
-    Attributes:
-        of: Their forms, and the names that they have in messages.
-        by_name: The forms by these names.
-    """
-
-    def __init__(self, forms: Sequence[Form]) -> None:
-        names = [form.cls.__name__ for form in forms]
-        own = [name if names.count(name) == 1 else named(form.cls) for name, form in zip(names, forms, strict=True)]
-        self.by_name: Mapping[str, Form] = dict(zip(own, forms, strict=True))
+    def __init__(self, forms: Iterable[Form | None]) -> None:
+        known = [form for form in forms if form is not None]
+        names = [form.cls.__name__ for form in known]
+        own = [name if names.count(name) == 1 else _named(form.cls) for name, form in zip(names, known, strict=True)]
+        self.by_name: Mapping[str, Form] = dict(zip(own, known, strict=True))
         self.of: dict[type, tuple[str, Form]] = {form.cls: (name, form) for name, form in self.by_name.items()}
-        if (pathlib := sys.modules.get("pathlib")) is not None:  # a `Path` is made as one of the system's own kind
-            for cls in (pathlib.Path, pathlib.PurePath):
-                if cls in self.of:
-                    self.of.setdefault(type(cls()), self.of[cls])
+        for cls in _paths() & self.of.keys():
+            self.of.setdefault(type(cls()), self.of[cls])  # a `Path` is made as one of the system's own kind
 
-    def lowered(self, value: Any, left: int = MOST_DEPTH) -> Any:
-        """Return a value with what is `Typed` in it, up to so many levels deep; what can't be sent stays as it is."""
+    def sent(self, value: Any, path: str) -> Any:
+        """Return a value as it travels: with what is `Typed` in it; what no message can hold stays as it is.
+
+        Raises:
+            EncodeError: It is nested too deeply, or can't be made again.
+        """
+        try:
+            return self.lowered(value, MOST_DEPTH) if self.of else value
+        except TooDeepError:
+            raise EncodeError(path, f"nested more than {MOST_DEPTH} levels deep, or contains itself") from None
+        except ValueError as exc:
+            raise EncodeError(path, str(exc)) from exc
+
+    def lowered(self, value: Any, left: int) -> Any:
+        """Do as `sent`, for a value that may be so many levels deep."""
         found = self.of.get(type(value))
         if found is None:
             value = plain_copy(value)
@@ -95,38 +101,37 @@ class Forms:
         name, form = found
         return Typed(name, self.lowered(form.checked_parts(value), _one_less(left)))
 
-    def made(self, value: Any, path: Path) -> Any:
-        """Return a value with what is `Typed` in it made.
-
-        Raises:
-            TypeError: It can't be made; it says where that stands, and why.
-        """
+    def made(self, value: Any, path: str) -> Any:
+        """Return a value that has travelled, with what is `Typed` in it made; raise `TypeError` if it doesn't fit."""
         kind = type(value)
         if kind is Typed:
-            form = self.by_name.get(value.type)
-            if form is None:
-                known = ", ".join(self.by_name) or "no class"
-                raise TypeError(f"{_told(path)}: it is of class {value.type!r}, and the type hint names {known}")
-            parts = self._parts(value.value, path)
-            try:
-                return form.make(parts)
-            except (Exception, SystemExit) as exc:
-                raise TypeError(f"{_told(path)}: it is no {named(form.cls)}: {failures.text_of(exc)}") from exc
+            return self._made_of(value, path)
+        if kind not in _CONTAINERS:
+            return value
         if kind is dict:
             keys = unlike([self.made(key, path) for key in value])
-            return {key: self.made(item, (path, key)) for key, item in zip(keys, value.values(), strict=True)}
-        if kind is list or kind is tuple:
-            return kind([self.made(item, (path, index)) for index, item in enumerate(value)])
-        return kind(unlike([self.made(item, path) for item in value])) if kind in _CONTAINERS else value
+            items = [self.made(item, f"{path}[{key!r}]") for key, item in value.items()]
+            return dict(zip(keys, items, strict=True))
+        items = [self.made(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return kind(items if kind in (list, tuple) else unlike(items))
 
-    def _parts(self, parts: Any, path: Path) -> Any:
-        if type(parts) is not dict:
-            return self.made(parts, path)
-        items = cast("dict[Any, Any]", parts).items()
-        return {name: self.made(item, (path, name, "field")) for name, item in items}
+    def _made_of(self, typed: Typed, path: str) -> Any:
+        form, parts = self.by_name.get(typed.type), typed.value
+        if form is None:
+            known = ", ".join(self.by_name) or "no class"
+            raise TypeError(f"{path}: it is of class {typed.type!r}, and the type hint names {known}")
+        if type(parts) is dict:
+            parts = {name: self.made(item, f"{path}.{name}") for name, item in cast("dict[Any, Any]", parts).items()}
+        else:
+            parts = self.made(parts, path)
+        try:
+            return form.make(parts)
+        except (Exception, SystemExit) as exc:
+            raise TypeError(f"{path}: it is no {_named(form.cls)}: {failures.text_of(exc)}") from exc
 
 
 _CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
+_NOTHING: Final = Forms(())
 
 
 def _one_less(left: int) -> int:
@@ -135,139 +140,110 @@ def _one_less(left: int) -> int:
     return left - 1
 
 
-def _told(path: Path) -> str:
-    """Return a path as errors tell it, such as `args[0].lines[2]`."""
-    if len(path) == 1:
-        return str(path[0])
-    before, step, *is_field = path
-    if is_field:
-        return f"{_told(before)}.{step}"
-    return f'{_told(before)}["{step}"]' if isinstance(step, str) else f"{_told(before)}[{step!r}]"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Hints:
-    """The classes that the hints of a task name: of its parameters, and of what it returns.
+    """The classes that the hints of a task name.
 
-    Attributes:
-        positional: Those of the parameters that may be given by position, in order.
-        named: Those of the parameters that may be given by name.
-        others: Those of further arguments, by position and by name: `*args` and `**kwargs`.
-        result: Those of what it returns.
+    Args:
+        by: Those of each parameter, by its index if it may be given by position, and by its name if by that; and those
+            of what the task returns, as `return`.
+        others: Those of further arguments by position, and by name.
     """
 
-    positional: Sequence[Forms]
-    named: Mapping[str, Forms]
-    others: tuple[Forms, Forms]
-    result: Forms
+    def __init__(self, by: Mapping[int | str, Forms], others: Sequence[Forms] = (_NOTHING, _NOTHING)) -> None:
+        self._by = by
+        self._others = others
+        self.result: Forms = by.get("return", _NOTHING)
 
     def lowered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return arguments as they travel.
-
-        Raises:
-            EncodeError: One of them can't be sent.
-        """
-        return (
-            [_lowered(self._at(index), value, f"args[{index}]") for index, value in enumerate(args)],
-            {name: _lowered(self._of(name), value, f'kwargs["{name}"]') for name, value in kwargs.items()},
-        )
+        """Return arguments as they travel; raises `EncodeError`."""
+        return self._each(Forms.sent, args, kwargs)
 
     def made(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return arguments that have travelled as the function gets them.
+        """Return arguments that have travelled as the function gets them; raise `TypeError` if they don't fit."""
+        return self._each(Forms.made, args, kwargs)
 
-        Raises:
-            TypeError: They don't fit the hints; it says where, and why.
-        """
+    def _each(
+        self, act: Callable[[Forms, Any, str], Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        of, (more, named) = self._by.get, self._others
         return (
-            [self._at(index).made(value, (f"args[{index}]",)) for index, value in enumerate(args)],
-            {name: self._of(name).made(value, (f'kwargs["{name}"]',)) for name, value in kwargs.items()},
+            [act(of(index, more), value, f"args[{index}]") for index, value in enumerate(args)],
+            {name: act(of(name, named), value, f'kwargs["{name}"]') for name, value in kwargs.items()},
         )
 
-    def lowered_result(self, value: Any) -> Any:
-        """Return what the task returned as it is recorded; raises `EncodeError`."""
-        return _lowered(self.result, value, "result")
 
-    def _at(self, index: int) -> Forms:
-        return self.positional[index] if index < len(self.positional) else self.others[0]
-
-    def _of(self, name: str) -> Forms:
-        return self.named.get(name, self.others[1])
-
-
-def _lowered(forms: Forms, value: Any, path: str) -> Any:
-    if not forms.of:
-        return value
-    try:
-        return forms.lowered(value)
-    except TooDeepError:
-        raise EncodeError(path, f"nested more than {MOST_DEPTH} levels deep, or contains itself") from None
-    except ValueError as exc:
-        raise EncodeError(path, str(exc)) from exc
+NO_HINTS: Final = Hints({})
 
 
 # What hints name
 
-_NOTHING: Final = Forms(())
-NO_HINTS: Final = Hints(positional=(), named={}, others=(_NOTHING, _NOTHING), result=_NOTHING)
-"""The hints of a task that has none."""
-
 
 def hints_of(declaration: Declaration) -> Hints | None:
     """Return what the hints of a task name; None if they name no class."""
-    of = dict[str, Forms]()
-    for name, hint in _function_hints(declaration, []):
-        forms = dict[Any, Form | None]()
-        _look(hint, forms, [])
-        of[name] = Forms([form for form in forms.values() if form is not None])
-    if not any(forms.by_name for forms in of.values()):
+    named, by = {name: Forms(found.values()) for name, found in _looked_up(declaration, [])}, dict[int | str, Forms]()
+    if not any(forms.of for forms in named.values()):
         return None
-    positional, named, others = list[Forms](), dict[str, Forms](), [_NOTHING, _NOTHING]
-    for name, parameter in declaration.signature.parameters.items():
-        forms_here = of.get(name, _NOTHING)
+    others = [_NOTHING, _NOTHING]
+    for index, (name, parameter) in enumerate(declaration.signature.parameters.items()):
         if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-            others[parameter.kind is Parameter.VAR_KEYWORD] = forms_here
+            others[parameter.kind is Parameter.VAR_KEYWORD] = named.get(name, _NOTHING)
             continue
         if parameter.kind is not Parameter.KEYWORD_ONLY:
-            positional.append(forms_here)
+            by[index] = named.get(name, _NOTHING)
         if parameter.kind is not Parameter.POSITIONAL_ONLY:
-            named[name] = forms_here
-    return Hints(positional=positional, named=named, others=(others[0], others[1]), result=of.get("return", _NOTHING))
+            by[name] = named.get(name, _NOTHING)
+    return Hints(by | {"return": named.get("return", _NOTHING)}, others)
 
 
 def unresolved(declaration: Declaration) -> list[str]:
-    """Return the hints of a task, and of the classes that they name, which can't be resolved and count as none."""
+    """Return the hints of a task, and of the classes that they name, that can't be resolved and count as none."""
     problems: list[str] = []
-    seen: dict[Any, Form | None] = {}
-    for _, hint in _function_hints(declaration, problems):
-        _look(hint, seen, problems)
-    return problems
+    _ = list(_looked_up(declaration, problems))
+    return list(dict.fromkeys(problems))
 
 
-def _function_hints(declaration: Declaration, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _looked_up(declaration: Declaration, problems: list[str]) -> Iterator[tuple[str, dict[Any, Form | None]]]:
+    """Yield the classes that each hint of a task names; those that can't be resolved are added to the problems."""
     signature, function = declaration.signature, unwrap(declaration.function)
     hints = {name: each.annotation for name, each in signature.parameters.items()}
     hints["return"] = signature.return_annotation
-    scope = getattr(function, "__globals__", None) or vars(sys.modules.get(function.__module__, sys))
     given = {name: hint for name, hint in hints.items() if hint is not Parameter.empty}
-    yield from _resolved(given, scope, {}, declaration.name, problems)
+    scope = getattr(function, "__globals__", None) or vars(sys.modules.get(function.__module__, sys))
+    for name, hint in _resolved(given, scope, {}, declaration.name, problems):
+        found: dict[Any, Form | None] = {}
+        _look(hint, found, problems)
+        yield name, found
 
 
-def _class_hints(cls: type, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the hints of a class's attributes, each resolved where it stands: a base may be of another module."""
-    for base in cls.__mro__[:-1]:
-        try:
-            raw = get_annotations(base)
-        except Exception as exc:  # a name that is not there; annotations are made when they are asked for
-            problems.append(f"{named(base)}: {exc}")
-            continue
-        local = {base.__name__: base, **{each.__name__: each for each in getattr(base, "__parameters__", ())}}
-        yield from _resolved(raw, vars(sys.modules.get(base.__module__, sys)), local, named(base), problems)
+def _look(hint: Any, found: dict[Any, Form | None], problems: list[str]) -> None:
+    """Find the classes that a hint names, at any depth, and how their values travel; None for what travels plainly."""
+    cls: Any = get_origin(hint) or hint
+    for part in hint if isinstance(hint, list) else get_args(hint):  # a list is in the hint of a callable
+        _look(type(part) if cls is Literal else part, found, problems)
+    for name in ("__supertype__", "__value__"):  # of a NewType, and of `type X = ...`, which may name itself
+        if not isinstance(cls, type) and hasattr(cls, name) and cls not in found:
+            found[cls] = None
+            _look(getattr(cls, name), found, problems)
+    if not isinstance(cls, type) or cls in found:
+        return
+    form = found[cls] = form_of(cls)
+    if _is_typed_dict(cls) or (form is not None and isinstance(form.make, partial)):  # it has fields
+        for base in cls.__mro__[:-1]:  # each may be of another module
+            try:
+                raw = get_annotations(base)
+            except Exception as exc:  # from Python 3.14 on they are made when they are asked for
+                problems.append(f"{_named(base)}: {exc}")
+                continue
+            scope = vars(sys.modules.get(base.__module__, sys))
+            local = {each.__name__: each for each in (base, *getattr(base, "__parameters__", ()))}
+            for _, part in _resolved(raw, scope, local, _named(base), problems):
+                _look(part, found, problems)
 
 
 def _resolved(
     raw: Mapping[str, Any], scope: Mapping[str, Any], local: Mapping[str, Any], owner: str, problems: list[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield hints that are resolved one by one: one that can't be counts as none, whatever becomes of the others."""
+    """Yield hints, resolved one by one: one that can't be counts as none, whatever becomes of the others."""
     for name, hint in raw.items():
         try:
             found = get_type_hints(SimpleNamespace(__annotations__={name: hint}), dict(scope), dict(local))
@@ -277,51 +253,25 @@ def _resolved(
             yield name, found[name]
 
 
-def _look(hint: Any, found: dict[Any, Form | None], problems: list[str]) -> None:
-    """Find the classes that a hint names, at any depth, and how their values travel; None for what travels plainly."""
-    origin = get_origin(hint)
-    for part in hint if isinstance(hint, list) else get_args(hint):  # a list is in the hint of a callable
-        _look(type(part) if origin is Literal else part, found, problems)
-    cls: Any = origin or hint
-    if isinstance(cls, type):
-        if cls in found:
-            return
-        form = found[cls] = form_of(cls)
-        if _is_typed_dict(cls) or (form is not None and isinstance(form.make, partial)):  # it has fields
-            for _, each in _class_hints(cls, problems):
-                _look(each, found, problems)
-    for name in ("__supertype__", "__value__"):  # of a NewType, and of `type X = ...`, which may name itself
-        if hasattr(cls, name) and cls not in found:
-            found[cls] = None
-            _look(getattr(cls, name), found, problems)
-
-
 # The kinds of classes
 
 
 def form_of(cls: Any) -> Form | None:
     """Return how values of a class travel; None if a hint that names it says nothing."""
-    pathlib = sys.modules.get("pathlib")
     if hasattr(cls, "__mapper__"):  # SQLAlchemy's: a row of a database, which a copy is not
         return None
     if issubclass(cls, Enum):
-        return Form(cls=cls, parts=lambda value: value.value, make=cls)
-    if pathlib is not None and issubclass(cls, pathlib.PurePath):
-        return Form(cls=cls, parts=str, make=cls)
+        return Form(cls, lambda value: value.value, cls)
+    if _paths() & {*cls.__mro__}:
+        return Form(cls, str, cls)
     if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json"):
-        return Form(cls=cls, parts=_model_parts, make=lambda parts: _model_of(cls, parts), is_same=eq)
+        return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), eq)
     names = _fields_of(cls)
     if names is not None:
         parts = partial(_field_parts, tuple(names))
-        return Form(cls=cls, parts=parts, make=partial(_of_fields, cls, names), is_same=_is_same(cls, parts))
-    return next(
-        (
-            Form(cls=cls, parts=plain_copy, make=cls, is_same=lambda made, value: plain_copy(made) == plain_copy(value))
-            for base in (str, int, float, list, dict)
-            if issubclass(cls, base) and cls not in (base, bool) and not _is_typed_dict(cls)
-        ),
-        None,
-    )
+        return Form(cls, parts, partial(_of_fields, cls, names), _is_same(cls, parts))
+    is_plain = _is_typed_dict(cls) or not {str, int, float, list, dict} & {*cls.__mro__[1:]} or cls is bool
+    return None if is_plain else Form(cls, plain_copy, cls, lambda made, value: plain_copy(made) == plain_copy(value))
 
 
 def _is_typed_dict(cls: type) -> bool:
@@ -333,17 +283,19 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
     if is_dataclass(cls):
         return {each.name: each.name if each.init else None for each in fields(cls)}
     if "__attrs_attrs__" in vars(cls):
-        return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}  # attrs 22.2
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return {name: name for name in cls._fields}
-    return None
+        return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}
+    return {name: name for name in cls._fields} if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
 
 
 def _is_same(cls: Any, parts: Callable[[Any], Any]) -> Callable[[Any, Any], bool] | None:
-    """Return what tells whether a value was made again as it was; None if only fields are set to make one."""
+    """Return what tells whether a value was made again as it was; None if to make one is only to set its fields."""
     own = vars(cls).get("__dataclass_params__")
-    changes = any(hasattr(cls, name) for name in ("__post_init__", "__pydantic_validator__"))
-    if own is not None and own.init and not changes:
+    if (
+        own is not None
+        and own.init
+        and not hasattr(cls, "__post_init__")
+        and not hasattr(cls, "__pydantic_validator__")
+    ):
         return None
     return lambda made, value: type(made) is type(value) and parts(made) == parts(value)
 
@@ -352,17 +304,14 @@ def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def _of_fields(cls: Any, names: Mapping[str, str | None], parts: Any) -> Any:
-    if type(parts) is not dict:
-        raise TypeError(f"it is made of fields, not of a {type(parts).__name__}")
-    given = cast("dict[str, Any]", parts)
-    for name in given:
+def _of_fields(cls: Any, names: Mapping[str, str | None], parts: dict[str, Any]) -> Any:
+    for name in parts:
         if name not in names:
             raise TypeError(f"it has no field {name!r}, but {', '.join(names) or 'none'}")
-    made = cls(**{known: given[name] for name, known in names.items() if known is not None and name in given})
+    made = cls(**{known: parts[name] for name, known in names.items() if known is not None and name in parts})
     for name, known in names.items():
-        if known is None and name in given:
-            object.__setattr__(made, name, given[name])  # its class may be frozen
+        if known is None and name in parts:
+            object.__setattr__(made, name, parts[name])  # its class may be frozen
     return made
 
 
@@ -374,6 +323,5 @@ def _model_of(cls: Any, parts: Any) -> Any:
     return cls.model_validate_json(to_json(parts), by_alias=False, by_name=True)
 
 
-def named(cls: Any) -> str:
-    """Return a class's name with its module's."""
+def _named(cls: Any) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -104,7 +104,7 @@ class Runner:
             return Done(value, None if self.most_bytes is None else "null")
         try:
             hints = None if self.declaration is None else self.declaration.hints
-            encoded = codec.dumps(value if hints is None else hints.lowered_result(value), "result")
+            encoded = codec.dumps(value if hints is None else hints.result.sent(value, "result"), "result")
         except (Exception, SystemExit) as exc:  # mostly EncodeError; a timezone of the user's own may raise anything
             return Done(value, problem=failures.text_of(exc) or failures.type_of(type(exc)))
         if len(encoded) > self.most_bytes:

@@ -158,7 +158,6 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),
     ),
-    "23 a task on Dramatiq": (lambda: bridge("dramatiq+memory://").native.task, ("Dramatiq's broker", "@bridge.task")),
     "schedule for no time": (lambda: task().schedule(None, 1), ("None", "send is for now")),
     "schedule at a naive time": (lambda: task().schedule(datetime(2030, 1, 1), 1), ("2030-01-01", "timezone.utc")),
     "an unknown engine": (lambda: Bridge("celrey+redis://localhost"), ("'celrey'", "did you mean 'celery'")),

@@ -31,7 +31,6 @@ from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
-from taskbridge.remedies import native_attribute
 from taskbridge.settings import Address, Settings
 
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
@@ -83,7 +82,11 @@ class BridgeCelery(Celery):
         return {**options, "transport": self.engine.transport, "url": own}
 
     def __getattr__(self, name: str) -> Any:
-        return native_attribute(self, name, "Celery's app")
+        if name == "add_middleware":
+            raise AttributeError(
+                "bridge.native is Celery's app here; hooks, as @bridge.on('dead'), hold on both engines"
+            )
+        return object.__getattribute__(self, name)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
         """Have a child that doesn't fork load the application anew."""

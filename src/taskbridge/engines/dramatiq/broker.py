@@ -22,7 +22,6 @@ from taskbridge.engines.dramatiq.deliveries import Delivery, Reception
 from taskbridge.engines.settle import NotSettledError
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
-from taskbridge.remedies import native_attribute
 
 if TYPE_CHECKING:
     from taskbridge.engines.dramatiq.fast.work import WorkQueue
@@ -132,9 +131,6 @@ class EngineBroker(Broker):
     reception: Reception
     work: WorkQueue | None = None
     _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
-
-    def __getattr__(self, name: str) -> Any:
-        return native_attribute(self, name, "Dramatiq's broker")
 
     # What it tells its middleware
 
