@@ -7,7 +7,8 @@ Each bad call carries the ignores of both checkers, which complain (`warn_unused
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -46,6 +47,16 @@ def welcome(user_id: int) -> str:
     return str(user_id)
 
 
+@dataclass
+class Order:
+    id: int
+
+
+@bridge.task
+def pack(order: Order) -> list[Order]:
+    return [order]
+
+
 @bridge.task(priority="high", time_limit=5)
 async def fetch(url: str) -> bytes:
     return url.encode()
@@ -82,6 +93,7 @@ async def good() -> None:
     assert_type(add.send(1).result(timeout=timedelta(seconds=5)), float)
     assert_type(await add.send(1).aresult(5), float)
     assert_type(fetch.send("u").result(), bytes)
+    assert_type(pack.send(Order(1)).result(), list[Order])
     assert_type(add.send(1).status(), Status)
     assert_type(add.send(1).status().state, State)
     assert_type(await add.send(1).acancel(), Status)
@@ -104,6 +116,8 @@ def bad() -> None:
     add.using(queue="vip").send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fetch.send(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     wrong: Handle[str] = add.send(1)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    add.delay(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    pack.send({"id": 1})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.send_many([welcome.call(1)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     RetryPolicy(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RetryPolicy(max_attempts="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -157,6 +171,7 @@ def schedules() -> None:
 @on("dead")
 def good_hook(event: Event) -> None:
     assert_type(event.reason, str)
+    assert_type(event.arguments, Mapping[str, Any] | None)
 
 
 @on("died")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

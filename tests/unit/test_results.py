@@ -117,7 +117,7 @@ class TestWhereNothingIsRecorded:
         handle = bridge.handle("some-id")
 
         for ask in (handle.status, handle.result, handle.cancel):
-            with pytest.raises(UnsupportedError, match=r"no store is set; set one \(TASKBRIDGE_STORE=redis://"):
+            with pytest.raises(UnsupportedError, match=r"need a store; set one \(TASKBRIDGE_STORE=redis://"):
                 ask()
 
     def test_an_id_that_nobody_knows_is_an_error(self, driven: Bridge) -> None:

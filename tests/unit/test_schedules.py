@@ -180,7 +180,7 @@ def test_intervals_count_from_the_epoch() -> None:
         (lambda: Cron("*/90 * * * *"), r"'\*/90', the field minute, is more than 60; use every"),
         (lambda: Cron("0 */25 * * *"), "the field hour, is more than 24"),
         (lambda: Cron("0,5-50/61 * * * *"), "more than 60"),
-        (lambda: Cron("0 0 * * sat-sun"), "Bad day-of-week; a range goes up, from SUN"),
+        (lambda: Cron("0 0 * * sat-sun"), "Bad day-of-week 'sat-sun'; a range goes up, from SUN"),
         (lambda: Cron("* * * * * *"), "5 fields"),
         (lambda: Cron("0 0 30 2 *"), "day-of-month"),
         (lambda: Cron("0 0 */20 * 1L"), "never due"),
