@@ -209,7 +209,7 @@ def dumps_array(values: Sequence[object], path: str) -> str:
 
 def dumps_object(values: Mapping[str, object], path: str) -> str:
     """Return a JSON object of values in the codec's form; its own keys, parameter names, are never tagged."""
-    pairs = (f"{to_json(key)}:{dumps(item, f'{path}[{_quoted(key)}]')}" for key, item in values.items())
+    pairs = (f"{to_json(key)}:{dumps(item, f'{path}[{quoted(key)}]')}" for key, item in values.items())
     return f"{{{','.join(pairs)}}}"
 
 
@@ -372,13 +372,14 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
     elif _is_dict(value):
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
-            yield item, f"{path}[{_quoted(key)}]"
+            yield item, f"{path}[{quoted(key)}]"
     elif type(value) in _CONTAINERS:
         for index, item in enumerate(value):
             yield item, f"{path}[{index}]"
 
 
-def _quoted(key: object) -> str:
+def quoted(key: object) -> str:
+    """Return a key as paths tell it."""
     return f'"{key}"' if isinstance(key, str) else repr(key)
 
 

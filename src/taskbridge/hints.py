@@ -14,12 +14,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from inspect import Parameter, get_annotations, unwrap
+from itertools import chain
 from operator import eq
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
 from taskbridge import failures
-from taskbridge.codec import MOST_DEPTH, TooDeepError, Typed, plain_copy, to_json, unlike
+from taskbridge.codec import MOST_DEPTH, TooDeepError, Typed, plain_copy, quoted, to_json, unlike
 from taskbridge.exceptions import EncodeError
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ class Forms:
         known = [form for form in forms if form is not None]
         names = [form.cls.__name__ for form in known]
         own = [name if names.count(name) == 1 else _named(form.cls) for name, form in zip(names, known, strict=True)]
-        self.by_name: Mapping[str, Form] = dict(zip(own, known, strict=True))
-        self.of: dict[type, tuple[str, Form]] = {form.cls: (name, form) for name, form in self.by_name.items()}
+        self.of: dict[type, tuple[str, Form]] = {form.cls: (name, form) for name, form in zip(own, known, strict=True)}
+        # In both ways, for which of them is sent changes with what else the hint names.
+        self.by_name: Mapping[str, Form] = {_named(form.cls): form for form in known} | dict(self.of.values())
         for cls in _paths() & self.of.keys():
             self.of.setdefault(type(cls()), self.of[cls])  # a `Path` is made as one of the system's own kind
 
@@ -110,7 +112,7 @@ class Forms:
             return value
         if kind is dict:
             keys = unlike([self.made(key, path) for key in value])
-            items = [self.made(item, f"{path}[{key!r}]") for key, item in value.items()]
+            items = [self.made(item, f"{path}[{quoted(key)}]") for key, item in value.items()]
             return dict(zip(keys, items, strict=True))
         items = [self.made(item, f"{path}[{index}]") for index, item in enumerate(value)]
         return kind(items if kind in (list, tuple) else unlike(items))
@@ -118,7 +120,7 @@ class Forms:
     def _made_of(self, typed: Typed, path: str) -> Any:
         form, parts = self.by_name.get(typed.type), typed.value
         if form is None:
-            known = ", ".join(self.by_name) or "no class"
+            known = ", ".join(dict(self.of.values())) or "no class"
             raise TypeError(f"{path}: it is of class {typed.type!r}, and the type hint names {known}")
         if type(parts) is dict:
             parts = {name: self.made(item, f"{path}.{name}") for name, item in cast("dict[Any, Any]", parts).items()}
@@ -227,6 +229,8 @@ def _look(hint: Any, found: dict[Any, Form | None], problems: list[str]) -> None
     if not isinstance(cls, type) or cls in found:
         return
     form = found[cls] = form_of(cls)
+    for part in chain.from_iterable(map(get_args, getattr(cls, "__orig_bases__", ()))):
+        _look(part, found, problems)
     if _is_typed_dict(cls) or (form is not None and isinstance(form.make, partial)):  # it has fields
         for base in cls.__mro__[:-1]:  # each may be of another module
             try:
@@ -289,13 +293,11 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
 
 def _is_same(cls: Any, parts: Callable[[Any], Any]) -> Callable[[Any, Any], bool] | None:
     """Return what tells whether a value was made again as it was; None if to make one is only to set its fields."""
-    own = vars(cls).get("__dataclass_params__")
+    acts = any(hasattr(cls, name) for name in ("__post_init__", "__pydantic_validator__"))
+    own = None if acts else vars(cls).get("__dataclass_params__")
     if (
-        own is not None
-        and own.init
-        and not hasattr(cls, "__post_init__")
-        and not hasattr(cls, "__pydantic_validator__")
-    ):
+        own is not None and own.init and len(fields(cls)) == len(cls.__dataclass_fields__)
+    ):  # and none that is an InitVar
         return None
     return lambda made, value: type(made) is type(value) and parts(made) == parts(value)
 
@@ -304,8 +306,10 @@ def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def _of_fields(cls: Any, names: Mapping[str, str | None], parts: dict[str, Any]) -> Any:
-    for name in parts:
+def _of_fields(cls: Any, names: Mapping[str, str | None], parts: Any) -> Any:
+    if type(parts) is not dict:
+        raise TypeError(f"it is made of fields, and not of a {type(parts).__name__}")
+    for name in cast("dict[Any, Any]", parts):
         if name not in names:
             raise TypeError(f"it has no field {name!r}, but {', '.join(names) or 'none'}")
     made = cls(**{known: parts[name] for name, known in names.items() if known is not None and name in parts})

@@ -33,6 +33,7 @@ ignore_result: write results=False
 store_results: results are kept where there is a store; results=False keeps none
 soft_time_limit timeout: write time_limit, in seconds; it raises TimeLimitExceeded in the task
 queue_name routing_key: write queue
+on_success on_failure on_retry on_retry_exhausted link link_error: add a hook, such as @bridge.on('dead')
 actor_name: write name
 max_age: write expires, in seconds
 """)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskbridge import DecodeError, EncodeError, codec
+from taskbridge.codec import Typed
 
 ROME = ZoneInfo("Europe/Rome")
 
@@ -113,9 +114,9 @@ def test_odd_values_survive(value: object) -> None:
         ([1, {"when": object()}], 'x[1]["when"]'),
         ({"a": (1, {2: b"", 3: [object()]})}, 'x["a"][1][3][0]'),
         ({frozenset([Ellipsis]): 1}, "x key frozenset({Ellipsis})[0]"),
-        (OrderedDict(a=1), "x"),
-        ([Colour.RED], "x[0]"),
+        (OrderedDict(a=[object()]), 'x["a"][0]'),
         ([bytearray(b"")], "x[0]"),
+        (Typed("Line", {"name": object()}), "x.name"),
     ],
     ids=lambda value: value if isinstance(value, str) else "value",
 )
@@ -124,6 +125,41 @@ def test_what_the_codec_does_not_know_is_refused_with_its_path(value: object, pa
         codec.dumps(value, "x")
 
     assert caught.value.path == path
+
+
+class Text(str):
+    def __str__(self) -> str:
+        return "another text"
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Colour.RED, 1),
+        (Text("x"), "x"),
+        (OrderedDict(a=[Colour.RED]), {"a": [1]}),
+        ({Text("x"): Text("y")}, {"x": "y"}),
+        ({Colour.RED}, {1}),
+        (Counter("aba"), {"a": 2, "b": 1}),
+        (type("Rows", (list,), {})([Text("x")]), ["x"]),
+        (type("Ratio", (float,), {})(float("inf")), float("inf")),
+    ],
+    ids=repr,
+)
+def test_a_value_of_a_subclass_is_the_plain_value_that_it_is(value: object, plain: object) -> None:
+    assert same(codec.loads(codec.dumps(value, "x")), plain)
+
+
+def test_a_value_of_a_class_is_told_from_a_dict_that_looks_like_one() -> None:
+    looks = {"$": "typed", "type": "Line", "v": 1}
+    text = codec.dumps([Typed("Line", {"name": "a"}), looks], "x")
+
+    [typed, came] = codec.loads(text)
+
+    assert (typed.type, typed.value, repr(typed)) == ("Line", {"name": "a"}, "Line({'name': 'a'})")
+    assert came == looks
+    assert codec.TYPED in text
+    assert codec.TYPED not in codec.dumps([looks, codec.TYPED], "x")
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:

@@ -103,7 +103,7 @@ def declared(*hints: Any, returns: Any = None) -> Declaration:
     """Return the declaration of a task whose parameters have these hints."""
 
     names = [f"p{index}" for index in range(len(hints))]
-    scope: dict[str, Any] = {}
+    scope = dict(globals())
     exec(f"def function({', '.join(names)}): ...", scope)
     made = scope["function"]
     made.__annotations__ = dict(zip(names, hints, strict=True)) | {"return": returns}

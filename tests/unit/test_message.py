@@ -16,7 +16,9 @@ from taskbridge import DeadLetter, DecodeError, ErrorInfo, Message
 from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads, loads_letter, loads_meta, new_id
 
-FORM_1 = json.loads((Path(__file__).parent / "forms" / "form_1.json").read_text())
+FORM_1, FORM_2 = (
+    json.loads((Path(__file__).parent / "forms" / f"form_{number}.json").read_text()) for number in (1, 2)
+)
 
 MESSAGE = Message(
     id="7c0b5c4e-8f0e-4a53-9c86-0e3f3f1d2a11",
@@ -38,6 +40,13 @@ MESSAGE = Message(
 def test_the_first_form_is_read_as_it_was_written() -> None:
     assert loads(FORM_1["message"]) == MESSAGE
     assert MESSAGE.dumps() == FORM_1["message"]
+
+
+def test_the_second_form_is_read_as_it_was_written() -> None:
+    message = replace(MESSAGE, form=2, args_json='[{"$":"typed","type":"Order","v":{"id":1}}]')
+
+    assert loads(FORM_2["message"]) == message
+    assert message.dumps() == FORM_2["message"]
 
 
 def test_the_first_form_of_what_an_engines_message_carries_is_read() -> None:
@@ -85,7 +94,7 @@ def test_what_the_first_form_got_later_is_read() -> None:
 
 
 def test_a_newer_form_is_told_from_a_broken_one() -> None:
-    newer = FORM_1["message"].replace('"form":1', '"form":2')
+    newer = FORM_1["message"].replace('"form":1', '"form":3')
 
     with pytest.raises(NewerFormError):
         loads(newer)
