@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from taskbridge.exceptions import nearest
-from taskbridge.hints import form_of
 
 
 def _table(text: str) -> dict[str, str]:
@@ -71,6 +70,10 @@ list flower events top monitor: see `taskbridge queues`, `taskbridge schedules` 
 _BY_ATTRIBUTES: Final[Mapping[str, str]] = {
     "__mapper__": "pass its primary key, and load it in the task",
     "_meta pk": "pass its primary key, and load it in the task",
+    **dict.fromkeys(
+        ("__dataclass_fields__", "__attrs_attrs__", "model_dump", "_member_map_", "_fields _make", "joinpath"),
+        "annotate the parameter, or what the task returns, with {name}, and it arrives as one",
+    ),
     "dtype tolist": "pass value.tolist()",
     "cr_await": "await it, and pass what that returns",
     "tobytes release": "pass bytes(value)",
@@ -93,9 +96,7 @@ def instead(word: str, foreign: Mapping[str, str], own: Iterable[str] = ()) -> s
 def for_value(value: Any) -> str:
     """Return what to do about a value that can't be put in a message."""
     kind = cast("Any", type(value))
-    if form_of(kind) is not None:
-        name = kind.__name__.removeprefix("Posix")
-        return f"annotate the parameter, or what the task returns, with {name}, and it arrives as one"
     attributes = {name for base in kind.__mro__ for name in vars(base)}
     found = (what for names, what in _BY_ATTRIBUTES.items() if attributes.issuperset(names.split()))
-    return next(found, "pass what it is made of, such as text, numbers, lists and dicts")
+    remedy = next(found, "pass what it is made of, such as text, numbers, lists and dicts")
+    return remedy.format(name=kind.__name__.removeprefix("Posix"))

@@ -223,7 +223,7 @@ def test_misuse_is_refused_and_nothing_is_sent(case: str) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"retries": 3}, "did you mean 'retry'"),
+        ({"retries": 3}, "write retry=RetryPolicy"),
         ({"quue": "a"}, "did you mean 'queue'"),
         ({"queue": "a b"}, "queue name"),
         ({"priority": "urgent"}, "priority"),

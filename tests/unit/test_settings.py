@@ -51,7 +51,7 @@ def test_the_environment_holds_lists_with_commas() -> None:
         ("url", "celery", "celery\\+redis://"),
         ("url", "celry+redis://h", "did you mean 'celery'"),
         ("url", "celery+reddis://h", "did you mean 'redis'"),
-        ("url", "redis://h", "no engine 'redis'"),
+        ("url", "redis://h", r"name the engine too: celery\+redis://"),
         ("url", "celery+redis://", "host is missing"),
         ("url", "celery+redis://h/x", "database 'x'"),
         ("url", "celery+redis://h:99999", "port"),
