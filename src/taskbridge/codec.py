@@ -141,7 +141,7 @@ def refuse_depth(text: str, plain: object) -> None:
 
 
 def _items(plain: object) -> Iterable[object]:
-    return plain.values() if _is_dict(plain) else plain if _is_list(plain) else ()
+    return plain.values() if is_dict(plain) else plain if is_list(plain) else ()
 
 
 def _with_stack(act: Callable[P, T]) -> Callable[P, T]:
@@ -225,7 +225,7 @@ def loads(text: str | bytes) -> Any:
 def loads_array(text: str | bytes) -> list[Any]:
     """Return the list that `dumps_array` encoded; raises `DecodeError` as `loads` does."""
     plain = parsed(text)
-    if not _is_list(plain):
+    if not is_list(plain):
         raise DecodeError(f"not an array but a JSON {type(plain).__name__}")
     return items_of(plain)
 
@@ -233,7 +233,7 @@ def loads_array(text: str | bytes) -> list[Any]:
 def loads_object(text: str | bytes) -> dict[str, Any]:
     """Return the values that `dumps_object` encoded; raises `DecodeError` as `loads` does."""
     plain = parsed(text)
-    if not _is_dict(plain):
+    if not is_dict(plain):
         raise DecodeError(f"not an object but a JSON {type(plain).__name__}")
     return values_of(plain)
 
@@ -250,11 +250,13 @@ def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _valued(item, MOST_DEPTH) for key, item in plain.items()}
 
 
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a value is a list, of no subclass."""
     return type(value) is list
 
 
-def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+def is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    """Return whether a value is a dict, of no subclass."""
     return type(value) is dict
 
 
@@ -368,8 +370,8 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
     value = plain_copy(value)
     if type(value) is Typed:
         parts = value.value
-        yield from ((item, f"{path}.{name}") for name, item in parts.items()) if _is_dict(parts) else ((parts, path),)
-    elif _is_dict(value):
+        yield from ((item, f"{path}.{name}") for name, item in parts.items()) if is_dict(parts) else ((parts, path),)
+    elif is_dict(value):
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
             yield item, f"{path}[{quoted(key)}]"

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
 from taskbridge import failures
-from taskbridge.codec import MOST_DEPTH, TooDeepError, Typed, plain_copy, quoted, to_json, unlike
+from taskbridge.codec import MOST_DEPTH, TooDeepError, Typed, is_dict, is_list, plain_copy, quoted, to_json, unlike
 from taskbridge.exceptions import EncodeError
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class Forms:
         # In both ways, for which of them is sent changes with what else the hint names.
         self.by_name: Mapping[str, Form] = {_named(form.cls): form for form in known} | dict(self.of.values())
         for cls in _paths() & self.of.keys():
-            self.of.setdefault(type(cls()), self.of[cls])  # a `Path` is made as one of the system's own kind
+            self.of.setdefault(
+                cast("type", type(cls())), self.of[cls]
+            )  # a `Path` is made as one of the system's own kind
 
     def sent(self, value: Any, path: str) -> Any:
         """Return a value as it travels: with what is `Typed` in it; what no message can hold stays as it is.
@@ -90,10 +92,10 @@ class Forms:
 
     def lowered(self, value: Any, left: int) -> Any:
         """Do as `sent`, for a value that may be so many levels deep."""
-        found = self.of.get(type(value))
+        found = self.of.get(cast("type", type(value)))
         if found is None:
             value = plain_copy(value)
-            kind = type(value)
+            kind = cast("Any", type(value))
             if kind not in _CONTAINERS:
                 return value
             left = _one_less(left)
@@ -105,7 +107,7 @@ class Forms:
 
     def made(self, value: Any, path: str) -> Any:
         """Return a value that has travelled, with what is `Typed` in it made; raise `TypeError` if it doesn't fit."""
-        kind = type(value)
+        kind = cast("Any", type(value))
         if kind is Typed:
             return self._made_of(value, path)
         if kind not in _CONTAINERS:
@@ -122,8 +124,8 @@ class Forms:
         if form is None:
             known = ", ".join(dict(self.of.values())) or "no class"
             raise TypeError(f"{path}: it is of class {typed.type!r}, and the type hint names {known}")
-        if type(parts) is dict:
-            parts = {name: self.made(item, f"{path}.{name}") for name, item in cast("dict[Any, Any]", parts).items()}
+        if is_dict(parts):
+            parts = {name: self.made(item, f"{path}.{name}") for name, item in parts.items()}
         else:
             parts = self.made(parts, path)
         try:
@@ -220,7 +222,8 @@ def _looked_up(declaration: Declaration, problems: list[str]) -> Iterator[tuple[
 def _look(hint: Any, found: dict[Any, Form | None], problems: list[str]) -> None:
     """Find the classes that a hint names, at any depth, and how their values travel; None for what travels plainly."""
     cls: Any = get_origin(hint) or hint
-    for part in hint if isinstance(hint, list) else get_args(hint):  # a list is in the hint of a callable
+    parts: Iterable[Any] = hint if is_list(hint) else get_args(hint)  # a list is in the hint of a callable
+    for part in parts:
         _look(type(part) if cls is Literal else part, found, problems)
     for name in ("__supertype__", "__value__"):  # of a NewType, and of `type X = ...`, which may name itself
         if not isinstance(cls, type) and hasattr(cls, name) and cls not in found:
@@ -278,7 +281,7 @@ def form_of(cls: Any) -> Form | None:
     return None if is_plain else Form(cls, plain_copy, cls, lambda made, value: plain_copy(made) == plain_copy(value))
 
 
-def _is_typed_dict(cls: type) -> bool:
+def _is_typed_dict(cls: Any) -> bool:
     return dict in cls.__mro__ and hasattr(cls, "__total__")
 
 
@@ -288,13 +291,13 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
         return {each.name: each.name if each.init else None for each in fields(cls)}
     if "__attrs_attrs__" in vars(cls):
         return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}
-    return {name: name for name in cls._fields} if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
+    return {name: name for name in getattr(cls, "_fields", ())} if tuple in cls.__mro__ else None
 
 
 def _is_same(cls: Any, parts: Callable[[Any], Any]) -> Callable[[Any, Any], bool] | None:
     """Return what tells whether a value was made again as it was; None if to make one is only to set its fields."""
     acts = any(hasattr(cls, name) for name in ("__post_init__", "__pydantic_validator__"))
-    own = None if acts else vars(cls).get("__dataclass_params__")
+    own: Any = None if acts else cls.__dict__.get("__dataclass_params__")
     if (
         own is not None and own.init and len(fields(cls)) == len(cls.__dataclass_fields__)
     ):  # and none that is an InitVar
@@ -307,9 +310,9 @@ def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _of_fields(cls: Any, names: Mapping[str, str | None], parts: Any) -> Any:
-    if type(parts) is not dict:
+    if not is_dict(parts):
         raise TypeError(f"it is made of fields, and not of a {type(parts).__name__}")
-    for name in cast("dict[Any, Any]", parts):
+    for name in parts:
         if name not in names:
             raise TypeError(f"it has no field {name!r}, but {', '.join(names) or 'none'}")
     made = cls(**{known: parts[name] for name, known in names.items() if known is not None and name in parts})

@@ -96,7 +96,7 @@ def instead(word: str, foreign: Mapping[str, str], own: Iterable[str] = ()) -> s
 def for_value(value: Any) -> str:
     """Return what to do about a value that can't be put in a message."""
     kind = cast("Any", type(value))
-    attributes = {name for base in kind.__mro__ for name in vars(base)}
+    attributes: set[str] = {name for base in kind.__mro__ for name in base.__dict__}
     found = (what for names, what in _BY_ATTRIBUTES.items() if attributes.issuperset(names.split()))
     remedy = next(found, "pass what it is made of, such as text, numbers, lists and dicts")
     return remedy.format(name=kind.__name__.removeprefix("Posix"))

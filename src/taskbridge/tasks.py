@@ -68,8 +68,8 @@ class Call(Generic[R_co]):
         args, kwargs, hints = self.args, self.kwargs, self.declaration.hints
         if hints is None:
             return codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs") if kwargs else "{}", 1
-        args, kwargs = hints.lowered(args, kwargs)
-        texts = codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs")
+        positional, named = hints.lowered(args, kwargs)
+        texts = codec.dumps_array(positional, "args"), codec.dumps_object(named, "kwargs")
         return *texts, TYPED_FORM if any(codec.TYPED in text for text in texts) else 1
 
 

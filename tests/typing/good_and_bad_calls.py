@@ -116,7 +116,7 @@ def bad() -> None:
     add.using(queue="vip").send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fetch.send(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     wrong: Handle[str] = add.send(1)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    add.delay(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    add.delay(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     pack.send({"id": 1})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.send_many([welcome.call(1)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     RetryPolicy(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -11,14 +11,14 @@ from taskbridge import Bridge, EncodeError
 
 attrs: Any = importlib.import_module("attrs")
 
-Line = attrs.make_class(
+Line: Any = attrs.make_class(
     "Line", {"name": attrs.field(type=str), "_count": attrs.field(type=int, default=1)}, frozen=True
 )
 Order = attrs.make_class(
     "Order",
     {"lines": attrs.field(converter=tuple), "total": attrs.field(init=False, default=0)},
 )
-Order.__annotations__ = {"lines": tuple[Line, ...], "total": int}
+Order.__annotations__ = {"lines": list[Line], "total": int}
 Growing = attrs.make_class("Growing", {"text": attrs.field(converter=lambda text: f"{text}!")})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskbridge import EncodeError
 from taskbridge.contract import typed
-from taskbridge.contract.harness import Harness
+from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.registry import ALONE, PROCESSES, RECORDED, scenario, with_processes, with_records
 from taskbridge.contract.scenarios.results import result_of
 from taskbridge.contract.target import Target
@@ -95,7 +95,7 @@ def a_class_that_no_hint_names_is_not_made(h: Harness) -> None:
     """A message that names a class which the parameter's hint doesn't name is dead, and nothing is made of it."""
     made = Path(h.environment.folder, "made")
     names = ("pathlib.Path", "Order", "taskbridge.contract.typed.Order", "os.mkdir")
-    items = []
+    items: list[Sent] = []
     for name in names:
         text = f'[{{"$":"typed","type":"{name}","v":"{made}"}}]'
         with h.saying(args_json=text, form=2):
