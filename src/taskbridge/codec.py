@@ -432,8 +432,8 @@ _BASES: Final[Mapping[type, Callable[[Any], Any]]] = {
     str: str.__str__,
     int: int.__index__,
     float: float.__float__,
-    list: list.copy,
-    dict: dict.copy,
+    list: cast("Any", list).copy,
+    dict: cast("Any", dict).copy,
 }
 """What a subclass's values travel as, and what returns that, whatever the subclass makes of its methods."""
 

@@ -69,13 +69,11 @@ class Forms:
         known = [form for form in forms if form is not None]
         names = [form.cls.__name__ for form in known]
         own = [name if names.count(name) == 1 else _named(form.cls) for name, form in zip(names, known, strict=True)]
-        self.of: dict[type, tuple[str, Form]] = {form.cls: (name, form) for name, form in zip(own, known, strict=True)}
+        self.of: dict[Any, tuple[str, Form]] = {form.cls: (name, form) for name, form in zip(own, known, strict=True)}
         # In both ways, for which of them is sent changes with what else the hint names.
         self.by_name: Mapping[str, Form] = {_named(form.cls): form for form in known} | dict(self.of.values())
         for cls in _paths() & self.of.keys():
-            self.of.setdefault(
-                cast("type", type(cls())), self.of[cls]
-            )  # a `Path` is made as one of the system's own kind
+            self.of.setdefault(type(cls()), self.of[cls])  # a `Path` is made as one of the system's own kind
 
     def sent(self, value: Any, path: str) -> Any:
         """Return a value as it travels: with what is `Typed` in it; what no message can hold stays as it is.
@@ -92,7 +90,7 @@ class Forms:
 
     def lowered(self, value: Any, left: int) -> Any:
         """Do as `sent`, for a value that may be so many levels deep."""
-        found = self.of.get(cast("type", type(value)))
+        found = self.of.get(type(value))
         if found is None:
             value = plain_copy(value)
             kind = cast("Any", type(value))

@@ -283,7 +283,7 @@ class Tasks:
         self._started(context, values=[describe(value) for value in values], named=describe(named))
         self._ended(context, "returned")
 
-    def _typed(self, value: Nested | Doubled, *more: Nested, named: Nested = None) -> list[Nested]:
+    def _typed(self, value: Nested | Doubled, *more: Nested, named: Nested = None) -> list[Nested | Doubled]:
         context = current()
         self._started(context, values=[describe(each) for each in (value, *more, named)])
         self._ended(context, "returned")
