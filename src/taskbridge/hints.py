@@ -289,7 +289,8 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
         return {each.name: each.name if each.init else None for each in fields(cls)}
     if "__attrs_attrs__" in vars(cls):
         return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}
-    return {name: name for name in getattr(cls, "_fields", ())} if tuple in cls.__mro__ else None
+    names: Any = getattr(cls, "_fields", None) if tuple in cls.__mro__ else None
+    return None if names is None else {name: name for name in names}
 
 
 def _is_same(cls: Any, parts: Callable[[Any], Any]) -> Callable[[Any, Any], bool] | None:
