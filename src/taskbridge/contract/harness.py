@@ -280,7 +280,7 @@ class Harness:
         with self.saying(id=sent.id, redelivered=redelivered):
             self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
 
-    def sendsaying(self, plan: Plan, **fields: Any) -> Sent:
+    def send_saying(self, plan: Plan, **fields: Any) -> Sent:
         """Send a plan by a message that has other fields than a new one."""
         with self.saying(**fields):
             return self.send(plan)

@@ -197,7 +197,7 @@ class Tasks:
         def run(parcels: Any) -> None:
             self._note_run()
 
-        cast("Any", run).__annotations__["parcels"] = list[self.reshaped_class]
+        cast("Any", run).__annotations__["parcels"] = cast("Any", list)[self.reshaped_class]
         return self._bridge.task(name="contract.reshaped")(run)
 
     def _note_run(self) -> None:
