@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -24,7 +24,7 @@ from taskbridge.sending import Sending
 from taskbridge.tasks import AsyncTask, Call, Task
 
 if TYPE_CHECKING:
-    from taskbridge.brokers.base import Counts
+    from taskbridge.brokers.base import Broker, Counts
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
@@ -153,7 +153,7 @@ class Bridge(Parts):
 
     @property
     def schedules(self) -> Schedules:
-        """The schedules: list, pause and resume."""
+        """The schedules: list, pause, resume, and at run time put and delete."""
         from taskbridge.schedules.listing import Schedules
 
         return self._part("schedules", lambda: Schedules(self, self._sending))
@@ -337,8 +337,6 @@ class Bridge(Parts):
             raise DeclarationError("a periodic call needs cron or every")
         if not isinstance(call, Call):
             raise DeclarationError(f"periodic takes what task.call(...) returns, not {call!r}: is it a @task?")
-        if call.declaration is not self._tasks.get(call.declaration.name):
-            raise DeclarationError(f"task {call.declaration.name!r} is not one of this bridge")
         with locks.no_fork(), self._lock:
             self.schedules.add(call, timing)
 
@@ -518,12 +516,35 @@ class Bridge(Parts):
         from taskbridge.settings import load  # here, for declaring tasks needs no settings
 
         load(given)
+        self._take_settings(given)
+        _ = self.settings
+
+    def _take_settings(self, given: Mapping[str, Any]) -> None:
         self.close()
         with self._lock:
             self._given = given
             self._made.pop("settings", None)
             self._forget()
-        _ = self.settings
+
+    @contextmanager
+    def temporarily(self, **given: Any) -> Generator[None, None, None]:
+        """Use some other settings while the block runs, in tests say; all else stays, and then it is as it was.
+
+        Raises:
+            SettingsError: A setting is wrong; then nothing has changed.
+        """
+        former = self._given
+        self.reconfigure(**{**former, **given})
+        try:
+            yield
+        finally:
+            self._take_settings(former)
+
+    @contextmanager
+    def divert(self, broker: Broker) -> Generator[None, None, None]:
+        """Hand what is sent to another broker, and record none of it, while the block runs; see `testing`."""
+        with self._sending.divert(broker):
+            yield
 
     def move_to(self, url: str) -> None:
         """Use another engine and broker; all else stays: other settings, tasks and hooks.

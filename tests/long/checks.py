@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil, inf
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from taskbridge import Task
 from taskbridge.contract.environment import EnvironmentSpec
 from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.probe import START
 from taskbridge.contract.program import RETURN, Plan, Step
 from taskbridge.contract.registry import STORED
 from taskbridge.contract.scenarios.crashes import kill_by_every_attempt
-from taskbridge.contract.scenarios.periodic import tick_by_three_workers
+from taskbridge.contract.scenarios.periodic import planned_at, tick_by_three_workers
 from taskbridge.contract.scenarios.shutdown import restart_under_load
 
 _SIGTERMS: Final = 50
 _TICKS: Final = 30
 _WORKERS: Final = 3
+_SCHEDULES: Final = 500
+_FOLLOWERS: Final = 5
+_SEEN_S: Final = 5.0
+"""How soon workers follow what is put at run time (rule CR8)."""
 _LONG_S: Final = 30.0
 _POLICY: Final = "standard"
 """That of the message which always kills its worker: five attempts."""
@@ -107,6 +115,54 @@ def _succeeded_the_first_time(h: Harness, sent: Sent) -> None:
 def _ticks(h: Harness) -> str:
     instants = tick_by_three_workers(h, _TICKS)
     return f"{instants} instants, {_WORKERS} workers, one of them killed: each instant was run once"
+
+
+def _schedules(h: Harness) -> str:
+    """Put, change and delete schedules while workers run and one is killed; compare what was run with the plan."""
+    workers = [h.start_worker(threads=4) for _ in range(_FOLLOWERS)]
+    call, schedules, random = h.tasks.programs["once"].call([RETURN.plain()]), h.bridge.schedules, Random(7)
+    lived: dict[str, list[tuple[float, float, int]]] = {f"s{number}": [] for number in range(_SCHEDULES)}
+
+    def edit(name: str, every: int | None) -> None:
+        """Put a schedule, or delete it, and note from when to when which plan counts."""
+        if every is None:
+            schedules.delete(name)
+        else:
+            schedules.put(name, call, every=every)
+        now = h.bridge.now()
+        lived[name][-1:] = [(begun, min(until, now), was) for begun, until, was in lived[name][-1:]]
+        lived[name] += [] if every is None else [(now, inf, every)]
+
+    for name in lived:
+        edit(name, 20)
+    h.pause(25)
+    h.environment.kill(workers[0])
+    for name in random.sample([*lived], _SCHEDULES * 3 // 4):
+        edit(name, random.choice((None, 15, 25)))
+    h.pause(35)
+    for name in lived:
+        if lived[name][-1][1] == inf:
+            edit(name, None)
+    gone_at = h.bridge.now()
+    h.pause(_SEEN_S)
+    h.idle(within_s=h.spec.lease_s + 10 + h.patience_s)
+    seen = [record for record in h.environment.records.all() if record.kind == START]
+    ran = Counter((each.data["context"]["headers"]["taskbridge.schedule"], planned_at(each)) for each in seen)
+    planned = {
+        (name, float(tick)): until
+        for name, plans in lived.items()
+        for begun, until, every in plans
+        for tick in range(ceil(begun / every) * every, int(min(until, gone_at)) + 1, every)
+    }
+    h.equal("ticks that were run twice", [tick for tick, times in ran.items() if times > 1], [])
+    h.equal("ticks that were run though nobody planned them", sorted(set(ran) - set(planned)), [])
+    late_s = _SEEN_S + h.spec.lease_s + h.slack_s  # who was killed may have claimed some
+    missing = [tick for tick, until in planned.items() if tick not in ran and tick[1] < until - late_s]
+    h.equal("ticks that were not run", missing, [])
+    edits = sum(len(plans) for plans in lived.values()) + _SCHEDULES  # each is deleted in the end, or before
+    latest_s = max(each.at - planned_at(each) for each in seen)
+    ticks = f"{len(ran):,} of {len(planned):,} ticks, each once, the latest after {latest_s:.1f} s"
+    return f"{_SCHEDULES} schedules, {edits} edits: {ticks}"
 
 
 def _forks(h: Harness) -> str:
@@ -200,6 +256,10 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
     "ticks": Check(
         title="Thirty ticks of a second, three workers and a kill -9: every instant is run once", run=_ticks
+    ),
+    "schedules": Check(
+        title="500 schedules put, changed and deleted while five workers run and one is killed: each tick runs once",
+        run=_schedules,
     ),
     "forks": Check(
         title="In 20 rounds of 25 forks beside 3 threads that send, from the first send on, every child sends",

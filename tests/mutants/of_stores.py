@@ -533,6 +533,18 @@ def goes_back(is_settled: Any) -> Any:
     return lambda self, planned_at: False
 
 
+@mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "ScheduleState.supersedes")
+def ignores_newer_definitions(_: Any) -> Any:
+    """Ticks of a definition that was replaced can be claimed."""
+    return lambda self, revision: False
+
+
+@mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "Ticks.end")
+def forgets_that_a_schedule_was_deleted(_: Any) -> Any:
+    """A deletion leaves nothing that tells of it."""
+    return lambda self, schedule, **given: None
+
+
 @mutant("a_pause_lasts", _TICKS, "Ticks.settle")
 def ends_a_pause(settle: Any) -> Any:
     """Settling a tick ends a pause."""

@@ -24,6 +24,7 @@ _CLOCKS = "times_of_day_live_through_clock_changes"
 _MEANWHILE = "what_was_due_meanwhile_is_caught_up_as_asked"
 _CHANGED = "a_changed_schedule_begins_anew"
 _CLOCKS_DIFFER = "clocks_that_differ_change_nothing"
+_LIVE = "what_is_put_at_run_time_is_followed_until_it_is_deleted"
 _OVERLAP = "what_is_not_to_overlap_waits_for_the_last_one"
 
 
@@ -164,6 +165,51 @@ def a_pause_is_caught_up() -> None:
 def what_is_planned_is_not_noted() -> None:
     """A schedule that was changed goes on from where the one before was."""
     put(_TICKS, "Ticks.note", lambda note: lambda self, plans, **given: True)
+
+
+_STORED = "taskbridge.schedules.stored"
+
+
+def _look_late() -> None:
+    """Have schedulers look for what was put as late as they may, so that chance does not hide what they do then."""
+    put(_STORED, "_LOOK_S", lambda _: 4.0)
+
+
+@mutant("CR8", _LIVE, "celery+redis")
+def nobody_looks_for_what_is_put() -> None:
+    """A worker reads once which schedules were put."""
+    put(_STORED, "_LOOK_S", lambda _: 1e9)
+
+
+@mutant("CR8", _LIVE, "dramatiq+redis")
+def what_is_put_counts_as_missed() -> None:
+    """What was due before a worker saw a schedule was missed."""
+    _look_late()
+
+    def make(watch: Any) -> Any:
+        return lambda self, schedule, here_since, now: watch(self, schedule, float("inf"), now)
+
+    put(_SCHEDULER, "Ticker._watch", make)
+
+
+@mutant("CR8", _LIVE, "celery+redis")
+def what_was_deleted_goes_on_where_it_is_known() -> None:
+    """A deletion leaves nothing that stops workers which have not noticed it."""
+    _look_late()
+    put(_TICKS, "ScheduleState.supersedes", lambda _: lambda self, revision: False)
+
+
+@mutant("CR8", _LIVE)
+def a_deletion_is_forgotten() -> None:
+    """What is deleted stays."""
+    put("taskbridge.schedules.listing", "change", _keeping)
+
+
+def _keeping(change: Any) -> Any:
+    def kept(backend: Any, name: str, decide: Any, **given: Any) -> Any:
+        return change(backend, name, lambda old: decide(old) or old, **given)
+
+    return kept
 
 
 @mutant("CR1", _CLOCKS_DIFFER, "dramatiq+redis")

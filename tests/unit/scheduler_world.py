@@ -11,17 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
-from taskbridge import BrokerUnavailable
-from taskbridge.schedules.listing import tick_id
+from taskbridge import BrokerUnavailable, Call
+from taskbridge.declaration import declare
+from taskbridge.schedules.listing import Schedules, tick_id
 from taskbridge.schedules.plan import Schedule
 from taskbridge.schedules.sender import Ticker
+from taskbridge.schedules.stored import StoredSchedules
 from taskbridge.settings import Settings, load
 from taskbridge.stores.records import Status
 from taskbridge.stores.ticks import ScheduleState, Ticks
+from taskbridge.tasks import SendOptions
 
 STALL_S = 15.0
+FOLLOWS_S = 2.0
+LOOKS_S = 1.0
 
 
 class Killed(BaseException):
@@ -41,6 +47,7 @@ class World:
         away: Whether the store does not answer.
         records: What is known of messages.
         full_until: Until when nothing is taken of a schedule.
+        edits: Whether schedules are put at run time.
         full_is_unsure: Whether what is not taken may have been taken, as far as its sender knows.
         away_s: How long after a kill another scheduler may take to come in the place of the one that was killed.
     """
@@ -56,12 +63,14 @@ class World:
     settings: Settings = field(default_factory=lambda: load({"url": "celery+redis://nowhere"}, environ={})[0])
     full_until: dict[str, float] = field(default_factory=dict)
     full_is_unsure: bool = False
+    edits: bool = False
     kills: int = 0
     freezes: int = 0
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
         self.actors: list[Actor] = []
+        self.shared: Any = SimpleNamespace(backend=self.ticks._backend, ticks=self.ticks)  # undisturbed
 
     def planned(self, schedule: str) -> list[float]:
         """Return the instants for which something was sent, each once, in order."""
@@ -69,6 +78,21 @@ class World:
 
     def state(self, schedule: str) -> ScheduleState:
         return self.ticks.states([schedule], timeout_s=5.0)[schedule]
+
+    def edit(self) -> Schedules:
+        """Return what puts and deletes schedules; from now on, schedulers look for that."""
+        self.edits = True
+        for actor in self.actors:
+            actor.wake_at = min(actor.wake_at, self.now + LOOKS_S)
+        sending: Any = None
+        bridge: Any = SimpleNamespace(
+            settings=self.settings,
+            store=self.shared,
+            now=lambda: self.now,
+            declarations=tuple[Any, ...],
+            declaration_of=lambda name: TASK if name == TASK.name else None,
+        )
+        return Schedules(bridge, sending)
 
     def add(self, name: str, *, is_mortal: bool = True) -> None:
         actor = Actor(self, name, is_mortal)
@@ -105,6 +129,10 @@ class World:
             actor.kill()
 
 
+TASK = declare(lambda: None, name="task")
+CALL: Call[None] = Call(declaration=TASK, args=(), kwargs={}, options=SendOptions())
+
+
 class Actor:
     """One scheduler; it is its own host, and its own store."""
 
@@ -119,6 +147,8 @@ class Actor:
         self.ticks: Any = self
         self.records: Any = self
         self.clock: Any = None
+        self.stored = StoredSchedules()
+        self.followed_at = -FOLLOWS_S
         self._turn = threading.Lock()  # each is let go by one thread, and taken by the other
         self._back = threading.Lock()
         self._turn.acquire()
@@ -166,7 +196,7 @@ class Actor:
 
     def _sleep(self, ticker: Ticker, wake_at: float) -> None:
         """Sleep as the thread of a worker does, which wakes every second and so notices if it stood still."""
-        self.wake_at = wake_at
+        self.wake_at = min(wake_at, self.world.now + LOOKS_S) if self.world.edits else wake_at
         self._point()
         if self.world.now - wake_at <= STALL_S:
             ticker._here_at = self.world.now
@@ -192,15 +222,21 @@ class Actor:
         return self.world.now
 
     def planned(self) -> Mapping[str, Schedule]:
-        return {schedule.name: schedule for schedule in self.world.schedules}
+        return {**self.stored.known, **{schedule.name: schedule for schedule in self.world.schedules}}
 
-    def send(self, schedule: str, planned_at: float) -> str:
-        message_id = tick_id("world", schedule, planned_at)
+    def follow(self, *, at_once: bool = False) -> None:
+        if self.world.edits and (at_once or self.world.now - self.followed_at >= FOLLOWS_S):
+            self.followed_at = self.world.now
+            self._ask(lambda: self.stored.follow(self.world.shared, at_once=True, timeout_s=5.0))
+
+    def send(self, schedule: Schedule, planned_at: float) -> str:
+        name = schedule.name
+        message_id = tick_id("world", name, planned_at)
 
         def send() -> None:
-            if self.world.now < self.world.full_until.get(schedule, 0.0):
+            if self.world.now < self.world.full_until.get(name, 0.0):
                 raise BrokerUnavailable("the queue is full", maybe_taken=self.world.full_is_unsure)
-            self.world.sent[schedule, planned_at, message_id] += 1
+            self.world.sent[name, planned_at, message_id] += 1
 
         self._ask(send)
         return message_id

@@ -71,6 +71,23 @@ def test_a_schedule_is_paused_until_it_is_resumed(run: Run) -> None:
     assert json.loads(resumed.stdout)["paused"] is False
 
 
+def test_a_schedule_is_added_changed_disabled_and_removed(run: Run) -> None:
+    options = ("--args", '["eu"]', "--priority", "high", "--catch-up", "all", "--app", "shop")
+    added = run("schedules", "add", "report 7", "report", "--cron", "0 8 * * *", "--timezone", "Asia/Tokyo", *options)
+    assert added.stdout == "report 7 is active\n"
+    [found] = [each for each in json.loads(run("schedules", "shop", "--json").stdout) if each["source"] == "store"]
+    assert (found["name"], found["task"], found["cron"], found["timezone"], found["catch_up"]) == (
+        *("report 7", "report", "0 8 * * *"),
+        *("Asia/Tokyo", "all"),
+    )
+    changed = run("schedules", "add", "report 7", "report", "--every", "60", "--app", "shop", "--json")
+    assert json.loads(changed.stdout)["every_s"] == 60
+    assert run("schedules", "disable", "report 7", "--app", "shop").stdout == "report 7 is paused\n"
+    assert run("schedules", "enable", "report 7", "--app", "shop").stdout == "report 7 is active\n"
+    assert run("schedules", "remove", "report 7", "--app", "shop").stdout == "report 7 is removed\n"
+    assert "report 7" not in run("schedules", "shop").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -79,7 +96,25 @@ def test_a_schedule_is_paused_until_it_is_resumed(run: Run) -> None:
         (["schedules", "pause", "--app", "shop"], "write `schedules MODULE`"),
         (["schedules", "shop", "--url", "inline://"], "keeps its messages in the process that sends them"),
         (["scheduler", "shop", "--url", "inline://"], "keeps its messages in the process that sends them"),
-        (["scheduler", "json"], "'json' has no schedules"),
+        (["scheduler", "json"], "'json' declares no task"),
+        (["schedules", "add", "new", "--app", "shop"], "write `schedules MODULE`"),
+        (
+            ["schedules", "add", "new", "reprt", "--every", "5", "--app", "shop"],
+            "no task 'reprt'; did you mean 'report'",
+        ),
+        (["schedules", "add", "new", "report", "--app", "shop"], "'new' needs cron or every"),
+        (["schedules", "add", "new", "report", "--cron", "61 * * * *", "--app", "shop"], "Bad minute"),
+        (["schedules", "add", "often", "report", "--every", "5", "--app", "shop"], "is in the code"),
+        (["schedules", "add", "new", "report", "--every", "5", "--args", "{}", "--app", "shop"], "a JSON list"),
+        (["schedules", "add", "new", "report", "--every", "5", "--args", "[1, 2]", "--app", "shop"], "too many"),
+        (["schedules", "add", "new", "report", "--every", "5", "--kwargs", "eu", "--app", "shop"], "must be JSON"),
+        (
+            ["schedules", "add", "new", "report", "--every", "5", "--queue", "q", "--app", "shop"],
+            "queue 'q' is not known",
+        ),
+        (["schedules", "shop", "--every", "5"], "--every has an effect only with add"),
+        (["schedules", "remove", "often", "--app", "shop"], "is in the code: remove it there, or pause it"),
+        (["schedules", "remove", "new", "--app", "shop"], "there is no schedule 'new'"),
     ],
 )
 def test_what_can_not_be_done_is_one_line_and_exit_code_2(run: Run, arguments: list[str], says: str) -> None:

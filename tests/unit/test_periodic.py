@@ -366,7 +366,7 @@ def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
     bridge.task(name="new", every=60)(without_arguments)
     store = bridge.store
     assert store is not None
-    message_id = bridge.schedules.send("new", 1.8e9)
+    message_id = bridge.schedules.send(bridge.schedules.planned()["new"], 1.8e9)
     message = Message(
         id=message_id, task="new", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.8e9, redelivered=1
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from itertools import takewhile
+from math import inf
+from random import Random
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
@@ -14,10 +17,11 @@ import pytest
 from taskbridge import BrokerUnavailable, Cron, Every
 from taskbridge.durations import moment
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
+from taskbridge.schedules.stored import change, definition_of, revised
 from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.records import State, Status
 from taskbridge.stores.ticks import Ticks
-from tests.unit.scheduler_world import Actor, World
+from tests.unit.scheduler_world import CALL, Actor, World
 from tests.unit.test_schedules import WINDOWS
 
 WORKERS = 5
@@ -341,7 +345,7 @@ def test_a_tick_that_can_not_be_sent_at_all_counts_as_missed_and_the_next_one_is
         [actor] = world.actors
         send = actor.send
 
-        def refuse(schedule: str, planned_at: float) -> str:
+        def refuse(schedule: Schedule, planned_at: float) -> str:
             if planned_at == begin + 60:
                 raise LookupError("no such queue")
             return send(schedule, planned_at)
@@ -410,3 +414,122 @@ def test_a_claim_that_could_not_be_given_up_is_given_up_before_the_tick_is_sent_
         world.run(begin + 1300)
 
     assert [tick - begin for tick in world.planned("full")] == [1200]
+
+
+def test_what_is_put_changed_and_deleted_at_run_time_is_sent_once_whoever_is_killed() -> None:
+    """Each of 25 schedules sends by its newest plan from when that was put until it was changed or deleted."""
+    begin, random = 1.8e9, Random(5)
+    lived: dict[str, list[tuple[float, float, int | None]]] = {}  # from, until, and the interval; None is none
+    with world_of(begin=begin, seed=5) as world:
+        world.away_s = (0.5, 5.0, 60.0)
+        world.add("the one", is_mortal=False)
+        for number in range(WORKERS - 1):
+            world.add(f"worker {number}")
+        edit = world.edit()
+        for _ in range(160):
+            world.run(world.now + random.choice((0.1, 3.0, 15.0)), disorder=0.03)
+            name, interval = f"s{random.randrange(25)}", random.choice((None, 5, 7, 11, 13))
+            plans = lived.setdefault(name, [])
+            if interval is None:
+                assert edit.delete(name) is bool(plans and plans[-1][2] is not None)
+            else:
+                edit.put(name, CALL, every=interval)
+            if not plans or plans[-1][2] != interval:
+                plans[-1:] = [(plans[-1][0], world.now, plans[-1][2])] if plans else []
+                plans.append((world.now, inf, interval))
+        end = world.now + 120
+        world.run(end)
+        seen = {name: world.planned(name) for name in lived}
+        counts = Counter((name, planned_at) for name, planned_at, _ in world.sent)
+
+    assert world.kills > 20
+    assert set(counts.values()) == {1}, "each instant has one message id"
+    late_s = 15.0  # a claim of one who was killed, and until it is noticed
+    for name, plans in lived.items():
+        planned = {
+            tick: until for begin, until, each in plans if each for tick in due(Every(each), begin, min(until, end))
+        }
+        assert set(seen[name]) <= set(planned), name
+        missing = [tick for tick in set(planned) - set(seen[name]) if tick < min(planned[tick], end) - late_s]
+        assert missing == [], name
+
+
+def test_the_first_ticks_of_what_is_put_are_late_and_not_missed() -> None:
+    begin = 1.8e9 + 0.5
+    with world_of(begin=begin) as world:
+        world.add("one")
+        world.run(begin + 1.0)
+        world.edit().put("s", CALL, every=1, catch_up="none")
+        world.run(begin + 10.5)
+        assert world.planned("s") == due(Every(1), begin + 1.0, begin + 10.0)
+        assert world.state("s").missed == 0
+
+
+def test_who_was_killed_between_putting_a_schedule_and_having_begun_it_has_put_it() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        new = {**definition_of(scheduled("s", Every(10))), "encoded": ["[]", "{}", 1]}
+        world.edits = True
+        change(world.shared.backend, "s", lambda old: revised(old, new, at=begin, newest=0), timeout_s=5.0)
+        world.add("one")
+        world.run(begin + 47.0)
+        assert world.planned("s") == due(Every(10), begin, begin + 45.0)
+
+
+def test_a_pause_outlives_a_change_and_not_a_deletion() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        world.add("one")
+        edit = world.edit()
+        edit.put("s", CALL, every=10, enabled=False)
+        world.run(begin + 30.0)
+        edit.put("s", CALL, every=5)
+        world.run(begin + 60.0)
+        assert world.planned("s") == []
+        assert edit.delete("s")
+        edit.put("s", CALL, every=5)
+        world.run(begin + 92.0)
+        assert world.planned("s") == due(Every(5), begin + 60.0, begin + 90.0)
+
+
+def test_what_is_put_again_at_the_same_times_goes_on_with_what_is_new_of_it() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        world.add("one")
+        edit = world.edit()
+        edit.put("s", CALL, every=10)
+        world.run(begin + 25.0)
+        revision = world.state("s").revision
+        edit.put("s", CALL, every=10)
+        assert world.state("s").revision == revision
+        edit.put("s", CALL, every=10, expires=5)
+        assert world.state("s").revision > revision
+        world.run(begin + 47.0)
+        assert world.planned("s") == due(Every(10), begin, begin + 45.0)
+        assert world.state("s").missed == 0
+
+
+def test_a_schedule_ends_when_its_messages_would_expire() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        world.add("one")
+        world.edit().put("s", CALL, every=10, expires=moment(begin + 35.0))
+        world.run(begin + 100.0)
+        assert world.planned("s") == due(Every(10), begin, begin + 35.0)
+        [entry] = world.edit().list(runs=3)
+        assert entry.next_runs == ()
+
+
+def test_a_deleted_schedule_leaves_nothing_for_ever() -> None:
+    begin = 1.8e9
+    clock = [begin]
+    backend = MemoryBackend(lambda: clock[0])
+    with world_of(begin=begin, ticks=Ticks(backend)) as world:
+        edit = world.edit()
+        edit.put("s", CALL, every=10)
+        edit.delete("s")
+        clock[0] += 2 * 3600
+        assert world.ticks.states(["s"], timeout_s=5.0) == {}
+        edit.put("s", CALL, every=10)
+        clock[0] += 2 * 3600
+        assert world.state("s").revision > 0

@@ -18,6 +18,7 @@ from taskbridge.schedules.plan import CatchUp
 from taskbridge.schedules.sender import Scheduler
 from tests.servers import PrivateRedis
 from tests.unit.test_scheduler import two_days_in_disorder
+from tests.unit.test_stored_schedules import many_put_and_delete
 
 
 def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(redis_server: PrivateRedis) -> None:
@@ -28,6 +29,11 @@ def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(redis_s
     two_days_in_disorder(store.ticks)
 
     bridge.close()
+
+
+def test_what_many_put_and_delete_at_once_is_there(redis_server: PrivateRedis) -> None:
+    namespace = f"t{uuid4().hex[:10]}"
+    many_put_and_delete(lambda: Bridge(f"celery+{redis_server.url}", namespace=namespace))
 
 
 @pytest.mark.slow

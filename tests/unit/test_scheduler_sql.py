@@ -8,6 +8,7 @@ from pathlib import Path
 
 from taskbridge import Bridge
 from tests.unit.test_scheduler import two_days_in_disorder
+from tests.unit.test_stored_schedules import many_put_and_delete
 
 
 def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(tmp_path: Path) -> None:
@@ -21,3 +22,7 @@ def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(tmp_pat
     two_days_in_disorder(store.ticks)
 
     bridge.close()
+
+
+def test_what_many_put_and_delete_at_once_is_there(tmp_path: Path) -> None:
+    many_put_and_delete(lambda: Bridge("celery+memory://", store=f"sqlite:///{tmp_path}/schedules.db"))

@@ -62,7 +62,7 @@ def test_a_tick_that_somebody_else_may_have_sent_keeps_its_record(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge.task(name="add", every=60)(lambda: 1)
-    [schedule] = bridge.schedules.planned()
+    [schedule] = bridge.schedules.planned().values()
     message_id = bridge.schedules.send(schedule, 1.8e9)
 
     def refuse(*_: Any, timeout_s: float) -> None:

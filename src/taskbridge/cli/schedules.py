@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any, Final
 
-from taskbridge import Bridge, Cron, Every, ScheduleEntry, locks
+from taskbridge import Bridge, Cron, Every, ScheduleEntry, UnknownSchedule, locks
 from taskbridge.cli.command import (
     JSON,
     LOG_LEVEL,
@@ -20,43 +21,71 @@ from taskbridge.cli.command import (
     UsageError,
     app_bridge,
     argument,
+    check_has_tasks,
     checked_server,
     command,
     count,
 )
 from taskbridge.cli.output import say, table
 from taskbridge.engines.base import APP_VARIABLE
+from taskbridge.exceptions import nearest
 from taskbridge.schedules.sender import Scheduler
+from taskbridge.tasks import Call, SendOptions
 
 _LOOK_S: Final = 0.5
 
 
+_VERBS: Final = ("pause", "resume", "disable", "enable", "remove")
+_ADDING: Final = ("cron", "every", "timezone", "args", "kwargs", "queue", "priority", "catch_up", "overlap")
+"""The options of `schedules add`."""
+
+
 def _bridge(arguments: Namespace) -> Bridge:
     """Return the bridge that the words of `taskbridge schedules` name, and leave in them what is to be done."""
-    match arguments.words:
-        case ["pause" | "resume", _] | []:
+    words: list[str] = arguments.words
+    match words:
+        case [] | ["add", _, _] | ["pause" | "resume" | "disable" | "enable" | "remove", _]:
             pass
-        case [app] if app not in ("pause", "resume") and arguments.app is None:
+        case [app] if app not in (*_VERBS, "add") and arguments.app is None:
             arguments.app, arguments.words = app, []
         case _:
             raise UsageError(
-                "schedules: write `schedules MODULE`, `schedules pause NAME --app MODULE` or "
-                "`schedules resume NAME --app MODULE`"
+                "schedules: write `schedules MODULE`, `schedules add NAME TASK --app MODULE`, or "
+                f"`schedules VERB NAME --app MODULE` with one of {', '.join(_VERBS)}"
             )
+    for option in _ADDING:
+        if "add" not in words[:1] and getattr(arguments, option) is not None:
+            raise UsageError(f"schedules: --{option.replace('_', '-')} has an effect only with add")
     return checked_server(app_bridge(arguments), "this command")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"it must be JSON: {exc}") from exc
 
 
 @command(
     "schedules",
-    "what is due next, and pausing it",
+    "what is due next, pausing it, and adding more",
     argument(
         "words",
         nargs="*",
-        metavar="MODULE[:BRIDGE] | pause NAME | resume NAME",
+        metavar="MODULE[:BRIDGE] | pause NAME | resume NAME | add NAME TASK | remove NAME",
         help=f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}",
     ),
-    argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for pause and resume"),
+    argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for all but the first form"),
     argument("--runs", type=count, metavar="N", default=1, help="how many next runs to show; default: 1"),
+    argument("--cron", metavar="EXPRESSION", help="add: five fields, such as '0 8 * * mon-fri'"),
+    argument("--every", type=float, metavar="SECONDS", help="add: an interval, counted from 1970"),
+    argument("--timezone", metavar="ZONE", help="add: the zone of --cron, such as Europe/Rome; default: UTC"),
+    argument("--args", type=_json, metavar="JSON", help="add: a list of positional arguments, such as '[7]'"),
+    argument("--kwargs", type=_json, metavar="JSON", help="add: an object of arguments by name"),
+    argument("--queue", metavar="QUEUE", help="add: where its messages go"),
+    argument("--priority", metavar="PRIORITY", help="add: low, normal, high or critical"),
+    argument("--catch-up", metavar="WHICH", help="add: none, one or all of what was due while no worker was there"),
+    argument("--overlap", metavar="HOW", help="add: allow, or skip what is due before the last message has ended"),
     URL,
     JSON,
     opens=_bridge,
@@ -71,19 +100,50 @@ def schedules(bridge: Bridge, arguments: Namespace) -> Output:
       taskbridge schedules shop.tasks --runs 5 --json
       taskbridge schedules pause shop.report --app shop.tasks
       taskbridge schedules resume shop.report --app shop.tasks
+      taskbridge schedules add report-7 shop.report --cron '0 8 * * *' --args '[7]' --app shop.tasks
+      taskbridge schedules remove report-7 --app shop.tasks
 
     A schedule that is paused stays so until it is resumed, whatever is started anew; what is due meanwhile is left out.
+    `disable` and `enable` are other words for `pause` and `resume`. `add` keeps a schedule in the store, or replaces
+    one that was added before; workers that know the task follow it within 5 s. Those of the code and the settings
+    can't be removed here.
     """
-    if arguments.words:
-        verb, name = arguments.words
-        (bridge.schedules.pause if verb == "pause" else bridge.schedules.resume)(name)
-        [entry] = [each for each in bridge.schedules.list() if each.name == name]
-        return Output(text=f"{name} is {_state(entry)}", data=_data(entry))
-    entries = bridge.schedules.list(runs=arguments.runs)
-    head = ("schedule", "task", "when", "next run", "in UTC", "state", "missed")
-    rows = [row for entry in entries for row in _rows(entry)]
-    text = table(head, rows, right="missed") if entries else "no schedules"
-    return Output(text=text, data=[_data(entry) for entry in entries])
+    if not arguments.words:
+        entries = bridge.schedules.list(runs=arguments.runs)
+        head = ("schedule", "task", "when", "next run", "in UTC", "state", "missed")
+        rows = [row for entry in entries for row in _rows(entry)]
+        text = table(head, rows, right="missed") if entries else "no schedules"
+        return Output(text=text, data=[_data(entry) for entry in entries])
+    verb, name, *task = arguments.words
+    if task:
+        _add(bridge, arguments, name, *task)
+    elif verb != "remove":
+        (bridge.schedules.pause if verb in ("pause", "disable") else bridge.schedules.resume)(name)
+    elif bridge.schedules.delete(name):
+        return Output(text=f"{name} is removed", data={"removed": name})
+    else:
+        raise UnknownSchedule(name, [each.name for each in bridge.schedules.list() if each.source == "store"])
+    [entry] = [each for each in bridge.schedules.list() if each.name == name]
+    return Output(text=f"{name} is {_state(entry)}", data=_data(entry))
+
+
+def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
+    given = {option: value for option in _ADDING if (value := getattr(arguments, option)) is not None}
+    declaration = bridge.declaration_of(task)
+    if declaration is None:
+        hint = nearest(task, [each.name for each in bridge.declarations()])
+        raise UsageError(f"schedules add: there is no task {task!r}{hint}")
+    args: list[Any] = given.pop("args", [])
+    kwargs: dict[str, Any] = given.pop("kwargs", {})
+    if (type(args), type(kwargs)) != (list, dict):
+        raise UsageError("schedules add: --args must be a JSON list, and --kwargs a JSON object")
+    try:
+        options = SendOptions(queue=given.pop("queue", None), priority=given.pop("priority", None))
+        declaration.check(args, kwargs)
+        call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
+        bridge.schedules.put(name, call, **given)
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"schedules add: {exc}") from exc
 
 
 def _state(entry: ScheduleEntry) -> str:
@@ -116,6 +176,7 @@ def _data(entry: ScheduleEntry) -> dict[str, Any]:
         "missed": entry.missed,
         "last_id": entry.last_id,
         "last_planned_at": None if last is None else _utc(last),
+        "source": entry.source,
     }
 
 
@@ -136,10 +197,8 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
     SIGTERM and Ctrl-C stop it, with exit code 0. Then: `taskbridge schedules MODULE` shows what is due next.
     """
     checked_server(bridge, "a worker")
-    names = list(bridge.schedules.planned())
-    if not names:
-        raise UsageError(f"{arguments.app!r} has no schedules; give a task cron or every")
-    bridge.schedules.check()
+    check_has_tasks(bridge, arguments.app)
+    names = [each.name for each in bridge.schedules.list()]
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = locks.Event()
 
@@ -147,7 +206,8 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
         stop.set()
 
     former = {number: signal.signal(number, obey) for number in (signal.SIGTERM, signal.SIGINT)}
-    say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {', '.join(names)}")
+    shown = ", ".join(names) or "those that are added"
+    say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {shown}")
     thread = threading.Thread(target=Scheduler(bridge).run, args=(stop,), name="taskbridge-scheduler", daemon=True)
     thread.start()
     say("ready")

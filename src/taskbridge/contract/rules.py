@@ -75,6 +75,7 @@ RULES: Final[Mapping[str, str]] = {
     "CR5": "A schedule that is not to overlap sends nothing before its last message has ended.",
     "CR6": "A paused schedule sends nothing, whatever is started anew, and leaves out what was due meanwhile.",
     "CR7": "A schedule that is new, was changed, or is there again, begins when it is first seen.",
+    "CR8": "What is put at run time is followed within 5 s, from then on until it is changed or deleted.",
     "I3": "What is read is checked, and sending checks the same: times in range, text, nesting up to 100 levels.",
     "I5": "Remote control of an engine changes nothing about messages and workers, unless that is set.",
     "H": "Hooks have the same names, order, arguments and threads everywhere, and a failing one changes nothing.",

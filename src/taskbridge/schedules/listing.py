@@ -1,18 +1,22 @@
-"""The schedules of a bridge: which there are, when they are next due, pausing them and letting them go on."""
+"""The schedules of a bridge: which there are, when they are next due, putting, deleting and pausing them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID, uuid5
 
 from taskbridge.declaration import Declaration
-from taskbridge.durations import moment
+from taskbridge.durations import Duration, moment
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
-from taskbridge.schedules.plan import Schedule, Timing, named
+from taskbridge.message import Message
+from taskbridge.routing import check_known
+from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing, named, timing_of
+from taskbridge.schedules.stored import StoredSchedules, change, definition_of, revised, schedule_of
+from taskbridge.stores.base import Store
 from taskbridge.stores.ticks import ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
@@ -25,6 +29,9 @@ SCHEDULE_HEADER: Final = "taskbridge.schedule"
 
 PLANNED_HEADER: Final = "taskbridge.planned_at"
 """The header with the instant that a message was planned for, in UTC, as ISO 8601."""
+
+Source = Literal["code", "settings", "store"]
+"""Where a schedule comes from; one that was put at run time is in the store."""
 
 _TICKS: Final = UUID("6f2c7f3e-0d5b-4b57-9c6b-5c1f5a3a3e1d")
 """The namespace, in the sense of RFC 9562, of the ids of ticks."""
@@ -43,6 +50,7 @@ class ScheduleEntry:
         missed: How many ticks were not sent: nobody was there, or the message before had not ended.
         last_id: The id of the message that was sent last; None if none was.
         last_planned_at: What that message was planned for, in the schedule's own zone.
+        source: Where it comes from: `code`, `settings`, or `store` if it was put at run time.
     """
 
     name: str
@@ -53,19 +61,21 @@ class ScheduleEntry:
     missed: int = 0
     last_id: str | None = None
     last_planned_at: datetime | None = None
+    source: Source = "code"
 
 
 class Schedules:
     """The schedules of a bridge; `Bridge.schedules`. Threads share it.
 
-    Whoever lists, pauses or resumes them is told by `UnsupportedError` that there is no store, by `BrokerUnavailable`
-    that it doesn't answer, and by `SettingsError` that the setting `schedules` names a task that is not declared.
+    Whoever lists or changes them is told by `UnsupportedError` that there is no store, by `BrokerUnavailable` that it
+    doesn't answer, and by `SettingsError` that the setting `schedules` names a task that is not declared.
     """
 
     def __init__(self, bridge: Bridge, sending: Sending) -> None:
         self._bridge = bridge
         self._sending = sending
         self._added: dict[str, Schedule] = {}
+        self._stored = StoredSchedules()
 
     # What there is
 
@@ -84,15 +94,19 @@ class Schedules:
             DeclarationError: There is another schedule of that name already.
             EncodeError: An argument can't be put in a message.
         """
+        schedule = self._of_call(call, timing)
         # Of a declaration apart, for a module that is imported has not all yet that type hints name.
         replace(call, declaration=replace(call.declaration)).encoded()
-        options = call.options
-        using = {name: getattr(options, name) for name in ("queue", "priority", "expires", "headers")}
-        schedule = named(None, call.declaration.name, timing, results=call.declaration.results)
-        schedule = replace(schedule, args=call.args, kwargs=dict(call.kwargs), using=using)
         if self._added.get(schedule.name) != schedule:  # else a module is imported twice, and says everything twice
             self._check_free([schedule], self._of_code())
             self._added = {**self._added, schedule.name: schedule}
+
+    def _of_call(self, call: Call[Any], timing: Timing) -> Schedule:
+        declaration, using = call.declaration, asdict(call.options)
+        if self._bridge.declaration_of(declaration.name) is None:
+            raise DeclarationError(f"task {declaration.name!r} is not one of this bridge")
+        schedule = named(None, declaration.name, timing, results=declaration.results)
+        return replace(schedule, args=call.args, kwargs=dict(call.kwargs), using=using)
 
     def _check_free(self, schedules: Sequence[Schedule], taken: dict[str, Schedule]) -> None:
         for schedule in schedules:
@@ -102,10 +116,21 @@ class Schedules:
                 )
 
     def planned(self) -> Mapping[str, Schedule]:
-        """Return all schedules by name: those of tasks, of `Bridge.periodic` and of the setting `schedules`.
+        """Return all schedules by name, those that were put at run time as `follow` has last read them.
+
+        Of these, those are left out whose task is not known here.
 
         Raises:
             SettingsError: The setting names a task that is not declared, or a schedule that is.
+        """
+        knows, stored = self._bridge.knows, self._stored.known
+        return {name: each for name, each in stored.items() if knows(each.task)} | self.declared()
+
+    def declared(self) -> dict[str, Schedule]:
+        """Return by name the schedules of tasks, of `Bridge.periodic` and of the setting `schedules`.
+
+        Raises:
+            SettingsError: As `planned` does.
         """
         found = self._of_code()
         for schedule in self._bridge.settings.schedules:
@@ -140,9 +165,9 @@ class Schedules:
             UnsupportedError: There are some, but no store.
             SettingsError: The setting `schedules` names a task that is not declared.
         """
-        return bool(self.planned() and self._ticks())
+        return bool(self.planned() and self._store())
 
-    def _ticks(self) -> Ticks:
+    def _store(self) -> Store:
         store = self._bridge.store
         if store is None:
             raise UnsupportedError(
@@ -151,36 +176,142 @@ class Schedules:
                 "schedules need a store, so that each tick is sent once; set store (TASKBRIDGE_STORE) to redis://, "
                 "postgresql:// or sqlite:///",
             )
-        return store.ticks
+        return store
 
-    def send(self, name: str, planned_at: float) -> str:
+    def send(self, schedule: Schedule, planned_at: float) -> str:
         """Send the message of a schedule's tick, and return its id, which is the same whoever sends it.
 
         Raises:
             BrokerUnavailable: The broker didn't take it.
         """
-        schedule = self.planned()[name]
+        name = schedule.name
         declaration = self._bridge.declaration_of(schedule.task)
         assert declaration is not None, "tasks that were declared stay so"
+        args, kwargs = schedule.args, schedule.kwargs
+        if schedule.encoded is not None:
+            args_json, kwargs_json, form = schedule.encoded
+            texts: Any = {"args_json": args_json, "kwargs_json": kwargs_json, "form": form}
+            positional, kwargs = declaration.decoded(Message(id="", task="", queue="", enqueued_at=planned_at, **texts))
+            args = tuple(positional)
         options = SendOptions(**schedule.using)
-        call: Call[Any] = Call(declaration=declaration, args=schedule.args, kwargs=schedule.kwargs, options=options)
+        call: Call[Any] = Call(declaration=declaration, args=args, kwargs=kwargs, options=options)
         headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment(planned_at).isoformat()}
         message_id = tick_id(self._bridge.settings.namespace, name, planned_at)
         self._sending.send_tick(call, id=message_id, headers=headers)
         return message_id
 
+    # Those that are put at run time
+
+    def put(
+        self,
+        name: str,
+        call: Call[Any],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        catch_up: CatchUp | None = None,
+        overlap: Overlap | None = None,
+        expires: Duration | datetime | None = None,
+        enabled: bool | None = None,
+    ) -> None:
+        """Keep a schedule in the store, in the place of one of this name that was put before (rule CR8).
+
+        Workers that know the task follow it within 5 s. It begins now; put again at the same times, it goes on.
+
+        Args:
+            name: What it is called.
+            call: What `Task.call` returns; with `using(...)`, also queue, priority, expiry and headers.
+            cron: A cron expression. This one and the next four are as in `Bridge.periodic`.
+            every: An interval.
+            timezone: The zone of `cron`.
+            catch_up: What becomes of what was due while no worker was there.
+            overlap: What becomes of what is due before the last one has ended.
+            expires: As in `using`; after an instant that is given here, the schedule sends no more.
+            enabled: Whether it sends: False is `pause`, True `resume`. None leaves that as it was.
+
+        Raises:
+            DeclarationError: An option is wrong, or the code or the settings have a schedule of this name.
+            EncodeError, UnknownQueue: As `Task.send` does.
+            UnsupportedError: There is no store.
+            StoreUnavailable: The store doesn't answer; to do it again is safe.
+        """
+        timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
+        if timing is None:
+            raise DeclarationError(f"schedule {name!r} needs cron or every")
+        schedule = self._of_call(call, timing)
+        if expires is not None:
+            schedule = replace(schedule, using=asdict(replace(call.options, expires=expires)))
+        if call.options.queue is not None:
+            check_known(call.options.queue, self._bridge.queues())
+        self._check_own(name, "give this one another name")
+        store, timeout_s, at = self._store(), self._timeout_s, self._bridge.now()
+        state = store.ticks.states((name,), timeout_s=timeout_s).get(name)
+        newest = 0 if state is None else state.revision
+        if enabled is False:  # before it is there, else it might be followed at once
+            store.ticks.pause(name, paused=True, at=at, timeout_s=timeout_s)
+        new = definition_of(replace(schedule, encoded=call.encoded()))
+        _, put = change(store.backend, name, lambda old: revised(old, new, at=at, newest=newest), timeout_s=timeout_s)
+        found = schedule_of(name, put or {})
+        store.ticks.begin(
+            name, now=self._bridge.now, revision=found.revision, begins_at=found.begins_at, timeout_s=timeout_s
+        )
+        self.follow(at_once=True)
+        if enabled:
+            self.resume(name)
+
+    def delete(self, name: str) -> bool:
+        """Remove a schedule that was put at run time, and return whether there was one; it sends nothing any more.
+
+        Messages that it has sent stay where they are.
+
+        Raises:
+            DeclarationError: The code or the settings have a schedule of this name.
+            UnsupportedError, StoreUnavailable: As `put` does.
+        """
+        self._check_own(name, "remove it there, or pause it")
+        store, timeout_s = self._store(), self._timeout_s
+        old, _ = change(store.backend, name, lambda _: None, timeout_s=timeout_s)
+        if old is not None:
+            store.ticks.end(name, revision=int(old["revision"]), at=self._bridge.now(), timeout_s=timeout_s)
+        self.follow(at_once=True)
+        return old is not None
+
+    def _check_own(self, name: str, remedy: str) -> None:
+        if (found := self.declared().get(name)) is not None:
+            where = "settings" if found in self._bridge.settings.schedules else "code"
+            raise DeclarationError(f"schedule {name!r}, of task {found.task!r}, is in the {where}: {remedy}")
+
+    def follow(self, *, at_once: bool = False) -> None:
+        """Read which schedules were put at run time, if that was not done for 2 s, or `at_once`.
+
+        Raises:
+            StoreUnavailable: The store doesn't answer.
+        """
+        if (store := self._bridge.store) is not None:
+            self._stored.follow(store, at_once=at_once, timeout_s=self._timeout_s)
+
     # What users ask
 
     def list(self, *, runs: int = 1, timeout_s: float | None = None) -> list[ScheduleEntry]:
         """Return all schedules, sorted by name, with so many next runs of each."""
-        planned = self.planned()
-        if not planned:
+        everything = self._all()
+        if not everything:
             return []
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        states = self._ticks().states(tuple(planned), timeout_s=timeout_s)
+        states = self._store().ticks.states(tuple(everything), timeout_s=timeout_s)
         now = self._bridge.now()
         unknown = ScheduleState(settled_until=now)
-        return [_entry(planned[name], states.get(name, unknown), now, runs) for name in sorted(planned)]
+        return [_entry(*everything[name], states.get(name, unknown), now, runs) for name in sorted(everything)]
+
+    def _all(self) -> dict[str, tuple[Schedule, Source]]:
+        """Return all schedules as they are now, by name, and where each comes from."""
+        self.follow(at_once=True)
+        settings = self._bridge.settings.schedules
+        found: dict[str, tuple[Schedule, Source]] = {}
+        for name, each in {**self._stored.known, **self.declared()}.items():
+            found[name] = each, "store" if each.revision else "settings" if each in settings else "code"
+        return found
 
     def pause(self, name: str) -> None:
         """Send nothing of a schedule until `resume`, whatever is started anew; `UnknownSchedule` if there is none."""
@@ -199,10 +330,10 @@ class Schedules:
         return self._bridge.settings.send_timeout_s
 
     def _ticks_of(self, name: str) -> Ticks:
-        planned = self.planned()
-        if name not in planned:
-            raise UnknownSchedule(name, sorted(planned))
-        return self._ticks()
+        everything = self._all()
+        if name not in everything:
+            raise UnknownSchedule(name, sorted(everything))
+        return self._store().ticks
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
@@ -210,15 +341,17 @@ def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
     return str(uuid5(_TICKS, f"{namespace}\0{schedule}\0{planned_at!r}"))
 
 
-def _entry(schedule: Schedule, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:
+def _entry(schedule: Schedule, source: Source, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:
     timing, last, after = schedule.timing, state.last_planned_at, max(now, state.settled_until)
+    ticks = takewhile(lambda tick: tick <= schedule.ends_at, islice(timing.ticks(after), runs))
     return ScheduleEntry(
         name=schedule.name,
         task=schedule.task,
         timing=timing,
-        next_runs=tuple(datetime.fromtimestamp(tick, timing.zone) for tick in islice(timing.ticks(after), runs)),
+        next_runs=tuple(datetime.fromtimestamp(tick, timing.zone) for tick in ticks),
         paused=state.paused,
         missed=state.missed,
         last_id=state.last_id or None,
         last_planned_at=None if last is None else datetime.fromtimestamp(last, timing.zone),
+        source=source,
     )

@@ -174,7 +174,11 @@ class Every(Timing):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A schedule of a bridge: when a task is sent, with which arguments, and `using` which options of `Task.using`."""
+    """A schedule of a bridge: when a task is sent, with which arguments, and `using` which options of `Task.using`.
+
+    One that was put at run time has its arguments `encoded`, as `Call.encoded` returns them; a `revision`, which is more
+    than 0 and grows; and `begins_at`, from when on its plan counts.
+    """
 
     name: str
     task: str
@@ -182,6 +186,15 @@ class Schedule:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     using: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    encoded: tuple[str, str, int] | None = None
+    revision: int = 0
+    begins_at: float = 0.0
+
+    @property
+    def ends_at(self) -> float:
+        """The instant after which all its messages would expire, so that it sends none; infinity if there is none."""
+        expires = self.using.get("expires")
+        return expires.timestamp() if isinstance(expires, datetime) else inf
 
 
 # What is decided about ticks

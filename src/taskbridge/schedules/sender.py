@@ -51,12 +51,14 @@ class _Watched:
     """What a scheduler remembers of a schedule while it can send.
 
     Attributes:
+        revision: Of the schedule's definition.
         since: From when on it could: what was due until then is missed, unless somebody else knows better.
         look_at: When to look at it again.
         settled_until: Up to where it was settled when others were last seen to go on.
         seen_at: When that was.
     """
 
+    revision: int
     since: float
     look_at: float = 0.0
     settled_until: float | None = None
@@ -91,6 +93,7 @@ class Ticker:
         assert store is not None, "`Schedules.check` comes first"
         self._ticks, self._records, self._clock = store.ticks, store.records, store.clock
         self._timeout_s = bridge.settings.send_timeout_s
+        self._since: float | None = None  # from when on it was here all the time
         self._here_at = inf
         self._watched: dict[str, _Watched] = {}
         self._plans: dict[str, list[str]] | None = None
@@ -99,7 +102,7 @@ class Ticker:
 
     def lapse(self) -> None:
         """Take it that nobody was here until now: what was due is missed, unless somebody else was."""
-        self._watched = {}
+        self._watched, self._since = {}, None
 
     def step(self) -> float:
         """Deal with all that is due, and return when to call again, in seconds since the epoch.
@@ -109,13 +112,26 @@ class Ticker:
         """
         if self._clock is not None:
             self._clock.ensure(timeout_s=self._timeout_s)
-        self._refused, now = None, self._bridge.now()
-        schedules = self._bridge.schedules.planned()
-        plans = {name: [each.task, f"{each.timing.spec} {each.timing.zone}"] for name, each in schedules.items()}
+        self._refused = None
+        try:
+            self._bridge.schedules.follow()
+        except BrokerUnavailable:  # nobody here sees what is put meanwhile
+            self.lapse()
+            raise
+        now, schedules = self._bridge.now(), self._bridge.schedules.planned()
+        plans = {
+            name: [each.task, f"{each.timing.spec} {each.timing.zone}"]
+            for name, each in schedules.items()
+            if not each.revision  # those that were put at run time tell by themselves when they begin
+        }
         note, knows = self._ticks.note, self._bridge.knows
         if plans != self._plans and note(plans, knows=knows, at=now, timeout_s=self._timeout_s):
             self._plans = plans
-        self._watched = {name: self._watched.get(name) or _Watched(since=now) for name in schedules}
+        if self._since is None:
+            self._since = now
+        if not schedules:
+            self._here_at = now
+        self._watched = {name: self._watch(each, self._since, now) for name, each in schedules.items()}
         for name, schedule in schedules.items():
             now, before = self._bridge.now(), self._here_at
             self._here_at = now
@@ -137,24 +153,46 @@ class Ticker:
             raise self._refused
         return min((watched.look_at for watched in self._watched.values()), default=inf)
 
+    def _watch(self, schedule: Schedule, here_since: float, now: float) -> _Watched:
+        """Return what is remembered of a schedule; of one that began while this was here, nothing was missed."""
+        watched = self._watched.get(schedule.name)
+        if watched is not None and watched.revision == schedule.revision:
+            return watched
+        since = now if watched is None else watched.since
+        is_new = schedule.begins_at >= here_since
+        return _Watched(revision=schedule.revision, since=schedule.begins_at if is_new else since)
+
     def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again."""
         name, timing = schedule.name, schedule.timing
         self._release(name)
-        state = self._ticks.begin(name, now=self._bridge.now, timeout_s=self._timeout_s)
+        revision, begins_at = schedule.revision, schedule.begins_at
+        state = self._ticks.begin(
+            name, now=self._bridge.now, revision=revision, begins_at=begins_at, timeout_s=self._timeout_s
+        )
+        if state.supersedes(revision):
+            return self._read_again(now)
         until, paused = state.settled_until, state.paused
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
-        if first > now:
+        if first > min(now, schedule.ends_at):
             watched.settled_until = None
-            return first
+            return first if first <= schedule.ends_at else inf
         is_missed = first <= watched.since and timing.catch_up != "all" and not paused
         if is_missed and not watched.is_alone(until, now):
             return now + _POLL_S
         overlaps = not paused and self._overlaps(schedule, state)
         now = self._bridge.now()  # what came before may have taken long
         claim = self._ticks.claim(
-            name, first, claimant=self._claimant, now=now, lease_s=self._lease_s, timeout_s=self._timeout_s
+            name,
+            first,
+            claimant=self._claimant,
+            now=now,
+            lease_s=self._lease_s,
+            revision=revision,
+            timeout_s=self._timeout_s,
         )
+        if claim is TickClaim.SUPERSEDED:
+            return self._read_again(now)
         if claim in (TickClaim.CLAIMED, TickClaim.SETTLED):
             if claim is TickClaim.CLAIMED and now - first > _STUCK_LEASES * self._lease_s:
                 # Whoever has it can't send: the broker is away.
@@ -170,6 +208,11 @@ class Ticker:
         self._skip(schedule, watched, skip, missed=0 if paused else len(skip))
         return now
 
+    def _read_again(self, now: float) -> float:
+        """Read which schedules there are: one was put anew or deleted; return when to look at it again."""
+        self._bridge.schedules.follow(at_once=True)
+        return now + _POLL_S
+
     def _overlaps(self, schedule: Schedule, state: ScheduleState) -> bool:
         """Return whether a tick is left out: the message before has not ended, and `overlap` says skip."""
         if schedule.timing.overlap == "allow" or not state.last_id:
@@ -181,7 +224,7 @@ class Ticker:
         """Send a tick that is claimed here, and return when to look again."""
         name, shown = schedule.name, _shown(planned_at)
         try:
-            message_id = self._bridge.schedules.send(name, planned_at)
+            message_id = self._bridge.schedules.send(schedule, planned_at)
         except BrokerUnavailable as exc:  # its queue alone may be full: the others go on
             self._refused = exc
             watched.since = self._bridge.now()
@@ -234,7 +277,7 @@ class Scheduler(Background):
             super().start()
 
     def run(self, stop: threading.Event) -> None:
-        """Send what is due until `stop` is set; without schedules, only note that there are none."""
+        """Send what is due until `stop` is set; without schedules, look whether some are put."""
         # Dealing with a tick takes five calls to the store and the broker: that is no standing still.
         ticker = Ticker(self._bridge, claimant=process_name(), stall_s=5 * self._bridge.settings.send_timeout_s + 5.0)
         is_away = False
@@ -243,8 +286,6 @@ class Scheduler(Background):
             try:
                 wait_s = min(_LOOK_S, ticker.step() - self._bridge.now())
                 is_away = False
-                if not self._bridge.schedules.planned():
-                    return
             except BrokerUnavailable as exc:
                 if not is_away:
                     _log.warning("nothing is scheduled until the store and the broker are back: %s", exc.problem)

@@ -33,6 +33,9 @@ _NOTED: Final = "schedules"
 _LONGEST_LEASE_S: Final = 60.0
 """For how long a tick is claimed at most."""
 
+_DELETED_KEPT_S: Final = 3600.0
+"""How long is kept that a schedule was deleted: longer than any worker goes without reading which there are."""
+
 
 class TickClaim(Enum):
     """What may be done about a tick."""
@@ -49,6 +52,9 @@ class TickClaim(Enum):
     SETTLED = "settled"
     """It was sent or skipped."""
 
+    SUPERSEDED = "superseded"
+    """The schedule was put anew or deleted since: read it again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleState:
@@ -60,6 +66,7 @@ class ScheduleState:
         last_id: The id of the message that was sent last; empty if none was.
         last_planned_at: The instant that message was planned for.
         missed: How many ticks were not sent because nobody was there, or by `overlap="skip"`.
+        revision: That of the newest definition, of a schedule that was put at run time; else 0.
     """
 
     settled_until: float
@@ -67,6 +74,11 @@ class ScheduleState:
     last_id: str = ""
     last_planned_at: float | None = None
     missed: int = 0
+    revision: int = 0
+
+    def supersedes(self, revision: int) -> bool:
+        """Return whether there is a newer definition than one of this revision; none is newer than the code's, 0."""
+        return 0 < revision < self.revision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +125,12 @@ def _state(found: Mapping[str, Any]) -> ScheduleState:
     """Return what is known of a schedule; fields that are not known here are a newer release's, and left out."""
     state = ScheduleState(**{name: value for name, value in found.items() if name in _FIELDS})
     times_are_sound = all(0 <= each <= END_OF_TIME for each in (state.settled_until, state.last_planned_at or 0.0))
-    if not (times_are_sound and isinstance(state.last_id, str) and isinstance(state.missed, int)):
+    if not (
+        times_are_sound
+        and isinstance(state.last_id, str)
+        and isinstance(state.missed, int)
+        and isinstance(state.revision, int)
+    ):
         raise ValueError("not a state")
     return state
 
@@ -150,10 +167,25 @@ class Ticks:
         write = Write(_NOTED, head_of(text), json.dumps(left))
         return left == noted or self._backend.write([write], timeout_s=timeout_s)[0]
 
-    def begin(self, schedule: str, *, now: Callable[[], float], timeout_s: float) -> ScheduleState:
+    def begin(
+        self,
+        schedule: str,
+        *,
+        now: Callable[[], float],
+        revision: int = 0,
+        begins_at: float = 0.0,
+        timeout_s: float,
+    ) -> ScheduleState:
         """Return what is known of a schedule; one that nobody knew of is settled until now. Atomic.
 
         One that was settled by a clock that was ahead, so until far in the future, goes back to now.
+
+        Args:
+            schedule: Its name.
+            now: Returns the time.
+            revision: That of its definition. From here on, ticks of earlier ones can't be claimed.
+            begins_at: When its plan begins: what was due by then, by the plan before, counts as settled.
+            timeout_s: How long the store may take.
         """
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
@@ -164,7 +196,12 @@ class Ticks:
                 until = moment(state.settled_until).isoformat()
                 _log.warning("schedule %s was settled until %s, which is to come: it goes on from now", schedule, until)
                 state = replace(state, settled_until=at)
-            return state, None if state == plan.state else replace(plan, state=state)
+            claims: Mapping[float, tuple[str, float]] = plan.claims
+            if revision > state.revision:
+                if begins_at > state.settled_until:  # they are the former plan's
+                    claims = {}
+                state = replace(state, settled_until=max(begins_at, state.settled_until), revision=revision)
+            return state, None if state == plan.state else Plan(state=state, claims=claims)
 
         return self._change(schedule, decide, timeout_s)
 
@@ -175,14 +212,25 @@ class Ticks:
         return {name: state for name, state in states.items() if state is not None}
 
     def claim(
-        self, schedule: str, planned_at: float, *, claimant: str, now: float, lease_s: float, timeout_s: float
+        self,
+        schedule: str,
+        planned_at: float,
+        *,
+        claimant: str,
+        now: float,
+        lease_s: float,
+        revision: int = 0,
+        timeout_s: float,
     ) -> TickClaim:
         """Claim a tick, in one step; of any number that ask at once, one is told `OURS` or `AGAIN`.
 
-        Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`.
+        Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`. One by a definition
+        that is not the newest is `SUPERSEDED`.
         """
 
         def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
+            if plan.state is not None and plan.state.supersedes(revision):
+                return TickClaim.SUPERSEDED, None
             if plan.is_settled(planned_at):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
@@ -240,15 +288,32 @@ class Ticks:
 
         self._change(schedule, decide, timeout_s)
 
-    def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
-        """Decide about a schedule, replace it if that says so, and return the answer."""
+    def end(self, schedule: str, *, revision: int, at: float, timeout_s: float) -> None:
+        """Forget a schedule, so that no tick of this revision can be claimed any more; what tells that is kept 1 h."""
+
+        def decide(plan: Plan) -> tuple[None, Plan | None]:
+            if plan.state is not None and plan.state.revision > revision:  # it was put again since
+                return None, None
+            return None, Plan(state=ScheduleState(settled_until=at, revision=revision + 1))
+
+        self._change(schedule, decide, timeout_s, kept_s=_DELETED_KEPT_S)
+
+    def _change(
+        self,
+        schedule: str,
+        decide: Callable[[Plan], tuple[T, Plan | None]],
+        timeout_s: float,
+        *,
+        kept_s: float | None = None,
+    ) -> T:
+        """Decide about a schedule, replace it if that says so, for so many seconds or for ever; return the answer."""
         key, deadline = _key(schedule), monotonic() + timeout_s
         while True:
             [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
             answer, plan = decide(loads(seen))
             if plan is None:
                 return answer
-            write = Write(key, head_of(seen), plan.dumps())
+            write = Write(key, head_of(seen), plan.dumps(), kept_s)
             if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:

@@ -33,8 +33,11 @@ _CHANGING: Final = ("changed", "back", "again")
 _GONE_S: Final = 3.5
 """How long nobody is there: several ticks."""
 
+_SEEN_S: Final = 5.0
+"""How soon workers follow what is put at run time (rule CR8)."""
 
-def _planned_at(record: Record) -> float:
+
+def planned_at(record: Record) -> float:
     """Return the instant that a message was planned for."""
     headers = record.data["headers"] if "headers" in record.data else record.data["context"]["headers"]
     return datetime.fromisoformat(headers["taskbridge.planned_at"]).timestamp()
@@ -52,7 +55,7 @@ def _of(h: Harness, schedule: str, kind: str = START) -> list[Record]:
 
 def _ran(h: Harness, schedule: str) -> list[float]:
     """Return the planned instants of what was started, in order, each as often as it was."""
-    return sorted(_planned_at(record) for record in _of(h, schedule))
+    return sorted(planned_at(record) for record in _of(h, schedule))
 
 
 def _worker(h: Harness, schedules: Sequence[Mapping[str, Any]], *, dies: str = "", threads: int = 4) -> Any:
@@ -99,7 +102,7 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
     workers = [_worker(h, schedules) for _ in range(1 if h.target.in_process else 3)]
     first = ticks // 2
     h.until(lambda: len(_ran(h, "second")) >= first, "the first ticks", within_s=first + h.patience_s)
-    sent = Counter(_planned_at(record) for record in _of(h, "second", "after_send"))
+    sent = Counter(planned_at(record) for record in _of(h, "second", "after_send"))
     h.equal("how often a tick was sent", set(sent.values()), {1})
     if not h.target.in_process:
         h.environment.kill(workers[0])
@@ -115,9 +118,9 @@ def tick_by_three_workers(h: Harness, ticks: int) -> int:
     h.until(lambda: len(_of(h, "second", "succeeded")) >= len(set(_ran(h, "second"))), "the end of what was sent")
     h.idle(within_s=lease_s + 10 + h.patience_s)
     _without_gaps(h, "the instants that were run, each once", _ran(h, "second"), 1)
-    early = [record.at - _planned_at(record) for record in _of(h, "second") if record.at < _planned_at(record)]
+    early = [record.at - planned_at(record) for record in _of(h, "second") if record.at < planned_at(record)]
     h.equal("what started before its time", early, [])
-    late_s = min(record.at - _planned_at(record) for record in _of(h, "second"))
+    late_s = min(record.at - planned_at(record) for record in _of(h, "second"))
     h.in_time("the start of the fastest tick", late_s, _ON_TIME_S)
     h.equal("what was missed", _entry(h, "second").missed, 0)
     return len(_ran(h, "second"))
@@ -167,6 +170,37 @@ def a_changed_schedule_begins_anew(h: Harness) -> None:
         h.equal(f"what was due of {name!r}", [each for each in _ran(h, name) if ends[0] < each <= starts[2]], [])
 
 
+@scenario("CR8", on=(STORED,), where=with_records)
+def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
+    """A schedule is put, changed and deleted while workers run, and one is killed; each of its ticks is sent once."""
+    workers = [h.start_worker(threads=4) for _ in range(1 if h.target.in_process else 3)]
+    call, schedules = h.tasks.programs["once"].call([RETURN.plain()]), h.bridge.schedules
+    schedules.put("live", call, every=1, catch_up="none")
+    put_at = h.bridge.now()
+    h.until(lambda: len(_ran(h, "live")) >= _FEW_TICKS, "the first ticks")
+    seen_s = min(record.at for record in _of(h, "live")) - put_at
+    h.in_time("what was put", seen_s, _SEEN_S + 1)  # and a second until a tick is due
+    if not h.target.in_process:
+        h.environment.kill(workers[0])
+    h.until(lambda: _goes_on(h, "live", h.bridge.now() - 1) and _is_whole(_ran(h, "live")), "a run of each instant")
+    schedules.put("live", call, every=2, catch_up="none")
+    changed_at = h.bridge.now()
+    h.until(lambda: _goes_on(h, "live", changed_at + 2), "ticks after the change")
+    h.equal("deleting it", schedules.delete("live"), True)
+    deleted_at = h.bridge.now()
+    h.pause(_GONE_S)
+    h.idle(within_s=h.spec.lease_s + 10 + h.patience_s)
+    ran = _ran(h, "live")
+    h.equal("instants that were run twice", len(ran) - len(set(ran)), 0)
+    h.check(put_at <= ran[0] <= put_at + 1, f"the first tick after {put_at} should be run, not {ran[0]}")
+    h.check(ran[-1] <= deleted_at, f"nothing after {deleted_at} should be run, but {ran[-1]} was")
+    before = [each for each in ran if each <= changed_at]
+    _without_gaps(h, "what was run before the change", before, 1)
+    _without_gaps(h, "what was run after it", [each for each in ran if each > changed_at], 2)
+    h.check(before[-1] > changed_at - 2, f"a tick right before {changed_at} should be run: {before}")
+    h.equal("whether it is there", [entry for entry in schedules.list() if entry.name == "live"], [])
+
+
 @scenario("CR2", on=(STORED,), where=with_processes_and_marks)
 def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
     """A worker killed between claiming a tick and sending it, or right after, leaves it to another; it runs once."""
@@ -177,7 +211,7 @@ def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
         died = worker.wait(lease_s + h.patience_s) is not None
         h.check(died, f"the worker should have died where it was to: {place}")
         h.environment.kill(worker)
-    [sent] = {_planned_at(record) for record in _of(h, "often", "after_send")}
+    [sent] = {planned_at(record) for record in _of(h, "often", "after_send")}
     _worker(h, schedules)
     h.until(lambda: len(_ran(h, "often")) >= _TICKS, "ticks after that", within_s=2 * lease_s + h.patience_s)
     h.bridge.schedules.pause("often")
@@ -185,7 +219,7 @@ def a_kill_while_a_tick_is_sent_changes_nothing(h: Harness) -> None:
     ran = _ran(h, "often")
     h.equal("the first that was run", ran[0], sent)
     _without_gaps(h, "the instants that were run, each once", ran, _EVERY_S)
-    ids = {record.id for record in _of(h, "often", "after_send") if _planned_at(record) == sent}
+    ids = {record.id for record in _of(h, "often", "after_send") if planned_at(record) == sent}
     h.equal("how many ids the tick was sent with", len(ids), 1)
 
 

@@ -7,7 +7,9 @@
 | `{ns}:mark:{life}:{attempt}:taken` | string | how often a message was taken before its attempt was started |
 | `{ns}:alive:{worker}` | string | is there as long as the worker counts as alive |
 | `{ns}:schedule:{name}` | string | what is known of a schedule |
-| `{ns}:schedules` | string | which schedules there are, and when they are due |
+| `{ns}:schedules` | string | which schedules the code has, and when they are due |
+| `{ns}:planned:{part}` | string | schedules that were put at run time, by name |
+| `{ns}:planned` | string | the versions of these parts |
 | `{ns}:told:{key}` | channel | tells who watches one of these that it was written: of a record, that it became final |
 | `{ns}:cancelled` | sorted set | the life of each cancelled message, by a growing number made of the server's time |
 | `{ns}:cancelled:until` | sorted set | the same, by the millisecond at which it is forgotten |

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, expect, patience_s
@@ -196,3 +197,31 @@ def a_pause_lasts(p: Place) -> None:
     expect((_state(store).paused, _state(store).settled_until), (True, 8.0), "after it went on being planned")
     other.ticks.pause("s", paused=False, at=99.0, timeout_s=TIMEOUT_S)
     expect((_state(store).paused, _state(store).settled_until), (False, 8.0), "after its end")
+
+
+@check()
+def a_newer_definition_supersedes_the_one_before(p: Place) -> None:
+    """Ticks of a definition that was replaced or deleted can't be claimed; those of another plan begin with it."""
+    store, other = p.store(), p.store()
+
+    def begin(revision: int, begins_at: float) -> ScheduleState:
+        now = partial(float, 100)
+        return store.ticks.begin("s", now=now, revision=revision, begins_at=begins_at, timeout_s=TIMEOUT_S)
+
+    def claim(revision: int, at: float, claimant: str = "one") -> TickClaim:
+        claims = partial(other.ticks.claim, claimant=claimant, now=100.0, lease_s=_LEASE_S, timeout_s=TIMEOUT_S)
+        return claims("s", at, revision=revision)
+
+    expect(begin(4, 90.0), ScheduleState(settled_until=100.0, revision=4), "one that nobody knew of")
+    expect((claim(4, 110.0), claim(4, 120.0)), (TickClaim.OURS, TickClaim.OURS), "its ticks")
+    expect(begin(6, 90.0).settled_until, 100.0, "put anew at the same times")
+    expect((claim(4, 130.0), claim(6, 110.0, "two")), (TickClaim.SUPERSEDED, TickClaim.CLAIMED), "and claimed")
+    expect(begin(8, 115.0), ScheduleState(settled_until=115.0, revision=8), "put anew at other times")
+    expect((claim(8, 115.0), claim(8, 120.0, "two")), (TickClaim.SETTLED, TickClaim.OURS), "and claimed")
+    expect(begin(6, 90.0).revision, 8, "what somebody sees who doesn't know of that")
+    store.ticks.end("s", revision=6, at=200.0, timeout_s=TIMEOUT_S)
+    expect(claim(8, 130.0), TickClaim.OURS, "after somebody has deleted what was there before")
+    store.ticks.end("s", revision=8, at=200.0, timeout_s=TIMEOUT_S)
+    expect((claim(8, 140.0), begin(8, 115.0).revision), (TickClaim.SUPERSEDED, 9), "after it was deleted")
+    expect((begin(10, 200.0).settled_until, claim(10, 210.0)), (200.0, TickClaim.OURS), "after it was put again")
+    expect(claim(0, 220.0), TickClaim.OURS, "one of the code")

@@ -1,0 +1,247 @@
+"""CR8: schedules that are put at run time, as they are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from taskbridge import (
+    Bridge,
+    Cron,
+    DeclarationError,
+    EncodeError,
+    Every,
+    UnknownQueue,
+    UnknownSchedule,
+    UnsupportedError,
+    current,
+)
+from taskbridge.schedules.stored import StoredSchedules
+from taskbridge.testing import inline
+
+
+def a_bridge(**settings: Any) -> Bridge:
+    return Bridge("inline://?threads=0", **settings)
+
+
+def report(region: str = "all", *, since: datetime | None = None) -> str:
+    return f"{region} {since}"
+
+
+def many_put_and_delete(make: Callable[[], Bridge]) -> None:
+    """Check that of what several processes put and delete at once, nothing is lost; to be called with each store."""
+    bridges = [make() for _ in range(4)]
+    tasks = [bridge.task(name="report")(report) for bridge in bridges]
+
+    def edit(number: int) -> None:
+        bridge, task = bridges[number % 4], tasks[number % 4]
+        for each in range(5):
+            bridge.schedules.put(f"{number} {each}", task.call(str(each)), every=3600 + each)
+        bridge.schedules.put(f"{number} 0", task.call("changed"), cron="0 3 * * *", timezone="Europe/Rome")
+        assert bridge.schedules.delete(f"{number} 1")
+        assert not bridge.schedules.delete(f"{number} 1")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(edit, range(8)))
+    for bridge in bridges:
+        found = {entry.name: entry for entry in bridge.schedules.list()}
+        assert sorted(found) == sorted(f"{number} {each}" for number in range(8) for each in (0, 2, 3, 4))
+        assert {str(found[f"{number} 0"].timing.zone) for number in range(8)} == {"Europe/Rome"}
+        assert {entry.source for entry in found.values()} == {"store"}
+    for bridge in bridges:
+        bridge.close()
+
+
+def test_what_many_put_and_delete_at_once_is_there() -> None:
+    one = a_bridge()
+    many_put_and_delete(lambda: one)
+
+
+def test_a_schedule_sends_what_it_was_put_with() -> None:
+    bridge = a_bridge(queues=["slow"])
+    seen: list[tuple[Any, ...]] = []
+
+    @bridge.task(name="keep")
+    def keep(*args: Any, **kwargs: Any) -> None:
+        run = current()
+        seen.append((args, kwargs, run.queue, run.priority, run.headers["who"], run.headers["taskbridge.schedule"]))
+
+    when = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    using = keep.using(queue="slow", priority="high", headers={"who": "me"}, expires=timedelta(minutes=5))
+    bridge.schedules.put("kept", using.call((1, {2}), at=when), every=60)
+    bridge.run_schedules(60)
+
+    assert seen == [(((1, {2}),), {"at": when}, "slow", "high", "me", "kept")]
+
+
+def test_a_change_of_what_is_sent_leaves_the_times_and_counts_as_they_were() -> None:
+    bridge = a_bridge()
+    seen: list[str] = []
+    task = bridge.task(name="note")(seen.append)
+    bridge.schedules.put("s", task.call("one"), every=60)
+    bridge.run_schedules(150)
+    [before] = bridge.schedules.list()
+    bridge.schedules.put("s", task.call("two"), every=60)
+    [after] = bridge.schedules.list()
+    bridge.run_schedules(60)
+
+    assert (before.last_id, before.next_runs) == (after.last_id, after.next_runs)
+    assert seen == ["one"] * len(seen[:-1]) + ["two"]
+
+
+def test_enabled_is_the_pause() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+
+    def paused(**options: Any) -> bool:
+        bridge.schedules.put("s", task.call(), every=60, **options)
+        [entry] = bridge.schedules.list()
+        return entry.paused
+
+    assert [paused(enabled=False), paused(), paused(enabled=True), paused()] == [True, True, False, False]
+    assert bridge.run_schedules(150) >= 2
+    assert paused(enabled=False)
+    assert bridge.run_schedules(150) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({}, DeclarationError, "'new' needs cron or every"),
+        ({"cron": "61 * * * *"}, DeclarationError, "Bad minute"),
+        ({"every": 5, "timezone": "Europe/Rome"}, DeclarationError, "timezone has an effect only with cron"),
+        ({"every": 5, "name": " "}, DeclarationError, "name must be text"),
+        ({"every": 5, "name": "x" * 256}, DeclarationError, "up to 255"),
+        ({"every": 5, "name": "coded"}, DeclarationError, "is in the code: give this one another name"),
+        ({"every": 5, "name": "set"}, DeclarationError, "is in the settings: give this one another name"),
+        ({"every": 5, "region": object()}, EncodeError, r"args\[0\]"),
+        ({"every": 5, "queue": "nowhere"}, UnknownQueue, "nowhere"),
+        ({"every": 5, "expires": datetime(2026, 1, 1)}, ValueError, "naive"),
+        ({"every": 5, "expires": 0}, ValueError, "more than 0"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_nothing_is_kept(options: dict[str, Any], error: Any, match: str) -> None:
+    bridge = a_bridge(schedules={"set": {"task": "report", "every": 60}})
+    task = bridge.task(name="report", schedules=[Every(60, name="coded")])(report)
+    given: dict[str, Any] = {"name": "new", "region": "eu", "queue": None, **options}
+    name, region, queue = given.pop("name"), given.pop("region"), given.pop("queue")
+
+    with pytest.raises(error, match=match):
+        bridge.schedules.put(name, task.using(queue=queue).call(region), **given)
+    assert [entry.name for entry in bridge.schedules.list()] == ["coded", "set"]
+
+
+def test_what_the_code_or_the_settings_have_can_not_be_deleted() -> None:
+    bridge = a_bridge(schedules={"set": {"task": "report", "every": 60}})
+    bridge.task(name="report", schedules=[Every(60, name="coded")])(report)
+
+    for name in ("coded", "set"):
+        with pytest.raises(DeclarationError, match="remove it there, or pause it"):
+            bridge.schedules.delete(name)
+    with pytest.raises(UnknownSchedule):
+        bridge.schedules.pause("neither")
+
+
+def test_without_a_store_there_are_none() -> None:
+    bridge = Bridge("celery+amqp://127.0.0.1:1//")
+    task = bridge.task(name="report")(report)
+
+    with pytest.raises(UnsupportedError, match="TASKBRIDGE_STORE"):
+        bridge.schedules.put("s", task.call(), every=5)
+    with pytest.raises(UnsupportedError, match="TASKBRIDGE_STORE"):
+        bridge.schedules.delete("s")
+
+
+def test_the_code_wins_over_a_schedule_of_the_same_name_that_was_put_before() -> None:
+    bridge = a_bridge()
+    seen: list[str] = []
+    task = bridge.task(name="note")(seen.append)
+    bridge.schedules.put("s", task.call("put"), every=60)
+    bridge.periodic(task.call("code"), every=60, name="s")
+    bridge.run_schedules(150)
+
+    assert set(seen) == {"code"}
+    assert [entry.source for entry in bridge.schedules.list()] == ["code"]
+
+
+def test_schedules_of_tasks_that_are_not_known_here_are_shown_and_left_to_others() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("s", task.call(), cron="*/5 * * * *")
+    del bridge._tasks["report"]
+
+    assert bridge.run_schedules(900) == 0
+    [entry] = bridge.schedules.list()
+    assert (entry.task, entry.timing) == ("report", Cron("*/5 * * * *", name="s"))
+
+
+GOOD = {"task": "report", "every": 5, "using": "{}", "encoded": ["[]", "{}", 1], "revision": 1, "begins_at": 1}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *("", "5", "[]", "null", "{}", "1\n", "1\n5", "1\n[1]", '1\n{"s": 5}', '1\n{"s": {}}', "1\n" + "[" * 100_000),
+        *(
+            "1\n" + json.dumps({"s": {**GOOD, **odd}})
+            for odd in (
+                {"task": 5},
+                {"every": -5},
+                {"every": "5"},
+                {"using": "[]"},
+                {"using": '{"quue": "x"}'},
+                {"encoded": [5, "{}", 1]},
+                {"encoded": ["[", "{}", 1]},
+                {"encoded": ["[]", "{}", 99]},
+                {"revision": 0},
+                {"revision": inf},
+                {"begins_at": None},
+                {"begins_at": nan},
+            )
+        ),
+    ],
+)
+def test_what_can_not_be_read_holds_up_no_other_schedule(odd: str, caplog: pytest.LogCaptureFixture) -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("good", task.call(), every=60)
+    store: Any = bridge.store
+    for part in range(32):
+        if store.backend.get([f"planned:{part}"], timeout_s=1) == [None]:
+            store.backend.put(f"planned:{part}", odd, kept_s=60, timeout_s=1)
+    store.backend.put("planned", "[" + ",".join(["7"] * 32) + "]", kept_s=60, timeout_s=1)
+
+    assert bridge.run_schedules(150) >= 2
+    assert [entry.name for entry in bridge.schedules.list()] == ["good"]
+
+
+def test_a_bridge_with_other_settings_knows_nothing_of_the_store_before() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("s", task.call(), every=60)
+    assert bridge.run_schedules(90) >= 1
+
+    with inline(bridge):
+        assert bridge.run_schedules(90) == 0
+        assert bridge.schedules.list() == []
+
+
+@pytest.mark.parametrize("odd", ["", "x", "5", "{}", '["x"]', "[1e999]", "[" * 100_000])
+def test_versions_that_can_not_be_read_are_written_anew(odd: str) -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("one", task.call(), every=60)
+    store: Any = bridge.store
+    store.backend.put("planned", odd, kept_s=60, timeout_s=1)
+    bridge.schedules.put("two", task.call(), every=60)
+
+    other = StoredSchedules()
+    other.follow(store, at_once=True, timeout_s=1)
+    assert "two" in other.known
+    assert {entry.name for entry in bridge.schedules.list()} == {"one", "two"}
