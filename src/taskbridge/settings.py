@@ -49,12 +49,14 @@ class Address:
         broker: The kind of broker: `redis`, `amqp` or `memory`.
         broker_url: The broker's own URL, normalised, with its credentials.
         threads: How many run the messages of `inline://`; 0 leaves that to the caller.
+        at_send: Whether `send` on `inline://` runs messages itself: `1`, or `raise` to raise their errors; else empty.
     """
 
     engine: str
     broker: str
     broker_url: str
     threads: int = DEFAULT_THREADS
+    at_send: str = ""
 
     @property
     def target(self) -> str:
@@ -101,11 +103,12 @@ def parse_url(url: Any) -> Address:
     if not separator:
         raise ValueError("it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
     if scheme == "inline":
-        found = re.fullmatch(r"/*(?:\?threads=(\d+))?", rest)
+        found = re.fullmatch(r"/*(?:\?(?:threads=(\d+)|at_send=(1|raise)))?", rest)
         if found is None:
-            raise ValueError("inline:// takes no host, and no option but 'threads=N'")
-        threads = DEFAULT_THREADS if found[1] is None else int(found[1])
-        return Address(engine="inline", broker="memory", broker_url="memory://", threads=threads)
+            raise ValueError("inline:// takes no host, and one option: threads=N, at_send=1 or at_send=raise")
+        threads = 0 if found[2] else DEFAULT_THREADS if found[1] is None else int(found[1])
+        at_send = found[2] or ""
+        return Address(engine="inline", broker="memory", broker_url="memory://", threads=threads, at_send=at_send)
     engine, _, broker_scheme = scheme.partition("+")
     if engine in _BROKERS:
         raise ValueError(f"{engine} is a broker; name the engine too: celery+{scheme}://... or dramatiq+{scheme}://...")

@@ -33,6 +33,7 @@ from taskbridge import (
     task,
 )
 from taskbridge.tasks import AsyncTask, Task
+from taskbridge.testing import SentMessage, capture_sent, fake_run, inline
 
 bridge = Bridge("inline://")
 
@@ -166,6 +167,22 @@ def schedules() -> None:
     bridge.periodic(add.call("1"), every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     bridge.periodic(add, every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     bridge.periodic(add.call(1), every="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.schedules.put("eu", fetch.using(queue="slow").call("x"), cron="0 8 * * *", expires=60, enabled=False)
+    assert_type(bridge.schedules.delete("eu"), bool)
+    bridge.schedules.put("eu", add.call("1"), every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bridge.schedules.put("eu", add, every=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def tests() -> None:
+    with inline(at_send="raise") as inlined, capture_sent(bridge) as sent, fake_run(add, attempt=2) as run:
+        assert_type(inlined, Bridge)
+        assert_type(run, Context)
+        assert_type(sent.of(welcome), list[SentMessage])
+        assert_type(sent.assert_sent(add, 1, right=2), SentMessage)
+        sent.assert_sent(fetch, "x")
+        sent.assert_sent(fetch, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        sent.assert_sent(welcome)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    inline(at_send="maybe")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @on("dead")

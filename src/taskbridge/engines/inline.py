@@ -1,7 +1,9 @@
 """The engine of one process: background threads by default, or a virtual clock that the caller drives.
 
 `inline://` runs messages in 4 daemon threads, which start with the first message; `inline://?threads=N` in N. With
-`threads=0` nothing runs until `Bridge.run_until_idle()`, or inside `Bridge.embedded_worker()`.
+`threads=0` nothing runs until `Bridge.run_until_idle()`, or inside `Bridge.embedded_worker()`. With `at_send=1`, `send`
+runs all that waits and all that is parked before it returns; with `at_send=raise` it raises what a message died of.
+What a task sends then runs after it, as on a worker with one slot.
 
 Schedules are kept in `Bridge.run_schedules()` and inside `Bridge.embedded_worker()`, and nowhere else: a test that
 moves the clock to the next retry is not to run what a schedule would have sent meanwhile.
@@ -15,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import partial
 from math import inf
 from time import monotonic
@@ -32,7 +34,7 @@ from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import PRIORITIES, Message, loads
-from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.retry import Dead, GivenBack, Interrupted
 from taskbridge.schedules.sender import Scheduler, Ticker
 from taskbridge.timelimit import raise_in_thread
 
@@ -43,6 +45,9 @@ _MOST_RUNS: Final = 10_000
 """How many runs there may be until a message is at its end that someone waits for."""
 
 _log = logger("taskbridge.inline")
+
+_in_run: Final[ContextVar[bool]] = ContextVar("taskbridge_in_run", default=False)
+"""Whether a task runs here; whoever runs it runs what it sends, too."""
 
 
 class VirtualClock:
@@ -160,6 +165,8 @@ class InlineEngine:
         self.clock: VirtualClock = VirtualClock()
         self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)
         self._thread_count = host.settings.url.threads
+        self._at_send = host.settings.url.at_send
+        self._errors: list[BaseException] = []
         self._background: _Workers | None = None
         self._pump = Pump(host)
         self._scheduler = Scheduler(host)
@@ -187,7 +194,13 @@ class InlineEngine:
     # Threads that run messages
 
     def sent(self) -> None:
-        """Start the background threads, if there are to be any and they don't run yet."""
+        """Run messages if that is to be done at once, or start the background threads if they don't run yet."""
+        if self._at_send and not _in_run.get():
+            self._errors = []
+            self._drive(_MOST_RUNS)
+            if self._errors and self._at_send == "raise":
+                raise self._errors[0]
+            return
         with self._lock:
             if self._thread_count == 0 or self._background is not None or self._driven:
                 return
@@ -243,12 +256,15 @@ class InlineEngine:
         copy_context().run(self._run, message)
 
     def _run(self, message: Message) -> None:
-        is_left = False
+        is_left, _ = False, _in_run.set(True)
         try:
             if not self._host.knows(message.task):
                 put_off_unknown(self._host, message)
             else:
-                is_left = isinstance(run_and_settle(self._host, message), GivenBack)
+                verdict = run_and_settle(self._host, message)
+                is_left = isinstance(verdict, GivenBack)
+                if self._at_send and isinstance(verdict, Dead) and verdict.error is not None:
+                    self._errors.append(verdict.error)
         except (Exception, SystemExit) as exc:
             is_left = isinstance(not_settled(self._host, message, exc), GivenBack)
         except Interrupted:  # the grace ended between two bytecodes outside of the user's own
