@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
@@ -80,6 +81,9 @@ class DeadEntry:
 
 Redact = Callable[[DeadEntry], DeadEntry]
 """Returns what may be shown of a dead letter."""
+
+Progress = Callable[[int], object]
+"""Is told how much is done by now."""
 
 RedactT = TypeVar("RedactT", bound=Redact)
 
@@ -189,7 +193,7 @@ class DeadLetters:
 
     # Taking out
 
-    def replay(self, ids: str | Iterable[str]) -> Replayed:
+    def replay(self, ids: str | Iterable[str], *, progress: Progress | None = None) -> Replayed:
         """Send dead letters again: each starts at attempt 1, on whichever engine is configured now.
 
         Id, arguments, headers, queue, priority and the time of sending stay. An expiry that has passed no longer
@@ -198,27 +202,35 @@ class DeadLetters:
 
         Args:
             ids: One id, or several.
+            progress: Called again and again with how many letters were looked at by now.
 
         Raises:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
-        return self._replay(_filter(None, None, None), _ids(ids))
+        return self._replay(_filter(None, None, None), _ids(ids), progress)
 
-    def replay_all(self, *, task: str | None = None, reason: str | None = None, queue: str | None = None) -> Replayed:
+    def replay_all(
+        self,
+        *,
+        task: str | None = None,
+        reason: str | None = None,
+        queue: str | None = None,
+        progress: Progress | None = None,
+    ) -> Replayed:
         """Send all dead letters again, or those that `list` finds by these filters; see `replay`.
 
         Raises:
             BrokerUnavailable: Not all were replayed; to do it again is safe.
         """
-        return self._replay(_filter(task, reason, queue), None)
+        return self._replay(_filter(task, reason, queue), None, progress)
 
-    def purge(self, ids: str | Iterable[str]) -> tuple[str, ...]:
-        """Forget dead letters for good, and return the ids of those that were there.
+    def purge(self, ids: str | Iterable[str], *, progress: Progress | None = None) -> tuple[str, ...]:
+        """Forget dead letters for good, and return the ids of those that were there; `progress` as for `replay`.
 
         Raises:
             BrokerUnavailable: Not all were forgotten; to do it again is safe.
         """
-        return self._take(lambda _: Taken(), _ids(ids))
+        return self._take(lambda _: Taken(), _ids(ids), progress)
 
     def purge_all(
         self, *, task: str | None = None, reason: str | None = None, queue: str | None = None
@@ -231,11 +243,19 @@ class DeadLetters:
         matches = _filter(task, reason, queue)
         return self._take(lambda letter: Taken() if matches(letter) else None, None)
 
-    def _take(self, decide: Decide, ids: dict[str, None] | None) -> tuple[str, ...]:
-        timeout_s = self._bridge.settings.send_timeout_s
-        return tuple(self._bridge.broker.take_dead(decide, ids=ids, timeout_s=timeout_s))
+    def _take(self, decide: Decide, ids: dict[str, None] | None, progress: Progress | None = None) -> tuple[str, ...]:
+        timeout_s, seen = self._bridge.settings.send_timeout_s, count(1)
 
-    def _replay(self, matches: Callable[[DeadLetter], bool], wanted: dict[str, None] | None) -> Replayed:
+        def told(letter: DeadLetter) -> Taken | None:
+            if progress is not None:
+                progress(next(seen))
+            return decide(letter)
+
+        return tuple(self._bridge.broker.take_dead(told, ids=ids, timeout_s=timeout_s))
+
+    def _replay(
+        self, matches: Callable[[DeadLetter], bool], wanted: dict[str, None] | None, progress: Progress | None
+    ) -> Replayed:
         again: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
 
@@ -248,7 +268,7 @@ class DeadLetters:
             again[letter.id] = letter.message.replayed(self._bridge.now())
             return Taken(message=again[letter.id])
 
-        ids = self._take(decide, wanted)
+        ids = self._take(decide, wanted, progress)
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._record([again[each] for each in ids])

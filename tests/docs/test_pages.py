@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_commands_that_pages_show_exist() -> None:
 
     assert len(commands) >= 8
     for page, command in commands:
-        arguments = [word for word in command if word != "&"]
+        arguments = list(takewhile(lambda word: word not in ("&", ">"), command))
         try:
             cli._parser().parse_args(arguments)
         except taskbridge.TaskBridgeError as exc:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,11 @@ from taskbridge.cli import supervisor
 from taskbridge.cli.output import say
 from taskbridge.engines.base import Command
 
-commands, grace_s, slack_s, processes = map(json.loads, sys.argv[1:])
+commands, grace_s, slack_s, processes, watched = map(json.loads, sys.argv[1:])
 supervisor.SLACK_S = slack_s
 made = [Command(argv=(sys.executable, "-c", *argv)) for argv in commands]
-sys.exit(supervisor.Supervisor(made, env={"EXTRA": "yes"}, processes=processes, grace_s=grace_s, say=say).run())
+given = {"env": {"EXTRA": "yes"}, "processes": processes, "grace_s": grace_s, "say": say, "watched": watched}
+sys.exit(supervisor.Supervisor(made, **given).run())
 """
 
 # What the workers are: each tells that it is ready, and that it was told to end.
@@ -80,14 +82,25 @@ while True: time.sleep(0.05)
 class Run:
     """A supervisor in a process of its own, and what its workers wrote."""
 
-    def __init__(self, folder: Path, *workers: str, grace_s: float = 1, slack_s: float = 5, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *workers: str,
+        grace_s: float = 1,
+        slack_s: float = 5,
+        processes: int = 1,
+        watched: Sequence[Path] = (),
+    ) -> None:
         self.log = folder / "log"
         self.stderr = folder / "stderr"
         self.log.touch()
         commands = [[worker, str(self.log)] for worker in workers]
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, *map(json.dumps, (commands, grace_s, slack_s, processes))],
+                [
+                    *(sys.executable, "-c", DRIVER),
+                    *map(json.dumps, (commands, grace_s, slack_s, processes, [str(each) for each in watched])),
+                ],
                 stderr=stderr,
                 start_new_session=True,
             )
@@ -116,10 +129,10 @@ class Run:
 def start(tmp_path: Path) -> Generator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def make(*workers: str, **options: float) -> Run:
+    def make(*workers: str, **options: Any) -> Run:
         folder = tmp_path / str(len(runs))
         folder.mkdir()
-        run = Run(folder, *workers, **options)  # type: ignore[arg-type]
+        run = Run(folder, *workers, **options)
         runs.append(run)
         return run
 
@@ -252,6 +265,52 @@ def test_sighup_without_a_terminal_starts_the_workers_anew(start: Callable[..., 
     run.wait_for(lambda: len(run.wrote("start")) == 2)
 
     assert run.wrote("end") == run.wrote("start")[:1]
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+
+
+def change(file: Path, run: Run, condition: Callable[[], object]) -> None:
+    """Write a file again and again until it is noticed: nobody tells when the watching has begun."""
+    for number in range(20):
+        file.write_text(f"x = {number}\n")
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.02)
+    run.wait_for(condition, timeout_s=1)
+
+
+def test_a_change_of_the_code_starts_the_workers_anew(start: Callable[..., Run], tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    run = start(GOOD, SLOW_TO_END, processes=2, watched=[code])
+    run.wait_for(lambda: "ready" in run.said())
+    (code / "notes.txt").write_text("no code")
+
+    change(code / "tasks.py", run, lambda: len(run.wrote("end")) >= 2)
+
+    run.wait_for(lambda: len(run.wrote("start")) >= 4)
+    assert "tasks.py changed: starting the workers anew" in run.said()
+    assert "notes.txt" not in run.said()
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+
+
+def test_workers_that_failed_start_after_the_next_change(start: Callable[..., Run], tmp_path: Path) -> None:
+    code, broken = tmp_path / "code", tmp_path / "broken"
+    code.mkdir()
+    fails = f"import os\nif os.path.exists({str(broken)!r}): sys.exit(1)\n"
+    run = start(READY + fails + GOOD.removeprefix(READY), watched=[code])
+    run.wait_for(lambda: "ready" in run.said())
+    broken.touch()
+    change(code / "tasks.py", run, lambda: "starting it again in 2 s" in run.said())  # it has failed twice
+    broken.unlink()
+    starts = len(run.wrote("start"))
+
+    change(code / "tasks.py", run, lambda: len(run.wrote("start")) > starts)
+
+    assert run.process.poll() is None
     run.signal(signal.SIGTERM)
     assert run.exit_code() == 0
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from taskbridge._version import __version__
-from taskbridge.cli import check, dead, messages, queues, routes, schedules, store, verify, worker
+from taskbridge.cli import check, completion, dead, messages, queues, routes, schedules, store, verify, worker
 from taskbridge.cli.command import Parser
 from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable, TaskBridgeError
@@ -44,6 +44,7 @@ _COMMANDS = (
     dead.dead,
     store.store,
     verify.verify,
+    completion.completion,
 )
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
@@ -59,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="no url is set", category=RuntimeWarning)
     try:
         parser = _parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+            import argcomplete  # here, for it is an extra
+
+            argcomplete.autocomplete(parser)
         arguments = parser.parse_args(argv)
         if arguments.command is None:
             parser.print_help()

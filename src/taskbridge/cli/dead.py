@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
 from taskbridge.cli.command import APP, JSON, URL, Command, Output, UsageError, argument, command, count, server_bridge
-from taskbridge.cli.output import details, error_text, local_time, many, say, table
+from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
 
 _DESCRIPTION = """\
 Look after dead letters: the messages that failed for good, kept for the setting `dead_ttl` (7 days by default).
@@ -103,7 +103,8 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     """
     _check_chosen(arguments, "replay")
     if arguments.all:
-        replayed = bridge.dead.replay_all(**_filters(arguments))
+        with progress("replaying", bridge.counts().dead) as tell:
+            replayed = bridge.dead.replay_all(**_filters(arguments), progress=tell)
     else:
         entries = _resolved(bridge, arguments.ids)
         _check_readable(entries)
@@ -146,7 +147,8 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
         entries = _resolved(bridge, arguments.ids)
     if entries and not arguments.yes and not _agreed(entries):
         return Output(text="nothing was purged", data={"purged": ()}, code=1)
-    purged = bridge.dead.purge([entry.id for entry in entries]) if entries else ()  # what was counted, and no more
+    with progress("purging", len(entries)) as tell:  # what was counted, and no more
+        purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
     return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
 
 

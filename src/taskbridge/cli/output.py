@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from textwrap import indent
+from time import monotonic
 from typing import Any, Final
 
 from taskbridge import ErrorInfo
@@ -22,12 +24,44 @@ CYAN: Final = 36
 LAYOUT: Final = "\n\t"
 """What is not escaped where several lines are printed."""
 
+_SHOW_S: Final = 0.1
+"""How often a bar of progress is drawn anew."""
+
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def say(text: str) -> None:
     """Write a line about what the command does to stderr, where logs go."""
     print(f"taskbridge: {escaped(text)}", file=sys.stderr, flush=True)
+
+
+def bar(done: float, total: float, *, width: int = 30) -> str:
+    """Return a bar of so many characters that shows how much is done."""
+    full = width if done >= total else int(width * done / total)
+    return f"[{'#' * full}{'.' * (width - full)}]"
+
+
+@contextmanager
+def progress(what: str, total: int) -> Generator[Callable[[int], None] | None, None, None]:
+    """Show how much is done, in a line that vanishes in the end; nothing unless stdout and stderr are terminals.
+
+    Yields what is to be told how much is done by now; None if that is not shown.
+    """
+    if not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    shown_at = 0.0
+
+    def show(done: int) -> None:
+        nonlocal shown_at
+        if monotonic() - shown_at >= _SHOW_S:
+            shown_at, most = monotonic(), max(done, total)
+            print(f"\r{what} {bar(done, most)} {done} of {most}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:

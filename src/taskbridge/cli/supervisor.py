@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ One that ended sooner the first time, and never became ready, is not started aga
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+_CHANGED: Final = 0
+"""What stands among the numbers of signals when a watched file was changed."""
 
 
 @dataclass(kw_only=True)
@@ -65,6 +69,7 @@ class Supervisor:
         processes: How many processes report that they are ready, in all.
         grace_s: The bridge's grace period.
         say: Told what happens, a line at a time.
+        watched: The folders in which a change of a Python file starts the workers anew.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class Supervisor:
         processes: int,
         grace_s: float,
         say: Callable[[str], None],
+        watched: Sequence[Path] = (),
     ) -> None:
+        self._watched = watched
         self._commands = commands
         self._env = env
         self._processes = processes
@@ -103,7 +110,9 @@ class Supervisor:
                 stack.callback(os.close, place)
                 selector.register(place, selectors.EVENT_READ, worker)
                 self._workers.append(worker)
-            _wake_by_signals(selector, stack)
+            sender = _wake_by_signals(selector, stack)
+            if self._watched:
+                threading.Thread(target=_watch, args=(self._watched, sender, self._say), daemon=True).start()
             stack.callback(self._end_all)
             self._supervise(selector)
         return self._code
@@ -153,7 +162,7 @@ class Supervisor:
             env={**worker.command.environment({**os.environ, **self._env}), READY_VARIABLE: str(worker.fifo)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C reaches it twice, which Celery takes for "end at once"
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread runs here
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it takes no lock
         )
 
     def _ended(self, worker: _Worker, pid: int, code: int, now: float) -> None:
@@ -181,6 +190,13 @@ class Supervisor:
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
             return  # each worker is looked at anyway
+        if number == _CHANGED:
+            if not self._stopping:
+                self._ask_to_end()
+                for worker in self._workers:
+                    if worker.start_at is not None:  # it failed, perhaps because of what was mended
+                        worker.start_at, worker.pause_s = monotonic(), _FIRST_PAUSE_S
+            return
         if number == signal.SIGHUP and not sys.stderr.isatty():
             if not self._stopping:
                 self._say("SIGHUP: starting the workers anew")
@@ -215,8 +231,12 @@ class Supervisor:
             self._kill(worker)
 
 
-def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> None:
-    """Until the stack ends, have the selector return when a signal comes or a child ends: their numbers can be read."""
+def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> socket.socket:
+    """Until the stack ends, have the selector return when a signal comes or a child ends: their numbers can be read.
+
+    Returns:
+        What they are written to, for others to be written too.
+    """
     receiver, sender = map(stack.enter_context, socket.socketpair())
     receiver.setblocking(False)
     sender.setblocking(False)
@@ -227,6 +247,18 @@ def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> None
     for number in wanted:
         stack.callback(signal.signal, number, signal.signal(number, _noted))
     selector.register(receiver, selectors.EVENT_READ)
+    return sender
+
+
+def _watch(folders: Sequence[Path], sender: socket.socket, say: Callable[[str], None]) -> None:
+    """Tell of each change of Python files in these folders; ends with the process."""
+    from watchfiles import PythonFilter, watch  # here, for it is an extra, which `taskbridge worker` has looked for
+
+    for changes in watch(*folders, watch_filter=PythonFilter(), raise_interrupt=False):
+        files = sorted({os.path.relpath(file) for _, file in changes})
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        say(f"{files[0]}{more} changed: starting the workers anew")
+        sender.send(bytes([_CHANGED]))
 
 
 def _noted(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from taskbridge import Bridge
 from taskbridge.brokers.base import Broker
@@ -23,7 +27,7 @@ from taskbridge.cli.command import (
 )
 from taskbridge.cli.output import many, say
 from taskbridge.engines.base import WorkerOptions
-from taskbridge.exceptions import BrokerUnavailable, StoreNotReady
+from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreNotReady
 from taskbridge.loading import URL_VARIABLE
 from taskbridge.stores.base import Store
 
@@ -57,6 +61,7 @@ def _opened(arguments: Namespace) -> Bridge:
         action="store_true",
         help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
     ),
+    argument("--watch", action="store_true", help="start the workers anew when the code changes; for development"),
     LOG_LEVEL,
     opens=_opened,
 )
@@ -74,6 +79,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
     SIGTERM and Ctrl-C stop it: nothing new is taken, what runs may finish for the setting `grace` (25 s by default),
     the rest goes back to its queue, and the exit code is 0. A second Ctrl-C ends it at once. SIGHUP starts the workers
     anew, with the code as it is then. A worker that dies is started again, after 1 s at first and 30 s at last.
+
+    --watch does the same as SIGHUP after each change of a Python file in the current folder, or where MODULE is.
 
     It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
 
@@ -98,6 +105,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         processes=options.processes,
         grace_s=bridge.settings.grace_s,
         say=say,
+        watched=_watched(arguments.app) if arguments.watch else (),
     )
     say(_banner(bridge, options))
     if dropped := sorted({name for command in commands for name in command.dropped(os.environ)}):
@@ -107,6 +115,20 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         _warn_if_away("the store", bridge.store)
     bridge.close()  # nothing of it is for the workers, which are not forked but started
     return Output(code=supervisor.run())
+
+
+def _watched(app: str) -> list[Path]:
+    """Return the current folder, and the one of the application's package or module if that is elsewhere.
+
+    Raises:
+        NotInstalledError: watchfiles is missing.
+    """
+    if find_spec("watchfiles") is None:
+        raise NotInstalledError("watchfiles, which --watch needs,", "watch")
+    here = Path.cwd()
+    package: Any = sys.modules[app.partition(":")[0].partition(".")[0]]
+    found = [Path(each).resolve() for each in getattr(package, "__path__", [os.path.dirname(package.__file__)])]
+    return [here, *(each for each in found if not each.is_relative_to(here))]
 
 
 def _warn_if_away(name: str, place: Broker | Store) -> None:
