@@ -88,6 +88,12 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
     assert opened is None, f"the block that begins on line {opened[0] + 1} has no end" if opened else ""
 
 
+def words_of(page: str) -> set[str]:
+    """Return the words that stand as code in the first column of a page's tables."""
+    rows = re.findall(r"^\| *([^|]*)\|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return {word for row in rows for code in re.findall(r"`([^`]*)`", row) for word in re.findall(r"\w+", code)}
+
+
 def outputs(page: str) -> dict[int, str]:
     """Return what each block that is run should print, by the block's place among them."""
     blocks = blocks_of(page)
