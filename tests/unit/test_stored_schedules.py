@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from math import inf, nan
 from typing import Any
@@ -78,6 +79,26 @@ def test_a_schedule_sends_what_it_was_put_with() -> None:
     bridge.run_schedules(60)
 
     assert seen == [(((1, {2}),), {"at": when}, "slow", "high", "me", "kept")]
+
+
+@dataclass
+class Order:
+    id: int
+
+
+def test_a_value_of_a_class_of_ones_own_is_kept_as_the_type_hint_says() -> None:
+    bridge = a_bridge()
+    seen: list[Any] = []
+    bridge.on("before_send")(lambda event: seen.append(event.arguments))
+
+    @bridge.task(name="pack")
+    def pack(order: Order, times: int = 2) -> None:
+        seen.append(order)
+
+    bridge.schedules.put("s", pack.call(Order(7)), every=60)
+    bridge.run_schedules(60)
+
+    assert seen == [{"order": Order(7), "times": 2}, Order(7)]
 
 
 def test_a_change_of_what_is_sent_leaves_the_times_and_counts_as_they_were() -> None:

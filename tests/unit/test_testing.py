@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import entry_points
 from typing import Any
@@ -202,6 +203,22 @@ def test_a_message_is_found_by_its_arguments_however_they_were_passed() -> None:
         sent.assert_sent(shop.pack, "cup")
     with pytest.raises(AssertionError, match="sent was: nothing"), capture_sent(shop.bridge) as none:
         none.assert_sent(shop.pack, "cup")
+
+
+@dataclass
+class Order:
+    id: int
+
+
+def test_arguments_are_what_the_task_would_get() -> None:
+    bridge = Bridge("inline://")
+
+    @bridge.task(name="pack_order")
+    def pack_order(order: Order) -> None: ...
+
+    with capture_sent(bridge) as sent:
+        pack_order.send(Order(7))
+    assert sent.assert_sent(pack_order, order=Order(7)).args == (Order(7),)
 
 
 def test_what_could_not_be_sent_is_an_error_here_too() -> None:

@@ -176,8 +176,8 @@ class Every(Timing):
 class Schedule:
     """A schedule of a bridge: when a task is sent, with which arguments, and `using` which options of `Task.using`.
 
-    One that was put at run time has its arguments `encoded`, as `Call.encoded` returns them; a `revision`, which is more
-    than 0 and grows; and `begins_at`, from when on its plan counts.
+    One that was put at run time has its arguments `encoded`, as `Call.encoded` returns them; a `revision`, which is
+    more than 0 and grows; and `begins_at`, from when on its plan counts.
     """
 
     name: str

@@ -79,13 +79,7 @@ class Sent(list[SentMessage]):
         Raises:
             AssertionError: There is none; it says what was sent.
         """
-        signature = task.declaration.signature
-
-        def bound(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-            found = signature.bind(*args, **kwargs)
-            found.apply_defaults()
-            return found.arguments
-
+        bound = task.declaration.bound
         wanted = bound(args, kwargs)
         for message in self.of(task):
             if bound(message.args, message.kwargs) == wanted:
@@ -97,7 +91,8 @@ class Sent(list[SentMessage]):
 class _Capture:
     """Takes messages in the place of a broker."""
 
-    def __init__(self, sent: Sent) -> None:
+    def __init__(self, bridge: Bridge, sent: Sent) -> None:
+        self._bridge = bridge
         self._sent = sent
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
@@ -105,7 +100,8 @@ class _Capture:
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         for message, delay_s in messages:
-            args, kwargs = message.arguments()
+            declaration = self._bridge.declaration_of(message.task)
+            args, kwargs = message.arguments() if declaration is None else declaration.decoded(message)
             self._sent.append(
                 SentMessage(
                     task=message.task,
@@ -132,7 +128,7 @@ def capture_sent(bridge: Bridge | None = None) -> Generator[Sent, None, None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where no url is set, none is needed
         _ = of.settings
-    with of.divert(cast("Broker", _Capture(sent))):
+    with of.divert(cast("Broker", _Capture(of, sent))):
         yield sent
 
 
