@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.retry import ErrorInfo as ErrorInfo
     from taskbridge.retry import Retry as Retry
     from taskbridge.retry import RetryPolicy as RetryPolicy
+    from taskbridge.routing import Queue as Queue
     from taskbridge.schedules.listing import ScheduleEntry as ScheduleEntry
     from taskbridge.schedules.listing import Schedules as Schedules
     from taskbridge.schedules.plan import Cron as Cron
@@ -85,6 +86,7 @@ _MODULES = {
     "message": "DeadLetter Message Priority",
     "results": "Results",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
+    "routing": "Queue",
     "schedules.listing": "ScheduleEntry Schedules",
     "schedules.plan": "Cron Every",
     "stores.states": "Attempt State Status",

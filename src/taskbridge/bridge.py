@@ -19,8 +19,8 @@ from taskbridge.message import DeadLetter, Priority
 from taskbridge.parts import Parts
 from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
-from taskbridge.routing import check_known
-from taskbridge.sending import Sending
+from taskbridge.routing import Queue, QueueType, check_known
+from taskbridge.sending import Sending, check_priority
 from taskbridge.tasks import AsyncTask, Call, Task
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Bridge(Parts):
             `celery+memory://` or `dramatiq+memory://`.
         namespace: What the names of all keys, queues and exchanges begin with.
         default_queue: Where messages go that nothing sends elsewhere.
-        queues: Further known queues.
+        queues: Further known queues: names, or `Queue("bulk", type="quorum")`.
         routes: (task-name glob, queue) rules in order; the first that matches wins.
         retry: The policy of tasks that name none.
         send_timeout: How long `send` waits for the broker at most.
@@ -95,6 +95,7 @@ class Bridge(Parts):
         scheduler: Whether workers send by schedules; where they don't, `taskbridge scheduler` does.
         fast: Whether workers run tasks in the fast way, where the engine's version has been tried with it.
         remote_control: Whether a Celery worker obeys what changes something in Celery's remote control (rule I5).
+        queue_type: The type of queues on RabbitMQ, but for those that have their own: `classic` or `quorum` (rule RQ1).
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
@@ -109,7 +110,7 @@ class Bridge(Parts):
         *,
         namespace: str | None = None,
         default_queue: str | None = None,
-        queues: Iterable[str] | None = None,
+        queues: Iterable[str | Queue] | None = None,
         routes: Iterable[tuple[str, str]] | None = None,
         retry: RetryPolicy | None = None,
         send_timeout: Duration | None = None,
@@ -125,6 +126,7 @@ class Bridge(Parts):
         scheduler: bool | None = None,
         fast: bool | None = None,
         remote_control: bool | None = None,
+        queue_type: QueueType | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":
@@ -202,7 +204,8 @@ class Bridge(Parts):
         settings = self.settings
         routed = (route.queue for route in settings.routes)
         on_tasks = (each.queue for each in self._tasks.values() if each.queue is not None)
-        return tuple(dict.fromkeys([settings.default_queue, *settings.queues, *routed, *on_tasks]))
+        named = (each.name for each in settings.queues)
+        return tuple(dict.fromkeys([settings.default_queue, *named, *routed, *on_tasks]))
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
@@ -462,6 +465,16 @@ class Bridge(Parts):
         return [replace(command, env={**command.env, OFF_VARIABLE: "off"}) for command in commands]
 
     # Looking
+
+    def check_priorities(self) -> None:
+        """Refuse tasks whose priority their queue does not keep, on the broker that is there (rule RQ2).
+
+        Raises:
+            UnsupportedError: There is one.
+            BrokerUnavailable: The broker doesn't answer.
+        """
+        for declaration in self.declarations():
+            check_priority(self, declaration.name, self.queue_of(declaration.name), declaration.priority)
 
     def counts(self) -> Counts:
         """Return how much waits in each known queue, and how much is delayed and dead.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatchcase
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from taskbridge.exceptions import UnknownQueue
 
@@ -28,6 +29,46 @@ def check_queue_name(name: object) -> str:
     if name.endswith(_RESERVED_ENDINGS):
         raise ValueError(f"queue name {name!r} has an ending that Dramatiq keeps for itself (.DQ, .XQ)")
     return name
+
+
+QueueType = Literal["classic", "quorum"]
+"""What RabbitMQ makes of a queue: a classic one is on one node, a quorum queue on several, and outlives one of them."""
+
+QUEUE_TYPES: Final[tuple[QueueType, ...]] = ("classic", "quorum")
+
+
+def check_queue_type(value: object) -> QueueType:
+    """Return the type of a queue if it is one.
+
+    Raises:
+        ValueError: It is not.
+    """
+    for each in QUEUE_TYPES:
+        if value == each:
+            return each
+    raise ValueError(f"a queue's type is 'classic' or 'quorum', not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A known queue, for the setting `queues`: `Queue("bulk", type="quorum")`.
+
+    Args:
+        name: Its name.
+        type: Its type on RabbitMQ; None is that of the setting `queue_type`. On other brokers it says nothing.
+
+    Raises:
+        ValueError: The name or the type is none.
+    """
+
+    name: str
+    _: KW_ONLY
+    type: QueueType | None = None
+
+    def __post_init__(self) -> None:
+        check_queue_name(self.name)
+        if self.type is not None:
+            check_queue_type(self.type)
 
 
 class Route(NamedTuple):

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError
+from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError, UnsupportedError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
@@ -52,9 +52,27 @@ class _Way:
     records: Records | None
     goes_along: bool  # the command that makes the record travels with the message, in one transaction
     timeout_s: float
+    has_quorum: bool  # so a queue may keep no priorities
     most_bytes: int
     clock: Callable[[], float]
     runs_here: bool  # this process runs what it sends, so it is to be told
+
+
+def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) -> None:
+    """Refuse a priority that a queue does not keep (rule RQ2).
+
+    Raises:
+        UnsupportedError: It is not `normal`, and the queue is a quorum queue of RabbitMQ before 4.3.
+        BrokerUnavailable: Nobody tells which RabbitMQ it is.
+    """
+    keeps = None if priority == "normal" else getattr(bridge.broker, "keeps_priorities", None)
+    if keeps is not None and not keeps(queue, timeout_s=bridge.settings.send_timeout_s):
+        raise UnsupportedError(
+            "RQ2",
+            bridge.settings.url.target,
+            f"task {task!r} has priority {priority!r}, which quorum queue {queue!r} keeps from RabbitMQ 4.3 on: "
+            "leave the priority out, or use a queue of type 'classic'",
+        )
 
 
 class Sending:
@@ -103,6 +121,7 @@ class Sending:
             records=records,
             goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
             timeout_s=settings.send_timeout_s,
+            has_quorum=settings.has_quorum,
             most_bytes=settings.max_message_bytes,
             clock=time.time if records is None and not runs_here else bridge.clock,
             runs_here=runs_here,
@@ -146,6 +165,8 @@ class Sending:
         )
         if options.queue is not None:
             check_known(options.queue, self._bridge.queues())
+        if way.has_quorum:
+            check_priority(self._bridge, message.task, message.queue, message.priority)
         return message
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from taskbridge.durations import positive, seconds
 from taskbridge.exceptions import DeclarationError, SettingsError, nearest
 from taskbridge.message import checked_priority
 from taskbridge.retry import RetryPolicy
-from taskbridge.routing import Route, check_queue_name
+from taskbridge.routing import Queue, QueueType, Route, check_queue_name, check_queue_type
 
 if TYPE_CHECKING:
     from taskbridge.schedules.plan import Schedule  # only here, for few settings hold one
@@ -131,13 +131,30 @@ def _split(url: str) -> SplitResult:
     except ValueError:  # which shows what it has read
         raise ValueError(f"it can't be read: {without_credentials(url)}{_ESCAPE}") from None
     try:
-        _ = parts.port
+        hosts_of(parts.netloc)
     except ValueError:
         problem = f"its port is not a number from 0 to 65535: {without_credentials(url)}"
         raise ValueError(f"{problem}{_ESCAPE}") from None
     if parts.netloc and parts.fragment:
         raise ValueError(f"there is a # in it{_ESCAPE}")
     return parts
+
+
+def hosts_of(netloc: str) -> list[tuple[str, int | None]]:
+    """Return the hosts, and the ports where they are given, of a URL's part `user:password@host:port,host:port`.
+
+    Raises:
+        ValueError: A port is no number from 0 to 65535.
+    """
+    places = [urlsplit(f"//{place}") for place in netloc.rpartition("@")[2].split(",")]
+    return [(place.hostname or "", place.port) for place in places]
+
+
+def each_host(url: str) -> list[str]:
+    """Return a URL that names several hosts as one URL for each."""
+    parts = urlsplit(url)
+    credentials, at, places = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=f"{credentials}{at}{place}")) for place in places.split(",")]
 
 
 def _memory_url(url: str) -> str:
@@ -161,14 +178,29 @@ def _redis_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
 
 
+_TLS_FILES: Final = ("ca_certs", "certfile", "keyfile")
+
+
 def _amqp_url(url: str) -> str:
-    """Return an AMQP URL that kombu and pika read alike: they differ on `//`, `/` and no path (the vhost `/`)."""
+    """Return an AMQP URL that kombu and pika read alike: they differ on `//`, `/` and no path (the vhost `/`).
+
+    The files of TLS may be named as Redis URLs name them, `ssl_ca_certs=`; here they are put into pika's `ssl_options`.
+    """
     parts = _split(url)
-    if not parts.hostname:
-        raise ValueError("the host is missing")
+    hosts = [host for host, _ in hosts_of(parts.netloc)]
+    if "://" in parts.path or any(";" in host for host in hosts):
+        raise ValueError("several hosts are written with commas: amqp://user:password@host1:5672,host2:5672/vhost")
+    if not all(hosts):
+        raise ValueError("the host is missing" if "," not in parts.netloc else "a host is missing between the commas")
     vhost = parts.path[1:]
     path = "/%2F" if unquote(vhost) in ("", "/") else f"/{vhost}"
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    files = {name: options.pop(f"ssl_{name}") for name in _TLS_FILES if f"ssl_{name}" in options}
+    if not files:
+        return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+    if "ssl_options" in options:
+        raise ValueError("it names files of TLS in ssl_options and beside it: put all into one of the two")
+    return urlunsplit((parts.scheme, parts.netloc, path, urlencode({**options, "ssl_options": repr(files)}), ""))
 
 
 def _sql_url(url: str) -> str:
@@ -227,8 +259,19 @@ def _words(value: Any) -> list[Any]:
     return list(value)
 
 
-def _queues(value: Any) -> tuple[str, ...]:
-    return tuple(check_queue_name(name) for name in _words(value))
+def _queues(value: Any) -> tuple[Queue, ...]:
+    queues = tuple(_queue(item) for item in _words(value))
+    types = {each.name: each.type for each in queues if each.type is not None}
+    if other := next((each for each in queues if each.type not in (None, types.get(each.name))), None):
+        raise ValueError(f"queue {other.name!r} has two types")
+    return queues
+
+
+def _queue(item: Any) -> Queue:
+    if not isinstance(item, str):
+        return item if isinstance(item, Queue) else Queue(check_queue_name(item))
+    name, equals, kind = (part.strip() for part in item.partition("="))
+    return Queue(name, type=check_queue_type(kind) if equals else None)
 
 
 def _routes(value: Any) -> tuple[Route, ...]:
@@ -379,7 +422,7 @@ class Settings:
     url: Address = _setting(DEFAULT_URL, parse_url)
     namespace: str = _setting("taskbridge", _namespace)
     default_queue: str = _setting("default", check_queue_name)
-    queues: tuple[str, ...] = _setting((), _queues)
+    queues: tuple[Queue, ...] = _setting((), _queues)
     routes: tuple[Route, ...] = _setting((), _routes)
     retry: RetryPolicy = _setting(RetryPolicy(), _retry)
     send_timeout_s: float = _setting(5.0, _duration)
@@ -395,10 +438,21 @@ class Settings:
     scheduler: bool = _setting(True, _switch)
     fast: bool = _setting(True, _switch)
     remote_control: bool = _setting(False, _switch)
+    queue_type: QueueType = _setting("classic", check_queue_type)
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""
         return next((route for route in self.routes if route.matches(task)), None)
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether a queue is of the type `quorum`."""
+        return "quorum" in (self.queue_type, *(each.type for each in self.queues))
+
+    def type_of(self, queue: str) -> QueueType:
+        """Return a queue's type on RabbitMQ (rule RQ1)."""
+        own: QueueType | None = next((each.type for each in self.queues if each.name == queue and each.type), None)
+        return self.queue_type if own is None else own
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url.safe_url!r}, namespace={self.namespace!r})"

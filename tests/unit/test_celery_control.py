@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from taskbridge import Bridge
+from taskbridge.engines.celery.control import reply_queue
 
 
 @pytest.mark.parametrize("odd", [2**63 - 1, 2**64, -1, 1.5, float("inf"), "9", None, []])
@@ -20,6 +22,21 @@ def test_a_clock_that_is_none_does_not_set_the_workers(odd: Any) -> None:
     node.handle_message({"method": "ping", "destination": ["another"]}, SimpleNamespace(headers={"clock": odd}))
     assert node.mailbox.clock.value == 42
     bridge.close()
+
+
+def test_all_names_of_remote_control_begin_with_the_namespace() -> None:
+    with closing(Bridge("celery+memory://", namespace="shop")) as bridge:
+        mailbox: Any = bridge.native.control.mailbox
+        queue, answers = mailbox.get_queue("worker@host"), mailbox.get_reply_queue()
+
+    names = [queue.name, queue.exchange.name, answers.name, answers.exchange.name]
+    assert all(name.startswith("shop.celery.") for name in names), names
+    assert [(each.exclusive, each.durable) for each in (queue, answers)] == [(True, False)] * 2
+    assert reply_queue(answers.exchange.name, mailbox.oid) == answers.name
+
+
+def test_whoever_asks_with_an_earlier_release_is_answered_where_it_waits() -> None:
+    assert reply_queue("reply.shop.celery.pidbox", "an-id") == "an-id.reply.shop.celery.pidbox"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_the_queues_are_those_that_dramatiq_declares(place: Place) -> None:
 
     with place.channel() as channel:  # RabbitMQ answers 406 to other arguments
         for name in (place.queue, f"{place.queue}.DQ"):
-            channel.queue_declare(name, durable=True, arguments=queue_arguments(place.queue))
+            channel.queue_declare(name, durable=True, arguments=queue_arguments(place.queue, "classic"))
         channel.queue_declare(f"{place.queue}.XQ", durable=True, arguments={"x-message-ttl": 7 * 86_400_000})
     consumer.close()
 
@@ -376,7 +376,7 @@ def test_more_queues_than_a_connection_has_channels_are_consumed(place: Place) -
     place.note.using(queue="email").send(2)
     broker = place.broker(2)
     parameters: Any = broker.parameters
-    parameters.channel_max = 1
+    parameters[0].channel_max = 1
     consumers: list[Any] = [broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email)]
 
     assert [take(consumer).args for consumer in consumers] == [(1,), (2,)]
@@ -405,7 +405,7 @@ def test_a_body_of_many_frames_arrives_whole(place: Place) -> None:
 
 def test_bytes_that_can_not_be_read_are_dead_and_gone(place: Place) -> None:
     with place.channel() as channel:
-        channel.queue_declare(place.queue, durable=True, arguments=queue_arguments(place.queue))
+        channel.queue_declare(place.queue, durable=True, arguments=queue_arguments(place.queue, "classic"))
         channel.basic_publish("", place.queue, b"\x80\x04.")
     place.note.send(1)
     consumer = place.broker(1).consume(place.queue, prefetch=1, timeout=50)

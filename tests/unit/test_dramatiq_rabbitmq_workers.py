@@ -26,5 +26,5 @@ class TestWorkersOnRabbitMQ(WorkerTests):
         with pika.BlockingConnection(parameters) as connection:
             channel = connection.channel()
             queue = shop.native_queue()
-            channel.queue_declare(queue, durable=True, arguments=queue_arguments(queue))
+            channel.queue_declare(queue, durable=True, arguments=queue_arguments(queue, "classic"))
             channel.basic_publish("", queue, body)

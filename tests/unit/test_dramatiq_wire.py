@@ -109,7 +109,7 @@ def test_a_queue_is_declared_as_dramatiq_declares_it_and_with_its_type() -> None
     publication = wire.AmqpWire(settings()).encode(message())
 
     assert publication.arguments == named | stock._build_queue_arguments("taskbridge.dramatiq.email")
-    assert wire.queue_arguments("a.DQ") == named | stock._build_queue_arguments("a.DQ")
+    assert wire.queue_arguments("a.DQ", "classic") == named | stock._build_queue_arguments("a.DQ")
 
 
 def test_each_delivery_has_an_id_of_its_own_that_tells_the_priority() -> None:

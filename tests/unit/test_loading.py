@@ -64,7 +64,7 @@ def test_the_url_wins_over_what_the_module_chooses_and_leaves_all_else(
 
     assert bridge.settings.url.safe_url == "dramatiq+redis://three/0"
     assert bridge.settings.lease_s == 7
-    assert bridge.settings.queues == ("vip",)
+    assert [queue.name for queue in bridge.settings.queues] == ["vip"]
 
 
 def test_a_worker_is_told_the_url_by_a_variable(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

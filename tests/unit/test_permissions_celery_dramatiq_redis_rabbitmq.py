@@ -60,7 +60,7 @@ def _use_everything(url: str, store: str | None) -> None:
             h.in_python(
                 f"from taskbridge.cli import main\nfor words in {_COMMANDS}:\n    assert not main(words), words"
             )
-            if target.name == "celery+redis":  # on RabbitMQ, it takes permissions of its own
+            if target.address.engine == "celery":
                 assert h.bridge.native.control.ping(timeout=h.scaled(2)), "no worker answers"
         for name in ANYWHERE:
             found = [each for each in SCENARIOS.values() if each.name.partition("@")[0] == name]

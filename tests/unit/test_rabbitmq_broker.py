@@ -543,7 +543,7 @@ class TestWaiting:
 
 
 class TestDelays:
-    @pytest.mark.parametrize("refusals", [2, 3])
+    @pytest.mark.parametrize("refusals", [2, 1000])
     def test_a_level_that_has_no_leader_yet_is_tried_again(
         self, place: Place, refusals: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -565,7 +565,7 @@ class TestDelays:
             with pytest.raises(BrokerUnavailable, match=r"refused it: is queue .* full") as caught:
                 broker.park([(a_message(), 60)], timeout_s=5)
             assert not caught.value.maybe_taken
-        assert len(tries) == 3
+        assert len(tries) >= 3
 
     def test_a_queue_that_refuses_is_not_tried_again(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         tries: list[object] = []

@@ -15,7 +15,8 @@ import pytest
 
 from taskbridge import Bridge
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError, connect
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, TimedOutError
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.pool import Pool
 from tests.servers import PrivateRabbitMQ
 from tests.unit import dramatiq_shop
@@ -71,7 +72,7 @@ def test_a_worker_at_rest_has_few_connections(
 
 
 def test_a_call_without_an_answer_gives_idle_connections_up_too(rabbitmq_server: PrivateRabbitMQ) -> None:
-    pool, deadline = Pool([pika.URLParameters(rabbitmq_server.url)]), Deadline(10.0)
+    pool, deadline = Pool(Hosts([pika.URLParameters(rabbitmq_server.url)])), Deadline(10.0)
 
     def use_two() -> list[Connection]:
         return pool.use(lambda one: [one.connection, pool.use(lambda two: two.connection, deadline)], deadline)
@@ -91,7 +92,7 @@ def test_a_call_without_an_answer_gives_idle_connections_up_too(rabbitmq_server:
 def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(
     rabbitmq_server: PrivateRabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = connect([pika.URLParameters(rabbitmq_server.url)], Deadline(10.0))
+    connection = Hosts([pika.URLParameters(rabbitmq_server.url)]).connect(Deadline(10.0))
 
     class Losing:
         """The lock of those who send, which another thread has, whose send fails."""

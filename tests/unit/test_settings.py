@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, RetryPolicy, SettingsError
+from taskbridge import Bridge, Queue, RetryPolicy, SettingsError
 from taskbridge.routing import Route
 from taskbridge.settings import load, parse_url
 
@@ -40,9 +40,22 @@ def test_the_environment_holds_lists_with_commas() -> None:
     settings, chosen = load({}, environ=environ)
 
     assert not chosen
-    assert settings.queues == ("a", "b")
+    assert settings.queues == (Queue("a"), Queue("b"))
     assert settings.routes == (Route("shop.mail.*", "mail"), Route("shop.*", "shop"))
     assert settings.retry == RetryPolicy(max_attempts=3, min_delay=2, jitter=0)
+
+
+def test_queues_have_the_type_that_is_set_or_their_own() -> None:
+    settings, _ = load({"queues": ["a", Queue("b", type="quorum")], "queue_type": "classic"}, environ={})
+    environ = {"TASKBRIDGE_QUEUES": "a, b = classic", "TASKBRIDGE_QUEUE_TYPE": "quorum"}
+    from_environment, _ = load({}, environ=environ)
+
+    assert [settings.type_of(queue) for queue in ("a", "b", "default")] == ["classic", "quorum", "classic"]
+    assert [from_environment.type_of(queue) for queue in ("a", "b", "default")] == ["quorum", "classic", "quorum"]
+    assert settings.has_quorum
+    assert from_environment.has_quorum
+    assert not load({"queues": "a,b"}, environ={})[0].has_quorum
+    assert list(Bridge("inline://", queues=["a", Queue("b", type="quorum")]).queues()) == ["default", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +76,14 @@ def test_the_environment_holds_lists_with_commas() -> None:
         ("url", 5, "text"),
         ("namespace", "a b", "letters"),
         ("default_queue", "a b", "queue name"),
+        ("url", "celery+amqp://h1/v;amqp://h2/v", "with commas: amqp://"),
+        ("url", "celery+amqp://h1;h2/v", "with commas"),
+        ("url", "celery+amqp://h1,/v", "between the commas"),
+        ("url", "celery+amqp://h1:1,h2:x/v", "port"),
         ("queues", ["mail.DQ"], "Dramatiq"),
+        ("queues", "a=lazy", "'classic' or 'quorum', not 'lazy'"),
+        ("queues", "a=quorum,a=classic", "'a' has two types"),
+        ("queue_type", "lazy", "'classic' or 'quorum', not 'lazy'"),
         ("routes", ["shop"], "look like"),
         ("routes", [("shop.*", "a b")], "queue name"),
         ("retry", 5, "RetryPolicy"),
@@ -104,6 +124,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
         "celery+redis://u:s3cret[x@h/0",
         "celery+redis://u:1234#s3cret@h/0",
         "celery+amqp://u:1234#s3cret@h/",
+        "celery+amqp://u:s3cret@h1:1,h2:x/v",
     ],
 )
 def test_credentials_are_in_no_error(url: str) -> None:
@@ -132,6 +153,7 @@ def test_credentials_are_in_no_repr() -> None:
         ("celery+amqp://h//", "amqp://h/%2F"),
         ("celery+amqp://h/%2F", "amqp://h/%2F"),
         ("celery+amqps://u:p@h:1/shop", "amqps://u:p@h:1/shop"),
+        ("celery+amqp://u:p@h1:1,h2", "amqp://u:p@h1:1,h2/%2F"),
         ("dramatiq+redis://h", "redis://h/0"),
         ("dramatiq+rediss://:p@h:1/3", "rediss://:p@h:1/3"),
         ("dramatiq+unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.failures import text_of, traceback_of
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, loads
 from taskbridge.retry import ErrorInfo
+from taskbridge.routing import QueueType
 
 _log = logger("taskbridge.pump")
 
@@ -42,6 +43,20 @@ class Publication:
     arguments: Mapping[str, Any]
     body: bytes
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def typed(kind: QueueType) -> dict[str, Any]:
+    """Return the arguments by which RabbitMQ makes a queue of a type.
+
+    A quorum queue drops nothing: when it is full it refuses, and from RabbitMQ 4.0 its limit of deliveries would be 20.
+    A classic one has its type alone, as plain clients and earlier releases declare it.
+    """
+    if kind == "classic":
+        return {"x-queue-type": kind}
+    return {"x-queue-type": kind, "x-delivery-limit": _MOST_DELIVERIES, "x-overflow": "reject-publish"}
+
+
+_MOST_DELIVERIES: Final = 2**31 - 1
 
 
 class Wire(Protocol[NativeT_co]):
@@ -204,6 +219,14 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""
+
+
+class QueueTypeBroker(Protocol):
+    """A broker whose queues have types, not all of which keep priorities (rule RQ2)."""
+
+    def keeps_priorities(self, queue: str, *, timeout_s: float) -> bool:
+        """Return whether messages of higher priority overtake others in a queue; it may raise `BrokerUnavailable`."""
+        ...
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from taskbridge._version import __version__
 from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, command
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.routes import route_text, unmatched_routes
-from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError
 from taskbridge.hints import unresolved
 from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
@@ -75,6 +75,7 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         yield _ping("broker", lambda: bridge.broker, settings, settings.url.broker == "memory")
         if settings.store is not None:
             yield _ping("store", lambda: bridge.store, settings, settings.store.startswith("memory:"))
+        yield from _priorities(bridge)
         with suppress(TaskBridgeError):  # that it doesn't answer was told above
             if bridge.store is not None and bridge.store.clock is not None:
                 bridge.store.clock.ensure(timeout_s=settings.send_timeout_s)
@@ -181,6 +182,15 @@ def _hints(bridge: Bridge) -> Iterator[_Finding]:
     """Tell which type hints can't be resolved, so that no value is made by them."""
     for problem in chain(*map(unresolved, bridge.declarations())):
         yield _Finding("hints", "note", f"{problem}; it counts as none")
+
+
+def _priorities(bridge: Bridge) -> Iterator[_Finding]:
+    """Tell whether the broker keeps the priorities of tasks."""
+    with suppress(BrokerUnavailable):  # which is told anyway
+        try:
+            bridge.check_priorities()
+        except UnsupportedError as exc:
+            yield _Finding("tasks", "error", str(exc))
 
 
 def _schedules(bridge: Bridge) -> Iterator[_Finding]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
     if dropped := sorted({name for command in commands for name in command.dropped(os.environ)}):
         say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
     _warn_if_away("the broker", bridge.broker)
+    with suppress(BrokerUnavailable):
+        bridge.check_priorities()
     if bridge.settings.store is not None and bridge.store is not None:
         _warn_if_away("the store", bridge.store)
     bridge.close()  # nothing of it is for the workers, which are not forked but started

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from taskbridge import Bridge, Counts, DeadLetter
+from taskbridge import Bridge, Counts, DeadLetter, Queue
 from taskbridge.contract import leftovers
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
@@ -28,7 +28,7 @@ from taskbridge.contract.preloading import passed_on
 from taskbridge.contract.probe import END, START, Record, Records
 from taskbridge.contract.program import RETURN
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import PROBE_FILE, QUEUES, ROUTES, Tasks, Variant
+from taskbridge.contract.tasks import PRIORITIES, PROBE_FILE, QUEUES, ROUTES, Tasks, Variant
 from taskbridge.contract.workers import APP, EmbeddedWorker, ProcessWorker, SupervisedWorker, Worker, is_gone
 from taskbridge.engines.base import WorkerOptions
 
@@ -58,6 +58,7 @@ class EnvironmentSpec:
         unknown_task_grace_s: The setting of this name.
         requeue_pause_s: The setting of this name.
         max_message_bytes: The setting of this name.
+        queue_type: The setting of this name; None leaves it as it is.
         stored: Whether attempt marks live in the target's store, if its broker keeps none.
         shared: Whether scenarios may share it; each has one of its own otherwise.
         quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
@@ -72,6 +73,7 @@ class EnvironmentSpec:
     unknown_task_grace_s: float = 600.0
     requeue_pause_s: float = 1.0
     max_message_bytes: int = 100_000
+    queue_type: Literal["classic", "quorum"] | None = None
     stored: bool = False
     shared: bool = False
     quiet: bool = False
@@ -167,7 +169,8 @@ class Environment:
 
     def make_bridge(self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S) -> Bridge:
         """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
-        return Bridge(**self._settings(url), queues=QUEUES, routes=ROUTES, send_timeout=send_timeout_s)
+        queues: list[str | Queue] = [*QUEUES, Queue(PRIORITIES, type="classic")]
+        return Bridge(**self._settings(url), queues=queues, routes=ROUTES, send_timeout=send_timeout_s)
 
     def _settings(self, url: str | None) -> dict[str, Any]:
         """Return the settings that all processes share."""
@@ -182,6 +185,8 @@ class Environment:
             "requeue_pause": spec.requeue_pause_s,
             "max_message_bytes": spec.max_message_bytes,
         }
+        if spec.queue_type is not None:
+            settings["queue_type"] = spec.queue_type
         if spec.stored and not self.target.keeps_marks and self.target.store is not None:
             settings["store"] = self.target.store
         return settings
@@ -191,7 +196,7 @@ class Environment:
         return {
             **passed_on(),
             **{f"TASKBRIDGE_{name.upper()}": str(value) for name, value in self._settings(url).items()},
-            "TASKBRIDGE_QUEUES": ",".join(QUEUES),
+            "TASKBRIDGE_QUEUES": ",".join((*QUEUES, f"{PRIORITIES}=classic")),
             "TASKBRIDGE_ROUTES": ",".join(f"{pattern}={queue}" for pattern, queue in ROUTES),
             "TASKBRIDGE_FAST": str(self.bridge.settings.fast),
             "TASKBRIDGE_CONTRACT_FOLDER": str(self.folder),

@@ -23,7 +23,7 @@ from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.rewriting import Rewrite, rewriting
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import Tasks
+from taskbridge.contract.tasks import QUEUES, Tasks
 from taskbridge.contract.workers import Worker
 
 T = TypeVar("T")
@@ -78,6 +78,11 @@ class Harness:
         """Return how long this machine may take for what an idle one does in this time."""
         return seconds * self.environment.pace.factor
 
+    def keeps_priorities(self, queue: str | None = None) -> bool:
+        """Return whether a queue keeps priorities: on RabbitMQ before 4.3, quorum queues don't (rule RQ2)."""
+        keeps = getattr(self.bridge.broker, "keeps_priorities", None)
+        return keeps is None or bool(keeps(queue or QUEUES[0], timeout_s=self.patience_s))
+
     # Sending
 
     def send(self, plan: Plan) -> Sent:
@@ -92,7 +97,9 @@ class Harness:
         return sent
 
     def send_to(self, task: Task[[list[dict[str, Any]]], str], plan: Plan) -> Sent:
-        """Send a plan's steps to another task than that of its policy."""
+        """Send a plan's steps to another task than that of its policy; without its priority where none is kept."""
+        if plan.priority != "normal" and not self.keeps_priorities(plan.queue):
+            plan = replace(plan, priority="normal")
         using = task.using(
             queue=plan.queue, priority=plan.priority, expires=plan.expires_s, headers=plan.headers or None
         )

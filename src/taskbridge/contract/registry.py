@@ -35,6 +35,9 @@ STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True
 LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)
 SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
 
+QUORUM: Final = EnvironmentSpec(name="quorum", queue_type="quorum")
+QUORUM_STORED: Final = EnvironmentSpec(name="quorum stored", queue_type="quorum", lease_s=5, stored=True)
+
 Refusal = Callable[[Target], str]
 
 
@@ -78,6 +81,11 @@ def with_records_and_cron(target: Target) -> str:
 def with_processes_and_marks(target: Target) -> str:
     """Keep out targets whose worker can't be killed, or without attempt marks."""
     return with_processes(target) or with_marks(target)
+
+
+def with_queue_types(target: Target) -> str:
+    """Keep out targets whose queues have no types, and those without a host and port."""
+    return with_a_server(target) if target.address.broker == "amqp" else "its queues have no type"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

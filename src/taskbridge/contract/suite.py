@@ -103,7 +103,7 @@ class _Suite:
         self._stalled: list[tuple[Scenario, Result]] = []
         self._lock = threading.Lock()
         self._results: list[Result] = []
-        self._free_namespaces: list[str] = []
+        self._free_namespaces: defaultdict[str | None, list[str]] = defaultdict(list)  # by the type of their queues
         self.namespaces: set[str] = set()
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Result]:
@@ -189,7 +189,8 @@ class _Suite:
     def _environment(self, spec: EnvironmentSpec) -> Generator[Environment]:
         """Open an environment; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
         with self._lock:
-            namespace = self._free_namespaces.pop() if self._free_namespaces else None
+            free = self._free_namespaces[spec.queue_type]
+            namespace = free.pop() if free else None
         with Environment(
             self._target, spec, patience_s=self._patience_s, pace=self._pace, namespace=namespace
         ) as environment:
@@ -198,7 +199,7 @@ class _Suite:
             environment.end_workers()
             if self._target.address.broker == "amqp" and self._is_free(environment):
                 with self._lock:
-                    self._free_namespaces.append(environment.namespace)
+                    free.append(environment.namespace)
 
     def _is_free(self, environment: Environment) -> bool:
         """Return whether another environment may have a namespace: RabbitMQ knows that the workers are gone."""

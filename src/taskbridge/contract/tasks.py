@@ -33,6 +33,9 @@ PROBE_FILE: Final = "probe.jsonl"
 QUEUES: Final = ("contract", "left", "right", "vip", "routed", "decorated", "urgent")
 """Every queue that scenarios use."""
 
+PRIORITIES: Final = "urgent"
+"""The one that keeps priorities on every RabbitMQ: it is a classic queue, whatever type the others are."""
+
 ROUTES: Final = (("contract.routed.*", "routed"), ("contract.routed.first", "left"))
 """Every route that scenarios use; the second is never reached."""
 
@@ -150,7 +153,7 @@ class Tasks:
         self.unrecorded: Final = bridge.task(name="contract.program.unrecorded", results=False)(self._program)
         self.decorated: Final = bridge.task(name="contract.decorated", queue="decorated")(self._program)
         self.routed: Final = bridge.task(name="contract.routed.first", queue="decorated")(self._program)
-        self.urgent: Final = bridge.task(name="contract.urgent", queue="urgent", priority="high")(self._program)
+        self.urgent: Final = bridge.task(name="contract.urgent", queue=PRIORITIES, priority="high")(self._program)
         self.expiring: Final = bridge.task(name="contract.expiring", expires=0.5)(self._program)
         self.limited: Final = bridge.task(
             name="contract.limited", time_limit=0.5, retry=RetryPolicy(max_attempts=2, min_delay=0.1)

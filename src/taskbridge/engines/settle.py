@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -281,6 +281,10 @@ def _counted(task: BoundTask, message: Message) -> Verdict:
     if message.redelivered < MOST_REDELIVERIES:
         later(task, replace(message, redelivered=message.redelivered + 1), 0)
         return NotRun("counted")
+    return _came_too_often(task, message)
+
+
+def _came_too_often(task: BoundTask, message: Message) -> Verdict:
     error = WorkerLost(f"it came back {message.redelivered} times without an outcome")
     return _ended(task, message, Dead("exhausted", error))
 
@@ -520,15 +524,22 @@ def _requeue_pause_s(host: Host, requeues: int) -> float | None:
     return host.settings.requeue_pause_s * 2.0**requeues if requeues < MOST_REQUEUES else None
 
 
-def taken_again(host: Host, message: Message) -> Callable[[], object] | None:
+def taken_again(host: Host, message: Message, *, is_counted: bool = False) -> Callable[[], object] | None:
     """Count that a message was taken that had come back: its worker may have crashed with it before the start.
+
+    Args:
+        host: The bridge.
+        message: What was taken.
+        is_counted: Whether the broker has counted how often it came back, and the message says so.
 
     Returns:
         What is to be done with it, perhaps waiting for the broker; None if it is to be run.
     """
     task = host.bound(message.task)
     if task.marks is None:
-        return partial(_counted, task, message)
+        if is_counted and message.redelivered <= MOST_REDELIVERIES:
+            return None
+        return partial(_came_too_often if is_counted else _counted, task, message)
     count = task.marks.taken(message)
     if count == 0 or message.requeues + count <= MOST_REQUEUES:
         return None
@@ -645,6 +656,15 @@ def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
             raise
 
     _persist(host, act)
+
+
+def counted(message: Message, headers: Mapping[str, Any] | None) -> Message | None:
+    """Return a message that says how often RabbitMQ delivered it before; None where RabbitMQ doesn't count that.
+
+    Quorum queues do, in these headers.
+    """
+    times = None if headers is None else headers.get("x-delivery-count")
+    return replace(message, redelivered=message.redelivered + times) if isinstance(times, int) and times > 0 else None
 
 
 def suspect(message: Message) -> Message:

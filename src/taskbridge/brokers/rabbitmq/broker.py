@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-import pika
 from pika import spec
 
 from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Wire
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.pool import Pool
-from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
+from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder, destination
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, sign_queue
+from taskbridge.brokers.rabbitmq.topology import (
+    LEVELS,
+    LONGEST_EXPIRATION_S,
+    PRIORITIES_SINCE,
+    sign_queue,
+    without_priorities,
+)
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import Settings
+
+_log = logger("taskbridge.rabbitmq")
+
+_NO_PRIORITIES: Final = re.compile("inequivalent arg 'x-max-priority'.* current is none")
+"""What RabbitMQ says of a queue that has none (rabbit_misc:assert_args_equivalence)."""
 
 
 class RabbitMQBroker:
@@ -41,10 +54,7 @@ class RabbitMQBroker:
         self._wire = wire
         self._encoder = Encoder(settings, wire)
         self._topology = self._encoder.topology
-        try:
-            self._hosts = [pika.URLParameters(settings.url.broker_url)]
-        except (ValueError, TypeError, OSError) as exc:  # OSError: a file that it names can't be read
-            raise SettingsError("url", str(exc)) from exc
+        self._hosts = Hosts.of(settings.url)
         self._publisher = Pool(self._hosts)
         self._looker = Pool(self._hosts)
 
@@ -71,10 +81,53 @@ class RabbitMQBroker:
         if len(outcome.accepted) == len(publications):
             return
         problem = outcome.problem or "RabbitMQ did not confirm it"
+        if outcome.refused:
+            problem += self._why_refused(publications[min(outcome.refused)].destination, deadline)
         cause = BrokerUnavailable(problem, maybe_taken=bool(outcome.unsure))
         if len(publications) == 1:
             raise cause
         raise PartlyPublished(cause, accepted=frozenset(outcome.accepted), unsure=frozenset(outcome.unsure))
+
+    def _why_refused(self, destination: Destination, deadline: Deadline) -> str:
+        """Return what RabbitMQ says of a queue that took nothing, if it says more than that it is there."""
+        look = spec.Queue.Declare(queue=destination.name, passive=True)
+        try:
+            self._looker.use(lambda channel: channel.call(look, deadline), deadline)
+        except ClientError as exc:
+            return f" (RabbitMQ says: {exc})" if exc.code else ""
+        return ""
+
+    def declare(self, queues: Mapping[str, Mapping[str, Any]], *, timeout_s: float) -> None:
+        """Declare queues of an engine, also those that were declared before; messages need none of it.
+
+        A quorum queue that was made without priorities, for its RabbitMQ was older then, is taken as it is.
+
+        Args:
+            queues: Their arguments, by native name.
+            timeout_s: How long it may take.
+        """
+        deadline = Deadline(timeout_s)
+        with _told():
+            for name, arguments in queues.items():
+                try:
+                    self._declare(self._encoder.queue(name, arguments), deadline)
+                except ClientError as exc:
+                    if not _NO_PRIORITIES.search(str(exc)):
+                        raise
+                    _log.warning("queue %s keeps no priorities; delete it when it is empty: it is made anew", name)
+                    self._declare(destination(name, without_priorities(arguments)), deadline)
+
+    def _declare(self, queue: Destination, deadline: Deadline) -> None:
+        self._looker.use(lambda channel: channel.declare(queue, deadline, anew=True), deadline)
+
+    def keeps_priorities(self, queue: str, *, timeout_s: float) -> bool:
+        """Return whether messages of higher priority overtake others in a queue."""
+        if self._settings.type_of(queue) == "classic":
+            return True
+        deadline = Deadline(timeout_s)
+        with _told():
+            version = self._looker.use(lambda channel: channel.connection.version, deadline)
+        return version >= PRIORITIES_SINCE
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, connect
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.brokers.rabbitmq.frames import (
     Assembler,
     Delivery,
@@ -22,6 +22,7 @@ from taskbridge.brokers.rabbitmq.frames import (
     method_bytes,
     publication_pieces,
 )
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication
 
 NOT_FOUND: Final = 404
@@ -30,8 +31,10 @@ NOT_FOUND: Final = 404
 _ROUNDS: Final = 3
 """How often a missing queue is declared before the publication fails."""
 
-_LEADER_S: Final = 0.1
-"""How long a new quorum queue is given to elect a leader; until then it refuses what is published."""
+_ELECTION_S: Final = 1.0
+"""How long a quorum queue may refuse what is published until it counts as full: a new one first elects a leader."""
+
+_PAUSE_S: Final = 0.1
 
 _CHUNK_BYTES: Final = 1 << 18
 _LEAVE_S: Final = 0.3
@@ -129,7 +132,7 @@ class Channel:
         """Declare a destination and what it needs, unless this channel has done so and it is not to be done anew."""
         if destination in self._declared and not anew:
             return
-        calls = list(destination.calls())
+        calls = list(destination.calls(self.connection.version))
         try:
             self.call_all(calls, deadline)
         except ClientError as exc:
@@ -171,16 +174,18 @@ class Channel:
         outcome.problem = None
         outcome.refused.clear()
         todo = {number: each for number, each in publications.items() if number not in outcome.accepted}
-        for round_ in range(_ROUNDS):
+        rounds, elected = _ROUNDS, None
+        while rounds > 0:
             self.connection.wait(lambda: self.connection.blocked is None, deadline)
             for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
                 self.declare(destination, deadline)
             returned = self._publish(todo, outcome, deadline)
-            again = {number for number in outcome.refused if publications[number].destination.exchange}
-            if again and round_ < _ROUNDS - 1:  # a level that has just been made refuses all until it has a leader
-                time.sleep(deadline.within(_LEADER_S).left_s)
+            again = {number for number in outcome.refused if publications[number].destination.is_quorum}
+            if again and not (elected := elected or deadline.within(_ELECTION_S)).passed:
+                time.sleep(deadline.within(_PAUSE_S).left_s)
                 outcome.refused -= again
-                returned |= again
+                todo = {number: each for number, each in todo.items() if number in returned | again}
+                continue
             if outcome.refused:
                 name = publications[min(outcome.refused)].destination.name
                 outcome.problem = f"RabbitMQ at {where} refused it: is queue {name!r} full?"
@@ -189,6 +194,7 @@ class Channel:
             todo = {number: publications[number] for number in sorted(returned)}
             for destination in dict.fromkeys(each.destination for each in todo.values()):
                 self.declare(destination, deadline, anew=True)
+            rounds -= 1
         name = publications[min(todo)].destination.name
         outcome.problem = f"RabbitMQ at {where} does not find {name!r}, just declared"
 
@@ -286,9 +292,9 @@ class Channel:
 
 
 @contextmanager
-def channel_of_its_own(hosts: Sequence[Any], deadline: Deadline) -> Generator[Channel]:
+def channel_of_its_own(hosts: Hosts, deadline: Deadline) -> Generator[Channel]:
     """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it."""
-    connection = connect(hosts, deadline)
+    connection = hosts.connect(deadline)
     try:
         yield Channel(connection)
     finally:
@@ -298,8 +304,9 @@ def channel_of_its_own(hosts: Sequence[Any], deadline: Deadline) -> Generator[Ch
 def _declaration_problem(call: Any, refusal: ClientError) -> str:
     name = getattr(call, "queue", None) or getattr(call, "exchange", None) or call.destination
     kind = "queue" if hasattr(call, "queue") else "exchange"
-    is_other = "inequivalent" in str(refusal)  # rabbit_misc:assert_args_equivalence
-    remedy = "; if it may go, delete it and it will be made again" if is_other else ""
+    remedy = ""
+    if "inequivalent" in str(refusal):  # rabbit_misc:assert_args_equivalence
+        remedy = "; it can't be changed: set queue_type to what it is, or delete it when it is empty; it is made again"
     return f"{kind} {name!r} can't be declared as it must be{remedy} (RabbitMQ says: {refusal})"
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import select
 import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -116,6 +117,7 @@ class Connection:
         where: The server's host and port.
         problem: Why the connection is lost; None while it is not.
         blocked: That and why the server takes no messages now (`connection.blocked`); None if it does.
+        version: The server's, such as (3, 10); (0,) if it doesn't say.
         frame_max: The size of the largest frame, in bytes.
         read_s: The longest time that `read` waits, so that heartbeats are in time.
     """
@@ -126,6 +128,7 @@ class Connection:
         self.where: str = f"{parameters.host}:{parameters.port}"
         self.problem: str | None = None
         self.blocked: str | None = None
+        self.version: tuple[int, ...] = (0,)
         self.frame_max: int = FRAME_MAX
         self.read_s: float = _LONGEST_READ_S
         self._parameters = parameters
@@ -166,6 +169,7 @@ class Connection:
         parameters = self._parameters
         self.write(PREAMBLE, deadline)
         start = self._expect(spec.Connection.Start, deadline)
+        self.version = _version(start.server_properties.get("version"))
         mechanism, response = parameters.credentials.response_for(start)
         if mechanism is None:
             raise ClientError(
@@ -387,21 +391,10 @@ class Connection:
                 self._replies.append(method)
 
 
-def connect(hosts: Sequence[Any], deadline: Deadline) -> Connection:
-    """Return an open connection to the first host that accepts one; each is tried `connection_attempts` times."""
-    tries = [parameters for parameters in hosts for _ in range(parameters.connection_attempts)]
-    while True:
-        parameters = tries.pop(0)
-        try:
-            return Connection(parameters, deadline)
-        except TimedOutError:
-            raise
-        except ClientError:
-            if not tries or deadline.left_s <= parameters.retry_delay:
-                raise
-        pause = deadline.within(parameters.retry_delay)
-        while not pause.passed:
-            time.sleep(pause.slice_s)
+def _version(text: object) -> tuple[int, ...]:
+    """Return the two numbers with which a server's version begins."""
+    found = re.match(r"(\d+)\.(\d+)", text.decode() if isinstance(text, bytes) else str(text))
+    return (0,) if found is None else (int(found[1]), int(found[2]))
 
 
 def _smaller(proposed: int, ours: int) -> int:

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.base import Decide
+from taskbridge.brokers.base import Decide, typed
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, channel_of_its_own
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.frames import Delivery
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.logs import logger
@@ -21,13 +22,14 @@ from taskbridge.message import DeadLetter, loads_letter
 TOGETHER: Final = 100
 """How many letters a transaction takes out at most."""
 
-_ACCESS_REFUSED: Final = 403
+_TAKEN: Final = (403, 405)
+"""AMQP's reply codes: another one consumes the queue exclusively, or has the exclusive queue."""
 _PAUSE_S: Final = 0.05
 
 _log = logger("taskbridge.rabbitmq")
 
 
-def browse(hosts: Sequence[Any], queue: str, timeout_s: float) -> list[bytes]:
+def browse(hosts: Hosts, queue: str, timeout_s: float) -> list[bytes]:
     """Return the bodies of all messages of a queue, the first first.
 
     All messages are delivered, and return to their places when the connection is closed. Meanwhile nobody else may
@@ -42,7 +44,7 @@ _Removal = tuple[Sequence[int], EncodedPublication | None]
 
 
 def take_out(
-    hosts: Sequence[Any], encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float
+    hosts: Hosts, encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float
 ) -> list[str]:
     """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now.
 
@@ -104,10 +106,12 @@ def letter_of(body: bytes) -> DeadLetter:
 
 @contextmanager
 def _reading(
-    hosts: Sequence[Any], queue: str, deadline: Deadline, *modes: Any
+    hosts: Hosts, queue: str, deadline: Deadline, *modes: Any
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
-    consume = [*modes, spec.Basic.Consume(queue=queue, exclusive=True)]
+    # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
+    lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
+    consume = [*modes, lock, spec.Basic.Consume(queue=queue, exclusive=True)]
     others: TimedOutError | None = None
     with channel_of_its_own(hosts, deadline) as first:
         channel = first
@@ -122,7 +126,7 @@ def _reading(
                     break
                 if others is not None and isinstance(exc, TimedOutError):
                     raise others from exc
-                if exc.code != _ACCESS_REFUSED:
+                if exc.code not in _TAKEN:
                     raise
             others = TimedOutError(f"others are reading queue {queue!r} all the time")
             time.sleep(_PAUSE_S)

@@ -6,7 +6,8 @@ and six times as long as a `Struct` to encode an acknowledgement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -45,11 +46,13 @@ class Delivery(NamedTuple):
         tag: The delivery tag, by which it is acknowledged.
         body: The body.
         redelivered: Whether it was delivered before and not acknowledged.
+        headers: Its headers, if it was: a quorum queue says in them how often.
     """
 
     tag: int
     body: bytes
     redelivered: bool = False
+    headers: Mapping[str, Any] | None = None
 
 
 class Returned(NamedTuple):
@@ -119,7 +122,17 @@ class Assembler:
             return None
         if self._method.startswith(_DELIVER):
             tag, flags = _TAG.unpack_from(self._method, 5 + self._method[4])  # after the consumer's tag
-            return Delivery(tag, b"".join(self._parts), bool(flags & 1))
-        method, properties = method_of(self._method), pika.BasicProperties()
+            body = b"".join(self._parts)
+            if not flags & 1:
+                return Delivery(tag, body)
+            headers: Mapping[str, Any] | None = None
+            with suppress(Exception):  # anybody may have sent it, with tables that can't be read
+                headers = self._properties().headers
+            return Delivery(tag, body, True, headers)
+        method = method_of(self._method)
+        return Returned(method.exchange, method.routing_key, self._properties().message_id)
+
+    def _properties(self) -> Any:
+        properties = pika.BasicProperties()
         properties.decode(self._header[_CONTENT_SIZE:])
-        return Returned(method.exchange, method.routing_key, properties.message_id)
+        return properties

@@ -5,17 +5,18 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from weakref import WeakSet
 
 from pika import spec
 
 from taskbridge.background import Background
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, Outcome
-from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError, connect, in_child
+from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError, in_child
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.publication import EncodedPublication
 from taskbridge.logs import logger
 
@@ -46,15 +47,15 @@ class _Place:
 
 
 class Pool(Background):
-    """Publishes and asks on connections to one server, which threads share.
+    """Publishes and asks on connections to one server or cluster, which threads share.
 
     Each connection is used by one thread at a time. The pool's own thread keeps idle ones alive, from the first on.
 
     Args:
-        hosts: pika's parameters of each host; the first host that accepts a connection is used.
+        hosts: Where it answers.
     """
 
-    def __init__(self, hosts: Sequence[Any]) -> None:
+    def __init__(self, hosts: Hosts) -> None:
         super().__init__("rabbitmq", join_s=_JOIN_S)
         self._hosts = hosts
         self._keep_s = _KEEP_S
@@ -108,7 +109,7 @@ class Pool(Background):
                 channel.connection.read()  # notice a close now, not after publishing into the void
             if channel is None or channel.closed is not None:
                 is_lost = channel is None or channel.connection.problem is not None
-                channel = Channel(connect(self._hosts, deadline) if channel is None or is_lost else channel.connection)
+                channel = Channel(self._hosts.connect(deadline) if channel is None or is_lost else channel.connection)
                 place.channel = channel
                 channel.call(spec.Confirm.Select(), deadline)
             return act(channel)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +15,15 @@ from pika import data
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
-from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, all_engines, classic_queue, queue, sign_queue
+from taskbridge.brokers.rabbitmq.topology import (
+    LEVELS,
+    PRIORITIES_SINCE,
+    Topology,
+    all_engines,
+    queue,
+    sign_queue,
+    without_priorities,
+)
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
@@ -26,6 +36,9 @@ _MOST_KEPT: Final = 512
 _NO_TABLE: Final = bytes(4)  # a table without entries
 _TEXT: Final = Struct(">cI")
 
+_DUE: Final = re.compile(rb',"due_at":(\d+\.\d{3})\}$')
+_DUE_ROOM: Final = 40
+
 _JSON: Final = {"content_type": "application/json"}
 
 
@@ -35,15 +48,28 @@ class Destination:
 
     Attributes:
         name: Its name.
-        calls: Returns the calls that declare it and all that it needs.
+        calls: Returns the calls that declare it and all that it needs, on a RabbitMQ of a version.
         exchange: The exchange that is published to; the default one, "", reaches each queue by its name. A missing
             exchange closes the channel, so it is declared before the first publication; a missing queue returns the
             publication, and is declared then.
+        is_quorum: Whether it is a quorum queue, or an exchange before one; such a queue has to elect a leader first.
     """
 
     name: str
-    calls: Callable[[], Iterable[Any]]
+    calls: Callable[[tuple[int, ...]], Iterable[Any]]
     exchange: str = ""
+    is_quorum: bool = False
+
+
+def destination(name: str, arguments: Mapping[str, Any]) -> Destination:
+    """Return a queue that is declared with these arguments, but for priorities where it can't keep them (rule RQ2)."""
+    is_quorum = arguments.get("x-queue-type") == "quorum"
+
+    def calls(version: tuple[int, ...]) -> Iterable[Any]:
+        has_none = is_quorum and version < PRIORITIES_SINCE
+        yield queue(name, without_priorities(arguments) if has_none else arguments)
+
+    return Destination(name=name, calls=calls, is_quorum=is_quorum)
 
 
 class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's time
@@ -79,18 +105,22 @@ class Encoder:
     """
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
-        self.topology: Topology = Topology(settings.namespace)
+        self.topology: Topology = Topology(settings.namespace, settings.queue_type)
         self._wire = wire
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
         self.engines: Sequence[str] = all_engines(wire.engine)
-        self._dead = Destination(name=self.topology.dead, calls=lambda: [classic_queue(self.topology.dead)])
+        dead = self.topology.dead
+        is_quorum = settings.queue_type == "quorum"
+        self._dead = Destination(name=dead, calls=lambda _: [self.topology.own_queue(dead)], is_quorum=is_quorum)
         self._levels = [self._exchange(level) for level in range(LEVELS)]
         self.due: Destination = self._exchange(-1)
 
     def _exchange(self, level: int) -> Destination:
         name = self.topology.level(level)
-        return Destination(name=name, exchange=name, calls=partial(self.topology.calls, level, self.engines))
+        return Destination(
+            name=name, exchange=name, calls=lambda _: self.topology.calls(level, self.engines), is_quorum=True
+        )
 
     def native(self, message: Message, *, life_s: float | None = None) -> EncodedPublication:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
@@ -102,33 +132,41 @@ class Encoder:
         properties = native.properties
         if life_s is not None:
             properties = {**properties, "expiration": _milliseconds(life_s)}
-        destination = self._queues.get(native.queue) or self._queue(native)
-        encoded = _encoded(destination, native.queue, properties, message.id, native.body)
+        place = self._queues.get(native.queue) or self.queue(native.queue, native.arguments)
+        encoded = _encoded(place, native.queue, properties, message.id, native.body)
         if len(encoded.properties) > PROPERTIES_ROOM:
             raise MessageTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM, headers=True)
         return encoded
 
-    def _queue(self, native: Publication) -> Destination:
-        name, arguments = native.queue, native.arguments
+    def queue(self, name: str, arguments: Mapping[str, Any]) -> Destination:
+        """Return an engine's queue, made once."""
         if len(name.encode()) > _LONGEST_PROPERTY:  # pika's own error would end a pump
             raise ValueError(f"a queue's name of {len(name)} characters is too long for RabbitMQ")
-        return self._queues.setdefault(name, Destination(name=name, calls=lambda: [queue(name, arguments)]))
+        return self._queues.get(name) or self._queues.setdefault(name, destination(name, arguments))
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
-        """Return a message as text, for a delay."""
+        """Return a message as text, for a delay; it says when it is due, which earlier releases read past."""
         level, key = self.topology.route(delay_s, self.engines[0])
+        if delay_s > 0 and text.endswith(b"}") and text != b"{}":
+            text = b'%b,"due_at":%.3f}' % (_DUE.sub(b"}", text)[:-1], time.time() + delay_s)
         return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
 
     def sign(self, name: str, *, life_s: float) -> EncodedPublication:
         """Return a sign, which the server drops after so many seconds."""
         native = self.topology.sign(name)
-        destination = Destination(name=native, calls=lambda: [sign_queue(native)])
-        return _encoded(destination, native, {"expiration": _milliseconds(life_s)}, new_id(), b"")
+        place = Destination(name=native, calls=lambda _: [sign_queue(native)])
+        return _encoded(place, native, {"expiration": _milliseconds(life_s)}, new_id(), b"")
 
     def letter(self, letter: DeadLetter) -> EncodedPublication:
         """Return a dead letter, which the server drops after the setting `dead_ttl`."""
         properties = {**_JSON, "expiration": self._expiration}
         return _encoded(self._dead, self._dead.name, properties, letter.id, letter.dumps().encode())
+
+
+def early_s(text: bytes) -> float:
+    """Return how long before its time a parked message is; 0 or less if it is due, or does not say when that is."""
+    found = _DUE.search(text, max(0, len(text) - _DUE_ROOM))
+    return 0.0 if found is None else float(found[1]) - time.time()
 
 
 def _milliseconds(life_s: float) -> str:

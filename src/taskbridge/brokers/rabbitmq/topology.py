@@ -15,8 +15,8 @@ server's CPU a message) and more to travel (0.5 to 0.3 ms a level). A node that 
 due before the next queue is there is tried again after `dead_letter_worker_publisher_confirm_timeout`, 3 minutes.
 Before RabbitMQ 3.10, quorum queues have no time to live.
 
-What is due, and the dead letters, are in classic queues, whatever is the default of the virtual host: a quorum queue
-drops what was often delivered and given back.
+What is due, and the dead letters, are in queues of the type that the setting `queue_type` says, whatever is the default
+of the virtual host.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from pika import spec
+
+from taskbridge.brokers.base import typed
+from taskbridge.routing import QueueType
 
 LEVELS: Final = 28
 LONGEST_S: Final = 2**LEVELS - 1
@@ -41,6 +44,10 @@ _SIGN_EXPIRES_MS: Final = 120_000
 """How long the queue of a sign is there that nobody looks at."""
 
 
+PRIORITIES_SINCE: Final = (4, 3)
+"""The RabbitMQ from which quorum queues keep priorities; earlier ones refuse `x-max-priority` for them."""
+
+
 class Topology:
     """The names in one namespace, and how what bears them is declared.
 
@@ -48,13 +55,18 @@ class Topology:
         dead: The queue of the dead letters.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, kind: QueueType = "classic") -> None:
         self.dead: str = f"{namespace}.dead"
         self._namespace = namespace
+        self._kind: QueueType = kind
 
     def due(self, engine: str) -> str:
         """The queue of what an engine's pumps publish."""
         return f"{self.level(-1)}.{engine}"
+
+    def own_queue(self, name: str) -> Any:
+        """Return the call that declares the queue of the dead letters, or one of what is due."""
+        return queue(name, typed(self._kind))
 
     def level(self, level: int) -> str:
         """The exchange of a level, and its queue; -1 is the exchange of what is due, below level 0."""
@@ -80,7 +92,7 @@ class Topology:
         """
         yield _topic(self.level(-1))
         for engine in engines:
-            yield classic_queue(self.due(engine))
+            yield self.own_queue(self.due(engine))
             yield _bind(self.due(engine), self.level(-1), f"{'*.' * LEVELS}{engine}")
         for each in range(level + 1):
             name = self.level(each)
@@ -109,15 +121,14 @@ def queue(name: str, arguments: Mapping[str, Any]) -> Any:
     return spec.Queue.Declare(queue=name, durable=True, arguments=dict(arguments))
 
 
-def classic_queue(name: str) -> Any:
-    """Return the call that declares a durable classic queue."""
-    return queue(name, {"x-queue-type": "classic"})
+def without_priorities(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a queue's arguments, but for its priorities."""
+    return {name: value for name, value in arguments.items() if name != "x-max-priority"}
 
 
 def sign_queue(name: str) -> Any:
     """Return the call that declares the queue of a sign."""
-    arguments = {"x-queue-type": "classic", "x-max-length": 1, "x-expires": _SIGN_EXPIRES_MS}
-    return queue(name, arguments)
+    return queue(name, {**typed("classic"), "x-max-length": 1, "x-expires": _SIGN_EXPIRES_MS})
 
 
 @lru_cache(maxsize=8)

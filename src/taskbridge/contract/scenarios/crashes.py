@@ -138,13 +138,14 @@ def a_dead_process_stops_no_other(h: Harness) -> None:
     h.equal("its attempts", [start.attempt for start in h.starts(long.id)], [1])
 
 
-def _without_marks(target: Target) -> str:
+def without_marks(target: Target) -> str:
+    """Keep out targets with attempt marks, and those whose worker can't be killed."""
     if target.address.broker == "amqp":
         return ""
     return "its broker keeps attempt marks" if target.keeps_marks else with_processes(target)
 
 
-@scenario("A5", on=(SHORT_LEASE,), where=_without_marks)
+@scenario("A5", on=(SHORT_LEASE,), where=without_marks)
 def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     """Without attempt marks, what came back ten times without an outcome is dead."""
     h.start_worker(processes=2, supervised=True)
@@ -162,7 +163,7 @@ def a_crash_before_the_start_is_counted(h: Harness) -> None:
     h.equal("the number of its dead letters", len(h.letters(sent.id)), 1)
 
 
-@scenario("I2", "A5", on=(SHORT_LEASE,), where=_without_marks)
+@scenario("I2", "A5", on=(SHORT_LEASE,), where=without_marks)
 def a_crash_before_the_start_is_counted_without_marks(h: Harness) -> None:
     """The same without attempt marks, where it is dead when it came back ten times; each copy of it is."""
     _crash_before_the_start(h, "exhausted", redelivered=_STARTS_WITHOUT_MARKS - 2)

@@ -9,6 +9,7 @@ from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, Step, hold
 from taskbridge.contract.registry import ALONE, ORDINARY, scenario
 from taskbridge.contract.target import Target
+from taskbridge.contract.tasks import PRIORITIES
 
 _LEVELS: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 _EACH: Final = 5
@@ -19,7 +20,7 @@ _SLACK: Final = 2
 @scenario("P1", on=(ORDINARY,))
 def there_are_four_priorities(h: Harness) -> None:
     """There are four priorities, and normal is the default."""
-    sent = [(h.send(Plan(steps=(RETURN,), priority=level)), level) for level in _LEVELS]
+    sent = [(h.send(Plan(steps=(RETURN,), priority=level, queue=PRIORITIES)), level) for level in _LEVELS]
     sent.append((h.send(Plan(steps=(RETURN,))), "normal"))
     sent.append((h.own(h.tasks.urgent.send([RETURN.plain()])), "high"))
     sent.append((h.own(h.tasks.urgent.using(priority="low").send([RETURN.plain()])), "low"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from math import inf, nan
 from typing import Any, Final
 
@@ -12,8 +11,15 @@ from taskbridge.contract.clients import send_by_own_client, with_own_client
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.harness import FINAL, Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, ask, fail
-from taskbridge.contract.registry import ALONE, BRIEFLY_UNKNOWN, scenario, with_a_server, with_processes
+from taskbridge.contract.registry import (
+    ALONE,
+    BRIEFLY_UNKNOWN,
+    scenario,
+    with_processes,
+    with_queue_types,
+)
 from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form, odd_eta
+from taskbridge.contract.scenarios.queue_types import declared_types
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import LATE, QUEUES, Variant
 
@@ -264,11 +270,7 @@ def a_kill_while_it_is_unknown_loses_nothing(h: Harness) -> None:
     h.final(*(item.id for item in sent), within_s=h.patience_s + h.spec.lease_s + 10)
 
 
-def _with_queue_types(target: Target) -> str:
-    return with_a_server(target) if target.address.broker == "amqp" else "its queues have no type"
-
-
-@scenario("Q8", on=(ALONE,), where=_with_queue_types)
+@scenario("Q8", on=(ALONE,), where=with_queue_types)
 def queues_are_declared_with_their_type(h: Harness) -> None:
     """Senders and workers name the type of each queue that they declare: for messages, delays and dead letters."""
     with h.proxy() as proxy:
@@ -278,25 +280,6 @@ def queues_are_declared_with_their_type(h: Harness) -> None:
         once = tasks.programs["once"]
         sent = [h.own(once.send([fail().plain()])), h.own(once.schedule(1.5, _ONCE))]
         h.finished(*(item.id for item in sent))
-        declared = [each for heard in proxy.heard for each in _declared_queues(bytes(heard))]
-    h.check(len(declared) > len(QUEUES), f"senders and workers should declare queues, but these are all: {declared}")
-    h.equal("the queues declared without a type", sorted({name for name, has_type in declared if not has_type}), [])
-
-
-def _declared_queues(heard: bytes) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each durable queue that an AMQP client declared, and whether it named a type."""
-    at = len(b"AMQP") + 4  # the protocol's header
-    while at + 7 <= len(heard):
-        payload = heard[at + 7 : at + 7 + int.from_bytes(heard[at + 3 : at + 7], "big")]
-        if heard[at] == _METHOD and payload.startswith(_QUEUE_DECLARE):
-            end = 7 + payload[6]
-            if payload[end] & _DECLARE_BITS == _DURABLE:
-                yield payload[7:end].decode(), b"x-queue-type" in payload[end:]
-        at += 7 + len(payload) + 1
-
-
-_METHOD: Final = 1
-_QUEUE_DECLARE: Final = b"\x00\x32\x00\x0a"
-_DURABLE: Final = 0b0010
-_DECLARE_BITS: Final = 0b1111
-"""Passive, durable, exclusive, auto-delete; RabbitMQ's default type is for queues that are durable and nothing else."""
+        types = declared_types(proxy)
+    h.check(len(types) > len(QUEUES), f"senders and workers should declare queues, but these are all: {types}")
+    h.equal("the queues declared without a type", sorted(name for name, kinds in types.items() if "" in kinds), [])

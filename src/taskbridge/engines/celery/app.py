@@ -31,7 +31,7 @@ from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
 from taskbridge.message import Priority
-from taskbridge.settings import Address, Settings
+from taskbridge.settings import Address, Settings, each_host
 
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
@@ -104,7 +104,8 @@ class CeleryEngine:
 
     Attributes:
         settings: The bridge's.
-        broker_url: The broker's URL, as kombu reads it.
+        broker_url: The broker's URL, as kombu reads it; with several hosts, one for each, with semicolons.
+        tls: What connections to RabbitMQ need to know of TLS; None without.
         transport: kombu's transport, with taskbridge's rules where it needs them.
         carrier: Runs messages where Celery's pool runs tasks.
         waker: Ends the sleep of the event loop.
@@ -117,6 +118,7 @@ class CeleryEngine:
         self.settings: Final = host.settings
         broker_url, tls = kombu_url(host.settings.url)
         self.broker_url: Final = broker_url
+        self.tls: Final = tls
         self.transport: Final[Any] = own_transport(self, _transport(host.settings))
         self.waker: Final = Waker()
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
@@ -126,7 +128,7 @@ class CeleryEngine:
         self.carrier: Final = Carrier(host, self._runs)
         self.life: Final = CeleryLife(self, host, self._runs)
         self._queues: dict[str, Any] = {}
-        self._app = self._make_app(tls)
+        self._app = self._make_app()
         self._declare_queues()
         for signal, receiver in self._signals():
             signal.connect(receiver, weak=False)
@@ -163,7 +165,7 @@ class CeleryEngine:
 
     # The app
 
-    def _make_app(self, tls: Mapping[str, Any] | None) -> BridgeCelery:
+    def _make_app(self) -> BridgeCelery:
         settings = self.settings
         connections: Any = own_connection(self)
         amqp_class: Any = type("BridgeAMQP", (AMQP,), {"Connection": connections, "BrokerConnection": connections})
@@ -171,10 +173,10 @@ class CeleryEngine:
             settings.namespace, broker=self.broker_url, set_as_current=False, amqp=amqp_class, control=Control
         )
         app.engine = self
-        app.conf.update(self._conf(tls))
+        app.conf.update(self._conf())
         return app
 
-    def _conf(self, tls: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _conf(self) -> dict[str, Any]:
         settings = self.settings
         broker = settings.url.broker
         prefix = f"{settings.namespace}.{wire.ENGINE}"
@@ -212,8 +214,8 @@ class CeleryEngine:
             query = dict(parse_qsl(urlsplit(settings.url.broker_url).query))
             if query.get("heartbeat", "").isdecimal():
                 conf["broker_heartbeat"] = int(query["heartbeat"])
-        if tls is not None:
-            conf["broker_use_ssl"] = dict(tls)
+        if self.tls is not None:
+            conf["broker_use_ssl"] = dict(self.tls)
         return conf
 
     def _native_queue(self, queue: str) -> str:
@@ -224,17 +226,26 @@ class CeleryEngine:
         old = [queue.name for queue in self._queues.values()]
         new = [queue for queue in self.host.queues() if queue not in self._queues]
         for queue in new:
-            native = self._native_queue(queue)
-            arguments = wire.queue_arguments() if self.settings.url.broker == "amqp" else None
-            self._queues[queue] = Queue(
-                native, Exchange(""), native, alias=queue, queue_arguments=arguments, durable=True
-            )
+            self._queues[queue] = self._queue(queue)
         self._app.conf.task_queues = tuple(self._queues.values())
         known = self._app.amqp.queues  # made of those in the settings when it is first asked for
         consumes_all = all(name in known.consume_from for name in old)  # else the worker was told what to consume
         for queue in (self._queues[name] for name in new):
             if queue.name not in known:
                 (known.select_add if consumes_all else known.add)(queue)
+
+    def _queue(self, queue: str) -> Any:
+        native = self._native_queue(queue)
+        options: dict[str, Any] = {"alias": queue, "durable": True}
+        if self.settings.url.broker != "amqp":
+            return Queue(native, Exchange(""), native, **options)
+        kind = self.settings.type_of(queue)
+        arguments = wire.queue_arguments(kind)
+        if kind == "classic":
+            return Queue(native, Exchange(""), native, queue_arguments=arguments, **options)
+        from taskbridge.engines.celery.rabbitmq import quorum_queue  # here, for other brokers need none of it
+
+        return quorum_queue(self, arguments)(native, Exchange(""), native, **options)
 
     def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Route what is sent with Celery's own means."""
@@ -376,7 +387,7 @@ def _transport(settings: Settings) -> Any:
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the URL that kombu is to be given, and what it needs to know of TLS.
+    """Return the URL that kombu is to be given, or several with semicolons, and what it needs to know of TLS.
 
     On Redis it is only to be shown: the transport reads the bridge's own URL, as redis-py does. The options in an AMQP
     URL are pika's; kombu doesn't know them.
@@ -390,9 +401,11 @@ def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:
     if parts.scheme == "unix":
         return "redis://localhost/", None
     url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    if parts.scheme in ("amqp", "amqps"):
+        url = ";".join(each_host(url))
     if parts.scheme != "amqps":
         return url, None
-    tls: dict[str, Any] = {"server_hostname": parts.hostname, "cert_reqs": ssl.CERT_REQUIRED}
+    tls: dict[str, Any] = {"server_hostname": None, "cert_reqs": ssl.CERT_REQUIRED}  # None is each host's own name
     text = dict(parse_qsl(parts.query)).get("ssl_options")
     if text is not None:
         try:

@@ -33,12 +33,14 @@ from taskbridge.engines.celery.stock import (
     stock,
     worker_state,
 )
+from taskbridge.engines.celery.surplus import Surplus
 from taskbridge.engines.settle import (
     ENDED,
     LOOK_AGAIN_S,
     RUNNING,
     Attempts,
     NotSettledError,
+    counted,
     finish,
     later,
     not_settled,
@@ -331,6 +333,8 @@ class Consumer(CeleryConsumer):
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
+        self._surplus: Surplus | None = None
+        self._orphans = 0
         if getattr(pool, "is_green", False):
             raise ImproperlyConfigured(
                 "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
@@ -341,7 +345,7 @@ class Consumer(CeleryConsumer):
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._call_in_loop: Callable[..., Any] = stock(super()).call_soon
-        self._lost = (*self.connection_errors, *self.channel_errors)
+        self.lost: Final = (*self.connection_errors, *self.channel_errors)
         self._has_children = isinstance(pool, PreforkPool)
         self.slots: Slots | None = _slots_of(pool)
         if self.slots is not None:
@@ -394,9 +398,22 @@ class Consumer(CeleryConsumer):
         orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
         for request in orphans:  # of the user's own Celery tasks nobody tells when they end
             request.is_orphan = True
-        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(orphans))
+        self._orphans = len(orphans)
+        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - self._orphans)
+        if self._surplus is not None:
+            self._surplus.forget()
+
+    def connect(self) -> Any:
+        """Return a connection, on which a surplus may come if the broker limits what each queue's consumer is sent."""
+        made = stock(super()).connect()
+        self._surplus = None
+        if self._engine.settings.url.broker == "amqp" and made.qos_semantics_matches_spec:
+            self._surplus = Surplus(self, may_return=self._host.store is not None)
+            self.initial_prefetch_count = self.max_prefetch_count
+        return made
 
     def _fetch_one_more(self) -> None:
+        self._orphans = max(0, self._orphans - 1)
         if not self._life.draining and self.qos is not None and self.qos.value < self.max_prefetch_count:
             self.qos.increment_eventually()
 
@@ -438,7 +455,7 @@ class Consumer(CeleryConsumer):
         Celery would say goodbye on that one, and wait for an answer.
         """
         if self.event_dispatcher and self._engine.settings.url.broker == "amqp":
-            with suppress(*self._lost):
+            with suppress(*self.lost):
                 self.event_dispatcher.connection.collect(socket_timeout=_GOODBYE_S)
         stock(super()).on_connection_error_after_connected(exc)
 
@@ -461,6 +478,10 @@ class Consumer(CeleryConsumer):
         if self._life.is_embedded:  # the requests that Celery knows are those of all workers in this process
             return slots
         return slots - len(worker_state.reserved_requests)
+
+    def has_free_slot(self) -> bool:
+        """Return whether the worker is to take another message; tasks of a lost connection have slots, too."""
+        return not self._life.draining and self.free_slots() > self._orphans
 
     # What is done in the main loop's thread
 
@@ -495,10 +516,10 @@ class Consumer(CeleryConsumer):
         is_in_slot = self.slots is not None and threading.get_ident() != self._thread
         writer = getattr(message.channel, "writer", None) if is_in_slot else None
         if writer is not None:
-            message.ack_log_error(_log, self._lost)
+            message.ack_log_error(_log, self.lost)
             self._writer = writer
             return
-        self._soon.append(partial(message.ack_log_error, _log, self._lost))
+        self._soon.append(partial(message.ack_log_error, _log, self.lost))
         if not is_in_slot:  # else its slot will tell
             self.act_soon()
 
@@ -508,7 +529,7 @@ class Consumer(CeleryConsumer):
         if writer is not None:
             try:
                 writer()
-            except self._lost as exc:  # the main loop connects again, and what comes again is known to have ended
+            except self.lost as exc:  # the main loop connects again, and what comes again is known to have ended
                 _log.debug("acknowledgements could not be written: %s", exc)
         if self._soon:
             self.act_soon()
@@ -534,6 +555,8 @@ class Consumer(CeleryConsumer):
         if request.is_orphan:
             request.is_orphan = False
             self.call_soon(self._fetch_one_more)
+        if self._surplus is not None and self._surplus.is_there:
+            self.call_soon(self._surplus.go_on)
 
     def _state_of(self, message: Message) -> str | None:
         """Return what is known of an attempt, as `Attempts.state_of`."""
@@ -563,7 +586,7 @@ class Consumer(CeleryConsumer):
         """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
 
-        lost = self._lost
+        lost = self.lost
 
         def on_task_received(message: Any) -> None:
             try:
@@ -602,8 +625,15 @@ class Consumer(CeleryConsumer):
             return self._in_background(message, lambda: put_off_unknown(self._host, read, redelivered=is_redelivered))
         if self._came_back(message, read):
             return None
-        if is_redelivered and (act := taken_again(self._host, read)) is not None:
-            return self._in_background(message, act)
+        if is_redelivered:
+            told = None if self._host.marks is not None else counted(read, message.headers)
+            if told is not None:
+                message.taskbridge = read = told
+                message.delivery_info["redelivered"] = False  # else it would be counted once more
+            if (act := taken_again(self._host, read, is_counted=told is not None)) is not None:
+                return self._in_background(message, act)
+        if self._surplus is not None and not self.has_free_slot():
+            return self._surplus.keep(message, partial(way, message, parts))
         way(message, parts)
         return None
 
@@ -662,7 +692,7 @@ class Consumer(CeleryConsumer):
         self._life.background.put(work)
 
     def _acknowledge(self, method: Callable[..., None], **options: Any) -> None:
-        self.call_soon(method, _log, self._lost, **options)
+        self.call_soon(method, _log, self.lost, **options)
 
     def failed(self, message: Any, error: Exception) -> None:
         """Deal with an error that nobody foresaw: requeue the message if it could be read (rule I2), else bury it."""
@@ -712,6 +742,8 @@ class Consumer(CeleryConsumer):
         wait_s = min(left_s, 30.0, 2.0 ** min(waits, 5))
         _log.warning("message %s waits %.1f s: %s", message_id, wait_s, error)
         self.qos.increment_eventually()
+        if self._surplus is not None:
+            self.call_soon(self._surplus.renew)
         self.timer.call_after(wait_s, self._return_newer, (message, self.qos))
 
     def _return_newer(self, message: Any, qos: Any) -> None:

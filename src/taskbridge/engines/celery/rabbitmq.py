@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from taskbridge.engines.celery.bodies import BoundedMessage
@@ -11,6 +11,7 @@ from taskbridge.engines.celery.stock import (
     AmqpConnection,
     AmqpMessage,
     AmqpTransport,
+    Queue,
     frame_handler,
     stock,
 )
@@ -61,7 +62,41 @@ class Connection(AmqpConnection):
 
 
 class Transport(AmqpTransport):
-    """A transport that makes such connections."""
+    """A transport that makes such connections, to whichever of several hosts."""
 
     Connection: Any = Connection
     engine: Any = None
+
+    def establish_connection(self) -> Any:
+        """Connect; the certificate is to be for this host, and not for the one that was tried before."""
+        tls = self.engine.tls
+        if tls is not None:
+            self.client.ssl = {**tls, "server_hostname": tls["server_hostname"] or self.client.hostname}
+        return stock(super()).establish_connection()
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """Return whether each queue's consumer has a limit of its own.
+
+        RabbitMQ 4 knows no other, or is about not to, and quorum queues know none.
+        """
+        is_newer = not str(connection.server_properties.get("version")).startswith("3.")
+        return is_newer or self.engine.settings.has_quorum
+
+
+def quorum_queue(engine: Any, arguments: Mapping[str, Any]) -> Any:
+    """Return the class of a quorum queue, which taskbridge declares, for what it can keep depends on the server.
+
+    Celery is told nothing of the type, or it would have queues of its own for what is delayed (celery/app/base.py).
+    """
+
+    class QuorumQueue(Queue):
+        """A quorum queue."""
+
+        def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> Any:
+            """Declare it on a connection of taskbridge's own."""
+            if passive:
+                return stock(super()).queue_declare(nowait, passive, channel)
+            engine.host.broker.declare({self.name: arguments}, timeout_s=engine.settings.send_timeout_s)
+            return self.name
+
+    return QuorumQueue

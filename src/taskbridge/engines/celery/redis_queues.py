@@ -71,7 +71,7 @@ class RedisQueues(Leases):
         self._url = settings.url.broker_url
         self._topics = f"/{_parse_url(self._url).get('db', 0)}."
         self._events = f"{self._topics}{settings.namespace}.{CELERY.engine}.events"
-        self._replies = f".reply.{settings.namespace}.{CELERY.engine}.pidbox"
+        self._replies = f"{settings.namespace}.{CELERY.engine}.reply.pidbox."
         self._left_out: set[Word] = set()
 
     def lists_of(self, queues: Sequence[str]) -> Lists:
@@ -105,7 +105,7 @@ class RedisQueues(Leases):
 
     def put(self, queue: str, priority: object, item: bytes) -> None:
         """Put a message in a queue, with a priority in Celery's words; an answer to remote control may be left out."""
-        execute = self._permitted if queue.endswith(self._replies) else self._command
+        execute = self._permitted if queue.startswith(self._replies) else self._command
         execute("LPUSH", step_key(queue, step_of(priority)), item)
 
     def size(self, queue: str) -> int:

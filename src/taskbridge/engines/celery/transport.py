@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Held
 from taskbridge.engines.celery.bodies import BoundedMessage
+from taskbridge.engines.celery.control import reply_queue
 from taskbridge.engines.celery.stock import (
     KombuConnection,
     VirtualChannel,
@@ -298,10 +299,10 @@ class Channel(VirtualChannel):
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """Return the queues that are bound to an exchange; of an exchange for replies, that of whoever has asked.
 
-        It was bound in another process, and has the name of both (kombu/pidbox.py, Mailbox.get_reply_queue).
+        It was bound in another process, and has the name of both.
         """
         found: list[str] = stock(super())._lookup(exchange, routing_key, default)
-        return found or [f"{routing_key}.{exchange}"]
+        return found or [reply_queue(exchange, routing_key)]
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **_: Any) -> None:
         self.queues.publish(self.queues.topic(exchange, routing_key), _dumps(message))
@@ -432,6 +433,11 @@ def own_connection(engine: CeleryEngine) -> Any:
         def ensure_connection(self, *args: Any, **options: Any) -> Any:
             """Connect, however often that takes; Celery asks for it without saying how long to rest between."""
             return stock(super()).ensure_connection(*args, **{**_PAUSES, **options})
+
+        def switch(self, conn_str: str) -> None:
+            """Go on with another host, on this engine's transport: kombu would take its own."""
+            stock(super()).switch(conn_str)
+            self.transport_cls: Any = engine.transport
 
         def as_uri(self, include_password: bool = False, **_: Any) -> str:
             """Return the URL that Celery shows, or with the password the one that Flower uses."""

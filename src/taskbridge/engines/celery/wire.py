@@ -25,9 +25,10 @@ from random import getrandbits
 from typing import Any, Final, NamedTuple, cast
 
 from taskbridge import codec, locks
-from taskbridge.brokers.base import Held, Publication, RedisCommand, Wire
+from taskbridge.brokers.base import Held, Publication, RedisCommand, Wire, typed
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import PRIORITIES, Message, Priority
+from taskbridge.routing import QueueType
 from taskbridge.settings import Settings
 
 ENGINE: Final = "celery"
@@ -80,9 +81,9 @@ def lists_of(native: str) -> tuple[str, ...]:
     return tuple([step_key(native, step) for step in REDIS_STEPS.values()])
 
 
-def queue_arguments() -> dict[str, Any]:
+def queue_arguments(kind: QueueType) -> dict[str, Any]:
     """Return what a queue is declared with on RabbitMQ: its type too, for a virtual host may have another default."""
-    return {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
+    return {**typed(kind), "x-max-priority": MAX_PRIORITY}
 
 
 @cache
@@ -244,11 +245,17 @@ class AmqpWire:
     engine = ENGINE
 
     def __init__(self, settings: Settings) -> None:
-        self._namespace = settings.namespace
-        self._arguments = queue_arguments()
+        self._settings = settings
+        self._places: dict[str, tuple[str, Mapping[str, Any]]] = {}
+
+    def _place(self, queue: str) -> tuple[str, Mapping[str, Any]]:
+        """Return a queue's native name, and what it is declared with."""
+        native = native_queue(self._settings.namespace, queue)
+        return self._places.setdefault(queue, (native, queue_arguments(self._settings.type_of(queue))))
 
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
+        native, arguments = self._places.get(message.queue) or self._place(message.queue)
         canvas = _canvas_of(message)
         headers: dict[str, Any] = {
             "lang": "py",
@@ -266,8 +273,8 @@ class AmqpWire:
         if canvas is not None:
             headers.update(canvas.headers)
         return Publication(
-            queue=native_queue(self._namespace, message.queue),
-            arguments=self._arguments,
+            queue=native,
+            arguments=arguments,
             body=_body(message, canvas),
             properties={
                 "content_type": "application/json",
@@ -282,7 +289,7 @@ class AmqpWire:
 
     def places(self, queue: str) -> Sequence[str]:
         """Return the name of a queue."""
-        return (native_queue(self._namespace, queue),)
+        return (self._place(queue)[0],)
 
 
 MemoryMessage = tuple[str, int, bytes]

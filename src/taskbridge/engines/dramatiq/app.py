@@ -127,9 +127,11 @@ def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:
 
         return LeveledRedisBroker(settings, middleware)
     if kind == "amqp":
+        from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
         from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 
-        return SparingRabbitmqBroker(settings, middleware)
+        assert isinstance(host.broker, RabbitMQBroker)
+        return SparingRabbitmqBroker(settings, middleware, host.broker)
     from taskbridge.engines.dramatiq.memory_broker import MemoryBroker
 
     wire = host.wire

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,12 +100,14 @@ class Arrival(NamedTuple):
         place: Where the broker holds it; what that is, its consumer knows.
         body: The message's bytes.
         redelivered: Whether it may have been started before.
+        headers: The broker's headers of one that was delivered before.
     """
 
     consumer: EngineConsumer
     place: Any
     body: bytes
     redelivered: bool = False
+    headers: Mapping[str, Any] | None = None
 
     def opened(self) -> Delivery | None:
         """Return the message, for the thread that is to run it; None if there is nothing to run."""
@@ -371,9 +373,10 @@ class EngineConsumer(Consumer):
         Raises:
             NotSettledError: It goes back to the queue, and its slot is free.
         """
-        _, place, body, redelivered = arrival
+        _, place, body, redelivered, headers = arrival
+        about: dict[str, Any] = {"place": place, "redelivered": redelivered, "headers": headers}
         try:
-            delivery = self._engine_broker.reception.admit(self._queue_name, body, place=place, redelivered=redelivered)
+            delivery = self._engine_broker.reception.admit(self._queue_name, body, **about)
         except BaseException:
             self._return([place])
             raise

@@ -7,6 +7,7 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 import dramatiq
@@ -39,6 +40,7 @@ from taskbridge.engines.settle import (
     NotSettledError,
     begin,
     bury_unreadable,
+    counted,
     finish,
     later,
     not_settled,
@@ -73,6 +75,7 @@ class Delivery(MessageProxy):
         body: The bytes as they came.
         place: Where the broker holds it; what that is, its consumer knows.
         redelivered: Whether the broker says that it was delivered before.
+        headers: The broker's headers, if it was.
         unheard: The middleware that is told nothing about it.
         returns: Whether it goes back to its queue instead of being acknowledged.
         suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
@@ -82,7 +85,15 @@ class Delivery(MessageProxy):
         keeps_error: Whether what was raised is kept after the message has ended, for tests that ask for it.
     """
 
-    def __init__(self, message: NativeMessage[Any], *, body: bytes, place: Any, redelivered: bool) -> None:
+    def __init__(
+        self,
+        message: NativeMessage[Any],
+        *,
+        body: bytes,
+        place: Any,
+        redelivered: bool = False,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
         self.queue_name: str = message.queue_name
@@ -92,6 +103,7 @@ class Delivery(MessageProxy):
         self.body = body
         self.place = place
         self.redelivered = redelivered
+        self.headers = headers
         self.unheard: tuple[type[Middleware], ...] = ()
         self.returns = False
         self.suspect = False
@@ -272,7 +284,7 @@ class Reception:
         """Return whether a queue of Dramatiq's is one of taskbridge's; else it is the user's own affair."""
         return wire.own_queue(self._namespace, queue_name) is not None
 
-    def admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool = False) -> Delivery | None:
+    def admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.
 
         Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
@@ -283,21 +295,20 @@ class Reception:
         Args:
             queue_name: Dramatiq's name of the queue it came from.
             body: The message's bytes.
-            place: Where the broker holds it.
-            redelivered: Whether the broker says that it was delivered before.
+            **about: `place`, `redelivered` and `headers`, as a `Delivery` has them.
 
         Raises:
             NotSettledError: The broker was away until the worker stopped; it is to be left where it is.
         """
         try:
-            return self._admit(queue_name, body, place=place, redelivered=redelivered)
+            return self._admit(queue_name, body, **about)
         except NotSettledError:
             raise
         except Exception as exc:
             bury_unreadable(self._host, body, reason="internal_error", error=exc)
             return None
 
-    def _admit(self, queue_name: str, body: bytes, *, place: Any, redelivered: bool) -> Delivery | None:
+    def _admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
         queue = wire.own_queue(self._namespace, queue_name.removesuffix(".DQ"))
         try:
             parts = _foreign(body) if queue is None else wire.parse(body)
@@ -307,7 +318,7 @@ class Reception:
         # Its queue is the one it came from, whatever it says itself: Dramatiq looks its consumer up by this name.
         parts["queue_name"] = queue_name
         native: NativeMessage[Any] = NativeMessage(**parts)
-        delivery = Delivery(native, body=body, place=place, redelivered=redelivered)
+        delivery = Delivery(native, body=body, **about)
         actor = self._broker.actors.get(native.actor_name)
         if queue is None or (actor is not None and not isinstance(actor, TaskActor)):
             return delivery
@@ -332,6 +343,9 @@ class Reception:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
         is_from_elsewhere = redelivered and self._attempts.state_of(message.attempt_key) is None
+        told = counted(message, delivery.headers) if is_from_elsewhere and host.marks is None else None
+        if told is not None:
+            message, delivery.redelivered = told, False  # else it would be counted once more
         if "eta" in options:
             due_at_ms = wire.milliseconds(options, "eta")
             wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - host.now())
@@ -340,7 +354,7 @@ class Reception:
             begin(host.bound(PROBE), message, redelivered=redelivered)
         elif actor is None:
             put_off_unknown(host, message, redelivered=redelivered)
-        elif is_from_elsewhere and (act := taken_again(host, message)) is not None:
+        elif is_from_elsewhere and (act := taken_again(host, message, is_counted=told is not None)):
             act()
         else:
             delivery.task_message = message

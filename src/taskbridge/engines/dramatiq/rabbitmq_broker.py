@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -27,14 +27,18 @@ from pika import spec
 
 from taskbridge import locks
 from taskbridge.background import Background
+from taskbridge.brokers.base import typed
+from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline, connect
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
+from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
-from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, queue_arguments
+from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, own_queue, queue_arguments
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
-from taskbridge.settings import Settings
+from taskbridge.settings import Settings, each_host
 
 _log = logger("taskbridge.dramatiq")
 
@@ -63,13 +67,17 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             then, and without a store nobody can tell that it was not started.
     """
 
-    def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
-        url = settings.url.broker_url
-        super().__init__(url=url, middleware=middleware, confirm_delivery=True, max_priority=MAX_PRIORITY)
+    def __init__(self, settings: Settings, middleware: list[Middleware], own: RabbitMQBroker) -> None:
+        urls = each_host(settings.url.broker_url)
+        super().__init__(url=urls, middleware=middleware, confirm_delivery=True, max_priority=MAX_PRIORITY)
+        self._settings = settings
+        self._own = own
         self._timeout_s = settings.send_timeout_s
-        parameters: Any = self.parameters
-        if "blocked_connection_timeout=" not in url:
-            parameters.blocked_connection_timeout = self._timeout_s
+        hosts: Any = self.parameters
+        for parameters in hosts:
+            if "blocked_connection_timeout=" not in urls[0]:
+                parameters.blocked_connection_timeout = self._timeout_s
+        self._hosts = Hosts(hosts)
         self.may_return: bool = settings.store is not None
         self._linking = locks.Lock()
         self._readers: list[_Reader] = []
@@ -83,9 +91,27 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         super().declare_queue(queue_name)
         canonical = q_name(queue_name)
         if ensure and canonical in self.queues_pending:
-            for name, arguments in _declarations(canonical).items():
+            for name, arguments in self.to_declare(canonical).items():
                 self.channel.queue_declare(queue=name, durable=True, arguments=arguments)
             self.queues_pending.discard(canonical)
+
+    def to_declare(self, canonical: str) -> Mapping[str, dict[str, Any]]:
+        """Return how a queue is to be declared, and those of its delayed and dead messages.
+
+        Quorum queues are declared here, for what they can keep depends on the server.
+
+        Raises:
+            BrokerUnavailable: RabbitMQ can't be reached, or refuses.
+        """
+        queue = own_queue(self._settings.namespace, canonical)
+        kind = "classic" if queue is None else self._settings.type_of(queue)
+        arguments = queue_arguments(canonical, kind)
+        dead = {**typed(kind), "x-message-ttl": DEAD_MESSAGE_TTL}
+        found = {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}
+        if kind == "classic":
+            return found
+        self._own.declare(found, timeout_s=self._timeout_s)
+        return {}
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue, which it declares.
@@ -107,7 +133,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             with_room = (reader for reader in self._readers if reader.connection.has_room)
             try:
                 if (reader := next(with_room, None)) is None:
-                    reader = _Reader(connect([self.parameters], Deadline(self._timeout_s, self.stopping)))
+                    reader = _Reader(self._hosts.connect(Deadline(self._timeout_s, self.stopping)))
                     reader.start()
                     self._readers.append(reader)
                 return Channel(reader.connection, receive)
@@ -161,8 +187,11 @@ class _SparingConsumer(EngineConsumer):
         self._moved_at = 0.0  # when the first of these became the first
         self._is_consuming = False
         self._was_sent_back = False
+        try:
+            declared = broker.to_declare(q_name(queue_name)).items()
+        except BrokerUnavailable as exc:
+            raise ConnectionClosed(exc) from None
         self._channel = broker.open_channel(self._receive)
-        declared = _declarations(q_name(queue_name)).items()
         calls = (spec.Queue.Declare(queue=name, durable=True, nowait=True, arguments=each) for name, each in declared)
         self._channel.tell(*calls, spec.Basic.Qos(prefetch_count=prefetch))
 
@@ -267,8 +296,8 @@ class _SparingConsumer(EngineConsumer):
 
     def _receive(self, arrived: Arrived) -> None:
         """Hand what arrives to a thread that is free, on the fast way, or keep it; the connection's thread calls it."""
-        tag, body, redelivered = arrived
-        arrival = Arrival(self, (self._channel, tag), body, redelivered)
+        tag, body, redelivered, headers = arrived
+        arrival = Arrival(self, (self._channel, tag), body, redelivered, headers)
         is_first = not self._arrived and not self._broker.draining
         if is_first and self._work is not None and self._slots.take(1):
             self._work.put(arrival)
@@ -286,10 +315,3 @@ class _SparingConsumer(EngineConsumer):
                 taken.append(self._arrived.popleft())
         self._moved_at = monotonic()
         return taken
-
-
-def _declarations(canonical: str) -> dict[str, dict[str, Any]]:
-    """Return the queues that belong to a queue, the delayed messages' and the dead ones' too, and their arguments."""
-    arguments = queue_arguments(canonical)
-    dead = {"x-queue-type": "classic", "x-message-ttl": DEAD_MESSAGE_TTL}
-    return {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}

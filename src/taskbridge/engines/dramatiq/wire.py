@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any, Final, cast
 
 from taskbridge import codec, locks
-from taskbridge.brokers.base import Publication, RedisCommand, Wire
+from taskbridge.brokers.base import Publication, RedisCommand, Wire, typed
 from taskbridge.engines.dramatiq.memory_queue import LeveledQueue
 from taskbridge.exceptions import DecodeError
 from taskbridge.message import PRIORITIES, Message, Priority, checked, loads_meta, new_id
+from taskbridge.routing import QueueType
 from taskbridge.settings import Settings
 
 ENGINE: Final = "dramatiq"
@@ -55,7 +56,7 @@ def level_list(key: str, level: Priority) -> str:
     return key if level == "normal" else f"{key}:{level}"  # a queue's name has no colon
 
 
-def queue_arguments(native: str) -> dict[str, Any]:
+def queue_arguments(native: str, kind: QueueType) -> dict[str, Any]:
     """Return what `RabbitmqBroker(max_priority=3)` declares a queue with (dramatiq/brokers/rabbitmq.py), and its type.
 
     RabbitMQ takes a declaration without a type for the same, unless the virtual host's default type is another: there a
@@ -63,7 +64,7 @@ def queue_arguments(native: str) -> dict[str, Any]:
     """
     canonical = native.removesuffix(".DQ")
     return {
-        "x-queue-type": "classic",
+        **typed(kind),
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": f"{canonical}.XQ",
         "x-max-priority": MAX_PRIORITY,
@@ -248,6 +249,7 @@ class AmqpWire(_Wire):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self._type_of = settings.type_of
         self._arguments: dict[str, Mapping[str, Any]] = {}
 
     def encode(self, message: Message) -> Publication:
@@ -255,7 +257,7 @@ class AmqpWire(_Wire):
         native, head = self.head(message)
         arguments = self._arguments.get(native)
         if arguments is None:
-            arguments = self._arguments[native] = queue_arguments(native)
+            arguments = self._arguments[native] = queue_arguments(native, self._type_of(message.queue))
         rank = PRIORITIES.index(message.priority)
         body = self.body(message, head, f'"broker_priority":{rank}')
         return Publication(queue=native, arguments=arguments, body=body, properties={"priority": rank})

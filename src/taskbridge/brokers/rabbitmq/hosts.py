@@ -1,0 +1,92 @@
+"""The hosts of one RabbitMQ, and connections to whichever answers."""
+
+from __future__ import annotations
+
+import time
+from ast import literal_eval
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import pika
+
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
+from taskbridge.exceptions import SettingsError
+from taskbridge.settings import Address, each_host
+
+_FILES: Final = ("ca_certs", "certfile", "keyfile")
+
+
+class Hosts:
+    """The hosts of one server or cluster. Threads share it.
+
+    Args:
+        parameters: pika's parameters of each host, at least one.
+    """
+
+    def __init__(self, parameters: Sequence[Any]) -> None:
+        self._parameters = parameters
+        self._first = 0  # the one that answered last
+
+    @classmethod
+    def of(cls, address: Address) -> Hosts:
+        """Return the hosts of a bridge's URL.
+
+        Raises:
+            SettingsError: An option in it is wrong, or a file that it names can't be read.
+        """
+        try:
+            _check_files(address.broker_url)
+            return cls([pika.URLParameters(url) for url in each_host(address.broker_url)])
+        except (ValueError, TypeError, SyntaxError, OSError) as exc:
+            raise SettingsError("url", str(exc)) from exc
+
+    def changed(self, change: Callable[[Any], Any]) -> Hosts:
+        """Return the same hosts with other parameters."""
+        return Hosts([change(each) for each in self._parameters])
+
+    def connect(self, deadline: Deadline) -> Connection:
+        """Return an open connection to the first host that accepts one, beginning with the one that did last.
+
+        Each has its share of the time that is left; all are tried `connection_attempts` times.
+
+        Raises:
+            ClientError: None did, and why.
+        """
+        count, first = len(self._parameters), self._first
+        attempts, pause_s = self._parameters[0].connection_attempts, self._parameters[0].retry_delay
+        while True:
+            attempts -= 1
+            failures: list[ClientError] = []
+            for number in range(count):
+                index = (first + number) % count
+                try:
+                    made = Connection(self._parameters[index], deadline.within(deadline.left_s / (count - number)))
+                except ClientError as exc:
+                    failures.append(exc)
+                else:
+                    self._first = index
+                    return made
+            if attempts <= 0 or deadline.left_s <= pause_s:
+                raise failures[0] if count == 1 else type(failures[-1])("; ".join(map(str, failures)))
+            pause = deadline.within(pause_s)
+            while not pause.passed:
+                time.sleep(pause.slice_s)
+
+
+def _check_files(url: str) -> None:
+    """Open the files that a URL's TLS options name: ssl's own errors name neither the file nor the option.
+
+    Raises:
+        ValueError: One can't be read.
+    """
+    for text in parse_qs(urlsplit(url).query).get("ssl_options", ()):
+        options: Any = literal_eval(text)
+        for name in _FILES:
+            path = options.get(name) if isinstance(options, dict) else None
+            try:
+                if path is not None:
+                    with open(path, "rb"):
+                        pass
+            except OSError as exc:
+                raise ValueError(f"its TLS option {name} names {path!r}, which can't be read: {exc.strerror}") from exc

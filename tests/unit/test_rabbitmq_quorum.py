@@ -1,0 +1,222 @@
+"""Quorum queues, and operators' policies, on a server where this test may set what it likes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pika
+import pytest
+
+from taskbridge import Bridge, BrokerUnavailable, Queue, UnsupportedError
+from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
+from taskbridge.engines.settle import counted
+from taskbridge.message import DeadLetter, Message, new_id
+from tests.servers import PrivateRabbitMQ
+from tests.unit.dead_letter_tests import bury
+
+
+class Place:
+    """A namespace of its own on a server."""
+
+    def __init__(self, server: PrivateRabbitMQ, stack: ExitStack) -> None:
+        self.server = server
+        self.namespace = f"quorum{uuid.uuid4().hex[:8]}"
+        self._stack = stack
+
+    def bridge(self, engine: str = "celery", **settings: Any) -> Bridge:
+        given: dict[str, Any] = {"queue_type": "quorum", "namespace": self.namespace, **settings}
+        return self._stack.enter_context(closing(Bridge(f"{engine}+{self.server.url}", **given)))
+
+    def policy(self, pattern: str, definition: Mapping[str, object]) -> None:
+        """Set a policy for queues whose names, after the namespace, match a pattern."""
+        name = f"{self.namespace}-policy"
+        self.server.ctl(
+            "set_policy", name, f"^{self.namespace}{pattern}", json.dumps(definition), "--apply-to", "queues"
+        )
+        self._stack.callback(self.server.ctl, "clear_policy", name)
+
+    def queues(self) -> dict[str, str]:
+        """Return the type of each queue, by its name after the namespace."""
+        listed = json.loads(self.server.ctl("list_queues", "name", "type", "--formatter", "json"))
+        prefix = f"{self.namespace}."
+        kinds = {each["name"]: each["type"] for each in listed if each["name"].startswith(prefix)}
+        return {name.removeprefix(prefix): kind.split("_")[-2] if "_" in kind else kind for name, kind in kinds.items()}
+
+
+@pytest.fixture
+def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(rabbitmq_server, stack)
+
+
+def a_message(argument: int = 1, **fields: Any) -> Message:
+    given: dict[str, Any] = {"id": new_id(), "task": "shop.note", "queue": "default", "enqueued_at": time.time()}
+    return Message(args_json=f"[{argument}]", kwargs_json="{}", **given, **fields)
+
+
+def pumped(bridge: Bridge, stack: ExitStack) -> None:
+    """Pump until the end of the test."""
+    stop = threading.Event()
+    thread = threading.Thread(target=bridge.broker.pump, kwargs={"knows": lambda task: True, "stop": stop})
+    thread.start()
+    stack.callback(thread.join, 5)
+    stack.callback(stop.set)
+
+
+def wait_until(bridge: Bridge, waiting: int, within_s: float) -> float:
+    begun_at = time.monotonic()
+    while bridge.counts().waiting["default"] < waiting:
+        assert time.monotonic() - begun_at < within_s, bridge.counts()
+        time.sleep(0.1)
+    return time.monotonic() - begun_at
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_each_queue_is_of_the_type_that_is_set(place: Place, engine: str) -> None:
+    bridge = place.bridge(engine, queues=["email", Queue("vip", type="classic")])
+    note = bridge.task(name="shop.note")(lambda: None)
+    for queue in ("email", "vip"):
+        note.using(queue=queue).send()
+    note.schedule(1)
+    bury(bridge, 1)
+
+    kinds = place.queues()
+    assert kinds.pop(f"{engine}.vip") == "classic"
+    assert {f"{engine}.email", f"due.{engine}", "dead"} <= kinds.keys()
+    assert set(kinds.values()) == {"quorum"}, kinds
+
+
+def test_a_type_can_not_be_changed_and_the_error_says_what_can(place: Place) -> None:
+    place.bridge(queue_type="classic").task(name="shop.note")(lambda: None).send()
+    broker = place.bridge().broker
+    assert isinstance(broker, RabbitMQBroker)
+
+    with pytest.raises(BrokerUnavailable, match=r"can't be changed: set queue_type.*or delete it"):
+        broker.declare({f"{place.namespace}.celery.default": {"x-queue-type": "quorum"}}, timeout_s=5)
+
+
+def test_a_quorum_queue_without_priorities_is_taken_as_it_is(place: Place) -> None:
+    name = f"{place.namespace}.celery.default"
+    with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1, "x-overflow": "reject-publish"}
+        connection.channel().queue_declare(name, durable=True, arguments=arguments)  # as before RabbitMQ 4.3
+    bridge = place.bridge()
+    broker = bridge.broker
+    assert isinstance(broker, RabbitMQBroker)
+
+    broker.declare({name: {**arguments, "x-max-priority": 3}}, timeout_s=5)
+    bridge.task(name="shop.note")(lambda: None).send()
+
+    assert bridge.counts().waiting == {"default": 1}
+
+
+def test_priorities_are_kept_or_refused(place: Place) -> None:
+    bridge = place.bridge(queues=[Queue("vip", type="classic")])
+    urgent = bridge.task(name="shop.urgent", priority="high")(lambda: None)
+
+    with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
+        properties: Any = connection._impl.server_properties
+    if tuple(map(int, str(properties["version"]).split(".")[:2])) >= (4, 3):
+        urgent.send()
+        bridge.check_priorities()
+        return
+    with pytest.raises(UnsupportedError, match=r"'shop.urgent'.*'high'.*'default'.*4\.3"):
+        urgent.send()
+    with pytest.raises(UnsupportedError):
+        bridge.check_priorities()
+    urgent.using(queue="vip").send()
+    urgent.using(priority="normal").send()
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_full_quorum_queue_refuses(place: Place, engine: str) -> None:
+    place.policy(rf"\.{engine}\.", {"max-length": 20})
+    bridge = place.bridge(engine, send_timeout=2)
+    note = bridge.task(name="shop.note")(lambda: None)
+
+    refused: list[BrokerUnavailable] = []
+    for _ in range(60):
+        try:
+            note.send()
+        except BrokerUnavailable as exc:
+            refused.append(exc)
+
+    taken = 60 - len(refused)
+    assert 20 <= taken < 60
+    assert not any(each.maybe_taken for each in refused)
+    assert all("full" in each.problem for each in refused)
+    assert bridge.counts().waiting["default"] == taken, "what was accepted is there"
+
+
+def test_what_is_given_back_often_is_not_dropped(place: Place) -> None:
+    bridge = place.bridge()
+    bridge.task(name="shop.note")(lambda: None).send()
+    with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
+        channel = connection.channel()
+        for _ in range(30):  # from 4.0 the limit would be 20
+            delivered = None
+            while delivered is None:
+                delivered = channel.basic_get(f"{place.namespace}.celery.default")[0]
+            channel.basic_reject(delivered.delivery_tag, requeue=True)
+
+    assert bridge.counts().waiting["default"] == 1
+
+
+def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) -> None:
+    bridge = place.bridge()
+    letters = [DeadLetter(message=a_message(number), reason="exhausted", died_at=float(number)) for number in range(50)]
+    for letter in letters:
+        bridge.broker.bury(letter, timeout_s=5)
+    found: list[list[str]] = []
+
+    def read() -> None:
+        for _ in range(3):
+            found.append([letter.id for letter in bridge.broker.dead_letters()])
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+
+    assert found == [[letter.id for letter in letters]] * 6
+    purged = bridge.dead.purge([letter.id for letter in letters[:20]])
+    assert len(purged) == 20
+    assert [letter.id for letter in bridge.dead_letters()] == [letter.id for letter in letters[20:]]
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_policy_that_shortens_delays_makes_nothing_early(place: Place, kind: str, caplog: Any) -> None:
+    place.policy(r"\.delay\.", {"message-ttl": 500})
+    bridge = place.bridge(queue_type=kind)
+    note = bridge.task(name="shop.note")(lambda: None)
+    with ExitStack() as stack:
+        pumped(bridge, stack)
+        begun_at = time.time()
+        note.schedule(6)
+        wait_until(bridge, 1, 15)
+
+    assert time.time() - begun_at >= 6 - 1, "clocks may be a second apart"
+    assert sum("message-ttl" in each.getMessage() for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"x-delivery-count": 3}, 5),
+        ({"x-delivery-count": 0}, None),
+        ({"x-delivery-count": "many"}, None),
+        ({"other": 1}, None),
+        (None, None),
+    ],
+)
+def test_what_a_quorum_queue_counts_is_added_to_what_a_message_says(headers: Any, expected: int | None) -> None:
+    found = counted(a_message(redelivered=2), headers)
+
+    assert (None if found is None else found.redelivered) == expected
