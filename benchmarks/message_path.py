@@ -163,7 +163,7 @@ def trace_runs(url: str) -> Mapping[str, Sequence[Call]]:
     task = _declare(sender, results=False, body=lambda number: number)
     task.send_many([task.call(number) for number in range(_WARM + MESSAGES)])
     (command,) = sender.worker_commands(WorkerOptions(app="benchmarks.message_path:bridge", threads=2, scheduler=False))
-    argv = list(command.argv)
+    argv = command.words()
     for option in ("--concurrency", "--threads"):
         if option in argv:
             argv[argv.index(option) + 1] = "1"

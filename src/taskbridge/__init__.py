@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.bridge import Bridge as Bridge
+    from taskbridge.bridge import around as around
     from taskbridge.bridge import configure as configure
     from taskbridge.bridge import default_bridge as default_bridge
     from taskbridge.bridge import on as on
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.dead import DeadPage as DeadPage
     from taskbridge.dead import Replayed as Replayed
     from taskbridge.exceptions import BrokerUnavailable as BrokerUnavailable
+    from taskbridge.exceptions import Cancelled as Cancelled
     from taskbridge.exceptions import CodecError as CodecError
     from taskbridge.exceptions import DeclarationError as DeclarationError
     from taskbridge.exceptions import DecodeError as DecodeError
@@ -62,6 +64,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.schedules.plan import Cron as Cron
     from taskbridge.schedules.plan import Every as Every
     from taskbridge.stores.states import Attempt as Attempt
+    from taskbridge.stores.states import Progress as Progress
     from taskbridge.stores.states import State as State
     from taskbridge.stores.states import Status as Status
     from taskbridge.tasks import AsyncTask as AsyncTask
@@ -69,12 +72,12 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.tasks import Task as Task
 
 _MODULES = {
-    "bridge": "Bridge configure default_bridge on task",
+    "bridge": "Bridge around configure default_bridge on task",
     "brokers.base": "Counts",
     "context": "Context current",
     "dead": "DeadEntry DeadLetters DeadPage Replayed",
     "exceptions": (
-        "BrokerUnavailable CodecError DeclarationError DecodeError EncodeError MessageTooLarge "
+        "BrokerUnavailable Cancelled CodecError DeclarationError DecodeError EncodeError MessageTooLarge "
         "NoCurrentTaskError NoSuchDeadLetter NoSuchRecord NotInstalledError ResultInTask "
         "ResultNotEncodable ResultTimeout SendError SettingsError StoreNotReady StoreUnavailable "
         "TaskBridgeError TaskCancelled TaskDiscarded TaskFailed TimeLimitExceeded UnknownQueue "
@@ -89,7 +92,7 @@ _MODULES = {
     "routing": "Queue",
     "schedules.listing": "ScheduleEntry Schedules",
     "schedules.plan": "Cron Every",
-    "stores.states": "Attempt State Status",
+    "stores.states": "Attempt Progress State Status",
     "tasks": "AsyncTask Call Task",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

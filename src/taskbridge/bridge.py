@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, Type
 
 from taskbridge import locks
 from taskbridge.background import in_thread
-from taskbridge.declaration import Declaration, declare, place_of, same_place
+from taskbridge.declaration import Declaration, declare, place_of, same_place, undeclared
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
-from taskbridge.hooks import Hook, HookName
+from taskbridge.hooks import Hook, HookName, for_tasks
 from taskbridge.message import DeadLetter, Priority
 from taskbridge.parts import Parts
 from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Queue, QueueType, check_known
 from taskbridge.sending import Sending, check_priority
-from taskbridge.tasks import AsyncTask, Call, Task
+from taskbridge.tasks import AsyncTask, Call, Sendable, Task
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
+    from taskbridge.surroundings import Around, Surrounding
 
 P = ParamSpec("P")
 R = TypeVar("R")
 HookT = TypeVar("HookT", bound=Hook)
+AroundT = TypeVar("AroundT", bound="Around")
 
 
 class Decorator(Protocol):
@@ -137,6 +139,7 @@ class Bridge(Parts):
     def _begin(self, given: Mapping[str, Any]) -> None:
         super().__init__(given)
         self._tasks: dict[str, Declaration] = {PROBE.name: PROBE}
+        self._around: tuple[Surrounding, ...] = ()
         self.bound: Callable[[str], BoundTask] = _Bound(self).__getitem__
         self._sending = Sending(self)
 
@@ -220,6 +223,32 @@ class Bridge(Parts):
         declaration = self._tasks.get(task)
         return None if declaration is not None and not declaration.results else self.records
 
+    def recording(self, task: str, rule: str) -> Records:
+        """Return where a task's messages are recorded.
+
+        Args:
+            task: The task's name; empty if it isn't known.
+            rule: What needs it, for the error.
+
+        Raises:
+            UnsupportedError: They aren't.
+        """
+        records = self.records
+        if records is None:
+            needy = "results, status, cancelling and progress"
+            problem = f"{needy} need a store; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+        elif self.records_of(task) is None:
+            problem = f"task {task!r} is declared with results=False; leave that out"
+        else:
+            return records
+        raise UnsupportedError(rule, self.settings.url.target, problem)
+
+    def around_of(self, task: str) -> tuple[Surrounding, ...]:
+        """Return what is around the runs of a task, the outermost first (rule AR)."""
+        declaration = self._tasks.get(task)
+        on_task = () if declaration is None else declaration.around
+        return (*(each for each in self._around if each.is_for(task)), *on_task)
+
     def _make_engine(self) -> Engine:
         engine = super()._make_engine()
         for declaration in self._tasks.values():
@@ -247,6 +276,8 @@ class Bridge(Parts):
         retry: RetryPolicy | None = None,
         expires: Duration | None = None,
         time_limit: Duration | None = None,
+        hard_time_limit: Duration | None = None,
+        around: Sequence[Around] = (),
         cron: str | None = None,
         every: Duration | None = None,
         timezone: str | None = None,
@@ -264,7 +295,9 @@ class Bridge(Parts):
             **options: `name`: what messages call it, `module.qualname` by default. `queue`: where they wait, if
                 `using(queue=)` and the routes don't say. `priority`: `low`, `normal`, `high` or `critical`.
                 `retry`: a `RetryPolicy`. `expires`: a message that would start later than this after it was sent is
-                discarded. `time_limit`: how long a run may take. `cron` (with `timezone`, UTC by default) or `every`:
+                discarded. `time_limit`: how long a run may take, and `hard_time_limit`, a longer one: when its process
+                is ended with it, if it goes on. `around`: generator functions of the run with one `yield`, entered
+                before it and left after it; see `Bridge.around`. `cron` (with `timezone`, UTC by default) or `every`:
                 when workers send it by themselves, without arguments; with `catch_up`, `none`, `one` or `all`, for
                 what was due while no worker was there, and `overlap`, `allow` or `skip`, for what is due before the
                 last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`. `results`: whether
@@ -343,21 +376,94 @@ class Bridge(Parts):
         with locks.no_fork(), self._lock:
             self.schedules.add(call, timing)
 
-    def on(self, name: HookName) -> Callable[[HookT], HookT]:
+    def on(self, name: HookName, *, task: str | None = None) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
 
+        Args:
+            name: The hook's name.
+            task: The names of the tasks whose messages it is called for, such as `shop.*`; None is all.
+
         Raises:
-            ValueError: There is no such hook.
+            ValueError: There is no such hook, or it is not about a message, so that `task` can't be given.
         """
         hooks = self.hooks.named(name)
+        if task is not None and name.startswith("worker_"):
+            raise ValueError(f"the hook {name} is about no message, and can't be for the tasks {task!r} only")
 
         def add(hook: HookT) -> HookT:
-            hooks.append(hook)
+            hooks.append(hook if task is None else for_tasks(task, hook))
             return hook
 
         return add
 
+    @overload
+    def around(self, function: AroundT, /) -> AroundT: ...
+
+    @overload
+    def around(self, /, *, task: str | None = None) -> Callable[[AroundT], AroundT]: ...
+
+    def around(self, function: Any = None, /, *, task: str | None = None) -> Any:
+        """Have something around runs: what stands before the `yield` comes before them, and the rest after.
+
+            @bridge.around
+            def tenant(run: Context) -> Iterator[None]:
+                with schema_of(run.headers["tenant"]):
+                    yield
+
+        A run goes on as if the task's body stood in a `with` statement for each of them, in the order in which they
+        are declared, before those of the task itself. What they raise is the attempt's error, as if the task raised it.
+
+        Args:
+            function: A generator function, or an async generator function, whose parameter is the run.
+            task: The names of the tasks that it is for, such as `shop.*`; None is all.
+
+        Raises:
+            DeclarationError: It is neither.
+        """
+        if function is None:
+            return partial(self._surround, task)
+        return self._surround(task, function)
+
+    def _surround(self, task: str | None, function: AroundT) -> AroundT:
+        from taskbridge.surroundings import surrounding  # here, for few processes have any
+
+        try:
+            found = surrounding(function, task)
+        except TypeError as exc:
+            raise DeclarationError(str(exc)) from None
+        with locks.no_fork(), self._lock:
+            self._around = (*self._around, found)
+            self._forget()
+        return function
+
     # Sending
+
+    def named(self, task: str) -> Sendable[..., Any]:
+        """Return a task by its name, to be sent; another process may declare it, and runs it (rule S10).
+
+        If this process does not, messages go where the routes say, or to the default queue, unless `using` says
+        otherwise, and their arguments are not looked at before a worker has them.
+
+        Raises:
+            DeclarationError: It can't be the name of a task.
+        """
+        declaration = self._tasks.get(task)
+        if declaration is None or declaration is PROBE:
+            return Sendable(self._sending, undeclared(task))
+        return Sendable(self._sending, declaration)
+
+    def send(self, task: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Send a task by its name, which another process may declare: `bridge.send("shop.report", "eu")`.
+
+        Raises:
+            DeclarationError: It can't be the name of a task.
+            TypeError, EncodeError, UnknownQueue, MessageTooLarge, BrokerUnavailable: As `Task.send` does.
+        """
+        return self.named(task).send(*args, **kwargs)
+
+    async def asend(self, task: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Do as `send` without blocking the event loop."""
+        return await self.named(task).asend(*args, **kwargs)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
@@ -582,6 +688,10 @@ task: Final = _default.task
 
 on: Final = _default.on
 """Add a hook to the default bridge; see `Bridge.on`."""
+
+
+around: Final = _default.around
+"""Have something around the runs of the default bridge; see `Bridge.around`."""
 
 
 def default_bridge() -> Bridge:

@@ -1,17 +1,27 @@
-"""What a running task may know of itself: `current()`."""
+"""What a running task may know of itself, and tell of itself: `current()`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.exceptions import NoCurrentTaskError
+from taskbridge.failures import clipped
 from taskbridge.message import Message, Priority
 from taskbridge.retry import ErrorInfo
+
+if TYPE_CHECKING:
+    from taskbridge.runner import Runner
+
+LONGEST_NOTE: Final = 200
+"""How many characters of a progress's note are kept."""
+
+MOST_PROGRESS: Final = 1e300
+"""How much can be done, or to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +36,10 @@ class Context:
         attempt: The number of this run; 1 is the first.
         max_attempts: Runs in total that the policy allows; None is no limit.
         enqueued_at: When the message was first sent, aware, in UTC.
-        headers: What the application sent along.
+        headers: What the application sent along: text, whole numbers, True, False and None by name.
         previous_error: Why the attempt before this one failed; None on the first.
-        is_cancelled: What answers `cancelled`.
+        message: The message itself.
+        runner: What runs it, and answers what changes while it runs.
     """
 
     id: str
@@ -38,21 +49,65 @@ class Context:
     attempt: int
     max_attempts: int | None
     enqueued_at: datetime
-    headers: Mapping[str, str]
+    headers: Mapping[str, Any]
     previous_error: ErrorInfo | None
-    is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+    message: Message = field(repr=False, compare=False)
+    runner: Runner = field(repr=False, compare=False)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The task's arguments by its parameters' names, with defaults: decoded anew each time it is asked for."""
+        declaration = self.runner.declaration
+        return {} if declaration is None else declaration.arguments_of(self.message) or {}
 
     @property
     def cancelled(self) -> bool:
         """Whether the message was cancelled since it started, known within a second; asking waits for nothing.
 
-        It is for the task to look at, and to end; nothing interrupts it.
+        It is for the task to look at, and to end; only `cancel(interrupt=True)` interrupts it.
         """
-        return self.is_cancelled()
+        return self.runner.is_cancelled(self.message)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was told to stop: the run has the rest of the setting `grace`, and is interrupted then.
+
+        A task that takes longer may note how far it has come, and end itself. Asking waits for nothing.
+        """
+        return self.runner.is_stopping()
+
+    def progress(self, *, done: float, total: float | None = None, note: str = "") -> None:
+        """Tell how far the run has come; `Handle.status().progress` shows it within 2 s.
+
+        It waits for nothing: a thread writes the latest of it, once a second at most.
+
+        Args:
+            done: How much is done, at least 0, in any unit.
+            total: How much there is to do, in the same unit; None if that is not known.
+            note: What is being done, for people; 200 characters of it are kept.
+
+        Raises:
+            ValueError: `done` or `total` is no number from 0 to 1e300.
+            UnsupportedError: The message is not recorded: there is no store, or the task has `results=False`.
+        """
+        for name, value in (("done", done), ("total", 0 if total is None else total)):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MOST_PROGRESS:
+                raise ValueError(f"progress: {name} must be a number of at least 0, not {value!r}")
+        self.runner.report(self.message, done, total, clipped(note, LONGEST_NOTE))
 
 
-running: Final[ContextVar[tuple[Message, int | None, Callable[[Message], bool]]]] = ContextVar("taskbridge_current")
-"""What runs here: the message, the runs that its policy allows, and what says whether it was cancelled."""
+running: Final[ContextVar[tuple[Message, Runner]]] = ContextVar("taskbridge_current")
+"""What runs here: the message, and what runs it."""
+
+
+@contextmanager
+def entered(message: Message, runner: Runner) -> Generator[None]:
+    """Have `current()` tell of a message while the block runs."""
+    token = running.set((message, runner))
+    try:
+        yield
+    finally:
+        running.reset(token)
 
 
 def current() -> Context:
@@ -62,7 +117,7 @@ def current() -> Context:
         NoCurrentTaskError: No task is running here.
     """
     try:
-        message, max_attempts, is_cancelled = running.get()
+        message, runner = running.get()
     except LookupError:
         raise NoCurrentTaskError("current() was called outside a running task") from None
     return Context(
@@ -71,9 +126,10 @@ def current() -> Context:
         queue=message.queue,
         priority=message.priority,
         attempt=message.attempt,
-        max_attempts=max_attempts,
+        max_attempts=runner.policy.max_attempts,
         enqueued_at=datetime.fromtimestamp(message.enqueued_at, timezone.utc),
         headers=message.headers,
         previous_error=message.error,
-        is_cancelled=partial(is_cancelled, message),
+        message=message,
+        runner=runner,
     )

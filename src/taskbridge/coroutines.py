@@ -1,4 +1,4 @@
-"""One event loop a process, in a thread of its own, for `async def` tasks (rule C).
+"""One event loop a process, in a thread of its own, for `async def` tasks and what is asynchronous around others.
 
 Only the runner imports this module, and only when the first coroutine runs: asyncio takes 30 ms to import.
 """
@@ -7,29 +7,75 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import Context, copy_context
 from math import inf
-from time import monotonic
 from typing import Any, Final
 
 from taskbridge.background import has_come
-from taskbridge.exceptions import TimeLimitExceeded
 from taskbridge.locks import PerProcess
+from taskbridge.timelimit import taken_by_hand
 
 
-def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine on the process's loop, in a copy of this thread's context, and return its result.
+
+    What is raised in this thread meanwhile (for the run takes too long, is cancelled, or its worker stops) cancels it,
+    and is raised when it has ended: what it does about its being cancelled, as in a `finally`, is part of the run.
 
     Args:
         coroutine: The user's; its own exceptions are raised here.
-        limit_s: Seconds after which it is cancelled; None is no limit.
-
-    Raises:
-        TimeLimitExceeded: It took longer than that. It has ended by now: what it does about its being cancelled, as in
-            a `finally`, is part of the run.
     """
+    with _started(coroutine) as outcome:
+        _wait(outcome)
+    return outcome.result()
+
+
+@contextmanager
+def entered(manager: AbstractAsyncContextManager[Any]) -> Generator[None]:
+    """Enter an asynchronous context manager around a block in this thread, and leave it, in one task of the loop.
+
+    The context variables that it sets are set in this thread for the block. The block's error is raised in it, too.
+    """
+    inside: Future[Context] = Future()
+    ended: Future[BaseException | None] = Future()
+
+    async def hold() -> None:
+        async with manager:
+            inside.set_result(copy_context())
+            if (error := await asyncio.wrap_future(ended)) is not None:
+                raise error
+
+    def never_inside(outcome: Future[Any]) -> None:
+        if not inside.done():
+            inside.set_exception(outcome.exception())
+
+    with _started(hold()) as outcome:
+        outcome.add_done_callback(never_inside)
+        _wait(inside)
+        found = [(each, value) for each, value in inside.result().items() if each.get(_UNSET) is not value]
+        tokens = [(each, each.set(value)) for each, value in found]
+        try:
+            yield
+        except BaseException as exc:
+            ended.set_result(exc)
+        else:
+            ended.set_result(None)
+        finally:
+            for variable, token in tokens:
+                variable.reset(token)
+        _wait(outcome)
+    outcome.result()
+
+
+_UNSET: Final[Any] = object()
+
+
+@contextmanager
+def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
+    """Start a coroutine on the loop, and give its outcome; if it has not ended with the block, it is cancelled."""
     loop = _loop.get()
     outcome: Future[Any] = Future()
     started: list[asyncio.Task[Any]] = []
@@ -39,21 +85,24 @@ def run(coroutine: Coroutine[Any, Any, Any], *, limit_s: float | None) -> Any:
         task.add_done_callback(lambda _: _end_unstarted(coroutine, outcome))
         started.append(task)
 
-    def cancel() -> None:
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
-
-    deadline = inf if limit_s is None else monotonic() + limit_s
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
-        if not has_come(outcome, lambda: deadline - monotonic()):
-            cancel()
-            has_come(outcome, lambda: inf)
-            raise TimeLimitExceeded(f"it ran longer than {limit_s:g} s")
-        return outcome.result()
+        yield outcome
     finally:
-        if not outcome.done():  # something was raised in this thread: the worker stops
-            cancel()
-            has_come(outcome, lambda: inf)
+        if not outcome.done():  # something was raised in this thread
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
+            _wait(outcome)
+
+
+def _wait(outcome: Future[Any]) -> None:
+    """Wait for an outcome, unless something is raised in this thread meanwhile."""
+
+    def left_s() -> float:
+        look()
+        return inf
+
+    with taken_by_hand() as look:
+        has_come(outcome, left_s)
 
 
 async def _capture(coroutine: Coroutine[Any, Any, Any], outcome: Future[Any]) -> None:

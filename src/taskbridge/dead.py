@@ -62,7 +62,7 @@ class DeadEntry:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     unreadable_arguments: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
     error: ErrorInfo | None = None
     traceback: str = ""
     enqueued_at: datetime | None = None

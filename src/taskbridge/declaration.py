@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from inspect import BoundArguments, Parameter, Signature, iscoroutinefunction, signature
+from math import inf
 from os.path import abspath, basename, curdir, isfile, join, samefile, split, splitext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskbridge.durations import positive
 from taskbridge.exceptions import DeclarationError, DecodeError
@@ -20,6 +21,7 @@ from taskbridge.routing import check_queue_name
 if TYPE_CHECKING:
     from taskbridge.hints import Hints
     from taskbridge.schedules.plan import Schedule  # only here, for few tasks have one
+    from taskbridge.surroundings import Surrounding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,8 @@ class Declaration:
         retry: Its policy; None leaves it to the settings.
         expires_s: Seconds after which a message of it no longer starts; None is never.
         time_limit_s: Seconds that a run may take; None is no limit.
+        hard_time_limit_s: Seconds after which a run is ended with its process; None leaves it to the settings.
+        around: What is around its runs, beside what the bridge has around all.
         schedules: When workers send messages of it by themselves.
         results: Whether its messages are recorded, where there is a store.
         positional: How many arguments, all of them positional, always fit the signature.
@@ -50,6 +54,8 @@ class Declaration:
     retry: RetryPolicy | None = None
     expires_s: float | None = None
     time_limit_s: float | None = None
+    hard_time_limit_s: float | None = None
+    around: tuple[Surrounding, ...] = ()
     schedules: tuple[Schedule, ...] = ()
     results: bool = True
     positional: range = range(0)
@@ -139,16 +145,25 @@ def _policy(value: Any) -> RetryPolicy:
     return policy
 
 
-def _time_limit(value: Any) -> float:
-    limit_s = positive(value, name="time_limit")
+def _time_limit(value: Any, name: str = "time_limit") -> float:
+    limit_s = positive(value, name=name)
     if limit_s > _A_DAY_S and not isinstance(value, timedelta):
         milliseconds = f"if {value} is in milliseconds, write {value / 1000:g}"
-        raise ValueError(f"time_limit is in seconds: {milliseconds}; if it is not, write timedelta(seconds={value})")
+        raise ValueError(f"{name} is in seconds: {milliseconds}; if it is not, write timedelta(seconds={value})")
     return limit_s
 
 
 _A_DAY_S: Final = 86_400.0
 """No number of seconds above this is taken for a time limit: most are milliseconds, as Dramatiq has them."""
+
+
+def _around(functions: Any) -> tuple[Surrounding, ...]:
+    from taskbridge.surroundings import surrounding  # here, for few tasks have any
+
+    if not isinstance(functions, (list, tuple)):
+        raise TypeError(f"around must be a list of generator functions, not {functions!r}")
+    return tuple(map(surrounding, cast("list[Any]", functions)))
+
 
 _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "queue": ("queue", check_queue_name),
@@ -156,6 +171,8 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "retry": ("retry", _policy),
     "expires": ("expires_s", partial(positive, name="expires")),
     "time_limit": ("time_limit_s", _time_limit),
+    "hard_time_limit": ("hard_time_limit_s", partial(_time_limit, name="hard_time_limit")),
+    "around": ("around", _around),
     "results": ("results", _of_kind(bool, "results must be True or False")),
 }
 """The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
@@ -185,16 +202,14 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
     if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
         raise DeclarationError(f"a task is made of a function, not of {function!r}")
     given = {option: value for option, value in options.items() if value is not None}
-    name = given.get("name", default_name(function))
-    if not isinstance(name, str) or not name.strip() or len(name) > 255:
-        raise DeclarationError(f"a task's name must be text of up to 255 characters, not {name!r}")
-    if not can_be_kept(name):
-        problem = "text that UTF-8 can hold, without control characters"
-        raise DeclarationError(f"a task's name must be {problem}, not {name!r}")
+    name = checked_name(given.get("name", default_name(function)))
     try:
         fields: dict[str, Any] = {
             field: check(given[option]) for option, (field, check) in _FIELDS.items() if option in given
         }
+        hard_s, limit_s = fields.get("hard_time_limit_s"), fields.get("time_limit_s", inf)
+        if hard_s is not None and hard_s <= limit_s:
+            raise ValueError("hard_time_limit must be longer than time_limit, which it needs")
         found = signature(function)
         if is_method(function, found):
             raise DeclarationError("a method can't be a task: declare a function, which makes the object or loads it")
@@ -218,6 +233,36 @@ def is_method(function: Callable[..., Any], of: Signature) -> bool:
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     first = next(iter(of.parameters), "")
     return first in ("self", "cls") and bool(outer) and not outer.endswith("<locals>")
+
+
+def checked_name(name: Any) -> str:
+    """Return a task's name if it is one; else raise `DeclarationError`."""
+    if not isinstance(name, str) or not name.strip() or len(name) > 255:
+        raise DeclarationError(f"a task's name must be text of up to 255 characters, not {name!r}")
+    if not can_be_kept(name):
+        problem = "text that UTF-8 can hold, without control characters"
+        raise DeclarationError(f"a task's name must be {problem}, not {name!r}")
+    return name
+
+
+def undeclared(name: str) -> Declaration:
+    """Return what stands for a task that another process declares: it can be sent with any arguments.
+
+    Raises:
+        DeclarationError: It can't be the name of a task.
+    """
+
+    def elsewhere(*args: Any, **kwargs: Any) -> Any:
+        """Stand for a function that is not here."""
+        raise TypeError(f"task {name!r} is not declared in this process, so it can only be sent")
+
+    return Declaration(
+        name=checked_name(name),
+        function=elsewhere,
+        signature=signature(elsewhere),
+        positional=range(sys.maxsize),
+        is_coroutine=False,
+    )
 
 
 def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any]) -> tuple[Schedule, ...]:

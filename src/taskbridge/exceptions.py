@@ -268,5 +268,15 @@ class TimeLimitExceeded(TaskBridgeError):
     """Raised inside a task that runs longer than its `time_limit` (rule T1)."""
 
 
+class Cancelled(BaseException):
+    """Raised inside a task whose message is cancelled by `cancel(interrupt=True)` while it runs (rule CA3).
+
+    It is no `Exception`, so that a task that goes on after any error does not go on after this one.
+    """
+
+    def __init__(self, text: str = "it was cancelled while it ran") -> None:
+        super().__init__(text)
+
+
 class WorkerLost(TaskBridgeError):
     """The error of an attempt that died with its worker (rule A5)."""

@@ -88,21 +88,25 @@ class Handle(Generic[R_co]):
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
         return cast("R_co", await self._results().aresult(self.id, task=self.task, timeout=timeout))
 
-    def cancel(self) -> Status:
+    def cancel(self, *, interrupt: bool = False) -> Status:
         """Cancel the message unless it has ended, for good (rules CA), and return its status after that.
 
         A state of `cancelled` says that it starts no more; a worker that took it in the second before may still have
         started it. `running` says that it runs, and that the task sees `current().cancelled` from now on; whatever
         becomes of this run, there is no further one. Any other state is its end, which came before.
 
+        Args:
+            interrupt: Whether to raise `Cancelled` in the run, if it runs: within 2 s, but not in the middle of a call
+                into C. In a coroutine, `asyncio.CancelledError` is raised.
+
         Raises:
             UnsupportedError, NoSuchRecord, StoreUnavailable: As `status` does.
         """
-        return self._results().cancel(self.id, task=self.task)
+        return self._results().cancel(self.id, task=self.task, interrupt=interrupt)
 
-    async def acancel(self) -> Status:
+    async def acancel(self, *, interrupt: bool = False) -> Status:
         """Do as `cancel` without blocking the event loop."""
-        return await self._results().aside(self.cancel)
+        return await self._results().aside(lambda: self.cancel(interrupt=interrupt))
 
     def _results(self) -> Results:
         if self.bridge is None:

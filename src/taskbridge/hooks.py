@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, get_args
 
 from taskbridge.exceptions import nearest
@@ -60,6 +61,15 @@ class Event:
 
 
 Hook = Callable[[Event], object]
+
+
+def for_tasks(glob: str, hook: Hook) -> Hook:
+    """Return a hook that is called only for messages of tasks whose names match."""
+
+    def matching(event: Event) -> object:
+        return hook(event) if event.message is not None and fnmatchcase(event.message.task, glob) else None
+
+    return matching
 
 
 class Hooks:

@@ -7,21 +7,18 @@ import pkgutil
 import re
 import sys
 import traceback
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from taskbridge.bridge import Bridge, default_bridge
+from taskbridge.engines.base import READY_VARIABLE, tell_supervisor
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 
 URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"
 """The environment variable with a URL that wins over all others, even one that the module itself chooses."""
-
-READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
-"""The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
 
 _WORD: Final = re.compile(r"[^\W\d]\w*")
 _PACKAGE: Final = str(Path(__file__).parent) + os.sep
@@ -58,19 +55,13 @@ def load_bridge(app: str, *, url: str | None = None) -> Bridge:
     bridge = _named(app, module, attribute) if colon else _own(app, module)
     if chosen_url is not None:
         bridge.move_to(chosen_url)
-    if (ready := os.environ.get(READY_VARIABLE)) is not None:
-        bridge.on("worker_started")(partial(_report, ready))
+    if READY_VARIABLE in os.environ:
+        bridge.on("worker_started")(_say_ready)
     return bridge
 
 
-def _report(fifo: str, event: Event) -> None:
-    """Tell whoever started the worker that this process runs tasks now."""
-    try:
-        place = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # nobody reads any more: a supervisor was killed
-        return
-    with open(place, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
+def _say_ready(_: Event) -> None:
+    tell_supervisor()
 
 
 def _check_names(app: str, module_name: str, attribute: str | None) -> None:

@@ -47,6 +47,7 @@ class Parts:
     Attributes:
         hooks: The application's hooks.
         stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
+        is_stopping: Returns whether this process's worker was told to stop; what runs has the grace.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -55,6 +56,7 @@ class Parts:
         self._made: dict[str, Any] = {}
         self.hooks: Hooks = Hooks()
         self.stopping: threading.Event = locks.Event()
+        self.is_stopping: Callable[[], bool] = bool
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         """Return a part of this name, made when it is first asked for.

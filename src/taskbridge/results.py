@@ -26,7 +26,6 @@ from taskbridge.exceptions import (
     TaskCancelled,
     TaskDiscarded,
     TaskFailed,
-    UnsupportedError,
 )
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
@@ -72,14 +71,14 @@ class Results:
 
     def status(self, id: str, *, task: str = "") -> Status:
         """Return what is known of a message; see `Handle.status`."""
-        return shown(self._get(self._records("ST1", task), id), self._bridge.now())
+        return shown(self._get(self._bridge.recording(task, "ST1"), id), self._bridge.now())
 
     # Waiting
 
     def result(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Wait for a message's end, and return what its task returned; see `Handle.result`."""
         deadline = _deadline(timeout)
-        records = self._records("RS1", task)
+        records = self._bridge.recording(task, "RS1")
         record = self._driven(records, id)
         if record.state in FINAL:
             return self._outcome(record)
@@ -99,7 +98,7 @@ class Results:
         import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
         deadline = _deadline(timeout)
-        records = await self.aside(lambda: self._records("RS1", task))  # the first time, that imports a client
+        records = await self.aside(lambda: self._bridge.recording(task, "RS1"))  # the first time, that imports a client
         # On inline this may run tasks, which may take any time, or be inside one: it needs a thread of its own.
         ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self.aside
         record = await ask(lambda: self._driven(records, id))
@@ -178,28 +177,16 @@ class Results:
 
     # Cancelling
 
-    def cancel(self, id: str, *, task: str = "") -> Status:
+    def cancel(self, id: str, *, task: str = "", interrupt: bool = False) -> Status:
         """Cancel a message unless it has ended, and return its status after that; see `Handle.cancel`."""
-        records, now = self._records("CA1", task), self._bridge.now()
+        records, now = self._bridge.recording(task, "CA1"), self._bridge.now()
         timeout_s = self._bridge.settings.send_timeout_s
-        record = _found(id, lambda: records.cancel(id, at=now, timeout_s=timeout_s))
+        record = _found(id, lambda: records.cancel(id, at=now, interrupt=interrupt, timeout_s=timeout_s))
         if record.state == "cancelled" or record.cancel_asked:
-            self._bridge.cancellations.add(life_of(record))
+            self._bridge.cancellations.add(life_of(record), interrupt=interrupt)
         return shown(record, self._bridge.now())
 
     # Asking the store
-
-    def _records(self, rule: str, task: str) -> Records:
-        records = self._bridge.records
-        if records is None:
-            problem = (
-                "results, status and cancelling need a store; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
-            )
-        elif self._bridge.records_of(task) is None:
-            problem = f"task {task!r} is declared with results=False; leave that out"
-        else:
-            return records
-        raise UnsupportedError(rule, self._bridge.settings.url.target, problem)
 
     def _get(self, records: Records, id: str) -> Status:
         return _found(id, lambda: records.get(id, timeout_s=self._bridge.settings.send_timeout_s))

@@ -12,6 +12,7 @@ from typing import Final
 
 from taskbridge import failures
 from taskbridge.durations import Duration, seconds
+from taskbridge.exceptions import Cancelled
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -216,7 +217,7 @@ class Discarded:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled(Discarded):
+class CancelledVerdict(Discarded):
     """The message was cancelled, and does not start again; `error` is what its last run raised, if that ended now."""
 
     reason: str = "cancelled"
@@ -246,6 +247,8 @@ def judge(policy: RetryPolicy, *, attempt: int, message_id: str, error: BaseExce
     """
     if isinstance(error, Interrupted):
         return GivenBack()
+    if isinstance(error, Cancelled):
+        return CancelledVerdict(error=error)
     if isinstance(error, Discard):
         return Discarded(failures.clipped(error.reason))
     asked = isinstance(error, Retry)

@@ -1,9 +1,9 @@
 """Runs messages, the same on every engine: the only caller of user code, and what can interrupt it.
 
-A run is stuck if its time limit is over, and most of the grace after it, and it has not ended: it is in a call into C
-that lets no exception through (rule T2). Some of these keep the interpreter's lock, such as a search with a regular
-expression; then no thread of this process can do anything about it. So a thread in C is set beside (`faulthandler`),
-which needs no lock: it writes where each thread is, and ends the process.
+A run is stuck if its time limit is over, and most of the grace after it (or its hard limit), and it has not ended: it
+is in a call into C that lets no exception through (rules T2 and T3). Some of these keep the interpreter's lock, such as
+a search with a regular expression; then no thread of this process can do anything about it. So a thread in C is set
+beside (`faulthandler`), which needs no lock: it writes where each thread is, and ends the process.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge import codec, failures, locks
+from taskbridge import codec, failures, locks, surroundings
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
-from taskbridge.exceptions import DecodeError, WorkerLost
+from taskbridge.exceptions import Cancelled, DecodeError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RetryPolicy, Verdict, judge
 from taskbridge.timelimit import limited, raise_in_thread
 
 if TYPE_CHECKING:
-    from taskbridge.bridge import Bridge
+    from taskbridge.surroundings import Surrounding
 
 WATCH_S: Final = 0.5
 """How often a worker process looks for runs that are stuck."""
@@ -43,6 +43,10 @@ _STDERR: Final = 2
 """The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
 
 
+def _hears_nothing(*_: object) -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Runner:
     """Runs the messages of one task in the thread that calls it.
@@ -54,6 +58,10 @@ class Runner:
         now: Returns the time, in seconds since the epoch.
         most_bytes: How large an encoded result may be; None if results are not recorded.
         is_cancelled: Returns whether a message that runs was cancelled.
+        is_stopping: Returns whether the worker was told to stop.
+        report: Is told how far a run has come: its message, how much is done, of how much, and a note.
+        around: What the application has around its runs, the outermost first.
+        longest_s: After how many seconds a run is stuck.
     """
 
     declaration: Declaration | None
@@ -62,11 +70,10 @@ class Runner:
     now: Callable[[], float]
     most_bytes: int | None
     is_cancelled: Callable[[Message], bool]
-
-    @property
-    def limit_s(self) -> float | None:
-        """How long a run may take; None is for ever."""
-        return None if self.declaration is None else self.declaration.time_limit_s
+    is_stopping: Callable[[], bool] = bool
+    report: Callable[[Message, float, float | None, str], object] = _hears_nothing
+    around: tuple[Surrounding, ...] = ()
+    longest_s: float = inf
 
     def run(self, message: Message) -> Verdict:
         """Run a message's task once, if it may still start, and return the verdict; raises nothing."""
@@ -81,12 +88,12 @@ class Runner:
             return Dead("undecodable", exc)
         except TypeError as exc:
             return Dead("bad_arguments", exc)
-        token = running.set((message, self.policy.max_attempts, self.is_cancelled))
+        token = running.set((message, self))
         try:
             if self.hooks.of["before_run"]:
                 arguments_of = partial(declaration.bound, args, kwargs)
                 self.hooks.call(Event(name="before_run", message=message, arguments_of=arguments_of))
-            value = _call(declaration, args, kwargs)
+            value = self._call(declaration, args, kwargs)
             if type(value) is CoroutineType:
                 value.close()
                 raise TypeError(
@@ -97,6 +104,20 @@ class Runner:
         finally:
             running.reset(token)
         return self._done(value)
+
+    def _call(self, declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if declaration.time_limit_s is None:
+            return self._call_inside(declaration, args, kwargs)
+        with limited(declaration.time_limit_s):
+            return self._call_inside(declaration, args, kwargs)
+
+    def _call_inside(self, declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the function, with what is around it."""
+        if declaration.is_coroutine:
+            return surroundings.call_coroutine(self.around, declaration.function, args, kwargs)
+        if self.around:
+            return surroundings.call(self.around, declaration.function, args, kwargs)
+        return declaration.function(*args, **kwargs)
 
     def _done(self, value: object) -> Done:
         """Return that the task returned, whether its result can be recorded or not (rule RS3)."""
@@ -119,17 +140,6 @@ class Runner:
         return judge(self.policy, attempt=message.attempt, message_id=message.id, error=error)
 
 
-def _call(declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    if declaration.is_coroutine:
-        from taskbridge import coroutines  # here, for it imports asyncio
-
-        return coroutines.run(declaration.function(*args, **kwargs), limit_s=declaration.time_limit_s)
-    if declaration.time_limit_s is None:
-        return declaration.function(*args, **kwargs)
-    with limited(declaration.time_limit_s):
-        return declaration.function(*args, **kwargs)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """A message that runs; what holds it, as its engine knows it; and from when on it is stuck, monotonic."""
@@ -142,21 +152,20 @@ class Run:
 class Runs:
     """What runs in the threads of this process.
 
-    Args:
-        host: The bridge.
-
     Attributes:
         ends_process: Says whether this process is a worker's own, so that it may be ended with a run that is stuck.
+        on_end: Called after each run, if there is anything to be done then.
     """
 
-    def __init__(self, host: Bridge) -> None:
-        self._host = host
+    def __init__(self) -> None:
         self._lock = locks.Lock()
         self._running: dict[int, Run] = {}
         self._interrupted: set[int] = set()
+        self._cancelled: set[int] = set()
         self._is_over = False
         self._armed_for = inf
         self.ends_process: Callable[[], bool] = lambda: False
+        self.on_end: Callable[[], object] | None = None
 
     def open(self) -> None:
         """Let tasks run: a worker starts."""
@@ -176,17 +185,18 @@ class Runs:
 
     def run(self, task: Runner, message: Message, *, holder: Any = None) -> Verdict:
         """Run a message in this thread; return the verdict, or `GivenBack` if the worker's end interrupts it."""
-        thread, limit_s = threading.get_ident(), task.limit_s
-        stuck_at = inf if limit_s is None else monotonic() + limit_s + patience_s(self._host.settings.grace_s)
+        thread = threading.get_ident()
         verdict: Verdict = GivenBack()
         try:
-            if self._enter(thread, Run(message, holder, stuck_at)):
+            if self._enter(thread, Run(message, holder, monotonic() + task.longest_s)):
                 try:
                     verdict = task.run(message)
                 finally:
                     self._leave(thread)
-        except Interrupted:  # it may arrive outside the task's own code, where the runner does not see it
-            return verdict
+        except (Interrupted, Cancelled):  # it may arrive outside the task's own code, where the runner does not see it
+            self._leave(thread)  # which it may have kept from being done
+        if self.on_end is not None:
+            self.on_end()
         return verdict
 
     def _enter(self, thread: int, run: Run) -> bool:
@@ -202,7 +212,8 @@ class Runs:
             run = self._running.pop(thread, None)
             if run is not None and run.is_stuck_at == self._armed_for != inf:
                 self._arm()
-            if thread in self._interrupted:
+            if thread in self._interrupted or thread in self._cancelled:
+                self._cancelled.discard(thread)
                 raise_in_thread(thread, None)
 
     def _arm(self) -> None:
@@ -224,6 +235,14 @@ class Runs:
                 self._armed_for = -inf  # whatever ends or begins from here on changes nothing
                 faulthandler.dump_traceback_later(in_s, exit=True, file=_STDERR)
 
+    def cancel(self, run: Run) -> None:
+        """Raise `Cancelled` in a task that runs, unless it has ended or that was done before."""
+        with self._lock:
+            for thread, each in self._running.items():
+                if each is run and thread not in self._cancelled and thread not in self._interrupted:
+                    self._cancelled.add(thread)
+                    raise_in_thread(thread, Cancelled)
+
     def interrupt(self, *, but: Collection[Run] = ()) -> None:
         """Raise `Interrupted` in every thread that runs a task, and let no other task start."""
         with self._lock:
@@ -234,6 +253,13 @@ class Runs:
                     raise_in_thread(thread, Interrupted)
 
 
-def patience_s(grace_s: float) -> float:
-    """Return how long after its time limit a run is stuck, so that its process has ended when the grace is over."""
-    return max(grace_s - WATCH_S - ENDS_S, grace_s / 2)
+def longest_s(declaration: Declaration | None, grace_s: float) -> float:
+    """Return after how many seconds a run of a task is stuck; infinite if it may take any time (rules T2 and T3).
+
+    If no hard limit says so, its process is to have ended when the grace after its time limit is over.
+    """
+    if declaration is None or declaration.time_limit_s is None:
+        return inf
+    if declaration.hard_time_limit_s is not None:
+        return declaration.hard_time_limit_s
+    return declaration.time_limit_s + max(grace_s - WATCH_S - ENDS_S, grace_s / 2)

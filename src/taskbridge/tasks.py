@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from taskbridge import codec
 from taskbridge.background import in_thread
@@ -25,6 +25,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+Header: TypeAlias = str | int | bool | None
+"""What a header may be."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SendOptions:
@@ -33,7 +36,7 @@ class SendOptions:
     queue: str | None = None
     priority: Priority | None = None
     expires: Duration | datetime | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, Header] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Check what is given; raises as `Sendable.using`."""
@@ -46,8 +49,8 @@ class SendOptions:
         elif self.expires is not None:
             positive(self.expires, name="expires")
         for key, value in self.headers.items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"headers must be text by name, not {key!r}: {value!r}")
+            if not isinstance(key, str) or not isinstance(value, str | int | None):
+                raise TypeError(f"headers must be text, whole numbers, bools or None by name, not {key!r}: {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +120,7 @@ class Sendable(Generic[P, R]):
         queue: str | None = None,
         priority: Priority | None = None,
         expires: Duration | datetime | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, Header] | None = None,
     ) -> Self:
         """Return the same task with options for what is sent through it; None leaves an option as it was.
 
@@ -125,11 +128,11 @@ class Sendable(Generic[P, R]):
             queue: Where to send it, over routes and the decorator (rule Q1).
             priority: `low`, `normal`, `high` or `critical`.
             expires: It does not start later than this: a time from the moment of sending, or an aware datetime.
-            headers: Text that travels along, added to what was given before.
+            headers: Text, whole numbers, bools and None that travel along, added to what was given before.
 
         Raises:
             ValueError: A naive datetime, a wrong priority, queue name or duration.
-            TypeError: A header that isn't text.
+            TypeError: A header of another type.
         """
         now = self._options
         options = SendOptions(

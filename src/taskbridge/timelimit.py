@@ -1,13 +1,15 @@
-"""Ending a run that takes too long, from another thread (rule T1).
+"""Raising an exception in another thread, and ending a run by it that takes too long (rule T1).
 
 CPython delivers an exception that is set from outside between two bytecodes; it can't interrupt a call into C, such
-as a long `time.sleep` (the technique and its limit are Dramatiq's too: dramatiq/threading.py).
+as a long `time.sleep` (the technique and its limit are Dramatiq's too: dramatiq/threading.py). While a thread waits for
+a coroutine, it holds locks that the event loop needs too, so there it takes such exceptions by hand.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
@@ -21,12 +23,41 @@ from taskbridge.exceptions import TimeLimitExceeded
 _LONGEST_WAIT_S: Final = 3600.0  # queues refuse to wait for ever by a number
 
 
+_delivering: Final = locks.Lock()
+_by_hand: Final[dict[int, list[type[BaseException]]]] = {}
+"""The threads that take exceptions by hand, and what is there for each."""
+
+os.register_at_fork(after_in_child=_by_hand.clear)  # a child's threads may get the same numbers
+
+
 def raise_in_thread(thread_id: int, error: type[BaseException] | None) -> None:
     """Raise an exception in another thread at its next bytecode; None takes back one not yet delivered."""
     import ctypes  # here, for it takes 5 ms to import and few processes need it
 
-    target = ctypes.c_ulong(thread_id)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(target, None if error is None else ctypes.py_object(error))
+    with _delivering:
+        if (waiting := _by_hand.get(thread_id)) is not None:
+            waiting[:] = [] if error is None else [error]
+            return
+        target = ctypes.c_ulong(thread_id)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(target, None if error is None else ctypes.py_object(error))
+
+
+@contextmanager
+def taken_by_hand() -> Generator[Callable[[], None]]:
+    """Have what others raise in this thread raised only where the block calls what it is given, and at its end."""
+    thread_id, waiting = threading.get_ident(), list[type[BaseException]]()
+
+    def look() -> None:
+        if waiting:
+            raise waiting.pop()
+
+    try:
+        _by_hand[thread_id] = waiting
+        yield look
+    finally:
+        with _delivering:
+            _by_hand.pop(thread_id, None)
+        look()
 
 
 @dataclass(eq=False, slots=True)

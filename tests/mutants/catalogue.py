@@ -2,6 +2,7 @@
 
 from tests import scenarios
 from tests.mutants import (
+    around,
     crashes,
     dead_letters,
     environment,
@@ -22,6 +23,7 @@ from tests.mutants.table import MUTANTS, Mutant, mutants_of
 __all__ = [
     "MUTANTS",
     "Mutant",
+    "around",
     "crashes",
     "dead_letters",
     "environment",

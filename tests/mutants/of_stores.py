@@ -335,7 +335,19 @@ def says_what_it_was_told(ended: Any) -> Any:
 @mutant("what_is_final_is_not_cancelled", _TRANSITIONS, "cancelled")
 def cancels_what_is_final(cancelled: Any) -> Any:
     """A final record can be cancelled."""
-    return lambda old, *, at: {**old, "state": "cancelled", "ended_at": at}
+    return lambda old, *, at, interrupt: {**old, "state": "cancelled", "ended_at": at}
+
+
+@mutant("what_is_to_be_interrupted_says_so", _TRANSITIONS, "_LASTING")
+def forgets_what_is_to_be_interrupted(lasting: Any) -> Any:
+    """A start forgets that its run is to be interrupted."""
+    return tuple(name for name in lasting if name != "interrupt")
+
+
+@mutant("a_record_tells_how_far_a_run_has_come", _TRANSITIONS, "_LASTING")
+def keeps_the_progress_of_the_attempt_before(lasting: Any) -> Any:
+    """A run that has told nothing shows how far the one before had come."""
+    return (*lasting, "progress")
 
 
 @mutant("cancelling_and_starting_are_atomic", _MEMORY, "MemoryBackend.write")

@@ -313,7 +313,7 @@ def the_end_of_a_worker_is_not_told() -> None:
 def each_run_has_a_loop() -> None:
     """Each coroutine runs on a loop of its own."""
 
-    def run(coroutine: Any, *, limit_s: float | None) -> Any:
+    def run(coroutine: Any) -> Any:
         return asyncio.run(coroutine)
 
     put(_COROUTINES, "run", lambda _: run)
@@ -331,9 +331,9 @@ def coroutines_wait_for_one_another() -> None:
     lock = threading.Lock()
 
     def make(run: Any) -> Any:
-        def alone(coroutine: Any, *, limit_s: float | None) -> Any:
+        def alone(coroutine: Any) -> Any:
             with lock:
-                return run(coroutine, limit_s=limit_s)
+                return run(coroutine)
 
         return alone
 

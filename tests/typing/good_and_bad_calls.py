@@ -7,7 +7,8 @@ Each bad call carries the ignores of both checkers, which complain (`warn_unused
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -23,11 +24,13 @@ from taskbridge import (
     Every,
     Handle,
     Priority,
+    Progress,
     Retry,
     RetryPolicy,
     ScheduleEntry,
     State,
     Status,
+    around,
     current,
     on,
     task,
@@ -100,6 +103,15 @@ async def good() -> None:
     assert_type(await add.send(1).acancel(), Status)
     assert_type(bridge.handle("some-id").result(), Any)
     assert_type(current().cancelled, bool)
+    assert_type(current().stopping, bool)
+    assert_type(current().progress(done=1, total=2.5, note="half"), None)
+    assert_type(add.send(1).cancel(interrupt=True), Status)
+    assert_type(add.send(1).status().progress, Progress | None)
+    assert_type(add.using(headers={"a": "1", "b": 2, "c": True, "d": None}).send(1), Handle[float])
+    assert_type(bridge.send("shop.report", 1, region="eu"), Handle[Any])
+    assert_type(await bridge.asend("shop.report"), Handle[Any])
+    assert_type(bridge.named("shop.report").using(queue="slow").schedule(5, "eu"), Handle[Any])
+    assert_type(bridge.named("shop.report").call("eu"), Call[Any])
     wide: Handle[object] = add.send(1)
     assert_type(wide.queue, str)
 
@@ -125,6 +137,10 @@ def bad() -> None:
     Retry(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     word: str = add.send(1).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     add.send(1).result("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.using(headers={"a": 1.5})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    add.send(1).cancel(True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    current().progress(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    bridge.send(add, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     bridge.handle(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Bridge(nmespace="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     print(wrong, word)
@@ -191,11 +207,42 @@ def good_hook(event: Event) -> None:
     assert_type(event.arguments, Mapping[str, Any] | None)
 
 
+@on("dead", task="shop.*")
+def good_hook_of_some(event: Event) -> None: ...
+
+
+@around
+def tenant(run: Context) -> Iterator[None]:
+    assert_type(run.arguments, Mapping[str, Any])
+    yield
+
+
+@bridge.around(task="shop.*")
+async def session(run: Context) -> AsyncIterator[None]:
+    yield
+
+
+@contextmanager
+def scope(run: Context) -> Generator[None]:
+    yield
+
+
+@bridge.task(around=[tenant, session, scope], time_limit=5, hard_time_limit=timedelta(seconds=8))
+def surrounded(count: int) -> str:
+    return str(count)
+
+
+@around  # type: ignore[type-var]  # pyright: ignore[reportArgumentType, reportUntypedFunctionDecorator]
+def not_around(run: Context) -> int:
+    return 1
+
+
 @on("died")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 def bad_hook(event: Event) -> None: ...
 
 
 def kinds() -> None:
-    a_task: Task[[int], str] = welcome
+    a_task: Task[[int], str] = surrounded
+    a_task = welcome
     an_async_task: AsyncTask[[str], bytes] = fetch
     print(a_task, an_async_task)

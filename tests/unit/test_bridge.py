@@ -204,7 +204,7 @@ def misuse(bridge: Bridge) -> dict[str, tuple[type[Exception], str, Callable[[],
         "endless delay": (ValueError, "8 years", lambda: ship.schedule(timedelta(days=3000), 1)),
         "no delay": (TypeError, "timedelta", lambda: ship.schedule("1 h", 1)),  # type: ignore[arg-type]
         "too large": (MessageTooLarge, "max_message_bytes", lambda: ship.send("x" * 2000)),
-        "header": (TypeError, "headers", lambda: ship.using(headers={"a": 1})),  # type: ignore[dict-item]
+        "header": (TypeError, "headers", lambda: ship.using(headers={"a": 1.5})),  # type: ignore[dict-item]
         "one bad call of many": (EncodeError, "object", lambda: ship.send_many([ship.call(1), ship.call(object())])),
     }
 

@@ -10,6 +10,8 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message
 from taskbridge.engines.cancellations import PERIOD_S, Cancellations
+from taskbridge.retry import CancelledVerdict
+from taskbridge.runner import Run, Runs
 from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.records import CANCEL_KNOWN_S, Records
 
@@ -186,3 +188,72 @@ def test_where_nobody_else_can_cancel_nobody_is_asked(url: str) -> None:
 
     assert not known.has(store.add(message(1)))
     assert store.askers == []
+
+
+def running(bridge: Bridge, known: Cancellations, one: Message) -> tuple[threading.Thread, list[object]]:
+    """Run a message that waits to be interrupted, in a thread."""
+    runs, verdicts, begun = Runs(), list[object](), threading.Event()
+
+    @bridge.task(name=one.task)
+    def waits() -> None:
+        begun.set()
+        while True:
+            time.sleep(0.01)
+
+    known.runs = runs
+    work = threading.Thread(target=lambda: verdicts.append(runs.run(bridge.bound(one.task), one)), daemon=True)
+    known.has(one)
+    work.start()
+    assert begun.wait(10)
+    assert waits.name == one.task
+    return work, verdicts
+
+
+def test_a_run_is_interrupted_if_that_is_asked_for_and_only_then(store: Store, known: Cancellations) -> None:
+    one = store.add(message(1))
+    work, verdicts = running(Bridge("inline://?threads=0"), known, one)
+    store.started(one, worker="w", at=time.time())
+    store.cancel(one.id, at=time.time(), timeout_s=1)
+    assert until_known(known, one, 10)
+    work.join(3 * PERIOD_S)
+    assert work.is_alive()
+    store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
+    work.join(10)
+    assert isinstance(verdicts[0], CancelledVerdict)
+
+
+def test_a_run_that_begins_just_as_it_is_told_of_is_interrupted_all_the_same(
+    store: Store, known: Cancellations
+) -> None:
+    one = store.add(message(1))
+    runs: list[Run] = []
+    known.runs = Runs()
+    known.runs.all = lambda: runs  # type: ignore[method-assign]
+    interrupted: list[Run] = []
+    known.runs.cancel = interrupted.append  # type: ignore[method-assign, assignment]
+    known.has(one)
+    store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
+    assert until_known(known, one, 10)  # it had been asked about before, and no run was there yet
+    runs.append(Run(one, None, 0.0))
+    deadline = time.monotonic() + 10
+    while not interrupted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert interrupted
+
+
+def test_a_run_is_interrupted_when_the_store_is_back(store: Store, known: Cancellations) -> None:
+    one = store.add(message(1))
+    work, verdicts = running(Bridge("inline://?threads=0"), known, one)
+    get, away = store.get, [True]
+
+    def away_at_first(*given: object, **named: object) -> object:
+        if away:
+            away.pop()
+            raise BrokerUnavailable("it is away")
+        return get(*given, **named)  # type: ignore[arg-type]
+
+    store.get = away_at_first  # type: ignore[assignment, method-assign]
+    store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
+    work.join(10)
+    assert isinstance(verdicts[0], CancelledVerdict)
+    assert not away

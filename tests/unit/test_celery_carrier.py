@@ -16,7 +16,7 @@ from taskbridge.engines.celery import carrier as celery_carrier
 from taskbridge.engines.celery.carrier import Carrier, NotCarried, PutOff
 from taskbridge.engines.settle import MOST_REQUEUES, begin, taken_again
 from taskbridge.message import Message, new_id
-from taskbridge.retry import Cancelled, Dead, Done
+from taskbridge.retry import CancelledVerdict, Dead, Done
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_cancelled_message_has_ended_and_one_that_is_delivered_twice_has_not(b
     handle = ship.schedule(60)
     handle.cancel()
     cancelled = replace(message(), id=handle.id, task="shop.ship")
-    assert isinstance(settled(bridge, carrier, cancelled, redelivered=False), Cancelled)
+    assert isinstance(settled(bridge, carrier, cancelled, redelivered=False), CancelledVerdict)
     other = message()
     assert isinstance(settled(bridge, carrier, other, redelivered=False), Done)
     assert isinstance(settled(bridge, carrier, other, redelivered=True), PutOff)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -395,6 +396,28 @@ class TestStatusAndCancel:
             told = run("cancel", running.id)
             assert (told.stdout, told.returncode) == ("it runs, and was told; there is no further attempt\n", 0)
             assert json.loads(run("cancel", running.id, "--json").stdout)["cancel_asked"] is True
+            ended = run("cancel", running.id, "--interrupt")
+            assert ended.stdout == "it runs, and is interrupted; there is no further attempt\n"
+            assert bridge.handle(running.id).status().interrupt_asked
+
+    def test_how_far_a_run_has_come_is_shown_until_its_end(self, calls: tuple[Run, Bridge]) -> None:
+        run, bridge = calls
+        with closing(bridge):
+            message = self.sent(bridge, "calls.add")
+            records = bridge.records
+            assert records is not None
+            records.started(message, worker="host:1", at=time.time())
+            records.report(message, 3, 4, "r\x1bows")
+            self.until_running(bridge, message)
+            timer = threading.Timer(3, self.record, (bridge, message, Ending(state="done", at=time.time())))
+            timer.start()
+            shown = run("status", message.id, "--watch")
+            timer.join()
+            assert shown.stderr.splitlines() == [
+                "running  [######################........]  75%  3/4  r\\x1bows",
+                "done  [######################........]  75%  3/4  r\\x1bows",
+            ]
+            assert "progress    [######################........]  75%  3/4  r\\x1bows\n" in shown.stdout
 
     @pytest.mark.parametrize("command", ["status", "cancel"])
     def test_an_id_that_nobody_knows_is_one_line(self, calls: tuple[Run, Bridge], command: str) -> None:

@@ -79,6 +79,23 @@ while True: time.sleep(0.05)
 )
 
 
+RETIRING = (
+    READY
+    + """
+def retire():
+    with open(os.environ["TASKBRIDGE_APP_READY"], "w") as fifo:
+        fifo.write(f"-{os.getpid()}\\n")
+be_ready()
+if open(sys.argv[1]).read().count("start") <= int(os.environ.get("RETIRING", "1")):
+    retire()
+    while not os.path.exists(sys.argv[1] + ".gate"): time.sleep(0.02)
+    write(f"retired {os.getpid()}")
+    sys.exit(0)
+while True: time.sleep(0.05)
+"""
+)
+
+
 class Run:
     """A supervisor in a process of its own, and what its workers wrote."""
 
@@ -323,3 +340,41 @@ def test_workers_end_with_a_supervisor_that_was_killed(start: Callable[..., Run]
     run.process.kill()
 
     run.wait_for(lambda: run.wrote("end") == run.wrote("start"))
+
+
+def test_a_worker_that_retires_is_replaced_at_once_and_not_started_again(start: Callable[..., Run]) -> None:
+    run = start(RETIRING)
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+    first, second = run.wrote("start")
+    assert is_alive(first)
+    (run.log.parent / "log.gate").touch()
+    run.wait_for(lambda: "has retired" in run.said())
+    assert run.wrote("retired") == [first]
+    assert is_alive(second)
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+    assert run.wrote("start") == [first, second]
+    assert "starting it again" not in run.said()
+
+
+def test_a_worker_that_retires_is_told_to_end_with_the_others(start: Callable[..., Run]) -> None:
+    run = start(RETIRING)
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+    run.wait_for(lambda: "ready" in run.said())
+    run.signal(signal.SIGTERM)
+    assert run.exit_code() == 0
+    assert sorted(run.wrote("end")) == sorted(run.wrote("start"))
+
+
+def test_only_one_worker_at_a_time_retires_beside_each(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETIRING", "2")
+    run = start(RETIRING)
+    run.wait_for(lambda: len(run.wrote("start")) == 2)
+    time.sleep(1)
+    assert len(run.wrote("start")) == 2
+    (run.log.parent / "log.gate").touch()
+    run.wait_for(lambda: len(run.wrote("start")) == 3)
+    run.wait_for(lambda: run.said().count("has retired") == 2)
+    assert is_alive(run.wrote("start")[2])

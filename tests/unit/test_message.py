@@ -93,6 +93,26 @@ def test_what_the_first_form_got_later_is_read() -> None:
     assert letter.dumps() == FORM_1["letter_of_worker"]
 
 
+def test_headers_of_other_types_than_text_take_the_second_form_and_nothing_else_does() -> None:
+    message = replace(MESSAGE, headers={"trace": "abc", "tenant": 7, "dry": True, "parent": None}, form=2)
+
+    assert message.dumps() == FORM_2["headers"]
+    assert loads(FORM_2["headers"]) == message
+    assert '"form":1' in replace(MESSAGE, headers={}).dumps()
+    assert replace(message, form=1).dumps() == FORM_2["headers"]
+    assert (
+        message.size == replace(MESSAGE, headers={"trace": "abc", "tenant": "7", "dry": "True", "parent": "None"}).size
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["1.5", "9223372036854775808", "-9223372036854775809", "[]", "{}", '"\\ud800"', "NaN"]
+)
+def test_other_values_of_headers_are_refused(value: str) -> None:
+    with pytest.raises(DecodeError, match="header"):
+        loads(FORM_2["headers"].replace('"tenant":7', f'"tenant":{value}'))
+
+
 def test_a_newer_form_is_told_from_a_broken_one() -> None:
     newer = FORM_1["message"].replace('"form":1', '"form":3')
 

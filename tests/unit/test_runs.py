@@ -8,11 +8,14 @@ import threading
 import time
 from functools import partial
 
-from taskbridge import Bridge, Message
-from taskbridge.retry import GivenBack
-from taskbridge.runner import Runs, patience_s
+import pytest
+
+from taskbridge import Bridge, Cancelled, Message
+from taskbridge.retry import CancelledVerdict, Done, GivenBack
+from taskbridge.runner import Runs, longest_s
 
 _LONGEST_S = 20.0
+_ENOUGH = 20
 
 _STUCK = """
 import re, sys
@@ -28,7 +31,7 @@ def quick() -> None: ...
 def stuck() -> None:
     re.fullmatch("(a+)+b", "a" * 60)
 
-runs = Runs(bridge)
+runs = Runs()
 runs.ends_process = lambda: True
 for task in ("quick", sys.argv[1]):
     message = Message(id=task, task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
@@ -78,7 +81,7 @@ def stuck() -> None:
 def slow() -> None:
     time.sleep(60)
 
-runs = Runs(bridge)
+runs = Runs()
 life = Life(bridge, runs)
 life.boot(is_whole_process=True)
 for task in ("slow", "stuck"):
@@ -108,7 +111,7 @@ def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
         while True:
             time.sleep(0.01)
 
-    runs = Runs(bridge)
+    runs = Runs()
     verdicts: list[object] = []
     run = partial(runs.run, bridge.bound("waits"), a_message("waits"))
     thread = threading.Thread(target=lambda: verdicts.append(run()), daemon=True)
@@ -127,13 +130,13 @@ def test_what_is_interrupted_is_given_back_and_nothing_else_starts() -> None:
 def test_a_run_is_stuck_only_after_its_limit_and_most_of_the_grace() -> None:
     bridge = Bridge("inline://?threads=0", grace=0.4)
     seen: list[int] = []
-    runs = Runs(bridge)
+    runs = Runs()
 
     @bridge.task(name="looks", time_limit=0.1)
     def looks() -> None:
         seen.append(len(runs.stuck()))
         try:
-            time.sleep(0.1 + patience_s(0.4) + 0.05)  # the limit can't end it
+            time.sleep(longest_s(looks.declaration, 0.4) + 0.05)  # the limit can't end it
         finally:
             seen.append(len(runs.stuck()))
 
@@ -141,3 +144,103 @@ def test_a_run_is_stuck_only_after_its_limit_and_most_of_the_grace() -> None:
 
     assert seen == [0, 1]
     assert runs.stuck() == []
+
+
+def test_a_run_is_cancelled_once_and_what_comes_after_it_in_its_thread_is_not() -> None:
+    bridge = Bridge("inline://?threads=0")
+    runs, begun, raised = Runs(), threading.Event(), list[type]()
+
+    @bridge.task(name="waits")
+    def waits() -> None:
+        begun.set()
+        try:
+            while True:
+                time.sleep(0.01)
+        except Cancelled as exc:
+            raised.append(type(exc))
+            runs.cancel(run)  # again, as it cleans up
+            time.sleep(0.05)
+            raise
+
+    bridge.task(name="next")(lambda: time.sleep(0.05))
+    verdicts: list[object] = []
+
+    def work() -> None:
+        verdicts.extend(runs.run(bridge.bound(name), a_message(name)) for name in (waits.name, "next"))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert begun.wait(_LONGEST_S)
+    (run,) = runs.all()
+    runs.cancel(run)
+    thread.join(_LONGEST_S)
+    runs.cancel(run)
+
+    assert [type(each) for each in verdicts] == [CancelledVerdict, Done]
+    assert raised == [Cancelled]
+    assert runs.all() == []
+
+
+def test_a_cancelled_run_can_still_be_interrupted() -> None:
+    bridge = Bridge("inline://?threads=0")
+    runs, begun, stubborn = Runs(), threading.Event(), threading.Event()
+
+    @bridge.task(name="waits")
+    def waits() -> None:
+        begun.set()
+        try:
+            while True:
+                time.sleep(0.01)
+        except Cancelled:
+            stubborn.set()
+            while True:
+                time.sleep(0.01)
+
+    verdicts: list[object] = []
+    run = partial(runs.run, bridge.bound(waits.name), a_message(waits.name))
+    thread = threading.Thread(target=lambda: verdicts.append(run()), daemon=True)
+    thread.start()
+    assert begun.wait(_LONGEST_S)
+    runs.cancel(runs.all()[0])
+    assert stubborn.wait(_LONGEST_S)
+    runs.interrupt()
+    thread.join(_LONGEST_S)
+    assert isinstance(verdicts[0], GivenBack)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some come into a weakref's callback
+def test_whenever_short_runs_are_cancelled_nothing_of_that_gets_out() -> None:
+    """A cancellation that comes as a run begins or ends stays with that run."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    bridge = Bridge("inline://?threads=0")
+    runs, over, verdicts = Runs(), threading.Event(), list[object]()
+    bridge.task(name="short")(lambda: sum(range(2000)))
+
+    def cancel() -> None:
+        while not over.is_set():
+            for run in runs.all():
+                runs.cancel(run)
+
+    thread = threading.Thread(target=cancel, daemon=True)
+    thread.start()
+    deadline, cancelled = time.monotonic() + _LONGEST_S, 0
+    while cancelled < _ENOUGH and time.monotonic() < deadline:
+        verdicts.append(runs.run(bridge.bound("short"), a_message("short")))
+        cancelled += isinstance(verdicts[-1], CancelledVerdict)
+        assert runs.all() == []
+    over.set()
+    thread.join(_LONGEST_S)
+    sys.setswitchinterval(interval_s)
+    assert {type(each) for each in verdicts} == {Done, CancelledVerdict, GivenBack}
+    assert cancelled == _ENOUGH
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, float("inf")), ({"time_limit": 2}, 2 + 17), ({"time_limit": 2, "hard_time_limit": 3}, 3)],
+)
+def test_when_a_run_is_stuck(options: dict[str, float], expected: float) -> None:
+    bridge = Bridge("inline://?threads=0", grace=20)
+    bridge.task(name="t", **options)(lambda: None)  # type: ignore[call-overload]
+    assert bridge.bound("t").longest_s == expected

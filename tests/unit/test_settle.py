@@ -13,7 +13,7 @@ from taskbridge import Bridge, Message
 from taskbridge.engines.settle import NotRun, begin, bury_unreadable, finish, not_settled, record_buried
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.hooks import Event
-from taskbridge.retry import Cancelled, Dead, Done, GivenBack, RunAgain, Verdict
+from taskbridge.retry import CancelledVerdict, Dead, Done, GivenBack, RunAgain, Verdict
 
 _LATE_S = 0.5
 """How late a busy machine may find a message that was due; at most half of the shortest pause."""
@@ -46,7 +46,7 @@ def test_nothing_is_parked_for_a_message_that_was_cancelled_just_before_its_run_
 
     verdict = failed(bridge, cancelled=True)
 
-    assert isinstance(verdict, Cancelled)
+    assert isinstance(verdict, CancelledVerdict)
     assert bridge.counts().delayed == 0
     assert bridge.handle("m").status().state == "cancelled"
     assert len(events) == 1

@@ -37,7 +37,7 @@ def test_what_was_kept_as_json_comes_back_as_it_was(state: State) -> None:
 
 def test_what_a_newer_release_tells_beside_what_is_known_here_is_left_out() -> None:
     row = json.loads(json.dumps(ended("dead")))
-    newer: Any = {**row, "progress": [1, 2], "error": [*row["error"], "more"]}
+    newer: Any = {**row, "mood": [1, 2], "error": [*row["error"], "more"]}
     newer["attempts"] = [[*each, {"host": "w"}] for each in row["attempts"]]
     assert is_row(newer)
     assert status_of("m", newer) == status_of("m", row)

@@ -41,3 +41,22 @@ def test_dramatiqs_worker_inherits_only_what_concerns_an_applications_own_actors
         (command,) = bridge.worker_commands(OPTIONS)
     inherited = ["dramatiq_queue_prefetch", "dramatiq_prom_port", "dramatiq_group_callback_barrier_ttl"]
     assert command.dropped(dict.fromkeys(inherited, "1")) == ["dramatiq_queue_prefetch"]
+
+
+@pytest.mark.parametrize(
+    ("url", "threads", "argv", "env"),
+    [
+        ("celery+redis", 1, ["--max-tasks-per-child", "7", "--max-memory-per-child", "51200"], {}),
+        ("celery+redis", 2, [], {"TASKBRIDGE_APP_MAX_TASKS": "7", "TASKBRIDGE_APP_MAX_MEMORY": "50"}),
+        ("dramatiq+redis", 1, [], {"TASKBRIDGE_APP_MAX_TASKS": "7", "TASKBRIDGE_APP_MAX_MEMORY": "50"}),
+    ],
+)
+def test_who_ends_a_process_is_told_after_how_many_tasks_and_with_how_much_memory(
+    url: str, threads: int, argv: list[str], env: dict[str, str]
+) -> None:
+    pytest.importorskip(url.partition("+")[0])
+    options = WorkerOptions(app="shop", threads=threads, max_tasks_per_child=7, max_memory_per_child=50)
+    with closing(Bridge(f"{url}://localhost:1/0")) as bridge:
+        for command in bridge.worker_commands(options):
+            assert [word for word in command.argv if "per-child" in word or word in argv] == argv
+            assert {name: value for name, value in command.env.items() if "_MAX_" in name} == env

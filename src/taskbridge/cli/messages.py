@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
+from time import sleep
+from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
 from taskbridge.cli.command import APP, JSON, URL, Output, any_bridge, argument, checked_server, command
 from taskbridge.cli.output import details, error_text, local_time
+from taskbridge.logs import escaped
+
+_LOOK_S: Final = 0.5
+_BAR: Final = 30
+"""How many characters a bar has."""
 
 _ID = argument("id", metavar="ID", help="the message's id")
 
@@ -19,42 +26,91 @@ def _bridge(arguments: Namespace) -> Bridge:
     return bridge if bridge.settings.store is not None else checked_server(bridge, "this command")
 
 
-@command("status", "what a message is doing", _ID, APP, URL, JSON, opens=_bridge)
+@command(
+    "status",
+    "what a message is doing",
+    _ID,
+    argument("--watch", action="store_true", help="show how far it has come until it has ended, and then its status"),
+    APP,
+    URL,
+    JSON,
+    opens=_bridge,
+)
 def status(bridge: Bridge, arguments: Namespace) -> Output:
     """Show what a message is doing, each of its attempts, and what came of it.
 
     The whole id is needed, as `handle.id` has it.
 
       taskbridge status 3f2b8a54-62c1-4f5e-9d0b-1c2d3e4f5a6b
+      taskbridge status 3f2b8a54-62c1-4f5e-9d0b-1c2d3e4f5a6b --watch
 
     It is known where a store is set (the broker itself, if it is Redis), for the setting `result_ttl` after its end,
     and not for tasks declared with results=False.
     """
     handle = bridge.handle(arguments.id)
-    found = handle.status()
+    found = _watched(handle) if arguments.watch else handle.status()
     is_known = found.state == "done" and not found.reason  # which says why a result could not be recorded
     result = repr(handle.result(0)) if is_known else None
     return Output(text=_described(found, result), data=_data(found, result))
 
 
-@command("cancel", "cancel a message", _ID, APP, URL, JSON, opens=_bridge)
+def _watched(handle: Handle[Any]) -> Status:
+    """Write to stderr what a message is doing, as that changes, and return its status when it has ended."""
+    is_terminal, shown = sys.stderr.isatty(), ""
+    while True:
+        found = handle.status()
+        line = escaped(f"{found.state}{_so_far(found)}")
+        if line != shown:
+            # On a terminal each line takes the place of the one before.
+            sys.stderr.write(f"\r\x1b[K{line}" if is_terminal else f"{line}\n")
+            sys.stderr.flush()
+            shown = line
+        if found.is_final:
+            sys.stderr.write("\n" if is_terminal else "")
+            return found
+        sleep(_LOOK_S)
+
+
+def _so_far(found: Status) -> str:
+    """Return how far a run has come, with a space before it; nothing if it doesn't tell."""
+    progress = found.progress
+    if progress is None:
+        return ""
+    if progress.fraction is None:
+        return f"  {progress.done:g}  {progress.note}".rstrip()
+    full = round(progress.fraction * _BAR)
+    bar = f"[{'#' * full}{'.' * (_BAR - full)}] {progress.fraction:4.0%}"
+    return f"  {bar}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
+
+
+@command(
+    "cancel",
+    "cancel a message",
+    _ID,
+    argument("--interrupt", action="store_true", help="interrupt it if it runs"),
+    APP,
+    URL,
+    JSON,
+    opens=_bridge,
+)
 def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """Cancel a message for good: what has not started never starts, whether workers are up or not.
 
-    One that runs is told, by `current().cancelled`, and is not run again. The whole id is needed, as `handle.id` has
-    it.
+    One that runs is told, by `current().cancelled`, and is not run again; with --interrupt, `Cancelled` is raised in
+    it. The whole id is needed, as `handle.id` has it.
 
       taskbridge cancel 3f2b8a54-62c1-4f5e-9d0b-1c2d3e4f5a6b
+      taskbridge cancel 3f2b8a54-62c1-4f5e-9d0b-1c2d3e4f5a6b --interrupt
 
     Exit code 1: it was too late, for the message had ended already.
     """
     handle: Handle[Any] = bridge.handle(arguments.id)
-    found = handle.cancel()
+    found = handle.cancel(interrupt=arguments.interrupt)
     is_too_late = found.is_final and found.state != "cancelled"
     if found.state == "cancelled":
         text = "cancelled: it starts no more"
     elif found.cancel_asked and not found.is_final:
-        text = "it runs, and was told; there is no further attempt"
+        text = f"it runs, and {'is interrupted' if arguments.interrupt else 'was told'}; there is no further attempt"
     else:
         text = f"too late: it is {found.state} since {local_time(found.ended_at)}"
     return Output(text=text, data=_data(found, None), code=1 if is_too_late else 0)
@@ -77,6 +133,7 @@ def _described(found: Status, result: str | None) -> str:
         ("due", local_time(found.due_at) if found.due_at else None),
         ("ended", local_time(found.ended_at) if found.ended_at else None),
         ("replays", str(found.replays) if found.replays else None),
+        ("progress", _so_far(found).strip() or None),
         *((f"attempt {attempt.number}", _attempt(attempt)) for attempt in found.attempts),
         ("result", result),
     ]

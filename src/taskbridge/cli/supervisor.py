@@ -13,14 +13,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Final
 
-from taskbridge.engines.base import Command
-from taskbridge.loading import READY_VARIABLE
+from taskbridge.engines.base import READY_VARIABLE, Command
 
 SLACK_S: Final = 5.0
 """How long after the grace period a worker may still be there before it is killed."""
@@ -54,6 +53,7 @@ class _Worker:
     pause_s: float = _FIRST_PAUSE_S
     ready: set[str] = field(default_factory=set[str])
     starts: int = 0
+    retires: bool = False
 
 
 class Supervisor:
@@ -119,7 +119,7 @@ class Supervisor:
 
     def _supervise(self, selector: selectors.BaseSelector) -> None:
         while True:
-            for worker in self._workers:
+            for worker in list(self._workers):
                 self._look_at(worker)
             if all(worker.process is None and worker.start_at is None for worker in self._workers):
                 return
@@ -137,7 +137,13 @@ class Supervisor:
         return max(0.0, min(due) - monotonic()) if due else None
 
     def _hear(self, worker: _Worker, data: bytes) -> None:
-        worker.ready.update(data.decode("ascii", "replace").split())
+        words = data.decode("ascii", "replace").split()
+        worker.ready.update(word for word in words if not word.startswith("-"))
+        retires = any(word.startswith("-") for word in words)
+        if retires and worker.process is not None and worker.kill_at is None:  # else it was told to end anyway
+            is_first = not any(each.retires and each.fifo == worker.fifo for each in self._workers)
+            self._workers.append(replace(worker, retires=True, ready=set()))
+            worker.process, worker.start_at = None, monotonic() if is_first else None  # else when the first has ended
         if not self._announced and sum(len(each.ready) for each in self._workers) >= self._processes:
             self._announced = True
             self._say("ready")
@@ -158,7 +164,7 @@ class Supervisor:
         worker.started_at = now
         worker.starts += 1
         worker.process = subprocess.Popen(
-            worker.command.argv,
+            worker.command.words(),
             env={**worker.command.environment({**os.environ, **self._env}), READY_VARIABLE: str(worker.fifo)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C reaches it twice, which Celery takes for "end at once"
@@ -170,10 +176,17 @@ class Supervisor:
         worker.process = None
         asked = worker.kill_at is not None
         worker.kill_at = None
+        if worker.retires:
+            self._workers.remove(worker)
+            for each in self._workers:
+                if each.fifo == worker.fifo and each.process is None and each.start_at is None:
+                    each.start_at = None if self._stopping else now
         if self._stopping:
             if code not in (0, -signal.SIGTERM):
                 self._say(f"worker {pid} ended with {_named(code)}")
                 self._code = max(self._code, 1)
+        elif worker.retires:
+            self._say(f"worker {pid} has retired{'' if code == 0 else f' with {_named(code)}'}")
         elif asked:
             worker.start_at = now
         elif code > 0 and worker.starts == 1 and not worker.ready and now - worker.started_at < _LONG_LIFE_S:

@@ -63,6 +63,18 @@ def _opened(arguments: Namespace) -> Bridge:
         help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
     ),
     argument("--watch", action="store_true", help="start the workers anew when the code changes; for development"),
+    argument(
+        "--max-tasks-per-child",
+        type=count,
+        metavar="N",
+        help="end a process after N tasks, and start another in its place; default: never",
+    ),
+    argument(
+        "--max-memory-per-child",
+        type=count,
+        metavar="MB",
+        help="the same for a process that has had MB megabytes of memory after a task; default: never",
+    ),
     LOG_LEVEL,
     opens=_opened,
 )
@@ -83,6 +95,9 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
 
     --watch does the same as SIGHUP after each change of a Python file in the current folder, or where MODULE is.
 
+    A process that --max-tasks-per-child or --max-memory-per-child ends takes nothing new, and its tasks end first,
+    however long that takes; another one runs tasks meanwhile. That is for tasks that use more and more memory.
+
     It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
 
     Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
@@ -98,6 +113,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         threads=arguments.threads,
         log_level=arguments.log_level,
         scheduler=not arguments.no_scheduler,
+        max_tasks_per_child=arguments.max_tasks_per_child,
+        max_memory_per_child=arguments.max_memory_per_child,
     )
     commands = bridge.worker_commands(options)
     supervisor = Supervisor(

@@ -89,6 +89,8 @@ class WorkerChoices(TypedDict, total=False):
         url: The way to the broker, if not the target's own.
         variant: What its tasks are like; this and the following are only for one in a process of its own.
         supervised: Whether `taskbridge worker` starts it, and starts it again when it ends by itself.
+        max_tasks: After how many tasks one of its processes ends for another; only if it is supervised.
+        max_memory: With how many MB it does, likewise.
         variables: More variables of its environment.
     """
 
@@ -98,6 +100,8 @@ class WorkerChoices(TypedDict, total=False):
     url: str | None
     variant: Variant | None
     supervised: bool
+    max_tasks: int
+    max_memory: int
     variables: Mapping[str, str]
 
 
@@ -274,7 +278,14 @@ class Environment:
             worker = EmbeddedWorker(self.bridge, queues, threads * processes * max(1, self.spec.workers))
         else:
             self._workers_started += 1
-            options = WorkerOptions(app=APP, queues=queues, processes=processes, threads=threads)
+            options = WorkerOptions(
+                app=APP,
+                queues=queues,
+                processes=processes,
+                threads=threads,
+                max_tasks_per_child=choices.get("max_tasks"),
+                max_memory_per_child=choices.get("max_memory"),
+            )
             log = self.folder / f"worker-{self._workers_started}.log"
             kind = SupervisedWorker if choices.get("supervised") else ProcessWorker
             env = {**self.variables(choices.get("url"), variant), **choices.get("variables", {})}

@@ -271,6 +271,12 @@ class Harness:
         code = worker.wait(self.spec.grace_s + _STOP_S + self.slack_s)
         self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
 
+    def own_bridge(self) -> Bridge:
+        """Return another bridge, which declares no tasks, to the same namespace."""
+        bridge = self.environment.make_bridge()
+        self._bridges.append(bridge)
+        return bridge
+
     def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:
         """Return the contract's tasks on another bridge, which goes another way to the same broker."""
         bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s)

@@ -73,6 +73,7 @@ class Step:
         free: The name of a gate; while it is open, `stuck` has no effect.
         kill: Whether it kills the process that it runs in.
         until_cancelled: Whether it first waits until it sees that it was cancelled.
+        until_stopping: Whether it first waits until it sees that its worker was told to stop.
         cleanup_s: How long it goes on after that, whatever it ends with.
     """
 
@@ -87,6 +88,7 @@ class Step:
     free: str = ""
     kill: bool = False
     until_cancelled: bool = False
+    until_stopping: bool = False
     cleanup_s: float = 0.0
 
     def plain(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class Plan:
     priority: Priority | None = None
     delay_s: float = 0.0
     expires_s: float | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def step(self, attempt: int) -> Step:
         """Return what an attempt does."""

@@ -27,6 +27,10 @@ BURIAL: Final = EnvironmentSpec(name="burial", workers=1, threads=4, shared=True
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
 
 RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
+RECORDED_PROCESSES: Final = EnvironmentSpec(
+    name="recorded processes", workers=1, processes=4, grace_s=4, stored=True, shared=True
+)
+LONG_GRACE: Final = EnvironmentSpec(name="long grace", grace_s=20, lease_s=5, stored=True)
 BRIEFLY_UNKNOWN: Final = EnvironmentSpec(name="briefly unknown", unknown_task_grace_s=2)
 BRIEF_PAUSES: Final = EnvironmentSpec(name="brief pauses", requeue_pause_s=0.2)
 SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)

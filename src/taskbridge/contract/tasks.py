@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
@@ -23,7 +24,7 @@ from typing import Any, Final, cast, get_args
 from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, current
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
-from taskbridge.contract.program import ERRORS, POLICIES, Step
+from taskbridge.contract.program import ERRORS, POLICIES, PermanentError, Step, TransientError
 from taskbridge.contract.typed import Doubled, Nested, parcel
 from taskbridge.hooks import HookName
 
@@ -54,6 +55,12 @@ LATE: Final = "contract.late"
 OUTLASTED: Final = "outlasted"
 """The kind of record that the thread writes which the task `contract.around` leaves behind, when its gate is opened."""
 
+MATCHED: Final = "matched"
+"""The kind of record that a hook writes which is only for tasks called `contract.surrounded*`."""
+
+AROUND: Final = "around"
+"""What a message of a task with something around its runs has in this header, the second of that does: see `_inner`."""
+
 TOO_MUCH: Final = 10_000_000
 """How large a result is that is refused, in bytes."""
 
@@ -82,6 +89,7 @@ class Variant:
             `taskbridge.contract.deaths`; empty for nowhere.
         schedules: What `Tasks.declare_schedules` is given.
         ahead_s: By how much its machine's clock is fast.
+        strangers: The names of further tasks that it knows.
     """
 
     late: bool = True
@@ -91,6 +99,7 @@ class Variant:
     dies: str = ""
     schedules: Sequence[Mapping[str, Any]] = ()
     ahead_s: float = 0.0
+    strangers: Sequence[str] = ()
 
     def dumps(self) -> str:
         """Return it as text."""
@@ -173,6 +182,26 @@ class Tasks:
         self.around: Final = bridge.task(name="contract.around")(self._around)
         self.silent: Final = bridge.task(name="contract.silent", results=False)(self._silent)
         self.process: Final = bridge.task(name="contract.process", retry=RetryPolicy.never())(self._process)
+        self.hard_limited: Final = bridge.task(
+            name="contract.hard_limited",
+            time_limit=0.3,
+            hard_time_limit=1,
+            retry=RetryPolicy(max_attempts=2, min_delay=0.1),
+        )(self._program)
+        self.telling: Final = bridge.task(
+            name="contract.telling", retry=RetryPolicy(max_attempts=2, min_delay=0.1, jitter=0)
+        )(self._telling)
+        self.telling_once: Final = bridge.task(name="contract.telling_once", retry=RetryPolicy.never())(self._telling)
+        self.telling_nobody: Final = bridge.task(
+            name="contract.telling_nobody", retry=RetryPolicy.never(), results=False
+        )(self._telling)
+        around: list[Any] = [self._inner, self._inner_async]
+        twice = RetryPolicy(max_attempts=2, min_delay=0.1)
+        self.surrounded: Final = bridge.task(name="contract.surrounded", around=around, retry=twice)(self._surrounded)
+        self.surrounded_coroutine: Final = bridge.task(
+            name="contract.surrounded.coroutine", around=around, retry=twice
+        )(self._surrounded_coroutine)
+        bridge.around(task="contract.surrounded*")(self._outer)
         self.narrowed: Task[..., None] = self.declare_narrowed(narrow=chosen.narrow)
         self.typed: Final = bridge.task(name="contract.typed", retry=RetryPolicy.never())(self._typed)
         self.reshaped_class: Any = None
@@ -180,6 +209,8 @@ class Tasks:
         self.changing: Task[[list[dict[str, Any]]], str] = self.declare_changing(chosen.changing)
         self.late: Task[[list[dict[str, Any]]], str] | None = self.declare_late() if chosen.late else None
         self.declare_schedules(chosen.schedules)
+        for name in chosen.strangers:
+            self.declare_stranger(name)
         self._declare_hooks()
 
     def declare_narrowed(self, *, narrow: bool) -> Task[..., None]:
@@ -235,7 +266,75 @@ class Tasks:
     def _gate(self, name: str) -> Path:
         return self._folder / f"{name}.gate"
 
+    # What is around runs
+
+    def _outer(self, run: Context) -> Iterator[None]:
+        with self._surrounding("outer", run):
+            yield
+
+    def _inner(self, run: Context) -> Iterator[None]:
+        """Do as the header `AROUND` says: refuse the run, swallow or replace its error, or nothing."""
+        wanted = run.headers.get(AROUND)
+        if wanted == "refuse":
+            raise PermanentError("there is no such tenant")
+        try:
+            with self._surrounding("inner", run):
+                yield
+        except ValueError as exc:
+            if wanted == "replace":
+                raise TransientError("in the place of another") from exc
+            if wanted != "swallow":
+                raise
+
+    async def _inner_async(self, run: Context) -> AsyncIterator[None]:
+        before = _tag.set(f"around {run.attempt}")
+        await asyncio.sleep(0)
+        with self._surrounding("async", run):
+            yield
+        _tag.reset(before)
+
+    @contextmanager
+    def _surrounding(self, name: str, run: Context) -> Generator[None]:
+        about: dict[str, Any] = {"id": run.id, "attempt": run.attempt}
+        self.probe.write(f"{name} in", **about, note=run.arguments["note"])
+        ending = "returned"
+        try:
+            yield
+        except BaseException as exc:
+            ending = type(exc).__name__
+            raise
+        finally:
+            self.probe.write(f"{name} out", **about, ending=ending)
+
     # What the tasks do
+
+    def _surrounded(self, steps: list[dict[str, Any]], note: str = "none") -> str:
+        context = current()
+        self._started(context, tag=_tag.get())
+        try:
+            _end(Step.of(steps, context.attempt))
+        finally:
+            self._ended(context, "returned", note=note)
+        return f"result of {context.id}"
+
+    async def _surrounded_coroutine(self, steps: list[dict[str, Any]], note: str = "none") -> str:
+        return self._surrounded(steps, note)
+
+    def _telling(self, gate: str) -> None:
+        """Tell more and more of how far it has come: at first, much at once when a gate is open, and as it ends."""
+        context = current()
+        self._started(context)
+        try:
+            if context.attempt > 1:
+                self._pass(f"{gate} again")
+                return context.progress(done=4, total=4)
+            context.progress(done=1, total=4, note="the first")
+            self._pass(gate)
+            for number in range(200):
+                context.progress(done=2 + number / 1000)
+            raise ValueError("the first attempt")
+        finally:
+            self._ended(context, "ended")
 
     def _program(self, steps: list[dict[str, Any]]) -> str:
         context = current()
@@ -355,7 +454,9 @@ class Tasks:
         if step.gate:
             self._pass(step.gate)
         if step.until_cancelled:
-            _wait_until_cancelled()
+            _wait_until(lambda: current().cancelled)
+        if step.until_stopping:
+            _wait_until(lambda: current().stopping)
         deadline = time.monotonic() + step.sleep_s
         while (left_s := deadline - time.monotonic()) > 0:
             time.sleep(min(_POLL_S, left_s))
@@ -392,11 +493,16 @@ class Tasks:
         self.probe.write(END, id=context.id, attempt=context.attempt, ending=ending, **data)
 
     def _declare_hooks(self) -> None:
+        self._bridge.on("succeeded", task="contract.surrounded*")(self._record_match)
         for name in get_args(HookName):
             self._bridge.on(name)(_fail_if_asked)
             self._bridge.on(name)(self._record)
         self._bridge.on("before_send")(_stamp)
         self._bridge.on("before_run")(_set_tag)
+
+    def _record_match(self, event: Event) -> None:
+        assert event.message is not None
+        self.probe.write(MATCHED, id=event.message.id)
 
     def _record(self, event: Event) -> None:
         message, error = event.message, event.error
@@ -416,11 +522,11 @@ class Tasks:
         self.probe.write(event.name, id=message.id, attempt=message.attempt, **data)
 
 
-def _wait_until_cancelled() -> None:
+def _wait_until(seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _LONGEST_HOLD_S
-    while not current().cancelled:
+    while not seen():
         if time.monotonic() > deadline:
-            raise TimeoutError("nobody cancelled it")
+            raise TimeoutError("it waited in vain")
         time.sleep(_POLL_S)
 
 

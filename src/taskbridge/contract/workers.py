@@ -41,7 +41,7 @@ class ProcessWorker:
         with log.open("ab") as output:
             self._processes: list[subprocess.Popen[bytes]] = [
                 start_process(
-                    command.argv,
+                    command.words(),
                     env=command.environment(env),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -119,6 +119,8 @@ class SupervisedWorker(ProcessWorker):
             *(sys.executable, "-m", "taskbridge", "worker", options.app),
             *("--processes", str(options.processes), "--threads", str(options.threads)),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
+            *_limit("tasks", options.max_tasks_per_child),
+            *_limit("memory", options.max_memory_per_child),
         ]
         return cls([Command(argv=tuple(argv))], {**without_settings(), **env}, log)
 
@@ -140,6 +142,10 @@ class SupervisedWorker(ProcessWorker):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_ENDS_WITHIN_S)
         super().kill()
+
+
+def _limit(what: str, most: int | None) -> tuple[str, ...]:
+    return () if most is None else (f"--max-{what}-per-child", str(most))
 
 
 def is_gone(pid: int) -> bool:

@@ -11,6 +11,8 @@ An engine that isn't built in is found by the entry point group `taskbridge.engi
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,6 +31,24 @@ APP_VARIABLE: Final = "TASKBRIDGE_APP"
 """The environment variable that tells an engine's own worker which application to load."""
 
 
+READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
+"""The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
+
+MOST_TASKS: Final = "TASKBRIDGE_APP_MAX_TASKS"
+MOST_MEMORY: Final = "TASKBRIDGE_APP_MAX_MEMORY"
+"""The environment variables that say after how many runs, and with how many MB, a process ends for another one."""
+
+
+def tell_supervisor(sign: str = "") -> None:
+    """Tell whoever started the worker that this process runs tasks now; or with the sign `-`, that it takes no more."""
+    try:
+        place = os.open(os.environ[READY_VARIABLE], os.O_WRONLY | os.O_NONBLOCK)
+    except (KeyError, OSError):  # nobody reads, or not any more: a supervisor was killed
+        return
+    with open(place, "w", encoding="ascii") as file:
+        file.write(f"{sign}{os.getpid()}\n")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
     """What `taskbridge worker` was asked for.
@@ -40,6 +60,8 @@ class WorkerOptions:
         threads: Tasks at a time in each, at least 1.
         log_level: A level's name, such as `INFO`.
         scheduler: Whether they send by schedules, if the setting `scheduler` allows it.
+        max_tasks_per_child: After how many tasks a process ends, and another takes its place; None is never.
+        max_memory_per_child: The same, with how many MB of memory.
     """
 
     app: str
@@ -48,6 +70,18 @@ class WorkerOptions:
     threads: int = 1
     log_level: str = "INFO"
     scheduler: bool = True
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """The variables by which a process knows these two itself."""
+        most = {MOST_TASKS: self.max_tasks_per_child, MOST_MEMORY: self.max_memory_per_child}
+        return {name: str(value) for name, value in most.items() if value is not None}
+
+
+UNIQUE: Final = "{unique}"
+"""Stands for what differs each time that a command is started: one that retires still runs beside its successor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +89,7 @@ class Command:
     """A command that starts a stock worker.
 
     Attributes:
-        argv: The words of its command line.
+        argv: The words of its command line, in which `UNIQUE` may stand.
         env: Variables to set, over those that it inherits.
         drops: What the names of variables begin with that it does not inherit, because the engine would obey them.
             None drops nothing.
@@ -66,6 +100,11 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     drops: str | None = None
     keeps: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """Return the words of the command line, for one start of it."""
+        unique = secrets.token_hex(4)
+        return [word.replace(UNIQUE, unique) for word in self.argv]
 
     def dropped(self, inherited: Mapping[str, str]) -> list[str]:
         """Return the names of the variables that the worker does not inherit, in alphabetical order."""

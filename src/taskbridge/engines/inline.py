@@ -35,6 +35,7 @@ from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import PRIORITIES, Message, loads
 from taskbridge.retry import Dead, GivenBack, Interrupted
+from taskbridge.runner import Runs
 from taskbridge.schedules.sender import Scheduler, Ticker
 from taskbridge.timelimit import raise_in_thread
 
@@ -174,6 +175,8 @@ class InlineEngine:
         self._ticked_until = 0.0
         self._running = 0
         self._embedded = 0
+        self._stopping = 0
+        host.is_stopping, host.cancellations.runs = lambda: self._stopping > 0, Runs()
         self._driven = False
         self._lock = locks.Lock()
 
@@ -236,7 +239,11 @@ class InlineEngine:
         workers.start()
 
     def _end(self, workers: _Workers) -> None:
+        with self._lock:
+            self._stopping += 1
         workers.stop(self._host.settings.grace_s)
+        with self._lock:
+            self._stopping -= 1
         self._host.hooks.call(Event(name="worker_stopping"))
         self._pump.stop()
 

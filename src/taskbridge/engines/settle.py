@@ -31,8 +31,18 @@ from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
-from taskbridge.retry import Cancelled, Dead, Discarded, Done, ErrorInfo, GivenBack, Interrupted, RunAgain, Verdict
-from taskbridge.runner import Runner
+from taskbridge.retry import (
+    CancelledVerdict,
+    Dead,
+    Discarded,
+    Done,
+    ErrorInfo,
+    GivenBack,
+    Interrupted,
+    RunAgain,
+    Verdict,
+)
+from taskbridge.runner import Runner, longest_s
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
@@ -128,6 +138,10 @@ def bind(host: Host, task: str) -> BoundTask:
     """Return a task, which may not be declared, as workers run it; see `Bridge.bound`."""
     settings, broker, records, cancellations = host.settings, host.broker, host.records_of(task), host.cancellations
     declaration = host.declaration_of(task)
+
+    def report(*told: Any) -> None:
+        host.recording(task, "PG").report(*told)
+
     return BoundTask(
         declaration=declaration,
         policy=settings.retry if declaration is None or declaration.retry is None else declaration.retry,
@@ -135,6 +149,10 @@ def bind(host: Host, task: str) -> BoundTask:
         now=host.clock,
         most_bytes=None if records is None else settings.max_message_bytes,
         is_cancelled=_never if records is None else cancellations.knows,
+        is_stopping=host.is_stopping,
+        report=report,
+        around=host.around_of(task),
+        longest_s=longest_s(declaration, settings.grace_s),
         settings=settings,
         broker=broker,
         marks=host.marks,
@@ -162,9 +180,11 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
 
     See `begin` and `finish`, which are its parts.
     """
-    task = host.bound(message.task)
+    task, runs = host.bound(message.task), host.cancellations.runs
     verdict = begin(task, message, redelivered=redelivered)
-    return finish(task, message, task.run(message)) if verdict is None else verdict
+    if verdict is None:
+        verdict = finish(task, message, task.run(message) if runs is None else runs.run(task, message))
+    return verdict
 
 
 def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
@@ -195,7 +215,7 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         return None
     try:
         if _persist(task, task.cancellations.has, message):
-            return _ended(task, message, Cancelled())
+            return _ended(task, message, CancelledVerdict())
     except NotSettledError:
         _unmark(task, message)
         raise
@@ -300,11 +320,11 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out, record it, and mark the attempt as ended."""
     marks = task.marks
     if isinstance(verdict, RunAgain) and task.records is not None and _persist(task, task.cancellations.has, message):
-        verdict = Cancelled(error=verdict.error)
+        verdict = CancelledVerdict(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
         state = _record(task, message, verdict)
         if state == "cancelled" and isinstance(verdict, RunAgain):  # so lately that it was not known yet
-            verdict = Cancelled(error=verdict.error)
+            verdict = CancelledVerdict(error=verdict.error)
         settle(task, message, verdict)
     elif isinstance(verdict, Dead) and verdict.error is not None:
         with failures.printed_once(verdict.error):
@@ -392,7 +412,7 @@ def _ending_of(message: Message, verdict: Verdict, now: float) -> Ending:
         case Dead(reason, error):
             info, text = None if error is None else ErrorInfo.of(error), failures.traceback_of(error)
             return Ending(state="dead", at=now, reason=reason, error=info, traceback=text)
-        case Cancelled(_, error):
+        case CancelledVerdict(_, error):
             info, text = None if error is None else ErrorInfo.of(error), failures.traceback_of(error)
             return Ending(state="cancelled", at=now, error=info, traceback=text)
         case Discarded(reason):

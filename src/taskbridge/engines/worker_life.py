@@ -25,11 +25,13 @@ import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import count
+from math import inf
 from time import monotonic, sleep
 from typing import Any, Final
 
 from taskbridge import locks
-from taskbridge.engines.base import APP_VARIABLE, Host
+from taskbridge.engines.base import APP_VARIABLE, MOST_MEMORY, MOST_TASKS, Host, tell_supervisor
 from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import Attempts, prepare_marks, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
@@ -51,6 +53,7 @@ LAST_S: Final = 1.0
 """How long a process that exits without its runs waits for the broker and the store to take what it gives back."""
 
 LOOK_S: Final = 0.05
+_RETIRING_S: Final = 0.2
 
 
 class WorkerLife:
@@ -73,6 +76,7 @@ class WorkerLife:
         self.runs: Final = runs
         self.attempts: Final[Attempts[Any]] = Attempts()
         self.runs.ends_process = lambda: self._is_whole_process
+        host.is_stopping, host.cancellations.runs = self.is_stopping, runs
         self.draining: bool = False
         self.is_embedded: bool = False
         self._embedding = locks.Lock()
@@ -105,6 +109,10 @@ class WorkerLife:
         """Take no further message. A signal handler calls it: it must neither wait nor take a lock."""
         raise NotImplementedError
 
+    def take_no_more(self) -> None:
+        """Take no further message, though nobody has told the engine to stop."""
+        self.stop_taking()
+
     def is_idle(self) -> bool:
         """Return whether no task runs."""
         return not self.runs.all()
@@ -119,6 +127,14 @@ class WorkerLife:
 
     def give_back(self) -> None:
         """Requeue all that this process holds, without its threads: they may be stuck."""
+        raise NotImplementedError
+
+    def holds_nothing(self) -> bool:
+        """Return whether no message is in hand, running or about to."""
+        raise NotImplementedError
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to the process that an operator would send it to."""
         raise NotImplementedError
 
     def full_queues(self) -> Sequence[str]:
@@ -140,6 +156,7 @@ class WorkerLife:
         self._drained, self._ended, self.abandoned = locks.Event(), locks.Event(), locks.Event()
         self._host.stopping.clear()
         self.runs.open()
+        self.runs.on_end = _when_worn_out(self._retire) if is_whole_process else None
         self.draining = False
 
     def started(self, *, has_children: bool = False) -> None:
@@ -173,6 +190,22 @@ class WorkerLife:
         self.draining = True
         self.stop_taking()
         self._drained.set()
+
+    def is_stopping(self) -> bool:
+        """Return whether the grace counts, or is over."""
+        return self._drained.is_set()
+
+    def _retire(self, why: str) -> None:
+        """Let another process take this one's place: take nothing new, and end when all has ended, whenever that is."""
+        if self.draining:
+            return
+        _log.info("this process ends, and another one takes its place: %s", why)
+        tell_supervisor("-")
+        self.take_no_more()
+        while not (self.holds_nothing() or self.draining):
+            sleep(_RETIRING_S)
+            self.take_no_more()  # it may have connected anew
+        self.ask_to_end()
 
     def stopping(self) -> None:
         """Call the hooks `worker_stopping`, in the worker's main thread, when no task runs any more."""
@@ -262,6 +295,7 @@ class WorkerLife:
                 run.message.attempt,
             )
         self.runs.allow(ENDS_S)
+        self.take_no_more()
         self.drain()
         self._host.stopping.set()
         self.runs.interrupt(but=stuck)
@@ -273,6 +307,24 @@ class WorkerLife:
     def _queues_if_full(self) -> Sequence[str]:
         """Return the queues that are consumed here if no slot is free; a worker that stops consumes none."""
         return [] if self.draining else self.full_queues()
+
+
+def _when_worn_out(retire: Callable[[str], None]) -> Callable[[], None] | None:
+    """Return what to call after each run, if this process is to end after so many, or with so much memory (rule RC)."""
+    most = [int(text) if (text := os.environ.get(name)) else inf for name in (MOST_TASKS, MOST_MEMORY)]
+    if most == [inf, inf]:
+        return None
+    import resource  # here, for Windows has none
+
+    runs, retired = count(1), locks.Lock()
+    unit = 1024 * 1024 if sys.platform == "darwin" else 1024  # getrusage(2) counts in bytes there, in KiB on Linux
+
+    def look() -> None:
+        ran, held = next(runs), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+        if (ran >= most[0] or held >= most[1]) and retired.acquire(blocking=False):
+            _start_thread(lambda: retire(f"it has run {ran} tasks, and has had {held} MB"), "retire")
+
+    return look
 
 
 def _own_streams() -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -116,6 +117,17 @@ class Records:
         else:
             start.row = self._change(message.id, start.decide, monotonic() + self._timeout_s)[1]
 
+    def report(self, message: Message, done: float, total: float | None, note: str) -> None:
+        """Record how far a run has come that was started here. Waits for nothing where others share the store."""
+        starts = self._starts.made or self._starts.get()
+        if (start := starts.get(message)) is None:  # forgotten, for so many others were started since
+            return
+        start.run = replace(start.run, progress=(done, total, note, self._now()))
+        if self._backend.is_shared:
+            starts.report(start)
+        else:
+            self._write_starts([start])
+
     def lost(self, message: Message, run: transitions.Run) -> None:
         """Remember a run that was found lost: its worker may have been quicker to die than to record its start."""
         self._starts.get().add(message, run)
@@ -160,14 +172,15 @@ class Records:
         """
         return self._backend.watch(_key(message_id), wake)
 
-    def cancel(self, message_id: str, *, at: float, timeout_s: float) -> Status | None:
+    def cancel(self, message_id: str, *, at: float, interrupt: bool = False, timeout_s: float) -> Status | None:
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
 
-        One that does not run becomes `cancelled`; for one that runs, `cancel_asked` is set. `cancelled_since` tells
+        One that does not run becomes `cancelled`; for one that runs, `cancel_asked` is set, and with `interrupt` also
+        `interrupt_asked`. `cancelled_since` tells
         its life from now on, for at least as long as its message can be about: its due time, and `result_ttl` or
         7 days more.
         """
-        decide = partial(transitions.cancelled, at=at)
+        decide = partial(transitions.cancelled, at=at, interrupt=interrupt)
         old, new = self._change(message_id, decide, monotonic() + timeout_s, cancels=True)
         row = old if new is None else new
         return None if row is None else status_of(message_id, row)
@@ -240,16 +253,19 @@ class Records:
         return Write(key, head, text, kept_s, tells, life, told_s)
 
     def _write_starts(self, starts: Sequence[Started]) -> None:
-        """Write starts, all at once those whose records are as they were made, and then the others."""
-        deadline = monotonic() + self._timeout_s
-        rows = [(start, row) for start in starts if start.message.attempt == 1 and (row := start.decide(None))]
+        """Write starts, all at once those whose records are as they were made, and then the others, and progress."""
+        deadline, told = monotonic() + self._timeout_s, [start for start in starts if start.row is not None]
+        new = [start for start in starts if start.row is None]
+        rows = [(start, row) for start in new if start.message.attempt == 1 and (row := start.decide(None))]
         writes = [self._write(start.message.id, None, NEW, row) for start, row in rows]
         done = self._backend.write(writes, timeout_s=self._timeout_s) if writes else []
         for (start, row), is_done in zip(rows, done, strict=True):
             start.row = row if is_done else None
-        for start in starts:
+        for start in new:
             if start.row is None:
                 start.row = self._change(start.message.id, start.decide, deadline)[1]
+        for start in told:
+            start.row = self._change(start.message.id, start.decide, deadline, seen=start.row, is_guess=True)[1]
 
 
 def _created(message: Message, delay_s: float, old: Row | None) -> Row | None:

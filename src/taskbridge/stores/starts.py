@@ -1,4 +1,4 @@
-"""The runs that a process has started, and the thread that writes the starts of those that last."""
+"""The runs that a process has started, and the thread that writes the starts of those that last, and their progress."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _REMEMBERED: Final = 10_000
 _TOGETHER: Final = 100
 _SHORT_S: Final = 0.02
 """A run that takes less is recorded once, as it ends; of one that lasts twice as long, the start is recorded too."""
+_PROGRESS_S: Final = 1.0
+"""How often progress is written at most, of all runs together."""
 _PAUSE_S: Final = 1.0
 """How long nothing is written after a failure; what comes meanwhile is dropped."""
 
@@ -73,6 +75,8 @@ class Starts(Background):
         self._lock = locks.Lock()
         self._runs: dict[str, Started] = {}
         self._unwritten: deque[Started] = deque(maxlen=_REMEMBERED)
+        self._reported: dict[str, Started] = {}
+        self._reports_at = 0.0
         self._come = locks.Event()
         self._silent_until = 0.0
 
@@ -89,6 +93,15 @@ class Starts(Background):
         """Have a start written, unless the run has ended by then."""
         self._unwritten.append(start)
         if not self._come.is_set():
+            self.start()
+            self._come.set()
+
+    def report(self, start: Started) -> None:
+        """Have written how far a run has come: at once, or 1 s after this was last done for any run."""
+        with self._lock:
+            is_first = not self._reported
+            self._reported[start.message.attempt_key] = start
+        if is_first:
             self.start()
             self._come.set()
 
@@ -111,11 +124,16 @@ class Starts(Background):
         """Write the starts of runs that last until `stop` is set, and then all that wait."""
         is_open = True
         while is_open:
-            self._come.wait()
+            self._come.wait(max(0.0, self._reports_at - monotonic()) if self._reported else None)
             self._come.clear()
             lasting = len(self._unwritten)
             is_open = not stop.wait(_SHORT_S)
             starts = [self._unwritten.popleft() for _ in range(lasting if is_open else len(self._unwritten))]
+            if self._reported and (monotonic() >= self._reports_at or not is_open):
+                with self._lock:
+                    reported, self._reported = self._reported, {}
+                starts = list(dict.fromkeys([*starts, *reported.values()]))
+                self._reports_at = monotonic() + _PROGRESS_S
             for first in range(0, len(starts), _TOGETHER):
                 self._write_some(starts[first : first + _TOGETHER])
             if self._unwritten:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypedDict, TypeGuard
 
 from typing_extensions import Required
 
+from taskbridge.context import MOST_PROGRESS
 from taskbridge.durations import moment
 from taskbridge.message import END_OF_TIME
 from taskbridge.retry import ErrorInfo
@@ -52,6 +53,28 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a run has come, as its task tells by `current().progress(...)`.
+
+    Attributes:
+        done: How much is done, at least 0, in the task's own unit.
+        total: How much there is to do; None if that is not known.
+        note: What is being done.
+        at: When the task told, in UTC.
+    """
+
+    done: float
+    total: float | None
+    note: str
+    at: datetime
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of all is done, from 0 to 1; None if it is not known how much there is to do."""
+        return min(1.0, self.done / self.total) if self.total else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """What is known of a message.
 
@@ -66,10 +89,12 @@ class Status:
         ended_at: When it came to its end, in UTC.
         attempts: Its runs, the earliest first; of many the latest 50.
         reason: Why it is `dead` or `discarded`, or why one that is `done` has no result.
-        error: Of the last attempt that failed.
+        error: Of the last attempt that failed; None once it is `done`.
         traceback: The same, as text, if it is `dead`.
         replays: How often it was replayed from the dead letters.
         cancel_asked: Whether it was cancelled while it ran.
+        interrupt_asked: Whether a run of it was to be interrupted, by `cancel(interrupt=True)`.
+        progress: How far its latest run has come, if that has told.
         result_json: What it returned, as JSON, if it is `done`; `Handle.result` returns the value.
     """
 
@@ -86,6 +111,8 @@ class Status:
     traceback: str = ""
     replays: int = 0
     cancel_asked: bool = False
+    interrupt_asked: bool = False
+    progress: Progress | None = None
     result_json: str | None = field(default=None, repr=False)
 
     @property
@@ -120,6 +147,9 @@ class Ending:
 Error = tuple[str, str] | list[str]
 """An exception's type and what it said."""
 
+ProgressRow = tuple[float, float | None, str, float] | list[Any]
+"""How far a run has come: how much is done, of how much, a note, and when. What JSON gives back is a list."""
+
 AttemptRow = tuple[int, str, float, float | None, Error | None]
 """A run: its number, its worker, when it started and ended, and its error. What JSON gives back is a list."""
 
@@ -146,6 +176,8 @@ class Row(TypedDict, total=False):
     traceback: str
     replays: int
     cancel_asked: bool
+    interrupt: bool
+    progress: ProgressRow
     version: int
     attempt: int
     over: int
@@ -170,6 +202,8 @@ def status_of(message_id: str, row: Row) -> Status:
         traceback=row.get("traceback", ""),
         replays=row.get("replays", 0),
         cancel_asked=row.get("cancel_asked", False),
+        interrupt_asked=row.get("interrupt", False),
+        progress=_progress(row.get("progress")),
     )
 
 
@@ -182,6 +216,13 @@ def _attempt(row: AttemptRow) -> Attempt:
         ended_at=moment(ended_at),
         error=_error(error),
     )
+
+
+def _progress(row: ProgressRow | None) -> Progress | None:
+    if row is None:
+        return None
+    done, total, note, at = row[:4]
+    return Progress(done=done, total=total, note=note, at=moment(at))
 
 
 def _error(pair: Error | None) -> ErrorInfo | None:
@@ -203,16 +244,17 @@ _REQUIRED: Final = ("task", "queue", "state", "enqueued_at")
 _IsSound = Callable[[Any], bool]
 
 
-def _of(*kinds: type) -> _IsSound:
+def _of(*kinds: type, most: float = END_OF_TIME) -> _IsSound:
     def is_sound(value: Any) -> bool:
         if type(value) not in kinds:  # a `bool` is no `int` here
             return False
-        return not isinstance(value, int | float) or 0 <= value <= END_OF_TIME
+        return not isinstance(value, int | float) or 0 <= value <= most
 
     return is_sound
 
 
 _is_object, _is_list, _is_text, _is_count = _of(dict), _of(list), _of(str), _of(int)
+_is_amount, _is_amount_or_none = _of(int, float, most=MOST_PROGRESS), _of(int, float, NoneType, most=MOST_PROGRESS)
 _is_time, _is_time_or_none = _of(int, float), _of(int, float, NoneType)
 
 
@@ -237,6 +279,7 @@ _FIELDS: Final[Mapping[str, _IsSound]] = {
     **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),
     "attempts": lambda found: _is_list(found) and all(map(_is_attempt, found)),
     "error": _is_error,
-    "cancel_asked": _of(bool),
+    "progress": lambda found: _begins_with(found, _is_amount, _is_amount_or_none, _is_text, _is_time),
+    **dict.fromkeys(("cancel_asked", "interrupt"), _of(bool)),
 }
 """What says of each field whether its value is sound."""

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from taskbridge.message import Message
-from taskbridge.stores.states import CANCEL_KNOWN_S, FINAL, MOST_ATTEMPTS, AttemptRow, Ending, Row, State, Status
+from taskbridge.stores.states import (
+    CANCEL_KNOWN_S,
+    FINAL,
+    MOST_ATTEMPTS,
+    AttemptRow,
+    Ending,
+    ProgressRow,
+    Row,
+    State,
+    Status,
+)
 
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
@@ -18,10 +28,17 @@ CANCELLATION_KEPT_S: Final = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that a process knows of, for it has started it: the worker's name, and when it started."""
+    """A run that a process knows of, for it has started it.
+
+    Attributes:
+        worker: The worker's name.
+        at: When it started.
+        progress: How far it has come, if it has told.
+    """
 
     worker: str
     at: float
+    progress: ProgressRow | None = None
 
 
 def created(old: Row | None, message: Message, delay_s: float) -> Row | None:
@@ -42,19 +59,25 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
 
 
 def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
-    """Return what a start makes of a record."""
+    """Return what a start makes of a record, or what the run tells after that of how far it has come."""
     row, number = _of_life(old, message), message.attempt
     if row is None or number <= row.get("over", 0):
         return None
     is_writers = row.get("writer", "") == writer and number == row.get("attempt", 0)
     if is_writers and run.at <= row.get("written_at", 0.0):
-        return None  # it was overtaken by the news that this run was given back
+        if run.progress is None or row["state"] != "running":
+            return None  # it was overtaken by the news that this run was given back
+        now = row.copy()
+        now["progress"] = run.progress
+        return now
     was_final = row["state"] in FINAL
     if was_final and not _won(row, run):
         return None
     now = _like(row, "running", number)
     now["attempts"] = _with(row.get("attempts", ()), number, run)
     now["writer"], now["written_at"] = writer, run.at
+    if run.progress is not None:
+        now["progress"] = run.progress
     if was_final:
         now["cancel_asked"] = True
     return now
@@ -89,6 +112,9 @@ def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *,
         attempts = _with(attempts, number, run)
     now = _end(row, ending, number, [_ended(each, ending) if each[0] == number else each for each in attempts])
     now["over"] = number
+    told = row.get("progress") if run is None or run.progress is None else run.progress
+    if told is not None and number == row.get("attempt", number):
+        now["progress"] = told
     return now
 
 
@@ -104,11 +130,13 @@ def left(old: Row | None, new: Row | None, message: Message) -> State | None:
     return row["state"] if row is not None and row.get("replays", 0) == message.replays else None
 
 
-def cancelled(old: Row | None, *, at: float) -> Row | None:
+def cancelled(old: Row | None, *, at: float, interrupt: bool = False) -> Row | None:
     """Return what a cancellation makes of a record; None if nothing, for it is final, or there is none."""
     if old is None or old["state"] in FINAL:
         return None
     row = old.copy()
+    if interrupt:
+        row["interrupt"] = True  # of a run that nobody knows of yet, too
     if old["state"] == "running":
         row["cancel_asked"] = True
     else:
@@ -147,7 +175,7 @@ def _won(row: Row, run: Run) -> bool:
     return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 
-_LASTING: Final = ("replays", "cancel_asked", "error", "over", "writer", "written_at")
+_LASTING: Final = ("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at")
 """The fields that don't depend on the state."""
 
 
@@ -181,6 +209,8 @@ def _end(row: Row, ending: Ending, number: int, attempts: Sequence[AttemptRow]) 
         new["attempts"] = attempts
     if ending.error is not None:
         new["error"] = ending.error.type, ending.error.message
+    if state == "done":
+        new.pop("error", None)  # of an attempt before, which tells of it itself
     if state in FINAL:
         new["ended_at"] = ending.at
         if is_final and ending.reason:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from taskbridge import TaskCancelled
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, ask, fail, hold
-from taskbridge.contract.registry import RECORDED, STORED, scenario, with_records
+from taskbridge.contract.registry import RECORDED, RECORDED_PROCESSES, STORED, scenario, with_records
 from taskbridge.contract.scenarios.results import outcome_of, result_of, status_of, until_it_is
 
 _KNOWN_S: Final = 1.0
 """After which time a worker knows of a cancellation."""
+
+_INTERRUPTED_S: Final = 2.0
+"""After which time an interrupted run has ended."""
 
 _PARKED_S: Final = 5.0
 """How long what waits for its second attempt does so: a worker is told to stop meanwhile."""
@@ -86,3 +89,37 @@ def a_running_task_sees_that_it_is_cancelled(h: Harness) -> None:
     h.equal("its state", status_of(h, returning).state, "done")
     h.idle()
     h.equal("the starts", [len(h.starts(item.id)) for item in (failing, returning)], [1, 1])
+
+
+@scenario("CA3", on=(RECORDED, RECORDED_PROCESSES), where=with_records)
+def a_run_is_interrupted(h: Harness) -> None:
+    """A run that is interrupted ends soon, whatever its policy, and is cancelled; others go on, and its worker does."""
+    coroutine: Any = h.tasks.coroutine
+    bystander = h.send(Plan(steps=(hold("bystander"),), policy="once"))
+    sent = [
+        h.send(Plan(steps=(Step(sleep_s=60),), policy="anything")),
+        h.send(Plan(steps=(Step(spin_s=60),), policy="anything")),
+        h.send_to(coroutine, Plan(steps=(Step(sleep_s=25),))),
+    ]
+    for item in (bystander, *sent):
+        h.started(item.id)
+        until_it_is(h, item, "running")
+    h.equal("what cancelling says", _cancel(h, bystander), "running")
+    for item in sent:
+        status = h.bridge.handle(item.id).cancel(interrupt=True)
+        h.equal("what it says", (status.state, status.cancel_asked, status.interrupt_asked), ("running", True, True))
+        asked_at = h.bridge.now()
+        end = h.until(lambda each=item: h.ends(each.id), "the end of its run")[0]  # type: ignore[misc]
+        h.in_time("the end of an interrupted run", end.at - asked_at, _INTERRUPTED_S)
+    h.equal("how the runs ended", [h.ends(item.id)[0].data["ending"] for item in sent], _ENDINGS)
+    _are_dropped(h, sent)
+    h.pause(_KNOWN_S)
+    h.equal("the end of a run that is only told", h.ends(bystander.id), [])
+    h.tasks.open("bystander")
+    h.equal("its result", result_of(h, bystander), f"result of {bystander.id}")
+    h.run([Plan(steps=(Step(sleep_s=0.2),)) for _ in range(8)])
+    h.equal("the starts", [len(h.starts(item.id)) for item in sent], [1, 1, 1])
+
+
+_ENDINGS: Final = ["Cancelled", "Cancelled", "CancelledError"]
+"""What is raised in functions, and in coroutines."""

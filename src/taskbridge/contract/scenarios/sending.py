@@ -11,7 +11,15 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Final
 
-from taskbridge import Bridge, BrokerUnavailable, EncodeError, MessageTooLarge, RetryPolicy, SendError
+from taskbridge import (
+    Bridge,
+    BrokerUnavailable,
+    DeclarationError,
+    EncodeError,
+    MessageTooLarge,
+    RetryPolicy,
+    SendError,
+)
 from taskbridge.contract.clients import send_by_own_client, with_own_client
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.odd import nested
@@ -29,10 +37,50 @@ from taskbridge.contract.registry import (
 from taskbridge.contract.rewriting import newer_form, pickled
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import QUEUES, describe
+from taskbridge.contract.tasks import QUEUES, Variant, describe
 from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
+
+
+@scenario("S10", on=(BRIEFLY_UNKNOWN,))
+def a_task_is_sent_by_its_name(h: Harness) -> None:
+    """A task is sent by its name, at once, later and with options, by a process that does not declare it."""
+    name = "contract.stranger.by_name"
+    sender = h.bridge if h.target.in_process else h.own_bridge()
+    h.equal("what the process declares", sender.declaration_of(name), None)
+    handles = [
+        sender.send(name, [RETURN.plain()]),
+        sender.named(name).using(queue="vip", priority="high").send(steps=[RETURN.plain()]),
+        sender.named(name).schedule(0.5, [fail().plain(), RETURN.plain()]),
+        *sender.send_many([sender.named(name).call(left=1)]),
+    ]
+    for handle in handles:
+        h.own(handle)
+    if h.target.in_process:
+        h.tasks.declare_stranger(name)
+    h.start_worker(variant=Variant(strangers=(name,)), answers=False)
+    ends = h.finished(*(handle.id for handle in handles), within_s=h.patience_s + 5)
+    told = [(end.kind, end.data["reason"], end.data["queue"], end.attempt) for end in ends]
+    queue = QUEUES[0]
+    expected = [("succeeded", "", queue, 1), ("succeeded", "", "vip", 1), ("succeeded", "", queue, 2)]
+    h.equal("how they ended", told, [*expected, ("dead", "bad_arguments", queue, 1)])
+    error = h.refused(DeclarationError, sender.send, "a\nname")
+    h.says(error, "a task's name must be")
+
+
+@scenario("S11")
+def headers_keep_their_types(h: Harness) -> None:
+    """Headers that are text, whole numbers, booleans and None arrive so, over a delay and a retry."""
+    headers: dict[str, Any] = {"text": "1", "number": -(2**63), "yes": True, "none": None}
+    (item,) = h.run([Plan(steps=(fail(), RETURN), delay_s=0.2, headers=headers)])
+    seen = [describe(start.data["context"]["headers"]) for start in h.starts(item.id)]
+    h.equal("the headers of both runs", seen, [describe(headers)] * 2)
+    task = h.tasks.programs["once"]
+    odd: tuple[Any, ...] = (1.5, b"x", [1])
+    for value in odd:
+        h.refused(TypeError, task.using, headers={"odd": value})
+    h.refused(EncodeError, task.using(headers={"large": 2**63}).send, [RETURN.plain()])
 
 
 @scenario("S1", on=(ALONE,))

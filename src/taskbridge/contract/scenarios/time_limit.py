@@ -8,7 +8,15 @@ from taskbridge import Task
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.probe import Record
 from taskbridge.contract.program import RETURN, WORKER_LOST, Plan, Step, hold
-from taskbridge.contract.registry import LONG_LEASE, ORDINARY, PROCESSES, STORED, scenario, with_processes_and_marks
+from taskbridge.contract.registry import (
+    LONG_GRACE,
+    LONG_LEASE,
+    ORDINARY,
+    PROCESSES,
+    STORED,
+    scenario,
+    with_processes_and_marks,
+)
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.workers import is_gone
 
@@ -16,6 +24,10 @@ _LIMIT_S = 0.5
 _LATE_S = 5.0
 _SLACK_S: Final = 1.5
 """How late a busy machine may be in ending a process, beside the time for which it stands still."""
+
+_HARD_LIMIT_S: Final = 1.0
+_ORDERLY_S: Final = 3.0
+"""How long a process takes to give back what it holds."""
 
 _GIVEN_UP_S: Final = 10.0
 _AT_ONCE_S: Final = 6.0
@@ -97,8 +109,18 @@ def what_was_stuck_is_tried_again_at_once(h: Harness) -> None:
     h.idle()
 
 
-def _ends_with_its_process(h: Harness, start: Record) -> None:
-    longest_s = _LIMIT_S + h.spec.grace_s + _SLACK_S
+@scenario("T3", "A5", on=(LONG_GRACE,), where=with_processes_and_marks)
+def a_hard_limit_ends_the_process(h: Harness) -> None:
+    """A run that goes on is ended with its process when its hard limit is over, however long the grace is."""
+    h.start_worker(threads=2, supervised=True)
+    stuck = _send(h, h.tasks.hard_limited, Step(stuck="sleep"), RETURN)
+    _ends_with_its_process(h, h.started(stuck), within_s=_HARD_LIMIT_S + _ORDERLY_S)
+    _was_lost_once(h, stuck)
+    h.idle()
+
+
+def _ends_with_its_process(h: Harness, start: Record, *, within_s: float | None = None) -> None:
+    longest_s = _SLACK_S + (_LIMIT_S + h.spec.grace_s if within_s is None else within_s)
     with Stopwatch() as watch:
         h.until(
             lambda: is_gone(start.pid),

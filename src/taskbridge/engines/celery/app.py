@@ -7,7 +7,6 @@ import functools
 import logging
 import multiprocessing
 import os
-import secrets
 import ssl
 import sys
 import threading
@@ -20,7 +19,7 @@ from celery import signals
 
 from taskbridge import failures
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
+from taskbridge.engines.base import APP_VARIABLE, UNIQUE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
 from taskbridge.engines.celery.carrier import CARRIED, STRATEGY, Carrier, ChildRuns, NotCarried, call_task, is_logged
 from taskbridge.engines.celery.control import Control
@@ -338,12 +337,18 @@ class CeleryEngine:
             *("-m", "celery", "--app", "taskbridge.engines.celery.main", *_NO_GLOBAL_OPTIONS, "worker"),
             *("--pool", pool),
             *("--concurrency", str(slots)),
-            *("--hostname", f"{self.settings.namespace}-{secrets.token_hex(4)}@%h"),
+            *("--hostname", f"{self.settings.namespace}-{UNIQUE}@%h"),
             *("--loglevel", options.log_level.upper()),
             *("--without-gossip", "--without-mingle"),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
         env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        if pool == "threads":
+            env |= options.limits
+        else:  # Celery ends a child by itself, and counts in KiB
+            tasks, memory = options.max_tasks_per_child, options.max_memory_per_child
+            argv += ["--max-tasks-per-child", str(tasks)] if tasks else []
+            argv += ["--max-memory-per-child", str(memory * 1024)] if memory else []
         return Command(argv=tuple(argv), env=env, drops="CELERY_", keeps=_KEPT_VARIABLES)
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:

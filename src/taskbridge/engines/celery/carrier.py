@@ -76,14 +76,25 @@ class ChildRuns(Runs):
     """
 
     def __init__(self, host: Host) -> None:
-        super().__init__(host)
+        super().__init__()
+        self._host = host
         self.is_busy: bool = False
         self.told_to_exit: bool = False
         self.worker_pid: int = 0
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
-        self._signalled = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")  # process ids; children share it
+        shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")  # children share it
+        self._draining, self._signalled = shared[:1], shared[1:]  # the latter holds process ids
         self._places = cycle(range(len(self._signalled)))
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker was told to stop, here or in the parent."""
+        return bool(self._draining[0])
+
+    @is_draining.setter
+    def is_draining(self, value: bool) -> None:
+        self._draining[0] = value
 
     def announce_signal(self, pid: int | None) -> None:
         """Let a child know that the next SIGTERM comes from its parent."""

@@ -51,7 +51,7 @@ from taskbridge.engines.settle import (
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.retry import Cancelled, GivenBack, Verdict
+from taskbridge.retry import CancelledVerdict, GivenBack, Verdict
 
 if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
@@ -654,7 +654,7 @@ class Consumer(CeleryConsumer):
     def cancel(self, message: Any) -> None:
         """End a message that remote control has revoked, as one that was cancelled."""
         read: Message = message.taskbridge
-        self._in_background(message, lambda: finish(self._host.bound(read.task), read, Cancelled()))
+        self._in_background(message, lambda: finish(self._host.bound(read.task), read, CancelledVerdict()))
 
     def return_lost(self, request: Request, *_: object) -> None:
         """Requeue a message whose run ended with its child, once the store knows, if it can, that the child is gone."""

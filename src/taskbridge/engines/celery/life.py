@@ -55,6 +55,7 @@ class CeleryLife(WorkerLife):
         self._consumer = consumer
         self.has_children = has_children
         self._child_runs.worker_pid = os.getpid()
+        self._child_runs.is_draining = False
         is_main = threading.current_thread() is threading.main_thread()
         self.boot(is_whole_process=is_main and not self.is_embedded)
 
@@ -85,10 +86,26 @@ class CeleryLife(WorkerLife):
         """Wake the main loop, which else sleeps until it is time for something; Celery itself stops consuming."""
         self._engine.wake()
 
-    def crash(self, stuck: Collection[Run]) -> None:
-        """End the process with the runs that are stuck; nobody has told Celery to stop consuming."""
+    def take_no_more(self) -> None:
+        """Have the main loop stop consuming."""
         self._consumer.stop_consuming()
-        super().crash(stuck)
+
+    def drain(self) -> None:
+        """Take nothing new, and let the children of the pool know."""
+        self._child_runs.is_draining = True
+        super().drain()
+
+    def is_stopping(self) -> bool:
+        """Return whether the worker was told to stop, here or in the parent of this child."""
+        return self._child_runs.is_draining
+
+    def holds_nothing(self) -> bool:
+        """Return whether no message is in hand."""
+        return not worker_state.reserved_requests
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to this process."""
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def is_idle(self) -> bool:
         """Return whether no task runs, here or in a child."""

@@ -111,7 +111,7 @@ class _Canvas(NamedTuple):
 
 def _canvas_of(message: Message) -> _Canvas | None:
     text = message.headers.get(CANVAS) if message.headers else None
-    if text is None:
+    if not isinstance(text, str):
         return None
     try:
         parts = codec.loads_object(text)

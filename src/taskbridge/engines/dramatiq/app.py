@@ -85,7 +85,8 @@ class DramatiqEngine:
             *(("--queues", *queues) if queues else ()),
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
-        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        level = options.log_level.upper()
+        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": level, **options.limits}
         return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)] * options.processes
 
     @contextmanager

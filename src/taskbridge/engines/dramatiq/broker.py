@@ -74,6 +74,11 @@ class Slots:
         with self._lock:
             return 0.0 if self._free > 0 else monotonic() - self._changed_at
 
+    def are_free(self) -> bool:
+        """Return whether no message holds a slot."""
+        with self._lock:
+            return self._free == self.total
+
     def give_up(self, granted: threading.Event) -> None:
         """Wait no longer for a slot; if it is there, free it."""
         with self._lock:

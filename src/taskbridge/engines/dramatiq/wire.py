@@ -210,10 +210,10 @@ class _Wire:
         return (native_queue(self._namespace, queue),)
 
 
-def _foreign_members(text: str) -> str:
+def _foreign_members(text: Any) -> str:
     """Return a plain client's options as JSON members with a comma at the end; nothing if they can't be read."""
     try:
-        foreign = codec.loads_object(text)
+        foreign = codec.loads_object(text if isinstance(text, str) else "")
     except DecodeError:  # an application may send a header of this name, too
         return ""
     kept = {key: value for key, value in foreign.items() if key not in _READ_OPTIONS}

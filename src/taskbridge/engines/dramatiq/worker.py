@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -51,7 +52,7 @@ class DramatiqLife(WorkerLife, Middleware):
     """
 
     def __init__(self, host: Host, broker: EngineBroker) -> None:
-        super().__init__(host, Runs(host))
+        super().__init__(host, Runs())
         self._broker = broker
         self._worker: Worker | None = None
         self.has_main_process: bool = False
@@ -117,6 +118,16 @@ class DramatiqLife(WorkerLife, Middleware):
     def stop_taking(self) -> None:
         """Have the consumers take nothing more."""
         self._broker.draining = True
+
+    def holds_nothing(self) -> bool:
+        """Return whether all slots are free."""
+        return self._broker.slots is None or self._broker.slots.are_free()
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to Dramatiq's main process, which passes it on; it would take this one's end for a crash."""
+        parent = multiprocessing.parent_process()
+        pid = None if parent is None or not parent.is_alive() else parent.pid
+        os.kill(pid or os.getpid(), signal.SIGTERM)
 
     def abandon(self, lost: Collection[Run]) -> list[Any]:
         """Return the messages whose tasks still run; what their threads do with them from here on is ignored."""

@@ -89,6 +89,28 @@ def what_runs_is_asked_to_end(p: Place) -> None:
 
 
 @check()
+def what_is_to_be_interrupted_says_so(p: Place) -> None:
+    """A record tells that a run is to be interrupted, also of a run that began unheard, and it is told of again."""
+    store, other, running, unheard, at = p.store(), p.store(), a_message(), a_message(), time.time()
+    for message in (running, unheard):
+        create(store, message)
+    start(store, running)
+    expect(cancel(other, running).interrupt_asked, False, "of a cancellation that interrupts nothing")
+    cursor, lives = store.records.cancelled_since("", timeout_s=TIMEOUT_S)
+    expect(running.life in lives, True, "whether it is told")
+    for message in (running, unheard):
+        other.records.cancel(message.id, at=at, interrupt=True, timeout_s=TIMEOUT_S)
+    start(store, unheard, at=at + CANCEL_KNOWN_S / 2)
+    for message in (running, unheard):
+        seen = record_of(store, message)
+        expect((seen.state, seen.interrupt_asked), ("running", True), "of a run that is to be interrupted")
+    again = store.records.cancelled_since(cursor, timeout_s=TIMEOUT_S)[1]
+    expect({running.life, unheard.life} <= set(again), True, "whether both are told again")
+    end(store, running, "cancelled")
+    expect(record_of(store, running).interrupt_asked, True, "at its end")
+
+
+@check()
 def an_end_says_what_it_left(p: Place) -> None:
     """Who records an end learns the state that it left, also where it changed nothing; none of another life."""
     store, other = p.store(), p.store()

@@ -324,3 +324,31 @@ def tables_are_made_by_many_at_once(p: Place) -> None:
     for store in stores:
         store.ping(timeout_s=TIMEOUT_S)
         expect(record_of(store, message).state, "queued", "what was there before")
+
+
+@check()
+def a_record_tells_how_far_a_run_has_come(p: Place) -> None:
+    """A record tells how far its latest run has come, as it told last, and nothing of one before."""
+    store, other, message = p.store(), p.store(), a_message()
+    create(store, message)
+    start(store, message)
+    for number in range(50):
+        store.records.report(message, number, 100, "töld")
+    soon(lambda: _progress(other, message), lambda seen: seen == (49, 100, "töld"), "while it runs")
+    store.records.report(message, 50, None, "")
+    end(store, message, "retrying", due_at=time.time() + 60, error=_ERROR)
+    expect(_progress(other, message), (50, None, ""), "between two attempts")
+    second = a_message(id=message.id, attempt=2, enqueued_at=message.enqueued_at)
+    start(store, second)
+    expect(_progress(other, message), None, "in the second attempt")
+    store.records.report(second, 1, 1, "")
+    end(store, second, "done", result_json="1")
+    store.records.report(second, 0, 1, "too late")
+    settled(store)
+    seen = record_of(other, message)
+    expect((_progress(other, message), seen.error), ((1, 1, ""), None), "at its end, and its error")
+
+
+def _progress(store: Store, message: Message) -> tuple[float, float | None, str] | None:
+    progress = record_of(store, message).progress
+    return None if progress is None else (progress.done, progress.total, progress.note)

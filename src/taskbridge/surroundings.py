@@ -1,0 +1,109 @@
+"""What an application has around its runs (rule AR): generators with one `yield`, entered before and left after.
+
+A run goes on as if the task's body stood in a `with` statement for each of them. For a coroutine function that would
+have to be two kinds of statements, so generators surround async generators there. A function is called in a thread, and
+async generators around it are entered and left on the process's event loop, each in one task of asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from inspect import isasyncgenfunction, isgeneratorfunction, signature, unwrap
+from typing import Any, Final, TypeAlias
+
+from taskbridge.context import Context, current
+
+Around: TypeAlias = Callable[
+    [Context],
+    Iterator[Any] | AsyncIterator[Any] | AbstractContextManager[Any] | AbstractAsyncContextManager[Any],
+]
+"""A generator function, or async generator function, of the run, as `@bridge.around` decorates."""
+
+_CAN_BE: Final = "around takes generator functions with one parameter, the run, and one yield"
+
+
+@dataclass(frozen=True, slots=True)
+class Surrounding:
+    """One of what an application has around runs.
+
+    Attributes:
+        make: Makes a context manager for a run.
+        is_async: Whether that is an asynchronous one.
+        glob: The names of the tasks that it is for; None for all.
+    """
+
+    make: Callable[[Context], Any]
+    is_async: bool
+    glob: str | None = None
+
+    def is_for(self, task: str) -> bool:
+        """Return whether it is around the runs of a task."""
+        return self.glob is None or fnmatchcase(task, self.glob)
+
+
+def surrounding(function: Any, glob: str | None = None) -> Surrounding:
+    """Return what a function of the application's does around runs.
+
+    Args:
+        function: A generator function or an async generator function, decorated by `contextlib`'s decorators or not.
+        glob: The names of the tasks that it is for; None for all.
+
+    Raises:
+        TypeError: It is neither, or can't be called with the run.
+    """
+    inner = unwrap(function)
+    is_async = isasyncgenfunction(inner)
+    if not is_async and not isgeneratorfunction(inner):
+        raise TypeError(f"{_CAN_BE}, not {function!r}")
+    try:
+        signature(function).bind(None)
+    except TypeError as exc:
+        raise TypeError(f"{_CAN_BE}; {function!r} can't be called with it: {exc}") from None
+    if inner is function:
+        function = asynccontextmanager(function) if is_async else contextmanager(function)
+    return Surrounding(function, is_async, glob)
+
+
+def call(around: Sequence[Surrounding], function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call a function with what is around it, and return what it returns; None if one of them swallows its error."""
+    run = current()
+    with ExitStack() as stack:
+        for each in around:
+            manager = each.make(run)
+            if each.is_async:
+                from taskbridge import coroutines  # here, for it imports asyncio
+
+                manager = coroutines.entered(manager)
+            stack.enter_context(manager)
+        return function(*args, **kwargs)
+
+
+def call_coroutine(
+    around: Sequence[Surrounding],
+    function: Callable[..., Awaitable[Any]],
+    args: list[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Do as `call` for a coroutine function."""
+    from taskbridge import coroutines  # here, as above
+
+    inner = [each for each in around if each.is_async]
+
+    async def surrounded(run: Context) -> Any:
+        async with AsyncExitStack() as stack:
+            for each in inner:
+                await stack.enter_async_context(each.make(run))
+            return await function(*args, **kwargs)
+
+    outer = [each for each in around if not each.is_async]
+    return call(outer, lambda: coroutines.run(surrounded(current())), [], {})
