@@ -96,8 +96,8 @@ class Context:
         self.runner.report(self.message, done, total, clipped(note, LONGEST_NOTE))
 
 
-running: Final[ContextVar[tuple[Message, Runner]]] = ContextVar("taskbridge_current")
-"""What runs here: the message, and what runs it."""
+running: Final[ContextVar[tuple[Message, Runner] | None]] = ContextVar("taskbridge_current", default=None)
+"""What runs here: the message, and what runs it; None if nothing does."""
 
 
 @contextmanager
@@ -116,10 +116,9 @@ def current() -> Context:
     Raises:
         NoCurrentTaskError: No task is running here.
     """
-    try:
-        message, runner = running.get()
-    except LookupError:
-        raise NoCurrentTaskError("current() was called outside a running task") from None
+    if (found := running.get()) is None:
+        raise NoCurrentTaskError("current() was called outside a running task")
+    message, runner = found
     return Context(
         id=message.id,
         task=message.task,

@@ -19,7 +19,7 @@ def _table(text: str) -> dict[str, str]:
 
 OPTIONS: Final[Mapping[str, str]] = _table("""
 bind: leave it and the first parameter out; current() tells what runs, and raise Retry(...) asks for another attempt
-base: what is to happen around runs goes into hooks, such as @bridge.on('dead')
+base: what is around runs goes into @bridge.around, and what comes after them into hooks, such as @bridge.on('dead')
 max_retries retries: write retry=RetryPolicy(max_attempts=...), which counts the first run too
 autoretry_for: write retry=RetryPolicy(retry_on=...)
 dont_autoretry_for throws retry_when: write retry=RetryPolicy(give_up_on=...)
@@ -30,7 +30,7 @@ rate_limit: there is none; give the task a queue of its own, and that a worker w
 acks_late reject_on_worker_lost acks_on_failure_or_timeout track_started serializer typing: leave it out; it is settled
 ignore_result: write results=False
 store_results: results are kept where there is a store; results=False keeps none
-soft_time_limit timeout: write time_limit, in seconds; it raises TimeLimitExceeded in the task
+soft_time_limit timeout: write time_limit, in seconds; it raises TimeLimitExceeded in the task (hard_time_limit ends it)
 queue_name routing_key: write queue
 on_success on_failure on_retry on_retry_exhausted link link_error: add a hook, such as @bridge.on('dead')
 actor_name: write name

@@ -162,7 +162,7 @@ class Results:
     def _driven(self, records: Records, id: str) -> Status:
         """Return the record, after what waits has been run where nobody else would."""
         record, drives = self._get(records, id), self._bridge.settings.url.engine == "inline"
-        if record.state in FINAL or not drives or running.get(None) is not None:
+        if record.state in FINAL or not drives or running.get() is not None:
             return record
         nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
         record = self._get(records, id)
@@ -270,7 +270,7 @@ def _deadline(timeout: Duration | None) -> float:
         ResultInTask: A task of this process asks, and would wait.
     """
     wait_s = inf if timeout is None else seconds(timeout, name="timeout")
-    if wait_s > 0 and (task := running.get(None)) is not None:
+    if wait_s > 0 and (task := running.get()) is not None:
         raise ResultInTask(task[0].task)
     return monotonic() + wait_s
 

@@ -194,7 +194,8 @@ class Runs:
                 finally:
                     self._leave(thread)
         except (Interrupted, Cancelled):  # it may arrive outside the task's own code, where the runner does not see it
-            self._leave(thread)  # which it may have kept from being done
+            self._leave(thread)  # which it may have kept from being done, and this too
+            running.set(None)
         if self.on_end is not None:
             self.on_end()
         return verdict

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from taskbridge import Bridge, Cancelled, Message
+from taskbridge import Bridge, Cancelled, Message, NoCurrentTaskError, current
 from taskbridge.retry import CancelledVerdict, Done, GivenBack
 from taskbridge.runner import Runs, longest_s
 
@@ -229,6 +229,8 @@ def test_whenever_short_runs_are_cancelled_nothing_of_that_gets_out() -> None:
         verdicts.append(runs.run(bridge.bound("short"), a_message("short")))
         cancelled += isinstance(verdicts[-1], CancelledVerdict)
         assert runs.all() == []
+        with pytest.raises(NoCurrentTaskError):
+            current()
     over.set()
     thread.join(_LONGEST_S)
     sys.setswitchinterval(interval_s)
