@@ -10,13 +10,10 @@ from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
 from taskbridge.cli.command import APP, JSON, URL, Output, any_bridge, argument, checked_server, command
-from taskbridge.cli.output import details, error_text, local_time
+from taskbridge.cli.output import bar, details, error_text, local_time
 from taskbridge.logs import escaped
 
 _LOOK_S: Final = 0.5
-_BAR: Final = 30
-"""How many characters a bar has."""
-
 _ID = argument("id", metavar="ID", help="the message's id")
 
 
@@ -78,9 +75,8 @@ def _so_far(found: Status) -> str:
         return ""
     if progress.fraction is None:
         return f"  {progress.done:g}  {progress.note}".rstrip()
-    full = round(progress.fraction * _BAR)
-    bar = f"[{'#' * full}{'.' * (_BAR - full)}] {progress.fraction:4.0%}"
-    return f"  {bar}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
+    shown = f"{bar(progress.fraction, 1)} {progress.fraction:4.0%}"
+    return f"  {shown}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
 
 
 @command(

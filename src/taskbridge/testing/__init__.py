@@ -15,11 +15,13 @@ from typing import Any, Literal, ParamSpec, cast
 
 from taskbridge.bridge import Bridge, default_bridge
 from taskbridge.brokers.base import Broker
-from taskbridge.context import Context, current, running
+from taskbridge.context import Context, current, entered
 from taskbridge.durations import moment
+from taskbridge.hooks import Hooks
 from taskbridge.message import Message, Priority, new_id
-from taskbridge.retry import ErrorInfo
-from taskbridge.tasks import Sendable
+from taskbridge.retry import ErrorInfo, RetryPolicy
+from taskbridge.runner import Runner
+from taskbridge.tasks import Header, Sendable
 
 P = ParamSpec("P")
 
@@ -62,7 +64,7 @@ class SentMessage:
     priority: Priority
     delay_s: float
     expires_at: datetime | None
-    headers: Mapping[str, str]
+    headers: Mapping[str, Any]
     id: str = field(compare=False)
 
 
@@ -141,9 +143,10 @@ def fake_run(
     id: str | None = None,
     queue: str = "default",
     priority: Priority = "normal",
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, Header] | None = None,
     previous_error: BaseException | None = None,
     cancelled: bool = False,
+    stopping: bool = False,
 ) -> Generator[Context, None, None]:
     """Let `current()` answer while the block runs, so that a function that asks it can be called.
 
@@ -157,6 +160,7 @@ def fake_run(
         headers: What was sent along.
         previous_error: Why the attempt before failed.
         cancelled: Whether the message was cancelled meanwhile.
+        stopping: Whether the worker was told to stop.
     """
     message = Message(
         id=new_id() if id is None else id,
@@ -170,8 +174,14 @@ def fake_run(
         headers=dict(headers or {}),
         error=None if previous_error is None else ErrorInfo.of(previous_error),
     )
-    token = running.set((message, max_attempts, lambda _: cancelled))
-    try:
+    runner = Runner(
+        declaration=None if task is None else task.declaration,
+        policy=RetryPolicy(max_attempts=max_attempts),
+        hooks=Hooks(),
+        now=time.time,
+        most_bytes=None,
+        is_cancelled=lambda _: cancelled,
+        is_stopping=lambda: stopping,
+    )
+    with entered(message, runner):
         yield current()
-    finally:
-        running.reset(token)
