@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.exceptions import DeclarationError as DeclarationError
     from taskbridge.exceptions import DecodeError as DecodeError
     from taskbridge.exceptions import EncodeError as EncodeError
+    from taskbridge.exceptions import IdempotencyConflict as IdempotencyConflict
     from taskbridge.exceptions import MessageTooLarge as MessageTooLarge
     from taskbridge.exceptions import NoCurrentTaskError as NoCurrentTaskError
     from taskbridge.exceptions import NoSuchDeadLetter as NoSuchDeadLetter
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.exceptions import TaskDiscarded as TaskDiscarded
     from taskbridge.exceptions import TaskFailed as TaskFailed
     from taskbridge.exceptions import TimeLimitExceeded as TimeLimitExceeded
+    from taskbridge.exceptions import UniqueConflict as UniqueConflict
     from taskbridge.exceptions import UnknownQueue as UnknownQueue
     from taskbridge.exceptions import UnknownSchedule as UnknownSchedule
     from taskbridge.exceptions import UnsupportedError as UnsupportedError
@@ -70,6 +72,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.tasks import AsyncTask as AsyncTask
     from taskbridge.tasks import Call as Call
     from taskbridge.tasks import Task as Task
+    from taskbridge.unique import Unique as Unique
 
 _MODULES = {
     "bridge": "Bridge around configure default_bridge on task",
@@ -77,11 +80,12 @@ _MODULES = {
     "context": "Context current",
     "dead": "DeadEntry DeadLetters DeadPage Replayed",
     "exceptions": (
-        "BrokerUnavailable Cancelled CodecError DeclarationError DecodeError EncodeError MessageTooLarge "
+        "BrokerUnavailable Cancelled CodecError DeclarationError DecodeError EncodeError IdempotencyConflict "
+        "MessageTooLarge "
         "NoCurrentTaskError NoSuchDeadLetter NoSuchRecord NotInstalledError ResultInTask "
         "ResultNotEncodable ResultTimeout SendError SettingsError StoreNotReady StoreUnavailable "
         "TaskBridgeError TaskCancelled TaskDiscarded TaskFailed TimeLimitExceeded UnknownQueue "
-        "UnknownSchedule UnsupportedError WorkerLost"
+        "UniqueConflict UnknownSchedule UnsupportedError WorkerLost"
     ),
     "handle": "Handle",
     "health": "Health",
@@ -94,6 +98,7 @@ _MODULES = {
     "schedules.plan": "Cron Every",
     "stores.states": "Attempt Progress State Status",
     "tasks": "AsyncTask Call Task",
+    "unique": "Unique",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

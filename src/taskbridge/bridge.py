@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
     from taskbridge.health import Health
+    from taskbridge.outbox import Relay
     from taskbridge.results import Results
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
     from taskbridge.surroundings import Around, Surrounding
+    from taskbridge.unique import Unique
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,6 +166,13 @@ class Bridge(Parts):
         return self._part("schedules", lambda: Schedules(self, self._sending))
 
     @property
+    def relay(self) -> Relay:
+        """What publishes what the store's outbox holds."""
+        from taskbridge.outbox import Relay
+
+        return self._part("relay", lambda: Relay(self))
+
+    @property
     def results(self) -> Results:
         """What becomes of messages, for their handles."""
         from taskbridge.results import Results
@@ -285,6 +294,7 @@ class Bridge(Parts):
         catch_up: CatchUp | None = None,
         overlap: Overlap | None = None,
         results: bool = True,
+        unique: bool | str | Sequence[str] | Unique = False,
     ) -> Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -302,7 +312,8 @@ class Bridge(Parts):
                 what was due while no worker was there, and `overlap`, `allow` or `skip`, for what is due before the
                 last one has ended. `schedules`: several of these, as `Cron(...)` and `Every(...)`. `results`: whether
                 to record what becomes of its messages, where there is a store; `False` costs nothing, and gives no
-                status, result or cancelling.
+                status, result or cancelling. `unique`: the parameters, by name, that make two messages the same, `True`
+                for all, or a `Unique(...)`: of the same ones, one waits or runs at a time (rules U); needs a store.
 
         Raises:
             DeclarationError: An option is unknown or wrong, or there is a task or schedule of this name already.

@@ -16,6 +16,7 @@ from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLett
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
+from taskbridge.stores.entries import Held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -109,11 +110,13 @@ class Replayed:
         ids: Those that wait for a worker now, the oldest first.
         missing: Those that were asked for and are not there: never were, expired, or somebody else took them.
         unreadable: Those that stay, because what they hold can't be read as a message.
+        held: Those that stay, because another message holds their unique key (rule U3).
     """
 
     ids: tuple[str, ...]
     missing: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 class DeadLetters:
@@ -257,6 +260,7 @@ class DeadLetters:
         self, matches: Callable[[DeadLetter], bool], wanted: dict[str, None] | None, progress: Progress | None
     ) -> Replayed:
         again: dict[str, Message] = {}
+        unique: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
 
         def decide(letter: DeadLetter) -> Taken | None:
@@ -265,17 +269,33 @@ class DeadLetters:
             if letter.message is None:
                 unreadable[letter.id] = None
                 return None
-            again[letter.id] = letter.message.replayed(self._bridge.now())
-            return Taken(message=again[letter.id])
+            message = letter.message.replayed(self._bridge.now())
+            if message.unique and self._bridge.store is not None:
+                unique[letter.id] = message
+                return None
+            again[letter.id] = message
+            return Taken(message=message)
 
         ids = self._take(decide, wanted, progress)
+        self._record([again[each] for each in ids])
+        ids += (released := self._replay_unique(list(unique.values())))
         if ids:
             _log.info("replayed %d dead letters", len(ids))
-            self._record([again[each] for each in ids])
             self._bridge.work_is_there()
-        found = {*ids, *unreadable}
+        found = {*ids, *unreadable, *unique}
         missing = tuple(each for each in wanted or () if each not in found)
-        return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable))
+        held = tuple(each for each in unique if each not in released)
+        return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable), held=held)
+
+    def _replay_unique(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Replay messages whose keys are free, and return their ids: each is in the outbox before its letter goes."""
+        store, timeout_s = self._bridge.store, self._bridge.settings.send_timeout_s
+        if store is None or not messages:
+            return ()
+        free = [message for message in messages if store.claims.replay(message, timeout_s=timeout_s)]
+        held = [Held(replace(message, relayed=True), kind="replayed") for message in free]
+        self._bridge.relay.publish(held, timeout_s=timeout_s)
+        return tuple(message.id for message in free)
 
     def _record(self, messages: Sequence[Message]) -> None:
         """Record that messages wait for a worker again.
@@ -284,7 +304,7 @@ class DeadLetters:
         before.
         """
         records, timeout_s = self._bridge.records, self._bridge.settings.send_timeout_s
-        if records is None:
+        if records is None or not messages:
             return
 
         def is_recorded(message: Message) -> bool:

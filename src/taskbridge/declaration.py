@@ -17,6 +17,7 @@ from taskbridge.exceptions import DeclarationError, DecodeError
 from taskbridge.message import Message, Priority, can_be_kept, checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
+from taskbridge.unique import Unique, unique_of
 
 if TYPE_CHECKING:
     from taskbridge.hints import Hints
@@ -42,6 +43,7 @@ class Declaration:
         around: What is around its runs, beside what the bridge has around all.
         schedules: When workers send messages of it by themselves.
         results: Whether its messages are recorded, where there is a store.
+        unique: What makes two of its messages the same; None if nothing does.
         positional: How many arguments, all of them positional, always fit the signature.
     """
 
@@ -58,6 +60,7 @@ class Declaration:
     around: tuple[Surrounding, ...] = ()
     schedules: tuple[Schedule, ...] = ()
     results: bool = True
+    unique: Unique | None = None
     positional: range = range(0)
     _hints: Any = field(default=None, init=False, repr=False, compare=False)
 
@@ -174,6 +177,7 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "hard_time_limit": ("hard_time_limit_s", partial(_time_limit, name="hard_time_limit")),
     "around": ("around", _around),
     "results": ("results", _of_kind(bool, "results must be True or False")),
+    "unique": ("unique", unique_of),
 }
 """The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
 
@@ -213,6 +217,12 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
         found = signature(function)
         if is_method(function, found):
             raise DeclarationError("a method can't be a task: declare a function, which makes the object or loads it")
+        if (unique := fields.get("unique")) is not None:
+            unique.check(found)
+            if not fields.get("results", True):
+                raise ValueError(
+                    "unique needs the records of its messages, which free their keys: leave out results=False"
+                )
         periodic = {option: given[option] for option in _SCHEDULE_OPTIONS if given.get(option, ()) != ()}
         if periodic:
             fields["schedules"] = _schedules(name, found, fields.get("results", True), periodic)

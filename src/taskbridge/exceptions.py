@@ -163,6 +163,27 @@ class SendError(TaskBridgeError):
         self.maybe_taken = maybe_taken
 
 
+class UniqueConflict(TaskBridgeError):
+    """Another message, of this `id`, holds the unique key of what was to be sent (rule U4)."""
+
+    def __init__(self, *, id: str, task: str, state: str) -> None:
+        remedy = "on_conflict='skip' returns its handle instead"
+        super().__init__(f"task {task!r} is unique, and message {id}, which is {state}, has the same key: {remedy}")
+        self.id = id
+        self.task = task
+        self.state = state
+
+
+class IdempotencyConflict(TaskBridgeError):
+    """There is a message of this `id` already, of another task or with other arguments (rule U6)."""
+
+    def __init__(self, *, id: str, task: str) -> None:
+        problem = f"there is a message {id!r} already, of another call than this one of task {task!r}"
+        super().__init__(f"{problem}: an id is for one call, so make it of all that tells calls apart")
+        self.id = id
+        self.task = task
+
+
 class NoSuchDeadLetter(TaskBridgeError, LookupError):
     """There is no dead letter of this `id`: it never was, its time is over, or it was replayed or purged."""
 
@@ -174,10 +195,10 @@ class NoSuchDeadLetter(TaskBridgeError, LookupError):
 class StoreUnavailable(BrokerUnavailable):
     """The store does not answer, so that nothing can be said of a message, or done about it, and none can be sent."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, *, maybe_taken: bool = False) -> None:
         TaskBridgeError.__init__(self, f"the store does not answer: {problem}")
         self.problem = problem
-        self.maybe_taken = False
+        self.maybe_taken = maybe_taken
 
 
 class NoSuchRecord(TaskBridgeError, LookupError):

@@ -30,17 +30,19 @@ class Handle(Generic[R_co]):
         id: The message's id, known at once and the same for all attempts.
         task: The task's name; empty if only the id is known.
         queue: The queue it was sent to; empty if only the id is known.
+        is_new: Whether `send` has made the message; else it is one that holds the same unique key, or has the same id.
         bridge: Who can say what becomes of it.
     """
 
     id: str
     task: str = field(default="", compare=False)
     queue: str = field(default="", compare=False)
+    is_new: bool = field(default=True, compare=False, repr=False)
     bridge: Bridge | None = field(default=None, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled without the bridge."""
-        return _unbound, (self.id, self.task, self.queue)
+        return _unbound, (self.id, self.task, self.queue, self.is_new)
 
     def __copy__(self) -> Self:
         """Return itself: it never changes."""
@@ -116,5 +118,5 @@ class Handle(Generic[R_co]):
         return self.bridge.results
 
 
-def _unbound(id: str, task: str, queue: str) -> Handle[Any]:
-    return Handle(id=id, task=task, queue=queue)
+def _unbound(id: str, task: str, queue: str, is_new: bool = True) -> Handle[Any]:
+    return Handle(id=id, task=task, queue=queue, is_new=is_new)

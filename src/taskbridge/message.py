@@ -90,7 +90,7 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
-_FRESH: Final[Mapping[str, Any]] = {"waits": 0, "waits_since": None, "redelivered": 0, "requeues": 0}
+_FRESH: Final[Mapping[str, Any]] = {"waits": 0, "waits_since": None, "redelivered": 0, "requeues": 0, "relayed": False}
 """What was counted of an attempt, as it is for the next one."""
 
 
@@ -115,6 +115,9 @@ class Message:
         redelivered: How often this attempt was put off because it may have been started before (rules A5 and A7).
         requeues: How often this attempt was requeued because of an error that nobody foresaw (rule I2).
         replays: How often it was replayed from the dead letters (rule L2).
+        unique: How it holds a unique key, and the key's hash (`Unique.held_by`); empty if its task is not unique.
+        digest: A hash of the arguments, if the sender has chosen the id (rule U6).
+        relayed: Whether an outbox has it, or had it: it may be published twice, so its mark is claimed (rule OB1).
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
             the message had decoded them; nobody changes them.
     """
@@ -136,6 +139,9 @@ class Message:
     redelivered: int = 0
     requeues: int = 0
     replays: int = 0
+    unique: str = ""
+    digest: str = ""
+    relayed: bool = False
     plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -355,6 +361,20 @@ def _number(*kinds: type, optional: bool = False) -> Callable[[Any, str], Any]:
     return read
 
 
+def _hash(value: Any, name: str) -> str:
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value
+    raise DecodeError(f"not a message: its {name} is {value!r}")
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise DecodeError(f"not a message: its {name} is {value!r}")
+    return value
+
+
+_HASH: Final = re.compile("([a-z]:)?[0-9a-f]{32}")
+
 _count: Final = _number(int)
 _time: Final = _number(int, float)
 _time_or_none: Final = _number(int, float, optional=True)
@@ -409,6 +429,9 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "redelivered": _count,
     "requeues": _count,
     "replays": _count,
+    "unique": _hash,
+    "digest": _hash,
+    "relayed": _flag,
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
 
@@ -417,6 +440,9 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "headers": {},
     "error": None,
     "waits_since": None,
+    "unique": "",
+    "digest": "",
+    "relayed": False,
 }
 _USUAL: Final = tuple(_DEFAULTS.values())
 _rare_values: Final = attrgetter(*_RARE)

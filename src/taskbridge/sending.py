@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -12,11 +12,20 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
-from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SendError, UnsupportedError
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    IdempotencyConflict,
+    MessageTooLarge,
+    PartlyPublished,
+    SendError,
+    TaskBridgeError,
+    UniqueConflict,
+    UnsupportedError,
+)
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
-from taskbridge.message import MOST_HEADER_BYTES, Message, Priority, new_id
+from taskbridge.message import FORM, MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
 from taskbridge.tasks import Call
 
@@ -25,7 +34,10 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
-    from taskbridge.stores.records import Records
+    from taskbridge.stores.base import Store
+    from taskbridge.stores.claims import Outcome
+    from taskbridge.stores.records import Records, Status
+    from taskbridge.unique import Unique
 
 R = TypeVar("R")
 
@@ -36,6 +48,9 @@ _log = logger("taskbridge.send")
 
 _BATCH: Final = 1000
 """How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
+
+_CLAIMED_TOGETHER: Final = 100
+"""How many unique messages are claimed at a time, each with `send_timeout`."""
 
 _AFTERWARDS: Final = 0.05
 """What part of the timeout is left at least to remove the records of what was not sent; rule S2 gives a tenth."""
@@ -54,6 +69,7 @@ class _Way:
     timeout_s: float
     has_quorum: bool  # so a queue may keep no priorities
     most_bytes: int
+    unique: Unique | None
     clock: Callable[[], float]
     runs_here: bool  # this process runs what it sends, so it is to be told
 
@@ -73,6 +89,10 @@ def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) ->
             f"task {task!r} has priority {priority!r}, which quorum queue {queue!r} keeps from RabbitMQ 4.3 on: "
             "leave the priority out, or use a queue of type 'classic'",
         )
+
+
+_Made = tuple[_Way, Message, "Call[Any]"]
+"""A message that is to be sent, how, and the call that it is of."""
 
 
 class Sending:
@@ -123,6 +143,7 @@ class Sending:
             timeout_s=settings.send_timeout_s,
             has_quorum=settings.has_quorum,
             most_bytes=settings.max_message_bytes,
+            unique=declaration.unique if diverted is None else None,
             clock=time.time if records is None and not runs_here else bridge.clock,
             runs_here=runs_here,
         )
@@ -132,27 +153,33 @@ class Sending:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         way = self._way(call.declaration)
         message = self._message(way, call)
+        if when is not None and way.unique is not None and way.unique.debounce_s is not None:
+            raise ValueError(f"task {message.task!r} is debounced, which says when it starts: use send, not schedule")
         return self._send(way, message, call, 0.0 if when is None else _wait_s(when, self._now))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
 
         Perhaps somebody else sends it too, who stood still before; so it is marked as one that may have been started
-        (rule A7).
+        (rule A7). If another message holds the key of a unique task, it is left out.
 
         Raises:
             BrokerUnavailable: The broker didn't take it.
         """
         way = self._way(call.declaration)
         message = self._message(way, call)
-        self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)
+        with suppress(UniqueConflict):
+            self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)
 
     def _message(self, way: _Way, call: Call[Any]) -> Message:
         options, now = call.options, way.clock()
         args_json, kwargs_json, form = call.encoded()
         expires = way.expires_s if options.expires is None else options.expires
+        unique = digest = ""
+        if way.unique is not None or (options.id is not None and self._diverted is None):
+            unique, digest, form = self._keys(way, call, form)
         message = Message(
-            id=new_id(),
+            id=new_id() if options.id is None else options.id,
             task=call.declaration.name,
             queue=way.queue if options.queue is None else options.queue,
             priority=way.priority if options.priority is None else options.priority,
@@ -162,6 +189,8 @@ class Sending:
             enqueued_at=now,
             expires_at=None if expires is None else _expires_at(expires, self._now),
             headers=dict(options.headers),
+            unique=unique,
+            digest=digest,
         )
         if options.queue is not None:
             check_known(options.queue, self._bridge.queues())
@@ -169,7 +198,22 @@ class Sending:
             check_priority(self._bridge, message.task, message.queue, message.priority)
         return message
 
+    def _keys(self, way: _Way, call: Call[Any], form: int) -> tuple[str, str, int]:
+        """Return the key of a unique task's message, the hash of its arguments if its id was chosen, and its form."""
+        if way.records is None:
+            rule, what = ("U6", "ids of one's own") if way.unique is None else ("U1", "unique tasks")
+            remedy = "set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say), and leave out results=False"
+            raise UnsupportedError(rule, self._bridge.settings.url.target, f"{what} need a store; {remedy}")
+        from taskbridge.unique import STARTS_IN_ORDER, digest_of  # here, for few messages need it
+
+        unique = "" if way.unique is None else way.unique.held_by(call)
+        # A release that knows nothing of that would not look whether another message has replaced it, say.
+        form = FORM if unique[:1] in STARTS_IN_ORDER else form
+        return unique, "" if call.options.id is None else digest_of(call), form
+
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
+        if message.unique or message.digest:
+            return self._send_keyed((way, message, call), wait_s)
         self._checked(way, message, call, wait_s)
         if way.records is None:
             _publish(way.broker, [message], wait_s, way.timeout_s)
@@ -178,6 +222,75 @@ class Sending:
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent(way, [(message, call)], wait_s)
         return self._handle(message)
+
+    # What has a unique key or a chosen id is claimed in the store first (rules U)
+
+    def _send_keyed(self, made: _Made, wait_s: float) -> Handle[Any]:
+        """Send a message whose key and id are free; return its handle, or that of the one that holds them."""
+        way, message, call = made
+        wait_s = _debounced_s(way, wait_s)
+        self._checked(way, message, call, wait_s)
+        outcomes, error = self._claim([made], wait_s)
+        if error is not None:
+            raise error
+        if (conflict := _conflict(made, outcomes[0])) is not None:
+            raise conflict
+        if outcomes[0].holder is None:
+            self._sent(way, [(message, call)], wait_s)
+        return self._handle(message, outcomes[0].holder)
+
+    def _send_keyed_ones(self, made: Sequence[_Made], others: Sequence[str]) -> list[Handle[Any]]:
+        """Do so with many, up to 100 at a time.
+
+        Raises:
+            SendError: Some were not sent, or are conflicts; nor are the others sent, whose ids are given.
+        """
+        outcomes: dict[int, Outcome] = {}
+        error: TaskBridgeError | None = None
+        for start in range(0, len(made), _CLAIMED_TOGETHER):
+            found, error = self._claim(made[start : start + _CLAIMED_TOGETHER])
+            outcomes |= {start + index: outcome for index, outcome in found.items()}
+            if error is not None:
+                break
+        new = [made[index][1:] for index in sorted(outcomes) if outcomes[index].holder is None]
+        if new:
+            self._sent(made[0][0], new)
+        conflicts = (_conflict(made[index], outcomes[index]) for index in sorted(outcomes))
+        cause = next((each for each in conflicts if each is not None), None) if error is None else error
+        if cause is not None:
+            sent, maybe_taken = [message.id for message, _ in new], getattr(cause, "maybe_taken", False)
+            unsent = [*(message.id for _, message, _ in made if message.id not in sent), *others]
+            raise SendError(str(cause), sent=sent, unsent=unsent, maybe_taken=maybe_taken) from cause
+        return [self._handle(message, outcomes[index].holder) for index, (_, message, _) in enumerate(made)]
+
+    def _claim(self, made: Sequence[_Made], wait_s: float = 0.0) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
+        """Claim keys and ids, and publish the messages that are new, now or later.
+
+        Returns:
+            What became of each message, by its index, and what kept the others from being decided about, or published:
+            these are in the outbox.
+        """
+        from taskbridge.stores.claims import Intent  # here, for few messages need it
+
+        store, timeout_s = cast("Store", self._bridge.store), made[0][0].timeout_s
+        deadline, intents = monotonic() + timeout_s, list[Intent]()
+        for way, message, _ in made:
+            delay_s = _debounced_s(way, wait_s)
+            commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
+            intents.append(Intent(message=message, delay_s=delay_s, unique=way.unique, commands=commands))
+        error: BrokerUnavailable | None
+        outcomes, error = store.claims.send(intents, timeout_s=timeout_s)
+        held = {index: intents[index].held(outcome) for index, outcome in sorted(outcomes.items())}
+        unpublished = [each for each in held.values() if each is not None]
+        if unpublished:
+            try:
+                self._bridge.relay.publish(unpublished, timeout_s=max(0.001, deadline - monotonic()))
+            except BrokerUnavailable as exc:
+                problem = f"{exc.problem}; it is in the outbox, and is sent when the broker is back"
+                error = BrokerUnavailable(problem, maybe_taken=True)
+                error.__cause__ = exc
+                outcomes = {index: outcome for index, outcome in outcomes.items() if held[index] is None}
+        return outcomes, error
 
     def _checked(self, way: _Way, message: Message, call: Call[Any], wait_s: float = 0.0) -> None:
         """Call the hooks before a send, and refuse what can't be sent then (they may have added headers)."""
@@ -198,19 +311,28 @@ class Sending:
         if way.runs_here:
             self._bridge.work_is_there()
 
-    def _handle(self, message: Message) -> Handle[Any]:
+    def _handle(self, message: Message, holder: Status | None = None) -> Handle[Any]:
+        """Return the handle of a message, or of the one that holds its key or id."""
+        if holder is not None:
+            return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self._bridge)
         return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`."""
-        made: list[tuple[_Way, Message, Call[Any]]] = []
+        drawn: list[_Made] = []
         for call in calls:
             if not isinstance(call, Call):
                 raise TypeError(f"send_many takes what task.call(...) returns, not {call!r}: is it a @task?")
             way = self._way(call.declaration)
-            made.append((way, self._message(way, call), call))
-        for way, message, call in made:
+            drawn.append((way, self._message(way, call), call))
+        for way, message, call in drawn:
             self._checked(way, message, call)
+        made = [each for each in drawn if not each[1].unique and not each[1].digest]
+        handles: list[Handle[Any]] = []
+        if len(made) < len(drawn):
+            keyed = [each for each in drawn if each[1].unique or each[1].digest]
+            handles = self._send_keyed_ones(keyed, [message.id for _, message, _ in made])
+        before = [handle.id for handle in handles if handle.is_new]
         ids = [message.id for _, message, _ in made]
         for start in range(0, len(made), _BATCH):
             ways, messages, of = zip(*made[start : start + _BATCH], strict=True)
@@ -220,12 +342,29 @@ class Sending:
                 cause = _of_batch(exc)
                 taken = [(messages[index], of[index]) for index in sorted(cause.accepted)]
                 self._sent(ways[0], taken)
-                sent = [*ids[:start], *(message.id for message, _ in taken)]
+                sent = [*before, *ids[:start], *(message.id for message, _ in taken)]
                 accepted = set(sent)
                 unsent = [each for each in ids if each not in accepted]
                 raise SendError(cause.problem, sent=sent, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
             self._sent(ways[0], zip(messages, of, strict=True))
-        return [self._handle(message) for _, message, _ in made]
+        claimed = iter(handles)
+        return [next(claimed) if each.unique or each.digest else self._handle(each) for _, each, _ in drawn]
+
+
+def _debounced_s(way: _Way, wait_s: float) -> float:
+    """Return the delay of a message, which is that of its task if that is debounced."""
+    return wait_s if way.unique is None or way.unique.debounce_s is None else way.unique.debounce_s
+
+
+def _conflict(made: _Made, outcome: Outcome) -> TaskBridgeError | None:
+    """Return the error that tells of another message with the same id or key, if the sender is to be told."""
+    (way, message, _), holder = made, outcome.holder
+    if holder is None or (holder.id == message.id and not outcome.is_other):
+        return None
+    if outcome.is_other:
+        return IdempotencyConflict(id=holder.id, task=message.task)
+    is_told = way.unique is not None and way.unique.on_conflict == "raise"
+    return UniqueConflict(id=holder.id, task=message.task, state=holder.state) if is_told else None
 
 
 def _event(name: Literal["before_send", "after_send"], message: Message, call: Call[Any], wait_s: float) -> Event:

@@ -13,7 +13,7 @@ from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
 from taskbridge.handle import Handle
-from taskbridge.message import TYPED_FORM, Priority, checked_priority
+from taskbridge.message import LONGEST_ID, TYPED_FORM, Priority, checked_priority, is_id
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class SendOptions:
     priority: Priority | None = None
     expires: Duration | datetime | None = None
     headers: Mapping[str, Header] = field(default_factory=dict[str, Any])
+    id: str | None = None
 
     def __post_init__(self) -> None:
         """Check what is given; raises as `Sendable.using`."""
@@ -51,6 +52,8 @@ class SendOptions:
         for key, value in self.headers.items():
             if not isinstance(key, str) or not isinstance(value, str | int | None):
                 raise TypeError(f"headers must be text, whole numbers, bools or None by name, not {key!r}: {value!r}")
+        if self.id is not None and not is_id(self.id):
+            raise ValueError(f"an id is text of 1 to {LONGEST_ID} bytes without control characters, not {self.id!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +124,7 @@ class Sendable(Generic[P, R]):
         priority: Priority | None = None,
         expires: Duration | datetime | None = None,
         headers: Mapping[str, Header] | None = None,
+        id: str | None = None,
     ) -> Self:
         """Return the same task with options for what is sent through it; None leaves an option as it was.
 
@@ -129,9 +133,11 @@ class Sendable(Generic[P, R]):
             priority: `low`, `normal`, `high` or `critical`.
             expires: It does not start later than this: a time from the moment of sending, or an aware datetime.
             headers: Text, whole numbers, bools and None that travel along, added to what was given before.
+            id: The message's id, of the caller's choice, such as `invoice-42`: as long as a message of this id has a
+                record, the same call is not sent again, and another one is an `IdempotencyConflict` (rule U6).
 
         Raises:
-            ValueError: A naive datetime, a wrong priority, queue name or duration.
+            ValueError: A naive datetime, a wrong priority, queue name, duration or id.
             TypeError: A header of another type.
         """
         now = self._options
@@ -140,6 +146,7 @@ class Sendable(Generic[P, R]):
             priority=now.priority if priority is None else priority,
             expires=now.expires if expires is None else expires,
             headers=now.headers if headers is None else {**now.headers, **headers},
+            id=now.id if id is None else id,
         )
         return type(self)(self._sender, self._declaration, options)
 
@@ -161,6 +168,8 @@ class Sendable(Generic[P, R]):
             UnknownQueue: There is no such queue.
             MessageTooLarge: The message is over `max_message_bytes`.
             BrokerUnavailable: The broker didn't take it within `send_timeout`.
+            UniqueConflict, IdempotencyConflict: Another message holds its unique key, or its id.
+            UnsupportedError: It has a unique key, or an id of the caller's, and the bridge has no store.
         """
         return self._sender.send_call(self.call(*args, **kwargs), when=None)
 

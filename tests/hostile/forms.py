@@ -227,6 +227,9 @@ def sample(token: str, queue: str) -> Message:
         waits=1,
         waits_since=now,
         requeues=1,
+        unique=f"e:{'0' * 32}",
+        digest="0" * 32,
+        relayed=True,
     )
 
 
@@ -418,6 +421,9 @@ def _record(token: str, queue: str) -> Any:
         "written_at": now,
         "reason": "",
         "traceback": "",
+        "unique": f"e:{'0' * 32}",
+        "digest": "0" * 32,
+        "call": ["[]", "{}"],
     }
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from taskbridge import Task
 from taskbridge.contract.environment import EnvironmentSpec
-from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.harness import FINAL, Harness, Sent
 from taskbridge.contract.probe import START
 from taskbridge.contract.program import RETURN, Plan, Step
 from taskbridge.contract.registry import STORED
@@ -243,6 +244,72 @@ def _resident_mb(pids: Iterable[int]) -> float:
     return sum(kilobytes) / 1000
 
 
+_KEYS: Final = 1000
+_PROCESSES: Final = 8
+_UNIQUE_S: Final = 40.0
+_SENDING: Final = """
+import os, random, signal, threading, time
+
+def send(seed, until):
+    drawn = random.Random(seed)
+    while time.time() < until:
+        key = f"key {{drawn.randrange({keys})}}"
+        handle = tasks.unique["skip"].send([{{"sleep_s": drawn.choice((0.0, 0.0, 0.1, 0.5))}}], key)
+        if handle.is_new:
+            os.write(1, f"{{key}};{{handle.id}};{{time.time()}}\\n".encode())
+
+if {dies_after_s}:
+    threading.Timer({dies_after_s}, os.kill, (os.getpid(), signal.SIGKILL)).start()
+threads = [threading.Thread(target=send, args=({seed} * 100 + number, {until})) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def _unique(h: Harness) -> str:
+    """Send few keys from many processes, of which some are killed, as are workers; no two of a key are live."""
+    workers = [h.start_worker(threads=4) for _ in range(_WORKERS)]
+    until = time.time() + _UNIQUE_S
+
+    def sends(seed: int) -> list[str]:
+        printed = ""
+        while (left_s := until - time.time()) > 0:  # every second process is killed, and another one follows it
+            dies_after_s = 0.0 if seed % 2 else 1.0 + (seed * 0.7 + left_s) % 4.0
+            values = {"seed": seed * 1000 + int(left_s), "until": until, "keys": _KEYS, "dies_after_s": dies_after_s}
+            printed += h.in_python(_SENDING.format(**values))
+        return printed.splitlines()
+
+    with ThreadPoolExecutor(_PROCESSES) as pool:
+        senders = [pool.submit(sends, seed) for seed in range(_PROCESSES)]
+        for _ in range(5):
+            time.sleep(_UNIQUE_S / 7)
+            h.environment.kill(workers.pop(0))
+            workers.append(h.start_worker(threads=4, answers=False))
+        lines = [line.split(";") for sender in senders for line in sender.result() if line.count(";") == 2]
+    h.idle(within_s=h.patience_s + h.spec.lease_s)
+    made = {message: (key, float(at)) for key, message, at in lines}
+    ends = {record.id: record.at for record in h.environment.records.all() if record.kind in FINAL}
+    h.equal("messages that were sent and have not ended", made.keys() - ends.keys(), set())
+    by_key: dict[str, list[tuple[float, str]]] = {}
+    for message, (key, at) in made.items():
+        by_key.setdefault(key, []).append((at, message))
+    for key, messages in by_key.items():
+        ordered = sorted(messages)
+        for (_, before), (at, message) in pairwise(ordered):
+            h.check(
+                ends[before] <= at, f"{message} of {key} was made {ends[before] - at:.3f} s before {before} had ended"
+            )
+    task = h.tasks.unique["skip"]
+    handles = task.send_many([task.call([RETURN.plain()], key) for key in by_key])
+    h.equal("keys that are still taken", [handle.id for handle in handles if not handle.is_new], [])
+    h.idle(within_s=h.patience_s + h.spec.lease_s)
+    return (
+        f"{len(made):,} messages of {len(by_key)} keys, {_PROCESSES * 4} senders, 5 workers killed: never two of a key"
+    )
+
+
 CHECKS: Final[Mapping[str, Check]] = {
     "sigterms": Check(
         title="Fifty SIGTERMs under load: nothing lost, nothing run again that had ended, workers end with code 0",
@@ -264,6 +331,10 @@ CHECKS: Final[Mapping[str, Check]] = {
     "forks": Check(
         title="In 20 rounds of 25 forks beside 3 threads that send, from the first send on, every child sends",
         run=_forks,
+    ),
+    "unique": Check(
+        title="32 senders of 1,000 keys, killed as workers are: no two live messages of a key, and no key stays taken",
+        run=_unique,
     ),
     "poison": Check(
         title="A task that always kills its worker is dead after exactly as many starts as it has attempts", run=_poison

@@ -16,6 +16,7 @@ from tests.mutants import (
     routing,
     running,
     sending,
+    unique,
     waiting,
 )
 from tests.mutants.table import MUTANTS, Mutant, mutants_of
@@ -39,5 +40,6 @@ __all__ = [
     "running",
     "scenarios",
     "sending",
+    "unique",
     "waiting",
 ]

@@ -631,3 +631,43 @@ def waits_longer(lend: Any) -> Any:
 def wakes_nobody_afterwards(wake_all: Any) -> Any:
     """Nobody is woken when the store is back."""
     return lambda self: None
+
+
+# Commits, keys and the outbox
+
+
+@mutant("a_commit_is_done_wholly_or_not_at_all", _MEMORY, "MemoryBackend._fits")
+def looks_at_the_first_text_alone(fits: Any) -> Any:
+    """Of a commit only what is made anew is looked at."""
+    return lambda self, write: fits(self, write) if write.seen == "" else True
+
+
+@mutant("the_outbox_tells_each_entry_to_one", _MEMORY, "MemoryBackend.due_entries")
+def tells_everybody(due: Any) -> Any:
+    """An entry is due until it is removed."""
+    return lambda self, *, most, lease_s, timeout_s: due(self, most=most, lease_s=-1.0, timeout_s=timeout_s)
+
+
+@mutant("a_key_is_free_when_its_record_is_final", _TRANSITIONS, "released")
+def leaves_keys_behind(_: Any) -> Any:
+    """A key that is free points to its last message for ever."""
+    return lambda key, pointer, me: ([], [])
+
+
+@mutant("what_follows_is_hastened_as_its_holder_ends", _TRANSITIONS, "released")
+def leaves_what_follows_to_the_sweep(released: Any) -> Any:
+    """What follows is not due as its holder ends."""
+    return lambda key, pointer, me: (released(key, pointer, me)[0], [])
+
+
+@mutant("of_many_processes_one_holds_a_key", f"{_SQL}.backend", "SqlBackend._commit", "sqlite")
+def takes_any_key(commit: Any) -> Any:
+    """Whoever sends a key takes it."""
+
+    def take(self: Any, run: Any, given: Any) -> Any:
+        texts = self.get([each.key for each in given.writes], timeout_s=5.0)
+        seen = ["" if text is None else text.partition("\n")[0] for text in texts]
+        writes = [replace(each, seen=head) for each, head in zip(given.writes, seen, strict=True)]
+        return commit(self, run, replace(given, writes=writes))
+
+    return take

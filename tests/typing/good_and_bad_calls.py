@@ -30,6 +30,7 @@ from taskbridge import (
     ScheduleEntry,
     State,
     Status,
+    Unique,
     around,
     current,
     on,
@@ -94,6 +95,8 @@ async def good() -> None:
     assert_type(current().attempt, int)
     assert_type(current().priority, Priority)
     assert_type(add.send(1).id, str)
+    assert_type(add.send(1).is_new, bool)
+    assert_type(add.using(id="invoice-42").send(1), Handle[float])
     assert_type(add.send(1).result(timeout=timedelta(seconds=5)), float)
     assert_type(await add.send(1).aresult(5), float)
     assert_type(fetch.send("u").result(), bytes)
@@ -125,6 +128,7 @@ def bad() -> None:
     add.call(1, 2, 3)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     add.using(queue=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.using(priority="urgent")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add.using(id=42)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.using(retries=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     add.using(queue="vip").send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fetch.send(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -156,6 +160,34 @@ def unrecorded() -> object: ...
 
 @task(results="no")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
 def wrong_option() -> None: ...
+
+
+@task(unique="table")
+def one_name(table: int, full: bool = False) -> None: ...
+
+
+@task(unique=Unique(("table",), until="start", on_conflict="replace"))
+async def several_names(table: int) -> None: ...
+
+
+def key_of(table: int, full: bool = False) -> object:
+    return {"table": table}
+
+
+@task(unique=Unique(key_of, debounce=timedelta(seconds=30), at_most=300))
+def one_function(table: int, full: bool = False) -> int:
+    return table
+
+
+@task(unique=7)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def wrong_unique() -> None: ...
+
+
+def uniqueness() -> None:
+    assert_type(one_function.send(1, full=True), Handle[int])
+    Unique(until="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Unique(on_conflict="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Unique(debounce="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @task(cron="0 8 * * mon-fri", timezone="Europe/Rome", catch_up="all", overlap="skip")

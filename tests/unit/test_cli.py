@@ -41,6 +41,7 @@ def run(tmp_path: Path) -> Run:
 
 FILES = {
     "shop.py": SHOP,
+    "one.py": "from taskbridge import task\n\n@task(unique=True)\ndef one() -> None: ...\n",
     "empty.py": "import taskbridge\n",
     "broken.py": "import no_such_module\n",
     "typo.py": "from taskbridge import task\n\n@task(que='email')\ndef mail() -> None: ...\n",
@@ -160,6 +161,15 @@ def test_check_warns_of_a_route_that_matches_no_task(run: Run) -> None:
     assert len(warnings) == 1
     assert warnings[0].startswith("shpo.*=typo ")
     assert data["exit_code"] == done.returncode == 1
+
+
+def test_check_names_unique_tasks_that_nobody_can_send(run: Run) -> None:
+    done = run("check", "one", "--json", TASKBRIDGE_URL="dramatiq+amqp://localhost:1//")
+
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["unique"]["outcome"] == "error"
+    assert findings["unique"]["text"].startswith("one.one: unique, which needs a store")
+    assert done.returncode == 2
 
 
 def test_verify_prints_a_matrix(run: Run) -> None:

@@ -22,6 +22,7 @@ from taskbridge.stores.backend import BackendWithTables
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import open_store
+from taskbridge.stores.sql.schema import VERSION
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner
 
@@ -54,7 +55,7 @@ def test_without_tables_one_line_says_what_to_do(url: str) -> None:
     with pytest.raises(StoreNotReady, match=r"no tables yet: run `taskbridge store init`") as caught:
         store.records.create([(a_message(), 0.0)], timeout_s=5)
     assert "secret" not in str(caught.value)
-    assert init(store) == (0, 1)
+    assert init(store) == (0, VERSION)
     store.records.create([(a_message(), 0.0)], timeout_s=5)
     store.close()
 
@@ -63,7 +64,7 @@ def test_several_make_the_tables_at_once_and_one_does(url: str) -> None:
     stores = [opened(url) for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(init, stores))
-    assert sorted(made) == [(0, 1)] + [(1, 1)] * 5
+    assert sorted(made) == [(0, VERSION)] + [(VERSION, VERSION)] * 5
     for store in stores:
         store.close()
 
@@ -88,6 +89,7 @@ _OF_EACH_KIND = (
     "a_cursor_tells_what_was_cancelled_since",
     "what_was_given_back_is_run",
     "a_pause_lasts",
+    "the_outbox_tells_each_entry_to_one",
     "whoever_waits_is_woken_by_another_process",
 )
 

@@ -81,7 +81,7 @@ def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_o
         subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True, env=env)
         for _ in range(4)
     ]
-    assert [process.communicate()[0].strip() for process in processes] == ["(1, 1)"] * 4
+    assert [process.communicate()[0].strip() for process in processes] == [f"({schema.VERSION}, {schema.VERSION})"] * 4
 
 
 def test_tables_of_a_later_release_are_left_alone(url: str, store: Store, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_tables_of_a_later_release_are_left_alone(url: str, store: Store, tmp_pa
     with database(tmp_path) as connection:
         connection.execute("UPDATE taskbridge_schema SET version = 99")
     later = opened(url)
-    with pytest.raises(StoreNotReady, match=r"version 99, and this release knows 1; update taskbridge"):
+    with pytest.raises(StoreNotReady, match=rf"version 99, and this release knows {schema.VERSION}; update taskbridge"):
         init(later)
     with pytest.raises(StoreNotReady, match="taskbridge store init"):
         later.records.get("x", timeout_s=5)
@@ -100,15 +100,16 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date(
     url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.records.create([(a_message(), 0.0)], timeout_s=5)
+    before, after = schema.VERSION, schema.VERSION + 1
     monkeypatch.setattr(
         schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE taskbridge_text ADD COLUMN note TEXT",))
     )
-    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(schema, "VERSION", after)
     newer = opened(url)
-    with pytest.raises(StoreNotReady, match=r"have version 1, not 2.*taskbridge store init"):
+    with pytest.raises(StoreNotReady, match=rf"have version {before}, not {after}.*taskbridge store init"):
         newer.records.get("id-0", timeout_s=5)
-    assert init(newer) == (1, 2)
-    assert init(newer) == (2, 2)
+    assert init(newer) == (before, after)
+    assert init(newer) == (after, after)
     assert newer.records.get("id-0", timeout_s=5) is not None
     newer.close()
 
@@ -119,7 +120,7 @@ def test_a_migration_that_fails_leaves_the_tables_as_they_were(
     store.ping(timeout_s=5)
     broken = ("ALTER TABLE taskbridge_text ADD COLUMN note TEXT", "ALTER TABLE nowhere ADD COLUMN note TEXT")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     with pytest.raises(BrokerUnavailable, match="nowhere"):
         init(store)
     with database(tmp_path) as connection:

@@ -89,6 +89,13 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
             yield _Finding("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
         yield from _hints(bridge)
         yield from _schedules(bridge)
+        unique = [each.name for each in bridge.declarations() if each.unique is not None]
+        with suppress(TaskBridgeError):
+            if unique and bridge.store is None:
+                problem = (
+                    "unique, which needs a store: set `store` to a redis:// or postgresql:// URL, or nobody can send"
+                )
+                yield _Finding("unique", "error", f"{', '.join(unique)}: {problem}")
     yield from _routes(bridge, app)
     yield _Finding("queues", "ok", ", ".join(bridge.queues()))
     yield from (_Finding("limits", "note", limit) for limit in _limits(settings))
@@ -226,6 +233,6 @@ def _limits(settings: Settings) -> Iterator[str]:
         if settings.store is None:
             yield (
                 "RabbitMQ without a store: runs that died with their worker are counted by redeliveries, up to 10, not "
-                "exactly, and there are no status, results and schedules; set `store` to a redis:// or postgresql:// "
-                "URL"
+                "exactly, and there are no status, results, schedules and unique tasks; set `store` to a redis:// or "
+                "postgresql:// URL"
             )

@@ -116,9 +116,11 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     elif replayed.unreadable:
         stay = "stays" if len(replayed.unreadable) == 1 else "stay"
         lines.append(f"{_letters(replayed.unreadable)} can't be read and {stay}: {_some(replayed.unreadable)}")
+    if replayed.held:
+        lines.append(f"{_letters(replayed.held)} held back, for others have their unique keys: {_some(replayed.held)}")
     return Output(
         text="\n".join(lines),
-        data={"replayed": replayed.ids, "missing": replayed.missing, "unreadable": replayed.unreadable},
+        data={name: getattr(replayed, name) for name in ("missing", "unreadable", "held")} | {"replayed": replayed.ids},
         code=2 if replayed.missing else 0,
     )
 

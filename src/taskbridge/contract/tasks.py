@@ -21,7 +21,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, current
+from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, Unique, current
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, PermanentError, Step, TransientError
@@ -48,6 +48,20 @@ STAMP: Final = "stamp"
 
 TELL: Final = "tell"
 """Of a message with this header, hooks write down the arguments and the form."""
+
+DEBOUNCE_S: Final = 3.5
+AT_MOST_S: Final = 4.5
+"""How long after the latest send a debounced message starts, and how long after the first one at most."""
+
+UNIQUE: Final[Mapping[str, Unique]] = {
+    "skip": Unique("key"),
+    "raise": Unique(lambda _, key, mark="": {"key": key}, on_conflict="raise"),
+    "replace": Unique("key", on_conflict="replace"),
+    "after": Unique("key", on_conflict="after"),
+    "start": Unique("key", until="start"),
+    "debounced": Unique("key", debounce=DEBOUNCE_S, at_most=AT_MOST_S),
+}
+"""What makes the messages of unique tasks the same, by the names of these tasks."""
 
 LATE: Final = "contract.late"
 """The task that some workers do not know."""
@@ -146,6 +160,7 @@ class Tasks:
 
     Attributes:
         programs: By the name of their policy.
+        unique: By the name of what makes their messages the same.
     """
 
     def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
@@ -157,6 +172,11 @@ class Tasks:
         self.programs: Mapping[str, Task[[list[dict[str, Any]]], str]] = {
             name: bridge.task(name=f"contract.program.{name}", retry=policy)(self._program)
             for name, policy in POLICIES.items()
+        }
+        twice = RetryPolicy(max_attempts=2, min_delay=0.3, jitter=0)
+        self.unique: Mapping[str, Task[..., str]] = {
+            name: bridge.task(name=f"contract.unique.{name}", retry=twice, unique=unique)(self._keyed)
+            for name, unique in UNIQUE.items()
         }
         self.default: Final = bridge.task(name="contract.program.default")(self._program)
         self.unrecorded: Final = bridge.task(name="contract.program.unrecorded", results=False)(self._program)
@@ -336,10 +356,13 @@ class Tasks:
         finally:
             self._ended(context, "ended")
 
-    def _program(self, steps: list[dict[str, Any]]) -> str:
+    def _keyed(self, steps: list[dict[str, Any]], key: str, mark: str = "") -> str:
+        return self._program(steps, key=key, mark=mark)
+
+    def _program(self, steps: list[dict[str, Any]], **data: Any) -> str:
         context = current()
         step = Step.of(steps, context.attempt)
-        self._started(context)
+        self._started(context, **data)
         ending = "returned"
         try:
             self._perform(step)

@@ -46,6 +46,9 @@ from taskbridge.runner import Runner, longest_s
 from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
+from taskbridge.stores.states import Row
+from taskbridge.stores.transitions import wait_s
+from taskbridge.unique import STARTS_IN_ORDER
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -181,13 +184,15 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     See `begin` and `finish`, which are its parts.
     """
     task, runs = host.bound(message.task), host.cancellations.runs
-    verdict = begin(task, message, redelivered=redelivered)
-    if verdict is None:
-        verdict = finish(task, message, task.run(message) if runs is None else runs.run(task, message))
-    return verdict
+    found = begin(task, message, redelivered=redelivered)
+    if isinstance(found, Message):
+        message, found = found, None
+    if found is None:
+        found = finish(task, message, task.run(message) if runs is None else runs.run(task, message))
+    return found
 
 
-def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | None:
+def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | Message | None:
     """Mark a message's attempt as started, unless it was started before, or cancelled.
 
     Args:
@@ -197,7 +202,8 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
             than the lease. Only then is its mark read.
 
     Returns:
-        None if it is to be run now; else a verdict that is carried out already.
+        None if it is to be run now, or the message that is to be run in its place: the same, with newer arguments;
+        else a verdict that is carried out already.
 
     Raises:
         NotSettledError: The broker or the store was away until the worker stopped.
@@ -220,8 +226,37 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         _unmark(task, message)
         raise
     if not _has_expired(task, message):
+        if message.unique[:1] in STARTS_IN_ORDER:
+            return _begin_in_order(task, records, message)
         records.started(message, worker=_this_process(), at=task.now())
     return None
+
+
+def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verdict | Message | None:
+    """Record a start before it happens, for senders may replace the message, or move its start (rules U4 and U5)."""
+    now = task.now()
+
+    def begin(*, timeout_s: float) -> tuple[Row | None, bool]:
+        return records.begin(message, worker=_this_process(), at=now, timeout_s=timeout_s)
+
+    try:
+        row, may_start = _persist(task, begin)
+        if may_start:
+            call = None if row is None else row.get("call")
+            return None if call is None else replace(message, args_json=call[0], kwargs_json=call[1], plain=None)
+        if row is None or row["state"] == "cancelled":
+            return None if row is None else _ended(task, message, CancelledVerdict())
+        left_s = wait_s(row, message, now)
+        if row["state"] not in FINAL and left_s <= 0:
+            return None  # its record is of a later attempt: as for others, its end tells
+        if task.marks is not None:
+            _persist(task, task.marks.given_back, message)
+        if left_s > 0:
+            later(task, message, left_s)
+        return NotRun("its start was moved" if left_s > 0 else "ended before")
+    except NotSettledError:
+        _unmark(task, message)
+        raise
 
 
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
@@ -262,7 +297,7 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
     marks = task.marks
     if marks is None:
         return _counted(task, message) if redelivered else None
-    if redelivered or message.redelivered:
+    if redelivered or message.redelivered or message.relayed:
         if message.redelivered:
             task.stopping.wait(_FIRST_COMES_FIRST_S)
         claim = _persist(task, marks.claim, message)
@@ -334,7 +369,7 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         settle(task, message, verdict)
         _record(task, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
-        marks.ended(message)
+        marks.ended(message, is_recorded=task.records is not None)
     return verdict
 
 

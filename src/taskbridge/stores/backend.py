@@ -22,6 +22,9 @@ from taskbridge.brokers.base import RedisCommand
 NEW: Final = "0"
 """The head of a text that counts its versions and has not been changed since it was made."""
 
+ABSENT: Final = ""
+"""What a write has seen that makes a text where there must be none, not even one as it was made."""
+
 _LONGEST_NUMBER: Final = 10
 
 
@@ -36,7 +39,7 @@ class Write:
 
     Attributes:
         key: Its key.
-        seen: The head of the text that was decided about; `NEW` is also where there is none.
+        seen: The head of the text that was decided about; `NEW` is also where there is none, `ABSENT` only there.
         text: The new one; None is to remove it.
         kept_s: For how many seconds it is kept; None is for ever.
         tells: Whether whoever watches the key is woken.
@@ -51,6 +54,36 @@ class Write:
     tells: bool = False
     cancels: str = ""
     cancellation_kept_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an outbox holds: something that is decided, and perhaps not published yet.
+
+    Attributes:
+        id: The message's.
+        text: What `taskbridge.outbox` makes of the message. None changes only when an entry is due, if it is there.
+        in_s: In how many seconds it is due: whoever has put it there publishes it until then, and anybody after that.
+    """
+
+    id: str
+    text: str | None
+    in_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is done in one step, all of it or nothing: it is done if each of its writes may be.
+
+    Attributes:
+        writes: The texts that are to be replaced, each another one.
+        entries: What is put in the outbox; an entry of the same id is replaced.
+        commands: For a store in the database of a Redis broker: what publishes or parks a message (`commit.lua`).
+    """
+
+    writes: Sequence[Write]
+    entries: Sequence[Entry] = ()
+    commands: Sequence[RedisCommand] = ()
 
 
 def head_of(text: str | None) -> str:
@@ -89,6 +122,25 @@ class Backend(ABC):
         A write that cancels is done in one step with telling of it. A write counts even if this process, or the store's
         server if it keeps anything then, ends right after this returns.
         """
+
+    @abstractmethod
+    def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
+        """Do each of these wholly or not at all, in order, and return of each whether it was done.
+
+        Raises:
+            StoreUnavailable: Some may have been done, if it is `maybe_taken`.
+        """
+
+    @abstractmethod
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return ids and texts of entries of the outbox that are due; each is due again after `lease_s`.
+
+        Of any number that ask at once, one is told of an entry.
+        """
+
+    @abstractmethod
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries from the outbox; this process's end may undo it, and it need not be waited for."""
 
     @abstractmethod
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:

@@ -10,6 +10,7 @@ import time
 
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend
+from taskbridge.stores.claims import Claims
 from taskbridge.stores.clock import StoreClock
 from taskbridge.stores.marks import Claim, Marks
 from taskbridge.stores.records import Records
@@ -26,6 +27,7 @@ class Store:
         clock: Tells the time by its clock; None if this process alone has the store.
         marks: The attempt marks.
         records: What became of each message.
+        claims: Which messages hold unique keys.
         ticks: Which instants of which schedules were sent.
     """
 
@@ -34,6 +36,7 @@ class Store:
         timeout_s = settings.send_timeout_s
         self.clock: StoreClock | None = StoreClock(backend, send_timeout_s=timeout_s) if backend.is_shared else None
         self.records: Records = Records(settings, backend, now=self.clock or time.time)
+        self.claims: Claims = Claims(self.records, backend)
         self.marks: Marks = Marks(settings, backend, self.records.lost)
         self.ticks: Ticks = Ticks(backend)
 

@@ -196,11 +196,15 @@ class Marks:
         worker.running[key] = monotonic()
         self._backend.put_soon(key, _started(worker), kept_s=STARTED_KEPT_S)
 
-    def ended(self, message: Message) -> None:
-        """Mark an attempt as ended: its verdict has been carried out. Waits for nothing and raises nothing."""
+    def ended(self, message: Message, *, is_recorded: bool = True) -> None:
+        """Mark an attempt as ended: its verdict has been carried out. Waits for nothing and raises nothing.
+
+        Another copy of a relayed message may come much later. If it has no record, the mark has to tell.
+        """
         worker, key = self._me.made or self._me.get(), _key(message)
         worker.running.pop(key, None)
-        self._backend.put_soon(key, ENDED, kept_s=self._ended_kept_s)
+        kept_s = STARTED_KEPT_S if message.relayed and not is_recorded else self._ended_kept_s
+        self._backend.put_soon(key, ENDED, kept_s=kept_s)
         worker.deciding.discard(key)
 
     def given_back(self, message: Message, *, timeout_s: float) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Write, head_of
+from taskbridge.stores.backend import ABSENT, Backend, Commit, Write, head_of
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
@@ -31,6 +31,7 @@ class MemoryBackend(Backend):
         self._most = _MOST_OLD
         self._cancelled: list[tuple[str, float]] = []
         self._cancelled_before = 0
+        self._outbox: dict[str, tuple[float, str]] = {}
         self._watches = Watches()
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
@@ -54,9 +55,45 @@ class MemoryBackend(Backend):
                 self._watches.wake(write.key)
         return done
 
-    def _write(self, write: Write) -> bool:
+    def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
+        """Do each of these wholly or not at all."""
+        done: list[bool] = []
+        with self._lock:
+            for commit in commits:
+                done.append(all(self._fits(each) for each in commit.writes))
+                if done[-1]:
+                    for write in commit.writes:
+                        self._write(write)
+                    for entry in commit.entries:
+                        text = entry.text or self._outbox.get(entry.id, (0.0, ""))[1]
+                        if text:
+                            self._outbox[entry.id] = self._now() + entry.in_s, text
+        for commit, is_done in zip(commits, done, strict=True):
+            for write in commit.writes if is_done else ():
+                if write.tells:
+                    self._watches.wake(write.key)
+        return done
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return entries of the outbox that are due."""
+        with self._lock:
+            now = self._now()
+            found = [(key, text) for key, (due_at, text) in self._outbox.items() if due_at <= now][:most]
+            self._outbox.update({key: (now + lease_s, text) for key, text in found})
+            return found
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries from the outbox."""
+        with self._lock:
+            for key in ids:
+                self._outbox.pop(key, None)
+
+    def _fits(self, write: Write) -> bool:
         found = self._find(write.key)
-        if write.seen != head_of(found):
+        return found is None if write.seen == ABSENT else write.seen == head_of(found)
+
+    def _write(self, write: Write) -> bool:
+        if not self._fits(write):
             return False
         if write.text is None:
             self._kept.pop(write.key, None)

@@ -37,7 +37,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import NEW, Backend, Write, head_of, next_of
+from taskbridge.stores.backend import NEW, Backend, Commit, Write, head_of, next_of
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
@@ -81,7 +81,7 @@ class Records:
             StoreUnavailable: Nothing must be sent.
         """
         now = self._now()
-        rows = [self._created(message, delay_s, now) for message, delay_s in messages if not message.replays]
+        rows = [self.created(message, delay_s, now) for message, delay_s in messages if not message.replays]
         if rows:
             self._backend.create(rows, timeout_s=timeout_s)
         for message, delay_s in messages:
@@ -93,15 +93,15 @@ class Records:
 
         The broker sends it along with the message, in one transaction. None: use `create`.
         """
-        made = self._created(message, delay_s, message.enqueued_at)
+        made = self.created(message, delay_s, message.enqueued_at)
         return None if message.replays else self._backend.creating(*made)
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records of messages that were surely not sent, if nobody has changed them since."""
-        deadline, keys = monotonic() + timeout_s, sorted(map(_key, ids))  # in order, so that no two lock each other
-        rows = map(_unpacked, self._backend.get(keys, timeout_s=timeout_s))
+        deadline, keys = monotonic() + timeout_s, sorted(map(key_of, ids))  # in order, so that no two lock each other
+        rows = map(unpacked, self._backend.get(keys, timeout_s=timeout_s))
         writes = [
-            Write(key, _head(row), None)
+            Write(key, head_of_row(row), None)
             for key, row in zip(keys, rows, strict=True)
             if row is not None and transitions.is_untouched(row)
         ]
@@ -128,6 +128,24 @@ class Records:
         else:
             self._write_starts([start])
 
+    def begin(self, message: Message, *, worker: str, at: float, timeout_s: float) -> tuple[Row | None, bool]:
+        """Record that an attempt starts before it does, and return its record and whether it may start.
+
+        It may not if its message has ended, was cancelled, or is to start later: then the record is as it was.
+        """
+        starts, run = self._starts.made or self._starts.get(), transitions.Run(worker, at)
+        start = starts.add(message, run)
+        old, start.row = self._change(
+            message.id,
+            lambda old: transitions.begun(old, message, run, writer=starts.writer),
+            monotonic() + timeout_s,
+            unique=message.unique,
+        )
+        if start.row is None:
+            starts.remove(message)
+            return old, False
+        return start.row, True
+
     def lost(self, message: Message, run: transitions.Run) -> None:
         """Remember a run that was found lost: its worker may have been quicker to die than to record its start."""
         self._starts.get().add(message, run)
@@ -151,6 +169,7 @@ class Records:
             seen=seen,
             # A first attempt makes the same of a record as it was made, of one of an earlier life, and of none.
             is_guess=seen is not None or message.attempt == 1,
+            unique=message.unique,
         )
         starts.remove(message)
         return transitions.left(old, new, message)
@@ -170,7 +189,7 @@ class Records:
         Returns:
             What ends the watch.
         """
-        return self._backend.watch(_key(message_id), wake)
+        return self._backend.watch(key_of(message_id), wake)
 
     def cancel(self, message_id: str, *, at: float, interrupt: bool = False, timeout_s: float) -> Status | None:
         """Cancel a message unless it is final, in one step, and return its record after that; None if there is none.
@@ -201,12 +220,13 @@ class Records:
 
     def _read(self, message_id: str, timeout_s: float) -> tuple[Row | None, str]:
         """Return a record, and its head; one that can't be read counts as none, and stays until a write replaces it."""
-        [text] = self._backend.get([_key(message_id)], timeout_s=timeout_s)
-        return _unpacked(text), head_of(text)
+        [text] = self._backend.get([key_of(message_id)], timeout_s=timeout_s)
+        return unpacked(text), head_of(text)
 
-    def _created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
+    def created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
+        """Return the key and the text of a new record, and for how many seconds it is kept."""
         row = transitions.new(message, delay_s)
-        return _key(message.id), _packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
+        return key_of(message.id), _packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(
         self,
@@ -217,6 +237,7 @@ class Records:
         seen: Row | None = None,
         is_guess: bool = False,
         cancels: bool = False,
+        unique: str = "",
     ) -> tuple[Row | None, Row | None]:
         """Replace a record by what is decided about it, and return what that was decided about, and what was decided.
 
@@ -227,25 +248,46 @@ class Records:
             seen: The record that is decided about first, if it `is_guess`; else it is read.
             is_guess: Whether it was not read.
             cancels: Whether a change cancels the message.
+            unique: How the message holds a key, where there is no record (`Message.unique`).
         """
-        row, head = (seen, _head(seen)) if is_guess else self._read(message_id, deadline - monotonic())
+        row, head = (seen, head_of_row(seen)) if is_guess else self._read(message_id, deadline - monotonic())
         while True:
             new = decide(row)
             if new is None and not is_guess:
                 return row, None
             if new is not None:
-                write = self._write(message_id, row, head, new, cancels=cancels)
-                if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
+                write = self.replacing(message_id, row, head, new, cancels=cancels)
+                held = unique if row is None else row.get("unique", "")
+                freed = held if "unique" not in new else ""
+                if self._is_done(write, freed, message_id, new, deadline):
                     return row, new
             if monotonic() >= deadline:
                 raise StoreUnavailable("others change the same record")
             (row, head), is_guess = self._read(message_id, deadline - monotonic()), False
 
-    def _write(self, message_id: str, old: Row | None, head: str, new: Row, *, cancels: bool = False) -> Write:
+    def _is_done(self, write: Write, freed: str, message_id: str, new: Row, deadline: float) -> bool:
+        """Do a write of a record, and return whether that was as it was seen; a freed key points to nobody then.
+
+        Most keys point to who frees them, so they are read only if that is found wrong.
+        """
+        if not freed:
+            return self._backend.write([write], timeout_s=deadline - monotonic())[0]
+        key, me = transitions.pointer_key(new["task"], freed), transitions.pointer_to(message_id, new.get("replays", 0))
+        seen: str | None = me
+        while True:
+            pointers, entries = transitions.released(key, seen, me)
+            if self._backend.commit([Commit((write, *pointers), entries)], timeout_s=deadline - monotonic())[0]:
+                return True
+            [found] = self._backend.get([key], timeout_s=deadline - monotonic())
+            if found == seen:
+                return False
+            seen = found
+
+    def replacing(self, message_id: str, old: Row | None, head: str, new: Row, *, cancels: bool = False) -> Write:
         """Return a write of what was decided about a record; `head` is that of the text which it replaces."""
         new["version"], now = next_of(head), self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
-        key, text = _key(message_id), _packed(new)
+        key, text = key_of(message_id), _packed(new)
         if old is None or not cancels:
             return Write(key, head, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))
@@ -257,7 +299,7 @@ class Records:
         deadline, told = monotonic() + self._timeout_s, [start for start in starts if start.row is not None]
         new = [start for start in starts if start.row is None]
         rows = [(start, row) for start in new if start.message.attempt == 1 and (row := start.decide(None))]
-        writes = [self._write(start.message.id, None, NEW, row) for start, row in rows]
+        writes = [self.replacing(start.message.id, None, NEW, row) for start, row in rows]
         done = self._backend.write(writes, timeout_s=self._timeout_s) if writes else []
         for (start, row), is_done in zip(rows, done, strict=True):
             start.row = row if is_done else None
@@ -272,11 +314,13 @@ def _created(message: Message, delay_s: float, old: Row | None) -> Row | None:
     return transitions.created(old, message, delay_s)
 
 
-def _key(message_id: str) -> str:
+def key_of(message_id: str) -> str:
+    """Return the key of a message's record."""
     return f"record:{message_id}"
 
 
-def _head(row: Row | None) -> str:
+def head_of_row(row: Row | None) -> str:
+    """Return the head of the text that a record was read from."""
     return NEW if row is None else str(row.get("version", 0))
 
 
@@ -288,7 +332,7 @@ def _packed(row: Row) -> str:
     return text if result is None else f"{text}\n{result}"
 
 
-def _unpacked(text: str | None) -> Row | None:
+def unpacked(text: str | None) -> Row | None:
     """Return the row of a text; None if there is no text, or no row can be read in it."""
     if text is None:
         return None

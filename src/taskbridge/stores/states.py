@@ -160,7 +160,10 @@ class Row(TypedDict, total=False):
     Beside the record's own fields, which have the same names: `result` is `result_json`; `version` counts the writes
     since the record was made; `attempt` is the latest one that anything was heard of; `over` is the latest one that
     ended, but for those that were given back; `writer` is the process that wrote last about a run (its start, or that
-    it was given back), and `written_at` is when that was, by that process's clock, for a start the start.
+    it was given back), and `written_at` is when that was, by that process's clock, for a start the start;
+    `unique` is as in the message, while it holds its key; `call` are the arguments that a debounced message starts
+    with, both as JSON, in the place of its own; `digest` is the hash of the arguments of a message whose sender has
+    chosen its id.
     """
 
     task: Required[str]
@@ -183,6 +186,9 @@ class Row(TypedDict, total=False):
     over: int
     writer: str
     written_at: float
+    unique: str
+    call: Sequence[str]
+    digest: str
 
 
 def status_of(message_id: str, row: Row) -> Status:
@@ -273,7 +279,9 @@ def _is_attempt(found: Any) -> bool:
 
 
 _FIELDS: Final[Mapping[str, _IsSound]] = {
-    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer"), _is_text),
+    **dict.fromkeys(
+        ("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest"), _is_text
+    ),
     **dict.fromkeys(("replays", "version", "attempt", "over"), _is_count),
     **dict.fromkeys(("enqueued_at", "written_at"), _is_time),
     **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),
@@ -281,5 +289,6 @@ _FIELDS: Final[Mapping[str, _IsSound]] = {
     "error": _is_error,
     "progress": lambda found: _begins_with(found, _is_amount, _is_amount_or_none, _is_text, _is_time),
     **dict.fromkeys(("cancel_asked", "interrupt"), _of(bool)),
+    "call": lambda found: _begins_with(found, _is_text, _is_text),
 }
 """What says of each field whether its value is sound."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from taskbridge.message import Message
+from taskbridge.stores.backend import Entry, Write
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
     FINAL,
@@ -18,6 +19,7 @@ from taskbridge.stores.states import (
     State,
     Status,
 )
+from taskbridge.unique import FREED_AT_START, MOVED
 
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
@@ -53,6 +55,10 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
     row: Row = {"task": message.task, "queue": message.queue, "state": "queued", "enqueued_at": message.enqueued_at}
     if message.replays:
         row["replays"] = message.replays
+    if message.unique:
+        row["unique"] = message.unique
+    if message.digest:
+        row["digest"] = message.digest
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -80,7 +86,32 @@ def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row 
         now["progress"] = run.progress
     if was_final:
         now["cancel_asked"] = True
+    if message.unique[:1] in FREED_AT_START:
+        now.pop("unique", None)
     return now
+
+
+def begun(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
+    """Return what a start makes of a record that has to say whether there is one: final, or moved, it stays."""
+    row = _of_life(old, message)
+    if row is not None and (row["state"] in FINAL or wait_s(row, message, run.at) > 0):
+        return None
+    return started(old, message, run, writer=writer)
+
+
+def wait_s(row: Row, message: Message, now: float) -> float:
+    """Return in how many seconds a debounced message is due, whose start may have been moved; 0 if it is."""
+    is_moved = message.unique[:1] == MOVED and not row.get("attempt")
+    return max(0.0, (row.get("due_at") or 0.0) - now) if is_moved else 0.0
+
+
+def moved(old: Row, call: Sequence[str], due_at: float) -> Row | None:
+    """Return what a further send makes of the record of a debounced message; None if it has started or ended."""
+    if not is_untouched(old):
+        return None
+    row = old.copy()
+    row["state"], row["due_at"], row["call"] = "scheduled", due_at, call
+    return row
 
 
 def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Row | None:
@@ -141,12 +172,49 @@ def cancelled(old: Row | None, *, at: float, interrupt: bool = False) -> Row | N
         row["cancel_asked"] = True
     else:
         row["state"], row["ended_at"], row["due_at"] = "cancelled", at, None
+        _forget_call(row)
     return row
 
 
 def is_untouched(row: Row) -> bool:
     """Return whether a record is as it was made."""
     return not row.get("attempt") and row["state"] in ("scheduled", "queued")
+
+
+def pointer_key(task: str, unique: str) -> str:
+    """Return the key of the text that points to who holds a unique key, given `Message.unique`."""
+    return f"unique:{task}:{unique.partition(':')[2]}"
+
+
+def pointer_to(message_id: str, replays: int, follower: str = "") -> str:
+    """Return the text that points to a message, and to the one that starts when that has ended, if there is one."""
+    return f"{message_id}\t{replays}" + (f"\t{follower}" if follower else "")
+
+
+def pointed_to(pointer: str | None) -> tuple[str, int, str]:
+    """Return the id that a text points to, and of which replay; and what follows then, empty if nothing does."""
+    holder, replays, follower, *_ = [*("" if pointer is None else pointer).split("\t"), "", "", ""]
+    return holder, int(replays) if replays.isdecimal() and len(replays) < 10 else 0, follower
+
+
+def released(key: str, pointer: str | None, me: str) -> tuple[list[Write], list[Entry]]:
+    """Return what a message does to the text of its key as it frees that: what follows is the next to hold it.
+
+    Args:
+        key: The text's.
+        pointer: The text; None if there is none.
+        me: What would point to the message.
+    """
+    holder, replays, follower = pointed_to(pointer)
+    if pointer is None:
+        return [], []
+    if pointer == me:
+        return [Write(key, pointer, None)], []
+    if follower and pointer_to(holder, replays) == me:
+        return [Write(key, pointer, pointer_to(follower, 0))], [Entry(follower, None)]
+    if follower and pointer_to(follower, 0) == me:
+        return [Write(key, pointer, pointer_to(holder, replays))], []
+    return [], []  # it points to others
 
 
 def life_of(record: Status) -> str:
@@ -169,13 +237,22 @@ def _of_life(old: Row | None, message: Message) -> Row | None:
     return None if is_late else old
 
 
+def _forget_call(row: Row) -> None:
+    """Have the record of a message that ends hold no key, and no arguments."""
+    row.pop("unique", None)
+    row.pop("call", None)
+
+
 def _won(row: Row, run: Run) -> bool:
     """Return whether a run had begun before its worker could know that it was cancelled."""
     ended_at = row.get("ended_at")
     return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 
-_LASTING: Final = ("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at")
+_LASTING: Final = (
+    *("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at"),
+    *("unique", "call", "digest"),
+)
 """The fields that don't depend on the state."""
 
 
@@ -213,6 +290,7 @@ def _end(row: Row, ending: Ending, number: int, attempts: Sequence[AttemptRow]) 
         new.pop("error", None)  # of an attempt before, which tells of it itself
     if state in FINAL:
         new["ended_at"] = ending.at
+        _forget_call(new)
         if is_final and ending.reason:
             new["reason"] = ending.reason
         if state == "dead" and ending.traceback:

@@ -82,6 +82,13 @@ class RedisBroker:
         names = keys.due, keys.messages, keys.engines
         return _PARK(names, keys.engine, message.attempt_key, delay_ms, message.dumps())
 
+    def commands(self, message: Message, delay_s: float) -> Sequence[RedisCommand]:
+        """Return what publishes a message, or parks it, within a commit of a store that shares the database."""
+        if delay_s <= 0:
+            return self._wire.encode(message)
+        keys, (_, _, _, _, _, _, *words) = self._keys, self._parking(message, delay_s)
+        return (("PARK", keys.due, keys.messages, keys.engines, *words),)
+
     def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
         """Have requests carried out, one a message, each in one transaction with a command, if it has one."""
         if len(requests) == 1:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from taskbridge import Bridge, Message
+from taskbridge import Bridge, Message, Unique
 from taskbridge.contract.stores.place import TIMEOUT_S, a_message
 from taskbridge.stores.base import Store
+from taskbridge.stores.claims import Intent
 from taskbridge.stores.records import Ending
 
 _THREADS: Final = 4
@@ -78,8 +79,20 @@ def end_run(store: Store, *message_ids: str) -> None:
         _say("ended")
 
 
+def send_unique(store: Store, number: str) -> None:
+    """Send so many unique keys, and write of each its name, the id that holds it, and the one that was to do so."""
+    _say("ready")
+    _wait()
+    for key in (f"{each:032x}" for each in range(int(number))):
+        message = a_message(unique=f"e:{key}")
+        intent = Intent(message=message, delay_s=0.0, unique=Unique("key"))
+        outcomes, _ = store.claims.send([intent], timeout_s=TIMEOUT_S)
+        holder = outcomes[0].holder
+        _say(f"{key}:{message.id if holder is None else holder.id}:{message.id}")
+
+
 _VERBS: Final[Mapping[str, Callable[..., None]]] = {
-    verb.__name__: verb for verb in (claim_ticks, claim_tick, start_run, end_run)
+    verb.__name__: verb for verb in (claim_ticks, claim_tick, start_run, end_run, send_unique)
 }
 
 

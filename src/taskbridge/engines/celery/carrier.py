@@ -317,6 +317,8 @@ class Carrier:
         try:
             task = self._host.bound(message.task)
             verdict = begin(task, message, redelivered=redelivered)
+            if isinstance(verdict, Message):
+                message, verdict = verdict, None
             if verdict is None:
                 return finish(task, message, runs.run(task, message))
         except NotSettledError as exc:

@@ -196,6 +196,8 @@ class TaskActor(Actor[Any, Any]):
             if task.marks is None and self._came_back(delivery, message):
                 return NotRun("its attempt runs here, or has ended here")
             verdict = begin(task, message, redelivered=delivery.redelivered)
+            if isinstance(verdict, Message):
+                message, verdict = verdict, None
             return self._run(task, delivery, message) if verdict is None else verdict
         except NotSettledError:
             verdict = GivenBack()

@@ -13,6 +13,9 @@
 | `{ns}:told:{key}` | channel | tells who watches one of these that it was written: of a record, that it became final |
 | `{ns}:cancelled` | sorted set | the life of each cancelled message, by a growing number made of the server's time |
 | `{ns}:cancelled:until` | sorted set | the same, by the millisecond at which it is forgotten |
+| `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
+| `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
+| `{ns}:outbox:entries` | hash | the text of each |
 
 One script replaces any of the strings if its first line is as it was seen.
 """
@@ -23,16 +26,25 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand
+from taskbridge.brokers.redis import keys as broker_keys
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Write
+from taskbridge.stores.backend import Backend, Commit, Write
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
-_SWAP: Final = Script(__file__, "swap")
+_SWAP: Final = Script(__file__, "write", "swap")
+_COMMIT: Final = Script(__file__, "write", "commit")
 _SINCE: Final = Script(__file__, "since")
+_LOOK: Final = Script(broker_keys.__file__, "look")
+
+_MOST_BYTES: Final = 1 << 20
+"""How many bytes of entries are read at a time, about."""
+
+_TOGETHER: Final = 100
+"""How many commits one script does: while it works, the server does nothing else."""
 
 _ODD_BYTES: Final = "surrogateescape"  # how bytes come through that somebody else has written, and that are no text
 
@@ -46,6 +58,7 @@ class RedisBackend(Backend):
         self._prefix = f"{settings.namespace}:"
         self._channels = f"{self._prefix}told:"
         self._cancelled = f"{self._prefix}cancelled"
+        self._outbox = f"{self._prefix}outbox", f"{self._prefix}outbox:entries"
         self._notifications = PerProcess(lambda: RedisNotifications(settings.send_timeout_s, url, self._channels))
         self._tails: dict[float, bytes] = {}
 
@@ -73,12 +86,30 @@ class RedisBackend(Backend):
     def _swapping(self, write: Write) -> RedisCommand:
         """Return the command that does a write."""
         keys: tuple[str, ...] = self._prefix + write.key, self._channels + write.key
-        text, kept = "" if write.text is None else write.text, _milliseconds(write.kept_s)
-        args: tuple[Word, ...] = write.seen.encode(errors=_ODD_BYTES), text, kept, int(write.tells)
+        args = _words(write)
         if write.cancels:
             keys += self._cancelled, f"{self._cancelled}:until"
-            args += write.cancels, _milliseconds(write.cancellation_kept_s)
-        return _SWAP(keys, *args)
+        return _SWAP(keys, *(args if write.cancels else args[:4]))
+
+    def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
+        """Do each of these wholly or not at all: up to 100 in one script."""
+        keys, names = (*self._outbox, self._cancelled, f"{self._cancelled}:until"), (self._prefix, self._channels)
+        parts = [commits[start : start + _TOGETHER] for start in range(0, len(commits), _TOGETHER)]
+        calls = [[_COMMIT(keys, *names, *(word for each in part for word in _words_of(each)))] for part in parts]
+        return [done == 1 for reply in self._ask(timeout_s, *calls) for done in reply]
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return entries of the outbox that are due."""
+        look = _LOOK(self._outbox, _milliseconds(lease_s), 0, most, _MOST_BYTES)
+        [(_, *found)] = self._ask(timeout_s, [look])
+        texts = (each.decode(errors=_ODD_BYTES) for each in found)
+        return [(key, text) for key, _, text in zip(texts, texts, texts, strict=True)]
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries from the outbox; nobody waits for that."""
+        outbox, entries = self._outbox
+        names = [each.encode(errors=_ODD_BYTES) for each in ids]
+        self._unanswered.send(pack([("ZREM", outbox, *names)]) + pack([("HDEL", entries, *names)]))
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text."""
@@ -127,8 +158,29 @@ class RedisBackend(Backend):
         replies = self._client.execute_all(requests, timeout_s=timeout_s)
         for reply in replies:
             if isinstance(reply, BrokerUnavailable):  # the store is named, for it may be beside another broker
-                raise StoreUnavailable(reply.problem) from reply.__cause__
+                raise StoreUnavailable(reply.problem, maybe_taken=reply.maybe_taken) from reply.__cause__
         return replies
+
+
+def _words(write: Write) -> tuple[Word, ...]:
+    """Return what the scripts are told of a write, beside its key."""
+    seen, text = write.seen.encode(errors=_ODD_BYTES), "" if write.text is None else write.text
+    cancelling = write.cancels, _milliseconds(write.cancellation_kept_s)
+    return seen, text, _milliseconds(write.kept_s), int(write.tells), *cancelling
+
+
+def _words_of(commit: Commit) -> list[Word]:
+    """Return what the script is told of a commit."""
+    words: list[Word] = [len(commit.writes)]
+    for write in commit.writes:
+        words += write.key, *_words(write)
+    words.append(len(commit.entries))
+    for entry in commit.entries:
+        words += entry.id, round(entry.in_s * 1000), entry.text or ""
+    words.append(len(commit.commands))
+    for command in commit.commands:
+        words += len(command), *command
+    return words
 
 
 def _milliseconds(duration_s: float | None) -> int | str:

@@ -7,11 +7,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import NEW, BackendWithTables, Write
+from taskbridge.stores.backend import ABSENT, NEW, BackendWithTables, Commit, Write
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import TABLES, Run
 
@@ -53,6 +53,19 @@ class _Statements:
             RETURNING {database.notify}"""
         self.end: Final = f"DELETE FROM taskbridge_text WHERE {key} AND head = :seen RETURNING key"
         self.remove: Final = f"DELETE FROM taskbridge_text WHERE {keys} RETURNING {database.light}"
+        due = f"namespace = :namespace AND due_at <= {now}"
+        ids = f"namespace = :namespace AND id {database.among}"
+        first = f"SELECT id FROM taskbridge_outbox WHERE {due} ORDER BY due_at LIMIT :most {database.skip_locked}"
+        self.post: Final = f"""INSERT INTO taskbridge_outbox (namespace, id, text, due_at)
+            VALUES (:namespace, :id, :text, {now} + :in_s)
+            ON CONFLICT (namespace, id) DO UPDATE SET text = excluded.text, due_at = excluded.due_at"""
+        self.hasten: Final = (
+            f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE namespace = :namespace AND id = :id"
+        )
+        self.is_due: Final = f"SELECT 1 FROM taskbridge_outbox WHERE {due} LIMIT 1"
+        self.due: Final = f"""UPDATE taskbridge_outbox SET due_at = {now} + :lease_s
+            WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {database.light}"""
+        self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {database.light}"
         self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {database.light}"
 
 
@@ -88,11 +101,52 @@ class SqlBackend(BackendWithTables):
         with self._database.transaction(timeout_s=timeout_s) as run:
             return [self._write(run, each) for each in writes]
 
+    def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
+        """Do each of these wholly or not at all, in one transaction.
+
+        Their texts are locked in the order of their keys, as everybody does: so no two wait for each other.
+        """
+        done = [False] * len(commits)
+        has_begun = False
+        try:
+            with self._database.transaction(timeout_s=timeout_s) as run:
+                has_begun = True
+                for number in sorted(range(len(commits)), key=lambda each: _last_key(commits[each])):
+                    done[number] = self._commit(run, commits[number])
+        except StoreUnavailable as exc:
+            exc.maybe_taken = has_begun  # nobody knows of a COMMIT that was not answered
+            raise
+        return done
+
+    def _commit(self, run: Run, commit: Commit) -> bool:
+        run("SAVEPOINT one", self._its())
+        is_done = all(self._write(run, write) for write in sorted(commit.writes, key=lambda each: each.key))
+        if not is_done:
+            run("ROLLBACK TO SAVEPOINT one", self._its())
+        for entry in commit.entries if is_done else ():
+            values = self._its(id=entry.id, text=entry.text, in_s=entry.in_s)
+            run(self._statements.hasten if entry.text is None else self._statements.post, values)
+        run("RELEASE SAVEPOINT one", self._its())
+        return is_done
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return entries of the outbox that are due; nothing is written if there are none."""
+        if not self._database.run(self._statements.is_due, self._its(), timeout_s=timeout_s):
+            return []
+        values = self._its(most=most, lease_s=lease_s)
+        rows = self._database.run(self._statements.due, values, timeout_s=timeout_s)
+        return [(row[0], row[1]) for row in rows]
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries from the outbox."""
+        values = self._its(keys=self._database.keys(list(ids)))
+        self._database.run(self._statements.sent, values, timeout_s=timeout_s)
+
     def _write(self, run: Run, write: Write) -> bool:
         if write.text is None:
             return bool(run(self._statements.end, self._its(key=write.key, seen=write.seen)))
         values = {**self._values(write.key, write.text, write.kept_s, tells=write.tells), "seen": write.seen}
-        is_done = bool(run(self._statements.begin if write.seen == NEW else self._statements.go_on, values))
+        is_done = bool(run(self._statements.begin if write.seen in (NEW, ABSENT) else self._statements.go_on, values))
         if is_done and write.cancels:
             self._note_cancellation(run, write)
         return is_done
@@ -175,3 +229,7 @@ class SqlBackend(BackendWithTables):
     def _values(self, key: str, text: str, kept_s: float | None, *, tells: bool = False) -> dict[str, Any]:
         head, _, rest = text.partition("\n")
         return self._its(key=key, head=head, rest=rest, tells=tells, kept_s=kept_s)
+
+
+def _last_key(commit: Commit) -> str:
+    return max((each.key for each in commit.writes), default="")

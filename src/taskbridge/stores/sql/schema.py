@@ -7,6 +7,7 @@ belongs to a namespace, so that bridges share a database.
 |---|---|
 | `taskbridge_text` | each text: its first line (`head`), the others (`rest`), and whether the last write tells of it |
 | `taskbridge_cancelled` | each cancellation, by a number that grows in the order in which they are committed |
+| `taskbridge_outbox` | each entry of the outbox, by its message's id: its text, and when it is due (since version 2) |
 | `taskbridge_schema` | there is one: the version of the schema |
 """
 
@@ -31,6 +32,12 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
             namespace TEXT NOT NULL, number BIGINT NOT NULL, life TEXT NOT NULL, until DOUBLE PRECISION,
             PRIMARY KEY (namespace, number))""",
     ),
+    (
+        """CREATE TABLE taskbridge_outbox (
+            namespace TEXT NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL, due_at DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (namespace, id))""",
+        "CREATE INDEX taskbridge_outbox_due ON taskbridge_outbox (namespace, due_at)",
+    ),
 )
 """The statements that make each version of the schema of the one before; the first is made of nothing.
 
@@ -41,7 +48,7 @@ takes an `init` before its workers start.
 VERSION: Final = len(MIGRATIONS)
 """The version that this release works with."""
 
-TABLES: Final = ("taskbridge_text", "taskbridge_cancelled")
+TABLES: Final = ("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox")
 """Those whose rows belong to a namespace."""
 
 

@@ -17,3 +17,8 @@ local function own(command, key, ...)  -- as try, for a key of ours: what else i
   redis.call('PEXPIRE', key .. ':odd', 2592000000)
   return redis.call(command, key, ...)
 end
+
+local function park(due, messages, at, member, text)  -- the same member again replaces the first
+  own('ZADD', due, at, member)
+  own('HSET', messages, member, text)
+end

@@ -1,0 +1,179 @@
+"""Outboxes: what is decided, and perhaps not published yet (rule OB1); and the thread that publishes it.
+
+An outbox is where a decision is kept, in the same transaction: in the store, for what unique keys decide, or in an
+application's own database. So a message is published if, and only if, it was decided to send it, whoever dies
+meanwhile. It may be published twice. Each copy says so (`Message.relayed`): whoever takes it claims the mark of its
+attempt, and of two copies, one is run (rule A7). The mark, or the record, outlives the entry.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from taskbridge.background import Background
+from taskbridge.brokers.base import Taken, unpublished
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
+from taskbridge.logs import logger
+from taskbridge.message import DeadLetter
+from taskbridge.stores.entries import Held, loads_held
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
+
+__all__ = ["Held", "Outbox", "Relay"]
+
+_log = logger("taskbridge.outbox")
+
+_LOOK_S: Final = 0.4
+"""How often a worker looks: what a killed sender leaves is published within a second (`OWN_S` is the sender's)."""
+
+_TOGETHER: Final = 100
+_LEASE_S: Final = 6.0
+"""How long an entry is left to the worker that was told of it, and how soon it is tried again."""
+
+
+class Outbox(Protocol):
+    """What a relay reads; `Held.dumps` makes the texts of entries. Calls raise `BrokerUnavailable`."""
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return ids and texts of entries that are due, each to one of those that ask; again after `lease_s`."""
+        ...
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries that were published."""
+        ...
+
+
+class Relay(Background):
+    """Publishes what is due in an outbox, by its bridge's engine and broker. Any number may do so at once.
+
+    Args:
+        host: The bridge.
+        outbox: The outbox; the store's if None.
+    """
+
+    def __init__(self, host: Bridge, outbox: Outbox | None = None) -> None:
+        super().__init__("relay", join_s=0.2)
+        self._host = host
+        self._given = outbox
+
+    @property
+    def _outbox(self) -> Outbox | None:
+        store = self._host.store
+        return self._given if self._given is not None or store is None else store.backend
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._host.settings.send_timeout_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Publish what is due until `stop` is set; outages are waited out."""
+        is_away = False
+        while not stop.is_set() and self._outbox is not None:
+            has_more = False
+            try:
+                has_more, is_away = self.step(), False
+            except BrokerUnavailable as exc:
+                if not is_away:
+                    _log.warning("what is in the outbox waits until broker and store are back: %s", exc.problem)
+                is_away = True
+            except Exception:
+                _log.exception("looking into the outbox failed, going on")
+            if not has_more:
+                stop.wait(_LOOK_S)
+
+    def step(self) -> bool:
+        """Publish what is due, up to 100 entries, and return whether there may be more.
+
+        Raises:
+            BrokerUnavailable: The broker or the store is away; what is not published is due again in some seconds.
+        """
+        outbox = self._outbox
+        if outbox is None:
+            return False
+        found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
+        held = [each for key, text in found if (each := self._read(key, text)) is not None]
+        self.publish([each for each in held if self._is_ready(each)], timeout_s=self._timeout_s)
+        return len(found) == _TOGETHER
+
+    def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
+        """Publish what entries hold, and remove them.
+
+        Raises:
+            BrokerUnavailable: Not all were published; the entries of the others are still there.
+        """
+        for each in held:
+            if each.kind == "replayed":
+                self._take_letter(each)
+        now = self._host.now()
+        self._give([(each, 0.0) for each in held if each.starts_at <= now], timeout_s)
+        self._give([(each, each.starts_at - now) for each in held if each.starts_at > now], timeout_s)
+
+    def _give(self, held: Sequence[tuple[Held, float]], timeout_s: float) -> None:
+        """Publish messages, or park them; one that can't be is buried, and keeps back no other."""
+        broker = self._host.broker
+        if not held:
+            return
+        try:
+            if held[0][1] > 0:
+                broker.park([(each.message, delay_s) for each, delay_s in held], timeout_s=timeout_s)
+            else:
+                broker.publish([each.message for each, _ in held], timeout_s=timeout_s)
+        except PartlyPublished as exc:
+            self._remove([held[index][0].message.id for index in sorted(exc.accepted)])
+            raise
+        except BrokerUnavailable:
+            raise
+        except Exception as exc:
+            if len(held) > 1:
+                for each in held:
+                    self._give([each], timeout_s)
+                return
+            self._bury(held[0][0].message.dumps(), exc)
+        self._remove([each.message.id for each, _ in held])
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        outbox = self._outbox
+        try:
+            if ids and outbox is not None:
+                outbox.remove_entries(ids, timeout_s=self._timeout_s)
+        except BrokerUnavailable as exc:
+            _log.warning("%d messages stay in the outbox, and are published again: %s", len(ids), exc.problem)
+
+    def _read(self, key: str, text: str) -> Held | None:
+        """Return what an entry holds; None if it is left to other workers, or can't be read, and is buried."""
+        try:
+            held = loads_held(text)
+            if held.message.id != key:
+                raise DecodeError(f"entry {key!r} of the outbox holds message {held.message.id!r}")
+            return held if self._host.knows(held.message.task) else None
+        except NewerFormError as exc:
+            _log.warning("entry %s of the outbox is left to a newer release: %s", key, exc)
+        except Exception as exc:
+            self._bury(text, exc)
+            self._remove([key])
+        return None
+
+    def _is_ready(self, held: Held) -> bool:
+        """Return whether what an entry holds is to be published now; if it never is, the entry is removed."""
+        if held.kind != "follows" or (store := self._host.store) is None:
+            return True
+        is_next = store.claims.is_next(held.message, timeout_s=self._timeout_s)
+        if is_next is None:
+            self._remove([held.message.id])
+        return bool(is_next)
+
+    def _take_letter(self, held: Held) -> None:
+        """Take the dead letter of a replayed message away, which is in the outbox now."""
+
+        def decide(letter: DeadLetter) -> Taken | None:
+            message = letter.message
+            return Taken() if message is not None and message.replays < held.message.replays else None
+
+        self._host.broker.take_dead(decide, ids=[held.message.id], timeout_s=self._timeout_s)
+
+    def _bury(self, text: str, error: Exception) -> None:
+        letter = unpublished(text.encode(errors="surrogateescape"), error, None)
+        self._host.broker.bury(letter, timeout_s=self._timeout_s)

@@ -1,0 +1,46 @@
+"""What an outbox holds of a message: a line that says when it starts, and what it is, and the message's own text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, cast, get_args
+
+from taskbridge.exceptions import DecodeError
+from taskbridge.message import END_OF_TIME, Message, loads
+
+Kind = Literal["sent", "follows", "replayed"]
+"""`sent`: it is to be published. `follows`: that waits for the end of the message that holds its key. `replayed`: its
+dead letter is taken away first."""
+
+_KINDS: Final = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A message in an outbox, when it starts, in seconds since the epoch (0 is at once), and what it is."""
+
+    message: Message
+    starts_at: float = 0.0
+    kind: Kind = "sent"
+
+    def dumps(self) -> str:
+        """Return it as the text of an entry, which `loads_held` reads."""
+        return f"{self.starts_at!r} {self.kind}\n{self.message.dumps()}"
+
+
+def loads_held(text: str) -> Held:
+    """Return what an entry holds.
+
+    Raises:
+        NewerFormError: A newer release wrote it.
+        DecodeError: It is no entry.
+    """
+    line, _, rest = text.partition("\n")
+    starts_at, _, kind = line.partition(" ")
+    try:
+        is_sound = 0 <= float(starts_at) <= END_OF_TIME and kind in _KINDS
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise DecodeError(f"not an entry of an outbox: it begins with {line[:100]!r}")
+    return Held(loads(rest), float(starts_at), cast("Kind", kind))

@@ -1,0 +1,246 @@
+"""The outbox: what becomes of its entries, odd ones too, whoever has left them there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from taskbridge import Bridge, BrokerUnavailable, Message, Unique
+from taskbridge.engines.settle import NotRun, run_and_settle
+from taskbridge.message import FORM, new_id
+from taskbridge.stores.backend import Backend, Commit, Entry
+from taskbridge.stores.entries import Held, loads_held
+from taskbridge.stores.transitions import pointed_to, pointer_to, released
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    bridge = Bridge("inline://?threads=0")
+    bridge.task(name="known")(lambda: ran.append("known"))
+    ran.clear()
+    yield bridge
+    bridge.close()
+
+
+ran: list[str] = []
+
+
+def backend_of(bridge: Bridge) -> Backend:
+    store = bridge.store
+    assert store is not None
+    return store.backend
+
+
+def message(task: str = "known", **fields: Any) -> Message:
+    given: dict[str, Any] = {"id": new_id(), "args_json": "[]", "kwargs_json": "{}", "enqueued_at": time.time()}
+    given |= fields
+    return Message(task=task, queue="default", **given)
+
+
+def leave(bridge: Bridge, **texts: str) -> None:
+    entries = [Entry(key, text) for key, text in texts.items()]
+    backend_of(bridge).commit([Commit((), entries)], timeout_s=1.0)
+
+
+def text_of(key: str, task: str = "known", starts_at: float = 0.0) -> str:
+    return Held(message(task, id=key), starts_at).dumps()
+
+
+def left(bridge: Bridge) -> list[str]:
+    bridge.run_schedules(60)  # by then all leases are over
+    return [key for key, _ in backend_of(bridge).due_entries(most=100, lease_s=0.0, timeout_s=1.0)]
+
+
+@pytest.mark.parametrize("held", [Held(message()), Held(message(headers={"a": "\u00e9"}), 12.5, "replayed")])
+def test_an_entry_is_read_as_it_was_written(held: Held) -> None:
+    assert loads_held(held.dumps()) == held
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "x",
+        "0.0 sent\n",
+        "0.0 sent\n[]",
+        "0.0 odd\n" + message().dumps(),
+        "nan sent\n" + message().dumps(),
+        "-1 sent\n" + message().dumps(),
+        "1e999 sent\n" + message().dumps(),
+        "sent\n" + message().dumps(),
+        "0.0 sent\n" + message().dumps().replace("{", "\udc80{", 1),
+        Held(message(id="of another id")).dumps(),
+    ],
+)
+def test_an_odd_entry_is_dead_and_the_one_behind_it_is_published(bridge: Bridge, odd: str) -> None:
+    leave(bridge, odd=odd, behind=text_of("behind"))
+    bridge.run_until_idle()
+
+    assert ran == ["known"]
+    assert [entry.reason for entry in bridge.dead.list().entries] == ["undecodable"]
+    assert left(bridge) == []
+
+
+def test_what_is_not_for_this_release_or_worker_is_left_to_others(bridge: Bridge) -> None:
+    newer = text_of("newer").replace('"form":1', f'"form":{FORM + 1}')
+    leave(bridge, newer=newer, unknown=text_of("unknown", "unknown"), behind=text_of("behind"))
+    bridge.run_until_idle()
+    assert ran == ["known"]
+    assert left(bridge) == ["newer", "unknown"]
+
+    bridge.task(name="unknown")(lambda: ran.append("unknown"))
+    bridge.run_schedules(60)
+    bridge.run_until_idle()
+    assert ran == ["known", "unknown"]
+
+
+def test_one_that_can_not_be_published_keeps_back_no_other(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = bridge.wire
+    encode = wire.encode
+
+    def refuse(each: Message) -> Any:
+        if each.id == "odd":
+            raise ValueError("it can't be written")
+        return encode(each)
+
+    monkeypatch.setattr(wire, "encode", refuse)
+    leave(bridge, **{key: text_of(key) for key in ("before", "odd", "behind")})
+    bridge.run_until_idle()
+
+    assert len(ran) in (2, 3)  # what was published before is published again, and inline nothing tells
+    assert [(entry.id, entry.reason) for entry in bridge.dead.list().entries] == [("odd", "internal_error")]
+
+
+def test_what_waits_for_the_broker_stays(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, timeout_s: float) -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    leave(bridge, a=text_of("a"))
+    with monkeypatch.context() as broken:
+        broken.setattr(bridge.broker, "publish", refuse)
+        with pytest.raises(BrokerUnavailable):
+            bridge.relay.step()
+    bridge.run_schedules(10)
+    bridge.run_until_idle()
+
+    assert ran == ["known"]
+    assert left(bridge) == []
+
+
+def test_what_is_delayed_starts_at_its_time(bridge: Bridge) -> None:
+    started: list[float] = []
+    bridge.task(name="later")(lambda: started.append(bridge.now()))
+    at = bridge.now() + 100
+    leave(bridge, a=text_of("a", "later", at))
+    bridge.run_until_idle()
+
+    assert at <= started[0] < at + 1
+
+
+def test_what_follows_starts_though_the_message_before_it_is_gone(bridge: Bridge) -> None:
+    task = bridge.task(name="table", unique=Unique("number", on_conflict="after"))(lambda number: ran.append("table"))
+    held = task.schedule(3600, 1)
+    assert task.send(1).is_new
+    bridge.run_schedules(60)
+    assert ran == []
+
+    backend_of(bridge).remove([f"record:{held.id}"], timeout_s=1.0)
+    bridge.run_schedules(60)
+    assert ran == ["table"]
+
+
+def test_what_follows_and_is_cancelled_never_starts(bridge: Bridge) -> None:
+    task = bridge.task(name="table", unique=Unique("number", on_conflict="after"))(lambda number: ran.append("table"))
+    task.schedule(10, 1)
+    cancelled = task.send(1)
+    cancelled.cancel()
+    assert task.send(1).is_new
+    bridge.run_until_idle()
+    bridge.run_schedules(60)
+    bridge.run_until_idle()
+
+    assert ran == ["table", "table"]
+    assert left(bridge) == []
+
+
+def test_a_replay_whose_caller_is_killed_goes_on(bridge: Bridge) -> None:
+    fails = [True]
+
+    def run(number: int) -> None:
+        ran.append("run")
+        if fails:
+            raise ValueError
+
+    task = bridge.task(name="table", unique=True)(run)
+    handle = task.send(1)
+    bridge.run_until_idle()
+    fails.clear()
+    ran.clear()
+    [letter] = bridge.dead_letters()
+    store = bridge.store
+    assert letter.message is not None
+    assert store is not None
+    assert store.claims.replay(letter.message.replayed(bridge.now()), timeout_s=1.0)
+    assert [task.send(1).is_new, len(bridge.dead_letters())] == [False, 1]
+
+    bridge.run_schedules(1)
+    bridge.run_until_idle()
+    assert (ran, bridge.dead_letters(), handle.status().state) == (["run"], [], "done")
+    assert bridge.dead.replay(handle.id).missing == (handle.id,)
+
+
+def test_a_copy_that_comes_much_later_is_not_run_though_nothing_is_recorded() -> None:
+    bridge = Bridge("celery+memory://")
+    bridge.task(name="quiet", results=False)(lambda: ran.append("quiet"))
+    copies = [message("quiet", relayed=True) for _ in range(2)]
+    copies[1] = replace(copies[0])
+    ran.clear()
+    kept: list[float] = []
+    backend: Any = backend_of(bridge)
+    put_soon = backend.put_soon
+
+    def noting(key: str, text: str, *, kept_s: float) -> None:
+        kept.append(kept_s)
+        put_soon(key, text, kept_s=kept_s)
+
+    backend.put_soon = noting
+    verdicts = [run_and_settle(bridge, each) for each in copies]
+    bridge.close()
+
+    assert ran == ["quiet"]
+    assert isinstance(verdicts[1], NotRun)
+    assert min(kept) >= 7 * 86400
+
+
+ME = pointer_to("me", 1)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "left_of_it", "hastened"),
+    [
+        (None, None, []),
+        (ME, None, []),
+        (pointer_to("me", 1, "next"), pointer_to("next", 0), ["next"]),
+        (pointer_to("other", 0, "me"), pointer_to("other", 0, "me"), []),  # it was so before it was replayed
+        (pointer_to("other", 0), pointer_to("other", 0), []),
+        (pointer_to("me", 0, "next"), pointer_to("me", 0, "next"), []),
+        ("", "", []),
+        ("\t\t\t", "\t\t\t", []),
+        ("x\ty\tz\tw", "x\ty\tz\tw", []),
+    ],
+)
+def test_a_key_is_freed_by_who_holds_it(pointer: str | None, left_of_it: str | None, hastened: list[str]) -> None:
+    writes, entries = released("key", pointer, ME)
+
+    assert [write.text for write in writes] == ([] if left_of_it == pointer else [left_of_it])
+    assert [(entry.id, entry.text) for entry in entries] == [(each, None) for each in hastened]
+    assert all(write.seen == pointer for write in writes)
+
+
+def test_a_pointer_is_read_as_it_was_written() -> None:
+    assert pointed_to(pointer_to("a b", 2, "c")) == ("a b", 2, "c")
+    assert pointed_to(pointer_to("a", 0)) == ("a", 0, "")
+    assert pointed_to(None) == ("", 0, "")
