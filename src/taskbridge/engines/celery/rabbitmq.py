@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from taskbridge.engines.celery.bodies import BoundedMessage
+from taskbridge.engines.celery.reading import BoundedMessage
 from taskbridge.engines.celery.stock import (
     AmqpChannel,
     AmqpConnection,

@@ -19,8 +19,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Held
-from taskbridge.engines.celery.bodies import BoundedMessage
 from taskbridge.engines.celery.control import reply_queue
+from taskbridge.engines.celery.reading import BoundedMessage
 from taskbridge.engines.celery.stock import (
     KombuConnection,
     VirtualChannel,

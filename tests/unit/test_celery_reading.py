@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("celery")
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.bodies import decompressed
+from taskbridge.engines.celery.reading import decompressed
 from taskbridge.exceptions import DecodeError
 
 MOST = 1000
