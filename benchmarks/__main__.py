@@ -22,27 +22,48 @@ from benchmarks.render import markdown, replaced, text
 from benchmarks.results import Result, loads
 from benchmarks.rows.base import Row
 from benchmarks.rows.table import ROWS
-from benchmarks.scaling import sums, tables
+from benchmarks.scaling import SUMMED, sums, tables
 
-_RESULT: Final = ROOT / "docs" / "performance.json"
-_PAGE: Final = ROOT / "docs" / "performance.md"
-_SCALING: Final = ROOT / "docs" / "scaling.md"
+_DOCS: Final = ROOT / "docs"
+PAGES: Final = {
+    "performance": [row for row in ROWS if not row.family],
+    "scaling": [row for row in ROWS if row.family or row.key in SUMMED],
+}
+"""The rows of each page; it is written from one run of all of these."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and return the exit code: 1 if the guard lets a ratio not pass, 2 for a wrong command line."""
     options = _parser().parse_args(argv)
+    if options.write and options.only:
+        _parser().error("a page is written from one run of all its rows: --write goes with --page, not with --only")
     rows = _rows(options)
-    result = loads(_RESULT.read_text()) if options.render else _measured(rows, options)
+    if options.render:
+        for page in PAGES:
+            _write(page, loads((_DOCS / f"{page}.json").read_text()))
+        return 0
+    result = _measured(rows, options)
     judged = judge(result, GOALS)
     print(text(result, rows, judged))
     if options.json:
         Path(options.json).write_text(result.dumps())
-    if options.write or options.render:
-        _RESULT.write_text(result.dumps())
-        _PAGE.write_text(replaced(_PAGE.read_text(), markdown(result, rows, judged)))
-        _SCALING.write_text(replaced(replaced(_SCALING.read_text(), sums(result)), tables(result, rows)))
+    if options.write:
+        for page in PAGES if options.page is None else [options.page]:
+            _write(page, result)
     return _guarded(rows, result, judged, options) if options.guard else 0
+
+
+def _write(page: str, result: Result) -> None:
+    """Write the generated parts of a page, and the figures that they are made of."""
+    (_DOCS / f"{page}.json").write_text(result.dumps())
+    file = _DOCS / f"{page}.md"
+    parts = (
+        [markdown(result, ROWS, judge(result, GOALS))]
+        if page == "performance"
+        else [sums(result), tables(result, ROWS)]
+    )
+    for part in parts:
+        file.write_text(replaced(file.read_text(), part))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small sizes, few rounds, no peers; with --guard, few rows"
     )
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows only; a glob is allowed")
+    parser.add_argument("--page", choices=PAGES, help="the rows of this page only")
     parser.add_argument(
         "--guard", action="store_true", help="exit with 1 if a ratio misses its goal past its tolerance"
     )
@@ -59,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threadmill", metavar="PYTHON", help="one with threadmill's, which needs it too")
     parser.add_argument("--observed", metavar="PYTHON", help="one with taskbridge, Django, and OpenTelemetry's SDK")
     parser.add_argument("--json", metavar="FILE", help="write the result there, too")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.json and the pages' tables")
-    parser.add_argument("--render", action="store_true", help="measure nothing: the pages from docs/performance.json")
+    parser.add_argument(
+        "--write", action="store_true", help="write the pages' tables, and what they are made of, docs/PAGE.json"
+    )
+    parser.add_argument("--render", action="store_true", help="measure nothing: the pages from docs/PAGE.json")
     parser.add_argument("--rows", action="version", version="\n".join(row.key for row in ROWS), help="name the rows")
     return parser
 
@@ -74,7 +98,7 @@ def _rows(options: argparse.Namespace) -> list[Row]:
         return [row for row in ROWS if any(fnmatch(row.key, each) for each in wanted)]
     if options.guard and options.quick:
         return [row for row in ROWS if row.in_guard]
-    return list(ROWS)
+    return list(ROWS if options.page is None else PAGES[options.page])
 
 
 def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
@@ -96,7 +120,7 @@ def _measured(rows: Sequence[Row], options: argparse.Namespace) -> Result:
 
 def _guarded(rows: Sequence[Row], result: Result, judged: Sequence[Judged], options: argparse.Namespace) -> int:
     failed = _failed(judged)
-    if failed and not options.render:  # what disturbs a machine may outlast a row, and what is slower stays slower
+    if failed:  # what disturbs a machine may outlast a row, and what is slower stays slower
         doubted = [row for row in rows if any(each.goal.row == row.key for each in failed)]
         print(f"guard: measured again: {', '.join(row.key for row in doubted)}")
         failed = _failed(judge(_measured(doubted, options), [each.goal for each in failed]))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PAGES, main
 from benchmarks.contenders import CELERY, CELERY_BRIDGE
 from benchmarks.goals import GOALS, C, D, Goal, judge
 from benchmarks.machine import servers
@@ -304,11 +305,25 @@ class TestPages:
     """The pages are what the last run of the benchmark wrote, as `--render` would write them now."""
 
     def test_their_generated_parts_are_up_to_date(self) -> None:
-        found = loads((DOCS / "performance.json").read_text())
+        found, grown = (loads((DOCS / f"{page}.json").read_text()) for page in PAGES)
         performance, scaling = (DOCS / "performance.md").read_text(), (DOCS / "scaling.md").read_text()
 
         assert replaced(performance, markdown(found, ROWS, judge(found, GOALS))) == performance
-        assert replaced(replaced(scaling, sums(found)), tables(found, ROWS)) == scaling
+        assert replaced(replaced(scaling, sums(grown)), tables(grown, ROWS)) == scaling
+
+    def test_the_rows_of_a_page_are_all_that_it_is_made_of(self) -> None:
+        grown = loads((DOCS / "scaling.json").read_text())
+        keys = {row.key for row in PAGES["scaling"]}
+        measured = replace(grown, measurements=tuple(each for each in grown.measurements if each.row in keys))
+
+        assert sums(measured) == sums(grown)
+        assert {row for rows in PAGES.values() for row in rows} == set(ROWS)
+
+    def test_a_page_is_not_written_from_some_of_its_rows(self) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["--write", "--only", "send-redis"])
+
+        assert ended.value.code == 2
 
 
 def test_who_lives_in_an_environment_that_is_not_there_is_left_out() -> None:
