@@ -298,6 +298,7 @@ def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: 
     assert next(busy) is None, "it is in the line now"
     place.note.using(queue="email").send(2)
     other: Any = broker.consume(place.email, prefetch=2, timeout=50)
+    turn(other, until=lambda: other._arrived)
     assert next(other) is None
 
     busy.ack(first)
