@@ -621,10 +621,10 @@ def never_asks(still_ours: Any) -> Any:
 # Outages
 
 
-@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.postgresql", "PostgreSQL.lend", "postgresql")
-def waits_longer(lend: Any) -> Any:
+@mutant("a_store_that_is_silent_is_noticed_in_time", f"{_SQL}.database", "Database._taken", "postgresql")
+def waits_longer(taken: Any) -> Any:
     """A call to a silent server takes longer than it may."""
-    return lambda self, connection, deadline: lend(self, connection, deadline + 4)
+    return lambda self, mine, deadline: taken(self, mine, deadline + 4)
 
 
 @mutant("a_store_that_was_away_wakes_who_waits", "taskbridge.stores.notifications", "Watches.wake_all", "postgresql")
