@@ -93,21 +93,23 @@ class Declaration:
         arguments.apply_defaults()
         return arguments.arguments
 
-    def decoded(self, message: Message) -> tuple[list[Any], dict[str, Any]]:
-        """Return a message's positional and keyword arguments, as the function gets them.
+    def fitted(self, args: list[Any], kwargs: dict[str, Any], form: int) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments that a message of this form holds as the function gets them.
 
         Raises:
-            DecodeError: They are not in the codec's form.
-            TypeError: They fit neither the signature nor the type hints.
+            TypeError: They don't fit the signature, or the type hints.
         """
-        args, kwargs = message.arguments()
         self.check(args, kwargs)
         hints = self.hints
-        if hints is None and message.form == 1:
+        if hints is None and form == 1:
             return args, kwargs
         from taskbridge.hints import NO_HINTS  # here, for few messages need it
 
         return (hints or NO_HINTS).made(args, kwargs)
+
+    def decoded(self, message: Message) -> tuple[list[Any], dict[str, Any]]:
+        """Return a message's arguments as the function gets them; raise `DecodeError` or `TypeError` if that fails."""
+        return self.fitted(*message.arguments(), message.form)
 
     def arguments_of(self, message: Message) -> dict[str, Any] | None:
         """Return a message's arguments by the names of the parameters; None if they don't fit."""

@@ -180,7 +180,7 @@ class Message:
                 raise EncodeError(f"headers[{name!r}]", HEADERS_ARE)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the positional and the keyword arguments, new objects each time; see `Declaration.decoded`.
+        """Return the positional and the keyword arguments, new objects each time; see `Declaration.fitted`.
 
         Raises:
             DecodeError: They are not in the codec's form.

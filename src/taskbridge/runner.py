@@ -83,7 +83,7 @@ class Runner:
         if message.expires_at is not None and self.now() > message.expires_at:
             return Discarded("expired")
         try:
-            args, kwargs = declaration.decoded(message)
+            args, kwargs = declaration.fitted(*message.arguments(), message.form)
         except DecodeError as exc:
             return Dead("undecodable", exc)
         except TypeError as exc:

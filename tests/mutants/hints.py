@@ -29,7 +29,7 @@ def values_of_classes_arrive_as_their_fields() -> None:
 @mutant("S4", "what_one_engine_parks_another_makes", "celery+redis")
 def parked_messages_forget_their_form() -> None:
     """A message that is parked says that it is of the first form, and is read as such."""
-    put("taskbridge.declaration", "Declaration.decoded", lambda _: lambda self, message: message.arguments())
+    put("taskbridge.declaration", "Declaration.fitted", lambda _: lambda self, args, kwargs, form: (args, kwargs))
 
 
 @mutant("S4", "subclasses_arrive_as_plain_values")

@@ -118,9 +118,13 @@ def message(declaration: Declaration, *args: Any, **kwargs: Any) -> Message:
     )
 
 
+def decoded(declaration: Declaration, came: Message) -> tuple[list[Any], dict[str, Any]]:
+    return declaration.fitted(*came.arguments(), came.form)
+
+
 def there_and_back(hint: Any, value: Any) -> Any:
     declaration = declared(hint)
-    [came], _ = declaration.decoded(message(declaration, value))
+    [came], _ = decoded(declaration, message(declaration, value))
     return came
 
 
@@ -248,7 +252,7 @@ def test_each_parameter_has_its_own_classes() -> None:
     declaration = declare(function, name="shop.pay")
     args, kwargs = (Line("a"), 1, Colour.RED), {"key": Path("x"), "first": Point(1)}
 
-    assert declaration.decoded(message(declaration, *args, **kwargs)) == (list(args), kwargs)
+    assert decoded(declaration, message(declaration, *args, **kwargs)) == (list(args), kwargs)
     for wrong in ((Colour.RED,), (Line("a"), Line("a")), (Line("a"), 1, Line("a"))):
         with pytest.raises(EncodeError):
             message(declaration, *wrong)
@@ -260,7 +264,7 @@ def test_two_classes_of_one_name_are_told_apart() -> None:
     here = type("Line", (str,), {"__module__": "here"})
     declaration = declared(list[here | Line])  # type: ignore[valid-type]
 
-    [came], _ = declaration.decoded(message(declaration, [here("x"), Line("x")]))
+    [came], _ = decoded(declaration, message(declaration, [here("x"), Line("x")]))
 
     assert [type(each) for each in came] == [here, Line]
 
@@ -286,7 +290,7 @@ def test_what_does_not_fit_is_told_with_its_place(hint: Any, value: Any, text: s
     came = Message(id="i", task="t", queue="q", args_json=text_of, kwargs_json="{}", form=2, enqueued_at=0.0)
 
     with pytest.raises(TypeError, match=text):
-        declared(hint).decoded(came)
+        decoded(declared(hint), came)
 
 
 @pytest.mark.parametrize(
