@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.ports import free_port
@@ -40,6 +41,26 @@ def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
             own.close()
 
 
+class _Room:
+    """The room that a server has for clients; one that takes it keeps all others out."""
+
+    def __init__(self, server: PrivateRedis) -> None:
+        self._url = server.url
+        self._client: Any = None
+
+    def take(self) -> None:
+        import redis  # here, for not everyone has it installed
+
+        self._client = redis.Redis.from_url(self._url, single_connection_client=True)
+        self._client.config_set("maxclients", 1)
+        for kind in ("normal", "pubsub"):
+            self._client.client_kill_filter(_type=kind, skipme=True)
+
+    def give_back(self) -> None:
+        self._client.config_set("maxclients", 10_000)
+        self._client.close()
+
+
 def _troubles_of_redis(server: PrivateRedis) -> list[Trouble]:
     return [
         Trouble(
@@ -53,6 +74,7 @@ def _troubles_of_redis(server: PrivateRedis) -> list[Trouble]:
             end=lambda: server.command("REPLICAOF", "NO", "ONE"),
         ),
         Trouble(name="a full disk", begin=server.fail_to_save, end=server.save_again),
+        Trouble(name="full of clients", begin=(room := _Room(server)).take, end=room.give_back),
         Trouble(name="restarted", begin=server.shut_down, end=server.start),
     ]
 

@@ -123,10 +123,15 @@ class Parts:
                 engine = import_module("taskbridge.engines.inline").make_engine(self)
                 self._made["engine"] = engine
                 return engine.broker, engine.wire
-            of_engine, of_broker = _module("taskbridge.engines", url.engine), _module("taskbridge.brokers", url.broker)
+            of_engine = _module("taskbridge.engines", url.engine)
             wire = import_module(f"{of_engine}.wire").make_wire(url.broker, settings)
-            broker: Broker = import_module(of_broker).connect(settings, wire)
-            return broker, wire
+            return self.broker_for(wire), wire
+
+    def broker_for(self, wire: Wire[Any]) -> Broker:
+        """Return another connection to the broker, for the words of some engine; whoever asks for it closes it."""
+        module = import_module(_module("taskbridge.brokers", self.settings.url.broker))
+        broker: Broker = module.connect(self.settings, wire)
+        return broker
 
     @property
     def store(self) -> Store | None:

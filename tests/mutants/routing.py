@@ -212,3 +212,23 @@ def queues_of_celery_have_no_type() -> None:
 def queues_of_dramatiq_have_no_type() -> None:
     """Dramatiq's queues are declared without a type."""
     _without_type("dramatiq")
+
+
+@mutant("Q9", "another_application_is_told_of", "dramatiq+redis")
+def no_worker_is_remembered() -> None:
+    """A worker tells nobody of its application."""
+
+    def make(others: Any) -> Any:
+        return lambda *given, **options: others(*given, **{**options, "is_started": False})
+
+    put("taskbridge.cli.worker", "others", make)
+
+
+@mutant("Q9", "another_application_is_told_of", "dramatiq+redis")
+def a_release_is_another_application() -> None:
+    """Whoever consumes the same queue counts as another application, whatever its tasks."""
+
+    def make(said: Any) -> Any:
+        return lambda bridge, name, its, mine: said(bridge, name, its, {**mine, "tasks": []})
+
+    put("taskbridge.cli.applications", "_said", make)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.failures import text_of, traceback_of
@@ -249,3 +249,30 @@ class SignBroker(Broker, Protocol):
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""
         ...
+
+
+class Remark(NamedTuple):
+    """What `taskbridge check --deep` says about a server: a word, how bad it is, and what to do.
+
+    It is `failed` if messages are lost, late or refused as things are, and a `note` if somebody should know it.
+    """
+
+    subject: str
+    outcome: Literal["ok", "note", "failed"]
+    text: str
+
+
+@runtime_checkable
+class ExaminedBroker(Broker, Protocol):
+    """A broker that can say what of its server's settings puts messages at risk. What fails raises as in `Broker`."""
+
+    def examine(self, queues: Sequence[str], *, management: str | None, timeout_s: float) -> Iterable[Remark]:
+        """Return what is to be said of the server, and of these queues, which are declared if they are missing.
+
+        `management` is the URL of the server's HTTP API, if it has one elsewhere than by default. Each thing that is
+        asked of the server may take `timeout_s`.
+        """
+        ...
+
+    def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:
+        """Remove these queues, and all that this engine's bridges have parked; other engines' stays."""

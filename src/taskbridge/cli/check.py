@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from taskbridge import Bridge
 from taskbridge._version import __version__
-from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, command
+from taskbridge.cli.applications import others
+from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.routes import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError
@@ -23,10 +24,10 @@ from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
 
-Outcome = Literal["ok", "note", "warning", "error"]
+Outcome = Literal["ok", "note", "warning", "failed", "error"]
 
-_CODES: Final[dict[Outcome, int]] = {"ok": 0, "note": 0, "warning": 1, "error": 2}
-_COLORS: Final[dict[Outcome, int]] = {"ok": GREEN, "note": CYAN, "warning": YELLOW, "error": RED}
+_CODES: Final[dict[Outcome, int]] = {"ok": 0, "note": 0, "warning": 1, "failed": 1, "error": 2}
+_COLORS: Final[dict[Outcome, int]] = {"ok": GREEN, "note": CYAN, "warning": YELLOW, "failed": RED, "error": RED}
 
 _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
 """What an engine or a client library is installed from, where that isn't one package of the same name."""
@@ -40,7 +41,21 @@ class _Finding(NamedTuple):
     text: str
 
 
-@command("check", "is everything there that an application needs?", MODULE_OR_NONE, URL, JSON, opens=any_bridge)
+@command(
+    "check",
+    "is everything there that an application needs?",
+    MODULE_OR_NONE,
+    URL,
+    argument("--deep", action="store_true", help="try what messages need on the real servers, for some seconds"),
+    argument(
+        "--management",
+        metavar="URL",
+        help="with --deep: RabbitMQ's management API, perhaps with a user of its own; default: the broker's host, "
+        "port 15672 (15671 with TLS)",
+    ),
+    JSON,
+    opens=any_bridge,
+)
 def check(bridge: Bridge, arguments: Namespace) -> Output:
     """Check that tasks can be sent and run.
 
@@ -50,12 +65,19 @@ def check(bridge: Bridge, arguments: Namespace) -> Output:
       taskbridge check shop.tasks
       TASKBRIDGE_URL=dramatiq+amqp://guest:guest@localhost// taskbridge check shop.tasks
 
-    Exit code: 0 all is well, 1 it works but something looks wrong, 2 it can't work.
+    --deep also sends, delays, dead-letters and cancels something, and reads what the servers say of themselves: it
+    finds missing permissions, eviction, servers that save nothing, and policies that drop messages or expire them.
+    What it makes has names of its own, and is removed; the application's queues are declared if they are missing.
+
+      taskbridge check shop.tasks --deep
+      taskbridge check shop.tasks --deep --management https://monitor:secret@rabbit.example:15671
+
+    Exit code: 0 all is well, 1 something looks wrong or failed, 2 it can't work.
 
     Then: `taskbridge worker MODULE` runs the tasks, `taskbridge verify URL` tries every rule on your own servers.
     """
     findings: list[_Finding] = []
-    for finding in _findings(bridge, arguments.app):
+    for finding in chain(_findings(bridge, arguments.app), _deep(bridge, arguments, findings)):
         findings.append(finding)
         if not arguments.json:  # each as it is found: a server that does not answer takes its time
             subject, outcome, text = finding
@@ -88,6 +110,9 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
         else:
             yield _Finding("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
         yield from _hints(bridge)
+        with suppress(BrokerUnavailable):  # that it doesn't answer was told above
+            for text in others(bridge, app, bridge.queues(), is_started=False, timeout_s=settings.send_timeout_s):
+                yield _Finding("namespace", "warning", text)
         yield from _schedules(bridge)
         unique = [each.name for each in bridge.declarations() if each.unique is not None]
         with suppress(TaskBridgeError):
@@ -99,6 +124,18 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
     yield from _routes(bridge, app)
     yield _Finding("queues", "ok", ", ".join(bridge.queues()))
     yield from (_Finding("limits", "note", limit) for limit in _limits(settings))
+
+
+def _deep(bridge: Bridge, arguments: Namespace, so_far: list[_Finding]) -> Iterator[_Finding]:
+    """Try the servers, if that is asked for, and what was found so far lets it."""
+    if not arguments.deep or any(finding.outcome == "error" for finding in so_far):
+        return
+    from taskbridge.cli.deep import remarks  # here, for it takes some time to import
+
+    try:
+        yield from (_Finding(*remark) for remark in remarks(bridge, arguments.management))
+    except TaskBridgeError as exc:
+        yield _Finding("deep", "error", str(exc))
 
 
 def _changed(settings: Settings) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from taskbridge import Bridge
 from taskbridge.brokers.base import Broker
+from taskbridge.cli.applications import others
 from taskbridge.cli.command import (
     LOG_LEVEL,
     MODULE,
@@ -133,6 +134,10 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         bridge.check_priorities()
     if bridge.settings.store is not None and bridge.store is not None:
         _warn_if_away("the store", bridge.store)
+    with suppress(BrokerUnavailable):  # which was said
+        queues = options.queues or bridge.queues()
+        for text in others(bridge, options.app, queues, is_started=True, timeout_s=_PING_S):
+            say(f"warning: {text}")
     bridge.close()  # nothing of it is for the workers, which are not forked but started
     return Output(code=supervisor.run())
 

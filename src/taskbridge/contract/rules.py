@@ -25,6 +25,7 @@ RULES: Final[Mapping[str, str]] = {
     "Q6": "A message that no worker knows how to run waits, uses up no attempt, and is dead when its time is over.",
     "Q7": "What cannot be read is a dead letter that keeps its bytes.",
     "Q8": "On RabbitMQ, a queue is declared with its type, so the default type of the virtual host does not matter.",
+    "Q9": "With a store, an application is told of another one whose workers consume its queues in its namespace.",
     "RQ1": "On RabbitMQ, a queue is of the type that is set, classic or quorum, and a quorum queue drops nothing.",
     "RQ2": "A quorum queue keeps priorities from RabbitMQ 4.3 on, and before it every one but normal is refused.",
     "I1": "Whatever arrives on a queue ends as one message, done, discarded or dead, and ends nothing else.",

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from taskbridge.brokers.base import RedisCommand
+from taskbridge.brokers.base import RedisCommand, Remark
 
 NEW: Final = "0"
 """The head of a text that counts its versions and has not been changed since it was made."""
@@ -169,6 +169,10 @@ class Backend(ABC):
     @abstractmethod
     def ping(self, *, timeout_s: float) -> None:
         """Return if the store answers and can be used; `StoreNotReady` if it was not made ready."""
+
+    def examine(self, *, timeout_s: float) -> Iterable[Remark]:
+        """Return what of the server's settings puts at risk what is kept, as `ExaminedBroker.examine` does."""
+        return ()
 
     def time(self, *, timeout_s: float) -> float:
         """Return the time by the store's clock, in seconds since the epoch; this machine's, if it has none."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Remark, Wire
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
@@ -28,6 +28,7 @@ from taskbridge.brokers.rabbitmq.topology import (
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
+from taskbridge.probe import make_probe
 from taskbridge.settings import Settings
 
 _log = logger("taskbridge.rabbitmq")
@@ -109,13 +110,16 @@ class RabbitMQBroker:
         deadline = Deadline(timeout_s)
         with _told():
             for name, arguments in queues.items():
-                try:
-                    self._declare(self._encoder.queue(name, arguments), deadline)
-                except ClientError as exc:
-                    if not _NO_PRIORITIES.search(str(exc)):
-                        raise
-                    _log.warning("queue %s keeps no priorities; delete it when it is empty: it is made anew", name)
-                    self._declare(destination(name, without_priorities(arguments)), deadline)
+                self._declare_or_take(name, arguments, deadline)
+
+    def _declare_or_take(self, name: str, arguments: Mapping[str, Any], deadline: Deadline) -> None:
+        try:
+            self._declare(self._encoder.queue(name, arguments), deadline)
+        except ClientError as exc:
+            if not _NO_PRIORITIES.search(str(exc)):
+                raise
+            _log.warning("queue %s keeps no priorities; delete it when it is empty: it is made anew", name)
+            self._declare(destination(name, without_priorities(arguments)), deadline)
 
     def _declare(self, queue: Destination, deadline: Deadline) -> None:
         self._looker.use(lambda channel: channel.declare(queue, deadline, anew=True), deadline)
@@ -207,6 +211,25 @@ class RabbitMQBroker:
         """Return those of these signs that are there."""
         replies = self._calls([sign_queue(self._topology.sign(name)) for name in names], timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply.message_count}
+
+    # Whether the server is fit for messages
+
+    def examine(self, queues: Sequence[str], *, management: str | None, timeout_s: float) -> Iterable[Remark]:
+        """Look at how queues are declared, and at operators' policies."""
+        from taskbridge.brokers.rabbitmq.examination import policies_on, refusals  # here, for only a command needs it
+
+        natives = [self._wire.encode(make_probe(queue, now=0.0, life_s=0.0)) for queue in queues]
+        wanted = {each.queue: each.arguments for each in natives}
+        with _told():
+            for name, arguments in wanted.items():
+                yield from refusals(lambda its=arguments, n=name: self._declare_or_take(n, its, Deadline(timeout_s)))
+            yield from refusals(lambda: self._declare(self._encoder.due, Deadline(timeout_s)))
+            yield from policies_on(wanted, self._encoder, self._hosts.last, management=management, timeout_s=timeout_s)
+
+    def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:
+        """Remove these queues, and what this engine's bridges have parked and is due."""
+        names = [self._topology.due(self._wire.engine), *(name for each in queues for name in self._wire.places(each))]
+        self._calls([spec.Queue.Delete(queue=name) for name in names], timeout_s)
 
     def _calls(self, calls: Sequence[Any], timeout_s: float) -> list[Any]:
         deadline = Deadline(timeout_s)

@@ -41,6 +41,11 @@ class Hosts:
         except (ValueError, TypeError, SyntaxError, OSError) as exc:
             raise SettingsError("url", str(exc)) from exc
 
+    @property
+    def last(self) -> Any:
+        """What pika knows of the host that answered last."""
+        return self._parameters[self._first]
+
     def changed(self, change: Callable[[Any], Any]) -> Hosts:
         """Return the same hosts with other parameters."""
         return Hosts([change(each) for each in self._parameters])

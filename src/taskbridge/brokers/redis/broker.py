@@ -6,14 +6,14 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
-from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Taken, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Remark, Taken, Wire
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
@@ -225,6 +225,20 @@ class RedisBroker:
         """Return those of these signs that are there."""
         replies = self._client.execute([("MGET", *(self._keys.sign + name for name in names))], timeout_s=timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply is not None}
+
+    # Whether the server is fit for messages
+
+    def examine(self, queues: Sequence[str], *, management: str | None, timeout_s: float) -> Iterable[Remark]:
+        """Read what the server says of itself."""
+        from taskbridge.brokers.redis.examination import examine  # here, for nothing but a command needs it
+
+        return examine(self._client, self._settings.namespace, timeout_s=timeout_s)
+
+    def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:
+        """Remove these queues, and what this engine's bridges have parked."""
+        keys, places = self._keys, chain.from_iterable(map(self._wire.places, queues))
+        everything = "DEL", keys.due, keys.messages, keys.pumps, *places
+        self._client.execute([("SREM", keys.engines, keys.engine), everything], timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the connections; the next call makes new ones."""

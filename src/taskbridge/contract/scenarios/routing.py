@@ -14,8 +14,10 @@ from taskbridge.contract.program import RETURN, Plan, ask, fail
 from taskbridge.contract.registry import (
     ALONE,
     BRIEFLY_UNKNOWN,
+    STORED,
     scenario,
     with_processes,
+    with_processes_and_marks,
     with_queue_types,
 )
 from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form, odd_eta
@@ -283,3 +285,31 @@ def queues_are_declared_with_their_type(h: Harness) -> None:
         types = declared_types(proxy)
     h.check(len(types) > len(QUEUES), f"senders and workers should declare queues, but these are all: {types}")
     h.equal("the queues declared without a type", sorted(name for name, kinds in types.items() if "" in kinds), [])
+
+
+_CHECK: Final = """
+import sys, types
+from taskbridge import Bridge
+from taskbridge.cli import main
+
+other = sys.modules["blog"] = types.ModuleType("blog")
+other.bridge = Bridge()
+other.bridge.task(name="blog.index")(print)
+for app in ("taskbridge.contract.app:bridge", "blog"):
+    print(app, "exits with", main(["check", app]))
+"""
+
+
+@scenario("Q9", on=(STORED,), where=with_processes_and_marks)
+def another_application_is_told_of(h: Harness) -> None:
+    """An application is told that another one's workers consume its queues, and of its own it isn't."""
+    h.start_worker(supervised=True, queues=["contract", "vip"])
+    told = h.in_python(_CHECK)
+    own, _, others = told.partition("taskbridge.contract.app:bridge exits with")
+    h.check("\nnamespace " not in own, f"the worker's own application is told of another one:\n{own}")
+    warned = [line for line in others.splitlines() if line.startswith("namespace ")]
+    h.equal("how many lines are about another application", len(warned), 1)
+    for part in ("warning", "taskbridge.contract.app:bridge", "'contract'", h.environment.namespace):
+        h.check(part in warned[0], f"{part!r} is not in {warned[0]!r}")
+    h.check("blog exits with 1" in others, f"the check of the other application ends otherwise:\n{others}")
+    h.idle()

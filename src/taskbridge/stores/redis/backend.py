@@ -22,10 +22,10 @@ One script replaces any of the strings if its first line is as it was seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
-from taskbridge.brokers.base import RedisCommand
+from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.brokers.redis import keys as broker_keys
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
@@ -141,6 +141,12 @@ class RedisBackend(Backend):
     def ping(self, *, timeout_s: float) -> None:
         """Return if Redis answers."""
         self._ask(timeout_s, [("PING",)])
+
+    def examine(self, *, timeout_s: float) -> Iterable[Remark]:
+        """Read what the server says of itself."""
+        from taskbridge.brokers.redis.examination import examine  # here, for nothing but a command needs it
+
+        return examine(self._client, self._prefix.removesuffix(":"), timeout_s=timeout_s)
 
     def time(self, *, timeout_s: float) -> float:
         """Return the server's time."""
