@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from pika import spec
@@ -222,8 +223,8 @@ class RabbitMQBroker:
         wanted = {each.queue: each.arguments for each in natives}
         with _told():
             for name, arguments in wanted.items():
-                yield from refusals(lambda its=arguments, n=name: self._declare_or_take(n, its, Deadline(timeout_s)))
-            yield from refusals(lambda: self._declare(self._encoder.due, Deadline(timeout_s)))
+                yield from refusals(partial(self._declare_or_take, name, arguments, Deadline(timeout_s)))
+            yield from refusals(partial(self._declare, self._encoder.due, Deadline(timeout_s)))
             yield from policies_on(wanted, self._encoder, self._hosts.last, management=management, timeout_s=timeout_s)
 
     def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:
