@@ -23,7 +23,7 @@ def examine(client: Client, namespace: str, *, timeout_s: float) -> Iterator[Rem
     except BrokerUnavailable as exc:
         if not isinstance(exc.__cause__, ResponseError):
             raise
-        yield Remark("server", "note", f"what it evicts and saves was not looked at: {exc.problem}; permit +info")
+        yield Remark("server", "note", f"what it evicts and saves was not looked at: {exc.problem}")
         return
     pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines())
     info = {name: value for name, colon, value in pairs if colon}
