@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from tests.certificates import Certificates
-
 from tests.servers import PrivateRabbitMQ, PrivateRedis
 
 _PAGE: Final = Path(__file__).parents[1] / "docs" / "security.md"
