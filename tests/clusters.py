@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import Self
 
@@ -409,19 +409,23 @@ class PrivateRabbitMQCluster(PrivateCluster):
         self.nodes[0].start()
         with ThreadPoolExecutor(len(self.nodes)) as pool:
             list(pool.map(PrivateServer.start, self.nodes[1:]))
+        running = json.loads(self.nodes[0].ctl("cluster_status", "--formatter", "json"))["running_nodes"]
+        if len(running) != len(self.nodes):
+            raise ServerFailed("rabbitmq", f"only {running} are in one cluster", "")
 
     def _missing(self) -> str:
         node = next((node for node in self.nodes if not node.is_running), None)
         if node is not None:
             return f"{node} does not run"
-        running = json.loads(self.nodes[0].ctl("cluster_status", "--formatter", "json"))["running_nodes"]
-        if len(running) != len(self.nodes):
-            return f"only {running} are in the cluster"
-        for each in self.nodes[
-            :2
-        ]:  # it fails if a quorum queue could not do without the node; one of two was up before
-            each.ctl("check_if_node_is_quorum_critical", program="rabbitmq-queues")
+        for queue in self._queues(self.nodes[0], "name", "type", "online"):
+            if queue["type"] == "quorum" and len(queue["online"]) < len(self.nodes):
+                return f"{queue['name']} is only on {queue['online']}"
         return ""
+
+    def _queues(self, node: PrivateRabbitMQ, *columns: str) -> list[dict[str, Any]]:
+        """Return what a node tells of all queues; it takes seconds."""
+        told: list[dict[str, Any]] = json.loads(node.ctl("list_queues", *columns, "--formatter", "json"))
+        return told
 
     def leader_of(self, queue: str) -> PrivateRabbitMQ:
         """Return the node that a quorum queue's leader is on, or where a classic queue is.
@@ -430,7 +434,7 @@ class PrivateRabbitMQCluster(PrivateCluster):
             ServerFailed: No running node tells.
         """
         node = next(node for node in self.nodes if node.is_running)
-        told = json.loads(node.ctl("list_queues", "name", "leader", "pid", "--formatter", "json"))
+        told = self._queues(node, "name", "leader", "pid")
         names = [f"{each['leader'] or ''} {each['pid']}" for each in told if each["name"] == queue]
         found = [node for node in self.nodes if any(node.node in name for name in names)]
         if not found:
