@@ -45,6 +45,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the results into docs/brokers.md")
     parser.add_argument("--pytest", action="append", default=[], metavar="WORD", help="a further option for pytest")
     options = parser.parse_args()
+    if options.write and options.pytest:
+        parser.error("--write with --pytest: the page shows whole runs, so take one of the two")
     globs: list[str] = options.names or ["*"]
     wrong = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in RUNS)]
     if wrong:
