@@ -100,6 +100,7 @@ class Bridge(Parts):
         fast: Whether workers run tasks in the fast way, where the engine's version has been tried with it.
         remote_control: Whether a Celery worker obeys what changes something in Celery's remote control (rule I5).
         queue_type: The type of queues on RabbitMQ, but for those that have their own: `classic` or `quorum` (rule RQ1).
+        wait_replicas: How many replicas of Redis must have a message before `send` returns (rule HA2).
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
@@ -131,6 +132,7 @@ class Bridge(Parts):
         fast: bool | None = None,
         remote_control: bool | None = None,
         queue_type: QueueType | None = None,
+        wait_replicas: int | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from taskbridge.durations import positive, seconds
-from taskbridge.exceptions import DeclarationError, SettingsError, nearest
+from taskbridge.exceptions import DeclarationError, SettingsError, UnsupportedError, nearest
 from taskbridge.message import checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Queue, QueueType, Route, check_queue_name, check_queue_type
@@ -169,13 +169,18 @@ def _redis_url(url: str) -> str:
         if not parts.path.strip("/"):
             raise ValueError("a unix:// URL needs the path of the socket")
         return url
-    if not parts.hostname:
+    if not all(host for host, _ in hosts_of(parts.netloc)):
         raise ValueError("the host is missing")
-    database = parts.path.strip("/") or "0"
+    scheme, path, master = parts.scheme.replace("valkey", "redis"), parts.path.strip("/"), ""
+    if scheme.endswith("+sentinel"):
+        master, _, path = path.partition("/")
+        if not master:
+            raise ValueError(f"the master's name is missing: {scheme}://host:26379,host:26379/mymaster/0")
+    database = path.strip("/") or "0"
     if not database.isdecimal():
         shown = f"{database!r} " if "@" not in url.partition("://")[2].partition("/")[2] else ""
         raise ValueError(f"the database {shown}is not a number{_ESCAPE}")
-    return urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
+    return urlunsplit((scheme, parts.netloc, f"/{master}/{database}" if master else f"/{database}", parts.query, ""))
 
 
 _TLS_FILES: Final = ("ca_certs", "certfile", "keyfile")
@@ -217,8 +222,10 @@ def _sql_url(url: str) -> str:
     return url
 
 
+_NAMES: Final = ("redis", "rediss", "valkey", "valkeys")
+
 _REDIS: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = dict.fromkeys(
-    ("redis", "rediss", "unix"), ("redis", _redis_url)
+    ["unix", *(f"{name}{kind}" for name in _NAMES for kind in ("", "+sentinel"))], ("redis", _redis_url)
 )
 _BROKERS: Final = {
     **_REDIS,
@@ -308,10 +315,14 @@ def _ttl(value: Any) -> float | None:
 
 
 def _size(value: Any) -> int:
+    return _count(value, least=1, unit=" of bytes")
+
+
+def _count(value: Any, *, least: int = 0, unit: str = "") -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"it must be a whole number of bytes, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"it must be a whole number{unit}, not {value!r}")
     return value
 
 
@@ -439,6 +450,7 @@ class Settings:
     fast: bool = _setting(True, _switch)
     remote_control: bool = _setting(False, _switch)
     queue_type: QueueType = _setting("classic", check_queue_type)
+    wait_replicas: int = _setting(0, _count)
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""
@@ -491,7 +503,10 @@ def load(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) 
             values[known.name] = known.metadata["check"](chosen.get(key, known.metadata["default"]))
         except (TypeError, ValueError) as exc:
             raise SettingsError(key, str(exc)) from exc
-    return Settings(**values), "url" in chosen
+    settings = Settings(**values)
+    if settings.wait_replicas and settings.url.broker != "redis":
+        raise UnsupportedError("HA2", settings.url.target, "wait_replicas is for Redis only; leave it out")
+    return settings, "url" in chosen
 
 
 def _known_key(key: str, shown: str) -> str:

@@ -78,6 +78,18 @@ def idle_connections_are_taken_for_living() -> None:
     put("taskbridge.brokers.redis.client", "Client.execute", _silent)
 
 
+@mutant("HA1", "another_host_takes_over", "dramatiq+redis")
+def only_the_first_host_is_tried() -> None:
+    """Of several hosts, all but the first are ignored."""
+    put("taskbridge.brokers.redis.places", "Place._addresses", lambda found: lambda self: self._hosts[:1])
+
+
+@mutant("HA2", "so_many_replicas_have_a_message", "dramatiq+redis")
+def replicas_are_not_waited_for() -> None:
+    """A message counts as sent before a replica has it."""
+    put("taskbridge.brokers.redis.client", "Client._wait", lambda _: lambda self, link, replicas: None)
+
+
 def _silent(execute: Any) -> Any:
     def lossy(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:

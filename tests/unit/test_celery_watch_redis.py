@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import ClusterDownError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, ResponseError
 
+from taskbridge.brokers.redis.places import place_of
 from taskbridge.engines.celery import redis_queues
 from taskbridge.engines.celery.redis_queues import Watch
 from taskbridge.exceptions import BrokerUnavailable
@@ -54,7 +55,7 @@ class Server:
         self.sent: list[tuple[Any, ...]] = []
         self.replies: deque[Any] = deque()
 
-    def connector(self, url: str, *, protocol: int) -> Any:
+    def connector(self, url: str, namespace: str, *, protocol: int) -> Any:
         return lambda timeout_s: self._link(protocol)
 
     def _link(self, protocol: int) -> Any:
@@ -64,7 +65,7 @@ class Server:
             raise self.refused["HELLO"]
         owner = SimpleNamespace(can_read=lambda _: bool(self.replies), read_response=self._read)
         return SimpleNamespace(
-            fileno=lambda: 0, close=lambda: None, has_come=lambda _: False, send=self._send, owner=owner
+            fileno=lambda: 0, close=lambda: None, has_come=lambda _: False, send=self._send, owner=owner, address=None
         )
 
     def _send(self, command: tuple[Any, ...]) -> None:
@@ -204,3 +205,41 @@ def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
     assert [record.getMessage().partition(",")[0] for record in caplog.records if record.levelname == "WARNING"] == [
         "PSUBSCRIBE is not permitted"
     ]
+
+
+def test_a_cluster_that_is_down_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
+    server.refused["HELLO"] = ClusterDownError("the cluster is down")
+    watch = Watch("redis://h", lambda: None, answers=lambda: True, namespace="{shop}")
+    with pytest.raises(BrokerUnavailable):
+        watch.is_quiet(["q"], in_vain=False)
+
+    server.refused.clear()
+    assert watch.is_quiet(["q"], in_vain=False)
+    assert server.connected == [3, 3]
+
+
+def test_it_follows_the_queues_to_another_server(server: Server, loop: Loop) -> None:
+    place = place_of("redis://h", "{shop}")
+    watch = Watch("redis://h", lambda: None, answers=lambda: True, namespace="{shop}")
+    watch.serve(loop)
+    assert watch.is_quiet(["q"], in_vain=False)
+    place.found = ("other", 1)
+    assert watch.is_quiet(["q"], in_vain=False)
+    assert server.connected == [3, 3]
+
+
+def test_it_beats_more_often_where_silent_connections_are_closed(server: Server, loop: Loop) -> None:
+    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    beats: list[float] = []
+
+    def repeat(every_s: float, _: Any) -> Any:
+        beats.append(every_s)
+        return SimpleNamespace(cancel=lambda: None)
+
+    loop.call_repeatedly = repeat  # type: ignore[method-assign]
+    watch.serve(loop)
+    for silence_s in (3.0, 3.0, 0.2, 100.0, 1.5):
+        assert watch.is_quiet(["q"], in_vain=False)
+        server.replies.append(RedisConnectionError("Connection closed by server."))
+        loop.turn(silence_s)
+    assert beats == [5.0, 1.5, 1.0]

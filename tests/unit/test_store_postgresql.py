@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import traceback
@@ -15,6 +16,7 @@ import psycopg.sql
 import pytest
 
 from taskbridge import Message, SettingsError, StoreNotReady
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
@@ -48,6 +50,16 @@ def init(store: Store) -> tuple[int, int]:
 
 def a_message(number: int = 0) -> Message:
     return Message(id=f"id-{number}", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
+
+
+def test_of_several_hosts_the_first_that_takes_writes_is_used(url: str) -> None:
+    place = url.partition("@")[2].partition("/")[0]
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        dead = f"127.0.0.1:{free_port()},127.0.0.1:{silent.getsockname()[1]}"
+        store = opened(f"{url.replace(place, f'{dead},{place}')}?target_session_attrs=read-write")
+        assert init(store) == (0, 1)
+        store.records.create([(a_message(), 0.0)], timeout_s=5)
+        store.close()
 
 
 def test_without_tables_one_line_says_what_to_do(url: str) -> None:

@@ -47,15 +47,20 @@ def remove_stored(url: str, namespaces: Collection[str]) -> None:
 
 
 def _remove_keys(url: str, namespaces: Collection[str]) -> None:
+    for tag in {namespace if namespace.startswith("{") else "" for namespace in namespaces}:
+        with _redis(url, tag) as client:
+            for key in client.scan_iter(match=f"*{PREFIX}*", count=_TOGETHER):
+                if any(namespace in key.decode(errors="replace") for namespace in namespaces):
+                    client.unlink(key)
+
+
+def _redis(url: str, namespace: str) -> Any:
+    """Return a client of the Redis that has a namespace's keys."""
     import redis  # here, for not everyone has it installed
 
-    client: Any = redis.Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType] - of redis-py
-    try:
-        for key in client.scan_iter(match=f"*{PREFIX}*", count=_TOGETHER):
-            if any(namespace in key.decode(errors="replace") for namespace in namespaces):
-                client.unlink(key)
-    finally:
-        client.close()
+    from taskbridge.brokers.redis.client import pool
+
+    return redis.Redis(connection_pool=pool(url, namespace, protocol=2))
 
 
 def _remove_queues(url: str, namespaces: Collection[str]) -> None:
@@ -80,10 +85,7 @@ def copies(target: Target, namespace: str, mark: str) -> int:
     where an engine keeps dead ones of its own.
     """
     if target.address.broker == "redis":
-        import redis  # here, for not everyone has it installed
-
-        client: Any = redis.Redis.from_url(target.address.broker_url)  # pyright: ignore[reportUnknownMemberType]
-        with client:
+        with _redis(target.address.broker_url, namespace) as client:
             return sum(mark in repr(_value(client, key)) for key in client.scan_iter(f"*{namespace}*", _TOGETHER))
     if target.address.broker == "amqp":
         found = _existing(target.address.broker_url, namespace)

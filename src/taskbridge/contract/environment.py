@@ -171,10 +171,13 @@ class Environment:
         self._ended_pids: set[int] = set()
         self._workers_started = 0
 
-    def make_bridge(self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S) -> Bridge:
+    def make_bridge(
+        self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S, **settings: Any
+    ) -> Bridge:
         """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
+        shared = self._settings(url) | settings
         queues: list[str | Queue] = [*QUEUES, Queue(PRIORITIES, type="classic")]
-        return Bridge(**self._settings(url), queues=queues, routes=ROUTES, send_timeout=send_timeout_s)
+        return Bridge(**shared, queues=queues, routes=ROUTES, send_timeout=send_timeout_s)
 
     def _settings(self, url: str | None) -> dict[str, Any]:
         """Return the settings that all processes share."""

@@ -277,9 +277,9 @@ class Harness:
         self._bridges.append(bridge)
         return bridge
 
-    def tasks_by(self, url: str, *, send_timeout_s: float = 5.0) -> Tasks:
+    def tasks_by(self, url: str, *, send_timeout_s: float = 5.0, **settings: Any) -> Tasks:
         """Return the contract's tasks on another bridge, which goes another way to the same broker."""
-        bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s)
+        bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s, **settings)
         self._bridges.append(bridge)
         return Tasks(bridge, self.environment.folder)
 

@@ -57,6 +57,8 @@ RULES: Final[Mapping[str, str]] = {
     "A7": "An attempt that has ended, or still runs, is not run again when it is delivered again.",
     "A8": "There is no moment at which killing a process loses a message.",
     "A9": "A task may see that its worker was told to stop.",
+    "HA1": "Where one of several hosts goes away, senders and workers go on with another, and nothing is lost.",
+    "HA2": "With wait_replicas, so many replicas of Redis have a message before send returns, or it is an error.",
     "X1": "A message that would start after it has expired, by the store's clock, is discarded with reason expired.",
     "T1": "A run over its time limit is ended with TimeLimitExceeded, and is a failed attempt.",
     "T2": "A run that cannot be interrupted is ended together with its worker process, and is a crash.",

@@ -99,11 +99,11 @@ class Target:
         finally:
             bridge.close()
 
-    def at_port(self, port: int) -> str:
-        """Return the URL of the same target behind another port of this machine."""
+    def at_port(self, *ports: int) -> str:
+        """Return the URL of the same target behind another port of this machine, or several."""
         parts = urlsplit(self.url)
         credentials = parts.netloc.rpartition("@")[0]
-        place = f"127.0.0.1:{port}"
+        place = ",".join(f"127.0.0.1:{port}" for port in ports)
         return urlunsplit(parts._replace(netloc=f"{credentials}@{place}" if credentials else place))
 
     @property

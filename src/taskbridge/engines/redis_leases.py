@@ -117,7 +117,7 @@ class Leases(Background):
         self.leases_key: Final = f"{prefix}.leases"
         self.held_prefix: Final = f"{prefix}.held."
         self._layout = layout
-        self._client = client_of(settings.url.broker_url)
+        self._client = client_of(settings.url.broker_url, settings.namespace)
         self._broker_keys, self._dead_ttl_s = Keys(settings.namespace, layout.engine), settings.dead_ttl_s
         self._lease_s = settings.lease_s
         self._timeout_s = settings.send_timeout_s
@@ -265,7 +265,7 @@ class Leases(Background):
         lost = [tag for tag in lost if not any(int(tag) in tags for tags in underway)]
         if lost:
             _log.warning("%d messages that were taken but never arrived go back to their queues", len(lost))
-            self.give_back(*lost, suspect=False)
+            self.give_back(*lost, suspect=self._client.place.may_move)  # a new server may not know that they ended
         if judges and self._each_minute is not None and monotonic() >= self._minute_at:
             self._minute_at = monotonic() + _MINUTE_S
             self._each_minute()

@@ -55,7 +55,7 @@ class RedisBroker:
     def __init__(self, settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> None:
         self._settings = settings
         self._wire = wire
-        self._client = client_of(settings.url.broker_url)
+        self._client = client_of(settings.url.broker_url, settings.namespace)
         self._keys = Keys(settings.namespace, wire.engine)
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
 
@@ -94,11 +94,11 @@ class RedisBroker:
         if len(requests) == 1:
             first = along[0] if along else None
             request = requests[0] if first is None else (first, *requests[0])
-            self._client.execute(request, timeout_s=timeout_s)
+            self._client.execute(request, timeout_s=timeout_s, replicas=self._settings.wait_replicas)
             return
         batches = batched(requests)
         merged = [batch.merged(requests, along) for batch in batches]
-        outcomes = self._client.execute_all(merged, timeout_s=timeout_s)
+        outcomes = self._client.execute_all(merged, timeout_s=timeout_s, replicas=self._settings.wait_replicas)
         problems = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
         if not problems:
             return
@@ -151,7 +151,7 @@ class RedisBroker:
             words += found.key, sha1(found.text, usedforsecurity=False).hexdigest(), *replayed
         keys = self._keys
         call = _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)
-        answers = self._client.execute([call], timeout_s=timeout_s)
+        answers = self._client.execute([call], timeout_s=timeout_s, replicas=self._settings.wait_replicas)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
     def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:

@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,8 @@ from redis import exceptions as errors
 
 from taskbridge.background import in_time
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.exceptions import BrokerUnavailable, SettingsError
+from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, place_of, unreadable
+from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
 
 Word = str | bytes | int | float
@@ -38,12 +40,6 @@ Request = Sequence[Sequence[Word]]
 Outcome = Any
 """What became of a request: the reply (of a transaction, the list of replies), or a `BrokerUnavailable`."""
 
-TROUBLE: Final = (errors.RedisError, OSError, ValueError, RecursionError)
-"""What making or using a connection may raise: the last two if what answers is not Redis."""
-
-_REFUSALS: Final = (errors.ResponseError, errors.AuthenticationError, errors.BusyLoadingError)
-"""What came as a reply: the command was not carried out."""
-
 _LONGEST_IDLE_S: Final = 30.0
 """A connection that was idle for longer is not used again: what stands between may have dropped it silently."""
 
@@ -52,6 +48,15 @@ _SPARE_S: Final = 5.0
 
 _WINDOW_BYTES: Final = 1 << 20
 """About how much is sent before the replies are read."""
+
+_AGAIN_S: Final = 0.1
+"""How long it takes until what no server has taken is tried again, where another one may take it."""
+
+_PART_OF_WAIT: Final = 0.9
+"""For which part of the time that is left Redis waits for replicas; the rest is for its answer."""
+
+_OF_ALL: Final = (errors.TimeoutError, TimeoutError, errors.ReadOnlyError, errors.MasterDownError, errors.MovedError)
+"""What befell one connection that will befall the others."""
 
 _NOT_YET: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What a socket raises that can't do something at once."""
@@ -78,6 +83,7 @@ class Link:
         self.parser: Any = None  # of replies, the connection's
         self.deadline: float = time.monotonic() + timeout_s
         self.used_at: float = 0.0  # when a client has last used it
+        self.address: Address | None = None  # where it leads, if it may lead elsewhere some day
         self._pid = os.getpid()
         self._waits = True
         self._send: Final[Callable[[bytes | memoryview], int]] = raw.send
@@ -120,6 +126,11 @@ class Link:
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    def ask(self, *command: Word) -> Any:
+        """Return the reply to a command, by RESP2 or RESP3; raises as `send` and `read` do."""
+        self.send(pack([command]))
+        return self.owner.read_response(disable_decoding=True)
 
     def can_read(self, wait_s: float = 0.0) -> bool:
         """Return whether there is something to read, at once or within so many seconds; or the connection is closed."""
@@ -176,25 +187,25 @@ Connect = Callable[[float], Link]
 """Makes a connection within so many seconds, about; raises one of `TROUBLE` if it can't."""
 
 
-def connector(url: str, *, protocol: int = 2) -> Connect:
+def connector(url: str, namespace: str = "", *, protocol: int = 2) -> Connect:
     """Return what makes connections to a URL, as redis-py reads it, but for timeouts, retries and limits of pools.
 
     Args:
-        url: Of the server.
+        url: Of the server, or of several: see `places`.
+        namespace: Whose keys are used; in braces, the server is the one that has them.
         protocol: RESP2, in which replies have the same types whatever the version of redis-py; or RESP3, whose replies
             only the connection of redis-py's (`Link.owner`) can read.
 
     Raises:
         SettingsError: redis-py can't read the URL.
     """
+    place = place_of(url, namespace)
+    kind: Any = place.kind
+    options = {key: value for key, value in place.options.items() if key not in _NOT_FOR_CONNECTIONS}
     try:
-        given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(url)}
-        kind: Any = given.pop("connection_class", redis.Connection)
-        options = {key: value for key, value in given.items() if key not in _NOT_FOR_CONNECTIONS}
         kind(**options)  # redis-py checks most options only when it makes a connection
     except (TypeError, ValueError, errors.RedisError) as exc:
-        problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
-        raise SettingsError("url", problem) from exc
+        raise unreadable(url, exc) from exc
 
     class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
         def _connect(self) -> Link:
@@ -206,20 +217,43 @@ def connector(url: str, *, protocol: int = 2) -> Connect:
     if not issubclass(kind, redis.UnixDomainSocketConnection):
         options.setdefault("socket_keepalive", True)
 
-    def connect(timeout_s: float) -> Link:
+    def connect(timeout_s: float, **address: Any) -> Link:
         parsers: list[Any] = []
 
         def parser(**given: Any) -> Any:
             parsers.append(_redis_py.DefaultParser(**given))  # hiredis', where that is installed
             return parsers[0]
 
-        made: Any = Bounded(**options, parser_class=parser, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        limits = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        made: Any = Bounded(**{**options, **address}, parser_class=parser, **limits)
         made.connect()
         link: Link = made.link
         link.owner, link.parser = made, parsers[0]
         return link
 
-    return connect
+    def connect_to(address: Address, timeout_s: float) -> Link:
+        link = connect(timeout_s, host=address[0], port=address[1])
+        link.address = address
+        return link
+
+    return partial(place.connect, connect_to) if place.may_move else connect
+
+
+def pool(url: str, namespace: str, **options: Any) -> Any:
+    """Return a pool of redis-py's, whose connections lead to where those of `connector` do."""
+    place, connect = place_of(url, namespace), connector(url, namespace)
+    kind: Any = place.kind
+
+    class Placed(kind):  # type: ignore[misc]  # as above
+        def _connect(self) -> Any:
+            if place.may_move:
+                link: Any = connect(self.socket_connect_timeout)
+                link.close()
+                self.host, self.port = link.address
+            stock: Any = super()
+            return stock._connect()
+
+    return redis.ConnectionPool(Placed, **{**place.options, **options})
 
 
 def pack(request: Request) -> bytes:
@@ -261,64 +295,90 @@ class Script:
 
 
 class Client:
-    """Sends commands to one Redis server. Threads share it; a forked process makes its own connections.
+    """Sends commands to the Redis that has a namespace's keys. Threads share it; a forked process connects anew.
 
     A call takes a connection that is idle, and healthy as far as can be seen, or makes one. No call is repeated once
-    it may have been taken.
+    it may have been taken. What surely was not is tried again until its time is over, if another server may take it.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them.
+        url: Of the server, or of several; see `places`.
+        namespace: Whose keys the commands use, if it is in braces.
 
     Raises:
         SettingsError: redis-py can't read the URL.
     """
 
-    def __init__(self, url: str) -> None:
-        self._place = without_credentials(url)
-        self._connect = connector(url)
+    def __init__(self, url: str, namespace: str = "") -> None:
+        self._shown = without_credentials(url)
+        self.place: Final = place_of(url, namespace)
+        self._connect = connector(url, namespace)
+        self._packed: Final[Callable[[Request], bytes]] = self._with_absent if self.place.absent else pack
         self._idle: deque[Link] = deque()
         self._pid = os.getpid()
 
-    def execute(self, request: Request, *, timeout_s: float) -> Any:
-        """Carry a request out, in so many seconds at most, and return its reply.
+    def execute(self, request: Request, *, timeout_s: float, replicas: int = 0) -> Any:
+        """Carry a request out, in so many seconds at most, and return its reply once so many replicas have confirmed.
 
         Raises:
-            BrokerUnavailable: It was not carried out, or it isn't known whether it was.
+            BrokerUnavailable: It was not carried out, or it isn't known whether it was; or too few replicas have it.
         """
         deadline = time.monotonic() + timeout_s
-        [outcome] = self._exchange([request], pack(request), deadline)
+        [outcome] = self._exchange([request], self._packed(request), deadline, replicas)
         if isinstance(outcome, BrokerUnavailable):
-            [outcome] = self._taught([request], [outcome], deadline)
+            [outcome] = self._again([request], [outcome], deadline, replicas)
             if isinstance(outcome, BrokerUnavailable):
                 raise outcome
         return outcome
 
-    def execute_all(self, requests: Sequence[Request], *, timeout_s: float) -> list[Outcome]:
+    def execute_all(self, requests: Sequence[Request], *, timeout_s: float, replicas: int = 0) -> list[Outcome]:
         """Carry requests out in order, pipelined, each for itself, and return what became of each."""
         deadline = time.monotonic() + timeout_s
-        return self._taught(requests, self._pipelined(requests, deadline), deadline)
+        return self._again(requests, self._pipelined(requests, deadline, replicas), deadline, replicas)
 
-    def _taught(self, requests: Sequence[Request], outcomes: list[Outcome], deadline: float) -> list[Outcome]:
-        """Carry out again, with the scripts' texts, those requests whose scripts the server doesn't know.
+    def _again(
+        self, requests: Sequence[Request], outcomes: list[Outcome], deadline: float, replicas: int
+    ) -> list[Outcome]:
+        """Carry out again what another server may take now, and with the scripts' texts what lacks a script.
 
-        In a transaction, the other commands are then carried out twice.
+        In a transaction that lacks one, the other commands are carried out twice.
         """
-        unknown = [n for n, each in enumerate(outcomes) if _lacks_script(each)]
-        if unknown:
-            again = self._pipelined([[_with_text(each) for each in requests[n]] for n in unknown], deadline)
-            for number, outcome in zip(unknown, again, strict=True):
+        pause_s = 0.0
+        while again := [number for number, outcome in enumerate(outcomes) if self._may_help(outcome)]:
+            if any(_lacks_script(outcomes[number]) for number in again):
+                requests = [[_with_text(command) for command in request] for request in requests]
+            elif deadline - time.monotonic() < pause_s + _AGAIN_S:  # there is no time to try: the error is to say why
+                break
+            else:
+                time.sleep(pause_s)
+                pause_s = _AGAIN_S
+            anew = self._pipelined([requests[number] for number in again], deadline, replicas)
+            for number, outcome in zip(again, anew, strict=True):
                 outcomes[number] = outcome
         return outcomes
 
-    def _pipelined(self, requests: Sequence[Request], deadline: float) -> list[Outcome]:
+    def _may_help(self, outcome: Outcome) -> bool:
+        """Return whether it may help to carry something out again."""
+        if not isinstance(outcome, BrokerUnavailable):
+            return False
+        return _lacks_script(outcome) or (not outcome.maybe_taken and self.place.passes(outcome.__cause__))
+
+    def _with_absent(self, request: Request) -> bytes:
+        """Return what is sent for a request, each script of which is given one more key, one that never exists.
+
+        While a cluster moves a slot, a node checks each key as a script touches it, so that the script could end half
+        done. With this key, the node refuses it as a whole until the slot has moved; `lua/common.lua` takes it away.
+        """
+        return pack([_with_key(command, self.place.absent) for command in request])
+
+    def _pipelined(self, requests: Sequence[Request], deadline: float, replicas: int) -> list[Outcome]:
         outcomes: list[Outcome] = []
         packed: list[bytes] = []
         size = 0
         for count, request in enumerate(requests, start=1):
-            packed.append(pack(request))
+            packed.append(self._packed(request))
             size += len(packed[-1])
             if size >= _WINDOW_BYTES or count == len(requests):
-                outcomes += self._exchange(requests[len(outcomes) : count], b"".join(packed), deadline)
+                outcomes += self._exchange(requests[len(outcomes) : count], b"".join(packed), deadline, replicas)
                 packed, size = [], 0
         return outcomes
 
@@ -370,7 +430,7 @@ class Client:
 
     # Requests and replies
 
-    def _exchange(self, requests: Sequence[Request], packed: bytes, deadline: float) -> list[Outcome]:
+    def _exchange(self, requests: Sequence[Request], packed: bytes, deadline: float, replicas: int) -> list[Outcome]:
         """Send requests, read their replies, and return what became of each."""
         idle = self._pool()
         try:
@@ -385,18 +445,29 @@ class Client:
             sent = True
             for request in requests:
                 outcomes.append(self._read(link, request))
+            if replicas and not all(isinstance(each, BrokerUnavailable) for each in outcomes):
+                self._wait(link, replicas)
         except TROUBLE as exc:
             link.close()
-            if isinstance(exc, _REFUSALS):
+            if isinstance(exc, REFUSALS) and len(outcomes) < len(requests):
                 outcomes.append(self._unavailable(exc, maybe_taken=False))
             # What is not sent to its end is not carried out, but those before it may have been.
             lost = self._unavailable(exc, maybe_taken=sent or len(requests) > 1)
-            return outcomes + [lost] * (len(requests) - len(outcomes))
+            kept = [each if isinstance(each, BrokerUnavailable) or not replicas else lost for each in outcomes]
+            return kept + [lost] * (len(requests) - len(outcomes))
         except BaseException:
             link.close()  # thrown into this thread: replies are still to come
             raise
         self._give_back(link, idle)
         return outcomes
+
+    def _wait(self, link: Link, replicas: int) -> None:
+        """Return when so many replicas have what was written on a connection; raises one of `TROUBLE` if they don't."""
+        left_ms = (link.deadline - time.monotonic()) * 1000
+        count = link.ask("WAIT", replicas, max(1, round(left_ms * _PART_OF_WAIT)))
+        if count < replicas:
+            problem = f"{count} of {replicas} replicas confirmed it in time (setting wait_replicas)"
+            raise errors.ConnectionError(problem)
 
     def _read(self, link: Link, request: Request) -> Outcome:
         """Return what became of a request; raises one of `TROUBLE` if the connection can't be used any longer."""
@@ -423,27 +494,28 @@ class Client:
 
     def _unavailable(self, exc: Exception, *, maybe_taken: bool) -> BrokerUnavailable:
         # What dropped one connection silently has dropped the others, and each would cost a call all of its time; and
-        # where the server was the primary, new connections may lead to the one that is now.
-        if isinstance(exc, (errors.TimeoutError, TimeoutError, errors.ReadOnlyError, errors.MasterDownError)):
+        # where the server was the primary or had the slot, new connections may lead to the one that is now, or has it.
+        if isinstance(exc, _OF_ALL):
             self.close()
-        made = BrokerUnavailable(f"{self._place}: {_problem(exc)}", maybe_taken=maybe_taken)
+        made = BrokerUnavailable(f"{self._shown}: {_problem(exc)}", maybe_taken=maybe_taken)
         made.__cause__ = None if _QUOTING in str(exc) else exc
         return made
 
 
-_shared: Final[weakref.WeakValueDictionary[str, Client]] = weakref.WeakValueDictionary()
+_shared: Final[weakref.WeakValueDictionary[tuple[str, str], Client]] = weakref.WeakValueDictionary()
 
 
-def client_of(url: str) -> Client:
-    """Return the client of a URL that all in this process share.
+def client_of(url: str, namespace: str = "") -> Client:
+    """Return the client of a URL and namespace that all in this process share; only one in braces has its own.
 
     Where it is closed, only its idle connections are: whoever else uses it makes new ones.
 
     Raises:
         SettingsError: redis-py can't read the URL.
     """
-    client = _shared.get(url)
-    return _shared.setdefault(url, Client(url)) if client is None else client
+    namespace = namespace if namespace.startswith("{") else ""
+    client = _shared.get((url, namespace))
+    return _shared.setdefault((url, namespace), Client(url, namespace)) if client is None else client
 
 
 def _lacks_script(outcome: Outcome) -> bool:
@@ -452,6 +524,15 @@ def _lacks_script(outcome: Outcome) -> bool:
 
 def _with_text(command: Sequence[Word]) -> Sequence[Word]:
     return ("EVAL", _texts[command[1]], *command[2:]) if command[0] == "EVALSHA" else command
+
+
+def _with_key(command: Sequence[Word], key: str) -> Sequence[Word]:
+    """Return a command that is given one more key, if it runs a script."""
+    if command[0] not in ("EVALSHA", "EVAL"):
+        return command
+    name, script, count, *words = command
+    keys = int(count)
+    return name, script, keys + 1, *words[:keys], key, *words[keys:]
 
 
 _QUOTING: Final = ", with args beginning with"
@@ -465,9 +546,11 @@ _PROBLEMS: Final = (
     (errors.ReadOnlyError, "this Redis is a read-only replica: {}"),
     (errors.MasterDownError, "this Redis is a replica without its primary: {}"),
     (
-        (errors.AskError, errors.TryAgainError, errors.ClusterDownError, errors.ClusterCrossSlotError),
-        "Redis Cluster is not supported: {}",
+        (errors.MovedError, errors.ClusterCrossSlotError),
+        "this is a Redis Cluster, which needs a namespace in braces, such as namespace='{{taskbridge}}': {}",
     ),
+    ((errors.AskError, errors.TryAgainError), "the namespace's slot is being moved to another node: {}"),
+    (errors.ClusterDownError, "the Redis Cluster is down: {}"),
     (errors.ResponseError, "Redis refuses: {}"),
     (UnicodeError, "{}"),
     ((errors.InvalidResponse, ValueError, RecursionError), "what answers is not Redis: {:.80}"),

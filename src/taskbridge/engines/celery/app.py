@@ -403,7 +403,7 @@ def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:
     parts = urlsplit(address.broker_url)
     if parts.scheme == "memory":
         return "memory://localhost/", None  # kombu logs that it reverts to localhost
-    if parts.scheme == "unix":
+    if parts.scheme == "unix" or "+" in parts.scheme or (address.broker == "redis" and "," in parts.netloc):
         return "redis://localhost/", None
     url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
     if parts.scheme in ("amqp", "amqps"):

@@ -18,11 +18,11 @@ from random import random
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.background import in_time
-from taskbridge.brokers.redis.client import TROUBLE, Link, Word, connector, pack
+from taskbridge.brokers.redis.client import Link, Word, connector, pack
+from taskbridge.brokers.redis.places import TROUBLE, place_of
 from taskbridge.engines.celery.wire import REDIS_STEPS, lists_of, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
@@ -30,8 +30,6 @@ from taskbridge.logs import logger
 
 if TYPE_CHECKING:
     from taskbridge.settings import Settings
-
-_parse_url: Final[Any] = parse_url
 
 _log = logger("taskbridge.celery")
 
@@ -43,6 +41,9 @@ _CONNECT_S: Final = 2.0
 
 _LOOK_AGAIN_S: Final = 5.0
 """How long an idle worker trusts that it would have been told of a change."""
+
+_SHORTEST_BEAT_S: Final = 1.0
+"""How often at most it says something on a connection that a server would close otherwise."""
 
 _POLL_S: Final = 0.1
 """How often an idle worker looks where Redis tells it nothing."""
@@ -68,8 +69,8 @@ class RedisQueues(Leases):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, CELERY)
-        self._url = settings.url.broker_url
-        self._topics = f"/{_parse_url(self._url).get('db', 0)}."
+        self._url, self._namespace = settings.url.broker_url, settings.namespace
+        self._topics = f"/{self._client.place.options['db']}."
         self._events = f"{self._topics}{settings.namespace}.{CELERY.engine}.events"
         self._replies = f"{settings.namespace}.{CELERY.engine}.reply.pidbox."
         self._left_out: set[Word] = set()
@@ -80,7 +81,7 @@ class RedisQueues(Leases):
 
     def make_watch(self, wake: Callable[[], None]) -> Watch:
         """Return a watch for a connection; `wake` ends the sleep of the event loop."""
-        return Watch(self._url, wake, answers=lambda: not self.is_away)
+        return Watch(self._url, wake, answers=lambda: not self.is_away, namespace=self._namespace)
 
     # As kombu's own transport for Redis does it
 
@@ -137,14 +138,17 @@ class Watch:
         url: Of the server.
         wake: Ends the sleep of the event loop.
         answers: Returns whether Redis answers, as far as is known from elsewhere.
+        namespace: Whose keys are watched.
 
     Attributes:
         changes: How often anything may have changed so far, or was heard.
         is_served: Whether an event loop serves the connection.
     """
 
-    def __init__(self, url: str, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
+    def __init__(self, url: str, wake: Callable[[], None], *, answers: Callable[[], bool], namespace: str = "") -> None:
         self._url = url
+        self._namespace = namespace
+        self._place = place_of(url, namespace)
         self._wake = wake
         self._answers = answers
         self._loop: Any = None
@@ -152,6 +156,8 @@ class Watch:
         self._is_told = True
         self._may_listen = True
         self._heard_at = 0.0
+        self._beats: Any = None
+        self._beat_s = _LOOK_AGAIN_S
         self._rests_until = 0.0
         self._looks_at = 0.0
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
@@ -219,7 +225,7 @@ class Watch:
     def serve(self, loop: Any) -> None:
         """Have a loop read what Redis tells, until the watch is closed."""
         self._loop, self.is_served = loop, True
-        loop.call_repeatedly(_LOOK_AGAIN_S, self._beat)
+        self._beats = loop.call_repeatedly(self._beat_s, self._beat)
         if self._link is not None:
             loop.add_reader(self._link.fileno(), self._read)
 
@@ -237,6 +243,14 @@ class Watch:
             self._lose()
         self.changes += 1
 
+    def _beat_sooner(self, silence_s: float) -> None:
+        """Beat more often than a connection was closed for being silent (by Redis' own setting `timeout`, say)."""
+        beat_s = max(_SHORTEST_BEAT_S, silence_s / 2)
+        if self._beats is not None and silence_s > _SHORTEST_BEAT_S and beat_s < self._beat_s:
+            self._beats.cancel()
+            self._beat_s = beat_s
+            self._beats = self._loop.call_repeatedly(beat_s, self._beat)
+
     def wait(self, changes: int, timeout_s: float) -> None:
         """Wait for another number of changes, where no loop does; it may be over before that."""
         if self.changes != changes:
@@ -253,7 +267,7 @@ class Watch:
     def close(self) -> None:
         """Hear nothing any more."""
         self._lose()
-        self._loop, self.is_served = None, False
+        self._loop, self._beats, self.is_served = None, None, False
 
     # The connection
 
@@ -264,15 +278,17 @@ class Watch:
         self._open()
 
     def _open(self) -> None:
-        """Connect, unless it is connected."""
+        """Connect, unless it is connected to where the queues are."""
         if self._link is not None:
-            return
+            if self._place.found in (None, self._link.address):
+                return
+            self._lose()
         try:
             self._link = self._connected()
             if self._is_told:
                 self._ask("CLIENT", "TRACKING", "ON")
-        except ResponseError:  # to HELLO, perhaps, which redis-py sends first
-            if not self._is_told:
+        except ResponseError as exc:  # to HELLO, perhaps, which redis-py sends first
+            if not self._is_told or self._place.passes(exc):
                 raise
             _log.warning("Redis does not tell of changes (CLIENT TRACKING); an idle worker asks it every 0.1 s")
             self._lose()
@@ -286,7 +302,7 @@ class Watch:
     def _connected(self) -> Link:
         """Connect, with all that belongs to it (looking the host up, TLS, AUTH), in time."""
         until = monotonic() + _CONNECT_S
-        connect = connector(self._url, protocol=3 if self._is_told else 2)
+        connect = connector(self._url, self._namespace, protocol=3 if self._is_told else 2)
         return in_time("redis-watch", lambda: connect(_CONNECT_S), Link.close, left_s=lambda: until - monotonic())
 
     def _subscribe(self) -> None:
@@ -329,6 +345,7 @@ class Watch:
         except TROUBLE as exc:
             _log.debug("the connection to hear of changes on is lost: %s", exc)
             self._lose()
+            self._beat_sooner(monotonic() - self._heard_at)
             self.changes += 1
 
     def _next(self) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import sleep
-from typing import Any, Final
+from typing import Final
 
 import redis
 from dramatiq import Consumer
@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
-from taskbridge.brokers.redis.client import client_of
+from taskbridge.brokers.redis.client import client_of, pool
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import LEVELS, level_list
@@ -54,20 +54,21 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     """
 
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
-        pool: Any = redis.ConnectionPool.from_url(
+        connections = pool(
             settings.url.broker_url,
+            settings.namespace,
             protocol=2,  # needs no round trip to be agreed upon
             retry=Retry(NoBackoff(), 0),  # for what Dramatiq itself sends: sent twice, it would be there twice
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
         )
         super().__init__(
-            client=redis.Redis(connection_pool=pool),
+            client=redis.Redis(connection_pool=connections),
             middleware=middleware,
             namespace=settings.namespace,
             maintenance_chance=0,  # `look_after` does it, by the server's clock
         )
-        self._calls = client_of(settings.url.broker_url)
+        self._calls = client_of(settings.url.broker_url, settings.namespace)
         self._lease_s = settings.lease_s
         self.leases: Leases = Leases(settings, DRAMATIQ, each_minute=self.look_after)
         self._can_wait = True

@@ -30,10 +30,13 @@ from taskbridge.brokers.redis import keys as broker_keys
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pack
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
+from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import Backend, Commit, Write
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
+
+_log = logger("taskbridge.store")
 
 _SWAP: Final = Script(__file__, "write", "swap")
 _COMMIT: Final = Script(__file__, "write", "commit")
@@ -46,6 +49,9 @@ _MOST_BYTES: Final = 1 << 20
 _TOGETHER: Final = 100
 """How many commits one script does: while it works, the server does nothing else."""
 
+_SOON_S: Final = 2.0
+"""How long a write may take that nobody has to wait for."""
+
 _ODD_BYTES: Final = "surrogateescape"  # how bytes come through that somebody else has written, and that are no text
 
 
@@ -53,7 +59,8 @@ class RedisBackend(Backend):
     """Keeps texts in a Redis database."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        self._client = client_of(url)
+        self._client = client_of(url, settings.namespace)
+        self._replicas = settings.wait_replicas
         self._unanswered = FireAndForget(settings, url)
         self._prefix = f"{settings.namespace}:"
         self._channels = f"{self._prefix}told:"
@@ -80,7 +87,8 @@ class RedisBackend(Backend):
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         """Replace texts, each if it is as it was seen."""
-        done = self._ask(timeout_s, *([self._swapping(each)] for each in writes))
+        replicas = self._replicas if any(each.cancels for each in writes) else 0
+        done = self._ask(timeout_s, *([self._swapping(each)] for each in writes), replicas=replicas)
         return [each == 1 for each in done]
 
     def _swapping(self, write: Write) -> RedisCommand:
@@ -96,7 +104,7 @@ class RedisBackend(Backend):
         keys, names = (*self._outbox, self._cancelled, f"{self._cancelled}:until"), (self._prefix, self._channels)
         parts = [commits[start : start + _TOGETHER] for start in range(0, len(commits), _TOGETHER)]
         calls = [[_COMMIT(keys, *names, *(word for each in part for word in _words_of(each)))] for part in parts]
-        return [done == 1 for reply in self._ask(timeout_s, *calls) for done in reply]
+        return [done == 1 for reply in self._ask(timeout_s, *calls, replicas=self._replicas) for done in reply]
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
         """Return entries of the outbox that are due."""
@@ -109,7 +117,7 @@ class RedisBackend(Backend):
         """Remove entries from the outbox; nobody waits for that."""
         outbox, entries = self._outbox
         names = [each.encode(errors=_ODD_BYTES) for each in ids]
-        self._unanswered.send(pack([("ZREM", outbox, *names)]) + pack([("HDEL", entries, *names)]))
+        self._ask_soon([("ZREM", outbox, *names)], [("HDEL", entries, *names)])
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text."""
@@ -117,6 +125,9 @@ class RedisBackend(Backend):
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
         """Keep a text; nobody waits for that."""
+        if self._client.place.may_move:
+            self._ask_soon([("SET", self._prefix + key, text, "PX", _milliseconds(kept_s))])
+            return
         tail = self._tails.get(kept_s)  # there are two: of starts, and of ends
         if tail is None:
             tail = self._tails[kept_s] = pack([("PX", _milliseconds(kept_s))]).partition(b"\r\n")[2]
@@ -159,9 +170,19 @@ class RedisBackend(Backend):
         self._unanswered.close()
         self._client.close()
 
-    def _ask(self, timeout_s: float, *requests: Request) -> list[Any]:
+    def _ask_soon(self, *requests: Request) -> None:
+        """Carry requests out and wait for nothing, unless they may belong to another server."""
+        if not self._client.place.may_move:
+            self._unanswered.send(b"".join(pack(each) for each in requests))
+            return
+        try:
+            self._ask(_SOON_S, *requests)
+        except StoreUnavailable as exc:
+            _log.warning("the store can't be written to: %s", exc.problem)
+
+    def _ask(self, timeout_s: float, *requests: Request, replicas: int = 0) -> list[Any]:
         """Carry requests out, pipelined, and return the replies; raises if one of them was not carried out."""
-        replies = self._client.execute_all(requests, timeout_s=timeout_s)
+        replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=replicas)
         for reply in replies:
             if isinstance(reply, BrokerUnavailable):  # the store is named, for it may be beside another broker
                 raise StoreUnavailable(reply.problem, maybe_taken=reply.maybe_taken) from reply.__cause__

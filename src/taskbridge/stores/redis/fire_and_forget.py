@@ -15,7 +15,8 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from taskbridge.brokers.redis.client import TROUBLE, Link, connector, pack
+from taskbridge.brokers.redis.client import Link, connector, pack
+from taskbridge.brokers.redis.places import TROUBLE
 from taskbridge.locks import Lock, PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
@@ -87,7 +88,7 @@ class FireAndForget:
     """Sends commands to a Redis server and waits for no answer. Threads share it; a forked process makes its own."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        connect = connector(url)
+        connect = connector(url, settings.namespace)
         self._using = Lock()
         self._line = PerProcess(lambda: _Line(connect(_CONNECT_S), settings.send_timeout_s))
         self._silent_until = 0.0

@@ -6,8 +6,16 @@ from collections.abc import Collection
 from time import monotonic
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from taskbridge.brokers.redis.client import Link, connector, pack
+from taskbridge.logs import logger
 from taskbridge.stores.notifications import Notifications
+
+_log = logger("taskbridge.store")
+
+_LOOK_S: Final = 0.5
+"""How often those who wait look where nothing is told."""
 
 _TOGETHER: Final = 500
 """To how many channels one command subscribes at most."""
@@ -17,12 +25,15 @@ class RedisNotifications(Notifications):
     """Listens on the channels of the keys that this process watches; each channel is a prefix and the key.
 
     A subscription's answer wakes who watches the key: who was heard of before may have missed something meanwhile.
+    Where Redis does not permit to subscribe, all are woken twice a second, and look for themselves.
     """
 
     def __init__(self, timeout_s: float, url: str, prefix: str) -> None:
         super().__init__(timeout_s)
         self._prefix = prefix
-        self._open = connector(url)
+        self._namespace = prefix.partition(":")[0]
+        self._open = connector(url, self._namespace)
+        self._may_listen = True
         self._subscribed: set[str] = set()
         self._unanswered: set[str] = set()  # of those, whose answer will wake: they are not heard of yet
 
@@ -35,6 +46,9 @@ class RedisNotifications(Notifications):
         self._follow(connection, self._watches.keys())
 
     def _follow(self, connection: Link, keys: Collection[str]) -> None:
+        if not self._may_listen:
+            super()._follow(connection, keys)
+            return
         watched = {key for key in keys if self._watches.of(key)}
         for key in watched & self._subscribed - self._unanswered:
             self._watches.hear(key)
@@ -49,15 +63,32 @@ class RedisNotifications(Notifications):
 
     def _hear(self, connection: Link) -> None:
         connection.deadline = monotonic() + self._timeout_s
-        self._take(connection.read())
+        self._read(connection)
         while connection.can_read():
-            self._take(connection.read())
+            self._read(connection)
 
     def _ask(self, connection: Link) -> None:
         connection.deadline = monotonic() + self._timeout_s
         connection.send(pack([("PING",)]))
-        while self._take(connection.read()) != b"pong":
+        while self._read(connection) != b"pong":
             continue
+        if not self._may_listen:
+            self._watches.wake_all()
+
+    def _silence_s(self) -> float:
+        return super()._silence_s() if self._may_listen else _LOOK_S
+
+    def _read(self, connection: Link) -> bytes:
+        """Take the next reply; one that refuses a subscription is the last of them."""
+        try:
+            return self._take(connection.read())
+        except NoPermissionError as exc:
+            if self._may_listen:
+                told = "Redis does not permit SUBSCRIBE, so results are polled; permit &%s*: %s"
+                _log.warning(told, self._namespace, exc)
+                self._may_listen = False
+            super()._follow(connection, self._watches.keys())
+            return b""
 
     def _take(self, reply: Any) -> bytes:
         """Return what a reply is, after whom it concerns was woken."""

@@ -33,6 +33,9 @@ _CHANNEL: Final = "taskbridge_told"
 _HARMLESS: Final = "invalid URI query parameter"
 """How libpq begins to say that an option has no such name; what else it says of a URL shows a part of it."""
 
+_HOST_S: Final = 2
+"""How long one of several hosts may take to answer; libpq waits no shorter."""
+
 _UNDEFINED_TABLE: Final = "42P01"
 
 _EVENTS: Final[Mapping[Wait, int]] = {
@@ -84,23 +87,25 @@ class PostgreSQL(Database):
     def __init__(self, settings: Settings, url: str) -> None:
         super().__init__(settings, url)
         try:
-            ports = str(conninfo_to_dict(url).get("port", ""))
+            given = conninfo_to_dict(url)
         except psycopg.Error as exc:
             said = str(exc).strip()
             why = said if said.startswith(_HARMLESS) else "is something in it not percent-encoded?"
             raise SettingsError("store", f"{self.shown} can't be read: {why}") from None  # else it shows a password
+        ports = str(given.get("port", ""))
         if not all(port.isdecimal() or not port for port in ports.split(",")):
             raise SettingsError("store", f"{self.shown} can't be read: {ports} is no port")
         self._url = url
+        several = "," in str(given.get("host")) and "connect_timeout" not in given
+        self._limits: dict[str, Any] = {"connect_timeout": _HOST_S} if several else {}
 
     def connect(self, deadline: float) -> BoundedConnection:
         """Return a new connection."""
 
         def connect() -> BoundedConnection:
             # Not prepared: a pooler between may give every transaction another connection.
-            return BoundedConnection.connect(
-                self._url, autocommit=True, prepare_threshold=None, application_name="taskbridge"
-            )
+            options: dict[str, Any] = {"autocommit": True, "prepare_threshold": None, "application_name": "taskbridge"}
+            return BoundedConnection.connect(self._url, **options, **self._limits)
 
         made = in_time("sql-connect", connect, BoundedConnection.close, left_s=lambda: deadline - monotonic())
         made.deadline = deadline

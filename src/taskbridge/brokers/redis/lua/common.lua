@@ -1,3 +1,5 @@
+if #KEYS > 0 and KEYS[#KEYS]:sub(-8) == '}:absent' then table.remove(KEYS) end  -- see `Client._with_absent`
+
 local function now_ms()  -- with the microseconds as its fraction
   local time = redis.call('TIME')
   return time[1] * 1000 + time[2] / 1000

@@ -11,7 +11,7 @@ local function write(key, channel, lives, ends, text, kept, tells, life, told)
   if text == '' then redis.call('DEL', key)
   elseif kept == '' then redis.call('SET', key, text)
   else redis.call('SET', key, text, 'PX', kept) end
-  if tells == '1' then redis.call('PUBLISH', channel, '') end
+  if tells == '1' then redis.pcall('PUBLISH', channel, '') end  -- who may not publish still writes
   if not life or life == '' then return end
   local time = redis.call('TIME')
   local number = time[1] * 1000000 + time[2]  -- grows even when all have been forgotten

@@ -1,0 +1,204 @@
+"""Where the Redis is that has a namespace's keys.
+
+| URL | the server is |
+|---|---|
+| one host, or a socket | that one |
+| several hosts, `redis://h1:6379,h2:6379/0` | the first that answers and is no replica |
+| `redis+sentinel://h1:26379,h2:26379/mymaster/0` | the master that the Sentinels name |
+| any of these, with a namespace in braces | on Redis Cluster, the node that has its slot, as any node says |
+
+Where it may be another one some day, each new connection is vetted before it is used.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import redis
+from redis import connection as _connection
+from redis import exceptions as errors
+from redis import sentinel as _sentinel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from taskbridge.exceptions import SettingsError
+from taskbridge.settings import hosts_of, without_credentials
+
+Address = tuple[str, int]
+"""A host and a port."""
+
+Open = Callable[[Address, float], Any]
+"""Makes a connection (`Link`) to an address within so many seconds, about; raises one of `TROUBLE` if it can't."""
+
+TROUBLE: Final = (errors.RedisError, OSError, ValueError, RecursionError)
+"""What making or using a connection may raise: the last two if what answers is not Redis."""
+
+REFUSALS: Final = (errors.ResponseError, errors.AuthenticationError, errors.BusyLoadingError)
+"""What came as a reply: the command was not carried out."""
+
+_PASSING: Final = (
+    *(errors.AskError, errors.TryAgainError, errors.ClusterDownError, errors.ReadOnlyError, errors.MasterDownError),
+    *(errors.ConnectionError, errors.TimeoutError, OSError),
+)
+"""What is over once another server has taken the place of one, or the slot has moved; the first is MOVED, too."""
+
+_MOST_HOPS: Final = 5
+"""How often a cluster's nodes may send on who looks for a slot."""
+
+_redis_py: Final[Any] = _connection  # which has few types
+_sentinels: Final[Any] = _sentinel
+
+
+class Place:
+    """The server that has a namespace's keys, and how to connect to it. Threads share it.
+
+    Args:
+        url: As the setting `url` has it after the engine, normalised.
+        namespace: The namespace, if it is in braces; else empty, for all of them.
+
+    Attributes:
+        kind: The class of redis-py's connections to it.
+        options: What these are made with, but for host and port.
+        absent: A key in the namespace's slot that never exists; empty where the server is no node of a cluster.
+        may_move: Whether another server may take its place.
+        found: Where it was last; None if that isn't known, or not any more.
+
+    Raises:
+        SettingsError: redis-py can't read the URL.
+    """
+
+    def __init__(self, url: str, namespace: str) -> None:
+        parts = urlsplit(url)
+        scheme, _, by_sentinel = parts.scheme.partition("+")
+        self._hosts = [(host, port or (26379 if by_sentinel else 6379)) for host, port in hosts_of(parts.netloc)]
+        self._known: list[Address] = []  # nodes of the cluster
+        self._may_be_replica = bool(by_sentinel) or len(self._hosts) > 1
+        master, _, database = parts.path[1:].rpartition("/")
+        self._master = master if by_sentinel else ""
+        plain, options = url, dict(parse_qsl(parts.query))
+        if self._may_be_replica:
+            own = {name: value for name, value in options.items() if not name.startswith("sentinel_")}
+            credentials, at, _ = parts.netloc.rpartition("@")
+            plain = urlunsplit((scheme, f"{credentials}{at}localhost", f"/{database}", urlencode(own), ""))
+        try:
+            given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(plain)}
+            none: Mapping[str, Any] = {}
+            self._of_sentinels = _sentinel_options(scheme, options) if by_sentinel else none
+        except (TypeError, ValueError, errors.RedisError) as exc:
+            raise unreadable(url, exc) from exc
+        self.kind: Final[Any] = given.pop("connection_class", redis.Connection)
+        self.options: Final[Mapping[str, Any]] = given
+        self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}:absent"
+        self.may_move: Final = self._may_be_replica or bool(self.absent)
+        self.found: Address | None = None
+
+    def connect(self, open_at: Open, timeout_s: float) -> Any:
+        """Return a connection to the server, made within so many seconds; raises one of `TROUBLE` if there is none."""
+        until = monotonic() + timeout_s
+        trouble: Exception = errors.ConnectionError("there is no host")
+        addresses = [self._named(timeout_s / 2)] if self._master else self._addresses()
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:
+                return self._vetted(open_at, address, max(0.01, (until - monotonic()) / left))
+            except TROUBLE as exc:
+                if not isinstance(trouble, REFUSALS):
+                    trouble = exc
+        self.found = None
+        raise trouble
+
+    def passes(self, error: BaseException | None) -> bool:
+        """Return whether what failed like this may go well elsewhere or later; what it says of where is noted."""
+        if isinstance(error, errors.MovedError):
+            self.found = self.found and _moved_to(error, self.found)
+            return bool(self.absent)
+        return self.may_move and isinstance(error, _PASSING) and not isinstance(error, errors.AuthenticationError)
+
+    def _addresses(self) -> list[Address]:
+        """Return where the server may be, the likeliest place first."""
+        found = [] if self.found is None else [self.found]
+        return list(dict.fromkeys([*found, *self._hosts, *self._known]))
+
+    def _named(self, timeout_s: float) -> Address:
+        """Return where the Sentinels say that the master is."""
+        each_s = timeout_s / len(self._hosts)
+        limits = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": Retry(NoBackoff(), 0)}
+        sentinels = _sentinels.Sentinel(self._hosts, sentinel_kwargs={**self._of_sentinels, **limits})
+        try:
+            found: Address = sentinels.discover_master(self._master)
+        except _sentinel.MasterNotFoundError as exc:
+            why = str(exc).partition(" : ")[2] or "they answer; is that the name in their `sentinel monitor`?"
+            raise errors.ConnectionError(f"the Sentinels name no master {self._master!r} that is up: {why}") from None
+        finally:
+            for each in sentinels.sentinels:
+                each.close()
+        return found
+
+    def _vetted(self, open_at: Open, address: Address, timeout_s: float) -> Any:
+        """Return a connection to the server that is at an address, or to which that one sends on."""
+        for _ in range(_MOST_HOPS):
+            link = open_at(address, timeout_s)
+            try:
+                self._vet(link)
+            except errors.MovedError as exc:
+                link.close()
+                address = _moved_to(exc, address)
+            except BaseException:
+                link.close()
+                raise
+            else:
+                self.found = address
+                return link
+        raise errors.ConnectionError("the nodes of the cluster do not agree on who has the namespace's slot")
+
+    def _vet(self, link: Any) -> None:
+        """Raise an error if a server has not the slot, or is a replica; what it doesn't tell is no error."""
+        if self.absent:
+            try:
+                link.ask("EXISTS", self.absent)
+            except errors.MovedError:
+                raise
+            except (errors.AskError, errors.TryAgainError, errors.NoPermissionError):
+                pass  # it has the slot, which is being moved
+            with suppress(errors.ResponseError):  # it is no cluster, or doesn't tell
+                nodes = [node for _, _, *nodes in link.ask("CLUSTER", "SLOTS") for node in nodes]
+                self._known = [(host.decode(), int(port)) for host, port, *_ in nodes if host]  # the URL's may be gone
+        if self._may_be_replica:
+            with suppress(errors.ResponseError):
+                if b"role:slave" in link.ask("INFO", "replication"):
+                    raise errors.ConnectionError("this server is a replica, and no other one answers")
+
+
+def _moved_to(error: Any, address: Address) -> Address:
+    """Return where a slot is that is not at an address: MOVED names no host if it is the same one."""
+    return error.host or address[0], error.port
+
+
+def _sentinel_options(scheme: str, options: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return what clients of the Sentinels are made with: their own options, and the servers' TLS if they have none."""
+    own = {name[9:]: value for name, value in options.items() if name.startswith("sentinel_")}
+    tls = own.pop("ssl", "true" if scheme == "rediss" else "false") != "false"
+    if tls and not any(name.startswith("ssl_") for name in own):
+        own |= {name: value for name, value in options.items() if name.startswith("ssl_")}
+    made: dict[str, Any] = {**_redis_py.parse_url(f"redis://?{urlencode(own)}"), "ssl": tls}
+    redis.Redis(**made).close()  # redis-py checks options only when it makes a client
+    return made
+
+
+def unreadable(url: str, error: Exception) -> SettingsError:
+    """Return the error of a URL that redis-py can't read, or whose options it has not."""
+    return SettingsError("url", f"redis-py can't read {without_credentials(url)} and its options: {error}")
+
+
+_shared: Final[weakref.WeakValueDictionary[tuple[str, str], Place]] = weakref.WeakValueDictionary()
+
+
+def place_of(url: str, namespace: str) -> Place:
+    """Return the place of a URL and namespace that all in this process share; raises as `Place` does."""
+    tag = namespace if namespace.startswith("{") else ""
+    place = _shared.get((url, tag))
+    return _shared.setdefault((url, tag), Place(url, tag)) if place is None else place
