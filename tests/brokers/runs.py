@@ -130,7 +130,7 @@ def outcome_of(run: Run, engine: str, python: Path, more: Sequence[str], log: Pa
     report.unlink(missing_ok=True)
     command = [
         *(str(python), "-m", "pytest", "tests/contract/test_contract.py", "--target", f"{engine}+{run.broker}"),
-        *("--deployment", run.deployment, "--junitxml", str(report), "-q"),
+        *("--deployment", run.deployment, "--junitxml", str(report), "-o", "junit_family=xunit1", "-q"),
         *(word for setting in run.settings for word in ("--setting", setting)),
         *(() if run.select is None else ("--select", run.select)),
         *more,
