@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, ResultTimeout, RetryPolicy
+from taskbridge.cli.applications import others
 from taskbridge.engines import settle
 from taskbridge.settings import load
 from tests.servers import PrivateRabbitMQ, PrivateRedis
@@ -106,6 +107,18 @@ def _declared(function: Any) -> Bridge:
     return here
 
 
+def two_applications() -> str:
+    here = bridge()
+    for name in ("shop.mail", "blog.post"):
+        here._tasks = {name: here.task(name=name)(plain).declaration}
+        said = others(here, name.partition(".")[0], ["default"], is_started=True, timeout_s=5)
+    return said[0]
+
+
+def a_certificate_that_is_not_there() -> None:
+    bridge("celery+amqps://localhost//?ssl_ca_certs=/nowhere/ca.pem").task(name="shop.mail")(plain).send(1)
+
+
 @dataclass
 class Order:
     id: int
@@ -127,6 +140,7 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: why_dead(returns_a_coroutine),
         ("shop.mail", "coroutine", "async def"),
     ),
+    "6 two applications": (two_applications, ("worker of shop", "'default'", "TASKBRIDGE_NAMESPACE")),
     "8 no store": (
         lambda: Bridge("dramatiq+amqp://localhost//").handle("i").result(),
         ("amqp", "TASKBRIDGE_STORE=redis://"),
@@ -158,6 +172,7 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),
     ),
+    "24 no certificate": (a_certificate_that_is_not_there, ("ca_certs", "/nowhere/ca.pem", "can't be read")),
     "schedule for no time": (lambda: task().schedule(None, 1), ("None", "send is for now")),
     "schedule at a naive time": (lambda: task().schedule(datetime(2030, 1, 1), 1), ("2030-01-01", "timezone.utc")),
     "an unknown engine": (lambda: Bridge("celrey+redis://localhost"), ("'celrey'", "did you mean 'celery'")),
