@@ -170,11 +170,6 @@ def what_is_planned_is_not_noted() -> None:
 _STORED = "taskbridge.schedules.stored"
 
 
-def _look_late() -> None:
-    """Have schedulers look for what was put as late as they may, so that chance does not hide what they do then."""
-    put(_STORED, "_LOOK_S", lambda _: 4.0)
-
-
 @mutant("CR8", _LIVE, "celery+redis")
 def nobody_looks_for_what_is_put() -> None:
     """A worker reads once which schedules were put."""
@@ -183,20 +178,32 @@ def nobody_looks_for_what_is_put() -> None:
 
 @mutant("CR8", _LIVE, "dramatiq+redis")
 def what_is_put_counts_as_missed() -> None:
-    """What was due before a worker saw a schedule was missed."""
-    _look_late()
+    """What is due as a worker comes to see a schedule was missed."""
 
     def make(watch: Any) -> Any:
-        return lambda self, schedule, here_since, now: watch(self, schedule, float("inf"), now)
+        def late(self: Any, schedule: Any, here_since: float, now: float) -> Any:
+            known, watched = self._watched.get(schedule.name), watch(self, schedule, here_since, now)
+            return watched if watched is known else replace(watched, since=now + 1.5)
+
+        return late
 
     put(_SCHEDULER, "Ticker._watch", make)
 
 
 @mutant("CR8", _LIVE, "celery+redis")
 def what_was_deleted_goes_on_where_it_is_known() -> None:
-    """A deletion leaves nothing that stops workers which have not noticed it."""
-    _look_late()
+    """A worker goes on with what was deleted, and the store doesn't stop it."""
     put(_TICKS, "ScheduleState.supersedes", lambda _: lambda self, revision: False)
+
+    def make(follow: Any) -> Any:
+        def keeping(self: Any, *args: Any, **given: Any) -> None:
+            before = self.known
+            follow(self, *args, **given)
+            self.known = {**before, **self.known}
+
+        return keeping
+
+    put(_STORED, "StoredSchedules.follow", make)
 
 
 @mutant("CR8", _LIVE)
