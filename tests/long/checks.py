@@ -147,7 +147,8 @@ def _schedules(h: Harness) -> str:
     gone_at = h.bridge.now()
     h.pause(_SEEN_S)
     h.idle(within_s=h.spec.lease_s + 10 + h.patience_s)
-    seen = [record for record in h.environment.records.all() if record.kind == START]
+    starts = [record for record in h.environment.records.all() if record.kind == START]
+    seen = [each for each in starts if "taskbridge.schedule" in each.data["context"]["headers"]]
     ran = Counter((each.data["context"]["headers"]["taskbridge.schedule"], planned_at(each)) for each in seen)
     planned = {
         (name, float(tick)): until
