@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 from taskbridge.background import Background
@@ -95,6 +96,7 @@ class Ticker:
         self._timeout_s = bridge.settings.send_timeout_s
         self._since: float | None = None  # from when on it was here all the time
         self._here_at = inf
+        self._random = Random(claimant)
         self._watched: dict[str, _Watched] = {}
         self._plans: dict[str, list[str]] | None = None
         self._refused: BrokerUnavailable | None = None
@@ -118,40 +120,46 @@ class Ticker:
         except BrokerUnavailable:  # nobody here sees what is put meanwhile
             self.lapse()
             raise
-        now, schedules = self._bridge.now(), self._bridge.schedules.planned()
+        begun, schedules = self._bridge.now(), self._bridge.schedules.planned()
         plans = {
             name: [each.task, f"{each.timing.spec} {each.timing.zone}"]
             for name, each in schedules.items()
             if not each.revision  # those that were put at run time tell by themselves when they begin
         }
         note, knows = self._ticks.note, self._bridge.knows
-        if plans != self._plans and note(plans, knows=knows, at=now, timeout_s=self._timeout_s):
+        if plans != self._plans and note(plans, knows=knows, at=begun, timeout_s=self._timeout_s):
             self._plans = plans
-        if self._since is None:
-            self._since = now
-        if not schedules:
-            self._here_at = now
-        self._watched = {name: self._watch(each, self._since, now) for name, each in schedules.items()}
-        for name, schedule in schedules.items():
-            now, before = self._bridge.now(), self._here_at
-            self._here_at = now
-            if now - before > self._stall_s:
-                _log.warning("nothing was scheduled here for %.1f s: the process stood still", now - before)
-                self.lapse()
+        if self._has_stood_still(begun):
+            return begun
+        here_since = self._since = begun if self._since is None else self._since
+        self._watched = {name: self._watch(each, here_since, begun) for name, each in schedules.items()}
+        due = [name for name, watched in self._watched.items() if watched.look_at <= begun]
+        self._random.shuffle(due)  # else all schedulers go for the same one
+        for name in due:
+            now, watched = self._bridge.now(), self._watched[name]
+            if self._has_stood_still(now):
                 return now
-            watched = self._watched[name]
-            if watched.look_at <= now:
-                try:
-                    watched.look_at = self._deal(schedule, watched, now)  # one at a time: there may be many
-                except BrokerUnavailable:
-                    self.lapse()
-                    raise
-                except Exception:  # of one schedule; the others go on
-                    _log.exception("schedule %s can't be dealt with, trying again", name)
-                    watched.look_at = now + self._lease_s
+            if now - begun > _LOOK_S:  # the rest is due still; some may have been put or deleted meanwhile
+                break
+            try:
+                watched.look_at = self._deal(schedules[name], watched, now)  # one at a time: there may be many
+            except BrokerUnavailable:
+                self.lapse()
+                raise
+            except Exception:  # of one schedule; the others go on
+                _log.exception("schedule %s can't be dealt with, trying again", name)
+                watched.look_at = now + self._lease_s
         if self._refused is not None:
             raise self._refused
         return min((watched.look_at for watched in self._watched.values()), default=inf)
+
+    def _has_stood_still(self, now: float) -> bool:
+        """Return whether nobody was here for long, so that what was due meanwhile is missed."""
+        stood_s, self._here_at = now - self._here_at, now
+        if stood_s > self._stall_s:
+            _log.warning("nothing was scheduled here for %.1f s: the process stood still", stood_s)
+            self.lapse()
+        return stood_s > self._stall_s
 
     def _watch(self, schedule: Schedule, here_since: float, now: float) -> _Watched:
         """Return what is remembered of a schedule; of one that began while this was here, nothing was missed."""
