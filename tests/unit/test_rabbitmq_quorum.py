@@ -14,7 +14,6 @@ import pika
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Queue, UnsupportedError
-from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.engines.settle import counted
 from taskbridge.message import DeadLetter, Message, new_id
 from tests.servers import PrivateRabbitMQ
@@ -93,27 +92,11 @@ def test_each_queue_is_of_the_type_that_is_set(place: Place, engine: str) -> Non
 
 
 def test_a_type_can_not_be_changed_and_the_error_says_what_can(place: Place) -> None:
-    place.bridge(queue_type="classic").task(name="shop.note")(lambda: None).send()
-    broker = place.bridge().broker
-    assert isinstance(broker, RabbitMQBroker)
+    place.bridge().task(name="shop.note")(lambda: None).schedule(1)
+    note = place.bridge(queue_type="classic").task(name="shop.note")(lambda: None)
 
     with pytest.raises(BrokerUnavailable, match=r"can't be changed: set queue_type.*or delete it"):
-        broker.declare({f"{place.namespace}.celery.default": {"x-queue-type": "quorum"}}, timeout_s=5)
-
-
-def test_a_quorum_queue_without_priorities_is_taken_as_it_is(place: Place) -> None:
-    name = f"{place.namespace}.celery.default"
-    with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
-        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1, "x-overflow": "reject-publish"}
-        connection.channel().queue_declare(name, durable=True, arguments=arguments)  # as before RabbitMQ 4.3
-    bridge = place.bridge()
-    broker = bridge.broker
-    assert isinstance(broker, RabbitMQBroker)
-
-    broker.declare({name: {**arguments, "x-max-priority": 3}}, timeout_s=5)
-    bridge.task(name="shop.note")(lambda: None).send()
-
-    assert bridge.counts().waiting == {"default": 1}
+        note.schedule(1)
 
 
 def test_priorities_are_kept_or_refused(place: Place) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -17,25 +16,16 @@ from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
 from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.pool import Pool
-from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder, destination
+from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder
 from taskbridge.brokers.rabbitmq.pump import Pump
-from taskbridge.brokers.rabbitmq.topology import (
-    LEVELS,
-    LONGEST_EXPIRATION_S,
-    PRIORITIES_SINCE,
-    sign_queue,
-    without_priorities,
-)
+from taskbridge.brokers.rabbitmq.topology import LEVELS, LONGEST_EXPIRATION_S, sign_queue
 from taskbridge.exceptions import BrokerUnavailable, PartlyPublished, SettingsError
-from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import make_probe
 from taskbridge.settings import Settings
 
-_log = logger("taskbridge.rabbitmq")
-
-_NO_PRIORITIES: Final = re.compile("inequivalent arg 'x-max-priority'.* current is none")
-"""What RabbitMQ says of a queue that has none (rabbit_misc:assert_args_equivalence)."""
+_PRIORITIES_SINCE: Final = (4, 3)
+"""The RabbitMQ from which quorum queues keep priorities."""
 
 
 class RabbitMQBroker:
@@ -99,31 +89,8 @@ class RabbitMQBroker:
             return f" (RabbitMQ says: {exc})" if exc.code else ""
         return ""
 
-    def declare(self, queues: Mapping[str, Mapping[str, Any]], *, timeout_s: float) -> None:
-        """Declare queues of an engine, also those that were declared before; messages need none of it.
-
-        A quorum queue that was made without priorities, for its RabbitMQ was older then, is taken as it is.
-
-        Args:
-            queues: Their arguments, by native name.
-            timeout_s: How long it may take.
-        """
-        deadline = Deadline(timeout_s)
-        with _told():
-            for name, arguments in queues.items():
-                self._declare_or_take(name, arguments, deadline)
-
-    def _declare_or_take(self, name: str, arguments: Mapping[str, Any], deadline: Deadline) -> None:
-        try:
-            self._declare(self._encoder.queue(name, arguments), deadline)
-        except ClientError as exc:
-            if not _NO_PRIORITIES.search(str(exc)):
-                raise
-            _log.warning("queue %s keeps no priorities; delete it when it is empty: it is made anew", name)
-            self._declare(destination(name, without_priorities(arguments)), deadline)
-
-    def _declare(self, queue: Destination, deadline: Deadline) -> None:
-        self._looker.use(lambda channel: channel.declare(queue, deadline, anew=True), deadline)
+    def _declare(self, destination: Destination, deadline: Deadline) -> None:
+        self._looker.use(lambda channel: channel.declare(destination, deadline, anew=True), deadline)
 
     def keeps_priorities(self, queue: str, *, timeout_s: float) -> bool:
         """Return whether messages of higher priority overtake others in a queue."""
@@ -132,7 +99,7 @@ class RabbitMQBroker:
         deadline = Deadline(timeout_s)
         with _told():
             version = self._looker.use(lambda channel: channel.connection.version, deadline)
-        return version >= PRIORITIES_SINCE
+        return version >= _PRIORITIES_SINCE
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""
@@ -219,12 +186,11 @@ class RabbitMQBroker:
         """Look at how queues are declared, and at operators' policies."""
         from taskbridge.brokers.rabbitmq.examination import policies_on, refusals  # here, for only a command needs it
 
-        natives = [self._wire.encode(make_probe(queue, now=0.0, life_s=0.0)) for queue in queues]
-        wanted = {each.queue: each.arguments for each in natives}
+        probes = [make_probe(queue, now=0.0, life_s=0.0) for queue in queues]
+        wanted = {each.queue: each.arguments for each in map(self._wire.encode, probes)}
         with _told():
-            for name, arguments in wanted.items():
-                yield from refusals(partial(self._declare_or_take, name, arguments, Deadline(timeout_s)))
-            yield from refusals(partial(self._declare, self._encoder.due, Deadline(timeout_s)))
+            for each in (*(self._encoder.native(probe).destination for probe in probes), self._encoder.due):
+                yield from refusals(partial(self._declare, each, Deadline(timeout_s)))
             yield from policies_on(wanted, self._encoder, self._hosts.last, management=management, timeout_s=timeout_s)
 
     def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:

@@ -132,7 +132,7 @@ class Channel:
         """Declare a destination and what it needs, unless this channel has done so and it is not to be done anew."""
         if destination in self._declared and not anew:
             return
-        calls = list(destination.calls(self.connection.version))
+        calls = list(destination.calls())
         try:
             self.call_all(calls, deadline)
         except ClientError as exc:

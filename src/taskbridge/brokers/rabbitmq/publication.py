@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -15,15 +15,7 @@ from pika import data
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
-from taskbridge.brokers.rabbitmq.topology import (
-    LEVELS,
-    PRIORITIES_SINCE,
-    Topology,
-    all_engines,
-    queue,
-    sign_queue,
-    without_priorities,
-)
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, all_engines, queue, sign_queue
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
@@ -48,7 +40,7 @@ class Destination:
 
     Attributes:
         name: Its name.
-        calls: Returns the calls that declare it and all that it needs, on a RabbitMQ of a version.
+        calls: Returns the calls that declare it and all that it needs.
         exchange: The exchange that is published to; the default one, "", reaches each queue by its name. A missing
             exchange closes the channel, so it is declared before the first publication; a missing queue returns the
             publication, and is declared then.
@@ -56,20 +48,9 @@ class Destination:
     """
 
     name: str
-    calls: Callable[[tuple[int, ...]], Iterable[Any]]
+    calls: Callable[[], Iterable[Any]]
     exchange: str = ""
     is_quorum: bool = False
-
-
-def destination(name: str, arguments: Mapping[str, Any]) -> Destination:
-    """Return a queue that is declared with these arguments, but for priorities where it can't keep them (rule RQ2)."""
-    is_quorum = arguments.get("x-queue-type") == "quorum"
-
-    def calls(version: tuple[int, ...]) -> Iterable[Any]:
-        has_none = is_quorum and version < PRIORITIES_SINCE
-        yield queue(name, without_priorities(arguments) if has_none else arguments)
-
-    return Destination(name=name, calls=calls, is_quorum=is_quorum)
 
 
 class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's time
@@ -112,15 +93,14 @@ class Encoder:
         self.engines: Sequence[str] = all_engines(wire.engine)
         dead = self.topology.dead
         is_quorum = settings.queue_type == "quorum"
-        self._dead = Destination(name=dead, calls=lambda _: [self.topology.own_queue(dead)], is_quorum=is_quorum)
+        self._dead = Destination(name=dead, calls=lambda: [self.topology.own_queue(dead)], is_quorum=is_quorum)
         self._levels = [self._exchange(level) for level in range(LEVELS)]
         self.due: Destination = self._exchange(-1)
 
     def _exchange(self, level: int) -> Destination:
         name = self.topology.level(level)
-        return Destination(
-            name=name, exchange=name, calls=lambda _: self.topology.calls(level, self.engines), is_quorum=True
-        )
+        calls = partial(self.topology.calls, level, self.engines)
+        return Destination(name=name, exchange=name, calls=calls, is_quorum=True)
 
     def native(self, message: Message, *, life_s: float | None = None) -> EncodedPublication:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
@@ -132,17 +112,19 @@ class Encoder:
         properties = native.properties
         if life_s is not None:
             properties = {**properties, "expiration": _milliseconds(life_s)}
-        place = self._queues.get(native.queue) or self.queue(native.queue, native.arguments)
+        place = self._queues.get(native.queue) or self._queue(native)
         encoded = _encoded(place, native.queue, properties, message.id, native.body)
         if len(encoded.properties) > PROPERTIES_ROOM:
             raise MessageTooLarge(message.task, len(encoded.properties), PROPERTIES_ROOM, headers=True)
         return encoded
 
-    def queue(self, name: str, arguments: Mapping[str, Any]) -> Destination:
-        """Return an engine's queue, made once."""
+    def _queue(self, native: Publication) -> Destination:
+        name, arguments = native.queue, native.arguments
         if len(name.encode()) > _LONGEST_PROPERTY:  # pika's own error would end a pump
             raise ValueError(f"a queue's name of {len(name)} characters is too long for RabbitMQ")
-        return self._queues.get(name) or self._queues.setdefault(name, destination(name, arguments))
+        is_quorum = arguments.get("x-queue-type") == "quorum"
+        made = Destination(name=name, calls=lambda: [queue(name, arguments)], is_quorum=is_quorum)
+        return self._queues.setdefault(name, made)
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
         """Return a message as text, for a delay; it says when it is due, which earlier releases read past."""
@@ -154,7 +136,7 @@ class Encoder:
     def sign(self, name: str, *, life_s: float) -> EncodedPublication:
         """Return a sign, which the server drops after so many seconds."""
         native = self.topology.sign(name)
-        place = Destination(name=native, calls=lambda _: [sign_queue(native)])
+        place = Destination(name=native, calls=lambda: [sign_queue(native)])
         return _encoded(place, native, {"expiration": _milliseconds(life_s)}, new_id(), b"")
 
     def letter(self, letter: DeadLetter) -> EncodedPublication:

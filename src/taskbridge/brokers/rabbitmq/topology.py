@@ -44,10 +44,6 @@ _SIGN_EXPIRES_MS: Final = 120_000
 """How long the queue of a sign is there that nobody looks at."""
 
 
-PRIORITIES_SINCE: Final = (4, 3)
-"""The RabbitMQ from which quorum queues keep priorities; earlier ones refuse `x-max-priority` for them."""
-
-
 class Topology:
     """The names in one namespace, and how what bears them is declared.
 
@@ -119,11 +115,6 @@ class Topology:
 def queue(name: str, arguments: Mapping[str, Any]) -> Any:
     """Return the call that declares a durable queue."""
     return spec.Queue.Declare(queue=name, durable=True, arguments=dict(arguments))
-
-
-def without_priorities(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a queue's arguments, but for its priorities."""
-    return {name: value for name, value in arguments.items() if name != "x-max-priority"}
 
 
 def sign_queue(name: str) -> Any:

@@ -238,13 +238,11 @@ class CeleryEngine:
         options: dict[str, Any] = {"alias": queue, "durable": True}
         if self.settings.url.broker != "amqp":
             return Queue(native, Exchange(""), native, **options)
-        kind = self.settings.type_of(queue)
-        arguments = wire.queue_arguments(kind)
-        if kind == "classic":
-            return Queue(native, Exchange(""), native, queue_arguments=arguments, **options)
-        from taskbridge.engines.celery.rabbitmq import quorum_queue  # here, for other brokers need none of it
+        if self.settings.type_of(queue) == "classic":
+            return Queue(native, Exchange(""), native, queue_arguments=wire.queue_arguments("classic"), **options)
+        from taskbridge.engines.celery.rabbitmq import QuorumQueue  # here, for other brokers need none of it
 
-        return quorum_queue(self, arguments)(native, Exchange(""), native, **options)
+        return QuorumQueue(native, Exchange(""), native, **options)
 
     def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
         """Route what is sent with Celery's own means."""

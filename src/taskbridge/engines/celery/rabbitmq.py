@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from taskbridge.engines.celery.reading import BoundedMessage
@@ -15,6 +15,7 @@ from taskbridge.engines.celery.stock import (
     frame_handler,
     stock,
 )
+from taskbridge.engines.celery.wire import queue_arguments
 
 _HEADER: Final = 2
 """The kind of the frame that holds a message's properties, after 12 bytes."""
@@ -83,20 +84,16 @@ class Transport(AmqpTransport):
         return is_newer or self.engine.settings.has_quorum
 
 
-def quorum_queue(engine: Any, arguments: Mapping[str, Any]) -> Any:
-    """Return the class of a quorum queue, which taskbridge declares, for what it can keep depends on the server.
+class QuorumQueue(Queue):
+    """A quorum queue, which says so to RabbitMQ alone.
 
-    Celery is told nothing of the type, or it would have queues of its own for what is delayed (celery/app/base.py).
+    If Celery knew, it would have queues of its own for what is delayed (celery/app/base.py, worker/consumer).
     """
 
-    class QuorumQueue(Queue):
-        """A quorum queue."""
-
-        def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> Any:
-            """Declare it on a connection of taskbridge's own."""
-            if passive:
-                return stock(super()).queue_declare(nowait, passive, channel)
-            engine.host.broker.declare({self.name: arguments}, timeout_s=engine.settings.send_timeout_s)
-            return self.name
-
-    return QuorumQueue
+    def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> Any:
+        """Declare it."""
+        on = channel or self.channel
+        arguments = queue_arguments("quorum")
+        return on.queue_declare(
+            self.name, passive=passive, durable=True, auto_delete=False, nowait=nowait, arguments=arguments
+        )

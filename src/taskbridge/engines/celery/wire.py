@@ -83,7 +83,7 @@ def lists_of(native: str) -> tuple[str, ...]:
 
 def queue_arguments(kind: QueueType) -> dict[str, Any]:
     """Return what a queue is declared with on RabbitMQ: its type too, for a virtual host may have another default."""
-    return {**typed(kind), "x-max-priority": MAX_PRIORITY}
+    return typed(kind, priorities=MAX_PRIORITY)
 
 
 @cache

@@ -128,11 +128,9 @@ def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:
 
         return LeveledRedisBroker(settings, middleware)
     if kind == "amqp":
-        from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
         from taskbridge.engines.dramatiq.rabbitmq_broker import SparingRabbitmqBroker
 
-        assert isinstance(host.broker, RabbitMQBroker)
-        return SparingRabbitmqBroker(settings, middleware, host.broker)
+        return SparingRabbitmqBroker(settings, middleware)
     from taskbridge.engines.dramatiq.memory_broker import MemoryBroker
 
     wire = host.wire

@@ -28,7 +28,6 @@ from pika import spec
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.brokers.base import typed
-from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
@@ -36,7 +35,6 @@ from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.engines.dramatiq.broker import Arrival, EngineBroker, EngineConsumer
 from taskbridge.engines.dramatiq.deliveries import Delivery
 from taskbridge.engines.dramatiq.wire import MAX_PRIORITY, own_queue, queue_arguments
-from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.settings import Settings, each_host
 
@@ -67,11 +65,10 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             then, and without a store nobody can tell that it was not started.
     """
 
-    def __init__(self, settings: Settings, middleware: list[Middleware], own: RabbitMQBroker) -> None:
+    def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
         urls = each_host(settings.url.broker_url)
         super().__init__(url=urls, middleware=middleware, confirm_delivery=True, max_priority=MAX_PRIORITY)
         self._settings = settings
-        self._own = own
         self._timeout_s = settings.send_timeout_s
         hosts: Any = self.parameters
         for parameters in hosts:
@@ -96,22 +93,11 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             self.queues_pending.discard(canonical)
 
     def to_declare(self, canonical: str) -> Mapping[str, dict[str, Any]]:
-        """Return how a queue is to be declared, and those of its delayed and dead messages.
-
-        Quorum queues are declared here, for what they can keep depends on the server.
-
-        Raises:
-            BrokerUnavailable: RabbitMQ can't be reached, or refuses.
-        """
+        """Return a queue, and those of its delayed and dead messages, with their arguments."""
         queue = own_queue(self._settings.namespace, canonical)
         kind = "classic" if queue is None else self._settings.type_of(queue)
-        arguments = queue_arguments(canonical, kind)
-        dead = {**typed(kind), "x-message-ttl": DEAD_MESSAGE_TTL}
-        found = {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}
-        if kind == "classic":
-            return found
-        self._own.declare(found, timeout_s=self._timeout_s)
-        return {}
+        arguments, dead = queue_arguments(canonical, kind), {**typed(kind), "x-message-ttl": DEAD_MESSAGE_TTL}
+        return {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer of a queue, which it declares.
@@ -187,11 +173,8 @@ class _SparingConsumer(EngineConsumer):
         self._moved_at = 0.0  # when the first of these became the first
         self._is_consuming = False
         self._was_sent_back = False
-        try:
-            declared = broker.to_declare(q_name(queue_name)).items()
-        except BrokerUnavailable as exc:
-            raise ConnectionClosed(exc) from None
         self._channel = broker.open_channel(self._receive)
+        declared = broker.to_declare(q_name(queue_name)).items()
         calls = (spec.Queue.Declare(queue=name, durable=True, nowait=True, arguments=each) for name, each in declared)
         self._channel.tell(*calls, spec.Basic.Qos(prefetch_count=prefetch))
 

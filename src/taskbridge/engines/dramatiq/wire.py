@@ -64,10 +64,9 @@ def queue_arguments(native: str, kind: QueueType) -> dict[str, Any]:
     """
     canonical = native.removesuffix(".DQ")
     return {
-        **typed(kind),
+        **typed(kind, priorities=MAX_PRIORITY),
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": f"{canonical}.XQ",
-        "x-max-priority": MAX_PRIORITY,
     }
 
 
