@@ -72,7 +72,7 @@ def policies_on(
         return
     levels = encoder.parked(b"", LONGEST_S).destination
     letters = encoder.letter(DeadLetter(message=None, reason="", died_at=0.0)).destination
-    calls = [call for each in (levels, letters) for call in each.calls(())]
+    calls = [call for each in (levels, letters) for call in each.calls()]
     own = {each.queue: each.arguments for each in calls if isinstance(each, spec.Queue.Declare)}
     yield from judge({**queues, **own}, policies, letters.name.removesuffix("dead"))
 
