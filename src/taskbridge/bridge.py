@@ -434,10 +434,7 @@ class Bridge(Parts):
             DeclarationError: It is neither.
         """
         if function is None:
-            return partial(self._surround, task)
-        return self._surround(task, function)
-
-    def _surround(self, task: str | None, function: AroundT) -> AroundT:
+            return partial(self.around, task=task)
         from taskbridge.surroundings import surrounding  # here, for few processes have any
 
         try:
