@@ -27,7 +27,7 @@ def whoever_comes_later_takes_the_key() -> None:
     put(_CLAIMS, "_live", lambda _: lambda row, replays: None)
 
 
-@mutant("U1", "unique_tasks_need_a_store", "dramatiq+amqp")
+@mutant("U1", "unique_tasks_need_a_store")
 def without_a_store_nothing_is_unique() -> None:
     """Without a store, what is to be unique is sent like all else."""
     put(_SENDING, "Sending._keys", lambda _: lambda self, way, call, form: ("", "", form))

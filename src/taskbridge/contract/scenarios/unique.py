@@ -79,13 +79,14 @@ def of_many_senders_one_makes_the_message(h: Harness) -> None:
 
 @scenario("U1")
 def unique_tasks_need_a_store(h: Harness) -> None:
-    """Without a store, sending a unique message or one of a chosen id is refused, with what would help."""
-    if h.bridge.store is not None:
-        h.check(_send(h, "skip", "a store")[1], "with a store it is sent")
-        h.idle()
-        return
-    for task in (h.tasks.unique["skip"], h.tasks.programs["once"].using(id="chosen")):
-        h.says(h.refused(UnsupportedError, task.send, _call(), *(["key"] if "unique" in task.name else [])), "store")
+    """Without a record, sending a unique message or one of a chosen id is refused, with what would help."""
+    says = [h.refused(UnsupportedError, h.tasks.unrecorded.using(id="chosen").send, _call())]
+    if h.bridge.store is None:
+        says.append(h.refused(UnsupportedError, h.tasks.programs["once"].using(id="chosen").send, _call()))
+        says.append(h.refused(UnsupportedError, _send, h, "skip", "a key"))
+    for error in says:
+        h.says(error, "need a store")
+    h.idle()
 
 
 @scenario("U2", "U3", on=(RECORDED,), where=with_records)
