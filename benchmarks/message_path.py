@@ -41,8 +41,8 @@ MESSAGES: Final = 200
 """How many messages a worker runs while it is traced."""
 _WARM: Final = 20
 _OUTPUT_VARIABLE: Final = "MESSAGE_PATH_OUTPUT"
-_NO_MESSAGES: Final = ("pump", "schedul", "busy", "watch", "prepare", "cancel")
-"""What the names of threads hold that take no message: they promote, send by schedules, and tell of the worker."""
+_NO_MESSAGES: Final = ("pump", "schedul", "busy", "watch", "prepare", "cancel", "relay")
+"""What the names of threads hold that take no message: they promote, relay, send by schedules, tell of the worker."""
 
 _RUN_WITHIN_S: Final = 120.0
 
