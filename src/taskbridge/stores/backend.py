@@ -22,8 +22,8 @@ from taskbridge.brokers.base import RedisCommand, Remark
 NEW: Final = "0"
 """The head of a text that counts its versions and has not been changed since it was made."""
 
-ABSENT: Final = ""
-"""What a write has seen that makes a text where there must be none, not even one as it was made."""
+ABSENT: Final = "\n"
+"""What a write has seen that makes a text where there must be none, not even one as it was made: no head is this."""
 
 _LONGEST_NUMBER: Final = 10
 

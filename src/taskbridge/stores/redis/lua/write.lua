@@ -1,7 +1,7 @@
--- A text may be written if its first line is as it was seen: '' is that there is none, '0' none, or one as it was made.
+-- A text may be written if its first line is as it was seen: '\n' is that there is none, '0' none, or one as made.
 local function fits(key, seen)
   local found = own('GET', key)
-  if seen == '' then return not found end
+  if seen == '\n' then return not found end
   return (found and string.match(found, '^[^\n]*') or '0') == seen
 end
 
