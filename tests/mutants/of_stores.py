@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from unittest.mock import patch
 
 from taskbridge.contract.stores.table import CHECKS
-from taskbridge.stores.backend import NEW
+from taskbridge.stores.backend import ABSENT, NEW
 from tests.mutants.applying import STORE, environment
 
 Kind = Literal["memory", "redis", "sqlite", "postgresql"]
@@ -639,7 +639,7 @@ def wakes_nobody_afterwards(wake_all: Any) -> Any:
 @mutant("a_commit_is_done_wholly_or_not_at_all", _MEMORY, "MemoryBackend._fits")
 def looks_at_the_first_text_alone(fits: Any) -> Any:
     """Of a commit only what is made anew is looked at."""
-    return lambda self, write: fits(self, write) if write.seen == "" else True
+    return lambda self, write: fits(self, write) if write.seen == ABSENT else True
 
 
 @mutant("the_outbox_tells_each_entry_to_one", _MEMORY, "MemoryBackend.due_entries")
@@ -666,7 +666,7 @@ def takes_any_key(commit: Any) -> Any:
 
     def take(self: Any, run: Any, given: Any) -> Any:
         texts = self.get([each.key for each in given.writes], timeout_s=5.0)
-        seen = ["" if text is None else text.partition("\n")[0] for text in texts]
+        seen = [ABSENT if text is None else text.partition("\n")[0] for text in texts]
         writes = [replace(each, seen=head) for each, head in zip(given.writes, seen, strict=True)]
         return commit(self, run, replace(given, writes=writes))
 
