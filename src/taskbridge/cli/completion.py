@@ -21,7 +21,7 @@ def completion(bridge: Bridge, arguments: Namespace) -> Output:
     taskbridge completion fish > ~/.config/fish/completions/taskbridge.fish
     """
     try:
-        from argcomplete import shellcode  # here, for it is an extra
+        from argcomplete.shell_integration import shellcode  # here, for it is an extra
     except ModuleNotFoundError as exc:
         raise NotInstalledError("argcomplete, which completes commands,", "completion") from exc
     return Output(text=shellcode(["taskbridge"], shell=arguments.shell))

@@ -53,9 +53,14 @@ DEBOUNCE_S: Final = 3.5
 AT_MOST_S: Final = 4.5
 """How long after the latest send a debounced message starts, and how long after the first one at most."""
 
+
+def _by_key(_: object, key: object, mark: str = "") -> dict[str, object]:
+    return {"key": key}
+
+
 UNIQUE: Final[Mapping[str, Unique]] = {
     "skip": Unique("key"),
-    "raise": Unique(lambda _, key, mark="": {"key": key}, on_conflict="raise"),
+    "raise": Unique(_by_key, on_conflict="raise"),
     "replace": Unique("key", on_conflict="replace"),
     "after": Unique("key", on_conflict="after"),
     "start": Unique("key", until="start"),
