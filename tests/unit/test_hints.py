@@ -228,7 +228,6 @@ def seen() -> Hidden:
         (dict[str, Any], {"x": Path("a")}, 'args[0]["x"]', "with Path"),
         (defaultdict[str, int], defaultdict(int), "args[0]", "again"),
     ],
-    ids=str,
 )
 def test_what_would_change_or_is_not_named_is_refused(hint: Any, value: Any, path: str, text: str) -> None:
     with pytest.raises(EncodeError, match=text) as caught:
