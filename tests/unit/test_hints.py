@@ -164,7 +164,6 @@ def there_and_back(hint: Any, value: Any) -> Any:
         (Page[Line], Page[Line](items=[Line("a")])),
         (Checked, Checked(5, Colour.BLUE)),
     ],
-    ids=repr,
 )
 def test_what_a_hint_names_comes_back_equal_and_of_its_class(hint: Any, value: Any) -> None:
     came = there_and_back(hint, value)
