@@ -239,7 +239,7 @@ def test_dead_letters_are_replayed(run: Run, buried: tuple[Bridge, dict[str, str
     one = run("dead", "replay", "0", "0abc", **settings)
     assert (one.stdout, one.returncode) == ("replayed 1 dead letter\n", 0), one.stderr
     some: Any = json.loads(run("dead", "replay", "--all", "--reason", "gave_up", "--json", **settings).stdout)
-    assert some == {"replayed": ["2abc"], "missing": [], "unreadable": []}
+    assert some == {"replayed": ["2abc"], "missing": [], "unreadable": [], "held": []}
     rest = run("dead", "replay", "--all", **settings)
     assert re.fullmatch(r"replayed 1 dead letter\n1 dead letter can't be read and stays: raw-\w+\n", rest.stdout)
     assert (bridge.counts().dead, bridge.counts().delayed) == (1, 3)
