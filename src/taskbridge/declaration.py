@@ -12,6 +12,7 @@ from math import inf
 from os.path import abspath, basename, curdir, isfile, join, samefile, split, splitext
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from taskbridge import locks
 from taskbridge.durations import positive
 from taskbridge.exceptions import DeclarationError, DecodeError
 from taskbridge.message import Message, Priority, can_be_kept, checked_priority
@@ -68,9 +69,10 @@ class Declaration:
     def hints(self) -> Hints | None:
         """The classes that the type hints name; None if they name none. They are looked up when this is first asked."""
         if self._hints is None:
-            from taskbridge.hints import hints_of  # here, for a process that only declares tasks needs none
+            with locks.no_fork():  # a child that is forked meanwhile couldn't import it
+                from taskbridge.hints import hints_of  # here, for a process that only declares tasks needs none
 
-            object.__setattr__(self, "_hints", hints_of(self) or False)
+                object.__setattr__(self, "_hints", hints_of(self) or False)
         return self._hints or None
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
