@@ -72,8 +72,7 @@ class RedisQueues(Leases):
         self._url, self._namespace = settings.url.broker_url, settings.namespace
         self._topics = f"/{self._client.place.options['db']}."
         self._events = f"{self._topics}{settings.namespace}.{CELERY.engine}.events"
-        self._replies = f"{settings.namespace}.{CELERY.engine}.reply.pidbox."
-        self._left_out: set[Word] = set()
+        self._leaves_events_out = False
 
     def lists_of(self, queues: Sequence[str]) -> Lists:
         """Return what `take` is given for these queues."""
@@ -88,30 +87,17 @@ class RedisQueues(Leases):
     def _command(self, *command: Word) -> Any:
         return self._client.execute([command], timeout_s=_TIMEOUT_S)
 
-    def _permitted(self, *command: Word) -> Any:
-        """Return the reply to a command that no task needs; None if Redis doesn't permit it."""
-        try:
-            return self._command(*command)
-        except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, NoPermissionError):
-                raise
-            if command[0] not in self._left_out:
-                self._left_out.add(command[0])
-                _log.warning("%s %s is not permitted and left out: %s", command[0], command[1], exc.problem)
-            return None
-
     def check(self) -> None:
         """Do nothing, if Redis answers."""
         self._command("PING")
 
     def put(self, queue: str, priority: object, item: bytes) -> None:
-        """Put a message in a queue, with a priority in Celery's words; an answer to remote control may be left out."""
-        execute = self._permitted if queue.startswith(self._replies) else self._command
-        execute("LPUSH", step_key(queue, step_of(priority)), item)
+        """Put a message in a queue, with a priority in Celery's words."""
+        self._command("LPUSH", step_key(queue, step_of(priority)), item)
 
     def size(self, queue: str) -> int:
-        """Return how many messages wait in a queue; kombu asks when it declares one, also one of remote control."""
-        return sum(self._permitted("LLEN", key) or 0 for key in lists_of(queue))
+        """Return how many messages wait in a queue; kombu asks when it declares one."""
+        return sum(self._command("LLEN", key) for key in lists_of(queue))
 
     def purge(self, queue: str) -> int:
         """Drop what waits in a queue, and return how much it was."""
@@ -124,9 +110,15 @@ class RedisQueues(Leases):
         return f"{self._topics}{exchange}/{routing_key}" if routing_key else f"{self._topics}{exchange}"
 
     def publish(self, topic: str, item: bytes) -> None:
-        """Send to whoever listens; an event may be left out."""
-        execute = self._permitted if topic.startswith(self._events) else self._command
-        execute("PUBLISH", topic, item)
+        """Send to whoever listens; an event is left out where Redis does not permit it."""
+        try:
+            self._command("PUBLISH", topic, item)
+        except BrokerUnavailable as exc:
+            if not topic.startswith(self._events) or not isinstance(exc.__cause__, NoPermissionError):
+                raise
+            if not self._leaves_events_out:
+                self._leaves_events_out = True
+                _log.warning("PUBLISH %s is not permitted and left out: %s", topic, exc.problem)
 
 
 class Watch:
