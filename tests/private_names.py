@@ -193,7 +193,7 @@ def _uses_in(path: str, tree: ast.Module) -> Iterator[Use]:
                     yield Use(path=path, line=node.lineno, name=name, how="import")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             named = _named(node)
-            if node.func.id in _BY_NAME and named is not None and is_private(named) and named in private:
+            if node.func.id in _BY_NAME and named in private - _OF_NAMED_TUPLES:
                 yield Use(path=path, line=node.lineno, name=named, how="by name")
             if node.func.id == "vars" and _is_engines(path):
                 yield Use(path=path, line=node.lineno, name=ast.unparse(node), how="vars")
