@@ -182,8 +182,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log)
 
 
-_TOGETHER: Final = frozenset(("postgresql", "guarantees"))
-"""Words in the names of files whose tests run together: the server, or what they measure, is made once."""
+_TOGETHER: Final = frozenset(("postgresql", "guarantees", "deep", "several"))
+"""Words in the names of files whose tests run together: the servers, or what they measure, are made once."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -75,10 +75,10 @@ def two_days_in_disorder(ticks: Ticks) -> None:
 
 
 @pytest.mark.parametrize(("zone", "day"), WINDOWS)
-def test_ten_days_with_kills_and_stops_are_sent_as_planned_each_tick_once(zone: str, day: date) -> None:
+def test_four_days_with_kills_and_stops_are_sent_as_planned_each_tick_once(zone: str, day: date) -> None:
     schedules = all_day(zone, "all")
-    begin = (datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) - timedelta(days=5)).timestamp()
-    end = begin + 10 * 86400
+    begin = (datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) - timedelta(days=2)).timestamp()
+    end = begin + 4 * 86400
     with world_of(*schedules, begin=begin, seed=day.toordinal()) as world:
         for number in range(WORKERS):
             world.add(f"worker {number}")
@@ -86,8 +86,8 @@ def test_ten_days_with_kills_and_stops_are_sent_as_planned_each_tick_once(zone: 
         kills, freezes = world.kills, world.freezes
         world.run(end + 2 * 3600)  # whoever is left, and comes back, sends what is left
 
-    assert kills > 100
-    assert freezes > 100
+    assert kills > 40
+    assert freezes > 40
     for schedule in schedules:
         seen = [tick for tick in world.planned(schedule.name) if tick <= end]
         assert seen == due(schedule.timing, begin, end), schedule.name
@@ -106,12 +106,12 @@ def test_as_long_as_one_worker_lives_nothing_is_missed_whatever_becomes_of_the_o
         world.add("the one", is_mortal=False)
         for number in range(WORKERS - 1):
             world.add(f"worker {number}")
-        world.run(begin + 4 * 3600, disorder=0.06)
+        world.run(begin + 3600, disorder=0.06)
 
-    assert world.kills > 30
+    assert world.kills > 100
     for schedule in schedules:
-        seen = [tick for tick in world.planned(schedule.name) if tick <= begin + 4 * 3600 - 60]
-        assert seen == due(schedule.timing, begin, begin + 4 * 3600 - 60)
+        seen = [tick for tick in world.planned(schedule.name) if tick <= begin + 3600 - 60]
+        assert seen == due(schedule.timing, begin, begin + 3600 - 60)
         assert world.state(schedule.name).missed == 0
 
 
