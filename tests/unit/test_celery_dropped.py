@@ -38,7 +38,9 @@ class Request:
 
 def _consumer() -> Any:
     """Return a consumer that has no worker around it."""
-    return worker.Consumer.__new__(worker.Consumer)
+    made: Any = worker.Consumer.__new__(worker.Consumer)
+    made._surplus = None
+    return made
 
 
 class Worker:
