@@ -2,7 +2,7 @@
 
 A thread asks the store what is new, a few times in `CANCEL_KNOWN_S`. So a start costs a look at a set, and one only
 waits for the store if what is known has grown old: as the process begins, after it stood still, or while the store is
-away. If a message that runs here is among what is new, its record tells whether its run is to be interrupted.
+away. Of a cancelled message that runs here, it reads the record, which tells whether the run is to be interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class Cancellations(Background):
         self._enough = _MOST_FORGOTTEN
         self._cursor = ""
         self._known_at = -inf
-        self._new: set[str] = set()
         self.runs: Runs | None = None
 
     def add(self, life: str, *, interrupt: bool = False) -> None:
@@ -66,8 +65,6 @@ class Cancellations(Background):
             return
         self._lives.add(life)
         if interrupt:
-            with self._asking:
-                self._new.add(life)
             self.start()
         if len(self._lives) > self._enough:
             with self._asking:
@@ -101,39 +98,27 @@ class Cancellations(Background):
 
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""
-        is_away, lately = False, set[str]()
+        is_away = False
         while not stop.wait(PERIOD_S):
             try:
                 if self._is_shared:
                     self._ask(self._timeout_s, unless_newer_than_s=PERIOD_S / 2)
-                lately = self._interrupt(lately)
+                self._interrupt()
                 is_away = False
             except BrokerUnavailable as exc:
                 if not is_away:
                     _log.warning("nothing starts until the store tells again what is cancelled: %s", exc.problem)
                 is_away = True
 
-    def _interrupt(self, lately: set[str]) -> set[str]:
-        """Interrupt the runs of messages that were cancelled so, and return what was new.
-
-        A run that was about to start when its message was told of, `lately`, is found now.
-        """
-        with self._asking:
-            new, self._new = self._new, set()
-        concerned = new | lately
+    def _interrupt(self) -> None:
+        """Interrupt what runs here of messages that were cancelled so, however late it began after that."""
         records, runs = self._records(), self.runs
-        if not concerned or records is None or runs is None:
-            return new
-        try:
-            for run in [each for each in runs.all() if each.message.life in concerned]:
-                record = records.get(run.message.id, timeout_s=self._timeout_s)
-                if record is not None and record.interrupt_asked and record.replays == run.message.replays:
-                    runs.cancel(run)
-        except BrokerUnavailable:
-            with self._asking:
-                self._new |= concerned
-            raise
-        return new
+        if records is None or runs is None:
+            return
+        for run in [each for each in runs.all() if each.message.life in self._lives]:
+            record = records.get(run.message.id, timeout_s=self._timeout_s)
+            if record is not None and record.interrupt_asked and record.replays == run.message.replays:
+                runs.cancel(run)
 
     def _ask(self, timeout_s: float, *, unless_newer_than_s: float = _OLD_S) -> None:
         """Learn what was cancelled since the last time; of several threads that need it, one asks."""
@@ -150,7 +135,6 @@ class Cancellations(Background):
         while records is not None:
             cursor, found = records.cancelled_since(self._cursor, timeout_s=deadline - monotonic())
             lives.update(found)
-            self._new.update(found)
             self._cursor = cursor  # after that, for a child that is forked in between
             if not found:
                 return True
