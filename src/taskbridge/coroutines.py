@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import Context, copy_context
@@ -88,10 +88,19 @@ def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
         yield outcome
-    finally:
-        if not outcome.done():  # something was raised in this thread
-            loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
+    finally:  # if it has not ended, something was raised in this thread
+        _end(outcome, lambda: loop.call_soon_threadsafe(lambda: [task.cancel() for task in started]))
+
+
+def _end(outcome: Future[Any], cancel: Callable[[], object]) -> None:
+    """Cancel what has not ended, once more for each exception that is raised here until it has; then that is raised."""
+    try:
+        if not outcome.done():
+            cancel()
             _wait(outcome)
+    except BaseException:
+        _end(outcome, cancel)
+        raise
 
 
 def _wait(outcome: Future[Any]) -> None:

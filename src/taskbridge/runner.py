@@ -24,7 +24,17 @@ from taskbridge.declaration import Declaration
 from taskbridge.exceptions import Cancelled, DecodeError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
-from taskbridge.retry import Dead, Discarded, Done, GivenBack, Interrupted, RetryPolicy, Verdict, judge
+from taskbridge.retry import (
+    CancelledVerdict,
+    Dead,
+    Discarded,
+    Done,
+    GivenBack,
+    Interrupted,
+    RetryPolicy,
+    Verdict,
+    judge,
+)
 from taskbridge.timelimit import limited, raise_in_thread
 
 if TYPE_CHECKING:
@@ -91,7 +101,7 @@ class Runner:
         token = running.set((message, self))
         try:
             if self.hooks.of["before_run"]:
-                arguments_of = partial(declaration.bound, args, kwargs)
+                arguments_of = partial(declaration.arguments_of, message)  # not those that the function gets
                 self.hooks.call(Event(name="before_run", message=message, arguments_of=arguments_of))
             value = self._call(declaration, args, kwargs)
             if type(value) is CoroutineType:
@@ -113,11 +123,12 @@ class Runner:
 
     def _call_inside(self, declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call the function, with what is around it."""
-        if declaration.is_coroutine:
-            return surroundings.call_coroutine(self.around, declaration.function, args, kwargs)
         if self.around:
-            return surroundings.call(self.around, declaration.function, args, kwargs)
-        return declaration.function(*args, **kwargs)
+            call = partial(declaration.function, *args, **kwargs)
+            return surroundings.call(self.around, call, is_coroutine=declaration.is_coroutine)
+        if not declaration.is_coroutine:
+            return declaration.function(*args, **kwargs)
+        return surroundings.run_coroutine(declaration.function(*args, **kwargs))
 
     def _done(self, value: object) -> Done:
         """Return that the task returned, whether its result can be recorded or not (rule RS3)."""
@@ -193,9 +204,11 @@ class Runs:
                     verdict = task.run(message)
                 finally:
                     self._leave(thread)
-        except (Interrupted, Cancelled):  # it may arrive outside the task's own code, where the runner does not see it
+        except (Interrupted, Cancelled) as exc:  # it may arrive outside the task's own code, which the runner can't see
             self._leave(thread)  # which it may have kept from being done, and this too
             running.set(None)
+            if isinstance(exc, Cancelled) and isinstance(verdict, GivenBack):
+                verdict = CancelledVerdict(error=exc)
         if self.on_end is not None:
             self.on_end()
         return verdict

@@ -7,7 +7,7 @@ async generators around it are entered and left on the process's event loop, eac
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -74,36 +74,33 @@ def surrounding(function: Any, glob: str | None = None) -> Surrounding:
     return Surrounding(function, is_async, glob)
 
 
-def call(around: Sequence[Surrounding], function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+def call(around: Sequence[Surrounding], function: Callable[[], Any], *, is_coroutine: bool) -> Any:
     """Call a function with what is around it, and return what it returns; None if one of them swallows its error."""
-    run = current()
+    run, inner = current(), list[Surrounding]()
     with ExitStack() as stack:
         for each in around:
-            manager = each.make(run)
-            if each.is_async:
-                from taskbridge import coroutines  # here, for it imports asyncio
-
-                manager = coroutines.entered(manager)
-            stack.enter_context(manager)
-        return function(*args, **kwargs)
+            if each.is_async and is_coroutine:
+                inner.append(each)
+            else:
+                stack.enter_context(_entered(each.make(run)) if each.is_async else each.make(run))
+        return run_coroutine(_surrounded(run, inner, function)) if is_coroutine else function()
 
 
-def call_coroutine(
-    around: Sequence[Surrounding],
-    function: Callable[..., Awaitable[Any]],
-    args: list[Any],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Do as `call` for a coroutine function."""
+async def _surrounded(run: Context, inner: Sequence[Surrounding], function: Callable[[], Awaitable[Any]]) -> Any:
+    async with AsyncExitStack() as stack:
+        for each in inner:
+            await stack.enter_async_context(each.make(run))
+        return await function()
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine on the process's loop, and return its result."""
+    from taskbridge import coroutines  # here, for it imports asyncio
+
+    return coroutines.run(coroutine)
+
+
+def _entered(manager: AbstractAsyncContextManager[Any]) -> AbstractContextManager[None]:
     from taskbridge import coroutines  # here, as above
 
-    inner = [each for each in around if each.is_async]
-
-    async def surrounded(run: Context) -> Any:
-        async with AsyncExitStack() as stack:
-            for each in inner:
-                await stack.enter_async_context(each.make(run))
-            return await function(*args, **kwargs)
-
-    outer = [each for each in around if not each.is_async]
-    return call(outer, lambda: coroutines.run(surrounded(current())), [], {})
+    return coroutines.entered(manager)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, Context, DeclarationError, RetryPolicy, TaskFailed, current
+from taskbridge import Bridge, Context, DeclarationError, Event, RetryPolicy, TaskFailed, current
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -122,6 +122,19 @@ def test_what_is_no_generator_function_of_a_run_is_refused(bridge: Bridge, aroun
     with pytest.raises(DeclarationError, match="around must be a list"):
         bridge.task(name="t", around=around)(lambda: None)
     assert bridge.around_of("t") == ()
+
+
+def test_what_a_hook_does_to_the_arguments_does_not_change_the_run(bridge: Bridge) -> None:
+    @bridge.on("before_run")
+    def redact(event: Event) -> None:
+        assert event.arguments is not None
+        event.arguments["order"].pop("card")
+
+    @bridge.task(name="pay")
+    def pay(order: dict[str, str]) -> list[str]:
+        return list(order)
+
+    assert result_of(bridge, pay.send({"card": "4711"})) == ["card"]
 
 
 def test_a_plain_call_has_nothing_around_it(bridge: Bridge, said: list[str]) -> None:

@@ -28,6 +28,24 @@ def test_a_coroutine_over_its_limit_has_ended_when_its_run_has() -> None:
     assert ended == ["cleaned up"]
 
 
+def test_a_coroutine_that_is_interrupted_again_as_it_cleans_up_has_ended_when_its_run_has() -> None:
+    ended: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(0.2)
+                ended.append("cleaned up")
+
+    with pytest.raises(TimeLimitExceeded), limited(0.5), limited(0.1):
+        run(slow())
+    assert ended == ["cleaned up"]
+
+
 def test_a_coroutine_that_never_began_has_ended_too() -> None:
     begun: list[str] = []
     blocked = threading.Event()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,28 @@ def test_a_run_is_cancelled_once_and_what_comes_after_it_in_its_thread_is_not() 
     assert runs.all() == []
 
 
+def test_a_cancellation_that_comes_outside_of_the_tasks_own_code_cancels_too() -> None:
+    class EndsSlowly:
+        longest_s = 60.0
+
+        def run(self, message: Message) -> None:
+            while True:
+                time.sleep(0.01)
+
+    runs, verdicts = Runs(), list[object]()
+    task: Any = EndsSlowly()
+    thread = threading.Thread(target=lambda: verdicts.append(runs.run(task, a_message("t"))), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + _LONGEST_S
+    while not (found := runs.all()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    runs.cancel(found[0])
+    thread.join(_LONGEST_S)
+
+    assert isinstance(verdicts[0], CancelledVerdict)
+    assert runs.all() == []
+
+
 def test_a_cancelled_run_can_still_be_interrupted() -> None:
     bridge = Bridge("inline://?threads=0")
     runs, begun, stubborn = Runs(), threading.Event(), threading.Event()
@@ -234,7 +257,7 @@ def test_whenever_short_runs_are_cancelled_nothing_of_that_gets_out() -> None:
     over.set()
     thread.join(_LONGEST_S)
     sys.setswitchinterval(interval_s)
-    assert {type(each) for each in verdicts} == {Done, CancelledVerdict, GivenBack}
+    assert {type(each) for each in verdicts} == {Done, CancelledVerdict}
     assert cancelled == _ENOUGH
 
 

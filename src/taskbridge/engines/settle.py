@@ -358,8 +358,8 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         verdict = CancelledVerdict(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):
         state = _record(task, message, verdict)
-        if state == "cancelled" and isinstance(verdict, RunAgain):  # so lately that it was not known yet
-            verdict = CancelledVerdict(error=verdict.error)
+        if state == "cancelled":  # so lately that it was not known yet
+            verdict = CancelledVerdict(error=verdict.error if isinstance(verdict, RunAgain) else None)
         settle(task, message, verdict)
     elif isinstance(verdict, Dead) and verdict.error is not None:
         with failures.printed_once(verdict.error):

@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import count
 from math import inf
@@ -203,9 +203,11 @@ class WorkerLife:
         _log.info("this process ends, and another one takes its place: %s", why)
         tell_supervisor("-")
         self.take_no_more()
-        while not (self.holds_nothing() or self.draining):
+        patience_s, until = self._host.settings.grace_s, inf
+        while not (self.holds_nothing() or self.draining or monotonic() > until):
             sleep(_RETIRING_S)
             self.take_no_more()  # it may have connected anew
+            until = inf if self.runs.all() else min(until, monotonic() + patience_s)  # an engine may lose count
         self.ask_to_end()
 
     def stopping(self) -> None:
@@ -315,17 +317,27 @@ def _when_worn_out(retire: Callable[[str], None]) -> Callable[[], None] | None:
     most = [int(text) if (text := os.environ.get(name)) else inf for name in (MOST_TASKS, MOST_MEMORY)]
     if most == [inf, inf]:
         return None
-    import resource  # here, for Windows has none
-
+    if (held := _most_mb()) >= most[1]:
+        text = "this process ends after each task: it has %d MB before the first one, and --max-memory-per-child is %d"
+        _log.warning(text, held, most[1])
     runs, retired = count(1), locks.Lock()
-    unit = 1024 * 1024 if sys.platform == "darwin" else 1024  # getrusage(2) counts in bytes there, in KiB on Linux
 
     def look() -> None:
-        ran, held = next(runs), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+        ran, held = next(runs), _most_mb()
         if (ran >= most[0] or held >= most[1]) and retired.acquire(blocking=False):
             _start_thread(lambda: retire(f"it has run {ran} tasks, and has had {held} MB"), "retire")
 
     return look
+
+
+def _most_mb() -> int:
+    """Return how many MB of memory this process has had at most."""
+    with suppress(OSError, IndexError), open("/proc/self/status", "rb") as status:  # else Linux tells of its parent too
+        return int(status.read().partition(b"VmHWM:")[2].split()[0]) // 1024
+    import resource  # here, for Windows has none
+
+    unit = 1024 * 1024 if sys.platform == "darwin" else 1024  # getrusage(2) counts in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def _own_streams() -> None:
