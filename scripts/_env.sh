@@ -7,6 +7,7 @@ cd "$ROOT" || exit
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV
+unset PYTHONDONTWRITEBYTECODE # with it, each of the many processes would compile all modules again
 
 say() { printf '%s\n' "$*" >&2; }
 
