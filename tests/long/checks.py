@@ -159,6 +159,8 @@ def _schedules(h: Harness) -> str:
         for begun, until, every in plans
         for tick in range(ceil(begun / every) * every, int(min(until, gone_at)) + 1, every)
     }
+    late = [each.at - planned_at(each) for each in seen]
+    print(f"the latest after {max(late):.1f} s, {sum(each > _SEEN_S for each in late)} of {len(late)} late", flush=True)
     h.equal("ticks that were run twice", [tick for tick, times in ran.items() if times > 1], [])
     h.equal("ticks that were run though nobody planned them", sorted(set(ran) - set(planned)), [])
     late_s = _SEEN_S + h.spec.lease_s + h.slack_s  # who was killed may have claimed some
@@ -169,8 +171,7 @@ def _schedules(h: Harness) -> str:
     ]
     h.equal("ticks that were not run", missing, [])
     edits = sum(len(plans) for plans in lived.values()) + _SCHEDULES  # each is deleted in the end, or before
-    latest_s = max(each.at - planned_at(each) for each in seen)
-    ticks = f"{len(ran):,} of {len(planned):,} ticks, each once, the latest after {latest_s:.1f} s"
+    ticks = f"{len(ran):,} of {len(planned):,} ticks, each once, the latest after {max(late):.1f} s"
     return f"{_SCHEDULES} schedules, {edits} edits: {ticks}"
 
 

@@ -551,10 +551,10 @@ def ignores_newer_definitions(_: Any) -> Any:
     return lambda self, revision: False
 
 
-@mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "Ticks.end")
-def forgets_that_a_schedule_was_deleted(_: Any) -> Any:
-    """A deletion leaves nothing that tells of it."""
-    return lambda self, schedule, **given: None
+@mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "Ticks.claim")
+def claims_by_what_was_seen_before(claim: Any) -> Any:
+    """A tick can be claimed whatever became of its schedule since somebody looked."""
+    return lambda *args, **given: claim(*args, **{**given, "seen": None})
 
 
 @mutant("a_pause_lasts", _TICKS, "Ticks.settle")

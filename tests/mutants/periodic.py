@@ -67,7 +67,7 @@ def ticks_are_sent_early() -> None:
     """A tick is sent half a second before its time."""
 
     def make(deal: Any) -> Any:
-        return lambda self, schedule, watched, now: deal(self, schedule, watched, now + 0.5) - 0.5
+        return lambda self, schedule, watched, state, now: deal(self, schedule, watched, state, now + 0.5) - 0.5
 
     put(_SCHEDULER, "Ticker._deal", make)
 
@@ -214,7 +214,11 @@ def a_deletion_is_forgotten() -> None:
 
 def _keeping(change: Any) -> Any:
     def kept(backend: Any, name: str, decide: Any, **given: Any) -> Any:
-        return change(backend, name, lambda old: decide(old) or old, **given)
+        def otherwise(old: Any, plan: Any) -> Any:
+            after, *rest = decide(old, plan)
+            return (old, plan, None) if after is None else (after, *rest)
+
+        return change(backend, name, otherwise, **given)
 
     return kept
 

@@ -253,7 +253,8 @@ class Actor:
         return is_noted
 
     def states(self, schedules: Sequence[str], **given: Any) -> Mapping[str, ScheduleState]:
-        raise AssertionError
+        states: Mapping[str, ScheduleState] = self._ask(lambda: self.world.ticks.states(schedules, **given))
+        return states
 
     def claim(self, *args: Any, **given: Any) -> Any:
         return self._ask(lambda: self.world.ticks.claim(*args, **given))

@@ -17,7 +17,6 @@ import pytest
 from taskbridge import BrokerUnavailable, Cron, Every
 from taskbridge.durations import moment
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
-from taskbridge.schedules.stored import change, definition_of, revised
 from taskbridge.stores.memory import MemoryBackend
 from taskbridge.stores.records import State, Status
 from taskbridge.stores.ticks import Ticks
@@ -465,15 +464,58 @@ def test_the_first_ticks_of_what_is_put_are_late_and_not_missed() -> None:
         assert world.state("s").missed == 0
 
 
-def test_who_was_killed_between_putting_a_schedule_and_having_begun_it_has_put_it() -> None:
+def test_a_schedule_that_was_put_and_whose_state_is_lost_begins_anew() -> None:
     begin = 1.8e9
     with world_of(begin=begin) as world:
-        new = {**definition_of(scheduled("s", Every(10))), "encoded": ["[]", "{}", 1]}
-        world.edits = True
-        change(world.shared.backend, "s", lambda old: revised(old, new, at=begin, newest=0), timeout_s=5.0)
+        world.edit().put("s", CALL, every=10)
+        world.shared.backend.remove(["schedule:s"], timeout_s=5.0)
         world.add("one")
         world.run(begin + 47.0)
         assert world.planned("s") == due(Every(10), begin, begin + 45.0)
+        assert world.state("s").revision > 0
+
+
+def test_what_an_edit_cuts_off_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        world.add("one")
+        edit = world.edit()
+        edit.put("s", CALL, every=10, catch_up="all")
+        world.run(begin + 25.0)
+        world.away = True
+        world.run(begin + 55.0)
+        edit.put("s", CALL, every=10, catch_up="one")  # at the same times: it goes on
+        assert world.state("s").missed == 0
+        edit.put("s", CALL, every=60)
+        assert world.state("s").missed == 3
+        world.away = False
+        world.run(begin + 130.0)
+        assert world.planned("s") == [begin + each for each in (10, 20, 60, 120)]
+        world.away = True
+        world.run(begin + 250.0)
+        edit.delete("s")
+    assert [text for text in caplog.messages if "changed first" in text] == [
+        "schedule s: 3 missed, from 2027-01-15T08:00:30+00:00 to 2027-01-15T08:00:50+00:00 (it was changed first)",
+        "schedule s: 2 missed, from 2027-01-15T08:03:00+00:00 to 2027-01-15T08:04:00+00:00 (it was changed first)",
+    ]
+
+
+def test_one_look_at_the_store_tells_of_all_that_is_due() -> None:
+    begin, asked = 1.8e9, Counter[str]()
+    with world_of(*(scheduled(f"s{number}", Every(60)) for number in range(50)), begin=begin) as world:
+        world.add("one")
+        world.run(begin + 30.0)
+        backend = world.shared.backend
+        get = backend.get
+
+        def counting(keys: Any, **given: Any) -> Any:
+            asked["get"] += 1
+            return get(keys, **given)
+
+        backend.get = counting
+        world.run(begin + 90.0)
+        assert len(world.sent) == 50
+    assert asked["get"] <= 50 * 2 + 5, "one for the claim and one for settling it, of each, and one a step"
 
 
 def test_a_pause_outlives_a_change_and_not_a_deletion() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from math import inf, nan
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -18,6 +19,7 @@ from taskbridge import (
     DeclarationError,
     EncodeError,
     Every,
+    StoreUnavailable,
     UnknownQueue,
     UnknownSchedule,
     UnsupportedError,
@@ -240,6 +242,103 @@ def test_what_can_not_be_read_holds_up_no_other_schedule(odd: str, caplog: pytes
 
     assert bridge.run_schedules(150) >= 2
     assert [entry.name for entry in bridge.schedules.list()] == ["good"]
+
+
+@pytest.mark.parametrize(
+    "odd", [5, {}, {**GOOD, "revision": None}, {**GOOD, "revision": "7"}, {**GOOD, "begins_at": "1"}]
+)
+def test_a_name_whose_definition_can_not_be_read_is_usable(odd: Any) -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    store: Any = bridge.store
+    part = f"planned:{crc32(b's') % 32}"
+
+    def spoil() -> None:
+        store.backend.put(part, "1\n" + json.dumps({"s": odd, "other": 5}), kept_s=60, timeout_s=1)
+
+    spoil()
+    bridge.schedules.put("s", task.call(), every=60)
+    assert [entry.name for entry in bridge.schedules.list()] == ["s"]
+    spoil()
+    assert bridge.schedules.delete("s")
+    assert not bridge.schedules.delete("s")
+    [text] = store.backend.get([part], timeout_s=1)
+    assert json.loads(text.partition("\n")[2]) == {"other": 5}, "what is another's stays"
+
+
+@pytest.mark.parametrize("odd", ["", "1\n", "1\n5", "1\n[1]", "1\n" + "[" * 100_000])
+def test_what_can_not_be_read_at_all_is_not_replaced(odd: str) -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    store: Any = bridge.store
+    part = f"planned:{crc32(b's') % 32}"
+    store.backend.put(part, odd, kept_s=60, timeout_s=1)
+
+    with pytest.raises(StoreUnavailable, match=part):
+        bridge.schedules.put("s", task.call(), every=60)
+    with pytest.raises(StoreUnavailable, match=part):
+        bridge.schedules.delete("s")
+    assert store.backend.get([part], timeout_s=1) == [odd]
+
+
+def test_a_put_that_comes_to_nothing_leaves_nothing() -> None:
+    """Not a pause for ever, nor a definition that nobody is told of; to do it again is enough."""
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    store: Any = bridge.store
+    commit, put = store.backend.commit, bridge.schedules.put
+
+    def refuse(*args: Any, **given: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    store.backend.commit = refuse
+    with pytest.raises(StoreUnavailable):
+        put("s", task.call(), every=60, enabled=False)
+    assert store.ticks.states(["s"], timeout_s=1) == {}
+
+    def answer_nothing(*args: Any, **given: Any) -> Any:
+        commit(*args, **given)
+        raise StoreUnavailable("no answer", maybe_taken=True)
+
+    store.backend.commit = answer_nothing
+    other = StoredSchedules()
+    with pytest.raises(StoreUnavailable):
+        put("s", task.call(), every=60)
+    other.follow(store, at_once=True, timeout_s=1)
+    assert set(other.known) == {"s"}
+    put("s", task.call(), every=60)
+    assert bridge.run_schedules(150) >= 2
+
+
+def test_whoever_could_not_read_reads_again_at_once() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("s", task.call(), every=60)
+    store: Any = bridge.store
+    get, follower = store.backend.get, StoredSchedules()
+
+    def refuse(*args: Any, **given: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    store.backend.get = refuse
+    with pytest.raises(StoreUnavailable):
+        follower.follow(store, at_once=False, timeout_s=1)
+    store.backend.get = get
+    follower.follow(store, at_once=False, timeout_s=1)
+    assert set(follower.known) == {"s"}
+
+
+def test_what_was_put_is_deleted_though_the_code_has_one_of_its_name_now() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("s", task.call(), every=60, enabled=False)
+    bridge.periodic(task.call(), every=60, name="s")
+
+    assert bridge.schedules.delete("s")
+    with pytest.raises(DeclarationError, match="is in the code: remove it there"):
+        bridge.schedules.delete("s")
+    [entry] = bridge.schedules.list()
+    assert (entry.source, entry.paused) == ("code", True)
 
 
 def test_a_bridge_with_other_settings_knows_nothing_of_the_store_before() -> None:

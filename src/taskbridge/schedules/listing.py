@@ -12,17 +12,28 @@ from uuid import UUID, uuid5
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, moment
 from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.routing import check_known
 from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing, named, timing_of
-from taskbridge.schedules.stored import StoredSchedules, change, definition_of, revised, schedule_of
+from taskbridge.schedules.stored import (
+    Definition,
+    StoredSchedules,
+    change,
+    cut_off,
+    definition_of,
+    newest,
+    revised,
+)
 from taskbridge.stores.base import Store
-from taskbridge.stores.ticks import ScheduleState, Ticks
+from taskbridge.stores.ticks import DELETED_KEPT_S, Plan, ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
     from taskbridge.sending import Sending
+
+_log = logger("taskbridge.scheduler")
 
 SCHEDULE_HEADER: Final = "taskbridge.schedule"
 """The header that names the schedule which sent a message."""
@@ -245,36 +256,45 @@ class Schedules:
         if call.options.queue is not None:
             check_known(call.options.queue, self._bridge.queues())
         self._check_own(name, "give this one another name")
-        store, timeout_s, at = self._store(), self._timeout_s, self._bridge.now()
-        state = store.ticks.states((name,), timeout_s=timeout_s).get(name)
-        newest = 0 if state is None else state.revision
-        if enabled is False:  # before it is there, else it might be followed at once
-            store.ticks.pause(name, paused=True, at=at, timeout_s=timeout_s)
-        new = definition_of(replace(schedule, encoded=call.encoded()))
-        _, put = change(store.backend, name, lambda old: revised(old, new, at=at, newest=newest), timeout_s=timeout_s)
-        found = schedule_of(name, put or {})
-        store.ticks.begin(
-            name, now=self._bridge.now, revision=found.revision, begins_at=found.begins_at, timeout_s=timeout_s
-        )
+        at, new = self._bridge.now(), definition_of(replace(schedule, encoded=call.encoded()))
+        unsent: list[float] = []
+
+        def decide(old: Definition | None, plan: Plan) -> tuple[Definition, Plan, None]:
+            put = revised(old, new, plan, at=at)
+            unsent[:] = cut_off(name, old, plan, put["begins_at"])
+            begun = plan.begun(revision=put["revision"], begins_at=put["begins_at"], at=at, missed=len(unsent))
+            if enabled is False and begun.state is not None:
+                begun = replace(begun, state=replace(begun.state, paused=True))
+            return put, begun, None
+
+        change(self._store().backend, name, decide, timeout_s=self._timeout_s)
+        _tell(name, unsent)
         self.follow(at_once=True)
         if enabled:
             self.resume(name)
 
     def delete(self, name: str) -> bool:
-        """Remove a schedule that was put at run time, and return whether there was one; it sends nothing any more.
+        """Remove a schedule that was put at run time, and return whether there was one.
 
-        Messages that it has sent stay where they are.
+        It sends nothing any more, but for a tick that a worker is about to send. Messages that it has sent stay.
 
         Raises:
-            DeclarationError: The code or the settings have a schedule of this name.
+            DeclarationError: There is none, but the code or the settings have a schedule of this name.
             UnsupportedError, StoreUnavailable: As `put` does.
         """
-        self._check_own(name, "remove it there, or pause it")
-        store, timeout_s = self._store(), self._timeout_s
-        old, _ = change(store.backend, name, lambda _: None, timeout_s=timeout_s)
-        if old is not None:
-            store.ticks.end(name, revision=int(old["revision"]), at=self._bridge.now(), timeout_s=timeout_s)
+        at, is_declared, unsent = self._bridge.now(), name in self.declared(), list[float]()
+
+        def decide(old: Definition | None, plan: Plan) -> tuple[None, Plan, float | None]:
+            unsent[:] = cut_off(name, old, plan, at)
+            state = plan.state if is_declared else None  # the code's goes on
+            ended = replace(state or ScheduleState(settled_until=at), revision=newest(old, plan) + 1)
+            return None, Plan(state=ended), None if is_declared else DELETED_KEPT_S
+
+        old, _ = change(self._store().backend, name, decide, timeout_s=self._timeout_s)
+        _tell(name, unsent)
         self.follow(at_once=True)
+        if old is None:
+            self._check_own(name, "remove it there, or pause it")
         return old is not None
 
     def _check_own(self, name: str, remedy: str) -> None:
@@ -339,6 +359,13 @@ class Schedules:
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
     """Return the id of the message of a tick, the same whoever sends it."""
     return str(uuid5(_TICKS, f"{namespace}\0{schedule}\0{planned_at!r}"))
+
+
+def _tell(name: str, missed: Sequence[float]) -> None:
+    """Log what an edit has cut off."""
+    if missed:
+        first, last = moment(missed[0]).isoformat(), moment(missed[-1]).isoformat()
+        _log.warning("schedule %s: %d missed, from %s to %s (it was changed first)", name, len(missed), first, last)
 
 
 def _entry(schedule: Schedule, source: Source, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:

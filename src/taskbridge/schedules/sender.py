@@ -19,6 +19,7 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.logs import logger
 from taskbridge.schedules.plan import Schedule, decide
+from taskbridge.stores.clock import SKEW_S
 from taskbridge.stores.records import FINAL
 from taskbridge.stores.starts import process_name
 from taskbridge.stores.ticks import ScheduleState, TickClaim
@@ -112,14 +113,18 @@ class Ticker:
         Raises:
             BrokerUnavailable: The store or the broker doesn't answer; some may have been dealt with.
         """
+        try:
+            return self._step()
+        except BrokerUnavailable as exc:
+            if exc is not self._refused:  # the store: nobody here sees what is put meanwhile
+                self.lapse()
+            raise
+
+    def _step(self) -> float:
+        self._refused = None
         if self._clock is not None:
             self._clock.ensure(timeout_s=self._timeout_s)
-        self._refused = None
-        try:
-            self._bridge.schedules.follow()
-        except BrokerUnavailable:  # nobody here sees what is put meanwhile
-            self.lapse()
-            raise
+        self._bridge.schedules.follow()
         begun, schedules = self._bridge.now(), self._bridge.schedules.planned()
         plans = {
             name: [each.task, f"{each.timing.spec} {each.timing.zone}"]
@@ -135,6 +140,7 @@ class Ticker:
         self._watched = {name: self._watch(each, here_since, begun) for name, each in schedules.items()}
         due = [name for name, watched in self._watched.items() if watched.look_at <= begun]
         self._random.shuffle(due)  # else all schedulers go for the same one
+        states = self._ticks.states(due, timeout_s=self._timeout_s)
         for name in due:
             now, watched = self._bridge.now(), self._watched[name]
             if self._has_stood_still(now):
@@ -142,9 +148,8 @@ class Ticker:
             if now - begun > _LOOK_S:  # the rest is due still; some may have been put or deleted meanwhile
                 break
             try:
-                watched.look_at = self._deal(schedules[name], watched, now)  # one at a time: there may be many
+                watched.look_at = self._deal(schedules[name], watched, states.get(name), now)
             except BrokerUnavailable:
-                self.lapse()
                 raise
             except Exception:  # of one schedule; the others go on
                 _log.exception("schedule %s can't be dealt with, trying again", name)
@@ -170,14 +175,18 @@ class Ticker:
         is_new = schedule.begins_at >= here_since
         return _Watched(revision=schedule.revision, since=schedule.begins_at if is_new else since)
 
-    def _deal(self, schedule: Schedule, watched: _Watched, now: float) -> float:
-        """Deal with the first ticks that are not settled, and return when to look again."""
-        name, timing = schedule.name, schedule.timing
+    def _deal(self, schedule: Schedule, watched: _Watched, state: ScheduleState | None, now: float) -> float:
+        """Deal with the first ticks that are not settled, and return when to look again.
+
+        The state may have changed since it was read: then the claim is refused.
+        """
+        name, timing, revision = schedule.name, schedule.timing, schedule.revision
         self._release(name)
-        revision, begins_at = schedule.revision, schedule.begins_at
-        state = self._ticks.begin(
-            name, now=self._bridge.now, revision=revision, begins_at=begins_at, timeout_s=self._timeout_s
-        )
+        if state is None or state.revision < revision or state.settled_until > now + SKEW_S:
+            begins_at, timeout_s = schedule.begins_at, self._timeout_s
+            state = self._ticks.begin(
+                name, now=self._bridge.now, revision=revision, begins_at=begins_at, timeout_s=timeout_s
+            )
         if state.supersedes(revision):
             return self._read_again(now)
         until, paused = state.settled_until, state.paused
@@ -196,7 +205,7 @@ class Ticker:
             claimant=self._claimant,
             now=now,
             lease_s=self._lease_s,
-            revision=revision,
+            seen=state,
             timeout_s=self._timeout_s,
         )
         if claim is TickClaim.SUPERSEDED:
@@ -246,7 +255,7 @@ class Ticker:
             return planned_at
         self._ticks.settle(name, planned_at, message_id=message_id, missed=0, timeout_s=self._timeout_s)
         _log.info("schedule %s: %s sent, task %s id %s", name, shown, schedule.task, message_id)
-        return planned_at
+        return next(schedule.timing.ticks(planned_at), inf)
 
     def _release(self, name: str) -> None:
         """Give up the claim of a tick that was not sent; if the store is away, that is tried again."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import islice, takewhile
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from zlib import crc32
 
 from taskbridge import codec, locks
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME, FORM
-from taskbridge.schedules.plan import Every, Schedule, timing_of
-from taskbridge.stores.backend import Backend, Write, head_of, next_of
+from taskbridge.schedules.plan import MOST_AT_ONCE, Every, Schedule, timing_of
+from taskbridge.stores.backend import Backend, Commit, Write, head_of, next_of
+from taskbridge.stores.ticks import Plan, key_of, loads
 from taskbridge.tasks import SendOptions
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ _LOOK_S: Final = 2.0
 """How often workers look for what was put or deleted; rule CR8 gives 5 s."""
 
 _TIME: Final = ("cron", "every", "timezone")
+
+_UNREADABLE: Final = (ValueError, AttributeError, RecursionError)
+"""What is raised by a text that is no JSON, or no object."""
 
 
 class StoredSchedules:
@@ -68,49 +73,64 @@ class StoredSchedules:
         with self._lock:
             if store is not self._store:
                 self._forget(store)
-            self._read_at = monotonic()
-            get = store.backend.get
+            read_at, get = monotonic(), store.backend.get
             versions = _versions(*get([_VERSIONS], timeout_s=timeout_s))
             changed = [part for part in range(_PARTS) if versions[part] != self._versions[part]]
             if changed:
                 texts = get([_key(part) for part in changed], timeout_s=timeout_s)
-                self._parts |= {part: _readable(text) for part, text in zip(changed, texts, strict=True)}
+                self._parts |= {part: _part(text) for part, text in zip(changed, texts, strict=True)}
                 self.known = {name: each for part in self._parts.values() for name, each in part.items()}
-            self._versions = versions
+            self._versions, self._read_at = versions, read_at
 
 
 def change(
-    backend: Backend, name: str, decide: Callable[[Definition | None], Definition | None], *, timeout_s: float
-) -> tuple[Definition | None, Definition | None]:
-    """Put what is decided of a schedule in the place of what is there, and tell; None is none.
+    backend: Backend,
+    name: str,
+    decide: Callable[[Definition | None, Plan], tuple[Definition | None, Plan, float | None]],
+    *,
+    timeout_s: float,
+) -> tuple[Definition | None, Plan]:
+    """Put what is decided of a schedule in the place of what is there, and tell, wholly or not at all.
 
-    `decide` may be called several times.
+    Args:
+        backend: Where it is kept.
+        name: What it is called.
+        decide: Is given the definition that is there, if it can be read, and the plan. It returns what is to be there,
+            and for how many seconds the plan is kept, None for ever. It may be called several times.
+        timeout_s: How long the store may take.
 
     Returns:
-        The definition that was there, and the new one.
+        What was there, whether it can be read or not, and the plan.
+
+    Raises:
+        StoreUnavailable: It doesn't answer, or what it has beside the schedule can't be read.
     """
     deadline, part = monotonic() + timeout_s, crc32(name.encode()) % _PARTS
-    before: Definition | None = None
-    after: Definition | None = None
-    is_put = is_told = False
-    while not (is_put and is_told):
+    while True:
         left_s = deadline - monotonic()
         if left_s <= 0:
             raise StoreUnavailable("others change schedules at the same time")
-        text, told = backend.get([_key(part), _VERSIONS], timeout_s=left_s)
-        versions, found = _versions(told), dict(_loads(text))
-        versions[part] += 1
-        writes = [Write(_VERSIONS, head_of(told), json.dumps(versions))]
-        if not is_put:
-            before = found.pop(name, None)
-            after = decide(before)
-            if after == before:
-                break
+        text, told, known = backend.get([_key(part), _VERSIONS, key_of(name)], timeout_s=left_s)
+        try:
+            found = _loads(text)
+        except _UNREADABLE as exc:
+            raise StoreUnavailable(f"the schedules under {_key(part)!r} can't be read: remove that key") from exc
+        before, plan = found.pop(name, None), loads(known)
+        old = before if before is not None and _readable({name: before}) else None
+        after, planned, kept_s = decide(old, plan)
+        if before is None and after is None:
+            return None, plan
+        writes: list[Write] = []
+        if after != before:
             found |= {} if after is None else {name: after}
+            versions = _versions(told)
+            versions[part] += 1
+            writes.append(Write(_VERSIONS, head_of(told), json.dumps(versions)))
             writes.append(Write(_key(part), head_of(text), f"{next_of(head_of(text))}\n{json.dumps(found)}"))
-        is_told, *done = backend.write(writes, timeout_s=deadline - monotonic())
-        is_put = is_put or done == [True]
-    return before, after
+        if planned != plan:
+            writes.append(Write(key_of(name), head_of(known), planned.dumps(), kept_s))
+        if not writes or backend.commit([Commit(writes)], timeout_s=deadline - monotonic())[0]:
+            return before, plan
 
 
 def definition_of(schedule: Schedule) -> Definition:
@@ -127,18 +147,30 @@ def definition_of(schedule: Schedule) -> Definition:
     }
 
 
-def revised(old: Definition | None, new: Definition, *, at: float, newest: int) -> Definition:
+def revised(old: Definition | None, new: Definition, plan: Plan, *, at: float) -> Definition:
     """Return the definition of a schedule that is put at a time: as it was, if it is put as it was.
 
     Revisions grow by two, for a deletion takes the one in between, and with the time, for deletions are forgotten.
-    `newest` is the one that is known beside the definition.
     """
-    if old is None:
-        return {**new, "revision": max(int(at * 1e6), newest + 2), "begins_at": at}
-    if {**old, **new} == old:
+    if old is not None and {**old, **new} == old:
         return old
-    begins_at = old["begins_at"] if all(old.get(key) == new.get(key) for key in _TIME) else at
-    return {**new, "revision": max(int(at * 1e6), newest + 2, old["revision"] + 2), "begins_at": begins_at}
+    goes_on = old is not None and all(old.get(key) == new.get(key) for key in _TIME)
+    begins_at = old["begins_at"] if old is not None and goes_on else at
+    return {**new, "revision": max(int(at * 1e6), newest(old, plan) + 2), "begins_at": begins_at}
+
+
+def newest(old: Definition | None, plan: Plan) -> int:
+    """Return the newest revision of a schedule that is known; 0 is none."""
+    return max(0 if old is None else old["revision"], 0 if plan.state is None else plan.state.revision)
+
+
+def cut_off(name: str, old: Definition | None, plan: Plan, until: float) -> list[float]:
+    """Return what was due of a schedule by then, and is neither settled nor about to be sent: an edit cuts that off."""
+    if old is None or plan.state is None or plan.state.paused:
+        return []
+    schedule = schedule_of(name, old)
+    due = takewhile(lambda tick: tick <= min(until, schedule.ends_at), schedule.timing.ticks(plan.state.settled_until))
+    return [tick for tick in islice(due, MOST_AT_ONCE) if tick not in plan.claims]
 
 
 def schedule_of(name: str, found: Definition) -> Schedule:
@@ -146,8 +178,9 @@ def schedule_of(name: str, found: Definition) -> Schedule:
     timing = timing_of(name=name, **{key: found.get(key) for key in (*_TIME, "catch_up", "overlap")})
     args_json, kwargs_json, form = found["encoded"]
     _ = codec.loads_array(args_json), codec.loads_object(kwargs_json)
-    revision, begins_at = int(found["revision"]), float(found["begins_at"])
-    if timing is None or not isinstance(found["task"], str) or revision < 1 or not 0 <= begins_at <= END_OF_TIME:
+    revision, begins_at = int(found["revision"]), found["begins_at"]
+    is_sound = 1 <= revision == found["revision"] and 0 <= begins_at <= END_OF_TIME
+    if timing is None or not isinstance(found["task"], str) or not is_sound:
         raise ValueError("it has no time, task, revision or beginning")
     if not 1 <= int(form) <= FORM:
         raise ValueError(f"its arguments have form {form}; this release reads up to {FORM}")
@@ -158,7 +191,7 @@ def schedule_of(name: str, found: Definition) -> Schedule:
         using=asdict(SendOptions(**codec.loads(found["using"]))),
         encoded=(args_json, kwargs_json, int(form)),
         revision=revision,
-        begins_at=begins_at,
+        begins_at=float(begins_at),
     )
 
 
@@ -174,22 +207,26 @@ def _versions(text: str | None) -> list[int]:
         return [0] * _PARTS
 
 
-def _loads(text: str | None) -> Mapping[str, Definition]:
-    """Return the definitions of a part by name; nothing if it can't be read."""
-    try:
-        found: Mapping[str, Any] = {} if text is None else json.loads(text.partition("\n")[2])
-        return {str(name): cast("Definition", each) for name, each in found.items() if isinstance(each, dict)}
-    except (ValueError, AttributeError, RecursionError) as exc:
-        _log.warning("schedules that were put at run time can't be read: %s", type(exc).__name__)
-        return {}
+def _loads(text: str | None) -> dict[str, Any]:
+    """Return the definitions of a part by name; raises `_UNREADABLE`."""
+    return {} if text is None else dict(json.loads(text.partition("\n")[2]).items())
 
 
-def _readable(text: str | None) -> Mapping[str, Schedule]:
-    """Return the schedules of a part; what can't be read, whoever has put it there, holds up no other."""
-    found: dict[str, Schedule] = {}
-    for name, each in _loads(text).items():
+def _readable(found: Mapping[str, Any]) -> dict[str, Schedule]:
+    """Return the schedules of definitions; what can't be read, whoever has put it there, holds up no other."""
+    schedules: dict[str, Schedule] = {}
+    for name, each in found.items():
         try:
-            found[name] = schedule_of(name, each)
+            schedules[name] = schedule_of(name, each)
         except Exception as exc:
             _log.warning("schedule %s can't be read, nothing is sent by it: %s", name, exc)
-    return found
+    return schedules
+
+
+def _part(text: str | None) -> Mapping[str, Schedule]:
+    """Return the schedules of a part that can be read."""
+    try:
+        return _readable(_loads(text))
+    except _UNREADABLE as exc:
+        _log.warning("schedules that were put at run time can't be read: %s", type(exc).__name__)
+        return {}

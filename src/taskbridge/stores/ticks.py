@@ -33,7 +33,7 @@ _NOTED: Final = "schedules"
 _LONGEST_LEASE_S: Final = 60.0
 """For how long a tick is claimed at most."""
 
-_DELETED_KEPT_S: Final = 3600.0
+DELETED_KEPT_S: Final = 3600.0
 """How long is kept that a schedule was deleted: longer than any worker goes without reading which there are."""
 
 
@@ -96,6 +96,21 @@ class Plan:
     def is_settled(self, planned_at: float) -> bool:
         """Return whether a tick is settled."""
         return self.state is not None and planned_at <= self.state.settled_until
+
+    def begun(self, *, revision: int, begins_at: float, at: float, missed: int = 0) -> Plan:
+        """Return the plan from when a definition counts; without a state, all is settled until `at`.
+
+        From here on, ticks of earlier revisions can't be claimed. What was due until `begins_at`, by the plan before,
+        counts as settled, and so many of it as missed.
+        """
+        state = ScheduleState(settled_until=at) if self.state is None else self.state
+        if revision <= state.revision:
+            return replace(self, state=state)
+        until = max(begins_at, state.settled_until)
+        begun = replace(state, settled_until=until, revision=revision, missed=state.missed + missed)
+        if until > state.settled_until:  # the claims are the former plan's
+            return Plan(state=begun)
+        return replace(self, state=begun)
 
     def dumps(self) -> str:
         """Return the plan as JSON."""
@@ -183,31 +198,26 @@ class Ticks:
         Args:
             schedule: Its name.
             now: Returns the time.
-            revision: That of its definition. From here on, ticks of earlier ones can't be claimed.
-            begins_at: When its plan begins: what was due by then, by the plan before, counts as settled.
+            revision: That of its definition, and...
+            begins_at: ...when its plan begins; see `Plan.begun`.
             timeout_s: How long the store may take.
         """
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
             state, at = plan.state, now()  # asked after what it is compared with was read, which may take long
-            if state is None:
-                state = ScheduleState(settled_until=at)
-            elif state.settled_until > at + SKEW_S:
+            if state is not None and state.settled_until > at + SKEW_S:
                 until = moment(state.settled_until).isoformat()
                 _log.warning("schedule %s was settled until %s, which is to come: it goes on from now", schedule, until)
                 state = replace(state, settled_until=at)
-            claims: Mapping[float, tuple[str, float]] = plan.claims
-            if revision > state.revision:
-                if begins_at > state.settled_until:  # they are the former plan's
-                    claims = {}
-                state = replace(state, settled_until=max(begins_at, state.settled_until), revision=revision)
-            return state, None if state == plan.state else Plan(state=state, claims=claims)
+            begun = replace(plan, state=state).begun(revision=revision, begins_at=begins_at, at=at)
+            assert begun.state is not None, "it has begun"
+            return begun.state, None if begun.state == plan.state else begun
 
         return self._change(schedule, decide, timeout_s)
 
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""
-        texts = self._backend.get([_key(name) for name in schedules], timeout_s=timeout_s)
+        texts = self._backend.get([key_of(name) for name in schedules], timeout_s=timeout_s)
         states = {name: loads(text).state for name, text in zip(schedules, texts, strict=True)}
         return {name: state for name, state in states.items() if state is not None}
 
@@ -219,19 +229,19 @@ class Ticks:
         claimant: str,
         now: float,
         lease_s: float,
-        revision: int = 0,
+        seen: ScheduleState | None = None,
         timeout_s: float,
     ) -> TickClaim:
         """Claim a tick, in one step; of any number that ask at once, one is told `OURS` or `AGAIN`.
 
-        Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`. One by a definition
-        that is not the newest is `SUPERSEDED`.
+        Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`. If what is known of
+        the schedule is no more as it was `seen`, it is `SUPERSEDED` or `SETTLED`: look again.
         """
 
         def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
-            if plan.state is not None and plan.state.supersedes(revision):
+            if seen is not None and plan.state is not None and plan.state.supersedes(seen.revision):
                 return TickClaim.SUPERSEDED, None
-            if plan.is_settled(planned_at):
+            if plan.is_settled(planned_at) or seen not in (None, plan.state):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
             # A claim of a clock that was ahead is over: else the schedule would wait until then.
@@ -288,32 +298,15 @@ class Ticks:
 
         self._change(schedule, decide, timeout_s)
 
-    def end(self, schedule: str, *, revision: int, at: float, timeout_s: float) -> None:
-        """Forget a schedule, so that no tick of this revision can be claimed any more; what tells that is kept 1 h."""
-
-        def decide(plan: Plan) -> tuple[None, Plan | None]:
-            if plan.state is not None and plan.state.revision > revision:  # it was put again since
-                return None, None
-            return None, Plan(state=ScheduleState(settled_until=at, revision=revision + 1))
-
-        self._change(schedule, decide, timeout_s, kept_s=_DELETED_KEPT_S)
-
-    def _change(
-        self,
-        schedule: str,
-        decide: Callable[[Plan], tuple[T, Plan | None]],
-        timeout_s: float,
-        *,
-        kept_s: float | None = None,
-    ) -> T:
-        """Decide about a schedule, replace it if that says so, for so many seconds or for ever; return the answer."""
-        key, deadline = _key(schedule), monotonic() + timeout_s
+    def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
+        """Decide about a schedule, replace it if that says so, and return the answer."""
+        key, deadline = key_of(schedule), monotonic() + timeout_s
         while True:
             [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
             answer, plan = decide(loads(seen))
             if plan is None:
                 return answer
-            write = Write(key, head_of(seen), plan.dumps(), kept_s)
+            write = Write(key, head_of(seen), plan.dumps())
             if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
                 return answer
             if monotonic() >= deadline:
@@ -325,5 +318,6 @@ def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
     return None, replace(plan, state=replace(state, settled_until=max(at, state.settled_until)))
 
 
-def _key(schedule: str) -> str:
+def key_of(schedule: str) -> str:
+    """Return the key of what is kept of a schedule."""
     return f"schedule:{schedule}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from threading import Barrier
 
@@ -209,8 +210,9 @@ def a_newer_definition_supersedes_the_one_before(p: Place) -> None:
         return store.ticks.begin("s", now=now, revision=revision, begins_at=begins_at, timeout_s=TIMEOUT_S)
 
     def claim(revision: int, at: float, claimant: str = "one") -> TickClaim:
+        seen = replace(store.ticks.states(["s"], timeout_s=TIMEOUT_S)["s"], revision=revision)
         claims = partial(other.ticks.claim, claimant=claimant, now=100.0, lease_s=_LEASE_S, timeout_s=TIMEOUT_S)
-        return claims("s", at, revision=revision)
+        return claims("s", at, seen=seen)
 
     expect(begin(4, 90.0), ScheduleState(settled_until=100.0, revision=4), "one that nobody knew of")
     expect((claim(4, 110.0), claim(4, 120.0)), (TickClaim.OURS, TickClaim.OURS), "its ticks")
@@ -219,9 +221,8 @@ def a_newer_definition_supersedes_the_one_before(p: Place) -> None:
     expect(begin(8, 115.0), ScheduleState(settled_until=115.0, revision=8), "put anew at other times")
     expect((claim(8, 115.0), claim(8, 120.0, "two")), (TickClaim.SETTLED, TickClaim.OURS), "and claimed")
     expect(begin(6, 90.0).revision, 8, "what somebody sees who doesn't know of that")
-    store.ticks.end("s", revision=6, at=200.0, timeout_s=TIMEOUT_S)
-    expect(claim(8, 130.0), TickClaim.OURS, "after somebody has deleted what was there before")
-    store.ticks.end("s", revision=8, at=200.0, timeout_s=TIMEOUT_S)
-    expect((claim(8, 140.0), begin(8, 115.0).revision), (TickClaim.SUPERSEDED, 9), "after it was deleted")
-    expect((begin(10, 200.0).settled_until, claim(10, 210.0)), (200.0, TickClaim.OURS), "after it was put again")
-    expect(claim(0, 220.0), TickClaim.OURS, "one of the code")
+    store.ticks.pause("s", paused=True, at=200.0, timeout_s=TIMEOUT_S)
+    seen = ScheduleState(settled_until=115.0, revision=8)
+    late = other.ticks.claim("s", 130.0, claimant="one", now=1.0, lease_s=_LEASE_S, seen=seen, timeout_s=TIMEOUT_S)
+    expect((late, claim(8, 130.0)), (TickClaim.SETTLED, TickClaim.OURS), "after it was paused, before and after a look")
+    expect(_claim(other, 140.0), TickClaim.OURS, "by who has seen nothing")
