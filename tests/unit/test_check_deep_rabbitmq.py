@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pika
 import pytest
 
-from taskbridge.brokers.rabbitmq.examination import judge
+from taskbridge.brokers.base import Remark
+from taskbridge.brokers.rabbitmq.examination import judge, policies_on
+from taskbridge.brokers.rabbitmq.publication import Encoder
 from taskbridge.contract.ports import free_port
+from taskbridge.settings import load
 from tests.servers import PrivateRabbitMQ
 from tests.unit.command_line import Run, runner
 
@@ -84,6 +91,72 @@ def test_one_policy_for_many_queues_is_one_line() -> None:
     declared = {f"shop.delay.{number}": QUORUM for number in range(9)}
     [found] = judge(declared, [[policy({"message-ttl": 22000})], []], "shop.")
     assert "for shop.delay.0, shop.delay.1, shop.delay.2 and 6 more: " in found.text
+
+
+class _Hostile(BaseHTTPRequestHandler):
+    """Answers what the server holds, and remembers who asked."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        server.asked.append(self.headers.get("Authorization"))
+        self.wfile.write(server.answer)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def answering(answer: bytes) -> Generator[Any]:
+    """Give an HTTP server that answers everything with these bytes."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Hostile)
+    server.answer, server.asked = answer, []
+    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def looked_at(server: Any) -> list[Remark]:
+    settings, _ = load({"url": "dramatiq+amqp://guest:guest@127.0.0.1:1"}, environ={})
+    wire: Any = SimpleNamespace(engine="dramatiq")
+    queues, login = {"shop.q": CLASSIC}, pika.ConnectionParameters("127.0.0.1")
+    api = f"http://127.0.0.1:{server.server_port}"
+    return list(policies_on(queues, Encoder(settings, wire), login, management=api, timeout_s=20))
+
+
+def said(body: object) -> bytes:
+    return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(body).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"AMQP\0\0\x09\x01", r"127\.0\.0\.1:\d+: BadStatusLine: AMQP"),
+        (b"HTTP/1.0 200 OK\r\n\r\nhello", "JSONDecodeError"),
+        (said({"error": "bad_request"}), "TypeError"),
+        (said([{"pattern": "a"}]), "KeyError: 'apply-to'"),
+        (said([policy({"message-ttl": 1}, r"^\Qshop.\E")]), r"Qshop.*: error: "),
+        (said([policy({"delivery-limit": "x", "max-length": 5, "overflow": 3})]), "AttributeError"),
+    ],
+)
+def test_an_answer_that_is_not_understood_is_a_note(answer: bytes, says: str) -> None:
+    with answering(answer) as server:
+        [found] = looked_at(server)
+    assert (found.subject, found.outcome) == ("policies", "note")
+    assert re.search(says, found.text)
+    assert found.text.isprintable()
+
+
+def test_who_asks_is_told_to_no_other_host() -> None:
+    with answering(said([])) as other:
+        there = f"http://127.0.0.1:{other.server_port}/".encode()
+        with answering(b"HTTP/1.0 302 Found\r\nLocation: " + there + b"\r\n\r\n") as server:
+            looked_at(server)
+    assert server.asked[0] == f"Basic {b64encode(b'guest:guest').decode()}"
+    assert set(other.asked) == {None}
 
 
 # On a server
@@ -244,7 +317,7 @@ def test_a_user_without_the_api_is_a_note_and_another_may_be_named(run: Run, hos
     url = host.url(user=host.user(".*", ".*", ".*"))
     wrong, code, notes = found(run, url, "--management", host.server.api)
     assert (wrong, code) == ([], 0)
-    assert re.search(rf"127\.0\.0\.1:{host.server.api_port}: HTTP Error 401", notes["policies"]), notes
+    assert re.search(rf"127\.0\.0\.1:{host.server.api_port}: HTTPError: HTTP Error 401", notes["policies"]), notes
     own = host.server.api.replace("//", "//guest:guest@")
     assert not found(run, url, "--management", f"{own}/")[2].get("policies")
 

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -22,7 +22,7 @@ _DELAY_S: Final = 1.0
 _LATE_S: Final = 10.0
 """How late a delayed message may be, and how long a notification may take: a busy server is none that is broken."""
 _KEPT_S: Final = 60.0
-"""How long a server keeps what is tried, if this process ends without removing it."""
+"""How long a server keeps what is tried, if this process is killed; but a delayed message and a dead letter stay."""
 _FEW: Final = 1000
 """With more dead letters none is buried: on RabbitMQ all are read to find one."""
 _PERMISSION: Final = re.compile(r"no permissions|can't publish|ACCESS_REFUSED|permission denied", re.IGNORECASE)
@@ -34,16 +34,12 @@ class _Amiss(TaskBridgeError):
 
 def remarks(bridge: Bridge, management: str | None) -> Iterator[Remark]:
     """Yield what is found out about a bridge's servers; raises `BrokerUnavailable` if one doesn't answer."""
-    settings, broker, store, works = bridge.settings, bridge.broker, bridge.store, True
-    timeout_s = settings.send_timeout_s
+    settings, broker, store, timeout_s = bridge.settings, bridge.broker, bridge.store, bridge.settings.send_timeout_s
     if isinstance(broker, ExaminedBroker):
-        found = list(broker.examine(bridge.queues(), management=management, timeout_s=timeout_s))
+        found = broker.examine(bridge.queues(), management=management, timeout_s=timeout_s)
         yield from (each._replace(text=_hinted(each.text)) for each in found)
-        works = not {("cluster", "failed"), ("queues", "failed")} & {each[:2] for each in found}  # else nothing could
-        if works:
-            yield (tried := _of_broker(bridge))
-            works = tried.outcome == "ok" or settings.store is not None
-    if store is not None and store.backend.is_shared and works:
+        yield _of_broker(bridge)
+    if store is not None and store.backend.is_shared:
         if settings.store is not None:
             yield from store.backend.examine(timeout_s=timeout_s)
         yield _of_store(store.backend, timeout_s)
@@ -59,7 +55,7 @@ class _Wire:
     def encode(self, message: Message) -> Any:
         [place], body = self.places(message.queue), message.dumps().encode()
         if self._settings.url.broker == "redis":
-            return [("LPUSH", place, body)]
+            return [("LPUSH", place, body), ("EXPIRE", place, int(_KEPT_S))]
         arguments = {"x-queue-type": "classic", "x-expires": int(_KEPT_S * 1000)}
         return Publication(queue=place, arguments=arguments, body=body)
 
@@ -85,12 +81,12 @@ def _of_broker(bridge: Bridge) -> Remark:
         if (took_s := monotonic() - parked_at) < _DELAY_S:
             raise _Amiss(f"a message that was delayed by {_DELAY_S:g} s came after {took_s:.2f} s")
         step = "dead"
-        if broker.counts([]).dead < _FEW:
+        if has_few := broker.counts([]).dead < _FEW:
             broker.bury(DeadLetter(message=message, reason="check", died_at=time.time()), timeout_s=timeout_s)
             if not broker.take_dead(lambda _: Taken(), ids=[message.id], timeout_s=timeout_s):
                 raise _Amiss("a dead letter that was taken is not among them")
     except (BrokerUnavailable, _Amiss) as exc:
-        return Remark(step, "failed", _hinted(_problem(exc)))
+        return Remark(step, "failed", _hinted(str(getattr(exc, "problem", exc))))
     finally:
         stop.set()
         if pump.ident is not None:
@@ -98,7 +94,8 @@ def _of_broker(bridge: Bridge) -> Remark:
         with suppress(BrokerUnavailable):
             broker.forget([queue], timeout_s=timeout_s)
         broker.close()
-    return Remark("broker", "ok", f"a message was sent, delayed and dead-lettered, in {monotonic() - began:.1f} s")
+    done = "sent, delayed and dead-lettered" if has_few else f"sent and delayed (there are {_FEW} dead letters or more)"
+    return Remark("broker", "ok", f"a message was {done}, in {monotonic() - began:.1f} s")
 
 
 def _of_store(backend: Backend, timeout_s: float) -> Remark:
@@ -108,21 +105,22 @@ def _of_store(backend: Backend, timeout_s: float) -> Remark:
     silent = (
         "a write woke nobody who waited for it, so results come late: is PgBouncer between, with pooled transactions?"
     )
+    ending = ExitStack()
     try:
         backend.create([(key, "1\n-", _KEPT_S)], timeout_s=timeout_s)
         written = backend.write([swap(seen="1")], timeout_s=timeout_s)  # before it is watched: a refusal says why
-        stop = backend.watch(key, told.set)
+        ending.callback(backend.watch(key, told.set))
         if written + backend.write([swap(seen="2")], timeout_s=timeout_s) != [True, True]:
             raise _Amiss("what was read is not what was written")
         _until(told.is_set, silent)
-        stop()
         backend.cancelled_since("", most=1, timeout_s=timeout_s)
         backend.put_soon(key, "3\n-", kept_s=_KEPT_S)
         _until(lambda: backend.get([key], timeout_s=timeout_s) == ["3\n-"], "a write that nobody waits for is lost")
         backend.remove([key], timeout_s=timeout_s)
     except (BrokerUnavailable, _Amiss) as exc:
-        return Remark("results", "failed", _hinted(_problem(exc)))
+        return Remark("results", "failed", _hinted(str(getattr(exc, "problem", exc))))
     finally:
+        ending.close()
         with suppress(BrokerUnavailable):
             backend.remove([key], timeout_s=timeout_s)
     return Remark("results", "ok", f"kept, told and cancelled, in {monotonic() - began:.1f} s")
@@ -134,10 +132,6 @@ def _until(condition: Callable[[], bool], problem: str) -> None:
         if monotonic() > deadline:
             raise _Amiss(problem)
         time.sleep(0.1)
-
-
-def _problem(error: TaskBridgeError) -> str:
-    return error.problem if isinstance(error, BrokerUnavailable) else str(error)
 
 
 def _hinted(text: str) -> str:

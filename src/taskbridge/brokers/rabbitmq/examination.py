@@ -22,6 +22,8 @@ from taskbridge.brokers.base import Remark
 from taskbridge.brokers.rabbitmq.connection import ClientError
 from taskbridge.brokers.rabbitmq.publication import Encoder
 from taskbridge.brokers.rabbitmq.topology import LONGEST_S
+from taskbridge.failures import clipped
+from taskbridge.logs import escaped
 from taskbridge.message import DeadLetter
 
 _LOST: Final = "what is more is dropped, and so lost"
@@ -60,21 +62,22 @@ def policies_on(
 
     `parameters` are pika's, of the host whose management API is asked unless another URL is given.
     """
+    levels = encoder.parked(b"", LONGEST_S).destination
+    letters = encoder.letter(DeadLetter(message=None, reason="", died_at=0.0)).destination
+    calls = [call for each in (levels, letters) for call in each.calls()]
+    own = {each.queue: each.arguments for each in calls if isinstance(each, spec.Queue.Declare)}
     if management is None:
         scheme, port = ("http", 15672) if parameters.ssl_options is None else ("https", 15671)
         management = f"{scheme}://{parameters.host}:{port}"
     try:
         policies = [_listed(management, kind, parameters, timeout_s) for kind in ("policies", "operator-policies")]
-    except (OSError, ValueError) as exc:  # refused, silent, no such user there, or something else answers
-        place = management.rpartition("@")[2]
-        text = f"policies were not looked at, for the management API does not tell them ({place}: {exc})"
-        yield Remark("policies", "note", f"{text}; name it with --management URL, or see `rabbitmqctl list_policies`")
-        return
-    levels = encoder.parked(b"", LONGEST_S).destination
-    letters = encoder.letter(DeadLetter(message=None, reason="", died_at=0.0)).destination
-    calls = [call for each in (levels, letters) for call in each.calls()]
-    own = {each.queue: each.arguments for each in calls if isinstance(each, spec.Queue.Declare)}
-    yield from judge({**queues, **own}, policies, letters.name.removesuffix("dead"))
+        found = list(judge({**queues, **own}, policies, letters.name.removesuffix("dead")))
+    except Exception as exc:  # refused, silent, no such user there, something else answers, or a pattern in Perl's way
+        what = getattr(exc, "pattern", management.rpartition("@")[2])
+        why = clipped(escaped(f"{what}: {type(exc).__name__}: {exc}"), 200)
+        todo = "name the management API with --management URL, or see `rabbitmqctl list_policies`"
+        found = [Remark("policies", "note", f"policies were not looked at ({why}); {todo}")]
+    yield from found
 
 
 def _listed(management: str, kind: str, parameters: Any, timeout_s: float) -> list[dict[str, Any]]:
@@ -86,7 +89,7 @@ def _listed(management: str, kind: str, parameters: Any, timeout_s: float) -> li
     api = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/api"
     place = f"{api}/{kind}/{quote(parameters.virtual_host, safe='')}"
     request = Request(place)  # noqa: S310 - whoever starts the command has named it
-    request.add_header("Authorization", f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}")
+    request.add_unredirected_header("Authorization", f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}")
     tls = parameters.ssl_options
     context = None if tls is None or parts.scheme != "https" else tls.context
     with urlopen(request, timeout=timeout_s, context=context) as answer:  # noqa: S310

@@ -45,20 +45,13 @@ def judge(info: Mapping[str, str], namespace: str, *, saves: str | None) -> Iter
     if policy != "noeviction":
         text = f"maxmemory-policy is {policy}: when memory is full, Redis evicts messages and marks; set noeviction"
         yield Remark("eviction", "failed", text)
-    yield from _persistence(info, saves)
-
-
-def _persistence(info: Mapping[str, str], saves: str | None) -> Iterator[Remark]:
     if info.get("aof_enabled") == "1":
         return
     started_at = _number(info, "server_time_usec") / 1e6 - _number(info, "uptime_in_seconds")
     has_saved = saves is None and _number(info, "rdb_last_save_time") > started_at + _AT_START_S
-    if saves or has_saved:
-        text = "appendonly is no: a crash of Redis loses what was accepted since its last snapshot"
+    if saves or has_saved or _number(info, "connected_slaves"):
+        text = "appendonly is no: a crash of Redis loses what no snapshot and no replica has yet"
         yield Remark("saving", "note", text)
-    elif _number(info, "connected_slaves"):
-        replicas = f"appendonly is no, and replicas are all that keeps messages ({info['connected_slaves']} of them)"
-        yield Remark("saving", "note", f"{replicas}: what they don't have yet is lost with the primary")
     else:
         text = "appendonly is no and no snapshot is taken: a restart of Redis loses all messages; set appendonly yes"
         yield Remark("saving", "failed", text)
