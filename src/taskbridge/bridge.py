@@ -418,6 +418,8 @@ class Bridge(Parts):
     def around(self, function: Any = None, /, *, task: str | None = None) -> Any:
         """Have something around runs: what stands before the `yield` comes before them, and the rest after.
 
+        Such as::
+
             @bridge.around
             def tenant(run: Context) -> Iterator[None]:
                 with schema_of(run.headers["tenant"]):
