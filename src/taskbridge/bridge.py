@@ -170,9 +170,10 @@ class Bridge(Parts):
     @property
     def relay(self) -> Relay:
         """What publishes what the store's outbox holds."""
+        from taskbridge.engines.settle import record_buried
         from taskbridge.outbox import Relay
 
-        return self._part("relay", lambda: Relay(self))
+        return self._part("relay", lambda: Relay(self, partial(record_buried, self)))
 
     @property
     def results(self) -> Results:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 100
 """How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
 
+_CLAIMED_TOGETHER: Final = 100
+"""How many unique messages are replayed at a time."""
+
 _log = logger("taskbridge.dead")
 
 
@@ -292,9 +295,13 @@ class DeadLetters:
         store, timeout_s = self._bridge.store, self._bridge.settings.send_timeout_s
         if store is None or not messages:
             return ()
-        free = [message for message in messages if store.claims.replay(message, timeout_s=timeout_s)]
-        held = [Held(replace(message, relayed=True), kind="replayed") for message in free]
-        self._bridge.relay.publish(held, timeout_s=timeout_s)
+        free: list[Message] = []
+        for start in range(0, len(messages), _CLAIMED_TOGETHER):
+            some = messages[start : start + _CLAIMED_TOGETHER]
+            new = [message for message in some if store.claims.replay(message, timeout_s=timeout_s)]
+            held = [Held(replace(message, relayed=True), kind="replayed") for message in new]
+            self._bridge.relay.publish(held, timeout_s=timeout_s)
+            free += new
         return tuple(message.id for message in free)
 
     def _record(self, messages: Sequence[Message]) -> None:

@@ -1,28 +1,29 @@
 """Outboxes: what is decided, and perhaps not published yet (rule OB1); and the thread that publishes it.
 
-An outbox is where a decision is kept, in the same transaction: in the store, for what unique keys decide, or in an
-application's own database. So a message is published if, and only if, it was decided to send it, whoever dies
-meanwhile. It may be published twice. Each copy says so (`Message.relayed`): whoever takes it claims the mark of its
-attempt, and of two copies, one is run (rule A7). The mark, or the record, outlives the entry.
+An outbox is where a decision is kept, in the same transaction: that of a store, for what unique keys decide. So a
+message is published if, and only if, it was decided to send it, whoever dies meanwhile. It may be published twice. Each
+copy says so (`Message.relayed`): whoever takes it claims the mark of its attempt, and of two copies, one is run (rule
+A7). The mark, or the record, outlives the entry.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from taskbridge.background import Background
-from taskbridge.brokers.base import Taken, unpublished
+from taskbridge.brokers.base import Buried, Taken, unpublished
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter
+from taskbridge.stores.backend import Backend, Commit, Entry
 from taskbridge.stores.entries import Held, loads_held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
 
-__all__ = ["Held", "Outbox", "Relay"]
+__all__ = ["Held", "Relay"]
 
 _log = logger("taskbridge.outbox")
 
@@ -34,35 +35,23 @@ _LEASE_S: Final = 6.0
 """How long an entry is left to the worker that was told of it, and how soon it is tried again."""
 
 
-class Outbox(Protocol):
-    """What a relay reads; `Held.dumps` makes the texts of entries. Calls raise `BrokerUnavailable`."""
-
-    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
-        """Return ids and texts of entries that are due, each to one of those that ask; again after `lease_s`."""
-        ...
-
-    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries that were published."""
-        ...
-
-
 class Relay(Background):
     """Publishes what is due in an outbox, by its bridge's engine and broker. Any number may do so at once.
 
     Args:
         host: The bridge.
-        outbox: The outbox; the store's if None.
+        buried: Called with each dead letter of what can't be published.
     """
 
-    def __init__(self, host: Bridge, outbox: Outbox | None = None) -> None:
+    def __init__(self, host: Bridge, buried: Buried) -> None:
         super().__init__("relay", join_s=0.2)
         self._host = host
-        self._given = outbox
+        self._buried = buried
 
     @property
-    def _outbox(self) -> Outbox | None:
+    def _outbox(self) -> Backend | None:
         store = self._host.store
-        return self._given if self._given is not None or store is None else store.backend
+        return None if store is None else store.backend
 
     @property
     def _timeout_s(self) -> float:
@@ -94,9 +83,13 @@ class Relay(Background):
         if outbox is None:
             return False
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
-        held = [each for key, text in found if (each := self._read(key, text)) is not None]
-        self.publish([each for each in held if self._is_ready(each)], timeout_s=self._timeout_s)
-        return len(found) == _TOGETHER
+        has_more, read = len(found) == _TOGETHER, {key: self._read(key, text) for key, text in found}
+        others = [Entry(key, None) for key, held in read.items() if held is None]
+        if others and not has_more:  # so many would keep back what is put there after them
+            outbox.commit([Commit((), others)], timeout_s=self._timeout_s)
+        held = [each for each in read.values() if each is not None and self._is_ready(each)]
+        self.publish(held, timeout_s=self._timeout_s)
+        return has_more
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
         """Publish what entries hold, and remove them.
@@ -104,9 +97,14 @@ class Relay(Background):
         Raises:
             BrokerUnavailable: Not all were published; the entries of the others are still there.
         """
-        for each in held:
-            if each.kind == "replayed":
-                self._take_letter(each)
+        lives = {each.message.id: each.message.replays for each in held if each.kind == "replayed"}
+
+        def decide(letter: DeadLetter) -> Taken | None:
+            message = letter.message
+            return Taken() if message is not None and message.replays < lives[letter.id] else None
+
+        if lives:
+            self._host.broker.take_dead(decide, ids=list(lives), timeout_s=timeout_s)
         now = self._host.now()
         self._give([(each, 0.0) for each in held if each.starts_at <= now], timeout_s)
         self._give([(each, each.starts_at - now) for each in held if each.starts_at > now], timeout_s)
@@ -150,9 +148,9 @@ class Relay(Background):
                 raise DecodeError(f"entry {key!r} of the outbox holds message {held.message.id!r}")
             return held if self._host.knows(held.message.task) else None
         except NewerFormError as exc:
-            _log.warning("entry %s of the outbox is left to a newer release: %s", key, exc)
+            _log.info("entry %s of the outbox is left to a newer release: %s", key, exc)
         except Exception as exc:
-            self._bury(text, exc)
+            self._bury(text.partition("\n")[2], exc)
             self._remove([key])
         return None
 
@@ -165,15 +163,7 @@ class Relay(Background):
             self._remove([held.message.id])
         return bool(is_next)
 
-    def _take_letter(self, held: Held) -> None:
-        """Take the dead letter of a replayed message away, which is in the outbox now."""
-
-        def decide(letter: DeadLetter) -> Taken | None:
-            message = letter.message
-            return Taken() if message is not None and message.replays < held.message.replays else None
-
-        self._host.broker.take_dead(decide, ids=[held.message.id], timeout_s=self._timeout_s)
-
     def _bury(self, text: str, error: Exception) -> None:
         letter = unpublished(text.encode(errors="surrogateescape"), error, None)
         self._host.broker.bury(letter, timeout_s=self._timeout_s)
+        self._buried(letter)

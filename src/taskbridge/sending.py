@@ -239,12 +239,8 @@ class Sending:
             self._sent(way, [(message, call)], wait_s)
         return self._handle(message, outcomes[0].holder)
 
-    def _send_keyed_ones(self, made: Sequence[_Made], others: Sequence[str]) -> list[Handle[Any]]:
-        """Do so with many, up to 100 at a time.
-
-        Raises:
-            SendError: Some were not sent, or are conflicts; nor are the others sent, whose ids are given.
-        """
+    def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], TaskBridgeError | None]:
+        """Do so with many, up to 100 at a time; return what `_claim` does, or the first conflict."""
         outcomes: dict[int, Outcome] = {}
         error: TaskBridgeError | None = None
         for start in range(0, len(made), _CLAIMED_TOGETHER):
@@ -252,16 +248,10 @@ class Sending:
             outcomes |= {start + index: outcome for index, outcome in found.items()}
             if error is not None:
                 break
-        new = [made[index][1:] for index in sorted(outcomes) if outcomes[index].holder is None]
-        if new:
-            self._sent(made[0][0], new)
+        if made:
+            self._sent(made[0][0], [made[index][1:] for index, each in sorted(outcomes.items()) if each.holder is None])
         conflicts = (_conflict(made[index], outcomes[index]) for index in sorted(outcomes))
-        cause = next((each for each in conflicts if each is not None), None) if error is None else error
-        if cause is not None:
-            sent, maybe_taken = [message.id for message, _ in new], getattr(cause, "maybe_taken", False)
-            unsent = [*(message.id for _, message, _ in made if message.id not in sent), *others]
-            raise SendError(str(cause), sent=sent, unsent=unsent, maybe_taken=maybe_taken) from cause
-        return [self._handle(message, outcomes[index].holder) for index, (_, message, _) in enumerate(made)]
+        return outcomes, next((each for each in conflicts if each is not None), None) if error is None else error
 
     def _claim(self, made: Sequence[_Made], wait_s: float = 0.0) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
         """Claim keys and ids, and publish the messages that are new, now or later.
@@ -328,27 +318,33 @@ class Sending:
         for way, message, call in drawn:
             self._checked(way, message, call)
         made = [each for each in drawn if not each[1].unique and not each[1].digest]
-        handles: list[Handle[Any]] = []
-        if len(made) < len(drawn):
-            keyed = [each for each in drawn if each[1].unique or each[1].digest]
-            handles = self._send_keyed_ones(keyed, [message.id for _, message, _ in made])
-        before = [handle.id for handle in handles if handle.is_new]
-        ids = [message.id for _, message, _ in made]
+        keyed = [each for each in drawn if each[1].unique or each[1].digest]
+        outcomes, cause = self._claim_many(keyed)
+        sent = {keyed[index][1].id for index, outcome in outcomes.items() if outcome.holder is None}
+        maybe_taken = getattr(cause, "maybe_taken", False)
         for start in range(0, len(made), _BATCH):
+            if isinstance(cause, BrokerUnavailable):
+                break
             ways, messages, of = zip(*made[start : start + _BATCH], strict=True)
+            taken: Iterable[int] = range(len(messages))
             try:
                 _publish_recorded(ways[0], messages, [way.records for way in ways])
             except BrokerUnavailable as exc:
-                cause = _of_batch(exc)
-                taken = [(messages[index], of[index]) for index in sorted(cause.accepted)]
-                self._sent(ways[0], taken)
-                sent = [*before, *ids[:start], *(message.id for message, _ in taken)]
-                accepted = set(sent)
-                unsent = [each for each in ids if each not in accepted]
-                raise SendError(cause.problem, sent=sent, unsent=unsent, maybe_taken=bool(cause.unsure)) from cause
-            self._sent(ways[0], zip(messages, of, strict=True))
-        claimed = iter(handles)
-        return [next(claimed) if each.unique or each.digest else self._handle(each) for _, each, _ in drawn]
+                cause = part = _of_batch(exc)
+                taken, maybe_taken = sorted(part.accepted), bool(part.unsure)
+            sent |= {messages[index].id for index in taken}
+            self._sent(ways[0], [(messages[index], of[index]) for index in taken])
+        if cause is not None:
+            ids = [message.id for _, message, _ in drawn]
+            skipped = {keyed[index][1].id for index, each in outcomes.items() if _conflict(keyed[index], each) is None}
+            raise SendError(
+                getattr(cause, "problem", str(cause)),
+                sent=[each for each in ids if each in sent],
+                unsent=[each for each in ids if each not in sent | skipped],
+                maybe_taken=maybe_taken,
+            ) from cause
+        holders = (outcomes[index].holder for index in range(len(keyed)))
+        return [self._handle(each, next(holders) if each.unique or each.digest else None) for _, each, _ in drawn]
 
 
 def _debounced_s(way: _Way, wait_s: float) -> float:

@@ -27,7 +27,7 @@ or is replaced before it starts; until it starts, which further sends move."""
 
 FREED_AT_START: Final = (TO_START, MOVED)
 STARTS_IN_ORDER: Final = (TO_START, MOVED, REPLACED)
-"""Their starts are recorded before they run, so that a start has an order with what a sender does about the message."""
+"""A worker that does not look at the record before it starts them would run what was replaced or moved."""
 
 
 @dataclass(frozen=True, slots=True, init=False)

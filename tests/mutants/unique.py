@@ -75,7 +75,7 @@ def every_key_is_held_to_the_end() -> None:
 @mutant("U4", "a_conflict_is_told_or_replaced")
 def nobody_is_told_of_a_conflict() -> None:
     """on_conflict="raise" is as "skip"."""
-    put(_SENDING, "_conflict", lambda _: lambda way, message, outcome: None)
+    put(_SENDING, "_conflict", lambda _: lambda made, outcome: None)
 
 
 @mutant("U4", "a_conflict_is_told_or_replaced")
@@ -83,9 +83,9 @@ def what_is_replaced_is_not_cancelled() -> None:
     """A message is replaced by another one, and is run all the same."""
 
     def make(plan: Any) -> Any:
-        def beside(self: Any, intent: Any, pointer: Any, rows: Any) -> Any:
+        def beside(self: Any, intent: Any, pointer: Any, found: Any) -> Any:
             is_replacing = intent.unique is not None and intent.unique.on_conflict == "replace"
-            return self._claiming(intent, pointer) if is_replacing else plan(self, intent, pointer, rows)
+            return self._claiming(intent, pointer, None) if is_replacing else plan(self, intent, pointer, found)
 
         return beside
 
@@ -97,9 +97,9 @@ def what_follows_keeps_its_first_arguments() -> None:
     """What is to follow starts with the arguments of the first who sent it."""
 
     def make(following: Any) -> Any:
-        def first(self: Any, intent: Any, pointer: Any, follower: Any, row: Any) -> Any:
-            commit, outcome = following(self, intent, pointer, follower, row)
-            return (commit if row is None else None), outcome
+        def first(self: Any, intent: Any, pointer: Any, text: Any, holder: Any, follower: Any) -> Any:
+            commit, outcome = following(self, intent, pointer, text, holder, follower)
+            return (commit if follower is None else None), outcome
 
         return first
 

@@ -12,7 +12,7 @@ import pytest
 from taskbridge import Bridge, BrokerUnavailable, Message, Unique
 from taskbridge.engines.settle import NotRun, run_and_settle
 from taskbridge.message import FORM, new_id
-from taskbridge.stores.backend import Backend, Commit, Entry
+from taskbridge.stores.backend import Backend, Commit, Entry, head_of
 from taskbridge.stores.entries import Held, loads_held
 from taskbridge.stores.transitions import pointed_to, pointer_to, released
 
@@ -61,26 +61,26 @@ def test_an_entry_is_read_as_it_was_written(held: Held) -> None:
 
 
 @pytest.mark.parametrize(
-    "odd",
+    ("odd", "reason"),
     [
-        "x",
-        "0.0 sent\n",
-        "0.0 sent\n[]",
-        "0.0 odd\n" + message().dumps(),
-        "nan sent\n" + message().dumps(),
-        "-1 sent\n" + message().dumps(),
-        "1e999 sent\n" + message().dumps(),
-        "sent\n" + message().dumps(),
-        "0.0 sent\n" + message().dumps().replace("{", "\udc80{", 1),
-        Held(message(id="of another id")).dumps(),
+        ("x", "undecodable"),
+        ("0.0 sent\n", "undecodable"),
+        ("0.0 sent\n[]", "undecodable"),
+        ("0.0 odd\n" + message().dumps(), "internal_error"),
+        ("nan sent\n" + message().dumps(), "internal_error"),
+        ("-1 sent\n" + message().dumps(), "internal_error"),
+        ("1e999 sent\n" + message().dumps(), "internal_error"),
+        ("sent\n" + message().dumps(), "internal_error"),
+        ("0.0 sent\n" + message().dumps().replace("{", "\udc80{", 1), "undecodable"),
+        (Held(message(id="of another id")).dumps(), "internal_error"),
     ],
 )
-def test_an_odd_entry_is_dead_and_the_one_behind_it_is_published(bridge: Bridge, odd: str) -> None:
+def test_an_odd_entry_is_dead_and_the_one_behind_it_is_published(bridge: Bridge, odd: str, reason: str) -> None:
     leave(bridge, odd=odd, behind=text_of("behind"))
     bridge.run_until_idle()
 
     assert ran == ["known"]
-    assert [entry.reason for entry in bridge.dead.list().entries] == ["undecodable"]
+    assert [entry.reason for entry in bridge.dead.list().entries] == [reason]  # one that can be read can be replayed
     assert left(bridge) == []
 
 
@@ -112,6 +112,48 @@ def test_one_that_can_not_be_published_keeps_back_no_other(bridge: Bridge, monke
 
     assert len(ran) in (2, 3)  # what was published before is published again, and inline nothing tells
     assert [(entry.id, entry.reason) for entry in bridge.dead.list().entries] == [("odd", "internal_error")]
+
+
+def test_what_can_not_be_published_is_recorded_as_dead_and_holds_no_key(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = bridge.task(name="table", unique=True)(lambda number: ran.append("table"))
+
+    def refuse(_: Message) -> Any:
+        raise ValueError("it can't be written")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bridge.wire, "encode", refuse)
+        handle = task.send(1)
+    with monkeypatch.context() as broken:  # and one that its sender has left in the outbox
+        broken.setattr(bridge.wire, "encode", refuse)
+        leave(bridge, left=text_of("left", "table"))
+        bridge.run_schedules(1)
+
+    assert {entry.id for entry in bridge.dead.list().entries} == {handle.id, "left"}
+    assert (handle.status().state, task.send(1).is_new) == ("dead", True)
+
+
+def test_what_one_worker_does_not_know_another_one_finds_at_once(bridge: Bridge) -> None:
+    leave(
+        bridge, unknown=text_of("unknown", "unknown"), newer=text_of("newer").replace('"form":1', f'"form":{FORM + 1}')
+    )
+    bridge.relay.step()
+
+    due = backend_of(bridge).due_entries(most=100, lease_s=6.0, timeout_s=1.0)
+    assert {key for key, _ in due} == {"unknown", "newer"}
+
+
+def test_what_follows_is_not_asked_for_again_and_again(bridge: Bridge) -> None:
+    task = bridge.task(name="table", unique=Unique("number", on_conflict="after"))(lambda number: ran.append("table"))
+    task.schedule(3600, 1)
+    task.send(1)
+    bridge.run_schedules(10)
+    bridge.run_until_idle()
+
+    assert backend_of(bridge).due_entries(most=100, lease_s=6.0, timeout_s=1.0) == []
+    bridge.run_schedules(40)
+    assert backend_of(bridge).due_entries(most=100, lease_s=6.0, timeout_s=1.0) == []
 
 
 def test_what_waits_for_the_broker_stays(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +272,8 @@ ME = pointer_to("me", 1)
         ("", "", []),
         ("\t\t\t", "\t\t\t", []),
         ("x\ty\tz\tw", "x\ty\tz\tw", []),
+        (f"{ME}\nodd", None, []),
+        (pointer_to("me", 1, "next") + "\nodd", pointer_to("next", 0), ["next"]),
     ],
 )
 def test_a_key_is_freed_by_who_holds_it(pointer: str | None, left_of_it: str | None, hastened: list[str]) -> None:
@@ -237,7 +281,7 @@ def test_a_key_is_freed_by_who_holds_it(pointer: str | None, left_of_it: str | N
 
     assert [write.text for write in writes] == ([] if left_of_it == pointer else [left_of_it])
     assert [(entry.id, entry.text) for entry in entries] == [(each, None) for each in hastened]
-    assert all(write.seen == pointer for write in writes)
+    assert all(write.seen == head_of(pointer) for write in writes)
 
 
 def test_a_pointer_is_read_as_it_was_written() -> None:

@@ -25,7 +25,11 @@ from taskbridge import (
     Unique,
     UniqueConflict,
 )
+from taskbridge.engines.settle import begin
 from taskbridge.message import loads
+from taskbridge.retry import CancelledVerdict
+from taskbridge.stores.base import Store
+from taskbridge.stores.transitions import pointed_to, pointer_key
 from taskbridge.unique import digest_of, hash_of
 
 
@@ -210,9 +214,94 @@ def test_a_conflict_among_many_says_what_was_sent(bridge: Bridge) -> None:
         bridge.send_many([plain.call(1), unique.call(2), unique.call(1)])
 
     assert (told.value.id, told.value.state) == (first.id, "queued")
-    assert (len(refused.value.sent), len(refused.value.unsent), refused.value.maybe_taken) == (1, 2, False)
+    assert (len(refused.value.sent), len(refused.value.unsent), refused.value.maybe_taken) == (2, 1, False)
     assert isinstance(refused.value.__cause__, UniqueConflict)
-    assert bridge.run_until_idle() == 2
+    assert bridge.run_until_idle() == 3
+
+
+def test_what_is_skipped_beside_a_conflict_is_not_unsent(bridge: Bridge) -> None:
+    raising, skipping = (
+        bridge.task(name=how, unique=Unique(on_conflict=how))(sync)  # type: ignore[arg-type]
+        for how in ("raise", "skip")
+    )
+    raising.send(1)
+    skipping.send(1)
+
+    with pytest.raises(SendError) as refused:
+        bridge.send_many([skipping.call(1), raising.call(1), skipping.call(2)])
+    assert (len(refused.value.sent), len(refused.value.unsent)) == (1, 1)
+
+
+def test_what_was_cancelled_before_its_start_was_known_does_not_run_beside_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bridge = Bridge("celery+memory://")
+    task = bridge.task(name="sync", unique=True)(sync)
+    monkeypatch.setattr(store_of(bridge).backend, "is_shared", True)  # so starts are written later
+    handle = task.send(1)
+    message = Message(**SENT, id=handle.id, task="sync", unique=task.declaration.unique.held_by(task.call(1)))  # type: ignore[union-attr]
+
+    assert begin(bridge.bound("sync"), message, redelivered=False) is None
+    assert handle.cancel().state == "running"
+    assert not task.send(1).is_new
+    bridge.close()
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+def test_what_runs_was_not_cancelled_first(cancelled_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a start and a cancellation, whatever comes first in the store counts, not the time at which a run began."""
+    bridge = Bridge("celery+memory://")
+    task = bridge.task(name="sync", unique=True)(sync)
+    monkeypatch.setattr(bridge.cancellations, "has", lambda message, timeout_s: False)  # nobody knows it yet
+    handle = task.send(1)
+    message = Message(**SENT, id=handle.id, task="sync", unique=task.declaration.unique.held_by(task.call(1)))  # type: ignore[union-attr]
+    if cancelled_first:
+        handle.cancel()
+        assert task.send(1).is_new
+
+    verdict = begin(bridge.bound("sync"), message, redelivered=False)
+    assert isinstance(verdict, CancelledVerdict) is cancelled_first
+    bridge.close()
+
+
+def test_a_record_that_can_not_be_read_stops_no_id(bridge: Bridge) -> None:
+    chosen = bridge.task(name="sync")(sync).using(id="a")
+    store_of(bridge).backend.put("record:a", "7\nodd", kept_s=60, timeout_s=1)
+
+    assert chosen.send(1).is_new
+    assert bridge.run_until_idle() == 1
+    assert status(bridge, "a").state == "done"
+
+
+def test_a_pointer_of_more_than_a_line_stops_nobody(bridge: Bridge) -> None:
+    task = bridge.task(name="sync", unique=Unique("table", on_conflict="after"))(sync)
+    first, second = task.schedule(10, 1), task.send(1)
+    key, backend = pointer_key("sync", task.declaration.unique.held_by(task.call(1))), store_of(bridge).backend  # type: ignore[union-attr]
+    [pointer] = backend.get([key], timeout_s=1)
+    backend.put(key, f"{pointer}\njunk", kept_s=60, timeout_s=1)
+
+    assert task.send(1).id == second.id
+    backend.put(key, f"{pointer}\njunk", kept_s=60, timeout_s=1)
+    bridge.run_schedules(20)
+    bridge.run_until_idle()
+    assert [status(bridge, each.id).state for each in (first, second)] == ["done", "done"]
+    assert task.send(1).is_new
+
+
+def test_what_follows_one_that_is_gone_is_not_lost(bridge: Bridge) -> None:
+    task = bridge.task(name="sync", unique=Unique("table", on_conflict="after"))(sync)
+    gone, second = task.schedule(3600, 1), task.send(1)
+    store_of(bridge).backend.remove([f"record:{gone.id}"], timeout_s=1.0)
+    third = task.send(1)
+
+    assert (third.is_new, third.id != second.id) == (True, True)
+    key = pointer_key("sync", task.declaration.unique.held_by(task.call(1)))  # type: ignore[union-attr]
+    [pointer] = store_of(bridge).backend.get([key], timeout_s=1)
+    assert pointed_to(pointer) == (second.id, 0, third.id)
+    bridge.run_until_idle()  # the second is due at once
+    assert status(bridge, second.id).state == "done"
+    bridge.run_until_idle()
+    assert status(bridge, third.id).state == "done"
 
 
 def test_many_that_can_not_be_published_are_in_the_outbox(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +359,15 @@ def test_a_tick_of_a_unique_task_is_sent_unless_its_key_is_held(bridge: Bridge) 
 
     assert status(bridge, held.id).state == "done"
     assert len(ran) in (2, 3)  # the one that was held, and the ticks after it
+
+
+SENT: dict[str, Any] = {"queue": "default", "args_json": "[1]", "kwargs_json": "{}", "enqueued_at": 1.0}
+
+
+def store_of(bridge: Bridge) -> Store:
+    store = bridge.store
+    assert store is not None
+    return store
 
 
 def status(bridge: Bridge, message_id: str) -> Status:

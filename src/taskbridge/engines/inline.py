@@ -34,7 +34,6 @@ from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import PRIORITIES, Message, loads
-from taskbridge.outbox import Relay
 from taskbridge.retry import Dead, GivenBack, Interrupted
 from taskbridge.runner import Runs
 from taskbridge.schedules.sender import Scheduler, Ticker
@@ -171,7 +170,6 @@ class InlineEngine:
         self._errors: list[BaseException] = []
         self._background: _Workers | None = None
         self._pump = Pump(host)
-        self._relay = Relay(host)
         self._scheduler = Scheduler(host)
         self._ticker: Ticker | None = None
         self._ticked_until = 0.0
@@ -238,7 +236,7 @@ class InlineEngine:
     def _start(self, workers: _Workers) -> None:
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
-        self._relay.start()
+        self._host.relay.start()
         workers.start()
 
     def _end(self, workers: _Workers) -> None:
@@ -248,7 +246,7 @@ class InlineEngine:
         with self._lock:
             self._stopping -= 1
         self._host.hooks.call(Event(name="worker_stopping"))
-        self._relay.stop()
+        self._host.relay.stop()
         self._pump.stop()
 
     def take(self, queues: Sequence[str] | None, stop: threading.Event) -> Message | None:
@@ -375,6 +373,6 @@ class InlineEngine:
         self.broker.promote_due(partial(record_buried, self._host))
         message = self.wire.take(None)
         if message is None:
-            self._relay.step()
+            self._host.relay.step()
             message = self.wire.take(None)
         return message

@@ -48,7 +48,6 @@ from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import wait_s
-from taskbridge.unique import STARTS_IN_ORDER
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -226,14 +225,14 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         _unmark(task, message)
         raise
     if not _has_expired(task, message):
-        if message.unique[:1] in STARTS_IN_ORDER:
+        if message.unique:
             return _begin_in_order(task, records, message)
         records.started(message, worker=_this_process(), at=task.now())
     return None
 
 
 def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verdict | Message | None:
-    """Record a start before it happens, for senders may replace the message, or move its start (rules U4 and U5)."""
+    """Record a start before it happens: it has an order then with who cancels, replaces or moves the message (U)."""
     now = task.now()
 
     def begin(*, timeout_s: float) -> tuple[Row | None, bool]:

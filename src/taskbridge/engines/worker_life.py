@@ -38,7 +38,6 @@ from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import Message
-from taskbridge.outbox import Relay
 from taskbridge.runner import ENDS_S, ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
 
@@ -81,7 +80,7 @@ class WorkerLife:
         self.draining: bool = False
         self.is_embedded: bool = False
         self._embedding = locks.Lock()
-        self._threads = Pump(host), Scheduler(host), Relay(host), BusySigns(host, self._queues_if_full)
+        self._threads = Pump(host), Scheduler(host), host.relay, BusySigns(host, self._queues_if_full)
         self._is_whole_process = False
         self._deadline = 0.0
         self._drained = locks.Event()

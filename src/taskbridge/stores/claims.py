@@ -26,7 +26,8 @@ OWN_S: Final = 0.5
 """For how long an entry of the outbox is left to who has made it, and publishes it."""
 
 _SWEEP_S: Final = 5.0
-"""How soon what follows is looked at first, in case the message before is gone without an end."""
+_WAIT_S: Final = 60.0
+"""How soon what follows is looked at first, and again, in case the message before is gone without an end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +97,7 @@ class Claims:
             What has become of each intent, by its index, and what kept the others from being decided.
         """
         deadline, outcomes = monotonic() + timeout_s, dict[int, Outcome]()
-        plans = {index: self._claiming(intent, None) for index, intent in enumerate(intents)}
+        plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
         try:
             while plans:
                 commits = {index: commit for index, (commit, _) in plans.items() if commit is not None}
@@ -116,40 +117,42 @@ class Claims:
         keys = list({_key(message) for message in messages.values() if message.unique})
         texts = dict(zip(keys, self._backend.get(keys, timeout_s=deadline - monotonic()), strict=True))
         holders = [each for text in texts.values() for each in (pointed_to(text)[0], pointed_to(text)[2])]
-        rows = self._rows([*(message.id for message in messages.values()), *holders], deadline)
-        return {index: self._plan(intent, texts.get(_key(messages[index])), rows) for index, intent in intents.items()}
+        found = self._records_of([*(message.id for message in messages.values()), *holders], deadline)
+        return {index: self._plan(intent, texts.get(_key(messages[index])), found) for index, intent in intents.items()}
 
-    def _rows(self, ids: Iterable[str], deadline: float) -> dict[str, Row | None]:
-        """Return the records of messages, by id; an empty one has none."""
+    def _records_of(self, ids: Iterable[str], deadline: float) -> dict[str, str | None]:
+        """Return the texts of messages' records, by id; an empty one has none."""
         known = sorted({*ids} - {""})
         texts = self._backend.get([key_of(each) for each in known], timeout_s=deadline - monotonic())
-        return {"": None, **{each: unpacked(text) for each, text in zip(known, texts, strict=True)}}
+        return {"": None, **dict(zip(known, texts, strict=True))}
 
-    def _plan(self, intent: Intent, pointer: str | None, rows: Mapping[str, Row | None]) -> _Plan:
-        message, unique, own = intent.message, intent.unique, rows[intent.message.id]
+    def _plan(self, intent: Intent, pointer: str | None, found: Mapping[str, str | None]) -> _Plan:
+        message, unique, text = intent.message, intent.unique, found[intent.message.id]
+        own = unpacked(text)
         if own is not None:
             is_other = own["task"] != message.task or own.get("digest", "") not in ("", message.digest)
             return None, Outcome(holder=status_of(message.id, own), is_other=is_other)
         holder, replays, follower = pointed_to(pointer)
-        row, next_row = _live(rows[holder], replays), _live(rows[follower], 0)
+        row, next_row = _live(found[holder], replays), _live(found[follower], 0)
         if row is None:
             holder, row, follower, next_row = follower, next_row, "", None
         if unique is None or row is None or pointer is None:
-            return self._claiming(intent, pointer)
+            return self._claiming(intent, pointer, text)
         if unique.debounce_s is not None and (plan := self._moving(intent, unique, holder, row)) is not None:
             return plan
         if unique.on_conflict == "replace" and row["state"] != "running":
             ended = cancelled(row, at=message.enqueued_at)
             assert ended is not None, "it is not final"
             write = self._records.replacing(holder, row, head_of_row(row), ended, cancels=True)
-            return self._claiming(intent, pointer, write)
+            return self._claiming(intent, pointer, text, write)
         if unique.on_conflict == "after":
-            return self._following(intent, pointer, "" if next_row is None else follower, next_row)
+            then = None if next_row is None else (follower, next_row)
+            return self._following(intent, pointer, text, (holder, row), then)
         return None, Outcome(holder=status_of(holder, row))
 
-    def _claiming(self, intent: Intent, pointer: str | None, *more: Write) -> _Plan:
-        """Make the message, and let it hold the key."""
-        writes = [*more, self._record(intent)]
+    def _claiming(self, intent: Intent, pointer: str | None, text: str | None, *more: Write) -> _Plan:
+        """Make the message, and let it hold the key; the text of its record is none that can be read."""
+        writes = [*more, self._record(intent, text)]
         if intent.message.unique:
             writes.append(_pointing(intent.message, pointer))
         entries = () if intent.commands else (Entry(intent.message.id, intent.entry().dumps(), OWN_S),)
@@ -165,22 +168,25 @@ class Claims:
         write = self._records.replacing(holder, row, head_of_row(row), new)
         return Commit((write,)), Outcome(holder=status_of(holder, new))
 
-    def _following(self, intent: Intent, pointer: str, follower: str, row: Row | None) -> _Plan:
+    def _following(
+        self, intent: Intent, pointer: str, text: str | None, holder: tuple[str, Row], follower: tuple[str, Row] | None
+    ) -> _Plan:
         """Have the message start when the holder ends; if one is to do so already, it gets this one's arguments."""
-        message, outcome, both = intent.message, Outcome(waits=True), pointer
-        writes: list[Write] = []
-        if row is not None:
-            message = replace(message, id=follower, enqueued_at=row["enqueued_at"])
-            outcome = Outcome(holder=status_of(follower, row))
+        message, outcome, writes = intent.message, Outcome(waits=True), list[Write]()
+        if follower is None:
+            writes.append(self._record(intent, text))
         else:
-            holder, replays, _ = pointed_to(pointer)
-            both, writes = pointer_to(holder, replays, message.id), [self._record(intent)]
-        entry = Entry(message.id, replace(intent, message=message).entry("follows").dumps(), _SWEEP_S)
-        return Commit([*writes, Write(_key(message), pointer, both)], (entry,)), outcome
+            message = replace(message, id=follower[0], enqueued_at=follower[1]["enqueued_at"])
+            outcome = Outcome(holder=status_of(*follower))
+        entries = [Entry(message.id, replace(intent, message=message).entry("follows").dumps(), _SWEEP_S)]
+        if holder[0] != pointed_to(pointer)[0]:  # it follows one that is gone
+            entries.append(Entry(holder[0], None))
+        both = pointer_to(holder[0], holder[1].get("replays", 0), message.id)
+        return Commit([*writes, Write(_key(message), head_of(pointer), both)], entries), outcome
 
-    def _record(self, intent: Intent) -> Write:
+    def _record(self, intent: Intent, found: str | None) -> Write:
         key, text, kept_s = self._records.created(intent.message, intent.delay_s, intent.message.enqueued_at)
-        return Write(key, ABSENT, text, kept_s)
+        return Write(key, _seen(found), text, kept_s)
 
     # Replays, and what follows
 
@@ -189,37 +195,37 @@ class Claims:
         deadline = monotonic() + timeout_s
         entry = Entry(message.id, Held(replace(message, relayed=True), 0.0, "replayed").dumps(), OWN_S)
         while True:
-            pointer, rows = self._look(message, deadline)
+            pointer, found = self._look(message, deadline)
             holder, replays, follower = pointed_to(pointer)
             holders = {(holder, replays), (follower, 0)}
-            if any(_live(rows[each], life) is not None for each, life in holders if each != message.id):
+            if any(_live(found[each], life) is not None for each, life in holders if each != message.id):
                 return False
-            old = rows[message.id]
+            old = unpacked(found[message.id])
             new, writes = created(old, message, 0.0), [_pointing(message, pointer)]
             if new is not None:  # else somebody has done so before
-                writes.append(self._records.replacing(message.id, old, head_of_row(old), new))
+                writes.append(self._records.replacing(message.id, old, head_of(found[message.id]), new))
             if self._backend.commit([Commit(writes, (entry,))], timeout_s=deadline - monotonic())[0]:
                 return True
 
     def is_next(self, message: Message, *, timeout_s: float) -> bool | None:
         """Return whether a message that follows another one may start now; None if it has ended, and never does."""
         deadline = monotonic() + timeout_s
-        pointer, rows = self._look(message, deadline)
+        pointer, found = self._look(message, deadline)
         holder, replays, _ = pointed_to(pointer)
-        if _live(rows[message.id], 0) is None:
+        if _live(found[message.id], 0) is None:
             return None
         if holder == message.id:
             return True
-        if _live(rows[holder], replays) is not None:
-            return False
-        commit = Commit((_pointing(message, pointer),))
-        return self._backend.commit([commit], timeout_s=deadline - monotonic())[0]
+        commit, waits = Commit((_pointing(message, pointer),)), _live(found[holder], replays) is not None
+        if waits:
+            commit = Commit((Write(_key(message), head_of(pointer), pointer),), (Entry(message.id, None, _WAIT_S),))
+        return self._backend.commit([commit], timeout_s=deadline - monotonic())[0] and not waits
 
-    def _look(self, message: Message, deadline: float) -> tuple[str | None, dict[str, Row | None]]:
+    def _look(self, message: Message, deadline: float) -> tuple[str | None, dict[str, str | None]]:
         """Return the text of a message's key, and the records of the message and of those that it points to."""
         [pointer] = self._backend.get([_key(message)], timeout_s=deadline - monotonic())
         holder, _, follower = pointed_to(pointer)
-        return pointer, self._rows([message.id, holder, follower], deadline)
+        return pointer, self._records_of([message.id, holder, follower], deadline)
 
 
 def _key(message: Message) -> str:
@@ -228,11 +234,16 @@ def _key(message: Message) -> str:
 
 def _pointing(message: Message, pointer: str | None) -> Write:
     """Return a write after which the text of a message's key, as it was read, points to the message."""
-    seen = ABSENT if pointer is None else head_of(pointer)
-    return Write(_key(message), seen, pointer_to(message.id, message.replays))
+    return Write(_key(message), _seen(pointer), pointer_to(message.id, message.replays))
 
 
-def _live(row: Row | None, replays: int) -> Row | None:
-    """Return a record if its message has not ended, and is of this life."""
+def _seen(text: str | None) -> str:
+    """Return what a write has to have seen that replaces a text, or makes it if there is none."""
+    return ABSENT if text is None else head_of(text)
+
+
+def _live(text: str | None, replays: int) -> Row | None:
+    """Return a record if it can be read, and its message has not ended, and is of this life."""
+    row = unpacked(text)
     is_live = row is not None and row["state"] not in FINAL and row.get("replays", 0) == replays
     return row if is_live else None

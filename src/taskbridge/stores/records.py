@@ -18,7 +18,8 @@ then write what happens. A record's key is the message's id, so that a handle ou
 
 The start of a run is written 20 to 40 ms later, and not at all if the run has ended by then: the news of its end
 tells of its start too. So a short run costs one round trip, in which the record is replaced that it most likely has:
-the one that was made as the message was sent.
+the one that was made as the message was sent. That of a unique message is written before it starts: who cancels one
+that is not known to run frees its key for another one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from taskbridge.stores.states import (
     is_row,
     status_of,
 )
+from taskbridge.unique import MOVED
 
 __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Records", "State", "Status"]
 
@@ -139,6 +141,7 @@ class Records:
             message.id,
             lambda old: transitions.begun(old, message, run, writer=starts.writer),
             monotonic() + timeout_s,
+            is_guess=message.attempt == 1 and message.unique[:1] != MOVED,  # whose record may say that it is early
             unique=message.unique,
         )
         if start.row is None:

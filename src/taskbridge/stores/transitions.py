@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from taskbridge.message import Message
-from taskbridge.stores.backend import Entry, Write
+from taskbridge.stores.backend import Entry, Write, head_of
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
     FINAL,
@@ -193,7 +193,7 @@ def pointer_to(message_id: str, replays: int, follower: str = "") -> str:
 
 def pointed_to(pointer: str | None) -> tuple[str, int, str]:
     """Return the id that a text points to, and of which replay; and what follows then, empty if nothing does."""
-    holder, replays, follower, *_ = [*("" if pointer is None else pointer).split("\t"), "", "", ""]
+    holder, replays, follower, *_ = [*("" if pointer is None else head_of(pointer)).split("\t"), "", "", ""]
     return holder, int(replays) if replays.isdecimal() and len(replays) < 10 else 0, follower
 
 
@@ -205,15 +205,13 @@ def released(key: str, pointer: str | None, me: str) -> tuple[list[Write], list[
         pointer: The text; None if there is none.
         me: What would point to the message.
     """
-    holder, replays, follower = pointed_to(pointer)
-    if pointer is None:
-        return [], []
-    if pointer == me:
-        return [Write(key, pointer, None)], []
+    seen, (holder, replays, follower) = head_of(pointer), pointed_to(pointer)
+    if pointer is not None and seen == me:
+        return [Write(key, seen, None)], []
     if follower and pointer_to(holder, replays) == me:
-        return [Write(key, pointer, pointer_to(follower, 0))], [Entry(follower, None)]
+        return [Write(key, seen, pointer_to(follower, 0))], [Entry(follower, None)]
     if follower and pointer_to(follower, 0) == me:
-        return [Write(key, pointer, pointer_to(holder, replays))], []
+        return [Write(key, seen, pointer_to(holder, replays))], []
     return [], []  # it points to others
 
 
