@@ -220,10 +220,7 @@ def test_a_conflict_among_many_says_what_was_sent(bridge: Bridge) -> None:
 
 
 def test_what_is_skipped_beside_a_conflict_is_not_unsent(bridge: Bridge) -> None:
-    raising, skipping = (
-        bridge.task(name=how, unique=Unique(on_conflict=how))(sync)  # type: ignore[arg-type]
-        for how in ("raise", "skip")
-    )
+    raising, skipping = (bridge.task(name=how, unique=Unique(on_conflict=how))(sync) for how in ("raise", "skip"))
     raising.send(1)
     skipping.send(1)
 
