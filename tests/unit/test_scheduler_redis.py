@@ -17,7 +17,7 @@ from taskbridge.schedules.listing import PLANNED_HEADER, SCHEDULE_HEADER
 from taskbridge.schedules.plan import CatchUp
 from taskbridge.schedules.sender import Scheduler
 from tests.servers import PrivateRedis
-from tests.unit.test_scheduler import two_days_in_disorder
+from tests.unit.test_scheduler import a_day_in_disorder
 from tests.unit.test_stored_schedules import many_put_and_delete
 
 
@@ -26,7 +26,7 @@ def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(redis_s
     store = bridge.store
     assert store is not None
 
-    two_days_in_disorder(store.ticks)
+    a_day_in_disorder(store.ticks)
 
     bridge.close()
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from taskbridge import Bridge
-from tests.unit.test_scheduler import two_days_in_disorder
+from tests.unit.test_scheduler import a_day_in_disorder
 from tests.unit.test_stored_schedules import many_put_and_delete
 
 
@@ -19,7 +19,7 @@ def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(tmp_pat
     store = bridge.store
     assert store is not None
 
-    two_days_in_disorder(store.ticks)
+    a_day_in_disorder(store.ticks)
 
     bridge.close()
 
