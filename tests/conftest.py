@@ -182,8 +182,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log)
 
 
-_TOGETHER: Final = frozenset(("postgresql", "guarantees", "deep", "several"))
-"""Words in the names of files whose tests run together: the servers, or what they measure, are made once."""
+_TOGETHER: Final = frozenset(("postgresql", "guarantees", "deep", "several", "private"))
+"""Words in the names of files whose tests run together: the servers, or what they look through, are made once."""
 
 
 @pytest.hookimpl(tryfirst=True)
