@@ -147,7 +147,7 @@ def _items(plain: object) -> Iterable[object]:
     return plain.values() if is_dict(plain) else plain if is_list(plain) else ()
 
 
-def _with_stack(act: Callable[P, T]) -> Callable[P, T]:
+def with_stack(act: Callable[P, T]) -> Callable[P, T]:
     """Return a function that acts once more, in a thread whose stack is empty, if the caller's was deep already."""
 
     @wraps(act)
@@ -160,7 +160,7 @@ def _with_stack(act: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-_from_json = _with_stack(from_json)
+_from_json = with_stack(from_json)
 
 
 def parsed(text: str | bytes) -> Any:
@@ -177,7 +177,7 @@ def parsed(text: str | bytes) -> Any:
         raise DecodeError(f"not JSON: {exc}") from exc
 
 
-@_with_stack
+@with_stack
 def dumps(value: object, path: str) -> str:
     """Return a value as tagged JSON, in ASCII.
 
@@ -241,13 +241,13 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
     return values_of(plain)
 
 
-@_with_stack
+@with_stack
 def items_of(plain: Iterable[Any]) -> list[Any]:
     """Return the values that were made plain; raises `DecodeError` as `loads` does."""
     return [item if type(item) in _SCALARS else _valued(item, MOST_DEPTH) for item in plain]
 
 
-@_with_stack
+@with_stack
 def values_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that were made plain, by their names, which are never tagged; raises as `loads` does."""
     return {key: _valued(item, MOST_DEPTH) for key, item in plain.items()}
@@ -271,7 +271,7 @@ def _valued(plain: Any, left: int) -> Any:
     if kind is not dict:
         return plain
     if TAG not in plain:
-        left = _one_less(left)
+        left = one_less(left)
         return {key: item if type(item) in _SCALARS else _valued(item, left) for key, item in plain.items()}
     decode = _DECODERS.get(plain[TAG]) if isinstance(plain[TAG], str) else None
     if decode is None:
@@ -285,13 +285,14 @@ def _valued(plain: Any, left: int) -> Any:
 
 
 def _items_of(plain: list[Any], left: int) -> list[Any]:
-    left = _one_less(left)
+    left = one_less(left)
     return [item if type(item) in _SCALARS else _valued(item, left) for item in plain]
 
 
-def _one_less(left: int) -> int:
+def one_less(left: int) -> int:
+    """Return how many levels deep what is in a container may be; raise `TooDeepError` if it may not be there."""
     if not left:
-        raise DecodeError(_TOO_DEEP)
+        raise TooDeepError
     return left - 1
 
 
@@ -309,8 +310,11 @@ class _UnknownTypeError(Exception):
     """A value of a type that the codec does not know; where it stands is looked up only then."""
 
 
-class TooDeepError(Exception):
-    """A value that is nested too deeply."""
+class TooDeepError(DecodeError):
+    """A value that is nested too deeply, be it read or written."""
+
+    def __init__(self) -> None:
+        super().__init__(_TOO_DEEP)
 
 
 def _plain(value: Any, left: int) -> Any:
@@ -318,7 +322,7 @@ def _plain(value: Any, left: int) -> Any:
     kind = cast("Any", type(value))
     if kind in _PLAIN:
         return value
-    if kind in _CONTAINERS:
+    if kind in CONTAINERS:
         if not left:
             raise TooDeepError
         return _plain_container(kind, value, left - 1)
@@ -327,9 +331,7 @@ def _plain(value: Any, left: int) -> Any:
     if kind in _TAGS:
         return {TAG: kind.__name__, **_TAGS[kind][0](value)}
     if kind is Typed:
-        if not left:
-            raise TooDeepError
-        return {TAG: "typed", "type": value.type, "v": _plain(value.value, left - 1)}
+        return {TAG: "typed", "type": value.type, "v": _plain(value.value, one_less(left))}
     if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
     if (plain := plain_copy(value)) is not value:
@@ -378,7 +380,7 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         for key, item in value.items():
             yield key, f"{path} key {key!r}"
             yield item, f"{path}[{quoted(key)}]"
-    elif type(value) in _CONTAINERS:
+    elif type(value) in CONTAINERS:
         for index, item in enumerate(value):
             yield item, f"{path}[{index}]"
 
@@ -429,7 +431,7 @@ _PLAIN: Final = frozenset((str, int, bool, type(None)))
 _SCALARS: Final = _PLAIN | {float}
 """What JSON's scalars are read as."""
 
-_CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
+CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
 
 _BASES: Final[Mapping[type, Callable[[Any], Any]]] = {
     str: str.__str__,
@@ -466,7 +468,7 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "tuple": lambda plain, left: tuple(_items_of(plain["v"], left)),
     "set": lambda plain, left: set(unlike(_items_of(plain["v"], left))),
     "frozenset": lambda plain, left: frozenset(unlike(_items_of(plain["v"], left))),
-    "dict": lambda plain, left: _dict_of(plain["v"], _one_less(left)),
-    "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], _one_less(left))),
+    "dict": lambda plain, left: _dict_of(plain["v"], one_less(left)),
+    "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], one_less(left))),
 }
 """By tag."""

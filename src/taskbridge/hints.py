@@ -15,12 +15,11 @@ from enum import Enum
 from functools import partial
 from inspect import Parameter, get_annotations, unwrap
 from itertools import chain
-from operator import eq
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
-from taskbridge import failures
-from taskbridge.codec import MOST_DEPTH, TooDeepError, Typed, is_dict, is_list, plain_copy, quoted, to_json, unlike
+from taskbridge import codec, failures
+from taskbridge.codec import Typed, is_dict, is_list, one_less, plain_copy, quoted, unlike, with_stack
 from taskbridge.exceptions import EncodeError
 
 if TYPE_CHECKING:
@@ -41,20 +40,23 @@ class Form:
         cls: The class.
         parts: Returns what a value is made of.
         make: Makes a value of its parts; raises anything if they don't fit.
-        is_same: Tells whether a value that was made again is as the first one was; None if it surely is.
+        is_equal: Whether what is made again must equal the first value too: more than its parts makes the difference.
     """
 
     cls: type
     parts: Callable[[Any], Any]
     make: Callable[[Any], Any]
-    is_same: Callable[[Any, Any], bool] | None = None
+    is_equal: bool = False
 
     def checked_parts(self, value: Any) -> Any:
         """Return what a value is made of; raise `ValueError` if it can't be made again of that as it was."""
         name = _named(self.cls)
         try:
             parts = self.parts(value)
-            is_same = self.is_same is None or self.is_same(self.make(parts), value)
+            made = self.make(parts)
+            is_same = type(made) is type(value) and (made == value if self.is_equal else self.parts(made) == parts)
+        except RecursionError:  # the stack may have been deep already
+            raise
         except (Exception, SystemExit) as exc:  # anything may be raised by a class of the user's own
             raise ValueError(f"{name} can't be made again of what it is sent as: {failures.text_of(exc)}") from exc
         if not is_same:
@@ -82,11 +84,15 @@ class Forms:
             EncodeError: It is nested too deeply, or can't be made again.
         """
         try:
-            return self.lowered(value, MOST_DEPTH) if self.of else value
-        except TooDeepError:
-            raise EncodeError(path, f"nested more than {MOST_DEPTH} levels deep, or contains itself") from None
+            return self._sent(value) if self.of else value
+        except (codec.TooDeepError, RecursionError):
+            raise EncodeError(path, f"nested more than {codec.MOST_DEPTH} levels deep, or contains itself") from None
         except ValueError as exc:
             raise EncodeError(path, str(exc)) from exc
+
+    @with_stack
+    def _sent(self, value: Any) -> Any:
+        return self.lowered(value, codec.MOST_DEPTH)
 
     def lowered(self, value: Any, left: int) -> Any:
         """Do as `sent`, for a value that may be so many levels deep."""
@@ -94,21 +100,34 @@ class Forms:
         if found is None:
             value = plain_copy(value)
             kind = cast("Any", type(value))
-            if kind not in _CONTAINERS:
+            if kind not in codec.CONTAINERS:
                 return value
-            left = _one_less(left)
+            left = one_less(left)
             if kind is dict:
-                return {self.lowered(key, left): self.lowered(item, left) for key, item in value.items()}
-            return kind([self.lowered(item, left) for item in value])
+                return {self.lowered(key, left): self.lowered(value[key], left) for key in unlike(value)}
+            return kind([self.lowered(item, left) for item in (value if kind in (list, tuple) else unlike(value))])
         name, form = found
-        return Typed(name, self.lowered(form.checked_parts(value), _one_less(left)))
+        return Typed(name, self.lowered(form.checked_parts(value), one_less(left)))
+
+    def received(self, value: Any, path: str) -> Any:
+        """Return a value that has travelled, with what is `Typed` in it made; raise `TypeError` if it doesn't fit."""
+        try:
+            return self._received(value, path)
+        except TypeError:
+            raise
+        except (Exception, SystemExit) as exc:  # such as a class's own `__hash__` raises
+            raise TypeError(f"{path}: {failures.text_of(exc)}") from exc
+
+    @with_stack
+    def _received(self, value: Any, path: str) -> Any:
+        return self.made(value, path)
 
     def made(self, value: Any, path: str) -> Any:
-        """Return a value that has travelled, with what is `Typed` in it made; raise `TypeError` if it doesn't fit."""
+        """Do as `received`; raises anything if it doesn't fit."""
         kind = cast("Any", type(value))
         if kind is Typed:
             return self._made_of(value, path)
-        if kind not in _CONTAINERS:
+        if kind not in codec.CONTAINERS:
             return value
         if kind is dict:
             keys = unlike([self.made(key, path) for key in value])
@@ -128,18 +147,13 @@ class Forms:
             parts = self.made(parts, path)
         try:
             return form.make(parts)
+        except RecursionError:  # the stack may have been deep already
+            raise
         except (Exception, SystemExit) as exc:
             raise TypeError(f"{path}: it is no {_named(form.cls)}: {failures.text_of(exc)}") from exc
 
 
-_CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))
 _NOTHING: Final = Forms(())
-
-
-def _one_less(left: int) -> int:
-    if not left:
-        raise TooDeepError
-    return left - 1
 
 
 class Hints:
@@ -162,7 +176,7 @@ class Hints:
 
     def made(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments that have travelled as the function gets them; raise `TypeError` if they don't fit."""
-        return self._each(Forms.made, args, kwargs)
+        return self._each(Forms.received, args, kwargs)
 
     def _each(
         self, act: Callable[[Forms, Any, str], Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -270,13 +284,12 @@ def form_of(cls: Any) -> Form | None:
     if _paths() & {*cls.__mro__}:
         return Form(cls, str, cls)
     if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json"):
-        return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), eq)
+        return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), is_equal=True)
     names = _fields_of(cls)
     if names is not None:
-        parts = partial(_field_parts, tuple(names))
-        return Form(cls, parts, partial(_of_fields, cls, names), _is_same(cls, parts))
+        return Form(cls, partial(_field_parts, tuple(names)), partial(_of_fields, cls, names))
     is_plain = _is_typed_dict(cls) or not {str, int, float, list, dict} & {*cls.__mro__[1:]} or cls is bool
-    return None if is_plain else Form(cls, plain_copy, cls, lambda made, value: plain_copy(made) == plain_copy(value))
+    return None if is_plain else Form(cls, plain_copy, cls)
 
 
 def _is_typed_dict(cls: Any) -> bool:
@@ -291,17 +304,6 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
         return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}
     names: Any = getattr(cls, "_fields", None) if tuple in cls.__mro__ else None
     return None if names is None else {name: name for name in names}
-
-
-def _is_same(cls: Any, parts: Callable[[Any], Any]) -> Callable[[Any, Any], bool] | None:
-    """Return what tells whether a value was made again as it was; None if to make one is only to set its fields."""
-    acts = any(hasattr(cls, name) for name in ("__post_init__", "__pydantic_validator__"))
-    own: Any = None if acts else cls.__dict__.get("__dataclass_params__")
-    if (
-        own is not None and own.init and len(fields(cls)) == len(cls.__dataclass_fields__)
-    ):  # and none that is an InitVar
-        return None
-    return lambda made, value: type(made) is type(value) and parts(made) == parts(value)
 
 
 def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:
@@ -326,7 +328,7 @@ def _model_parts(value: Any) -> Any:
 
 
 def _model_of(cls: Any, parts: Any) -> Any:
-    return cls.model_validate_json(to_json(parts), by_alias=False, by_name=True)
+    return cls.model_validate_json(codec.to_json(parts), by_alias=False, by_name=True)
 
 
 def _named(cls: Any) -> str:

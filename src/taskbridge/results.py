@@ -258,7 +258,7 @@ def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any
         remedy = "import the module that declares it, whose type hints say how to make it"
         raise DecodeError(f"the result of task {record.task!r} is of a class, and the task is not known here: {remedy}")
     try:
-        return (declaration.hints or NO_HINTS).result.made(value, "result")
+        return (declaration.hints or NO_HINTS).result.received(value, "result")
     except TypeError as exc:
         raise DecodeError(str(exc)) from exc
 

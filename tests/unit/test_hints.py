@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -195,8 +197,50 @@ class Doubles:
 
 
 @dataclass
+class Cents:
+    amount: int
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount * 100
+
+
+class Rounds(type):
+    def __call__(cls, amount: float) -> Any:
+        return super().__call__(amount=int(amount) + 1)
+
+
+@dataclass
+class Rounded(metaclass=Rounds):
+    amount: int
+
+
+@dataclass
+class Lowered:
+    name: str
+
+    def __setattr__(self, name: str, value: str) -> None:
+        object.__setattr__(self, name, f"{value}!")
+
+
+@dataclass
 class Needs:
     amount: InitVar[int]
+
+
+@dataclass(frozen=True)
+class Alike:
+    number: int
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class Odd:
+    number: int = 0
+
+    def __hash__(self) -> int:
+        raise SystemExit("no hash")
 
 
 class Hidden(BaseModel):
@@ -220,6 +264,10 @@ def seen() -> Hidden:
         (list[Line], [Line("a"), {"x": object()}], 'args[0][1]["x"]', "pass what it is made of"),
         (Order[Any], Order(id=[object()]), "args[0].id[0]", "pass what it is made of"),
         (Doubles, Doubles(1), "args[0]", "not equal any more"),
+        (Cents, Cents(1), "args[0]", "not equal any more"),
+        (Rounded, Rounded(1), "args[0]", "not equal any more"),
+        (Lowered, Lowered("x"), "args[0]", "not equal any more"),
+        (set[Alike], {Alike(each) for each in range(101)}, "args[0]", "more than 100"),
         (Needs, Needs(1), "args[0]", "amount"),
         (Hidden, Hidden(password=SecretStr("x")), "args[0]", "not equal any more"),
         (Hidden, Hidden(rate=float("nan")), "args[0]", "again"),
@@ -241,6 +289,46 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
     with pytest.raises(EncodeError, match="contains itself"):
         message(declared(Order[int]), order)
+
+
+def chain(length: int) -> Order[int]:
+    order = Order(id=0)
+    for each in range(1, length):
+        order = Order(id=each, parent=order)
+    return order
+
+
+@pytest.mark.parametrize("length", [1, 30])
+def test_a_deep_stack_changes_nothing(length: int) -> None:
+    declaration, value = declared(Order[int]), chain(length)
+    came = message(declaration, value)
+
+    def at_depth(left: int) -> Any:
+        return at_depth(left - 1) if left else (message(declaration, value), decoded(declaration, came))
+
+    free = sys.getrecursionlimit() - len(inspect.stack())
+    for depth in range(free - 150, free - 60, 10):
+        assert at_depth(depth) == (came, ([value], {}))
+
+
+@dataclass
+class Endless:
+    number: int
+
+    def __post_init__(self) -> None:
+        type(self)(self.number + 1)
+
+
+def test_a_class_that_makes_itself_without_end_is_refused() -> None:
+    value = object.__new__(Endless)
+    value.number = 1
+
+    with pytest.raises(EncodeError, match="nested"):
+        message(declared(Endless), value)
+    text = codec.dumps_array([Typed("Endless", {"number": 1})], "args")
+    came = Message(id="i", task="t", queue="q", args_json=text, kwargs_json="{}", form=2, enqueued_at=0.0)
+    with pytest.raises(TypeError, match=r"args\[0\]: .*recursion"):
+        decoded(declared(Endless), came)
 
 
 def test_each_parameter_has_its_own_classes() -> None:
@@ -280,6 +368,14 @@ def test_two_classes_of_one_name_are_told_apart() -> None:
         (Model, Typed("Model", {"name": 5}), "since"),
         (Path, Typed("Path", 5), "Path"),
         (set[Rows], {Typed("Rows", [])}, "unhashable"),
+        pytest.param(
+            set[Alike],
+            {Typed("Alike", {"number": each}) for each in range(101)},  # in no order that is the same everywhere
+            r"args\[0\]: more than 100 members",
+            id="alike",
+        ),
+        (list[Odd], [{Typed("Odd", {})}], r"args\[0\]: no hash"),
+        (dict[Odd, int], {Typed("Odd", {}): 1}, r"args\[0\]: no hash"),
     ],
     ids=str,
 )
