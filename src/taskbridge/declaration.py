@@ -18,6 +18,7 @@ from taskbridge.exceptions import DeclarationError, DecodeError
 from taskbridge.message import Message, Priority, can_be_kept, checked_priority
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import check_queue_name
+from taskbridge.signatures import signature_of
 from taskbridge.unique import Unique, unique_of
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
         hard_s, limit_s = fields.get("hard_time_limit_s"), fields.get("time_limit_s", inf)
         if hard_s is not None and hard_s <= limit_s:
             raise ValueError("hard_time_limit must be longer than time_limit, which it needs")
-        found = signature(function)
+        found = signature_of(function)
         if is_method(function, found):
             raise DeclarationError("a method can't be a task: declare a function, which makes the object or loads it")
         if (unique := fields.get("unique")) is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
-from inspect import Parameter, get_annotations, unwrap
+from inspect import Parameter, unwrap
 from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origi
 from taskbridge import codec, failures
 from taskbridge.codec import Typed, is_dict, is_list, one_less, plain_copy, quoted, unlike, with_stack
 from taskbridge.exceptions import EncodeError
+from taskbridge.signatures import annotations_of
 
 if TYPE_CHECKING:
     from taskbridge.declaration import Declaration
@@ -249,8 +250,8 @@ def _look(hint: Any, found: dict[Any, Form | None], problems: list[str]) -> None
     if _is_typed_dict(cls) or (form is not None and isinstance(form.make, partial)):  # it has fields
         for base in cls.__mro__[:-1]:  # each may be of another module
             try:
-                raw = get_annotations(base)
-            except Exception as exc:  # from Python 3.14 on they are made when they are asked for
+                raw = annotations_of(base)
+            except Exception as exc:  # from Python 3.14 on they are evaluated when they are asked for
                 problems.append(f"{_named(base)}: {exc}")
                 continue
             scope = vars(sys.modules.get(base.__module__, sys))
@@ -267,7 +268,8 @@ def _resolved(
         try:
             found = get_type_hints(SimpleNamespace(__annotations__={name: hint}), dict(scope), dict(local))
         except Exception as exc:  # whatever the evaluation of somebody's text raises
-            problems.append(f"{owner}: the hint {hint!r} of {name!r} can't be resolved: {failures.text_of(exc)}")
+            what = getattr(hint, "__forward_arg__", hint)  # from Python 3.14 on a `ForwardRef`
+            problems.append(f"{owner}: the hint {what!r} of {name!r} can't be resolved: {failures.text_of(exc)}")
         else:
             yield name, found[name]
 

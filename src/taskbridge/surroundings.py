@@ -18,10 +18,11 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from inspect import isasyncgenfunction, isgeneratorfunction, signature, unwrap
+from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from typing import Any, Final, TypeAlias
 
 from taskbridge.context import Context, current
+from taskbridge.signatures import signature_of
 
 Around: TypeAlias = Callable[
     [Context],
@@ -66,7 +67,7 @@ def surrounding(function: Any, glob: str | None = None) -> Surrounding:
     if not is_async and not isgeneratorfunction(inner):
         raise TypeError(f"{_CAN_BE}, not {function!r}")
     try:
-        signature(function).bind(None)
+        signature_of(function).bind(None)
     except TypeError as exc:
         raise TypeError(f"{_CAN_BE}; {function!r} can't be called with it: {exc}") from None
     if inner is function:

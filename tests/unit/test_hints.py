@@ -424,6 +424,16 @@ def test_a_release_before_lets_such_a_message_wait(monkeypatch: pytest.MonkeyPat
 def later(value: Fraction, other: list[Line], third: Unknown | Line) -> Missing: ...  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
 
 
+def test_a_hint_that_is_not_there_yet_keeps_nobody_from_declaring() -> None:
+    hint = "Late" if sys.version_info >= (3, 14) else "'Late'"  # from 3.14 on annotations are evaluated when asked for
+    scope: dict[str, Any] = {"__name__": "shop"}
+    exec(f"def pay(late: {hint}): ...", scope)
+    declaration = declare(scope["pay"], name="shop.pay")
+    exec("class Late(str): ...", scope)
+
+    assert declaration.hints is not None
+
+
 @dataclass
 class Holds:
     line: Line
