@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import threading
 from collections.abc import Callable, Collection
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -125,7 +126,8 @@ class Runner:
         """Call the function, with what is around it."""
         if self.around:
             call = partial(declaration.function, *args, **kwargs)
-            return surroundings.call(self.around, call, is_coroutine=declaration.is_coroutine)
+            is_coroutine = declaration.is_coroutine  # in a context of its own: what is set there ends with the run
+            return copy_context().run(surroundings.call, self.around, call, is_coroutine=is_coroutine)
         if not declaration.is_coroutine:
             return declaration.function(*args, **kwargs)
         return surroundings.run_coroutine(declaration.function(*args, **kwargs))

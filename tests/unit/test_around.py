@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, Context, DeclarationError, Event, RetryPolicy, TaskFailed, current
+from taskbridge import Bridge, Context, DeclarationError, Event, Message, RetryPolicy, TaskFailed, current
+from taskbridge.retry import Done
+from taskbridge.runner import Runs
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -216,6 +218,31 @@ def test_context_variables_reach_the_task_and_are_as_before_after_it(bridge: Bri
     result_of(bridge, bridge.task(name="t", around=[outer, inner])(function).send())
     assert seen == ["outer", "inner", "outer"]
     assert tenant.get() == "nobody"
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_context_variable_that_is_not_reset_ends_with_the_run(
+    bridge: Bridge, is_coroutine: bool, is_async: bool
+) -> None:
+    seen: list[str] = []
+
+    def around(run: Context) -> Iterator[None]:
+        tenant.set("acme")
+        yield
+
+    async def around_async(run: Context) -> AsyncIterator[None]:
+        tenant.set("acme")
+        yield
+
+    async def run() -> None:
+        seen.append(tenant.get())
+
+    function: Any = run if is_coroutine else lambda: seen.append(tenant.get())
+    bridge.task(name="t", around=[around_async if is_async else around])(function)
+    message = Message(id="1", task="t", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    assert isinstance(Runs().run(bridge.bound("t"), message), Done)
+    assert (seen, tenant.get()) == (["acme"], "nobody")
 
 
 @pytest.mark.parametrize("is_coroutine", [False, True])
