@@ -66,6 +66,7 @@ class Results:
         self._bridge = bridge
         self._threads = PerProcess(_make_threads)
         self._looks_next: dict[str, float] = {}
+        self._looking = locks.Lock()  # held by the thread that looks for workers
 
     # Looking
 
@@ -127,13 +128,15 @@ class Results:
         warns_at = monotonic() + _WARNS_AFTER_S
         while (left_s := _left_s(warns_at)) > 0:
             yield min(left_s, uniform(*_LOOK_AGAIN_S))
+        while not self._looking.acquire(blocking=False):
+            yield uniform(*_LOOK_AGAIN_S)
         Thread(target=self._look_for_workers, args=(records, id), name="taskbridge-results-look", daemon=True).start()
         while True:
             yield uniform(*_LOOK_AGAIN_S)
 
     def _look_for_workers(self, records: Records, id: str) -> None:
         """Warn if a message waits in a queue that no worker consumes; of many that wait there, the first looks."""
-        with suppress(TaskBridgeError):
+        try:
             record, now = self._get(records, id), monotonic()
             if record.state != "queued" or now < self._looks_next.get(record.queue, 0.0):
                 return
@@ -141,6 +144,10 @@ class Results:
             if not self._bridge.health(record.queue).is_well:
                 text = "the result of message %s is waited for, and no worker consumes its queue %r: start one for it"
                 _log.warning(text, id, record.queue)
+        except TaskBridgeError:
+            return  # there will be others who wait
+        finally:
+            self._looking.release()
 
     def _outcome(self, record: Status) -> Any:
         """Return the outcome of a record; raise `ResultTimeout` if it is not final."""

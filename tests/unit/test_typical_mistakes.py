@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, ResultTimeout, RetryPolicy
+from taskbridge import Bridge, NoSuchRecord, ResultTimeout, RetryPolicy
 from taskbridge.cli.applications import others
 from taskbridge.engines import settle
 from taskbridge.settings import load
@@ -280,6 +282,30 @@ def test_10_whoever_waits_for_a_result_that_nobody_makes_is_told(
     assert [record.getMessage() for record in caplog.records if record.name == "taskbridge.results"] == [
         f"the result of message {handle.id} is waited for, and no worker consumes its queue 'default': start one for it"
     ]
+
+
+def test_10_of_many_who_wait_one_at_a_time_looks_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskbridge.results._WARNS_AFTER_S", 0.0)
+    results, look, ids = bridge("inline://?threads=0").results, threading.Event(), list[str]()
+
+    def get(records: Any, id: str) -> Any:
+        ids.append(id)
+        look.wait(20)
+        raise NoSuchRecord(id)
+
+    monkeypatch.setattr(results, "_get", get)
+    records: Any = None
+    pauses = [results._pauses(records, str(number)) for number in range(5)]
+    assert all(next(each) > 0 for each in pauses)
+    deadline = time.monotonic() + 20
+    while not ids and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert ids == ["0"]
+    look.set()
+    while len(ids) < 5 and time.monotonic() < deadline:
+        assert all(next(each) > 0 for each in pauses)  # as they look for their records again
+    assert sorted(ids) == [str(number) for number in range(5)]
 
 
 def test_21_and_22_commands_that_find_nothing_say_why(redis_server: PrivateRedis, tmp_path: Path) -> None:
