@@ -652,11 +652,13 @@ class Bridge(Parts):
         _ = self.settings
 
     def _take_settings(self, given: Mapping[str, Any]) -> None:
-        self.close()
-        with self._lock:
-            self._given = given
-            self._made.pop("settings", None)
-            self._forget()
+        try:
+            self.close()
+        finally:
+            with self._lock:
+                self._given = given
+                self._made.pop("settings", None)
+                self._forget()
 
     @contextmanager
     def temporarily(self, **given: Any) -> Generator[None, None, None]:
@@ -665,11 +667,12 @@ class Bridge(Parts):
         Raises:
             SettingsError: A setting is wrong; then nothing has changed.
         """
-        former = self._given
+        former, is_stopping = self._given, self.is_stopping
         self.reconfigure(**{**former, **given})
         try:
             yield
         finally:
+            self.is_stopping = is_stopping
             self._take_settings(former)
 
     @contextmanager

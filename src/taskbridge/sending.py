@@ -141,7 +141,7 @@ class Sending:
             records=records,
             goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
             timeout_s=settings.send_timeout_s,
-            has_quorum=settings.has_quorum,
+            has_quorum=settings.has_quorum and diverted is None,
             most_bytes=settings.max_message_bytes,
             unique=declaration.unique if diverted is None else None,
             clock=time.time if records is None and not runs_here else bridge.clock,

@@ -30,7 +30,7 @@ def test_a_bar_is_full_only_at_the_end(done: float, total: float, shown: str) ->
 PROGRAM = """
 import time
 from taskbridge.cli.output import progress
-with progress("replaying", 3) as tell:
+with progress("replaying", lambda: 3) as tell:
     for number in range(1, 4):
         time.sleep(0.12)
         if tell is not None:

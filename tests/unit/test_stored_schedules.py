@@ -103,6 +103,22 @@ def test_a_value_of_a_class_of_ones_own_is_kept_as_the_type_hint_says() -> None:
     assert seen == [{"order": Order(7), "times": 2}, Order(7)]
 
 
+def test_arguments_that_fit_another_release_are_sent_as_they_were_put() -> None:
+    bridge = a_bridge()
+
+    def another(other: int, more: int) -> None: ...
+
+    bridge.schedules.put("s", bridge.task(name="pack")(report).call("eu"), every=60)
+    del bridge._tasks["pack"]
+    bridge.task(name="pack")(another)
+    bridge.run_schedules(60)
+
+    [letter] = bridge.dead_letters()
+    assert letter.message is not None
+    assert (letter.reason, json.loads(letter.message.args_json)) == ("bad_arguments", ["eu"])
+    assert [entry.missed for entry in bridge.schedules.list()] == [0]
+
+
 def test_a_change_of_what_is_sent_leaves_the_times_and_counts_as_they_were() -> None:
     bridge = a_bridge()
     seen: list[str] = []

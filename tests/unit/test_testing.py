@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import entry_points
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -102,6 +103,29 @@ def test_an_error_ends_as_a_dead_letter_and_is_raised_only_if_that_is_asked_for(
     assert raising.ran[-1] == ("fine", 1)
 
 
+def test_each_of_two_threads_that_send_raises_what_it_has_run() -> None:
+    bridge = Bridge("inline://?at_send=raise")
+    both, raised = Barrier(2), list[str]()
+
+    @bridge.task(name="fail", retry=RetryPolicy(max_attempts=1))
+    def fail(name: str) -> None:
+        both.wait(30)
+        raise KeyError(name)
+
+    def send(name: str) -> None:
+        try:
+            fail.send(name)
+        except KeyError as exc:
+            raised.append(exc.args[0])
+
+    threads = [Thread(target=send, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(raised) == ["one", "two"]
+
+
 def test_a_task_that_sends_itself_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskbridge.engines.inline._MOST_RUNS", 50)
     bridge = Bridge("inline://?at_send=1")
@@ -190,6 +214,25 @@ def test_what_is_sent_is_kept_and_no_broker_or_store_is_asked() -> None:
     assert [message.args for message in rest] == [("x",), ("y",)]
     assert [message.task for message in sent.of(shop.order)] == ["order", "order"]
     assert shop.ran == []
+
+
+def test_a_priority_is_taken_without_asking_what_a_quorum_queue_keeps() -> None:
+    bridge = Bridge("celery+amqp://127.0.0.1:1//", queue_type="quorum")
+    pack = bridge.task(name="pack")(lambda: None)
+    with capture_sent(bridge) as sent:
+        pack.using(priority="high").send()
+    assert [message.priority for message in sent] == ["high"]
+
+
+def test_settings_come_back_though_a_connection_can_not_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = Bridge("celery+redis://127.0.0.1:1/0")
+
+    def refuse() -> None:
+        raise OSError("away")
+
+    with pytest.raises(OSError, match="away"), inline(bridge):
+        monkeypatch.setattr(bridge, "close", refuse)
+    assert bridge.settings.url.target == "celery+redis"
 
 
 def test_a_message_is_found_by_its_arguments_however_they_were_passed() -> None:

@@ -103,7 +103,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     """
     _check_chosen(arguments, "replay")
     if arguments.all:
-        with progress("replaying", bridge.counts().dead) as tell:
+        with progress("replaying", lambda: bridge.counts().dead) as tell:
             replayed = bridge.dead.replay_all(**_filters(arguments), progress=tell)
     else:
         entries = _resolved(bridge, arguments.ids)
@@ -149,7 +149,7 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
         entries = _resolved(bridge, arguments.ids)
     if entries and not arguments.yes and not _agreed(entries):
         return Output(text="nothing was purged", data={"purged": ()}, code=1)
-    with progress("purging", len(entries)) as tell:  # what was counted, and no more
+    with progress("purging", lambda: len(entries)) as tell:  # what was counted, and no more
         purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
     return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
 

@@ -42,15 +42,15 @@ def bar(done: float, total: float, *, width: int = 30) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Generator[Callable[[int], None] | None, None, None]:
+def progress(what: str, count: Callable[[], int]) -> Generator[Callable[[int], None] | None, None, None]:
     """Show how much is done, in a line that vanishes in the end; nothing unless stdout and stderr are terminals.
 
-    Yields what is to be told how much is done by now; None if that is not shown.
+    Yields what is to be told how much is done by now; None if that is not shown, and then nothing is counted.
     """
     if not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
         yield None
         return
-    shown_at = 0.0
+    shown_at, total = 0.0, count()
 
     def show(done: int) -> None:
         nonlocal shown_at

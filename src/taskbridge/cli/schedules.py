@@ -123,7 +123,10 @@ def schedules(bridge: Bridge, arguments: Namespace) -> Output:
         return Output(text=f"{name} is removed", data={"removed": name})
     else:
         raise UnknownSchedule(name, [each.name for each in bridge.schedules.list() if each.source == "store"])
-    [entry] = [each for each in bridge.schedules.list() if each.name == name]
+    entries = bridge.schedules.list()
+    entry = next((each for each in entries if each.name == name), None)
+    if entry is None:  # somebody has removed it meanwhile
+        raise UnknownSchedule(name, [each.name for each in entries])
     return Output(text=f"{name} is {_state(entry)}", data=_data(entry))
 
 

@@ -267,11 +267,14 @@ def _watch(folders: Sequence[Path], sender: socket.socket, say: Callable[[str], 
     """Tell of each change of Python files in these folders; ends with the process."""
     from watchfiles import PythonFilter, watch  # here, for it is an extra, which `taskbridge worker` has looked for
 
-    for changes in watch(*folders, watch_filter=PythonFilter(), raise_interrupt=False):
-        files = sorted({os.path.relpath(file) for _, file in changes})
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        say(f"{files[0]}{more} changed: starting the workers anew")
-        sender.send(bytes([_CHANGED]))
+    try:
+        for changes in watch(*folders, watch_filter=PythonFilter(), raise_interrupt=False):
+            files = sorted({os.path.relpath(file) for _, file in changes})
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            say(f"{files[0]}{more} changed: starting the workers anew")
+            sender.send(bytes([_CHANGED]))
+    except (OSError, RuntimeError) as exc:  # the system watches so many files and no more, or a folder is gone
+        say(f"the code is not watched any more: {exc}")
 
 
 def _noted(number: int, frame: FrameType | None) -> None:

@@ -47,6 +47,9 @@ _MOST_RUNS: Final = 10_000
 
 _log = logger("taskbridge.inline")
 
+_errors: Final[ContextVar[list[BaseException] | None]] = ContextVar("taskbridge_errors", default=None)
+"""What the messages died of that a `send` runs."""
+
 _in_run: Final[ContextVar[bool]] = ContextVar("taskbridge_in_run", default=False)
 """Whether a task runs here; whoever runs it runs what it sends, too."""
 
@@ -167,7 +170,6 @@ class InlineEngine:
         self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)
         self._thread_count = host.settings.url.threads
         self._at_send = host.settings.url.at_send
-        self._errors: list[BaseException] = []
         self._background: _Workers | None = None
         self._pump = Pump(host)
         self._scheduler = Scheduler(host)
@@ -199,16 +201,20 @@ class InlineEngine:
     def sent(self) -> None:
         """Run messages if that is to be done at once, or start the background threads if they don't run yet."""
         if self._at_send and not _in_run.get():
-            self._errors = []
-            self._drive(_MOST_RUNS)
-            if self._errors and self._at_send == "raise":
-                raise self._errors[0]
+            errors: list[BaseException] = []
+            copy_context().run(self._drive_for, errors)
+            if errors and self._at_send == "raise":
+                raise errors[0]
             return
         with self._lock:
             if self._thread_count == 0 or self._background is not None or self._driven:
                 return
             self._background = _Workers(self, None, self._thread_count)
         self._start(self._background)
+
+    def _drive_for(self, errors: list[BaseException]) -> None:
+        _errors.set(errors)
+        self._drive(_MOST_RUNS)
 
     @contextmanager
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
@@ -272,8 +278,9 @@ class InlineEngine:
             else:
                 verdict = run_and_settle(self._host, message)
                 is_left = isinstance(verdict, GivenBack)
-                if self._at_send and isinstance(verdict, Dead) and verdict.error is not None:
-                    self._errors.append(verdict.error)
+                errors = _errors.get()
+                if errors is not None and isinstance(verdict, Dead) and verdict.error is not None:
+                    errors.append(verdict.error)
         except (Exception, SystemExit) as exc:
             is_left = isinstance(not_settled(self._host, message, exc), GivenBack)
         except Interrupted:  # the grace ended between two bytecodes outside of the user's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import islice, takewhile
@@ -11,7 +12,14 @@ from uuid import UUID, uuid5
 
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, moment
-from taskbridge.exceptions import DeclarationError, SettingsError, UnknownSchedule, UnsupportedError, nearest
+from taskbridge.exceptions import (
+    DeclarationError,
+    DecodeError,
+    SettingsError,
+    UnknownSchedule,
+    UnsupportedError,
+    nearest,
+)
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.routing import check_known
@@ -73,6 +81,17 @@ class ScheduleEntry:
     last_id: str | None = None
     last_planned_at: datetime | None = None
     source: Source = "code"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept(Call[Any]):
+    """A call that is sent as it was encoded, as its schedule was put."""
+
+    texts: tuple[str, str, int]
+
+    def encoded(self) -> tuple[str, str, int]:
+        """Return the arguments as they were."""
+        return self.texts
 
 
 class Schedules:
@@ -198,14 +217,16 @@ class Schedules:
         name = schedule.name
         declaration = self._bridge.declaration_of(schedule.task)
         assert declaration is not None, "tasks that were declared stay so"
-        args, kwargs = schedule.args, schedule.kwargs
+        options, args, kwargs = SendOptions(**schedule.using), schedule.args, schedule.kwargs
+        call: Call[Any] = Call(declaration=declaration, args=args, kwargs=kwargs, options=options)
         if schedule.encoded is not None:
             args_json, kwargs_json, form = schedule.encoded
             texts: Any = {"args_json": args_json, "kwargs_json": kwargs_json, "form": form}
-            positional, kwargs = declaration.decoded(Message(id="", task="", queue="", enqueued_at=planned_at, **texts))
-            args = tuple(positional)
-        options = SendOptions(**schedule.using)
-        call: Call[Any] = Call(declaration=declaration, args=args, kwargs=kwargs, options=options)
+            message = Message(id="", task="", queue="", enqueued_at=planned_at, **texts)
+            with suppress(DecodeError, TypeError):  # they fit another release, which may be the one that runs it
+                positional, kwargs = declaration.decoded(message)
+                args = tuple(positional)
+            call = _Kept(declaration=declaration, args=args, kwargs=kwargs, options=options, texts=schedule.encoded)
         headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment(planned_at).isoformat()}
         message_id = tick_id(self._bridge.settings.namespace, name, planned_at)
         self._sending.send_tick(call, id=message_id, headers=headers)
