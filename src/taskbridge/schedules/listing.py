@@ -250,17 +250,8 @@ class Schedules:
         """Keep a schedule in the store, in the place of one of this name that was put before (rule CR8).
 
         Workers that know the task follow it within 5 s. It begins now; put again at the same times, it goes on.
-
-        Args:
-            name: What it is called.
-            call: What `Task.call` returns; with `using(...)`, also queue, priority, expiry and headers.
-            cron: A cron expression. This one and the next four are as in `Bridge.periodic`.
-            every: An interval.
-            timezone: The zone of `cron`.
-            catch_up: What becomes of what was due while no worker was there.
-            overlap: What becomes of what is due before the last one has ended.
-            expires: As in `using`; after an instant that is given here, the schedule sends no more.
-            enabled: Whether it sends: False is `pause`, True `resume`. None leaves that as it was.
+        The call and the options are as in `Bridge.periodic`. After an instant that `expires` gives, the schedule sends
+        no more. `enabled=False` is `pause`, `True` is `resume`, and None leaves that as it was.
 
         Raises:
             DeclarationError: An option is wrong, or the code or the settings have a schedule of this name.

@@ -150,17 +150,7 @@ def fake_run(
 ) -> Generator[Context, None, None]:
     """Let `current()` answer while the block runs, so that a function that asks it can be called.
 
-    Args:
-        task: Whose run it is.
-        attempt: The number of the run; 1 is the first.
-        max_attempts: Runs in total; None is no limit.
-        id: The message's id; a new one if None.
-        queue: The queue it came from.
-        priority: As it was sent.
-        headers: What was sent along.
-        previous_error: Why the attempt before failed.
-        cancelled: Whether the message was cancelled meanwhile.
-        stopping: Whether the worker was told to stop.
+    What is given is what `current()` tells; it is a run of `task`, and the message's id is a new one if None.
     """
     message = Message(
         id=new_id() if id is None else id,
