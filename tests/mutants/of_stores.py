@@ -664,10 +664,10 @@ def leaves_what_follows_to_the_sweep(released: Any) -> Any:
 def takes_any_key(commit: Any) -> Any:
     """Whoever sends a key takes it."""
 
-    def take(self: Any, run: Any, given: Any) -> Any:
+    def take(self: Any, run: Any, given: Any, **how: Any) -> Any:
         texts = self.get([each.key for each in given.writes], timeout_s=5.0)
         seen = [ABSENT if text is None else text.partition("\n")[0] for text in texts]
         writes = [replace(each, seen=head) for each, head in zip(given.writes, seen, strict=True)]
-        return commit(self, run, replace(given, writes=writes))
+        return commit(self, run, replace(given, writes=writes), **how)
 
     return take

@@ -17,11 +17,12 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
-from taskbridge.stores.backend import BackendWithTables
+from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Write
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import open_store, schema
 from taskbridge.stores.sql.backend import SqlBackend
+from taskbridge.stores.sql.sqlite import Sqlite
 
 
 @pytest.fixture
@@ -68,6 +69,24 @@ def test_many_cancellations_are_told_part_by_part(store: Store, monkeypatch: pyt
         told.append(len(found))
 
     assert told == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("writes", "beside", "trips"), [(1, 0, 3), (2, 0, 4), (1, 1, 4), (2, 1, 7)])
+def test_a_commit_takes_few_round_trips(
+    store: Store, monkeypatch: pytest.MonkeyPatch, writes: int, beside: int, trips: int
+) -> None:
+    store.backend.ping(timeout_s=5)  # makes the tables
+    said: list[str] = []
+
+    def written(_: Sqlite, statement: str) -> str:
+        said.append(statement)
+        return statement
+
+    monkeypatch.setattr(Sqlite, "written", written)
+    commits = [Commit([Write(str(number), ABSENT, "1") for number in range(writes)])]
+    commits += [Commit([Write(f"beside {number}", ABSENT, "1")]) for number in range(beside)]
+    assert store.backend.commit(commits, timeout_s=5) == [True] * len(commits)
+    assert len(said) + len(["BEGIN", "COMMIT"]) == trips, said
 
 
 def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_once(url: str) -> None:

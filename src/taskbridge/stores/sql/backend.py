@@ -112,21 +112,27 @@ class SqlBackend(BackendWithTables):
             with self._database.transaction(timeout_s=timeout_s) as run:
                 has_begun = True
                 for number in sorted(range(len(commits)), key=lambda each: _last_key(commits[each])):
-                    done[number] = self._commit(run, commits[number])
+                    done[number] = self._commit(run, commits[number], is_alone=len(commits) == 1)
         except StoreUnavailable as exc:
             exc.maybe_taken = has_begun  # nobody knows of a COMMIT that was not answered
             raise
         return done
 
-    def _commit(self, run: Run, commit: Commit) -> bool:
-        run("SAVEPOINT one", self._its())
+    def _commit(self, run: Run, commit: Commit, *, is_alone: bool) -> bool:
+        is_saved = not is_alone and len(commit.writes) > 1  # savepoints cost round trips, and PostgreSQL remembers few
+        if is_saved:
+            run("SAVEPOINT one", {})
         is_done = all(self._write(run, write) for write in sorted(commit.writes, key=lambda each: each.key))
-        if not is_done:
-            run("ROLLBACK TO SAVEPOINT one", self._its())
+        if not is_done and is_alone:
+            run("ROLLBACK", {})
+            run(self._database.begin, {})
+        elif not is_done and is_saved:
+            run("ROLLBACK TO SAVEPOINT one", {})
         for entry in commit.entries if is_done else ():
             values = self._its(id=entry.id, text=entry.text, in_s=entry.in_s)
             run(self._statements.hasten if entry.text is None else self._statements.post, values)
-        run("RELEASE SAVEPOINT one", self._its())
+        if is_saved:
+            run("RELEASE SAVEPOINT one", {})
         return is_done
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:

@@ -38,7 +38,9 @@ def a_commit_is_done_wholly_or_not_at_all(p: Place) -> None:
         _commit(one, Commit([Write("c", ABSENT, "1")]), Commit([Write("c", NEW, "2")])), [False, True], "of one made"
     )
     changes = Write("a", "1", "2"), Write("b", "0", None)
-    expect(_commit(two, Commit(changes, [Entry("f", "text")])), [False], "if the second of its texts has changed")
+    late = Commit(changes, [Entry("f", "text")])
+    expect(_commit(two, late), [False], "if the second of its texts has changed")
+    expect(_commit(two, Commit([Write("d", ABSENT, "1")]), late), [True, False], "the same, after another one")
     expect(two.get(["a", "b", "c"], timeout_s=TIMEOUT_S), ["1\nx", "1\ny", "2"], "the texts after that")
     expect(_commit(two, Commit([changes[0], Write("b", "1", None)])), [True], "if they are as they were")
     expect(one.get(["a", "b"], timeout_s=TIMEOUT_S), ["2", None], "the texts after that")
