@@ -56,7 +56,7 @@ def _something_is_due(args: tuple[Any, ...]) -> bool:
 
 
 def _asks_for_it(args: tuple[Any, ...]) -> bool:
-    return any(UNEXPECTED in getattr(each, "headers", ()) for each in args)
+    return any(UNEXPECTED in (getattr(each, "headers", None) or ()) for each in args)
 
 
 _PLACES: Final[Mapping[str, Place]] = {
