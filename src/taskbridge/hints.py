@@ -15,6 +15,7 @@ from enum import Enum
 from functools import partial
 from inspect import Parameter, unwrap
 from itertools import chain
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -25,12 +26,6 @@ from taskbridge.signatures import annotations_of
 
 if TYPE_CHECKING:
     from taskbridge.declaration import Declaration
-
-
-def _paths() -> set[type]:
-    """Return what a `Path` is; nothing as long as nobody has imported it."""
-    pathlib = sys.modules.get("pathlib")
-    return set() if pathlib is None else {pathlib.Path, pathlib.PurePath}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ class Forms:
         self.of: dict[Any, tuple[str, Form]] = {form.cls: (name, form) for name, form in zip(own, known, strict=True)}
         # In both ways, for which of them is sent changes with what else the hint names.
         self.by_name: Mapping[str, Form] = {_named(form.cls): form for form in known} | dict(self.of.values())
-        for cls in _paths() & self.of.keys():
+        for cls in {Path, PurePath} & self.of.keys():
             self.of.setdefault(type(cls()), self.of[cls])  # a `Path` is made as one of the system's own kind
 
     def sent(self, value: Any, path: str) -> Any:
@@ -283,7 +278,7 @@ def form_of(cls: Any) -> Form | None:
         return None
     if issubclass(cls, Enum):
         return Form(cls, lambda value: value.value, cls)
-    if _paths() & {*cls.__mro__}:
+    if issubclass(cls, PurePath):
         return Form(cls, str, cls)
     if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json"):
         return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), is_equal=True)
