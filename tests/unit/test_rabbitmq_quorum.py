@@ -59,23 +59,6 @@ def a_message(argument: int = 1, **fields: Any) -> Message:
     return Message(args_json=f"[{argument}]", kwargs_json="{}", **given, **fields)
 
 
-def pumped(bridge: Bridge, stack: ExitStack) -> None:
-    """Pump until the end of the test."""
-    stop = threading.Event()
-    thread = threading.Thread(target=bridge.broker.pump, kwargs={"knows": lambda task: True, "stop": stop})
-    thread.start()
-    stack.callback(thread.join, 5)
-    stack.callback(stop.set)
-
-
-def wait_until(bridge: Bridge, waiting: int, within_s: float) -> float:
-    begun_at = time.monotonic()
-    while bridge.counts().waiting["default"] < waiting:
-        assert time.monotonic() - begun_at < within_s, bridge.counts()
-        time.sleep(0.1)
-    return time.monotonic() - begun_at
-
-
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_each_queue_is_of_the_type_that_is_set(place: Place, engine: str) -> None:
     bridge = place.bridge(engine, queues=["email", Queue("vip", type="classic")])
@@ -172,21 +155,6 @@ def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) 
     purged = bridge.dead.purge([letter.id for letter in letters[:20]])
     assert len(purged) == 20
     assert [letter.id for letter in bridge.dead_letters()] == [letter.id for letter in letters[20:]]
-
-
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_policy_that_shortens_delays_makes_nothing_early(place: Place, kind: str, caplog: Any) -> None:
-    place.policy(r"\.delay\.", {"message-ttl": 500})
-    bridge = place.bridge(queue_type=kind)
-    note = bridge.task(name="shop.note")(lambda: None)
-    with ExitStack() as stack:
-        pumped(bridge, stack)
-        begun_at = time.time()
-        note.schedule(6)
-        wait_until(bridge, 1, 15)
-
-    assert time.time() - begun_at >= 6 - 1, "clocks may be a second apart"
-    assert sum("message-ttl" in each.getMessage() for each in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,9 +25,6 @@ _LONGEST_PROPERTY: Final = 255
 _MOST_KEPT: Final = 512
 _NO_TABLE: Final = bytes(4)  # a table without entries
 _TEXT: Final = Struct(">cI")
-
-_DUE: Final = re.compile(rb',"due_at":(\d+\.\d{3})\}$')
-_DUE_ROOM: Final = 40
 
 _JSON: Final = {"content_type": "application/json"}
 
@@ -127,10 +122,8 @@ class Encoder:
         return self._queues.setdefault(name, made)
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
-        """Return a message as text, for a delay; it says when it is due, which earlier releases read past."""
+        """Return a message as text, for a delay."""
         level, key = self.topology.route(delay_s, self.engines[0])
-        if delay_s > 0 and text.endswith(b"}") and text != b"{}":
-            text = b'%b,"due_at":%.3f}' % (_DUE.sub(b"}", text)[:-1], time.time() + delay_s)
         return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
 
     def sign(self, name: str, *, life_s: float) -> EncodedPublication:
@@ -143,12 +136,6 @@ class Encoder:
         """Return a dead letter, which the server drops after the setting `dead_ttl`."""
         properties = {**_JSON, "expiration": self._expiration}
         return _encoded(self._dead, self._dead.name, properties, letter.id, letter.dumps().encode())
-
-
-def early_s(text: bytes) -> float:
-    """Return how long before its time a parked message is; 0 or less if it is due, or does not say when that is."""
-    found = _DUE.search(text, max(0, len(text) - _DUE_ROOM))
-    return 0.0 if found is None else float(found[1]) - time.time()
 
 
 def _milliseconds(life_s: float) -> str:

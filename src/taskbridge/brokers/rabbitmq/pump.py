@@ -16,7 +16,7 @@ from taskbridge.brokers.rabbitmq.channel import Channel, Outcome, channel_of_its
 from taskbridge.brokers.rabbitmq.connection import HEARTBEAT_S, ClientError, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.hosts import Hosts
-from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder, early_s
+from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.exceptions import NewerFormError
 from taskbridge.failures import text_of
 from taskbridge.logs import logger
@@ -42,9 +42,6 @@ _POSTPONED_S: Final = 30.0
 
 _REFUSED_S: Final = 5.0
 """How long a message waits whose queue is full."""
-
-_APART_S: Final = 1.0
-"""How far apart the clocks of who parks and who promotes may be, unless a message has come earlier than that."""
 
 _LOOK_S: Final = 1.0
 _LOOKS: Final = 3
@@ -82,7 +79,6 @@ class Pump:
         self._stop = stop
         self._buried = buried
         self._pause_s = 0.0
-        self._is_warned = False
 
     def run(self) -> None:
         """Publish what falls due; while RabbitMQ is unreachable, retry with growing pauses."""
@@ -154,9 +150,6 @@ class Pump:
         return {index: publication for index, publication in decided.items() if publication is not None}
 
     def _publication(self, delivery: Delivery, *, is_own: bool) -> EncodedPublication | None:
-        left_s = early_s(delivery.body)
-        if left_s > (0.0 if self._is_warned else _APART_S):
-            return self._too_early(delivery, left_s) if is_own else None
         try:
             message = _read(delivery)
             return self._encoder.native(message) if is_own or self._knows(message.task) else None
@@ -169,13 +162,6 @@ class Pump:
                 return self._encoder.parked(delivery.body, _POSTPONED_S)
             self._publisher.connection.read()  # heartbeats: telling of a burial may take as long as the store's silence
             return self._encoder.letter(unpublished(delivery.body, exc, self._buried))
-
-    def _too_early(self, delivery: Delivery, left_s: float) -> EncodedPublication:
-        """Return a message that waits on (rule D1): a policy's `message-ttl` goes before the delay queues' own."""
-        if not self._is_warned:
-            self._is_warned = True
-            _log.warning("a delayed message came %.0f s early, and waits on: does a policy set message-ttl?", left_s)
-        return self._encoder.parked(delivery.body, left_s)
 
     def _look_at_others(self, channel: Channel) -> None:
         """Publish the due messages of engines that have no pump, if their task is known here."""
