@@ -25,7 +25,7 @@ _RECORDS = "taskbridge.stores.records"
 @mutant("AR", "what_is_around_runs_is_entered_and_left@ordinary")
 def what_is_around_is_entered_the_other_way_round() -> None:
     """The one that is declared last is the outermost."""
-    put(_AROUND, "call", lambda call: lambda around, *given: call(around[::-1], *given))
+    put(_AROUND, "call", lambda call: lambda around, *given, **named: call(around[::-1], *given, **named))
 
 
 @mutant("AR", "what_is_around_runs_is_entered_and_left@ordinary")
@@ -55,11 +55,11 @@ def what_is_around_is_no_part_of_the_attempt() -> None:
     """An error of what is around a run is logged, and the run goes on without it."""
 
     def make(call: Any) -> Any:
-        def forgiving(around: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        def forgiving(around: Any, function: Any, *, is_coroutine: bool) -> Any:
             try:
-                return call(around, function, args, kwargs)
+                return call(around, function, is_coroutine=is_coroutine)
             except importlib.import_module("taskbridge.contract.program").PermanentError:
-                return function(*args, **kwargs)
+                return call((), function, is_coroutine=is_coroutine)
 
         return forgiving
 
