@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -259,7 +260,7 @@ class Bridge(Parts):
         """Return what is around the runs of a task, the outermost first (rule AR)."""
         declaration = self._tasks.get(task)
         on_task = () if declaration is None else declaration.around
-        return (*(each for each in self._around if each.is_for(task)), *on_task)
+        return (*(each for each in self._around if fnmatchcase(task, each.glob)), *on_task)
 
     def _make_engine(self) -> Engine:
         engine = super()._make_engine()
@@ -441,7 +442,7 @@ class Bridge(Parts):
         from taskbridge.surroundings import surrounding  # here, for few processes have any
 
         try:
-            found = surrounding(function, task)
+            found = surrounding(function, "*" if task is None else task)
         except TypeError as exc:
             raise DeclarationError(str(exc)) from None
         with locks.no_fork(), self._lock:

@@ -17,7 +17,6 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from typing import Any, Final, TypeAlias
 
@@ -40,24 +39,20 @@ class Surrounding:
     Attributes:
         make: Makes a context manager for a run.
         is_async: Whether that is an asynchronous one.
-        glob: The names of the tasks that it is for; None for all.
+        glob: The names of the tasks that it is for.
     """
 
     make: Callable[[Context], Any]
     is_async: bool
-    glob: str | None = None
-
-    def is_for(self, task: str) -> bool:
-        """Return whether it is around the runs of a task."""
-        return self.glob is None or fnmatchcase(task, self.glob)
+    glob: str = "*"
 
 
-def surrounding(function: Any, glob: str | None = None) -> Surrounding:
+def surrounding(function: Any, glob: str = "*") -> Surrounding:
     """Return what a function of the application's does around runs.
 
     Args:
         function: A generator function or an async generator function, decorated by `contextlib`'s decorators or not.
-        glob: The names of the tasks that it is for; None for all.
+        glob: The names of the tasks that it is for.
 
     Raises:
         TypeError: It is neither, or can't be called with the run.
