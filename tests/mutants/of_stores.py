@@ -545,12 +545,6 @@ def goes_back(is_settled: Any) -> Any:
     return lambda self, planned_at: False
 
 
-@mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "ScheduleState.supersedes")
-def ignores_newer_definitions(_: Any) -> Any:
-    """Ticks of a definition that was replaced can be claimed."""
-    return lambda self, revision: False
-
-
 @mutant("a_newer_definition_supersedes_the_one_before", _TICKS, "Ticks.claim")
 def claims_by_what_was_seen_before(claim: Any) -> Any:
     """A tick can be claimed whatever became of its schedule since somebody looked."""

@@ -302,7 +302,7 @@ class Schedules:
             ended = replace(state or ScheduleState(settled_until=at), revision=newest(old, plan) + 1)
             return None, Plan(state=ended), None if is_declared else DELETED_KEPT_S
 
-        old, _ = change(self._store().backend, name, decide, timeout_s=self._timeout_s)
+        old = change(self._store().backend, name, decide, timeout_s=self._timeout_s)
         _tell(name, unsent)
         self.follow(at_once=True)
         if old is None:

@@ -187,8 +187,9 @@ class Ticker:
             state = self._ticks.begin(
                 name, now=self._bridge.now, revision=revision, begins_at=begins_at, timeout_s=timeout_s
             )
-        if state.supersedes(revision):
-            return self._read_again(now)
+        if state.supersedes(revision):  # it was put anew or deleted
+            self._bridge.schedules.follow(at_once=True)
+            return now + _POLL_S
         until, paused = state.settled_until, state.paused
         first, skip = decide(timing, settled_until=until, paused=paused, watched_since=watched.since, now=now)
         if first > min(now, schedule.ends_at):
@@ -208,8 +209,6 @@ class Ticker:
             seen=state,
             timeout_s=self._timeout_s,
         )
-        if claim is TickClaim.SUPERSEDED:
-            return self._read_again(now)
         if claim in (TickClaim.CLAIMED, TickClaim.SETTLED):
             if claim is TickClaim.CLAIMED and now - first > _STUCK_LEASES * self._lease_s:
                 # Whoever has it can't send: the broker is away.
@@ -224,11 +223,6 @@ class Ticker:
             return self._send(schedule, watched, first, is_first_claim=claim is TickClaim.OURS)
         self._skip(schedule, watched, skip, missed=0 if paused else len(skip))
         return now
-
-    def _read_again(self, now: float) -> float:
-        """Read which schedules there are: one was put anew or deleted; return when to look at it again."""
-        self._bridge.schedules.follow(at_once=True)
-        return now + _POLL_S
 
     def _overlaps(self, schedule: Schedule, state: ScheduleState) -> bool:
         """Return whether a tick is left out: the message before has not ended, and `overlap` says skip."""

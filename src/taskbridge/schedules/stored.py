@@ -89,18 +89,14 @@ def change(
     decide: Callable[[Definition | None, Plan], tuple[Definition | None, Plan, float | None]],
     *,
     timeout_s: float,
-) -> tuple[Definition | None, Plan]:
+) -> Definition | None:
     """Put what is decided of a schedule in the place of what is there, and tell, wholly or not at all.
 
-    Args:
-        backend: Where it is kept.
-        name: What it is called.
-        decide: Is given the definition that is there, if it can be read, and the plan. It returns what is to be there,
-            and for how many seconds the plan is kept, None for ever. It may be called several times.
-        timeout_s: How long the store may take.
+    `decide` is given the definition that is there, if it can be read, and the plan. It returns those that are to be
+    there, and for how many seconds the plan is kept, None for ever. It may be called several times.
 
     Returns:
-        What was there, whether it can be read or not, and the plan.
+        The definition that was there, whether it can be read or not.
 
     Raises:
         StoreUnavailable: It doesn't answer, or what it has beside the schedule can't be read.
@@ -115,11 +111,12 @@ def change(
             found = _loads(text)
         except _UNREADABLE as exc:
             raise StoreUnavailable(f"the schedules under {_key(part)!r} can't be read: remove that key") from exc
-        before, plan = found.pop(name, None), loads(known)
+        before: Definition | None = found.pop(name, None)
+        plan = loads(known)
         old = before if before is not None and _readable({name: before}) else None
         after, planned, kept_s = decide(old, plan)
         if before is None and after is None:
-            return None, plan
+            return None
         writes: list[Write] = []
         if after != before:
             found |= {} if after is None else {name: after}
@@ -130,7 +127,7 @@ def change(
         if planned != plan:
             writes.append(Write(key_of(name), head_of(known), planned.dumps(), kept_s))
         if not writes or backend.commit([Commit(writes)], timeout_s=deadline - monotonic())[0]:
-            return before, plan
+            return before
 
 
 def definition_of(schedule: Schedule) -> Definition:

@@ -50,10 +50,7 @@ class TickClaim(Enum):
     """Somebody else is about to send it: look again later."""
 
     SETTLED = "settled"
-    """It was sent or skipped."""
-
-    SUPERSEDED = "superseded"
-    """The schedule was put anew or deleted since: read it again."""
+    """It was sent or skipped, or the schedule is no more as it was seen: look again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,13 +231,11 @@ class Ticks:
     ) -> TickClaim:
         """Claim a tick, in one step; of any number that ask at once, one is told `OURS` or `AGAIN`.
 
-        Ticks up to `settled_until` are `SETTLED`. A claim by the same claimant again is `AGAIN`. If what is known of
-        the schedule is no more as it was `seen`, it is `SUPERSEDED` or `SETTLED`: look again.
+        Ticks up to `settled_until` are `SETTLED`, and all if what is known of the schedule is no more as it was `seen`.
+        A claim by the same claimant again is `AGAIN`.
         """
 
         def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
-            if seen is not None and plan.state is not None and plan.state.supersedes(seen.revision):
-                return TickClaim.SUPERSEDED, None
             if plan.is_settled(planned_at) or seen not in (None, plan.state):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
