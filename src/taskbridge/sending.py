@@ -28,6 +28,7 @@ from taskbridge.logs import logger
 from taskbridge.message import FORM, MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
 from taskbridge.tasks import Call
+from taskbridge.unique import STARTS_IN_ORDER, digest_of
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
     from taskbridge.stores.base import Store
-    from taskbridge.stores.claims import Outcome
+    from taskbridge.stores.claims import Intent, Outcome
     from taskbridge.stores.records import Records, Status
     from taskbridge.unique import Unique
 
@@ -204,8 +205,6 @@ class Sending:
             rule, what = ("U6", "ids of one's own") if way.unique is None else ("U1", "unique tasks")
             remedy = "set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say), and leave out results=False"
             raise UnsupportedError(rule, self._bridge.settings.url.target, f"{what} need a store; {remedy}")
-        from taskbridge.unique import STARTS_IN_ORDER, digest_of  # here, for few messages need it
-
         unique = "" if way.unique is None else way.unique.held_by(call)
         # A release that knows nothing of that would not look whether another message has replaced it, say.
         form = FORM if unique[:1] in STARTS_IN_ORDER else form
@@ -260,26 +259,27 @@ class Sending:
             What became of each message, by its index, and what kept the others from being decided about, or published:
             these are in the outbox.
         """
-        from taskbridge.stores.claims import Intent  # here, for few messages need it
-
-        store, timeout_s = cast("Store", self._bridge.store), made[0][0].timeout_s
-        deadline, intents = monotonic() + timeout_s, list[Intent]()
+        claims, timeout_s = cast("Store", self._bridge.store).claims, made[0][0].timeout_s
+        deadline, intents = monotonic() + timeout_s, list["Intent"]()
         for way, message, _ in made:
             delay_s = _debounced_s(way, wait_s)
             commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
-            intents.append(Intent(message=message, delay_s=delay_s, unique=way.unique, commands=commands))
+            intents.append(claims.intent(message, delay_s, way.unique, commands))
         error: BrokerUnavailable | None
-        outcomes, error = store.claims.send(intents, timeout_s=timeout_s)
-        held = {index: intents[index].held(outcome) for index, outcome in sorted(outcomes.items())}
-        unpublished = [each for each in held.values() if each is not None]
-        if unpublished:
+        outcomes, error = claims.send(intents, timeout_s=timeout_s)
+        held = {
+            index: intents[index].entry()
+            for index, each in sorted(outcomes.items())
+            if not (intents[index].commands or each.waits or each.holder is not None)
+        }
+        if held:
             try:
-                self._bridge.relay.publish(unpublished, timeout_s=max(0.001, deadline - monotonic()))
+                self._bridge.relay.publish(list(held.values()), timeout_s=max(0.001, deadline - monotonic()))
             except BrokerUnavailable as exc:
                 problem = f"{exc.problem}; it is in the outbox, and is sent when the broker is back"
                 error = BrokerUnavailable(problem, maybe_taken=True)
                 error.__cause__ = exc
-                outcomes = {index: outcome for index, outcome in outcomes.items() if held[index] is None}
+                outcomes = {index: outcome for index, outcome in outcomes.items() if index not in held}
         return outcomes, error
 
     def _checked(self, way: _Way, message: Message, call: Call[Any], wait_s: float = 0.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import BoundArguments, Signature
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
@@ -169,12 +170,18 @@ def hash_of(value: object, place: str) -> str:
     Raises:
         EncodeError: No message can hold it; `place` is what the error calls it.
     """
-    from hashlib import blake2b  # here, for it loads OpenSSL, and few tasks are unique
-
     text = codec.dumps(value, place)
     if "{" in text:  # else there is nothing whose order could differ
         text = json.dumps(_in_order(codec.from_json(text)), sort_keys=True)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    digest: str = _blake2b()(text.encode(), digest_size=16).hexdigest()
+    return digest
+
+
+@cache
+def _blake2b() -> Callable[..., Any]:
+    from hashlib import blake2b  # here, for it loads OpenSSL, and few tasks are unique
+
+    return blake2b
 
 
 def _in_order(plain: Any) -> Any:

@@ -33,7 +33,7 @@ def next_of(head: str) -> int:
     return int(head) + 1 if head.isdecimal() and len(head) < _LONGEST_NUMBER else 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Write:
     """A text that is to replace another one.
 
@@ -56,7 +56,7 @@ class Write:
     cancellation_kept_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """What an outbox holds: something that is decided, and perhaps not published yet.
 
@@ -71,7 +71,7 @@ class Entry:
     in_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """What is done in one step, all of it or nothing: it is done if each of its writes may be.
 

@@ -45,7 +45,7 @@ class Outcome:
     waits: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class Intent:
     """A message that is to be sent, unless another one holds its key or id.
 
@@ -66,11 +66,6 @@ class Intent:
         message = replace(self.message, relayed=True)
         return Held(message, message.enqueued_at + self.delay_s if self.delay_s > 0 else 0.0, kind)
 
-    def held(self, outcome: Outcome) -> Held | None:
-        """Return what is to be published now; None if nothing is."""
-        is_published = self.commands or outcome.holder is not None or outcome.waits
-        return None if is_published else self.entry()
-
 
 _NEW: Final = Outcome()
 
@@ -83,6 +78,8 @@ class Claims:
 
     A call raises `StoreUnavailable` if the store does not answer in time, unless it says otherwise.
     """
+
+    intent: Final = Intent
 
     def __init__(self, records: Records, backend: Backend) -> None:
         self._records = records
@@ -97,8 +94,14 @@ class Claims:
             What has become of each intent, by its index, and what kept the others from being decided.
         """
         deadline, outcomes = monotonic() + timeout_s, dict[int, Outcome]()
-        plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
+        plans: dict[int, _Plan]
         try:
+            if len(intents) > 1:
+                plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
+            elif self._backend.commit([self._claiming(intents[0], None, None)[0]], timeout_s=timeout_s)[0]:
+                return {0: _NEW}, None  # as most do
+            else:
+                plans = self._plans({0: intents[0]}, deadline)
             while plans:
                 commits = {index: commit for index, (commit, _) in plans.items() if commit is not None}
                 done = self._backend.commit(list(commits.values()), timeout_s=deadline - monotonic()) if commits else ()
@@ -150,7 +153,7 @@ class Claims:
             return self._following(intent, pointer, text, (holder, row), then)
         return None, Outcome(holder=status_of(holder, row))
 
-    def _claiming(self, intent: Intent, pointer: str | None, text: str | None, *more: Write) -> _Plan:
+    def _claiming(self, intent: Intent, pointer: str | None, text: str | None, *more: Write) -> tuple[Commit, Outcome]:
         """Make the message, and let it hold the key; the text of its record is none that can be read."""
         writes = [*more, self._record(intent, text)]
         if intent.message.unique:

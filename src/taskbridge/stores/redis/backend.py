@@ -32,22 +32,20 @@ from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import Backend, Commit, Write
+from taskbridge.stores.backend import ABSENT, Backend, Commit, Write
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
 _log = logger("taskbridge.store")
 
 _SWAP: Final = Script(__file__, "write", "swap")
+_MAKE: Final = Script(__file__, "make")
 _COMMIT: Final = Script(__file__, "write", "commit")
 _SINCE: Final = Script(__file__, "since")
 _LOOK: Final = Script(broker_keys.__file__, "look")
 
 _MOST_BYTES: Final = 1 << 20
 """How many bytes of entries are read at a time, about."""
-
-_TOGETHER: Final = 100
-"""How many commits one script does: while it works, the server does nothing else."""
 
 _SOON_S: Final = 2.0
 """How long a write may take that nobody has to wait for."""
@@ -100,11 +98,31 @@ class RedisBackend(Backend):
         return _SWAP(keys, *(args if write.cancels else args[:4]))
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
-        """Do each of these wholly or not at all: up to 100 in one script."""
-        keys, names = (*self._outbox, self._cancelled, f"{self._cancelled}:until"), (self._prefix, self._channels)
-        parts = [commits[start : start + _TOGETHER] for start in range(0, len(commits), _TOGETHER)]
-        calls = [[_COMMIT(keys, *names, *(word for each in part for word in _words_of(each)))] for part in parts]
-        return [done == 1 for reply in self._ask(timeout_s, *calls, replicas=self._replicas) for done in reply]
+        """Do each of these wholly or not at all, in a script of its own."""
+        try:
+            done = self._ask(timeout_s, *([self._committing(each)] for each in commits), replicas=self._replicas)
+        except StoreUnavailable as exc:
+            exc.maybe_taken = exc.maybe_taken or len(commits) > 1
+            raise
+        return [each == 1 for each in done]
+
+    def _committing(self, commit: Commit) -> RedisCommand:
+        """Return the command that does a commit; most make texts and send a message, for which a few words suffice."""
+        keys: list[str] = []
+        words: list[Word] = []
+        makes = not commit.entries
+        for write in commit.writes:
+            makes = makes and write.seen == ABSENT and write.text is not None and not write.tells
+            keys.append(self._prefix + write.key)
+            words += write.text or "", _milliseconds(write.kept_s)
+        for command in commit.commands:
+            makes = makes and command[0] != "PARK"
+            words.append(len(command))
+            words += command
+        if makes:
+            return _MAKE(keys, *words)
+        names = self._prefix, self._channels
+        return _COMMIT((*self._outbox, self._cancelled, f"{self._cancelled}:until"), *names, *_words_of(commit))
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
         """Return entries of the outbox that are due."""
@@ -182,11 +200,16 @@ class RedisBackend(Backend):
 
     def _ask(self, timeout_s: float, *requests: Request, replicas: int = 0) -> list[Any]:
         """Carry requests out, pipelined, and return the replies; raises if one of them was not carried out."""
-        replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=replicas)
-        for reply in replies:
-            if isinstance(reply, BrokerUnavailable):  # the store is named, for it may be beside another broker
-                raise StoreUnavailable(reply.problem, maybe_taken=reply.maybe_taken) from reply.__cause__
-        return replies
+        try:
+            if len(requests) == 1:
+                return [self._client.execute(requests[0], timeout_s=timeout_s, replicas=replicas)]
+            replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=replicas)
+            for reply in replies:
+                if isinstance(reply, BrokerUnavailable):
+                    raise reply
+            return replies
+        except BrokerUnavailable as exc:  # the store is named, for it may be beside another broker
+            raise StoreUnavailable(exc.problem, maybe_taken=exc.maybe_taken) from exc.__cause__
 
 
 def _words(write: Write) -> tuple[Word, ...]:
@@ -204,7 +227,6 @@ def _words_of(commit: Commit) -> list[Word]:
     words.append(len(commit.entries))
     for entry in commit.entries:
         words += entry.id, round(entry.in_s * 1000), entry.text or ""
-    words.append(len(commit.commands))
     for command in commit.commands:
         words += len(command), *command
     return words
