@@ -18,7 +18,9 @@ import pytest
 from taskbridge import Bridge, Event, Message
 from taskbridge.brokers.redis.client import Client
 from taskbridge.durations import moment
+from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import new_id
+from taskbridge.stores.backend import ABSENT, Commit, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.records import Ending
@@ -156,6 +158,26 @@ def test_keys_of_cancellations_that_hold_something_else_are_made_anew(redis_serv
     assert list(store.records.cancelled_since("", timeout_s=5)[1]) == [message.life]
     store.close()
     client.close()
+
+
+def test_what_is_refused_of_many_commits_is_nothing_and_the_others_are_done(redis_server: PrivateRedis) -> None:
+    namespace = f"ns-{new_id()[:8]}"
+    backend, client = opened(redis_server, namespace=namespace).backend, Client(redis_server.url)
+    client.execute([("SET", f"{namespace}:queue1", "no list"), ("LPUSH", f"{namespace}:key2", "odd")], timeout_s=5)
+    commits = [
+        Commit((Write(f"key{at}", ABSENT, "text", kept_s),), commands=[("RPUSH", f"{namespace}:queue{at}", "message")])
+        for at, kept_s in enumerate((None, 60, 60))
+    ]
+
+    with pytest.raises(StoreUnavailable) as refused:
+        backend.commit(commits, timeout_s=5)
+    assert refused.value.maybe_taken
+    assert backend.get(["key0", "key1", "key2"], timeout_s=5) == ["text", None, "text"]
+    lasting = [client.execute([("PTTL", f"{namespace}:key{at}")], timeout_s=5) for at in (0, 2)]
+    assert lasting[0] == -1
+    assert 50_000 < lasting[1] <= 60_000
+    assert backend.commit([commits[0], commits[2]], timeout_s=5) == [False, False]
+    assert client.execute([("LLEN", f"{namespace}:queue0")], timeout_s=5) == 1
 
 
 def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:
