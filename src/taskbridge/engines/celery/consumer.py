@@ -366,6 +366,8 @@ class Consumer(CeleryConsumer):
         """Take nothing new."""
         self._life.drain()
         self._stop_gathering()
+        if self._surplus is not None and self.connection and self.connection.connected:
+            self._surplus.close()
         stock(super()).stop()
 
     def _stop_gathering(self) -> None:
@@ -438,6 +440,8 @@ class Consumer(CeleryConsumer):
         """Take nothing new, soon: the process is about to end."""
         if self.task_consumer is not None:
             self.call_soon(self.task_consumer.cancel)
+        if self._surplus is not None:
+            self.call_soon(self._surplus.close)
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Any:
         """Return the connection on which events are sent.
@@ -625,17 +629,23 @@ class Consumer(CeleryConsumer):
             return self._in_background(message, lambda: put_off_unknown(self._host, read, redelivered=is_redelivered))
         if self._came_back(message, read):
             return None
-        if is_redelivered:
-            told = None if self._host.marks is not None else counted(read, message.headers)
-            if told is not None:
-                message.taskbridge = read = told
-                message.delivery_info["redelivered"] = False  # else it would be counted once more
-            if (act := taken_again(self._host, read, is_counted=told is not None)) is not None:
-                return self._in_background(message, act)
-        if self._surplus is not None and not self.has_free_slot():
-            return self._surplus.keep(message, partial(way, message, parts))
-        way(message, parts)
+        begin = partial(self._begin_again, way) if is_redelivered else way
+        if self._surplus is not None and (self._surplus.is_there or not self.has_free_slot()):
+            return self._surplus.keep(message, partial(begin, message, parts))
+        begin(message, parts)
         return None
+
+    def _begin_again(self, way: Way, message: Any, parts: reading.Parts) -> None:
+        """Hand on a message that came back, which counts as taken only now: it did not while it waited for a slot."""
+        read: Message = message.taskbridge
+        told = None if self._host.marks is not None else counted(read, message.headers)
+        if told is not None:
+            message.taskbridge = read = told
+            message.delivery_info["redelivered"] = False  # else it would be counted once more
+        if (act := taken_again(self._host, read, is_counted=told is not None)) is not None:
+            self._in_background(message, act)
+        else:
+            way(message, parts)
 
     def _read(self, parts: reading.Parts, delivery: Mapping[str, Any] | None) -> Message:
         """Return what a message says, whoever wrote it.

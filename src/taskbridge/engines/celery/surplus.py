@@ -33,7 +33,9 @@ class Surplus:
         self._consumer = consumer
         self._may_return = may_return
         self._waiting: deque[tuple[float, Any, Callable[[], object]]] = deque()
+        self._is_looking = False  # whether a timer is set
         self._is_paused = False
+        self._is_closed = False
         self.is_there: bool = False
 
     def forget(self) -> None:
@@ -41,29 +43,46 @@ class Surplus:
         self._waiting.clear()
         self.is_there = self._is_paused = False
 
+    def close(self) -> None:
+        """Give back all that waits and is yet to come, and consume no more: the worker takes nothing new."""
+        self._is_closed = True
+        self._give_back()
+        self.is_there = False
+
     def keep(self, message: Any, hand_on: Callable[[], object]) -> None:
-        """Keep a message until a slot is free for it."""
+        """Keep a message until a slot is free for it, and all that came before it has one."""
         self._waiting.append((monotonic(), message, hand_on))
-        if not self.is_there:
-            self.is_there = True
-            self._look()
+        if self._is_closed:
+            self._give_back()
+            return
+        self.is_there = True
+        self.go_on()
+        if not self._is_looking:
+            self._is_looking = True
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        self._consumer.timer.call_after(_PATIENCE_S, self._consumer.call_soon, (self._look,))
 
     def _look(self) -> None:
         """Look now and then, for of some slots nobody tells that they are free, as of the user's own tasks."""
         self.go_on()
-        if self.is_there:
-            if self._waiting and monotonic() - self._waiting[0][0] >= _PATIENCE_S:
-                self._pause()
-            self._consumer.timer.call_after(_PATIENCE_S, self._consumer.call_soon, (self._look,))
+        if self._waiting and monotonic() - self._waiting[0][0] >= _PATIENCE_S:
+            self._pause()
+        self._is_looking = self.is_there
+        if self._is_looking:
+            self._look_soon()
 
     def _pause(self) -> None:
         if not self._is_paused:
             self._is_paused = True
             self._consumer.task_consumer.cancel()
         if self._may_return:
-            for _, message, _ in self._waiting:
-                message.reject_log_error(_log, self._consumer.lost, requeue=True)
-            self._waiting.clear()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()[1].reject_log_error(_log, self._consumer.lost, requeue=True)
 
     def go_on(self) -> None:
         """Hand on what waits, as far as slots are free; and consume again if one still is."""
@@ -71,17 +90,27 @@ class Surplus:
             _, message, hand_on = self._waiting.popleft()
             try:
                 hand_on()
+            except self._consumer.lost:
+                raise  # the consumer connects again, and the broker delivers the message again
             except Exception as exc:  # it ends this message and nothing else (rule I1)
                 self._consumer.failed(message, exc)
         if self._consumer.has_free_slot():
             self.is_there = False
-            if self._is_paused:
+            if self._is_paused and not self._is_closed:
                 self._is_paused = False
+                self._take_turns()
                 self._consumer.task_consumer.consume()
+
+    def _take_turns(self) -> None:
+        """Let another queue be the first of which something comes, or it would be the same each time."""
+        consumer = self._consumer.task_consumer
+        if queues := consumer.queues:
+            consumer.cancel_by_queue(queues[0].name)
+            consumer.add_queue(queues[0])
 
     def renew(self) -> None:
         """Consume anew: what is held for other reasons counts no more for what the consumers may be sent."""
         consumer = self._consumer.task_consumer
-        if consumer is not None and not self._is_paused:  # it is None after a connection is lost
+        if consumer is not None and not (self._is_paused or self._is_closed):  # it is None after a connection is lost
             consumer.cancel()
             consumer.consume()
