@@ -14,6 +14,8 @@ import pika
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Queue, UnsupportedError
+from taskbridge.brokers.rabbitmq import dead_letter_queue
+from taskbridge.brokers.rabbitmq.connection import Deadline
 from taskbridge.engines.settle import counted
 from taskbridge.message import DeadLetter, Message, new_id
 from tests.servers import PrivateRabbitMQ
@@ -56,7 +58,7 @@ def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
 
 def a_message(argument: int = 1, **fields: Any) -> Message:
     given: dict[str, Any] = {"id": new_id(), "task": "shop.note", "queue": "default", "enqueued_at": time.time()}
-    return Message(args_json=f"[{argument}]", kwargs_json="{}", **given, **fields)
+    return Message(args_json=f"[{argument}]", kwargs_json="{}", **given | fields)
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
@@ -107,12 +109,15 @@ def test_a_full_quorum_queue_refuses(place: Place, engine: str) -> None:
     note = bridge.task(name="shop.note")(lambda: None)
 
     refused: list[BrokerUnavailable] = []
+    first_at = 0.0
     for _ in range(60):
         try:
             note.send()
         except BrokerUnavailable as exc:
             refused.append(exc)
+            first_at = first_at or time.monotonic()
 
+    assert time.monotonic() - first_at < len(refused) / 2, "only a queue that may be new is waited for, for a second"
     taken = 60 - len(refused)
     assert 20 <= taken < 60
     assert not any(each.maybe_taken for each in refused)
@@ -157,6 +162,20 @@ def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) 
     assert [letter.id for letter in bridge.dead_letters()] == [letter.id for letter in letters[20:]]
 
 
+@pytest.mark.parametrize("most", [65_535, 700])
+def test_more_dead_letters_than_a_quorum_queue_delivers_without_a_limit(
+    place: Place, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(dead_letter_queue, "_MOST_UNACKNOWLEDGED", most)
+    bridge = place.bridge(send_timeout=30)
+    broker: Any = bridge.broker
+    letters = [DeadLetter(message=a_message(n), reason="exhausted", died_at=float(n)) for n in range(2500)]
+    broker._deliver(map(broker._encoder.letter, letters), Deadline(60))
+
+    assert [letter.id for letter in bridge.broker.dead_letters()] == [letter.id for letter in letters]
+    assert len(bridge.dead.purge_all()) == 2500
+
+
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
@@ -168,6 +187,9 @@ def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) 
     ],
 )
 def test_what_a_quorum_queue_counts_is_added_to_what_a_message_says(headers: Any, expected: int | None) -> None:
-    found = counted(a_message(redelivered=2), headers)
+    with closing(Bridge("celery+memory://", queue_type="quorum", queues=[Queue("old", type="classic")])) as bridge:
+        found = counted(bridge, a_message(redelivered=2), headers)
+        moved = counted(bridge, a_message(redelivered=2, queue="old"), headers)
 
     assert (None if found is None else found.redelivered) == expected
+    assert moved is None, "a classic queue doesn't count, and it would be so for ever"

@@ -712,12 +712,13 @@ def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
     _persist(host, act)
 
 
-def counted(message: Message, headers: Mapping[str, Any] | None) -> Message | None:
+def counted(host: Host, message: Message, headers: Mapping[str, Any] | None) -> Message | None:
     """Return a message that says how often RabbitMQ delivered it before; None where RabbitMQ doesn't count that.
 
-    Quorum queues do, in these headers.
+    Quorum queues do, in these headers; from a classic one, what they say is as old as the message's stay elsewhere.
     """
-    times = None if headers is None else headers.get("x-delivery-count")
+    is_quorum = headers is not None and host.settings.type_of(message.queue) == "quorum"
+    times = headers.get("x-delivery-count") if headers is not None and is_quorum else None
     return replace(message, redelivered=message.redelivered + times) if isinstance(times, int) and times > 0 else None
 
 

@@ -150,7 +150,7 @@ class RabbitMQBroker:
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
         """
         with _told():
-            bodies = browse(self._hosts, self._topology.dead, self._settings.send_timeout_s)
+            bodies = browse(self._hosts, self._topology.dead, self._settings.send_timeout_s, self._topology.kind)
         letters = map(letter_of, bodies)
         return [letter for letter in letters if ids is None or letter.id in ids]
 

@@ -32,7 +32,7 @@ _ROUNDS: Final = 3
 """How often a missing queue is declared before the publication fails."""
 
 _ELECTION_S: Final = 1.0
-"""How long a quorum queue may refuse what is published until it counts as full: a new one first elects a leader."""
+"""For how long, once, a quorum queue may refuse until it counts as full: a new one first elects a leader."""
 
 _PAUSE_S: Final = 0.1
 
@@ -82,6 +82,7 @@ class Channel:
         self._is_closing = False  # RabbitMQ closes the connection if a channel is closed twice
         self._assembler = Assembler()
         self._declared: set[Destination] = set()
+        self._elections: dict[Destination, Deadline] = {}
         self._sent = 0
         self._unconfirmed: dict[int, tuple[Outcome, int]] = {}
         self._returned: set[Returned] = set()
@@ -140,6 +141,7 @@ class Channel:
                 raise
             raise ClientError(_declaration_problem(calls[len(self.replies)], exc)) from exc
         self._declared.add(destination)
+        self._elections.pop(destination, None)
 
     # Deliveries
 
@@ -174,14 +176,14 @@ class Channel:
         outcome.problem = None
         outcome.refused.clear()
         todo = {number: each for number, each in publications.items() if number not in outcome.accepted}
-        rounds, elected = _ROUNDS, None
+        rounds = _ROUNDS
         while rounds > 0:
             self.connection.wait(lambda: self.connection.blocked is None, deadline)
             for destination in dict.fromkeys(each.destination for each in todo.values() if each.destination.exchange):
                 self.declare(destination, deadline)
             returned = self._publish(todo, outcome, deadline)
-            again = {number for number in outcome.refused if publications[number].destination.is_quorum}
-            if again and not (elected := elected or deadline.within(_ELECTION_S)).passed:
+            again = {number for number in outcome.refused if self._may_elect(publications[number].destination)}
+            if again and not deadline.passed:
                 time.sleep(deadline.within(_PAUSE_S).left_s)
                 outcome.refused -= again
                 todo = {number: each for number, each in todo.items() if number in returned | again}
@@ -197,6 +199,10 @@ class Channel:
             rounds -= 1
         name = publications[min(todo)].destination.name
         outcome.problem = f"RabbitMQ at {where} does not find {name!r}, just declared"
+
+    def _may_elect(self, destination: Destination) -> bool:
+        """Return whether a queue that refuses may be about to elect its leader: it has just begun to refuse here."""
+        return destination.is_quorum and not self._elections.setdefault(destination, Deadline(_ELECTION_S)).passed
 
     def _publish(self, todo: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> set[int]:
         """Publish messages, and return the numbers of those that were routed to no queue when all are confirmed."""

@@ -18,6 +18,7 @@ from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, loads_letter
+from taskbridge.routing import QueueType
 
 TOGETHER: Final = 100
 """How many letters a transaction takes out at most."""
@@ -26,16 +27,19 @@ _TAKEN: Final = (403, 405)
 """AMQP's reply codes: another one consumes the queue exclusively, or has the exclusive queue."""
 _PAUSE_S: Final = 0.05
 
+_MOST_UNACKNOWLEDGED: Final = 65_535
+"""How many deliveries a consumer of a quorum queue can have at most; without a limit, it would be 2,000."""
+
 _log = logger("taskbridge.rabbitmq")
 
 
-def browse(hosts: Hosts, queue: str, timeout_s: float) -> list[bytes]:
-    """Return the bodies of all messages of a queue, the first first.
+def browse(hosts: Hosts, queue: str, timeout_s: float, kind: QueueType = "classic") -> list[bytes]:
+    """Return the bodies of all messages of a queue of a type, the first first.
 
     All messages are delivered, and return to their places when the connection is closed. Meanwhile nobody else may
     consume the queue: of two readers each would see a part.
     """
-    with _reading(hosts, queue, Deadline(timeout_s)) as (_, deliveries):
+    with _reading(hosts, queue, kind, Deadline(timeout_s)) as (_, deliveries):
         return [delivery.body for delivery in deliveries]
 
 
@@ -53,10 +57,12 @@ def take_out(
     may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction. Returned are the
     ids of those that were taken out; if some may have been, and not all, it raises `BrokerUnavailable`.
     """
+    topology = encoder.topology
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []
     try:
-        with _reading(hosts, encoder.topology.dead, Deadline(timeout_s), spec.Tx.Select()) as (channel, deliveries):
+        reading = _reading(hosts, topology.dead, topology.kind, Deadline(timeout_s), spec.Tx.Select())
+        with reading as (channel, deliveries):
             removals += _removals(deliveries, encoder, decide, ids).items()
             while part := dict(removals[len(taken) : len(taken) + TOGETHER]):
                 _commit(channel, encoder, list(part.values()), Deadline(timeout_s))
@@ -106,19 +112,21 @@ def letter_of(body: bytes) -> DeadLetter:
 
 @contextmanager
 def _reading(
-    hosts: Hosts, queue: str, deadline: Deadline, *modes: Any
+    hosts: Hosts, queue: str, kind: QueueType, deadline: Deadline, *modes: Any
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
     # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
     lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
-    consume = [*modes, lock, spec.Basic.Consume(queue=queue, exclusive=True)]
+    limit = spec.Basic.Qos(prefetch_count=_MOST_UNACKNOWLEDGED if kind == "quorum" else 0)
+    consume = [*modes, lock, limit, spec.Basic.Consume(queue=queue, exclusive=True)]
+    more = [spec.Basic.Consume(queue=queue)] if kind == "quorum" else []
     others: TimedOutError | None = None
     with channel_of_its_own(hosts, deadline) as first:
         channel = first
         while True:
             try:
                 channel.call_all(consume, deadline)
-                deliveries = _all(channel, queue, deadline.timeout_s)
+                deliveries = _all(channel, queue, more, deadline.timeout_s)
                 break
             except ClientError as exc:
                 if exc.code == NOT_FOUND:
@@ -134,11 +142,21 @@ def _reading(
         yield channel, deliveries
 
 
-def _all(channel: Channel, queue: str, timeout_s: float) -> Iterator[Delivery]:
+def _all(channel: Channel, queue: str, more: Sequence[Any], timeout_s: float) -> Iterator[Delivery]:
+    """Yield what comes until nothing is left, and call `more` each time that the consumers have all they may have."""
+    deadline, room = Deadline(timeout_s), _MOST_UNACKNOWLEDGED
     while True:
         left = channel.arrived(queue, Deadline(timeout_s))  # for each: a long queue takes its time
+        if channel.deliveries:
+            deadline = Deadline(timeout_s)
+        elif left > 0 and deadline.passed:
+            raise TimedOutError(f"RabbitMQ holds {left} messages of queue {queue!r} back")
         while channel.deliveries:
             yield channel.deliveries.popleft()
+            room -= 1
         if left == 0:
             return
+        if room == 0 and more:
+            channel.call_all(more, Deadline(timeout_s))
+            room = _MOST_UNACKNOWLEDGED
         time.sleep(_PAUSE_S)

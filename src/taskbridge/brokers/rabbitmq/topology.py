@@ -49,12 +49,13 @@ class Topology:
 
     Attributes:
         dead: The queue of the dead letters.
+        kind: The type of that queue, and of those of what is due.
     """
 
     def __init__(self, namespace: str, kind: QueueType = "classic") -> None:
         self.dead: str = f"{namespace}.dead"
         self._namespace = namespace
-        self._kind: QueueType = kind
+        self.kind: QueueType = kind
 
     def due(self, engine: str) -> str:
         """The queue of what an engine's pumps publish."""
@@ -62,7 +63,7 @@ class Topology:
 
     def own_queue(self, name: str) -> Any:
         """Return the call that declares the queue of the dead letters, or one of what is due."""
-        return queue(name, typed(self._kind))
+        return queue(name, typed(self.kind))
 
     def level(self, level: int) -> str:
         """The exchange of a level, and its queue; -1 is the exchange of what is due, below level 0."""

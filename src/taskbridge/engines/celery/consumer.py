@@ -638,7 +638,7 @@ class Consumer(CeleryConsumer):
     def _begin_again(self, way: Way, message: Any, parts: reading.Parts) -> None:
         """Hand on a message that came back, which counts as taken only now: it did not while it waited for a slot."""
         read: Message = message.taskbridge
-        told = None if self._host.marks is not None else counted(read, message.headers)
+        told = None if self._host.marks is not None else counted(self._host, read, message.headers)
         if told is not None:
             message.taskbridge = read = told
             message.delivery_info["redelivered"] = False  # else it would be counted once more

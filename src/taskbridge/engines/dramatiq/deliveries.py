@@ -345,7 +345,7 @@ class Reception:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
         is_from_elsewhere = redelivered and self._attempts.state_of(message.attempt_key) is None
-        told = counted(message, delivery.headers) if is_from_elsewhere and host.marks is None else None
+        told = counted(host, message, delivery.headers) if is_from_elsewhere and host.marks is None else None
         if told is not None:
             message, delivery.redelivered = told, False  # else it would be counted once more
         if "eta" in options:
