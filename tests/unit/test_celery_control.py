@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.control import reply_queue
 
 
 @pytest.mark.parametrize("odd", [2**63 - 1, 2**64, -1, 1.5, float("inf"), "9", None, []])
@@ -32,11 +31,13 @@ def test_all_names_of_remote_control_begin_with_the_namespace() -> None:
     names = [queue.name, queue.exchange.name, answers.name, answers.exchange.name]
     assert all(name.startswith("shop.celery.") for name in names), names
     assert [(each.exclusive, each.durable) for each in (queue, answers)] == [(True, False)] * 2
-    assert reply_queue(answers.exchange.name, mailbox.oid) == answers.name
+    assert answers.name == f"{answers.exchange.name}.{mailbox.oid}", "where workers on Redis answer"
 
 
-def test_whoever_asks_with_an_earlier_release_is_answered_where_it_waits() -> None:
-    assert reply_queue("reply.shop.celery.pidbox", "an-id") == "an-id.reply.shop.celery.pidbox"
+def test_a_worker_that_connects_anew_does_not_wait_for_the_queue_of_its_lost_connection() -> None:
+    with closing(Bridge("celery+memory://", namespace="shop")) as bridge:
+        mailbox: Any = bridge.native.control.mailbox
+        assert mailbox.get_queue("worker@host").name != mailbox.get_queue("worker@host").name
 
 
 @pytest.mark.parametrize(

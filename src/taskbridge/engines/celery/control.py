@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secrets import token_hex
 from typing import Any, Final
 
 from taskbridge.engines.celery.stock import CeleryControl, ControlMailbox, ControlNode, ControlPanel, stock
@@ -54,15 +55,6 @@ def _only_reads(method: object) -> bool:
     return method == "enable_events" or (method not in _HARMFUL and method in {*inspecting, *inspecting.values()})
 
 
-_OF_EARLIER_RELEASES: Final = "reply."
-"""What the exchange of answers to an earlier release begins with, as to any client of kombu's."""
-
-
-def reply_queue(exchange: str, asker: str) -> str:
-    """Return the queue in which whoever asks waits for answers; all of its name belongs to the namespace."""
-    return f"{asker}.{exchange}" if exchange.startswith(_OF_EARLIER_RELEASES) else f"{exchange}.{asker}"
-
-
 class _Mailbox(ControlMailbox):
     """Where remote control is sent to, and answered; all names begin with the namespace, so that permissions can."""
 
@@ -70,14 +62,15 @@ class _Mailbox(ControlMailbox):
     reply_exchange_fmt = "%s.reply.pidbox"
 
     def get_queue(self, hostname: str) -> Any:
-        """Return the queue of a worker."""
+        """Return the queue of a worker, of a name that a lost connection, which the server still has, doesn't hold."""
         queue = stock(super()).get_queue(hostname)
-        return self._own(queue, f"{self.namespace}.pidbox.{hostname}")
+        token = "" if queue.durable else f".{token_hex(4)}"
+        return self._own(queue, f"{self.namespace}.pidbox.{hostname}{token}")
 
     def get_reply_queue(self) -> Any:
         """Return the queue for answers."""
         queue = stock(super()).get_reply_queue()
-        return self._own(queue, reply_queue(queue.exchange.name, self.oid))
+        return self._own(queue, f"{queue.exchange.name}.{self.oid}")
 
     def _own(self, queue: Any, name: str) -> Any:
         queue.name = name

@@ -19,7 +19,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Held
-from taskbridge.engines.celery.control import reply_queue
 from taskbridge.engines.celery.reading import BoundedMessage
 from taskbridge.engines.celery.stock import (
     KombuConnection,
@@ -302,7 +301,7 @@ class Channel(VirtualChannel):
         It was bound in another process, and has the name of both.
         """
         found: list[str] = stock(super())._lookup(exchange, routing_key, default)
-        return found or [reply_queue(exchange, routing_key)]
+        return found or [f"{exchange}.{routing_key}"]
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **_: Any) -> None:
         self.queues.publish(self.queues.topic(exchange, routing_key), _dumps(message))
