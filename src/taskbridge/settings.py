@@ -201,6 +201,8 @@ def _amqp_url(url: str) -> str:
     path = "/%2F" if unquote(vhost) in ("", "/") else f"/{vhost}"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     files = {name: options.pop(f"ssl_{name}") for name in _TLS_FILES if f"ssl_{name}" in options}
+    if parts.scheme == "amqp" and (files or "ssl_options" in options):
+        raise ValueError("options of TLS need amqps://, or workers would connect without")
     if not files:
         return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
     if "ssl_options" in options:

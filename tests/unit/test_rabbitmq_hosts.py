@@ -19,6 +19,7 @@ from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
 from taskbridge.settings import parse_url
+from tests.certificates import Certificates
 from tests.servers import PrivateRabbitMQ
 
 TOLERANCE = 1.1
@@ -74,6 +75,17 @@ def test_if_no_host_answers_the_error_names_each_and_comes_in_time() -> None:
         hosts(refused, port).connect(Deadline(1.0))
 
 
+def test_it_is_told_whether_another_attempt_may_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ClientError("away", again=True)
+
+    monkeypatch.setattr("taskbridge.brokers.rabbitmq.hosts.Connection", refuse)
+    for ports in ((1,), (1, 2)):
+        with pytest.raises(ClientError) as refusal:
+            hosts(*ports).connect(Deadline(1.0))
+        assert refusal.value.again
+
+
 def test_all_hosts_are_tried_as_often_as_the_url_says(rabbitmq_server: PrivateRabbitMQ) -> None:
     first, second = free_port(), Proxy(("127.0.0.1", rabbitmq_server.port))
     with pytest.raises(ClientError):
@@ -104,12 +116,15 @@ def test_a_send_goes_on_with_another_host_when_its_own_goes_away(rabbitmq_server
 
 
 @pytest.mark.parametrize("option", ["ca_certs", "certfile", "keyfile"])
-@pytest.mark.parametrize("form", ["ssl_{}=/no/such.pem", "ssl_options={{'{}':'/no/such.pem'}}"])
-def test_a_file_that_can_not_be_read_is_named_with_its_option(form: str, option: str) -> None:
-    bridge = Bridge(f"celery+amqps://h/v?{form.format(option)}")
-
-    with pytest.raises(SettingsError, match=f"{option} names '/no/such.pem'.*No such file"):
-        _ = bridge.broker
+def test_a_file_that_can_not_be_read_is_named_with_its_option(tmp_path: Path, option: str) -> None:
+    made = Certificates(tmp_path)
+    files = {"ca_certs": made.authority, "certfile": made.client, "keyfile": made.client_key, option: "/no/such.pem"}
+    for query in (
+        "&".join(f"ssl_{name}={path}" for name, path in files.items()),
+        f"ssl_options={ {name: str(path) for name, path in files.items()} }",
+    ):
+        with pytest.raises(SettingsError, match=rf"TLS can't be read.*{option}\W+/no/such\.pem.*No such file"):
+            Hosts.of(parse_url(f"celery+amqps://h/v?{query}"))
 
 
 def test_files_of_tls_may_be_named_as_for_redis(tmp_path: Path) -> None:
@@ -120,6 +135,8 @@ def test_files_of_tls_may_be_named_as_for_redis(tmp_path: Path) -> None:
     assert "heartbeat=5" in address.broker_url
     with pytest.raises(SettingsError, match="one of the two"):
         Bridge(f"celery+amqps://h/v?ssl_ca_certs={ca}&ssl_options={{'certfile':'x'}}")
+    with pytest.raises(SettingsError, match="need amqps"):
+        Bridge(f"celery+amqp://h/v?ssl_ca_certs={ca}")
 
 
 def test_each_host_has_its_own_name_in_tls() -> None:

@@ -225,14 +225,6 @@ class Broker(Protocol):
         """Close the connections; the next call makes new ones."""
 
 
-class QueueTypeBroker(Protocol):
-    """A broker whose queues have types, not all of which keep priorities (rule RQ2)."""
-
-    def keeps_priorities(self, queue: str, *, timeout_s: float) -> bool:
-        """Return whether messages of higher priority overtake others in a queue; it may raise `BrokerUnavailable`."""
-        ...
-
-
 @runtime_checkable
 class SignBroker(Broker, Protocol):
     """A broker in which a process can ask whether queues are consumed, and workers can answer.

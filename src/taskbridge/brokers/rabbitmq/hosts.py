@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from ast import literal_eval
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pika
 
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.exceptions import SettingsError
 from taskbridge.settings import Address, each_host
-
-_FILES: Final = ("ca_certs", "certfile", "keyfile")
 
 
 class Hosts:
@@ -36,10 +33,11 @@ class Hosts:
             SettingsError: An option in it is wrong, or a file that it names can't be read.
         """
         try:
-            _check_files(address.broker_url)
             return cls([pika.URLParameters(url) for url in each_host(address.broker_url)])
         except (ValueError, TypeError, SyntaxError, OSError) as exc:
-            raise SettingsError("url", str(exc)) from exc
+            named = dict(parse_qsl(urlsplit(address.broker_url).query)).get("ssl_options")
+            problem = f"a file of TLS can't be read, of {named}: {exc}" if isinstance(exc, OSError) else str(exc)
+            raise SettingsError("url", problem) from exc
 
     @property
     def last(self) -> Any:
@@ -73,25 +71,10 @@ class Hosts:
                     self._first = index
                     return made
             if attempts <= 0 or deadline.left_s <= pause_s:
-                raise failures[0] if count == 1 else type(failures[-1])("; ".join(map(str, failures)))
+                if count == 1:
+                    raise failures[0]
+                problem, again = "; ".join(map(str, failures)), any(each.again for each in failures)
+                raise type(failures[-1])(problem, again=again)
             pause = deadline.within(pause_s)
             while not pause.passed:
                 time.sleep(pause.slice_s)
-
-
-def _check_files(url: str) -> None:
-    """Open the files that a URL's TLS options name: ssl's own errors name neither the file nor the option.
-
-    Raises:
-        ValueError: One can't be read.
-    """
-    for text in parse_qs(urlsplit(url).query).get("ssl_options", ()):
-        options: Any = literal_eval(text)
-        for name in _FILES:
-            path = options.get(name) if isinstance(options, dict) else None
-            try:
-                if path is not None:
-                    with open(path, "rb"):
-                        pass
-            except OSError as exc:
-                raise ValueError(f"its TLS option {name} names {path!r}, which can't be read: {exc.strerror}") from exc
