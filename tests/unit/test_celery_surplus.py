@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskbridge.engines.celery import consumer as worker
-from taskbridge.engines.celery import surplus
+from taskbridge.engines.celery import reading, surplus
 from taskbridge.engines.celery.surplus import Surplus
 from taskbridge.message import Message
 
@@ -157,7 +157,7 @@ def test_what_waits_for_a_slot_and_goes_back_does_not_count_as_taken(
     way: Any = worker.Way.__new__(worker.Way)
     monkeypatch.setattr(worker.Way, "__call__", lambda _, message, *__: begun.append(message))
     parts = SimpleNamespace(headers={"task": read.task})
-    monkeypatch.setattr(worker.reading, "taken_apart", lambda _: parts)
+    monkeypatch.setattr(reading, "taken_apart", lambda _: parts)
     consumer: Any = worker.Consumer.__new__(worker.Consumer)
     consumer.strategies = {read.task: way}
     consumer.dead = SimpleNamespace(redacts=False)
