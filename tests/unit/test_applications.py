@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -89,7 +88,14 @@ def test_what_is_a_week_old_is_forgotten(make: Make, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "1\n", "1\nnothing", "1\n[]", '1\n{"a": 5}', '1\n{"a": {"tasks": [], "queues": 5, "at": "x"}}', "x\n{}"],
+    [
+        *("", "1", "1\n", "1\nnothing", "1\n[]", '1\n{"a": 5}', "x\n{}"),
+        '1\n{"a": {"tasks": [], "queues": 5, "at": "x"}}',
+        '1\n{"a": {"tasks": [], "at": 9e9}}',
+        '1\n{"a": {"tasks": [], "queues": 5, "at": 9e9}}',
+        '1\n{"a": {"tasks": [[]], "queues": [], "at": 9e9}}',
+        '1\n{"a": {"tasks": [], "queues": ["default"], "at": -1e300}}',
+    ],
 )
 def test_what_anybody_has_written_counts_as_nothing(make: Make, text: str) -> None:
     shop, blog = make("shop.mail"), make("blog.index")
@@ -99,14 +105,13 @@ def test_what_anybody_has_written_counts_as_nothing(make: Make, text: str) -> No
     assert len(checked(blog, "blog.tasks")) == 1
 
 
-def test_many_that_start_at_once_are_all_remembered(make: Make) -> None:
-    bridges = [make(f"task{number}") for number in range(3)]
-    threads = [threading.Thread(target=started, args=(each, f"app{number}")) for number, each in enumerate(bridges)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(checked(make("other"), "other")) == 3
+@pytest.mark.parametrize("at", ["Infinity", "1e300", "9e9", "NaN"])
+def test_what_another_writes_of_the_future_is_told_and_stops_nobody(make: Make, at: str) -> None:
+    shop = make("shop.mail")
+    assert shop.store is not None
+    text = '1\n{"a": {"tasks": [], "queues": ["default"], "at": %s}}' % at  # noqa: UP031
+    shop.store.backend.put("applications", text, kept_s=60, timeout_s=5)
+    assert len(started(shop, "shop.tasks")) == 1
 
 
 def test_without_a_store_nothing_is_remembered() -> None:

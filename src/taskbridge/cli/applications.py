@@ -1,7 +1,8 @@
 """Which applications have had workers in a namespace: two that share one take each other's messages (rule Q9).
 
-The store keeps a text `applications`, JSON below a first line that counts its versions: by the module that a worker was
-started for, its tasks, its queues, and when that was, in seconds since the epoch.
+The store keeps a text `applications`, JSON below a first line that says nothing: by the module that a worker was
+started for, its tasks, its queues, and when that was, in seconds since the epoch. Of two that write at the same time,
+one is lost until a worker of its application starts again: all that comes of it is a warning.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any, Final
 
 from taskbridge import Bridge
 from taskbridge.cli.output import local_time
-from taskbridge.stores.backend import Write, head_of, next_of
 
 _KEY: Final = "applications"
 _KEPT_S: Final = 7 * 86400.0
@@ -29,23 +29,23 @@ def others(bridge: Bridge, app: str, queues: Iterable[str], *, is_started: bool,
     mine: dict[str, Any] = {"tasks": sorted(each.name for each in bridge.declarations()), "queues": sorted(queues)}
     if bridge.store is None or not mine["tasks"]:
         return []
-    backend, mine["at"], found = bridge.store.backend, bridge.now(), list[str]()
-    for _ in range(3 if is_started else 1):  # again if somebody else has been quicker
-        [text] = backend.get([_KEY], timeout_s=timeout_s)
-        known = {name: its for name, its in _read(text).items() if mine["at"] - its["at"] < _KEPT_S}
-        found = [said for name, its in known.items() if (said := _said(bridge, name, its, mine))]
-        new = f"{next_of(head_of(text))}\n{json.dumps({**known, app: mine})}"
-        write = Write(key=_KEY, seen=head_of(text), text=new, kept_s=_KEPT_S)
-        if not is_started or backend.write([write], timeout_s=timeout_s) == [True]:
-            break
-    return found
+    backend, mine["at"] = bridge.store.backend, bridge.now()
+    [text] = backend.get([_KEY], timeout_s=timeout_s)
+    known = {name: its for name, its in _read(text, mine["at"]).items() if mine["at"] - its["at"] < _KEPT_S}
+    if is_started:
+        new = f"1\n{json.dumps({**known, app: mine})}"
+        backend.put(_KEY, new, kept_s=_KEPT_S, timeout_s=timeout_s)
+    return [said for name, its in known.items() if (said := _said(bridge, name, its, mine))]
 
 
-def _read(text: str | None) -> Mapping[str, dict[str, Any]]:
+def _read(text: str | None, now: float) -> Mapping[str, Mapping[str, Any]]:
     """Return what is known of each application; nothing of a text that says anything else."""
     with suppress(Exception):  # whatever anybody has written
         known = json.loads((text or "").partition("\n")[2])
-        return {name: {**its, "at": float(its["at"]), "tasks": [*its["tasks"]]} for name, its in known.items()}
+        return {
+            name: {"at": min(now, float(its["at"])), **{each: [*map(str, its[each])] for each in ("tasks", "queues")}}
+            for name, its in known.items()
+        }
     return {}
 
 
