@@ -10,10 +10,12 @@ import pytest
 from redis.exceptions import ClusterDownError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from taskbridge.brokers.redis.places import place_of
+from taskbridge.brokers.redis.places import Place, place_of
 from taskbridge.engines.celery import redis_queues
 from taskbridge.engines.celery.redis_queues import Watch
 from taskbridge.exceptions import BrokerUnavailable
+
+PLACE = place_of("redis://")
 
 
 class Loop:
@@ -55,7 +57,7 @@ class Server:
         self.sent: list[tuple[Any, ...]] = []
         self.replies: deque[Any] = deque()
 
-    def connector(self, url: str, namespace: str, *, protocol: int) -> Any:
+    def connector(self, place: Place, *, protocol: int) -> Any:
         return lambda timeout_s: self._link(protocol)
 
     def _link(self, protocol: int) -> Any:
@@ -102,7 +104,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, server: Server) -> Loop:
 def test_where_tracking_is_refused_timers_do_not_pile_up(server: Server, loop: Loop, refused: str) -> None:
     """Before Redis 6 there is no `HELLO`."""
     server.refused[refused] = ResponseError("NOPERM this user has no permissions")
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
     asked = seen = most = 0
     for turn in range(1200):  # of 0.05 s each
@@ -124,7 +126,7 @@ def test_where_tracking_is_refused_timers_do_not_pile_up(server: Server, loop: L
 
 
 def test_a_sooner_look_does_not_wait_for_a_later_one(server: Server, loop: Loop) -> None:
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
     for in_s in (2.0, 0.5, 1.0, 0.5):
         watch.look_again(loop.now + in_s)
@@ -135,7 +137,7 @@ def test_a_sooner_look_does_not_wait_for_a_later_one(server: Server, loop: Loop)
 
 
 def test_what_is_told_before_a_reply_is_not_taken_for_it(server: Server, loop: Loop) -> None:
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
     heard: deque[Any] = deque()
     watch.listen("/0.shop.celery.pidbox", "q", heard)
@@ -148,7 +150,7 @@ def test_what_is_told_before_a_reply_is_not_taken_for_it(server: Server, loop: L
 
 
 def test_a_connection_that_is_cut_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     server.refused["CLIENT"] = RedisConnectionError("cut")
     with pytest.raises(BrokerUnavailable):
         watch.is_quiet(["q"], in_vain=False)
@@ -161,7 +163,7 @@ def test_a_connection_that_is_cut_does_not_count_as_a_refusal(server: Server, lo
 
 def test_it_connects_by_itself_only_once_redis_has_answered_otherwise(server: Server, loop: Loop) -> None:
     is_away = True
-    watch = Watch("redis://", lambda: None, answers=lambda: not is_away)
+    watch = Watch(PLACE, lambda: None, answers=lambda: not is_away)
     watch.serve(loop)
 
     watch._beat()
@@ -173,7 +175,7 @@ def test_it_connects_by_itself_only_once_redis_has_answered_otherwise(server: Se
 
 
 def test_a_connection_on_which_nothing_is_heard_is_made_again(server: Server, loop: Loop) -> None:
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
     for _ in range(5):
         watch._beat()
@@ -191,7 +193,7 @@ def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
     server: Server, loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.refused["PSUBSCRIBE"] = NoPermissionError("no such channel")
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
     watch.listen("/0.shop.celery.pidbox", "q", deque())
     server.replies.append([b"invalidate", None])
@@ -209,7 +211,7 @@ def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
 
 def test_a_cluster_that_is_down_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
     server.refused["HELLO"] = ClusterDownError("the cluster is down")
-    watch = Watch("redis://h", lambda: None, answers=lambda: True, namespace="{shop}")
+    watch = Watch(place_of("redis://h", "{shop}"), lambda: None, answers=lambda: True)
     with pytest.raises(BrokerUnavailable):
         watch.is_quiet(["q"], in_vain=False)
 
@@ -220,7 +222,7 @@ def test_a_cluster_that_is_down_does_not_count_as_a_refusal(server: Server, loop
 
 def test_it_follows_the_queues_to_another_server(server: Server, loop: Loop) -> None:
     place = place_of("redis://h", "{shop}")
-    watch = Watch("redis://h", lambda: None, answers=lambda: True, namespace="{shop}")
+    watch = Watch(place, lambda: None, answers=lambda: True)
     watch.serve(loop)
     assert watch.is_quiet(["q"], in_vain=False)
     place.found = ("other", 1)
@@ -228,18 +230,16 @@ def test_it_follows_the_queues_to_another_server(server: Server, loop: Loop) -> 
     assert server.connected == [3, 3]
 
 
-def test_it_beats_more_often_where_silent_connections_are_closed(server: Server, loop: Loop) -> None:
-    watch = Watch("redis://", lambda: None, answers=lambda: True)
-    beats: list[float] = []
-
-    def repeat(every_s: float, _: Any) -> Any:
-        beats.append(every_s)
-        return SimpleNamespace(cancel=lambda: None)
-
-    loop.call_repeatedly = repeat  # type: ignore[method-assign]
+def test_it_pings_more_often_than_it_looks(server: Server, loop: Loop) -> None:
+    """Redis closes silent connections by its setting `timeout`; each look costs the server a script."""
+    watch = Watch(PLACE, lambda: None, answers=lambda: True)
     watch.serve(loop)
-    for silence_s in (3.0, 3.0, 0.2, 100.0, 1.5):
-        assert watch.is_quiet(["q"], in_vain=False)
-        server.replies.append(RedisConnectionError("Connection closed by server."))
-        loop.turn(silence_s)
-    assert beats == [5.0, 1.5, 1.0]
+    for _ in range(60):
+        watch._beat()
+        loop.turn(1.0)
+    assert (server.count("PING"), watch.changes) == (60, 12)
+
+    server.replies.append(RedisConnectionError("Connection closed by server."))
+    loop.turn(0.2)
+    watch._beat()
+    assert (watch.changes, server.connected) == (14, [3, 3]), "it looks at once when it was lost, and is back"

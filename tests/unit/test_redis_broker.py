@@ -25,6 +25,7 @@ from taskbridge.brokers.base import Counts
 from taskbridge.brokers.redis import RedisBroker
 from taskbridge.brokers.redis import client as client_module
 from taskbridge.brokers.redis.client import connector
+from taskbridge.brokers.redis.places import place_of
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.stopwatch import Stopwatch
@@ -894,7 +895,7 @@ class TestOdd:
         assert password not in "".join(traceback.format_exception(caught.value))
 
     def test_what_makes_connections_shows_no_password(self) -> None:
-        assert "s3cret" not in repr(connector("redis://ann:s3cret@127.0.0.1:1/0"))
+        assert "s3cret" not in repr(connector(place_of("redis://ann:s3cret@127.0.0.1:1/0")))
 
     def test_an_address_of_a_family_that_the_system_has_not_is_passed_over(
         self, redis_server: PrivateRedis, place: Place, monkeypatch: pytest.MonkeyPatch

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import ReadOnlyError
 
 from taskbridge.brokers.redis import broker
 from taskbridge.brokers.redis.client import Client, Script, client_of, connector, pool
 from taskbridge.brokers.redis.places import place_of
 from taskbridge.contract.ports import free_port
+from taskbridge.engines.celery.redis_queues import RedisQueues
 from taskbridge.exceptions import BrokerUnavailable, SettingsError, UnsupportedError
 from taskbridge.settings import hosts_of, load
+from taskbridge.stores.redis import open_store
 from tests.servers import PrivateRedis
 
 SCRIPT = Script(broker.__file__, "count")
@@ -148,7 +151,7 @@ class TestUrls:
     @pytest.mark.parametrize("option", ["sentinel_pasword=x", "sentinel_db=x", "pasword=x"])
     def test_a_wrong_option_is_refused(self, option: str) -> None:
         with pytest.raises(SettingsError, match="redis-py can't read"):
-            connector(f"redis+sentinel://h1/shop/0?{option}")
+            place_of(f"redis+sentinel://h1/shop/0?{option}")
 
     @pytest.mark.parametrize("value", [-1, 1.5, True, "x"])
     def test_a_wrong_number_of_replicas_is_refused(self, value: object) -> None:
@@ -217,9 +220,71 @@ class TestSeveralHosts:
         assert "refused" in error.problem
         assert not error.maybe_taken
 
+    def test_a_last_try_for_which_there_is_no_time_does_not_hide_why(self) -> None:
+        def slowly(_: list[str]) -> bytes:
+            time.sleep(0.3)
+            return MASTER
+
+        with serving(SET=b"-READONLY no\r\n", INFO=slowly) as server:
+            client = Client(hosts(server.port, server.port))
+            error = unavailable(lambda: client.execute([("SET", "a", "b")], timeout_s=1), within_s=1.2)
+        assert "read-only replica" in error.problem
+
     def test_one_host_alone_is_not_tried_again(self) -> None:
         client = Client(hosts(free_port()))
         unavailable(lambda: client.execute([("PING",)], timeout_s=5), within_s=0.5)
+
+    def test_who_tries_again_by_itself_is_told_at_once(self) -> None:
+        with serving(SET=b"-READONLY no\r\n") as server:
+            client = Client(hosts(server.port, free_port()))
+            error = unavailable(lambda: client.execute([("SET", "a", "b")], timeout_s=5, once=True), within_s=2)
+        assert (server.count("SET"), error.maybe_taken) == (2, False)
+
+    def test_a_worker_does_not_wait_for_a_server_while_it_could_do_something_else(self) -> None:
+        url = f"celery+{hosts(free_port(), free_port())}"
+        queues = RedisQueues(load({"url": url, "send_timeout": 20}, environ={})[0])
+        for act in (queues.check, queues.beat, lambda: queues.take(timeout_s=5)):
+            unavailable(act, within_s=2)
+
+    def test_where_the_store_is_away_a_mark_is_tried_now_and_then(self) -> None:
+        with serving(SET=b"") as server:
+            url = hosts(server.port, free_port())
+            store = open_store(load({"url": f"celery+{url}"}, environ={})[0], url)
+            began = time.monotonic()
+            for _ in range(20):
+                store.backend.put_soon("mark", "ended", kept_s=60)
+            assert time.monotonic() - began < 4
+            assert server.count("SET") == 1
+            store.close()
+
+    def test_of_several_writes_some_of_which_were_done_it_is_not_said_that_none_was(self) -> None:
+        replies = [b"+OK\r\n", b"-OOM no\r\n"]
+        with serving(SET=lambda _: replies.pop(0)) as server:
+            url = hosts(server.port)
+            store = open_store(load({"url": f"celery+{url}"}, environ={})[0], url)
+            entries = [(key, "1", 60.0) for key in "ab"]
+            assert unavailable(lambda: store.backend.create(entries, timeout_s=5), within_s=2).maybe_taken
+            store.close()
+
+    @pytest.mark.parametrize(
+        ("said", "maybe_taken", "problem"),
+        [
+            ("WRONGTYPE Operation against a key script: f00, on @user_script:9.", True, "WRONGTYPE"),
+            ("ERR Error running script (call to f_00): @user_script:9: WRONGTYPE Operation", True, "WRONGTYPE"),
+            ("OOM command not allowed script: f00, on @user_script:9.", False, "out of memory"),
+            ("ERR Error running script (call to f_00): @user_script:9: -OOM no", False, "out of memory"),
+            ("ERR Error running script (call to f_00): @user_script:9: -READONLY no", False, "read-only replica"),
+            ("NOPERM this user has no permissions to run the 'evalsha' command", False, "no permissions"),
+        ],
+    )
+    def test_a_script_that_fails_may_have_written_unless_its_first_write_was_refused(
+        self, said: str, maybe_taken: bool, problem: str
+    ) -> None:
+        """Redis before 7 says otherwise what it was, and where."""
+        with serving(EVALSHA=f"-{said}\r\n".encode()) as server:
+            client = Client(hosts(server.port))
+            error = unavailable(lambda: client.execute([SCRIPT(["a"])], timeout_s=5), within_s=2)
+        assert (error.maybe_taken, problem in error.problem) == (maybe_taken, True)
 
     def test_wrong_credentials_are_not_tried_again(self) -> None:
         with serving(AUTH=b"-WRONGPASS invalid\r\n") as server:
@@ -233,9 +298,19 @@ class TestSeveralHosts:
 
     def test_redis_pys_own_connections_lead_there_too(self) -> None:
         with serving(INFO=REPLICA) as replica, serving(GET=b"$1\r\nx\r\n") as server:
-            connections = pool(hosts(replica.port, server.port), "shop", protocol=2)
+            connections = pool(place_of(hosts(replica.port, server.port)), protocol=2)
             with redis.Redis(connection_pool=connections) as client:
                 assert client.get("a") == b"x"
+
+    def test_redis_pys_own_connections_leave_a_server_that_has_become_a_replica(self) -> None:
+        with serving(SET=b"-READONLY no\r\n") as first, serving() as second:
+            connections = pool(place_of(hosts(first.port, second.port)), protocol=2)
+            with redis.Redis(connection_pool=connections) as client:
+                with pytest.raises(ReadOnlyError):
+                    client.set("a", "b")
+                first.answers["INFO"] = REPLICA
+                assert client.set("a", "b")
+            assert second.count("SET") == 1
 
     def test_one_host_costs_no_question_more(self) -> None:
         with serving() as server:
@@ -253,9 +328,9 @@ class TestCluster:
 
             moved = b"-MOVED 1 127.0.0.1:%d\r\n" % third.port
             second.answers |= {"SET": moved, "EXISTS": moved}
-            assert client.execute([("SET", "{shop}:a", "b")], timeout_s=5) == b"OK"
+            assert client.execute([("SET", "{shop}:a", "b")], timeout_s=5, once=True) == b"OK"
             assert (second.count("SET"), third.count("SET")) == (2, 1)
-            assert connector(hosts(first.port), "{shop}")(5).address == ("127.0.0.1", third.port)
+            assert connector(place_of(hosts(first.port), "{shop}"))(5).address == ("127.0.0.1", third.port)
 
     def test_in_a_transaction_it_is_followed_too_and_carried_out_once(self) -> None:
         with serving(SET=b"+QUEUED\r\n", EXEC=b"*2\r\n+OK\r\n+OK\r\n") as second, serving() as first:
@@ -294,7 +369,7 @@ class TestCluster:
             Client(hosts(server.port), "{shop}").execute([call], timeout_s=5)
             Client(hosts(server.port), "").execute([call], timeout_s=5)
         (_, _, count, *guarded), (_, _, plain_count, *plain) = [w for w in server.heard if w[0] == "EVALSHA"]
-        assert (count, guarded) == ("3", ["{shop}:engines", "{shop}:dead", "{shop}:absent", "{shop}", "5"])
+        assert (count, guarded) == ("3", ["{shop}:engines", "{shop}:dead", "{shop}::absent", "{shop}", "5"])
         assert (plain_count, plain) == ("2", ["{shop}:engines", "{shop}:dead", "{shop}", "5"])
 
     @pytest.mark.parametrize("said", [b"-MOVED 1 127.0.0.1:1\r\n", b"-CROSSSLOT Keys in request\r\n"])
@@ -308,7 +383,7 @@ class TestCluster:
         with serving() as server:
             server.answers["EXISTS"] = b"-MOVED 1 127.0.0.1:%d\r\n" % server.port
             client = Client(hosts(server.port), "{shop}")
-            error = unavailable(lambda: client.execute([("PING",)], timeout_s=1), within_s=1.1)
+            error = unavailable(lambda: client.execute([("PING",)], timeout_s=5, once=True), within_s=5.1)
         assert "do not agree" in error.problem
 
 
@@ -346,6 +421,6 @@ class TestReplicas:
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_real_server_is_found_by_either_protocol(redis_server: PrivateRedis, protocol: int) -> None:
     url = hosts(free_port(), redis_server.port)
-    link = connector(url, "{shop}", protocol=protocol)(5)
+    link = connector(place_of(url, "{shop}"), protocol=protocol)(5)
     assert link.ask("PING") == b"PONG"
     link.close()

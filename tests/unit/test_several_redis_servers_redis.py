@@ -17,6 +17,7 @@ import redis
 
 from taskbridge.brokers.redis import RedisBroker, connect
 from taskbridge.brokers.redis.client import pool
+from taskbridge.brokers.redis.places import place_of
 from taskbridge.engines.celery.wire import RedisWire as CeleryWire
 from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
 from taskbridge.engines.redis_leases import CELERY, DRAMATIQ, Leases, Lists
@@ -78,6 +79,7 @@ class Traffic:
             try:
                 held = leases.take(lists, 3, timeout_s=5)
             except BrokerUnavailable:
+                time.sleep(0.05)
                 continue
             for each in held:
                 self.taken[_ID.findall(each.text)[0].decode()] += 1
@@ -222,7 +224,7 @@ class TestSentinels:
 
 
 def client_of(url: str) -> Any:
-    return redis.Redis(connection_pool=pool(url, NAMESPACE, protocol=2, socket_timeout=10))
+    return redis.Redis(connection_pool=pool(place_of(url, NAMESPACE), protocol=2, socket_timeout=10))
 
 
 def move_slot(cluster: PrivateRedisCluster, key: str, *, pause_s: float) -> None:

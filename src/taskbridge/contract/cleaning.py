@@ -58,9 +58,9 @@ def _redis(url: str, namespace: str) -> Any:
     """Return a client of the Redis that has a namespace's keys."""
     import redis  # here, for not everyone has it installed
 
-    from taskbridge.brokers.redis.client import pool
+    from taskbridge.brokers.redis.client import client_of, pool
 
-    return redis.Redis(connection_pool=pool(url, namespace, protocol=2))
+    return redis.Redis(connection_pool=pool(client_of(url, namespace).place, protocol=2))
 
 
 def _remove_queues(url: str, namespaces: Collection[str]) -> None:

@@ -146,10 +146,10 @@ class Leases(Background):
             self._settled.clear()
         return is_forked
 
-    def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float) -> list[Held]:
+    def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float, once: bool = True) -> list[Held]:
         """Take up to so many messages, of the queues in turn, of each those of the highest priority first.
 
-        What was noted is carried out before that.
+        What was noted is carried out before that. Unless `once` is false, no other Redis is waited for.
 
         Raises:
             BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
@@ -165,7 +165,7 @@ class Leases(Background):
         keys, turn = (*own_keys, *lists.keys), lists.turn
         call = self._layout.take(keys, worker, tags.start, most, lists.queues, turn, *words)
         try:
-            reply = self._client.execute([call], timeout_s=timeout_s)
+            reply = self._client.execute([call], timeout_s=timeout_s, once=once)
         except BaseException:
             self.is_away = True
             with self._lock:
@@ -219,9 +219,9 @@ class Leases(Background):
         except BrokerUnavailable as exc:
             _log.warning("Redis does not answer, an acknowledgement has to wait: %s", exc.problem)
 
-    def _carry_out(self, timeout_s: float) -> None:
+    def _carry_out(self, timeout_s: float, *, once: bool = True) -> None:
         while self._settled:
-            self.take(timeout_s=timeout_s)
+            self.take(timeout_s=timeout_s, once=once)
 
     # The thread
 
@@ -265,18 +265,18 @@ class Leases(Background):
         lost = [tag for tag in lost if not any(int(tag) in tags for tags in underway)]
         if lost:
             _log.warning("%d messages that were taken but never arrived go back to their queues", len(lost))
-            self.give_back(*lost, suspect=self._client.place.may_move)  # a new server may not know that they ended
+            self.give_back(*lost)  # as suspect, for a Redis that lost its last words may not know that they ended
         if judges and self._each_minute is not None and monotonic() >= self._minute_at:
             self._minute_at = monotonic() + _MINUTE_S
             self._each_minute()
         for raw in odd:  # last: what hinders that is to hinder nothing else
             self._bury(raw)
 
-    def _renew(self, lease_ms: int) -> tuple[int, list[str], list[bytes]]:
+    def _renew(self, lease_ms: int, *, once: bool = True) -> tuple[int, list[str], list[bytes]]:
         """Renew the lease; return how much went back of others, which tags are held here, in order, and what is odd."""
         with self._lock:
             call = self._layout.beat(self._keys, self.worker, lease_ms, self.held_prefix)
-        count, held, odd = self._client.execute([call], timeout_s=self._timeout_s)
+        count, held, odd = self._client.execute([call], timeout_s=self._timeout_s, once=once)
         return count, sorted([tag.decode() for tag in held], key=int), odd
 
     def _bury(self, entry: bytes) -> None:
@@ -310,10 +310,10 @@ class Leases(Background):
             if self._begin_if_forked():
                 return
         try:
-            self._carry_out(self._timeout_s)
-            _, held, _ = self._renew(0)
+            self._carry_out(self._timeout_s, once=False)
+            _, held, _ = self._renew(0, once=False)
             self._settled.extend([(tag, "suspect") for tag in reversed(held)])
-            self._carry_out(self._timeout_s)
+            self._carry_out(self._timeout_s, once=False)
             self._client.execute([_LEAVE(self._keys, self.worker)], timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("Redis does not answer, what is left goes back when the lease is over: %s", exc.problem)

@@ -1,8 +1,8 @@
 """The Redis broker: a Redis server of version 5 or newer (tested with 7.0), or Valkey, by `redis://`, `rediss://` or `unix://`.
 
-Redis Cluster is not supported: a message and what has to change with it lie under several keys. What Redis has
-acknowledged is as durable as the server's own settings make it (`appendonly yes`; never an eviction policy other than
-`noeviction`).
+On Redis Cluster the namespace is to be in braces: a message and what has to change with it lie under several keys, and
+braces keep these on one node. What Redis has acknowledged is as durable as the server's own settings make it
+(`appendonly yes`; never an eviction policy other than `noeviction`).
 """
 
 from taskbridge.brokers.redis.broker import RedisBroker, connect

@@ -86,8 +86,7 @@ class RedisBroker:
         """Return what publishes a message, or parks it, within a commit of a store that shares the database."""
         if delay_s <= 0:
             return self._wire.encode(message)
-        keys, (_, _, _, _, _, _, *words) = self._keys, self._parking(message, delay_s)
-        return (("PARK", keys.due, keys.messages, keys.engines, *words),)
+        return (("PARK", *self._parking(message, delay_s)[3:]),)
 
     def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
         """Have requests carried out, one a message, each in one transaction with a command, if it has one."""

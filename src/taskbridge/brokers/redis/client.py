@@ -1,4 +1,4 @@
-"""Calls to one Redis server that end in time, on redis-py's connections.
+"""Calls to Redis that end in time, on redis-py's connections.
 
 redis-py reads the URL, connects, logs in and reads replies. It limits each read of a socket by itself, so a server that
 sends a byte now and then could hold a call for ever; here one deadline holds for all that a call does.
@@ -27,7 +27,7 @@ from redis import exceptions as errors
 
 from taskbridge.background import in_time
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, place_of, unreadable
+from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, Place, place_of
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
 
@@ -61,11 +61,8 @@ _OF_ALL: Final = (errors.TimeoutError, TimeoutError, errors.ReadOnlyError, error
 _NOT_YET: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What a socket raises that can't do something at once."""
 
-# Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
-_NOT_FOR_CONNECTIONS: Final = {
-    *("max_connections", "timeout", "retry", "retry_on_timeout", "retry_on_error", "health_check_interval"),
-    *("decode_responses", "socket_timeout", "socket_connect_timeout"),
-}
+_NOT_TAKEN: Final = (errors.OutOfMemoryError, errors.ReadOnlyError)
+"""What refuses a script's first write, and no later one."""
 
 _redis_py: Final[Any] = _connection  # which has few types
 
@@ -187,25 +184,15 @@ Connect = Callable[[float], Link]
 """Makes a connection within so many seconds, about; raises one of `TROUBLE` if it can't."""
 
 
-def connector(url: str, namespace: str = "", *, protocol: int = 2) -> Connect:
-    """Return what makes connections to a URL, as redis-py reads it, but for timeouts, retries and limits of pools.
+def connector(place: Place, *, protocol: int = 2) -> Connect:
+    """Return what makes connections to a place.
 
     Args:
-        url: Of the server, or of several: see `places`.
-        namespace: Whose keys are used; in braces, the server is the one that has them.
+        place: Where they lead.
         protocol: RESP2, in which replies have the same types whatever the version of redis-py; or RESP3, whose replies
             only the connection of redis-py's (`Link.owner`) can read.
-
-    Raises:
-        SettingsError: redis-py can't read the URL.
     """
-    place = place_of(url, namespace)
     kind: Any = place.kind
-    options = {key: value for key, value in place.options.items() if key not in _NOT_FOR_CONNECTIONS}
-    try:
-        kind(**options)  # redis-py checks most options only when it makes a connection
-    except (TypeError, ValueError, errors.RedisError) as exc:
-        raise unreadable(url, exc) from exc
 
     class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
         def _connect(self) -> Link:
@@ -213,7 +200,7 @@ def connector(url: str, namespace: str = "", *, protocol: int = 2) -> Connect:
             self.link = Link(stock._connect(), self.socket_timeout)
             return self.link
 
-    options["protocol"] = protocol
+    options = {**place.options, "protocol": protocol}
     if not issubclass(kind, redis.UnixDomainSocketConnection):
         options.setdefault("socket_keepalive", True)
 
@@ -239,9 +226,9 @@ def connector(url: str, namespace: str = "", *, protocol: int = 2) -> Connect:
     return partial(place.connect, connect_to) if place.may_move else connect
 
 
-def pool(url: str, namespace: str, **options: Any) -> Any:
-    """Return a pool of redis-py's, whose connections lead to where those of `connector` do."""
-    place, connect = place_of(url, namespace), connector(url, namespace)
+def pool(place: Place, **options: Any) -> Any:
+    """Return a pool of redis-py's, made with these options, whose connections lead to a place."""
+    connect = connector(place)
     kind: Any = place.kind
 
     class Placed(kind):  # type: ignore[misc]  # as above
@@ -252,6 +239,14 @@ def pool(url: str, namespace: str, **options: Any) -> Any:
                 self.host, self.port = link.address
             stock: Any = super()
             return stock._connect()
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            stock: Any = super()
+            try:
+                return stock.read_response(*args, **options)
+            except (errors.MovedError, errors.ReadOnlyError):
+                self.disconnect()  # the next command is to find where it leads now
+                raise
 
     return redis.ConnectionPool(Placed, **{**place.options, **options})
 
@@ -275,8 +270,8 @@ _texts: Final[dict[Word, str]] = {}
 class Script:
     """A Lua script; called with its keys and arguments, it is a command. Its file says what they are, and the reply.
 
-    A script that fails at its first write, for want of memory or on a replica, has changed nothing; Redis refuses no
-    later write of a script for these reasons. A `kill -9` of the server keeps all of a script's changes or none.
+    A script that fails for want of memory or on a replica has changed nothing, for Redis refuses its first write then,
+    and no later one. A `kill -9` of the server keeps all of a script's changes or none.
 
     Args:
         beside: The `__file__` of a module that has a folder `lua` beside it.
@@ -311,13 +306,15 @@ class Client:
     def __init__(self, url: str, namespace: str = "") -> None:
         self._shown = without_credentials(url)
         self.place: Final = place_of(url, namespace)
-        self._connect = connector(url, namespace)
+        self._connect = connector(self.place)
         self._packed: Final[Callable[[Request], bytes]] = self._with_absent if self.place.absent else pack
         self._idle: deque[Link] = deque()
         self._pid = os.getpid()
 
-    def execute(self, request: Request, *, timeout_s: float, replicas: int = 0) -> Any:
+    def execute(self, request: Request, *, timeout_s: float, replicas: int = 0, once: bool = False) -> Any:
         """Carry a request out, in so many seconds at most, and return its reply once so many replicas have confirmed.
+
+        Where another server may take it, it is tried again until then, or `once` where the caller does the rest.
 
         Raises:
             BrokerUnavailable: It was not carried out, or it isn't known whether it was; or too few replicas have it.
@@ -325,42 +322,48 @@ class Client:
         deadline = time.monotonic() + timeout_s
         [outcome] = self._exchange([request], self._packed(request), deadline, replicas)
         if isinstance(outcome, BrokerUnavailable):
-            [outcome] = self._again([request], [outcome], deadline, replicas)
+            [outcome] = self._again([request], [outcome], deadline, replicas, once)
             if isinstance(outcome, BrokerUnavailable):
                 raise outcome
         return outcome
 
-    def execute_all(self, requests: Sequence[Request], *, timeout_s: float, replicas: int = 0) -> list[Outcome]:
-        """Carry requests out in order, pipelined, each for itself, and return what became of each."""
+    def execute_all(
+        self, requests: Sequence[Request], *, timeout_s: float, replicas: int = 0, once: bool = False
+    ) -> list[Outcome]:
+        """Carry requests out, pipelined, each for itself, and return what became of each.
+
+        They are carried out in order, but for those that are tried again.
+        """
         deadline = time.monotonic() + timeout_s
-        return self._again(requests, self._pipelined(requests, deadline, replicas), deadline, replicas)
+        return self._again(requests, self._pipelined(requests, deadline, replicas), deadline, replicas, once)
 
     def _again(
-        self, requests: Sequence[Request], outcomes: list[Outcome], deadline: float, replicas: int
+        self, requests: Sequence[Request], outcomes: list[Outcome], deadline: float, replicas: int, once: bool
     ) -> list[Outcome]:
         """Carry out again what another server may take now, and with the scripts' texts what lacks a script.
 
         In a transaction that lacks one, the other commands are carried out twice.
         """
+
+        def may_help(outcome: Outcome) -> bool:
+            if not isinstance(outcome, BrokerUnavailable) or _lacks_script(outcome):
+                return isinstance(outcome, BrokerUnavailable)
+            return not outcome.maybe_taken and self.place.passes(outcome.__cause__)
+
         pause_s = 0.0
-        while again := [number for number, outcome in enumerate(outcomes) if self._may_help(outcome)]:
+        while again := [number for number, outcome in enumerate(outcomes) if may_help(outcome)]:
             if any(_lacks_script(outcomes[number]) for number in again):
                 requests = [[_with_text(command) for command in request] for request in requests]
-            elif deadline - time.monotonic() < pause_s + _AGAIN_S:  # there is no time to try: the error is to say why
-                break
+            elif (once and pause_s > 0) or deadline - time.monotonic() < pause_s + _AGAIN_S:
+                break  # there is no time to try: the error is to say why
             else:
                 time.sleep(pause_s)
                 pause_s = _AGAIN_S
             anew = self._pipelined([requests[number] for number in again], deadline, replicas)
             for number, outcome in zip(again, anew, strict=True):
-                outcomes[number] = outcome
+                if _lacks_script(outcomes[number]) or not _came_too_late(outcome):  # which would hide why
+                    outcomes[number] = outcome
         return outcomes
-
-    def _may_help(self, outcome: Outcome) -> bool:
-        """Return whether it may help to carry something out again."""
-        if not isinstance(outcome, BrokerUnavailable):
-            return False
-        return _lacks_script(outcome) or (not outcome.maybe_taken and self.place.passes(outcome.__cause__))
 
     def _with_absent(self, request: Request) -> bytes:
         """Return what is sent for a request, each script of which is given one more key, one that never exists.
@@ -482,7 +485,8 @@ class Client:
         try:
             reply = link.read()
         except errors.ResponseError as exc:
-            return self._unavailable(refusal or exc, maybe_taken=not in_transaction)
+            error, in_script = _told_apart(refusal or exc)
+            return self._unavailable(error, maybe_taken=not in_transaction or in_script)
         if len(request) == 1:
             return reply
         if reply is None:  # nothing here is watched
@@ -518,8 +522,24 @@ def client_of(url: str, namespace: str = "") -> Client:
     return _shared.setdefault((url, namespace), Client(url, namespace)) if client is None else client
 
 
+def _told_apart(error: errors.ResponseError) -> tuple[errors.ResponseError, bool]:
+    """Return an error of the kind that it is, and whether it may have ended a script that had written before."""
+    text = str(error)
+    if "Error running script" in text:  # Redis before 7 quotes what it was
+        kinds = {"-OOM ": errors.OutOfMemoryError, "-READONLY ": errors.ReadOnlyError}
+        error = next((kind for name, kind in kinds.items() if name in text), type(error))(text)
+    return error, ("Error running script" in text or " script: " in text) and not isinstance(error, _NOT_TAKEN)
+
+
 def _lacks_script(outcome: Outcome) -> bool:
     return isinstance(outcome, BrokerUnavailable) and isinstance(outcome.__cause__, errors.NoScriptError)
+
+
+def _came_too_late(outcome: Outcome) -> bool:
+    """Return whether there was no time left to try something."""
+    if not isinstance(outcome, BrokerUnavailable) or outcome.maybe_taken:
+        return False
+    return isinstance(outcome.__cause__, (errors.TimeoutError, TimeoutError))
 
 
 def _with_text(command: Sequence[Word]) -> Sequence[Word]:

@@ -47,6 +47,12 @@ _PASSING: Final = (
 )
 """What is over once another server has taken the place of one, or the slot has moved; the first is MOVED, too."""
 
+# Limits of a pool of redis-py's, retries of its own, and what would change the type of replies.
+_NOT_FOR_CONNECTIONS: Final = {
+    *("max_connections", "timeout", "retry", "retry_on_timeout", "retry_on_error", "health_check_interval"),
+    *("decode_responses", "socket_timeout", "socket_connect_timeout"),
+}
+
 _MOST_HOPS: Final = 5
 """How often a cluster's nodes may send on who looks for a slot."""
 
@@ -62,9 +68,8 @@ class Place:
         namespace: The namespace, if it is in braces; else empty, for all of them.
 
     Attributes:
-        kind: The class of redis-py's connections to it.
-        options: What these are made with, but for host and port.
-        absent: A key in the namespace's slot that never exists; empty where the server is no node of a cluster.
+        kind, options: The class of redis-py's connections to it, and what these are made with, but for host and port.
+        absent: A key in the namespace's slot that never exists, for no queue has this name; empty without a namespace.
         may_move: Whether another server may take its place.
         found: Where it was last; None if that isn't known, or not any more.
 
@@ -89,11 +94,13 @@ class Place:
             given: dict[str, Any] = {"db": 0, **_redis_py.parse_url(plain)}
             none: Mapping[str, Any] = {}
             self._of_sentinels = _sentinel_options(scheme, options) if by_sentinel else none
+            self.kind: Final[Any] = given.pop("connection_class", redis.Connection)
+            self.options: Final = {name: value for name, value in given.items() if name not in _NOT_FOR_CONNECTIONS}
+            self.kind(**self.options)  # redis-py checks most options only when it makes a connection
         except (TypeError, ValueError, errors.RedisError) as exc:
-            raise unreadable(url, exc) from exc
-        self.kind: Final[Any] = given.pop("connection_class", redis.Connection)
-        self.options: Final[Mapping[str, Any]] = given
-        self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}:absent"
+            problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
+            raise SettingsError("url", problem) from exc
+        self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}::absent"
         self.may_move: Final = self._may_be_replica or bool(self.absent)
         self.found: Address | None = None
 
@@ -189,15 +196,10 @@ def _sentinel_options(scheme: str, options: Mapping[str, str]) -> Mapping[str, A
     return made
 
 
-def unreadable(url: str, error: Exception) -> SettingsError:
-    """Return the error of a URL that redis-py can't read, or whose options it has not."""
-    return SettingsError("url", f"redis-py can't read {without_credentials(url)} and its options: {error}")
-
-
 _shared: Final[weakref.WeakValueDictionary[tuple[str, str], Place]] = weakref.WeakValueDictionary()
 
 
-def place_of(url: str, namespace: str) -> Place:
+def place_of(url: str, namespace: str = "") -> Place:
     """Return the place of a URL and namespace that all in this process share; raises as `Place` does."""
     tag = namespace if namespace.startswith("{") else ""
     place = _shared.get((url, tag))

@@ -184,7 +184,7 @@ class Pump:
             return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
 
     def _run(self, command: RedisCommand) -> Any:
-        return self._client.execute([command], timeout_s=_CALL_S)
+        return self._client.execute([command], timeout_s=_CALL_S, once=True)
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:

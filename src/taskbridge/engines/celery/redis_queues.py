@@ -22,7 +22,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from taskbridge.background import in_time
 from taskbridge.brokers.redis.client import Link, Word, connector, pack
-from taskbridge.brokers.redis.places import TROUBLE, place_of
+from taskbridge.brokers.redis.places import TROUBLE, Place
 from taskbridge.engines.celery.wire import REDIS_STEPS, lists_of, step_key
 from taskbridge.engines.redis_leases import CELERY, Leases, Lists
 from taskbridge.exceptions import BrokerUnavailable
@@ -42,8 +42,8 @@ _CONNECT_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 5.0
 """How long an idle worker trusts that it would have been told of a change."""
 
-_SHORTEST_BEAT_S: Final = 1.0
-"""How often at most it says something on a connection that a server would close otherwise."""
+_PING_S: Final = 1.0
+"""How often it says something on its connection, which a server may close otherwise (Redis' own setting `timeout`)."""
 
 _POLL_S: Final = 0.1
 """How often an idle worker looks where Redis tells it nothing."""
@@ -69,7 +69,6 @@ class RedisQueues(Leases):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, CELERY)
-        self._url, self._namespace = settings.url.broker_url, settings.namespace
         self._topics = f"/{self._client.place.options['db']}."
         self._events = f"{self._topics}{settings.namespace}.{CELERY.engine}.events"
         self._leaves_events_out = False
@@ -80,12 +79,12 @@ class RedisQueues(Leases):
 
     def make_watch(self, wake: Callable[[], None]) -> Watch:
         """Return a watch for a connection; `wake` ends the sleep of the event loop."""
-        return Watch(self._url, wake, answers=lambda: not self.is_away, namespace=self._namespace)
+        return Watch(self._client.place, wake, answers=lambda: not self.is_away)
 
     # As kombu's own transport for Redis does it
 
     def _command(self, *command: Word) -> Any:
-        return self._client.execute([command], timeout_s=_TIMEOUT_S)
+        return self._client.execute([command], timeout_s=_TIMEOUT_S, once=True)
 
     def check(self) -> None:
         """Do nothing, if Redis answers."""
@@ -127,20 +126,17 @@ class Watch:
     It connects when it is first asked for something, and as often as need be.
 
     Args:
-        url: Of the server.
+        place: Where the queues are.
         wake: Ends the sleep of the event loop.
         answers: Returns whether Redis answers, as far as is known from elsewhere.
-        namespace: Whose keys are watched.
 
     Attributes:
         changes: How often anything may have changed so far, or was heard.
         is_served: Whether an event loop serves the connection.
     """
 
-    def __init__(self, url: str, wake: Callable[[], None], *, answers: Callable[[], bool], namespace: str = "") -> None:
-        self._url = url
-        self._namespace = namespace
-        self._place = place_of(url, namespace)
+    def __init__(self, place: Place, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
+        self._place = place
         self._wake = wake
         self._answers = answers
         self._loop: Any = None
@@ -148,8 +144,7 @@ class Watch:
         self._is_told = True
         self._may_listen = True
         self._heard_at = 0.0
-        self._beats: Any = None
-        self._beat_s = _LOOK_AGAIN_S
+        self._look_at = 0.0
         self._rests_until = 0.0
         self._looks_at = 0.0
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
@@ -217,14 +212,15 @@ class Watch:
     def serve(self, loop: Any) -> None:
         """Have a loop read what Redis tells, until the watch is closed."""
         self._loop, self.is_served = loop, True
-        self._beats = loop.call_repeatedly(self._beat_s, self._beat)
+        loop.call_repeatedly(_PING_S, self._beat)
         if self._link is not None:
             loop.add_reader(self._link.fileno(), self._read)
 
     def _beat(self) -> None:
-        """Look again, for a connection may be dead without a sign of it."""
+        """Ping, and look again now and then, for a connection may be dead without a sign of it."""
         if self._loop is None:
             return
+        link = self._link
         try:
             self._open_if_it_answers()
             if monotonic() - self._heard_at > 2 * _LOOK_AGAIN_S:
@@ -233,15 +229,9 @@ class Watch:
         except TROUBLE as exc:
             _log.debug("no connection to hear of changes on, trying again: %s", exc)
             self._lose()
-        self.changes += 1
-
-    def _beat_sooner(self, silence_s: float) -> None:
-        """Beat more often than a connection was closed for being silent (by Redis' own setting `timeout`, say)."""
-        beat_s = max(_SHORTEST_BEAT_S, silence_s / 2)
-        if self._beats is not None and silence_s > _SHORTEST_BEAT_S and beat_s < self._beat_s:
-            self._beats.cancel()
-            self._beat_s = beat_s
-            self._beats = self._loop.call_repeatedly(beat_s, self._beat)
+        if self._link is not link or monotonic() >= self._look_at:
+            self._look_at = monotonic() + _LOOK_AGAIN_S
+            self.changes += 1
 
     def wait(self, changes: int, timeout_s: float) -> None:
         """Wait for another number of changes, where no loop does; it may be over before that."""
@@ -259,7 +249,7 @@ class Watch:
     def close(self) -> None:
         """Hear nothing any more."""
         self._lose()
-        self._loop, self._beats, self.is_served = None, None, False
+        self._loop, self.is_served = None, False
 
     # The connection
 
@@ -294,7 +284,7 @@ class Watch:
     def _connected(self) -> Link:
         """Connect, with all that belongs to it (looking the host up, TLS, AUTH), in time."""
         until = monotonic() + _CONNECT_S
-        connect = connector(self._url, self._namespace, protocol=3 if self._is_told else 2)
+        connect = connector(self._place, protocol=3 if self._is_told else 2)
         return in_time("redis-watch", lambda: connect(_CONNECT_S), Link.close, left_s=lambda: until - monotonic())
 
     def _subscribe(self) -> None:
@@ -337,7 +327,6 @@ class Watch:
         except TROUBLE as exc:
             _log.debug("the connection to hear of changes on is lost: %s", exc)
             self._lose()
-            self._beat_sooner(monotonic() - self._heard_at)
             self.changes += 1
 
     def _next(self) -> Any:

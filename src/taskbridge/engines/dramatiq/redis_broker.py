@@ -54,9 +54,9 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     """
 
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
+        self._calls = client_of(settings.url.broker_url, settings.namespace)
         connections = pool(
-            settings.url.broker_url,
-            settings.namespace,
+            self._calls.place,
             protocol=2,  # needs no round trip to be agreed upon
             retry=Retry(NoBackoff(), 0),  # for what Dramatiq itself sends: sent twice, it would be there twice
             socket_timeout=_TIMEOUT_S,
@@ -68,7 +68,6 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             namespace=settings.namespace,
             maintenance_chance=0,  # `look_after` does it, by the server's clock
         )
-        self._calls = client_of(settings.url.broker_url, settings.namespace)
         self._lease_s = settings.lease_s
         self.leases: Leases = Leases(settings, DRAMATIQ, each_minute=self.look_after)
         self._can_wait = True

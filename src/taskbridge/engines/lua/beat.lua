@@ -6,9 +6,10 @@ local function number(tag)  -- of a tag, which anybody may have written
 end
 
 local now = math.floor(now_ms())
+local count, lease, renewed = 0, tonumber(ARGV[2]), own('ZSCORE', KEYS[1], ARGV[1])
+if renewed and now - renewed > lease / 2 then lease = 0 end  -- Redis was away: others may be about to renew theirs, too
 own('ZREM', KEYS[1], ARGV[1])  -- not only ZADD: as a script's first write it needs memory to spare
 redis.call('ZADD', KEYS[1], now, ARGV[1])
-local count, lease = 0, tonumber(ARGV[2])
 if lease > 0 then
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - lease, 'LIMIT', 0, 100)) do
     local held = ARGV[3] .. worker

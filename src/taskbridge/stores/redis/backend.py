@@ -23,6 +23,7 @@ One script replaces any of the strings if its first line is as it was seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand, Remark
@@ -48,7 +49,7 @@ _MOST_BYTES: Final = 1 << 20
 """How many bytes of entries are read at a time, about."""
 
 _SOON_S: Final = 2.0
-"""How long a write may take that nobody has to wait for."""
+"""Where the server may change: how long a write may take that nobody waits for, and the pause after one that failed."""
 
 _ODD_BYTES: Final = "surrogateescape"  # how bytes come through that somebody else has written, and that are no text
 
@@ -59,12 +60,14 @@ class RedisBackend(Backend):
     def __init__(self, settings: Settings, url: str) -> None:
         self._client = client_of(url, settings.namespace)
         self._replicas = settings.wait_replicas
-        self._unanswered = FireAndForget(settings, url)
+        self._unanswered = FireAndForget(settings, self._client.place)
         self._prefix = f"{settings.namespace}:"
         self._channels = f"{self._prefix}told:"
         self._cancelled = f"{self._prefix}cancelled"
         self._outbox = f"{self._prefix}outbox", f"{self._prefix}outbox:entries"
-        self._notifications = PerProcess(lambda: RedisNotifications(settings.send_timeout_s, url, self._channels))
+        place, wait_s = self._client.place, settings.send_timeout_s
+        self._notifications = PerProcess(lambda: RedisNotifications(wait_s, place, self._channels))
+        self._silent_until = 0.0
         self._tails: dict[float, bytes] = {}
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
@@ -99,11 +102,7 @@ class RedisBackend(Backend):
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
         """Do each of these wholly or not at all, in a script of its own."""
-        try:
-            done = self._ask(timeout_s, *([self._committing(each)] for each in commits), replicas=self._replicas)
-        except StoreUnavailable as exc:
-            exc.maybe_taken = exc.maybe_taken or len(commits) > 1
-            raise
+        done = self._ask(timeout_s, *([self._committing(each)] for each in commits), replicas=self._replicas)
         return [each == 1 for each in done]
 
     def _committing(self, commit: Commit) -> RedisCommand:
@@ -135,7 +134,8 @@ class RedisBackend(Backend):
         """Remove entries from the outbox; nobody waits for that."""
         outbox, entries = self._outbox
         names = [each.encode(errors=_ODD_BYTES) for each in ids]
-        self._ask_soon([("ZREM", outbox, *names)], [("HDEL", entries, *names)])
+        # In this order: an entry without a text is forgotten by whoever looks, a text without an entry is not.
+        self._ask_soon([("HDEL", entries, *names)], [("ZREM", outbox, *names)])
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text."""
@@ -193,20 +193,24 @@ class RedisBackend(Backend):
         if not self._client.place.may_move:
             self._unanswered.send(b"".join(pack(each) for each in requests))
             return
+        if monotonic() < self._silent_until:
+            return
         try:
-            self._ask(_SOON_S, *requests)
+            self._ask(_SOON_S, *requests, once=True)
         except StoreUnavailable as exc:
+            self._silent_until = monotonic() + _SOON_S
             _log.warning("the store can't be written to: %s", exc.problem)
 
-    def _ask(self, timeout_s: float, *requests: Request, replicas: int = 0) -> list[Any]:
+    def _ask(self, timeout_s: float, *requests: Request, replicas: int = 0, once: bool = False) -> list[Any]:
         """Carry requests out, pipelined, and return the replies; raises if one of them was not carried out."""
         try:
             if len(requests) == 1:
-                return [self._client.execute(requests[0], timeout_s=timeout_s, replicas=replicas)]
-            replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=replicas)
+                return [self._client.execute(requests[0], timeout_s=timeout_s, replicas=replicas, once=once)]
+            replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=replicas, once=once)
             for reply in replies:
                 if isinstance(reply, BrokerUnavailable):
-                    raise reply
+                    maybe_taken = any(not isinstance(each, BrokerUnavailable) or each.maybe_taken for each in replies)
+                    raise BrokerUnavailable(reply.problem, maybe_taken=maybe_taken) from reply.__cause__
             return replies
         except BrokerUnavailable as exc:  # the store is named, for it may be beside another broker
             raise StoreUnavailable(exc.problem, maybe_taken=exc.maybe_taken) from exc.__cause__

@@ -16,7 +16,7 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from taskbridge.brokers.redis.client import Link, connector, pack
-from taskbridge.brokers.redis.places import TROUBLE
+from taskbridge.brokers.redis.places import TROUBLE, Place
 from taskbridge.locks import Lock, PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
@@ -87,8 +87,8 @@ class _Line:
 class FireAndForget:
     """Sends commands to a Redis server and waits for no answer. Threads share it; a forked process makes its own."""
 
-    def __init__(self, settings: Settings, url: str) -> None:
-        connect = connector(url, settings.namespace)
+    def __init__(self, settings: Settings, place: Place) -> None:
+        connect = connector(place)
         self._using = Lock()
         self._line = PerProcess(lambda: _Line(connect(_CONNECT_S), settings.send_timeout_s))
         self._silent_until = 0.0

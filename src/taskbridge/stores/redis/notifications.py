@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError
 
 from taskbridge.brokers.redis.client import Link, connector, pack
+from taskbridge.brokers.redis.places import Place
 from taskbridge.logs import logger
 from taskbridge.stores.notifications import Notifications
 
@@ -28,11 +29,10 @@ class RedisNotifications(Notifications):
     Where Redis does not permit to subscribe, all are woken twice a second, and look for themselves.
     """
 
-    def __init__(self, timeout_s: float, url: str, prefix: str) -> None:
+    def __init__(self, timeout_s: float, place: Place, prefix: str) -> None:
         super().__init__(timeout_s)
         self._prefix = prefix
-        self._namespace = prefix.partition(":")[0]
-        self._open = connector(url, self._namespace)
+        self._open = connector(place)
         self._may_listen = True
         self._subscribed: set[str] = set()
         self._unanswered: set[str] = set()  # of those, whose answer will wake: they are not heard of yet
@@ -85,7 +85,7 @@ class RedisNotifications(Notifications):
         except NoPermissionError as exc:
             if self._may_listen:
                 told = "Redis does not permit SUBSCRIBE, so results are polled; permit &%s*: %s"
-                _log.warning(told, self._namespace, exc)
+                _log.warning(told, self._prefix.partition(":")[0], exc)
                 self._may_listen = False
             super()._follow(connection, self._watches.keys())
             return b""

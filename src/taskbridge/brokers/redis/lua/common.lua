@@ -1,4 +1,4 @@
-if #KEYS > 0 and KEYS[#KEYS]:sub(-8) == '}:absent' then table.remove(KEYS) end  -- see `Client._with_absent`
+if #KEYS > 0 and KEYS[#KEYS]:sub(-9) == '}::absent' then table.remove(KEYS) end  -- see `Client._with_absent`
 
 local function now_ms()  -- with the microseconds as its fraction
   local time = redis.call('TIME')
