@@ -42,7 +42,7 @@ def the_engine_takes_over_logging() -> None:
     """Celery removes the application's handlers and puts its own in their place."""
 
     def make(conf: Any) -> Any:
-        return lambda self, tls: {**conf(self, tls), "worker_hijack_root_logger": True}
+        return lambda self: {**conf(self), "worker_hijack_root_logger": True}
 
     put("taskbridge.engines.celery.app", "CeleryEngine._conf", make)
     put("celery.signals", "setup_logging.connect", lambda _: lambda receiver, **options: None)

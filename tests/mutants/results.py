@@ -158,13 +158,14 @@ def what_can_not_be_recorded_has_failed() -> None:
 @mutant("RS4", "who_waits_is_told_when_nothing_is_known_any_more")
 def nobody_looks_again() -> None:
     """Who waits for a result looks for it only when woken."""
+    put(_RESULTS, "_WARNS_AFTER_S", lambda _: 3600.0)
     put(_RESULTS, "_LOOK_AGAIN_S", lambda _: (3600.0, 3600.0))
 
 
 @mutant("RS5", "a_task_does_not_wait_for_a_result")
 def tasks_may_wait() -> None:
     """Nobody looks whether it is a task that asks for a result."""
-    put(_RESULTS, "running", lambda _: ContextVar("unset"))
+    put(_RESULTS, "running", lambda _: ContextVar("unset", default=None))
 
 
 @mutant("RS4", "a_thousand_wait_at_once")
