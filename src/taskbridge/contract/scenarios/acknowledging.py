@@ -218,19 +218,19 @@ def nothing_waits_behind_a_long_task(h: Harness) -> None:
     h.finished(long.id)
 
 
-_QUEUES: Final = ("contract", "left", "right", "vip")
+QUEUES: Final = ("contract", "left", "right", "vip")
 
 
 @scenario("A6", on=(STORED,), where=with_processes_and_marks)
 def nothing_waits_behind_a_long_task_on_another_queue(h: Harness) -> None:
     """No message of four queues waits behind a long task of another one while another worker is idle."""
     for _ in range(2):
-        h.start_worker(queues=_QUEUES)
+        h.start_worker(queues=QUEUES)
     long = h.begin(Plan(steps=(hold("long"),)))[0]
     for _ in range(3):
-        quick = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in _QUEUES * 3]
+        quick = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in QUEUES * 3]
         h.final(*(item.id for item in quick))
     h.tasks.open("long")
     h.finished(long.id)
-    more = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in _QUEUES * 3]  # whoever took nothing takes again
+    more = [h.send(Plan(steps=(RETURN,), queue=queue)) for queue in QUEUES * 3]  # whoever took nothing takes again
     h.finished(*(item.id for item in more))

@@ -7,10 +7,11 @@ from typing import Final
 
 from taskbridge import UnsupportedError
 from taskbridge.contract.harness import Harness
-from taskbridge.contract.program import ASK, KILL, RETURN, WORKER_LOST, Plan, fail
+from taskbridge.contract.program import ASK, KILL, RETURN, WORKER_LOST, Plan, Step, fail
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.registry import QUORUM, QUORUM_STORED, scenario, with_marks, with_queue_types
 from taskbridge.contract.scenarios.acknowledging import (
+    QUEUES,
     a_killed_worker_loses_nothing,
     nothing_waits_behind_a_long_task_on_another_queue,
 )
@@ -89,6 +90,17 @@ def a_quorum_queue_keeps_priorities_or_refuses_them(h: Harness) -> None:
 def nothing_waits_behind_a_long_task_on_another_quorum_queue(h: Harness) -> None:
     """No message of four quorum queues waits behind a long task of another one while another worker is idle."""
     nothing_waits_behind_a_long_task_on_another_queue(h)
+
+
+@scenario("A6", "RQ1", on=(QUORUM_STORED,), where=with_queue_types_and_marks)
+def quorum_queues_take_turns_at_one_slot(h: Harness) -> None:
+    """One slot runs what waits on four quorum queues, though some goes back, and no queue waits for another's end."""
+    sent = [h.send(Plan(steps=(Step(sleep_s=0.7),), queue=queue)) for queue in QUEUES for _ in range(3)]
+    h.start_worker(queues=QUEUES)
+    ended = h.finished(*(item.id for item in sent), within_s=h.patience_s + 20)
+    h.equal("how they ended", {record.kind for record in ended}, {"succeeded"})
+    first = sorted(sent, key=lambda item: h.starts(item.id)[0].at)[:9]
+    h.equal("the queues of the first nine", {item.plan.queue for item in first}, {*QUEUES})
 
 
 def declared_types(proxy: Proxy) -> dict[str, set[str]]:
