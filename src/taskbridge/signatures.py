@@ -6,13 +6,16 @@ From Python 3.14 on annotations are evaluated when they are asked for; one that 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
-from inspect import get_annotations, signature
+from inspect import Signature, get_annotations, signature
+from typing import Any
+
+signature_of: Callable[..., Signature] = signature
+annotations_of: Callable[..., dict[str, Any]] = get_annotations
 
 if sys.version_info >= (3, 14):
     from annotationlib import Format
 
     signature_of = partial(signature, annotation_format=Format.FORWARDREF)
     annotations_of = partial(get_annotations, format=Format.FORWARDREF)
-else:
-    signature_of, annotations_of = signature, get_annotations

@@ -124,7 +124,7 @@ VALUES: Final[tuple[Any, ...]] = (
 )
 """What arrives as it was sent where the hint is `Nested`."""
 
-PLAIN: Final = (
+PLAIN: Final[tuple[tuple[Any, Any], ...]] = (
     (Size.SMALL, "small"),
     (Level.HIGH, 3),
     (Key("k"), "k"),

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     Exchange: Any
     get_decoder: Any
     PreforkPool: Any
-    Queue: Any
     SoloPool: Any
     WorkController: Any
     frame_handler: Any
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     ControlNode = Untyped
     KombuConnection = Untyped
     KombuMessage = Untyped
+    Queue = Untyped
     TCPTransport = Untyped
     VirtualChannel = Untyped
     VirtualTransport = Untyped
