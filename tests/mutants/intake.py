@@ -61,13 +61,13 @@ def errors_are_met_without_end() -> None:
 @mutant("I2", "a_crash_before_the_start_is_counted", "dramatiq+amqp")
 def crashes_before_the_start_are_not_counted() -> None:
     """A message that came back without having been started is handed to a slot, however often it did."""
-    put(_SETTLE, "taken_again", lambda _: lambda host, message: None)
+    put(_SETTLE, "taken_again", lambda _: lambda host, message, **given: None)
 
 
 @mutant("I2", "a_crash_before_the_start_is_counted_without_marks", "celery+amqp")
 def without_marks_only_starts_are_counted() -> None:
     """Without marks, a message that came back is counted only as it is run."""
-    put(_SETTLE, "taken_again", lambda _: lambda host, message: None)
+    put(_SETTLE, "taken_again", lambda _: lambda host, message, **given: None)
 
 
 @mutant("I5", "remote_control_changes_nothing", "celery+redis")

@@ -579,7 +579,7 @@ def lets_all_run(claim: Any) -> Any:
 @mutant("what_has_ended_is_dropped", _MARKS, "Marks.ended")
 def forgets_ends(ended: Any) -> Any:
     """The end of an attempt is not remembered."""
-    return lambda self, message: self.given_back(message, timeout_s=1)
+    return lambda self, message, **given: self.given_back(message, timeout_s=1)
 
 
 @mutant("what_was_given_back_is_run", _MARKS, "Marks.all_given_back")

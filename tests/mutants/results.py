@@ -182,6 +182,7 @@ def each_holds_a_thread() -> None:
 def nobody_is_woken() -> None:
     """Who waits for a result is not told that it is there, and does not find it by looking again."""
     put("taskbridge.stores.notifications", "Watches.wake", lambda _: lambda self, key: None)
+    put(_RESULTS, "_WARNS_AFTER_S", lambda _: 3600.0)
     put(_RESULTS, "_LOOK_AGAIN_S", lambda _: (3600.0, 3600.0))
 
 

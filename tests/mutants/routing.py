@@ -94,7 +94,7 @@ def an_unknown_task_is_dead_at_once() -> None:
 
     def bury(host: Any, message: Any) -> Any:
         verdict = importlib.import_module("taskbridge.retry").Dead("unknown_task")
-        settle.settle(host, message, verdict)
+        settle.settle(host.bound(message.task), message, verdict)
         return verdict
 
     put(_INLINE, "put_off_unknown", lambda _: bury)

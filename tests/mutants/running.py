@@ -52,6 +52,8 @@ def the_living_are_taken_for_dead() -> None:
 
     def make(beat: Any) -> Any:
         def hasty(self: Any) -> None:
+            own_sign = "ZREM", self.leases_key, self.worker  # whose age would keep it from judging others
+            self._client.execute([own_sign], timeout_s=self._timeout_s)
             lease_s, self._lease_s = self._lease_s, 0.001
             try:
                 beat(self)
@@ -291,7 +293,7 @@ def a_failing_hook_fails_the_task() -> None:
             if event.name != "before_run":
                 call(self, event)
                 return
-            for hook in self._hooks[event.name]:
+            for hook in self.of[event.name]:
                 hook(event)
 
         return strict

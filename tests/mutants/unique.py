@@ -162,7 +162,7 @@ def an_id_is_not_asked_for() -> None:
 @mutant("U6", "a_chosen_id_is_one_message")
 def other_arguments_are_the_same_message() -> None:
     """Nobody looks whether a chosen id is that of the same call."""
-    put(_UNIQUE, "digest_of", lambda _: lambda *given: "0" * 32)
+    put(_SENDING, "digest_of", lambda _: lambda call: "0" * 32)
 
 
 @mutant("U7", "of_many_senders_one_makes_the_message")
