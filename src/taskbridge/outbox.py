@@ -47,6 +47,7 @@ class Relay(Background):
         super().__init__("relay", join_s=0.2)
         self._host = host
         self._buried = buried
+        self._left: set[str] = set()
 
     @property
     def _outbox(self) -> Backend | None:
@@ -84,11 +85,13 @@ class Relay(Background):
             return False
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
         has_more, read = len(found) == _TOGETHER, {key: self._read(key, text) for key, text in found}
-        others = [Entry(key, None) for key, held in read.items() if held is None]
-        if others and not has_more:  # so many would keep back what is put there after them
-            outbox.commit([Commit((), others)], timeout_s=self._timeout_s)
         held = [each for each in read.values() if each is not None and self._is_ready(each)]
         self.publish(held, timeout_s=self._timeout_s)
+        left = {key for key, each in read.items() if each is None}
+        others = [Entry(key, None) for key in left - self._left]  # once in a while: perhaps nobody knows them
+        self._left = left
+        if others and not has_more:  # so many would keep back what is put there after them
+            outbox.commit([Commit((), others)], timeout_s=self._timeout_s)
         return has_more
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:

@@ -130,7 +130,11 @@ class Results:
             yield min(left_s, uniform(*_LOOK_AGAIN_S))
         while not self._looking.acquire(blocking=False):
             yield uniform(*_LOOK_AGAIN_S)
-        Thread(target=self._look_for_workers, args=(records, id), name="taskbridge-results-look", daemon=True).start()
+        try:
+            look = partial(self._look_for_workers, records, id)
+            Thread(target=look, name="taskbridge-results-look", daemon=True).start()
+        except RuntimeError:  # there are too many threads, or the interpreter ends
+            self._looking.release()
         while True:
             yield uniform(*_LOOK_AGAIN_S)
 

@@ -130,7 +130,7 @@ class Runner:
             return copy_context().run(surroundings.call, self.around, call, is_coroutine=is_coroutine)
         if not declaration.is_coroutine:
             return declaration.function(*args, **kwargs)
-        return surroundings.run_coroutine(declaration.function(*args, **kwargs))
+        return surroundings.run_coroutine(partial(declaration.function, *args, **kwargs))
 
     def _done(self, value: object) -> Done:
         """Return that the task returned, whether its result can be recorded or not (rule RS3)."""

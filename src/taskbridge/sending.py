@@ -337,10 +337,11 @@ class Sending:
         if cause is not None:
             ids = [message.id for _, message, _ in drawn]
             skipped = {keyed[index][1].id for index, each in outcomes.items() if _conflict(keyed[index], each) is None}
+            settled = sent | skipped
             raise SendError(
                 getattr(cause, "problem", str(cause)),
                 sent=[each for each in ids if each in sent],
-                unsent=[each for each in ids if each not in sent | skipped],
+                unsent=[each for each in ids if each not in settled],
                 maybe_taken=maybe_taken,
             ) from cause
         holders = (outcomes[index].holder for index in range(len(keyed)))

@@ -17,6 +17,7 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import dataclass
+from functools import partial
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from typing import Any, Final, TypeAlias
 
@@ -79,7 +80,7 @@ def call(around: Sequence[Surrounding], function: Callable[[], Any], *, is_corou
                 inner.append(each)
             else:
                 stack.enter_context(_entered(each.make(run)) if each.is_async else each.make(run))
-        return run_coroutine(_surrounded(run, inner, function)) if is_coroutine else function()
+        return run_coroutine(partial(_surrounded, run, inner, function)) if is_coroutine else function()
 
 
 async def _surrounded(run: Context, inner: Sequence[Surrounding], function: Callable[[], Awaitable[Any]]) -> Any:
@@ -89,11 +90,11 @@ async def _surrounded(run: Context, inner: Sequence[Surrounding], function: Call
         return await function()
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on the process's loop, and return its result."""
-    from taskbridge import coroutines  # here, for it imports asyncio
+def run_coroutine(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Make a coroutine and run it on the process's loop; return its result."""
+    from taskbridge import coroutines  # here, for it imports asyncio; before it is made, for an interruption may come
 
-    return coroutines.run(coroutine)
+    return coroutines.run(make())
 
 
 def _entered(manager: AbstractAsyncContextManager[Any]) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from functools import cache
 from inspect import BoundArguments, Signature
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
-from taskbridge import codec
+from taskbridge import codec, locks
 from taskbridge.durations import Duration, positive
 from taskbridge.exceptions import nearest
 
@@ -179,7 +179,8 @@ def hash_of(value: object, place: str) -> str:
 
 @cache
 def _blake2b() -> Callable[..., Any]:
-    from hashlib import blake2b  # here, for it loads OpenSSL, and few tasks are unique
+    with locks.no_fork():
+        from hashlib import blake2b  # here, for it loads OpenSSL, and few tasks are unique
 
     return blake2b
 

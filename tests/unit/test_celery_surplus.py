@@ -29,12 +29,6 @@ class Queues:
     def cancel(self) -> None:
         self.is_consuming = False
 
-    def cancel_by_queue(self, name: str) -> None:
-        self.queues = [each for each in self.queues if each.name != name]
-
-    def add_queue(self, queue: Any) -> None:
-        self.queues.append(queue)
-
 
 class Place:
     """A worker with so many free slots, and its surplus."""

@@ -274,6 +274,8 @@ class TestSeveralHosts:
             ("OOM command not allowed script: f00, on @user_script:9.", False, "out of memory"),
             ("ERR Error running script (call to f_00): @user_script:9: -OOM no", False, "out of memory"),
             ("ERR Error running script (call to f_00): @user_script:9: -READONLY no", False, "read-only replica"),
+            ("MISCONF Redis can't save script: f00, on @user_script:9.", False, "MISCONF"),
+            ("ERR Error running script (call to f_00): @user_script:9: -NOREPLICAS no", False, "NOREPLICAS"),
             ("NOPERM this user has no permissions to run the 'evalsha' command", False, "no permissions"),
         ],
     )

@@ -202,7 +202,8 @@ class WorkerLife:
         _log.info("this process ends, and another one takes its place: %s", why)
         tell_supervisor("-")
         self.take_no_more()
-        patience_s, until = self._host.settings.grace_s, inf
+        settings, until = self._host.settings, inf
+        patience_s = max(settings.grace_s, settings.lease_s)  # what has ended may wait for a broker to say so
         while not (self.holds_nothing() or self.draining or monotonic() > until):
             sleep(_RETIRING_S)
             self.take_no_more()  # it may have connected anew
@@ -322,9 +323,9 @@ def _when_worn_out(retire: Callable[[str], None]) -> Callable[[], None] | None:
     runs, retired = count(1), locks.Lock()
 
     def look() -> None:
-        ran, held = next(runs), _most_mb()
+        ran, held = next(runs), _most_mb() if most[1] < inf else 0
         if (ran >= most[0] or held >= most[1]) and retired.acquire(blocking=False):
-            _start_thread(lambda: retire(f"it has run {ran} tasks, and has had {held} MB"), "retire")
+            _start_thread(lambda: retire(f"it has run {ran} tasks, and has had {_most_mb()} MB"), "retire")
 
     return look
 

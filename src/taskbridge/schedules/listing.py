@@ -297,10 +297,12 @@ class Schedules:
         at, is_declared, unsent = self._bridge.now(), name in self.declared(), list[float]()
 
         def decide(old: Definition | None, plan: Plan) -> tuple[None, Plan, float | None]:
-            unsent[:] = cut_off(name, old, plan, at)
+            unsent[:] = [] if is_declared else cut_off(name, old, plan, at)
             state = plan.state if is_declared else None  # the code's goes on
             ended = replace(state or ScheduleState(settled_until=at), revision=newest(old, plan) + 1)
-            return None, Plan(state=ended), None if is_declared else DELETED_KEPT_S
+            if is_declared:
+                return None, replace(plan, state=ended), None
+            return None, Plan(state=ended), DELETED_KEPT_S
 
         old = change(self._store().backend, name, decide, timeout_s=self._timeout_s)
         _tell(name, unsent)

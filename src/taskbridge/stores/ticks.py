@@ -214,7 +214,7 @@ class Ticks:
 
     def states(self, schedules: Sequence[str], *, timeout_s: float) -> Mapping[str, ScheduleState]:
         """Return what is known of those of these schedules that are known."""
-        texts = self._backend.get([key_of(name) for name in schedules], timeout_s=timeout_s)
+        texts = self._backend.get([key_of(name) for name in schedules], timeout_s=timeout_s) if schedules else ()
         states = {name: loads(text).state for name, text in zip(schedules, texts, strict=True)}
         return {name: state for name, state in states.items() if state is not None}
 

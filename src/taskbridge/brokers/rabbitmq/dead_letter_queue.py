@@ -147,13 +147,12 @@ def _all(channel: Channel, queue: str, more: Sequence[Any], timeout_s: float) ->
     deadline, room = Deadline(timeout_s), _MOST_UNACKNOWLEDGED
     while True:
         left = channel.arrived(queue, Deadline(timeout_s))  # for each: a long queue takes its time
-        if channel.deliveries:
-            deadline = Deadline(timeout_s)
-        elif left > 0 and deadline.passed:
+        if not channel.deliveries and left > 0 and deadline.passed:
             raise TimedOutError(f"RabbitMQ holds {left} messages of queue {queue!r} back")
         while channel.deliveries:
             yield channel.deliveries.popleft()
             room -= 1
+            deadline = Deadline(timeout_s)
         if left == 0:
             return
         if room == 0 and more:

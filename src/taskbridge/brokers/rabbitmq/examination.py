@@ -34,9 +34,6 @@ _HARM: Final = {
     "max-length-bytes": _LOST,
     "delivery-limit": "a message that came back so often is dropped, and so lost",
 }
-_SAFE_DELIVERY_LIMIT: Final = 20
-"""RabbitMQ 4's own; a message that comes back more than 10 times is dead before that (rules A5 and I2)."""
-
 _SHOWN: Final = 3
 
 
@@ -132,7 +129,7 @@ def _applied(policies: Sequence[Mapping[str, Any]], name: str, kind: str) -> Map
 def _harms(key: str, value: Any, everything: Mapping[str, Any]) -> bool:
     """Return whether part of a policy harms messages in a queue, of which `everything` is policies and arguments."""
     if key == "delivery-limit":
-        return everything.get("queue-type") == "quorum" and 0 <= value < _SAFE_DELIVERY_LIMIT
+        return everything.get("queue-type") == "quorum" and value >= 0  # what is given back counts too
     if _HARM.get(key) == _LOST:  # where a full queue refuses, senders are told
         return not everything.get("overflow", "").startswith("reject-publish")
     return key in _HARM

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import pika
@@ -12,6 +13,8 @@ import pika
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.exceptions import SettingsError
 from taskbridge.settings import Address, each_host
+
+_FILES: Final = re.compile(r"""(?:ca_certs|certfile|keyfile)['"]\s*:\s*['"][^'"]*""")
 
 
 class Hosts:
@@ -35,8 +38,9 @@ class Hosts:
         try:
             return cls([pika.URLParameters(url) for url in each_host(address.broker_url)])
         except (ValueError, TypeError, SyntaxError, OSError) as exc:
-            named = dict(parse_qsl(urlsplit(address.broker_url).query)).get("ssl_options")
-            problem = f"a file of TLS can't be read, of {named}: {exc}" if isinstance(exc, OSError) else str(exc)
+            named = dict(parse_qsl(urlsplit(address.broker_url).query)).get("ssl_options", "")
+            files = ", ".join(_FILES.findall(named))  # no more of it is shown: there may be a password
+            problem = f"a file of TLS can't be read, of {files}: {exc}" if isinstance(exc, OSError) else str(exc)
             raise SettingsError("url", problem) from exc
 
     @property

@@ -528,7 +528,8 @@ def _told_apart(error: errors.ResponseError) -> tuple[errors.ResponseError, bool
     if "Error running script" in text:  # Redis before 7 quotes what it was
         kinds = {"-OOM ": errors.OutOfMemoryError, "-READONLY ": errors.ReadOnlyError}
         error = next((kind for name, kind in kinds.items() if name in text), type(error))(text)
-    return error, ("Error running script" in text or " script: " in text) and not isinstance(error, _NOT_TAKEN)
+    at_first = isinstance(error, _NOT_TAKEN) or "MISCONF " in text or "NOREPLICAS " in text
+    return error, ("Error running script" in text or " script: " in text) and not at_first
 
 
 def _lacks_script(outcome: Outcome) -> bool:

@@ -367,7 +367,9 @@ class Consumer(CeleryConsumer):
         self._life.drain()
         self._stop_gathering()
         if self._surplus is not None and self.connection and self.connection.connected:
-            self._surplus.close()
+            with suppress(*self.lost):
+                self.task_consumer.cancel()  # first, or what is given back would come again
+                self._surplus.close()
         stock(super()).stop()
 
     def _stop_gathering(self) -> None:
@@ -440,8 +442,8 @@ class Consumer(CeleryConsumer):
         """Take nothing new, soon: the process is about to end."""
         if self.task_consumer is not None:
             self.call_soon(self.task_consumer.cancel)
-        if self._surplus is not None:
-            self.call_soon(self._surplus.close)
+        if (surplus := self._surplus) is not None:
+            self.call_soon(surplus.close)
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> Any:
         """Return the connection on which events are sent.

@@ -104,9 +104,7 @@ class Surplus:
     def _take_turns(self) -> None:
         """Let another queue be the first of which something comes, or it would be the same each time."""
         consumer = self._consumer.task_consumer
-        if queues := consumer.queues:
-            consumer.cancel_by_queue(queues[0].name)
-            consumer.add_queue(queues[0])
+        consumer.queues = [*consumer.queues[1:], *consumer.queues[:1]]
 
     def renew(self) -> None:
         """Consume anew: what is held for other reasons counts no more for what the consumers may be sent."""

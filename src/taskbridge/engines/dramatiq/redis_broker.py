@@ -132,7 +132,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
         after_ms = int(self._lease_s * 1000), int(forgotten_s * 1000), DEFAULT_DEAD_MESSAGE_TTL
         queues = (*self.get_declared_queues(), *self.get_declared_delay_queues())
         call = STRANGERS([f"{self.namespace}:__heartbeats__"], self.namespace, *after_ms, *queues)
-        self._calls.execute([call], timeout_s=_TIMEOUT_S)
+        self._calls.execute([call], timeout_s=_TIMEOUT_S, once=True)
 
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
@@ -152,7 +152,7 @@ class _LeveledConsumer(EngineConsumer):
     def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
         if soon and self._leases.is_away:
             return ()
-        held = self._leases.take(self._lists, most, timeout_s=_NEXT_S if soon else _TIMEOUT_S)
+        held = self._leases.take(self._lists, most, timeout_s=_NEXT_S if soon else _TIMEOUT_S, once=soon)
         return [Arrival(self, each.tag, each.text, each.suspect) for each in held]
 
     def wait(self) -> None:
