@@ -17,6 +17,7 @@ from taskbridge.engines.settle import NotSettledError, bury_unreadable, put_off_
 from taskbridge.exceptions import NewerFormError
 from taskbridge.message import loads
 from taskbridge.retry import GivenBack, Interrupted
+from taskbridge.runner import Runs
 from taskbridge.schedules.sender import Scheduler
 from taskbridge.timelimit import raise_in_thread
 
@@ -27,6 +28,11 @@ class ThreadsEngine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._wire: ThreadsWire = host.wire  # type: ignore[assignment]  # made by our own make_wire
+        self._lock = threading.Lock()
+        self._workers = 0
+        self._stopping = 0  # of them, those that were told to stop
+        host.is_stopping = lambda: self._stopping > 0  # what tasks are told
+        host.cancellations.runs = Runs()  # what runs here, so that a task can be interrupted (CA3)
 
     @property
     def native(self) -> Any:
@@ -47,16 +53,26 @@ class ThreadsEngine:
         self._host.hooks.call(Event(name="worker_started"))
         pump.start()
         scheduler.start()
+        with self._lock:
+            self._workers += 1
+            self._host.relay.start()  # all have the bridge's
         for worker in workers:
             worker.start()
         try:
             yield
         finally:
             scheduler.stop()
+            with self._lock:
+                self._stopping += 1
             stop.set()
             self._let_finish(workers)
             self._host.hooks.call(Event(name="worker_stopping"))  # after the last task: hooks close what tasks use (H)
             pump.stop()
+            with self._lock:
+                self._workers -= 1
+                self._stopping -= 1
+                if not self._workers:
+                    self._host.relay.stop()
 
     def _let_finish(self, workers: Sequence[threading.Thread]) -> None:
         """Wait for what runs while the grace lasts, and then interrupt it, so that it is given back (A4, R8)."""
