@@ -423,7 +423,7 @@ def _record(token: str, queue: str) -> Any:
         "traceback": "",
         "unique": f"e:{'0' * 32}",
         "digest": "0" * 32,
-        "call": ["[]", "{}"],
+        "call": [json.dumps([token]), "{}"],
     }
 
 
