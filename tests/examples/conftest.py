@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
@@ -86,10 +86,16 @@ def wait_until(holds: Callable[[], bool], *, what: str, timeout_s: float, proces
         time.sleep(0.05)
 
 
-def run(*argv: str, cwd: Path = ROOT, env: Mapping[str, str]) -> str:
-    """Run a command line to its end and return what it wrote to stdout."""
+def run(
+    *argv: str,
+    cwd: Path = ROOT,
+    env: Mapping[str, str],
+    codes: Collection[int] = (0,),
+    timeout_s: float = RUN_TIMEOUT_S,
+) -> str:
+    """Run a command line to its end, which should have one of these exit codes, and return what it wrote to stdout."""
     done = subprocess.run(
-        argv, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        argv, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout_s, check=False
     )
-    assert done.returncode == 0, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode in codes, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
