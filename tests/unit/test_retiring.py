@@ -22,7 +22,7 @@ class Life(WorkerLife):
     """A life whose engine has lost count of what it holds."""
 
     def __init__(self) -> None:
-        super().__init__(Bridge("inline://?threads=0", grace=0.1), Runs())
+        super().__init__(Bridge("inline://?threads=0", grace=0.1, lease=1), Runs())
         self.has_ended = threading.Event()
 
     def stop_taking(self) -> None:
