@@ -16,17 +16,17 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Final, Generic, TypeVar
 
-from taskbridge import failures
+from taskbridge import codec, failures
 from taskbridge.brokers.base import Broker, SignBroker
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
-from taskbridge.exceptions import BrokerUnavailable, WorkerLost, nearest
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, WorkerLost, nearest
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
@@ -242,7 +242,7 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
         row, may_start = _persist(task, begin)
         if may_start:
             call = None if row is None else row.get("call")
-            return None if call is None else replace(message, args_json=call[0], kwargs_json=call[1], plain=None)
+            return None if call is None else _with_call(message, call)
         if row is None or row["state"] == "cancelled":
             return None if row is None else _ended(task, message, CancelledVerdict())
         left_s = wait_s(row, message, now)
@@ -256,6 +256,18 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
     except NotSettledError:
         _unmark(task, message)
         raise
+
+
+def _with_call(message: Message, call: Sequence[str]) -> Message | None:
+    """Return a message with the arguments that its record has; None if they can't be read, so that its own count."""
+    try:
+        codec.loads_array(call[0])
+        codec.loads_object(call[1])
+    except DecodeError as exc:
+        text = "task %s id %s: the arguments that its record has can't be read, so its own count: %s"
+        _log.error(text, message.task, message.id, exc)
+        return None
+    return replace(message, args_json=call[0], kwargs_json=call[1], plain=None)
 
 
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
