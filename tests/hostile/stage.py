@@ -130,6 +130,7 @@ class Stage:
         self._read = 0
         self._tokens: Counter[str] = Counter()
         self._own_tokens: set[str] = set()
+        self._ids: set[str] = set()
         self._ended: Counter[str] = Counter()  # of odd messages, beside those in letters, by their tokens
         self._buried = 0
         self._cases: dict[str, Case] = {}  # of all messages, by their tokens
@@ -192,6 +193,7 @@ class Stage:
         forms = {form.name: form for form in self.forms}  # of this namespace, which theirs may not be
         cases = [replace(case, form=forms[case.form.name]) for case in cases]
         place = cases[0].form.place
+        cases = [case for case in cases if not self._is_copy(case)]
         for case in cases:
             token = self._new_token(is_own=False)
             self._outlet.put(place, case.payload(token, queue), token, queue)
@@ -210,6 +212,14 @@ class Stage:
         except Stopped as exc:
             exc.log = exc.log or self.log(queue)
             raise
+
+    def _is_copy(self, case: Case) -> bool:
+        """Return whether a message has the same odd id as another one: a unique one is then the same, and runs once."""
+        has_id = bool(case.path) and case.path[-1] in ("id", "correlation_id")
+        is_copy = has_id and case.odd in self._ids
+        if has_id:
+            self._ids.add(case.odd)
+        return is_copy
 
     def attempt_all(self, makers: Sequence[Callable[[str, str], Payload]], queue: str) -> None:
         """Put messages on a queue, each made of its token and the queue's name, and a healthy one behind; wait for it.
