@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context, copy_context
 from math import inf
 from typing import Any, Final
@@ -75,7 +75,10 @@ _UNSET: Final[Any] = object()
 
 @contextmanager
 def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
-    """Start a coroutine on the loop, and give its outcome; if it has not ended with the block, it is cancelled."""
+    """Start a coroutine on the loop, and give its outcome; if it has not ended with the block, it is cancelled.
+
+    That is so if something was raised in this thread, which is raised when it has ended, whatever is raised meanwhile.
+    """
     loop = _loop.get()
     outcome: Future[Any] = Future()
     started: list[asyncio.Task[Any]] = []
@@ -88,19 +91,20 @@ def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
     loop.call_soon_threadsafe(start, context=copy_context())
     try:
         yield outcome
-    finally:  # if it has not ended, something was raised in this thread
-        _end(outcome, lambda: loop.call_soon_threadsafe(lambda: [task.cancel() for task in started]))
-
-
-def _end(outcome: Future[Any], cancel: Callable[[], object]) -> None:
-    """Cancel what has not ended, once more for each exception that is raised here until it has; then that is raised."""
-    try:
-        if not outcome.done():
-            cancel()
-            _wait(outcome)
     except BaseException:
-        _end(outcome, cancel)
+        _end(outcome, loop, lambda: [task.cancel() for task in started])
         raise
+
+
+def _end(outcome: Future[Any], loop: asyncio.AbstractEventLoop, cancel: Callable[[], object]) -> None:
+    """Cancel what has not ended, once more for each exception that is raised here until it has, and drop those.
+
+    What was raised first says why it is to end.
+    """
+    while not outcome.done() and not loop.is_closed():
+        with suppress(BaseException):
+            loop.call_soon_threadsafe(cancel)
+            _wait(outcome)
 
 
 def _wait(outcome: Future[Any]) -> None:

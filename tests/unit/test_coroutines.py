@@ -10,7 +10,7 @@ import pytest
 
 from taskbridge import TimeLimitExceeded
 from taskbridge.coroutines import run
-from taskbridge.timelimit import limited
+from taskbridge.timelimit import limited, raise_in_thread
 
 
 def test_a_coroutine_over_its_limit_has_ended_when_its_run_has() -> None:
@@ -42,6 +42,38 @@ def test_a_coroutine_that_is_interrupted_again_as_it_cleans_up_has_ended_when_it
                 ended.append("cleaned up")
 
     with pytest.raises(TimeLimitExceeded), limited(0.5), limited(0.1):
+        run(slow())
+    assert ended == ["cleaned up"]
+
+
+class First(BaseException):
+    """Interrupts a run."""
+
+
+class Second(Exception):
+    """Interrupts what the run does about that."""
+
+
+def test_what_interrupts_a_coroutine_first_is_what_ends_its_run() -> None:
+    ended: list[str] = []
+    thread_id = threading.get_ident()
+
+    def interrupt(error: type[BaseException]) -> None:
+        threading.Thread(target=raise_in_thread, args=(thread_id, error)).start()
+
+    async def slow() -> None:
+        interrupt(First)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            interrupt(Second)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(0.2)
+                ended.append("cleaned up")
+
+    with pytest.raises(First):
         run(slow())
     assert ended == ["cleaned up"]
 
