@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import Context, copy_context
 from math import inf
 from typing import Any, Final
@@ -77,7 +77,7 @@ _UNSET: Final[Any] = object()
 def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
     """Start a coroutine on the loop, and give its outcome; if it has not ended with the block, it is cancelled.
 
-    That is so if something was raised in this thread, which is raised when it has ended, whatever is raised meanwhile.
+    That is so if something was raised in this thread, which is raised when it has ended.
     """
     loop = _loop.get()
     outcome: Future[Any] = Future()
@@ -97,14 +97,19 @@ def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
 
 
 def _end(outcome: Future[Any], loop: asyncio.AbstractEventLoop, cancel: Callable[[], object]) -> None:
-    """Cancel what has not ended, once more for each exception that is raised here until it has, and drop those.
+    """Cancel what has not ended, once more for each exception that is raised here until it has.
 
-    What was raised first says why it is to end.
+    These are dropped, for what was raised first says why it is to end; but for one that is to end the program.
     """
+    ends_program: BaseException | None = None
     while not outcome.done() and not loop.is_closed():
-        with suppress(BaseException):
+        try:
             loop.call_soon_threadsafe(cancel)
             _wait(outcome)
+        except BaseException as exc:
+            ends_program = exc if isinstance(exc, (KeyboardInterrupt, SystemExit)) else ends_program
+    if ends_program is not None:
+        raise ends_program
 
 
 def _wait(outcome: Future[Any]) -> None:

@@ -54,7 +54,10 @@ class Second(Exception):
     """Interrupts what the run does about that."""
 
 
-def test_what_interrupts_a_coroutine_first_is_what_ends_its_run() -> None:
+@pytest.mark.parametrize(("second", "raised"), [(Second, First), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_what_interrupts_a_coroutine_first_ends_its_run(
+    second: type[BaseException], raised: type[BaseException]
+) -> None:
     ended: list[str] = []
     thread_id = threading.get_ident()
 
@@ -66,14 +69,14 @@ def test_what_interrupts_a_coroutine_first_is_what_ends_its_run() -> None:
         try:
             await asyncio.sleep(30)
         finally:
-            interrupt(Second)
+            interrupt(second)
             try:
                 await asyncio.sleep(30)
             finally:
                 await asyncio.sleep(0.2)
                 ended.append("cleaned up")
 
-    with pytest.raises(First):
+    with pytest.raises(raised):
         run(slow())
     assert ended == ["cleaned up"]
 
