@@ -79,20 +79,26 @@ def _started(coroutine: Coroutine[Any, Any, Any]) -> Generator[Future[Any]]:
 
     That is so if something was raised in this thread, which is raised when it has ended.
     """
-    loop = _loop.get()
     outcome: Future[Any] = Future()
-    started: list[asyncio.Task[Any]] = []
+    tasks: list[asyncio.Task[Any]] = []
+    begun_on: asyncio.AbstractEventLoop | None = None
 
     def start() -> None:
-        task = loop.create_task(_capture(coroutine, outcome))  # inherits the context of this callback
+        task = asyncio.get_running_loop().create_task(_capture(coroutine, outcome))  # has this callback's context
         task.add_done_callback(lambda _: _end_unstarted(coroutine, outcome))
-        started.append(task)
+        tasks.append(task)
 
-    loop.call_soon_threadsafe(start, context=copy_context())
     try:
+        with taken_by_hand():  # a loop half made would be left behind, and so would a coroutine begun unseen
+            loop = _loop.get()
+            loop.call_soon_threadsafe(start, context=copy_context())
+            begun_on = loop
         yield outcome
     except BaseException:
-        _end(outcome, loop, lambda: [task.cancel() for task in started])
+        if begun_on is None:
+            coroutine.close()
+        else:
+            _end(outcome, begun_on, lambda: [task.cancel() for task in tasks])
         raise
 
 

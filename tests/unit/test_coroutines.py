@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import inspect
 import threading
 import time
 
 import pytest
 
-from taskbridge import TimeLimitExceeded
+from taskbridge import TimeLimitExceeded, coroutines
 from taskbridge.coroutines import run
+from taskbridge.locks import PerProcess
 from taskbridge.timelimit import limited, raise_in_thread
 
 
@@ -81,6 +84,41 @@ def test_what_interrupts_a_coroutine_first_ends_its_run(
     assert ended == ["cleaned up"]
 
 
+def test_a_loop_is_made_whole_though_its_first_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[asyncio.AbstractEventLoop] = []
+    new_event_loop, thread_id = asyncio.new_event_loop, threading.get_ident()
+
+    def interrupted_loop() -> asyncio.AbstractEventLoop:
+        raise_in_thread(thread_id, First)
+        made.append(new_event_loop())
+        return made[-1]
+
+    async def own_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    monkeypatch.setattr(coroutines, "_loop", PerProcess(coroutines._started_loop))
+    monkeypatch.setattr(asyncio, "new_event_loop", interrupted_loop)
+    with pytest.raises(First):
+        run(own_loop())
+    assert [run(own_loop())] == made
+    made[0].call_soon_threadsafe(made[0].stop)
+    while made[0].is_running():
+        time.sleep(0.01)
+    made[0].close()
+
+
+def test_a_coroutine_is_closed_where_no_loop_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_loop() -> asyncio.AbstractEventLoop:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(coroutines, "_loop", PerProcess(coroutines._started_loop))
+    monkeypatch.setattr(asyncio, "new_event_loop", no_loop)
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(OSError, match="Too many open files"):
+        run(coroutine)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
 def test_a_coroutine_that_never_began_has_ended_too() -> None:
     begun: list[str] = []
     blocked = threading.Event()
@@ -110,10 +148,12 @@ def test_the_loop_goes_on_whenever_a_coroutine_is_interrupted() -> None:
 
     interrupted = 0
     for number in range(400):
+        coroutine = short(number)
         try:
             with limited(0.0002 + number % 20 * 0.00005):
-                run(short(number))
+                run(coroutine)
         except TimeLimitExceeded:
             interrupted += 1
+            coroutine.close()  # for it may have been raised before the call
     assert interrupted
     assert run(short(7)) == 7
