@@ -14,8 +14,7 @@ from taskbridge.brokers.base import Buried, Counts, Decide, MemoryWire, unpublis
 from taskbridge.message import DeadLetter, Message, loads, loads_letter
 from taskbridge.settings import Settings
 
-_LOOK_S = 0.25
-"""How long a pump waits at most before it looks whether it is to stop."""
+_LOOK_S = 0.25  # how long a pump waits at most before it looks whether it is to stop
 
 
 class MemoryBroker:

@@ -22,8 +22,7 @@ from taskbridge.remedies import COMMANDS, instead
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
 
-Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]
-"""What `ArgumentParser.add_argument` is called with."""
+Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

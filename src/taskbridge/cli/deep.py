@@ -23,8 +23,7 @@ _LATE_S: Final = 10.0
 """How late a delayed message may be, and how long a notification may take: a busy server is none that is broken."""
 _KEPT_S: Final = 60.0
 """How long a server keeps what is tried, if this process is killed; but a delayed message and a dead letter stay."""
-_FEW: Final = 1000
-"""With more dead letters none is buried: on RabbitMQ all are read to find one."""
+_FEW: Final = 1000  # with more dead letters none is buried: on RabbitMQ all are read to find one
 _PERMISSION: Final = re.compile(r"no permissions|can't publish|ACCESS_REFUSED|permission denied", re.IGNORECASE)
 
 

@@ -21,12 +21,8 @@ YELLOW: Final = 33
 RED: Final = 31
 CYAN: Final = 36
 
-LAYOUT: Final = "\n\t"
-"""What is not escaped where several lines are printed."""
-
-_SHOW_S: Final = 0.1
-"""How often a bar of progress is drawn anew."""
-
+LAYOUT: Final = "\n\t"  # what is not escaped where several lines are printed
+_SHOW_S: Final = 0.1  # how often a bar of progress is drawn anew
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 

@@ -18,8 +18,7 @@ Look after the store: the database of status, results, cancellations, schedules 
   TASKBRIDGE_STORE=sqlite:////var/lib/shop/tasks.db taskbridge store init
 """
 
-_TIMEOUT_S: Final = 60.0
-"""How long it may take: another that makes the same tables goes first."""
+_TIMEOUT_S: Final = 60.0  # how long it may take: another that makes the same tables goes first
 
 
 def _bridge(arguments: Namespace) -> Bridge:

@@ -21,9 +21,7 @@ from typing import Final
 
 from taskbridge.engines.base import READY_VARIABLE, Command
 
-SLACK_S: Final = 5.0
-"""How long after the grace period a worker may still be there before it is killed."""
-
+SLACK_S: Final = 5.0  # how long after the grace period a worker may still be there before it is killed
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _LONG_LIFE_S: Final = 10.0
@@ -36,8 +34,7 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
-_CHANGED: Final = 0
-"""What stands among the numbers of signals when a watched file was changed."""
+_CHANGED: Final = 0  # what stands among the numbers of signals when a watched file was changed
 
 
 @dataclass(kw_only=True)

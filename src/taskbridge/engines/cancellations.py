@@ -24,11 +24,8 @@ from taskbridge.stores.records import CANCEL_KNOWN_S, Records
 
 _log = logger("taskbridge.worker")
 
-PERIOD_S: Final = CANCEL_KNOWN_S / 4
-"""How often the store is asked."""
-
-_OLD_S: Final = CANCEL_KNOWN_S * 0.8
-"""From when on a start does not rest on what is known."""
+PERIOD_S: Final = CANCEL_KNOWN_S / 4  # how often the store is asked
+_OLD_S: Final = CANCEL_KNOWN_S * 0.8  # from when on a start does not rest on what is known
 
 _MOST_FORGOTTEN: Final = 10_000
 """How many lives more are known than the store knows, at most, beside as many as it knows."""

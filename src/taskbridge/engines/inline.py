@@ -42,9 +42,7 @@ from taskbridge.timelimit import raise_in_thread
 _UNNOTICED_S: Final = 15.0
 """How far the clock may go between two calls of `run_schedules` without anything counting as missed."""
 
-_MOST_RUNS: Final = 10_000
-"""How many runs there may be until a message is at its end that someone waits for."""
-
+_MOST_RUNS: Final = 10_000  # how many runs there may be until a message is at its end that someone waits for
 _log = logger("taskbridge.inline")
 
 _errors: Final[ContextVar[list[BaseException] | None]] = ContextVar("taskbridge_errors", default=None)

@@ -45,19 +45,12 @@ _log = logger("taskbridge.leases")
 _BEAT_S: Final = 5.0
 """How often a lease is renewed, and others are looked at, at least: rule A2 allows 10 s past the lease."""
 
-_AWAY_S: Final = 0.5
-"""How often it is tried while Redis is away."""
-
+_AWAY_S: Final = 0.5  # how often it is tried while Redis is away
 _MINUTE_S: Final = 60.0
 
-_AT_ONCE_S: Final = 1.0
-"""How long an acknowledgement may hold up its caller; after that, the thread goes on trying."""
-
-_DIGITS: Final = 15
-"""How many digits a time in ms has at most."""
-
-_TOGETHER: Final = 500
-"""How many messages one script settles."""
+_AT_ONCE_S: Final = 1.0  # how long an acknowledgement may hold up its caller; after that, the thread goes on trying
+_DIGITS: Final = 15  # how many digits a time in ms has at most
+_TOGETHER: Final = 500  # how many messages one script settles
 
 
 class Layout:
@@ -74,8 +67,7 @@ DRAMATIQ: Final = Layout("dramatiq")
 
 _LEAVE: Final = Script(__file__, "leave")
 
-STRANGERS: Final = Script(__file__, "dramatiq", "strangers")
-"""Looks after what stock Dramatiq clients leave behind."""
+STRANGERS: Final = Script(__file__, "dramatiq", "strangers")  # looks after what stock Dramatiq clients leave behind
 
 
 class Lists:

@@ -57,12 +57,8 @@ _log = logger("taskbridge.worker")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
-_ANSWER_S = 2.0
-"""How long an answer to a probe may take."""
-
-_TELL_S = 1.0
-"""How long it may take to record that a message is given back."""
-
+_ANSWER_S = 2.0  # how long an answer to a probe may take
+_TELL_S = 1.0  # how long it may take to record that a message is given back
 LOOK_AGAIN_S: Final = 2.0
 """How long a message waits whose attempt another worker seems to run, or this one runs."""
 
@@ -83,8 +79,7 @@ MOST_REQUEUES: Final = 5
 RUNNING: Final = "running"
 ENDED: Final = "ended"
 
-_MOST_REMEMBERED: Final = 10_000
-"""How many attempts are remembered as ended."""
+_MOST_REMEMBERED: Final = 10_000  # how many attempts are remembered as ended
 
 
 class Attempts(Generic[HolderT]):

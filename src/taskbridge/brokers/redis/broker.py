@@ -22,15 +22,9 @@ from taskbridge.logs import logger
 from taskbridge.message import END_OF_TIME, RAW, DeadLetter, Message, loads_letter
 from taskbridge.settings import Settings
 
-_TOGETHER: Final = 100
-"""How many messages one command takes at most: while it works, the server does nothing else."""
-
-_TOGETHER_BYTES: Final = 1 << 18
-"""How many bytes of messages one command takes, about."""
-
-_LETTERS_TOGETHER: Final = 20
-"""How many dead letters, each of which may be as large as a message may."""
-
+_TOGETHER: Final = 100  # how many messages one command takes at most: while it works, the server does nothing else
+_TOGETHER_BYTES: Final = 1 << 18  # how many bytes of messages one command takes, about
+_LETTERS_TOGETHER: Final = 20  # how many dead letters, each of which may be as large as a message may
 _PARK: Final = Script(__file__, "park")
 _BURY: Final = Script(__file__, "bury")
 _TAKE_DEAD: Final = Script(__file__, "take_dead")

@@ -31,14 +31,9 @@ from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, Place, p
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
 
-Word = str | bytes | int | float
-"""A part of a command."""
-
-Request = Sequence[Sequence[Word]]
-"""Commands that are carried out together: one as it is, several in a transaction."""
-
-Outcome = Any
-"""What became of a request: the reply (of a transaction, the list of replies), or a `BrokerUnavailable`."""
+Word = str | bytes | int | float  # a part of a command
+Request = Sequence[Sequence[Word]]  # commands that are carried out together: one as it is, several in a transaction
+Outcome = Any  # what became of a request: the reply (of a transaction, the list of replies), or a `BrokerUnavailable`
 
 _LONGEST_IDLE_S: Final = 30.0
 """A connection that was idle for longer is not used again: what stands between may have dropped it silently."""
@@ -46,11 +41,8 @@ _LONGEST_IDLE_S: Final = 30.0
 _SPARE_S: Final = 5.0
 """A connection beside others that nobody needed for so long is closed: a burst of calls leaves several."""
 
-_WINDOW_BYTES: Final = 1 << 20
-"""About how much is sent before the replies are read."""
-
-_AGAIN_S: Final = 0.1
-"""How long it takes until what no server has taken is tried again, where another one may take it."""
+_WINDOW_BYTES: Final = 1 << 20  # about how much is sent before the replies are read
+_AGAIN_S: Final = 0.1  # how long it takes until what no server has taken is tried again, where another one may take it
 
 _PART_OF_WAIT: Final = 0.9
 """For which part of the time that is left Redis waits for replicas; the rest is for its answer."""
@@ -263,8 +255,7 @@ def pack(request: Request) -> bytes:
     return b"".join(parts)
 
 
-_texts: Final[dict[Word, str]] = {}
-"""Of each script its text, by the name by which a server knows it: the text's SHA-1."""
+_texts: Final[dict[Word, str]] = {}  # of each script its text, by the name by which a server knows it: the text's SHA-1
 
 
 class Script:

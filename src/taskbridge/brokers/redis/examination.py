@@ -12,8 +12,7 @@ from taskbridge.brokers.base import Remark
 from taskbridge.brokers.redis.client import Client
 from taskbridge.exceptions import BrokerUnavailable
 
-_AT_START_S: Final = 5
-"""A save within this time of the server's start is none: it begins by noting one."""
+_AT_START_S: Final = 5  # a save within this time of the server's start is none: it begins by noting one
 
 
 def examine(client: Client, namespace: str, *, timeout_s: float) -> Iterator[Remark]:

@@ -29,8 +29,7 @@ from redis.retry import Retry
 from taskbridge.exceptions import SettingsError
 from taskbridge.settings import hosts_of, without_credentials
 
-Address = tuple[str, int]
-"""A host and a port."""
+Address = tuple[str, int]  # a host and a port
 
 Open = Callable[[Address, float], Any]
 """Makes a connection (`Link`) to an address within so many seconds, about; raises one of `TROUBLE` if it can't."""
@@ -53,9 +52,7 @@ _NOT_FOR_CONNECTIONS: Final = {
     *("decode_responses", "socket_timeout", "socket_connect_timeout"),
 }
 
-_MOST_HOPS: Final = 5
-"""How often a cluster's nodes may send on who looks for a slot."""
-
+_MOST_HOPS: Final = 5  # how often a cluster's nodes may send on who looks for a slot
 _redis_py: Final[Any] = _connection  # which has few types
 _sentinels: Final[Any] = _sentinel
 

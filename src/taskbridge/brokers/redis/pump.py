@@ -26,26 +26,21 @@ _BEAT: Final = Script(__file__, "beat")
 _POLL_S: Final = 0.2
 """How long a single pump sleeps at most: what is parked meanwhile with a shorter delay is late by no more."""
 
-_SHORTEST_SLEEP_S: Final = 0.005
-"""How long it sleeps at least, so that what falls due in a row is taken together."""
+_SHORTEST_SLEEP_S: Final = 0.005  # how long it sleeps at least, so that what falls due in a row is taken together
 
 _LONGEST_SLEEP_S: Final = 0.5
 """How long one of many sleeps at most: if all others have died, what is due is late by no more (rule D2)."""
 
 _TOGETHER: Final = 100
-_TOGETHER_BYTES: Final = 1 << 18
-"""How much is taken at a time."""
+_TOGETHER_BYTES: Final = 1 << 18  # how much is taken at a time
 
 _CLAIM_MS: Final = 400
 """How long what one pump has looked up is hidden from the others: if it dies with it in its hands, another must find it
 in time (rule D2). One that takes longer to publish it finds that another has done so."""
 
 _BEAT_S: Final = 1.5
-_LIFE_MS: Final = 5000
-"""How often a pump says that it lives, and how long that is believed."""
-
-_POSTPONED_MS: Final = 30_000
-"""How long a message waits that can't be published, or that only a newer release can read."""
+_LIFE_MS: Final = 5000  # how often a pump says that it lives, and how long that is believed
+_POSTPONED_MS: Final = 30_000  # how long a message waits that can't be published, or that only a newer release can read
 
 _STRANGERS_PAUSE_S: Final = 0.8
 """How long a pump doesn't look at another engine's messages when it has seen all, and leaves some (rule D2)."""

@@ -63,11 +63,8 @@ _MOST_REMEMBERED: Final = 10_000
 
 _GOODBYE_S: Final = 1.0
 
-_ACCEPTED_S: Final = 1.0
-"""How long after a connection was lost a child may still say that it has begun with a request."""
-
-_ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")
-"""The methods of kombu's messages that acknowledge."""
+_ACCEPTED_S: Final = 1.0  # how long after a connection was lost a child may still say that it has begun with a request
+_ACKNOWLEDGING: Final = ("ack_log_error", "reject_log_error")  # the methods of kombu's messages that acknowledge
 
 _NOT_TRACED: Final = {"shadow"}.union(
     name for name in dir(CeleryContext) if name.startswith("_") or callable(getattr(CeleryContext, name))

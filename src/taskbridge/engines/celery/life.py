@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 _log = logger("taskbridge.celery")
 
-_FINISHED_S: Final = 1.0
-"""How long the background has to finish what it was given."""
+_FINISHED_S: Final = 1.0  # how long the background has to finish what it was given
 
 
 class CeleryLife(WorkerLife):

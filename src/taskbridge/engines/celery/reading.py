@@ -38,8 +38,7 @@ class Parts(NamedTuple):
 
 
 _END: Final = f", {NOTHING_EMBEDDED}]".encode()
-_TYPED: Final = b"__type__"
-"""What kombu's own JSON marks values with; in taskbridge's there is none."""
+_TYPED: Final = b"__type__"  # what kombu's own JSON marks values with; in taskbridge's there is none
 
 
 def _refuse_constant(name: str) -> Any:
@@ -105,15 +104,12 @@ def taken_apart(message: Any) -> Parts:
     return parts_of(headers, args, kwargs, embed)
 
 
-LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0
-"""The largest time limit of a plain client's that counts as one."""
+LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0  # the largest time limit of a plain client's that counts as one
 
 DEEPEST: Final = codec.MOST_JSON_DEPTH
 """How deep headers and arguments may be nested; at 485 what pickles them for a child ends with a RecursionError."""
 
-_AROUND: Final = 8
-"""What Celery puts around an argument: the list of them, a task linked to another, a chain, a chord."""
-
+_AROUND: Final = 8  # what Celery puts around an argument: the list of them, a task linked to another, a chain, a chord
 _HOLDERS: Final = frozenset((list, dict, tuple))
 _LIMITS: Final = ("hard", "soft")
 

@@ -33,20 +33,17 @@ if TYPE_CHECKING:
 
 _log = logger("taskbridge.celery")
 
-_TIMEOUT_S: Final = 5.0
-"""How long Redis may take to answer; the worker's main loop waits for that."""
+_TIMEOUT_S: Final = 5.0  # how long Redis may take to answer; the worker's main loop waits for that
 
 _CONNECT_S: Final = 2.0
 """How long it may take to connect a watch, which is not tried before Redis has answered otherwise."""
 
-_LOOK_AGAIN_S: Final = 5.0
-"""How long an idle worker trusts that it would have been told of a change."""
+_LOOK_AGAIN_S: Final = 5.0  # how long an idle worker trusts that it would have been told of a change
 
 _PING_S: Final = 1.0
 """How often it says something on its connection, which a server may close otherwise (Redis' own setting `timeout`)."""
 
-_POLL_S: Final = 0.1
-"""How often an idle worker looks where Redis tells it nothing."""
+_POLL_S: Final = 0.1  # how often an idle worker looks where Redis tells it nothing
 
 _PAUSE_S: Final = 0.05
 """How long a worker rests at most after another one was faster, so that idle ones don't all run for each message."""

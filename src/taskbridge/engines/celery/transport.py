@@ -43,17 +43,10 @@ _PAUSES: Final = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1
 kombu before 5.7 goes beyond the maximum by the start (kombu/utils/functional.py, retry_over_time): to 2 s.
 """
 
-_LONGEST_PAUSE_S: Final = 2.0
-"""How long a channel rests at most after its broker did not answer."""
-
-_TIMEOUT_S: Final = 5.0
-"""How long taking messages may take; the worker's main loop waits for that."""
-
-_SLICE_S: Final = 1.0
-"""How long `drain_events` trusts at most that it would have been told of a change."""
-
-_MARK: Final = b"__type__"
-"""What kombu's JSON says of a value that JSON has not (kombu/utils/json.py, object_hook)."""
+_LONGEST_PAUSE_S: Final = 2.0  # how long a channel rests at most after its broker did not answer
+_TIMEOUT_S: Final = 5.0  # how long taking messages may take; the worker's main loop waits for that
+_SLICE_S: Final = 1.0  # how long `drain_events` trusts at most that it would have been told of a change
+_MARK: Final = b"__type__"  # what kombu's JSON says of a value that JSON has not (kombu/utils/json.py, object_hook)
 
 
 def _loads(text: bytes) -> Any:

@@ -33,8 +33,7 @@ from taskbridge.settings import Settings
 
 ENGINE: Final = "celery"
 
-META: Final = "taskbridge"
-"""The header that holds what Celery's own message has no place for."""
+META: Final = "taskbridge"  # the header that holds what Celery's own message has no place for
 
 CANVAS: Final = "celery-canvas"
 """The header of a message in which what a plain client has linked to its task (callbacks, a chain) outlives a retry."""
@@ -45,8 +44,7 @@ REDIS_STEPS: Final[Mapping[Priority, int]] = {"critical": 0, "high": 3, "normal"
 RANKS: Final[Mapping[Priority, int]] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 """RabbitMQ's priorities, and memory's; a message without one counts as 0 on RabbitMQ."""
 
-MAX_PRIORITY: Final = len(PRIORITIES) - 1
-"""RabbitMQ's `x-max-priority`."""
+MAX_PRIORITY: Final = len(PRIORITIES) - 1  # RabbitMQ's `x-max-priority`
 
 _STEP_MARK: Final = "\x06\x16"
 """What stands between a queue's name and the step in the key of a list (kombu/transport/redis.py, Channel.sep)."""
@@ -54,9 +52,7 @@ _STEP_MARK: Final = "\x06\x16"
 _HOLE: Final = "\0" + secrets.token_hex(16)
 """What stands in a template for what each message has of its own; nobody else can write it."""
 
-_SHOWN: Final = 1024
-"""How much of the arguments the headers show, as in celery/app/amqp.py (argsrepr_maxsize)."""
-
+_SHOWN: Final = 1024  # how much of the arguments the headers show, as in celery/app/amqp.py (argsrepr_maxsize)
 _MOST_TEMPLATES: Final = 10_000
 
 
@@ -292,8 +288,7 @@ class AmqpWire:
         return (self._place(queue)[0],)
 
 
-MemoryMessage = tuple[str, int, bytes]
-"""A message on its way: native queue, rank, bytes."""
+MemoryMessage = tuple[str, int, bytes]  # a message on its way: native queue, rank, bytes
 
 
 class MemoryQueues:

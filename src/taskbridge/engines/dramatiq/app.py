@@ -21,8 +21,7 @@ from taskbridge.exceptions import DeclarationError
 _SHUTDOWN_MS: Final = 1000
 """How long Dramatiq waits for its own threads, after all tasks have ended or were given up (see `DramatiqLife`)."""
 
-_EMBEDDED_WAKE_MS: Final = 100
-"""How often idle threads of an embedded worker look whether it stops."""
+_EMBEDDED_WAKE_MS: Final = 100  # how often idle threads of an embedded worker look whether it stops
 
 _KEPT_VARIABLES: Final = ("dramatiq_prom_*", "dramatiq_group_callback_barrier_ttl")
 """The variables of Dramatiq's own that `taskbridge worker` leaves to its workers.

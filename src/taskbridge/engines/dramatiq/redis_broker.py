@@ -33,8 +33,7 @@ _log = logger("taskbridge.dramatiq")
 _LOOK_S: Final = 0.2
 """How long an idle consumer waits before it looks at all lists again; at that for `normal` it looks all the time."""
 
-_LOOK_DELAYED_S: Final = 0.5
-"""The same for the queues of delayed messages, in which only plain clients put anything."""
+_LOOK_DELAYED_S: Final = 0.5  # the same for the queues of delayed messages, in which only plain clients put anything
 
 _TIMEOUT_S: Final = 10.0
 """How long one command may take. Each is short; without a limit a silent server would hold a thread for ever."""
@@ -42,8 +41,7 @@ _TIMEOUT_S: Final = 10.0
 _NEXT_S: Final = 2.0
 """How long a thread that has a message in hand waits for the next ones; what was taken later comes back by the beat."""
 
-_FORGOTTEN_S: Final = 3600.0
-"""How long a plain client stays in Dramatiq's list of heartbeats after its last one."""
+_FORGOTTEN_S: Final = 3600.0  # how long a plain client stays in Dramatiq's list of heartbeats after its last one
 
 
 class LeveledRedisBroker(EngineBroker, RedisBroker):

@@ -20,8 +20,7 @@ from taskbridge.settings import Settings
 
 ENGINE: Final = "dramatiq"
 
-OPTION: Final = "taskbridge"
-"""The option that holds what Dramatiq's own message has no place for."""
+OPTION: Final = "taskbridge"  # the option that holds what Dramatiq's own message has no place for
 
 MAX_PRIORITY: Final = len(PRIORITIES) - 1
 """RabbitMQ's `x-max-priority`; a message without a priority counts as 0, which is `low`."""
@@ -102,8 +101,7 @@ _PARTS: Final[Mapping[str, tuple[type, ...]]] = {
     "message_timestamp": (int, float),
 }
 
-_END_OF_TIME_MS: Final = 2.5e14
-"""The last millisecond that `datetime` holds, roughly."""
+_END_OF_TIME_MS: Final = 2.5e14  # the last millisecond that `datetime` holds, roughly
 
 
 def milliseconds(options: Mapping[str, Any], name: str) -> float | None:

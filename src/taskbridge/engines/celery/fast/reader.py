@@ -29,15 +29,9 @@ _Message: Final[Any] = _AmqpMessage
 decode_properties: Final[Any] = _decode_properties
 
 _CHUNK: Final = 65_536
-_METHOD, _HEADER, _BODY = 1, 2, 3
-"""The kinds of frames of which a message is made."""
-
-_DELIVER: Final = bytes((0, 60, 0, 60))
-"""The class and the method of `basic.deliver`."""
-
-_FRAME_ROOM: Final = 8
-"""What a frame takes beside its payload: seven bytes before it, and one after it."""
-
+_METHOD, _HEADER, _BODY = 1, 2, 3  # the kinds of frames of which a message is made
+_DELIVER: Final = bytes((0, 60, 0, 60))  # the class and the method of `basic.deliver`
+_FRAME_ROOM: Final = 8  # what a frame takes beside its payload: seven bytes before it, and one after it
 _SIZE_OF_BODY: Final = Struct(">Q")
 _TAG: Final = Struct(">QB")
 _FRAME_HEAD: Final = Struct(">BHI")

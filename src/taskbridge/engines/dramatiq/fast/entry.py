@@ -16,8 +16,7 @@ from taskbridge.logs import logger
 
 _log = logger("taskbridge.dramatiq")
 
-TESTED: Final = ("2.0", "2.1", "2.2")
-"""The versions of Dramatiq with which this was tested."""
+TESTED: Final = ("2.0", "2.1", "2.2")  # the versions of Dramatiq with which this was tested
 
 _RELIED_ON: Final[Mapping[Any, Sequence[str]]] = {
     Worker.stop: ("work_queue", "consumers", "requeue_messages"),
