@@ -27,17 +27,11 @@ Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentPa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """What a command prints, and its exit code.
+    """What a command prints, and its exit code."""
 
-    Attributes:
-        text: For people; None if there is nothing, or the command has printed it as it went on.
-        data: For programs, with `--json`.
-        code: The exit code.
-    """
-
-    text: str | None = None
-    data: Any = None
-    code: int = 0
+    text: str | None = None  # for people; None if there is nothing, or the command has printed it as it went on
+    data: Any = None  # for programs, with `--json`
+    code: int = 0  # the exit code
 
 
 Opens: TypeAlias = Callable[[Namespace], Bridge]

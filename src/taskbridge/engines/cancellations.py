@@ -37,9 +37,6 @@ class Cancellations(Background):
     Args:
         records: Returns the records that tell of cancellations, or None if there are none.
         settings: The bridge's.
-
-    Attributes:
-        runs: What runs in this process; None if nothing does.
     """
 
     def __init__(self, records: Callable[[], Records | None], *, settings: Settings) -> None:
@@ -52,7 +49,7 @@ class Cancellations(Background):
         self._enough = _MOST_FORGOTTEN
         self._cursor = ""
         self._known_at = -inf
-        self.runs: Runs | None = None
+        self.runs: Runs | None = None  # what runs in this process; None if nothing does
 
     def add(self, life: str, *, interrupt: bool = False) -> None:
         """Learn of a cancellation that was asked for in this process, and is stored."""

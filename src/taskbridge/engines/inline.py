@@ -153,19 +153,13 @@ def make_engine(host: Host) -> InlineEngine:
 
 
 class InlineEngine:
-    """Runs messages in this process.
-
-    Attributes:
-        wire: The queues.
-        clock: The virtual clock.
-        broker: What is delayed and dead.
-    """
+    """Runs messages in this process."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.wire: InlineWire = InlineWire()
-        self.clock: VirtualClock = VirtualClock()
-        self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)
+        self.wire: InlineWire = InlineWire()  # the queues
+        self.clock: VirtualClock = VirtualClock()  # the virtual clock
+        self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)  # what is delayed and dead
         self._thread_count = host.settings.url.threads
         self._at_send = host.settings.url.at_send
         self._background: _Workers | None = None

@@ -97,10 +97,6 @@ class Leases(Background):
         settings: The bridge's.
         layout: The engine's.
         each_minute: Called in the thread, for what else the engine has to look after on Redis.
-
-    Attributes:
-        worker: This process, among those that hold a lease.
-        is_away: Whether Redis did not answer last; then nobody but the thread tries to carry out at once.
     """
 
     def __init__(self, settings: Settings, layout: Layout, *, each_minute: Callable[[], object] | None = None) -> None:
@@ -119,13 +115,13 @@ class Leases(Background):
         self._next = 0
         self._settled: deque[tuple[str, str]] = deque()
         self._begin()
-        self.is_away: bool = False
+        self.is_away: bool = False  # whether Redis did not answer last; then only the thread tries to carry out at once
         self._renewed_at: float | None = None
         self._judges_from = 0.0
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self.worker: str = secrets.token_hex(8)
+        self.worker: str = secrets.token_hex(8)  # this process, among those that hold a lease
         self._keys = (self.leases_key, self.held_prefix + self.worker)
         self._underway: set[range] = set()
         self._held: set[str] = set()

@@ -62,30 +62,23 @@ class WorkerLife:
     Args:
         host: The bridge.
         runs: What runs in this process.
-
-    Attributes:
-        runs: What runs in this process.
-        attempts: What this process knows of attempts, beside what a store tells.
-        draining: Whether nothing is taken: the worker stops, or has stopped.
-        is_embedded: Whether the worker shares its process with an application.
-        abandoned: Is set when the worker is to end without the tasks that still run.
     """
 
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
-        self.runs: Final = runs
-        self.attempts: Final[Attempts[Any]] = Attempts()
+        self.runs: Final = runs  # what runs in this process
+        self.attempts: Final[Attempts[Any]] = Attempts()  # what is known here of attempts, beside what a store tells
         self.runs.ends_process = lambda: self._is_whole_process
         host.is_stopping, host.cancellations.runs = self.is_stopping, runs
-        self.draining: bool = False
-        self.is_embedded: bool = False
+        self.draining: bool = False  # whether nothing is taken: the worker stops, or has stopped
+        self.is_embedded: bool = False  # whether the worker shares its process with an application
         self._embedding = locks.Lock()
         self._threads = Pump(host), Scheduler(host), host.relay, BusySigns(host, self._queues_if_full)
         self._is_whole_process = False
         self._deadline = 0.0
         self._drained = locks.Event()
         self._ended = locks.Event()
-        self.abandoned: threading.Event = locks.Event()
+        self.abandoned: threading.Event = locks.Event()  # set when the worker is to end without tasks that still run
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:

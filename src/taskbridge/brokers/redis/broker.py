@@ -252,17 +252,11 @@ class _Dead(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Messages whose requests are merged into one, which carries out all of them or none.
+    """Messages whose requests are merged into one, which carries out all of them or none."""
 
-    Attributes:
-        starts: Of each command the words that all of them have.
-        indexes: Of the messages.
-        size: Their bytes, about.
-    """
-
-    starts: Request
-    indexes: list[int] = field(default_factory=list[int])
-    size: int = 0
+    starts: Request  # of each command the words that all of them have
+    indexes: list[int] = field(default_factory=list[int])  # of the messages
+    size: int = 0  # their bytes, about
 
     def merged(self, requests: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Sequence[Word]]:
         """Return the one request, with the commands that go along with these messages before the others."""

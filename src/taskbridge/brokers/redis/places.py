@@ -58,20 +58,12 @@ _sentinels: Final[Any] = _sentinel
 
 
 class Place:
-    """The server that has a namespace's keys, and how to connect to it. Threads share it.
+    """The server that has a namespace's keys, and how to connect to it; raises `SettingsError` for a URL it can't read.
 
-    Args:
-        url: As the setting `url` has it after the engine, normalised.
-        namespace: The namespace, if it is in braces; else empty, for all of them.
+    Threads share it. `url` is as the setting `url` has it after the engine, normalised; `namespace` is empty, for all
+    of them, unless it is in braces.
 
-    Attributes:
-        kind, options: The class of redis-py's connections to it, and what these are made with, but for host and port.
-        absent: A key in the namespace's slot that never exists, for no queue has this name; empty without a namespace.
-        may_move: Whether another server may take its place.
-        found: Where it was last; None if that isn't known, or not any more.
-
-    Raises:
-        SettingsError: redis-py can't read the URL.
+    `kind` is the class of redis-py's connections to it, and `options` what these are made with, but for host and port.
     """
 
     def __init__(self, url: str, namespace: str) -> None:
@@ -97,9 +89,10 @@ class Place:
         except (TypeError, ValueError, errors.RedisError) as exc:
             problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
             raise SettingsError("url", problem) from exc
+        # A key in the namespace's slot that never exists, for no queue has this name; empty without a namespace.
         self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}::absent"
-        self.may_move: Final = self._may_be_replica or bool(self.absent)
-        self.found: Address | None = None
+        self.may_move: Final = self._may_be_replica or bool(self.absent)  # another server may take its place
+        self.found: Address | None = None  # where it was last; None if that isn't known, or not any more
 
     def connect(self, open_at: Open, timeout_s: float) -> Any:
         """Return a connection to the server, made within so many seconds; raises one of `TROUBLE` if there is none."""

@@ -99,32 +99,24 @@ def _load_again() -> Any:
 
 
 class CeleryEngine:
-    """Celery, joined to one bridge.
-
-    Attributes:
-        settings: The bridge's.
-        broker_url: The broker's URL, as kombu reads it; with several hosts, one for each, with semicolons.
-        tls: What connections to RabbitMQ need to know of TLS; None without.
-        transport: kombu's transport, with taskbridge's rules where it needs them.
-        carrier: Runs messages where Celery's pool runs tasks.
-        waker: Ends the sleep of the event loop.
-        wake: Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
-        consumer: The worker's consumer (`worker.Consumer`); None while there is no worker.
-    """
+    """Celery, joined to one bridge."""
 
     def __init__(self, host: Host) -> None:
         self.host: Final = host
         self.settings: Final = host.settings
         broker_url, tls = kombu_url(host.settings.url)
+        # The broker's URL, as kombu reads it; with several hosts, one for each, with semicolons.
         self.broker_url: Final = broker_url
-        self.tls: Final = tls
+        self.tls: Final = tls  # what connections to RabbitMQ need to know of TLS; None without
+        # kombu's transport, with taskbridge's rules where it needs them.
         self.transport: Final[Any] = own_transport(self, _transport(host.settings))
-        self.waker: Final = Waker()
+        self.waker: Final = Waker()  # ends the sleep of the event loop
+        # Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
-        self.consumer: Any = None
+        self.consumer: Any = None  # the worker's consumer (`worker.Consumer`); None while there is no worker
         self._closing: list[Callable[[], object]] = []
         self._runs = ChildRuns(host)
-        self.carrier: Final = Carrier(host, self._runs)
+        self.carrier: Final = Carrier(host, self._runs)  # runs messages where Celery's pool runs tasks
         self.life: Final = CeleryLife(self, host, self._runs)
         self._queues: dict[str, Any] = {}
         self._app = self._make_app()

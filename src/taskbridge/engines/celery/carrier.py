@@ -68,19 +68,14 @@ class ChildRuns(Runs):
     In a child, SIGTERM raises `Interrupted` in the task that runs, if it is the parent's. Celery's own handler raises
     `SystemExit`, which is no different from a task's own. A process manager may send SIGTERM to each process of a
     worker: that one is ignored while a task runs, which has its grace (rule A4).
-
-    Attributes:
-        is_busy: Whether a message is being handled.
-        told_to_exit: Whether SIGTERM came meanwhile: the child exits after it.
-        worker_pid: The worker's main process; 0 while there is no worker.
     """
 
     def __init__(self, host: Host) -> None:
         super().__init__()
         self._host = host
-        self.is_busy: bool = False
-        self.told_to_exit: bool = False
-        self.worker_pid: int = 0
+        self.is_busy: bool = False  # whether a message is being handled
+        self.told_to_exit: bool = False  # whether SIGTERM came meanwhile: the child exits after it
+        self.worker_pid: int = 0  # the worker's main process; 0 while there is no worker
         self._stock_handler: _Handler | None = None
         self._handler_pid = 0
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")  # children share it
@@ -149,10 +144,6 @@ class Slots:
 
     Args:
         number: Threads, at least 1; they start with the first task.
-
-    Attributes:
-        tell: Called in a thread after it has ended tasks: once for one of them or several.
-        most_untold: How many of them at most.
     """
 
     def __init__(self, number: int) -> None:
@@ -164,8 +155,8 @@ class Slots:
         self._untold = 0
         self._is_over = False
         self._threads: list[threading.Thread] = []  # of this name, for Celery counts them
-        self.tell: Callable[[], object] = bool
-        self.most_untold: int = number
+        self.tell: Callable[[], object] = bool  # called in a thread after it has ended tasks: once for one or several
+        self.most_untold: int = number  # how many of them at most
 
     def put(self, work: _Work) -> None:
         """Have something done in a thread; what it raises is logged. What comes first comes from the main loop."""

@@ -84,13 +84,7 @@ _received_log: Final = logging.getLogger("celery.worker.strategy")  # noqa: TID2
 
 
 class Request(CeleryRequest):
-    """A request for a task of taskbridge's; the worker's consumer is told when it begins and ends.
-
-    Attributes:
-        is_put_off: Whether the message was not run, but waits elsewhere.
-        is_orphan: Whether the connection of its message was lost while the task ran.
-        dropped_at: When that connection was lost before the task ran, by the monotonic clock; None if it was not.
-    """
+    """A request for a task of taskbridge's; the worker's consumer is told when it begins and ends."""
 
     def __init__(self, way: Way, message: Any, parts: reading.Parts) -> None:
         self._way = way
@@ -104,8 +98,9 @@ class Request(CeleryRequest):
         )
         for name in _NOT_TRACED.intersection(self.request_dict):
             del self.request_dict[name]
-        self.is_put_off: bool = False
-        self.is_orphan: bool = False
+        self.is_put_off: bool = False  # whether the message was not run, but waits elsewhere
+        self.is_orphan: bool = False  # whether the connection of its message was lost while the task ran
+        # When that connection was lost before the task ran, by the monotonic clock; None if it was not.
         self.dropped_at: float | None = None
         self.time_limits: Any = None, None  # a plain client's are left out: they are never retried (rule T1)
         self.expires: Any = None  # the rule for it is taskbridge's own (X1)

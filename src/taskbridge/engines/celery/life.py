@@ -30,13 +30,7 @@ _FINISHED_S: Final = 1.0  # how long the background has to finish what it was gi
 
 
 class CeleryLife(WorkerLife):
-    """The life of a worker, in its main process.
-
-    Attributes:
-        has_children: Whether tasks run in the children of a pool.
-        announce_signal: Lets a child of the pool know that the next SIGTERM comes from here.
-        background: Does, one after the other, what would make Celery's main loop wait for the broker.
-    """
+    """The life of a worker, in its main process."""
 
     def __init__(self, engine: CeleryEngine, host: Host, runs: ChildRuns) -> None:
         super().__init__(host, runs)
@@ -44,7 +38,8 @@ class CeleryLife(WorkerLife):
         self._child_runs = runs
         self.announce_signal: Callable[[int | None], None] = runs.announce_signal
         self._consumer: Any = None
-        self.has_children: bool = False
+        self.has_children: bool = False  # whether tasks run in the children of a pool
+        # Does, one after the other, what would make Celery's main loop wait for the broker.
         self.background: Slots = Slots(1)
 
     # What the worker's consumer calls

@@ -20,20 +20,13 @@ from taskbridge.message import Message, checked, loads_meta
 
 
 class Parts(NamedTuple):
-    """A Celery message, taken apart.
+    """A Celery message, taken apart."""
 
-    Attributes:
-        headers: Celery's.
-        args: The positional arguments, as Celery decoded them.
-        kwargs: The keyword arguments.
-        embed: Callbacks, chain and chord.
-        texts: The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
-    """
-
-    headers: dict[str, Any]
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    embed: Mapping[str, Any]
+    headers: dict[str, Any]  # Celery's
+    args: Sequence[Any]  # the positional arguments, as Celery decoded them
+    kwargs: Mapping[str, Any]  # the keyword arguments
+    embed: Mapping[str, Any]  # callbacks, chain and chord
+    # The arguments as they came, JSON, positional and keyword; None if they have to be written anew.
     texts: tuple[str, str] | None = None
 
 

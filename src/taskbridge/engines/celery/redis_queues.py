@@ -126,10 +126,6 @@ class Watch:
         place: Where the queues are.
         wake: Ends the sleep of the event loop.
         answers: Returns whether Redis answers, as far as is known from elsewhere.
-
-    Attributes:
-        changes: How often anything may have changed so far, or was heard.
-        is_served: Whether an event loop serves the connection.
     """
 
     def __init__(self, place: Place, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
@@ -145,8 +141,8 @@ class Watch:
         self._rests_until = 0.0
         self._looks_at = 0.0
         self._listening: dict[str, tuple[str, deque[tuple[str, bytes]]]] = {}
-        self.changes: int = 0
-        self.is_served: bool = False
+        self.changes: int = 0  # how often anything may have changed so far, or was heard
+        self.is_served: bool = False  # whether an event loop serves the connection
 
     def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:
         """Return whether queues are empty; from then on, `changes` tells if they are no longer.

@@ -98,21 +98,13 @@ class Slots:
 
 
 class Arrival(NamedTuple):
-    """A message that was taken, and that nobody has looked at yet.
+    """A message that was taken, and that nobody has looked at yet."""
 
-    Attributes:
-        consumer: The consumer that took it.
-        place: Where the broker holds it; what that is, its consumer knows.
-        body: The message's bytes.
-        redelivered: Whether it may have been started before.
-        headers: The broker's headers of one that was delivered before.
-    """
-
-    consumer: EngineConsumer
-    place: Any
-    body: bytes
-    redelivered: bool = False
-    headers: Mapping[str, Any] | None = None
+    consumer: EngineConsumer  # the consumer that took it
+    place: Any  # where the broker holds it; what that is, its consumer knows
+    body: bytes  # the message's bytes
+    redelivered: bool = False  # whether it may have been started before
+    headers: Mapping[str, Any] | None = None  # the broker's headers of one that was delivered before
 
     def opened(self) -> Delivery | None:
         """Return the message, for the thread that is to run it; None if there is nothing to run."""
@@ -120,23 +112,14 @@ class Arrival(NamedTuple):
 
 
 class EngineBroker(Broker):
-    """A Dramatiq broker whose consumers take a message only for a thread that is free, and look at it first.
+    """A Dramatiq broker whose consumers take a message only for a thread that is free, and look at it first."""
 
-    Attributes:
-        slots: The worker's free threads; None while no worker runs on this broker.
-        draining: Whether nothing is to be taken any more; a signal handler sets it.
-        booted: Set once the worker may take messages.
-        stopping: Set once the worker's grace is over: nothing waits for a server any longer.
-        reception: Looks at each message.
-        work: On the fast way, where the worker's threads take their messages from; else None.
-    """
-
-    slots: Slots | None = None
-    draining: bool = False
-    booted: threading.Event
-    stopping: threading.Event
-    reception: Reception
-    work: WorkQueue | None = None
+    slots: Slots | None = None  # the worker's free threads; None while no worker runs on this broker
+    draining: bool = False  # whether nothing is to be taken any more; a signal handler sets it
+    booted: threading.Event  # set once the worker may take messages
+    stopping: threading.Event  # set once the worker's grace is over: nothing waits for a server any longer
+    reception: Reception  # looks at each message
+    work: WorkQueue | None = None  # on the fast way, where the worker's threads take their messages from; else None
     _known_listeners: tuple[list[Middleware], dict[tuple[str, tuple[type, ...]], Sequence[Middleware]]] = ([], {})
 
     # What it tells its middleware

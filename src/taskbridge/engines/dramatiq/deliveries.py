@@ -68,49 +68,35 @@ _WAITS_SINCE: Final = "taskbridge_waits_since"
 
 
 class Delivery(MessageProxy):
-    """A message in this worker's hands.
-
-    Attributes:
-        task_message: What it says, if taskbridge decides about it; None for a message of a user's own actor.
-        body: The bytes as they came.
-        place: Where the broker holds it; what that is, its consumer knows.
-        redelivered: Whether the broker says that it was delivered before.
-        headers: The broker's headers, if it was.
-        unheard: The middleware that is told nothing about it.
-        returns: Whether it goes back to its queue instead of being acknowledged.
-        suspect: Whether, going back, it may have been started; its mark tells whoever takes it then.
-        is_begun: Whether a thread has begun to run it.
-        abandoned: Whether it has gone back while its thread still ran it.
-        result: What the task returned.
-        keeps_error: Whether what was raised is kept after the message has ended, for tests that ask for it.
-    """
+    """A message in this worker's hands."""
 
     def __init__(
         self,
         message: NativeMessage[Any],
         *,
-        body: bytes,
-        place: Any,
-        redelivered: bool = False,
-        headers: Mapping[str, Any] | None = None,
+        body: bytes,  # the bytes as they came
+        place: Any,  # where the broker holds it; what that is, its consumer knows
+        redelivered: bool = False,  # whether the broker says that it was delivered before
+        headers: Mapping[str, Any] | None = None,  # the broker's headers, if it was
     ) -> None:
         super().__init__(message)
         # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
         self.queue_name: str = message.queue_name
         self.actor_name: str = message.actor_name
         self.options: dict[str, Any] = message.options
+        # What it says, if taskbridge decides about it; None for a message of a user's own actor.
         self.task_message: Message | None = None
         self.body = body
         self.place = place
         self.redelivered = redelivered
         self.headers = headers
-        self.unheard: tuple[type[Middleware], ...] = ()
-        self.returns = False
-        self.suspect = False
-        self.is_begun = False
-        self.abandoned = False
-        self.result: object = None
-        self.keeps_error = False
+        self.unheard: tuple[type[Middleware], ...] = ()  # the middleware that is told nothing about it
+        self.returns = False  # whether it goes back to its queue instead of being acknowledged
+        self.suspect = False  # whether, going back, it may have been started; its mark tells whoever takes it then
+        self.is_begun = False  # whether a thread has begun to run it
+        self.abandoned = False  # whether it has gone back while its thread still ran it
+        self.result: object = None  # what the task returned
+        self.keeps_error = False  # whether what was raised is kept after the message's end, for tests that ask for it
 
     def clear_exception(self) -> None:
         """Let go of what was raised."""

@@ -24,14 +24,11 @@ class LeveledQueue(PriorityQueue[Any]):
     """A queue of message bodies. `put` takes a place, or bytes of normal priority, as `StubBroker` puts them.
 
     What ends or goes back that has gone back before is let be: its thread was given up meanwhile.
-
-    Attributes:
-        dead: The messages that failed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.dead: list[Any] = []
+        self.dead: list[Any] = []  # the messages that failed
         self._numbers = itertools.count()
         self._taken: set[Place] = set()
 

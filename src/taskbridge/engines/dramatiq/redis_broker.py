@@ -45,11 +45,7 @@ _FORGOTTEN_S: Final = 3600.0  # how long a plain client stays in Dramatiq's list
 
 
 class LeveledRedisBroker(EngineBroker, RedisBroker):
-    """Dramatiq's broker, with consumers of its own.
-
-    Attributes:
-        leases: What this worker holds.
-    """
+    """Dramatiq's broker, with consumers of its own."""
 
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
         self._calls = client_of(settings.url.broker_url, settings.namespace)
@@ -67,7 +63,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
             maintenance_chance=0,  # `look_after` does it, by the server's clock
         )
         self._lease_s = settings.lease_s
-        self.leases: Leases = Leases(settings, DRAMATIQ, each_minute=self.look_after)
+        self.leases: Leases = Leases(settings, DRAMATIQ, each_minute=self.look_after)  # what this worker holds
         self._can_wait = True
 
     def key(self, queue_name: str) -> str:

@@ -46,16 +46,13 @@ class DramatiqLife(WorkerLife, Middleware):
     Args:
         host: The bridge.
         broker: The worker's.
-
-    Attributes:
-        has_main_process: Whether Dramatiq's command line has started this process, for one worker.
     """
 
     def __init__(self, host: Host, broker: EngineBroker) -> None:
         super().__init__(host, Runs())
         self._broker = broker
         self._worker: Worker | None = None
-        self.has_main_process: bool = False
+        self.has_main_process: bool = False  # whether Dramatiq's command line has started this process, for one worker
         self._was_told = False
 
     # What Dramatiq tells

@@ -162,22 +162,16 @@ class Channel(rabbitmq.Channel):
 
 
 class Connection(rabbitmq.Connection):
-    """A connection that an event loop serves.
-
-    Attributes:
-        gathers: Whether acknowledgements wait for the end of the loop's turn.
-        gathered: Their frames.
-        taken: How many deliveries were read here, and not by py-amqp.
-    """
+    """A connection that an event loop serves."""
 
     Channel = Channel
     bytes_recv: int
     bytes_sent: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.gathers: bool = False
-        self.gathered: deque[bytes] = deque()
-        self.taken: int = 0
+        self.gathers: bool = False  # whether acknowledgements wait for the end of the loop's turn
+        self.gathered: deque[bytes] = deque()  # their frames
+        self.taken: int = 0  # how many deliveries were read here, and not by py-amqp
         super().__init__(*args, **options)
 
     def Transport(  # noqa: N802 - the name and the order of arguments are py-amqp's

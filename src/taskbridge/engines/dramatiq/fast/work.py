@@ -48,11 +48,7 @@ def _message_of(item: Any) -> MessageProxy:
 
 
 class WorkQueue:
-    """As much of `queue.Queue` as Dramatiq's worker uses (dramatiq/worker.py).
-
-    Attributes:
-        unfinished_tasks: How many messages were put in that are not done with yet.
-    """
+    """As much of `queue.Queue` as Dramatiq's worker uses (dramatiq/worker.py)."""
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()
@@ -62,7 +58,7 @@ class WorkQueue:
         self._local = locks.Local()
         self._counting = locks.Lock()
         self._asking = locks.Lock()
-        self.unfinished_tasks: int = 0
+        self.unfinished_tasks: int = 0  # how many messages were put in that are not done with yet
 
     def put(self, item: Any) -> None:
         """Put something in: what has a method `opened`, or what Dramatiq puts into its own queue."""
