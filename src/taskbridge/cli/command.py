@@ -141,8 +141,7 @@ class UsageError(TaskBridgeError):
 def any_bridge(arguments: Namespace) -> Bridge:
     """Return the bridge of the application that is named; of the environment's settings alone if none is.
 
-    Raises:
-        TaskBridgeError: It can't be loaded, or its settings are wrong.
+    Raises `TaskBridgeError` if it can't be loaded, or its settings are wrong.
     """
     if arguments.app is None:
         arguments.app = os.environ.get(APP_VARIABLE)

@@ -145,8 +145,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
 def _watched(app: str) -> list[Path]:
     """Return the current folder, and the one of the application's package or module if that is elsewhere.
 
-    Raises:
-        NotInstalledError: watchfiles is missing.
+    Raises `NotInstalledError` if watchfiles is missing.
     """
     if find_spec("watchfiles") is None:
         raise NotInstalledError("watchfiles, which --watch needs,", "watch")
@@ -159,8 +158,7 @@ def _watched(app: str) -> list[Path]:
 def _warn_if_away(name: str, place: Broker | Store) -> None:
     """Say it in one line if something is away: it may come later, so that it is no reason not to start.
 
-    Raises:
-        StoreNotReady: It is there, and won't become ready by itself.
+    Raises `StoreNotReady` if it is there, and won't become ready by itself.
     """
     try:
         place.ping(timeout_s=_PING_S)

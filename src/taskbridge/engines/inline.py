@@ -324,11 +324,8 @@ class InlineEngine:
     def run_until(self, done: Callable[[], bool]) -> bool:
         """Run what waits and what is parked in this thread until something is done, unless other threads run it.
 
-        Returns:
-            Whether nothing is left to run, in no thread.
-
-        Raises:
-            TaskBridgeError: It isn't done after 10,000 runs.
+        Returns whether nothing is left to run, in no thread; raises `TaskBridgeError` if it isn't done after 10,000
+        runs.
         """
         with self._lock:
             if self._thread_count or self._embedded:

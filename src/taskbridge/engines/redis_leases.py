@@ -137,10 +137,8 @@ class Leases(Background):
     def take(self, lists: Lists = _NOTHING, most: int = 0, *, timeout_s: float, once: bool = True) -> list[Held]:
         """Take up to so many messages, of the queues in turn, of each those of the highest priority first.
 
-        What was noted is carried out before that. Unless `once` is false, no other Redis is waited for.
-
-        Raises:
-            BrokerUnavailable: Redis does not answer; what it may have taken goes back once it does.
+        What was noted is carried out before that. Unless `once` is false, no other Redis is waited for. Raises
+        `BrokerUnavailable` if Redis does not answer; what it may have taken goes back once it does.
         """
         with self._lock:
             self._begin_if_forked()
@@ -234,11 +232,7 @@ class Leases(Background):
                 pass
 
     def beat(self) -> None:
-        """Carry out what had to wait, renew the lease, and give back what nobody holds any more.
-
-        Raises:
-            BrokerUnavailable: Redis does not answer.
-        """
+        """Carry out what had to wait, renew the lease, and give back what nobody holds; raises `BrokerUnavailable`."""
         with self._lock:
             self._begin_if_forked()
         self._carry_out(self._timeout_s)

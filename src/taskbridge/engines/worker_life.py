@@ -82,11 +82,7 @@ class WorkerLife:
 
     @contextmanager
     def embedding(self) -> Generator[None, None, None]:
-        """Note that the worker is embedded in an application's process.
-
-        Raises:
-            TaskBridgeError: A worker of this bridge runs already.
-        """
+        """Note that the worker is embedded in an application's process; raises `TaskBridgeError` if another one is."""
         if not self._embedding.acquire(blocking=False):
             raise TaskBridgeError("an embedded worker of this bridge runs already; give that one more threads")
         self.is_embedded = True

@@ -87,11 +87,7 @@ class Link:
         return getattr(self.raw, name)
 
     def send(self, data: bytes) -> None:
-        """Send all bytes.
-
-        Raises:
-            OSError: The connection is closed, or the deadline is over.
-        """
+        """Send all bytes; raises `OSError` if the connection is closed, or the deadline is over."""
         rest: bytes | memoryview = data
         while rest:
             try:
@@ -108,8 +104,7 @@ class Link:
     def read(self) -> Any:
         """Return a reply, in bytes; an error in a list is an item of it.
 
-        Raises:
-            redis.ResponseError: The reply is an error; another of `TROUBLE`: there is none, or none of Redis'.
+        Raises `redis.ResponseError` if the reply is an error; another of `TROUBLE` if there is none, or none of Redis'.
         """
         reply = self.parser.read_response(disable_decoding=True)  # the connection's own does more, unused here
         if isinstance(reply, Exception):
@@ -305,10 +300,8 @@ class Client:
     def execute(self, request: Request, *, timeout_s: float, replicas: int = 0, once: bool = False) -> Any:
         """Carry a request out, in so many seconds at most, and return its reply once so many replicas have confirmed.
 
-        Where another server may take it, it is tried again until then, or `once` where the caller does the rest.
-
-        Raises:
-            BrokerUnavailable: It was not carried out, or it isn't known whether it was; or too few replicas have it.
+        Where another server may take it, it is tried again until then, or `once` where the caller does the rest. Raises
+        `BrokerUnavailable` if it was not carried out, or it isn't known whether it was; or if too few replicas have it.
         """
         deadline = time.monotonic() + timeout_s
         [outcome] = self._exchange([request], self._packed(request), deadline, replicas)
@@ -503,10 +496,7 @@ _shared: Final[weakref.WeakValueDictionary[tuple[str, str], Client]] = weakref.W
 def client_of(url: str, namespace: str = "") -> Client:
     """Return the client of a URL and namespace that all in this process share; only one in braces has its own.
 
-    Where it is closed, only its idle connections are: whoever else uses it makes new ones.
-
-    Raises:
-        SettingsError: redis-py can't read the URL.
+    Where it is closed, only its idle connections are: whoever else uses it makes new ones. Raises as `Client` does.
     """
     namespace = namespace if namespace.startswith("{") else ""
     client = _shared.get((url, namespace))

@@ -385,10 +385,7 @@ def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:
     """Return the URL that kombu is to be given, or several with semicolons, and what it needs to know of TLS.
 
     On Redis it is only to be shown: the transport reads the bridge's own URL, as redis-py does. The options in an AMQP
-    URL are pika's; kombu doesn't know them.
-
-    Raises:
-        SettingsError: The URL's TLS options are no such thing.
+    URL are pika's; kombu doesn't know them. Raises `SettingsError` if those for TLS are no such thing.
     """
     parts = urlsplit(address.broker_url)
     if parts.scheme == "memory":

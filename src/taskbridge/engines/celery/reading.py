@@ -67,11 +67,7 @@ def arguments_in(body: bytes) -> tuple[list[Any], dict[str, Any], tuple[str, str
 
 
 def taken_apart(message: Any) -> Parts:
-    """Return a message of kombu's taken apart.
-
-    Raises:
-        DecodeError: It is no Celery message.
-    """
+    """Return a message of kombu's taken apart; raises `DecodeError` if it is no Celery message."""
     headers, embed, texts = message.headers, _EMBED, None
     try:
         if META in headers and message.content_type == "application/json":
@@ -112,8 +108,7 @@ def parts_of(
 ) -> Parts:
     """Return a message taken apart, whoever wrote it (rules I1 and I3).
 
-    Raises:
-        DecodeError: It is no Celery message: a part of it is not of its kind, too deep, or not a number in range.
+    Raises `DecodeError` if a part of it is not of its kind, too deep, or not a number in range.
     """
     if not isinstance(headers, dict):
         raise DecodeError(f"not a Celery message: its headers are a {type(headers).__name__}")
@@ -232,11 +227,7 @@ def _canvas(parts: Parts) -> str | None:
 
 
 def instant(value: object) -> float | None:
-    """Return Celery's `eta` or `expires` in seconds since the epoch; None if there is none.
-
-    Raises:
-        DecodeError: It is no time.
-    """
+    """Return Celery's `eta` or `expires` in seconds since the epoch, None if there is none; raises `DecodeError`."""
     if value is None:
         return None
     try:
@@ -260,11 +251,7 @@ _DECOMPRESSORS: Final = {
 
 
 def decompressed(body: str | bytes, kind: object, most_bytes: int) -> bytes:
-    """Return a body that a plain client has compressed, which may have so many bytes then (rule I3).
-
-    Raises:
-        DecodeError: It has more, or can't be decompressed.
-    """
+    """Return a body that a client has compressed, of so many bytes at most (rule I3); raise `DecodeError` otherwise."""
     try:
         module = import_module(get_decoder(kind).__module__)
         decompressor = getattr(module, _DECOMPRESSORS[module.__name__.rpartition(".")[2]])()

@@ -172,8 +172,7 @@ class Watch:
     def listen(self, pattern: str, queue: str, heard: deque[tuple[str, bytes]]) -> None:
         """Have what is published on these channels appended to a deque, each with a queue's name.
 
-        Raises:
-            BrokerUnavailable: Redis does not answer.
+        Raises `BrokerUnavailable` if Redis does not answer.
         """
         self._listening[queue] = pattern.replace("#", "*"), heard
         try:

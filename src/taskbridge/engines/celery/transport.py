@@ -345,11 +345,7 @@ class Transport(VirtualTransport):
         return any(delivered)
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver what there is, or what comes first; an embedded worker has something else to do now and then.
-
-        Raises:
-            TimeoutError: Nothing came in this time.
-        """
+        """Deliver what there is, or what comes first; raises `TimeoutError` if nothing came in this time."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             changes = self.watch.changes

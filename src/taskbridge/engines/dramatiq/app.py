@@ -53,8 +53,7 @@ class DramatiqEngine:
     def register(self, declaration: Declaration) -> None:
         """Declare the task's actor, and the queues that are known since.
 
-        Raises:
-            DeclarationError: There is an actor of this name that is no task.
+        Raises `DeclarationError` if there is an actor of this name that is no task.
         """
         actors, name = self._native.actors, declaration.name
         if not isinstance(actors.get(name), TaskActor | None):
@@ -92,8 +91,7 @@ class DramatiqEngine:
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
         """Run a Dramatiq worker in threads of this process while the block runs.
 
-        Raises:
-            TaskBridgeError: One runs already; Dramatiq has one worker a process.
+        Raises `TaskBridgeError` if one runs already: Dramatiq has one worker a process.
         """
         with self._life.embedding():
             if not self._booted:

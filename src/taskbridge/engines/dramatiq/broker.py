@@ -127,8 +127,7 @@ class EngineBroker(Broker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call what the middleware has for before something, in order; as Dramatiq does, but without what does nothing.
 
-        Raises:
-            MiddlewareError: One of them wants it to end here.
+        Raises `MiddlewareError` if one of them wants it to end here.
         """
         name = f"before_{signal}"
         self._tell(name, self._listeners(name, args), args, kwargs, lets_through=MiddlewareError)
@@ -220,11 +219,7 @@ class EngineConsumer(Consumer):
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Return when there may be something to take, or after a while.
-
-        Raises:
-            BrokerUnavailable: The broker doesn't answer.
-        """
+        """Return when there may be something to take, or after a while; raises `BrokerUnavailable`."""
         raise NotImplementedError
 
     def end(self, place: Any) -> None:
@@ -247,8 +242,8 @@ class EngineConsumer(Consumer):
     def __next__(self) -> MessageProxy | None:
         """Return the next message; None if there is none for a while, or no thread for it.
 
-        Raises:
-            ConnectionClosed: The broker doesn't do its part, whatever the reason; Dramatiq then makes another consumer.
+        Raises `ConnectionClosed` if the broker doesn't do its part, whatever the reason; Dramatiq then makes another
+        consumer.
         """
         broker = self._engine_broker
         if broker.slots is not None and not broker.booted.wait(_BOOT_LOOK_S):
@@ -358,8 +353,7 @@ class EngineConsumer(Consumer):
     def _admitted(self, arrival: Arrival) -> Delivery | None:
         """Look at a message, and return it; None if it is done with, and its slot free.
 
-        Raises:
-            NotSettledError: It goes back to the queue, and its slot is free.
+        Raises `NotSettledError` if it goes back to the queue; its slot is free then, too.
         """
         _, place, body, redelivered, headers = arrival
         about: dict[str, Any] = {"place": place, "redelivered": redelivered, "headers": headers}

@@ -158,13 +158,9 @@ class TaskActor(Actor[Any, Any]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the message that this worker thread has in hand; elsewhere, call the function.
 
-        Returns:
-            Nothing where a message is run: `EngineBroker.emit_after` tells the middleware what the task returned, while
-            Dramatiq would warn that nobody stores it.
-
-        Raises:
-            Retry, Returned, SkipMessage: It did not end well, and nobody is to be alarmed.
-            BaseException: The error of which it is dead.
+        It returns nothing where a message is run: `EngineBroker.emit_after` tells the middleware what the task
+        returned, while Dramatiq would warn that nobody stores it. It raises the error of which a message is dead; or
+        `Retry`, `Returned` or `SkipMessage` if it did not end well and nobody is to be alarmed.
         """
         delivery: object = CurrentMessage.get_current_message()
         if not isinstance(delivery, Delivery) or delivery.task_message is None or delivery.is_begun:
@@ -354,10 +350,7 @@ class Reception:
         """Make a message wait that only a newer release can read (rule S8), as unknown tasks do (rule Q6).
 
         It has to stay as it is, so it waits where Dramatiq's own delayed messages do: each time for as long as it has
-        waited so far, within 1 s and 30 s.
-
-        Raises:
-            NotSettledError: The broker did not take it.
+        waited so far, within 1 s and 30 s. Raises `NotSettledError` if the broker did not take it.
         """
         now, since = self._host.now(), delivery.options.get(_WAITS_SINCE)
         if not isinstance(since, (int, float)) or not 0 <= since <= now:
@@ -379,10 +372,7 @@ class Reception:
 def _foreign(body: bytes) -> dict[str, Any]:
     """Return the parts of a message on a queue of the user's own, by the encoder that the user may have set.
 
-    Our own messages are JSON, whatever encoder is set, for nothing is unpickled (rule S9).
-
-    Raises:
-        DecodeError: It can't be read.
+    Our own messages are JSON, whatever encoder is set, for nothing is unpickled (rule S9). Raises `DecodeError`.
     """
     try:
         message: NativeMessage[Any] = NativeMessage.decode(body)

@@ -89,8 +89,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def wait(self, queue_name: str, timeout_s: float) -> None:
         """Return when there is something in a queue's list for `normal`, or after so many seconds.
 
-        Raises:
-            BrokerUnavailable: Redis doesn't do it.
+        Raises `BrokerUnavailable` if Redis doesn't do it.
         """
         if not self._can_wait:
             sleep(timeout_s / 4)
@@ -119,8 +118,7 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def look_after(self) -> None:
         """Give back what plain workers held that died, and forget Dramatiq's own dead messages in their time.
 
-        Raises:
-            BrokerUnavailable: Redis doesn't do it, or nobody knows.
+        Raises `BrokerUnavailable` if Redis doesn't do it, or nobody knows.
         """
         forgotten_s = max(_FORGOTTEN_S, 2 * self._lease_s)
         after_ms = int(self._lease_s * 1000), int(forgotten_s * 1000), DEFAULT_DEAD_MESSAGE_TTL

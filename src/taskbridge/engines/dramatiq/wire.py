@@ -70,12 +70,9 @@ def queue_arguments(native: str, kind: QueueType) -> dict[str, Any]:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """Return a Dramatiq message's parts by the names that Dramatiq gives them, each of its type.
+    """Return a Dramatiq message's parts by the names that Dramatiq gives them; raises `DecodeError` if it has others.
 
-    Dramatiq itself checks no types, and a wrong one ends the thread that meets it.
-
-    Raises:
-        DecodeError: It is no Dramatiq message in JSON.
+    Each is of its type. Dramatiq itself checks no types, and a wrong one ends the thread that meets it.
     """
     try:
         data = codec.from_json(body)
@@ -108,10 +105,7 @@ def milliseconds(options: Mapping[str, Any], name: str) -> float | None:
     """Return an option that holds milliseconds; None if it is missing or no number.
 
     Dramatiq, too, takes a message whose `eta` is of another type for one that is due (dramatiq/worker.py,
-    handle_message).
-
-    Raises:
-        DecodeError: The number is NaN, infinite or out of range.
+    handle_message). Raises `DecodeError` if the number is NaN, infinite or out of range.
     """
     value = options.get(name)
     if not isinstance(value, (int, float)):

@@ -100,11 +100,7 @@ class Socket(TCPTransport):
                 raise
 
     def receive(self) -> None:
-        """Read what has come, without waiting.
-
-        Raises:
-            OSError: The connection is closed.
-        """
+        """Read what has come, without waiting; raises `OSError` if the connection is closed."""
         try:
             received: bytes = self.sock.recv(_CHUNK, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
@@ -201,12 +197,7 @@ class Connection(rabbitmq.Connection):
         loop.on_tick.add(on_tick)
 
     def receive(self) -> None:
-        """Handle all that has come.
-
-        Raises:
-            OSError: The connection is closed.
-            RecoverableConnectionError: It was closed before.
-        """
+        """Handle all that has come; raises `OSError` if the connection is closed, or was before (py-amqp's own)."""
         if not self.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         self.transport.receive()
@@ -246,11 +237,7 @@ class Connection(rabbitmq.Connection):
         return partial(channel._on_basic_deliver, *found.arguments, message)
 
     def write_gathered(self) -> None:
-        """Write what was gathered.
-
-        Raises:
-            OSError: The connection is closed.
-        """
+        """Write what was gathered; raises `OSError` if the connection is closed."""
         transport: Any = self._transport  # `transport` would connect anew if the main loop has just given it up
         if not (self.gathered and transport and transport.connected):
             return

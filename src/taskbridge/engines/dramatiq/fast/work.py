@@ -95,11 +95,7 @@ class WorkQueue:
             self._wake()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """Return the next message, which this thread opens.
-
-        Raises:
-            Empty: There is none in so many seconds.
-        """
+        """Return the next message, which this thread opens; raises `Empty` if there is none in so many seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             try:
