@@ -51,11 +51,7 @@ _CTRL_C = 130  # 128 + SIGINT, what shells expect
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        argv: The arguments; the process's own if None.
-    """
+    """Run the command line, that of the process if None is given, and return its exit code."""
     # A command says itself what it means for it; where it doesn't matter, the warning would only be in the way.
     warnings.filterwarnings("ignore", message="no url is set", category=RuntimeWarning)
     try:

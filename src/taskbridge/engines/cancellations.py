@@ -34,9 +34,7 @@ _MOST_FORGOTTEN: Final = 10_000
 class Cancellations(Background):
     """The lives of messages (`Message.life`) that were cancelled, and the thread that asks for them. Threads share it.
 
-    Args:
-        records: Returns the records that tell of cancellations, or None if there are none.
-        settings: The bridge's.
+    `records` returns the records that tell of cancellations, or None if there are none.
     """
 
     def __init__(self, records: Callable[[], Records | None], *, settings: Settings) -> None:
@@ -67,12 +65,8 @@ class Cancellations(Background):
     def has(self, message: Message, *, timeout_s: float | None = None) -> bool:
         """Return whether a message that is about to start was cancelled at least `CANCEL_KNOWN_S` ago.
 
-        Args:
-            message: The message.
-            timeout_s: How long the store may take to answer; `send_timeout` if None.
-
-        Raises:
-            BrokerUnavailable: What is known is too old, and the store doesn't answer.
+        The store may take `timeout_s` to answer, `send_timeout` if None. Raises `BrokerUnavailable` if what is known is
+        too old, and the store doesn't answer.
         """
         if self._is_shared:
             self.start()

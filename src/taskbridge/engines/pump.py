@@ -42,9 +42,7 @@ class Pump(Background):
 class BusySigns(Background):
     """Says that this process is busy: a worker whose slots are all taken can answer no probe.
 
-    Args:
-        host: The bridge.
-        full_queues: Returns the queues that this process consumes if it has no slot free, and none if it has one.
+    `full_queues` returns the queues that this process consumes if it has no slot free, and none if it has one.
     """
 
     def __init__(self, host: Host, full_queues: Callable[[], Collection[str]]) -> None:

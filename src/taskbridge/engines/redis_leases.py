@@ -73,8 +73,7 @@ STRANGERS: Final = Script(__file__, "dramatiq", "strangers")  # looks after what
 class Lists:
     """The lists of some queues, for whoever takes from them.
 
-    Args:
-        places: Of each queue the keys of its lists in order of priority, as many as of each other.
+    `places` are of each queue the keys of its lists in order of priority, as many as of each other.
     """
 
     def __init__(self, places: Sequence[Sequence[str]]) -> None:
@@ -91,12 +90,8 @@ class Leases(Background):
     """The messages that this process holds. Threads share it; only `take` and `beat` raise what Redis says.
 
     What becomes of a message is noted first, and carried out with the next script that takes, or at once by one that
-    takes nothing. A second time that does nothing, so it is tried until Redis answers.
-
-    Args:
-        settings: The bridge's.
-        layout: The engine's.
-        each_minute: Called in the thread, for what else the engine has to look after on Redis.
+    takes nothing. A second time that does nothing, so it is tried until Redis answers. `each_minute` is called in the
+    thread, for what else the engine has to look after on Redis.
     """
 
     def __init__(self, settings: Settings, layout: Layout, *, each_minute: Callable[[], object] | None = None) -> None:
@@ -173,12 +168,7 @@ class Leases(Background):
     # What becomes of messages
 
     def end(self, *tags: str, dead: bool = False) -> None:
-        """End messages: they are done with.
-
-        Args:
-            *tags: Of the messages.
-            dead: Whether Dramatiq keeps them among its own dead ones.
-        """
+        """End messages: they are done with; or `dead`, and Dramatiq keeps them among its own dead ones."""
         self._settled.extend([(tag, "dead" if dead else "end") for tag in tags])
         self.flush()
 
@@ -189,9 +179,7 @@ class Leases(Background):
     def give_back(self, *tags: str, suspect: bool = True) -> None:
         """Return messages to their lists, as the next ones; the first is the first of them.
 
-        Args:
-            *tags: Of the messages.
-            suspect: Whether they may have been started; whoever takes them is told.
+        If `suspect`, they may have been started, and whoever takes them is told.
         """
         self._settled.extend([(tag, "suspect" if suspect else "back") for tag in reversed(tags)])
         self.flush()

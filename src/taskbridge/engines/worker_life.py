@@ -57,12 +57,7 @@ _RETIRING_S: Final = 0.2
 
 
 class WorkerLife:
-    """The life of one worker process at a time.
-
-    Args:
-        host: The bridge.
-        runs: What runs in this process.
-    """
+    """The life of one worker process at a time."""
 
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
@@ -135,8 +130,7 @@ class WorkerLife:
     def boot(self, *, is_whole_process: bool) -> None:
         """Begin a life, before any thread or child of the worker exists.
 
-        Args:
-            is_whole_process: Whether the process is there for this worker alone, so that it may be ended with it.
+        `is_whole_process` is whether the process is there for this worker alone, so that it may be ended with it.
         """
         self._is_whole_process = is_whole_process
         if is_whole_process:

@@ -58,10 +58,7 @@ class RedisBroker:
     ) -> None:
         """Publish messages, those of the same queue and priority up to 100 in one command.
 
-        Args:
-            messages: What to publish.
-            along: For each message a command, such as one that makes its record, in one transaction with it; or None.
-            timeout_s: As in `Broker`.
+        `along` has for each message a command, such as one that makes its record, in one transaction with it; or None.
         """
         self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 

@@ -174,10 +174,8 @@ Connect = Callable[[float], Link]
 def connector(place: Place, *, protocol: int = 2) -> Connect:
     """Return what makes connections to a place.
 
-    Args:
-        place: Where they lead.
-        protocol: RESP2, in which replies have the same types whatever the version of redis-py; or RESP3, whose replies
-            only the connection of redis-py's (`Link.owner`) can read.
+    `protocol` 2 is RESP2, in which replies have the same types whatever the version of redis-py. The replies of RESP3
+    only the connection of redis-py's (`Link.owner`) can read.
     """
     kind: Any = place.kind
 
@@ -257,11 +255,8 @@ class Script:
     """A Lua script; called with its keys and arguments, it is a command. Its file says what they are, and the reply.
 
     A script that fails for want of memory or on a replica has changed nothing, for Redis refuses its first write then,
-    and no later one. A `kill -9` of the server keeps all of a script's changes or none.
-
-    Args:
-        beside: The `__file__` of a module that has a folder `lua` beside it.
-        *names: Of files in this folder, without `.lua`; several are joined.
+    and no later one. A `kill -9` of the server keeps all of a script's changes or none. Its text is in files of the
+    folder `lua` beside the module whose `__file__` is given; several are joined.
     """
 
     def __init__(self, beside: str, *names: str) -> None:
@@ -278,15 +273,11 @@ class Script:
 class Client:
     """Sends commands to the Redis that has a namespace's keys. Threads share it; a forked process connects anew.
 
-    A call takes a connection that is idle, and healthy as far as can be seen, or makes one. No call is repeated once
-    it may have been taken. What surely was not is tried again until its time is over, if another server may take it.
+    A call takes a connection that is idle, and healthy as far as can be seen, or makes one. No call is repeated once it
+    may have been taken. What surely was not is tried again until its time is over, if another server may take it.
 
-    Args:
-        url: Of the server, or of several; see `places`.
-        namespace: Whose keys the commands use, if it is in braces.
-
-    Raises:
-        SettingsError: redis-py can't read the URL.
+    `places` says what URLs there are; raises `SettingsError` if redis-py can't read one. The namespace counts only if
+    it is in braces.
     """
 
     def __init__(self, url: str, namespace: str = "") -> None:

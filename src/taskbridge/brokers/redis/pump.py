@@ -183,14 +183,11 @@ class Pump:
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:
-    """Return how long one of so many living pumps sleeps.
+    """Return how long one of so many living pumps sleeps, this one included.
 
     Each sleeps the longer the more there are, for any of them promotes what is due: else a thousand idle workers would
-    keep Redis busy, and all of them would wake for each message that falls due.
-
-    Args:
-        wait_ms: The milliseconds until something is due; 0 if something is, -1 if nothing is parked.
-        living: How many pumps there are, this one included.
+    keep Redis busy, and all of them would wake for each message that falls due. `wait_ms` are the milliseconds until
+    something is due; 0 if something is, -1 if nothing is parked.
     """
     if wait_ms == 0:
         return 0.0

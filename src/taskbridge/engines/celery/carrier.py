@@ -141,9 +141,7 @@ class Slots:
     do. So a task that takes long keeps nothing waiting, and a thread whose task ends before the next thread is there
     takes the next task itself. The main loop is told of tasks that have ended before a thread goes to sleep, or starts
     with a task while nobody else is on the way. Once they are shut down, Python's exit waits for none that is stuck.
-
-    Args:
-        number: Threads, at least 1; they start with the first task.
+    The threads, at least 1, start with the first task.
     """
 
     def __init__(self, number: int) -> None:
@@ -240,12 +238,7 @@ class Slots:
         return not any(thread.is_alive() for thread in self._threads)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads when their tasks have ended.
-
-        Args:
-            wait: Whether to wait for that.
-            cancel_futures: Whether to drop what no thread has begun with.
-        """
+        """End the threads when their tasks have ended; if told to, wait for that, or drop what none has begun with."""
         if cancel_futures:
             self._work.clear()
         self._is_over = True
@@ -276,18 +269,11 @@ class Carrier:
         self._runs = runs
 
     def carry(self, carried: Message | Verdict | Exception, request: Any) -> Any:
-        """Run the task of a message and settle it.
+        """Run the task of a message and settle it, or show what has become of one that has been settled before.
 
-        Args:
-            carried: The message; or what has become of it, if it has been settled before.
-            request: Celery's request.
-
-        Returns:
-            What the task returned, if somebody listens, or a plain client has linked anything to it.
-
-        Raises:
-            Retry, Ignore, Reject: It did not end well, and Celery is to show it and to do the like.
-            Exception: The error of which it is dead.
+        Returns what the task returned, if somebody listens, or a plain client has linked anything to it. Raises the
+        error of which the message is dead; or `Retry`, `Ignore` or `Reject` if it did not end well, and Celery is to
+        show it and to do the like.
         """
         if isinstance(carried, Message):
             self._runs.heed_signals()
@@ -299,9 +285,7 @@ class Carrier:
     def settle(self, message: Message, *, redelivered: bool) -> Verdict | Exception:
         """Run a message and settle it; return the verdict, carried out, or the exception that tells Celery what to do.
 
-        Args:
-            message: The message.
-            redelivered: Whether the broker says that it was delivered before.
+        `redelivered` is whether the broker says that it was delivered before.
         """
         runs = self._runs
         runs.is_busy = True

@@ -224,12 +224,7 @@ class Request(CeleryRequest):
 
 
 class Way:
-    """How the messages of one task come to the pool: what Celery calls the task's strategy.
-
-    Args:
-        task: The Celery task.
-        consumer: The worker's consumer.
-    """
+    """How the messages of one task come to the pool: what Celery calls the task's strategy."""
 
     def __init__(self, task: Any, consumer: Any) -> None:
         self.task: Any = task

@@ -45,17 +45,10 @@ class Pool(ThreadsPool):
 
 @contextmanager
 def embedded_worker(engine: CeleryEngine, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
-    """Run a Celery worker in threads of this process while the block runs.
+    """Run a Celery worker in threads of this process while the block runs; the names of its queues are native.
 
-    It touches neither signal handlers nor logging, nor what Celery keeps for all apps of the process.
-
-    Args:
-        engine: The engine.
-        queues: The native names of the queues to consume; all if empty.
-        threads: Tasks at a time.
-
-    Raises:
-        TaskBridgeError: One of this bridge runs already, or it did not start.
+    It touches neither signal handlers nor logging, nor what Celery keeps for all apps of the process. Raises
+    `TaskBridgeError` if one of this bridge runs already, or it did not start.
     """
     app, life, ready = engine.native, engine.life, locks.Event()
 

@@ -58,11 +58,7 @@ def step_of(priority: object) -> int:
 
 
 class RedisQueues(Leases):
-    """The queues of one bridge on Redis, and what this process has taken of them.
-
-    Args:
-        settings: The bridge's.
-    """
+    """The queues of one bridge on Redis, and what this process has taken of them."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, CELERY)
@@ -120,12 +116,8 @@ class RedisQueues(Leases):
 class Watch:
     """Tells one of kombu's connections of changes; only the thread that uses that connection calls it.
 
-    It connects when it is first asked for something, and as often as need be.
-
-    Args:
-        place: Where the queues are.
-        wake: Ends the sleep of the event loop.
-        answers: Returns whether Redis answers, as far as is known from elsewhere.
+    It connects when it is first asked for something, and as often as need be. `wake` ends the sleep of the event loop;
+    `answers` returns whether Redis answers, as far as is known from elsewhere.
     """
 
     def __init__(self, place: Place, wake: Callable[[], None], *, answers: Callable[[], bool]) -> None:
@@ -145,14 +137,9 @@ class Watch:
         self.is_served: bool = False  # whether an event loop serves the connection
 
     def is_quiet(self, queues: Sequence[str], *, in_vain: bool) -> bool:
-        """Return whether queues are empty; from then on, `changes` tells if they are no longer.
+        """Return whether queues, by native names, are empty; from then on, `changes` tells if they are no longer.
 
-        Args:
-            queues: Their native names.
-            in_vain: Whether there was nothing in them although there was a change.
-
-        Raises:
-            BrokerUnavailable: Redis does not answer.
+        `in_vain` is whether there was nothing in them although there was a change. Raises `BrokerUnavailable`.
         """
         if in_vain:
             self._rests_until = monotonic() + _PAUSE_S * (0.2 + 0.8 * random())

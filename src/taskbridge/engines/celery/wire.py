@@ -166,11 +166,8 @@ def _template(task: str, native: str, priority: int, canvas: Mapping[str, Any]) 
 class Envelopes:
     """Writes messages as kombu's virtual transports put them, by templates for each task, queue and priority.
 
-    Headers that say nothing are left out, as in `AmqpWire`: with them, a message is a quarter longer.
-
-    Args:
-        namespace: The bridge's.
-        numbers: Celery's number of each priority, on the kind of broker they are for.
+    Headers that say nothing are left out, as in `AmqpWire`: with them, a message is a quarter longer. `numbers` are
+    Celery's number of each priority, on the kind of broker they are for.
     """
 
     def __init__(self, namespace: str, numbers: Mapping[Priority, int]) -> None:

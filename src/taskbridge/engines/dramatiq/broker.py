@@ -62,8 +62,7 @@ class Slots:
     def keep(self, own: threading.Event) -> bool:
         """Return whether a slot may go on to the next message of its queue: no other queue's consumer waits for one.
 
-        Args:
-            own: What the queue's own consumer stands in line with.
+        `own` is what the queue's own consumer stands in line with.
         """
         with self._lock:
             self._changed_at = monotonic()
@@ -184,12 +183,8 @@ class EngineConsumer(Consumer):
     Of our own queues, on the fast way, the thread that runs a message looks at it, and it goes past Dramatiq's consumer
     thread. A subclass says how messages are taken, ended, given back and failed.
 
-    Args:
-        broker: The consumer's.
-        queue_name: Dramatiq's name of the queue.
-        prefetch: How many messages it may hold if it has no part in the worker's slots: of a queue of delayed
-            messages, which Dramatiq's consumer thread holds until they are due.
-        timeout_ms: How long `__next__` waits.
+    `prefetch` is how many messages it may hold if it has no part in the worker's slots: of a queue of delayed messages,
+    which Dramatiq's consumer thread holds until they are due. `__next__` waits for `timeout_ms`.
     """
 
     def __init__(self, broker: EngineBroker, queue_name: str, prefetch: int, timeout_ms: int) -> None:
@@ -207,14 +202,10 @@ class EngineConsumer(Consumer):
     # What a broker's own consumer says
 
     def take(self, most: int, *, soon: bool) -> Sequence[Arrival]:
-        """Take up to so many messages, of those that wait now.
+        """Take up to so many messages, of those that wait now; `soon` if a thread with a message in hand waits for it.
 
-        Args:
-            most: How many.
-            soon: Whether a thread that has a message in hand waits for it: for no longer than need be.
-
-        Raises:
-            BrokerUnavailable: The broker doesn't give any, or nobody knows; whatever was taken goes back by itself.
+        Raises `BrokerUnavailable` if the broker doesn't give any, or nobody knows; whatever was taken goes back by
+        itself.
         """
         raise NotImplementedError
 

@@ -131,15 +131,7 @@ class Buried(TaskBridgeError):
 
 
 class TaskActor(Actor[Any, Any]):
-    """A task, as Dramatiq knows it: runs its deliveries in the worker's threads, and settles them.
-
-    Args:
-        declaration: The task's.
-        host: The bridge.
-        broker: The engine's.
-        native_queue: Dramatiq's name of the task's queue.
-        life: The worker's.
-    """
+    """A task, as Dramatiq knows it: runs its deliveries in the worker's threads, and settles them."""
 
     def __init__(
         self, declaration: Declaration, host: Host, broker: Broker, *, native_queue: str, life: WorkerLife
@@ -250,13 +242,7 @@ def _elsewhere(delivery: Delivery, reason: str) -> Returned:
 
 
 class Reception:
-    """Looks at each message before it is handed to a thread.
-
-    Args:
-        host: The bridge.
-        broker: Where messages in a newer form wait.
-        attempts: What this process knows of attempts.
-    """
+    """Looks at each message before it is handed to a thread; those in a newer form wait in the broker."""
 
     def __init__(self, host: Host, broker: Broker, attempts: Attempts[Delivery]) -> None:
         self._host = host
@@ -273,16 +259,11 @@ class Reception:
 
         Bytes that can't be read are buried (rule Q7); a plain client's delayed message is parked, for Dramatiq would
         hold it in this process's memory (rules D3 and D4); one for a task that is not known here, or in a newer form,
-        waits (rules Q6 and S8). Whatever else goes wrong here ends this message only (rule I1): it
-        is requeued if it could be read (rule I2), or else buried as it came, with the reason `internal_error`.
+        waits (rules Q6 and S8). Whatever else goes wrong here ends this message only (rule I1): it is requeued if it
+        could be read (rule I2), or else buried as it came, with the reason `internal_error`.
 
-        Args:
-            queue_name: Dramatiq's name of the queue it came from.
-            body: The message's bytes.
-            **about: `place`, `redelivered` and `headers`, as a `Delivery` has them.
-
-        Raises:
-            NotSettledError: The broker was away until the worker stopped; it is to be left where it is.
+        `about` is `place`, `redelivered` and `headers`, as a `Delivery` has them. Raises `NotSettledError` if the
+        broker was away until the worker stopped: the message is to be left where it is.
         """
         try:
             return self._admit(queue_name, body, **about)

@@ -116,15 +116,9 @@ def milliseconds(options: Mapping[str, Any], name: str) -> float | None:
 
 
 def read(parts: Mapping[str, Any], *, queue: str) -> Message:
-    """Return what a Dramatiq message says.
+    """Return what a Dramatiq message says, from what `parse` returns; `queue` is its queue by taskbridge's name.
 
-    Args:
-        parts: The message's, as `parse` returns them.
-        queue: taskbridge's name of the queue on which it came.
-
-    Raises:
-        NewerFormError: A newer release wrote it.
-        DecodeError: It can't be read.
+    Raises `NewerFormError` if a newer release wrote it, and `DecodeError` if it can't be read.
     """
     meta = parts["options"].get(OPTION)
     try:
@@ -171,10 +165,7 @@ class _Wire:
     def body(self, message: Message, head: str, own_options: str) -> bytes:
         """Return the bytes of a message.
 
-        Args:
-            message: What to write.
-            head: How it begins; see `head`.
-            own_options: The options that the kind of broker needs, as JSON members.
+        `head` is how it begins (see `head`), `own_options` what the kind of broker needs, as JSON members.
         """
         options = f'"{OPTION}":{codec.to_json(message.dumps_meta())},{own_options}'
         if message.attempt > 1:

@@ -41,12 +41,7 @@ _STOP_SIGNALS: Final = tuple(
 
 
 class DramatiqLife(WorkerLife, Middleware):
-    """The life of a worker process.
-
-    Args:
-        host: The bridge.
-        broker: The worker's.
-    """
+    """The life of a worker process."""
 
     def __init__(self, host: Host, broker: EngineBroker) -> None:
         super().__init__(host, Runs())

@@ -39,12 +39,7 @@ NEEDED: Final[Mapping[Shortcut, Mapping[str, Sequence[str]]]] = {
 
 
 def obstacle(shortcut: Shortcut, *, is_wanted: bool) -> str | None:
-    """Return why a shortcut is not taken; None if it may be.
-
-    Args:
-        shortcut: `tasks`, which goes past Celery's tracer, or `reader`, which reads RabbitMQ's deliveries.
-        is_wanted: The setting `fast`.
-    """
+    """Return why a shortcut is not taken; None if it may be. `is_wanted` is the setting `fast`."""
     if not is_wanted:
         return "the setting fast is off"
     for package in _PACKAGES[shortcut]:

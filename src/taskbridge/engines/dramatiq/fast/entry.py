@@ -28,13 +28,7 @@ _RELIED_ON: Final[Mapping[Any, Sequence[str]]] = {
 
 
 def enter(broker: EngineBroker, worker: Worker, *, is_wanted: bool) -> None:
-    """Have a worker that is about to start take its messages the fast way, if that can be.
-
-    Args:
-        broker: The worker's.
-        worker: It has no threads yet.
-        is_wanted: The setting `fast`.
-    """
+    """Have a worker that has no threads yet take its messages the fast way, if the setting `fast` is on and it can."""
     problem = obstacle(worker) if is_wanted else "the setting fast is off"
     if problem is not None:
         _log.info("messages are taken the plain way: %s", problem)
