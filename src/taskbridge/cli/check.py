@@ -223,13 +223,11 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
 
 
 def _hints(bridge: Bridge) -> Iterator[_Finding]:
-    """Tell which type hints can't be resolved, so that no value is made by them."""
     for problem in chain(*map(unresolved, bridge.declarations())):
         yield _Finding("hints", "note", f"{problem}; it counts as none")
 
 
 def _priorities(bridge: Bridge) -> Iterator[_Finding]:
-    """Tell whether the broker keeps the priorities of tasks."""
     with suppress(BrokerUnavailable):  # which is told anyway
         try:
             bridge.check_priorities()
@@ -238,7 +236,6 @@ def _priorities(bridge: Bridge) -> Iterator[_Finding]:
 
 
 def _schedules(bridge: Bridge) -> Iterator[_Finding]:
-    """Tell whether what is to be sent by schedules can be sent."""
     try:
         names = sorted(bridge.schedules.planned())
         bridge.schedules.check()
@@ -260,7 +257,6 @@ def _routes(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
 
 
 def _limits(settings: Settings) -> Iterator[str]:
-    """Tell what the target can't do, or does differently from the others."""
     if settings.url.engine == "inline":
         yield "nothing chose another url: tasks run in threads of the process that sends them"
     if settings.url.broker == "memory":

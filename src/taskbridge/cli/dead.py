@@ -194,7 +194,6 @@ def _check_readable(entries: Sequence[DeadEntry]) -> None:
 
 
 def _resolved(bridge: Bridge, beginnings: Iterable[str]) -> list[DeadEntry]:
-    """Return the dead letters whose ids begin so, each once."""
     entries = {entry.id: entry for entry in bridge.dead.list(limit=None).entries}
     ids = dict.fromkeys(_whole_id(entries, beginning) for beginning in beginnings)
     return [entries[each] for each in ids]

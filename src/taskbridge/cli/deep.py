@@ -63,7 +63,6 @@ class _Wire:
 
 
 def _of_broker(bridge: Bridge) -> Remark:
-    """Send, delay and bury a message, and return what came of it."""
     wire, timeout_s, began, stop = _Wire(bridge), bridge.settings.send_timeout_s, monotonic(), threading.Event()
     queue, step, broker = wire.engine, "sending", bridge.broker_for(wire)
     assert isinstance(broker, ExaminedBroker)
@@ -98,7 +97,6 @@ def _of_broker(bridge: Bridge) -> Remark:
 
 
 def _of_store(backend: Backend, timeout_s: float) -> Remark:
-    """Keep, replace, watch and cancel something, and return what came of it."""
     key, told, began = f"check:{new_id()}", threading.Event(), monotonic()
     swap = partial(Write, key=key, text="2\n-", kept_s=_KEPT_S, tells=True, cancels=key, cancellation_kept_s=1.0)
     silent = (

@@ -358,7 +358,6 @@ def _has_expired(task: BoundTask, message: Message) -> bool:
 
 
 def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
-    """Carry a verdict out, record it, and mark the attempt as ended."""
     marks = task.marks
     if isinstance(verdict, RunAgain) and task.records is not None and _persist(task, task.cancellations.has, message):
         verdict = CancelledVerdict(error=verdict.error)
@@ -680,7 +679,6 @@ def _id_in(parked: bytes | None) -> object:
 
 
 def _recorded(record: Status) -> Message:
-    """Return a message that can't be read, as far as its record tells."""
     return Message(
         id=record.id,
         task=record.task,

@@ -291,7 +291,6 @@ class WorkerLife:
         self._exit(1, lost=stuck)
 
     def _queues_if_full(self) -> Sequence[str]:
-        """Return the queues that are consumed here if no slot is free; a worker that stops consumes none."""
         return [] if self.draining else self.full_queues()
 
 
@@ -314,7 +313,6 @@ def _when_worn_out(retire: Callable[[str], None]) -> Callable[[], None] | None:
 
 
 def _most_mb() -> int:
-    """Return how many MB of memory this process has had at most."""
     with suppress(OSError, IndexError), open("/proc/self/status", "rb") as status:  # else Linux tells of its parent too
         return int(status.read().partition(b"VmHWM:")[2].split()[0]) // 1024
     import resource  # here, for Windows has none

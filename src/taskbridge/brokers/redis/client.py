@@ -409,7 +409,6 @@ class Client:
     # Requests and replies
 
     def _exchange(self, requests: Sequence[Request], packed: bytes, deadline: float, replicas: int) -> list[Outcome]:
-        """Send requests, read their replies, and return what became of each."""
         idle = self._pool()
         try:
             link = self._take(idle, deadline)
@@ -520,7 +519,6 @@ def _with_text(command: Sequence[Word]) -> Sequence[Word]:
 
 
 def _with_key(command: Sequence[Word], key: str) -> Sequence[Word]:
-    """Return a command that is given one more key, if it runs a script."""
     if command[0] not in ("EVALSHA", "EVAL"):
         return command
     name, script, count, *words = command

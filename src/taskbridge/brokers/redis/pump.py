@@ -96,7 +96,6 @@ class Pump:
         self._leave()
 
     def _round(self) -> float:
-        """Publish what is due, and return how long to sleep."""
         if time.monotonic() >= self._next_beat:
             self._beat()
         return min([self._promote(keys) for keys in (self._keys, *self._orphans)])
@@ -153,7 +152,6 @@ class Pump:
         return wait_s
 
     def _settle(self, keys: Keys, decided: Sequence[Word]) -> None:
-        """Do what was decided, in one step."""
         settled, *refused = self._run(_SETTLE((keys.due, keys.messages), _POSTPONED_MS, *decided))
         _log.debug("published %d delayed messages", settled)
         for member, error in zip(refused[::2], refused[1::2], strict=True):

@@ -237,7 +237,6 @@ class CeleryEngine:
         return QuorumQueue(native, Exchange(""), native, **options)
 
     def _route(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
-        """Route what is sent with Celery's own means."""
         declaration = next((found for found in self.host.declarations() if found.name == name), None)
         if declaration is None:
             return None

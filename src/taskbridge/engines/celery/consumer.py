@@ -596,7 +596,6 @@ class Consumer(CeleryConsumer):
         return on_task_received
 
     def _admit(self, message: Any, hand_on: Callable[[Any], None]) -> None:
-        """Read a message, and hand it to a slot or to where it waits."""
         parts = reading.taken_apart(message)
         name: str = parts.headers["task"]
         way: Any = self.strategies.get(name)
@@ -713,7 +712,6 @@ class Consumer(CeleryConsumer):
         self._life.bury_raw(_raw_of(message), error, reason=reason, message_id=message_id, then=then)
 
     def _let_go(self, message: Any) -> None:
-        """Free the slot of a message, if it has one."""
         for request in copied(worker_state.reserved_requests):
             if request.message is message:
                 worker_state.task_ready(request)
@@ -782,7 +780,6 @@ def message_of(request: Any) -> Message | None:
 
 
 def _is_redelivered(message: Any) -> bool:
-    """Return whether the broker says that a message was delivered before."""
     return bool((message.delivery_info or {}).get("redelivered"))
 
 

@@ -140,7 +140,6 @@ class CeleryLife(WorkerLife):
         return copied(worker_state.active_requests)
 
     def _signal_children(self, requests: Iterable[Any], number: signal.Signals) -> None:
-        """Send a signal to the children of the pool that run these requests."""
         for request in requests:
             if request.worker_pid:
                 self.announce_signal(request.worker_pid)

@@ -294,11 +294,9 @@ class Watch:
         return reply
 
     def _can_read(self, wait_s: float = 0.0) -> bool:
-        """Return whether something can be read, at once or within so many seconds."""
         return bool(self._link.owner.can_read(0) or self._link.has_come(wait_s))
 
     def _read(self) -> None:
-        """Handle all that has come."""
         try:
             while self._link is not None and self._can_read():
                 self._link.deadline = monotonic() + _TIMEOUT_S

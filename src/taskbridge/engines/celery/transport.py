@@ -229,7 +229,6 @@ class Channel(VirtualChannel):
                 raise
 
     def _hand_over(self, taken: Held) -> None:
-        """Deliver a message, unless it can't be read."""
         queue = self._taken_from[taken.queue]
         message = self._message(taken, queue)
         if message is not None:

@@ -242,7 +242,6 @@ class AmqpWire:
         self._places: dict[str, tuple[str, Mapping[str, Any]]] = {}
 
     def _place(self, queue: str) -> tuple[str, Mapping[str, Any]]:
-        """Return a queue's native name, and what it is declared with."""
         native = native_queue(self._settings.namespace, queue)
         return self._places.setdefault(queue, (native, queue_arguments(self._settings.type_of(queue))))
 

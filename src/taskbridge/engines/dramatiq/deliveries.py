@@ -162,7 +162,6 @@ class TaskActor(Actor[Any, Any]):
         return None
 
     def _settled(self, delivery: Delivery, message: Message) -> Verdict:
-        """Run a message and settle it, and return what is to be shown of it."""
         if self._life.draining:
             return GivenBack()
         try:

@@ -42,7 +42,6 @@ class Item:
 
 
 def _message_of(item: Any) -> MessageProxy:
-    """Return the message in an item of Dramatiq's."""
     message: MessageProxy = item[-1] if isinstance(item, tuple) else item.message
     return message
 
