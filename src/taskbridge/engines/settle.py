@@ -1,6 +1,8 @@
 """Carries a verdict out, the same on every engine: park the next attempt, or bury, call the hooks, and record it.
 
-An engine acknowledges its message only after `finish` returns (rules A1, R5 and RS2).
+An engine acknowledges its message only after `finish` returns (rules A1, R5 and RS2). What waits for the broker or the
+store raises `NotSettledError` if they were away until the worker stopped: `begin`, `finish`, `settle`, `later`, `bury`,
+`put_off_unknown` and `bury_unreadable`.
 
 What is done comes in an order in which a worker may be killed anywhere. That an attempt failed is recorded before the
 next one is parked, so that the record of that one comes later. What is final is recorded last, when dead letter and
@@ -189,18 +191,12 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
 def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | Message | None:
     """Mark a message's attempt as started, unless it was started before, or cancelled.
 
-    Args:
-        task: The message's task.
-        message: What to run.
-        redelivered: Whether this attempt may have been started before: the broker says so, or the message is older
-            than the lease. Only then is its mark read.
+    `redelivered` is whether this attempt may have been started before: the broker says so, or the message is older than
+    the lease. Only then is its mark read.
 
     Returns:
         None if it is to be run now, or the message that is to be run in its place: the same, with newer arguments;
         else a verdict that is carried out already.
-
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
     """
     if message.task == PROBE:
         _answer(task, message)
@@ -268,11 +264,8 @@ def _with_call(message: Message, call: Sequence[str]) -> Message | None:
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     """Carry a verdict out and mark the attempt as ended, or as not started.
 
-    Returns:
-        The verdict that was carried out: another one if there was to be a next attempt, and the message is cancelled.
-
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
+    Returns the verdict that was carried out: another one if there was to be a next attempt, and the message is
+    cancelled.
     """
     marks = task.marks
     if marks is not None:
@@ -379,11 +372,7 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
 
 
 def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
-    """Carry a verdict out; returns when the broker has taken what has to be kept.
-
-    Raises:
-        NotSettledError: The broker was away until the worker stopped.
-    """
+    """Carry a verdict out; returns when the broker has taken what has to be kept."""
     hooks = task.hooks
     match verdict:
         case Done(value, _, problem):
@@ -510,9 +499,6 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
 
     The waits grow from 1 s to 30 s and use up no attempt. A message that was delivered before may have been put off
     then, too.
-
-    Raises:
-        NotSettledError: The broker was away until the worker stopped.
     """
     now = host.now()
     since = now if message.waits_since is None else message.waits_since
@@ -539,12 +525,8 @@ def not_settled(
     It is no attempt: its mark is removed. It is parked, for the setting `requeue_pause`, then for twice as long, and so
     on; the sixth time it is dead with reason `internal_error`. One that can't even be parked is buried as text.
 
-    Args:
-        host: The bridge.
-        message: The message.
-        error: What was raised.
-        wait: Called with the pause, in seconds, before a message is given back because the broker or the store was
-            away; by default it is made in this thread, unless the worker stops.
+    `wait` is called with the pause, in seconds, before a message is given back because the broker or the store was
+    away; by default it is made in this thread, unless the worker stops.
 
     Returns:
         `NotRun` or `Dead`, carried out; or `GivenBack`: the engine requeues the message, for the broker or the store
@@ -587,13 +569,8 @@ def _requeue_pause_s(host: Host, requeues: int) -> float | None:
 def taken_again(host: Host, message: Message, *, is_counted: bool = False) -> Callable[[], object] | None:
     """Count that a message was taken that had come back: its worker may have crashed with it before the start.
 
-    Args:
-        host: The bridge.
-        message: What was taken.
-        is_counted: Whether the broker has counted how often it came back, and the message says so.
-
-    Returns:
-        What is to be done with it, perhaps waiting for the broker; None if it is to be run.
+    `is_counted` is whether the broker has counted how often it came back, and the message says so. Returns what is to
+    be done with it, perhaps waiting for the broker; None if it is to be run.
     """
     task = host.bound(message.task)
     if task.marks is None:
@@ -612,15 +589,8 @@ def bury_unreadable(
 ) -> None:
     """Bury a message that can't be read, as it came (rule Q7), and record its end if its id could be read.
 
-    Args:
-        host: The bridge.
-        raw: Its bytes.
-        error: What reading it raised.
-        reason: Why it is dead; the error's traceback is kept for `internal_error`.
-        message_id: What it calls itself; anything, for it was found on the wire.
-
-    Raises:
-        NotSettledError: The broker or the store was away until the worker stopped.
+    `error` is what reading it raised; its traceback is kept for the reason `internal_error`. `message_id` is what it
+    calls itself; anything, for it was found on the wire.
     """
     text = ""
     if reason == "internal_error":
@@ -654,11 +624,7 @@ def record_buried(host: Host, letter: DeadLetter) -> None:
 def _record_death(host: Host, letter: DeadLetter, message_id: object, ask: Callable[..., Any]) -> None:
     """Record the end of a message that was not run; one that can't be read by its id, if it has a record that is open.
 
-    Args:
-        host: The bridge.
-        letter: Its dead letter.
-        message_id: What the message calls itself, if it can't be read.
-        ask: Calls what asks the store, with the arguments.
+    `message_id` is what it calls itself, if it can't be read; `ask` calls what asks the store, with the arguments.
     """
     records, message = host.records, letter.message
     if records is None or (message is not None and host.bound(message.task).records is None):
