@@ -244,8 +244,7 @@ class Supervisor:
 def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> socket.socket:
     """Until the stack ends, have the selector return when a signal comes or a child ends: their numbers can be read.
 
-    Returns:
-        What they are written to, for others to be written too.
+    Returns what they are written to, for others to be written too.
     """
     receiver, sender = map(stack.enter_context, socket.socketpair())
     receiver.setblocking(False)

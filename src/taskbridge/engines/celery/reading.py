@@ -45,8 +45,7 @@ _EMBED: Final[Mapping[str, Any]] = dict.fromkeys(EMBEDDED)
 def arguments_in(body: bytes) -> tuple[list[Any], dict[str, Any], tuple[str, str]] | None:
     """Return the arguments in a body as taskbridge writes it, with nothing embedded, and the arguments' own JSON.
 
-    Returns:
-        None if it is written otherwise, or can't be read.
+    Returns None if it is written otherwise, or can't be read.
     """
     if not body.endswith(_END) or _TYPED in body:
         return None
