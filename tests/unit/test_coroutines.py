@@ -143,12 +143,13 @@ def test_the_loop_goes_on_whenever_a_coroutine_is_interrupted() -> None:
     """What is raised in the thread that waits must not arrive while that holds a lock which the loop needs."""
 
     async def short(number: int) -> int:
-        await asyncio.sleep(0)
+        for _ in range(number):
+            await asyncio.sleep(0)
         return number
 
     interrupted = 0
     for number in range(400):
-        coroutine = short(number)
+        coroutine = short(number // 20)
         try:
             with limited(0.0002 + number % 20 * 0.00005):
                 run(coroutine)

@@ -26,7 +26,9 @@ ALONE: Final = EnvironmentSpec(name="alone")
 BURIAL: Final = EnvironmentSpec(name="burial", workers=1, threads=4, shared=True)
 """One worker with 4 threads; scenarios on it replay and purge each other's dead letters unless they take care."""
 
-RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=8, grace_s=4, stored=True, shared=True)
+RECORDED: Final = EnvironmentSpec(name="recorded", workers=1, threads=32, grace_s=4, stored=True, shared=True)
+"""One worker with a store and a thread for each scenario: most hold a run while they wait for the next to start."""
+
 RECORDED_PROCESSES: Final = EnvironmentSpec(
     name="recorded processes", workers=1, processes=4, grace_s=4, stored=True, shared=True
 )
