@@ -6,12 +6,14 @@ import os
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
+from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.errors import ExtensionError
+from sphinx.writers.html5 import HTML5Translator
 
 from taskbridge import cli
 from taskbridge._version import __version__
@@ -46,6 +48,8 @@ default_role = "code"  # docstrings say `name`, as Markdown does
 html_theme = "furo"
 html_title = f"taskbridge {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 
 class CommandHelp(Directive):
@@ -78,6 +82,43 @@ def _help(command: str) -> list[nodes.Node]:
     return [section]
 
 
+NARROW_PX: Final = 320
+"""What a screen of 390 px has for a table, 349, less what the estimate of a table's width may lack."""
+
+
+class Translator(HTML5Translator):
+    """Marks the tables that are too wide for a narrow screen, and says at each cell what its column is called."""
+
+    def visit_table(self, node: nodes.Element) -> None:
+        if _least_px(node) > NARROW_PX:
+            node["classes"].append("stacked")  # see _static/pages.css
+        super().visit_table(node)
+
+    def visit_entry(self, node: nodes.Element) -> None:
+        super().visit_entry(node)
+        row = node.parent
+        if isinstance(row.parent, nodes.tbody) and node.astext().strip():
+            name = _column_names(row.parent.parent)[row.index(node)]
+            self.body[-1] = self.body[-1].replace("<td", f'<td data-column="{escape(name)}"', 1)
+
+
+def _column_names(group: nodes.Element) -> list[str]:
+    heads = list(group.findall(nodes.thead))
+    width: int = group["cols"]
+    return [entry.astext() for entry in heads[0][0].children] if heads else [""] * width
+
+
+def _least_px(table: nodes.Element) -> float:
+    """Return how wide a table is at least: the longest word of each column, and some words a line in one of text."""
+    rows = [[entry.astext() for entry in row.children] for row in table.findall(nodes.row)]
+    columns = list(zip(*rows, strict=True))
+    padding_px, letter_px, of_text, letters_of_text = 16, 7.3, 30, 18
+    widths = [max(max(map(len, cell.split()), default=0) for cell in column) for column in columns]
+    texts = [letters_of_text if max(map(len, column)) > of_text else 0 for column in columns]
+    return sum(padding_px + letter_px * max(pair) for pair in zip(widths, texts, strict=True))
+
+
 def setup(app: Sphinx) -> None:
     os.environ["COLUMNS"] = "100"  # how wide argparse writes
     app.add_directive("command-help", CommandHelp)
+    app.set_translator("html", Translator, override=True)
