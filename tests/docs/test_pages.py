@@ -36,7 +36,7 @@ def test_most_pages_have_blocks_that_run() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_python_is_fenced_as_python(page: str) -> None:
     directives = {"{toctree}", "{eval-rst}", "{literalinclude}"}
-    known = {"python", "output", "shell", "sql", "text", "toml", "ini", "yaml"} | directives
+    known = {"python", "pyi", "output", "shell", "sql", "text", "toml", "ini", "yaml"} | directives
 
     assert {block.info.partition(" ")[0] for block in blocks_of(page)} <= known
 
@@ -98,13 +98,24 @@ def test_every_rule_leads_to_its_scenarios() -> None:
     assert re.findall(r"\(scenarios\.md#(\w+)\)", text) == [name.lower() for name in RULES]
 
 
-@pytest.mark.parametrize("page", ["scenarios", "differences"])
-def test_pages_that_are_written_are_up_to_date(page: str) -> None:
-    command = [sys.executable, f"docs/write_{page}.py"]
+def test_every_public_name_has_its_signature_in_the_reference() -> None:
+    reference = runpy.run_path(str(DOCS / "write_reference.py"))
+    shown = re.findall(r"^(?:class |def |)(\w+)\b", (DOCS / "reference" / "index.md").read_text("utf-8"), re.MULTILINE)
+
+    assert all(issubclass(kind, BaseException) for kind in reference["_errors"]())
+    assert [name for name in taskbridge.__all__ if name not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("scenarios", "scenarios"), ("differences", "differences"), ("reference/index", "reference")],
+)
+def test_pages_that_are_written_are_up_to_date(page: str, script: str) -> None:
+    command = [sys.executable, f"docs/write_{script}.py"]
     written = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
 
     assert (DOCS / f"{page}.md").read_text(encoding="utf-8") == written.stdout, (
-        f"run python docs/write_{page}.py > docs/{page}.md"
+        f"run python docs/write_{script}.py > docs/{page}.md"
     )
 
 
