@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import closing
 
 import pytest
 
-from taskbridge.contract import environment, scenarios
+from taskbridge import Bridge
+from taskbridge.contract import cleaning, environment, scenarios
 from taskbridge.contract.cleaning import PREFIX
+from taskbridge.contract.ports import free_port
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.suite import run_suite
 from taskbridge.contract.target import Target
+from tests.servers import PrivateRabbitMQ
 
 assert scenarios.NAMES
 
@@ -40,3 +44,17 @@ def test_nothing_is_left_on_the_server(
     results = run_suite(Target.of(target_url), [SCENARIOS[SCENARIO]], done=lambda _: None)
     assert [result.outcome for result in results] == ["passed"], results
     assert left_over(request, target, prefix) == set()
+
+
+def test_few_channels_on_the_host_that_answers_are_enough(rabbitmq_server: PrivateRabbitMQ) -> None:
+    namespace = f"{PREFIX}{secrets.token_hex(5)}"
+    hosts = f"127.0.0.1:{free_port()},127.0.0.1:{rabbitmq_server.port}"
+    target = Target.of(f"celery+amqp://guest:guest@{hosts}/%2F?channel_max=3")
+    with closing(Bridge(f"celery+{rabbitmq_server.url}", namespace=namespace)) as bridge:
+        bridge.task(name="contract.absent")(print).schedule(60, 1)  # makes dozens of queues
+
+    assert cleaning.is_deserted(target, namespace)
+    assert cleaning.copies(target, namespace, "") == 0
+    cleaning.remove(target, [namespace])
+
+    assert namespace not in rabbitmq_server.ctl("list_queues", "name")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from taskbridge import Bridge
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES
+from taskbridge.settings import each_host
 from taskbridge.stores.backend import BackendWithTables
 
 PREFIX: Final = "contract-"
@@ -63,10 +64,15 @@ def _redis(url: str, namespace: str) -> Any:
     return redis.Redis(connection_pool=pool(client_of(url, namespace).place, protocol=2))
 
 
-def _remove_queues(url: str, namespaces: Collection[str]) -> None:
+def _rabbitmq(url: str) -> Any:
+    """Return a connection to the first host of a URL that answers."""
     import pika  # here, for not everyone has it installed
 
-    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
+    return pika.BlockingConnection([pika.URLParameters(each) for each in each_host(url)])
+
+
+def _remove_queues(url: str, namespaces: Collection[str]) -> None:
+    connection = _rabbitmq(url)
     try:
         channel = connection.channel()
         for namespace in namespaces:
@@ -118,14 +124,14 @@ def is_deserted(target: Target, namespace: str) -> bool:
 
 def _existing(url: str, namespace: str) -> Iterator[tuple[str, Any]]:
     """Yield the queues of a namespace that are there on RabbitMQ, each with what the server tells of it."""
-    import pika  # here, for not everyone has it installed
-
     errors: Any = import_module("pika.exceptions")
-    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
+    connection = _rabbitmq(url)
+    channel = connection.channel()  # one, for a server may allow few
     try:
         for queue in _queues(namespace):
+            channel = channel if channel.is_open else connection.channel()
             with suppress(errors.ChannelClosedByBroker):  # there is no such queue
-                yield queue, connection.channel().queue_declare(queue, passive=True).method
+                yield queue, channel.queue_declare(queue, passive=True).method
     finally:
         connection.close()
 
