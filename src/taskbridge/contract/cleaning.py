@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -94,8 +94,8 @@ def copies(target: Target, namespace: str, mark: str) -> int:
         with _redis(target.address.broker_url, namespace) as client:
             return sum(mark in repr(_value(client, key)) for key in client.scan_iter(f"*{namespace}*", _TOGETHER))
     if target.address.broker == "amqp":
-        found = _existing(target.address.broker_url, namespace)
-        return sum(told.message_count for queue, told in found if queue.endswith(".XQ"))
+        kept = [queue for queue in _queues(namespace) if queue.endswith(".XQ")]
+        return sum(told.message_count for told in _existing(target.address.broker_url, kept))
     return 0
 
 
@@ -119,19 +119,20 @@ def is_deserted(target: Target, namespace: str) -> bool:
     A worker that was killed is there for the server until it comes to read that its connection has ended; what it gives
     that worker meanwhile waits again afterwards.
     """
-    return not any(told.consumer_count for _, told in _existing(target.address.broker_url, namespace))
+    consumed = [queue for engine in _ENGINES for queue in _consumed(namespace, engine)]
+    return not any(told.consumer_count for told in _existing(target.address.broker_url, consumed))
 
 
-def _existing(url: str, namespace: str) -> Iterator[tuple[str, Any]]:
-    """Yield the queues of a namespace that are there on RabbitMQ, each with what the server tells of it."""
+def _existing(url: str, queues: Iterable[str]) -> Iterator[Any]:
+    """Yield what RabbitMQ tells of each of these queues that is there; of others it logs an error."""
     errors: Any = import_module("pika.exceptions")
     connection = _rabbitmq(url)
     channel = connection.channel()  # one, for a server may allow few
     try:
-        for queue in _queues(namespace):
+        for queue in queues:
             channel = channel if channel.is_open else connection.channel()
             with suppress(errors.ChannelClosedByBroker):  # there is no such queue
-                yield queue, channel.queue_declare(queue, passive=True).method
+                yield channel.queue_declare(queue, passive=True).method
     finally:
         connection.close()
 
@@ -140,10 +141,14 @@ def _queues(namespace: str) -> Iterator[str]:
     yield f"{namespace}.dead"
     yield from _levels(namespace)
     for engine in _ENGINES:
-        yield f"{namespace}.due.{engine}"
-        for queue in QUEUES:
-            native = f"{namespace}.{engine}.{queue}"
-            yield from (native, f"{native}.DQ", f"{native}.XQ") if engine == "dramatiq" else (native,)
+        yield from _consumed(namespace, engine)
+    for queue in QUEUES:
+        yield from (f"{namespace}.dramatiq.{queue}.DQ", f"{namespace}.dramatiq.{queue}.XQ")
+
+
+def _consumed(namespace: str, engine: str) -> list[str]:
+    """Return the queues that workers of an engine consume."""
+    return [f"{namespace}.due.{engine}", *(f"{namespace}.{engine}.{queue}" for queue in QUEUES)]
 
 
 def _levels(namespace: str) -> list[str]:
