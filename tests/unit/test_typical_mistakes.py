@@ -1,15 +1,21 @@
 """What a new user does wrong, and what is said: the value, and what to do. A number is that of a list of such mistakes.
 
+Those without a number are told well already, and stay so.
+
 Of the list, 15 (an application's own logging has no effect) is no mistake any more: see rule E.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +23,9 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, NoSuchRecord, ResultTimeout, RetryPolicy
+from taskbridge import Bridge, NoSuchRecord, ResultTimeout, RetryPolicy, TaskBridgeError
 from taskbridge.cli.applications import others
+from taskbridge.contract import leftovers
 from taskbridge.engines import settle
 from taskbridge.settings import load
 from tests.servers import PrivateRabbitMQ, PrivateRedis
@@ -30,6 +37,16 @@ from taskbridge import task
 @task
 def mail(user: int) -> None: ...
 """
+
+
+AWAY = "celery+redis://127.0.0.1:1/0"
+
+FILES = {
+    "shop.py": SHOP,
+    "empty.py": "import taskbridge\n",
+    "circle.py": f"from half import half\n{SHOP}\nround = 1\n",
+    "half.py": "from circle import round\nhalf = 1\n",
+}
 
 
 class Row:
@@ -177,6 +194,11 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "24 no certificate": (a_certificate_that_is_not_there, ("ca_certs", "/nowhere/ca.pem", "can't be read")),
     "schedule for no time": (lambda: task().schedule(None, 1), ("None", "send is for now")),
     "schedule at a naive time": (lambda: task().schedule(datetime(2030, 1, 1), 1), ("2030-01-01", "timezone.utc")),
+    "a broker that is down": (
+        lambda: bridge(AWAY).task(name="shop.mail")(plain).send(1),
+        ("127.0.0.1:1", "refused", "not taken"),
+    ),
+    "a handle, printed": (lambda: task().send(1), ("id='", "task='shop.mail'", "queue='default'")),
     "an unknown engine": (lambda: Bridge("celrey+redis://localhost"), ("'celrey'", "did you mean 'celery'")),
     "an unknown setting": (lambda: load({"lese": 5}), ("'lese'", "did you mean 'lease'")),
     "an unknown queue": (lambda: task().using(queue="emial").send(1), ("'emial'", "declare it")),
@@ -238,24 +260,30 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a wrong module": (["worker", "shpo"], ("'shpo'", "did you mean 'shop'")),
     "a file": (["worker", "shop.py"], ("'shop.py'", "shop")),
     "no URL": (["worker", "shop"], ("inline://", "TASKBRIDGE_URL", "celery+redis://")),
+    "a wrong folder": (["worker", "project.shop"], ("'project.shop'", "FOLDER", "Python's path")),
+    "a circular import": (["worker", "circle"], ("'circle'", "circular import", "half.py, line 1")),
+    "an unknown queue of a worker": (
+        ["worker", "shop", "--url", AWAY, "--queues", "emial"],
+        ("'emial'", "known: default", "declare it"),
+    ),
+    "a broker that is down": (["check", "shop", "--url", AWAY], ("redis://127.0.0.1:1/0", "refused")),
 }
 
 
 @pytest.mark.parametrize("mistake", COMMANDS)
 def test_what_the_command_line_says_names_the_value_and_what_to_do(mistake: str, tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text(SHOP)
-    (tmp_path / "empty.py").write_text("import taskbridge\n")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     arguments, words = COMMANDS[mistake]
 
     done = runner(tmp_path)(*arguments)
 
+    said = (done.stdout + done.stderr).replace(str(tmp_path), "FOLDER")
     assert done.returncode == 2
-    assert [word for word in words if word not in done.stderr] == [], done.stderr
+    assert [word for word in words if word not in said] == [], said
 
 
 def test_14_a_script_in_a_package_names_its_tasks_as_a_worker_imports_them(tmp_path: Path) -> None:
-    import subprocess
-
     package = tmp_path / "pkg" / "sub"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
@@ -318,6 +346,33 @@ def test_21_and_22_commands_that_find_nothing_say_why(redis_server: PrivateRedis
     assert run("dead", "replay", "--all").stdout == "nothing to replay: no dead letters\n"
 
 
+@contextmanager
+def working(folder: Path, *options: str, **variables: str) -> Generator[Callable[[str], None]]:
+    """Run a worker meanwhile; the function returns when it has written a text."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    env = {**inherited, **variables}
+    command = [sys.executable, "-m", "taskbridge", "worker", "shop", *options]
+    log = folder / "worker.log"
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while text not in log.read_text():
+            assert time.monotonic() < deadline, f"it should say {text!r}:\n{log.read_text()}"
+            time.sleep(0.05)
+
+    with log.open("wb") as output:
+        worker = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
+    leftovers.end_group(worker.pid)
+    try:
+        yield wait_for
+        worker.terminate()
+        worker.wait(30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(30)
+
+
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_7_a_worker_whose_virtual_host_is_missing_names_it(
     engine: str, rabbitmq_server: PrivateRabbitMQ, tmp_path: Path
@@ -329,3 +384,43 @@ def test_7_a_worker_whose_virtual_host_is_missing_names_it(
 
     assert checked.returncode == 2
     assert "vhost nowhere not found" in checked.stdout
+    with working(tmp_path, "--url", url) as wait_for:
+        wait_for("vhost nowhere not found")
+
+
+def _url_with_a_wrong_password(kind: str, request: pytest.FixtureRequest) -> str:
+    if kind == "redis":
+        url: str = request.getfixturevalue("make_redis")(password="right").url
+        return url.replace("right", "wr0ng")
+    return str(request.getfixturevalue("rabbitmq_server").url).replace("guest:guest@", "guest:wr0ng@")
+
+
+@pytest.mark.parametrize(("kind", "says"), [("redis", "refuses the credentials"), ("rabbitmq", "ACCESS_REFUSED")])
+def test_a_wrong_password_is_told_by_check_and_by_send(
+    kind: str, says: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    url = f"celery+{_url_with_a_wrong_password(kind, request)}"
+
+    checked = runner(tmp_path)("check", "shop", "--url", url)
+    with closing(bridge(url)) as here, pytest.raises(TaskBridgeError) as refused:
+        here.task(name="shop.mail")(plain).send(1)
+
+    assert (checked.returncode, says in checked.stdout, says in str(refused.value)) == (2, True, True), checked.stdout
+    assert "wr0ng" not in f"{checked.stdout}{checked.stderr}{refused.value}"
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_queue_whose_workers_consume_others_is_told_by_health(
+    engine: str, redis_server: PrivateRedis, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    options = ["--url", f"{engine}+{redis_server.url}"]
+    settings = {"TASKBRIDGE_NAMESPACE": f"elsewhere-{engine}", "TASKBRIDGE_QUEUES": "email"}
+
+    with working(tmp_path, *options, "--queues", "email", **settings) as wait_for:
+        wait_for("taskbridge: ready\n")
+        told = runner(tmp_path)("health", "shop", *options, "--timeout", "5", **settings)
+
+    assert told.returncode == 1
+    assert told.stdout == "default: silent: no worker consumes it\nemail: consumed\n"
