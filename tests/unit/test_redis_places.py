@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,15 +139,31 @@ class TestUrls:
     @pytest.mark.parametrize(
         ("query", "expected"),
         [
-            ("ssl_ca_certs=/ca", {"ssl": True, "ssl_ca_certs": "/ca"}),
-            ("ssl_ca_certs=/ca&sentinel_ssl=false", {"ssl": False}),
-            ("ssl_ca_certs=/ca&sentinel_ssl_ca_certs=/other", {"ssl": True, "ssl_ca_certs": "/other"}),
+            ("ssl_ca_certs=ca", {"ssl": True, "ssl_ca_certs": "ca"}),
+            ("ssl_ca_certs=ca&sentinel_ssl=false", {"ssl": False}),
+            ("ssl_ca_certs=ca&sentinel_ssl_ca_certs=other", {"ssl": True, "ssl_ca_certs": "other"}),
         ],
     )
-    def test_sentinels_have_the_servers_tls_unless_they_have_their_own(self, query: str, expected: object) -> None:
+    def test_sentinels_have_the_servers_tls_unless_they_have_their_own(
+        self, query: str, expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("ca", "other"):
+            (tmp_path / name).touch()
         place: Any = place_of(f"rediss+sentinel://h1/shop/0?{query}", "")
         assert place._of_sentinels == expected
-        assert place.options["ssl_ca_certs"] == "/ca"
+        assert place.options["ssl_ca_certs"] == "ca"
+
+    @pytest.mark.parametrize(
+        ("url", "named"),
+        [
+            ("rediss://h/0?ssl_certfile=/no/such.pem", "ssl_certfile=/no/such.pem"),
+            ("rediss+sentinel://h/shop/0?sentinel_ssl_ca_certs=/no/such.pem", "sentinel_ssl_ca_certs=/no/such.pem"),
+        ],
+    )
+    def test_a_file_that_can_not_be_read_is_named_with_its_option(self, url: str, named: str) -> None:
+        with pytest.raises(SettingsError, match=f"TLS can't be read, of {named}: .*No such file"):
+            place_of(url, "")
 
     @pytest.mark.parametrize("option", ["sentinel_pasword=x", "sentinel_db=x", "pasword=x"])
     def test_a_wrong_option_is_refused(self, option: str) -> None:

@@ -134,8 +134,8 @@ def two_applications() -> str:
     return said[0]
 
 
-def a_certificate_that_is_not_there() -> None:
-    bridge("celery+amqps://localhost//?ssl_ca_certs=/nowhere/ca.pem").task(name="shop.mail")(plain).send(1)
+def a_certificate_that_is_not_there(place: str) -> None:
+    bridge(f"celery+{place}?ssl_ca_certs=/nowhere/ca.pem").task(name="shop.mail")(plain).send(1)
 
 
 @dataclass
@@ -191,7 +191,14 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),
     ),
-    "24 no certificate": (a_certificate_that_is_not_there, ("ca_certs", "/nowhere/ca.pem", "can't be read")),
+    "24 no certificate for RabbitMQ": (
+        lambda: a_certificate_that_is_not_there("amqps://127.0.0.1:1//"),
+        ("ca_certs", "/nowhere/ca.pem", "can't be read"),
+    ),
+    "24 no certificate for Redis": (
+        lambda: a_certificate_that_is_not_there("rediss://127.0.0.1:1/0"),
+        ("ssl_ca_certs=/nowhere/ca.pem", "can't be read"),
+    ),
     "schedule for no time": (lambda: task().schedule(None, 1), ("None", "send is for now")),
     "schedule at a naive time": (lambda: task().schedule(datetime(2030, 1, 1), 1), ("2030-01-01", "timezone.utc")),
     "a broker that is down": (

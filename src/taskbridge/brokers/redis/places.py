@@ -52,6 +52,10 @@ _NOT_FOR_CONNECTIONS: Final = {
     *("decode_responses", "socket_timeout", "socket_connect_timeout"),
 }
 
+_FILES: Final = frozenset(  # the options that name files of TLS
+    f"{whose}ssl_{name}" for whose in ("", "sentinel_") for name in ("ca_certs", "certfile", "keyfile")
+)
+
 _MOST_HOPS: Final = 5  # how often a cluster's nodes may send on who looks for a slot
 _redis_py: Final[Any] = _connection  # which has few types
 _sentinels: Final[Any] = _sentinel
@@ -60,8 +64,8 @@ _sentinels: Final[Any] = _sentinel
 class Place:
     """The server that has a namespace's keys, and how to connect to it; raises `SettingsError` for a URL it can't read.
 
-    Threads share it. `url` is as the setting `url` has it after the engine, normalised; `namespace` is empty, for all
-    of them, unless it is in braces.
+    So it does for a file of TLS that can't be read. Threads share it. `url` is as the setting `url` has it after the
+    engine, normalised; `namespace` is empty, for all of them, unless it is in braces.
 
     `kind` is the class of redis-py's connections to it, and `options` what these are made with, but for host and port.
     """
@@ -89,6 +93,7 @@ class Place:
         except (TypeError, ValueError, errors.RedisError) as exc:
             problem = f"redis-py can't read {without_credentials(url)} and its options: {exc}"
             raise SettingsError("url", problem) from exc
+        _read_files(options)
         # A key in the namespace's slot that never exists, for no queue has this name; empty without a namespace.
         self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}::absent"
         self.may_move: Final = self._may_be_replica or bool(self.absent)  # another server may take its place
@@ -168,6 +173,16 @@ class Place:
             with suppress(errors.ResponseError):
                 if b"role:slave" in link.ask("INFO", "replication"):
                     raise errors.ConnectionError("this server is a replica, and no other one answers")
+
+
+def _read_files(options: Mapping[str, str]) -> None:
+    """Raise an error if a file of TLS can't be read, for redis-py tells of it only as it connects, and names none."""
+    for name in options.keys() & _FILES:
+        try:
+            with open(options[name], "rb"):
+                pass
+        except OSError as exc:
+            raise SettingsError("url", f"a file of TLS can't be read, of {name}={options[name]}: {exc}") from exc
 
 
 def _moved_to(error: Any, address: Address) -> Address:
