@@ -62,6 +62,20 @@ def errors_are_not_recorded() -> None:
     put(_SETTLE, "_ending_of", lambda ending_of: lambda *given: replace(ending_of(*given), error=None))
 
 
+@mutant("ST2", "a_record_goes_along")
+def an_error_outlives_its_attempt() -> None:
+    """A message that is done shows the error of the attempt before."""
+
+    def make(end: Any) -> Any:
+        def kept(row: Any, *given: Any) -> Any:
+            new = end(row, *given)
+            return new | {"error": row["error"]} if "error" in row else new
+
+        return kept
+
+    put("taskbridge.stores.transitions", "_end", make)
+
+
 @mutant("ST2", "a_replay_is_recorded")
 def a_replay_is_recorded_when_it_starts() -> None:
     """A message that was replayed is recorded as dead until it starts."""

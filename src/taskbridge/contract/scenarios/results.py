@@ -139,7 +139,7 @@ def a_record_goes_along(h: Harness) -> None:
     h.tasks.open("second")
     h.equal("the result", result_of(h, item), f"result of {item.id}")
     done = status_of(h, item)
-    h.equal("its state", (done.state, done.is_final, done.due_at), ("done", True, None))
+    h.equal("its state", (done.state, done.is_final, done.due_at, done.error), ("done", True, None, None))
     errors = [(each.number, each.error is None) for each in done.attempts]
     h.equal("its attempts, and whether they failed", errors, [(1, False), (2, True)])
     times = [moment for each in done.attempts for moment in (each.started_at, each.ended_at)]
