@@ -39,8 +39,21 @@ def run(tmp_path: Path) -> Run:
     return runner(tmp_path, COLUMNS="100")
 
 
+HINTED = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from taskbridge import task
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+@task
+def pay(amount: Decimal) -> None: ...
+"""
+
 FILES = {
     "shop.py": SHOP,
+    "hinted.py": HINTED,
     "one.py": "from taskbridge import task\n\n@task(unique=True)\ndef one() -> None: ...\n",
     "empty.py": "import taskbridge\n",
     "broken.py": "import no_such_module\n",
@@ -161,6 +174,15 @@ def test_check_warns_of_a_route_that_matches_no_task(run: Run) -> None:
     assert len(warnings) == 1
     assert warnings[0].startswith("shpo.*=typo ")
     assert data["exit_code"] == done.returncode == 1
+
+
+def test_check_names_hints_that_cannot_be_resolved(run: Run) -> None:
+    done = run("check", "hinted")
+
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("hints ")]
+    assert line.split()[1:3] == ["note", "hinted.pay:"]
+    assert "the hint 'Decimal' of 'amount' can't be resolved" in line
+    assert done.returncode == 0
 
 
 def test_check_names_unique_tasks_that_nobody_can_send(run: Run) -> None:
