@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
+from tests.servers import PrivateRedis
 
 SHOP = """
 import os, time
@@ -96,16 +99,24 @@ class Shop:
 def shop(tmp_path: Path, target: str, target_url: str) -> Generator[Shop]:
     if target.endswith("memory") or target == "inline":
         pytest.skip("has no workers; test_cli.py sees that it is refused")
-    made = Shop(tmp_path, target_url)
-    yield made
-    for worker in made.workers:
-        if worker.poll() is None:
-            worker.terminate()
-            try:
-                worker.wait(15)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+    with _ended(Shop(tmp_path, target_url)) as made:
+        yield made
+
+
+@contextmanager
+def _ended(made: Shop) -> Generator[Shop]:
+    """End the workers afterwards."""
+    try:
+        yield made
+    finally:
+        for worker in made.workers:
+            if worker.poll() is None:
+                worker.terminate()
+                try:
+                    worker.wait(15)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
 
 
 @pytest.mark.parametrize("slots", [("2", "1"), ("1", "2")])
@@ -174,3 +185,28 @@ def test_sigterm_ends_a_worker_that_is_still_being_loaded(tmp_path: Path) -> Non
             assert worker.wait(10) == 0
         finally:
             worker.kill()
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_worker_that_watches_runs_the_code_that_is_there_now(
+    engine: str, redis_server: PrivateRedis, tmp_path: Path
+) -> None:
+    with _ended(Shop(tmp_path, f"{engine}+{redis_server.url}")) as shop:
+        worker = shop.worker("--watch")
+        shop.wait_ready(worker)
+        shop.send("mail.send(1)")
+        shop.wait_for(lambda: shop.wrote("mail"))
+
+        changed = SHOP.replace('write(f"mail', 'write(f"post')
+        deadline = time.monotonic() + 30
+        while "shop.py changed: starting the workers anew" not in shop.said(worker):  # when it watches, nobody tells
+            assert time.monotonic() < deadline, shop.said(worker)
+            changed += "\n"
+            (tmp_path / "shop.py").write_text(changed)
+            time.sleep(1)
+        shop.send("mail.send(2)")
+        shop.wait_for(lambda: shop.wrote("post"))
+
+        assert [line.split()[1] for line in shop.wrote("post")] == ["2"]
+        worker.terminate()
+        assert worker.wait(20) == 0
