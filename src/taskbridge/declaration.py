@@ -47,6 +47,7 @@ class Declaration:
         results: Whether its messages are recorded, where there is a store.
         unique: What makes two of its messages the same; None if nothing does.
         positional: How many arguments, all of them positional, always fit the signature.
+        names: Of the parameters, if each can be given by place and by name; else none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Declaration:
     results: bool = True
     unique: Unique | None = None
     positional: range = range(0)
+    names: tuple[str, ...] = ()
     _hints: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -135,6 +137,12 @@ def positional_of(signature: Signature) -> range:
         elif parameter.kind is Parameter.KEYWORD_ONLY and is_needed:
             return range(0)
     return range(least, most + 1)
+
+
+def names_of(signature: Signature) -> tuple[str, ...]:
+    """Return a function's parameters if each can be given by place and by name; else none."""
+    is_plain = all(each.kind is Parameter.POSITIONAL_OR_KEYWORD for each in signature.parameters.values())
+    return tuple(signature.parameters) if is_plain else ()
 
 
 def _of_kind(kind: type, problem: str) -> Callable[[Any], Any]:
@@ -236,6 +244,7 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
             function=function,
             signature=found,
             positional=positional_of(found),
+            names=names_of(found),
             is_coroutine=iscoroutinefunction(function),
             **fields,
         )

@@ -100,6 +100,17 @@ def test_the_same_arguments_have_the_same_key_however_they_are_given() -> None:
     assert len({key_of(each, 1) for each in (every, table, Unique(()), Unique(lambda table: table))}) == 4
 
 
+@pytest.mark.parametrize("unique", [Unique(), Unique("table"), Unique(["rows", "table"])])
+def test_the_kinds_of_parameters_say_nothing_about_keys(unique: Unique) -> None:
+    def plain(table: int, rows: Any = ()) -> None: ...
+
+    of_plain = Bridge("inline://").task(name="sync")(plain).call
+    keys = [key_of(unique, 1), key_of(unique, 1, [2]), key_of(unique, rows=[2], table=1)]
+
+    assert [unique.held_by(each) for each in (of_plain(1), of_plain(1, [2]), of_plain(rows=[2], table=1))] == keys
+    assert digest_of(of_plain(1, [2])) == digest_of(call(1, rows=[2]))
+
+
 def test_other_arguments_have_another_key() -> None:
     values = [1, 2, "1", None, date(2026, 1, 1), [1], (1,), {"a": 1}, {1: 2}, {1}, 1.5, True]
 
