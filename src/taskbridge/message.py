@@ -218,10 +218,12 @@ class Message:
             f'{{"form":{form},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
             f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
         )
+        if self.unique:
+            text += f',"unique":"{self.unique}"'
         values = _rare_values(self)
         if values == _USUAL:
             return f"{text}}}"
-        rare = {name: value for name, value in zip(_RARE, values, strict=True) if value != _DEFAULTS[name]}
+        rare = {name: value for name, value in zip(_BY_DICT, values, strict=True) if value != _DEFAULTS[name]}
         if self.error is not None:
             rare["error"] = [self.error.type, self.error.message]
         return f"{text},{codec.to_json(rare)[1:]}"
@@ -444,8 +446,9 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "digest": "",
     "relayed": False,
 }
-_USUAL: Final = tuple(_DEFAULTS.values())
-_rare_values: Final = attrgetter(*_RARE)
+_BY_DICT: Final = tuple(name for name in _RARE if name != "unique")
+_USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)
+_rare_values: Final = attrgetter(*_BY_DICT)
 
 
 RAW: Final = "raw-"
