@@ -157,7 +157,7 @@ class Claims:
         """Make the message, and let it hold the key; the text of its record is none that can be read."""
         writes = [*more, self._record(intent, text)]
         if intent.message.unique:
-            writes.append(_pointing(intent.message, pointer))
+            writes.insert(0, _pointing(intent.message, pointer))  # first, for it is the one that others may have taken
         entries = () if intent.commands else (Entry(intent.message.id, intent.entry().dumps(), OWN_S),)
         return Commit(writes, entries, intent.commands), _NEW
 

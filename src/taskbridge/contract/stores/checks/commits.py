@@ -37,6 +37,8 @@ def a_commit_is_done_wholly_or_not_at_all(p: Place) -> None:
     expect(
         _commit(one, Commit([Write("c", ABSENT, "1")]), Commit([Write("c", NEW, "2")])), [False, True], "of one made"
     )
+    expect(_commit(two, Commit([Write("new", ABSENT, "1"), Write("c", ABSENT, "1")])), [False], "if one is there")
+    expect(one.get(["new"], timeout_s=TIMEOUT_S), [None], "the text that was to be made beside it")
     changes = Write("a", "1", "2"), Write("b", "0", None)
     late = Commit(changes, [Entry("f", "text")])
     expect(_commit(two, late), [False], "if the second of its texts has changed")

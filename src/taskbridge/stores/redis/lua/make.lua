@@ -1,17 +1,27 @@
--- Makes texts where there are none, and carries commands out; returns whether it did, as 1 or 0.
--- KEYS: the texts. ARGV: each text, and for how many ms it is kept (empty: for ever); then commands, each after the
--- number of its words.
-if redis.call('EXISTS', unpack(KEYS)) > 0 then
-  for _, key in ipairs(KEYS) do if own('GET', key) then return 0 end end
-end
-local at = 2 * #KEYS + 1
-while at <= #ARGV do  -- before all else, for these alone may be refused
-  local last = at + ARGV[at]
-  redis.call(unpack(ARGV, at + 1, last))
-  at = last + 1
-end
+-- Makes texts where there are none, and carries commands out; returns whether it did, as 1 or 0, having done nothing then.
+-- KEYS: the texts; the first is the one that is there most often. ARGV: each text, and for how many ms it is kept
+-- (empty: for ever); then commands, each after the number of its words. If one is refused, there are no texts after that.
+local at = 1
 for i, key in ipairs(KEYS) do
-  if ARGV[2 * i] == '' then redis.call('SET', key, ARGV[2 * i - 1])
-  else redis.call('SET', key, ARGV[2 * i - 1], 'PX', ARGV[2 * i]) end
+  local text, kept = ARGV[at], ARGV[at + 1]
+  local made
+  repeat  -- again, if what was there is no text
+    if kept == '' then made = redis.call('SET', key, text, 'NX')
+    else made = redis.call('SET', key, text, 'NX', 'PX', kept) end
+  until made or own('GET', key)
+  if not made then
+    for before = 1, i - 1 do redis.call('DEL', KEYS[before]) end
+    return 0
+  end
+  at = at + 2
+end
+while at <= #ARGV do
+  local last = at + ARGV[at]
+  local reply = redis.pcall(unpack(ARGV, at + 1, last))
+  if type(reply) == 'table' and reply.err then
+    for _, key in ipairs(KEYS) do redis.call('DEL', key) end
+    return reply
+  end
+  at = last + 1
 end
 return 1
