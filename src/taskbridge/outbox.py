@@ -98,7 +98,8 @@ class Relay(Background):
         """Publish what entries hold, and remove them.
 
         Raises:
-            BrokerUnavailable: Not all were published; the entries of the others are still there.
+            PartlyPublished: Not all were published; the entries of the others are still there.
+            BrokerUnavailable: Nothing was.
         """
         lives = {each.message.id: each.message.replays for each in held if each.kind == "replayed"}
 
@@ -108,9 +109,16 @@ class Relay(Background):
 
         if lives:
             self._host.broker.take_dead(decide, ids=list(lives), timeout_s=timeout_s)
-        now = self._host.now()
-        self._give([(each, 0.0) for each in held if each.starts_at <= now], timeout_s)
-        self._give([(each, each.starts_at - now) for each in held if each.starts_at > now], timeout_s)
+        now, accepted = self._host.now(), set[int]()
+        for is_later in (False, True):
+            part = [index for index, each in enumerate(held) if (each.starts_at > now) is is_later]
+            try:
+                self._give([(held[index], max(0.0, held[index].starts_at - now)) for index in part], timeout_s)
+            except BrokerUnavailable as exc:
+                own = exc.accepted if isinstance(exc, PartlyPublished) else ()
+                accepted.update(part[index] for index in own)
+                raise PartlyPublished(exc, accepted=frozenset(accepted), unsure=frozenset()) from exc
+            accepted.update(part)
 
     def _give(self, held: Sequence[tuple[Held, float]], timeout_s: float) -> None:
         """Publish messages, or park them; one that can't be is buried, and keeps back no other."""

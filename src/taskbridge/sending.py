@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
-    from taskbridge.stores.base import Store
-    from taskbridge.stores.claims import Intent, Outcome
+    from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
     from taskbridge.unique import Unique
 
@@ -66,6 +65,7 @@ class _Way:
     expires_s: float | None
     broker: Broker
     records: Records | None
+    claims: Claims | None
     goes_along: bool  # the command that makes the record travels with the message, in one transaction
     timeout_s: float
     has_quorum: bool  # so a queue may keep no priorities
@@ -133,6 +133,7 @@ class Sending:
         diverted = self._diverted
         broker = bridge.broker if diverted is None else diverted
         records = bridge.records_of(declaration.name) if diverted is None else None
+        store = None if records is None else bridge.store
         runs_here = settings.url.engine == "inline" and diverted is None
         way = ways[declaration.name] = _Way(
             queue=bridge.queue_of(declaration.name),
@@ -140,6 +141,7 @@ class Sending:
             expires_s=declaration.expires_s,
             broker=broker,
             records=records,
+            claims=None if store is None else store.claims,
             goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
             timeout_s=settings.send_timeout_s,
             has_quorum=settings.has_quorum and diverted is None,
@@ -232,11 +234,13 @@ class Sending:
         outcomes, error = self._claim([made], wait_s)
         if error is not None:
             raise error
-        if (conflict := _conflict(made, outcomes[0])) is not None:
+        holder = outcomes[0].holder
+        if holder is None:
+            if way.runs_here or self._hooks.of["after_send"]:
+                self._sent(way, [(message, call)], wait_s)
+        elif (conflict := _conflict(made, outcomes[0])) is not None:
             raise conflict
-        if outcomes[0].holder is None:
-            self._sent(way, [(message, call)], wait_s)
-        return self._handle(message, outcomes[0].holder)
+        return self._handle(message, holder)
 
     def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], TaskBridgeError | None]:
         """Do so with many, up to 100 at a time; return what `_claim` does, or the first conflict."""
@@ -259,18 +263,19 @@ class Sending:
             What became of each message, by its index, and what kept the others from being decided about, or published:
             these are in the outbox.
         """
-        claims, timeout_s = cast("Store", self._bridge.store).claims, made[0][0].timeout_s
-        deadline, intents = monotonic() + timeout_s, list["Intent"]()
-        for way, message, _ in made:
-            delay_s = _debounced_s(way, wait_s)
-            commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
-            intents.append(claims.intent(message, delay_s, way.unique, commands))
-        error: BrokerUnavailable | None
-        outcomes, error = claims.send(intents, timeout_s=timeout_s)
+        way = made[0][0]
+        intents, deadline = [_intent(each, wait_s) for each in made], monotonic() + way.timeout_s
+        outcomes, error = cast("Claims", way.claims).send(intents, timeout_s=way.timeout_s)
+        return (outcomes, error) if way.goes_along else self._give_claimed(intents, outcomes, error, deadline)
+
+    def _give_claimed(
+        self, intents: Sequence[Intent], outcomes: dict[int, Outcome], error: BrokerUnavailable | None, deadline: float
+    ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
+        """Publish what the outbox holds of new messages; return what `_claim` does."""
         held = {
             index: intents[index].entry()
             for index, each in sorted(outcomes.items())
-            if not (intents[index].commands or each.waits or each.holder is not None)
+            if not each.waits and each.holder is None
         }
         if held:
             try:
@@ -278,8 +283,10 @@ class Sending:
             except BrokerUnavailable as exc:
                 problem = f"{exc.problem}; it is in the outbox, and is sent when the broker is back"
                 error = BrokerUnavailable(problem, maybe_taken=True)
-                error.__cause__ = exc
-                outcomes = {index: outcome for index, outcome in outcomes.items() if index not in held}
+                error.__cause__ = exc.__cause__
+                given = _of_batch(exc).accepted
+                left = {index for number, index in enumerate(held) if number not in given}
+                outcomes = {index: outcome for index, outcome in outcomes.items() if index not in left}
         return outcomes, error
 
     def _checked(self, way: _Way, message: Message, call: Call[Any], wait_s: float = 0.0) -> None:
@@ -351,6 +358,13 @@ class Sending:
 def _debounced_s(way: _Way, wait_s: float) -> float:
     """Return the delay of a message, which is that of its task if that is debounced."""
     return wait_s if way.unique is None or way.unique.debounce_s is None else way.unique.debounce_s
+
+
+def _intent(made: _Made, wait_s: float) -> Intent:
+    way, message, _ = made
+    delay_s = _debounced_s(way, wait_s)
+    commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
+    return cast("Claims", way.claims).intent(message, delay_s, way.unique, commands)
 
 
 def _conflict(made: _Made, outcome: Outcome) -> TaskBridgeError | None:

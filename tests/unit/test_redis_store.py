@@ -19,9 +19,9 @@ from taskbridge import Bridge, Event, Message
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.places import place_of
 from taskbridge.durations import moment
-from taskbridge.exceptions import StoreUnavailable
+from taskbridge.exceptions import SendError, StoreUnavailable
 from taskbridge.message import new_id
-from taskbridge.stores.backend import ABSENT, Commit, Write
+from taskbridge.stores.backend import ABSENT, Commit, PartlyCommitted, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.records import Ending
@@ -170,15 +170,35 @@ def test_what_is_refused_of_many_commits_is_nothing_and_the_others_are_done(redi
         for at, kept_s in enumerate((None, 60, 60))
     ]
 
-    with pytest.raises(StoreUnavailable) as refused:
+    with pytest.raises(PartlyCommitted) as refused:
         backend.commit(commits, timeout_s=5)
-    assert refused.value.maybe_taken
+    assert (refused.value.done, refused.value.maybe_taken) == ([True, None, True], False)
+    with pytest.raises(StoreUnavailable) as alone:
+        backend.commit(commits[1:2], timeout_s=5)
+    assert not alone.value.maybe_taken
     assert backend.get(["key0", "key1", "key2"], timeout_s=5) == ["text", None, "text"]
     lasting = [client.execute([("PTTL", f"{namespace}:key{at}")], timeout_s=5) for at in (0, 2)]
     assert lasting[0] == -1
     assert 50_000 < lasting[1] <= 60_000
     assert backend.commit([commits[0], commits[2]], timeout_s=5) == [False, False]
     assert client.execute([("LLEN", f"{namespace}:queue0")], timeout_s=5) == 1
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_of_many_unique_messages_what_a_queue_refuses_is_unsent(redis_server: PrivateRedis, engine: str) -> None:
+    client, told = Client(redis_server.url), list[str]()
+    with closing(Bridge(f"{engine}+{redis_server.url}", namespace=f"ns-{new_id()[:8]}", queues=["odd"])) as bridge:
+        bridge.on("after_send")(lambda event: told.append(event.message.id if event.message else ""))
+        task = bridge.task(name="sync", unique="number")(lambda number: number)
+        client.execute([("SET", place, "no list") for place in bridge.wire.places("odd")], timeout_s=5)
+        with pytest.raises(SendError) as refused:
+            bridge.send_many([task.call(0), task.using(queue="odd").call(1), task.call(2), task.call(2)])
+        sent, unsent = refused.value.sent, refused.value.unsent
+        again = [task.send(number) for number in range(3)]
+
+    assert (list(sent), len(unsent), refused.value.maybe_taken) == (told[:2], 1, False)
+    assert [(handle.is_new, handle.id) for handle in again] == [(False, sent[0]), (True, told[2]), (False, sent[1])]
+    client.close()
 
 
 def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from taskbridge.brokers.base import RedisCommand, Remark
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 
 NEW: Final = "0"
 """The head of a text that counts its versions and has not been changed since it was made."""
@@ -86,6 +87,17 @@ class Commit:
     commands: Sequence[RedisCommand] = ()
 
 
+class PartlyCommitted(StoreUnavailable):
+    """Not all of several commits were carried out.
+
+    `done` says of each whether it was done; None is one that was refused, or of which nobody knows (`maybe_taken`).
+    """
+
+    def __init__(self, cause: BrokerUnavailable, done: Sequence[bool | None]) -> None:
+        super().__init__(cause.problem, maybe_taken=cause.maybe_taken)
+        self.done: Sequence[bool | None] = done
+
+
 def head_of(text: str | None) -> str:
     """Return what a write has to have seen, so that it replaces this text; None is where there is none."""
     return NEW if text is None else text.partition("\n")[0]
@@ -128,7 +140,8 @@ class Backend(ABC):
         """Do each of these wholly or not at all, in order, and return of each whether it was done.
 
         Raises:
-            StoreUnavailable: Some may have been done, if it is `maybe_taken`.
+            PartlyCommitted: Each is done by itself, and some were not.
+            StoreUnavailable: None was done; or all of them may have been, if it is `maybe_taken`.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ from typing import Final
 from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import Message
-from taskbridge.stores.backend import ABSENT, Backend, Commit, Entry, Write, head_of
+from taskbridge.stores.backend import ABSENT, Backend, Commit, Entry, PartlyCommitted, Write, head_of
 from taskbridge.stores.entries import Held, Kind
 from taskbridge.stores.records import Records, head_of_row, key_of, unpacked
 from taskbridge.stores.states import FINAL, Row, Status, status_of
@@ -93,8 +93,9 @@ class Claims:
         Returns:
             What has become of each intent, by its index, and what kept the others from being decided.
         """
-        deadline, outcomes = monotonic() + timeout_s, dict[int, Outcome]()
-        plans: dict[int, _Plan]
+        deadline = monotonic() + timeout_s
+        outcomes: dict[int, Outcome] = {}
+        error: StoreUnavailable | None = None
         try:
             if len(intents) > 1:
                 plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
@@ -103,16 +104,23 @@ class Claims:
             else:
                 plans = self._plans({0: intents[0]}, deadline)
             while plans:
+                outcomes |= {index: outcome for index, (commit, outcome) in plans.items() if commit is None}
                 commits = {index: commit for index, (commit, _) in plans.items() if commit is not None}
-                done = self._backend.commit(list(commits.values()), timeout_s=deadline - monotonic()) if commits else ()
-                failed = [index for index, is_done in zip(commits, done, strict=True) if not is_done]
-                outcomes |= {index: outcome for index, (_, outcome) in plans.items() if index not in failed}
+                done: Sequence[bool | None]
+                try:
+                    done = (
+                        self._backend.commit([*commits.values()], timeout_s=deadline - monotonic()) if commits else ()
+                    )
+                except PartlyCommitted as exc:
+                    done, error = exc.done, exc if error is None or exc.maybe_taken else error
+                outcomes |= {index: plans[index][1] for index, is_done in zip(commits, done, strict=True) if is_done}
+                failed = {index: intents[index] for index, each in zip(commits, done, strict=True) if each is False}
                 if failed and monotonic() >= deadline:
                     raise StoreUnavailable("others send messages with the same key")
-                plans = self._plans({index: intents[index] for index in failed}, deadline) if failed else {}
+                plans = self._plans(failed, deadline) if failed else {}
         except StoreUnavailable as exc:
-            return outcomes, exc
-        return outcomes, None
+            error = exc if error is None or exc.maybe_taken else error
+        return outcomes, error
 
     def _plans(self, intents: Mapping[int, Intent], deadline: float) -> dict[int, _Plan]:
         """Return what is to be done about intents whose keys or ids are not free, or were not."""

@@ -33,7 +33,7 @@ from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, Backend, Commit, Write
+from taskbridge.stores.backend import ABSENT, Backend, Commit, PartlyCommitted, Write
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
@@ -102,8 +102,16 @@ class RedisBackend(Backend):
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
         """Do each of these wholly or not at all, in a script of its own."""
-        done = self._ask(timeout_s, *([self._committing(each)] for each in commits), replicas=self._replicas)
-        return [each == 1 for each in done]
+        if len(commits) == 1:
+            return [self._ask(timeout_s, [self._committing(commits[0])], replicas=self._replicas)[0] == 1]
+        requests = [[self._committing(each)] for each in commits]
+        replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=self._replicas)
+        problems = [each for each in replies if isinstance(each, BrokerUnavailable)]
+        if problems:
+            worst = max(problems, key=lambda each: each.maybe_taken)
+            done = [None if isinstance(each, BrokerUnavailable) else each == 1 for each in replies]
+            raise PartlyCommitted(worst, done) from worst.__cause__
+        return [each == 1 for each in replies]
 
     def _committing(self, commit: Commit) -> RedisCommand:
         """Return the command that does a commit; most make texts and send a message, for which a few words suffice."""
