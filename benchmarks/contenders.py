@@ -111,6 +111,10 @@ RECORDED: Final = tuple(
     bridge.like(f"{bridge.name}, results", results=True, settings="defaults: with a record of each message")
     for bridge in BRIDGES
 )
+UNIQUE: Final = tuple(
+    bridge.like(f"{bridge.name}, unique", app="keyed", results=True, settings='`unique="payload"` on the task')
+    for bridge in BRIDGES
+)
 IN_POSTGRESQL: Final = tuple(
     bridge.like(
         bridge.name.replace(", results", ", in PostgreSQL"), store="postgresql", settings="`store=postgresql://...`"

@@ -103,6 +103,14 @@ def _above(row: str, theirs: str, least: float, ours: str) -> list[Goal]:
     return [Goal(row=row, metric="tasks/s", ours=ours, theirs=theirs, least=least)]
 
 
+def _beside_recorded(row: str) -> list[Goal]:
+    """Return the goal that unique messages cost their sender little more than recorded ones, on the same engine."""
+    return [
+        Goal(row=row, metric="us", ours=f"{each}, unique", theirs=f"{each}, results", most=1.15, tolerance=0.15)
+        for each in (C, D)
+    ]
+
+
 def _flat(row: str) -> list[Goal]:
     """Return the goal that a worker's memory stays flat, within 10 MB."""
     return [Goal(row=row, metric="MB more", ours=each, theirs=None, most=10.0) for each in (C, D)]
@@ -135,6 +143,8 @@ GOALS: Final[tuple[Goal, ...]] = (
     *_above("worker-django", "Celery, Django", 3.0, f"{C}, Django"),
     *_above("results-worker", "Celery, results", 3.0, f"{C}, results"),
     *_above("results-worker", "Dramatiq, results", 2.0, f"{D}, results"),
+    *_beside_recorded("unique-send"),
+    *_beside_recorded("unique-many"),
     *_below("import", "ms", "Celery, with an app", 15 / 87, tolerance=0.25, ours="import taskbridge"),
     # redis-py alone is two thirds of it: 8.1 imports asyncio, and OpenTelemetry's metrics where these are installed.
     *_below("first-send", "ms", "Celery", 0.9, tolerance=0.25),
