@@ -27,6 +27,12 @@ def whoever_comes_later_takes_the_key() -> None:
     put(_CLAIMS, "_live", lambda _: lambda row, replays: None)
 
 
+@mutant("U1", "who_cancels_and_sends_again_has_no_two_runs")
+def a_run_begins_before_its_start_is_recorded() -> None:
+    """Who cancels a message whose run has just begun does not find it running, and frees its key."""
+    put(_SETTLE, "_begin_in_order", lambda _: lambda task, records, message: None)
+
+
 @mutant("U1", "unique_tasks_need_a_store")
 def without_a_store_nothing_is_unique() -> None:
     """Without a store, what is to be unique is sent like all else."""

@@ -116,6 +116,28 @@ def whatever_ends_a_message_frees_its_key(h: Harness) -> None:
         h.final(other.id)
 
 
+@scenario("U1", "U2", on=(RECORDED,), where=with_records)
+def who_cancels_and_sends_again_has_no_two_runs(h: Harness) -> None:
+    """A message that is cancelled as its run begins is either not run, or keeps its key until the run ends."""
+    seen: list[tuple[Sent, Sent, bool]] = []
+    for number in range(8):
+        gate = f"again {number}"
+        item, _ = _send(h, "skip", gate, hold(gate))
+        if number < 2:
+            h.started(item.id)
+        h.pause(0.002 * (number % 5))
+        state = h.bridge.handle(item.id).cancel().state
+        other, is_new = _send(h, "skip", gate, hold(gate))
+        h.equal("whether the key is free", is_new, state == "cancelled")
+        h.check(number > 1 or not is_new, "it was cancelled, though it runs")
+        h.started(other.id)
+        h.tasks.open(gate)
+        seen.append((item, other, is_new))
+    h.finished(*{each.id for item, other, _ in seen for each in (item, other)})
+    for item, other, is_new in seen:
+        h.equal("the starts of both", [len(h.starts(each.id)) for each in (item, other)], [int(not is_new), 1])
+
+
 @scenario("U2", on=(STORED,), where=with_processes_and_marks)
 def a_killed_worker_frees_the_key(h: Harness) -> None:
     """A key is held while its message waits for another worker, and free when that has judged the lost attempt."""
