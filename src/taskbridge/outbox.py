@@ -131,7 +131,7 @@ class Relay(Background):
             else:
                 broker.publish([each.message for each, _ in held], timeout_s=timeout_s)
         except PartlyPublished as exc:
-            self._remove([held[index][0].message.id for index in sorted(exc.accepted)])
+            self._remove([held[index][0].key for index in sorted(exc.accepted)])
             raise
         except BrokerUnavailable:
             raise
@@ -141,7 +141,7 @@ class Relay(Background):
                     self._give([each], timeout_s)
                 return
             self._bury(held[0][0].message.dumps(), exc)
-        self._remove([each.message.id for each, _ in held])
+        self._remove([each.key for each, _ in held])
 
     def _remove(self, ids: Sequence[str]) -> None:
         outbox = self._outbox
@@ -155,7 +155,7 @@ class Relay(Background):
         """Return what an entry holds; None if it is left to other workers, or can't be read, and is buried."""
         try:
             held = loads_held(text)
-            if held.message.id != key:
+            if held.key != key:
                 raise DecodeError(f"entry {key!r} of the outbox holds message {held.message.id!r}")
             return held if self._host.knows(held.message.task) else None
         except NewerFormError as exc:
@@ -171,7 +171,7 @@ class Relay(Background):
             return True
         is_next = store.claims.is_next(held.message, timeout_s=self._timeout_s)
         if is_next is None:
-            self._remove([held.message.id])
+            self._remove([held.key])
         return bool(is_next)
 
     def _bury(self, text: str, error: Exception) -> None:

@@ -62,7 +62,7 @@ class Entry:
     """What an outbox holds: something that is decided, and perhaps not published yet.
 
     Attributes:
-        id: The message's.
+        id: The message's, or of a replay `Held.key`.
         text: What `taskbridge.outbox` makes of the message. None changes only when an entry is due, if it is there.
         in_s: In how many seconds it is due: whoever has put it there publishes it until then, and anybody after that.
     """

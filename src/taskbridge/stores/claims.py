@@ -204,7 +204,8 @@ class Claims:
     def replay(self, message: Message, *, timeout_s: float) -> bool:
         """Have a replayed message hold its key, and put it in the outbox; return False if another one holds the key."""
         deadline = monotonic() + timeout_s
-        entry = Entry(message.id, Held(replace(message, relayed=True), 0.0, "replayed").dumps(), OWN_S)
+        held = Held(replace(message, relayed=True), kind="replayed")
+        entry = Entry(held.key, held.dumps(), OWN_S)
         while True:
             pointer, found = self._look(message, deadline)
             holder, replays, follower = pointed_to(pointer)

@@ -23,6 +23,12 @@ class Held:
     starts_at: float = 0.0
     kind: Kind = "sent"
 
+    @property
+    def key(self) -> str:
+        """The id of its entry: the message's, and which replay it is, for an entry of the life before may be left."""
+        message = self.message
+        return f"{message.id}\t{message.replays}" if message.replays else message.id  # no message's id has a tab
+
     def dumps(self) -> str:
         """Return it as the text of an entry, which `loads_held` reads."""
         return f"{self.starts_at!r} {self.kind}\n{self.message.dumps()}"
