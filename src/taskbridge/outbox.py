@@ -30,6 +30,10 @@ _log = logger("taskbridge.outbox")
 _LOOK_S: Final = 0.4
 """How often a worker looks: what a killed sender leaves is published within a second (`OWN_S` is the sender's)."""
 
+_SELDOM_S: Final = 5.0
+"""How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
+another process."""
+
 _TOGETHER: Final = 100
 _LEASE_S: Final = 6.0
 """How long an entry is left to the worker that was told of it, and how soon it is tried again."""
@@ -48,6 +52,7 @@ class Relay(Background):
         self._host = host
         self._buried = buried
         self._left: set[str] = set()
+        self._has_found = False
 
     @property
     def _outbox(self) -> Backend | None:
@@ -72,7 +77,14 @@ class Relay(Background):
             except Exception:
                 _log.exception("looking into the outbox failed, going on")
             if not has_more:
-                stop.wait(_LOOK_S)
+                stop.wait(_LOOK_S if self._has_found or self._is_needed() else _SELDOM_S)
+
+    def _is_needed(self) -> bool:
+        """Return whether tasks are known whose messages may be in the outbox.
+
+        Where a record is in its message's database, that is what follows another message, and what is replayed.
+        """
+        return not self._host.settings.goes_along or any(each.unique for each in self._host.declarations())
 
     def step(self) -> bool:
         """Publish what is due, up to 100 entries, and return whether there may be more.
@@ -84,6 +96,7 @@ class Relay(Background):
         if outbox is None:
             return False
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
+        self._has_found = bool(found)
         has_more, read = len(found) == _TOGETHER, {key: self._read(key, text) for key, text in found}
         held = [each for each in read.values() if each is not None and self._is_ready(each)]
         self.publish(held, timeout_s=self._timeout_s)

@@ -142,7 +142,7 @@ class Sending:
             broker=broker,
             records=records,
             claims=None if store is None else store.claims,
-            goes_along=settings.url.broker == "redis" and settings.store in (None, settings.url.broker_url),
+            goes_along=settings.goes_along,
             timeout_s=settings.send_timeout_s,
             has_quorum=settings.has_quorum and diverted is None,
             most_bytes=settings.max_message_bytes,

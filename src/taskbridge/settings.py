@@ -459,6 +459,11 @@ class Settings:
         return next((route for route in self.routes if route.matches(task)), None)
 
     @property
+    def goes_along(self) -> bool:
+        """Whether a record is in the database of its message, so that one transaction makes both."""
+        return self.url.broker == "redis" and self.store in (None, self.url.broker_url)
+
+    @property
     def has_quorum(self) -> bool:
         """Whether a queue is of the type `quorum`."""
         return "quorum" in (self.queue_type, *(each.type for each in self.queues))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -289,3 +290,34 @@ def test_a_pointer_is_read_as_it_was_written() -> None:
     assert pointed_to(pointer_to("a b", 2, "c")) == ("a b", 2, "c")
     assert pointed_to(pointer_to("a", 0)) == ("a", 0, "")
     assert pointed_to(None) == ("", 0, "")
+
+
+class OnePause(threading.Event):
+    """Is set after one wait, and knows how long that should have been."""
+
+    asked_s: float | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked_s = timeout
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize(
+    ("url", "unique", "pause_s"),
+    [
+        ("celery+redis://localhost:1/0", False, 5.0),
+        ("celery+redis://localhost:1/0", True, 0.4),
+        ("celery+memory://", False, 0.4),
+    ],
+)
+def test_an_outbox_that_nothing_needs_is_seldom_looked_at(
+    url: str, unique: bool, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, stop = Bridge(url), OnePause()
+    bridge.task(name="task", unique=unique)(lambda: None)
+    monkeypatch.setattr(bridge.relay, "step", lambda: False)
+    bridge.relay.run(stop)
+
+    assert stop.asked_s == pause_s
+    bridge.close()
