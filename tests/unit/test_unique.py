@@ -25,7 +25,7 @@ from taskbridge import (
     Unique,
     UniqueConflict,
 )
-from taskbridge.engines.settle import begin
+from taskbridge.engines.settle import begin, put_off_unknown
 from taskbridge.message import loads
 from taskbridge.retry import CancelledVerdict
 from taskbridge.stores.base import Store
@@ -170,6 +170,19 @@ def test_a_debounced_task_can_not_be_scheduled(bridge: Bridge) -> None:
 
     with pytest.raises(ValueError, match="use send, not schedule"):
         task.schedule(60, 1)
+
+
+def test_a_debounced_message_that_is_never_run_dies_with_the_latest_arguments(bridge: Bridge) -> None:
+    unique = Unique("table", debounce=5)
+    task = bridge.task(name="sync", unique=unique)(sync)
+    handle = task.send(1, "first")
+    assert not task.send(1, "latest").is_new
+    message = Message(**SENT, id=handle.id, task="sync", unique=unique.held_by(task.call(1)), waits_since=1.0)
+    put_off_unknown(bridge, message)
+
+    [letter] = bridge.dead_letters()
+    assert letter.message is not None
+    assert (letter.reason, letter.message.arguments()[0]) == ("unknown_task", [1, "latest"])
 
 
 @pytest.mark.parametrize("given", ["", "a\nb", "x" * 256, 7])

@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -49,7 +49,7 @@ from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
-from taskbridge.stores.transitions import wait_s
+from taskbridge.stores.transitions import latest, wait_s
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -232,8 +232,8 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
     try:
         row, may_start = _persist(task, begin)
         if may_start:
-            call = None if row is None else row.get("call")
-            return None if call is None else _with_call(message, call)
+            newest = _if_readable(latest(row, message), message)
+            return None if newest is message else newest
         if row is None or row["state"] == "cancelled":
             return None if row is None else _ended(task, message, CancelledVerdict())
         left_s = wait_s(row, message, now)
@@ -249,16 +249,17 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
         raise
 
 
-def _with_call(message: Message, call: Sequence[str]) -> Message | None:
-    """Return a message with the arguments that its record has; None if they can't be read, so that its own count."""
-    try:
-        codec.loads_array(call[0])
-        codec.loads_object(call[1])
-    except DecodeError as exc:
-        text = "task %s id %s: the arguments that its record has can't be read, so its own count: %s"
-        _log.error(text, message.task, message.id, exc)
-        return None
-    return replace(message, args_json=call[0], kwargs_json=call[1], plain=None)
+def _if_readable(newest: Message, message: Message) -> Message:
+    """Return a message with the arguments that its record has; with its own if those can't be read."""
+    if newest is not message:
+        try:
+            codec.loads_array(newest.args_json)
+            codec.loads_object(newest.kwargs_json)
+        except DecodeError as exc:
+            text = "task %s id %s: the arguments that its record has can't be read, so its own count: %s"
+            _log.error(text, message.task, message.id, exc)
+            return message
+    return newest
 
 
 def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
@@ -352,6 +353,8 @@ def _has_expired(task: BoundTask, message: Message) -> bool:
 
 def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     marks = task.marks
+    if isinstance(verdict, Dead) and message.unique and task.records is not None:
+        message = _if_readable(_persist(task, task.records.latest, message), message)  # it may never have started
     if isinstance(verdict, RunAgain) and task.records is not None and _persist(task, task.cancellations.has, message):
         verdict = CancelledVerdict(error=verdict.error)
     if isinstance(verdict, (RunAgain, GivenBack)):

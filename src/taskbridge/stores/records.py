@@ -149,6 +149,11 @@ class Records:
             return old, False
         return start.row, True
 
+    def latest(self, message: Message, *, timeout_s: float) -> Message:
+        """Return a message that dies, with the arguments with which it would have been run."""
+        is_moved = message.unique[:1] == MOVED
+        return transitions.latest(self._read(message.id, timeout_s)[0], message) if is_moved else message
+
     def lost(self, message: Message, run: transitions.Run) -> None:
         """Remember a run that was found lost: its worker may have been quicker to die than to record its start."""
         self._starts.get().add(message, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from taskbridge.message import Message
@@ -112,6 +112,12 @@ def moved(old: Row, call: Sequence[str], due_at: float) -> Row | None:
     row = old.copy()
     row["state"], row["due_at"], row["call"] = "scheduled", due_at, call
     return row
+
+
+def latest(row: Row | None, message: Message) -> Message:
+    """Return a debounced message with the arguments of its latest send, which its record has until it ends."""
+    call = None if row is None or row.get("replays", 0) != message.replays else row.get("call")
+    return message if call is None else replace(message, args_json=call[0], kwargs_json=call[1], plain=None)
 
 
 def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Row | None:
