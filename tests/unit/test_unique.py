@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, cast
@@ -26,6 +26,7 @@ from taskbridge import (
     UniqueConflict,
 )
 from taskbridge.engines.settle import begin, put_off_unknown
+from taskbridge.exceptions import PartlyPublished
 from taskbridge.message import loads
 from taskbridge.retry import CancelledVerdict
 from taskbridge.stores.base import Store
@@ -341,6 +342,28 @@ def test_many_that_can_not_be_published_are_in_the_outbox(bridge: Bridge, monkey
     bridge.run_schedules(1)  # by then, who has put them there would have published them
     assert bridge.run_until_idle() == 2
     assert [unique.send(at).is_new for at in (1, 2)] == [True, True]
+
+
+def test_what_of_many_was_published_is_sent_and_the_rest_is_in_the_outbox(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, told, publish = bridge.task(name="sync", unique="table")(sync), list[str](), bridge.broker.publish
+    bridge.on("after_send")(lambda event: told.append(event.message.id if event.message else ""))
+
+    def publish_one(messages: Sequence[Message], *, timeout_s: float) -> None:
+        publish(messages[:1], timeout_s=timeout_s)
+        cause = BrokerUnavailable("it went away", maybe_taken=False)
+        raise PartlyPublished(cause, accepted=frozenset({0}), unsure=frozenset())
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bridge.broker, "publish", publish_one)
+        with pytest.raises(SendError) as refused:
+            bridge.send_many([task.call(at) for at in range(3)])
+
+    assert (list(refused.value.sent), len(refused.value.unsent), refused.value.maybe_taken) == (told, 2, True)
+    assert (len(told), bridge.run_until_idle()) == (1, 1)
+    bridge.run_schedules(1)
+    assert bridge.run_until_idle() == 2
 
 
 def test_a_chosen_id_is_one_call_whatever_it_is_called_by(bridge: Bridge) -> None:
