@@ -35,19 +35,16 @@ class MemoryBackend(Backend):
         self._watches = Watches()
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
-        """Return texts."""
         with self._lock:
             return [self._find(key) for key in keys]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
-        """Keep texts, unless there is one."""
         with self._lock:
             for key, text, kept_s in entries:
                 if self._find(key) is None:
                     self._put(key, text, kept_s)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
-        """Replace texts, each if it is as it was seen."""
         with self._lock:
             done = [self._write(each) for each in writes]
         for write, is_done in zip(writes, done, strict=True):
@@ -56,7 +53,6 @@ class MemoryBackend(Backend):
         return done
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
-        """Do each of these wholly or not at all."""
         done: list[bool] = []
         with self._lock:
             for commit in commits:
@@ -75,7 +71,6 @@ class MemoryBackend(Backend):
         return done
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
-        """Return entries of the outbox that are due."""
         with self._lock:
             now = self._now()
             found = [(key, text) for key, (due_at, text) in self._outbox.items() if due_at <= now][:most]
@@ -83,7 +78,6 @@ class MemoryBackend(Backend):
             return found
 
     def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries from the outbox."""
         with self._lock:
             for key in ids:
                 self._outbox.pop(key, None)
@@ -107,29 +101,24 @@ class MemoryBackend(Backend):
         return True
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
-        """Keep a text."""
         self.put_soon(key, text, kept_s=kept_s)
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
-        """Keep a text."""
         with self._lock:
             self._put(key, text, kept_s)
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
-        """Remove texts."""
         with self._lock:
             for key in keys:
                 self._kept.pop(key, None)
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        """Return the lives that were cancelled after a cursor."""
         with self._lock:
             skipped = max(0, int(cursor or "0") - self._cancelled_before)
             lives = [life for life, _ in self._cancelled[skipped : skipped + most]]
             return str(self._cancelled_before + skipped + len(lives)), lives
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after each write of a key that tells."""
         stop, heard = self._watches.add(key, wake)
         heard.set()
         return stop

@@ -71,23 +71,19 @@ class RedisBackend(Backend):
         self._tails: dict[float, bytes] = {}
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
-        """Return texts."""
         if not keys:
             return []
         [found] = self._ask(timeout_s, [("MGET", *(self._prefix + key for key in keys))])
         return [None if text is None else text.decode(errors=_ODD_BYTES) for text in found]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
-        """Keep texts, unless there is one."""
         self._ask(timeout_s, *([self.creating(*each)] for each in entries))
 
     def creating(self, key: str, text: str, kept_s: float | None) -> RedisCommand:
-        """Return a command that keeps a text unless there is one."""
         life = () if kept_s is None else ("PX", _milliseconds(kept_s))
         return "SET", self._prefix + key, text, "NX", *life
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
-        """Replace texts, each if it is as it was seen."""
         replicas = self._replicas if any(each.cancels for each in writes) else 0
         done = self._ask(timeout_s, *([self._swapping(each)] for each in writes), replicas=replicas)
         return [each == 1 for each in done]
@@ -101,7 +97,6 @@ class RedisBackend(Backend):
         return _SWAP(keys, *(args if write.cancels else args[:4]))
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
-        """Do each of these wholly or not at all, in a script of its own."""
         if len(commits) == 1:
             return [self._ask(timeout_s, [self._committing(commits[0])], replicas=self._replicas)[0] == 1]
         requests = [[self._committing(each)] for each in commits]
@@ -132,25 +127,21 @@ class RedisBackend(Backend):
         return _COMMIT((*self._outbox, self._cancelled, f"{self._cancelled}:until"), *names, *_words_of(commit))
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
-        """Return entries of the outbox that are due."""
         look = _LOOK(self._outbox, _milliseconds(lease_s), 0, most, _MOST_BYTES)
         [(_, *found)] = self._ask(timeout_s, [look])
         texts = (each.decode(errors=_ODD_BYTES) for each in found)
         return [(key, text) for key, _, text in zip(texts, texts, texts, strict=True)]
 
     def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries from the outbox; nobody waits for that."""
         outbox, entries = self._outbox
         names = [each.encode(errors=_ODD_BYTES) for each in ids]
         # In this order: an entry without a text is forgotten by whoever looks, a text without an entry is not.
         self._ask_soon([("HDEL", entries, *names)], [("ZREM", outbox, *names)])
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
-        """Keep a text."""
         self._ask(timeout_s, [("SET", self._prefix + key, text, "PX", _milliseconds(kept_s))])
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
-        """Keep a text; nobody waits for that."""
         if self._client.place.may_move:
             self._ask_soon([("SET", self._prefix + key, text, "PX", _milliseconds(kept_s))])
             return
@@ -162,36 +153,29 @@ class RedisBackend(Backend):
         self._unanswered.send(b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % words)
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
-        """Remove texts."""
         self._ask(timeout_s, [("DEL", *(self._prefix + key for key in keys))])
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        """Return the lives that were cancelled after a cursor."""
         after = f"({cursor}" if cursor else "-inf"
         [found] = self._ask(timeout_s, [_SINCE([self._cancelled], after, most)])
         return found[-1].decode() if found else cursor, [life.decode(errors="replace") for life in found[::2]]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after each write of a key that tells."""
         return self._notifications.get().watch(key, wake)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if Redis answers."""
         self._ask(timeout_s, [("PING",)])
 
     def examine(self, *, timeout_s: float) -> Iterable[Remark]:
-        """Read what the server says of itself."""
         from taskbridge.brokers.redis.examination import examine  # here, for nothing but a command needs it
 
         return examine(self._client, self._prefix.removesuffix(":"), timeout_s=timeout_s)
 
     def time(self, *, timeout_s: float) -> float:
-        """Return the server's time."""
         [(seconds, microseconds)] = self._ask(timeout_s, [("TIME",)])
         return int(seconds) + int(microseconds) / 1e6
 
     def close(self) -> None:
-        """Close the connections."""
         self._notifications.close()
         self._unanswered.close()
         self._client.close()

@@ -80,14 +80,12 @@ class SqlBackend(BackendWithTables):
         self._notifications = PerProcess(database.notifications)
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
-        """Return texts."""
         its = self._its(keys=self._database.keys(keys))
         rows = self._database.run(self._statements.find, its, timeout_s=timeout_s)
         found = {key: f"{head}\n{rest}" if rest else head for key, head, rest in rows}
         return [found.get(key) for key in keys]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
-        """Keep texts, unless there is one; all in one transaction."""
         values = [self._values(*each) for each in entries]
         if len(values) == 1:
             self._database.run(self._statements.create, values[0], timeout_s=timeout_s)
@@ -95,7 +93,6 @@ class SqlBackend(BackendWithTables):
             self._database.run_all(self._statements.create, values, timeout_s=timeout_s)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
-        """Replace texts, each if it is as it was seen."""
         if len(writes) == 1 and not writes[0].cancels:
             return [self._write(partial(self._database.run, timeout_s=timeout_s), writes[0])]
         with self._database.transaction(timeout_s=timeout_s) as run:
@@ -144,7 +141,6 @@ class SqlBackend(BackendWithTables):
         return [(row[0], row[1]) for row in rows]
 
     def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries from the outbox."""
         values = self._its(keys=self._database.keys(list(ids)))
         self._database.run(self._statements.sent, values, timeout_s=timeout_s)
 
@@ -172,7 +168,6 @@ class SqlBackend(BackendWithTables):
         run(old, self._its(now_s=now_s))
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
-        """Keep a text."""
         self._database.run(self._statements.put, self._values(key, text, kept_s), timeout_s=timeout_s)
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
@@ -186,12 +181,10 @@ class SqlBackend(BackendWithTables):
             self._silent_until = monotonic() + _PAUSE_S
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
-        """Remove texts."""
         its = self._its(keys=self._database.keys(list(keys)))
         self._database.run(self._statements.remove, its, timeout_s=timeout_s)
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        """Return the lives that were cancelled after a cursor."""
         later = """SELECT number, life FROM taskbridge_cancelled WHERE namespace = :namespace AND number > :number
             ORDER BY number LIMIT :most"""
         values = self._its(number=int(cursor or "0"), most=most)
@@ -199,33 +192,26 @@ class SqlBackend(BackendWithTables):
         return str(found[-1][0]) if found else cursor, [life for _, life in found]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` after each write of a key that tells."""
         return self._notifications.get().watch(key, wake)
 
     def purge(self, *, timeout_s: float) -> bool:
-        """Remove some texts whose time is over."""
         return len(self._database.run(self._statements.purge, {}, timeout_s=timeout_s)) >= _TOGETHER
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if the database answers and its tables are this release's."""
         self._database.run("SELECT 1", {}, timeout_s=timeout_s)
 
     def time(self, *, timeout_s: float) -> float:
-        """Return the database's time."""
         return float(self._database.run(f"SELECT {self._database.now}", {}, timeout_s=timeout_s)[0][0])
 
     def init(self, *, timeout_s: float) -> tuple[int, int]:
-        """Make the tables, or bring them up to date; return the versions of before and after."""
         return self._database.make_tables(timeout_s=timeout_s)
 
     def clear(self, *, timeout_s: float) -> None:
-        """Remove all rows of the namespace."""
         with self._database.transaction(timeout_s=timeout_s) as run:
             for table in TABLES:
                 run(f"DELETE FROM {table} WHERE namespace = :namespace", self._its())
 
     def close(self) -> None:
-        """Close the connections."""
         self._notifications.close()
         self._database.close()
 

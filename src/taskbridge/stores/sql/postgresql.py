@@ -121,23 +121,18 @@ class PostgreSQL(Database):
         return not poll.poll(0)
 
     def is_missing_table(self, error: Exception) -> bool:
-        """Return whether an error says that there is no such table."""
         return getattr(error, "sqlstate", None) == _UNDEFINED_TABLE
 
     def written(self, statement: str) -> str:
-        """Return a statement with values as psycopg writes them."""
         return _written(statement)
 
     def keys(self, keys: Sequence[str]) -> list[str]:
-        """Return keys as a list."""
         return list(keys)
 
     def lock(self, run: Run, name: str) -> None:
-        """Take an advisory lock."""
         run("SELECT pg_advisory_xact_lock(hashtext('taskbridge'), hashtext(:name))", {"name": name})
 
     def notifications(self) -> Notifications:
-        """Return what listens."""
         return _PostgresNotifications(self, self._timeout_s)
 
 

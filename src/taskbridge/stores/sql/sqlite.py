@@ -57,21 +57,17 @@ class Sqlite(Database):
         return connection
 
     def lend(self, connection: Any, deadline: float) -> bool:
-        """Have calls on a connection end in time."""
         left_s = max(0.0, deadline - monotonic())
         connection.execute(f"PRAGMA busy_timeout = {max(1, round(left_s * 1000))}")
         return True
 
     def is_missing_table(self, error: Exception) -> bool:
-        """Return whether an error says that there is no such table."""
         return str(error).startswith("no such table")
 
     def keys(self, keys: Sequence[str]) -> str:
-        """Return keys as JSON."""
         return json.dumps(list(keys))
 
     def notifications(self) -> Notifications:
-        """Return what looks for changes."""
         return _SqliteNotifications(self, self._timeout_s)
 
 
