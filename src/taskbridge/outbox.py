@@ -35,8 +35,7 @@ _SELDOM_S: Final = 5.0
 another process."""
 
 _TOGETHER: Final = 100
-_LEASE_S: Final = 6.0
-"""How long an entry is left to the worker that was told of it, and how soon it is tried again."""
+_LEASE_S: Final = 6.0  # how long an entry is left to the worker that was told of it, and how soon it is tried again
 
 
 class Relay(Background):

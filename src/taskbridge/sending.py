@@ -46,12 +46,8 @@ LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
 
 _log = logger("taskbridge.send")
 
-_BATCH: Final = 1000
-"""How many messages `send_many` hands to the broker at a time; each batch has `send_timeout`."""
-
-_CLAIMED_TOGETHER: Final = 100
-"""How many unique messages are claimed at a time, each with `send_timeout`."""
-
+_BATCH: Final = 1000  # how many messages `send_many` hands to the broker at a time; each batch has `send_timeout`
+_CLAIMED_TOGETHER: Final = 100  # how many unique messages are claimed at a time, each with `send_timeout`
 _AFTERWARDS: Final = 0.05
 """What part of the timeout is left at least to remove the records of what was not sent; rule S2 gives a tenth."""
 

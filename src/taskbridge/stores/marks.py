@@ -41,18 +41,14 @@ _log = logger("taskbridge.store")
 
 ENDED: Final = "ended"
 _LOST: Final = "|lost"
-_TAKEN: Final = ":taken"
-"""What the key of a count ends with, after its mark's."""
-
+_TAKEN: Final = ":taken"  # what the key of a count ends with, after its mark's
 _OF_RUN: Final = re.compile(r"[^ |\n]+(\|lost [^ |\n]+)? [0-9]{1,11}\.[0-9]{3}( [^\n]*)?")
 """What the marks of runs that have not ended look like; what comes after that is a newer release's."""
 
 STARTED_KEPT_S: Final = 7 * 86400.0
 """How long the mark of a run that never ended is kept; its message comes back much sooner."""
 
-_AFTER_END_S: Final = 60
-"""How long past the lease an ended attempt is remembered: for a delivery that was on its way."""
-
+_AFTER_END_S: Final = 60  # how long past the lease an ended attempt is remembered: for a delivery that was on its way
 _COUNTING_S: Final = 1.0
 _SILENT_S: Final = 10.0
 """How long counting a message may take (Celery's main loop waits), and how long none is counted if it took longer."""
@@ -60,8 +56,7 @@ _SILENT_S: Final = 10.0
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
 
-_SAID_IN_A_LIFE: Final = 4
-"""How often a worker says that it is alive in the time for which it then is."""
+_SAID_IN_A_LIFE: Final = 4  # how often a worker says that it is alive in the time for which it then is
 
 
 class Claim(Enum):

@@ -13,9 +13,7 @@ from taskbridge.stores.backend import ABSENT, Backend, Commit, Write, head_of
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
-_MOST_OLD: Final = 1000
-"""How many texts whose time is over stay, beside as many as there are others."""
-
+_MOST_OLD: Final = 1000  # how many texts whose time is over stay, beside as many as there are others
 _NOTHING: Final = (None, inf)
 
 

@@ -22,8 +22,7 @@ from taskbridge.logs import logger
 _log = logger("taskbridge.store")
 
 _SHORTEST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 1.0
-"""Between two attempts to connect; it doubles from the shortest to the longest."""
+_LONGEST_PAUSE_S: Final = 1.0  # between two attempts to connect; it doubles from the shortest to the longest
 
 Wake = Callable[[], None]
 

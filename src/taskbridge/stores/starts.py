@@ -29,10 +29,8 @@ _REMEMBERED: Final = 10_000
 _TOGETHER: Final = 100
 _SHORT_S: Final = 0.02
 """A run that takes less is recorded once, as it ends; of one that lasts twice as long, the start is recorded too."""
-_PROGRESS_S: Final = 1.0
-"""How often progress is written at most, of all runs together."""
-_PAUSE_S: Final = 1.0
-"""How long nothing is written after a failure; what comes meanwhile is dropped."""
+_PROGRESS_S: Final = 1.0  # how often progress is written at most, of all runs together
+_PAUSE_S: Final = 1.0  # how long nothing is written after a failure; what comes meanwhile is dropped
 
 
 @dataclass(eq=False, slots=True)

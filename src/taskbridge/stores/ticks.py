@@ -30,8 +30,7 @@ _NOTED: Final = "schedules"
 """The key of what is noted of all schedules: by its name, each one's task, and when it is due."""
 
 
-_LONGEST_LEASE_S: Final = 60.0
-"""For how long a tick is claimed at most."""
+_LONGEST_LEASE_S: Final = 60.0  # for how long a tick is claimed at most
 
 DELETED_KEPT_S: Final = 3600.0
 """How long is kept that a schedule was deleted: longer than any worker goes without reading which there are."""

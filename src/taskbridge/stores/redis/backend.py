@@ -45,9 +45,7 @@ _COMMIT: Final = Script(__file__, "write", "commit")
 _SINCE: Final = Script(__file__, "since")
 _LOOK: Final = Script(broker_keys.__file__, "look")
 
-_MOST_BYTES: Final = 1 << 20
-"""How many bytes of entries are read at a time, about."""
-
+_MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read at a time, about
 _SOON_S: Final = 2.0
 """Where the server may change: how long a write may take that nobody waits for, and the pause after one that failed."""
 

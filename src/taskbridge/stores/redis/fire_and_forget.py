@@ -25,9 +25,7 @@ _log = logger("taskbridge.store")
 
 _CONNECT_S: Final = 2.0
 
-_PAUSE_S: Final = 1.0
-"""How long nothing is written after a failure."""
-
+_PAUSE_S: Final = 1.0  # how long nothing is written after a failure
 _PEER_IS_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 """What tells that the server has closed a connection; the last is Linux's."""
 

@@ -15,11 +15,8 @@ from taskbridge.stores.notifications import Notifications
 
 _log = logger("taskbridge.store")
 
-_LOOK_S: Final = 0.5
-"""How often those who wait look where nothing is told."""
-
-_TOGETHER: Final = 500
-"""To how many channels one command subscribes at most."""
+_LOOK_S: Final = 0.5  # how often those who wait look where nothing is told
+_TOGETHER: Final = 500  # to how many channels one command subscribes at most
 
 
 class RedisNotifications(Notifications):

@@ -17,13 +17,9 @@ from taskbridge.stores.sql.schema import TABLES, Run
 
 _log = logger("taskbridge.store")
 
-_SOON_S: Final = 2.0
-"""How long a write may take that nobody waits for: a run does, after all."""
-_PAUSE_S: Final = 1.0
-"""How long none is done after a failure."""
-
-_TOGETHER: Final = 500
-"""How many rows whose time is over one call removes at most."""
+_SOON_S: Final = 2.0  # how long a write may take that nobody waits for: a run does, after all
+_PAUSE_S: Final = 1.0  # how long none is done after a failure
+_TOGETHER: Final = 500  # how many rows whose time is over one call removes at most
 
 
 class _Statements:

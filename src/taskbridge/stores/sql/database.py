@@ -18,12 +18,10 @@ from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.sql import schema
 from taskbridge.stores.sql.schema import Run
 
-_KEPT_OPEN: Final = 5
-"""How many connections stay open while they are idle."""
+_KEPT_OPEN: Final = 5  # how many connections stay open while they are idle
 _AT_A_TIME: Final = 20
 """How many calls of a process the database serves at a time; others wait, as long as their own time lets them."""
-_RECYCLED_S: Final = 300.0
-"""After how many seconds a connection is made anew."""
+_RECYCLED_S: Final = 300.0  # after how many seconds a connection is made anew
 
 Values = Mapping[str, Any]
 

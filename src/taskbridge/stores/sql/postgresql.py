@@ -33,9 +33,7 @@ _CHANNEL: Final = "taskbridge_told"
 _HARMLESS: Final = "invalid URI query parameter"
 """How libpq begins to say that an option has no such name; what else it says of a URL shows a part of it."""
 
-_HOST_S: Final = 2
-"""How long one of several hosts may take to answer; libpq waits no shorter."""
-
+_HOST_S: Final = 2  # how long one of several hosts may take to answer; libpq waits no shorter
 _UNDEFINED_TABLE: Final = "42P01"
 
 _EVENTS: Final[Mapping[Wait, int]] = {
