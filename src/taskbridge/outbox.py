@@ -88,8 +88,7 @@ class Relay(Background):
     def step(self) -> bool:
         """Publish what is due, up to 100 entries, and return whether there may be more.
 
-        Raises:
-            BrokerUnavailable: The broker or the store is away; what is not published is due again in some seconds.
+        If broker or store are away, that raises `BrokerUnavailable`, and what is not published is due again soon.
         """
         outbox = self._outbox
         if outbox is None:
@@ -107,12 +106,7 @@ class Relay(Background):
         return has_more
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
-        """Publish what entries hold, and remove them.
-
-        Raises:
-            PartlyPublished: Not all were published; the entries of the others are still there.
-            BrokerUnavailable: Nothing was.
-        """
+        """Publish what entries hold, and remove them; `PartlyPublished` if not all: others' entries are still there."""
         lives = {each.message.id: each.message.replays for each in held if each.kind == "replayed"}
 
         def decide(letter: DeadLetter) -> Taken | None:

@@ -41,12 +41,7 @@ class Store:
         self.ticks: Ticks = Ticks(backend)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if the store answers and can be used.
-
-        Raises:
-            BrokerUnavailable: It doesn't answer.
-            StoreNotReady: It answers, but `taskbridge store init` was not run, or by an earlier or later release.
-        """
+        """Return if the store answers; `StoreNotReady` if `taskbridge store init` was not run by this release."""
         self.backend.ping(timeout_s=timeout_s)
 
     def close(self) -> None:

@@ -35,12 +35,7 @@ class Held:
 
 
 def loads_held(text: str) -> Held:
-    """Return what an entry holds.
-
-    Raises:
-        NewerFormError: A newer release wrote it.
-        DecodeError: It is no entry.
-    """
+    """Return what an entry holds; raises `NewerFormError` if a newer release wrote it, `DecodeError` if it is none."""
     line, _, rest = text.partition("\n")
     starts_at, _, kind = line.partition(" ")
     try:

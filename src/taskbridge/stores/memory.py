@@ -143,11 +143,5 @@ class MemoryBackend(Backend):
 
 
 def open_store(settings: Settings, url: str, *, now: Callable[[], float] = time.time) -> Store:
-    """Return a new store; two bridges share none.
-
-    Args:
-        settings: The bridge's.
-        url: `memory://`.
-        now: The clock by which texts grow old; virtual on `inline://`.
-    """
+    """Return a new store, for two bridges share none; texts grow old by the clock, which is virtual on `inline://`."""
     return Store(settings, MemoryBackend(now))

@@ -50,10 +50,7 @@ class Watches:
     def add(self, key: str, wake: Wake, *, gone: Callable[[str], None] | None = None) -> tuple[Wake, Event]:
         """Add what to call, and return what removes it, and what is set when it is heard of.
 
-        Args:
-            key: What is watched.
-            wake: What to call.
-            gone: Is called when nobody watches the key any more.
+        `gone` is called when nobody watches the key any more.
         """
         watch = _Watch(wake)
         with self._lock:

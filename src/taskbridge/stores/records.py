@@ -249,14 +249,8 @@ class Records:
     ) -> tuple[Row | None, Row | None]:
         """Replace a record by what is decided about it, and return what that was decided about, and what was decided.
 
-        Args:
-            message_id: The message's.
-            decide: Decides, perhaps several times: if somebody else has replaced the record meanwhile.
-            deadline: When this has to be done, by the monotonic clock.
-            seen: The record that is decided about first, if it `is_guess`; else it is read.
-            is_guess: Whether it was not read.
-            cancels: Whether a change cancels the message.
-            unique: How the message holds a key, where there is no record (`Message.unique`).
+        It is decided again if somebody else has replaced the record meanwhile; first about `seen`, if that `is_guess`,
+        and not read. A change may cancel the message. `unique` is as in the message, where there is no record.
         """
         row, head = (seen, head_of_row(seen)) if is_guess else self._read(message_id, deadline - monotonic())
         while True:

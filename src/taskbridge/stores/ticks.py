@@ -157,14 +157,8 @@ class Ticks:
     ) -> bool:
         """Note which schedules there are; one that is new, or was changed, begins at `at`, whatever was settled of it.
 
-        Args:
-            plans: By its name, the task of each schedule, and when it is due.
-            knows: Whether this process knows a task; of those, no other schedules stay noted.
-            at: The time.
-            timeout_s: How long each step may take.
-
-        Returns:
-            Whether it is noted; else somebody else noted something at the same time.
+        `plans` are by their names: each one's task, and when it is due. Of the tasks that this process `knows`, no
+        other schedules stay noted. Each step may take `timeout_s`. False if somebody else noted something meanwhile.
         """
         [text] = self._backend.get([_NOTED], timeout_s=timeout_s)
         try:
@@ -189,14 +183,8 @@ class Ticks:
     ) -> ScheduleState:
         """Return what is known of a schedule; one that nobody knew of is settled until now. Atomic.
 
-        One that was settled by a clock that was ahead, so until far in the future, goes back to now.
-
-        Args:
-            schedule: Its name.
-            now: Returns the time.
-            revision: That of its definition, and...
-            begins_at: ...when its plan begins; see `Plan.begun`.
-            timeout_s: How long the store may take.
+        One that was settled by a clock that was ahead, so until far in the future, goes back to now. Its definition has
+        a revision, whose plan begins at `begins_at`; see `Plan.begun`.
         """
 
         def decide(plan: Plan) -> tuple[ScheduleState, Plan | None]:
@@ -263,12 +251,8 @@ class Ticks:
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled, and remove their claims; never goes back.
 
-        Args:
-            schedule: Its name.
-            planned_at: The latest tick.
-            message_id: The message that was sent for it; empty if it was skipped.
-            missed: How many ticks up to it were not sent; added to the count, once for each settled tick.
-            timeout_s: How long the store may take.
+        `message_id` is that of its message, empty if it was skipped; `missed` ticks up to it were not sent, which are
+        counted once for each settled tick.
         """
 
         def decide(plan: Plan) -> tuple[None, Plan | None]:

@@ -121,15 +121,7 @@ def latest(row: Row | None, message: Message) -> Message:
 
 
 def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *, writer: str) -> Row | None:
-    """Return what the end of a run, or of a wait, makes of a record.
-
-    Args:
-        old: What there was.
-        message: Of the attempt that ended.
-        ending: How.
-        run: The run, if this process has started it.
-        writer: This process.
-    """
+    """Return what the end of a run, or of a wait, makes of a record; the run is one that this process has started."""
     row, number = _of_life(old, message), message.attempt
     if row is None or number <= row.get("over", 0):
         return None
@@ -156,13 +148,7 @@ def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *,
 
 
 def left(old: Row | None, new: Row | None, message: Message) -> State | None:
-    """Return the state in which a write left the record of a message's life; None if it is of another life.
-
-    Args:
-        old: What there was.
-        new: What was written; None if nothing.
-        message: Of which the write was.
-    """
+    """Return the state in which a write, if any, left a message's record; None if that is of another life."""
     row = old if new is None else new
     return row["state"] if row is not None and row.get("replays", 0) == message.replays else None
 
@@ -204,13 +190,7 @@ def pointed_to(pointer: str | None) -> tuple[str, int, str]:
 
 
 def released(key: str, pointer: str | None, me: str) -> tuple[list[Write], list[Entry]]:
-    """Return what a message does to the text of its key as it frees that: what follows is the next to hold it.
-
-    Args:
-        key: The text's.
-        pointer: The text; None if there is none.
-        me: What would point to the message.
-    """
+    """Return what a message, to which `me` points, does to the text of its key: what follows is the next to hold it."""
     seen, (holder, replays, follower) = head_of(pointer), pointed_to(pointer)
     if pointer is not None and seen == me:
         return [Write(key, seen, None)], []

@@ -65,9 +65,7 @@ class Database(ABC):
     def run(self, statement: str, values: Values, *, timeout_s: float) -> list[tuple[Any, ...]]:
         """Carry one statement out, in one round trip, and return its rows.
 
-        Raises:
-            BrokerUnavailable: The database doesn't answer, or refuses.
-            StoreNotReady: Its tables are not there, or of another version.
+        Raises `BrokerUnavailable`, or `StoreNotReady` if the tables are not there, or of another version.
         """
         with self._lent(timeout_s, reads=statement.startswith("SELECT")) as connection:
             return self._carry_out(connection, statement, values)
@@ -76,8 +74,7 @@ class Database(ABC):
     def transaction(self, *, timeout_s: float) -> Generator[Run]:
         """Give what carries statements out in a transaction, which is committed at the end.
 
-        Raises:
-            BrokerUnavailable: As for `run`; then nothing was written, unless it was the commit that failed.
+        If that raises as `run` does, nothing was written, unless it was the commit that failed.
         """
         with self._lent(timeout_s) as connection, self._transaction(connection) as run:
             yield run

@@ -53,15 +53,10 @@ TABLES: Final = ("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox")
 
 
 def make(run: Run, finds_schema: str, url: str) -> tuple[int, int]:
-    """Make the tables, or bring them up to date, within a transaction; return the versions before and after.
+    """Make the tables, or bring them up to date, and return the versions before and after.
 
-    Args:
-        run: Carries statements out in a transaction that nobody else makes tables beside.
-        finds_schema: A statement that returns a row if there are tables.
-        url: The database's, to show.
-
-    Raises:
-        StoreNotReady: A later release has made them.
+    It is in a transaction that nobody else makes tables beside. `finds_schema` is a statement that returns a row if
+    there are tables. Raises `StoreNotReady` if a later release has made them.
     """
     before = version_of(run, finds_schema)
     if before > VERSION:
@@ -85,11 +80,7 @@ def version_of(run: Run, finds_schema: str) -> int:
 
 
 def check(found: int, url: str) -> None:
-    """Return if a version of the schema is this release's.
-
-    Raises:
-        StoreNotReady: It is not; the text says what to do.
-    """
+    """Return if a version of the schema is this release's, else raise `StoreNotReady`, which says what to do."""
     if found == VERSION:
         return
     problem = f"the store's tables have version {found}, not {VERSION}"
