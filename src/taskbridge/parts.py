@@ -204,10 +204,10 @@ def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     if url is None:
         return None
     scheme = url.partition(":")[0]
-    room = STORE_SCHEMES.get(scheme)
+    own = STORE_SCHEMES.get(scheme)
     clock = {"now": now} if scheme == "memory" else {}  # a server has its own
     with _libraries():
-        module = import_module(plugins(STORE_PLUGINS)[scheme] if room is None else f"taskbridge.stores.{room}")
+        module = import_module(plugins(STORE_PLUGINS)[scheme] if own is None else f"taskbridge.stores.{own}")
         store: Store = module.open_store(settings, url, **clock)
         return store
 

@@ -237,14 +237,14 @@ _BROKERS: Final = {
 """By scheme: the kind of broker, and what checks and normalises its URL."""
 
 _STORES: Final = {
-    **_REDIS,
+    **dict.fromkeys(_REDIS, ("redis.backend", _redis_url)),
     "memory": ("memory", _memory_url),
-    **dict.fromkeys(("sqlite", "postgresql"), ("sql", _sql_url)),
+    **dict.fromkeys(("sqlite", "postgresql"), ("sql.backend", _sql_url)),
 }
-"""By scheme: the room of a built-in store, and what checks and normalises its URL."""
+"""By scheme: the module of a built-in store, and what checks and normalises its URL."""
 
-STORE_SCHEMES: Final[Mapping[str, str]] = {scheme: room for scheme, (room, _) in _STORES.items()}
-"""The schemes of the built-in stores' URLs, and in which room each is."""
+STORE_SCHEMES: Final[Mapping[str, str]] = {scheme: module for scheme, (module, _) in _STORES.items()}
+"""The schemes of the built-in stores' URLs, and in which module each is."""
 
 
 # Checks of single values; what they raise gets the setting's key

@@ -19,7 +19,7 @@ from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Message
 from taskbridge.settings import load
 from taskbridge.stores.base import Claim, Marks, Store
 from taskbridge.stores.records import Ending
-from taskbridge.stores.redis import open_store
+from taskbridge.stores.redis.backend import open_store
 from tests.servers import PrivateRedis
 
 LEASE_S = 1.0

@@ -23,7 +23,7 @@ from taskbridge.contract.ports import free_port
 from taskbridge.engines.celery.redis_queues import RedisQueues
 from taskbridge.exceptions import BrokerUnavailable, SettingsError, UnsupportedError
 from taskbridge.settings import hosts_of, load
-from taskbridge.stores.redis import open_store
+from taskbridge.stores.redis.backend import open_store
 from tests.servers import PrivateRedis
 
 SCRIPT = Script(broker.__file__, "count")

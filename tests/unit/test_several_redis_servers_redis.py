@@ -25,7 +25,7 @@ from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.message import DeadLetter, Priority
 from taskbridge.settings import Settings, load
 from taskbridge.stores.backend import Write
-from taskbridge.stores.redis import open_store
+from taskbridge.stores.redis.backend import open_store
 from tests.certificates import Certificates
 from tests.clusters import PrivateRedisCluster, PrivateSentinels
 from tests.unit.redis_helpers import message, pumping

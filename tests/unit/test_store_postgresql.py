@@ -23,7 +23,7 @@ from taskbridge.settings import load
 from taskbridge.stores.backend import BackendWithTables
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
-from taskbridge.stores.sql import open_store
+from taskbridge.stores.sql.backend import open_store
 from taskbridge.stores.sql.schema import VERSION
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner

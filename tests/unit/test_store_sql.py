@@ -20,8 +20,8 @@ from taskbridge.settings import load
 from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Write
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
-from taskbridge.stores.sql import open_store, schema
-from taskbridge.stores.sql.backend import SqlBackend
+from taskbridge.stores.sql import schema
+from taskbridge.stores.sql.backend import SqlBackend, open_store
 from taskbridge.stores.sql.sqlite import Sqlite
 
 

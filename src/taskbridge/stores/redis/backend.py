@@ -34,6 +34,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import ABSENT, Backend, Commit, PartlyCommitted, Write
+from taskbridge.stores.base import Store
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
 
@@ -229,3 +230,8 @@ def _words_of(commit: Commit) -> list[Word]:
 def _milliseconds(duration_s: float | None) -> int | str:
     """Return a duration as Redis takes it: at least 1; empty is for ever."""
     return "" if duration_s is None else max(1, round(duration_s * 1000))
+
+
+def open_store(settings: Settings, url: str) -> Store:
+    """Return a store, which connects when it is first used."""
+    return Store(settings, RedisBackend(settings, url))

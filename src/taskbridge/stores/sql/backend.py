@@ -12,6 +12,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import ABSENT, NEW, BackendWithTables, Commit, Write
+from taskbridge.stores.base import Store
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import TABLES, Run
 
@@ -221,3 +222,14 @@ class SqlBackend(BackendWithTables):
 
 def _last_key(commit: Commit) -> str:
     return max((each.key for each in commit.writes), default="")
+
+
+def open_store(settings: Settings, url: str) -> Store:
+    """Return a store, which connects when it is first used; `NotInstalledError` without the database's client."""
+    if url.startswith("sqlite:"):
+        from taskbridge.stores.sql.sqlite import Sqlite
+
+        return Store(settings, SqlBackend(settings, Sqlite(settings, url)))
+    from taskbridge.stores.sql.postgresql import PostgreSQL  # here, for SQLite needs no psycopg
+
+    return Store(settings, SqlBackend(settings, PostgreSQL(settings, url)))
