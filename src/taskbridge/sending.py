@@ -227,15 +227,16 @@ class Sending:
         way, message, call = made
         wait_s = _debounced_s(way, wait_s)
         self._checked(way, message, call, wait_s)
-        outcomes, error = self._claim([made], wait_s)
-        if error is not None:
-            raise error
-        holder = outcomes[0].holder
-        if holder is None:
-            if way.runs_here or self._hooks.of["after_send"]:
-                self._sent(way, [(message, call)], wait_s)
-        elif (conflict := _conflict(made, outcomes[0])) is not None:
-            raise conflict
+        deadline, holder = monotonic() + way.timeout_s, None
+        if not (way.goes_along and way.claims and way.claims.send_new(_intent(made, wait_s), timeout_s=way.timeout_s)):
+            outcomes, error = self._claim([made], deadline, wait_s, are_held=way.goes_along)
+            if error is not None:
+                raise error
+            if (conflict := _conflict(made, outcomes[0])) is not None:
+                raise conflict
+            holder = outcomes[0].holder
+        if holder is None and (way.runs_here or self._hooks.of["after_send"]):
+            self._sent(way, [(message, call)], wait_s)
         return self._handle(message, holder)
 
     def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], TaskBridgeError | None]:
@@ -243,7 +244,7 @@ class Sending:
         outcomes: dict[int, Outcome] = {}
         error: TaskBridgeError | None = None
         for start in range(0, len(made), _CLAIMED_TOGETHER):
-            found, error = self._claim(made[start : start + _CLAIMED_TOGETHER])
+            found, error = self._claim(made[start : start + _CLAIMED_TOGETHER], monotonic() + made[0][0].timeout_s)
             outcomes |= {start + index: outcome for index, outcome in found.items()}
             if error is not None:
                 break
@@ -252,16 +253,18 @@ class Sending:
         conflicts = (_conflict(made[index], outcomes[index]) for index in sorted(outcomes))
         return outcomes, next((each for each in conflicts if each is not None), None) if error is None else error
 
-    def _claim(self, made: Sequence[_Made], wait_s: float = 0.0) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
+    def _claim(
+        self, made: Sequence[_Made], deadline: float, wait_s: float = 0.0, *, are_held: bool = False
+    ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
         """Claim keys and ids, and publish the messages that are new, now or later.
 
         Returns:
             What became of each message, by its index, and what kept the others from being decided about, or published:
             these are in the outbox.
         """
-        way = made[0][0]
-        intents, deadline = [_intent(each, wait_s) for each in made], monotonic() + way.timeout_s
-        outcomes, error = cast("Claims", way.claims).send(intents, timeout_s=way.timeout_s)
+        way, intents = made[0][0], [_intent(each, wait_s) for each in made]
+        claims = cast("Claims", way.claims)
+        outcomes, error = claims.send(intents, timeout_s=deadline - monotonic(), are_held=are_held)
         return (outcomes, error) if way.goes_along else self._give_claimed(intents, outcomes, error, deadline)
 
     def _give_claimed(

@@ -85,10 +85,16 @@ class Claims:
         self._records = records
         self._backend = backend
 
+    def send_new(self, intent: Intent, *, timeout_s: float) -> bool:
+        """Do as `send`, if key and id are free, as they mostly are; else do nothing, and return False."""
+        return self._backend.commit([self._claiming(intent, None, None)[0]], timeout_s=timeout_s)[0]
+
     def send(
-        self, intents: Sequence[Intent], *, timeout_s: float
+        self, intents: Sequence[Intent], *, timeout_s: float, are_held: bool = False
     ) -> tuple[dict[int, Outcome], StoreUnavailable | None]:
         """Claim keys and ids, make records, and publish messages or put them in the outbox; of each, all or nothing.
+
+        Keys or ids that `are_held` were found so by `send_new`.
 
         Returns:
             What has become of each intent, by its index, and what kept the others from being decided.
@@ -97,12 +103,10 @@ class Claims:
         outcomes: dict[int, Outcome] = {}
         error: StoreUnavailable | None = None
         try:
-            if len(intents) > 1:
-                plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
-            elif self._backend.commit([self._claiming(intents[0], None, None)[0]], timeout_s=timeout_s)[0]:
-                return {0: _NEW}, None  # as most do
+            if are_held:
+                plans = self._plans(dict(enumerate(intents)), deadline)
             else:
-                plans = self._plans({0: intents[0]}, deadline)
+                plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
             while plans:
                 outcomes |= {index: outcome for index, (commit, outcome) in plans.items() if commit is None}
                 commits = {index: commit for index, (commit, _) in plans.items() if commit is not None}
