@@ -227,7 +227,8 @@ class Sending:
         way, message, call = made
         wait_s = _debounced_s(way, wait_s)
         self._checked(way, message, call, wait_s)
-        deadline, holder = monotonic() + way.timeout_s, None
+        deadline = monotonic() + way.timeout_s
+        holder: Status | None = None
         if not (way.goes_along and way.claims and way.claims.send_new(_intent(made, wait_s), timeout_s=way.timeout_s)):
             outcomes, error = self._claim([made], deadline, wait_s, are_held=way.goes_along)
             if error is not None:

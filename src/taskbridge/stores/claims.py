@@ -102,6 +102,7 @@ class Claims:
         deadline = monotonic() + timeout_s
         outcomes: dict[int, Outcome] = {}
         error: StoreUnavailable | None = None
+        plans: dict[int, _Plan]
         try:
             if are_held:
                 plans = self._plans(dict(enumerate(intents)), deadline)
