@@ -446,7 +446,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "digest": "",
     "relayed": False,
 }
-_BY_DICT: Final = tuple(name for name in _RARE if name != "unique")
+_BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
 _USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)
 _rare_values: Final = attrgetter(*_BY_DICT)
 

@@ -1,6 +1,7 @@
--- Makes texts where there are none, and carries commands out; returns whether it did, as 1 or 0, having done nothing then.
+-- Makes texts where there are none, and carries commands out; returns whether it did, as 1 or 0. If it did not, or a
+-- command is refused, no text is made.
 -- KEYS: the texts; the first is the one that is there most often. ARGV: each text, and for how many ms it is kept
--- (empty: for ever); then commands, each after the number of its words. If one is refused, there are no texts after that.
+-- (empty: for ever); then commands, each after the number of its words.
 local at = 1
 for i, key in ipairs(KEYS) do
   local text, kept = ARGV[at], ARGV[at + 1]
