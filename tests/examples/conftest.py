@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Final
 
 import pytest
+
+from taskbridge.contract import leftovers
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -30,12 +32,16 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 class Process:
-    """A running command line of an example; what it writes goes to a file."""
+    """A running command line of an example, in a process group of its own; what it writes goes to a file."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: IO[str], cwd: Path) -> None:
         self.argv = list(argv)
         self._output = output
-        self._process = subprocess.Popen(argv, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
+        self._is_gone = False
+        self._process = subprocess.Popen(
+            argv, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        leftovers.end_group(self._process.pid)
 
     @property
     def output(self) -> str:
@@ -46,15 +52,23 @@ class Process:
         return self._process.poll() is None
 
     def stop(self) -> int:
-        """End it as a supervisor would, and return its exit code."""
+        """End it as a supervisor would, and return its exit code; it fails if that takes too long."""
         if self.is_running:
             self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
             pytest.fail(f"{self.argv} did not end within {STOP_TIMEOUT_S:g} s of SIGTERM:\n{self.output}")
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, which may hang, or outlive it."""
+        if not self._is_gone:  # its number may be another's later
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(RUN_TIMEOUT_S)
+            self._is_gone = True
 
 
 Start = Callable[..., Process]

@@ -72,6 +72,7 @@ def test_the_shop_on_one_engine_alone(
     wait_for_all(log, worker)
     if module == "celery_before":  # Dramatiq's middleware is told of each attempt that fails
         assert happened(log, tracked=True) == Counter(TRACKED)
+    worker.kill()  # Dramatiq logs in its handler of SIGTERM, and hangs if the signal came while it was logging
 
 
 def services() -> Mapping[str, Any]:
