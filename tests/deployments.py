@@ -9,6 +9,7 @@ from typing import Final
 from tests.certificates import Certificates
 from tests.clusters import PrivateCluster, PrivateRabbitMQCluster, PrivateRedisCluster, PrivateSentinels
 from tests.servers import MANAGED, PrivateRabbitMQ, PrivateRedis, PrivateServer
+from tests.small_servers import SmallRabbitMQ, SmallRedis
 
 SINGLE: Final = "single"
 
@@ -16,6 +17,8 @@ _MAKERS: Final[Mapping[tuple[str, str], Callable[[Path], PrivateServer | Private
     ("managed", "redis"): lambda _: PrivateRedis(extra_args=MANAGED),
     ("tls", "redis"): lambda folder: PrivateRedis(tls=Certificates(folder)),
     ("tls", "amqp"): lambda folder: PrivateRabbitMQ(tls=Certificates(folder)),
+    ("small", "redis"): lambda folder: SmallRedis(Certificates(folder)),
+    ("small", "amqp"): lambda folder: SmallRabbitMQ(Certificates(folder)),
     ("sentinel", "redis"): lambda _: PrivateSentinels(),
     ("cluster", "redis"): lambda _: PrivateRedisCluster(),
     ("cluster", "amqp"): lambda _: PrivateRabbitMQCluster(),
