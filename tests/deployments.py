@@ -51,3 +51,8 @@ def needs_braces(deployment: str, broker: str) -> bool:
 def has_one_place(deployment: str) -> bool:
     """Tell whether the broker is at one host and port, so that a test may put a proxy in front of it."""
     return deployment not in ("sentinel", "cluster")
+
+
+def is_encrypted(deployment: str) -> bool:
+    """Tell whether the broker takes TLS alone."""
+    return deployment in ("tls", "small")

@@ -56,7 +56,8 @@ def _is_pointless(item: pytest.Item, config: pytest.Config) -> bool:
 def _selected(target: str, selection: str | None, deployment: str) -> frozenset[str]:
     """Return the names of the scenarios that are run on a target."""
     place = "localhost" if target.endswith(("redis", "amqp")) else ""
-    there = Target.of(f"{target}://{place}", store=_STORE, braces=not deployments.has_one_place(deployment))
+    scheme = f"{target}s" if place and deployments.is_encrypted(deployment) else target
+    there = Target.of(f"{scheme}://{place}", store=_STORE, braces=not deployments.has_one_place(deployment))
     possible = [each for each in SCENARIOS.values() if not each.refusal(there)]
     if selection == "broker":
         return frozenset(_covering(possible, BROKER_RULES))

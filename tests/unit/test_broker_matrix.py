@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import taskbridge.contract.scenarios  # fills the table
+from taskbridge.contract.registry import SCENARIOS
+from taskbridge.contract.target import Target
 from tests import deployments
 from tests.brokers import page
 from tests.brokers.runs import RUNS, Outcome
 from tests.programs import SYSTEM, Origin
+
+assert taskbridge.contract.scenarios.NAMES
 
 VERSIONS = {Origin(name="redis"): "7.0.15", Origin(name="valkey", release="sid"): "9.1.0"}
 
@@ -20,6 +25,13 @@ def test_each_run_can_be_deployed(name: str) -> None:
     run = RUNS[name]
     assert deployments.exists(run.deployment, run.broker)
     assert run.origin.release in {SYSTEM, *run.releases}
+
+
+@pytest.mark.parametrize("name", ["queues_are_declared_with_their_type", "quorum_queues_do_what_classic_ones_do"])
+def test_what_clients_declare_is_read_only_where_it_is_not_encrypted(name: str) -> None:
+    refusal = SCENARIOS[name].refusal
+    assert refusal(Target.of("dramatiq+amqp://localhost")) == ""
+    assert refusal(Target.of("dramatiq+amqps://localhost")) == "what clients declare is encrypted"
 
 
 def test_a_run_says_which_server_it_is_on() -> None:

@@ -94,6 +94,11 @@ def with_queue_types(target: Target) -> str:
     return with_a_server(target) if target.address.broker == "amqp" else "its queues have no type"
 
 
+def with_readable_queue_types(target: Target) -> str:
+    """Keep out targets whose queues have no types, and those where nobody can read what clients declare."""
+    return with_queue_types(target) or ("what clients declare is encrypted" if target.is_encrypted else "")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
     """A way to see whether promises are kept.

@@ -72,6 +72,11 @@ class Target:
         return self.address.broker == "memory"
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether the broker is reached by TLS."""
+        return urlsplit(self.address.broker_url).scheme.partition("+")[0] in ("rediss", "amqps")
+
+    @property
     def keeps_marks(self) -> bool:
         """Whether there are attempt marks without a store being named: the broker is one."""
         return self.address.broker == "redis" or (self.in_process and self.address.engine != "inline")

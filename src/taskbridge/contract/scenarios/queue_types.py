@@ -9,7 +9,14 @@ from taskbridge import UnsupportedError
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import ASK, KILL, RETURN, WORKER_LOST, Plan, Step, fail
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.registry import QUORUM, QUORUM_STORED, scenario, with_marks, with_queue_types
+from taskbridge.contract.registry import (
+    QUORUM,
+    QUORUM_STORED,
+    scenario,
+    with_marks,
+    with_queue_types,
+    with_readable_queue_types,
+)
 from taskbridge.contract.scenarios.acknowledging import (
     QUEUES,
     a_killed_worker_loses_nothing,
@@ -31,7 +38,7 @@ def with_queue_types_and_no_marks(target: Target) -> str:
     return with_queue_types(target) or without_marks(target)
 
 
-@scenario("RQ1", "D1", "R6", "L2", on=(QUORUM,), where=with_queue_types)
+@scenario("RQ1", "D1", "R6", "L2", on=(QUORUM,), where=with_readable_queue_types)
 def quorum_queues_do_what_classic_ones_do(h: Harness) -> None:
     """Sending, delays, retries, dead letters and replays are the same with quorum queues, and all are declared so."""
     with h.proxy() as proxy:

@@ -18,7 +18,7 @@ from taskbridge.contract.registry import (
     scenario,
     with_processes,
     with_processes_and_marks,
-    with_queue_types,
+    with_readable_queue_types,
 )
 from taskbridge.contract.rewriting import BINARY, GARBAGE, HUGE_BYTES, Rewrite, binary, garbage, huge, no_form, odd_eta
 from taskbridge.contract.scenarios.queue_types import declared_types
@@ -272,7 +272,7 @@ def a_kill_while_it_is_unknown_loses_nothing(h: Harness) -> None:
     h.final(*(item.id for item in sent), within_s=h.patience_s + h.spec.lease_s + 10)
 
 
-@scenario("Q8", on=(ALONE,), where=with_queue_types)
+@scenario("Q8", on=(ALONE,), where=with_readable_queue_types)
 def queues_are_declared_with_their_type(h: Harness) -> None:
     """Senders and workers name the type of each queue that they declare: for messages, delays and dead letters."""
     with h.proxy() as proxy:
