@@ -65,6 +65,8 @@ class Run:
 _TITLES: Final = {"redis": "Redis", "valkey": "Valkey", "rabbitmq": "RabbitMQ"}
 _QUORUM: Final = ("queue_type=quorum",)
 
+_SMALL: Final = "the least permissions, TLS with client certificates"
+
 _RUNS: Final = (
     Run(name="rabbitmq", broker="amqp"),
     Run(name="rabbitmq-trixie", broker="amqp", servers="rabbitmq@trixie"),
@@ -82,6 +84,7 @@ _RUNS: Final = (
         select="core",
     ),
     Run(name="rabbitmq-tls", broker="amqp", what="TLS with client certificates, core", deployment="tls", select="core"),
+    Run(name="rabbitmq-small", broker="amqp", what=f"{_SMALL}, 8 channels, core", deployment="small", select="core"),
     Run(name="postgresql-trixie", broker="amqp", what="PostgreSQL 17 as Dramatiq's store", servers="postgresql@trixie"),
     Run(name="redis", broker="redis"),
     Run(name="redis-trixie", broker="redis", servers="redis@trixie"),
@@ -91,6 +94,7 @@ _RUNS: Final = (
     Run(name="redis-cluster", broker="redis", what="Cluster of 3 + 3, core", deployment="cluster", select="core"),
     Run(name="redis-managed", broker="redis", what="as hosted: no CONFIG, KEYS, CLIENT", deployment="managed"),
     Run(name="redis-tls", broker="redis", what="TLS with client certificates, core", deployment="tls", select="core"),
+    Run(name="redis-small", broker="redis", what=f"{_SMALL}, timeout 3, core", deployment="small", select="core"),
 )
 RUNS: Final[Mapping[str, Run]] = {run.name: run for run in _RUNS}
 

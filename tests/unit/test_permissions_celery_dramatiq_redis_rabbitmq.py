@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
@@ -20,10 +18,9 @@ from taskbridge.contract.suite import PATIENCE_S
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import Variant
 from tests.servers import PrivateRabbitMQ, PrivateRedis
+from tests.small_servers import permitting
 
 assert taskbridge.contract.scenarios.NAMES
-
-PAGE: Final = Path(__file__).parents[2] / "docs" / "security.md"
 
 NAMESPACE: Final = "taskbridge"
 """The page's."""
@@ -39,12 +36,6 @@ ANYWHERE: Final = (
 """Scenarios that need nothing but a worker with four slots."""
 
 PERMITTED: Final = EnvironmentSpec(name="permitted", lease_s=5, grace_s=2, stored=True)
-
-
-def _words(program: str) -> Sequence[str]:
-    """Return what follows a program's name where the page calls it."""
-    _, _, rest = PAGE.read_text(encoding="utf-8").partition(f"\n{program} ")
-    return shlex.split(rest.partition("\n```")[0].replace("\\\n", " "))
 
 
 def _use_everything(url: str, store: str | None) -> None:
@@ -74,7 +65,7 @@ _COMMANDS: Final = [["check"], ["queues"], ["dead", "list"]]
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_redis_lets_through_all_that_is_needed(engine: str) -> None:
     with PrivateRedis() as redis:
-        redis.command(*_words("redis-cli"))
+        redis.command(*permitting("redis-cli"))
         _use_everything(f"{engine}+redis://shop:secret@127.0.0.1:{redis.port}/0", None)
         assert redis.command("ACL", "LOG") == "*0", "something was refused"
 
@@ -87,6 +78,6 @@ def test_rabbitmq_lets_through_all_that_is_needed(
     rabbitmq_server.ctl("add_vhost", vhost)
     rabbitmq_server.ctl("add_user", user, "secret")
     given = {"/": vhost, "shop": user}
-    rabbitmq_server.ctl(*(given.get(word, word) for word in _words("rabbitmqctl")))
+    rabbitmq_server.ctl(*(given.get(word, word) for word in permitting("rabbitmqctl")))
     url = f"{engine}+amqp://{user}:secret@127.0.0.1:{rabbitmq_server.port}/{vhost}"
     _use_everything(url, make_redis().url)  # the page's namespace is not this test's own
