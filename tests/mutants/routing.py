@@ -182,6 +182,20 @@ def priorities_count_across_queues() -> None:
     put(_INLINE, "InlineWire.take", make)
 
 
+@mutant("P2", "higher_messages_overtake_on_each_of_four_queues", "celery+amqp")
+def one_queue_alone_keeps_priorities() -> None:
+    """A message of another queue than the default one is published without its priority."""
+
+    def make(encode: Any) -> Any:
+        def flat(self: Any, message: Any) -> Any:
+            first = self._settings.default_queue
+            return encode(self, message if message.queue == first else replace(message, priority="normal"))
+
+        return flat
+
+    put("taskbridge.engines.celery.wire", "AmqpWire.encode", make)
+
+
 class _Flat:
     """A message that seems to be of normal priority where it is put in its queue."""
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 from taskbridge import Priority
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import RETURN, Plan, Step, hold
-from taskbridge.contract.registry import ALONE, ORDINARY, scenario
+from taskbridge.contract.registry import ALONE, ORDINARY, STORED, scenario, with_processes_and_marks
+from taskbridge.contract.scenarios.acknowledging import QUEUES
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import PRIORITIES
 
@@ -15,6 +16,9 @@ _LEVELS: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 _EACH: Final = 5
 _SLACK: Final = 2
 """One slot, and one message that is prefetched for it."""
+
+_LAST: Final[tuple[Priority, ...]] = ("low", "low", "low", "low", "low", "critical", "critical")
+"""In the order in which they are sent: more low ones than may start before a higher one."""
 
 
 @scenario("P1", on=(ORDINARY,))
@@ -71,6 +75,21 @@ def queues_are_served_in_turn(h: Harness) -> None:
     queues = [start.data["context"]["queue"] for start in starts]
     last = len(queues) - 1 - queues[::-1].index("left")
     h.check(queues[:last].count("right") >= _EACH - _SLACK, f"the queues should have been served in turn: {queues}")
+
+
+@scenario("P2", on=(STORED,), where=with_processes_and_marks)
+def higher_messages_overtake_on_each_of_four_queues(h: Harness) -> None:
+    """Higher messages overtake on each of four queues, though a long task keeps one of the two workers busy."""
+    for _ in range(2):
+        h.start_worker(queues=QUEUES)
+    held = h.begin(Plan(steps=(hold("short"),)), Plan(steps=(hold("long"),)))
+    sent = [h.send(Plan(steps=(RETURN,), queue=queue, priority=level)) for level in _LAST for queue in QUEUES]
+    h.tasks.open("short")
+    h.final(*(item.id for item in sent))
+    for queue in QUEUES:
+        _in_order(h, [item.id for item in sent if item.plan.queue == queue])
+    h.tasks.open("long")
+    h.finished(*(item.id for item in held))
 
 
 def _block(h: Harness, gate: str, before: Plan | None = None) -> None:

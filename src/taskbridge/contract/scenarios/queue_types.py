@@ -23,7 +23,10 @@ from taskbridge.contract.scenarios.acknowledging import (
     nothing_waits_behind_a_long_task_on_another_queue,
 )
 from taskbridge.contract.scenarios.crashes import without_marks
-from taskbridge.contract.scenarios.priority import higher_messages_overtake
+from taskbridge.contract.scenarios.priority import (
+    higher_messages_overtake,
+    higher_messages_overtake_on_each_of_four_queues,
+)
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import PRIORITIES
 
@@ -91,6 +94,21 @@ def a_quorum_queue_keeps_priorities_or_refuses_them(h: Harness) -> None:
     urgent = h.own(h.tasks.urgent.send([RETURN.plain()]))
     h.start_worker()
     h.finished(urgent.id)
+
+
+@scenario("RQ2", "P2", on=(QUORUM_STORED,), where=with_queue_types_and_marks)
+def four_quorum_queues_keep_priorities_or_refuse_them(h: Harness) -> None:
+    """Higher messages overtake on each of four quorum queues, or where they can't, each of the queues refuses them."""
+    if h.keeps_priorities():
+        higher_messages_overtake_on_each_of_four_queues(h)
+        return
+    plain = [h.tasks.programs["once"].using(queue=queue) for queue in QUEUES]
+    for task in plain:
+        h.refused(UnsupportedError, task.using(priority="critical").send, [RETURN.plain()])
+    sent = [h.own(task.send([RETURN.plain()])) for task in plain]
+    h.equal("what was sent", sum(h.bridge.counts().waiting.values()), len(sent))
+    h.start_worker(queues=QUEUES)
+    h.finished(*(item.id for item in sent))
 
 
 @scenario("A6", "RQ1", on=(QUORUM_STORED,), where=with_queue_types_and_marks)
