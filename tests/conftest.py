@@ -92,8 +92,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--select",
         choices=("fast", "broker", "core"),
-        help="of the contract: what the fast rooms bear on; a scenario of each rule that touches the broker; "
-        "a scenario of each rule, and all about kills",
+        help="of the contract: what the fast rooms bear on; a scenario of each rule that touches the broker, and "
+        "what differs between releases of RabbitMQ; a scenario of each rule, and all about kills",
     )
     parser.addoption("--setting", action="append", default=[], metavar="KEY=VALUE", help="for all bridges and workers")
     parser.addoption(

@@ -31,10 +31,24 @@ FAST_RULES: Final = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R
 BROKER_RULES: Final = frozenset(
     (
         *("S1", "S2", "S5", "S7", "Q4", "Q5", "Q6", "Q7", "Q8", "R4", "R5", "D1", "D2", "D3", "D4", "D5", "D6"),
-        *("P2", "A1", "A2", "A4", "A6", "A7", "A8", "L1", "L2", "L3", "O1"),
+        *("P2", "A1", "A2", "A4", "A5", "A6", "A7", "A8", "HA1", "HA2", "L1", "L2", "L3", "O1"),
     )
 )
 """What another release of a broker, or another way to deploy it, could break."""
+
+QUEUE_SCENARIOS: Final = frozenset(
+    (
+        *("quorum_queues_do_what_classic_ones_do", "a_killed_worker_loses_nothing_of_quorum_queues"),
+        *("a_quorum_queue_counts_what_came_back", "four_quorum_queues_keep_priorities_or_refuse_them"),
+        "nothing_waits_behind_a_long_task_on_another_quorum_queue",
+        "nothing_waits_behind_a_long_task_on_another_queue",
+        "higher_messages_overtake_on_each_of_four_queues",
+    )
+)
+"""What is about types of queues, and about workers of several, to which each RabbitMQ sends in another way.
+
+It is run on another release in place of other scenarios of the rules that it proves.
+"""
 
 KILLS: Final = frozenset(("A2", "A5", "A7", "A8", "R9", "CR2"))
 """The rules about processes that are killed."""
@@ -48,19 +62,21 @@ def _is_pointless(item: pytest.Item, config: pytest.Config) -> bool:
     params, selection = params_of(item), config.getoption("--select")
     if "scenario" not in params:
         return selection is not None
-    chosen = _selected(str(params["target"]), selection, config.getoption("--deployment"))
+    chosen = selected(str(params["target"]), selection, config.getoption("--deployment"))
     return str(params["scenario"]) not in chosen
 
 
 @cache
-def _selected(target: str, selection: str | None, deployment: str) -> frozenset[str]:
+def selected(target: str, selection: str | None, deployment: str) -> frozenset[str]:
     """Return the names of the scenarios that are run on a target."""
     place = "localhost" if target.endswith(("redis", "amqp")) else ""
     scheme = f"{target}s" if place and deployments.is_encrypted(deployment) else target
     there = Target.of(f"{scheme}://{place}", store=_STORE, braces=not deployments.has_one_place(deployment))
     possible = [each for each in SCENARIOS.values() if not each.refusal(there)]
     if selection == "broker":
-        return frozenset(_covering(possible, BROKER_RULES))
+        always = [each for each in possible if target.endswith("amqp") and each.name in QUEUE_SCENARIOS]
+        missing = BROKER_RULES.difference(*(each.rules for each in always))
+        return frozenset((*(each.name for each in always), *_covering(possible, missing)))
     if selection == "core":
         killing = {each.name for each in possible if KILLS & set(each.rules)}
         return frozenset(killing.union(_covering(possible, RULES.keys())))
