@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -19,7 +20,15 @@ from taskbridge.brokers.rabbitmq.connection import Deadline
 from taskbridge.engines.settle import counted
 from taskbridge.message import DeadLetter, Message, new_id
 from tests.servers import PrivateRabbitMQ
+from tests.unit.command_line import runner
 from tests.unit.dead_letter_tests import bury
+
+URGENT = """
+from taskbridge import task
+
+@task(priority="high")
+def urgent() -> None: ...
+"""
 
 
 class Place:
@@ -88,9 +97,7 @@ def test_priorities_are_kept_or_refused(place: Place) -> None:
     bridge = place.bridge(queues=[Queue("vip", type="classic")])
     urgent = bridge.task(name="shop.urgent", priority="high")(lambda: None)
 
-    with pika.BlockingConnection(pika.URLParameters(place.server.url)) as connection:
-        properties: Any = vars(connection)["_impl"].server_properties
-    if tuple(map(int, str(properties["version"]).split(".")[:2])) >= (4, 3):
+    if keeps_priorities(place.server):
         urgent.send()
         bridge.check_priorities()
         return
@@ -100,6 +107,34 @@ def test_priorities_are_kept_or_refused(place: Place) -> None:
         bridge.check_priorities()
     urgent.using(queue="vip").send()
     urgent.using(priority="normal").send()
+
+
+def keeps_priorities(server: PrivateRabbitMQ) -> bool:
+    """Tell whether the quorum queues of a server do."""
+    with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
+        properties: Any = vars(connection)["_impl"].server_properties
+    return tuple(map(int, str(properties["version"]).split(".")[:2])) >= (4, 3)
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_priorities_that_are_not_kept_keep_check_and_workers_from_being_well(
+    place: Place, engine: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(URGENT)
+    settings = {"URL": f"{engine}+{place.server.url}", "QUEUE_TYPE": "quorum", "NAMESPACE": place.namespace}
+    run = runner(tmp_path, **{f"TASKBRIDGE_{name}": value for name, value in settings.items()})
+
+    checked = run("check", "shop")
+    errors = [line for line in checked.stdout.splitlines() if line.split()[1] == "error"]
+    if keeps_priorities(place.server):
+        assert (checked.returncode, errors) == (0, []), checked.stdout
+        return
+    started = run("worker", "shop")  # it ends by itself
+
+    assert (checked.returncode, started.returncode) == (2, 2)
+    [error] = errors
+    for said in (error, started.stderr):
+        assert [word for word in ("'shop.urgent'", "'high'", "'default'", "4.3") if word not in said] == [], said
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
