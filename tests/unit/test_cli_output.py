@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from taskbridge import cli
 from taskbridge.cli.output import bar
 from tests.unit.command_line import runner
+from tests.unit.terminals import on_a_terminal
 
 
 @pytest.mark.parametrize(
@@ -40,25 +40,10 @@ print("replayed 3")
 
 
 def test_progress_is_shown_on_a_terminal_and_vanishes() -> None:
-    parent, child = pty.openpty()
-    env = {**os.environ, "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=child, stderr=child, env=env):
-        os.close(child)
-        written = b""
-        while part := _read(parent):
-            written += part
-    os.close(parent)
+    lines = on_a_terminal([sys.executable, "-c", PROGRAM], env=os.environ).split("\r")
 
-    lines = written.decode().split("\r")
     assert "replaying [##########....................] 1 of 3" in lines[1]
     assert lines[-2].endswith("\x1b[Kreplayed 3")
-
-
-def _read(place: int) -> bytes:
-    try:
-        return os.read(place, 4096)
-    except OSError:  # Linux says so at the end
-        return b""
 
 
 def test_no_progress_is_shown_where_nobody_looks() -> None:

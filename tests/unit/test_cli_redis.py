@@ -23,6 +23,8 @@ from taskbridge.retry import ErrorInfo
 from taskbridge.stores.records import Ending
 from tests.servers import PrivateRedis
 from tests.unit.command_line import Run, runner
+from tests.unit.dead_letter_tests import bury
+from tests.unit.terminals import on_a_terminal
 
 SHOP = """
 from taskbridge import task
@@ -443,3 +445,21 @@ class TestStatusAndCancel:
         while bridge.handle(message.id).status().state != "running":
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [(["replay", "--all"], "replaying"), (["purge", "--all", "--yes"], "purging")]
+)
+def test_what_takes_long_shows_on_a_terminal_how_far_it_is(
+    command: list[str], says: str, redis_server: PrivateRedis, tmp_path: Path
+) -> None:
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"shown-{says}"}
+    with closing(Bridge(settings["TASKBRIDGE_URL"], namespace=settings["TASKBRIDGE_NAMESPACE"])) as bridge:
+        bury(bridge, 3)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+
+    taskbridge = [sys.executable, "-m", "taskbridge", "dead", *command]
+    written = on_a_terminal(taskbridge, env={**inherited, **settings}, cwd=tmp_path)
+
+    assert re.match(rf"\r?{says} \[[#.]+\] [0-3] of 3", written), written
+    assert written.endswith(f"\x1b[K{says.removesuffix('ing')}ed 3 dead letters\r\n"), written
