@@ -250,11 +250,12 @@ class SignBroker(Broker, Protocol):
 class Remark(NamedTuple):
     """What `taskbridge check --deep` says about a server: a word, how bad it is, and what to do.
 
-    It is `failed` if messages are lost, late or refused as things are, and a `note` if somebody should know it.
+    It is `failed` if messages are lost, late or refused as things are, a `warning` if all works, but slower than it
+    could, and a `note` if somebody should know it.
     """
 
     subject: str
-    outcome: Literal["ok", "note", "failed"]
+    outcome: Literal["ok", "note", "warning", "failed"]
     text: str
 
 

@@ -114,6 +114,8 @@ def _of_store(backend: Backend, timeout_s: float) -> Remark:
         backend.put_soon(key, "3\n-", kept_s=_KEPT_S)
         _until(lambda: backend.get([key], timeout_s=timeout_s) == ["3\n-"], "a write that nobody waits for is lost")
         backend.remove([key], timeout_s=timeout_s)
+        if why := backend.why_polled():
+            return Remark("results", "warning", _hinted(why))
     except (BrokerUnavailable, _Amiss) as exc:
         return Remark("results", "failed", _hinted(str(getattr(exc, "problem", exc))))
     finally:

@@ -175,6 +175,10 @@ class Backend(ABC):
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` after each write of a key that tells; see `Records.watch`."""
 
+    def why_polled(self) -> str:
+        """Return why those who watch are not told of writes, but look now and then; empty if they are told."""
+        return ""
+
     def purge(self, *, timeout_s: float) -> bool:
         """Remove some texts whose time is over, if the store doesn't by itself; return whether there may be more."""
         return False

@@ -162,6 +162,10 @@ class RedisBackend(Backend):
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         return self._notifications.get().watch(key, wake)
 
+    def why_polled(self) -> str:
+        """Return why Redis does not let this process listen."""
+        return self._notifications.get().refusal
+
     def ping(self, *, timeout_s: float) -> None:
         self._ask(timeout_s, [("PING",)])
 

@@ -24,13 +24,16 @@ class RedisNotifications(Notifications):
 
     A subscription's answer wakes who watches the key: who was heard of before may have missed something meanwhile.
     Where Redis does not permit to subscribe, all are woken twice a second, and look for themselves.
+
+    Attributes:
+        refusal: Why Redis does not permit it; empty as long as nothing was refused.
     """
 
     def __init__(self, timeout_s: float, place: Place, prefix: str) -> None:
         super().__init__(timeout_s)
         self._prefix = prefix
         self._open = connector(place)
-        self._may_listen = True
+        self.refusal: str = ""
         self._subscribed: set[str] = set()
         self._unanswered: set[str] = set()  # of those, whose answer will wake: they are not heard of yet
 
@@ -43,7 +46,7 @@ class RedisNotifications(Notifications):
         self._follow(connection, self._watches.keys())
 
     def _follow(self, connection: Link, keys: Collection[str]) -> None:
-        if not self._may_listen:
+        if self.refusal:
             super()._follow(connection, keys)
             return
         watched = {key for key in keys if self._watches.of(key)}
@@ -69,21 +72,21 @@ class RedisNotifications(Notifications):
         connection.send(pack([("PING",)]))
         while self._read(connection) != b"pong":
             continue
-        if not self._may_listen:
+        if self.refusal:
             self._watches.wake_all()
 
     def _silence_s(self) -> float:
-        return super()._silence_s() if self._may_listen else _LOOK_S
+        return _LOOK_S if self.refusal else super()._silence_s()
 
     def _read(self, connection: Link) -> bytes:
         """Take the next reply; one that refuses a subscription is the last of them."""
         try:
             return self._take(connection.read())
         except NoPermissionError as exc:
-            if self._may_listen:
-                told = "Redis does not permit SUBSCRIBE, so results are polled; permit &%s*: %s"
-                _log.warning(told, self._prefix.partition(":")[0], exc)
-                self._may_listen = False
+            if not self.refusal:
+                namespace = self._prefix.partition(":")[0]
+                self.refusal = f"Redis does not permit SUBSCRIBE, so results are polled; permit &{namespace}*: {exc}"
+                _log.warning("%s", self.refusal)
             super()._follow(connection, self._watches.keys())
             return b""
 
