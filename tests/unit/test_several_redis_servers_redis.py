@@ -18,6 +18,7 @@ import redis
 from taskbridge.brokers.redis import RedisBroker, connect
 from taskbridge.brokers.redis.client import pool
 from taskbridge.brokers.redis.places import place_of
+from taskbridge.contract import matrix
 from taskbridge.engines.celery.wire import RedisWire as CeleryWire
 from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
 from taskbridge.engines.redis_leases import CELERY, DRAMATIQ, Leases, Lists
@@ -147,6 +148,24 @@ class TestCluster:
             assert broker.see_signs(["a", "b"], timeout_s=10) == {"a"}
         with client_of(cluster.url) as client:
             client.delete(*client.keys("{shop}*"))
+
+    def test_the_contract_finds_out_that_namespaces_need_braces(self, cluster: PrivateRedisCluster) -> None:
+        pytest.importorskip("celery")
+        found = matrix.verify([f"celery+{cluster.url}"], ["S1"])
+        assert found.ok, found.render()
+
+    def test_namespaces_of_their_own_spread_over_the_nodes(self, cluster: PrivateRedisCluster) -> None:
+        names = {cluster.master_of(name): name for name in (f"{{shop-{number}}}" for number in range(20))}
+        assert len(names) == 3
+        for sent, name in enumerate(names.values(), 1):
+            with broker_of(settings_of(cluster.url, namespace=name)) as broker:
+                broker.publish([message() for _ in range(sent)], timeout_s=10)
+                broker.park([(message(), 60.0)], timeout_s=10)
+        for sent, (node, name) in enumerate(names.items(), 1):
+            with broker_of(settings_of(cluster.url, namespace=name)) as broker:
+                counts = broker.counts(["email"])
+            assert (counts.waiting["email"], counts.delayed) == (sent, 1)
+            assert node.command("KEYS", f"*{name}*") != "*0", f"{node} has nothing of {name}"
 
     def test_a_store_tells_and_keeps(self, cluster: PrivateRedisCluster) -> None:
         store = open_store(settings_of(cluster.url), cluster.url)

@@ -129,9 +129,7 @@ def verify(
     """
     wanted = tuple(RULES) if rules is None else tuple(rules)
     chosen_names = {scenario.name for rule in wanted for scenario in scenarios_of(rule)}
-    targets = [Target.of(url) for url in urls]
-    for target in targets:
-        target.check()
+    targets = [Target.of(url).checked() for url in urls]
     chosen = [scenario for scenario in SCENARIOS.values() if scenario.name in chosen_names]
     told = count(1)
     results: list[Result] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from typing_extensions import Self
@@ -90,17 +90,18 @@ class Target:
         """Return how long after it was asked for a delayed message may start on an idle worker (rule D2)."""
         return (math.ceil(delay_s) if self.whole_seconds else delay_s) + ON_TIME_S
 
-    def check(self) -> None:
-        """Return if the engine is installed and the broker answers.
+    def checked(self) -> Self:
+        """Return the target as its broker needs it: on a Redis Cluster, with namespaces in braces.
 
         Raises:
             NotInstalledError: The engine, or the broker's client library, is missing.
             BrokerUnavailable: The broker doesn't answer.
         """
-        bridge = Bridge(self.url)
+        bridge = Bridge(self.url, namespace="contract")
         try:
             bridge.broker.ping(timeout_s=_PING_S)
             _ = bridge.engine
+            return self if self.braces else replace(self, braces=_is_cluster(bridge))
         finally:
             bridge.close()
 
@@ -120,3 +121,12 @@ class Target:
         ports = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
         port = parts.port or ports.get(parts.scheme)
         return None if port is None else (parts.hostname, port)
+
+
+def _is_cluster(bridge: Bridge) -> bool:
+    """Tell whether a broker is a Redis Cluster, as far as it tells."""
+    if bridge.settings.url.broker != "redis":
+        return False
+    broker: Any = bridge.broker
+    found = broker.examine((), management=None, timeout_s=_PING_S)
+    return any(remark.subject == "cluster" for remark in found)
