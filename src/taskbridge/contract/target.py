@@ -112,6 +112,12 @@ class Target:
         place = ",".join(f"127.0.0.1:{port}" for port in ports)
         return urlunsplit(parts._replace(netloc=f"{credentials}@{place}" if credentials else place))
 
+    def beating(self, url: str, every_s: int) -> str:
+        """Return a URL of the target by which dead connections are found out soon: with heartbeats, if it has none."""
+        if self.address.broker != "amqp" or "heartbeat=" in url:
+            return url
+        return f"{url}{'&' if '?' in url else '?'}heartbeat={every_s}"
+
     @property
     def place(self) -> tuple[str, int] | None:
         """Where the broker listens; None if it is no host and port, or more than one."""

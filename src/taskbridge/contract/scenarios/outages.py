@@ -74,7 +74,7 @@ def workers_outlive_lost_connections(h: Harness) -> None:
 
         outlive(
             h,
-            _with_heartbeats(h.target, proxy.port),
+            h.target.beating(h.target.at_port(proxy.port), 4),
             [
                 Trouble(name="refused", begin=proxy.cut, end=proxy.restore),
                 Trouble(name="silent", begin=proxy.stall, end=proxy.restore),
@@ -114,12 +114,6 @@ def _lose_a_connection(h: Harness, *, threads: int) -> None:
         h.finished(*(item.id for item in (*running, *held)), within_s=h.patience_s)
         for item in (*running, *held):
             h.equal("the attempts that were started", [start.attempt for start in h.starts(item.id)], [1])
-
-
-def _with_heartbeats(target: Target, port: int) -> str:
-    """Return the way there, with heartbeats so short that a dead connection is soon found out."""
-    url = target.at_port(port)
-    return f"{url}?heartbeat=4" if target.address.broker == "amqp" and "?" not in url else url
 
 
 def outlive(h: Harness, url: str, troubles: Sequence[Trouble]) -> None:

@@ -379,9 +379,7 @@ def a_dropped_connection_loses_nothing(h: Harness) -> None:
 def a_connection_that_died_idle_is_made_again(h: Harness) -> None:
     """A connection that died while nobody used it, three heartbeats ago, loses nothing."""
     with h.proxy() as proxy:
-        url = h.target.at_port(proxy.port)
-        heartbeat = "?heartbeat=1" if h.target.address.broker == "amqp" and "?" not in url else ""
-        tasks = h.tasks_by(url + heartbeat)
+        tasks = h.tasks_by(h.target.beating(h.target.at_port(proxy.port), 1))
         ids = [h.own(tasks.default.send([{}])).id]
         proxy.stall()
         h.pause(3.5)
