@@ -7,8 +7,9 @@ mistaken for a tag, ours or kombu's) is written as a tagged list of pairs.
 A value of a subclass of `str`, `int`, `float`, `list` or `dict`, such as a member of a `str` enum, is written as the
 plain value that it is. Values of other classes are `Typed` by `hints`, which knows what a task's type hints name.
 
-JSON is the standard library's. Faster ones take a sixth of its time, which is a hundredth of a send or a run with small
-arguments; but orjson makes floats of long ints, and both it and msgspec refuse halves of surrogate pairs.
+JSON is the standard library's, which takes a few hundredths of a send or a run with small arguments. Faster ones take a
+tenth of its time (`python -m benchmarks.json_libraries`); but orjson makes floats of long ints, and both it and msgspec
+refuse halves of surrogate pairs.
 
 A value may be nested `MOST_DEPTH` levels deep, the same for whoever sends and reads, whatever the interpreter's
 recursion limit and however deep the stack is.
