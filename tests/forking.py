@@ -183,7 +183,7 @@ def _is_read_at_import(env: Mapping[str, str]) -> bool:
 def _is_whole(env: Mapping[str, str]) -> bool:
     """Return whether nothing is to be put into a worker as it imports taskbridge."""
     dies = json.loads(env.get("TASKBRIDGE_CONTRACT_VARIANT", "{}")).get("dies", "")
-    return not dies and "TASKBRIDGE_CONTRACT_PRELOAD" not in env
+    return not dies and not env.get("TASKBRIDGE_CONTRACT_MUTANT") and not env.get("TASKBRIDGE_CONTRACT_STORE_MUTANT")
 
 
 def _parent(*words: str) -> _Parent:
