@@ -12,20 +12,7 @@ from types import FrameType
 from typing import Any, Final
 
 from taskbridge import Bridge, Cron, Every, ScheduleEntry, UnknownSchedule, locks
-from taskbridge.cli.command import (
-    JSON,
-    LOG_LEVEL,
-    MODULE,
-    URL,
-    Output,
-    UsageError,
-    app_bridge,
-    argument,
-    check_has_tasks,
-    checked_server,
-    command,
-    count,
-)
+from taskbridge.cli import command as cli
 from taskbridge.cli.output import say, table
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import nearest
@@ -49,14 +36,14 @@ def _bridge(arguments: Namespace) -> Bridge:
         case [app] if app not in (*_VERBS, "add") and arguments.app is None:
             arguments.app, arguments.words = app, []
         case _:
-            raise UsageError(
+            raise cli.UsageError(
                 "schedules: write `schedules MODULE`, `schedules add NAME TASK --app MODULE`, or "
                 f"`schedules VERB NAME --app MODULE` with one of {', '.join(_VERBS)}"
             )
     for option in _ADDING:
         if "add" not in words[:1] and getattr(arguments, option) is not None:
-            raise UsageError(f"schedules: --{option.replace('_', '-')} has an effect only with add")
-    return checked_server(app_bridge(arguments), "this command")
+            raise cli.UsageError(f"schedules: --{option.replace('_', '-')} has an effect only with add")
+    return cli.checked_server(cli.app_bridge(arguments), "this command")
 
 
 def _json(text: str) -> Any:
@@ -66,31 +53,31 @@ def _json(text: str) -> Any:
         raise ArgumentTypeError(f"it must be JSON: {exc}") from exc
 
 
-@command(
+@cli.command(
     "schedules",
     "what is due next, pausing it, and adding more",
-    argument(
+    cli.argument(
         "words",
         nargs="*",
         metavar="MODULE[:BRIDGE] | pause NAME | resume NAME | add NAME TASK | remove NAME",
         help=f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}",
     ),
-    argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for all but the first form"),
-    argument("--runs", type=count, metavar="N", default=1, help="how many next runs to show; default: 1"),
-    argument("--cron", metavar="EXPRESSION", help="add: five fields, such as '0 8 * * mon-fri'"),
-    argument("--every", type=float, metavar="SECONDS", help="add: an interval, counted from 1970"),
-    argument("--timezone", metavar="ZONE", help="add: the zone of --cron, such as Europe/Rome; default: UTC"),
-    argument("--args", type=_json, metavar="JSON", help="add: a list of positional arguments, such as '[7]'"),
-    argument("--kwargs", type=_json, metavar="JSON", help="add: an object of arguments by name"),
-    argument("--queue", metavar="QUEUE", help="add: where its messages go"),
-    argument("--priority", metavar="PRIORITY", help="add: low, normal, high or critical"),
-    argument("--catch-up", metavar="WHICH", help="add: none, one or all of what was due while no worker was there"),
-    argument("--overlap", metavar="HOW", help="add: allow, or skip what is due before the last message has ended"),
-    URL,
-    JSON,
+    cli.argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for all but the first form"),
+    cli.argument("--runs", type=cli.count, metavar="N", default=1, help="how many next runs to show; default: 1"),
+    cli.argument("--cron", metavar="EXPRESSION", help="add: five fields, such as '0 8 * * mon-fri'"),
+    cli.argument("--every", type=float, metavar="SECONDS", help="add: an interval, counted from 1970"),
+    cli.argument("--timezone", metavar="ZONE", help="add: the zone of --cron, such as Europe/Rome; default: UTC"),
+    cli.argument("--args", type=_json, metavar="JSON", help="add: a list of positional arguments, such as '[7]'"),
+    cli.argument("--kwargs", type=_json, metavar="JSON", help="add: an object of arguments by name"),
+    cli.argument("--queue", metavar="QUEUE", help="add: where its messages go"),
+    cli.argument("--priority", metavar="PRIORITY", help="add: low, normal, high or critical"),
+    cli.argument("--catch-up", metavar="WHICH", help="add: none, one or all of what was due while no worker was there"),
+    cli.argument("--overlap", metavar="HOW", help="add: allow, or skip what is due before the last message has ended"),
+    cli.URL,
+    cli.JSON,
     opens=_bridge,
 )
-def schedules(bridge: Bridge, arguments: Namespace) -> Output:
+def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show the schedules of MODULE: when each is due next, whether it is paused, and how many ticks were missed.
 
     The next run is shown in the schedule's own zone and in UTC. A tick is missed if it was due while no worker was
@@ -113,21 +100,21 @@ def schedules(bridge: Bridge, arguments: Namespace) -> Output:
         head = ("schedule", "task", "when", "next run", "in UTC", "state", "missed")
         rows = [row for entry in entries for row in _rows(entry)]
         text = table(head, rows, right="missed") if entries else "no schedules"
-        return Output(text=text, data=[_data(entry) for entry in entries])
+        return cli.Output(text=text, data=[_data(entry) for entry in entries])
     verb, name, *task = arguments.words
     if task:
         _add(bridge, arguments, name, *task)
     elif verb != "remove":
         (bridge.schedules.pause if verb in ("pause", "disable") else bridge.schedules.resume)(name)
     elif bridge.schedules.delete(name):
-        return Output(text=f"{name} is removed", data={"removed": name})
+        return cli.Output(text=f"{name} is removed", data={"removed": name})
     else:
         raise UnknownSchedule(name, [each.name for each in bridge.schedules.list() if each.source == "store"])
     entries = bridge.schedules.list()
     entry = next((each for each in entries if each.name == name), None)
     if entry is None:  # somebody has removed it meanwhile
         raise UnknownSchedule(name, [each.name for each in entries])
-    return Output(text=f"{name} is {_state(entry)}", data=_data(entry))
+    return cli.Output(text=f"{name} is {_state(entry)}", data=_data(entry))
 
 
 def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
@@ -135,18 +122,18 @@ def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
     declaration = bridge.declaration_of(task)
     if declaration is None:
         hint = nearest(task, [each.name for each in bridge.declarations()])
-        raise UsageError(f"schedules add: there is no task {task!r}{hint}")
+        raise cli.UsageError(f"schedules add: there is no task {task!r}{hint}")
     args: list[Any] = given.pop("args", [])
     kwargs: dict[str, Any] = given.pop("kwargs", {})
     if (type(args), type(kwargs)) != (list, dict):
-        raise UsageError("schedules add: --args must be a JSON list, and --kwargs a JSON object")
+        raise cli.UsageError("schedules add: --args must be a JSON list, and --kwargs a JSON object")
     try:
         options = SendOptions(queue=given.pop("queue", None), priority=given.pop("priority", None))
         declaration.check(args, kwargs)
         call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
         bridge.schedules.put(name, call, **given)
     except (TypeError, ValueError) as exc:
-        raise UsageError(f"schedules add: {exc}") from exc
+        raise cli.UsageError(f"schedules add: {exc}") from exc
 
 
 def _state(entry: ScheduleEntry) -> str:
@@ -187,8 +174,10 @@ def _utc(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-@command("scheduler", "send what schedules say, and run nothing", MODULE, URL, LOG_LEVEL, opens=app_bridge)
-def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command(
+    "scheduler", "send what schedules say, and run nothing", cli.MODULE, cli.URL, cli.LOG_LEVEL, opens=cli.app_bridge
+)
+def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send what the schedules of MODULE say, and run nothing.
 
     Workers do this by themselves, so that most applications need no such process. It is for those whose workers are
@@ -199,8 +188,8 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
 
     SIGTERM and Ctrl-C stop it, with exit code 0. Then: `taskbridge schedules MODULE` shows what is due next.
     """
-    checked_server(bridge, "a worker")
-    check_has_tasks(bridge, arguments.app)
+    cli.checked_server(bridge, "a worker")
+    cli.check_has_tasks(bridge, arguments.app)
     names = [each.name for each in bridge.schedules.list()]
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = locks.Event()
@@ -219,4 +208,4 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> Output:
     thread.join(bridge.settings.grace_s)
     for number, handler in former.items():
         signal.signal(number, handler)
-    return Output()
+    return cli.Output()

@@ -13,20 +13,8 @@ from typing import Any
 
 from taskbridge import Bridge
 from taskbridge.brokers.base import Broker
+from taskbridge.cli import command as cli
 from taskbridge.cli.applications import others
-from taskbridge.cli.command import (
-    LOG_LEVEL,
-    MODULE,
-    URL,
-    Output,
-    app_bridge,
-    argument,
-    check_has_tasks,
-    checked_server,
-    command,
-    count,
-    words,
-)
 from taskbridge.cli.output import many, say
 from taskbridge.engines.base import WorkerOptions
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreNotReady
@@ -45,41 +33,45 @@ def _processors() -> int:
 def _opened(arguments: Namespace) -> Bridge:
     """Return the application's bridge; SIGTERM ends even a container's first process while that is loaded."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    return app_bridge(arguments)
+    return cli.app_bridge(arguments)
 
 
-@command(
+@cli.command(
     "worker",
     "start workers for an application",
-    MODULE,
-    URL,
-    argument("--queues", type=words, metavar="A,B", default=[], help="consume these only; default: all"),
-    argument(
-        "--processes", type=count, metavar="N", default=_processors(), help="default: the processors, %(default)s here"
+    cli.MODULE,
+    cli.URL,
+    cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="consume these only; default: all"),
+    cli.argument(
+        "--processes",
+        type=cli.count,
+        metavar="N",
+        default=_processors(),
+        help="default: the processors, %(default)s here",
     ),
-    argument("--threads", type=count, metavar="N", default=1, help="in each process; default: 1"),
-    argument(
+    cli.argument("--threads", type=cli.count, metavar="N", default=1, help="in each process; default: 1"),
+    cli.argument(
         "--no-scheduler",
         action="store_true",
         help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
     ),
-    argument("--watch", action="store_true", help="start the workers anew when the code changes; for development"),
-    argument(
+    cli.argument("--watch", action="store_true", help="start the workers anew when the code changes; for development"),
+    cli.argument(
         "--max-tasks-per-child",
-        type=count,
+        type=cli.count,
         metavar="N",
         help="end a process after N tasks, and start another in its place; default: never",
     ),
-    argument(
+    cli.argument(
         "--max-memory-per-child",
-        type=count,
+        type=cli.count,
         metavar="MB",
         help="the same for a process that has had MB megabytes of memory after a task; default: never",
     ),
-    LOG_LEVEL,
+    cli.LOG_LEVEL,
     opens=_opened,
 )
-def worker(bridge: Bridge, arguments: Namespace) -> Output:
+def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Start workers for the tasks of MODULE, with the command line of the engine itself, and keep them running.
 
       taskbridge worker shop.tasks
@@ -105,8 +97,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
     """
     from taskbridge.cli.supervisor import Supervisor  # here, for the other commands start no process
 
-    check_has_tasks(bridge, arguments.app)
-    checked_server(bridge, "a worker")
+    cli.check_has_tasks(bridge, arguments.app)
+    cli.checked_server(bridge, "a worker")
     options = WorkerOptions(
         app=arguments.app,
         queues=tuple(arguments.queues),
@@ -127,7 +119,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         watched=_watched(arguments.app) if arguments.watch else (),
     )
     say(_banner(bridge, options))
-    if dropped := sorted({name for command in commands for name in command.dropped(os.environ)}):
+    if dropped := sorted({name for each in commands for name in each.dropped(os.environ)}):
         say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
     _warn_if_away("the broker", bridge.broker)
     with suppress(BrokerUnavailable):
@@ -139,7 +131,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> Output:
         for text in others(bridge, options.app, queues, is_started=True, timeout_s=_PING_S):
             say(f"warning: {text}")
     bridge.close()  # nothing of it is for the workers, which are not forked but started
-    return Output(code=supervisor.run())
+    return cli.Output(code=supervisor.run())
 
 
 def _watched(app: str) -> list[Path]:
