@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 
 from taskbridge._version import __version__
-from taskbridge.cli import check, completion, dead, messages, queues, routes, schedules, store, verify, worker
-from taskbridge.cli.command import Parser
+from taskbridge.bridge import Bridge
+from taskbridge.cli import check, command, dead, messages, queues, routes, schedules, store, verify, worker
 from taskbridge.cli.output import say
-from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable, TaskBridgeError
+from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
 _DESCRIPTION = """\
 One task decorator, one meaning, on Celery or on Dramatiq.
@@ -31,6 +32,26 @@ dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an exam
 Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can't be done, and one line says why.
 """
 
+
+@command.command(
+    "completion",
+    "let your shell complete commands and options",
+    command.argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"),
+)
+def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
+    """Print what lets a shell complete the commands and options of taskbridge, for the place where it looks for that.
+
+    taskbridge completion bash > ~/.local/share/bash-completion/completions/taskbridge
+    taskbridge completion zsh > "${fpath[1]}/_taskbridge"
+    taskbridge completion fish > ~/.config/fish/completions/taskbridge.fish
+    """
+    try:
+        from argcomplete.shell_integration import shellcode  # here, for it is an extra
+    except ModuleNotFoundError as exc:
+        raise NotInstalledError("argcomplete, which completes commands,", "completion") from exc
+    return command.Output(text=shellcode(["taskbridge"], shell=arguments.shell))
+
+
 _COMMANDS = (
     worker.worker,
     schedules.scheduler,
@@ -44,7 +65,7 @@ _COMMANDS = (
     dead.dead,
     store.store,
     verify.verify,
-    completion.completion,
+    completion,
 )
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
@@ -83,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"taskbridge {__version__}")
     commands = parser.add_subparsers(prog="taskbridge", title="commands", metavar="COMMAND", dest="command")
-    for command in _COMMANDS:
-        command.add_to(commands)
+    for each in _COMMANDS:
+        each.add_to(commands)
     return parser
