@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
-from taskbridge.cli import check, command, dead, messages, queues, routes, schedules, store, verify, worker
+from taskbridge.cli import check, command, dead, messages, queues, schedules, store, verify, worker
 from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
@@ -56,7 +56,7 @@ _COMMANDS = (
     worker.worker,
     schedules.scheduler,
     check.check,
-    routes.routes,
+    queues.routes,
     queues.queues,
     schedules.schedules,
     queues.health,

@@ -17,7 +17,7 @@ from taskbridge._version import __version__
 from taskbridge.cli.applications import others
 from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
-from taskbridge.cli.routes import route_text, unmatched_routes
+from taskbridge.cli.queues import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError
 from taskbridge.hints import unresolved
 from taskbridge.logs import escaped

@@ -1,27 +1,23 @@
-"""`taskbridge queues` and `taskbridge health`: how much waits in the queues, and whether workers consume them."""
+"""`taskbridge queues`, `health` and `routes`: what waits in queues, whether workers consume them, what goes there."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from argparse import Namespace
+from typing import Any
 
 from taskbridge import Bridge, BrokerUnavailable
-from taskbridge.cli.command import (
-    JSON,
-    MODULE_OR_NONE,
-    URL,
-    Output,
-    argument,
-    command,
-    server_bridge,
-    words,
+from taskbridge.cli import command as cli
+from taskbridge.cli.output import duration, policy, say, table
+from taskbridge.declaration import Declaration
+from taskbridge.routing import Route
+
+
+@cli.command(
+    "queues", "how much waits, is delayed, is dead", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.server_bridge
 )
-from taskbridge.cli.output import say, table
-
-
-@command("queues", "how much waits, is delayed, is dead", MODULE_OR_NONE, URL, JSON, opens=server_bridge)
-def queues(bridge: Bridge, arguments: Namespace) -> Output:
+def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show how many messages wait in each known queue, and how many are delayed and dead.
 
       taskbridge queues shop.tasks
@@ -36,7 +32,7 @@ def queues(bridge: Bridge, arguments: Namespace) -> Output:
     more = none if arguments.app is None else ""
     rows = [(queue, str(number)) for queue, number in counts.waiting.items()]
     waiting = table(("queue", "waiting"), rows, right="waiting")
-    return Output(
+    return cli.Output(
         text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{more}",
         data={"waiting": dict(counts.waiting), "delayed": counts.delayed, "dead": counts.dead},
     )
@@ -52,7 +48,7 @@ _MEANINGS = {
 
 def _bridge(arguments: Namespace) -> Bridge:
     """Return the application's bridge; without one, a bridge that knows the queues that are asked about."""
-    bridge = server_bridge(arguments)
+    bridge = cli.server_bridge(arguments)
     if arguments.app is not None or not arguments.queues:
         return bridge
     return Bridge(arguments.url, queues=(*bridge.settings.queues, *arguments.queues))
@@ -68,17 +64,17 @@ def _seconds(text: str) -> float:
     return number
 
 
-@command(
+@cli.command(
     "health",
     "whether workers consume the queues",
-    MODULE_OR_NONE,
-    URL,
-    argument("--queues", type=words, metavar="A,B", default=[], help="these only; default: all known ones"),
-    argument("--timeout", type=_seconds, metavar="S", default=5.0, help="seconds to wait for answers; default: 5"),
-    JSON,
+    cli.MODULE_OR_NONE,
+    cli.URL,
+    cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="these only; default: all known ones"),
+    cli.argument("--timeout", type=_seconds, metavar="S", default=5.0, help="seconds to wait for answers; default: 5"),
+    cli.JSON,
     opens=_bridge,
 )
-def health(bridge: Bridge, arguments: Namespace) -> Output:
+def health(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Tell whether workers consume the queues: put a probe in each, and wait until a worker has answered it.
 
     That a worker is connected is not enough.
@@ -109,4 +105,62 @@ def health(bridge: Bridge, arguments: Namespace) -> Output:
         states = dict[str, str](found.queues)
         data = {"ok": found.is_well, "queues": states, "seconds": round(found.seconds, 3)}
     text = "\n".join(f"{queue}: {_MEANINGS[state]}" for queue, state in states.items())
-    return Output(text=text, data=data, code=0 if data["ok"] else 1)
+    return cli.Output(text=text, data=data, code=0 if data["ok"] else 1)
+
+
+@cli.command("routes", "where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
+def routes(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.
+
+      taskbridge routes shop.tasks
+
+    The first of these that says something decides: `using(queue=...)` at the call, the first route that matches the
+    task's name (setting `routes`, such as TASKBRIDGE_ROUTES='shop.email.*=email,shop.*=shop'), the decorator's `queue`,
+    the setting `default_queue`.
+    """
+    cli.check_has_tasks(bridge, arguments.app)
+    tasks = [_described(bridge, each) for each in sorted(bridge.declarations(), key=lambda each: each.name)]
+    unmatched = [route_text(route) for route in unmatched_routes(bridge)]
+    columns = ("task", "queue", "why", "priority", "retry")
+    lines = [table((*columns, "limits"), [(*(task[name] for name in columns), _limits(task)) for task in tasks])]
+    if unmatched:
+        lines += ["", *(f"route {route} decides about no task: mistyped, or behind a wider one" for route in unmatched)]
+    return cli.Output(text="\n".join(lines), data={"tasks": tasks, "routes_without_task": unmatched})
+
+
+def unmatched_routes(bridge: Bridge) -> list[Route]:
+    """Return the routes that are the first to match no task: mistyped, or hidden by an earlier one."""
+    used = {bridge.settings.route_of(declaration.name) for declaration in bridge.declarations()}
+    return [route for route in bridge.settings.routes if route not in used]
+
+
+def route_text(route: Route) -> str:
+    """Return a route as the setting `routes` has it."""
+    return f"{route.pattern}={route.queue}"
+
+
+def _described(bridge: Bridge, declaration: Declaration) -> dict[str, Any]:
+    route = bridge.settings.route_of(declaration.name)
+    if route is not None:
+        why = f"route {route_text(route)}"
+    elif declaration.queue is not None:
+        why = f"@task(queue={declaration.queue!r})"
+    else:
+        why = "default_queue"
+    own = declaration.retry
+    return {
+        "task": declaration.name,
+        "queue": bridge.queue_of(declaration.name),
+        "why": why,
+        "priority": declaration.priority,
+        "retry": f"{policy(bridge.settings.retry)} (default)" if own is None else policy(own),
+        "expires_s": declaration.expires_s,
+        "time_limit_s": declaration.time_limit_s,
+    }
+
+
+def _limits(task: dict[str, Any]) -> str:
+    expires_s, time_limit_s = task["expires_s"], task["time_limit_s"]
+    words = [f"expires after {duration(expires_s)}"] if expires_s is not None else []
+    words += [f"runs up to {duration(time_limit_s)}"] if time_limit_s is not None else []
+    return ", ".join(words) or "-"
