@@ -27,7 +27,7 @@ commands, grace_s, slack_s, processes, watched = map(json.loads, sys.argv[1:])
 supervisor.SLACK_S = slack_s
 made = [Command(argv=(sys.executable, "-c", *argv)) for argv in commands]
 given = {"env": {"EXTRA": "yes"}, "processes": processes, "grace_s": grace_s, "say": say, "watched": watched}
-sys.exit(supervisor.Supervisor(made, **given).run())
+sys.exit(supervisor.Supervisor(commands=made, **given).run())
 """
 
 # What the workers are: each tells that it is ready, and that it was told to end.

@@ -53,53 +53,35 @@ class _Worker:
     retires: bool = False
 
 
+@dataclass(kw_only=True)
 class Supervisor:
     """Runs commands until a signal says to stop.
 
     SIGTERM and SIGINT stop the workers: they take nothing new, and have the grace period to finish what they run; a
     second one ends them at once. SIGHUP starts them anew, one grace period allowed, or stops them if this process has
     a terminal, for then it means that the terminal is gone.
-
-    Args:
-        commands: What to run; each is one worker, in a session of its own.
-        env: Variables for all of them, over this process's environment.
-        processes: How many processes report that they are ready, in all.
-        grace_s: The bridge's grace period.
-        say: Told what happens, a line at a time.
-        watched: The folders in which a change of a Python file starts the workers anew.
     """
 
-    def __init__(
-        self,
-        commands: Sequence[Command],
-        *,
-        env: Mapping[str, str],
-        processes: int,
-        grace_s: float,
-        say: Callable[[str], None],
-        watched: Sequence[Path] = (),
-    ) -> None:
-        self._watched = watched
-        self._commands = commands
-        self._env = env
-        self._processes = processes
-        self._patience_s = grace_s + SLACK_S
-        self._say = say
-        self._workers: list[_Worker] = []
-        self._stopping = False
-        self._code = 0
-        self._announced = False
+    commands: Sequence[Command]  # each is one worker, in a session of its own
+    env: Mapping[str, str]  # variables for all of them, over this process's environment
+    processes: int  # how many report that they are ready, in all
+    grace_s: float
+    say: Callable[[str], None]  # told what happens, a line at a time
+    watched: Sequence[Path] = ()  # the folders in which a change of a Python file starts the workers anew
+    _workers: list[_Worker] = field(default_factory=list[_Worker], init=False)
+    _stopping: bool = field(default=False, init=False)
+    _code: int = field(default=0, init=False)
+    _announced: bool = field(default=False, init=False)
 
     def run(self) -> int:
         """Run the workers until they are told to stop.
 
-        Returns:
-            0 if all ended by themselves in time after a signal, 1 if not, 2 if one could not start at all.
+        Returns 0 if all ended by themselves in time after a signal, 1 if not, 2 if one could not start at all.
         """
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskbridge-")))
             selector = stack.enter_context(selectors.DefaultSelector())
-            for number, command in enumerate(self._commands):
+            for number, command in enumerate(self.commands):
                 worker = _Worker(command=command, fifo=folder / str(number))
                 os.mkfifo(worker.fifo)
                 # Open for writing too: else it is at its end, and always readable, whenever no worker has it open.
@@ -108,8 +90,8 @@ class Supervisor:
                 selector.register(place, selectors.EVENT_READ, worker)
                 self._workers.append(worker)
             sender = _wake_by_signals(selector, stack)
-            if self._watched:
-                threading.Thread(target=_watch, args=(self._watched, sender, self._say), daemon=True).start()
+            if self.watched:
+                threading.Thread(target=_watch, args=(self.watched, sender, self.say), daemon=True).start()
             stack.callback(self._end_all)
             self._supervise(selector)
         return self._code
@@ -141,16 +123,16 @@ class Supervisor:
             is_first = not any(each.retires and each.fifo == worker.fifo for each in self._workers)
             self._workers.append(replace(worker, retires=True, ready=set()))
             worker.process, worker.start_at = None, monotonic() if is_first else None  # else when the first has ended
-        if not self._announced and sum(len(each.ready) for each in self._workers) >= self._processes:
+        if not self._announced and sum(len(each.ready) for each in self._workers) >= self.processes:
             self._announced = True
-            self._say("ready")
+            self.say("ready")
 
     def _look_at(self, worker: _Worker) -> None:
         now = monotonic()
         if worker.process is not None and worker.process.poll() is not None:
             self._ended(worker, worker.process.pid, worker.process.returncode, now)
         elif worker.process is not None and worker.kill_at is not None and worker.kill_at <= now:
-            self._say(f"worker {worker.process.pid} did not end within {self._patience_s:g} s: killed")
+            self.say(f"worker {worker.process.pid} did not end within {self.grace_s + SLACK_S:g} s: killed")
             self._kill(worker)
         if worker.start_at is not None and worker.start_at <= now:
             self._start(worker, now)
@@ -162,7 +144,7 @@ class Supervisor:
         worker.starts += 1
         worker.process = subprocess.Popen(
             worker.command.words(),
-            env={**worker.command.environment({**os.environ, **self._env}), READY_VARIABLE: str(worker.fifo)},
+            env={**worker.command.environment({**os.environ, **self.env}), READY_VARIABLE: str(worker.fifo)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C reaches it twice, which Celery takes for "end at once"
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it takes no lock
@@ -180,20 +162,20 @@ class Supervisor:
                     each.start_at = None if self._stopping else now
         if self._stopping:
             if code not in (0, -signal.SIGTERM):
-                self._say(f"worker {pid} ended with {_named(code)}")
+                self.say(f"worker {pid} ended with {_named(code)}")
                 self._code = max(self._code, 1)
         elif worker.retires:
-            self._say(f"worker {pid} has retired{'' if code == 0 else f' with {_named(code)}'}")
+            self.say(f"worker {pid} has retired{'' if code == 0 else f' with {_named(code)}'}")
         elif asked:
             worker.start_at = now
         elif code > 0 and worker.starts == 1 and not worker.ready and now - worker.started_at < _LONG_LIFE_S:
-            self._say(f"the worker ended at once, with {_named(code)}; what it wrote before says why")
+            self.say(f"the worker ended at once, with {_named(code)}; what it wrote before says why")
             self._code = 2
             self._stop()
         else:
             if now - worker.started_at >= _LONG_LIFE_S:
                 worker.pause_s = _FIRST_PAUSE_S
-            self._say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
+            self.say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
             worker.start_at = now + worker.pause_s
             worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
 
@@ -209,13 +191,13 @@ class Supervisor:
             return
         if number == signal.SIGHUP and not sys.stderr.isatty():
             if not self._stopping:
-                self._say("SIGHUP: starting the workers anew")
+                self.say("SIGHUP: starting the workers anew")
                 self._ask_to_end()
         elif not self._stopping:
-            self._say(f"{signal.Signals(number).name}: stopping, running tasks have {self._patience_s - SLACK_S:g} s")
+            self.say(f"{signal.Signals(number).name}: stopping, running tasks have {self.grace_s:g} s")
             self._stop()
         elif number in _STOP_SIGNALS:
-            self._say("ending at once; what was running will run again")
+            self.say("ending at once; what was running will run again")
             self._end_all()
 
     def _stop(self) -> None:
@@ -227,7 +209,7 @@ class Supervisor:
     def _ask_to_end(self) -> None:
         for worker in self._workers:
             if worker.process is not None and worker.kill_at is None:
-                worker.kill_at = monotonic() + self._patience_s
+                worker.kill_at = monotonic() + self.grace_s + SLACK_S
                 worker.process.terminate()
 
     def _kill(self, worker: _Worker) -> None:

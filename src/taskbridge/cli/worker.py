@@ -111,7 +111,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     )
     commands = bridge.worker_commands(options)
     supervisor = Supervisor(
-        commands,
+        commands=commands,
         env={} if arguments.url is None else {URL_VARIABLE: arguments.url, "TASKBRIDGE_URL": arguments.url},
         processes=options.processes,
         grace_s=bridge.settings.grace_s,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
@@ -51,58 +52,49 @@ _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 
 
+@dataclass
 class Pump:
     """One run of a pump, until `stop` is set."""
 
-    def __init__(
-        self,
-        client: Client,
-        wire: Wire[Sequence[RedisCommand]],
-        keys: Keys,
-        *,
-        knows: Callable[[str], bool],
-        stop: threading.Event,
-        buried: Buried | None = None,
-    ) -> None:
-        self._client = client
-        self._wire = wire
-        self._keys = keys
-        self._knows = knows
-        self._stop = stop
-        self._buried = buried
-        self._id = str(uuid4())
-        self._orphans: list[Keys] = []  # of engines that have no pump
-        # By engine, when the next look at its messages is, monotonic, and how many are passed over then.
-        self._next_look = defaultdict[str, float](float)
-        self._passed = defaultdict[str, int](int)
-        self._next_beat = 0.0
-        self._living = 1
+    client: Client
+    wire: Wire[Sequence[RedisCommand]]
+    keys: Keys
+    knows: Callable[[str], bool]
+    stop: threading.Event
+    buried: Buried | None = None
+    _id: str = field(default_factory=lambda: str(uuid4()), init=False)
+    _orphans: list[Keys] = field(default_factory=list[Keys], init=False)  # of engines that have no pump
+    # By engine, when the next look at its messages is, monotonic, and how many are passed over then.
+    _next_look: dict[str, float] = field(default_factory=dict[str, float], init=False)
+    _passed: Counter[str] = field(default_factory=Counter[str], init=False)
+    _next_beat: float = field(default=0.0, init=False)
+    _living: int = field(default=1, init=False)
 
     def run(self) -> None:
         """Publish what falls due; while Redis is away, try again and again."""
         pause_s = 0.0
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             try:
                 sleep_s = self._round()
             except BrokerUnavailable as exc:
-                if pause_s == 0 and not self._stop.is_set():
+                if pause_s == 0 and not self.stop.is_set():
                     _log.warning("delayed messages wait until Redis is back: %s", exc.problem)
                 sleep_s = pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause_s * 2))
             else:
                 if pause_s > 0:
                     _log.warning("Redis is back, delayed messages are published again")
                 pause_s = 0.0
-            self._stop.wait(sleep_s)
+            self.stop.wait(sleep_s)
         self._leave()
 
     def _round(self) -> float:
         if time.monotonic() >= self._next_beat:
             self._beat()
-        return min([self._promote(keys) for keys in (self._keys, *self._orphans)])
+        return min([self._promote(keys) for keys in (self.keys, *self._orphans)])
 
     def _beat(self) -> None:
         """Say that this pump lives, and learn which other engines have none."""
-        own, known = self._keys, {keys.engine for keys in self._orphans}
+        own, known = self.keys, {keys.engine for keys in self._orphans}
         beat = _BEAT((own.engines, own.pumps), own.namespace, own.engine, self._id, _LIFE_MS)
         self._living, *engines = self._run(beat)
         self._orphans = [Keys(own.namespace, engine.decode(errors="replace")) for engine in engines]
@@ -114,7 +106,7 @@ class Pump:
     def _leave(self) -> None:
         """Say that this pump is gone, so that another engine's may take over at once."""
         try:
-            self._client.execute([("ZREM", self._keys.pumps, self._id)], timeout_s=_LEAVE_S)
+            self.client.execute([("ZREM", self.keys.pumps, self._id)], timeout_s=_LEAVE_S)
         except BrokerUnavailable as exc:
             _log.info("this pump will be missed only after %d ms: %s", _LIFE_MS, exc.problem)
 
@@ -126,10 +118,10 @@ class Pump:
         Of another engine's, what is not known here stays, and would be found again each time: so the next look begins
         behind it, until the end is reached, and after that there is a pause.
         """
-        early_s = self._next_look[keys.engine] - time.monotonic()
+        early_s = self._next_look.get(keys.engine, 0.0) - time.monotonic()
         if early_s > 0:
             return early_s
-        is_own = keys is self._keys
+        is_own = keys is self.keys
         passed = self._passed[keys.engine]
         look = _LOOK((keys.due, keys.messages), _CLAIM_MS if is_own else 0, passed, _TOGETHER, _TOGETHER_BYTES)
         wait_ms, *rest = self._run(look)
@@ -165,19 +157,19 @@ class Pump:
         """Return what is to be done with a due message, nothing to put it off, and None to leave it to its engine."""
         try:
             message = loads(text)
-            return self._wire.encode(message) if is_own or self._knows(message.task) else None
+            return self.wire.encode(message) if is_own or self.knows(message.task) else None
         except Exception as exc:  # one message that can't be read or encoded must not keep all others waiting
             if isinstance(exc, DecodeError) and not is_own:
                 return None
             if isinstance(exc, NewerFormError) or not is_own:
                 _log.warning("delayed message %s can't be published here now: %s", member, text_of(exc))
                 return ()
-            letter = unpublished(text, exc, self._buried)
-            dead = ("ZADD", self._keys.dead, round(letter.died_at * 1000), letter.id)
-            return dead, ("HSET", self._keys.letters, letter.id, letter.dumps())
+            letter = unpublished(text, exc, self.buried)
+            dead = ("ZADD", self.keys.dead, round(letter.died_at * 1000), letter.id)
+            return dead, ("HSET", self.keys.letters, letter.id, letter.dumps())
 
     def _run(self, command: RedisCommand) -> Any:
-        return self._client.execute([command], timeout_s=_CALL_S, once=True)
+        return self.client.execute([command], timeout_s=_CALL_S, once=True)
 
 
 def _sleep_s(wait_ms: int, living: int) -> float:
