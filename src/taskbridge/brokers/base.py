@@ -248,14 +248,14 @@ class SignBroker(Broker, Protocol):
 
 
 class Remark(NamedTuple):
-    """What `taskbridge check --deep` says about a server: a word, how bad it is, and what to do.
+    """What `taskbridge check` says about something, a server with `--deep`: a word, how bad it is, and what to do.
 
-    It is `failed` if messages are lost, late or refused as things are, a `warning` if all works, but slower than it
-    could, and a `note` if somebody should know it.
+    Of a server it is `failed` if messages are lost, late or refused as things are, a `warning` if all works, but slower
+    than it could, and a `note` if somebody should know it.
     """
 
     subject: str
-    outcome: Literal["ok", "note", "warning", "failed"]
+    outcome: Literal["ok", "note", "warning", "failed", "error"]
     text: str
 
 

@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import fields
 from itertools import chain
 from time import perf_counter
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 from taskbridge import Bridge
 from taskbridge._version import __version__
+from taskbridge.brokers.base import Remark
 from taskbridge.cli.applications import others
 from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
@@ -24,21 +25,11 @@ from taskbridge.logs import escaped
 from taskbridge.retry import RetryPolicy
 from taskbridge.settings import Settings, load, without_credentials
 
-Outcome = Literal["ok", "note", "warning", "failed", "error"]
-
-_CODES: Final[dict[Outcome, int]] = {"ok": 0, "note": 0, "warning": 1, "failed": 1, "error": 2}
-_COLORS: Final[dict[Outcome, int]] = {"ok": GREEN, "note": CYAN, "warning": YELLOW, "failed": RED, "error": RED}
+_CODES: Final = {"ok": 0, "note": 0, "warning": 1, "failed": 1, "error": 2}
+_COLORS: Final = {"ok": GREEN, "note": CYAN, "warning": YELLOW, "failed": RED, "error": RED}
 
 _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
 """What an engine or a client library is installed from, where that isn't one package of the same name."""
-
-
-class _Finding(NamedTuple):
-    """What was found about one subject."""
-
-    subject: str
-    outcome: Outcome
-    text: str
 
 
 @command(
@@ -76,7 +67,7 @@ def check(bridge: Bridge, arguments: Namespace) -> Output:
 
     Then: `taskbridge worker MODULE` runs the tasks, `taskbridge verify URL` tries every rule on your own servers.
     """
-    findings: list[_Finding] = []
+    findings: list[Remark] = []
     for finding in chain(_findings(bridge, arguments.app), _deep(bridge, arguments, findings)):
         findings.append(finding)
         if not arguments.json:  # each as it is found: a server that does not answer takes its time
@@ -86,11 +77,11 @@ def check(bridge: Bridge, arguments: Namespace) -> Output:
     return Output(data={"exit_code": code, "findings": [finding._asdict() for finding in findings]}, code=code)
 
 
-def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
+def _findings(bridge: Bridge, app: str | None) -> Iterator[Remark]:
     settings = bridge.settings
-    yield _Finding("versions", "ok", f"taskbridge {__version__}, Python {'.'.join(map(str, sys.version_info[:3]))}")
-    yield _Finding("url", "ok", settings.url.safe_url)
-    yield _Finding("settings", "ok", _changed(settings))
+    yield Remark("versions", "ok", f"taskbridge {__version__}, Python {'.'.join(map(str, sys.version_info[:3]))}")
+    yield Remark("url", "ok", settings.url.safe_url)
+    yield Remark("settings", "ok", _changed(settings))
     libraries = list(_libraries(bridge))
     yield from libraries
     if all(finding.outcome != "error" for finding in libraries):
@@ -102,17 +93,17 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
             if bridge.store is not None and bridge.store.clock is not None:
                 bridge.store.clock.ensure(timeout_s=settings.send_timeout_s)
                 if skew := bridge.store.clock.skew:
-                    yield _Finding("clock", "warning", skew)
+                    yield Remark("clock", "warning", skew)
     if app is not None:
         names = sorted([each.name for each in bridge.declarations()])
         if names:
-            yield _Finding("tasks", "ok", f"{len(names)}: {', '.join(names)}")
+            yield Remark("tasks", "ok", f"{len(names)}: {', '.join(names)}")
         else:
-            yield _Finding("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
+            yield Remark("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
         yield from _hints(bridge)
         with suppress(BrokerUnavailable):  # that it doesn't answer was told above
             for text in others(bridge, app, bridge.queues(), is_started=False, timeout_s=settings.send_timeout_s):
-                yield _Finding("namespace", "warning", text)
+                yield Remark("namespace", "warning", text)
         yield from _schedules(bridge)
         unique = [each.name for each in bridge.declarations() if each.unique is not None]
         with suppress(TaskBridgeError):
@@ -120,22 +111,22 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
                 problem = (
                     "unique, which needs a store: set `store` to a redis:// or postgresql:// URL, or nobody can send"
                 )
-                yield _Finding("unique", "error", f"{', '.join(unique)}: {problem}")
+                yield Remark("unique", "error", f"{', '.join(unique)}: {problem}")
     yield from _routes(bridge, app)
-    yield _Finding("queues", "ok", ", ".join(bridge.queues()))
-    yield from (_Finding("limits", "note", limit) for limit in _limits(settings))
+    yield Remark("queues", "ok", ", ".join(bridge.queues()))
+    yield from (Remark("limits", "note", limit) for limit in _limits(settings))
 
 
-def _deep(bridge: Bridge, arguments: Namespace, so_far: list[_Finding]) -> Iterator[_Finding]:
+def _deep(bridge: Bridge, arguments: Namespace, so_far: list[Remark]) -> Iterator[Remark]:
     """Try the servers, if that is asked for, and what was found so far lets it."""
     if not arguments.deep or any(finding.outcome == "error" for finding in so_far):
         return
     from taskbridge.cli.deep import remarks  # here, for it takes some time to import
 
     try:
-        yield from (_Finding(*remark) for remark in remarks(bridge, arguments.management))
+        yield from remarks(bridge, arguments.management)
     except TaskBridgeError as exc:
-        yield _Finding("deep", "error", str(exc))
+        yield Remark("deep", "error", str(exc))
 
 
 def _changed(settings: Settings) -> str:
@@ -160,7 +151,7 @@ def _shown(name: str, value: Any) -> str:
     return duration(value) if name.endswith("_s") else str(value)
 
 
-def _libraries(bridge: Bridge) -> Iterator[_Finding]:
+def _libraries(bridge: Bridge) -> Iterator[Remark]:
     """Tell whether the engine and the client library can be imported, by importing them, and their versions."""
     address = bridge.settings.url
     if address.engine == "inline":
@@ -174,16 +165,16 @@ def _libraries(bridge: Bridge) -> Iterator[_Finding]:
         try:
             use()
         except TaskBridgeError as exc:
-            yield _Finding(subject, "error", str(exc))
+            yield Remark(subject, "error", str(exc))
             return
         except ImportError as exc:
-            yield _Finding(subject, "error", f"{text} can't be imported: {exc}")
+            yield Remark(subject, "error", f"{text} can't be imported: {exc}")
             return
-        yield _Finding(subject, "ok", text)
+        yield Remark(subject, "ok", text)
         for each, oldest in _oldest().items():
             if versions.get(each) and _numbers(versions[each]) < _numbers(oldest):
                 text = f"{each} {versions[each]} is older than {oldest}, the oldest that is supported"
-                yield _Finding(subject, "warning", text)
+                yield Remark(subject, "warning", text)
 
 
 def _version(distribution: str) -> str:
@@ -212,48 +203,48 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: bool) -> _Finding:
+def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: bool) -> Remark:
     started = perf_counter()
     try:
         place().ping(timeout_s=settings.send_timeout_s)
     except TaskBridgeError as exc:
-        return _Finding(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
+        return Remark(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
     took_ms = (perf_counter() - started) * 1000
-    return _Finding(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
+    return Remark(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
 
 
-def _hints(bridge: Bridge) -> Iterator[_Finding]:
+def _hints(bridge: Bridge) -> Iterator[Remark]:
     for problem in chain(*map(unresolved, bridge.declarations())):
-        yield _Finding("hints", "note", f"{problem}; it counts as none")
+        yield Remark("hints", "note", f"{problem}; it counts as none")
 
 
-def _priorities(bridge: Bridge) -> Iterator[_Finding]:
+def _priorities(bridge: Bridge) -> Iterator[Remark]:
     with suppress(BrokerUnavailable):  # which is told anyway
         try:
             bridge.check_priorities()
         except UnsupportedError as exc:
-            yield _Finding("tasks", "error", str(exc))
+            yield Remark("tasks", "error", str(exc))
 
 
-def _schedules(bridge: Bridge) -> Iterator[_Finding]:
+def _schedules(bridge: Bridge) -> Iterator[Remark]:
     try:
         names = sorted(bridge.schedules.planned())
         bridge.schedules.check()
     except TaskBridgeError as exc:
-        yield _Finding("schedules", "error", str(exc))
+        yield Remark("schedules", "error", str(exc))
         return
     if names:
         off = "" if bridge.settings.scheduler else " (workers do not send by them: `taskbridge scheduler` has to run)"
-        yield _Finding("schedules", "ok", f"{len(names)}: {', '.join(names)}{off}")
+        yield Remark("schedules", "ok", f"{len(names)}: {', '.join(names)}{off}")
 
 
-def _routes(bridge: Bridge, app: str | None) -> Iterator[_Finding]:
+def _routes(bridge: Bridge, app: str | None) -> Iterator[Remark]:
     unmatched = unmatched_routes(bridge) if app is not None else []
     for route in unmatched:
         text = f"{route_text(route)} decides about no task: mistyped, or behind a wider one"
-        yield _Finding("routes", "warning", text)
+        yield Remark("routes", "warning", text)
     if used := len(bridge.settings.routes) - len(unmatched):
-        yield _Finding("routes", "ok", f"{used} in use, `taskbridge routes` shows them")
+        yield Remark("routes", "ok", f"{used} in use, `taskbridge routes` shows them")
 
 
 def _limits(settings: Settings) -> Iterator[str]:
