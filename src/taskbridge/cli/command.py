@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from inspect import cleandoc
 from typing import Any, NoReturn, TypeAlias
 
@@ -198,7 +199,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, raised as `UsageError`, and whose help texts keep their line breaks."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", _Formatter)
+        options.setdefault("formatter_class", partial(argparse.RawDescriptionHelpFormatter, max_help_position=28))
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -212,8 +213,3 @@ class Parser(argparse.ArgumentParser):
         if choices is not None and value not in choices:  # argparse's own words list all the choices
             foreign: Mapping[str, str] = COMMANDS if action.metavar == "COMMAND" and action.dest == "command" else {}
             raise argparse.ArgumentError(action, f"there is no {value!r}{instead(value, foreign, choices)}")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)

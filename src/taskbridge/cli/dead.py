@@ -253,23 +253,16 @@ def _described(entry: DeadEntry) -> str:
     return details(lines, entry.traceback or "")
 
 
+_SAME: Final = ("id", "reason", "died_at", "task", "queue", "priority", "attempts", "replays", "expires_at", "worker")
+
+
 def _data(entry: DeadEntry) -> dict[str, Any]:
     error = entry.error
-    return {
-        "id": entry.id,
-        "reason": entry.reason,
-        "died_at": entry.died_at,
-        "task": entry.task,
-        "queue": entry.queue,
-        "priority": entry.priority,
-        "attempts": entry.attempts,
-        "replays": entry.replays,
+    return {name: getattr(entry, name) for name in _SAME} | {
         "first_sent_at": entry.enqueued_at,
-        "expires_at": entry.expires_at,
         "arguments": None if entry.task is None else entry.arguments or "none",
         "headers": None if entry.task is None else dict(entry.headers),
         "error": None if error is None else {"type": error.type, "message": error.message},
         "traceback": entry.traceback,
-        "worker": entry.worker,
         "bytes": None if entry.raw is None else entry.raw.decode("latin-1"),
     }

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
 from taskbridge.cli.command import APP, JSON, URL, Output, any_bridge, argument, checked_server, command
-from taskbridge.cli.output import bar, details, error_text, local_time
+from taskbridge.cli.output import bar, details, error_text, line, local_time
 from taskbridge.logs import escaped
 
 _LOOK_S: Final = 0.5
@@ -53,17 +53,15 @@ def status(bridge: Bridge, arguments: Namespace) -> Output:
 
 def _watched(handle: Handle[Any]) -> Status:
     """Write to stderr what a message is doing, as that changes, and return its status when it has ended."""
-    is_terminal, shown = sys.stderr.isatty(), ""
+    shown = ""
     while True:
         found = handle.status()
-        line = escaped(f"{found.state}{_so_far(found)}")
-        if line != shown:
-            # On a terminal each line takes the place of the one before.
-            sys.stderr.write(f"\r\x1b[K{line}" if is_terminal else f"{line}\n")
-            sys.stderr.flush()
-            shown = line
+        text = escaped(f"{found.state}{_so_far(found)}")
+        if text != shown:
+            line(text)
+            shown = text
         if found.is_final:
-            sys.stderr.write("\n" if is_terminal else "")
+            sys.stderr.write("\n" if sys.stderr.isatty() else "")
             return found
         sleep(_LOOK_S)
 

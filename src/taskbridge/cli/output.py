@@ -31,6 +31,12 @@ def say(text: str) -> None:
     print(f"taskbridge: {escaped(text)}", file=sys.stderr, flush=True)
 
 
+def line(text: str) -> None:
+    """Write a line to stderr, on a terminal in the place of the one before."""
+    sys.stderr.write(f"\r\x1b[K{text}" if sys.stderr.isatty() else f"{text}\n")
+    sys.stderr.flush()
+
+
 def bar(done: float, total: float, *, width: int = 30) -> str:
     """Return a bar of so many characters that shows how much is done."""
     full = width if done >= total else int(width * done / total)

@@ -9,7 +9,7 @@ from argparse import Namespace
 
 from taskbridge import Bridge
 from taskbridge.cli.command import JSON, Output, UsageError, argument, command, words
-from taskbridge.cli.output import say
+from taskbridge.cli.output import line, say
 
 
 @command(
@@ -45,22 +45,16 @@ def verify(_: Bridge, arguments: Namespace) -> Output:
     logging.getLogger().addHandler(logging.NullHandler())  # noqa: TID251 - it is the root's
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        found = matrix.verify(arguments.urls, arguments.rule, progress=_tell)
+        found = matrix.verify(arguments.urls, arguments.rule, progress=line)
     finally:
         if sys.stderr.isatty():
-            _tell("")
+            line("")
     return Output(text=found.render(), data=found.as_json(), code=0 if found.ok else 1)
 
 
 def _interrupt(*_: object) -> None:
     say("stopping, once the scenarios that run now have ended their workers")
     raise KeyboardInterrupt
-
-
-def _tell(progress: str) -> None:
-    """Show how far it is on stderr: on a terminal in one line, else a line a scenario."""
-    sys.stderr.write(f"\r\x1b[K{progress}" if sys.stderr.isatty() else f"{progress}\n")
-    sys.stderr.flush()
 
 
 def _list(rules: list[str] | None) -> Output:
