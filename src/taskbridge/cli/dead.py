@@ -246,10 +246,7 @@ def _described(entry: DeadEntry) -> str:
             ("expires", local_time(entry.expires_at) if entry.expires_at else None),
             *(("header", f"{key}: {value}") for key, value in sorted(entry.headers.items())),
         ]
-    lines += [
-        ("bytes", None if entry.raw is None else repr(entry.raw[:2000])),
-        ("error", error_text(entry.error)),
-    ]
+    lines += [("bytes", None if entry.raw is None else repr(entry.raw[:2000])), ("error", error_text(entry.error))]
     return details(lines, entry.traceback or "")
 
 
