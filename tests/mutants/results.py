@@ -251,4 +251,4 @@ def what_cannot_be_read_has_no_end() -> None:
 
         return unnamed
 
-    put("taskbridge.engines.dramatiq.deliveries", "bury_unreadable", make)
+    put(_SETTLE, "bury_unreadable", make)

@@ -126,7 +126,7 @@ def an_unknown_task_waits_for_ever() -> None:
 @mutant("Q7", "unreadable_bytes_are_dead", "dramatiq+memory")
 def unreadable_bytes_are_dropped() -> None:
     """What cannot be read vanishes."""
-    put("taskbridge.engines.dramatiq.deliveries", "bury_unreadable", lambda _: lambda *given, **named: None)
+    put(_SETTLE, "bury_unreadable", lambda _: lambda *given, **named: None)
 
 
 @mutant("I3", "odd_times_stop_nothing", "dramatiq+redis")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskbridge.engines import settle
 from taskbridge.engines.celery import consumer as worker
 from taskbridge.engines.celery import reading, surplus
 from taskbridge.engines.celery.surplus import Surplus
@@ -146,7 +147,7 @@ def test_what_waits_for_a_slot_and_goes_back_does_not_count_as_taken(
     """Six crashes end a message, and it may wait for a slot more often."""
     read = Message(id="1", task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
     taken: list[Message] = []
-    monkeypatch.setattr(worker, "taken_again", lambda _, message, *, is_counted: taken.append(message))
+    monkeypatch.setattr(settle, "taken_again", lambda _, message, *, is_counted: taken.append(message))
     begun: list[Any] = []
     way: Any = worker.Way.__new__(worker.Way)
     monkeypatch.setattr(worker.Way, "__call__", lambda _, message, *__: begun.append(message))

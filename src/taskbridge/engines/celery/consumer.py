@@ -19,6 +19,7 @@ from celery.app.trace import LOG_RECEIVED, trace_task
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskRevokedError
 from celery.signals import task_received
 
+from taskbridge.engines import settle
 from taskbridge.engines.celery import reading, wire
 from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
 from taskbridge.engines.celery.life import copied
@@ -34,20 +35,6 @@ from taskbridge.engines.celery.stock import (
     worker_state,
 )
 from taskbridge.engines.celery.surplus import Surplus
-from taskbridge.engines.settle import (
-    ENDED,
-    LOOK_AGAIN_S,
-    RUNNING,
-    Attempts,
-    NotSettledError,
-    counted,
-    finish,
-    later,
-    not_settled,
-    put_off_unknown,
-    suspect,
-    taken_again,
-)
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -316,7 +303,7 @@ class Consumer(CeleryConsumer):
         self._life = engine.life
         self.dead: DeadLetters = self._host.dead
         self._thread = 0
-        self._attempts: Attempts[Request] = Attempts()
+        self._attempts: settle.Attempts[Request] = settle.Attempts()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
@@ -567,10 +554,10 @@ class Consumer(CeleryConsumer):
         known = self._state_of(read)
         if known is not None:
             _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
-        if known == ENDED:
+        if known == settle.ENDED:
             self._acknowledge(message.ack_log_error)
-        elif known == RUNNING:
-            self._in_background(message, lambda: later(self._host, suspect(read), LOOK_AGAIN_S))
+        elif known == settle.RUNNING:
+            self._in_background(message, lambda: settle.later(self._host, settle.suspect(read), settle.LOOK_AGAIN_S))
         return known is not None
 
     # Messages
@@ -608,13 +595,15 @@ class Consumer(CeleryConsumer):
         wait_s = 0.0 if due_at is None else due_at - self._host.now()
         is_redelivered = _is_redelivered(message)
         if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
-            due = suspect(read) if is_redelivered else read
-            return self._in_background(message, lambda: later(self._host, due, wait_s))
+            due = settle.suspect(read) if is_redelivered else read
+            return self._in_background(message, lambda: settle.later(self._host, due, wait_s))
         if way is None and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
             way = self.strategies.get(name)
         if way is None:
-            return self._in_background(message, lambda: put_off_unknown(self._host, read, redelivered=is_redelivered))
+            return self._in_background(
+                message, lambda: settle.put_off_unknown(self._host, read, redelivered=is_redelivered)
+            )
         if self._came_back(message, read):
             return None
         begin = partial(self._begin_again, way) if is_redelivered else way
@@ -626,11 +615,11 @@ class Consumer(CeleryConsumer):
     def _begin_again(self, way: Way, message: Any, parts: reading.Parts) -> None:
         """Hand on a message that came back, which counts as taken only now: it did not while it waited for a slot."""
         read: Message = message.taskbridge
-        told = None if self._host.marks is not None else counted(self._host, read, message.headers)
+        told = None if self._host.marks is not None else settle.counted(self._host, read, message.headers)
         if told is not None:
             message.taskbridge = read = told
             message.delivery_info["redelivered"] = False  # else it would be counted once more
-        if (act := taken_again(self._host, read, is_counted=told is not None)) is not None:
+        if (act := settle.taken_again(self._host, read, is_counted=told is not None)) is not None:
             self._in_background(message, act)
         else:
             way(message, parts)
@@ -652,7 +641,7 @@ class Consumer(CeleryConsumer):
     def cancel(self, message: Any) -> None:
         """End a message that remote control has revoked, as one that was cancelled."""
         read: Message = message.taskbridge
-        self._in_background(message, lambda: finish(self._host.bound(read.task), read, CancelledVerdict()))
+        self._in_background(message, lambda: settle.finish(self._host.bound(read.task), read, CancelledVerdict()))
 
     def return_lost(self, request: Request, *_: object) -> None:
         """Requeue a message whose run ended with its child, once the store knows, if it can, that the child is gone."""
@@ -677,11 +666,11 @@ class Consumer(CeleryConsumer):
             try:
                 act()
                 is_done = True
-            except NotSettledError as exc:
+            except settle.NotSettledError as exc:
                 _log.warning("a message goes back: %s", exc)
                 is_done = False
             except Exception as exc:
-                is_done = not_settled(self._host, message.taskbridge, exc, wait=pauses.append) != GivenBack()
+                is_done = settle.not_settled(self._host, message.taskbridge, exc, wait=pauses.append) != GivenBack()
             if is_done:
                 self._acknowledge(message.ack_log_error)
             else:

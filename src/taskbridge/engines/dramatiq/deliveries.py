@@ -29,25 +29,9 @@ from dramatiq.results import Results
 
 from taskbridge import failures
 from taskbridge.declaration import Declaration
+from taskbridge.engines import settle
 from taskbridge.engines.base import Host
 from taskbridge.engines.dramatiq import wire
-from taskbridge.engines.settle import (
-    LOOK_AGAIN_S,
-    RUNNING,
-    Attempts,
-    BoundTask,
-    NotRun,
-    NotSettledError,
-    begin,
-    bury_unreadable,
-    counted,
-    finish,
-    later,
-    not_settled,
-    put_off_unknown,
-    suspect,
-    taken_again,
-)
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.logs import logger
@@ -167,19 +151,19 @@ class TaskActor(Actor[Any, Any]):
         try:
             task = self._host.bound(message.task)
             if task.marks is None and self._came_back(delivery, message):
-                return NotRun("its attempt runs here, or has ended here")
-            verdict = begin(task, message, redelivered=delivery.redelivered)
+                return settle.NotRun("its attempt runs here, or has ended here")
+            verdict = settle.begin(task, message, redelivered=delivery.redelivered)
             if isinstance(verdict, Message):
                 message, verdict = verdict, None
             return self._run(task, delivery, message) if verdict is None else verdict
-        except NotSettledError:
+        except settle.NotSettledError:
             verdict = GivenBack()
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
-            verdict = not_settled(self._host, message, exc)
+            verdict = settle.not_settled(self._host, message, exc)
         delivery.suspect = True  # if it goes back
         return verdict
 
-    def _run(self, task: BoundTask, delivery: Delivery, message: Message) -> Verdict:
+    def _run(self, task: settle.BoundTask, delivery: Delivery, message: Message) -> Verdict:
         """Run a message and settle it; where there is no store its attempt is remembered, from before that on."""
         key, has_ended = None if task.marks is not None else message.attempt_key, False
         if key is not None:
@@ -187,8 +171,8 @@ class TaskActor(Actor[Any, Any]):
         try:
             verdict = self._life.runs.run(task, message, holder=delivery)
             if delivery.abandoned:
-                return NotRun("the worker has given it back meanwhile")
-            verdict = finish(task, message, verdict)
+                return settle.NotRun("the worker has given it back meanwhile")
+            verdict = settle.finish(task, message, verdict)
             has_ended = not isinstance(verdict, GivenBack)
             return verdict
         finally:
@@ -199,8 +183,8 @@ class TaskActor(Actor[Any, Any]):
         """Return whether a message came back whose attempt is known here; it is sent again if that goes on."""
         is_suspect = delivery.redelivered or message.redelivered
         state = self._life.attempts.state_of(message.attempt_key) if is_suspect else None
-        if state == RUNNING:
-            later(self._host, suspect(message), LOOK_AGAIN_S)
+        if state == settle.RUNNING:
+            settle.later(self._host, settle.suspect(message), settle.LOOK_AGAIN_S)
         return state is not None
 
     def _show(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -220,7 +204,7 @@ class TaskActor(Actor[Any, Any]):
             case Dead(reason, error):
                 delivery.fail()
                 raise Buried(f"the message is dead: {reason}") if error is None else failures.presentable(error)
-            case NotRun(reason):
+            case settle.NotRun(reason):
                 raise _elsewhere(delivery, reason)
             case Discarded(reason):
                 raise SkipMessage(reason)
@@ -243,7 +227,7 @@ def _elsewhere(delivery: Delivery, reason: str) -> Returned:
 class Reception:
     """Looks at each message before it is handed to a thread; those in a newer form wait in the broker."""
 
-    def __init__(self, host: Host, broker: Broker, attempts: Attempts[Delivery]) -> None:
+    def __init__(self, host: Host, broker: Broker, attempts: settle.Attempts[Delivery]) -> None:
         self._host = host
         self._broker = broker
         self._attempts = attempts
@@ -266,10 +250,10 @@ class Reception:
         """
         try:
             return self._admit(queue_name, body, **about)
-        except NotSettledError:
+        except settle.NotSettledError:
             raise
         except Exception as exc:
-            bury_unreadable(self._host, body, reason="internal_error", error=exc)
+            settle.bury_unreadable(self._host, body, reason="internal_error", error=exc)
             return None
 
     def _admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
@@ -277,7 +261,7 @@ class Reception:
         try:
             parts = _foreign(body) if queue is None else wire.parse(body)
         except DecodeError as exc:
-            bury_unreadable(self._host, body, error=exc)
+            settle.bury_unreadable(self._host, body, error=exc)
             return None
         # Its queue is the one it came from, whatever it says itself: Dramatiq looks its consumer up by this name.
         parts["queue_name"] = queue_name
@@ -295,30 +279,30 @@ class Reception:
                 return delivery
             self._put_off_newer(delivery, exc)
         except DecodeError as exc:
-            bury_unreadable(self._host, body, error=exc, message_id=native.message_id)
+            settle.bury_unreadable(self._host, body, error=exc, message_id=native.message_id)
         except Exception as exc:
-            if message is None or isinstance(exc, NotSettledError):
+            if message is None or isinstance(exc, settle.NotSettledError):
                 raise
-            if isinstance(not_settled(self._host, message, exc), GivenBack):
-                raise NotSettledError("a message could not be settled") from exc
+            if isinstance(settle.not_settled(self._host, message, exc), GivenBack):
+                raise settle.NotSettledError("a message could not be settled") from exc
         return None
 
     def _decided(self, delivery: Delivery, message: Message, actor: TaskActor | None) -> Delivery | None:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
         is_from_elsewhere = redelivered and self._attempts.state_of(message.attempt_key) is None
-        told = counted(host, message, delivery.headers) if is_from_elsewhere and host.marks is None else None
+        told = settle.counted(host, message, delivery.headers) if is_from_elsewhere and host.marks is None else None
         if told is not None:
             message, delivery.redelivered = told, False  # else it would be counted once more
         if "eta" in options:
             due_at_ms = wire.milliseconds(options, "eta")
             wait_s = 0.0 if due_at_ms is None else max(0.0, due_at_ms / 1000 - host.now())
-            later(host, suspect(message) if redelivered else message, wait_s)
+            settle.later(host, settle.suspect(message) if redelivered else message, wait_s)
         elif message.task == PROBE:
-            begin(host.bound(PROBE), message, redelivered=redelivered)
+            settle.begin(host.bound(PROBE), message, redelivered=redelivered)
         elif actor is None:
-            put_off_unknown(host, message, redelivered=redelivered)
-        elif is_from_elsewhere and (act := taken_again(host, message, is_counted=told is not None)):
+            settle.put_off_unknown(host, message, redelivered=redelivered)
+        elif is_from_elsewhere and (act := settle.taken_again(host, message, is_counted=told is not None)):
             act()
         else:
             delivery.task_message = message
@@ -338,7 +322,7 @@ class Reception:
         left_s = self._host.settings.unknown_task_grace_s - (now - since)
         if left_s <= 0:
             reason, message_id = "unknown_task", delivery.message_id
-            bury_unreadable(self._host, delivery.body, reason=reason, error=error, message_id=message_id)
+            settle.bury_unreadable(self._host, delivery.body, reason=reason, error=error, message_id=message_id)
             return
         wait_s = min(left_s, 30.0, max(1.0, now - since))
         _log.warning("task %s id %s waits %.1f s: %s", delivery.actor_name, delivery.message_id, wait_s, error)
@@ -346,7 +330,7 @@ class Reception:
             self._broker.enqueue(delivery.copy(options={_WAITS_SINCE: since}), delay=int(wait_s * 1000))
         except Exception as exc:
             self._host.stopping.wait(self._host.settings.requeue_pause_s)
-            raise NotSettledError(str(exc)) from exc
+            raise settle.NotSettledError(str(exc)) from exc
 
 
 def _foreign(body: bytes) -> dict[str, Any]:
