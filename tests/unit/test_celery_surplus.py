@@ -153,12 +153,12 @@ def test_what_waits_for_a_slot_and_goes_back_does_not_count_as_taken(
     monkeypatch.setattr(worker.Way, "__call__", lambda _, message, *__: begun.append(message))
     parts = SimpleNamespace(headers={"task": read.task})
     monkeypatch.setattr(reading, "taken_apart", lambda _: parts)
+    monkeypatch.setattr(reading, "read", lambda *_: read)
     consumer: Any = worker.Consumer.__new__(worker.Consumer)
     consumer.strategies = {read.task: way}
     consumer.dead = SimpleNamespace(redacts=False)
     consumer._host = SimpleNamespace(marks=object(), now=lambda: 0.0)
     consumer._surplus = place.surplus
-    consumer._read = lambda *_: read
     consumer._came_back = lambda *_: False
     consumer.has_free_slot = place.has_free_slot
     message = SimpleNamespace(delivery_info={"redelivered": True}, headers={})

@@ -248,7 +248,8 @@ def test_what_comes_next_is_a_list_of_tasks(chain: object) -> None:
 
 
 def read(found: reading.Parts) -> Message:
-    return reading.read(found) or reading.read_plain(found, queue="email", now=1700000001.0)
+    host: Any = SimpleNamespace(settings=_SETTINGS, queue_of=lambda _: "email", now=lambda: 1700000001.0)
+    return reading.read(found, None, host)
 
 
 def test_what_was_written_is_read() -> None:

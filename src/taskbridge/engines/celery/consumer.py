@@ -20,7 +20,7 @@ from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry, TaskR
 from celery.signals import task_received
 
 from taskbridge.engines import settle
-from taskbridge.engines.celery import reading, wire
+from taskbridge.engines.celery import reading
 from taskbridge.engines.celery.carrier import CARRIED, NotCarried, PutOff, Slots
 from taskbridge.engines.celery.life import copied
 from taskbridge.engines.celery.stock import (
@@ -588,7 +588,7 @@ class Consumer(CeleryConsumer):
         way: Any = self.strategies.get(name)
         if way is not None and not isinstance(way, Way):
             return hand_on(message)  # the user's own Celery task
-        message.taskbridge = read = self._read(parts, message.delivery_info)
+        message.taskbridge = read = reading.read(parts, message.delivery_info, self._host)
         if self.dead.redacts:  # what events, `inspect` and logs show
             parts.headers["argsrepr"], parts.headers["kwargsrepr"] = self.dead.shown_arguments(read)
         due_at = reading.instant(parts.headers.get("eta"))
@@ -623,20 +623,6 @@ class Consumer(CeleryConsumer):
             self._in_background(message, act)
         else:
             way(message, parts)
-
-    def _read(self, parts: reading.Parts, delivery: Mapping[str, Any] | None) -> Message:
-        """Return what a message says, whoever wrote it.
-
-        Raises:
-            NewerFormError: A newer release wrote it.
-            DecodeError: It can't be read.
-        """
-        read = reading.read(parts)
-        if read is None:
-            queue = wire.own_queue(self._engine.settings.namespace, (delivery or {}).get("routing_key"))
-            queue = queue or self._host.queue_of(parts.headers["task"])
-            read = reading.read_plain(parts, queue=queue, now=self._host.now())
-        return read
 
     def cancel(self, message: Any) -> None:
         """End a message that remote control has revoked, as one that was cancelled."""

@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, cast
 
 from taskbridge import codec
+from taskbridge.engines.base import Host
 from taskbridge.engines.celery.stock import KombuMessage, get_decoder
-from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META, NOTHING_EMBEDDED
+from taskbridge.engines.celery.wire import CANVAS, CANVAS_HEADERS, EMBEDDED, META, NOTHING_EMBEDDED, own_queue
 from taskbridge.exceptions import CodecError, DecodeError
 from taskbridge.message import Message, checked, loads_meta
 
@@ -158,62 +159,40 @@ def _is_too_deep(values: list[object]) -> bool:
     return True
 
 
-def read(parts: Parts) -> Message | None:
-    """Return what a Celery message says; None if a plain client wrote it.
+def read(parts: Parts, delivery: Mapping[str, Any] | None, host: Host) -> Message:
+    """Return what a Celery message says, whoever wrote it; a plain client's has default options.
 
-    Raises:
-        NewerFormError: A newer release wrote it.
-        DecodeError: It can't be read.
+    Raises `NewerFormError` if a newer release wrote it, and `DecodeError` if it can't be read.
     """
-    meta = parts.headers.get(META)
-    if meta is None:
-        return None
-    if not isinstance(meta, str):
-        raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
+    headers, meta = parts.headers, parts.headers.get(META)
     try:
-        message = loads_meta(
-            meta,
-            id=parts.headers["id"],
-            task=parts.headers["task"],
-            args=list(parts.args),
-            kwargs=dict(parts.kwargs),
-            texts=parts.texts,
+        if meta is None:
+            return checked(_read_plain(parts, delivery, host))
+        if not isinstance(meta, str):
+            raise DecodeError(f"not a message: its header {META!r} is a {type(meta).__name__}")
+        args, kwargs = list(parts.args), dict(parts.kwargs)
+        return checked(
+            loads_meta(meta, id=headers["id"], task=headers["task"], args=args, kwargs=kwargs, texts=parts.texts)
         )
-        return checked(message)
     except CodecError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as exc:  # NaN, say, which Python reads in JSON
         raise DecodeError(f"not a message: {exc!r}") from exc
 
 
-def read_plain(parts: Parts, *, queue: str, now: float) -> Message:
-    """Return the message of a plain client, with default options; its arguments are plain values, not tagged.
-
-    Args:
-        parts: The message.
-        queue: taskbridge's name of its queue.
-        now: When it counts as enqueued, for Celery's messages don't tell.
-
-    Raises:
-        DecodeError: It can't be read.
-    """
-    try:
-        canvas = _canvas(parts)
-        message = Message(
-            id=parts.headers["id"],
-            task=parts.headers["task"],
-            queue=queue,
-            args_json=codec.dumps_array(parts.args, "args"),
-            kwargs_json=codec.dumps_object(parts.kwargs, "kwargs"),
-            enqueued_at=now,
-            expires_at=instant(parts.headers.get("expires")),
-            headers={} if canvas is None else {CANVAS: canvas},
-        )
-        return checked(message)
-    except CodecError:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise DecodeError(f"not a message: {exc!r}") from exc
+def _read_plain(parts: Parts, delivery: Mapping[str, Any] | None, host: Host) -> Message:
+    """Return the message of a plain client; its arguments are plain values, not tagged."""
+    task, canvas = parts.headers["task"], _canvas(parts)
+    return Message(
+        id=parts.headers["id"],
+        task=task,
+        queue=own_queue(host.settings.namespace, (delivery or {}).get("routing_key")) or host.queue_of(task),
+        args_json=codec.dumps_array(parts.args, "args"),
+        kwargs_json=codec.dumps_object(parts.kwargs, "kwargs"),
+        enqueued_at=host.now(),  # for Celery's messages don't tell
+        expires_at=instant(parts.headers.get("expires")),
+        headers={} if canvas is None else {CANVAS: canvas},
+    )
 
 
 def _canvas(parts: Parts) -> str | None:
