@@ -61,10 +61,7 @@ _NOT_TRACED: Final = {"shadow"}.union(
 By `shadow`, a name to be shown, the tracer's log would not tell that the task is taskbridge's (`carrier.is_logged`).
 """
 
-_KNOWN_ENDS: Final = (
-    *(Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError),
-    MaybeEncodingError,
-)
+_KNOWN_ENDS: Final = (Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError, MaybeEncodingError)
 """What a pool tells instead of what the tracer returned, and Celery knows how to deal with."""
 
 _received_log: Final = logging.getLogger("celery.worker.strategy")  # noqa: TID251 - it is Celery's
