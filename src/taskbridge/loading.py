@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pkgutil
 import re
@@ -13,9 +14,10 @@ from types import ModuleType
 from typing import Final
 
 from taskbridge.bridge import Bridge, default_bridge
-from taskbridge.engines.base import READY_VARIABLE, tell_supervisor
+from taskbridge.engines.base import APP_VARIABLE, READY_VARIABLE, tell_supervisor
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
+from taskbridge.schedules import sender
 
 URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"
 """The environment variable with a URL that wins over all others, even one that the module itself chooses."""
@@ -57,6 +59,29 @@ def load_bridge(app: str, *, url: str | None = None) -> Bridge:
         bridge.move_to(chosen_url)
     if READY_VARIABLE in os.environ:
         bridge.on("worker_started")(_say_ready)
+    return bridge
+
+
+def worker_bridge() -> Bridge:
+    """Return the bridge of the application that the environment names, for the command line of an engine's own worker.
+
+    If it can't be loaded, the process ends with code 2, as for Dramatiq's own failures to import, and a line says why.
+    """
+    root = logging.getLogger()  # noqa: TID251 - it is the root
+    root.setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # unless the application sets it
+    try:
+        if (name := os.environ.get(APP_VARIABLE)) is None:
+            raise TaskBridgeError(f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?")
+        handlers, root.handlers = root.handlers, []  # as Python begins, so that the application can set up its own
+        try:
+            bridge = load_bridge(name)
+        finally:
+            root.handlers = root.handlers or handlers
+        sender.check(bridge)
+        _ = bridge.native
+    except TaskBridgeError as exc:
+        sys.stderr.write(f"taskbridge: {exc}\n")
+        sys.exit(2)
     return bridge
 
 
