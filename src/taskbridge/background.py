@@ -27,15 +27,13 @@ async def in_thread(act: Callable[[], T]) -> T:
 def in_time(name: str, act: Callable[[], T], discard: Callable[[T], object], *, left_s: Callable[[], float]) -> T:
     """Return what an act returns, done by a thread, so that no part of it holds the caller up for longer than allowed.
 
+    What it raises is raised here, and `TimeoutError` if it takes longer.
+
     Args:
         name: What the thread is called, after `taskbridge-`.
         act: What to do, such as to look a name up and connect; it may never end.
         discard: Is given what the act returns if that is not wanted any more; it may be called in either thread.
         left_s: Returns how many more seconds the act may take. It is called at least every 0.1 s, and may raise.
-
-    Raises:
-        TimeoutError: The act took longer.
-        Exception: What the act raised, or `left_s`.
     """
     with locks.no_fork():
         from concurrent.futures import Future  # here, for a process that only declares tasks needs none
@@ -83,12 +81,7 @@ def has_come(outcome: Future[Any], left_s: Callable[[], float]) -> bool:
 
 
 class Background:
-    """A daemon thread, from `start` to `stop`; it may be started again then.
-
-    Args:
-        name: What the thread is called, after `taskbridge-`.
-        join_s: How long `stop` waits for it at most.
-    """
+    """A daemon thread `taskbridge-NAME` from `start` to `stop`, which waits `join_s` at most; it may start again."""
 
     def __init__(self, name: str, *, join_s: float) -> None:
         self._name = f"taskbridge-{name}"

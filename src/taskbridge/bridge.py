@@ -77,7 +77,9 @@ class Bridge(Parts):
     """Tasks on one engine and one broker. Two bridges in a process don't interfere; threads share a bridge.
 
     Making one checks the settings, imports no engine and opens no connection. Each argument overrides the
-    environment variable `TASKBRIDGE_<KEY>`, which overrides the default.
+    environment variable `TASKBRIDGE_<KEY>`, which overrides the default. What takes settings raises `SettingsError` if
+    one is wrong, which says which, and nothing has changed then. What asks the broker or the store raises
+    `BrokerUnavailable` if that doesn't answer, and what takes queues `UnknownQueue` for one that is not known.
 
     Args:
         url: `inline://`, `celery+redis://...`, `celery+amqp://...`, `dramatiq+redis://...`, `dramatiq+amqp://...`,
@@ -105,9 +107,6 @@ class Bridge(Parts):
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
-
-    Raises:
-        SettingsError: A setting is wrong; it says which.
     """
 
     def __init__(
@@ -191,11 +190,7 @@ class Bridge(Parts):
         return self._part("cancellations", lambda: Cancellations(lambda: self.records, settings=self.settings))
 
     def handle(self, id: str) -> Handle[Any]:
-        """Return the handle of a message of which only the id is known.
-
-        Args:
-            id: As it was in the handle that `send` returned, in any process and on any engine with the same store.
-        """
+        """Return a message's handle by its id alone, in any process and on any engine with the same store."""
         return Handle(id=id, bridge=self)
 
     # The tasks, and their queues
@@ -237,14 +232,9 @@ class Bridge(Parts):
         return None if declaration is not None and not declaration.results else self.records
 
     def recording(self, task: str, rule: str) -> Records:
-        """Return where a task's messages are recorded.
+        """Return where the messages of a task are recorded; its name is empty if it isn't known.
 
-        Args:
-            task: The task's name; empty if it isn't known.
-            rule: What needs it, for the error.
-
-        Raises:
-            UnsupportedError: They aren't.
+        Raises `UnsupportedError` if they aren't, with the rule that needs it.
         """
         records = self.records
         if records is None:
@@ -366,15 +356,11 @@ class Bridge(Parts):
     ) -> None:
         """Have workers send a call by a schedule: `bridge.periodic(report.call("eu"), cron="0 3 * * *")`.
 
-        Args:
-            call: What `Task.call` returns, with arguments; with `using(...)`, also queue, priority and expiry.
-            cron: A cron expression of five fields.
-            every: An interval; it counts from 1970-01-01 00:00 UTC.
-            timezone: The zone of `cron`, by its IANA name; UTC if None.
-            name: The schedule's name; None makes one of the task's name and the time.
-            catch_up: What becomes of what was due while no worker was there: `none` of it is sent, the latest `one`
-                (the default), or `all`.
-            overlap: What becomes of what is due before the last one has ended: `allow` sends it, `skip` does not.
+        The call is what `Task.call` returns, with arguments; with `using(...)`, also queue, priority and expiry. Either
+        `cron`, of five fields, in the IANA zone `timezone` (UTC if None), or `every`, an interval that counts from
+        1970-01-01 00:00 UTC, says when. A `name` of None is made of the task's name and the time. Of what was due while
+        no worker was there, `catch_up` has `none` sent, the latest `one` (the default), or `all`. What is due before
+        the last one has ended is sent if `overlap` is `allow`, and not if it is `skip`.
 
         Raises:
             DeclarationError: An option is wrong, or there is a schedule of this name already.
@@ -394,12 +380,8 @@ class Bridge(Parts):
     def on(self, name: HookName, *, task: str | None = None) -> Callable[[HookT], HookT]:
         """Return a decorator that adds a hook, such as `@bridge.on("dead")`; it is called with an `Event`.
 
-        Args:
-            name: The hook's name.
-            task: The names of the tasks whose messages it is called for, such as `shop.*`; None is all.
-
-        Raises:
-            ValueError: There is no such hook, or it is not about a message, so that `task` can't be given.
+        `task` names those whose messages it is called for, such as `shop.*`; None is all. Raises `ValueError` if there
+        is no such hook, or it is not about a message, so that `task` can't be given.
         """
         hooks = self.hooks.named(name)
         if task is not None and name.startswith("worker_"):
@@ -430,12 +412,8 @@ class Bridge(Parts):
         A run goes on as if the task's body stood in a `with` statement for each of them, in the order in which they
         are declared, before those of the task itself. What they raise is the attempt's error, as if the task raised it.
 
-        Args:
-            function: A generator function, or an async generator function, whose parameter is the run.
-            task: The names of the tasks that it is for, such as `shop.*`; None is all.
-
-        Raises:
-            DeclarationError: It is neither.
+        The function is a generator function, or an async generator function, whose parameter is the run; else this
+        raises `DeclarationError`. `task` names the tasks that it is for, such as `shop.*`; None is all.
         """
         if function is None:
             return partial(self.around, task=task)
@@ -456,10 +434,8 @@ class Bridge(Parts):
         """Return a task by its name, to be sent; another process may declare it, and runs it (rule S10).
 
         If this process does not, messages go where the routes say, or to the default queue, unless `using` says
-        otherwise, and their arguments are not looked at before a worker has them.
-
-        Raises:
-            DeclarationError: It can't be the name of a task.
+        otherwise, and their arguments are not looked at before a worker has them. For what can't be the name of a task
+        this raises `DeclarationError`.
         """
         declaration = self._tasks.get(task)
         if declaration is None or declaration is PROBE:
@@ -467,12 +443,7 @@ class Bridge(Parts):
         return Sendable(self._sending, declaration)
 
     def send(self, task: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
-        """Send a task by its name, which another process may declare: `bridge.send("shop.report", "eu")`.
-
-        Raises:
-            DeclarationError: It can't be the name of a task.
-            TypeError, EncodeError, UnknownQueue, MessageTooLarge, BrokerUnavailable: As `Task.send` does.
-        """
+        """Send a task by its name, as in `bridge.send("shop.report", "eu")`; see `named` and `Task.send`."""
         return self.named(task).send(*args, **kwargs)
 
     async def asend(self, task: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
@@ -480,12 +451,7 @@ class Bridge(Parts):
         return await self.named(task).asend(*args, **kwargs)
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """Send any number of calls of any tasks in pipelined batches, and return their handles in order (rule S5).
-
-        Raises:
-            SendError: Some were not sent; it says which.
-            EncodeError, UnknownQueue, MessageTooLarge: As `Task.send` does; then nothing was sent.
-        """
+        """Do as `Task.send_many`, with calls of any tasks."""
         return self._sending.send_many(calls)
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
@@ -495,37 +461,16 @@ class Bridge(Parts):
     # Running
 
     def run_until_idle(self, *, max_runs: int = 10_000) -> int:
-        """Run all that waits and all that is parked, here and now, on a virtual clock; only on `inline://`.
+        """Run all that waits and all that is parked, here and now, and return the number of runs; only on `inline://`.
 
-        The clock jumps to each due time, so that a task with hour-long backoffs ends in milliseconds.
-
-        Args:
-            max_runs: How many runs there may be.
-
-        Returns:
-            The number of runs.
-
-        Raises:
-            UnsupportedError: The bridge is not `inline://`.
-            TaskBridgeError: It isn't idle after `max_runs`.
+        The virtual clock jumps to each due time, so that a task with hour-long backoffs ends in milliseconds. Raises
+        `TaskBridgeError` if it isn't idle after `max_runs`, and `UnsupportedError` if the bridge is not `inline://`.
         """
         runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
         return runs
 
     def run_schedules(self, until: When, *, max_runs: int = 10_000) -> int:
-        """Run all that is due up to a time, by schedules too, here and now, on a virtual clock; only on `inline://`.
-
-        Args:
-            until: How far the clock goes: a time from now, or an aware datetime.
-            max_runs: How many runs there may be.
-
-        Returns:
-            The number of runs.
-
-        Raises:
-            UnsupportedError: The bridge is not `inline://`.
-            TaskBridgeError: There were more runs.
-        """
+        """Run all that is due up to a time, from now or an aware datetime, by schedules too; see `run_until_idle`."""
         now = self.now()
         moment = now + delay_s(until, now=now, name="until")
         runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
@@ -548,13 +493,8 @@ class Bridge(Parts):
     def embedded_worker(self, *, queues: Sequence[str] = (), threads: int = 4) -> AbstractContextManager[None]:
         """Run a worker in threads of this process while the block runs; on `inline://` and the memory brokers.
 
-        Args:
-            queues: What to consume; all known queues if empty.
-            threads: Tasks at a time.
-
-        Raises:
-            UnsupportedError: The broker is a server: start `taskbridge worker`.
-            UnknownQueue: There is no such queue.
+        It consumes these queues, all known ones if none is named, and runs as many tasks at a time as it has threads.
+        If the broker is a server, this raises `UnsupportedError`: start `taskbridge worker`.
         """
         if self.settings.url.broker != "memory":
             raise UnsupportedError("embedded_worker", self.settings.url.target, "start `taskbridge worker` instead")
@@ -563,12 +503,7 @@ class Bridge(Parts):
         return self.engine.embedded_worker(queues=queues, threads=threads)
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
-        """Return the commands that start the engine's stock workers; what `taskbridge worker` runs.
-
-        Raises:
-            UnsupportedError: Messages live in this process's memory.
-            UnknownQueue: There is no such queue.
-        """
+        """Return the commands of the engine's stock workers; `UnsupportedError` if messages live in this process."""
         if self.settings.url.broker == "memory":
             raise UnsupportedError(
                 "workers", self.settings.url.target, "its messages live in the process that sends them; choose a server"
@@ -587,42 +522,22 @@ class Bridge(Parts):
     # Looking
 
     def check_priorities(self) -> None:
-        """Refuse tasks whose priority their queue does not keep, on the broker that is there (rule RQ2).
-
-        Raises:
-            UnsupportedError: There is one.
-            BrokerUnavailable: The broker doesn't answer.
-        """
+        """Raise `UnsupportedError` for a task whose priority its queue does not keep on this broker (rule RQ2)."""
         for declaration in self.declarations():
             check_priority(self, declaration.name, self.queue_of(declaration.name), declaration.priority)
 
     def counts(self) -> Counts:
-        """Return how much waits in each known queue, and how much is delayed and dead.
-
-        Raises:
-            BrokerUnavailable: The broker doesn't answer.
-        """
+        """Return how much waits in each known queue, and how much is delayed and dead."""
         return self.broker.counts(self.queues())
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first, as they are stored; `dead.list` shows them.
-
-        Raises:
-            BrokerUnavailable: The broker doesn't answer.
-        """
+        """Return the dead letters, the oldest first, as they are stored; `dead.list` shows them."""
         return self.broker.dead_letters()
 
     def health(self, *queues: str, timeout: Duration = 5) -> Health:
         """Return whether workers consume these queues, by a probe in each; all known queues if none is named.
 
-        Args:
-            *queues: Their names.
-            timeout: How long to wait for answers.
-
-        Raises:
-            UnsupportedError: The workers are threads of this process.
-            UnknownQueue: There is no such queue.
-            BrokerUnavailable: The broker doesn't answer.
+        It waits for answers for `timeout` at most. If workers are threads of this process, it is an `UnsupportedError`.
         """
         from taskbridge.health import examine  # here, for few processes ask
 
@@ -641,11 +556,7 @@ class Bridge(Parts):
         super().close()
 
     def reconfigure(self, **given: Any) -> None:
-        """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed.
-
-        Raises:
-            SettingsError: A setting is wrong; then nothing has changed.
-        """
+        """Give the bridge other settings; its tasks and hooks stay. Connections of the former ones are closed."""
         from taskbridge.settings import load  # here, for declaring tasks needs no settings
 
         load(given)
@@ -663,11 +574,7 @@ class Bridge(Parts):
 
     @contextmanager
     def temporarily(self, **given: Any) -> Generator[None, None, None]:
-        """Use some other settings while the block runs, in tests say; all else stays, and then it is as it was.
-
-        Raises:
-            SettingsError: A setting is wrong; then nothing has changed.
-        """
+        """Use some other settings while the block runs, in tests say; all else stays, and then it is as it was."""
         former, is_stopping = self._given, self.is_stopping
         self.reconfigure(**{**former, **given})
         try:
@@ -683,11 +590,7 @@ class Bridge(Parts):
             yield
 
     def move_to(self, url: str) -> None:
-        """Use another engine and broker; all else stays: other settings, tasks and hooks.
-
-        Raises:
-            SettingsError: The URL is wrong; then nothing has changed.
-        """
+        """Use another engine and broker; all else stays: other settings, tasks and hooks."""
         self.reconfigure(**{**self._given, "url": url})
 
 
@@ -717,14 +620,6 @@ def default_bridge() -> Bridge:
 
 
 def configure(url: str | None = None, **settings: Any) -> Bridge:
-    """Give the default bridge its settings, over the environment, and return it.
-
-    Args:
-        url: The engine and broker.
-        **settings: As `Bridge` takes them.
-
-    Raises:
-        SettingsError: A setting is wrong; it says which.
-    """
+    """Give the default bridge its settings, over the environment, and return it; it takes them as `Bridge` does."""
     _default.reconfigure(url=url, **settings)
     return _default

@@ -111,11 +111,7 @@ def entered(message: Message, runner: Runner) -> Generator[None]:
 
 
 def current() -> Context:
-    """Return the context of the task that is running.
-
-    Raises:
-        NoCurrentTaskError: No task is running here.
-    """
+    """Return the context of the task that is running; raise `NoCurrentTaskError` if none is running here."""
     if (found := running.get()) is None:
         raise NoCurrentTaskError("current() was called outside a running task")
     message, runner = found

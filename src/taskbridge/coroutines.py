@@ -24,9 +24,6 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
     What is raised in this thread meanwhile (for the run takes too long, is cancelled, or its worker stops) cancels it,
     and is raised when it has ended: what it does about its being cancelled, as in a `finally`, is part of the run.
-
-    Args:
-        coroutine: The user's; its own exceptions are raised here.
     """
     with _started(coroutine) as outcome:
         _wait(outcome)

@@ -125,6 +125,9 @@ class Replayed:
 class DeadLetters:
     """The dead letters of a bridge's namespace, whichever engine they come from; `Bridge.dead` is one.
 
+    Its methods raise `BrokerUnavailable` if the broker doesn't answer within `send_timeout`. What replays or forgets
+    letters may have done a part by then; to do it again is safe.
+
     Attributes:
         redacts: Whether there is a `redact` function.
     """
@@ -156,7 +159,6 @@ class DeadLetters:
 
         Raises:
             ValueError: `limit` is under 1, or `after` comes from no page.
-            BrokerUnavailable: The broker doesn't answer within `send_timeout`.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
@@ -170,12 +172,7 @@ class DeadLetters:
         )
 
     def get(self, id: str) -> DeadEntry:
-        """Return one dead letter.
-
-        Raises:
-            NoSuchDeadLetter: There is none of this id.
-            BrokerUnavailable: The broker doesn't answer within `send_timeout`.
-        """
+        """Return one dead letter; raise `NoSuchDeadLetter` if there is none of this id."""
         found = self._bridge.broker.dead_letters([id])
         if not found:
             raise NoSuchDeadLetter(id)
@@ -204,14 +201,8 @@ class DeadLetters:
 
         Id, arguments, headers, queue, priority and the time of sending stay. An expiry that has passed no longer
         counts. Each letter moves in one step: whoever is killed meanwhile, it is dead or waits, never both and never
-        neither. On RabbitMQ nobody else can read the dead letters meanwhile.
-
-        Args:
-            ids: One id, or several.
-            progress: Called again and again with how many letters were looked at by now.
-
-        Raises:
-            BrokerUnavailable: Not all were replayed; to do it again is safe.
+        neither. On RabbitMQ nobody else can read the dead letters meanwhile. `progress` is called again and again with
+        how many letters were looked at by now.
         """
         return self._replay(_filter(None, None, None), _ids(ids), progress)
 
@@ -223,29 +214,17 @@ class DeadLetters:
         queue: str | None = None,
         progress: Progress | None = None,
     ) -> Replayed:
-        """Send all dead letters again, or those that `list` finds by these filters; see `replay`.
-
-        Raises:
-            BrokerUnavailable: Not all were replayed; to do it again is safe.
-        """
+        """Send all dead letters again, or those that `list` finds by these filters; see `replay`."""
         return self._replay(_filter(task, reason, queue), None, progress)
 
     def purge(self, ids: str | Iterable[str], *, progress: Progress | None = None) -> tuple[str, ...]:
-        """Forget dead letters for good, and return the ids of those that were there; `progress` as for `replay`.
-
-        Raises:
-            BrokerUnavailable: Not all were forgotten; to do it again is safe.
-        """
+        """Forget dead letters for good, and return the ids of those that were there; `progress` as for `replay`."""
         return self._take(lambda _: Taken(), _ids(ids), progress)
 
     def purge_all(
         self, *, task: str | None = None, reason: str | None = None, queue: str | None = None
     ) -> tuple[str, ...]:
-        """Forget all dead letters for good, or those that `list` finds by these filters, and return their ids.
-
-        Raises:
-            BrokerUnavailable: Not all were forgotten; to do it again is safe.
-        """
+        """Forget all dead letters for good, or those that `list` finds by these filters, and return their ids."""
         matches = _filter(task, reason, queue)
         return self._take(lambda letter: Taken() if matches(letter) else None, None)
 

@@ -99,11 +99,7 @@ class Declaration:
         return arguments.arguments
 
     def fitted(self, args: list[Any], kwargs: dict[str, Any], form: int) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments that a message of this form holds as the function gets them.
-
-        Raises:
-            TypeError: They don't fit the signature, or the type hints.
-        """
+        """Return a message's arguments as the function gets them; `TypeError` if they don't fit signature and hints."""
         self.check(args, kwargs)
         hints = self.hints
         if hints is None and form == 1:
@@ -201,15 +197,7 @@ OPTIONS: Final = ("name", *_FIELDS, *_SCHEDULE_OPTIONS)
 
 
 def declare(function: Callable[..., Any], **options: Any) -> Declaration:
-    """Return the declaration of a task.
-
-    Args:
-        function: What the decorator stands above.
-        **options: See `Bridge.task`.
-
-    Raises:
-        DeclarationError: An option is unknown or has a wrong value, or the function can't be a task.
-    """
+    """Return the declaration of a function as a task, with the options of `Bridge.task`; else `DeclarationError`."""
     for option in options:
         if option not in OPTIONS:
             from taskbridge import remedies  # here, for only errors need it
@@ -270,11 +258,7 @@ def checked_name(name: Any) -> str:
 
 
 def undeclared(name: str) -> Declaration:
-    """Return what stands for a task that another process declares: it can be sent with any arguments.
-
-    Raises:
-        DeclarationError: It can't be the name of a task.
-    """
+    """Return what stands for a task that another process declares: it can be sent with any arguments."""
 
     def elsewhere(*args: Any, **kwargs: Any) -> Any:
         """Stand for a function that is not here."""

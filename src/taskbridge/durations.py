@@ -14,16 +14,7 @@ When = timedelta | int | float | datetime
 
 
 def seconds(duration: Duration, *, name: str) -> float:
-    """Return a duration in seconds, at least 0.
-
-    Args:
-        duration: What the user gave.
-        name: How errors name it.
-
-    Raises:
-        ValueError: It is negative or not finite.
-        TypeError: It is not a duration.
-    """
+    """Return a duration in seconds; raise `ValueError` if it is negative or not finite, `TypeError` if it is none."""
     if isinstance(duration, timedelta):
         value = duration.total_seconds()
     elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
@@ -49,11 +40,7 @@ def moment(instant: float | None) -> datetime | None:
 
 
 def timestamp(moment: datetime, *, name: str) -> float:
-    """Return an aware datetime as seconds since the epoch.
-
-    Raises:
-        ValueError: The datetime is naive.
-    """
+    """Return an aware datetime as seconds since the epoch; raise `ValueError` for a naive one."""
     if moment.tzinfo is None or moment.utcoffset() is None:
         raise ValueError(
             f"{name} is a naive datetime ({moment.isoformat()}); give it a time zone, "
@@ -63,12 +50,7 @@ def timestamp(moment: datetime, *, name: str) -> float:
 
 
 def delay_s(when: When, *, now: float, name: str) -> float:
-    """Return the seconds from now until a time, 0 if it is past.
-
-    Raises:
-        ValueError: A naive datetime, or a negative or endless duration.
-        TypeError: Neither a duration nor a datetime.
-    """
+    """Return the seconds from now until a time, 0 if it is past; raises as `seconds` and `timestamp`."""
     if isinstance(when, datetime):
         return max(0.0, timestamp(when, name=name) - now)
     return seconds(when, name=name)

@@ -70,10 +70,7 @@ class Handle(Generic[R_co]):
         """Wait until the message is at its end, and return what the task returned, equal and of the same type (RS).
 
         On `inline://?threads=0`, where nobody else runs anything, this runs what waits and what is parked until the
-        message has ended; the clock jumps to each due time.
-
-        Args:
-            timeout: How long to wait at most; None waits for ever.
+        message has ended; the clock jumps to each due time. Without a `timeout` it waits for ever.
 
         Raises:
             TaskFailed: It is dead.
@@ -97,12 +94,8 @@ class Handle(Generic[R_co]):
         started it. `running` says that it runs, and that the task sees `current().cancelled` from now on; whatever
         becomes of this run, there is no further one. Any other state is its end, which came before.
 
-        Args:
-            interrupt: Whether to raise `Cancelled` in the run, if it runs: within 2 s, but not in the middle of a call
-                into C. In a coroutine, `asyncio.CancelledError` is raised.
-
-        Raises:
-            UnsupportedError, NoSuchRecord, StoreUnavailable: As `status` does.
+        With `interrupt`, `Cancelled` is raised in the run, if it runs: within 2 s, but not in the middle of a call into
+        C. In a coroutine, `asyncio.CancelledError` is raised. This itself raises what `status` raises.
         """
         return self._results().cancel(self.id, task=self.task, interrupt=interrupt)
 

@@ -46,12 +46,7 @@ class Health:
 
 
 def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
-    """Put a probe in each queue, and wait until workers of this URL's engine have answered.
-
-    Raises:
-        UnsupportedError: The workers are threads of this process.
-        BrokerUnavailable: The broker doesn't answer.
-    """
+    """Put a probe in each queue, and wait until workers of this URL's engine answered; raises as `Bridge.health`."""
     if not isinstance(broker, SignBroker):
         raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()

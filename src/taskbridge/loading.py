@@ -37,16 +37,10 @@ class LoadError(TaskBridgeError):
 def load_bridge(app: str, *, url: str | None = None) -> Bridge:
     """Import an application's module and return its bridge.
 
-    The current directory is importable, as it is for the command lines of Celery and Dramatiq.
-
-    Args:
-        app: `MODULE` or `MODULE:BRIDGE`. Without a name the bridge is the module's own, if it has exactly one, and
-            else the default bridge.
-        url: Wins over every other choice of the URL; the variable `TASKBRIDGE_APP_URL` if None.
-
-    Raises:
-        LoadError: There is no such module or bridge, or the module can't be imported; it says why, in one line.
-        SettingsError: The URL is wrong.
+    The current directory is importable, as it is for the command lines of Celery and Dramatiq. `app` is `MODULE` or
+    `MODULE:BRIDGE`; without a name the bridge is the module's own, if it has exactly one, and else the default bridge.
+    The URL, or `TASKBRIDGE_APP_URL`, wins over every other choice. Raises `LoadError`, which says why in one line, and
+    `SettingsError` if the URL is wrong.
     """
     module_name, colon, attribute = app.partition(":")
     _check_names(app, module_name, attribute if colon else None)

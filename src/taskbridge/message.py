@@ -168,11 +168,7 @@ class Message:
         return len(json.dumps(dict(self.headers)))
 
     def check_rare(self) -> None:
-        """Refuse what a worker would refuse to read; all else is made in a way that it can't.
-
-        Raises:
-            EncodeError: The expiry or a header can't be sent.
-        """
+        """Raise `EncodeError` if a worker would refuse the expiry or a header; it can read all else as it is made."""
         if self.expires_at is not None and not 0 <= self.expires_at <= END_OF_TIME:
             raise EncodeError("expires", "it is too far away; leave it out for a message that never expires")
         for name, value in self.headers.items():
@@ -180,10 +176,9 @@ class Message:
                 raise EncodeError(f"headers[{name!r}]", HEADERS_ARE)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the positional and the keyword arguments, new objects each time; see `Declaration.fitted`.
+        """Return the positional and the keyword arguments, for `Declaration.fitted`: new objects each time.
 
-        Raises:
-            DecodeError: They are not in the codec's form.
+        Raises `DecodeError` if they are not in the codec's form.
         """
         if self.plain is not None:
             args, kwargs = self.plain
@@ -195,11 +190,7 @@ class Message:
         return replace(self, attempt=self.attempt + 1, error=ErrorInfo.of(error), **_FRESH)
 
     def replayed(self, now: float) -> Message:
-        """Return the message as it starts again at attempt 1 (rule L2); an expiry that has passed no longer counts.
-
-        Args:
-            now: In seconds since the epoch.
-        """
+        """Return the message as it starts again at attempt 1 (rule L2), less an expiry before `now` (epoch seconds)."""
         expired = self.expires_at is not None and self.expires_at <= now
         expires_at = None if expired else self.expires_at
         return replace(self, attempt=1, error=None, expires_at=expires_at, replays=self.replays + 1, **_FRESH)
@@ -230,12 +221,7 @@ class Message:
 
 
 def loads(text: str | bytes) -> Message:
-    """Return the message that `Message.dumps` wrote.
-
-    Raises:
-        NewerFormError: A newer release wrote it.
-        DecodeError: It is no message.
-    """
+    """Return the message that `Message.dumps` wrote; else raise `DecodeError`, or `NewerFormError` for a newer form."""
     return checked(_message(_object(text)))
 
 
@@ -259,19 +245,9 @@ def loads_meta(
     kwargs: Mapping[str, Any],
     texts: tuple[str, str] | None = None,
 ) -> Message:
-    """Return the message whose other half `Message.dumps_meta` wrote.
+    """Return the message whose other half `Message.dumps_meta` wrote; raises as `loads`.
 
-    Args:
-        text: What it wrote.
-        id: The message's id.
-        task: The task's name.
-        args: The positional arguments, decoded from JSON.
-        kwargs: The keyword arguments, decoded from JSON.
-        texts: Both as JSON, in ASCII, if whoever read them still has it.
-
-    Raises:
-        NewerFormError: A newer release wrote it.
-        DecodeError: It is not what `dumps_meta` writes.
+    `args` and `kwargs` are decoded from JSON; `texts` are both as JSON, in ASCII, if whoever read them still has it.
     """
     try:
         fields = _fields(_object(text))
@@ -287,10 +263,9 @@ def loads_meta(
 
 
 def checked(message: Message) -> Message:
-    """Return a message that was read, if its id and names can be kept: others' clients choose theirs.
+    """Return a message that was read, or raise `DecodeError` if others chose an id or a name that can't be kept.
 
-    Raises:
-        DecodeError: PostgreSQL, say, takes no NUL, UTF-8 has no half of a surrogate pair, and terminals obey others.
+    PostgreSQL, say, takes no NUL, UTF-8 has no half of a surrogate pair, and terminals obey others.
     """
     names = f"{message.id}{message.task}{message.queue}"
     if 0 < len(message.id) <= LONGEST_ID and names.isascii() and names.isprintable():  # as nearly always
@@ -503,11 +478,7 @@ class DeadLetter:
 
 
 def loads_letter(text: str | bytes) -> DeadLetter:
-    """Return the dead letter that `DeadLetter.dumps` wrote.
-
-    Raises:
-        DecodeError: It is no dead letter.
-    """
+    """Return the dead letter that `DeadLetter.dumps` wrote; raise `DecodeError` if it is none."""
     data = _object(text)
     try:
         error, raw, message = data["error"], data["raw"], data["message"]

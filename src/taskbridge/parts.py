@@ -152,11 +152,7 @@ class Parts:
 
     @property
     def engine(self) -> Engine:
-        """The engine, joined to this bridge; imports it.
-
-        Raises:
-            NotInstalledError: The engine is not installed.
-        """
+        """The engine, joined to this bridge; imports it, or raises `NotInstalledError`."""
         self._part("joined", self._join)
         return self._part("engine", self._make_engine)
 
@@ -168,11 +164,7 @@ class Parts:
 
     @property
     def native(self) -> Any:
-        """The Celery app or the Dramatiq broker, for whoever needs the engine itself; imports the engine.
-
-        Raises:
-            NotInstalledError: The engine is not installed.
-        """
+        """The Celery app or the Dramatiq broker, for whoever needs the engine itself; imports it, as `engine` does."""
         return self.engine.native
 
     def close(self) -> None:

@@ -226,10 +226,7 @@ def _found(id: str, ask: Callable[[], Status | None]) -> Status:
 def outcome_of(record: Status, declaration: Declaration | None) -> Any:
     """Return what the task of a final record returned; its declaration says of which classes that may be.
 
-    Raises:
-        TaskFailed, TaskCancelled, TaskDiscarded: It did not return.
-        ResultNotEncodable: It returned what can't be recorded.
-        DecodeError: A newer release wrote a value that this one can't read, or its class is not known here.
+    Raises as `Handle.result`, and `DecodeError` for a newer release's value, or one whose class is not known here.
     """
     match record.state:
         case "done" if record.reason:
@@ -275,11 +272,7 @@ def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any
 
 
 def _deadline(timeout: Duration | None) -> float:
-    """Return until when to wait, by the monotonic clock.
-
-    Raises:
-        ResultInTask: A task of this process asks, and would wait.
-    """
+    """Return until when to wait, by the monotonic clock; raise `ResultInTask` if a task asks, and would wait."""
     wait_s = inf if timeout is None else seconds(timeout, name="timeout")
     if wait_s > 0 and (task := running.get()) is not None:
         raise ResultInTask(task[0].task)

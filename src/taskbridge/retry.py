@@ -119,14 +119,9 @@ class RetryPolicy:
         return cls(max_attempts=1)
 
     def wait_s(self, attempt: int, *, message_id: str) -> float:
-        """Return the seconds between this attempt and the next.
+        """Return the seconds between the attempt that failed (1 is the first run) and the next.
 
-        Args:
-            attempt: The one that failed; 1 is the first run.
-            message_id: What the jitter is drawn from, together with the attempt.
-
-        Returns:
-            At least 0, at most `max_delay`, or the longest of `delays`.
+        At least 0, at most `max_delay`, or the longest of `delays`; jitter is drawn from the id and the attempt.
         """
         return self._base_s(attempt) * (1 - self.jitter * _draw(message_id, attempt))
 
@@ -237,14 +232,7 @@ class Interrupted(BaseException):
 
 
 def judge(policy: RetryPolicy, *, attempt: int, message_id: str, error: BaseException) -> Verdict:
-    """Return what becomes of a message whose attempt failed (rule R2).
-
-    Args:
-        policy: The task's, as declared where the attempt ran.
-        attempt: The one that failed; 1 is the first run.
-        message_id: What the jitter is drawn from.
-        error: What the task raised.
-    """
+    """Return what becomes of a message whose attempt failed (rule R2), by the policy declared where it ran."""
     if isinstance(error, Interrupted):
         return GivenBack()
     if isinstance(error, Cancelled):

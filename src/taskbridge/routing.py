@@ -17,11 +17,7 @@ _RESERVED_ENDINGS: Final = (".DQ", ".XQ")
 
 
 def check_queue_name(name: object) -> str:
-    """Return a queue's name if it is one.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Return a queue's name if it is one; else raise `ValueError`."""
     if not isinstance(name, str) or not _QUEUE_NAME.fullmatch(name):
         raise ValueError(
             f"queue name {name!r} must be up to 100 letters, digits, '.', '_' or '-', and start with a letter or '_'"
@@ -38,11 +34,7 @@ QUEUE_TYPES: Final[tuple[QueueType, ...]] = ("classic", "quorum")
 
 
 def check_queue_type(value: object) -> QueueType:
-    """Return the type of a queue if it is one.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Return the type of a queue if it is one; else raise `ValueError`."""
     for each in QUEUE_TYPES:
         if value == each:
             return each
@@ -51,14 +43,11 @@ def check_queue_type(value: object) -> QueueType:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A known queue, for the setting `queues`: `Queue("bulk", type="quorum")`.
+    """A known queue, for the setting `queues`: `Queue("bulk", type="quorum")`; `ValueError` if name or type is wrong.
 
     Args:
         name: Its name.
         type: Its type on RabbitMQ; None is that of the setting `queue_type`. On other brokers it says nothing.
-
-    Raises:
-        ValueError: The name or the type is none.
     """
 
     name: str

@@ -91,14 +91,7 @@ def plugins(group: str) -> dict[str, str]:
 
 
 def parse_url(url: Any) -> Address:
-    """Return the parts of a bridge's URL.
-
-    Args:
-        url: Such as `inline://`, `celery+redis://localhost:6379/0`, `dramatiq+amqp://guest:guest@rabbit//`.
-
-    Raises:
-        ValueError: It is not one of these.
-    """
+    """Return the parts of a bridge's URL, such as `dramatiq+amqp://guest:guest@rabbit//`; else `ValueError`."""
     scheme, separator, rest = _string(url).partition("://")
     if not separator:
         raise ValueError("it must look like 'celery+redis://localhost:6379/0' or 'inline://'")
@@ -141,11 +134,7 @@ def _split(url: str) -> SplitResult:
 
 
 def hosts_of(netloc: str) -> list[tuple[str, int | None]]:
-    """Return the hosts, and the ports where they are given, of a URL's part `user:password@host:port,host:port`.
-
-    Raises:
-        ValueError: A port is no number from 0 to 65535.
-    """
+    """Return hosts, and ports if given, of a URL's `user:password@host:port,host:port`; `ValueError` for a bad port."""
     places = [urlsplit(f"//{place}") for place in netloc.rpartition("@")[2].split(",")]
     return [(place.hostname or "", place.port) for place in places]
 
@@ -487,14 +476,9 @@ _NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRA
 
 
 def load(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> tuple[Settings, bool]:
-    """Return checked settings, and whether anyone chose the URL.
+    """Return checked settings, and whether anyone chose the URL; `SettingsError` if a key or a value is wrong.
 
-    Args:
-        given: By key; None stands for not given, but for `result_ttl`.
-        environ: The environment; the process's own if None.
-
-    Raises:
-        SettingsError: A key or value is wrong.
+    They are given by key, and None stands for not given, but for `result_ttl`; `environ` is the process's own if None.
     """
     env = os.environ if environ is None else environ
     chosen: dict[str, Any] = {}

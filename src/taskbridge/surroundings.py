@@ -49,14 +49,9 @@ class Surrounding:
 
 
 def surrounding(function: Any, glob: str = "*") -> Surrounding:
-    """Return what a function of the application's does around runs.
+    """Return what a generator function, or an async one, does around runs of the tasks whose names match a glob.
 
-    Args:
-        function: A generator function or an async generator function, decorated by `contextlib`'s decorators or not.
-        glob: The names of the tasks that it is for.
-
-    Raises:
-        TypeError: It is neither, or can't be called with the run.
+    `contextlib`'s decorators may stand above it. If it is neither, or can't be called with the run: `TypeError`.
     """
     inner = unwrap(function)
     is_async = isasyncgenfunction(inner)

@@ -66,11 +66,7 @@ class Call(Generic[R_co]):
     options: SendOptions
 
     def encoded(self) -> tuple[str, str, int]:
-        """Return the arguments as they are sent: `Message.args_json`, `kwargs_json`, and `form`, which they need.
-
-        Raises:
-            EncodeError: An argument can't be put in a message.
-        """
+        """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
         args, kwargs, hints = self.args, self.kwargs, self.declaration.hints
         if hints is None:
             return codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs") if kwargs else "{}", 1
@@ -151,11 +147,7 @@ class Sendable(Generic[P, R]):
         return type(self)(self._sender, self._declaration, options)
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Return a call to be sent with `send_many`.
-
-        Raises:
-            TypeError: The arguments don't fit the function.
-        """
+        """Return a call to be sent with `send_many`; raise `TypeError` if the arguments don't fit the function."""
         self._declaration.check(args, kwargs)
         return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options)
 
@@ -176,10 +168,8 @@ class Sendable(Generic[P, R]):
     def schedule(self, when: When, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Send the task so that it starts later: after a time, or at an aware datetime (rules D).
 
-        Raises:
-            ValueError: `when` is a naive datetime, negative, or more than 8 years ahead.
-            TypeError: `when` is no time, or the arguments don't fit the function.
-            EncodeError, UnknownQueue, MessageTooLarge, BrokerUnavailable: As `send` does.
+        Raises what `send` raises, `ValueError` if `when` is a naive datetime, negative, or more than 8 years ahead, and
+        `TypeError` if it is no time.
         """
         return self._sender.send_call(self.call(*args, **kwargs), when=_given(when))
 
@@ -196,9 +186,8 @@ class Sendable(Generic[P, R]):
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls in pipelined batches, and return their handles in order (rule S5).
 
-        Raises:
-            SendError: Some were not sent; it says which.
-            EncodeError, UnknownQueue, MessageTooLarge: As `send` does; then nothing was sent.
+        Raises `SendError`, which says which were not sent; and `EncodeError`, `UnknownQueue` and `MessageTooLarge`, as
+        `send` does, before anything is sent.
         """
         return self._sender.send_many(calls)
 
