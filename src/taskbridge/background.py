@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SLICE_S: Final = 0.1
-"""How long a thread sleeps at a time while it waits for another: only in between, exceptions are raised in it."""
+_SLICE_S: Final = 0.1  # how long a thread sleeps at a time while it waits: only in between, exceptions are raised in it
 
 
 async def in_thread(act: Callable[[], T]) -> T:

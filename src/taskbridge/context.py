@@ -17,11 +17,8 @@ from taskbridge.retry import ErrorInfo
 if TYPE_CHECKING:
     from taskbridge.runner import Runner
 
-LONGEST_NOTE: Final = 200
-"""How many characters of a progress's note are kept."""
-
-MOST_PROGRESS: Final = 1e300
-"""How much can be done, or to do."""
+LONGEST_NOTE: Final = 200  # how many characters of a progress's note are kept
+MOST_PROGRESS: Final = 1e300  # how much can be done, or to do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,11 +21,8 @@ from taskbridge.stores.entries import Held
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
 
-DEFAULT_LIMIT: Final = 100
-"""How many dead letters `DeadLetters.list` returns unless it is told otherwise."""
-
-_CLAIMED_TOGETHER: Final = 100
-"""How many unique messages are replayed at a time."""
+DEFAULT_LIMIT: Final = 100  # how many dead letters `DeadLetters.list` returns unless it is told otherwise
+_CLAIMED_TOGETHER: Final = 100  # how many unique messages are replayed at a time
 
 _log = logger("taskbridge.dead")
 

@@ -165,8 +165,7 @@ def _time_limit(value: Any, name: str = "time_limit") -> float:
     return limit_s
 
 
-_A_DAY_S: Final = 86_400.0
-"""No number of seconds above this is taken for a time limit: most are milliseconds, as Dramatiq has them."""
+_A_DAY_S: Final = 86_400.0  # no number above this is a time limit: most are milliseconds, as Dramatiq has them
 
 
 def _around(functions: Any) -> tuple[Surrounding, ...]:
@@ -191,9 +190,7 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
 """The options that are fields of a declaration: the field, and what checks the value; None leaves a field as it is."""
 
 _SCHEDULE_OPTIONS: Final = ("cron", "every", "timezone", "schedules", "catch_up", "overlap")
-
-OPTIONS: Final = ("name", *_FIELDS, *_SCHEDULE_OPTIONS)
-"""The options of the decorator; the set is closed."""
+OPTIONS: Final = ("name", *_FIELDS, *_SCHEDULE_OPTIONS)  # the options of the decorator; the set is closed
 
 
 def declare(function: Callable[..., Any], **options: Any) -> Declaration:
@@ -291,8 +288,7 @@ def _schedules(task: str, of: Signature, results: bool, options: dict[str, Any])
     return tuple(found)
 
 
-_MAIN: Final = ("__main__", "__mp_main__")
-"""The names of a script's own module: in the process, and in a process that `multiprocessing` starts anew."""
+_MAIN: Final = ("__main__", "__mp_main__")  # a script's own module: in the process, and in those of `multiprocessing`
 
 
 def default_name(function: Callable[..., Any]) -> str:

@@ -16,19 +16,13 @@ from typing import Any, Final
 
 from taskbridge import locks
 
-MOST_TEXT: Final = 2_000
-"""How many characters of an exception's text are kept."""
-
-MOST_TRACEBACK: Final = 32_000
-"""How many characters of a traceback are kept: its beginning and its end."""
-
+MOST_TEXT: Final = 2_000  # how many characters of an exception's text are kept
+MOST_TRACEBACK: Final = 32_000  # how many characters of a traceback are kept: its beginning and its end
 _MOST_NAME: Final = 200
 _MOST_LINKS: Final = 10
 _MOST_NOTES: Final = 10
 _MOST_FRAMES: Final = 100
-_MOST_PRINTED: Final = 8 * MOST_TRACEBACK
-"""How many characters others may write of an exception that they format themselves, as of a deep stack."""
-
+_MOST_PRINTED: Final = 8 * MOST_TRACEBACK  # of what others write who format it themselves, as of a deep stack
 _CAUSE: Final = "The above exception was the direct cause of the following exception:"
 _CONTEXT: Final = "During handling of the above exception, another exception occurred:"
 

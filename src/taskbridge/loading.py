@@ -19,9 +19,7 @@ from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 from taskbridge.schedules import sender
 
-URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"
-"""The environment variable with a URL that wins over all others, even one that the module itself chooses."""
-
+URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"  # its URL wins over all others, even over what the module chooses
 _WORD: Final = re.compile(r"[^\W\d]\w*")
 _PACKAGE: Final = str(Path(__file__).parent) + os.sep
 

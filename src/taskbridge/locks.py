@@ -23,13 +23,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger("taskbridge")
 
-_FORK_WAITS_S: Final = 5.0
-"""How long a fork waits for `no_fork` blocks of other threads, which may themselves wait for the forking one."""
-
+_FORK_WAITS_S: Final = 5.0  # how long a fork waits for `no_fork` blocks of others, which may themselves wait for it
 _living: Final[WeakSet[Any]] = WeakSet()
-
-_inherited: Final[list[Any]] = []
-"""What a fork brought along. It is the parent's, and never collected as garbage: that could close its connections."""
+_inherited: Final[list[Any]] = []  # the parent's, and never collected as garbage: that could close connections
 
 
 def Lock() -> threading.Lock:

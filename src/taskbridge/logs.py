@@ -10,8 +10,7 @@ from typing import Final
 
 from taskbridge.failures import MOST_TEXT, clipped, is_ordinary, traceback_of
 
-_MOST_VALUE: Final = 500
-"""How many characters of a value are logged, such as of a name that somebody else has chosen."""
+_MOST_VALUE: Final = 500  # how many characters of a value are logged, such as of a name that somebody else has chosen
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # C0 and C1: line ends, and what begins a terminal's commands

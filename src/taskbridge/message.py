@@ -23,19 +23,12 @@ FORM: Final = 2
 """
 
 TYPED_FORM: Final = 2
-
-LONGEST_ID: Final = 255
-"""How many bytes an id has at most, in UTF-8: AMQP's short strings take no more, nor an index of a database much."""
-
-MOST_HEADER_BYTES: Final = 65_536
-"""How many bytes a message's headers may take: on RabbitMQ, they and what an engine adds must fit into one frame."""
-
-END_OF_TIME: Final = 2.5e11
-"""The last second that a message may name, in the year 9892: `datetime` does not hold much more."""
+LONGEST_ID: Final = 255  # bytes, in UTF-8: AMQP's short strings take no more, nor an index of a database much
+MOST_HEADER_BYTES: Final = 65_536  # on RabbitMQ, they and what an engine adds must fit into one frame
+END_OF_TIME: Final = 2.5e11  # the last second that a message may name, in the year 9892: `datetime` holds little more
 
 Priority = Literal["low", "normal", "high", "critical"]
-PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
-"""Every priority, the lowest first."""
+PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")  # every priority, the lowest first
 
 
 def checked_priority(priority: Any) -> Priority:
@@ -58,8 +51,7 @@ def is_id(id: object) -> TypeGuard[str]:
 
 
 _TOGETHER: Final = 64
-_VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
-"""The digit that says how the id is laid out, of which two bits are free."""
+_VARIANTS: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # of the id's layout; two bits are free
 
 
 class _Drawn(deque[str]):
@@ -313,8 +305,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-_ALWAYS: Final = 5
-"""How many fields each message has beside id, task and arguments: the form, and the four above."""
+_ALWAYS: Final = 5  # how many fields each message has beside id, task and arguments: the form, and the four above
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
@@ -426,8 +417,7 @@ _USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)
 _rare_values: Final = attrgetter(*_BY_DICT)
 
 
-RAW: Final = "raw-"
-"""What the ids of dead letters begin with that could not be read."""
+RAW: Final = "raw-"  # what the ids of dead letters begin with that could not be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

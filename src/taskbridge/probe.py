@@ -12,14 +12,9 @@ from typing import Final
 from taskbridge.declaration import Declaration
 from taskbridge.message import Message, new_id
 
-PROBE: Final = "taskbridge.probe"
-"""The task of a probe; no application can declare one of this name."""
-
-ANSWER_LIFE_S: Final = 60.0
-"""How long an answer can be seen, if who asked doesn't remove it."""
-
-BUSY_LIFE_S: Final = 2.5
-"""How long a worker counts as busy after it last said so."""
+PROBE: Final = "taskbridge.probe"  # the task of a probe; no application can declare one of this name
+ANSWER_LIFE_S: Final = 60.0  # how long an answer can be seen, if who asked doesn't remove it
+BUSY_LIFE_S: Final = 2.5  # how long a worker counts as busy after it last said so
 
 
 DECLARATION: Final = Declaration(

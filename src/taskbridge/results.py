@@ -45,12 +45,9 @@ T = TypeVar("T")
 
 _log = logger("taskbridge.results")
 
-_THREADS: Final = 4
-"""How many threads ask the store for all who await."""
-
-_WARNS_AFTER_S: Final = 10.0
-_WARNS_AGAIN_S: Final = 60.0
-"""After how long whoever waits for a result is told that no worker consumes a queue, and how long that does then."""
+_THREADS: Final = 4  # how many threads ask the store for all who await
+_WARNS_AFTER_S: Final = 10.0  # whoever waits for a result is told then that no worker consumes a queue
+_WARNS_AGAIN_S: Final = 60.0  # and not again for so long
 
 _LOOK_AGAIN_S: Final = (5.0, 8.0)
 """After how long at least, and at most, whoever waits looks for the record, though nobody woke them.

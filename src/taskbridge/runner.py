@@ -41,17 +41,10 @@ from taskbridge.timelimit import limited, raise_in_thread
 if TYPE_CHECKING:
     from taskbridge.surroundings import Surrounding
 
-WATCH_S: Final = 0.5
-"""How often a worker process looks for runs that are stuck."""
-
-ORDERLY_S: Final = 1.0
-"""How long a process that ends with a stuck run waits for its other runs to be interrupted."""
-
-ENDS_S: Final = ORDERLY_S + 1.5
-"""How long it may take to end in order: then it has also given back what else it holds."""
-
-_STDERR: Final = 2
-"""The file descriptor; Celery puts something in the place of `sys.stderr` that has none."""
+WATCH_S: Final = 0.5  # how often a worker process looks for runs that are stuck
+ORDERLY_S: Final = 1.0  # how long a process that ends with a stuck run waits for its other runs to be interrupted
+ENDS_S: Final = ORDERLY_S + 1.5  # how long it may take to end in order: then it has also given back what else it holds
+_STDERR: Final = 2  # the file descriptor; Celery puts something in the place of `sys.stderr` that has none
 
 
 def _hears_nothing(*_: object) -> None:

@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "TASKBRIDGE_"
 DEFAULT_URL: Final = "inline://"
 DEFAULT_THREADS: Final = 4
-
-ENGINES: Final = ("celery", "dramatiq")
-"""The built-in engines, but for inline."""
-
-ENGINE_PLUGINS: Final = "taskbridge.engines"
-"""The group of entry points whose names are engines, and whose values are packages like those in `engines/`."""
-
-BROKER_PLUGINS: Final = "taskbridge.brokers"
-"""The group of entry points whose names are URL schemes, and whose values are modules like those in `brokers/`."""
-
-STORE_PLUGINS: Final = "taskbridge.stores"
-"""The group of entry points whose names are schemes of stores, and whose values are modules like those in `stores/`."""
+ENGINES: Final = ("celery", "dramatiq")  # the built-in engines, but for inline
+ENGINE_PLUGINS: Final = "taskbridge.engines"  # entry points: engines by name, packages like those in `engines/`
+BROKER_PLUGINS: Final = "taskbridge.brokers"  # entry points: by URL scheme, modules like those in `brokers/`
+STORE_PLUGINS: Final = "taskbridge.stores"  # entry points: by URL scheme, modules like those in `stores/`
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}|\{[A-Za-z_][A-Za-z0-9_-]{0,47}\}")
 """In braces it is a hash tag: on Redis all keys of the namespace are in one slot."""
@@ -467,9 +459,7 @@ class Settings:
 
 
 _FIELDS: Final = {each.name.removesuffix("_s"): each for each in fields(Settings)}
-
-SETTING_KEYS: Final = tuple(_FIELDS)
-"""The names of all settings."""
+SETTING_KEYS: Final = tuple(_FIELDS)  # the names of all settings
 
 _NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
 """What variables begin with that are no settings: which module a worker loads, and what the tests use."""

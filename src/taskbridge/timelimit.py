@@ -24,8 +24,7 @@ _LONGEST_WAIT_S: Final = 3600.0  # queues refuse to wait for ever by a number
 
 
 _delivering: Final = locks.Lock()
-_by_hand: Final[dict[int, list[type[BaseException]]]] = {}
-"""The threads that take exceptions by hand, and what is there for each."""
+_by_hand: Final[dict[int, list[type[BaseException]]]] = {}  # by thread: the exceptions that it takes by hand
 
 os.register_at_fork(after_in_child=_by_hand.clear)  # a child's threads may get the same numbers
 
