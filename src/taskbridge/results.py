@@ -12,21 +12,9 @@ from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from taskbridge import codec, locks
+from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, seconds
-from taskbridge.exceptions import (
-    DecodeError,
-    NoSuchRecord,
-    ResultInTask,
-    ResultNotEncodable,
-    ResultTimeout,
-    StoreUnavailable,
-    TaskBridgeError,
-    TaskCancelled,
-    TaskDiscarded,
-    TaskFailed,
-)
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.message import is_id
@@ -145,7 +133,7 @@ class Results:
             if not self._bridge.health(record.queue).is_well:
                 text = "the result of message %s is waited for, and no worker consumes its queue %r: start one for it"
                 _log.warning(text, id, record.queue)
-        except TaskBridgeError:
+        except exceptions.TaskBridgeError:
             return  # there will be others who wait
         finally:
             self._looking.release()
@@ -153,7 +141,7 @@ class Results:
     def _outcome(self, record: Status) -> Any:
         """Return the outcome of a record; raise `ResultTimeout` if it is not final."""
         if record.state not in FINAL:
-            raise ResultTimeout(record.id, record.state, "in time")
+            raise exceptions.ResultTimeout(record.id, record.state, "in time")
         return outcome_of(record, self._bridge.declaration_of(record.task))
 
     def _again(self, records: Records, id: str, deadline: float) -> Status | None:
@@ -161,7 +149,7 @@ class Results:
         left_s = _left_s(deadline)
         try:
             record = self._get(records, id)
-        except StoreUnavailable:
+        except exceptions.StoreUnavailable:
             if _left_s(deadline) == 0:
                 raise
             return None
@@ -175,7 +163,7 @@ class Results:
         nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
         record = self._get(records, id)
         if nothing_is_left and record.state not in FINAL:
-            raise ResultTimeout(id, record.state, "and nothing is left to run")
+            raise exceptions.ResultTimeout(id, record.state, "and nothing is left to run")
         return record
 
     def _end_watch(self, watch: asyncio.Future[Callable[[], None]]) -> None:
@@ -216,7 +204,7 @@ def _found(id: str, ask: Callable[[], Status | None]) -> Status:
     """Return the record that the store tells of; raise `NoSuchRecord` if there is none."""
     record = ask() if is_id(id) else None  # no message has another id, and not every store takes it
     if record is None:
-        raise NoSuchRecord(id)
+        raise exceptions.NoSuchRecord(id)
     return record
 
 
@@ -227,16 +215,16 @@ def outcome_of(record: Status, declaration: Declaration | None) -> Any:
     """
     match record.state:
         case "done" if record.reason:
-            raise ResultNotEncodable(id=record.id, task=record.task, problem=record.reason)
+            raise exceptions.ResultNotEncodable(id=record.id, task=record.task, problem=record.reason)
         case "done":
             return None if record.result_json is None else _value_of(record, record.result_json, declaration)
         case "cancelled":
-            raise TaskCancelled(id=record.id, task=record.task)
+            raise exceptions.TaskCancelled(id=record.id, task=record.task)
         case "discarded":
-            raise TaskDiscarded(id=record.id, task=record.task, reason=record.reason)
+            raise exceptions.TaskDiscarded(id=record.id, task=record.task, reason=record.reason)
         case _:
             error = record.error or ErrorInfo(type="", message="")
-            raise TaskFailed(
+            raise exceptions.TaskFailed(
                 id=record.id,
                 task=record.task,
                 reason=record.reason,
@@ -261,18 +249,19 @@ def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any
 
     if declaration is None:
         remedy = "import the module that declares it, whose type hints say how to make it"
-        raise DecodeError(f"the result of task {record.task!r} is of a class, and the task is not known here: {remedy}")
+        problem = f"the result of task {record.task!r} is of a class, and the task is not known here"
+        raise exceptions.DecodeError(f"{problem}: {remedy}")
     try:
         return (declaration.hints or NO_HINTS).result.received(value, "result")
     except TypeError as exc:
-        raise DecodeError(str(exc)) from exc
+        raise exceptions.DecodeError(str(exc)) from exc
 
 
 def _deadline(timeout: Duration | None) -> float:
     """Return until when to wait, by the monotonic clock; raise `ResultInTask` if a task asks, and would wait."""
     wait_s = inf if timeout is None else seconds(timeout, name="timeout")
     if wait_s > 0 and (task := running.get()) is not None:
-        raise ResultInTask(task[0].task)
+        raise exceptions.ResultInTask(task[0].task)
     return monotonic() + wait_s
 
 

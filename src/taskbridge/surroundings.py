@@ -7,15 +7,9 @@ async generators around it are entered and left on the process's event loop, eac
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
@@ -62,14 +56,14 @@ def surrounding(function: Any, glob: str = "*") -> Surrounding:
     except TypeError as exc:
         raise TypeError(f"{_CAN_BE}; {function!r} can't be called with it: {exc}") from None
     if inner is function:
-        function = asynccontextmanager(function) if is_async else contextmanager(function)
+        function = contextlib.asynccontextmanager(function) if is_async else contextlib.contextmanager(function)
     return Surrounding(function, is_async, glob)
 
 
 def call(around: Sequence[Surrounding], function: Callable[[], Any], *, is_coroutine: bool) -> Any:
     """Call a function with what is around it, and return what it returns; None if one of them swallows its error."""
     run, inner = current(), list[Surrounding]()
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for each in around:
             if each.is_async and is_coroutine:
                 inner.append(each)
@@ -79,7 +73,7 @@ def call(around: Sequence[Surrounding], function: Callable[[], Any], *, is_corou
 
 
 async def _surrounded(run: Context, inner: Sequence[Surrounding], function: Callable[[], Awaitable[Any]]) -> Any:
-    async with AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         for each in inner:
             await stack.enter_async_context(each.make(run))
         return await function()
