@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, Type
 
 from taskbridge import locks
 from taskbridge.background import in_thread
-from taskbridge.declaration import Declaration, declare, place_of, same_place, undeclared
+from taskbridge.declaration import Declaration, declare, place_of, undeclared
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
@@ -323,8 +323,8 @@ class Bridge(Parts):
             raise DeclarationError(f"a task can't be called {PROBE.name!r}: that is what workers are probed with")
         with locks.no_fork(), self._lock:
             former = self._tasks.get(declaration.name)
-            if former is not None and not same_place(former.function, function):
-                places = f"declared at {place_of(former.function)}, and this one at {place_of(function)}"
+            if former is not None and (first := place_of(former.function)) != (second := place_of(function)):
+                places = f"declared at {first}, and this one at {second}"
                 problem = f"there is a task {declaration.name!r} already, {places}"
                 raise DeclarationError(f"{problem}; give one of them another name: @task(name=...)")
             if declaration.schedules:

@@ -246,10 +246,8 @@ def is_method(function: Callable[..., Any], of: Signature) -> bool:
 
 def checked_name(name: Any) -> str:
     """Return a task's name if it is one; else raise `DeclarationError`."""
-    if not isinstance(name, str) or not name.strip() or len(name) > 255:
-        raise DeclarationError(f"a task's name must be text of up to 255 characters, not {name!r}")
-    if not can_be_kept(name):
-        problem = "text that UTF-8 can hold, without control characters"
+    if not isinstance(name, str) or not name.strip() or len(name) > 255 or not can_be_kept(name):
+        problem = "text of up to 255 characters that UTF-8 can hold, without control characters"
         raise DeclarationError(f"a task's name must be {problem}, not {name!r}")
     return name
 
@@ -315,14 +313,6 @@ def _name_of_script(module: str) -> str:
 
 
 def place_of(function: Callable[..., Any]) -> str:
-    """Return where a function is defined, as `file:line`; its repr if that is not known."""
+    """Return where a function is defined, as `file:line`, the same for a module imported twice; else what it is."""
     code = getattr(function, "__code__", None)
-    return repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
-
-
-def same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions come from the same lines of the same file: a module imported twice."""
-    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
-    if codes[0] is None or codes[1] is None:
-        return one is other
-    return (codes[0].co_filename, codes[0].co_firstlineno) == (codes[1].co_filename, codes[1].co_firstlineno)
+    return f"{function!r} ({id(function):#x})" if code is None else f"{code.co_filename}:{code.co_firstlineno}"

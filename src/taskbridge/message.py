@@ -196,7 +196,8 @@ class Message:
 
     def dumps_meta(self) -> str:
         """Return what an engine's own message has no place for, as JSON, in ASCII: all but id, task and arguments."""
-        form = 2 if self.headers and any(map(_is_newer, self.headers.values())) else self.form
+        has_texts = not self.headers or all(isinstance(each, str) for each in self.headers.values())
+        form = self.form if has_texts else 2  # the first form has no place for other headers
         text = (  # by hand, for what each message has: a fifth of the time that a dict takes
             f'{{"form":{form},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
             f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
@@ -352,22 +353,13 @@ HEADERS_ARE: Final = "a header is text (with no half of a surrogate pair), a who
 
 
 def _headers(headers: Any, _: str) -> dict[str, Any]:
-    if _is_dict(headers) and all(_is_text(name) and _is_header(value) for name, value in headers.items()):
+    if codec.is_dict(headers) and all(_is_text(name) and _is_header(value) for name, value in headers.items()):
         return headers
     raise DecodeError(f"not a message: {HEADERS_ARE}")
 
 
 def _is_header(value: object) -> bool:
     return _is_text(value) or value is None or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
-
-
-def _is_newer(header: object) -> bool:
-    """Return whether the first form has no place for the value of a header."""
-    return not isinstance(header, str)
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
-    return isinstance(value, dict)
 
 
 _HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair, for which UTF-8 has no bytes

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -297,10 +298,6 @@ def _ttl(value: Any) -> float | None:
     return None if value is None or value == "none" else _duration(value)
 
 
-def _size(value: Any) -> int:
-    return _count(value, least=1, unit=" of bytes")
-
-
 def _count(value: Any, *, least: int = 0, unit: str = "") -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
@@ -426,7 +423,7 @@ class Settings:
     unknown_task_grace_s: float = _setting(600.0, _seconds)
     requeue_pause_s: float = _setting(1.0, _duration)
     dead_ttl_s: float = _setting(7 * 86400.0, _duration)
-    max_message_bytes: int = _setting(1024 * 1024, _size)
+    max_message_bytes: int = _setting(1024 * 1024, partial(_count, least=1, unit=" of bytes"))
     result_ttl_s: float | None = _setting(86400.0, _ttl)
     schedules: tuple[Schedule, ...] = _setting((), _schedules)
     scheduler: bool = _setting(True, _switch)
