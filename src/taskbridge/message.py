@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
+from types import NoneType
 from typing import Any, Final, Literal, TypeGuard, cast
 
 from taskbridge import codec, failures
@@ -224,7 +225,7 @@ def _message(data: Mapping[str, Any]) -> Message:
             "args_json": codec.rewritten(data["args"]),
             "kwargs_json": codec.rewritten(data["kwargs"]),
         }
-        return Message(id=_text(data, "id"), task=_text(data, "task"), **arguments, **_fields(data))
+        return Message(id=_text(data["id"], "id"), task=_text(data["task"], "task"), **arguments, **_fields(data))
     except KeyError as exc:
         raise DecodeError(f"not a message: {exc} is missing") from exc
 
@@ -291,7 +292,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     if not (  # a third of the calls' time
         is_usual and queue.isascii() and 0 <= attempt <= END_OF_TIME and 0 <= enqueued_at <= END_OF_TIME
     ):
-        _text(data, "queue")
+        _text(queue, "queue")
         _count(attempt, "attempt")
         _time(enqueued_at, "enqueued_at")
     fields = {
@@ -309,45 +310,38 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
 _ALWAYS: Final = 5  # how many fields each message has beside id, task and arguments: the form, and the four above
 
 
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value: Any = data[key]
-    if not _is_text(value):
-        raise DecodeError(f"not a message: its {key} is {value!r}")
-    return value
+def _is_of(*kinds: type) -> Callable[[Any], bool]:
+    """Return what tells whether a value has one of these types itself; a number must also be a time or a count."""
+
+    def is_sound(value: Any) -> bool:
+        if type(value) not in kinds:  # a `bool` is no `int` here
+            return False
+        return not isinstance(value, (int, float)) or 0 <= value <= END_OF_TIME
+
+    return is_sound
 
 
-def _number(*kinds: type, optional: bool = False) -> Callable[[Any, str], Any]:
-    """Return what reads a count or a time, and refuses what is none."""
-
+def _reading(is_sound: Callable[[Any], bool]) -> Callable[[Any, str], Any]:
     def read(value: Any, name: str) -> Any:
-        if optional and value is None:
-            return None
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not 0 <= value <= END_OF_TIME:
+        if not is_sound(value):
             raise DecodeError(f"not a message: its {name} is {value!r}")
         return value
 
     return read
 
 
-def _hash(value: Any, name: str) -> str:
-    if isinstance(value, str) and _HASH.fullmatch(value):
-        return value
-    raise DecodeError(f"not a message: its {name} is {value!r}")
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise DecodeError(f"not a message: its {name} is {value!r}")
-    return value
-
-
+_HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair, for which UTF-8 has no bytes
 _HASH: Final = re.compile("([a-z]:)?[0-9a-f]{32}")
 
-_count: Final = _number(int)
-_time: Final = _number(int, float)
-_time_or_none: Final = _number(int, float, optional=True)
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Return whether a value is text that every broker and store can keep."""
+    return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
+
+
+_text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))
+_time, _time_or_none = _reading(_is_of(int, float)), _reading(_is_of(int, float, NoneType))
+_hash: Final = _reading(lambda value: isinstance(value, str) and _HASH.fullmatch(value) is not None)
 
 HEADERS_ARE: Final = "a header is text (with no half of a surrogate pair), a whole number of 64 bits, a bool or None"
 
@@ -360,14 +354,6 @@ def _headers(headers: Any, _: str) -> dict[str, Any]:
 
 def _is_header(value: object) -> bool:
     return _is_text(value) or value is None or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
-
-
-_HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair, for which UTF-8 has no bytes
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """Return whether a value is text that every broker and store can keep."""
-    return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
 
 
 def _error(pair: Any, _: str) -> ErrorInfo | None:
@@ -466,12 +452,12 @@ def loads_letter(text: str | bytes) -> DeadLetter:
         error, raw, message = data["error"], data["raw"], data["message"]
         return DeadLetter(
             message=None if message is None else checked(_message(message)),
-            reason=_text(data, "reason"),
+            reason=_text(data["reason"], "reason"),
             error=_error(error, "error"),
-            traceback=_text(data, "traceback"),
+            traceback=_text(data["traceback"], "traceback"),
             died_at=_time(data["died_at"], "died_at"),
             raw=None if raw is None else raw.encode("latin-1"),
-            worker=_text({"worker": "", **data}, "worker"),
+            worker=_text(data.get("worker", ""), "worker"),
         )
     except (KeyError, IndexError, TypeError, AttributeError, UnicodeError) as exc:
         raise DecodeError(f"not a dead letter: {exc!r}") from exc
