@@ -76,16 +76,10 @@ class Context:
     def progress(self, *, done: float, total: float | None = None, note: str = "") -> None:
         """Tell how far the run has come; `Handle.status().progress` shows it within 2 s.
 
-        It waits for nothing: a thread writes the latest of it, once a second at most.
-
-        Args:
-            done: How much is done, at least 0, in any unit.
-            total: How much there is to do, in the same unit; None if that is not known.
-            note: What is being done, for people; 200 characters of it are kept.
-
-        Raises:
-            ValueError: `done` or `total` is no number from 0 to 1e300.
-            UnsupportedError: The message is not recorded: there is no store, or the task has `results=False`.
+        It waits for nothing: a thread writes the latest of it, once a second at most. `done` and `total` are in any one
+        unit, from 0 to 1e300, else this raises `ValueError`; a `total` of None is not known. The note says what is
+        being done, for people; 200 characters of it are kept. If the message is not recorded, for there is no store or
+        the task has `results=False`, this raises `UnsupportedError`.
         """
         for name, value in (("done", done), ("total", 0 if total is None else total)):
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MOST_PROGRESS:

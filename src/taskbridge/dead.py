@@ -147,15 +147,9 @@ class DeadLetters:
     ) -> DeadPage:
         """Return dead letters, the oldest first, and leave them where they are.
 
-        Args:
-            task: Only of tasks whose names match this glob, such as `shop.email.*`.
-            reason: Only with this reason.
-            queue: Only from this queue.
-            limit: At most so many; None for all.
-            after: The `next` of the page before.
-
-        Raises:
-            ValueError: `limit` is under 1, or `after` comes from no page.
+        Only those of tasks whose names match a glob, such as `shop.email.*`, with this reason and from this queue; at
+        most `limit`, None for all; and behind `after`, which is the `next` of the page before. A limit under 1, or an
+        `after` that comes from no page, raises `ValueError`.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
