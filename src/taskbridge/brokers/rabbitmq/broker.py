@@ -49,6 +49,7 @@ class RabbitMQBroker:
         self._hosts = Hosts.of(settings.url)
         self._publisher = Pool(self._hosts)
         self._looker = Pool(self._hosts)
+        self._levels = 0  # how many are known to be there
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages to their queues, pipelined, in order; missing queues are declared."""
@@ -82,11 +83,10 @@ class RabbitMQBroker:
 
     def _why_refused(self, destination: Destination, deadline: Deadline) -> str:
         """Return what RabbitMQ says of a queue that took nothing, if it says more than that it is there."""
-        look = spec.Queue.Declare(queue=destination.name, passive=True)
         try:
-            self._looker.use(lambda channel: channel.call(look, deadline), deadline)
+            self._declare(destination, deadline)
         except ClientError as exc:
-            return f" (RabbitMQ says: {exc})" if exc.code else ""
+            return f" (RabbitMQ says: {exc.__cause__})" if isinstance(exc.__cause__, ClientError) else ""
         return ""
 
     def _declare(self, destination: Destination, deadline: Deadline) -> None:
@@ -107,42 +107,67 @@ class RabbitMQBroker:
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
-        topology = self._topology
-        places = {queue: self._wire.places(queue) for queue in queues}
-        levels = [topology.level(level) for level in range(LEVELS)]
-        due = [topology.due(engine) for engine in self._encoder.engines]
-        names = [*due, topology.dead, *(name for names in places.values() for name in names)]
-
+        topology, native = self._topology, self._encoder.native
+        places = {queue: native(make_probe(queue, now=0.0, life_s=0.0)).destination for queue in queues}
+        dues = [topology.due(engine) for engine in self._encoder.engines]
+        calls = [topology.own_queue(name) for name in (*dues, topology.dead)]
+        calls += [call for each in places.values() for call in each.calls()]
         deadline = Deadline(self._settings.send_timeout_s)
         with _told():
-            held = dict(zip(levels, self._ready(levels, deadline), strict=False))  # they are made in this order
-            while names:
-                found = self._ready(names, deadline)
-                held.update(zip(names, found, strict=False))
-                names = names[len(found) + 1 :]
+            held = {reply.queue: reply.message_count for reply in self._declared(calls, deadline)}
+        waiting = {queue: held.get(place.name, 0) for queue, place in places.items()}
+        delayed = sum(held.get(name, 0) for name in (*map(topology.level, range(LEVELS)), *dues))
+        return Counts(waiting=waiting, delayed=delayed, dead=held.get(topology.dead, 0))
 
-        def count(names: Sequence[str]) -> int:
-            return sum(held.get(name, 0) for name in names)
+    def _declared(self, calls: Sequence[Any], deadline: Deadline) -> Sequence[Any]:
+        """Return the replies to calls that declare queues, and to looks at the levels that are there.
 
-        waiting = {queue: count(names) for queue, names in places.items()}
-        return Counts(waiting=waiting, delayed=count([*levels, *due]), dead=count([topology.dead]))
+        For each queue that is looked for in vain, the server logs an error. So queues are declared, but no levels, of
+        which most are never needed. What moves down meanwhile is counted twice rather than not at all.
+        """
+        try:
+            if self._levels < LEVELS:
+                self._find_levels(deadline.within(deadline.left_s / 2))
+            levels = [_look(self._topology.level(level)) for level in reversed(range(self._levels))]
+            return self._looker.use(lambda channel: channel.call_all([*levels, *calls], deadline), deadline)
+        except ClientError:  # a memory alarm, no permission, a queue of another type, or a level was deleted
+            if deadline.passed:
+                raise
+        found = self._found([self._topology.level(level) for level in range(LEVELS)], deadline)  # made in this order
+        self._levels = len(found)
+        names = [call.queue for call in calls]
+        while names:
+            there = self._found(names, deadline)
+            found += there
+            names = names[len(there) + 1 :]
+        return found
 
-    def _ready(self, queues: Sequence[str], deadline: Deadline) -> list[int]:
-        """Return how many messages wait in each of these queues, up to the first that there is not.
+    def _find_levels(self, deadline: Deadline) -> None:
+        """Look for levels above those that are known to be there."""
+
+        def find(channel: Channel) -> None:
+            level = self._levels
+            while level < LEVELS and channel.finds(self._encoder.trace(level), deadline):
+                level += 1
+            self._levels = level
+
+        self._publisher.use(find, deadline)
+
+    def _found(self, queues: Sequence[str], deadline: Deadline) -> list[Any]:
+        """Return the replies to looks at these queues, up to the first that there is not.
 
         The server logs an error of that one, and closes the channel.
         """
-        looks = [spec.Queue.Declare(queue=queue, passive=True) for queue in queues]
 
         def look(channel: Channel) -> list[Any]:
             try:
-                return channel.call_all(looks, deadline)
+                return channel.call_all([_look(queue) for queue in queues], deadline)
             except ClientError as exc:
                 if exc.code != NOT_FOUND:
                     raise
                 return channel.replies
 
-        return [reply.message_count for reply in self._looker.use(look, deadline)]
+        return self._looker.use(look, deadline)
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
         """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
@@ -207,6 +232,10 @@ class RabbitMQBroker:
         """Close the connections; the next call makes new ones."""
         self._publisher.close()
         self._looker.close()
+
+
+def _look(queue: str) -> Any:
+    return spec.Queue.Declare(queue=queue, passive=True)
 
 
 @contextmanager

@@ -230,6 +230,17 @@ class Channel:
                 outcome.unsure.clear()  # the server closed the channel because of it, and has not taken it
         return returned
 
+    def finds(self, publication: EncodedPublication, deadline: Deadline) -> bool:
+        """Declare what a publication needs, publish it, and return whether it was routed to a queue.
+
+        Raises:
+            ClientError: The server takes no messages at the moment, or another of the usual reasons.
+        """
+        if self.connection.blocked is not None:
+            raise ClientError(self.connection.blocked)
+        self.call_all(list(publication.destination.calls()), deadline)
+        return not self._publish({0: publication}, Outcome(), deadline)
+
     def commit(
         self, publications: Sequence[EncodedPublication], tags: Iterable[int], deadline: Deadline
     ) -> list[EncodedPublication]:

@@ -126,6 +126,12 @@ class Encoder:
         level, key = self.topology.route(delay_s, self.engines[0])
         return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
 
+    def trace(self, level: int) -> EncodedPublication:
+        """Return what is routed to a queue if a level and all below it are there: they pass it on at once."""
+        name = self.topology.level(level)
+        place = Destination(name=name, exchange=name, calls=partial(self.topology.trace_calls, level))
+        return _encoded(place, self.topology.trace_key, {}, new_id(), b"")
+
     def sign(self, name: str, *, life_s: float) -> EncodedPublication:
         """Return a sign, which the server drops after so many seconds."""
         native = self.topology.sign(name)

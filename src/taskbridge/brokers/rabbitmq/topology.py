@@ -40,6 +40,9 @@ LONGEST_EXPIRATION_S: Final = 10 * 365 * 86400
 
 _BUILT_IN: Final = ("celery", "dramatiq")
 
+_TRACE: Final = "trace?"
+"""What stands in the place of an engine in the routing key of a message that shows which levels are there."""
+
 _SIGN_EXPIRES_MS: Final = 120_000
 """How long the queue of a sign is there that nobody looks at."""
 
@@ -50,12 +53,14 @@ class Topology:
     Attributes:
         dead: The queue of the dead letters.
         kind: The type of that queue, and of those of what is due.
+        trace_key: The routing key by which each level that is there passes a message on to the one below it.
     """
 
     def __init__(self, namespace: str, kind: QueueType = "classic") -> None:
         self.dead: str = f"{namespace}.dead"
         self._namespace = namespace
         self.kind: QueueType = kind
+        self.trace_key: str = self.route(0.0, _TRACE)[1]
 
     def due(self, engine: str) -> str:
         """The queue of what an engine's pumps publish."""
@@ -101,6 +106,18 @@ class Topology:
             yield spec.Exchange.Bind(destination=below, source=name, routing_key=f"{before}0{behind}")
         if level >= 0:
             yield self._level_queue(level + 1)
+
+    def trace_calls(self, level: int) -> Iterator[Any]:
+        """Yield the calls after which a message with `trace_key` shows whether a level is there.
+
+        It is routed to the queue of a sign, if from this level's exchange down each is bound to the one below. A level
+        is bound last of all, when its queue is there.
+        """
+        sign = self.sign("levels")
+        yield _topic(self.level(-1))
+        yield sign_queue(sign)
+        yield _bind(sign, self.level(-1), f"{'*.' * LEVELS}{_TRACE}")
+        yield _topic(self.level(level))
 
     def _level_queue(self, level: int) -> Any:
         arguments = {
