@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,28 @@ def test_it_is_told_whether_another_attempt_may_succeed(monkeypatch: pytest.Monk
         with pytest.raises(ClientError) as refusal:
             hosts(*ports).connect(Deadline(1.0))
         assert refusal.value.again
+
+
+def test_the_version_is_that_of_the_last_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = iter([(4, 2), (4, 3)])
+    monkeypatch.setattr(
+        "taskbridge.brokers.rabbitmq.hosts.Connection", lambda *_: SimpleNamespace(version=next(versions))
+    )
+    found = hosts(1)
+    assert found.version is None
+    for version in ((4, 2), (4, 3)):
+        found.connect(Deadline(1.0))
+        assert found.version == version
+
+
+def test_whether_priorities_are_kept_is_asked_once(rabbitmq_server: PrivateRabbitMQ) -> None:
+    url = f"celery+amqp://guest:guest@127.0.0.1:{rabbitmq_server.port}/%2F"
+    with closing(Bridge(url, namespace="versions", queue_type="quorum")) as bridge:
+        broker: Any = bridge.broker
+        told = broker.keeps_priorities("default", timeout_s=5)
+        broker._looker.close()
+        broker._looker.use = None  # it would be an error to ask again
+        assert broker.keeps_priorities("default", timeout_s=5) == told
 
 
 def test_all_hosts_are_tried_as_often_as_the_url_says(rabbitmq_server: PrivateRabbitMQ) -> None:

@@ -96,10 +96,9 @@ class RabbitMQBroker:
         """Return whether messages of higher priority overtake others in a queue."""
         if self._settings.type_of(queue) == "classic":
             return True
-        deadline = Deadline(timeout_s)
-        with _told():
-            version = self._looker.use(lambda channel: channel.connection.version, deadline)
-        return version >= _PRIORITIES_SINCE
+        if self._hosts.version is None:
+            self.ping(timeout_s=timeout_s)
+        return self._hosts.version is not None and self._hosts.version >= _PRIORITIES_SINCE
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
         """Publish parked messages as they fall due, until `stop` is set."""

@@ -22,11 +22,15 @@ class Hosts:
 
     Args:
         parameters: pika's parameters of each host, at least one.
+
+    Attributes:
+        version: The version of the one that was connected to last, as `Connection.version`; None before that.
     """
 
     def __init__(self, parameters: Sequence[Any]) -> None:
         self._parameters = parameters
         self._first = 0  # the one that answered last
+        self.version: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, address: Address) -> Hosts:
@@ -72,7 +76,7 @@ class Hosts:
                 except ClientError as exc:
                     failures.append(exc)
                 else:
-                    self._first = index
+                    self._first, self.version = index, made.version
                     return made
             if attempts <= 0 or deadline.left_s <= pause_s:
                 if count == 1:
