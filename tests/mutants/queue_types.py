@@ -32,13 +32,13 @@ def dead_letters_are_in_classic_queues() -> None:
 @mutant("A5", "a_quorum_queue_counts_what_came_back", "celery+amqp")
 def redeliveries_are_not_counted() -> None:
     """What a quorum queue says of earlier deliveries counts for nothing on Celery."""
-    put("taskbridge.engines.settle", "counted", lambda _: lambda host, message, headers: message)
+    put("taskbridge.engines.settle", "counted", lambda _: lambda host, message, times: message)
 
 
 @mutant("A5", "a_quorum_queue_counts_what_came_back", "dramatiq+amqp")
 def redeliveries_are_not_counted_on_dramatiq() -> None:
     """What a quorum queue says of earlier deliveries counts for nothing on Dramatiq."""
-    put("taskbridge.engines.settle", "counted", lambda _: lambda host, message, headers: message)
+    put("taskbridge.engines.settle", "counted", lambda _: lambda host, message, times: message)
 
 
 @mutant("RQ2", "a_quorum_queue_keeps_priorities_or_refuses_them", "dramatiq+amqp")

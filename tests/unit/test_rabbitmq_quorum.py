@@ -13,10 +13,12 @@ from typing import Any
 
 import pika
 import pytest
+from pika import frame, spec
 
 from taskbridge import Bridge, BrokerUnavailable, Queue, UnsupportedError
 from taskbridge.brokers.rabbitmq import dead_letter_queue
 from taskbridge.brokers.rabbitmq.connection import Deadline
+from taskbridge.brokers.rabbitmq.frames import HEAD, Assembler, Delivery, method_bytes
 from taskbridge.engines.settle import counted
 from taskbridge.message import DeadLetter, Message, new_id
 from tests.servers import PrivateRabbitMQ
@@ -68,6 +70,18 @@ def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
 def a_message(argument: int = 1, **fields: Any) -> Message:
     given: dict[str, Any] = {"id": new_id(), "task": "shop.note", "queue": "default", "enqueued_at": time.time()}
     return Message(args_json=f"[{argument}]", kwargs_json="{}", **given | fields)
+
+
+def redelivered(headers: Mapping[str, Any] | None, *, lacks: int = 0) -> Delivery:
+    """Return an empty message that RabbitMQ delivers again, with these headers, and some of its last bytes missing."""
+    deliver = method_bytes(1, spec.Basic.Deliver("tag", 1, True, "", "queue"))
+    header: bytes = frame.Header(1, 0, pika.BasicProperties(headers=headers)).marshal()
+    assembler = Assembler()
+    assembler.made_of(spec.FRAME_METHOD, deliver[HEAD.size : -1])
+    made = assembler.made_of(spec.FRAME_HEADER, header[HEAD.size : -1 - lacks])
+    assert isinstance(made, Delivery)
+    assert made.redelivered
+    return made
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
@@ -221,10 +235,20 @@ def test_more_dead_letters_than_a_quorum_queue_delivers_without_a_limit(
         (None, None),
     ],
 )
-def test_what_a_quorum_queue_counts_is_added_to_what_a_message_says(headers: Any, expected: int | None) -> None:
+def test_what_a_quorum_queue_counts_is_added_to_what_a_message_says(
+    headers: Mapping[str, Any] | None, expected: int | None
+) -> None:
+    times = redelivered(headers).times
     with closing(Bridge("celery+memory://", queue_type="quorum", queues=[Queue("old", type="classic")])) as bridge:
-        found = counted(bridge, a_message(redelivered=2), headers)
-        moved = counted(bridge, a_message(redelivered=2, queue="old"), headers)
+        found = counted(bridge, a_message(redelivered=2), times)
+        moved = counted(bridge, a_message(redelivered=2, queue="old"), times)
 
     assert (None if found is None else found.redelivered) == expected
     assert moved is None, "a classic queue doesn't count, and it would be so for ever"
+
+
+def test_headers_that_can_not_be_read_count_for_nothing() -> None:
+    for lacks, expected in ((0, 3), (4, None)):
+        times = redelivered({"x-delivery-count": 3}, lacks=lacks).times
+        assert times is not None
+        assert times() == expected

@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -686,14 +686,13 @@ def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
     _persist(host, act)
 
 
-def counted(host: Host, message: Message, headers: Mapping[str, Any] | None) -> Message | None:
+def counted(host: Host, message: Message, times: Callable[[], object] | None) -> Message | None:
     """Return a message that says how often RabbitMQ delivered it before; None where RabbitMQ doesn't count that.
 
-    Quorum queues do, in these headers; from a classic one, what they say is as old as the message's stay elsewhere.
+    Quorum queues do, and `times` returns it; of a classic one, it is as old as the message's stay elsewhere.
     """
-    is_quorum = headers is not None and host.settings.type_of(message.queue) == "quorum"
-    times = headers.get("x-delivery-count") if headers is not None and is_quorum else None
-    return replace(message, redelivered=message.redelivered + times) if isinstance(times, int) and times > 0 else None
+    count = times() if times is not None and host.settings.type_of(message.queue) == "quorum" else None
+    return replace(message, redelivered=message.redelivered + count) if isinstance(count, int) and count > 0 else None
 
 
 def suspect(message: Message) -> Message:

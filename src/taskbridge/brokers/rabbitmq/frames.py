@@ -6,9 +6,8 @@ and six times as long as a `Struct` to encode an acknowledgement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -46,13 +45,13 @@ class Delivery(NamedTuple):
         tag: The delivery tag, by which it is acknowledged.
         body: The body.
         redelivered: Whether it was delivered before and not acknowledged.
-        headers: Its headers, if it was: a quorum queue says in them how often.
+        times: Returns how often, if it was: a quorum queue counts that. None if nobody does, or it can't be read.
     """
 
     tag: int
     body: bytes
     redelivered: bool = False
-    headers: Mapping[str, Any] | None = None
+    times: Callable[[], object] | None = None
 
 
 class Returned(NamedTuple):
@@ -123,16 +122,20 @@ class Assembler:
         if self._method.startswith(_DELIVER):
             tag, flags = _TAG.unpack_from(self._method, 5 + self._method[4])  # after the consumer's tag
             body = b"".join(self._parts)
-            if not flags & 1:
-                return Delivery(tag, body)
-            headers: Mapping[str, Any] | None = None
-            with suppress(Exception):  # anybody may have sent it, with tables that can't be read
-                headers = self._properties().headers
-            return Delivery(tag, body, True, headers)
+            return Delivery(tag, body, True, partial(_times, self._header)) if flags & 1 else Delivery(tag, body)
         method = method_of(self._method)
-        return Returned(method.exchange, method.routing_key, self._properties().message_id)
+        return Returned(method.exchange, method.routing_key, _properties(self._header).message_id)
 
-    def _properties(self) -> Any:
-        properties = pika.BasicProperties()
-        properties.decode(self._header[_CONTENT_SIZE:])
-        return properties
+
+def _times(header: bytes) -> object:
+    """Return what a quorum queue says of how often it delivered a message; it is decoded only for who asks."""
+    try:
+        return _properties(header).headers["x-delivery-count"]
+    except Exception:  # there is none; or anybody may have sent it, with tables that can't be read
+        return None
+
+
+def _properties(header: bytes) -> Any:
+    properties = pika.BasicProperties()
+    properties.decode(header[_CONTENT_SIZE:])
+    return properties

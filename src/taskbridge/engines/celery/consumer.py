@@ -612,7 +612,9 @@ class Consumer(CeleryConsumer):
     def _begin_again(self, way: Way, message: Any, parts: reading.Parts) -> None:
         """Hand on a message that came back, which counts as taken only now: it did not while it waited for a slot."""
         read: Message = message.taskbridge
-        told = None if self._host.marks is not None else settle.counted(self._host, read, message.headers)
+        told = None
+        if self._host.marks is None:
+            told = settle.counted(self._host, read, partial(message.headers.get, "x-delivery-count"))
         if told is not None:
             message.taskbridge = read = told
             message.delivery_info["redelivered"] = False  # else it would be counted once more

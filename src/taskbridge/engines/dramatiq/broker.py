@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,7 +103,7 @@ class Arrival(NamedTuple):
     place: Any  # where the broker holds it; what that is, its consumer knows
     body: bytes  # the message's bytes
     redelivered: bool = False  # whether it may have been started before
-    headers: Mapping[str, Any] | None = None  # the broker's headers of one that was delivered before
+    times: Callable[[], object] | None = None  # returns how often it was delivered before; None where nobody counts
 
     def opened(self) -> Delivery | None:
         """Return the message, for the thread that is to run it; None if there is nothing to run."""
@@ -346,8 +346,8 @@ class EngineConsumer(Consumer):
 
         Raises `NotSettledError` if it goes back to the queue; its slot is free then, too.
         """
-        _, place, body, redelivered, headers = arrival
-        about: dict[str, Any] = {"place": place, "redelivered": redelivered, "headers": headers}
+        _, place, body, redelivered, times = arrival
+        about: dict[str, Any] = {"place": place, "redelivered": redelivered, "times": times}
         try:
             delivery = self._engine_broker.reception.admit(self._queue_name, body, **about)
         except BaseException:

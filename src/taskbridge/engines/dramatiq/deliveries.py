@@ -7,7 +7,7 @@ it to its own dead-letter queue. What a verdict needs is in the broker before th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import dramatiq
@@ -61,7 +61,7 @@ class Delivery(MessageProxy):
         body: bytes,  # the bytes as they came
         place: Any,  # where the broker holds it; what that is, its consumer knows
         redelivered: bool = False,  # whether the broker says that it was delivered before
-        headers: Mapping[str, Any] | None = None,  # the broker's headers, if it was
+        times: Callable[[], object] | None = None,  # returns how often; None where nobody counts that
     ) -> None:
         super().__init__(message)
         # Dramatiq asks for these several times a message, and the base class looks them up in the message each time.
@@ -73,7 +73,7 @@ class Delivery(MessageProxy):
         self.body = body
         self.place = place
         self.redelivered = redelivered
-        self.headers = headers
+        self.times = times
         self.unheard: tuple[type[Middleware], ...] = ()  # the middleware that is told nothing about it
         self.returns = False  # whether it goes back to its queue instead of being acknowledged
         self.suspect = False  # whether, going back, it may have been started; its mark tells whoever takes it then
@@ -245,7 +245,7 @@ class Reception:
         waits (rules Q6 and S8). Whatever else goes wrong here ends this message only (rule I1): it is requeued if it
         could be read (rule I2), or else buried as it came, with the reason `internal_error`.
 
-        `about` is `place`, `redelivered` and `headers`, as a `Delivery` has them. Raises `NotSettledError` if the
+        `about` is `place`, `redelivered` and `times`, as a `Delivery` has them. Raises `NotSettledError` if the
         broker was away until the worker stopped: the message is to be left where it is.
         """
         try:
@@ -291,7 +291,7 @@ class Reception:
         """Return a message that is to be run now; None if something else was done with it."""
         host, options, redelivered = self._host, delivery.options, delivery.redelivered
         is_from_elsewhere = redelivered and self._attempts.state_of(message.attempt_key) is None
-        told = settle.counted(host, message, delivery.headers) if is_from_elsewhere and host.marks is None else None
+        told = settle.counted(host, message, delivery.times) if is_from_elsewhere and host.marks is None else None
         if told is not None:
             message, delivery.redelivered = told, False  # else it would be counted once more
         if "eta" in options:

@@ -279,8 +279,8 @@ class _SparingConsumer(EngineConsumer):
 
     def _receive(self, arrived: Arrived) -> None:
         """Hand what arrives to a thread that is free, on the fast way, or keep it; the connection's thread calls it."""
-        tag, body, redelivered, headers = arrived
-        arrival = Arrival(self, (self._channel, tag), body, redelivered, headers)
+        tag, body, redelivered, times = arrived
+        arrival = Arrival(self, (self._channel, tag), body, redelivered, times)
         is_first = not self._arrived and not self._broker.draining
         if is_first and self._work is not None and self._slots.take(1):
             self._work.put(arrival)
