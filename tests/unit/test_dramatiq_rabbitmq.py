@@ -129,6 +129,14 @@ def test_the_queues_are_those_that_dramatiq_declares(place: Place) -> None:
     consumer.close()
 
 
+def test_a_queue_of_another_type_is_refused_with_what_to_do_about_it(place: Place) -> None:
+    place.note.send(1)
+    consumer = place.broker(1, queue_type="quorum").consume(place.queue, prefetch=1, timeout=50)
+
+    with pytest.raises(ConnectionClosed, match=rf"'{place.queue}'.*can't be changed: set queue_type"):
+        turn(consumer, lambda: False)
+
+
 def test_what_an_actor_failed_is_among_dramatiqs_dead_and_all_else_is_gone(place: Place) -> None:
     for n in range(3):
         place.note.send(n)

@@ -321,10 +321,14 @@ def channel_of_its_own(hosts: Hosts, deadline: Deadline) -> Generator[Channel]:
 def _declaration_problem(call: Any, refusal: ClientError) -> str:
     name = getattr(call, "queue", None) or getattr(call, "exchange", None) or call.destination
     kind = "queue" if hasattr(call, "queue") else "exchange"
-    remedy = ""
-    if "inequivalent" in str(refusal):  # rabbit_misc:assert_args_equivalence
-        remedy = "; it can't be changed: set queue_type to what it is, or delete it when it is empty; it is made again"
-    return f"{kind} {name!r} can't be declared as it must be{remedy} (RabbitMQ says: {refusal})"
+    return f"{kind} {name!r} can't be declared as it must be{remedy(refusal)} (RabbitMQ says: {refusal})"
+
+
+def remedy(refusal: ClientError) -> str:
+    """Return what to do about a refusal, if it is because a queue or an exchange is there with other arguments."""
+    if "inequivalent" not in str(refusal):  # rabbit_misc:assert_args_equivalence
+        return ""
+    return "; it can't be changed: set queue_type to what it is, or delete it when it is empty; it is made again"
 
 
 def _chunks(

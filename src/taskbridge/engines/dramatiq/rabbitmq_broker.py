@@ -28,7 +28,7 @@ from pika import spec
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.brokers.base import typed
-from taskbridge.brokers.rabbitmq.channel import Channel
+from taskbridge.brokers.rabbitmq.channel import Channel, remedy
 from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.brokers.rabbitmq.frames import Delivery as Arrived
 from taskbridge.brokers.rabbitmq.hosts import Hosts
@@ -186,8 +186,9 @@ class _SparingConsumer(EngineConsumer):
         Raises:
             ConnectionClosed: The connection was lost, or RabbitMQ refused; Dramatiq then makes another consumer.
         """
-        if self._channel.closed is not None:
-            raise ConnectionClosed(self._channel.closed)
+        closed = self._channel.closed
+        if closed is not None:
+            raise ConnectionClosed(f"{closed}{remedy(closed)}")
         self._be_sparing()
         return super().__next__()
 
