@@ -50,7 +50,7 @@ class Worker:
         self.request = Request()
         self.put_off: list[Any] = []
         self.consumer = _consumer()
-        self.consumer._life = SimpleNamespace(active_requests=list, draining=False)
+        self.consumer._life = SimpleNamespace(active_requests=list, draining=False, is_embedded=False)
         self.consumer._host = None
         self.consumer._has_children = False
         self.consumer._attempts = Attempts()
@@ -170,6 +170,39 @@ def test_after_a_reconnection_no_more_is_fetched_than_there_are_free_slots(holdi
     for act in soon:
         act()
     assert consumer.qos.value == 4
+
+
+def test_what_runs_since_before_a_reconnection_has_its_slot_until_it_ends(
+    holding: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, running = holding.consumer, Request()
+    active = [running]
+    consumer.pool.num_processes = 1
+    consumer._life.active_requests = lambda: active
+    consumer.call_soon = lambda act, *args: None
+    monkeypatch.setattr("celery.worker.state.reserved_requests", set())
+    for _ in range(2):  # lost again: it is counted once
+        consumer.on_close()
+        assert not consumer.has_free_slot()
+
+    active.clear()
+    consumer.ends(running, has_ended=True)
+    assert consumer.has_free_slot()
+
+
+def test_an_embedded_worker_counts_what_it_runs_itself(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Celery knows of running tasks is of all workers of the process."""
+    consumer = holding.consumer
+    consumer._life.is_embedded = True
+    consumer.pool.num_processes = 1
+    monkeypatch.setattr("celery.worker.state.reserved_requests", {Request() for _ in range(3)})
+
+    assert not consumer.has_free_slot()
+    consumer.ends(holding.request, has_ended=True)
+    assert consumer.has_free_slot()
+    consumer.begins(holding.request)
+    consumer.on_close()
+    assert consumer.has_free_slot(), "what was dropped unstarted comes again"
 
 
 def test_a_message_that_waits_to_go_back_holds_nothing_else_up() -> None:

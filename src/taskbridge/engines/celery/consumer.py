@@ -305,7 +305,6 @@ class Consumer(CeleryConsumer):
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
         self._surplus: Surplus | None = None
-        self._orphans = 0
         if getattr(pool, "is_green", False):
             raise ImproperlyConfigured(
                 "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
@@ -373,8 +372,7 @@ class Consumer(CeleryConsumer):
         orphans = [request for request in self._life.active_requests() if message_of(request) is not None]
         for request in orphans:  # of the user's own Celery tasks nobody tells when they end
             request.is_orphan = True
-        self._orphans = len(orphans)
-        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - self._orphans)
+        self.initial_prefetch_count: int = max(1, self.max_prefetch_count - len(orphans))
         if self._surplus is not None:
             self._surplus.forget()
 
@@ -388,7 +386,6 @@ class Consumer(CeleryConsumer):
         return made
 
     def _fetch_one_more(self) -> None:
-        self._orphans = max(0, self._orphans - 1)
         if not self._life.draining and self.qos is not None and self.qos.value < self.max_prefetch_count:
             self.qos.increment_eventually()
 
@@ -458,7 +455,14 @@ class Consumer(CeleryConsumer):
 
     def has_free_slot(self) -> bool:
         """Return whether the worker is to take another message; tasks of a lost connection have slots, too."""
-        return not self._life.draining and self.free_slots() > self._orphans
+        if self._life.draining:
+            return False
+        if self._life.is_embedded and self.pool is not None:  # what is dropped may run all the same, if it had begun
+            attempts = copied(self._attempts.here.values())
+            held = sum(each.dropped_at is None or each.time_start is not None for each in attempts)
+            return held < int(self.pool.num_processes)
+        orphans: int = sum(getattr(each, "is_orphan", False) for each in self._life.active_requests())
+        return self.free_slots() > orphans
 
     # What is done in the main loop's thread
 
