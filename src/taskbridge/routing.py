@@ -35,10 +35,9 @@ QUEUE_TYPES: Final[tuple[QueueType, ...]] = ("classic", "quorum")
 
 def check_queue_type(value: object) -> QueueType:
     """Return the type of a queue if it is one; else raise `ValueError`."""
-    for each in QUEUE_TYPES:
-        if value == each:
-            return each
-    raise ValueError(f"a queue's type is 'classic' or 'quorum', not {value!r}")
+    if value not in QUEUE_TYPES:
+        raise ValueError(f"a queue's type is 'classic' or 'quorum', not {value!r}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

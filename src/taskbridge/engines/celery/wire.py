@@ -238,16 +238,15 @@ class AmqpWire:
     engine = ENGINE
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._places: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        @cache
+        def place(queue: str) -> tuple[str, Mapping[str, Any]]:
+            return native_queue(settings.namespace, queue), queue_arguments(settings.type_of(queue))
 
-    def _place(self, queue: str) -> tuple[str, Mapping[str, Any]]:
-        native = native_queue(self._settings.namespace, queue)
-        return self._places.setdefault(queue, (native, queue_arguments(self._settings.type_of(queue))))
+        self._place = place  # a queue's native name, and what it is declared with
 
     def encode(self, message: Message) -> Publication:
         """Return what is published for a message."""
-        native, arguments = self._places.get(message.queue) or self._place(message.queue)
+        native, arguments = self._place(message.queue)
         canvas = _canvas_of(message)
         headers: dict[str, Any] = {
             "lang": "py",

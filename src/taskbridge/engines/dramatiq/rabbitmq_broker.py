@@ -72,7 +72,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         self._timeout_s = settings.send_timeout_s
         hosts: Any = self.parameters
         for parameters in hosts:
-            if "blocked_connection_timeout=" not in urls[0]:
+            if parameters.blocked_connection_timeout is None:
                 parameters.blocked_connection_timeout = self._timeout_s
         self._hosts = Hosts(hosts)
         self.may_return: bool = settings.store is not None
