@@ -24,8 +24,7 @@ from taskbridge.message import DeadLetter, Message
 from taskbridge.probe import make_probe
 from taskbridge.settings import Settings
 
-_PRIORITIES_SINCE: Final = (4, 3)
-"""The RabbitMQ from which quorum queues keep priorities."""
+_PRIORITIES_SINCE: Final = (4, 3)  # the RabbitMQ from which quorum queues keep priorities
 
 
 class RabbitMQBroker:

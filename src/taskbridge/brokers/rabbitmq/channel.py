@@ -25,12 +25,8 @@ from taskbridge.brokers.rabbitmq.frames import (
 from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication
 
-NOT_FOUND: Final = 404
-"""AMQP's reply code: a queue or an exchange is missing."""
-
-_ROUNDS: Final = 3
-"""How often a missing queue is declared before the publication fails."""
-
+NOT_FOUND: Final = 404  # AMQP's reply code: a queue or an exchange is missing
+_ROUNDS: Final = 3  # how often a missing queue is declared before the publication fails
 _ELECTION_S: Final = 1.0
 """For how long, once, a quorum queue may refuse until it counts as full: a new one first elects a leader."""
 

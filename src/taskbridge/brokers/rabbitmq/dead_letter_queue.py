@@ -20,11 +20,8 @@ from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, loads_letter
 from taskbridge.routing import QueueType
 
-TOGETHER: Final = 100
-"""How many letters a transaction takes out at most."""
-
-_TAKEN: Final = (403, 405)
-"""AMQP's reply codes: another one consumes the queue exclusively, or has the exclusive queue."""
+TOGETHER: Final = 100  # how many letters a transaction takes out at most
+_TAKEN: Final = (403, 405)  # AMQP's reply codes: another one consumes the queue exclusively, or has the exclusive queue
 _PAUSE_S: Final = 0.05
 
 _MOST_UNACKNOWLEDGED: Final = 65_535

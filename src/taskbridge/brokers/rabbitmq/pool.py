@@ -22,16 +22,12 @@ from taskbridge.logs import logger
 
 T = TypeVar("T")
 
-_TRIES: Final = 12
-"""How often a call is tried if its connection is lost."""
-
+_TRIES: Final = 12  # how often a call is tried if its connection is lost
 _MOST: Final = 8
 """While there are this many connections, a thread waits for one for half of its time before it opens another."""
 
 _KEEP_S: Final = 1.0
-_IDLE_S: Final = 5.0
-"""A connection that was idle for this long is closed, unless it is the last one."""
-
+_IDLE_S: Final = 5.0  # a connection that was idle for this long is closed, unless it is the last one
 _JOIN_S: Final = 1.0
 _LEAVE_S: Final = 0.3
 

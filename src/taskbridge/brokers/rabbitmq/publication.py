@@ -19,9 +19,7 @@ from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
 
 _PERSISTENT: Final = 2
-_LONGEST_PROPERTY: Final = 255
-"""How many bytes a property's text may have, but for the headers."""
-
+_LONGEST_PROPERTY: Final = 255  # how many bytes a property's text may have, but for the headers
 _MOST_KEPT: Final = 512
 _NO_TABLE: Final = bytes(4)  # a table without entries
 _TEXT: Final = Struct(">cI")

@@ -25,36 +25,23 @@ from taskbridge.message import Message, loads
 _log = logger("taskbridge.pump")
 
 _TOGETHER: Final = 100
-_PREFETCH: Final = 2 * _TOGETHER
-"""The next batch arrives while one is being confirmed."""
-
-_TOGETHER_BYTES: Final = 4 * 1024 * 1024
-"""A batch is no larger than this, unless it is one message."""
-
+_PREFETCH: Final = 2 * _TOGETHER  # the next batch arrives while one is being confirmed
+_TOGETHER_BYTES: Final = 4 * 1024 * 1024  # a batch is no larger than this, unless it is one message
 _QUIET_S: Final = 0.2
 _CALL_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 _CALM_S: Final = 1.0
 
-_POSTPONED_S: Final = 30.0
-"""How long a message waits that only a newer release can read."""
-
-_REFUSED_S: Final = 5.0
-"""How long a message waits whose queue is full."""
-
+_POSTPONED_S: Final = 30.0  # how long a message waits that only a newer release can read
+_REFUSED_S: Final = 5.0  # how long a message waits whose queue is full
 _LOOK_S: Final = 1.0
 _LOOKS: Final = 3
 """How often another engine must be seen without a pump in a row: pumps that lost their connection are back by then."""
 
-_STRANGERS_LOOKS: Final = 10
-"""The same after a look at messages of which no task was known here."""
-
-_CHANNELS: Final = 3
-"""A pump consumes on one, publishes on another, and takes another engine's messages on a third."""
-
-_LOOKED_AT: Final = 1000
-"""How many of another engine's messages are looked at together."""
+_STRANGERS_LOOKS: Final = 10  # the same after a look at messages of which no task was known here
+_CHANNELS: Final = 3  # a pump consumes on one, publishes on another, and takes another engine's messages on a third
+_LOOKED_AT: Final = 1000  # how many of another engine's messages are looked at together
 
 
 class Pump:

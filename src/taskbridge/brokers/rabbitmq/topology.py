@@ -32,9 +32,7 @@ from taskbridge.brokers.base import typed
 from taskbridge.routing import QueueType
 
 LEVELS: Final = 28
-LONGEST_S: Final = 2**LEVELS - 1
-"""The longest delay, 8.5 years."""
-
+LONGEST_S: Final = 2**LEVELS - 1  # the longest delay, 8.5 years
 LONGEST_EXPIRATION_S: Final = 10 * 365 * 86400
 """The longest time to live that RabbitMQ takes; see rabbit_misc:check_expiry."""
 
@@ -43,8 +41,7 @@ _BUILT_IN: Final = ("celery", "dramatiq")
 _TRACE: Final = "trace?"
 """What stands in the place of an engine in the routing key of a message that shows which levels are there."""
 
-_SIGN_EXPIRES_MS: Final = 120_000
-"""How long the queue of a sign is there that nobody looks at."""
+_SIGN_EXPIRES_MS: Final = 120_000  # how long the queue of a sign is there that nobody looks at
 
 
 class Topology:

@@ -17,8 +17,7 @@ from taskbridge.engines.celery.stock import (
 )
 from taskbridge.engines.celery.wire import queue_arguments
 
-_HEADER: Final = 2
-"""The kind of the frame that holds a message's properties, after 12 bytes."""
+_HEADER: Final = 2  # the kind of the frame that holds a message's properties, after 12 bytes
 
 
 def _careful(connection: Any, callback: Any) -> Callable[[tuple[int, int, bytes]], object]:

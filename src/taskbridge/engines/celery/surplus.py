@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 _log = logger("taskbridge.celery")
 
-_PATIENCE_S: Final = 0.5
-"""How long a message waits here for a slot before another worker may have it."""
+_PATIENCE_S: Final = 0.5  # how long a message waits here for a slot before another worker may have it
 
 
 class Surplus:

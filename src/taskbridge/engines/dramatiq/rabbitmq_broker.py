@@ -46,15 +46,10 @@ _PATIENCE_S: Final = 1.0
 _FULL_S: Final = 0.5
 """How long all threads may be busy with the same tasks before a queue is left alone in which nothing waits."""
 
-_ARRIVAL_S: Final = 0.2
-"""How long a thread is kept free for a message that was sent back for want of one."""
-
+_ARRIVAL_S: Final = 0.2  # how long a thread is kept free for a message that was sent back for want of one
 _READ_S: Final = 1.0
-_CLOSE_S: Final = 0.5
-"""How long the end of a connection waits for RabbitMQ, which has the last acknowledgements then."""
-
-_TAG: Final = "1"
-"""The consumer's tag; each has a channel of its own."""
+_CLOSE_S: Final = 0.5  # how long the end of a connection waits for RabbitMQ, which has the last acknowledgements then
+_TAG: Final = "1"  # the consumer's tag; each has a channel of its own
 
 
 class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
