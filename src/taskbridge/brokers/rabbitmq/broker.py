@@ -32,10 +32,7 @@ class RabbitMQBroker:
 
     A process has a pool of connections for sending, and one for looking, which a memory alarm doesn't block because
     nothing is published on it. At rest each pool keeps one connection. A pump has one of its own, and so has whoever
-    looks at dead letters, as long as that takes.
-
-    Raises:
-        SettingsError: RabbitMQ can't keep one of the settings.
+    looks at dead letters, as long as that takes. A setting that RabbitMQ can't keep is a `SettingsError`.
     """
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:

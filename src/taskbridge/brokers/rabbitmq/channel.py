@@ -38,42 +38,27 @@ _LEAVE_S: Final = 0.3
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of publications that were sent together, by their numbers. One in none of these sets was not taken.
+    """What became of publications that were sent together, by number. One in none of these sets was not taken."""
 
-    Attributes:
-        accepted: Confirmed by the server.
-        refused: Rejected by their queue (`basic.nack`).
-        unsure: Sent and not answered: the server may have taken them.
-        problem: Why not all were accepted.
-    """
-
-    accepted: set[int] = field(default_factory=set[int])
-    refused: set[int] = field(default_factory=set[int])
-    unsure: set[int] = field(default_factory=set[int])
-    problem: str | None = None
+    accepted: set[int] = field(default_factory=set[int])  # confirmed by the server
+    refused: set[int] = field(default_factory=set[int])  # rejected by their queue (`basic.nack`)
+    unsure: set[int] = field(default_factory=set[int])  # sent and not answered: the server may have taken them
+    problem: str | None = None  # why not all were accepted
 
 
 class Channel:
     """A channel. One thread at a time calls it; any thread may tell and acknowledge.
 
     After a `ClientError` (the server refused and closed the channel, the connection is gone, or there was no answer in
-    time) the channel can't be used any more.
-
-    Args:
-        connection: The connection on which it is opened.
-        receive: Called with each delivery, in the thread that reads; it must not wait. By default deliveries are kept.
-
-    Attributes:
-        closed: Why the channel can no longer be used; None while it can.
-        deliveries: The deliveries that are kept, the first first.
-        replies: The replies to the last calls; if one was refused, to those before it.
+    time) the channel can't be used any more. `receive` is called with each delivery, in the thread that reads; it must
+    not wait. By default deliveries are kept.
     """
 
     def __init__(self, connection: Connection, receive: Callable[[Delivery], None] | None = None) -> None:
         self.connection = connection
-        self.closed: ClientError | None = None
-        self.deliveries: deque[Delivery] = deque()
-        self.replies: list[Any] = []
+        self.closed: ClientError | None = None  # why the channel can no longer be used
+        self.deliveries: deque[Delivery] = deque()  # those that are kept, the first first
+        self.replies: list[Any] = []  # to the last calls; if one was refused, to those before it
         self._receive = receive or self.deliveries.append
         self._is_closing = False  # RabbitMQ closes the connection if a channel is closed twice
         self._assembler = Assembler()
@@ -161,12 +146,8 @@ class Channel:
     def publish(self, publications: Mapping[int, EncodedPublication], outcome: Outcome, deadline: Deadline) -> None:
         """Publish messages in order, and return when all are confirmed; `Confirm.Select` was called before.
 
-        Missing exchanges and queues are declared.
-
-        Args:
-            publications: What is published, by number, but for what was accepted before.
-            outcome: Records what became of each, whatever is raised.
-            deadline: When the last confirm must be there.
+        Missing exchanges and queues are declared. What was accepted before is left out; whatever is raised, the outcome
+        tells what became of each.
         """
         where = self.connection.where
         outcome.problem = None
@@ -227,11 +208,7 @@ class Channel:
         return returned
 
     def finds(self, publication: EncodedPublication, deadline: Deadline) -> bool:
-        """Declare what a publication needs, publish it, and return whether it was routed to a queue.
-
-        Raises:
-            ClientError: The server takes no messages at the moment, or another of the usual reasons.
-        """
+        """Declare what a publication needs, publish it, and return whether it was routed to a queue."""
         if self.connection.blocked is not None:
             raise ClientError(self.connection.blocked)
         self.call_all(list(publication.destination.calls()), deadline)
@@ -242,10 +219,8 @@ class Channel:
     ) -> list[EncodedPublication]:
         """Publish messages and acknowledge deliveries in one transaction; `Tx.Select` was called before.
 
-        If it raises, the transaction may have been committed or not.
-
-        Returns:
-            The publications that were routed to no queue.
+        Returned are the publications that were routed to no queue. If it raises, the transaction may have been
+        committed or not.
         """
         self._returned.clear()
         for chunk in _chunks(enumerate(publications)):

@@ -50,17 +50,12 @@ _log = logger("taskbridge.rabbitmq")
 
 
 class ClientError(Exception):
-    """RabbitMQ can't be reached, refused, or the connection is lost. What takes a deadline or a time raises it.
-
-    Attributes:
-        again: Whether another attempt may succeed at once.
-        code: AMQP's reply code if the server closed the channel; else 0.
-    """
+    """RabbitMQ can't be reached, refused, or the connection is lost. What takes a deadline or a time raises it."""
 
     def __init__(self, problem: str, *, again: bool = False, code: int = 0) -> None:
         super().__init__(problem)
-        self.again: bool = again
-        self.code: int = code
+        self.again: bool = again  # whether another attempt may succeed at once
+        self.code: int = code  # AMQP's reply code if the server closed the channel
 
 
 class TimedOutError(ClientError):
@@ -107,30 +102,17 @@ class Deadline:
 
 
 class Connection:
-    """An open connection; it never reconnects.
-
-    Args:
-        parameters: Host, credentials and options: pika's `Parameters`.
-        deadline: Until when it must be open.
-
-    Attributes:
-        where: The server's host and port.
-        problem: Why the connection is lost; None while it is not.
-        blocked: That and why the server takes no messages now (`connection.blocked`); None if it does.
-        version: The server's, such as (3, 10); (0,) if it doesn't say.
-        frame_max: The size of the largest frame, in bytes.
-        read_s: The longest time that `read` waits, so that heartbeats are in time.
-    """
+    """A connection by pika's `Parameters`, which is open before a deadline; it never reconnects."""
 
     _socket: socket.socket | None = None
 
     def __init__(self, parameters: Any, deadline: Deadline) -> None:
         self.where: str = f"{parameters.host}:{parameters.port}"
-        self.problem: str | None = None
-        self.blocked: str | None = None
-        self.version: tuple[int, ...] = (0,)
+        self.problem: str | None = None  # why the connection is lost
+        self.blocked: str | None = None  # that and why the server takes no messages now (`connection.blocked`)
+        self.version: tuple[int, ...] = (0,)  # the server's, such as (3, 10); (0,) if it doesn't say
         self.frame_max: int = FRAME_MAX
-        self.read_s: float = _LONGEST_READ_S
+        self.read_s: float = _LONGEST_READ_S  # the longest time that `read` waits, so that heartbeats are in time
         self._parameters = parameters
         self._heartbeat_s = 0.0
         self._heard_at = self._sent_at = self._blocked_at = time.monotonic()

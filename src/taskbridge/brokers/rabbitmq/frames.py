@@ -39,19 +39,12 @@ _ACK_INDEX: Final = divmod(spec.Basic.Ack.INDEX, 1 << 16)
 
 
 class Delivery(NamedTuple):
-    """A message that was delivered.
+    """A message that was delivered."""
 
-    Attributes:
-        tag: The delivery tag, by which it is acknowledged.
-        body: The body.
-        redelivered: Whether it was delivered before and not acknowledged.
-        times: Returns how often, if it was: a quorum queue counts that. None if nobody does, or it can't be read.
-    """
-
-    tag: int
+    tag: int  # the delivery tag, by which it is acknowledged
     body: bytes
-    redelivered: bool = False
-    times: Callable[[], object] | None = None
+    redelivered: bool = False  # whether it was delivered before and not acknowledged
+    times: Callable[[], object] | None = None  # returns how often, if it was, where a quorum queue counts that
 
 
 class Returned(NamedTuple):

@@ -18,27 +18,16 @@ _FILES: Final = re.compile(r"""(?:ca_certs|certfile|keyfile)['"]\s*:\s*['"][^'"]
 
 
 class Hosts:
-    """The hosts of one server or cluster. Threads share it.
-
-    Args:
-        parameters: pika's parameters of each host, at least one.
-
-    Attributes:
-        version: The version of the one that was connected to last, as `Connection.version`; None before that.
-    """
+    """The hosts of one server or cluster, given by pika's parameters of each. Threads share it."""
 
     def __init__(self, parameters: Sequence[Any]) -> None:
         self._parameters = parameters
         self._first = 0  # the one that answered last
-        self.version: tuple[int, ...] | None = None
+        self.version: tuple[int, ...] | None = None  # of the one that was connected to last
 
     @classmethod
     def of(cls, address: Address) -> Hosts:
-        """Return the hosts of a bridge's URL.
-
-        Raises:
-            SettingsError: An option in it is wrong, or a file that it names can't be read.
-        """
+        """Return the hosts of a bridge's URL; raises `SettingsError` if an option is wrong, or a file can't be read."""
         try:
             return cls([pika.URLParameters(url) for url in each_host(address.broker_url)])
         except (ValueError, TypeError, SyntaxError, OSError) as exc:
@@ -59,10 +48,8 @@ class Hosts:
     def connect(self, deadline: Deadline) -> Connection:
         """Return an open connection to the first host that accepts one, beginning with the one that did last.
 
-        Each has its share of the time that is left; all are tried `connection_attempts` times.
-
-        Raises:
-            ClientError: None did, and why.
+        Each has its share of the time that is left; all are tried `connection_attempts` times. If none accepts one,
+        `ClientError` says why.
         """
         count, first = len(self._parameters), self._first
         attempts, pause_s = self._parameters[0].connection_attempts, self._parameters[0].retry_delay

@@ -46,9 +46,6 @@ class Pool(Background):
     """Publishes and asks on connections to one server or cluster, which threads share.
 
     Each connection is used by one thread at a time. The pool's own thread keeps idle ones alive, from the first on.
-
-    Args:
-        hosts: Where it answers.
     """
 
     def __init__(self, hosts: Hosts) -> None:

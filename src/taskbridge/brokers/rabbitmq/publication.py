@@ -47,20 +47,12 @@ class Destination:
 
 
 class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's time
-    """A message, encoded but for the channel's number.
-
-    Attributes:
-        destination: Where it goes.
-        key: Its routing key.
-        token: Its property `message_id`.
-        properties: All properties, encoded.
-        body: The body.
-    """
+    """A message, encoded but for the channel's number."""
 
     destination: Destination
-    key: str
-    token: str | None
-    properties: bytes
+    key: str  # its routing key
+    token: str | None  # its property `message_id`
+    properties: bytes  # all of them, encoded
     body: bytes
 
     @property
@@ -70,25 +62,20 @@ class EncodedPublication(NamedTuple):  # it is made in a third of a dataclass's 
 
 
 class Encoder:
-    """Encodes messages and dead letters for one bridge.
-
-    Attributes:
-        topology: The names in the bridge's namespace.
-        engines: All engines, the bridge's first; each has a due queue, else messages for one could block a level.
-        due: The exchange of what is due.
-    """
+    """Encodes messages and dead letters for one bridge."""
 
     def __init__(self, settings: Settings, wire: Wire[Publication]) -> None:
-        self.topology: Topology = Topology(settings.namespace, settings.queue_type)
+        self.topology: Topology = Topology(settings.namespace, settings.queue_type)  # the names in the namespace
         self._wire = wire
         self._expiration = _milliseconds(settings.dead_ttl_s)
         self._queues: dict[str, Destination] = {}
+        # The bridge's is the first. Each has a due queue, else messages for one could block a level.
         self.engines: Sequence[str] = all_engines(wire.engine)
         dead = self.topology.dead
         is_quorum = settings.queue_type == "quorum"
         self._dead = Destination(name=dead, calls=lambda: [self.topology.own_queue(dead)], is_quorum=is_quorum)
         self._levels = [self._exchange(level) for level in range(LEVELS)]
-        self.due: Destination = self._exchange(-1)
+        self.due: Destination = self._exchange(-1)  # what is due
 
     def _exchange(self, level: int) -> Destination:
         name = self.topology.level(level)
@@ -98,8 +85,7 @@ class Encoder:
     def native(self, message: Message, *, life_s: float | None = None) -> EncodedPublication:
         """Return the engine's own message, for its queue; the server drops it after so many seconds, if given.
 
-        Raises:
-            MessageTooLarge: Its properties are larger than a frame.
+        If its properties are larger than a frame, it is `MessageTooLarge`.
         """
         native = self._wire.encode(message)
         properties = native.properties

@@ -45,19 +45,13 @@ _SIGN_EXPIRES_MS: Final = 120_000  # how long the queue of a sign is there that 
 
 
 class Topology:
-    """The names in one namespace, and how what bears them is declared.
-
-    Attributes:
-        dead: The queue of the dead letters.
-        kind: The type of that queue, and of those of what is due.
-        trace_key: The routing key by which each level that is there passes a message on to the one below it.
-    """
+    """The names in one namespace, and how what bears them is declared."""
 
     def __init__(self, namespace: str, kind: QueueType = "classic") -> None:
-        self.dead: str = f"{namespace}.dead"
+        self.dead: str = f"{namespace}.dead"  # the queue of the dead letters
         self._namespace = namespace
-        self.kind: QueueType = kind
-        self.trace_key: str = self.route(0.0, _TRACE)[1]
+        self.kind: QueueType = kind  # of that queue, and of those of what is due
+        self.trace_key: str = self.route(0.0, _TRACE)[1]  # by which each level passes a message on to the one below it
 
     def due(self, engine: str) -> str:
         """The queue of what an engine's pumps publish."""

@@ -23,9 +23,6 @@ class Surplus:
     RabbitMQ 4, and quorum queues, limit what each queue's consumer is sent, and not what the worker is: with q queues,
     that may be q times its slots. What has waited here for long goes back to its queue, and until a slot is free,
     nothing is consumed. Without a store it stays: who gets it next could not tell that it was not started.
-
-    Attributes:
-        is_there: Whether a slot that gets free is to be told of.
     """
 
     def __init__(self, consumer: Consumer, *, may_return: bool) -> None:
@@ -35,7 +32,7 @@ class Surplus:
         self._is_looking = False  # whether a timer is set
         self._is_paused = False
         self._is_closed = False
-        self.is_there: bool = False
+        self.is_there: bool = False  # whether a slot that gets free is to be told of
 
     def forget(self) -> None:
         """Forget all, with its connection: RabbitMQ delivers it again."""

@@ -53,12 +53,7 @@ _TAG: Final = "1"  # the consumer's tag; each has a channel of its own
 
 
 class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
-    """Dramatiq's broker, with consumers of its own.
-
-    Attributes:
-        may_return: Whether a message may go back to its queue that found no thread. It counts as delivered before
-            then, and without a store nobody can tell that it was not started.
-    """
+    """Dramatiq's broker, with consumers of its own."""
 
     def __init__(self, settings: Settings, middleware: list[Middleware]) -> None:
         urls = each_host(settings.url.broker_url)
@@ -70,6 +65,8 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
             if parameters.blocked_connection_timeout is None:
                 parameters.blocked_connection_timeout = self._timeout_s
         self._hosts = Hosts(hosts)
+        # Whether a message may go back to its queue that found no thread: it counts as delivered before then, and
+        # without a store nobody can tell that it was not started.
         self.may_return: bool = settings.store is not None
         self._linking = locks.Lock()
         self._readers: list[_Reader] = []
@@ -77,8 +74,7 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
     def declare_queue(self, queue_name: str, *, ensure: bool = False) -> None:
         """Declare a queue, and on the server if it is to be ensured; as Dramatiq does, but with the type of the queues.
 
-        Raises:
-            pika.exceptions.AMQPError: RabbitMQ can't be reached, or refuses.
+        If RabbitMQ can't be reached, or refuses, it raises `pika.exceptions.AMQPError`.
         """
         super().declare_queue(queue_name)
         canonical = q_name(queue_name)
@@ -95,19 +91,14 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
         return {canonical: arguments, dq_name(canonical): arguments, xq_name(canonical): dead}
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """Return a consumer of a queue, which it declares.
-
-        Raises:
-            ConnectionClosed: RabbitMQ can't be reached.
-        """
+        """Return a consumer of a queue, which it declares; `ConnectionClosed` if RabbitMQ can't be reached."""
         self.declare_queue(queue_name)
         return _SparingConsumer(self, queue_name, prefetch, timeout)
 
     def open_channel(self, receive: Callable[[Arrived], None]) -> Channel:
         """Return a channel on the consumers' connection; on a new one if there is none that can have another channel.
 
-        Raises:
-            ConnectionClosed: RabbitMQ can't be reached.
+        If RabbitMQ can't be reached, it is `ConnectionClosed`.
         """
         with self._linking:
             self._readers = [reader for reader in self._readers if reader.connection.problem is None]
@@ -178,8 +169,7 @@ class _SparingConsumer(EngineConsumer):
     def __next__(self) -> MessageProxy | None:
         """Return the next message that no thread takes by itself; None if there is none for a while.
 
-        Raises:
-            ConnectionClosed: The connection was lost, or RabbitMQ refused; Dramatiq then makes another consumer.
+        For a connection that was lost, or a refusal, it raises `ConnectionClosed`; Dramatiq makes another consumer.
         """
         closed = self._channel.closed
         if closed is not None:
