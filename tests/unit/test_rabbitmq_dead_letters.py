@@ -12,7 +12,8 @@ import pika
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable
-from taskbridge.brokers.rabbitmq.dead_letter_queue import browse
+from taskbridge.brokers.rabbitmq.connection import Deadline
+from taskbridge.brokers.rabbitmq.dead_letter_queue import reading
 from taskbridge.message import loads, new_id
 from tests.servers import PrivateRabbitMQ
 from tests.unit.dead_letter_tests import bury, killed_replays, letter
@@ -28,7 +29,8 @@ def _due(bridge: Bridge) -> list[str]:
     """Return the ids of what is due, and leave it there."""
     broker: Any = bridge.broker
     queue = f"{bridge.settings.namespace}.due.celery"
-    return [loads(body).id for body in browse(broker._hosts, queue, 5)]
+    with reading(broker._hosts, queue, "classic", Deadline(5)) as (_, deliveries):
+        return [loads(each.body).id for each in deliveries]
 
 
 def _dead(bridge: Bridge) -> list[str]:

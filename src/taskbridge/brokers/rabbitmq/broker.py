@@ -13,7 +13,7 @@ from pika import spec
 from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Remark, Wire
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
-from taskbridge.brokers.rabbitmq.dead_letter_queue import browse, letter_of, take_out
+from taskbridge.brokers.rabbitmq.dead_letter_queue import letter_of, reading, take_out
 from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder
@@ -102,8 +102,7 @@ class RabbitMQBroker:
 
     def counts(self, queues: Sequence[str]) -> Counts:
         """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
-        topology, native = self._topology, self._encoder.native
-        places = {queue: native(make_probe(queue, now=0.0, life_s=0.0)).destination for queue in queues}
+        topology, places = self._topology, {queue: self._place(queue) for queue in queues}
         dues = [topology.due(engine) for engine in self._encoder.engines]
         calls = [topology.own_queue(name) for name in (*dues, topology.dead)]
         calls += [call for each in places.values() for call in each.calls()]
@@ -113,6 +112,10 @@ class RabbitMQBroker:
         waiting = {queue: held.get(place.name, 0) for queue, place in places.items()}
         delayed = sum(held.get(name, 0) for name in (*map(topology.level, range(LEVELS)), *dues))
         return Counts(waiting=waiting, delayed=delayed, dead=held.get(topology.dead, 0))
+
+    def _place(self, queue: str) -> Destination:
+        """Return where the engine has a queue, and how it is declared."""
+        return self._encoder.native(make_probe(queue, now=0.0, life_s=0.0)).destination
 
     def _declared(self, calls: Sequence[Any], deadline: Deadline) -> Sequence[Any]:
         """Return the replies to calls that declare queues, and to looks at the levels that are there.
@@ -169,9 +172,9 @@ class RabbitMQBroker:
 
         One that this release can't read comes with reason `undecodable`, and its text as `raw`.
         """
-        with _told():
-            bodies = browse(self._hosts, self._topology.dead, self._settings.send_timeout_s, self._topology.kind)
-        letters = map(letter_of, bodies)
+        topology, deadline = self._topology, Deadline(self._settings.send_timeout_s)
+        with _told(), reading(self._hosts, topology.dead, topology.kind, deadline) as (_, deliveries):
+            letters = [letter_of(each.body) for each in deliveries]
         return [letter for letter in letters if ids is None or letter.id in ids]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
@@ -206,10 +209,10 @@ class RabbitMQBroker:
         """Look at how queues are declared, and at operators' policies."""
         from taskbridge.brokers.rabbitmq.examination import policies_on, refusals  # here, for only a command needs it
 
-        probes = [make_probe(queue, now=0.0, life_s=0.0) for queue in queues]
-        wanted = {each.queue: each.arguments for each in map(self._wire.encode, probes)}
+        places = [self._place(queue) for queue in queues]
+        wanted = {call.queue: call.arguments for each in places for call in each.calls()}
         with _told():
-            for each in (*(self._encoder.native(probe).destination for probe in probes), self._encoder.due):
+            for each in (*places, self._encoder.due):
                 yield from refusals(partial(self._declare, each, Deadline(timeout_s)))
             yield from policies_on(wanted, self._encoder, self._hosts.last, management=management, timeout_s=timeout_s)
 

@@ -30,16 +30,6 @@ _MOST_UNACKNOWLEDGED: Final = 65_535
 _log = logger("taskbridge.rabbitmq")
 
 
-def browse(hosts: Hosts, queue: str, timeout_s: float, kind: QueueType = "classic") -> list[bytes]:
-    """Return the bodies of all messages of a queue of a type, the first first.
-
-    All messages are delivered, and return to their places when the connection is closed. Meanwhile nobody else may
-    consume the queue: of two readers each would see a part.
-    """
-    with _reading(hosts, queue, kind, Deadline(timeout_s)) as (_, deliveries):
-        return [delivery.body for delivery in deliveries]
-
-
 _Removal = tuple[Sequence[int], EncodedPublication | None]
 """Deliveries that are taken out together, by their tags, and the message that is published instead of them."""
 
@@ -58,8 +48,8 @@ def take_out(
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []
     try:
-        reading = _reading(hosts, topology.dead, topology.kind, Deadline(timeout_s), spec.Tx.Select())
-        with reading as (channel, deliveries):
+        letters = reading(hosts, topology.dead, topology.kind, Deadline(timeout_s), spec.Tx.Select())
+        with letters as (channel, deliveries):
             removals += _removals(deliveries, encoder, decide, ids).items()
             while part := dict(removals[len(taken) : len(taken) + TOGETHER]):
                 _commit(channel, encoder, list(part.values()), Deadline(timeout_s))
@@ -108,10 +98,13 @@ def letter_of(body: bytes) -> DeadLetter:
 
 
 @contextmanager
-def _reading(
+def reading(
     hosts: Hosts, queue: str, kind: QueueType, deadline: Deadline, *modes: Any
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
-    """Read the queue exclusively during the block; afterwards unacknowledged messages return to it."""
+    """Read a queue of a type during the block; then unacknowledged messages return to their places.
+
+    Meanwhile nobody else may consume the queue: of two readers each would see a part.
+    """
     # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
     lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
     limit = spec.Basic.Qos(prefetch_count=_MOST_UNACKNOWLEDGED if kind == "quorum" else 0)

@@ -114,19 +114,16 @@ class SparingRabbitmqBroker(EngineBroker, RabbitmqBroker):
 
     def closed(self) -> None:
         """End the consumers' connection; what is not acknowledged goes back."""
-        self._unlink()
-
-    def close(self) -> None:
-        """Close the connections; the next use makes new ones."""
-        self._unlink()
-        super().close()
-
-    def _unlink(self) -> None:
         with self._linking:
             readers, self._readers = self._readers, []
         for reader in readers:
             reader.connection.close(_CLOSE_S)
             reader.stop()
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        self.closed()
+        super().close()
 
 
 class _Reader(Background):
