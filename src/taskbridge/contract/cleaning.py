@@ -139,6 +139,7 @@ def _existing(url: str, queues: Iterable[str]) -> Iterator[Any]:
 
 def _queues(namespace: str) -> Iterator[str]:
     yield f"{namespace}.dead"
+    yield f"{namespace}.sign.levels"
     yield from _levels(namespace)
     for engine in _ENGINES:
         yield from _consumed(namespace, engine)
