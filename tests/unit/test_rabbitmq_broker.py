@@ -1025,12 +1025,13 @@ class TestDeadLetters:
 
         for delay_s, delayed in ((1, 1), (60, 2), (1, 3)):
             broker.counts(["email"])
+            assert broker.dead_letters() == []
             broker.park([(a_message(), delay_s)], timeout_s=5)
             assert broker.counts(["email", "sms"]).delayed == delayed
         with place.channel() as channel, pytest.raises(pika.exceptions.ChannelClosedByBroker):
             channel.queue_declare(f"{place.namespace}.missing", passive=True)
 
-        wait_until(lines, timeout_s=5, what="the last error")
+        wait_until(lambda: bool(lines()), timeout_s=5, what="the last error")
         assert all(f"{place.namespace}.missing" in line for line in lines())
 
     @pytest.mark.parametrize("deleted", ["delay.5", "due.celery", "dead"])
@@ -1047,6 +1048,11 @@ class TestDeadLetters:
         place.broker().park([(a_message(), 60), (a_message(), 0)], timeout_s=5)
 
         assert place.broker(queue_type="quorum").counts(["email"]).delayed == 2
+
+    def test_dead_letters_in_a_queue_of_another_type_are_read_all_the_same(self, place: Place) -> None:
+        place.broker().bury(a_letter(), timeout_s=5)
+
+        assert len(place.broker(queue_type="quorum").dead_letters()) == 1
 
 
 def run_script(script: str, *args: str, timeout_s: float = 30) -> str:

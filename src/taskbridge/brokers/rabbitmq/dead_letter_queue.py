@@ -22,6 +22,7 @@ from taskbridge.routing import QueueType
 
 TOGETHER: Final = 100  # how many letters a transaction takes out at most
 _TAKEN: Final = (403, 405)  # AMQP's reply codes: another one consumes the queue exclusively, or has the exclusive queue
+_OF_ANOTHER_TYPE: Final = 406  # the same: the queue is not as it was to be declared
 _PAUSE_S: Final = 0.05
 
 _MOST_UNACKNOWLEDGED: Final = 65_535
@@ -108,6 +109,8 @@ def reading(
     # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
     lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
     limit = spec.Basic.Qos(prefetch_count=_MOST_UNACKNOWLEDGED if kind == "quorum" else 0)
+    # Where nobody has died yet the server would log an error of the missing queue, each time.
+    declare: list[Any] = [spec.Queue.Declare(queue=queue, durable=True, arguments=typed(kind))]
     consume = [*modes, lock, limit, spec.Basic.Consume(queue=queue, exclusive=True)]
     more = [spec.Basic.Consume(queue=queue)] if kind == "quorum" else []
     others: TimedOutError | None = None
@@ -115,7 +118,7 @@ def reading(
         channel = first
         while True:
             try:
-                channel.call_all(consume, deadline)
+                channel.call_all([*declare, *consume], deadline)
                 deliveries = _all(channel, queue, more, deadline.timeout_s)
                 break
             except ClientError as exc:
@@ -124,7 +127,9 @@ def reading(
                     break
                 if others is not None and isinstance(exc, TimedOutError):
                     raise others from exc
-                if exc.code not in _TAKEN:
+                if exc.code == _OF_ANOTHER_TYPE and declare:
+                    declare = []  # it is read all the same
+                elif exc.code not in _TAKEN:
                     raise
             others = TimedOutError(f"others are reading queue {queue!r} all the time")
             time.sleep(_PAUSE_S)
