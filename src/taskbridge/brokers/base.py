@@ -196,7 +196,10 @@ class Broker(Protocol):
         ...
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
-        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are."""
+        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
+
+        One that this release can't read comes with reason `undecodable`, and its text as `raw`.
+        """
         ...
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:

@@ -59,7 +59,6 @@ class RabbitMQBroker:
         self._deliver((parked(each.dumps().encode(), delay_s, each.id) for each, delay_s in messages), deadline)
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
-        """Keep a dead letter for the setting `dead_ttl`."""
         self._deliver([self._encoder.letter(letter)], Deadline(timeout_s))
 
     def _deliver(self, encoded: Iterable[EncodedPublication], deadline: Deadline) -> None:
@@ -97,11 +96,9 @@ class RabbitMQBroker:
         return self._hosts.version is not None and self._hosts.version >= _PRIORITIES_SINCE
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
-        """Publish parked messages as they fall due, until `stop` is set."""
         Pump(self._hosts, self._encoder, knows=knows, stop=stop, buried=buried).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
-        """Return how much waits in these queues, and how much is delayed and dead in this namespace."""
         topology, places = self._topology, {queue: self._place(queue) for queue in queues}
         dues = [topology.due(engine) for engine in self._encoder.engines]
         calls = [topology.own_queue(name) for name in (*dues, topology.dead)]
@@ -168,10 +165,6 @@ class RabbitMQBroker:
         return self._looker.use(look, deadline)
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
-        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
-
-        One that this release can't read comes with reason `undecodable`, and its text as `raw`.
-        """
         topology, deadline = self._topology, Deadline(self._settings.send_timeout_s)
         with _told(), reading(self._hosts, topology.dead, topology.kind, deadline) as (_, deliveries):
             letters = [letter_of(each.body) for each in deliveries]
@@ -183,7 +176,6 @@ class RabbitMQBroker:
             return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if RabbitMQ answers."""
         self._calls([spec.Basic.Qos()], timeout_s)
 
     def ask(self, probes: Sequence[Message], *, timeout_s: float) -> None:
@@ -195,18 +187,15 @@ class RabbitMQBroker:
         self._calls([spec.Queue.Delete(queue=self._topology.sign(name)) for name in signs], timeout_s)
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
-        """Leave signs for so many seconds."""
         self._deliver((self._encoder.sign(name, life_s=life_s) for name in names), Deadline(timeout_s))
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
-        """Return those of these signs that are there."""
         replies = self._calls([sign_queue(self._topology.sign(name)) for name in names], timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply.message_count}
 
     # Whether the server is fit for messages
 
     def examine(self, queues: Sequence[str], *, management: str | None, timeout_s: float) -> Iterable[Remark]:
-        """Look at how queues are declared, and at operators' policies."""
         from taskbridge.brokers.rabbitmq.examination import policies_on, refusals  # here, for only a command needs it
 
         places = [self._place(queue) for queue in queues]
@@ -227,7 +216,6 @@ class RabbitMQBroker:
             return self._looker.use(lambda channel: channel.call_all(calls, deadline), deadline)
 
     def close(self) -> None:
-        """Close the connections; the next call makes new ones."""
         self._publisher.close()
         self._looker.close()
 

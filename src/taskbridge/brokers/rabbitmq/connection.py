@@ -374,7 +374,6 @@ class Connection:
 
 
 def _version(text: object) -> tuple[int, ...]:
-    """Return the two numbers with which a server's version begins."""
     found = re.match(r"(\d+)\.(\d+)", text.decode() if isinstance(text, bytes) else str(text))
     return (0,) if found is None else (int(found[1]), int(found[2]))
 

@@ -184,7 +184,6 @@ def _read(delivery: Delivery) -> Message:
 
 
 def _taken(channel: Channel) -> list[Delivery]:
-    """Return what has been delivered, up to a batch."""
     taken: list[Delivery] = []
     size = 0
     while channel.deliveries and len(taken) < _TOGETHER and size < _TOGETHER_BYTES:
