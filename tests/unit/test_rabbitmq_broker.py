@@ -24,6 +24,7 @@ from typing import Any
 import pika
 import pytest
 from pika import spec
+from pika.exceptions import ChannelClosedByBroker
 
 from taskbridge.brokers.base import Broker, Publication, Taken
 from taskbridge.brokers.rabbitmq import connect
@@ -1024,11 +1025,10 @@ class TestDeadLetters:
             return [line for line in log.read_text()[size:].splitlines() if place.namespace in line]
 
         for delay_s, delayed in ((1, 1), (60, 2), (1, 3)):
-            broker.counts(["email"])
-            assert broker.dead_letters() == []
             broker.park([(a_message(), delay_s)], timeout_s=5)
             assert broker.counts(["email", "sms"]).delayed == delayed
-        with place.channel() as channel, pytest.raises(pika.exceptions.ChannelClosedByBroker):
+            assert broker.dead_letters() == []
+        with place.channel() as channel, pytest.raises(ChannelClosedByBroker):
             channel.queue_declare(f"{place.namespace}.missing", passive=True)
 
         wait_until(lambda: bool(lines()), timeout_s=5, what="the last error")
@@ -1044,15 +1044,25 @@ class TestDeadLetters:
 
         assert broker.counts(["email"]).delayed == (0 if deleted == "delay.5" else 1)
 
-    def test_queues_of_another_type_are_counted_all_the_same(self, place: Place) -> None:
+    def test_queues_of_another_type_are_looked_at_all_the_same(self, place: Place) -> None:
         place.broker().park([(a_message(), 60), (a_message(), 0)], timeout_s=5)
-
-        assert place.broker(queue_type="quorum").counts(["email"]).delayed == 2
-
-    def test_dead_letters_in_a_queue_of_another_type_are_read_all_the_same(self, place: Place) -> None:
         place.broker().bury(a_letter(), timeout_s=5)
+        broker = place.broker(queue_type="quorum")
 
-        assert len(place.broker(queue_type="quorum").dead_letters()) == 1
+        for _ in range(2):
+            assert (broker.counts(["email"]).delayed, broker.counts([]).dead) == (2, 1)
+            assert len(broker.dead_letters()) == 1
+            broker.publish([a_message()], timeout_s=5)  # from now on it declares what it looks at
+
+    def test_who_only_looks_declares_no_queue_of_the_application(self, place: Place) -> None:
+        """By other settings than the application's, it would be of another type."""
+        broker = place.broker()
+        broker.counts(["email"])
+        broker.dead_letters()
+
+        place.broker(queue_type="quorum").bury(a_letter(), timeout_s=5)
+        with place.channel() as channel:
+            channel.queue_declare(place.queue(), durable=True)  # else: 406
 
 
 def run_script(script: str, *args: str, timeout_s: float = 30) -> str:

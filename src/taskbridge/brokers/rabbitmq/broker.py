@@ -46,6 +46,9 @@ class RabbitMQBroker:
         self._publisher = Pool(self._hosts)
         self._looker = Pool(self._hosts)
         self._levels = 0  # how many are known to be there
+        # Whether missing queues are declared when they are looked at. Who only looks may have other settings than the
+        # application, by which they would be of another type.
+        self._declares = False
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
         """Publish messages to their queues, pipelined, in order; missing queues are declared."""
@@ -65,6 +68,7 @@ class RabbitMQBroker:
         publications = dict(enumerate(encoded))
         if not publications:
             return
+        self._declares = True
         outcome = self._publisher.deliver(publications, deadline)
         if len(outcome.accepted) == len(publications):
             return
@@ -105,68 +109,70 @@ class RabbitMQBroker:
         calls += [call for each in places.values() for call in each.calls()]
         deadline = Deadline(self._settings.send_timeout_s)
         with _told():
-            held = {reply.queue: reply.message_count for reply in self._declared(calls, deadline)}
+            self._find_levels(deadline)
+            levels = [topology.level(level) for level in range(LEVELS)]
+            # The highest first: what moves down meanwhile is counted twice rather than not at all.
+            looks = [_look(level) for level in reversed(levels[: self._levels])]
+            looks += calls if self._declares else [_look(call.queue) for call in calls]
+            held = {reply.queue: reply.message_count for reply in self._replies(looks, deadline)}
         waiting = {queue: held.get(place.name, 0) for queue, place in places.items()}
-        delayed = sum(held.get(name, 0) for name in (*map(topology.level, range(LEVELS)), *dues))
+        delayed = sum(held.get(name, 0) for name in (*levels, *dues))
         return Counts(waiting=waiting, delayed=delayed, dead=held.get(topology.dead, 0))
 
     def _place(self, queue: str) -> Destination:
         """Return where the engine has a queue, and how it is declared."""
         return self._encoder.native(make_probe(queue, now=0.0, life_s=0.0)).destination
 
-    def _declared(self, calls: Sequence[Any], deadline: Deadline) -> Sequence[Any]:
-        """Return the replies to calls that declare queues, and to looks at the levels that are there.
-
-        For each queue that is looked for in vain, the server logs an error. So queues are declared, but no levels, of
-        which most are never needed. What moves down meanwhile is counted twice rather than not at all.
-        """
-        try:
-            if self._levels < LEVELS:
-                self._find_levels(deadline.within(deadline.left_s / 2))
-            levels = [_look(self._topology.level(level)) for level in reversed(range(self._levels))]
-            return self._looker.use(lambda channel: channel.call_all([*levels, *calls], deadline), deadline)
-        except ClientError:  # a memory alarm, no permission, a queue of another type, or a level was deleted
-            if deadline.passed:
-                raise
-        found = self._found([self._topology.level(level) for level in range(LEVELS)], deadline)  # made in this order
-        self._levels = len(found)
-        names = [call.queue for call in calls]
-        while names:
-            there = self._found(names, deadline)
-            found += there
-            names = names[len(there) + 1 :]
-        return found
-
     def _find_levels(self, deadline: Deadline) -> None:
-        """Look for levels above those that are known to be there."""
+        """Note which levels are there, beside those that are known to be: they are made in their order.
+
+        They are found by messages, for the server logs an error of each queue that is looked for in vain.
+        """
+        half = deadline.within(deadline.left_s / 2)
 
         def find(channel: Channel) -> None:
             level = self._levels
-            while level < LEVELS and channel.finds(self._encoder.trace(level), deadline):
+            while level < LEVELS and channel.finds(self._encoder.trace(level), half):
                 level += 1
             self._levels = level
 
-        self._publisher.use(find, deadline)
+        try:
+            if self._levels < LEVELS:
+                self._publisher.use(find, half)
+        except ClientError:  # the server takes no messages at the moment, or none from here
+            if deadline.passed:
+                raise
+            level = self._levels
+            while level < LEVELS and self._replies([_look(self._topology.level(level))], deadline):
+                level += 1
+            self._levels = level
 
-    def _found(self, queues: Sequence[str], deadline: Deadline) -> list[Any]:
-        """Return the replies to looks at these queues, up to the first that there is not.
+    def _replies(self, calls: Sequence[Any], deadline: Deadline) -> list[Any]:
+        """Return the replies to calls that declare queues or look at them, but for those of which there is none.
 
-        The server logs an error of that one, and closes the channel.
+        One that can't be declared as it was to be is looked at. The server closes a channel after each refusal.
         """
 
-        def look(channel: Channel) -> list[Any]:
+        def ask(channel: Channel) -> list[Any]:
             try:
-                return channel.call_all([_look(queue) for queue in queues], deadline)
+                return channel.call_all(calls, deadline)
             except ClientError as exc:
-                if exc.code != NOT_FOUND:
+                if not exc.code or (calls[len(channel.replies)].passive and exc.code != NOT_FOUND):
                     raise
                 return channel.replies
 
-        return self._looker.use(look, deadline)
+        replies: list[Any] = []
+        while calls:
+            answered = self._looker.use(ask, deadline)
+            replies += answered
+            refused, rest = calls[len(answered) : len(answered) + 1], calls[len(answered) + 1 :]
+            calls = [*(_look(each.queue) for each in refused if not each.passive), *rest]
+        return replies
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
         topology, deadline = self._topology, Deadline(self._settings.send_timeout_s)
-        with _told(), reading(self._hosts, topology.dead, topology.kind, deadline) as (_, deliveries):
+        letters_of = reading(self._hosts, topology.dead, topology.kind, deadline, declares=self._declares)
+        with _told(), letters_of as (_, deliveries):
             letters = [letter_of(each.body) for each in deliveries]
         return [letter for letter in letters if ids is None or letter.id in ids]
 

@@ -100,17 +100,17 @@ def letter_of(body: bytes) -> DeadLetter:
 
 @contextmanager
 def reading(
-    hosts: Hosts, queue: str, kind: QueueType, deadline: Deadline, *modes: Any
+    hosts: Hosts, queue: str, kind: QueueType, deadline: Deadline, *modes: Any, declares: bool = False
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read a queue of a type during the block; then unacknowledged messages return to their places.
 
-    Meanwhile nobody else may consume the queue: of two readers each would see a part.
+    Meanwhile nobody else may consume the queue: of two readers each would see a part. `declares` is whether it is
+    declared before, for the server logs an error of a missing one.
     """
     # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
     lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
     limit = spec.Basic.Qos(prefetch_count=_MOST_UNACKNOWLEDGED if kind == "quorum" else 0)
-    # Where nobody has died yet the server would log an error of the missing queue, each time.
-    declare: list[Any] = [spec.Queue.Declare(queue=queue, durable=True, arguments=typed(kind))]
+    declare: list[Any] = [spec.Queue.Declare(queue=queue, durable=True, arguments=typed(kind))] if declares else []
     consume = [*modes, lock, limit, spec.Basic.Consume(queue=queue, exclusive=True)]
     more = [spec.Basic.Consume(queue=queue)] if kind == "quorum" else []
     others: TimedOutError | None = None
