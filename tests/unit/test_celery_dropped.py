@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import PreconditionFailed
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import QoS as KombuQoS
 
@@ -203,6 +204,22 @@ def test_an_embedded_worker_counts_what_it_runs_itself(holding: Worker, monkeypa
     consumer.begins(holding.request)
     consumer.on_close()
     assert consumer.has_free_slot(), "what was dropped unstarted comes again"
+
+
+def test_of_a_queue_of_another_type_it_is_said_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer, told = _consumer(), list[Exception]()
+    consumer.event_dispatcher = None
+    consumer._engine = SimpleNamespace(settings=SimpleNamespace(url=SimpleNamespace(broker="amqp")))
+    monkeypatch.setattr(CeleryConsumer, "on_connection_error_after_connected", lambda _, exc: told.append(exc))
+    refusals = [PreconditionFailed("inequivalent arg 'x-queue-type' for queue 'q'"), ConnectionError("reset")]
+    for each in refusals:
+        consumer.on_connection_error_after_connected(each)
+
+    assert told == refusals
+    (record,) = caplog.records
+    assert "queue 'q'; it can't be changed: set queue_type" in record.getMessage()
 
 
 def test_a_message_that_waits_to_go_back_holds_nothing_else_up() -> None:

@@ -295,7 +295,7 @@ def _declaration_problem(call: Any, refusal: ClientError) -> str:
     return f"{kind} {name!r} can't be declared as it must be{remedy(refusal)} (RabbitMQ says: {refusal})"
 
 
-def remedy(refusal: ClientError) -> str:
+def remedy(refusal: Exception) -> str:
     """Return what to do about a refusal, if it is because a queue or an exchange is there with other arguments."""
     if "inequivalent" not in str(refusal):  # rabbit_misc:assert_args_equivalence
         return ""

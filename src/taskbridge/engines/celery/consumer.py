@@ -428,9 +428,14 @@ class Consumer(CeleryConsumer):
 
         Celery would say goodbye on that one, and wait for an answer.
         """
-        if self.event_dispatcher and self._engine.settings.url.broker == "amqp":
-            with suppress(*self.lost):
-                self.event_dispatcher.connection.collect(socket_timeout=_GOODBYE_S)
+        if self._engine.settings.url.broker == "amqp":
+            from taskbridge.brokers.rabbitmq.channel import remedy  # here, for its client is not everywhere
+
+            if todo := remedy(exc):
+                _log.error("%s%s", exc, todo)
+            if self.event_dispatcher:
+                with suppress(*self.lost):
+                    self.event_dispatcher.connection.collect(socket_timeout=_GOODBYE_S)
         stock(super()).on_connection_error_after_connected(exc)
 
     def update_strategies(self) -> None:
