@@ -500,6 +500,30 @@ def test_what_an_edit_cuts_off_is_counted_and_logged(caplog: pytest.LogCaptureFi
     ]
 
 
+def test_a_change_that_waits_for_the_store_counts_from_when_it_is_made() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        edit = world.edit()
+        edit.put("s", CALL, every=10)
+        backend = world.shared.backend
+        get, waits = backend.get, [True]
+
+        def slow(keys: Any, **given: Any) -> Any:
+            if "schedule:s" in keys and waits:
+                waits.clear()
+                world.now = begin + 21.0
+            return get(keys, **given)
+
+        backend.get = slow
+        edit.put("s", CALL, every=4)
+        assert (world.state("s").settled_until, world.state("s").missed) == (begin + 21.0, 2)
+        backend.get, waits = get, [True]
+        backend.get = slow
+        world.now = begin + 15.0
+        edit.delete("s")
+        assert world.state("s").settled_until == begin + 21.0
+
+
 def test_one_look_at_the_store_tells_of_all_that_is_due() -> None:
     begin, asked = 1.8e9, Counter[str]()
     with world_of(*(scheduled(f"s{number}", Every(60)) for number in range(50)), begin=begin) as world:

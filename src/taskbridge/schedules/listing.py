@@ -66,7 +66,8 @@ class ScheduleEntry:
         timing: When it is due: `Cron(...)` or `Every(...)`.
         next_runs: The next instants it is due, each in the schedule's own zone; while it is paused, they are skipped.
         paused: Whether it is paused.
-        missed: How many ticks were not sent: nobody was there, or the message before had not ended.
+        missed: How many ticks were not sent: nobody was there, the message before had not ended, or the schedule was
+            changed first.
         last_id: The id of the message that was sent last; None if none was.
         last_planned_at: What that message was planned for, in the schedule's own zone.
         source: Where it comes from: `code`, `settings`, or `store` if it was put at run time.
@@ -268,10 +269,11 @@ class Schedules:
         if call.options.queue is not None:
             check_known(call.options.queue, self._bridge.queues())
         self._check_own(name, "give this one another name")
-        at, new = self._bridge.now(), definition_of(replace(schedule, encoded=call.encoded()))
+        new = definition_of(replace(schedule, encoded=call.encoded()))
         unsent: list[float] = []
 
         def decide(old: Definition | None, plan: Plan) -> tuple[Definition, Plan, None]:
+            at = self._bridge.now()  # asked after the plan was read: no tick that is claimed there is due later
             put = revised(old, new, plan, at=at)
             unsent[:] = cut_off(name, old, plan, put["begins_at"])
             begun = plan.begun(revision=put["revision"], begins_at=put["begins_at"], at=at, missed=len(unsent))
@@ -294,9 +296,10 @@ class Schedules:
             DeclarationError: There is none, but the code or the settings have a schedule of this name.
             UnsupportedError, StoreUnavailable: As `put` does.
         """
-        at, is_declared, unsent = self._bridge.now(), name in self.declared(), list[float]()
+        is_declared, unsent = name in self.declared(), list[float]()
 
         def decide(old: Definition | None, plan: Plan) -> tuple[None, Plan, float | None]:
+            at = self._bridge.now()  # as in `put`
             unsent[:] = [] if is_declared else cut_off(name, old, plan, at)
             state = plan.state if is_declared else None  # the code's goes on
             ended = replace(state or ScheduleState(settled_until=at), revision=newest(old, plan) + 1)
