@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from taskbridge.durations import moment
 from taskbridge.exceptions import StoreUnavailable
@@ -61,7 +61,8 @@ class ScheduleState:
         paused: Whether it is paused.
         last_id: The id of the message that was sent last; empty if none was.
         last_planned_at: The instant that message was planned for.
-        missed: How many ticks were not sent because nobody was there, or by `overlap="skip"`.
+        missed: How many ticks were not sent because nobody was there, by `overlap="skip"`, or because the schedule was
+            changed first.
         revision: That of the newest definition, of a schedule that was put at run time; else 0.
     """
 
@@ -77,17 +78,23 @@ class ScheduleState:
         return 0 < revision < self.revision
 
 
+Claims: TypeAlias = Mapping[float, tuple[str, float]]
+"""By tick, who has claimed it, and until when."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """A schedule as it is kept.
 
     Attributes:
         state: What is known of it; None if nobody has begun with it.
-        claims: The ticks that are claimed and not settled: who has claimed each, and until when.
+        claims: The ticks that are claimed and not settled: who has claimed each, and until when. Those up to
+            `settled_until` were cut off as they were about to be sent: an edit has begun a plan that is later. Each
+            counts as missed unless its claimant tells in time that it has sent it.
     """
 
     state: ScheduleState | None = None
-    claims: Mapping[float, tuple[str, float]] = field(default_factory=dict[float, tuple[str, float]])
+    claims: Claims = field(default_factory=dict[float, tuple[str, float]])
 
     def is_settled(self, planned_at: float) -> bool:
         """Return whether a tick is settled."""
@@ -104,14 +111,38 @@ class Plan:
             return replace(self, state=state)
         until = max(begins_at, state.settled_until)
         begun = replace(state, settled_until=until, revision=revision, missed=state.missed + missed)
-        if until > state.settled_until:  # the claims are the former plan's
-            return Plan(state=begun)
-        return replace(self, state=begun)
+        # What is paused is claimed to be skipped, and is not missed.
+        skipped = [instant for instant in self.claims if state.paused and state.settled_until < instant <= until]
+        return Plan(state=begun, claims=_without(self.claims, skipped))
+
+    def lapsed(self, now: float) -> list[float]:
+        """Return the ticks that were cut off as they were about to be sent, and whose claims are over."""
+        return [
+            instant
+            for instant, (_, until) in self.claims.items()
+            if self.is_settled(instant) and not _holds(until, now, _LONGEST_LEASE_S)
+        ]
+
+    def missing(self, instants: Sequence[float]) -> Plan:
+        """Return the plan after ticks that were cut off count as missed."""
+        if self.state is None or not instants:
+            return self
+        state = replace(self.state, missed=self.state.missed + len(instants))
+        return Plan(state=state, claims=_without(self.claims, instants))
 
     def dumps(self) -> str:
         """Return the plan as JSON."""
         claims = [[planned_at, *claim] for planned_at, claim in self.claims.items()]
         return json.dumps([None if self.state is None else asdict(self.state), claims], separators=(",", ":"))
+
+
+def _without(claims: Claims, instants: Sequence[float]) -> Claims:
+    return {instant: claim for instant, claim in claims.items() if instant not in instants}
+
+
+def _holds(until: float, now: float, lease_s: float) -> bool:
+    """Return whether a claim holds; one of a clock that was ahead doesn't: else the schedule would wait until then."""
+    return now < until <= now + max(lease_s, _LONGEST_LEASE_S) + SKEW_S
 
 
 _FIELDS: Final = frozenset(each.name for each in fields(ScheduleState))
@@ -219,51 +250,64 @@ class Ticks:
         """Claim a tick, in one step; of any number that ask at once, one is told `OURS` or `AGAIN`.
 
         Ticks up to `settled_until` are `SETTLED`, and all if what is known of the schedule is no more as it was `seen`.
-        A claim by the same claimant again is `AGAIN`.
+        A claim by the same claimant again is `AGAIN`. Whoever claims a tick counts as missed what an edit has cut off,
+        and its claimant has not sent in time.
         """
+        lapsed: list[float] = []
 
         def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
             if plan.is_settled(planned_at) or seen not in (None, plan.state):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
-            # A claim of a clock that was ahead is over: else the schedule would wait until then.
-            if owner and owner != claimant and now < until <= now + max(lease_s, _LONGEST_LEASE_S) + SKEW_S:
+            if owner and owner != claimant and _holds(until, now, lease_s):
                 return TickClaim.CLAIMED, None
-            claims = {**plan.claims, planned_at: (claimant, now + lease_s)}
-            return TickClaim.AGAIN if owner else TickClaim.OURS, replace(plan, claims=claims)
+            lapsed[:] = plan.lapsed(now)
+            left = plan.missing(lapsed)
+            claims = {**left.claims, planned_at: (claimant, now + lease_s)}
+            return TickClaim.AGAIN if owner else TickClaim.OURS, replace(left, claims=claims)
 
-        return self._change(schedule, decide, timeout_s)
+        answer = self._change(schedule, decide, timeout_s)
+        _tell_cut_off(schedule, lapsed if answer in (TickClaim.OURS, TickClaim.AGAIN) else ())
+        return answer
 
     def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
         """Take a claim back that came to nothing, if it is still this claimant's: the tick is as if never claimed.
 
-        Only for one that was `OURS`, and whose message was surely not sent.
+        Only for one that was `OURS`, and whose message was surely not sent. It counts as missed if an edit has cut it
+        off meanwhile.
         """
 
-        def decide(plan: Plan) -> tuple[None, Plan | None]:
+        def decide(plan: Plan) -> tuple[bool, Plan | None]:
             if plan.claims.get(planned_at, ("", 0.0))[0] != claimant:
-                return None, None
-            left = {instant: claim for instant, claim in plan.claims.items() if instant != planned_at}
-            return None, replace(plan, claims=left)
+                return False, None
+            if plan.is_settled(planned_at):
+                return True, plan.missing((planned_at,))
+            return False, replace(plan, claims=_without(plan.claims, (planned_at,)))
 
-        self._change(schedule, decide, timeout_s)
+        is_missed = self._change(schedule, decide, timeout_s)
+        _tell_cut_off(schedule, (planned_at,) if is_missed else ())
 
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled, and remove their claims; never goes back.
+
+        Of one that an edit has cut off meanwhile, what became of it is noted.
 
         `message_id` is that of its message, empty if it was skipped; `missed` ticks up to it were not sent, which are
         counted once for each settled tick.
         """
 
         def decide(plan: Plan) -> tuple[None, Plan | None]:
-            if plan.is_settled(planned_at):
+            is_cut_off = plan.is_settled(planned_at)
+            if is_cut_off and planned_at not in plan.claims:
                 return None, None
             state = ScheduleState(settled_until=planned_at) if plan.state is None else plan.state
-            state = replace(state, settled_until=planned_at, missed=state.missed + missed)
-            if message_id:
+            is_last = not is_cut_off or planned_at > (state.last_planned_at or 0.0)
+            until = max(planned_at, state.settled_until)
+            state = replace(state, settled_until=until, missed=state.missed + missed)
+            if message_id and is_last:
                 state = replace(state, last_id=message_id, last_planned_at=planned_at)
-            left = {instant: claim for instant, claim in plan.claims.items() if instant > planned_at}
-            return None, Plan(state=state, claims=left)
+            over = [each for each in plan.claims if each <= planned_at and not plan.is_settled(each)]
+            return None, Plan(state=state, claims=_without(plan.claims, [*over, planned_at]))
 
         self._change(schedule, decide, timeout_s)
 
@@ -293,7 +337,17 @@ class Ticks:
 
 def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
     state = ScheduleState(settled_until=at) if plan.state is None else plan.state
-    return None, replace(plan, state=replace(state, settled_until=max(at, state.settled_until)))
+    until = max(at, state.settled_until)
+    # What is due by then, by the plan before, is not missed, claimed or not (rule CR7).
+    claims = {instant: claim for instant, claim in plan.claims.items() if instant > until}
+    return None, Plan(state=replace(state, settled_until=until), claims=claims)
+
+
+def _tell_cut_off(schedule: str, missed: Sequence[float]) -> None:
+    """Log ticks that were about to be sent as their schedule was changed, and count as missed."""
+    for instant in missed:
+        shown = moment(instant).isoformat()
+        _log.warning("schedule %s: 1 missed, %s (it was changed as that was about to be sent)", schedule, shown)
 
 
 def key_of(schedule: str) -> str:
