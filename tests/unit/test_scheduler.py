@@ -500,6 +500,26 @@ def test_what_an_edit_cuts_off_is_counted_and_logged(caplog: pytest.LogCaptureFi
     ]
 
 
+def test_an_edit_says_that_it_has_not_counted_all_that_it_cuts_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("listing", "stored"):
+        monkeypatch.setattr(f"taskbridge.schedules.{module}.MOST_CUT_OFF", 3)
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        edit = world.edit()
+        edit.put("s", CALL, cron="* * * * *")
+        world.now = begin + 7 * 86400.0
+        edit.put("s", CALL, every=60)
+        assert world.state("s").missed == 3
+        world.now += 150.0
+        edit.delete("s")
+    assert [text.partition(", from")[0] for text in caplog.messages if "changed first" in text] == [
+        "schedule s: at least 3 missed",
+        "schedule s: 2 missed",
+    ]
+
+
 def test_a_change_that_waits_for_the_store_counts_from_when_it_is_made() -> None:
     begin = 1.8e9
     with world_of(begin=begin) as world:

@@ -25,6 +25,7 @@ from taskbridge.message import Message
 from taskbridge.routing import check_known
 from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing, named, timing_of
 from taskbridge.schedules.stored import (
+    MOST_CUT_OFF,
     Definition,
     StoredSchedules,
     change,
@@ -382,7 +383,8 @@ def _tell(name: str, missed: Sequence[float]) -> None:
     """Log what an edit has cut off."""
     if missed:
         first, last = moment(missed[0]).isoformat(), moment(missed[-1]).isoformat()
-        _log.warning("schedule %s: %d missed, from %s to %s (it was changed first)", name, len(missed), first, last)
+        many = f"at least {len(missed)}" if len(missed) == MOST_CUT_OFF else str(len(missed))
+        _log.warning("schedule %s: %s missed, from %s to %s (it was changed first)", name, many, first, last)
 
 
 def _entry(schedule: Schedule, source: Source, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:
