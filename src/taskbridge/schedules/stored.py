@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import islice, takewhile
 from math import inf
-from time import monotonic
+from random import uniform
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from zlib import crc32
 
@@ -43,6 +44,9 @@ _LOOK_S: Final = 2.0
 
 MOST_CUT_OFF: Final = 10_000
 """How many ticks an edit counts at most: going through them takes 0.2 s, each time that others edit meanwhile."""
+
+_PAUSE_S: Final = 0.02
+"""How long is waited at most where others have changed schedules first, for they all write one text."""
 
 _TIME: Final = ("cron", "every", "timezone")
 
@@ -131,6 +135,7 @@ def change(
             writes.append(Write(key_of(name), head_of(known), planned.dumps(), kept_s))
         if not writes or backend.commit([Commit(writes)], timeout_s=deadline - monotonic())[0]:
             return before
+        sleep(uniform(0.0, _PAUSE_S))
 
 
 def definition_of(schedule: Schedule) -> Definition:
