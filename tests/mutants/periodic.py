@@ -25,6 +25,7 @@ _MEANWHILE = "what_was_due_meanwhile_is_caught_up_as_asked"
 _CHANGED = "a_changed_schedule_begins_anew"
 _CLOCKS_DIFFER = "clocks_that_differ_change_nothing"
 _LIVE = "what_is_put_at_run_time_is_followed_until_it_is_deleted"
+_CUT_OFF = "what_a_change_cuts_off_counts_as_missed"
 _OVERLAP = "what_is_not_to_overlap_waits_for_the_last_one"
 
 
@@ -210,6 +211,22 @@ def what_was_deleted_goes_on_where_it_is_known() -> None:
 def a_deletion_is_forgotten() -> None:
     """What is deleted stays."""
     put("taskbridge.schedules.listing", "change", _keeping)
+
+
+@mutant("CR8", _LIVE)
+def workers_are_told_of_what_is_not_there() -> None:
+    """A change is told, and what was changed is not written with it."""
+
+    def make(commit: Any) -> Any:
+        return lambda writes: commit([each for each in writes if not each.key.startswith("planned:")])
+
+    put(_STORED, "Commit", make)
+
+
+@mutant("CR8", _CUT_OFF)
+def what_a_change_cuts_off_is_not_counted() -> None:
+    """Nobody looks what was due as a schedule is changed."""
+    put("taskbridge.schedules.listing", "cut_off", lambda _: lambda *given: [])
 
 
 def _keeping(change: Any) -> Any:

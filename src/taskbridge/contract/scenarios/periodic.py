@@ -178,7 +178,7 @@ def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
     schedules.put("live", call, every=1, catch_up="none")
     put_at = h.bridge.now()
     h.until(lambda: len(_ran(h, "live")) >= _FEW_TICKS, "the first ticks")
-    seen_s = min(record.at for record in _of(h, "live")) - put_at
+    seen_s = min(record.at for record in _of(h, "live", "after_send")) - put_at
     h.in_time("what was put", seen_s, _SEEN_S + 1)  # and a second until a tick is due
     if not h.target.in_process:
         h.environment.kill(workers[0])
@@ -187,6 +187,7 @@ def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
     schedules.put("live", call, every=2, catch_up="none")  # begins somewhere in between
     changed_at = h.bridge.now()
     h.until(lambda: _goes_on(h, "live", changed_at + 2), "ticks after the change")
+    missed = _entry(h, "live").missed
     h.equal("deleting it", schedules.delete("live"), True)
     deleted_at = h.bridge.now()
     h.pause(_GONE_S)
@@ -195,11 +196,42 @@ def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
     h.equal("instants that were run twice", len(ran) - len(set(ran)), 0)
     h.check(put_at <= ran[0] <= put_at + 1, f"the first tick after {put_at} should be run, not {ran[0]}")
     h.check(ran[-1] <= deleted_at, f"nothing after {deleted_at} should be run, but {ran[-1]} was")
+    last_s = max(record.at for record in _of(h, "live", "after_send")) - deleted_at
+    h.in_time("what was about to be sent as it was deleted", last_s, _ON_TIME_S)
     before = [each for each in ran if each <= before_at]
     _without_gaps(h, "what was run before the change", before, 1)
     _without_gaps(h, "what was run after it", [each for each in ran if each > changed_at], 2)
-    h.check(before[-1] > before_at - 2, f"a tick right before {before_at} should be run: {before}")
+    cut_off = int(before_at) - int(before[-1])
+    h.check(missed >= cut_off, f"{cut_off} ticks were cut off by the change, but {missed} count as missed: {before}")
     h.equal("whether it is there", [entry for entry in schedules.list() if entry.name == "live"], [])
+
+
+@scenario("CR8", on=(STORED,), where=with_records)
+def what_a_change_cuts_off_counts_as_missed(h: Harness) -> None:
+    """What was due while no worker was there is not sent once its schedule has other times, and counts as missed."""
+    call, schedules = h.tasks.programs["once"].call([RETURN.plain()]), h.bridge.schedules
+    worker = h.start_worker(threads=4)
+    schedules.put("cut", call, every=1, catch_up="all")
+    h.until(lambda: len(_ran(h, "cut")) >= _FEW_TICKS, "the first ticks")
+    h.stop(worker)
+    gone_at = h.bridge.now()
+    h.pause(_GONE_S)
+    before_at = h.bridge.now()
+    schedules.put("cut", call, every=2, catch_up="all")
+    changed_at = h.bridge.now()
+    missed = _entry(h, "cut").missed
+    h.start_worker(threads=4)
+    h.until(lambda: _goes_on(h, "cut", changed_at), "a tick after the change")
+    h.equal("deleting it", schedules.delete("cut"), True)
+    h.idle()
+    ran = _ran(h, "cut")
+    h.equal("what was run of what was cut off", [each for each in ran if gone_at < each <= before_at], [])
+    last = int(max(each for each in ran if each <= gone_at))
+    least = int(before_at) - last - 1  # the worker may have claimed one as it ended
+    h.check(
+        least <= missed <= int(changed_at) - last,
+        f"all from {last} to between {before_at} and {changed_at} should count as missed, but {missed} do",
+    )
 
 
 @scenario("CR2", on=(STORED,), where=with_processes_and_marks)
