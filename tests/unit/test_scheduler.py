@@ -453,6 +453,48 @@ def test_what_is_put_changed_and_deleted_at_run_time_is_sent_once_whoever_is_kil
         assert missing == [], name
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_each_tick_of_what_is_changed_all_the_time_is_sent_or_missed_whoever_is_killed(seed: int) -> None:
+    lost, doubled, most = lost_and_doubled(seed, edits=100)
+    assert lost == []
+    assert 0 <= doubled <= most, "nobody can tell whether a worker that was killed or stopped has sent what it held"
+
+
+def lost_and_doubled(seed: int, *, edits: int) -> tuple[list[tuple[str, int]], int, int]:
+    """Change schedules while workers are killed and stopped, and count.
+
+    Returns:
+        The schedules with ticks that were neither sent nor missed, and how many; how many were both; and how many may
+        be, for a worker held them as it was killed or stopped.
+    """
+    begin, random = 1.8e9, Random(seed)
+    plans: dict[str, list[tuple[float, int]]] = {f"s{number}": [] for number in range(6)}
+    with world_of(begin=begin, seed=seed) as world:
+        world.away_s = (0.5, 5.0)
+        for number in range(3):
+            world.add(f"worker {number}")
+        edit = world.edit()
+        for _ in range(edits):
+            world.run(world.now + random.choice((0.1, 1.0, 3.0)), disorder=0.05)
+            name, interval = random.choice([*plans]), random.choice((1, 2, 3))
+            edit.put(name, CALL, every=interval, catch_up="all")
+            if not plans[name] or plans[name][-1][1] != interval:
+                plans[name].append((world.now, interval))
+        world.run(world.now + 40.0)
+        lost, doubled = list[tuple[str, int]](), 0
+        for name in (name for name in plans if plans[name]):
+            state, ends = world.state(name), [*(begun for begun, _ in plans[name][1:]), inf]
+            planned = {
+                tick
+                for (begun, interval), end in zip(plans[name], ends, strict=True)
+                for tick in due(Every(interval), begun, min(end, state.settled_until))
+            }
+            unsent = len(planned - set(world.planned(name)))
+            lost += [(name, unsent - state.missed)] if unsent > state.missed else []
+            doubled += max(0, state.missed - unsent)
+        return lost, doubled, world.kills + world.freezes
+
+
 def test_the_first_ticks_of_what_is_put_are_late_and_not_missed() -> None:
     begin = 1.8e9 + 0.5
     with world_of(begin=begin) as world:
