@@ -637,6 +637,21 @@ def test_what_is_put_again_at_the_same_times_goes_on_with_what_is_new_of_it() ->
         assert world.state("s").missed == 0
 
 
+def test_what_its_queue_has_refused_is_not_sent_late_for_a_change_of_what_is_sent() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        world.add("one")
+        world.run(begin + 1.0)
+        edit = world.edit()
+        edit.put("s", CALL, every=10, catch_up="none")
+        world.full_until = {"s": begin + 20.3}
+        world.run(begin + 20.5)
+        edit.put("s", CALL, every=10, catch_up="none", expires=60)
+        world.run(begin + 35.0)
+        assert world.planned("s") == [begin + 30.0]
+        assert world.state("s").missed == 2
+
+
 def test_a_schedule_ends_when_its_messages_would_expire() -> None:
     begin = 1.8e9
     with world_of(begin=begin) as world:

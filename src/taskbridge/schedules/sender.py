@@ -167,13 +167,17 @@ class Ticker:
         return stood_s > self._stall_s
 
     def _watch(self, schedule: Schedule, here_since: float, now: float) -> _Watched:
-        """Return what is remembered of a schedule; of one that began while this was here, nothing was missed."""
+        """Return what is remembered of a schedule; of one that began while this was here, nothing was missed.
+
+        What was missed before only what it sends was changed stays so.
+        """
         watched = self._watched.get(schedule.name)
         if watched is not None and watched.revision == schedule.revision:
             return watched
         since = now if watched is None else watched.since
-        is_new = schedule.begins_at >= here_since
-        return _Watched(revision=schedule.revision, since=schedule.begins_at if is_new else since)
+        if schedule.begins_at >= here_since:
+            since = schedule.begins_at if watched is None else max(schedule.begins_at, since)
+        return _Watched(revision=schedule.revision, since=since)
 
     def _deal(self, schedule: Schedule, watched: _Watched, state: ScheduleState | None, now: float) -> float:
         """Deal with the first ticks that are not settled, and return when to look again.
