@@ -344,6 +344,20 @@ def test_whoever_could_not_read_reads_again_at_once() -> None:
     assert set(follower.known) == {"s"}
 
 
+def test_a_change_is_followed_though_what_tells_of_changes_was_lost_before() -> None:
+    bridge = a_bridge()
+    task = bridge.task(name="report")(report)
+    bridge.schedules.put("s", task.call(), every=60)
+    store: Any = bridge.store
+    follower = StoredSchedules()
+    follower.follow(store, at_once=True, timeout_s=1)
+    store.backend.remove(["planned"], timeout_s=1)
+    bridge.schedules.put("s", task.call(), every=70)
+    follower.follow(store, at_once=True, timeout_s=1)
+
+    assert follower.known["s"].timing == Every(70, name="s")
+
+
 def test_what_was_put_is_deleted_though_the_code_has_one_of_its_name_now() -> None:
     bridge = a_bridge()
     task = bridge.task(name="report")(report)

@@ -127,10 +127,10 @@ def change(
         writes: list[Write] = []
         if after != before:
             found |= {} if after is None else {name: after}
-            versions = _versions(told)
-            versions[part] += 1
+            versions, number = _versions(told), next_of(head_of(text))
+            versions[part] = max(versions[part] + 1, number)  # never one that was told before, if that text was lost
             writes.append(Write(_VERSIONS, head_of(told), json.dumps(versions)))
-            writes.append(Write(_key(part), head_of(text), f"{next_of(head_of(text))}\n{json.dumps(found)}"))
+            writes.append(Write(_key(part), head_of(text), f"{number}\n{json.dumps(found)}"))
         if planned != plan:
             writes.append(Write(key_of(name), head_of(known), planned.dumps(), kept_s))
         if not writes or backend.commit([Commit(writes)], timeout_s=deadline - monotonic())[0]:
