@@ -144,6 +144,7 @@ def _schedules(h: Harness) -> str:
     for name in random.sample([*lived], _SCHEDULES * 3 // 4):
         edit(name, random.choice((None, 15, 25)))
     h.pause(35)
+    missed, counted_at = {entry.name: entry.missed for entry in schedules.list()}, h.bridge.now()
     for name in lived:
         if lived[name][-1][1] == inf:
             edit(name, None)
@@ -170,6 +171,13 @@ def _schedules(h: Harness) -> str:
         if tick not in ran and begun + _PUT_S < tick[1] < until - late_s  # while it is put, it may begin or not
     ]
     h.equal("ticks that were not run", missing, [])
+    unsent = Counter(
+        name
+        for (name, tick), (begun, until) in planned.items()
+        if (name, tick) not in ran and begun + _PUT_S < tick < min(until - _PUT_S, counted_at - late_s)
+    )
+    lost = {name: times for name, times in unsent.items() if name in missed and times > missed[name]}
+    h.equal("how many ticks were neither run nor missed, of what was not deleted", lost, {})
     edits = sum(len(plans) for plans in lived.values()) + _SCHEDULES  # each is deleted in the end, or before
     ticks = f"{len(ran):,} of {len(planned):,} ticks, each once, the latest after {max(late):.1f} s"
     return f"{_SCHEDULES} schedules, {edits} edits: {ticks}"
