@@ -35,6 +35,12 @@ def test_what_can_not_be_read_begins_anew(odd: str) -> None:
     assert loads(odd) == Plan()
 
 
+def test_a_claim_of_an_instant_that_is_none_is_left_out() -> None:
+    state = Plan(state=ScheduleState(settled_until=5.0))
+    text = json.dumps([json.loads(state.dumps())[0], [[each, "one", 1.0] for each in (-1e300, 1e300, float("nan"))]])
+    assert loads(text) == state
+
+
 def test_a_claim_by_a_clock_that_was_ahead_holds_a_schedule_up_no_longer_than_any() -> None:
     ticks = Ticks(MemoryBackend(time.time))
 
@@ -101,9 +107,9 @@ def test_it_counts_as_missed_once_if_its_claimant_says_nothing_in_time(caplog: p
     assert edited.claim("other", 112.0, 112.0) is TickClaim.OURS
     edited.settle(100.0, "m")
     assert (edited.state.missed, edited.state.last_id, edited.plan.claims.keys()) == (1, "o", {112.0})
-    assert [text for text in caplog.messages if "missed" in text] == [
-        "schedule s: 1 missed, 1970-01-01T00:01:40+00:00 (it was changed as that was about to be sent)"
-    ]
+    at = "1970-01-01T00:01:40+00:00"
+    [told] = [text for text in caplog.messages if "missed" in text]
+    assert told == f"schedule s: 1 missed, from {at} to {at} (changed as it was to send)"
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,11 @@ def loads(text: str | None) -> Plan:
         state, claims, *_ = json.loads(text)
         return Plan(
             state=None if state is None else _state(state),
-            claims={float(planned_at): (str(claimant), float(until)) for planned_at, claimant, until, *_ in claims},
+            claims={
+                float(planned_at): (str(claimant), float(until))
+                for planned_at, claimant, until, *_ in claims
+                if 0 <= planned_at <= END_OF_TIME
+            },
         )
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         _log.warning("what is kept of a schedule can't be read, it begins anew: %s", type(exc).__name__)
@@ -345,9 +349,9 @@ def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
 
 def _tell_cut_off(schedule: str, missed: Sequence[float]) -> None:
     """Log ticks that were about to be sent as their schedule was changed, and count as missed."""
-    for instant in missed:
-        shown = moment(instant).isoformat()
-        _log.warning("schedule %s: 1 missed, %s (it was changed as that was about to be sent)", schedule, shown)
+    if missed:
+        first, last, many = moment(min(missed)).isoformat(), moment(max(missed)).isoformat(), len(missed)
+        _log.warning("schedule %s: %d missed, from %s to %s (changed as it was to send)", schedule, many, first, last)
 
 
 def key_of(schedule: str) -> str:
