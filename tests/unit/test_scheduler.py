@@ -601,7 +601,7 @@ def test_one_look_at_the_store_tells_of_all_that_is_due() -> None:
         backend.get = counting
         world.run(begin + 90.0)
         assert len(world.sent) == 50
-    assert asked["get"] <= 50 * 2 + 5, "one for the claim and one for settling it, of each, and one a step"
+    assert asked["get"] <= 50 + 5, "one for the claim of each, and some a step"
 
 
 def test_a_pause_outlives_a_change_and_not_a_deletion() -> None:

@@ -35,6 +35,29 @@ def test_what_can_not_be_read_begins_anew(odd: str) -> None:
     assert loads(odd) == Plan()
 
 
+def test_a_tick_is_settled_without_being_read_again_unless_its_schedule_was_changed_meanwhile() -> None:
+    backend = MemoryBackend(lambda: 0.0)
+    ticks, other, get = Ticks(backend), Ticks(backend), backend.get
+    read: list[str] = []
+
+    def reading(keys: Any, **given: Any) -> Any:
+        read.extend(keys)
+        return get(keys, **given)
+
+    backend.get = reading  # type: ignore[method-assign]
+    for at in (10.0, 20.0):
+        assert ticks.claim("s", at, claimant="one", now=at, lease_s=10.0, timeout_s=1) is TickClaim.OURS
+        if at == 20.0:
+            other.pause("s", paused=True, at=at, timeout_s=1)
+        before = len(read)
+        ticks.settle("s", at, message_id=f"m{at}", missed=0, timeout_s=1)
+        assert len(read) - before == (at == 20.0)
+        state = other.states(["s"], timeout_s=1)["s"]
+        assert (state.settled_until, state.last_id, state.paused) == (at, f"m{at}", at == 20.0)
+    ticks.settle("s", 15.0, message_id="older", missed=1, timeout_s=1)
+    assert other.states(["s"], timeout_s=1)["s"].last_id == "m20.0"
+
+
 def test_a_claim_of_an_instant_that_is_none_is_left_out() -> None:
     state = Plan(state=ScheduleState(settled_until=5.0))
     text = json.dumps([json.loads(state.dumps())[0], [[each, "one", 1.0] for each in (-1e300, 1e300, float("nan"))]])

@@ -186,6 +186,7 @@ class Ticks:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._claimed: dict[str, str] = {}  # by schedule, what was written with a claim that is not settled yet
 
     def note(
         self, plans: Mapping[str, list[str]], *, knows: Callable[[str], bool], at: float, timeout_s: float
@@ -257,9 +258,10 @@ class Ticks:
         A claim by the same claimant again is `AGAIN`. Whoever claims a tick counts as missed what an edit has cut off,
         and its claimant has not sent in time.
         """
-        lapsed: list[float] = []
+        lapsed, claimed = list[float](), Plan()
 
         def decide(plan: Plan) -> tuple[TickClaim, Plan | None]:
+            nonlocal claimed
             if plan.is_settled(planned_at) or seen not in (None, plan.state):
                 return TickClaim.SETTLED, None
             owner, until = plan.claims.get(planned_at, ("", 0.0))
@@ -268,10 +270,13 @@ class Ticks:
             lapsed[:] = plan.lapsed(now)
             left = plan.missing(lapsed)
             claims = {**left.claims, planned_at: (claimant, now + lease_s)}
-            return TickClaim.AGAIN if owner else TickClaim.OURS, replace(left, claims=claims)
+            claimed = replace(left, claims=claims)
+            return TickClaim.AGAIN if owner else TickClaim.OURS, claimed
 
         answer = self._change(schedule, decide, timeout_s)
-        _tell_cut_off(schedule, lapsed if answer in (TickClaim.OURS, TickClaim.AGAIN) else ())
+        if answer in (TickClaim.OURS, TickClaim.AGAIN):
+            self._claimed[schedule] = claimed.dumps()
+            _tell_cut_off(schedule, lapsed)
         return answer
 
     def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
@@ -288,7 +293,7 @@ class Ticks:
                 return True, plan.missing((planned_at,))
             return False, replace(plan, claims=_without(plan.claims, (planned_at,)))
 
-        is_missed = self._change(schedule, decide, timeout_s)
+        is_missed = self._change(schedule, decide, timeout_s, seen=self._claimed.pop(schedule, None))
         _tell_cut_off(schedule, (planned_at,) if is_missed else ())
 
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
@@ -313,7 +318,7 @@ class Ticks:
             over = [each for each in plan.claims if each <= planned_at and not plan.is_settled(each)]
             return None, Plan(state=state, claims=_without(plan.claims, [*over, planned_at]))
 
-        self._change(schedule, decide, timeout_s)
+        self._change(schedule, decide, timeout_s, seen=self._claimed.pop(schedule, None))
 
     def pause(self, schedule: str, *, paused: bool, at: float, timeout_s: float) -> None:
         """Pause a schedule or let it go on; lasts until it is changed. Makes the schedule known, settled until `at`."""
@@ -324,19 +329,33 @@ class Ticks:
 
         self._change(schedule, decide, timeout_s)
 
-    def _change(self, schedule: str, decide: Callable[[Plan], tuple[T, Plan | None]], timeout_s: float) -> T:
-        """Decide about a schedule, replace it if that says so, and return the answer."""
+    def _change(
+        self,
+        schedule: str,
+        decide: Callable[[Plan], tuple[T, Plan | None]],
+        timeout_s: float,
+        *,
+        seen: str | None = None,
+    ) -> T:
+        """Decide about a schedule, replace it if that says so, and return the answer.
+
+        What was `seen` of it before is decided about first, if that leads to a write: that notices a change meanwhile.
+        """
         key, deadline = key_of(schedule), monotonic() + timeout_s
         while True:
-            [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
+            is_read = seen is None
+            if is_read:
+                [seen] = self._backend.get([key], timeout_s=deadline - monotonic())
             answer, plan = decide(loads(seen))
-            if plan is None:
+            if plan is not None:
+                write = Write(key, head_of(seen), plan.dumps())
+                if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
+                    return answer
+                if monotonic() >= deadline:
+                    raise StoreUnavailable("others change the same schedule")
+            elif is_read:
                 return answer
-            write = Write(key, head_of(seen), plan.dumps())
-            if self._backend.write([write], timeout_s=deadline - monotonic())[0]:
-                return answer
-            if monotonic() >= deadline:
-                raise StoreUnavailable("others change the same schedule")
+            seen = None
 
 
 def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
