@@ -219,7 +219,7 @@ def a_newer_definition_supersedes_the_one_before(p: Place) -> None:
     expect(begin(6, 90.0).settled_until, 100.0, "put anew at the same times")
     expect((claim(4, 130.0), claim(6, 110.0, "two")), (TickClaim.SETTLED, TickClaim.CLAIMED), "and claimed")
     expect(begin(8, 115.0), ScheduleState(settled_until=115.0, revision=8), "put anew at other times")
-    expect((claim(8, 115.0), claim(8, 120.0, "two")), (TickClaim.SETTLED, TickClaim.OURS), "and claimed")
+    expect((claim(8, 115.0), claim(8, 120.0, "two")), (TickClaim.SETTLED, TickClaim.CLAIMED), "and claimed, one before")
     expect(begin(6, 90.0).revision, 8, "what somebody sees who doesn't know of that")
     store.ticks.pause("s", paused=True, at=200.0, timeout_s=TIMEOUT_S)
     seen = ScheduleState(settled_until=115.0, revision=8)
