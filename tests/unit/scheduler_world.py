@@ -70,7 +70,7 @@ class World:
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
         self.actors: list[Actor] = []
-        self.shared: Any = SimpleNamespace(backend=self.ticks._backend, ticks=self.ticks)  # undisturbed
+        self.shared: Any = SimpleNamespace(backend=self.ticks._backend, ticks=self.ticks, clock=None)  # undisturbed
 
     def planned(self, schedule: str) -> list[float]:
         """Return the instants for which something was sent, each once, in order."""

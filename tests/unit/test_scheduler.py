@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from itertools import takewhile
 from math import inf
 from random import Random
+from types import SimpleNamespace
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskbridge import BrokerUnavailable, Cron, Every
+from taskbridge import BrokerUnavailable, Cron, Every, StoreUnavailable
 from taskbridge.durations import moment
 from taskbridge.schedules.plan import CatchUp, Schedule, Timing, decide
 from taskbridge.stores.memory import MemoryBackend
@@ -560,6 +561,29 @@ def test_an_edit_says_that_it_has_not_counted_all_that_it_cuts_off(
         "schedule s: at least 3 missed",
         "schedule s: 2 missed",
     ]
+
+
+def test_nothing_is_changed_before_the_time_by_the_clock_of_the_store_is_known() -> None:
+    begin = 1.8e9
+    with world_of(begin=begin) as world:
+        edit = world.edit()
+        edit.put("s", CALL, every=10)
+
+        def refuse(**given: Any) -> None:
+            raise StoreUnavailable("away")
+
+        world.shared.clock = SimpleNamespace(ensure=refuse)
+        changes: list[Callable[[], object]] = [
+            lambda: edit.put("s", CALL, every=20),
+            lambda: edit.delete("s"),
+            lambda: edit.resume("s"),
+        ]
+        for change in changes:
+            with pytest.raises(StoreUnavailable, match="away"):
+                change()
+        world.shared.clock = None
+        [entry] = edit.list()
+        assert entry.timing == Every(10, name="s")
 
 
 def test_a_change_that_waits_for_the_store_counts_from_when_it_is_made() -> None:

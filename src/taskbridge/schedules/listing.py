@@ -282,7 +282,7 @@ class Schedules:
                 begun = replace(begun, state=replace(begun.state, paused=True))
             return put, begun, None
 
-        change(self._store().backend, name, decide, timeout_s=self._timeout_s)
+        change(self._store_to_change().backend, name, decide, timeout_s=self._timeout_s)
         _tell(name, unsent)
         self.follow(at_once=True)
         if enabled:
@@ -308,7 +308,7 @@ class Schedules:
                 return None, replace(plan, state=ended), None
             return None, Plan(state=ended), DELETED_KEPT_S
 
-        old = change(self._store().backend, name, decide, timeout_s=self._timeout_s)
+        old = change(self._store_to_change().backend, name, decide, timeout_s=self._timeout_s)
         _tell(name, unsent)
         self.follow(at_once=True)
         if old is None:
@@ -371,7 +371,14 @@ class Schedules:
         everything = self._all()
         if name not in everything:
             raise UnknownSchedule(name, sorted(everything))
-        return self._store().ticks
+        return self._store_to_change().ticks
+
+    def _store_to_change(self) -> Store:
+        """Return the store when its clock is known: by that of this machine, a change might begin in an hour."""
+        store = self._store()
+        if store.clock is not None:
+            store.clock.ensure(timeout_s=self._timeout_s)
+        return store
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
