@@ -551,6 +551,12 @@ def claims_by_what_was_seen_before(claim: Any) -> Any:
     return lambda *args, **given: claim(*args, **{**given, "seen": None})
 
 
+@mutant("a_claim_that_another_plan_cuts_off_counts_as_missed", _TICKS, "Plan.lapsed")
+def forgets_what_was_cut_off(lapsed: Any) -> Any:
+    """What was claimed as another plan began, and is not sent, counts as sent."""
+    return lambda self, now: []
+
+
 @mutant("a_pause_lasts", _TICKS, "Ticks.settle")
 def ends_a_pause(settle: Any) -> Any:
     """Settling a tick ends a pause."""

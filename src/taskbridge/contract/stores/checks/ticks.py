@@ -226,3 +226,26 @@ def a_newer_definition_supersedes_the_one_before(p: Place) -> None:
     late = other.ticks.claim("s", 130.0, claimant="one", now=1.0, lease_s=_LEASE_S, seen=seen, timeout_s=TIMEOUT_S)
     expect((late, claim(8, 130.0)), (TickClaim.SETTLED, TickClaim.OURS), "after it was paused, before and after a look")
     expect(_claim(other, 140.0), TickClaim.OURS, "by who has seen nothing")
+
+
+@check()
+def a_claim_that_another_plan_cuts_off_counts_as_missed(p: Place) -> None:
+    """What was claimed as another plan began counts as missed when the claim is over, unless it was sent."""
+    store, other = p.store(), p.store()
+
+    def begin(revision: int, at: float) -> float:
+        now = partial(float, at)
+        state = store.ticks.begin("s", now=now, revision=revision, begins_at=at, timeout_s=TIMEOUT_S)
+        return state.settled_until
+
+    expect(begin(2, 90.0), 90.0, "its beginning")
+    for at in (100.0, 101.0):
+        expect(_claim(store, at, now=at), TickClaim.OURS, "a tick")
+    expect(begin(4, 110.0), 110.0, "the beginning of another plan")
+    expect(_claim(other, 101.0, claimant="two", now=200.0), TickClaim.SETTLED, "a tick of the one before")
+    _settle(store, 100.0, message_id="m")
+    expect(_claim(other, 120.0, claimant="two", now=120.0), TickClaim.OURS, "one of this, while that may still be sent")
+    known = ScheduleState(settled_until=110.0, last_id="m", last_planned_at=100.0, revision=4)
+    expect(_state(other), known, "what is known then")
+    expect(_claim(other, 130.0, claimant="two", now=102.0 + _LEASE_S), TickClaim.OURS, "one after its claim is over")
+    expect(_state(store), replace(known, missed=1), "what is known then")
