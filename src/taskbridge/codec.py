@@ -245,7 +245,7 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
 @with_stack
 def items_of(plain: Iterable[Any]) -> list[Any]:
     """Return the values that were made plain; raises `DecodeError` as `loads` does."""
-    return [item if type(item) in _SCALARS else _valued(item, MOST_DEPTH) for item in plain]
+    return [item if type(item) in SCALARS else _valued(item, MOST_DEPTH) for item in plain]
 
 
 @with_stack
@@ -273,7 +273,7 @@ def _valued(plain: Any, left: int) -> Any:
         return plain
     if TAG not in plain:
         left = one_less(left)
-        return {key: item if type(item) in _SCALARS else _valued(item, left) for key, item in plain.items()}
+        return {key: item if type(item) in SCALARS else _valued(item, left) for key, item in plain.items()}
     decode = _DECODERS.get(plain[TAG]) if isinstance(plain[TAG], str) else None
     if decode is None:
         raise DecodeError(f"unknown tag {plain[TAG]!r}")
@@ -287,7 +287,7 @@ def _valued(plain: Any, left: int) -> Any:
 
 def _items_of(plain: list[Any], left: int) -> list[Any]:
     left = one_less(left)
-    return [item if type(item) in _SCALARS else _valued(item, left) for item in plain]
+    return [item if type(item) in SCALARS else _valued(item, left) for item in plain]
 
 
 def one_less(left: int) -> int:
@@ -429,7 +429,7 @@ def _dict_of(pairs: list[Any], left: int) -> dict[Any, Any]:
 _PLAIN: Final = frozenset((str, int, bool, type(None)))
 """What stands for itself in JSON."""
 
-_SCALARS: Final = _PLAIN | {float}
+SCALARS: Final = _PLAIN | {float}
 """What JSON's scalars are read as."""
 
 CONTAINERS: Final = frozenset((list, dict, tuple, set, frozenset))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from enum import Enum, EnumMeta, Flag
 from functools import partial
-from inspect import Parameter, unwrap
+from inspect import Parameter, getattr_static, unwrap
 from itertools import chain
 from pathlib import Path, PurePath
-from types import SimpleNamespace
+from types import MemberDescriptorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
 from taskbridge import codec, failures
@@ -37,26 +37,30 @@ class Form:
         parts: Returns what a value is made of.
         make: Makes a value of its parts; raises anything if they don't fit.
         is_equal: Whether what is made again must equal the first value too: more than its parts makes the difference.
+        is_sure: Whether every value can be made again of its parts, so that no sender has to try.
     """
 
     cls: type
     parts: Callable[[Any], Any]
     make: Callable[[Any], Any]
     is_equal: bool = False
+    is_sure: bool = False
 
     def checked_parts(self, value: Any) -> Any:
         """Return what a value is made of; raise `ValueError` if it can't be made again of that as it was."""
-        name = _named(self.cls)
         try:
             parts = self.parts(value)
+            if self.is_sure:
+                return parts
             made = self.make(parts)
             is_same = type(made) is type(value) and (made == value if self.is_equal else self.parts(made) == parts)
         except RecursionError:  # the stack may have been deep already
             raise
         except (Exception, SystemExit) as exc:  # anything may be raised by a class of the user's own
-            raise ValueError(f"{name} can't be made again of what it is sent as: {failures.text_of(exc)}") from exc
+            problem = f"can't be made again of what it is sent as: {failures.text_of(exc)}"
+            raise ValueError(f"{_named(self.cls)} {problem}") from exc
         if not is_same:
-            raise ValueError(f"{name} is not equal any more when it is made again of what it is sent as")
+            raise ValueError(f"{_named(self.cls)} is not equal any more when it is made again of what it is sent as")
         return parts
 
 
@@ -94,6 +98,8 @@ class Forms:
         """Do as `sent`, for a value that may be so many levels deep."""
         found = self.of.get(type(value))
         if found is None:
+            if type(value) in codec.SCALARS:  # most are, and to ask for their bases takes longer than all the rest
+                return value
             value = plain_copy(value)
             kind = cast("Any", type(value))
             if kind not in codec.CONTAINERS:
@@ -277,14 +283,15 @@ def form_of(cls: Any) -> Form | None:
     if hasattr(cls, "__mapper__"):  # SQLAlchemy's: a row of a database, which a copy is not
         return None
     if issubclass(cls, Enum):
-        return Form(cls, lambda value: value.value, cls)
+        return Form(cls, lambda value: value.value, cls, is_sure=_has_members_only(cls))
     if issubclass(cls, PurePath):
         return Form(cls, str, cls)
     if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json"):
         return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), is_equal=True)
     names = _fields_of(cls)
     if names is not None:
-        return Form(cls, partial(_field_parts, tuple(names)), partial(_of_fields, cls, names))
+        make = partial(_of_fields, cls, names)
+        return Form(cls, partial(_field_parts, tuple(names)), make, is_sure=_is_made_of_fields_only(cls, names))
     is_plain = _is_typed_dict(cls) or not {str, int, float, list, dict} & {*cls.__mro__[1:]} or cls is bool
     return None if is_plain else Form(cls, plain_copy, cls)
 
@@ -301,6 +308,38 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
         return {each.name: each.alias if each.init else None for each in cls.__attrs_attrs__}
     names: Any = getattr(cls, "_fields", None) if tuple in cls.__mro__ else None
     return None if names is None else {name: name for name in names}
+
+
+def _has_members_only(cls: type[Enum]) -> bool:
+    """Return whether an enum has no values but its members, and finds each by what it is sent as."""
+    own = {name for base in cls.__mro__ if base.__module__ != "enum" for name in vars(base)}
+    if type(cls) is not EnumMeta or issubclass(cls, Flag) or own & {"_missing_", "value"}:
+        return False
+    try:
+        return all(cls(member.value) is member for member in cls)
+    except Exception:  # its members have other values than they were made of, say
+        return False
+
+
+def _is_made_of_fields_only(cls: Any, names: Mapping[str, str | None]) -> bool:
+    """Return whether a class is a plain dataclass: whatever its fields hold, its `__init__` sets them to that.
+
+    That is so if the `__init__` is the one that `dataclasses` writes, and it calls nothing of the class's own. Which
+    one it is can be seen from Python 3.11 on; before, no class counts as plain.
+    """
+    code: Any = getattr(cls.__init__, "__code__", None)
+    if getattr(code, "co_qualname", "") != "__create_fn__.<locals>.__init__" or hasattr(cls, "__post_init__"):
+        return False
+    given = {name for name in names.values() if name is not None}
+    places: list[Any] = [getattr_static(cls, name, None) for name in names]
+    return (
+        type(cls) is type
+        and cls.__new__ is object.__new__
+        and cls.__getattribute__ is object.__getattribute__
+        and (cls.__setattr__ is object.__setattr__ or cls.__dataclass_params__.frozen)
+        and given == {*code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]}  # else there are `InitVar`s
+        and all(type(each) is MemberDescriptorType or not hasattr(type(each), "__set__") for each in places)
+    )
 
 
 def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from taskbridge import Bridge, DecodeError, EncodeError, Message, codec
 from taskbridge.codec import Typed
 from taskbridge.declaration import Declaration, declare
 from taskbridge.exceptions import NewerFormError
-from taskbridge.hints import unresolved
+from taskbridge.hints import form_of, unresolved
 from taskbridge.message import loads
 from taskbridge.results import outcome_of
 from taskbridge.stores.states import Status
@@ -227,6 +227,29 @@ class Needs:
     amount: InitVar[int]
 
 
+class Rising:
+    """Sets a field to more than it is given."""
+
+    def __get__(self, owner: Any, of: Any = None) -> int:
+        return 0 if owner is None else owner.kept
+
+    def __set__(self, owner: Any, value: int) -> None:
+        owner.kept = value + 1
+
+
+@dataclass
+class Risen:
+    amount: Any = Rising()
+
+
+@dataclass
+class Made:
+    amount: int
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Made:
+        return super().__new__(cls)
+
+
 @dataclass(frozen=True)
 class Alike:
     number: int
@@ -269,6 +292,7 @@ def seen() -> Hidden:
         (Lowered, Lowered("x"), "args[0]", "not equal any more"),
         (set[Alike], {Alike(each) for each in range(101)}, "args[0]", "more than 100"),
         (Needs, Needs(1), "args[0]", "amount"),
+        (Risen, Risen(1), "args[0]", "not equal any more"),
         (Hidden, Hidden(password=SecretStr("x")), "args[0]", "not equal any more"),
         (Hidden, Hidden(rate=float("nan")), "args[0]", "again"),
         (Hidden, seen(), "args[0]", "not equal any more"),
@@ -281,6 +305,36 @@ def test_what_would_change_or_is_not_named_is_refused(hint: Any, value: Any, pat
         message(declared(hint), value)
 
     assert caught.value.path == path
+
+
+class LowerLine(Line):
+    def __init__(self, name: str, price: Decimal) -> None:
+        super().__init__(name.lower(), price)
+
+
+class Found(Enum):
+    ONE = 1
+
+    @classmethod
+    def _missing_(cls, value: object) -> Found:
+        return cls.ONE
+
+
+@pytest.mark.parametrize("cls", [Colour, Level, Line, Order])
+def test_a_plain_class_is_not_made_again_by_whoever_sends_its_values(cls: Any) -> None:
+    form = form_of(cls)
+    assert form is not None
+    assert form.is_sure is (issubclass(cls, Enum) or sys.version_info >= (3, 11))
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [Right, Found, Point, Key, Path, Model, Checked, Doubles, Cents, Rounded, Lowered, Needs, Risen, Made, LowerLine],
+)
+def test_a_class_with_code_of_its_own_is_made_again_by_whoever_sends_its_values(cls: Any) -> None:
+    form = form_of(cls)
+    assert form is not None
+    assert not form.is_sure
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:
