@@ -106,7 +106,10 @@ class Forms:
                 return value
             left = one_less(left)
             if kind is dict:
-                return {self.lowered(key, left): self.lowered(value[key], left) for key in unlike(value)}
+                return {
+                    key if type(key) is str else self.lowered(key, left): self.lowered(value[key], left)
+                    for key in unlike(value)
+                }
             return kind([self.lowered(item, left) for item in (value if kind in (list, tuple) else unlike(value))])
         name, form = found
         return Typed(name, self.lowered(form.checked_parts(value), one_less(left)))
