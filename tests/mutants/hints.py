@@ -55,6 +55,7 @@ def subclasses_are_cut_down() -> None:
         return lenient
 
     put(_HINTS, "Forms.lowered", make)
+    nobody_tries_whether_a_value_can_be_made_again()  # else that would refuse it
 
 
 @mutant("S4", "what_would_change_is_refused")
