@@ -313,10 +313,11 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
     return None if names is None else {name: name for name in names}
 
 
-def _has_members_only(cls: type[Enum]) -> bool:
+def _has_members_only(cls: Any) -> bool:
     """Return whether an enum has no values but its members, and finds each by what it is sent as."""
+    kind = cast("Any", type(cls))
     own = {name for base in cls.__mro__ if base.__module__ != "enum" for name in vars(base)}
-    if type(cls) is not EnumMeta or issubclass(cls, Flag) or own & {"_missing_", "value"}:
+    if kind is not EnumMeta or issubclass(cls, Flag) or own & {"_missing_", "value"}:
         return False
     try:
         return all(cls(member.value) is member for member in cls)
@@ -333,10 +334,10 @@ def _is_made_of_fields_only(cls: Any, names: Mapping[str, str | None]) -> bool:
     code: Any = getattr(cls.__init__, "__code__", None)
     if getattr(code, "co_qualname", "") != "__create_fn__.<locals>.__init__" or hasattr(cls, "__post_init__"):
         return False
-    given = {name for name in names.values() if name is not None}
+    kind, given = cast("Any", type(cls)), {name for name in names.values() if name is not None}
     places: list[Any] = [getattr_static(cls, name, None) for name in names]
     return (
-        type(cls) is type
+        kind is type
         and cls.__new__ is object.__new__
         and cls.__getattribute__ is object.__getattribute__
         and (cls.__setattr__ is object.__setattr__ or cls.__dataclass_params__.frozen)

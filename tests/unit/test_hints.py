@@ -230,7 +230,7 @@ class Needs:
 class Rising:
     """Sets a field to more than it is given."""
 
-    def __get__(self, owner: Any, of: Any = None) -> int:
+    def __get__(self, owner: Any, of: Any = None) -> Any:
         return 0 if owner is None else owner.kept
 
     def __set__(self, owner: Any, value: int) -> None:
