@@ -274,6 +274,16 @@ class TestSeveralHosts:
             assert server.count("SET") == 1
             store.close()
 
+    def test_what_was_published_leaves_the_outbox_though_a_mark_could_not_be_written(self) -> None:
+        with serving(SET=b"-OOM no\r\n", HDEL=b":1\r\n", ZREM=b":1\r\n") as server:
+            url = hosts(server.port, free_port())
+            store = open_store(load({"url": f"celery+{url}"}, environ={})[0], url)
+            store.backend.put_soon("mark", "ended", kept_s=60)
+            store.backend.put_soon("mark", "ended", kept_s=60)
+            store.backend.remove_entries(["a"], timeout_s=5)
+            assert [server.count(name) for name in ("SET", "HDEL", "ZREM")] == [1, 1, 1]
+            store.close()
+
     def test_of_several_writes_some_of_which_were_done_it_is_not_said_that_none_was(self) -> None:
         replies = [b"+OK\r\n", b"-OOM no\r\n"]
         with serving(SET=lambda _: replies.pop(0)) as server:

@@ -135,7 +135,8 @@ class RedisBackend(Backend):
         outbox, entries = self._outbox
         names = [each.encode(errors=_ODD_BYTES) for each in ids]
         # In this order: an entry without a text is forgotten by whoever looks, a text without an entry is not.
-        self._ask_soon([("HDEL", entries, *names)], [("ZREM", outbox, *names)])
+        # Tried also where a mark could not be written just before: whoever removes has just published what these hold.
+        self._ask_soon([("HDEL", entries, *names)], [("ZREM", outbox, *names)], pauses=False)
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         self._ask(timeout_s, [("SET", self._prefix + key, text, "PX", _milliseconds(kept_s))])
@@ -183,12 +184,15 @@ class RedisBackend(Backend):
         self._unanswered.close()
         self._client.close()
 
-    def _ask_soon(self, *requests: Request) -> None:
-        """Carry requests out and wait for nothing, unless they may belong to another server."""
+    def _ask_soon(self, *requests: Request, pauses: bool = True) -> None:
+        """Carry requests out and wait for nothing, unless they may belong to another server.
+
+        Then, those of which there are many are dropped for a pause after a failure: each would wait as long.
+        """
         if not self._client.place.may_move:
             self._unanswered.send(b"".join(pack(each) for each in requests))
             return
-        if monotonic() < self._silent_until:
+        if pauses and monotonic() < self._silent_until:
             return
         try:
             self._ask(_SOON_S, *requests, once=True)
