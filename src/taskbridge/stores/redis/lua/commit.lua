@@ -28,7 +28,7 @@ for i = first, last, 7 do
 end
 for i = first_entry, last_entry, 3 do
   local id, text = ARGV[i], ARGV[i + 2]
-  if text ~= '' or own('HGET', KEYS[2], id) then own('ZADD', KEYS[1], math.ceil(now_ms()) + ARGV[i + 1], id) end
+  if text ~= '' or own('HGET', KEYS[2], id) then own('ZADD', KEYS[1], math.floor(now_ms()) + ARGV[i + 1], id) end
   if text ~= '' then own('HSET', KEYS[2], id, text) end
 end
 return 1
