@@ -98,12 +98,14 @@ class Relay(Background):
         has_more, read = len(found) == _TOGETHER, {key: self._read(key, text) for key, text in found}
         held = [each for each in read.values() if each is not None and self._is_ready(each)]
         self.publish(held, timeout_s=self._timeout_s)
+        if has_more:  # so many, handed on, would keep back what is put there after them
+            return True
         left = {key for key, each in read.items() if each is None}
         others = [Entry(key, None) for key in left - self._left]  # once in a while: perhaps nobody knows them
         self._left = left
-        if others and not has_more:  # so many would keep back what is put there after them
+        if others:
             outbox.commit([Commit((), others)], timeout_s=self._timeout_s)
-        return has_more
+        return False
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
         """Publish what entries hold, and remove them; `PartlyPublished` if not all: others' entries are still there."""

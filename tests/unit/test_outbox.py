@@ -145,6 +145,17 @@ def test_what_one_worker_does_not_know_another_one_finds_at_once(bridge: Bridge)
     assert {key for key, _ in due} == {"unknown", "newer"}
 
 
+def test_what_came_among_many_unknown_ones_is_left_to_others_later(bridge: Bridge) -> None:
+    backend, keys = backend_of(bridge), [f"unknown {number}" for number in range(100)]
+    leave(bridge, **{key: text_of(key, "unknown") for key in keys})
+    assert bridge.relay.step()
+    assert backend.due_entries(most=100, lease_s=6.0, timeout_s=1.0) == []  # as many again may be behind them
+
+    backend.commit([Commit((), [Entry(key, None) for key in keys[:50]])], timeout_s=1.0)  # as after their lease
+    assert not bridge.relay.step()
+    assert {key for key, _ in backend.due_entries(most=100, lease_s=6.0, timeout_s=1.0)} == {*keys[:50]}
+
+
 def test_what_follows_is_not_asked_for_again_and_again(bridge: Bridge) -> None:
     task = bridge.task(name="table", unique=Unique("number", on_conflict="after"))(lambda number: ran.append("table"))
     task.schedule(3600, 1)
