@@ -188,8 +188,8 @@ def one_queue_alone_keeps_priorities() -> None:
 
     def make(encode: Any) -> Any:
         def flat(self: Any, message: Any) -> Any:
-            first = self._settings.default_queue
-            return encode(self, message if message.queue == first else replace(message, priority="normal"))
+            is_first = message.queue == "contract"  # the contract's default one
+            return encode(self, message if is_first else replace(message, priority="normal"))
 
         return flat
 
