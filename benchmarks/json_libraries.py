@@ -49,8 +49,12 @@ def _us(act: Callable[[], object], times: int = _TIMES) -> float:
 def main() -> None:
     """Print a line for each library and size."""
     bridge = Bridge("inline://?threads=0")
-    task = bridge.task(name="benchmark.mail")(lambda user, text: None)
-    send_us = _us(lambda: task.send(42, "welcome"), 200)
+
+    @bridge.task(name="benchmark.mail")
+    def mail(user: int, text: str) -> None:
+        pass
+
+    send_us = _us(lambda: mail.send(42, "welcome"), 200)
     print(f"a send of the small arguments: {send_us:.1f} us")
     for size, arguments in _ARGUMENTS.items():
         for name, write, read in _libraries():

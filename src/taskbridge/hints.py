@@ -316,7 +316,7 @@ def _fields_of(cls: Any) -> dict[str, str | None] | None:
 def _has_members_only(cls: Any) -> bool:
     """Return whether an enum has no values but its members, and finds each by what it is sent as."""
     kind = cast("Any", type(cls))
-    own = {name for base in cls.__mro__ if base.__module__ != "enum" for name in vars(base)}
+    own = {name for base in cls.__mro__ if base.__module__ != "enum" for name in base.__dict__}
     if kind is not EnumMeta or issubclass(cls, Flag) or own & {"_missing_", "value"}:
         return False
     try:
@@ -335,14 +335,14 @@ def _is_made_of_fields_only(cls: Any, names: Mapping[str, str | None]) -> bool:
     if getattr(code, "co_qualname", "") != "__create_fn__.<locals>.__init__" or hasattr(cls, "__post_init__"):
         return False
     kind, given = cast("Any", type(cls)), {name for name in names.values() if name is not None}
-    places: list[Any] = [getattr_static(cls, name, None) for name in names]
+    places: list[Any] = [type(getattr_static(cls, name, None)) for name in names]
     return (
         kind is type
         and cls.__new__ is object.__new__
         and cls.__getattribute__ is object.__getattribute__
         and (cls.__setattr__ is object.__setattr__ or cls.__dataclass_params__.frozen)
         and given == {*code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]}  # else there are `InitVar`s
-        and all(type(each) is MemberDescriptorType or not hasattr(type(each), "__set__") for each in places)
+        and all(each is MemberDescriptorType or not hasattr(each, "__set__") for each in places)
     )
 
 
