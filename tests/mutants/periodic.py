@@ -173,8 +173,12 @@ _STORED = "taskbridge.schedules.stored"
 
 @mutant("CR8", _LIVE, "celery+redis")
 def nobody_looks_for_what_is_put() -> None:
-    """A worker reads once which schedules were put."""
-    put(_STORED, "_LOOK_S", lambda _: 1e9)
+    """A worker does not look for schedules that others have put."""
+
+    def make(follow: Any) -> Any:
+        return lambda self, *, at_once=False: follow(self, at_once=True) if at_once else None
+
+    put("taskbridge.schedules.listing", "Schedules.follow", make)
 
 
 @mutant("CR8", _LIVE, "dramatiq+redis")
