@@ -188,8 +188,10 @@ def one_queue_alone_keeps_priorities() -> None:
 
     def make(encode: Any) -> Any:
         def flat(self: Any, message: Any) -> Any:
+            publication = encode(self, message)
             is_first = message.queue == "contract"  # the contract's default one
-            return encode(self, message if is_first else replace(message, priority="normal"))
+            properties = {**publication.properties, "priority": 1}  # normal
+            return publication if is_first else replace(publication, properties=properties)
 
         return flat
 
