@@ -466,8 +466,9 @@ class Consumer(CeleryConsumer):
             attempts = copied(self._attempts.here.values())
             held = sum(each.dropped_at is None or each.time_start is not None for each in attempts)
             return held < int(self.pool.num_processes)
-        orphans: int = sum(getattr(each, "is_orphan", False) for each in self._life.active_requests())
-        return self.free_slots() > orphans
+        known = worker_state.reserved_requests  # Celery 5.7 keeps those of a lost connection that run among them
+        orphans = [each for each in self._life.active_requests() if getattr(each, "is_orphan", False)]
+        return self.free_slots() > sum(each not in known for each in orphans)
 
     # What is done in the main loop's thread
 
