@@ -129,9 +129,10 @@ def reading(
                     raise others from exc
                 if exc.code == _OF_ANOTHER_TYPE and declare:
                     declare = []  # it is read all the same
-                elif exc.code not in _TAKEN:
+                elif exc.code in _TAKEN:
+                    others = TimedOutError(f"others are reading queue {queue!r} all the time")
+                else:
                     raise
-            others = TimedOutError(f"others are reading queue {queue!r} all the time")
             time.sleep(_PAUSE_S)
             channel = Channel(first.connection)
         yield channel, deliveries
