@@ -7,6 +7,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
+from uuid import uuid4
 
 from taskbridge import (
     BrokerUnavailable,
@@ -31,7 +32,6 @@ from taskbridge.contract.registry import (
 from taskbridge.contract.scenarios.results import outcome_of, until_it_is
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import AT_MOST_S, DEBOUNCE_S
-from taskbridge.message import new_id
 
 _SENDERS: Final = 8
 _RELAYED_S: Final = 1.0
@@ -258,7 +258,7 @@ def a_debounced_message_starts_after_the_latest_send(h: Harness) -> None:
 @scenario("U6", on=(RECORDED,), where=with_records)
 def a_chosen_id_is_one_message(h: Harness) -> None:
     """The same id and call make one message, whoever sends it and whatever became of it; another call is refused."""
-    chosen = f"invoice {new_id()}"  # another at each run: a namespace may be that of an environment before this one
+    chosen = f"invoice {uuid4().hex}"  # another at each run: a namespace may be that of an environment before this one
     task = h.tasks.programs["once"].using(id=chosen)
 
     def send(_: int) -> Handle[str]:
