@@ -288,9 +288,9 @@ class Harness:
         with rewriting(self.bridge, rewrite):
             return self.send(Plan(steps=(RETURN,), policy="once"))
 
-    def deliver_again(self, sent: Sent, *, redelivered: int = 1) -> None:
-        """Put another delivery of a message's attempt on its queue, which says how often it was delivered before."""
-        with self.saying(id=sent.id, redelivered=redelivered):
+    def deliver_again(self, sent: Sent) -> None:
+        """Put another delivery of a message's attempt on its queue, which says that it was delivered before."""
+        with self.saying(id=sent.id, redelivered=1):
             self.tasks.programs[sent.plan.policy].using(queue=sent.plan.queue).send(sent.plan.plain_steps())
 
     def send_saying(self, plan: Plan, **fields: Any) -> Sent:

@@ -149,10 +149,10 @@ def without_marks(target: Target) -> str:
 def a_task_that_kills_its_worker_dies_without_marks(h: Harness) -> None:
     """Without attempt marks, what came back ten times without an outcome is dead."""
     h.start_worker(processes=2, supervised=True)
-    (poison,) = h.begin(Plan(steps=(KILL,), policy="once"))
-    h.deliver_again(poison, redelivered=_STARTS_WITHOUT_MARKS - 2)  # as it would be after eight more starts
+    # As it would be after nine starts; a second copy of it would be started as often as the first.
+    poison = h.send_saying(Plan(steps=(KILL,), policy="once"), redelivered=_STARTS_WITHOUT_MARKS - 2)
     h.final(poison.id, within_s=h.patience_s + 30)
-    h.check(len(h.starts(poison.id)) <= _STARTS_WITHOUT_MARKS, "it should be started eleven times at most")
+    h.check(1 <= len(h.starts(poison.id)) <= 2, "it should be started eleven times at most")
     h.equal("the error of its dead letter", {_error(letter) for letter in h.letters(poison.id)}, {WORKER_LOST})
 
 
