@@ -175,6 +175,7 @@ def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
     """A schedule is put, changed and deleted while workers run, and one is killed; each of its ticks is sent once."""
     workers = [h.start_worker(threads=4) for _ in range(1 if h.target.in_process else 3)]
     call, schedules = h.tasks.programs["once"].call([RETURN.plain()]), h.bridge.schedules
+    asked_at = h.bridge.now()  # it begins somewhere in between
     schedules.put("live", call, every=1, catch_up="none")
     put_at = h.bridge.now()
     h.until(lambda: len(_ran(h, "live")) >= _FEW_TICKS, "the first ticks")
@@ -194,10 +195,10 @@ def what_is_put_at_run_time_is_followed_until_it_is_deleted(h: Harness) -> None:
     h.idle(within_s=h.spec.lease_s + 10 + h.patience_s)
     ran = _ran(h, "live")
     h.equal("instants that were run twice", len(ran) - len(set(ran)), 0)
-    h.check(put_at <= ran[0] <= put_at + 1, f"the first tick after {put_at} should be run, not {ran[0]}")
+    h.check(asked_at <= ran[0] <= put_at + 1, f"the first tick after {asked_at} should be run, not {ran[0]}")
     h.check(ran[-1] <= deleted_at, f"nothing after {deleted_at} should be run, but {ran[-1]} was")
     last_s = max(record.at for record in _of(h, "live", "after_send")) - deleted_at
-    h.in_time("what was about to be sent as it was deleted", last_s, _ON_TIME_S)
+    h.in_time("what was about to be sent as it was deleted", last_s, _SEEN_S)
     before = [each for each in ran if each <= before_at]
     _without_gaps(h, "what was run before the change", before, 1)
     _without_gaps(h, "what was run after it", [each for each in ran if each > changed_at], 2)
