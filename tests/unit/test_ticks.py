@@ -35,7 +35,9 @@ def test_what_can_not_be_read_begins_anew(odd: str) -> None:
     assert loads(odd) == Plan()
 
 
-def test_a_tick_is_settled_without_being_read_again_unless_its_schedule_was_changed_meanwhile() -> None:
+def test_a_tick_is_settled_without_being_read_again_unless_its_schedule_was_changed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backend = MemoryBackend(lambda: 0.0)
     ticks, other, get = Ticks(backend), Ticks(backend), backend.get
     read: list[str] = []
@@ -44,7 +46,7 @@ def test_a_tick_is_settled_without_being_read_again_unless_its_schedule_was_chan
         read.extend(keys)
         return get(keys, **given)
 
-    backend.get = reading  # type: ignore[method-assign]
+    monkeypatch.setattr(backend, "get", reading)
     for at in (10.0, 20.0):
         assert ticks.claim("s", at, claimant="one", now=at, lease_s=10.0, timeout_s=1) is TickClaim.OURS
         if at == 20.0:
