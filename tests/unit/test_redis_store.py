@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, Event, Message
+from taskbridge import Bridge, Event, Message, Unique
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.places import place_of
 from taskbridge.durations import moment
@@ -199,6 +199,34 @@ def test_of_many_unique_messages_what_a_queue_refuses_is_unsent(redis_server: Pr
     assert (list(sent), len(unsent), refused.value.maybe_taken) == (told[:2], 1, False)
     assert [(handle.is_new, handle.id) for handle in again] == [(False, sent[0]), (True, told[2]), (False, sent[1])]
     client.close()
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_free_key_is_taken_the_quick_way_by_one_commit(
+    redis_server: PrivateRedis, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Bridge(f"{engine}+{redis_server.url}", namespace=f"ns-{new_id()[:8]}")) as bridge:
+        task = bridge.task(name="unique", unique=Unique("number"))(lambda number: number)
+        task.send(0)  # by now, all is connected
+        assert bridge.store is not None
+        backend, claims, done = bridge.store.backend, bridge.store.claims, list[str]()
+
+        def noting(place: Any, name: str) -> None:
+            act = getattr(place, name)
+
+            def noted(*args: Any, **given: Any) -> Any:
+                done.append(name)
+                return act(*args, **given)
+
+            monkeypatch.setattr(place, name, noted)
+
+        for place, name in ((claims, "send"), (backend, "commit"), (backend, "get"), (backend, "create")):
+            noting(place, name)
+        assert task.send(1).is_new
+        assert done == ["commit"]
+        assert not task.send(1).is_new
+        assert done[1:3] == ["commit", "send"], "where the key is held, it goes the long way"
+        assert "get" in done[3:]
 
 
 def test_a_start_is_recorded_on_a_server_that_knows_no_script(redis_server: PrivateRedis) -> None:
