@@ -19,7 +19,7 @@ from taskbridge import Bridge, Event, Message, Unique
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.places import place_of
 from taskbridge.durations import moment
-from taskbridge.exceptions import SendError, StoreUnavailable
+from taskbridge.exceptions import BrokerUnavailable, SendError, StoreUnavailable
 from taskbridge.message import new_id
 from taskbridge.stores.backend import ABSENT, Commit, PartlyCommitted, Write
 from taskbridge.stores.base import Store
@@ -268,6 +268,22 @@ def test_the_end_of_a_run_is_one_round_trip_if_nothing_else_was_heard_of_its_mes
     ]
     store.close()
     client.close()
+
+
+def test_whose_key_it_is_is_told_though_redis_is_full(make_redis: Callable[..., PrivateRedis]) -> None:
+    server = make_redis()  # which is full
+    bridge, client = Bridge(f"celery+{server.url}"), Client(server.url)
+    with closing(bridge), closing(client):
+        task = bridge.task(name="t", unique=True)(lambda number: None)
+        first = task.send(1)
+        client.execute([("CONFIG", "SET", "maxmemory", "1")], timeout_s=5)
+        again = task.send(1)
+        with pytest.raises(BrokerUnavailable, match="out of memory"):
+            task.send(2)
+        client.execute([("CONFIG", "SET", "maxmemory", "0")], timeout_s=5)
+
+        assert (again.id, again.is_new) == (first.id, False)
+        assert task.send(2).is_new, "of what was refused nothing is left"
 
 
 def test_all_keys_are_in_the_namespace_and_records_expire(make_redis: Callable[..., PrivateRedis]) -> None:

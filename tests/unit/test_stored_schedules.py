@@ -119,6 +119,21 @@ def test_arguments_that_fit_another_release_are_sent_as_they_were_put() -> None:
     assert [entry.missed for entry in bridge.schedules.list()] == [0]
 
 
+def test_a_tick_of_a_unique_task_whose_arguments_fit_another_release_is_missed() -> None:
+    """Nobody knows which messages it would be the same as."""
+    bridge = a_bridge()
+
+    def another(other: int, more: int) -> None: ...
+
+    bridge.schedules.put("s", bridge.task(name="pack", unique=True)(report).call("eu"), every=60)
+    del bridge._tasks["pack"]
+    bridge.task(name="pack", unique=True)(another)
+    bridge.run_schedules(60)
+
+    assert bridge.dead_letters() == []
+    assert [entry.missed for entry in bridge.schedules.list()] == [1]
+
+
 def test_a_change_of_what_is_sent_leaves_the_times_and_counts_as_they_were() -> None:
     bridge = a_bridge()
     seen: list[str] = []

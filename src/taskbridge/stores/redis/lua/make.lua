@@ -5,14 +5,16 @@
 local at = 1
 for i, key in ipairs(KEYS) do
   local text, kept = ARGV[at], ARGV[at + 1]
-  local made
+  local made, refusal, is_there
   repeat  -- again, if what was there is no text
-    if kept == '' then made = redis.call('SET', key, text, 'NX')
-    else made = redis.call('SET', key, text, 'NX', 'PX', kept) end
-  until made or own('GET', key)
-  if not made then
+    if kept == '' then made = redis.pcall('SET', key, text, 'NX')
+    else made = redis.pcall('SET', key, text, 'NX', 'PX', kept) end
+    refusal = made and made.err and made  -- as Redis is full, say: what is there can still be told
+    is_there = (refusal or not made) and own('GET', key)
+  until made or is_there
+  if refusal or is_there then
     for before = 1, i - 1 do redis.call('DEL', KEYS[before]) end
-    return 0
+    return is_there and 0 or refusal
   end
   at = at + 2
 end
