@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -102,6 +103,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background; what it starts would, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--plain"):
         os.environ["TASKBRIDGE_FAST"] = "0"
     given: list[str] = config.getoption("--setting")  # pyright: ignore[reportAssignmentType] - it has a default
