@@ -69,10 +69,10 @@ apt_update_and_install() { # PACKAGE...; with the options of apt_install. Not al
     quietly as_root "${options[@]}" install -y --no-install-recommends "$@"
 }
 
-need_programs() { # PACKAGE...: makes sure that the servers which these Debian packages hold are there
+need_programs() { # PACKAGE...: makes sure that the programs for which these Debian packages are needed are there
     local package missing=()
     for package in "$@"; do
-        has_server "$package" || missing+=("$package")
+        has_program "$package" || missing+=("$package")
     done
     [ ${#missing[@]} = 0 ] && return 0
     if ! can_apt_install; then
@@ -81,15 +81,17 @@ need_programs() { # PACKAGE...: makes sure that the servers which these Debian p
     fi
     apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}; its last words are above"
     for package in "${missing[@]}"; do
-        has_server "$package" || die "$package is installed, but its program was not found"
+        has_program "$package" || die "$package is installed, but its program was not found"
     done
 }
 
-has_server() { # PACKAGE
+has_program() { # PACKAGE
     case $1 in
         redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
         rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
             command -v epmd > /dev/null ;;
+        openssl) command -v openssl > /dev/null ;;
+        procps) command -v ps > /dev/null ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;
         *) return 1 ;;
     esac
