@@ -14,7 +14,7 @@ import pytest
 from tests.examples.conftest import ROOT, RUN_TIMEOUT_S, STOP_TIMEOUT_S, wait_until
 
 
-@pytest.fixture(scope="module", params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis"])
 def demo(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     return subprocess.run(
