@@ -6,6 +6,8 @@ VENV=$ROOT/.venv
 cd "$ROOT" || exit
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1
+# An index may be slow, or away for a moment.
+export PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60} PIP_RETRIES=${PIP_RETRIES:-10}
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV
 unset PYTHONDONTWRITEBYTECODE # with it, each of the many processes would compile all modules again
 
@@ -28,6 +30,16 @@ quietly() { # COMMAND...: shows what a command printed only if it fails
     return 1
 }
 
+persistently() { # COMMAND...: tries it up to four times, for what it downloads from may be away for a moment
+    local pause
+    for pause in 5 20 60; do
+        "$@" && return 0
+        say "That failed; once more in $pause s ..."
+        sleep $pause
+    done
+    "$@"
+}
+
 # ------------------------------------------------------------------------------------------------- system packages
 
 as_root() { # COMMAND...: runs it as root, or fails if that can't be done without a password
@@ -44,18 +56,23 @@ can_apt_install() { command -v apt-get > /dev/null && as_root true; }
 
 apt_install() { # PACKAGE...
     # RUNLEVEL=1: a server that comes with its package need not start; we run private ones.
-    local options=(env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q -o DPkg::Lock::Timeout=300)
+    local options=(env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q)
+    options+=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=5)
     say "Installing $* with apt-get ..."
     # The package lists may be missing or old, and updating them takes time: try without first.
     quietly as_root "${options[@]}" install -y --no-install-recommends "$@" 2> /dev/null && return 0
+    persistently apt_update_and_install "$@"
+}
+
+apt_update_and_install() { # PACKAGE...; with the options of apt_install. Not all of apt's locks are waited for.
     quietly as_root "${options[@]}" update || say "warning: apt-get update failed"
     quietly as_root "${options[@]}" install -y --no-install-recommends "$@"
 }
 
-need_programs() { # PACKAGE...: makes sure that the servers which these Debian packages hold are there
+need_programs() { # PACKAGE...: makes sure that the programs for which these Debian packages are needed are there
     local package missing=()
     for package in "$@"; do
-        has_server "$package" || missing+=("$package")
+        has_program "$package" || missing+=("$package")
     done
     [ ${#missing[@]} = 0 ] && return 0
     if ! can_apt_install; then
@@ -64,15 +81,17 @@ need_programs() { # PACKAGE...: makes sure that the servers which these Debian p
     fi
     apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}; its last words are above"
     for package in "${missing[@]}"; do
-        has_server "$package" || die "$package is installed, but its program was not found"
+        has_program "$package" || die "$package is installed, but its program was not found"
     done
 }
 
-has_server() { # PACKAGE
+has_program() { # PACKAGE
     case $1 in
         redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
         rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
             command -v epmd > /dev/null ;;
+        openssl) command -v openssl > /dev/null ;;
+        procps) command -v ps > /dev/null ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;
         *) return 1 ;;
     esac
@@ -164,7 +183,8 @@ install_into_venv() { # NAME, PIP ARGUMENT...: installs what NAME needs, if it h
     say "Installing what $name needs into .venv ..."
     rm -f "$VENV/.installed-$name"
     local pip=("$VENV/bin/python" -m pip install -q)
-    if ! { quietly "${pip[@]}" 'pip>=25.1' && quietly "${pip[@]}" "$@"; }; then # dependency groups came with pip 25.1
+    # Dependency groups came with pip 25.1.
+    if ! { persistently quietly "${pip[@]}" 'pip>=25.1' && persistently quietly "${pip[@]}" "$@"; }; then
         die "pip could not install what $name needs; its last words are above"
     fi
     printf '%s\n' "$stamp" > "$VENV/.installed-$name"
@@ -177,7 +197,7 @@ other_venv() { # NAME, PYTHON, PACKAGE...: makes .venv-NAME with these packages,
     [ "$(cat "$venv/.installed" 2> /dev/null)" = "$wanted" ] && return 0
     say "Installing $* into .venv-$name ..."
     rm -rf "$venv"
-    if ! { "$python" -m venv "$venv" && quietly "$venv/bin/python" -m pip install -q "$@"; }; then
+    if ! { "$python" -m venv "$venv" && persistently quietly "$venv/bin/python" -m pip install -q "$@"; }; then
         say "warning: they can't be installed"
         return 1
     fi

@@ -31,7 +31,7 @@ class PrivatePostgreSQL(PrivateServer):
     name: ClassVar[str] = "postgresql"
 
     def __init__(
-        self, *, extra_args: Sequence[str] = (), origin: Origin | None = None, start_timeout_s: float = 90.0
+        self, *, extra_args: Sequence[str] = (), origin: Origin | None = None, start_timeout_s: float = 300.0
     ) -> None:
         super().__init__(origin=origin, start_timeout_s=start_timeout_s)
         self._extra_args = tuple(extra_args)

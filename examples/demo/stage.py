@@ -16,7 +16,7 @@ from typing import Final
 from examples.demo.events import EVENTS_VARIABLE, Note, Tail
 from taskbridge.exceptions import TaskBridgeError
 
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 180.0
 """How long a run may take; it takes about 4 s on an idle machine."""
 
 _QUIET_S: Final = 0.4

@@ -40,11 +40,13 @@ class Conditions:
         broker: `redis` or `amqp`.
         marks: Where attempt marks are kept: in the `broker`, which has outages; `apart`, in a store that has none; or
             nowhere (None).
+        pace: How much longer than on an idle machine things take: the times above are multiplied by it.
     """
 
     lease_s: float
     broker: Literal["redis", "amqp"]
     marks: Marks | None
+    pace: float = 1.0
 
 
 class Causes:
@@ -57,6 +59,9 @@ class Causes:
 
     def __init__(self, conditions: Conditions, incidents: Iterable[Incident]) -> None:
         self._conditions = conditions
+        self._settling_s = SETTLING_S * conditions.pace
+        self._recovery_s = RECOVERY_S * conditions.pace
+        self._promotion_s = PROMOTION_S * conditions.pace
         every = sorted(incidents, key=lambda incident: incident.at)
         self._kills = [each for each in every if each.kind == "kill"]
         self._stops = [each for each in every if each.kind in ("stop", "kill")]
@@ -79,7 +84,7 @@ class Causes:
         """Return what befell a run, so that the worker did not come to know how it ended; None if nothing did."""
         if run.end is None:
             return "killed while it ran" if self._killed(run, run.start, until) else self._out_of_sight(run, until)
-        if self._killed(run, run.end, run.end + SETTLING_S):
+        if self._killed(run, run.end, run.end + self._settling_s):
             return "killed after its end and before its acknowledgement"
         return self._out_of_sight(run, until)
 
@@ -105,7 +110,7 @@ class Causes:
 
     def _out_of_sight(self, run: Run, until: float) -> str | None:
         """Return what kept a run's worker from telling that it lives, or how the run ended."""
-        settled = until if run.end is None else run.end + SETTLING_S
+        settled = until if run.end is None else run.end + self._settling_s
         for freeze in self._freezes:
             long_enough = freeze.until - freeze.at > self._conditions.lease_s
             if freeze.hits(run.worker) and long_enough and freeze.overlaps(run.start, settled) and freeze.at < until:
@@ -113,9 +118,9 @@ class Causes:
         for outage in self._outages:
             if not outage.hits(run.worker):
                 continue
-            if run.end is not None and outage.overlaps(run.end - RECOVERY_S, settled):
+            if run.end is not None and outage.overlaps(run.end - self._recovery_s, settled):
                 return "its acknowledgement met an outage"
-            if self._conditions.broker == "amqp" and outage.overlaps(run.start - RECOVERY_S, settled):
+            if self._conditions.broker == "amqp" and outage.overlaps(run.start - self._recovery_s, settled):
                 return "its connection was lost while it ran"
             if min(outage.until, settled) - outage.at > _UNRENEWED * self._conditions.lease_s and outage.overlaps(
                 run.start, settled
@@ -136,19 +141,20 @@ class Causes:
                 yield "published twice: the retry's confirm met an outage"
         if self._conditions.broker == "amqp":  # on Redis, a pump moves a message in one step
             for due in _promotions(run, near, send):
-                if any(outage.overlaps(due - RECOVERY_S, due + PROMOTION_S) for outage in self._outages):
+                if any(outage.overlaps(due - self._recovery_s, due + self._promotion_s) for outage in self._outages):
                     yield "published twice: a pump's confirm met an outage"
-                if any(due - 1 <= stop.at <= due + PROMOTION_S for stop in self._stops):
+                if any(due - 1 <= stop.at <= due + self._promotion_s for stop in self._stops):
                     yield "published twice: a pump ended between publishing and acknowledging"
 
     def _met_outage(self, moment: float, who: str) -> bool:
         return any(
-            outage.hits(who) and outage.overlaps(moment - RECOVERY_S, moment + SETTLING_S) for outage in self._outages
+            outage.hits(who) and outage.overlaps(moment - self._recovery_s, moment + self._settling_s)
+            for outage in self._outages
         )
 
     def _mark_lost(self, run: Run) -> bool:
         return any(
-            outage.at - 1 <= run.start <= outage.until + RECOVERY_S
+            outage.at - 1 <= run.start <= outage.until + self._recovery_s
             for outage in self._outages
             if outage.hits(run.worker)
         )

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import leave_out, params_of
+from tests.pacing import pytest_configure, pytest_report_header
+
+__all__ = ["pytest_configure", "pytest_report_header"]
 
 _HERE = Path(__file__).parent
 

@@ -22,6 +22,10 @@ _STOP_S: Final = 10.0
 """How much longer than its grace a worker may take to end, on a busy machine."""
 
 
+_ACT_S: Final = 600.0
+"""When an act counts as hanging: longer than a broker may take to start, and what waits for that."""
+
+
 class Disorder:
     """Does the acts of a plan, each in a thread of its own; no two at once to one worker, or to the broker.
 
@@ -76,7 +80,7 @@ class Disorder:
             thread.start()
             self._threads.append(thread)
         for thread in self._threads:
-            thread.join(60 + self._grace_s)
+            thread.join(_ACT_S)
             if thread.is_alive():
                 self.faults.append("an act did not come to its end")
 

@@ -20,6 +20,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the run itself may be under nohu
 
 _ROOT: Final = Path(__file__).parents[2]
 _POLL_S: Final = 0.05
+_GONE_S: Final = 60.0
 _KEPT_LOG_LINES: Final = 60
 
 
@@ -61,7 +62,7 @@ class Place:
     def start(self) -> None:
         """Start another worker. The supervisor before it has ended; what it started may still be about to."""
         if self._process is not None:
-            self._process.wait(5)
+            self._process.wait(_GONE_S)
         self._number += 1
         argv = [sys.executable, "-m", "taskbridge", "worker", "tests.chaos.app:bridge", *self._options]
         with self.log.open("ab") as log:
@@ -105,12 +106,12 @@ class Place:
 
     def end(self) -> None:
         """Kill all that is left."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _GONE_S
         while (left := self.processes()) and time.monotonic() < deadline:
             self.signal(left, signal.SIGKILL)
             time.sleep(_POLL_S)
         if self._process is not None:
-            self._process.wait(5)
+            self._process.wait(_GONE_S)
 
     def last_lines(self) -> str:
         """Return the last lines of the log."""

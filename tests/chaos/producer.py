@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskbridge import Bridge, BrokerUnavailable, Event, SendError
+from taskbridge.contract.stopwatch import Stopwatch
 from tests.chaos.happenings import Fate, Send
 from tests.chaos.plan import Sending
 from tests.chaos.tasks import Tasks
 
 _THREADS: Final = 4
 _MOST_TOGETHER: Final = 20
-_JOIN_S: Final = 120.0
+_JOIN_S: Final = 300.0
+_NOTED_S: Final = 0.03
+"""After which time a stall that is over has been noted: whoever notes it has just been woken, too."""
 
 
 class Producer:
@@ -39,6 +42,7 @@ class Producer:
         self.faults: list[str] = []
         self.longest_s: float = 0.0
         self._threads: list[threading.Thread] = []
+        self._stalls = Stopwatch()
 
     @property
     def sends(self) -> list[Send]:
@@ -52,6 +56,7 @@ class Producer:
         Args:
             begin: The moment that the plan's times count from, by the monotonic clock.
         """
+        self._stalls.__enter__()  # ended by `join`
         for number in range(_THREADS):
             thread = threading.Thread(target=self._run, args=(begin, number), name="chaos-producer", daemon=True)
             thread.start()
@@ -63,6 +68,7 @@ class Producer:
             thread.join(_JOIN_S)
             if thread.is_alive():
                 self.faults.append(f"a send hangs (rule S2): {len(self._sends)} sent")
+        self._stalls.__exit__()
 
     def _note_id(self, event: Event) -> None:
         if event.message is not None:
@@ -94,7 +100,7 @@ class Producer:
             return portion
 
     def _send(self, sending: Sending) -> None:
-        at = time.time()
+        at, began = time.time(), time.monotonic()
         task = self._tasks.by_kind[sending.kind].using(queue=sending.queue, priority=sending.priority)
         fate: Fate = "sent"
         try:
@@ -104,10 +110,10 @@ class Producer:
                 task.send(sending.key, sending.number)
         except BrokerUnavailable as exc:
             fate = "unsure" if exc.maybe_taken else "refused"
-        self._note([sending], at, [fate])
+        self._note([sending], at, [fate], self._took_s(began))
 
     def _send_many(self, sendings: Sequence[Sending]) -> None:
-        at = time.time()
+        at, began = time.time(), time.monotonic()
         calls = [
             self._tasks.by_kind[each.kind].using(queue=each.queue, priority=each.priority).call(each.key, each.number)
             for each in sendings
@@ -119,10 +125,15 @@ class Producer:
             missed: Fate = "unsure" if exc.maybe_taken else "refused"
             sent = set(exc.sent)
             fates = ["sent" if self._ids[each.key] in sent else missed for each in sendings]
-        self._note(sendings, at, fates)
+        self._note(sendings, at, fates, self._took_s(began))
 
-    def _note(self, sendings: Sequence[Sending], at: float, fates: Sequence[Fate]) -> None:
-        took_s = time.time() - at
+    def _took_s(self, began: float) -> float:
+        """Return how long a send took less what the machine stood still meanwhile."""
+        took_s = time.monotonic() - began
+        time.sleep(_NOTED_S)
+        return took_s - self._stalls.stalled_s(since=began)
+
+    def _note(self, sendings: Sequence[Sending], at: float, fates: Sequence[Fate], took_s: float) -> None:
         sends = [
             Send(key=each.key, kind=each.kind, at=at, due=at + each.delay_s, fate=fate)
             for each, fate in zip(sendings, fates, strict=True)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from taskbridge import Bridge, BrokerUnavailable
+from taskbridge.contract.pace import Pace
 from taskbridge.contract.probe import Records
 from taskbridge.contract.proxy import Proxy
 from tests.chaos.account import Account, outcome_of
@@ -41,7 +42,7 @@ _WORKERS: Final = (("--processes", "3"), ("--processes", "1", "--threads", "4"),
 # default is 3 minutes (see taskbridge/brokers/rabbitmq/topology.py).
 _RABBITMQ: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}]."
 
-_START_S: Final = 60.0
+_START_S: Final = 300.0
 _CALM_S: Final = 0.5
 
 
@@ -122,6 +123,7 @@ class _Stage:
         self._folder = folder
         self._has_store = store
         self._settings = settings
+        self._pace = Pace.of_this_run()
         self._begun = time.monotonic()
         self._tell = say
         self._stack = ExitStack()
@@ -202,7 +204,7 @@ class _Stage:
         if not self._come_to_rest(settle_s):
             problems.append(f"not at rest {settle_s:g} s after the last disorder: {self._counts()}")
         account = self._account()
-        late = SEND_TIMEOUT_S * 1.1 + 1.0
+        late = SEND_TIMEOUT_S * 1.1 + 1.0 + self._pace.slack_s
         if self._producer.longest_s > late:
             problems.append(f"a send took {self._producer.longest_s:.1f} s (rule S2)")
         problems += self._producer.faults + self._disorder.faults
@@ -219,7 +221,10 @@ class _Stage:
             letters=letters_of(self._looker.dead_letters()),
             incidents=self._disorder.incidents,
             conditions=Conditions(
-                lease_s=self._options.lease_s, broker="redis" if self._broker == "redis" else "amqp", marks=marks
+                lease_s=self._options.lease_s,
+                broker="redis" if self._broker == "redis" else "amqp",
+                marks=marks,
+                pace=self._pace.factor,
             ),
         )
         evidence.save(self._folder)

@@ -1,7 +1,7 @@
 """A short chaos run on each pair of engine and broker: nothing is lost, and every duplicate has its cause.
 
 The long run is `python -m tests.chaos`. Each run has another seed, which is printed; `TASKBRIDGE_TEST_CHAOS_SEED`
-sets it.
+sets it. On CI it is always the same: what a new one finds is no fault of the change that is tested there.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import pytest
 
 from tests.chaos.plan import Options, acts, sendings
 from tests.chaos.run import run
+from tests.conftest import is_ci
 from tests.servers import ServerNotInstalled
 
-_SETTLE_S: Final = 60.0
+_SETTLE_S: Final = 300.0
+_SEED_OF_CI: Final = 7
 
 
 def the_seed() -> int:
     given = os.environ.get("TASKBRIDGE_TEST_CHAOS_SEED")
-    return random.SystemRandom().randrange(1_000_000) if given is None else int(given)
+    if given is not None:
+        return int(given)
+    return _SEED_OF_CI if is_ci() else random.SystemRandom().randrange(1_000_000)
 
 
 def short(seed: int) -> Options:
@@ -36,7 +40,7 @@ def test_nothing_is_lost_and_every_duplicate_has_its_cause(target: str) -> None:
         # With attempt marks apart from RabbitMQ a poisonous message ends soon; without, after 10 deliveries.
         result = run(target, short(seed), store=target.endswith("amqp"), settle_s=_SETTLE_S, say=print)
     except ServerNotInstalled as exc:
-        if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+        if is_ci():
             raise
         pytest.skip(str(exc))
 

@@ -18,9 +18,10 @@ from taskbridge.contract import leftovers
 
 ROOT: Final = Path(__file__).parents[2]
 
-START_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 40.0
-RUN_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 180.0
+STOP_TIMEOUT_S: Final = 120.0
+RUN_TIMEOUT_S: Final = 300.0
+"""When something counts as hanging; on an idle machine all of it takes seconds."""
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

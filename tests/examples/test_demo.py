@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.conftest import ROOT
+from tests.examples.conftest import ROOT, RUN_TIMEOUT_S, STOP_TIMEOUT_S, wait_until
 
 
-@pytest.fixture(scope="module", params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis"])
 def demo(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     return subprocess.run(
@@ -23,7 +23,7 @@ def demo(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
         env={**env, "TASKBRIDGE_URL": "nonsense", "NO_COLOR": "1"},  # the user's own settings don't matter
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=RUN_TIMEOUT_S,
         check=False,
     )
 
@@ -60,7 +60,7 @@ def test_the_demo_says_what_it_needs(tmp_path: Path, library: str, broker: str) 
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=RUN_TIMEOUT_S,
         check=False,
     )
 
@@ -71,7 +71,7 @@ def test_the_demo_says_what_it_needs(tmp_path: Path, library: str, broker: str) 
 @pytest.mark.parametrize("broker", ["memory", "redis"])
 def test_ctrl_c_ends_the_demo_and_all_that_it_started(broker: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", broker],
+        [sys.executable, "-c", HEEDING, broker],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -83,12 +83,24 @@ def test_ctrl_c_ends_the_demo_and_all_that_it_started(broker: str, tmp_path: Pat
         if "attempt 1" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=RUN_TIMEOUT_S)
 
     assert process.returncode == 130
     assert errors == ""
     assert list(tmp_path.glob("taskbridge*")) == []
-    assert not [pid for pid in running() if str(tmp_path) in environment(pid)]
+    wait_until(
+        lambda: not any(str(tmp_path) in environment(pid) for pid in running()),
+        what="the end of all that it started",
+        timeout_s=STOP_TIMEOUT_S,
+    )
+
+
+HEEDING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("examples.demo", run_name="__main__", alter_sys=True)
+"""
+"""Runs the demo in a process that heeds Ctrl-C, even if the tests themselves run in the background of a shell."""
 
 
 def running() -> list[str]:

@@ -34,7 +34,7 @@ def interpolated(text: str, **variables: str) -> str:
 class Shop:
     """The web and worker services, with one value of ENGINE and BROKER."""
 
-    def __init__(self, start: Start, database: Path, *, engine: str, broker: str) -> None:
+    def __init__(self, start: Start, database: Path, *, engine: str, broker: str, remind_after_s: int = 6) -> None:
         service = compose()["services"]
         port = free_port()
         self._base = f"http://127.0.0.1:{port}"
@@ -44,7 +44,7 @@ class Shop:
             ),
             "TASKBRIDGE_NAMESPACE": database.stem,
             "SHOP_DB": str(database),
-            "REMIND_AFTER": "6",
+            "REMIND_AFTER": str(remind_after_s),
         }
         web_command = service["web"]["command"].replace("0.0.0.0", "127.0.0.1").replace("8000", str(port))
         self.web: Process = start(*shlex.split(web_command), env=variables)
@@ -101,7 +101,8 @@ def test_a_delay_that_began_on_one_engine_ends_on_the_other(
     broker: PrivateRedis | PrivateRabbitMQ = request.getfixturevalue(server)
     broker_kind = broker.url.partition("://")[0]
     database = tmp_path / f"from-{before}-{uuid4().hex[:8]}.sqlite"  # its name is the namespace, too
-    shop = Shop(start, database, engine=before, broker=broker.url)
+    # The worker is to be gone when the reminder is due.
+    shop = Shop(start, database, engine=before, broker=broker.url, remind_after_s=20)
     order, target = shop.order()
     shop.wait_for(order, "paid on attempt 2")
     assert shop.worker.stop() == 0

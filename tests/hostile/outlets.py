@@ -201,7 +201,9 @@ class AmqpOutlet(Outlet):
         self._open()
 
     def _open(self) -> None:
-        self._connection: Any = pika.BlockingConnection(pika.URLParameters(self._bridge.settings.url.broker_url))
+        parameters = pika.URLParameters(self._bridge.settings.url.broker_url)
+        parameters.heartbeat = 0  # nobody answers any while this waits for workers
+        self._connection: Any = pika.BlockingConnection(parameters)
         self._channel: Any = self._connection.channel()
 
     def _publish(self, exchange: str, key: str, payload: Payload) -> None:

@@ -55,7 +55,7 @@ def everybody_has_the_claim() -> None:
 
     def make(settle: Any) -> Any:
         def late(*args: Any, **given: Any) -> Any:
-            time.sleep(0.05)  # for that long a tick is claimed and not settled, else chance decides whether two meet
+            time.sleep(0.5)  # for that long a tick is claimed and not settled, else chance decides whether two meet
             return settle(*args, **given)
 
         return late

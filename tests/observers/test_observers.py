@@ -24,7 +24,8 @@ from taskbridge.engines.base import WorkerOptions
 from tests.observers.tasks import Tasks, declare
 from tests.servers import PrivateRedis
 
-_PATIENCE_S: Final = 40.0
+_PATIENCE_S: Final = 180.0
+_ANSWER_S: Final = 60.0
 _ENDED: Final = {"done": "done", "dead": "dead", "retried": "done", "discarded": "discarded"}
 
 # Datadog's would look for an agent, and for instructions from a server.
@@ -134,6 +135,13 @@ def test_a_dead_message_is_one_error_and_a_retried_one_is_none(watched: Watched,
 @pytest.mark.parametrize("watched", [("flower", "celery")], indirect=True, ids=str)
 def test_flower_shows_how_each_message_has_ended(watched: Watched) -> None:
     with flower(watched) as shown, watched.worker(1) as worker:
+
+        def is_told() -> bool:
+            """Send a message, and tell whether Flower hears of any: it answers before it listens to workers."""
+            watched.wait(watched.tasks.done.send(), worker)
+            return bool(shown())
+
+        wait_until(is_told, lambda: f"Flower hears of nothing\n{worker.log()}")
         cancelled = watched.tasks.done.schedule(1.0)
         cancelled.cancel()
         expired = watched.tasks.done.using(expires=0.001).send()
@@ -181,7 +189,7 @@ def flower(watched: Watched) -> Generator[Callable[[], dict[str, Any]]]:
     leftovers.end_group(process.pid)
 
     def asked(path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_ANSWER_S) as answer:
             return json.loads(answer.read())
 
     try:

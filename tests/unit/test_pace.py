@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from taskbridge.contract import pace
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.pace import Pace, starting
 from taskbridge.contract.registry import ALONE, Scenario, everywhere
+from taskbridge.contract.stopwatch import STALL_S
 from taskbridge.contract.suite import run_suite
 from taskbridge.contract.target import Target
 
@@ -34,6 +36,17 @@ def test_measuring_finds_how_long_a_start_takes() -> None:
     measured = Pace.measured()
     assert measured.start_s > 0.01
     assert measured.late_s > 0
+
+
+def test_a_machine_that_stands_still_is_not_taken_for_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, naps_s = [0.0], iter([0.01, 3.0])
+
+    def sleep(seconds: float) -> None:
+        clock[0] += max(seconds, next(naps_s, 0.0))
+
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(pace, "_start_s", lambda _: 0.2)
+    assert Pace.measured() == Pace(late_s=STALL_S, start_s=0.2)
 
 
 def test_a_scenario_has_its_rules_limit_and_what_was_measured() -> None:

@@ -21,6 +21,8 @@ from typing import Final
 
 from typing_extensions import Self
 
+from taskbridge.contract.stopwatch import STALL_S
+
 VARIABLE: Final = "TASKBRIDGE_CONTRACT_PACE"
 """Holds what `Pace.dumps` returned, for processes that take part in a run and should not measure again."""
 
@@ -38,7 +40,8 @@ class Pace:
     """What was measured.
 
     Attributes:
-        late_s: How late a thread was woken, at worst.
+        late_s: How late a thread was woken, at worst. For longer than `STALL_S` the machine stood still, which is no
+            measure of how late it usually is: what fails meanwhile is run again.
         start_s: How long a Python took to start and to import what workers do, each of as many as there are cores.
     """
 
@@ -52,7 +55,7 @@ class Pace:
         for _ in range(_WAKES):
             due = time.monotonic() + _WAKE_S
             time.sleep(_WAKE_S)
-            late_s = max(late_s, time.monotonic() - due)
+            late_s = max(late_s, min(STALL_S, time.monotonic() - due))
         with ThreadPoolExecutor(cores()) as pool:
             return cls(late_s=late_s, start_s=max(pool.map(_start_s, range(cores()))))
 

@@ -23,7 +23,7 @@ _SHOWN_LINES: Final = 40
 _TWICE: Final = 2
 _BETWEEN_S: Final = 0.3
 _ENDS_WITHIN_S: Final = 5.0
-_STANDS_WITHIN_S: Final = 10.0
+_STANDS_WITHIN_S: Final = 60.0
 _LOOK_S: Final = 0.01
 _STILL: Final = ("T", "t", "Z", "X")
 """The states of a thread that is stopped, by a signal or a debugger, or has ended, as ps shows them."""
@@ -174,7 +174,7 @@ def wait_until_still(groups: Collection[int]) -> None:
 
 def _is_one_going_on(groups: Collection[int]) -> bool:
     command = ["ps", "-eLo", "pgid=,state="]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     threads = [line.split() for line in done.stdout.splitlines()]
     return any(state not in _STILL for group, state in threads if int(group) in groups)
 
@@ -182,7 +182,7 @@ def _is_one_going_on(groups: Collection[int]) -> bool:
 def _parent(pid: int) -> int:
     """Return a process's parent; 0 if it is gone."""
     command = ["ps", "-o", "ppid=", "-p", str(pid)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return int(done.stdout.strip() or 0)
 
 
