@@ -19,7 +19,7 @@ from kombu.asynchronous import Hub
 from taskbridge import Bridge
 from tests.servers import PrivateRedis
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def _do_nothing(*_: object) -> None:
