@@ -133,6 +133,8 @@ def test_every_verdict_is_carried_out(server: PrivateRedis | PrivateRabbitMQ, po
         shop.send(task)
     shop.send("add", 1, 2, queue="vip")
     shop.until(lambda: len(shop.notes("dead")) == 2 and shop.notes("discarded") and shop.notes("add"), "all to end")
+    processes = 2 if pool == "prefork" else 1
+    shop.until(lambda: len(shop.notes("worker_started")) == processes, "the other child, which may have had no task")
     code, seconds = shop.stop(worker)
     assert [attempt for _, attempt in shop.notes("fails")] == [1, 2, 3]
     assert len(shop.notes("quits")) == 1
