@@ -28,7 +28,9 @@ def _do_nothing(*_: object) -> None:
 
 @pytest.fixture
 def bridge(redis_server: PrivateRedis) -> Iterator[Bridge]:
-    with closing(Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")) as bridge:
+    with closing(
+        Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}", send_timeout=60)
+    ) as bridge:
         yield bridge
 
 

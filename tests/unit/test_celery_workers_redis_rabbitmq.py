@@ -31,6 +31,7 @@ from tests.servers import PrivateRabbitMQ, PrivateRedis
 APP = "tests.unit.celery_shop"
 ROOT = Path(__file__).parents[2]
 GRACE_S = 1.0
+PATIENCE_S = 60.0  # a server that others use, too, may be slow to answer
 
 
 class Shop:
@@ -50,7 +51,8 @@ class Shop:
             **{f"TASKBRIDGE_{key.upper()}": str(value) for key, value in settings.items()},
         }
         self.namespace = self._env["TASKBRIDGE_NAMESPACE"]
-        self.bridge = Bridge(url, namespace=self.namespace, queues=["vip"], store=settings.get("store"))
+        store = settings.get("store")
+        self.bridge = Bridge(url, namespace=self.namespace, queues=["vip"], store=store, send_timeout=PATIENCE_S)
         self.queue = f"{self.namespace}.celery.default"
         self._workers: list[subprocess.Popen[bytes]] = []
 
