@@ -23,7 +23,7 @@ import importlib.metadata, platform, sys
 print(platform.python_version(), *[importlib.metadata.version(each) for each in sys.argv[1:]])
 """
 _NO_VERSION: Final = "?"
-_PATIENCE_S: Final = 20.0
+_PATIENCE_S: Final = 60.0
 _RABBITMQ: Final = Path("/usr/lib/rabbitmq/lib")
 _OTP: Final = """
 {ok, Text} = file:read_file(filename:join([code:root_dir(), releases, erlang:system_info(otp_release), "OTP_VERSION"])),

@@ -119,6 +119,8 @@ class WorkerProcess:
                 raise MeasuringFailed(f"not idle; the worker wrote:\n{_last(self._output.read_text())}")
             used_s = now_s
             time.sleep(1.0)
+        if self._process.poll() is not None:
+            raise MeasuringFailed(f"it has ended; the worker wrote:\n{_last(self._output.read_text())}")
 
     def _stats(self) -> Iterator[list[str]]:
         """Return the fields of it and of each process below it, from the third on (man 5 proc)."""

@@ -31,11 +31,11 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def started(bridge: Bridge, app: str, queues: Sequence[str] = ("default",)) -> list[str]:
-    return applications.others(bridge, app, queues, is_started=True, timeout_s=5)
+    return applications.others(bridge, app, queues, is_started=True, timeout_s=60)
 
 
 def checked(bridge: Bridge, app: str, queues: Sequence[str] = ("default",)) -> list[str]:
-    return applications.others(bridge, app, queues, is_started=False, timeout_s=5)
+    return applications.others(bridge, app, queues, is_started=False, timeout_s=60)
 
 
 def test_another_application_is_told_by_either(make: Make) -> None:
@@ -100,7 +100,7 @@ def test_what_is_a_week_old_is_forgotten(make: Make, monkeypatch: pytest.MonkeyP
 def test_what_anybody_has_written_counts_as_nothing(make: Make, text: str) -> None:
     shop, blog = make("shop.mail"), make("blog.index")
     assert shop.store is not None
-    shop.store.backend.put("applications", text or "0", kept_s=60, timeout_s=5)
+    shop.store.backend.put("applications", text or "0", kept_s=3600, timeout_s=60)
     assert started(shop, "shop.tasks") == []
     assert len(checked(blog, "blog.tasks")) == 1
 
@@ -110,7 +110,7 @@ def test_what_another_writes_of_the_future_is_told_and_stops_nobody(make: Make, 
     shop = make("shop.mail")
     assert shop.store is not None
     text = '1\n{"a": {"tasks": [], "queues": ["default"], "at": %s}}' % at  # noqa: UP031
-    shop.store.backend.put("applications", text, kept_s=60, timeout_s=5)
+    shop.store.backend.put("applications", text, kept_s=3600, timeout_s=60)
     assert len(started(shop, "shop.tasks")) == 1
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +32,7 @@ from benchmarks.rows.table import ROWS
 from benchmarks.scaling import SUMS, TABLES, sums, tables
 
 DOCS = Path(__file__).parents[2] / "docs"
+PATIENCE_S = 60.0
 
 
 def measured(contender: str, *values: float, row: str = "send-redis", metric: str = "us") -> Measurement:
@@ -284,11 +288,24 @@ class TestReadings:
         assert from_info(info) == Reading(cpu_s=1.75, held=1048576, kept=1048576, commands=70, connections=3, moved=120)
 
     def test_the_time_of_a_process_is_that_of_its_threads(self) -> None:
-        before_s, started_s = _cpu_s(os.getpid()), time.process_time()
-        while time.process_time() - started_s < 0.2:
-            pass
+        """Here, of a process of its own, whose threads neither come nor go."""
+        code = (
+            "import sys, threading, time\n"
+            "def spin(until_s, end):\n"
+            "    while time.process_time() < until_s: pass\n"
+            "    end()\n"
+            "def tell():\n"
+            "    print(time.process_time(), flush=True)\n"
+            "    sys.stdin.read()\n"
+            "threading.Thread(target=spin, args=(0.4, threading.Event().wait), daemon=True).start()\n"
+            "spin(0.5, tell)\n"
+        )
+        argv = [sys.executable, "-c", code]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            told_s = float(process.stdout.readline())
 
-        assert _cpu_s(os.getpid()) - before_s == pytest.approx(0.2, abs=0.1)
+            assert _cpu_s(process.pid) == pytest.approx(told_s, abs=0.1)
 
     def test_lines_of_numbers_are_told_from_the_names_of_their_columns(self) -> None:
         assert counted("channels\trecv_oct\tsend_oct\n2\t512\t1024\n1\t7\t8\n") == [(2, 512, 1024), (1, 7, 8)]
@@ -367,7 +384,7 @@ class TestProcesses:
         with started(tmp_path, code) as (running, output):
             grows_beyond(output, 0)
             with running.frozen():
-                time.sleep(0.1)
+                until_stopped(running)
                 size = output.stat().st_size
                 time.sleep(0.3)
                 assert output.stat().st_size == size
@@ -376,18 +393,39 @@ class TestProcesses:
     def test_a_worker_is_idle_when_it_has_started_and_uses_next_to_no_time(self, tmp_path: Path) -> None:
         code = "import time\nwhile time.process_time() < 0.1: pass\nprint('started', flush=True); time.sleep(60)"
         with started(tmp_path, code) as (running, output):
-            running.wait_until_idle(timeout_s=30)
+            running.wait_until_idle(timeout_s=PATIENCE_S)
             assert output.read_text() == "started\n"
 
-    def test_a_worker_that_ends_is_not_waited_for(self, tmp_path: Path) -> None:
-        with started(tmp_path, "print('no such module')") as (running, output):
+    @pytest.mark.parametrize("used_s", [0.0, 0.2])
+    def test_a_worker_that_ends_is_not_waited_for(
+        self, tmp_path: Path, used_s: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However much it had used by then: it ends between two looks, and uses nothing after that."""
+        spin = f"import signal, time\nwhile time.process_time() < {used_s}: pass"
+        code = f"{spin}\nprint('no such module', flush=True); signal.pause()"
+        with started(tmp_path, code) as (running, output):
             grows_beyond(output, 0)
+
+            def let_it_end(_: float) -> None:
+                os.kill(running._process.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, running._process.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its end yet
+
+            clock = SimpleNamespace(monotonic=time.monotonic, sleep=let_it_end)
+            monkeypatch.setattr("benchmarks.processes.time", clock)
             with pytest.raises(MeasuringFailed, match="no such module"):
-                running.wait_until_idle(timeout_s=30)
+                running.wait_until_idle(timeout_s=PATIENCE_S)
+
+
+def until_stopped(running: WorkerProcess) -> None:
+    """Wait until it stands still: what it is in the midst of, such as a write, it does before that."""
+    deadline = time.monotonic() + PATIENCE_S
+    while {stat[0] for stat in running._stats()} != {"T"}:
+        assert time.monotonic() < deadline, "it does not stop"
+        time.sleep(0.01)
 
 
 def grows_beyond(file: Path, size: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not file.exists() or file.stat().st_size <= size:
         assert time.monotonic() < deadline, f"{file} stays at {size} bytes"
         time.sleep(0.01)

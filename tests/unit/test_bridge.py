@@ -102,12 +102,12 @@ def test_background_threads_run_what_is_sent() -> None:
 
     note.send(1)
     note.schedule(0.2, 2)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(seen) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     bridge.close()
 
-    assert seen == [1, 2]
+    assert sorted(seen) == [1, 2], "there are two threads, and the first may take longer to start"
 
 
 def test_a_test_may_take_over_from_the_background_threads() -> None:
@@ -156,7 +156,7 @@ def test_an_embedded_worker_runs_the_queues_it_is_given() -> None:
     note.using(queue="a").send()
     note.using(queue="b").send()
     with bridge.embedded_worker(queues=["b"], threads=1):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not seen and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -321,9 +321,9 @@ def test_what_would_start_too_late_is_discarded() -> None:
     seen: list[str] = []
     bridge.on("discarded")(lambda event: seen.append(event.reason))
 
-    note.using(expires=60).schedule(59)
-    note.using(expires=60).schedule(61)
-    note.using(expires=datetime.now(timezone.utc) + timedelta(seconds=100)).schedule(101)
+    note.using(expires=3600).schedule(3500)  # the clock goes on by itself, too
+    note.using(expires=3600).schedule(3601)
+    note.using(expires=datetime.now(timezone.utc) + timedelta(hours=2)).schedule(7201)
     runs_with_discards = bridge.run_until_idle()
 
     assert runs_with_discards == 3
@@ -486,7 +486,7 @@ def test_embedded_workers_are_for_memory() -> None:
 
 def run_alone(code: str) -> None:
     """Run code in a Python of its own, which is to end well."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -547,4 +547,4 @@ def test_a_message_wakes_a_thread_that_serves_its_queue() -> None:
         with bridge.embedded_worker(queues=["right"], threads=1):
             time.sleep(0.1)
             note.send()
-            assert ran.wait(10)
+            assert ran.wait(60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
@@ -54,11 +54,21 @@ def known(store: Store) -> Iterator[Cancellations]:
     known.close()
 
 
-def until_known(known: Cancellations, one: Message, within_s: float) -> bool:
+def is_soon(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
     deadline = time.monotonic() + within_s
-    while not (found := known.knows(one)) and time.monotonic() < deadline:
+    while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return found
+
+
+def until_known(known: Cancellations, one: Message) -> bool:
+    return is_soon(lambda: known.knows(one))
+
+
+def until_asked(store: Store, times: int) -> bool:
+    """Wait until the store was asked so often again; with the second time, the first has been dealt with."""
+    before = len(store.askers)
+    return is_soon(lambda: len(store.askers) >= before + times)
 
 
 def test_the_first_start_waits_for_what_is_cancelled_already(known: Cancellations, store: Store) -> None:
@@ -71,7 +81,7 @@ def test_starts_ask_nobody_while_a_thread_does(known: Cancellations, store: Stor
     known.has(store.add(message(1)))
     later = store.add(message(2), cancelled=True)
 
-    assert until_known(known, later, 20)
+    assert until_known(known, later)
     assert known.has(later)
     assert set(store.askers[1:]) == {"taskbridge-cancelled"}
     assert PERIOD_S * 2 < CANCEL_KNOWN_S
@@ -83,7 +93,7 @@ def test_a_running_task_is_told_without_waiting_for_the_store(known: Cancellatio
 
     assert not known.knows(running)
     store.is_away = False
-    assert until_known(known, running, 20)
+    assert until_known(known, running)
     assert set(store.askers) == {"taskbridge-cancelled"}
 
 
@@ -93,14 +103,14 @@ def test_a_store_that_is_away_is_told_of_once(
     for _ in range(2):
         store.is_away = True
         known.knows(message(1))
-        asked, deadline = len(store.askers), time.monotonic() + 20
-        while len(store.askers) < asked + 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(store.askers) >= asked + 4
+        assert until_asked(store, 4)
         store.is_away = False
-        assert until_known(known, store.add(message(asked), cancelled=True), 20)
+        assert until_known(known, store.add(message(len(store.askers)), cancelled=True))
+        assert until_asked(store, 2), "it is known that the store is back"
 
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+    assert known._thread is not None
+    own = [record for record in caplog.records if record.thread == known._thread.ident]
+    assert len([record for record in own if record.levelname == "WARNING"]) == 2
 
 
 def test_nothing_starts_on_old_knowledge(known: Cancellations, store: Store) -> None:
@@ -136,7 +146,8 @@ def test_many_are_learned_part_by_part(known: Cancellations, store: Store, monke
     cancelled = [store.add(message(number), cancelled=True) for number in range(8)]
 
     assert all(known.has(each) for each in cancelled)
-    assert store.askers[:4] == ["MainThread"] * 4
+    assert len(store.askers) >= 4
+    assert len(set(store.askers[:4])) == 1, "whoever asks first asks for all"
     assert len(store.cancelled_since("", timeout_s=1)[1]) == 3
 
 
@@ -151,9 +162,9 @@ def test_what_the_store_forgets_is_forgotten(
     store.kept._cancelled_before = 9
     recent = [store.add(message(number), cancelled=True) for number in range(9, 20)]
 
-    assert until_known(known, recent[-1], 20)
+    assert until_known(known, recent[-1])
+    assert is_soon(lambda: not any(known.has(each) for each in old)), "soon after that"
     assert all(known.has(each) for each in recent)
-    assert not any(known.has(each) for each in old)
 
 
 def test_a_process_that_only_cancels_remembers_nothing(known: Cancellations, store: Store) -> None:
@@ -204,7 +215,7 @@ def running(bridge: Bridge, known: Cancellations, one: Message) -> tuple[threadi
     work = threading.Thread(target=lambda: verdicts.append(runs.run(bridge.bound(one.task), one)), daemon=True)
     known.has(one)
     work.start()
-    assert begun.wait(10)
+    assert begun.wait(30)
     assert waits.name == one.task
     return work, verdicts
 
@@ -214,11 +225,11 @@ def test_a_run_is_interrupted_if_that_is_asked_for_and_only_then(store: Store, k
     work, verdicts = running(Bridge("inline://?threads=0"), known, one)
     store.started(one, worker="w", at=time.time())
     store.cancel(one.id, at=time.time(), timeout_s=1)
-    assert until_known(known, one, 10)
+    assert until_known(known, one)
     work.join(3 * PERIOD_S)
     assert work.is_alive()
     store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
-    work.join(10)
+    work.join(30)
     assert isinstance(verdicts[0], CancelledVerdict)
 
 
@@ -233,13 +244,10 @@ def test_a_run_is_interrupted_that_begins_long_after_its_message_was_seen_not_to
     known.runs.cancel = interrupted.append  # type: ignore[method-assign, assignment]
     known.has(one)
     store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
-    assert until_known(known, one, 10)  # it had been asked about before, and no run was there yet
+    assert until_known(known, one)  # it had been asked about before, and no run was there yet
     time.sleep(4 * PERIOD_S)
     runs.append(Run(one, None, 0.0))
-    deadline = time.monotonic() + 10
-    while not interrupted and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert interrupted
+    assert is_soon(lambda: bool(interrupted))
 
 
 def test_a_run_is_interrupted_when_the_store_is_back(store: Store, known: Cancellations) -> None:
@@ -255,6 +263,6 @@ def test_a_run_is_interrupted_when_the_store_is_back(store: Store, known: Cancel
 
     store.get = away_at_first  # type: ignore[assignment, method-assign]
     store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
-    work.join(10)
+    work.join(30)
     assert isinstance(verdicts[0], CancelledVerdict)
     assert not away

@@ -258,7 +258,7 @@ class TestAcknowledging:
     def test_slots_and_the_loop_write_whole_frames(self, peer: Peer) -> None:
         """More than the socket holds at a time, so that a write takes several system calls."""
         peer.connection.gathers = True
-        peer.connection.transport.sock.settimeout(30)
+        peer.connection.transport.sock.settimeout(120)
         each, received = 20_000, bytearray()
         whole = 3 * each * len(frame(1, pack(">HHQB", 60, 80, 1, 0)))
 
@@ -278,10 +278,10 @@ class TestAcknowledging:
             thread.start()
         for number in range(2 * each, 3 * each):
             peer.channel.basic_reject(number, requeue=True)
-        threads[0].join(30)
-        threads[1].join(30)
+        threads[0].join(120)
+        threads[1].join(120)
         peer.connection.write_gathered()
-        threads[2].join(30)
+        threads[2].join(120)
         frames = [bytes(received[at : at + 21]) for at in range(0, len(received), 21)]
         assert sorted(unpack(">Q", each[11:19])[0] for each in frames) == list(range(3 * each))
         assert {(each[:11], each[20:]) for each in frames} == {

@@ -188,7 +188,7 @@ def test_a_request_is_let_go_without_a_garbage_collection(way: FastWay, consumer
     gc.disable()
     try:
         way(message, parts)
-        assert done.wait(20)
+        assert done.wait(60)
         consumer.slots.shutdown()
         assert [request() for request in requests] == [None]
     finally:

@@ -19,7 +19,7 @@ from kombu.asynchronous import Hub
 from taskbridge import Bridge
 from tests.servers import PrivateRedis
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def _do_nothing(*_: object) -> None:
@@ -28,7 +28,9 @@ def _do_nothing(*_: object) -> None:
 
 @pytest.fixture
 def bridge(redis_server: PrivateRedis) -> Iterator[Bridge]:
-    with closing(Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}")) as bridge:
+    with closing(
+        Bridge(f"celery+{redis_server.url}", namespace=f"overdue-{os.urandom(4).hex()}", send_timeout=60)
+    ) as bridge:
         yield bridge
 
 

@@ -96,6 +96,7 @@ def test_a_broker_that_does_not_answer_ends_nothing_and_is_asked_again_later(
     channel: Any, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport.Channel, "_hand_over", lambda *_: None)
+    monkeypatch.setattr(transport, "monotonic", lambda: 100.0)
     queues.is_away = True
     assert not channel.deliver()
     assert not channel.deliver()
