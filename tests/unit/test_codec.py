@@ -13,13 +13,16 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskbridge import DecodeError, EncodeError, codec
 from taskbridge.codec import Typed
 
 ROME = ZoneInfo("Europe/Rome")
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""What is proven is what comes back, however long a machine takes for an example."""
 
 
 class Colour(IntEnum):
@@ -70,6 +73,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@UNHURRIED
 @given(VALUES)
 def test_what_goes_in_comes_out_equal_and_of_the_same_type(value: object) -> None:
     text = codec.dumps(value, "x")
