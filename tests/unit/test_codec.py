@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
-from time import process_time
+from time import thread_time
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -229,12 +229,12 @@ ALIKE = [number * (2**61 - 1) for number in range(1, 10_000)]
 )
 def test_a_set_whose_members_have_one_hash_is_refused_at_once(plain: object) -> None:
     text = json.dumps(plain)
-    begun = process_time()
+    begun = thread_time()
 
     with pytest.raises(DecodeError, match="the same hash"):
         codec.loads(text)
 
-    assert process_time() - begun < 1
+    assert thread_time() - begun < 1
 
 
 @pytest.mark.parametrize("make", [set, frozenset, dict.fromkeys])
