@@ -111,8 +111,8 @@ class _Parent:
             number = self._asked
             self._process.stdin.write(json.dumps({"number": number, **request}).encode() + b"\n")
             self._process.stdin.flush()
-            if not self._changed.wait_for(lambda: number in self._started, timeout=60):
-                raise TimeoutError("no worker was forked within 60 s")
+            if not self._changed.wait_for(lambda: number in self._started, timeout=180):
+                raise TimeoutError("no worker was forked within 180 s")
             return self._started.pop(number)
 
     def _listen(self) -> None:
