@@ -49,8 +49,10 @@ def idle(bridge: Bridge) -> None:
 
 
 def _held(bridge: Bridge) -> int:
+    """Return how many messages there are; one that goes from a place to the other meanwhile counts at least once."""
+    before = bridge.counts().delayed
     unfinished: int = sum(queue.unfinished_tasks for queue in bridge.native.queues.values())
-    return bridge.counts().delayed + unfinished
+    return max(before, bridge.counts().delayed) + unfinished
 
 
 @contextmanager
