@@ -56,7 +56,7 @@ MANAGED: Final = (
 """Arguments that make of a Redis what hosted ones are: these commands are unknown, and all of CLIENT is refused."""
 
 _POLL_S: Final = 0.02
-_EXIT_S: Final = 20.0
+_EXIT_S: Final = 60.0
 _KEPT_LOG_LINES: Final = 15
 
 
@@ -96,7 +96,7 @@ class PrivateServer(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, *, origin: Origin | None = None, start_timeout_s: float = 90.0) -> None:
+    def __init__(self, *, origin: Origin | None = None, start_timeout_s: float = 300.0) -> None:
         self.origin: Origin = origin_of(self.name) if origin is None else origin
         self._start_timeout_s = start_timeout_s
         self._server: subprocess.Popen[bytes] | None = None
@@ -298,7 +298,7 @@ class PrivateRedis(PrivateServer):
         password: str | None = None,
         tls: Certificates | None = None,
         origin: Origin | None = None,
-        start_timeout_s: float = 30.0,
+        start_timeout_s: float = 90.0,
     ) -> None:
         super().__init__(origin=origin, start_timeout_s=start_timeout_s)
         self._appendonly = appendonly
@@ -433,7 +433,7 @@ class PrivateRabbitMQ(PrivateServer):
         tls: Certificates | None = None,
         management: bool = False,
         origin: Origin | None = None,
-        start_timeout_s: float = 90.0,
+        start_timeout_s: float = 300.0,
     ) -> None:
         super().__init__(origin=origin, start_timeout_s=start_timeout_s)
         self._management_port = free_port() if management else None
@@ -462,7 +462,7 @@ class PrivateRabbitMQ(PrivateServer):
         """The Erlang name of the node."""
         return f"taskbridge-{self.port}@localhost"
 
-    def ctl(self, *args: str, program: str = "rabbitmqctl", timeout_s: float = 60.0) -> str:
+    def ctl(self, *args: str, program: str = "rabbitmqctl", timeout_s: float = 180.0) -> str:
         """Run `rabbitmqctl` on this node, such as `ctl("set_vm_memory_high_watermark", "0")`; it takes about 2 s.
 
         Args:
@@ -609,7 +609,7 @@ class PrivateRabbitMQ(PrivateServer):
 
 
 def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
-    """Send a signal to a process and its group, and return when they are gone; SIGKILL follows after 20 s."""
+    """Send a signal to a process and its group, and return when they are gone; SIGKILL follows after a minute."""
     if process.poll() is None:
         os.killpg(process.pid, signal_number)
         with suppress(subprocess.TimeoutExpired):
