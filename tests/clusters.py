@@ -29,10 +29,14 @@ from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerFa
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.05
 _WHOLE_S: Final = 180.0
-_FAILOVER_S: Final = 120.0
+_FAILOVER_S: Final = 120.0  # a Sentinel that stood still for 2 s decides nothing for the next 30 s
+_AGAIN_S: Final = 3.0
 
 DOWN_AFTER_S: Final = 1.0
-"""How long a Redis that does not answer is waited for before another takes its place."""
+"""How long a Redis that does not answer is waited for before another takes its place, if nothing else is said.
+
+A machine that stands still for as long may have one replaced that is well.
+"""
 
 
 class PrivateCluster(ABC):
@@ -121,6 +125,7 @@ class PrivateSentinel(PrivateRedis):
         master: The master's port, when it first starts.
         password: That which it asks its clients for.
         master_password: That of the servers which it watches.
+        down_after_s: How long it waits for the master.
         tls: With what it and they speak TLS.
         origin: Where its programs are.
     """
@@ -131,13 +136,14 @@ class PrivateSentinel(PrivateRedis):
         *,
         password: str | None,
         master_password: str | None,
+        down_after_s: float,
         tls: Certificates | None,
         origin: Origin | None,
     ) -> None:
         name = "mymaster"
         config = [
             f"sentinel monitor {name} {_HOST} {master} 2",
-            f"sentinel down-after-milliseconds {name} {DOWN_AFTER_S * 1000:.0f}",
+            f"sentinel down-after-milliseconds {name} {down_after_s * 1000:.0f}",
             f"sentinel failover-timeout {name} 6000",
         ]
         if password is not None:
@@ -157,6 +163,7 @@ class PrivateSentinels(PrivateCluster):
         replicas: How many.
         password: That of the servers.
         sentinel_password: That of the Sentinels.
+        down_after_s: How long a master that does not answer is waited for.
         tls: What makes all of them take TLS alone.
         extra_args: Further arguments of the servers.
         origin: Where the programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
@@ -168,6 +175,7 @@ class PrivateSentinels(PrivateCluster):
         replicas: int = 1,
         password: str | None = None,
         sentinel_password: str | None = None,
+        down_after_s: float = DOWN_AFTER_S,
         tls: Certificates | None = None,
         extra_args: Sequence[str] = (),
         origin: Origin | None = None,
@@ -179,7 +187,14 @@ class PrivateSentinels(PrivateCluster):
         others = (server(f"replicaof {_HOST} {first.port}") for _ in range(replicas))
         self.nodes: tuple[PrivateRedis, ...] = (first, *others)
         self.sentinels: tuple[PrivateSentinel, ...] = tuple(
-            PrivateSentinel(first.port, password=sentinel_password, master_password=password, tls=tls, origin=origin)
+            PrivateSentinel(
+                first.port,
+                password=sentinel_password,
+                master_password=password,
+                down_after_s=down_after_s,
+                tls=tls,
+                origin=origin,
+            )
             for _ in range(3)
         )
         self.members = (*self.nodes, *self.sentinels)
@@ -238,12 +253,14 @@ class PrivateSentinels(PrivateCluster):
             ServerFailed: Not within this time.
         """
 
+        found: list[PrivateRedis] = []
+
         def is_another() -> bool:
-            master = self.master()
-            return master is not other_than and master.info("replication")["role"] == "master"
+            found[:] = [self.master()]
+            return found[0] is not other_than and found[0].info("replication")["role"] == "master"
 
         _wait_until(is_another, within_s, lambda: "there is no other master")
-        return self.master()
+        return found[0]
 
     def _missing(self) -> str:
         replicas = self._replicas()
@@ -263,6 +280,7 @@ class PrivateRedisCluster(PrivateCluster):
     Args:
         masters: How many, at least three.
         replicas: How many each of them has.
+        down_after_s: How long one that does not answer is waited for.
         extra_args: Further arguments of each server.
         origin: Where the programs are; as `TASKBRIDGE_TEST_SERVERS` says if None.
     """
@@ -272,10 +290,12 @@ class PrivateRedisCluster(PrivateCluster):
         *,
         masters: int = 3,
         replicas: int = 1,
+        down_after_s: float = DOWN_AFTER_S,
         extra_args: Sequence[str] = (),
         origin: Origin | None = None,
     ) -> None:
         self._masters = masters
+        self._down_after_s = down_after_s
         self._ports: dict[int, int] = {}
         self.nodes: tuple[PrivateRedis, ...] = tuple(
             self._node(extra_args, origin) for _ in range(masters * (1 + replicas))
@@ -285,7 +305,7 @@ class PrivateRedisCluster(PrivateCluster):
     def _node(self, extra_args: Sequence[str], origin: Origin | None) -> PrivateRedis:
         port = free_port()
         args = ("--cluster-enabled", "yes", "--cluster-port", str(port))
-        patience = ("--cluster-node-timeout", f"{DOWN_AFTER_S * 1000:.0f}")
+        patience = ("--cluster-node-timeout", f"{self._down_after_s * 1000:.0f}")
         node = PrivateRedis(extra_args=(*args, *patience, *extra_args), origin=origin)
         self._ports[node.port] = port
         return node
@@ -297,22 +317,33 @@ class PrivateRedisCluster(PrivateCluster):
 
     def _start(self) -> None:
         super()._start()
-        first = self.nodes[0]
         for number, node in enumerate(self.nodes):
             node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-            if number:
-                node.command("CLUSTER", "MEET", _HOST, str(first.port), str(self._ports[first.port]))
         bounds = [_SLOTS * number // self._masters for number in range(self._masters + 1)]
         masters = self.nodes[: self._masters]
         for node, low, high in zip(masters, bounds, bounds[1:], strict=False):
             node.command("CLUSTER", "ADDSLOTSRANGE", str(low), str(high - 1))
-        _wait_until(
-            lambda: all(self._has_met_all(node) for node in self.nodes),
-            _WHOLE_S,
-            lambda: "the nodes have not met",
-        )
+        self._meet()
         for number, node in enumerate(self.nodes[self._masters :]):
             node.command("CLUSTER", "REPLICATE", masters[number % self._masters].command("CLUSTER", "MYID"))
+
+    def _meet(self) -> None:
+        """Have the nodes meet, once more if need be: Redis forgets of one that did not answer within a second."""
+        first = self.nodes[0]
+        until = 0.0
+
+        def have_met() -> bool:
+            nonlocal until
+            if all(self._has_met_all(node) for node in self.nodes):
+                return True
+            if time.monotonic() >= until:
+                for node in self.nodes[1:]:
+                    if not self._has_met_all(node):
+                        node.command("CLUSTER", "MEET", _HOST, str(first.port), str(self._ports[first.port]))
+                until = time.monotonic() + _AGAIN_S
+            return False
+
+        _wait_until(have_met, _WHOLE_S, lambda: "the nodes have not met")
 
     def _has_met_all(self, node: PrivateRedis) -> bool:
         table = self._table(node)
@@ -323,6 +354,9 @@ class PrivateRedisCluster(PrivateCluster):
         return [line.split() for line in node.command("CLUSTER", "NODES").splitlines()]
 
     def _missing(self) -> str:
+        gone = next((node for node in self.nodes if not node.is_running), None)
+        if gone is not None:
+            return f"{gone} does not run"
         for node in self.nodes:
             if "cluster_state:ok" not in node.command("CLUSTER", "INFO"):
                 return f"{node} does not take the cluster for complete"
@@ -356,10 +390,14 @@ class PrivateRedisCluster(PrivateCluster):
         Raises:
             ServerFailed: Not within this time.
         """
-        _wait_until(
-            lambda: self.master_of(key) is not other_than, within_s, lambda: f"there is no other master of {key}"
-        )
-        return self.master_of(key)
+        found: list[PrivateRedis] = []
+
+        def is_another() -> bool:
+            found[:] = [self.master_of(key)]
+            return found[0] is not other_than
+
+        _wait_until(is_another, within_s, lambda: f"there is no other master of {key}")
+        return found[0]
 
 
 _SLOTS: Final = 16384
@@ -389,7 +427,7 @@ class PrivateRabbitMQCluster(PrivateCluster):
                 advanced_config=advanced_config,
                 beside=beside,
                 origin=origin,
-                start_timeout_s=300.0,
+                start_timeout_s=400.0,
             )
 
         first = node()

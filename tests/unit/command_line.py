@@ -22,6 +22,6 @@ def runner(folder: Path, **defaults: str) -> Run:
 
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
-        return run_cli(*arguments, env={**env, "NO_COLOR": "1", **defaults, **variables}, cwd=folder, timeout_s=60)
+        return run_cli(*arguments, env={**env, "NO_COLOR": "1", **defaults, **variables}, cwd=folder, timeout_s=180)
 
     return call

@@ -20,7 +20,7 @@ from taskbridge import Bridge, Discard, Event, RetryPolicy, current
 from tests.forking import start_process
 
 ROOT: Final = Path(__file__).parents[2]
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,13 @@ class Shop:
             grace=float(environ["SHOP_GRACE"]),
             lease=float(environ["SHOP_LEASE"]),
             unknown_task_grace=0.5,
+            send_timeout=30,
             store=environ.get("SHOP_STORE"),
         )
         self._declare()
 
     @classmethod
-    def at(cls, url: str, folder: Path, *, grace_s: float = 2, lease_s: float = 2, store: str | None = None) -> Shop:
+    def at(cls, url: str, folder: Path, *, grace_s: float = 8, lease_s: float = 30, store: str | None = None) -> Shop:
         """Open a shop with a namespace and a log file of its own."""
         environ = {
             "SHOP_URL": url,
@@ -118,7 +119,7 @@ class Shop:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def _declare(self) -> None:
         bridge, record = self.bridge, self.record

@@ -47,7 +47,7 @@ class WorkerTests:
             shop.wait(lambda: len(shop.records("dead")) == 3 and len(shop.records("flaky", "note")) == 6)
             shop.idle()
             worker.terminate()
-            assert worker.wait(15) == 0
+            assert worker.wait(60) == 0
 
         assert shop.data("flaky") == [[1], [2], [3]]
         assert sorted(shop.data("note")) == [
@@ -81,19 +81,19 @@ class WorkerTests:
         assert shop.bridge.counts().dead == 0
 
     def test_a_worker_that_is_told_to_stop_keeps_to_the_grace_and_gives_the_rest_back(self, shop: Shop) -> None:
-        shop.lasts.send("short", 1.5)
-        shop.lasts.send("long", 60)
-        shop.is_stuck.send(60)
+        shop.lasts.send("short", 3)
+        shop.lasts.send("long", 600)
+        shop.is_stuck.send(600)
         with shop.worker(threads=3) as worker:
             shop.wait(lambda: len(shop.records("lasts", "is_stuck")) == 3)
-            worker.terminate()
             told_at = time.monotonic()
-            time.sleep(0.3)
+            worker.terminate()
+            time.sleep(1)
             shop.note.send("late")
-            assert worker.wait(30) == 0
+            assert worker.wait(60) == 0
             took_s = time.monotonic() - told_at
 
-        assert shop.bridge.settings.grace_s <= took_s <= shop.bridge.settings.grace_s + 5
+        assert shop.bridge.settings.grace_s <= took_s <= shop.bridge.settings.grace_s + 30
         assert shop.data("lasted") == [["short"]]
         assert shop.data("note") == []
         shop.wait(lambda: shop.bridge.counts().waiting["default"] == 3)
@@ -111,18 +111,18 @@ class WorkerTests:
         with shop.worker(threads=8) as worker:
             shop.wait(lambda: len(shop.records("lasts")) == 8)
             worker.terminate()
-            assert worker.wait(15) == 0
+            assert worker.wait(60) == 0
 
         assert sorted(shop.data("lasted")) == [[name] for name in names]
         assert shop.bridge.counts().waiting["default"] == 0
 
     def test_a_process_that_is_not_forked_works_alike(self, shop: Shop) -> None:
         shop.lasts.send("short", 1)
-        shop.is_stuck.send(60)
+        shop.is_stuck.send(600)
         with shop.worker("--use-spawn") as worker:
             shop.wait(lambda: len(shop.records("lasts", "is_stuck")) == 2)
             worker.terminate()
-            assert worker.wait(20) == 0
+            assert worker.wait(60) == 0
 
         assert shop.data("lasted") == [["short"]]
         shop.wait(lambda: shop.bridge.counts().waiting["default"] == 1)
@@ -135,7 +135,7 @@ class WorkerTests:
             for _ in range(3):
                 worker.terminate()
                 time.sleep(0.2)
-            assert worker.wait(15) == 0
+            assert worker.wait(60) == 0
 
         assert shop.data("lasted") == [["short"]]
         assert shop.bridge.counts().waiting["default"] == 0

@@ -19,6 +19,7 @@ def run(tmp_path: Path, redis_server: PrivateRedis) -> Run:
     settings = {
         "TASKBRIDGE_URL": f"dramatiq+{redis_server.url}",
         "TASKBRIDGE_NAMESPACE": f"deep-{uuid.uuid4().hex[:8]}",
+        "TASKBRIDGE_SEND_TIMEOUT": "20",
     }
     return runner(tmp_path, **settings)
 

@@ -47,7 +47,7 @@ def test_progress_is_shown_on_a_terminal_and_vanishes() -> None:
 
 
 def test_no_progress_is_shown_where_nobody_looks() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=90, check=True)
 
     assert (done.stdout, done.stderr) == ("replayed 3\n", "")
 
@@ -63,7 +63,7 @@ def completed(folder: Path, line: str) -> list[str]:
         "COMP_POINT": str(len(line)),
     }
     env = {**{name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}, **asked}
-    subprocess.run([sys.executable, "-m", "taskbridge"], env=env, timeout=60, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "taskbridge"], env=env, timeout=90, check=True, capture_output=True)
     return words.read_text().split()
 
 

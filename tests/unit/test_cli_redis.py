@@ -7,10 +7,9 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,14 @@ def run(tmp_path: Path) -> Run:
 def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: PrivateRedis) -> None:
     settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"unwell-{time.time_ns()}"}
 
-    red = run("health", "shop", "--timeout", "0.3", **settings)
+    red = run("health", "shop", "--timeout", "3", **settings)
     assert (red.stdout, red.stderr) == (
         "default: silent: no worker consumes it\nemail: silent: no worker consumes it\n",
         "",
     )
     assert red.returncode == 1
 
-    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "0.3", "--json", **settings).stdout)
+    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "3", "--json", **settings).stdout)
     assert (found["ok"], found["queues"]) == (False, {"email": "silent"})
     queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
     assert queues["waiting"] == {"default": 0, "email": 0}, "a probe is left"
@@ -117,7 +116,7 @@ def test_check_names_a_clock_that_differs_from_the_stores(run: Run, tmp_path: Pa
     skewed = f"import time; real = time.time; time.time = lambda: real() + 90\n{SHOP}"
     (tmp_path / "skewed.py").write_text(skewed)
     done = run("check", "skewed", TASKBRIDGE_URL=f"celery+{redis_server.url}")
-    assert re.search(r"^clock +warning +this machine's clock is (89|90) s ahead of the st", done.stdout, re.MULTILINE)
+    assert re.search(r"^clock +warning +this machine's clock is (89|9\d) s ahead of the st", done.stdout, re.MULTILINE)
     assert done.returncode == 1
     assert "clock" not in run("check", "shop", TASKBRIDGE_URL=f"celery+{redis_server.url}").stdout
 
@@ -170,7 +169,7 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
         attempt=5,
         headers={"tenant": "acme"},
     )
-    died_at = time.time()
+    died_at = time.time() // 1
     error = ValueError("no such user\nand more")
     bridge.broker.bury(letter_of(message, reason="exhausted", error=error, now=died_at), timeout_s=5)
     bridge.close()
@@ -303,7 +302,7 @@ def test_a_worker_says_that_the_broker_is_away_and_can_be_stopped_then(tmp_path:
     process = subprocess.Popen(
         [sys.executable, "-m", "taskbridge", "worker", "shop", "--url", f"{engine}+redis://:secret@127.0.0.1:1/0"],
         cwd=tmp_path,
-        env={**env, "TASKBRIDGE_GRACE": "10"},
+        env={**env, "TASKBRIDGE_GRACE": "45"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -313,7 +312,7 @@ def test_a_worker_says_that_the_broker_is_away_and_can_be_stopped_then(tmp_path:
         banner, line = process.stderr.readline(), process.stderr.readline()
         time.sleep(3)
         process.terminate()
-        _, rest = process.communicate(timeout=17)
+        _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
@@ -402,8 +401,8 @@ class TestStatusAndCancel:
             assert ended.stdout == "it runs, and is interrupted; there is no further attempt\n"
             assert bridge.handle(running.id).status().interrupt_asked
 
-    def test_how_far_a_run_has_come_is_shown_until_its_end(self, calls: tuple[Run, Bridge]) -> None:
-        run, bridge = calls
+    def test_how_far_a_run_has_come_is_shown_until_its_end(self, calls: tuple[Run, Bridge], tmp_path: Path) -> None:
+        _, bridge = calls
         with closing(bridge):
             message = self.sent(bridge, "calls.add")
             records = bridge.records
@@ -411,15 +410,16 @@ class TestStatusAndCancel:
             records.started(message, worker="host:1", at=time.time())
             records.report(message, 3, 4, "r\x1bows")
             self.until_running(bridge, message)
-            timer = threading.Timer(3, self.record, (bridge, message, Ending(state="done", at=time.time())))
-            timer.start()
-            shown = run("status", message.id, "--watch")
-            timer.join()
-            assert shown.stderr.splitlines() == [
-                "running  [######################........]  75%  3/4  r\\x1bows",
-                "done  [######################........]  75%  3/4  r\\x1bows",
-            ]
-            assert "progress    [######################........]  75%  3/4  r\\x1bows\n" in shown.stdout
+            self.until_reported(bridge, message)
+            far = "[######################........]  75%  3/4  r\\x1bows"
+            with watched(tmp_path, bridge, "status", message.id, "--watch") as watching:
+                assert watching.stderr is not None
+                assert watching.stdout is not None
+                assert watching.stderr.readline() == f"running  {far}\n"
+                self.record(bridge, message, Ending(state="done", at=time.time()))
+                shown, rest = watching.stdout.read(), watching.stderr.read()
+            assert rest == f"done  {far}\n"
+            assert f"progress    {far}\n" in shown
 
     @pytest.mark.parametrize("command", ["status", "cancel"])
     def test_an_id_that_nobody_knows_is_one_line(self, calls: tuple[Run, Bridge], command: str) -> None:
@@ -446,6 +446,31 @@ class TestStatusAndCancel:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def until_reported(self, bridge: Bridge, message: Message) -> None:
+        deadline = time.monotonic() + 20
+        while bridge.handle(message.id).status().progress is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@contextmanager
+def watched(folder: Path, bridge: Bridge, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    """Run the command line on a bridge's servers, for what it writes to be read meanwhile."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
+    settings = {"TASKBRIDGE_URL": bridge.settings.url.safe_url, "TASKBRIDGE_NAMESPACE": bridge.settings.namespace}
+    with subprocess.Popen(
+        [sys.executable, "-m", "taskbridge", *arguments],
+        cwd=folder,
+        env={**env, **settings, "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
 
 @pytest.mark.parametrize(
     ("command", "says"), [(["replay", "--all"], "replaying"), (["purge", "--all", "--yes"], "purging")]
@@ -453,7 +478,7 @@ class TestStatusAndCancel:
 def test_what_takes_long_shows_on_a_terminal_how_far_it_is(
     command: list[str], says: str, redis_server: PrivateRedis, tmp_path: Path
 ) -> None:
-    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"shown-{says}"}
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"shown-{time.time_ns()}"}
     with closing(Bridge(settings["TASKBRIDGE_URL"], namespace=settings["TASKBRIDGE_NAMESPACE"])) as bridge:
         bury(bridge, 3)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}

@@ -147,18 +147,18 @@ def test_check_names_the_schedules_and_not_their_arguments(run: Run) -> None:
 def test_a_scheduler_sends_and_runs_nothing_and_ends_when_it_is_told(
     run: Run, tmp_path: Path, redis_server: PrivateRedis
 ) -> None:
-    namespace = "clialone"
+    namespace = f"clialone-{time.time_ns()}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": namespace}
     command = [sys.executable, "-m", "taskbridge", "scheduler", "shop"]
     process = subprocess.Popen(command, cwd=tmp_path, env={**env, **settings}, stderr=subprocess.PIPE, text=True)
     bridge = Bridge(settings["TASKBRIDGE_URL"], namespace=namespace)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while bridge.counts().waiting["default"] < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        _, written = process.communicate(timeout=30)
+        _, written = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

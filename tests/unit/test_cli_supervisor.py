@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from taskbridge.contract.workers import is_gone
 
 # A supervisor of its own process, as the command line has it; argv: commands, grace, slack, processes.
 DRIVER = """
@@ -104,7 +107,7 @@ class Run:
         folder: Path,
         *workers: str,
         grace_s: float = 1,
-        slack_s: float = 5,
+        slack_s: float = 30,
         processes: int = 1,
         watched: Sequence[Path] = (),
     ) -> None:
@@ -129,7 +132,7 @@ class Run:
         """Return the process ids on the workers' lines that begin with a word."""
         return [int(pid) for pid in re.findall(rf"^{word} (\d+)$", self.log.read_text(), re.MULTILINE)]
 
-    def wait_for(self, condition: Callable[[], object], *, timeout_s: float = 20) -> None:
+    def wait_for(self, condition: Callable[[], object], *, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not in time; workers: {self.log.read_text()}; said: {self.said()}"
@@ -138,8 +141,8 @@ class Run:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def exit_code(self, *, timeout_s: float = 20) -> int:
-        return self.process.wait(timeout_s)
+    def exit_code(self) -> int:
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -158,15 +161,9 @@ def start(tmp_path: Path) -> Generator[Callable[..., Run]]:
         run.process.kill()
         run.process.wait()
         for pid in [*run.wrote("start"), *run.wrote("child")]:
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+            if not is_gone(pid):
+                with suppress(ProcessLookupError):  # it may end at any time: its supervisor has
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -199,21 +196,21 @@ def test_a_worker_that_does_not_end_is_killed_after_the_grace_and_the_exit_code_
     run.signal(signal.SIGTERM)
 
     assert run.exit_code() == 1
-    assert 1 <= time.monotonic() - asked_at < 10
+    assert 1 <= time.monotonic() - asked_at < 30
     assert "did not end within 1 s: killed" in run.said()
-    assert not is_alive(run.wrote("start")[0])
+    assert is_gone(run.wrote("start")[0])
 
 
 def test_a_second_signal_ends_everything_at_once(start: Callable[..., Run]) -> None:
-    run = start(DEAF, grace_s=60)
+    run = start(DEAF, grace_s=600)
     run.wait_for(lambda: "ready" in run.said())
     run.signal(signal.SIGINT)
     run.wait_for(lambda: "stopping" in run.said())
 
     run.signal(signal.SIGINT)
 
-    assert run.exit_code(timeout_s=5) == 1
-    assert not is_alive(run.wrote("start")[0])
+    assert run.exit_code() == 1
+    assert is_gone(run.wrote("start")[0])
 
 
 def test_a_worker_that_died_is_started_again_after_a_pause_that_doubles(start: Callable[..., Run]) -> None:
@@ -223,13 +220,13 @@ def test_a_worker_that_died_is_started_again_after_a_pause_that_doubles(start: C
     died_at = time.monotonic()
     os.kill(run.wrote("start")[0], signal.SIGKILL)
     run.wait_for(lambda: len(run.wrote("start")) == 2)
-    assert 1 <= time.monotonic() - died_at < 10
+    assert 1 <= time.monotonic() - died_at < 30
     assert "SIGKILL; starting it again in 1 s" in run.said()
 
     died_at = time.monotonic()
     os.kill(run.wrote("start")[1], signal.SIGKILL)
     run.wait_for(lambda: len(run.wrote("start")) == 3)
-    assert 2 <= time.monotonic() - died_at < 10
+    assert 2 <= time.monotonic() - died_at < 30
     assert "starting it again in 2 s" in run.said()
 
     run.signal(signal.SIGTERM)
@@ -249,7 +246,7 @@ def test_what_a_dead_worker_left_behind_is_ended(start: Callable[..., Run]) -> N
 
     os.kill(run.wrote("start")[0], signal.SIGKILL)
 
-    run.wait_for(lambda: not is_alive(child))
+    run.wait_for(lambda: is_gone(child))
 
 
 def test_a_worker_that_can_not_start_ends_the_command_with_its_reason(start: Callable[..., Run]) -> None:
@@ -258,20 +255,18 @@ def test_a_worker_that_can_not_start_ends_the_command_with_its_reason(start: Cal
     assert run.exit_code() == 2
     assert "no such setting" in run.said()
     assert "taskbridge: the worker ended at once, with exit code 3" in run.said()
-    assert all(not is_alive(pid) for pid in run.wrote("start"))
+    assert all(is_gone(pid) for pid in run.wrote("start"))
     assert len(run.wrote("start")) == 2
 
 
 def test_a_signal_during_the_pause_ends_it(start: Callable[..., Run]) -> None:
-    run = start(GOOD)
-    run.wait_for(lambda: "ready" in run.said())
-    os.kill(run.wrote("start")[0], signal.SIGKILL)
-    run.wait_for(lambda: "starting it again" in run.said())
+    run = start(READY + "be_ready()\nsys.exit(1)")
+    run.wait_for(lambda: "starting it again in 4 s" in run.said())  # the third pause
 
     run.signal(signal.SIGTERM)
 
     assert run.exit_code() == 0
-    assert len(run.wrote("start")) == 1  # so the pause was not over
+    assert len(run.wrote("start")) == 3  # so the pause was not over
 
 
 def test_sighup_without_a_terminal_starts_the_workers_anew(start: Callable[..., Run]) -> None:
@@ -286,16 +281,18 @@ def test_sighup_without_a_terminal_starts_the_workers_anew(start: Callable[..., 
     assert run.exit_code() == 0
 
 
-def change(file: Path, run: Run, condition: Callable[[], object]) -> None:
+def change(file: Path, run: Run) -> None:
     """Write a file again and again until it is noticed: nobody tells when the watching has begun."""
-    for number in range(20):
+    told = f"{file.name} changed: starting the workers anew"
+    before = run.said().count(told)
+    for number in range(40):
         file.write_text(f"x = {number}\n")
         deadline = time.monotonic() + 1.5
         while time.monotonic() < deadline:
-            if condition():
+            if run.said().count(told) > before:
                 return
             time.sleep(0.02)
-    run.wait_for(condition, timeout_s=1)
+    raise AssertionError(f"no change was noticed: {run.said()}")
 
 
 def test_a_change_of_the_code_starts_the_workers_anew(start: Callable[..., Run], tmp_path: Path) -> None:
@@ -305,10 +302,10 @@ def test_a_change_of_the_code_starts_the_workers_anew(start: Callable[..., Run],
     run.wait_for(lambda: "ready" in run.said())
     (code / "notes.txt").write_text("no code")
 
-    change(code / "tasks.py", run, lambda: len(run.wrote("end")) >= 2)
+    change(code / "tasks.py", run)
 
+    run.wait_for(lambda: len(run.wrote("end")) >= 2)
     run.wait_for(lambda: len(run.wrote("start")) >= 4)
-    assert "tasks.py changed: starting the workers anew" in run.said()
     assert "notes.txt" not in run.said()
     run.signal(signal.SIGTERM)
     assert run.exit_code() == 0
@@ -321,12 +318,14 @@ def test_workers_that_failed_start_after_the_next_change(start: Callable[..., Ru
     run = start(READY + fails + GOOD.removeprefix(READY), watched=[code])
     run.wait_for(lambda: "ready" in run.said())
     broken.touch()
-    change(code / "tasks.py", run, lambda: "starting it again in 2 s" in run.said())  # it has failed twice
+    change(code / "tasks.py", run)
+    run.wait_for(lambda: "starting it again in 2 s" in run.said())  # it has failed twice
     broken.unlink()
     starts = len(run.wrote("start"))
 
-    change(code / "tasks.py", run, lambda: len(run.wrote("start")) > starts)
+    change(code / "tasks.py", run)
 
+    run.wait_for(lambda: len(run.wrote("start")) > starts)
     assert run.process.poll() is None
     run.signal(signal.SIGTERM)
     assert run.exit_code() == 0
@@ -346,11 +345,11 @@ def test_a_worker_that_retires_is_replaced_at_once_and_not_started_again(start: 
     run = start(RETIRING)
     run.wait_for(lambda: len(run.wrote("start")) == 2)
     first, second = run.wrote("start")
-    assert is_alive(first)
+    assert not is_gone(first)
     (run.log.parent / "log.gate").touch()
     run.wait_for(lambda: "has retired" in run.said())
     assert run.wrote("retired") == [first]
-    assert is_alive(second)
+    assert not is_gone(second)
     run.signal(signal.SIGTERM)
     assert run.exit_code() == 0
     assert run.wrote("start") == [first, second]
@@ -377,4 +376,4 @@ def test_only_one_worker_at_a_time_retires_beside_each(
     (run.log.parent / "log.gate").touch()
     run.wait_for(lambda: len(run.wrote("start")) == 3)
     run.wait_for(lambda: run.said().count("has retired") == 2)
-    assert is_alive(run.wrote("start")[2])
+    assert not is_gone(run.wrote("start")[2])

@@ -22,7 +22,7 @@ import os, time
 from pathlib import Path
 from taskbridge import Bridge, RetryPolicy
 
-bridge = Bridge("inline://", namespace=os.environ["SHOP_NAMESPACE"], grace=2, retry=RetryPolicy.never())
+bridge = Bridge("inline://", namespace=os.environ["SHOP_NAMESPACE"], grace=60, retry=RetryPolicy.never())
 
 def write(text: str) -> None:
     with open(os.environ["SHOP_LOG"], "a") as log:
@@ -39,7 +39,7 @@ def pack(order: int) -> None:
 @bridge.task
 def hold(order: int) -> None:
     write(f"hold {order} {os.getpid()}")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while Path(os.environ["SHOP_LOG"]).read_text().count("hold ") < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     write(f"held {order} {os.getpid()}")
@@ -84,7 +84,7 @@ class Shop:
     def wrote(self, word: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if line.startswith(f"{word} ")]
 
-    def wait_for(self, condition: Callable[[], object], *, timeout_s: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], object], *, timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             seen = "\n".join(self.said(worker) for worker in self.workers)
@@ -113,7 +113,7 @@ def _ended(made: Shop) -> Generator[Shop]:
             if worker.poll() is None:
                 worker.terminate()
                 try:
-                    worker.wait(15)
+                    worker.wait(60)
                 except subprocess.TimeoutExpired:
                     worker.kill()
                     worker.wait()
@@ -144,7 +144,7 @@ def test_a_worker_has_processes_times_threads_slots_and_ends_with_0(shop: Shop, 
     assert len({line.split()[2] for line in shop.wrote("hold")}) == int(processes)
 
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(2 + 5 + 2) == 0, shop.said(worker)
+    assert worker.wait(90) == 0, shop.said(worker)
 
 
 def test_a_killed_worker_is_started_again_and_still_takes_from_its_own_queues_only(shop: Shop) -> None:
@@ -157,7 +157,7 @@ def test_a_killed_worker_is_started_again_and_still_takes_from_its_own_queues_on
     shop.wait_for(lambda: "starting it again in 1 s" in shop.said(worker))
     shop.send("pack.send(2)")
 
-    shop.wait_for(lambda: len(shop.wrote("pack")) == 2)
+    shop.wait_for(lambda: shop.wrote("pack 2"))  # and the first once more, if it was killed before it was done with
     assert not shop.wrote("mail")
     queues = subprocess.run(
         [sys.executable, "-m", "taskbridge", "queues", "shop", "--url", shop.url],
@@ -170,19 +170,20 @@ def test_a_killed_worker_is_started_again_and_still_takes_from_its_own_queues_on
     ).stdout
     assert re.search(r"^email +1$", queues, re.MULTILINE), queues
     worker.send_signal(signal.SIGINT)
-    assert worker.wait(2 + 5 + 2) == 0, shop.said(worker)
+    assert worker.wait(90) == 0, shop.said(worker)
 
 
 def test_sigterm_ends_a_worker_that_is_still_being_loaded(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(300)\n")
     argv = [sys.executable, "-m", "taskbridge", "worker", "slow", "--url", "dramatiq+redis://127.0.0.1:1/0"]
     with subprocess.Popen(argv, cwd=tmp_path) as worker:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        worker.terminate()
         try:
-            assert worker.wait(10) == 0
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "begun").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            worker.terminate()
+            assert worker.wait(120) == 0
         finally:
             worker.kill()
 
@@ -198,7 +199,7 @@ def test_a_worker_that_watches_runs_the_code_that_is_there_now(
         shop.wait_for(lambda: shop.wrote("mail"))
 
         changed = SHOP.replace('write(f"mail', 'write(f"post')
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while "shop.py changed: starting the workers anew" not in shop.said(worker):  # when it watches, nobody tells
             assert time.monotonic() < deadline, shop.said(worker)
             changed += "\n"
@@ -212,4 +213,4 @@ def test_a_worker_that_watches_runs_the_code_that_is_there_now(
         shop.wait_for(is_new)
         assert {line.split()[1] for line in shop.wrote("post")} == {"2"}
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(90) == 0

@@ -16,6 +16,9 @@ pika = pytest.importorskip("pika", reason="the clusters are plain Python; their 
 redis = pytest.importorskip("redis", reason="the clusters are plain Python; their tests need the clients")
 
 
+DOWN_AFTER_S = 5.0  # longer than a machine stands still
+
+
 def assert_nothing_is_left(cluster: PrivateCluster) -> None:
     cluster.stop()
     for member in cluster.members:
@@ -25,14 +28,21 @@ def assert_nothing_is_left(cluster: PrivateCluster) -> None:
 
 def has_replicated(master: PrivateRedis) -> bool:
     told = master.info("replication")
-    return f"offset={told['master_repl_offset']}," in told["slave0"]
+    return f"offset={told['master_repl_offset']}," in told.get("slave0", "")
+
+
+def has_another_leader(cluster: PrivateRabbitMQCluster, former: PrivateRabbitMQ) -> bool:
+    try:
+        return cluster.leader_of("kept") is not former
+    except ServerFailed:  # there is none while they elect one
+        return False
 
 
 def test_sentinels_put_the_replica_in_the_master_s_place() -> None:
-    with PrivateSentinels() as cluster:
+    with PrivateSentinels(down_after_s=DOWN_AFTER_S) as cluster:
         with redis.Redis.from_url(cluster.master().url) as client:
             client.set("key", "value")
-            assert client.wait(1, 5000) == 1
+            assert client.wait(1, 60_000) == 1
 
         killed = cluster.kill_master()
         master = cluster.wait_for_master(other_than=killed)
@@ -48,16 +58,16 @@ def test_sentinels_put_the_replica_in_the_master_s_place() -> None:
 
 
 def test_a_replica_of_a_redis_cluster_takes_its_master_s_place_and_who_is_missing_is_named() -> None:
-    with PrivateRedisCluster() as cluster:
+    with PrivateRedisCluster(down_after_s=DOWN_AFTER_S) as cluster:
         client: Any = redis.RedisCluster.from_url(cluster.url, decode_responses=True)
         for number in range(30):
             client.set(f"key{number}", number)
         key = "key7"
         master = cluster.master_of(key)
-        wait_until(lambda: has_replicated(master), timeout_s=10, what=f"its replica has what {master} has")
+        wait_until(lambda: has_replicated(master), timeout_s=60, what=f"its replica has what {master} has")
 
         master.kill()
-        with pytest.raises(ServerFailed, match=f"not whole: .*{master.port}|not whole: .*refused"):
+        with pytest.raises(ServerFailed, match=f"not whole: .*{master.port}"):
             cluster.wait_until_whole(within_s=0.1)
         cluster.wait_for_master(key, other_than=master)
         with redis.RedisCluster.from_url(cluster.nodes[cluster.nodes[0] is master].url) as other:
@@ -81,7 +91,7 @@ def test_a_quorum_queue_of_a_rabbitmq_cluster_outlives_its_leader_s_node() -> No
         assert leader is cluster.nodes[2], "a queue's leader is on the node that it was declared on"
 
         leader.kill()
-        assert cluster.leader_of("kept") is not leader
+        wait_until(lambda: has_another_leader(cluster, leader), timeout_s=60, what="another node leads")
         with pika.BlockingConnection(pika.URLParameters(cluster.nodes[0].url)) as connection:
             assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"one"
         leader.start()

@@ -17,7 +17,7 @@ from tests.servers import PrivateRedis
 
 MOST = 8
 
-SETTLES_WITHIN_S = 40.0
+SETTLES_WITHIN_S = 120.0
 
 SHOP = """
 import os
@@ -34,7 +34,7 @@ def add(a: int, b: int) -> int:
 USE = """
 import shop
 handles = shop.add.send_many([shop.add.call(number, 1) for number in range(200)])
-assert [each.result(timeout=60) for each in handles] == [number + 1 for number in range(200)]
+assert [each.result(timeout=180) for each in handles] == [number + 1 for number in range(200)]
 """
 
 
@@ -48,11 +48,11 @@ def test_a_worker_at_rest_holds_at_most_eight_connections(engine: str, tmp_path:
         with (tmp_path / "worker.log").open("wb") as log:
             process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
         try:
-            subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=env, check=True, timeout=120)
+            subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=env, check=True, timeout=300)
             held = settled(client)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(90)
 
     assert len(held) <= MOST, "\n".join(held)
 

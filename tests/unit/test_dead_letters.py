@@ -88,7 +88,7 @@ def test_background_threads_run_what_is_replayed_before_anything_is_sent() -> No
     bridge.task(name="shop.mail")(lambda _: ran.set())
     bury(bridge, message())
     bridge.dead.replay_all()
-    assert ran.wait(10)
+    assert ran.wait(60)
     bridge.close()
 
 

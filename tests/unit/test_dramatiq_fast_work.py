@@ -11,7 +11,7 @@ import pytest
 
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
 
-MANY_S = 10
+MANY_S = 60
 
 
 class Parcel:

@@ -28,6 +28,8 @@ from taskbridge.engines.dramatiq.wire import queue_arguments
 from taskbridge.engines.settle import MOST_REDELIVERIES
 from tests.servers import PrivateRabbitMQ
 
+PATIENCE_S = 60.0
+
 
 class Place:
     """A bridge with a namespace of its own, and a look into RabbitMQ."""
@@ -43,7 +45,8 @@ class Place:
 
     def _bridge(self, port: int | None = None, **settings: Any) -> Bridge:
         url = self._url if port is None else self._url.replace(f":{self.port}", f":{port}")
-        bridge = Bridge(f"dramatiq+{url}", namespace=self.namespace, queues=("email",), **settings)
+        options: dict[str, Any] = {"queues": ("email",), "send_timeout": PATIENCE_S, **settings}
+        bridge = Bridge(f"dramatiq+{url}", namespace=self.namespace, **options)
         self._bridges.append(bridge)
         return bridge
 
@@ -64,19 +67,28 @@ class Place:
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
 
+    def consumers(self, queue: str) -> int:
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).method.consumer_count)
+
     def holds(self, queue: str, number: int) -> bool:
         """Return whether so many messages wait, soon: what is given back, or is dead, moves by itself."""
-        deadline = time.monotonic() + 10
-        while self.waiting(queue) != number:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+        return in_time(lambda: self.waiting(queue) == number)
 
     @contextmanager
     def channel(self) -> Generator[Any]:
         with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
             yield connection.channel()
+
+
+def in_time(condition: Callable[[], object]) -> bool:
+    """Return whether something becomes so, though nobody asks a consumer for anything."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _note(x: int) -> None:
@@ -92,7 +104,7 @@ def place(rabbitmq_server: PrivateRabbitMQ) -> Iterator[Place]:
 
 def take(consumer: Any) -> Delivery:
     """Return the next message of a consumer."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while (delivery := next(consumer)) is None:
         assert time.monotonic() < deadline
     taken: Delivery = delivery
@@ -112,7 +124,7 @@ def _of_an_actor(delivery: Delivery) -> Delivery:
 
 def turn(consumer: Any, until: Callable[[], object]) -> None:
     """Let a consumer do what it does while it has nothing to give, until something is so."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not until():
         assert next(consumer) is None
         assert time.monotonic() < deadline
@@ -171,6 +183,7 @@ def test_a_queue_is_left_alone_while_all_threads_are_busy(place: Place) -> None:
     busy, idle = (broker.consume(name, prefetch=1, timeout=50) for name in (place.queue, place.email))
     held = take(busy)
     turn(idle, until=lambda: not idle._is_consuming)  # type: ignore[attr-defined]
+    assert in_time(lambda: place.consumers(place.email) == 0), "RabbitMQ is told, and does not answer"
 
     place.note.using(queue="email").send(2)
     nothing = [next(idle), next(idle)]
@@ -189,7 +202,7 @@ def one_held_and_one_waiting(place: Place, broker: SparingRabbitmqBroker) -> tup
     place.note.send(1)
     held = take(busy)
     place.note.using(queue="email").send(2)
-    turn(late, until=lambda: late._arrived)  # type: ignore[attr-defined]
+    assert in_time(lambda: late._arrived)  # type: ignore[attr-defined]
     return busy, late, held
 
 
@@ -197,10 +210,10 @@ def test_with_a_store_what_finds_no_free_thread_goes_back_after_a_second(place: 
     broker = place.broker(1, store="memory://")
     busy, late, held = one_held_and_one_waiting(place, broker)
 
-    began = time.monotonic()
+    arrived_at = late._moved_at
     turn(late, until=lambda: not late._is_consuming)
-    took_s = time.monotonic() - began
-    assert took_s >= 0.9
+    took_s = time.monotonic() - arrived_at
+    assert took_s >= 1
     assert place.holds(place.email, 1)
     busy.ack(held)
 
@@ -247,12 +260,12 @@ def test_threads_take_what_arrives_by_themselves_and_no_more_than_there_are_slot
     consumer = broker.consume(place.queue, prefetch=2, timeout=50)
 
     turn(consumer, until=lambda: work.unfinished_tasks == 2)
-    taken = [work.get(timeout=10).message for _ in range(2)]
+    taken = [work.get(timeout=PATIENCE_S).message for _ in range(2)]
     with pytest.raises(Empty):
         work.get(timeout=0.3)
     consumer.ack(taken[0])
     turn(consumer, until=lambda: work.unfinished_tasks == 3)
-    taken.append(work.get(timeout=10).message)
+    taken.append(work.get(timeout=PATIENCE_S).message)
 
     assert [message.args for message in taken] == [(0,), (1,), (2,)]
     for message in taken[1:]:
@@ -271,7 +284,7 @@ def test_nothing_is_delivered_before_dramatiq_has_the_consumer(place: Place) -> 
     with pytest.raises(Empty):
         work.get(timeout=0.3)
     turn(consumer, until=lambda: work.unfinished_tasks == 1)
-    assert work.get(timeout=10).message.args == (1,)
+    assert work.get(timeout=PATIENCE_S).message.args == (1,)
     consumer.close()
 
 
@@ -291,8 +304,8 @@ def test_a_worker_that_drains_waits_for_no_server_that_is_silent(place: Place) -
         broker.closed()
         took_s = time.monotonic() - began
 
-    assert drained_s < 1
-    assert took_s < 2
+    assert drained_s < 10
+    assert took_s < 20
 
 
 def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: Place) -> None:
@@ -303,27 +316,25 @@ def test_a_slot_goes_to_the_queue_that_waits_for_it_for_the_longest_time(place: 
     for n in range(2):
         place.note.send(n)
     busy = broker.consume(place.queue, prefetch=2, timeout=50)
-    turn(busy, until=lambda: busy._arrived)  # type: ignore[attr-defined]
-    first = work.get(timeout=10).message
+    assert next(busy) is None, "it consumes from now on"
+    assert in_time(lambda: busy._arrived)  # type: ignore[attr-defined]
+    first = work.get(timeout=PATIENCE_S).message
     assert next(busy) is None, "it is in the line now"
     place.note.using(queue="email").send(2)
-    deadline = time.monotonic() + 10
-    while not other._arrived:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert in_time(lambda: other._arrived)
     assert next(other) is None, "it is in the line behind the other"
 
     busy.ack(first)
     turn(busy, until=lambda: work.unfinished_tasks == 2)
-    second = work.get(timeout=10).message
+    second = work.get(timeout=PATIENCE_S).message
     place.note.send(3)
     busy.ack(second)
     turn(other, until=lambda: work.unfinished_tasks == 3)
-    third = work.get(timeout=10).message
+    third = work.get(timeout=PATIENCE_S).message
     other.ack(third)
     turn(busy, until=lambda: work.unfinished_tasks == 4)
 
-    assert [message.args for message in (first, second, third, work.get(timeout=10).message)] == [
+    assert [message.args for message in (first, second, third, work.get(timeout=PATIENCE_S).message)] == [
         (0,),
         (1,),
         (2,),
@@ -362,7 +373,7 @@ def test_what_was_taken_before_the_connection_was_lost_is_not_run_after(place: P
     again = broker.consume(place.queue, prefetch=1, timeout=50)
     turn(again, until=lambda: work.unfinished_tasks == 1)
 
-    assert is_suspect(work.get(timeout=10).message)
+    assert is_suspect(work.get(timeout=PATIENCE_S).message)
     again.close()
 
 
@@ -396,10 +407,7 @@ def test_more_queues_than_a_connection_has_channels_are_consumed(place: Place) -
 
     connection = consumers[0]._channel.connection
     consumers[0].close()
-    deadline = time.monotonic() + 10
-    while not connection.has_room:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert in_time(lambda: connection.has_room)
     again: Any = broker.consume(place.queue, prefetch=1, timeout=50)
     consumers[0] = again
     assert again._channel.connection is connection, "what has room again is used again"

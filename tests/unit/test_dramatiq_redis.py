@@ -38,7 +38,7 @@ class Place:
         self.note = self.bridge.task(name="note")(_note)
 
     def new_bridge(self, **settings: Any) -> Bridge:
-        options: dict[str, Any] = {"lease": 1, "queues": ("email",), **settings}
+        options: dict[str, Any] = {"lease": 60, "send_timeout": 30, "queues": ("email",), **settings}
         bridge = Bridge(f"dramatiq+{self._url}", namespace=self.namespace, **options)
         self._bridges.append(bridge)
         return bridge
@@ -109,7 +109,7 @@ def place(redis_server: PrivateRedis, open_place: Callable[[str], Place]) -> Pla
 def take(consumer: Any, count: int = 1) -> list[Delivery]:
     """Return the next messages of a consumer."""
     taken: list[Delivery] = []
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(taken) < count:
         assert time.monotonic() < deadline, f"only {taken}"
         if (delivery := next(consumer)) is not None:
@@ -117,7 +117,7 @@ def take(consumer: Any, count: int = 1) -> list[Delivery]:
     return taken
 
 
-def wait_until(condition: Callable[[], object], within_s: float = 10) -> None:
+def wait_until(condition: Callable[[], object], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -468,7 +468,7 @@ class TestPlainClients:
         place.note.send(1)
         redis_id = place.client.lpop(place.key)
         place.client.sadd(f"{place.namespace}:__acks__.stock.{place.queue}", redis_id)  # type: ignore[arg-type]
-        place.client.zadd(f"{place.namespace}:__heartbeats__", {"stock": (time.time() - 5) * 1000})
+        place.client.zadd(f"{place.namespace}:__heartbeats__", {"stock": (time.time() - 65) * 1000})
         broker: LeveledRedisBroker = place.bridge.native
 
         broker.look_after()

@@ -34,7 +34,7 @@ class TestWorkersOnRedis(WorkerTests):
             shop.wait(lambda: len(shop.records("note", "flaky")) == 4)
             shop.idle()
             worker.terminate()
-            worker.wait(15)
+            worker.wait(60)
 
         with redis.Redis.from_url(shop.bridge.settings.url.broker_url) as client:
             native = [

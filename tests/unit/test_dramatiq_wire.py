@@ -13,7 +13,8 @@ from uuid import UUID
 import dramatiq
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as ways
 from hypothesis import strategies as st
 
 from taskbridge import codec
@@ -23,6 +24,9 @@ from taskbridge.exceptions import DecodeError, NewerFormError
 from taskbridge.message import PRIORITIES, Message, Priority
 from taskbridge.retry import ErrorInfo
 from taskbridge.settings import Settings, load
+
+UNHURRIED = ways(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""What is proven is what comes back, however long a machine takes for an example."""
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -93,6 +97,7 @@ def test_rabbitmq_gets_what_dramatiq_itself_would_publish(sent: Message) -> None
     assert publication.properties == {"priority": rank}
 
 
+@UNHURRIED
 @given(args=st.lists(PLAIN, max_size=3), kwargs=st.dictionaries(st.text(), PLAIN, max_size=3))
 def test_any_arguments_have_the_bytes_that_dramatiq_writes(args: list[Any], kwargs: dict[str, Any]) -> None:
     sent = message(args_json=codec.dumps(args, "args"), kwargs_json=codec.dumps_object(kwargs, "kwargs"))

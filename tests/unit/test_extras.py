@@ -77,6 +77,6 @@ def test_an_engine_and_a_broker_need_nothing_but_their_extras(engine: str, broke
     worker = {"celery": "taskbridge.engines.celery.consumer", "dramatiq": "taskbridge.engines.dramatiq.app"}[engine]
 
     command = [sys.executable, "-c", PROGRAM, url, package, worker, library, *sorted(absent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,15 @@ def _raised_while_handling() -> BaseException:
         return exc
 
 
+def own_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what this test logged, and no thread of another one."""
+    return [record for record in caplog.records if record.name == "taskbridge.test"]
+
+
+def own_text(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(map(caplog.handler.format, own_records(caplog)))
+
+
 @pytest.mark.parametrize("name", ODD_ERRORS)
 def test_an_odd_error_is_described_within_bounds(name: str, caplog: pytest.LogCaptureFixture) -> None:
     error = _raised(ODD_ERRORS[name]())
@@ -41,9 +50,10 @@ def test_an_odd_error_is_described_within_bounds(name: str, caplog: pytest.LogCa
     assert failures.is_ordinary(error) == (name == "Commands")
     assert (failures.presentable(error) is error) == (name == "Commands")
     failures.log(logger("taskbridge.test"), logging.ERROR, "task %s failed", "t", error=error)
-    assert "task t failed" in caplog.text
-    assert type(error).__name__ in caplog.text
-    assert len(caplog.text) < 2 * failures.MOST_TRACEBACK
+    logged = own_text(caplog)
+    assert "task t failed" in logged
+    assert type(error).__name__ in logged
+    assert len(logged) < 2 * failures.MOST_TRACEBACK
 
 
 def test_an_ordinary_one_is_printed_as_python_prints_it() -> None:
@@ -58,11 +68,11 @@ def test_an_ordinary_one_is_logged_with_the_exception_and_its_traceback_once(
 ) -> None:
     error = _raised(ValueError("no"))
     failures.log(logger("taskbridge.test"), logging.ERROR, "it failed", error=error)
-    record = caplog.records[-1]
+    [record] = own_records(caplog)
     assert record.exc_info is not None
     assert record.exc_info[1] is error
     assert record.filename == "test_failures.py"
-    assert caplog.text.count("Traceback") == 1
+    assert own_text(caplog).count("Traceback") == 1
 
 
 def test_one_that_much_is_said_of_is_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:

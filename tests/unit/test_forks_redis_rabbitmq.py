@@ -15,7 +15,7 @@ import faulthandler, os, signal, sys, threading, time
 
 from taskbridge import Bridge
 
-bridge = Bridge(sys.argv[1], namespace=sys.argv[2], send_timeout=10)
+bridge = Bridge(sys.argv[1], namespace=sys.argv[2], send_timeout=60)
 pauses_ms = [0, 0, 1, 4, 10, 15, 30, 60]
 
 @bridge.task(name="shop.note")
@@ -28,8 +28,8 @@ for pause_ms in pauses_ms:
     time.sleep(pause_ms / 1000)
     child = os.fork()
     if not child:
-        faulthandler.dump_traceback_later(18)
-        signal.alarm(20)
+        faulthandler.dump_traceback_later(90)
+        signal.alarm(100)
         note.send()
         os._exit(0)
     children.append(child)
@@ -43,7 +43,7 @@ import faulthandler, os, signal, sys, threading
 
 from taskbridge import Bridge
 
-bridge = Bridge(sys.argv[1], namespace=sys.argv[2], send_timeout=10)
+bridge = Bridge(sys.argv[1], namespace=sys.argv[2], send_timeout=60)
 over = threading.Event()
 
 @bridge.task(name="shop.note")
@@ -60,8 +60,8 @@ good = 0
 for _ in range(25):
     child = os.fork()
     if not child:
-        faulthandler.dump_traceback_later(18)
-        signal.alarm(20)
+        faulthandler.dump_traceback_later(90)
+        signal.alarm(100)
         for _ in range(3):
             note.send()
         os._exit(0)
@@ -88,7 +88,7 @@ def _run(program: str, *arguments: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return f"{done.stdout}{done.stderr}"  # where a child says why it could not send

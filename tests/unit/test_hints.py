@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, 
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 T = TypeVar("T")
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""What is proven is what comes back, however long a machine takes for an example."""
 
 
 class Colour(Enum):
@@ -180,6 +183,7 @@ def test_what_a_hint_names_comes_back_equal_and_of_its_class(hint: Any, value: A
     assert shown(came) == shown(value)
 
 
+@UNHURRIED
 @given(st.recursive(st.builds(Order, id=st.integers()), lambda inner: st.builds(Order, id=inner), max_leaves=8))
 def test_orders_of_any_depth_come_back(value: Order[Any]) -> None:
     assert there_and_back(Order[Any], value) == value

@@ -67,7 +67,7 @@ def test_what_one_engine_sends_the_other_makes(
         for engine in engines
     )
     sender = subprocess.Popen(
-        [sys.executable, "-c", SEND, "60"],
+        [sys.executable, "-c", SEND, "150"],
         cwd=tmp_path,
         env=here,
         stdout=subprocess.PIPE,
@@ -82,10 +82,10 @@ def test_what_one_engine_sends_the_other_makes(
         stderr=subprocess.DEVNULL,
     )
     try:
-        told, errors = sender.communicate(timeout=90)
+        told, errors = sender.communicate(timeout=200)
     finally:
         for process in (sender, worker):
             process.terminate()
-            process.wait(30)
+            process.wait(90)
 
     assert (told, sender.returncode) == ("sent\n", 0), errors
