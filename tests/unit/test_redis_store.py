@@ -184,6 +184,63 @@ def test_what_is_refused_of_many_commits_is_nothing_and_the_others_are_done(redi
     assert client.execute([("LLEN", f"{namespace}:queue0")], timeout_s=5) == 1
 
 
+def test_many_commits_that_are_alike_are_one_script_and_each_is_as_if_it_were_alone(
+    make_redis: Callable[..., PrivateRedis],
+) -> None:
+    server = make_redis()  # whose commands are counted
+    backend, client = opened(server, namespace="ns").backend, Client(server.url)
+
+    def scripts(commits: list[Commit]) -> tuple[list[bool | None], int]:
+        client.execute([("CONFIG", "RESETSTAT")], timeout_s=5)
+        try:
+            done: Any = backend.commit(commits, timeout_s=5)
+        except PartlyCommitted as exc:
+            done = ["maybe"] if exc.maybe_taken else exc.done
+        counts = client.execute([("INFO", "commandstats")], timeout_s=5).decode()
+        return list(done), int(counts.partition("cmdstat_evalsha:calls=")[2].partition(",")[0])
+
+    def commit(number: int, queue: str = "queue", text: str = "text") -> Commit:
+        commands = [("HSET", f"ns:{queue}.bodies", f"id{number}", text), ("RPUSH", f"ns:{queue}", f"id{number}")]
+        return Commit((Write(f"key{number}", ABSENT, text), Write(f"text{number}", ABSENT, text, 60)), (), commands)
+
+    def is_there(*numbers: int) -> list[bool]:
+        keys = [f"{name}{number}" for number in numbers for name in ("key", "text")]
+        return [each is not None for each in backend.get(keys, timeout_s=5)]
+
+    scripts([commit(1000), commit(1001)])  # now the server knows the script
+    assert scripts([commit(number) for number in range(100)]) == ([True] * 100, 1)
+    bodies = client.execute([("HLEN", "ns:queue.bodies")], timeout_s=5)
+    queue = client.execute([("LRANGE", "ns:queue", 2, -1)], timeout_s=5)
+    assert (bodies, queue) == (102, [b"id%d" % number for number in range(100)])
+
+    client.execute([("SET", "ns:odd", "no list"), ("HSET", "ns:key205", "odd", "")], timeout_s=5)
+    client.execute([("SET", "ns:text206", "taken")], timeout_s=5)
+    backend.commit([commit(number, "odd2") for number in (201, 203)], timeout_s=5)
+    mixed = [commit(number) for number in (200, 201, 202, 203, 204, 204, 205, 206)]
+    assert scripts(mixed) == ([True, False, True, False, True, False, True, False], 2), "one is made anew, where odd"
+    assert is_there(200, 202, 204, 205, 206) == [True] * 8 + [False, True]
+    assert client.execute([("LLEN", "ns:queue")], timeout_s=5) == 106
+
+    refused = [*map(commit, (300, 301, 200)), commit(302, "odd"), commit(303, "odd"), commit(201, "odd"), commit(304)]
+    assert scripts(refused)[0] == [True, True, False, None, None, False, True]
+    assert is_there(300, 301, 302, 303, 304) == [True] * 4 + [False] * 4 + [True] * 2
+
+    in_turn = [commit(number, f"turn{int(number in (351, 352))}") for number in range(350, 355)]
+    assert scripts(in_turn) == ([True] * 5, 3)
+    assert client.execute([("LRANGE", "ns:turn0", 0, -1)], timeout_s=5) == [b"id350", b"id353", b"id354"]
+
+    large = [commit(number, text="x" * 600_000) for number in (400, 401)]
+    assert scripts(large) == ([True, True], 2), "so that none holds the server for long"
+    client.execute([("CONFIG", "SET", "maxmemory", "1")], timeout_s=5)
+    with pytest.raises(PartlyCommitted, match="out of memory") as full:
+        backend.commit([commit(500), commit(200), commit(501)], timeout_s=5)
+    assert (full.value.done, full.value.maybe_taken) == ([None, False, None], False)
+    client.execute([("CONFIG", "SET", "maxmemory", "0")], timeout_s=5)
+    assert is_there(500, 501) == [False] * 4
+    backend.close()
+    client.close()
+
+
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_of_many_unique_messages_what_a_queue_refuses_is_unsent(redis_server: PrivateRedis, engine: str) -> None:
     client, told = Client(redis_server.url), list[str]()

@@ -23,6 +23,7 @@ One script replaces any of the strings if its first line is as it was seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
 from time import monotonic
 from typing import Any, Final
 
@@ -42,11 +43,14 @@ _log = logger("taskbridge.store")
 
 _SWAP: Final = Script(__file__, "write", "swap")
 _MAKE: Final = Script(__file__, "make")
+_MAKE_MANY: Final = Script(__file__, "make_many")
 _COMMIT: Final = Script(__file__, "write", "commit")
 _SINCE: Final = Script(__file__, "since")
 _LOOK: Final = Script(broker_keys.__file__, "look")
 
-_MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read at a time, about
+_MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messages given to one script, about
+_PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
+_LEFT: Final = 2  # what the script replies of a commit that has to be done alone
 _SOON_S: Final = 2.0
 """Where the server may change: how long a write may take that nobody waits for, and the pause after one that failed."""
 
@@ -98,32 +102,54 @@ class RedisBackend(Backend):
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
         if len(commits) == 1:
             return [self._ask(timeout_s, [self._committing(commits[0])], replicas=self._replicas)[0] == 1]
-        requests = [[self._committing(each)] for each in commits]
-        replies = self._client.execute_all(requests, timeout_s=timeout_s, replicas=self._replicas)
-        problems = [each for each in replies if isinstance(each, BrokerUnavailable)]
+        deadline, outcomes = monotonic() + timeout_s, list[Any]()
+        calls = self._together(commits)
+        replies = self._client.execute_all([[call] for call, _ in calls], timeout_s=timeout_s, replicas=self._replicas)
+        for (_, count), reply in zip(calls, replies, strict=True):
+            outcomes += reply if isinstance(reply, list) else [reply] * count
+        left = {index: [self._committing(commits[index])] for index, each in enumerate(outcomes) if each == _LEFT}
+        left_s = deadline - monotonic()
+        replies = self._client.execute_all([*left.values()], timeout_s=left_s, replicas=self._replicas)
+        for index, reply in zip(left, replies, strict=True):
+            outcomes[index] = reply
+        problems = [each for each in outcomes if isinstance(each, BrokerUnavailable)]
         if problems:
             worst = max(problems, key=lambda each: each.maybe_taken)
-            done = [None if isinstance(each, BrokerUnavailable) else each == 1 for each in replies]
+            done = [None if isinstance(each, BrokerUnavailable) else each == 1 for each in outcomes]
             raise PartlyCommitted(worst, done) from worst.__cause__
-        return [each == 1 for each in replies]
+        return [each == 1 for each in outcomes]
 
     def _committing(self, commit: Commit) -> RedisCommand:
         """Return the command that does a commit; most make texts and send a message, for which a few words suffice."""
-        keys: list[str] = []
+        if _shape(commit) is None:
+            fixed = (*self._outbox, self._cancelled, f"{self._cancelled}:until")
+            return _COMMIT(fixed, self._prefix, self._channels, *_words_of(commit))
         words: list[Word] = []
-        makes = not commit.entries
         for write in commit.writes:
-            makes = makes and write.seen == ABSENT and write.text is not None and not write.tells
-            keys.append(self._prefix + write.key)
             words += write.text or "", _milliseconds(write.kept_s)
         for command in commit.commands:
-            makes = makes and command[0] != "PARK"
             words.append(len(command))
             words += command
-        if makes:
-            return _MAKE(keys, *words)
-        names = self._prefix, self._channels
-        return _COMMIT((*self._outbox, self._cancelled, f"{self._cancelled}:until"), *names, *_words_of(commit))
+        return _MAKE([self._prefix + write.key for write in commit.writes], *words)
+
+    def _together(self, commits: Sequence[Commit]) -> list[tuple[RedisCommand, int]]:
+        """Return commands that do commits, in order, and how many each does; one does many that are alike."""
+        calls: list[tuple[RedisCommand, int]] = []
+        for shape, run in groupby(commits, _shape):
+            alike, keys, words, size = [*run], list[str](), list[Any](), 0
+            for commit in alike if shape is not None else ():
+                for write in commit.writes:
+                    keys.append(self._prefix + write.key)
+                    words.append(write.text)
+                for command in commit.commands:
+                    words += command[2:]
+                    size += len(words[-1])  # where engines put the body
+            if shape is None or len(alike) == 1 or size > _MOST_BYTES:
+                calls += [(self._committing(commit), 1) for commit in alike]
+            else:
+                head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
+                calls.append((_MAKE_MANY(keys, *head, *words), len(alike)))
+        return calls
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
         look = _LOOK(self._outbox, _milliseconds(lease_s), 0, most, _MOST_BYTES)
@@ -220,6 +246,19 @@ def _words(write: Write) -> tuple[Word, ...]:
     seen, text = write.seen.encode(errors=_ODD_BYTES), "" if write.text is None else write.text
     cancelling = write.cancels, _milliseconds(write.cancellation_kept_s)
     return seen, text, _milliseconds(write.kept_s), int(write.tells), *cancelling
+
+
+def _shape(commit: Commit) -> list[Any] | None:
+    """Return what those commits have in common that one script can do together; None if it can't do this one."""
+    shape: list[Any] = [[write.kept_s for write in commit.writes], len(commit.commands)]
+    for write in commit.writes:
+        if write.seen != ABSENT or write.text is None or write.tells:
+            return None
+    for command in commit.commands:
+        if command[0] not in _PUSHES:
+            return None
+        shape += command[0], command[1], len(command) - 2
+    return None if commit.entries else shape
 
 
 def _words_of(commit: Commit) -> list[Word]:
