@@ -278,7 +278,8 @@ class PrivateRedis(PrivateServer):
     """A private redis-server.
 
     Args:
-        appendonly: Whether data outlives a restart and a kill; what was acknowledged is then kept.
+        appendonly: Whether data outlives a restart and a kill; what was acknowledged is then kept, for it is written
+            before the answer. Only the machine's own end would lose it: nothing waits for the disk.
         extra_args: Further arguments, such as `("--maxmemory", "10mb")`.
         config: Lines of its configuration file, for what the server itself may write anew, such as `replicaof`.
         password: That of its users, if it is to ask for one.
@@ -335,6 +336,7 @@ class PrivateRedis(PrivateServer):
             *("--daemonize", "no"),
             *("--save", ""),
             *("--appendonly", "yes" if self._appendonly else "no"),
+            *("--appendfsync", "no"),  # else its writes are put off, for up to 2 s, while a slow disk is busy
             *("--loglevel", "notice"),
             *self._extra_args,
         ]
