@@ -619,6 +619,21 @@ def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=_EXIT_S)
+    deadline = time.monotonic() + _EXIT_S
+    while _is_one_left(process.pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _is_one_left(group: int) -> bool:
+    """Tell whether a process of a group goes on; a killed one does until it has been given a core to end on."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    command = ["ps", "-eo", "pgid=,state="]  # for what has ended is there until somebody asks how
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXIT_S, check=True)
+    processes = [line.split() for line in done.stdout.splitlines()]
+    return any(int(of) == group and state not in ("Z", "X") for of, state in processes)
 
 
 def _accepts(port: int) -> bool:
