@@ -28,7 +28,7 @@ from taskbridge.settings import Settings, load
 from taskbridge.stores.backend import Write
 from taskbridge.stores.redis.backend import open_store
 from tests.certificates import Certificates
-from tests.clusters import PrivateRedisCluster, PrivateSentinels
+from tests.clusters import DOWN_AFTER_S, PrivateRedisCluster, PrivateSentinels
 from tests.unit.redis_helpers import message, pumping
 
 NAMESPACE = "{shop}"
@@ -181,7 +181,8 @@ class TestCluster:
     @pytest.mark.parametrize("engine", ENGINES)
     def test_while_its_slot_is_moved_nothing_is_lost(self, cluster: PrivateRedisCluster, engine: str) -> None:
         traffic = Traffic(settings_of(cluster.url, engine, lease=10))
-        with traffic():
+        cluster.wait_until_whole()
+        with patient(cluster), traffic():
             traffic.goes_on()
             for pause_s in (0, 0.3, 0.6):
                 move_slot(cluster, NAMESPACE, pause_s=pause_s)
@@ -240,6 +241,21 @@ class TestSentinels:
         with PrivateSentinels(tls=Certificates(tmp_path)) as secure, broker_of(settings_of(secure.url)) as broker:
             broker.publish([message()], timeout_s=10)
             assert broker.counts(["email"]).waiting["email"] == 1
+
+
+@contextmanager
+def patient(cluster: PrivateRedisCluster) -> Generator[None]:
+    """Have the nodes of a cluster take none for failed that only stands still for a while."""
+
+    def wait(seconds: float) -> None:
+        for node in cluster.nodes:
+            node.command("CONFIG", "SET", "cluster-node-timeout", f"{seconds * 1000:.0f}")
+
+    wait(30)
+    try:
+        yield
+    finally:
+        wait(DOWN_AFTER_S)
 
 
 def client_of(url: str) -> Any:
