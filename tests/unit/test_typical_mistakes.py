@@ -369,7 +369,7 @@ def working(folder: Path, *options: str, **variables: str) -> Generator[Callable
     log = folder / "worker.log"
 
     def wait_for(text: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while text not in log.read_text():
             assert time.monotonic() < deadline, f"it should say {text!r}:\n{log.read_text()}"
             time.sleep(0.05)
