@@ -28,8 +28,8 @@ from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer, ServerFa
 
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.05
-_WHOLE_S: Final = 60.0
-_FAILOVER_S: Final = 30.0
+_WHOLE_S: Final = 180.0
+_FAILOVER_S: Final = 90.0
 
 DOWN_AFTER_S: Final = 1.0
 """How long a Redis that does not answer is waited for before another takes its place."""
