@@ -278,7 +278,8 @@ class PrivateRedis(PrivateServer):
     """A private redis-server.
 
     Args:
-        appendonly: Whether data outlives a restart and a kill; what was acknowledged is then kept.
+        appendonly: Whether data outlives a restart and a kill; what was acknowledged is then kept, for it is written
+            before the answer. Only the machine's own end would lose it: nothing waits for the disk.
         extra_args: Further arguments, such as `("--maxmemory", "10mb")`.
         config: Lines of its configuration file, for what the server itself may write anew, such as `replicaof`.
         password: That of its users, if it is to ask for one.
@@ -335,6 +336,7 @@ class PrivateRedis(PrivateServer):
             *("--daemonize", "no"),
             *("--save", ""),
             *("--appendonly", "yes" if self._appendonly else "no"),
+            *("--appendfsync", "no"),  # else its writes are put off, for up to 2 s, while a slow disk is busy
             *("--loglevel", "notice"),
             *self._extra_args,
         ]
@@ -617,6 +619,21 @@ def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=_EXIT_S)
+    deadline = time.monotonic() + _EXIT_S
+    while _is_one_left(process.pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _is_one_left(group: int) -> bool:
+    """Tell whether a process of a group goes on; a killed one does until it has been given a core to end on."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    command = ["ps", "-eo", "pgid=,state="]  # for what has ended is there until somebody asks how
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXIT_S, check=True)
+    processes = [line.split() for line in done.stdout.splitlines()]
+    return any(int(of) == group and state not in ("Z", "X") for of, state in processes)
 
 
 def _accepts(port: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
-TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 180.0
 
 PAGES: Final = tuple(
     str(path.relative_to(ROOT))

@@ -31,7 +31,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(DOCS / "_static", folder / "_static")
     shutil.copy(DOCS / "conf.py", folder)
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(folder), str(built)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=300)
     assert (built / "_static" / "pages.css").exists()
     return (built / "index.html").read_text(encoding="utf-8")
 

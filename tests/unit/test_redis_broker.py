@@ -50,10 +50,10 @@ def ids(messages: list[Message]) -> list[str]:
 def unavailable(
     *, within_s: float, maybe_taken: bool, match: str
 ) -> Generator[pytest.ExceptionInfo[BrokerUnavailable]]:
-    """Expect `BrokerUnavailable`, within the time and 10% (and 50 ms for a slow machine)."""
+    """Expect `BrokerUnavailable`, within the time and 10% (and 250 ms for a slow machine)."""
     with Stopwatch() as watch, pytest.raises(BrokerUnavailable, match=match) as caught:
         yield caught
-    assert watch.took_s <= within_s * 1.1 + 0.05, f"took {watch.took_s:.2f} s"
+    assert watch.took_s <= within_s * 1.1 + 0.25, f"took {watch.took_s:.2f} s"
     assert caught.value.maybe_taken is maybe_taken
 
 
@@ -144,7 +144,7 @@ class TestAddresses:
             "task = bridge.task(name='t')(lambda: None)\n"
             "print('redis' in sys.modules)\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
         assert done.stdout == "False\n"
 
@@ -202,9 +202,27 @@ class TestAddresses:
             "connect(load({'url': 'celery+redis://127.0.0.1:1/0'}, environ={})[0], Wire())\n"
             "print([name for name in ('celery', 'kombu', 'dramatiq', 'pika') if name in sys.modules])\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
         assert done.stdout == "[]\n"
+
+
+def connect_often(place: Place, broker: RedisBroker, count: int) -> None:
+    """Have a broker use so many connections at once, and leave them idle; the server must be the test's own."""
+
+    def wait(_: int) -> None:
+        broker._client.execute([("BLPOP", f"{place.namespace}:none", 0)], timeout_s=60)
+
+    def waiting() -> int:
+        return int(place.client.info("clients")["blocked_clients"])
+
+    with ThreadPoolExecutor(count) as threads:
+        calls = [threads.submit(wait, number) for number in range(count)]
+        wait_until(lambda: waiting() == count, timeout_s=30, saw=waiting)
+        place.client.rpush(f"{place.namespace}:none", *range(count))
+        for call in calls:
+            call.result()
+    assert connections(place) == count
 
 
 def connections(place: Place, *, besides: int = 1) -> int:
@@ -226,8 +244,7 @@ class TestConnections:
         server = make_redis()
         with place_on(server.url) as place:
             broker = place.broker()
-            with ThreadPoolExecutor(8) as threads:  # leaves several idle connections
-                list(threads.map(lambda _: broker.publish([message()], timeout_s=3), range(8)))
+            connect_often(place, broker, 8)
 
             server.restart()
             broker.publish([message()], timeout_s=3)
@@ -235,7 +252,7 @@ class TestConnections:
             server.start()
             broker.park([(message(), 60)], timeout_s=3)
 
-            assert len(place.waiting()) == 9
+            assert len(place.waiting()) == 1
             assert len(place.delayed()) == 1
 
     def test_a_connection_that_the_server_closed_is_not_used(self, make_redis: Callable[..., PrivateRedis]) -> None:
@@ -252,16 +269,14 @@ class TestConnections:
     ) -> None:
         with place_on(make_redis().url) as place:
             broker = place.broker()
-            with ThreadPoolExecutor(4) as threads:
-                list(threads.map(lambda _: broker.publish([message()], timeout_s=3), range(100)))
-            assert connections(place) > 1
+            connect_often(place, broker, 4)
             monkeypatch.setattr(client_module, "_LONGEST_IDLE_S", 0.1)
             time.sleep(0.2)
 
             broker.publish([message()], timeout_s=3)
 
-            wait_until(lambda: connections(place) == 1, timeout_s=2, saw=place.client.client_list)
-            assert len(place.waiting()) == 101
+            wait_until(lambda: connections(place) == 1, timeout_s=20, saw=place.client.client_list)
+            assert len(place.waiting()) == 1
 
     def test_32_threads_send_safely(self, place: Place) -> None:
         broker = place.broker(HashWire)
@@ -269,9 +284,9 @@ class TestConnections:
         start = threading.Barrier(32)
 
         def send(number: int) -> None:
-            start.wait(10)
+            start.wait(60)
             for each in sent[number::32]:
-                broker.publish([each], timeout_s=10)
+                broker.publish([each], timeout_s=20)
 
         with ThreadPoolExecutor(32) as threads:
             list(threads.map(send, range(32)))
@@ -310,7 +325,7 @@ with place_on({place.url!r}) as place:
             check=False,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
@@ -325,7 +340,7 @@ with place_on({place.url!r}) as place:
             broker.close()
             broker.close()
 
-            wait_until(lambda: connections(place) == 0, timeout_s=2, saw=place.client.client_list)
+            wait_until(lambda: connections(place) == 0, timeout_s=20, saw=place.client.client_list)
             broker.publish([message()], timeout_s=3)
             assert len(place.waiting()) == 2
 
@@ -337,15 +352,18 @@ with place_on({place.url!r}) as place:
             broker = place.broker()
             broker.publish([message()], timeout_s=3)
 
+            class Thrown(BaseException):  # not KeyboardInterrupt: outside of the block, that would end the whole run
+                pass
+
             def throw(*_: object) -> None:
-                raise KeyboardInterrupt
+                raise Thrown
 
             before = signal.signal(signal.SIGALRM, throw)
             server.pause()
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
-                with pytest.raises(KeyboardInterrupt):
-                    broker.publish([message()], timeout_s=3)
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                with pytest.raises(Thrown):
+                    broker.publish([message()], timeout_s=20)
             finally:
                 signal.signal(signal.SIGALRM, before)
 
@@ -476,13 +494,13 @@ class TestOutages:
             broker = place.broker()
             broker.ping(timeout_s=3)
             server.pause()
-            killer = threading.Timer(0.3, server.kill)
+            killer = threading.Timer(1, server.kill)
             killer.start()
 
-            with unavailable(within_s=3, maybe_taken=True, match="closed|reset"):
-                broker.publish([message()], timeout_s=3)
+            with unavailable(within_s=10, maybe_taken=True, match="closed|reset"):
+                broker.publish([message()], timeout_s=10)
 
-            killer.join(10)
+            killer.join(30)
             server.start()
             broker.publish([message()], timeout_s=3)
             assert len(place.waiting()) == 1
@@ -508,7 +526,7 @@ def test_a_call_without_an_answer_ends_all_connections_that_were_idle_before_it(
     with Proxy(("127.0.0.1", parts.port)) as proxy:
         client = client_module.Client(f"redis://127.0.0.1:{proxy.port}/0")
         with ThreadPoolExecutor(3) as threads:
-            list(threads.map(lambda n: client.execute([("BLPOP", f"none{n}", 0.3)], timeout_s=5), range(3)))
+            list(threads.map(lambda n: client.execute([("BLPOP", f"none{n}", 0.5)], timeout_s=20), range(3)))
         proxy.freeze()
 
         with unavailable(within_s=0.5, maybe_taken=True, match="no answer in time"):
@@ -555,8 +573,7 @@ class TestRefusals:
         server = make_redis()
         with place_on(server.url) as place:
             broker = place.broker()
-            with ThreadPoolExecutor(4) as threads:
-                list(threads.map(lambda _: broker.publish([message()], timeout_s=3), range(50)))
+            connect_often(place, broker, 4)
             before = {client["id"] for client in place.client.client_list()}
             place.client.replicaof("127.0.0.1", free_port())
             with unavailable(within_s=3, maybe_taken=False, match="read-only replica"):
@@ -565,7 +582,7 @@ class TestRefusals:
 
             broker.publish([message()], timeout_s=3)
 
-            wait_until(lambda: connections(place) == 1, timeout_s=2, saw=place.client.client_list)
+            wait_until(lambda: connections(place) == 1, timeout_s=20, saw=place.client.client_list)
             assert len({client["id"] for client in place.client.client_list()} - before) == 1
 
     @named(CALLS)
@@ -581,19 +598,19 @@ class TestRefusals:
         thread = threading.Thread(target=spin)
         thread.start()
         try:
-            wait_until(lambda: is_busy(broken_place.client), timeout_s=10, saw=thread.is_alive)
+            wait_until(lambda: is_busy(broken_place.client), timeout_s=30, saw=thread.is_alive)
             with unavailable(within_s=3, maybe_taken=False, match="BUSY"):
                 call(broker, 3)
         finally:
             broken_place.client.script_kill()
-            thread.join(5)
+            thread.join(20)
 
         call(broker, 3)
 
     def test_loading_its_data(self, make_redis: Callable[..., PrivateRedis]) -> None:
         server = make_redis(
             appendonly=False,
-            extra_args=("--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024"),
+            extra_args=("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024"),  # 20 s
         )
         with place_on(server.url) as place:
             broker = place.broker()
@@ -606,12 +623,13 @@ class TestRefusals:
             starting = threading.Thread(target=server.start)
             starting.start()
             try:
-                wait_until(lambda: not_refused(server.port), timeout_s=5, saw=server.log)
+                wait_until(lambda: not_refused(server.port), timeout_s=20, saw=server.log)
                 for call in CALLS.values():
                     with unavailable(within_s=3, maybe_taken=False, match="loading its data"):
                         call(broker, 3)
+                server.command("CONFIG", "SET", "key-load-delay", "0")
             finally:
-                starting.join(30)
+                starting.join(60)
 
             broker.publish([message()], timeout_s=3)
             assert len(place.waiting()) == 1
@@ -917,7 +935,7 @@ def _speaking(replies: list[bytes]) -> Generator[int]:
 
     def answer(listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        with connection:
+        with connection, suppress(OSError):  # reset, where something was left unread
             for reply in replies:
                 if not connection.recv(65536):
                     return

@@ -24,6 +24,9 @@ from tests.servers import PrivateRedis
 
 _ID = re.compile(rb'"(?:message_)?id": ?"([^"]+)"')
 
+_BRIEF_S = 2.0
+"""A lease that is to end, and that is not lost before the next line is reached."""
+
 LAYOUTS = {"celery": (CELERY, CeleryWire), "dramatiq": (DRAMATIQ, DramatiqWire)}
 
 
@@ -31,7 +34,7 @@ class Place:
     """A namespace on a server, with its queues and any number of workers."""
 
     def __init__(self, url: str, engine: str, **given: Any) -> None:
-        found = {"url": f"{engine}+{url}", "namespace": f"t{time.time_ns()}", "lease": 0.3, **given}
+        found = {"url": f"{engine}+{url}", "namespace": f"t{time.time_ns()}", "lease": 60, **given}
         self.settings = load(found, environ={})[0]
         self.layout, make_wire = LAYOUTS[engine]
         self.wire: Any = make_wire(self.settings)
@@ -61,6 +64,10 @@ class Place:
             tag for key in self.client.scan_iter(f"{self.settings.namespace}*.held.*") for tag in self.client.hkeys(key)
         ]
 
+    def lapse(self, leases: Leases, worker: str = "") -> None:
+        """Have a worker be one that has not renewed its lease for longer than that lasts."""
+        self.client.zincrby(leases.leases_key, -2000 * self.settings.lease_s, worker or leases.worker)
+
     def close(self) -> None:
         for each in self._made:
             each.stop()
@@ -73,8 +80,13 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(redis_server: PrivateRedis, engine: str) -> Iterator[Place]:
-    made = Place(redis_server.url, engine)
+def lease_s() -> float:
+    return 60
+
+
+@pytest.fixture
+def place(redis_server: PrivateRedis, engine: str, lease_s: float) -> Iterator[Place]:
+    made = Place(redis_server.url, engine, lease=lease_s)
     yield made
     made.close()
 
@@ -89,7 +101,7 @@ def ids(taken: Sequence[Held]) -> list[str]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -222,10 +234,11 @@ class TestGivingBack:
                 take(leases, lists)
 
         monkeypatch.setattr(leases, "_carry_out", carry_out_and_take)
+        worker = leases.worker  # until it stops
         leases.stop()
         assert len(place.held()) == 1
 
-        time.sleep(0.4)
+        place.lapse(leases, worker)
         place.worker().beat()
 
         assert (sum(place.waiting()), place.held()) == (1, [])
@@ -269,17 +282,21 @@ class TestGivingBack:
 
 
 class TestLeases:
+    @pytest.fixture
+    def lease_s(self) -> float:
+        return _BRIEF_S
+
     def test_what_nobody_renews_goes_back_first_and_what_is_renewed_stays(self, place: Place) -> None:
         lost, waiting = place.put("critical"), place.put("critical")
         dead, leases, lists = place.worker(), place.worker(), place.lists()
         take(dead, lists)
-        time.sleep(0.4)
+        place.lapse(dead)
         leases.beat()
         (again,) = take(leases, lists)
         assert (ids([again]), again.suspect) == ([lost], True)
         other = place.worker()
         for _ in range(5):
-            time.sleep(0.15)
+            time.sleep(_BRIEF_S / 4)
             leases.beat()
             other.beat()
         (last,) = take(leases, lists)
@@ -292,12 +309,13 @@ class TestLeases:
         place.put()
         dead, busy, other, lists = place.worker(), place.worker(), place.worker(), place.lists()
         take(dead, lists)
+        place.lapse(dead)
         busy.start()
         wait_until(lambda: sum(place.waiting()))
         take(busy, lists)
         other.start()
 
-        time.sleep(1)
+        time.sleep(1.5 * _BRIEF_S)
 
         assert (sum(place.waiting()), len(place.held())) == (0, 1)
 
@@ -307,7 +325,7 @@ class TestLeases:
         alive, dead, leases = place.worker(), place.worker(), place.worker()
         lives, lost = take(alive, place.lists()), take(dead, place.lists())
         leases.beat()
-        time.sleep(0.4)  # nobody could renew anything, for longer than the lease
+        time.sleep(1.1 * _BRIEF_S)  # nobody could renew anything, for longer than the lease
 
         leases.beat()  # this one is the first to reach Redis again
 
@@ -372,7 +390,7 @@ class TestOutages:
 
     @pytest.fixture
     def place(self, server: PrivateRedis, engine: str) -> Iterator[Place]:
-        made = Place(server.url, engine, send_timeout=1)
+        made = Place(server.url, engine)
         yield made
         made.close()
 
@@ -420,7 +438,7 @@ class TestOddEntries:
         place.put()
         gone = place.worker()
         take(gone, place.lists())
-        time.sleep(0.4)
+        place.lapse(gone)
         return gone.held_prefix + gone.worker
 
     def letters(self, place: Place) -> list[DeadLetter]:
@@ -545,7 +563,7 @@ def test_what_can_not_be_read_comes_as_it_is_however_often(redis_server: Private
     place.client.lpush(place.wire.places("q")[0], raw)
     dead, leases = place.worker(), place.worker()
     take(dead, place.lists())
-    time.sleep(0.4)
+    place.lapse(dead)
     leases.beat()
 
     (again,) = take(leases, place.lists())

@@ -27,13 +27,13 @@ def test_health_is_asked_of_known_queues_only() -> None:
 @pytest.mark.parametrize("wire", [OneListWire, HashWire])
 def test_a_probe_is_withdrawn_with_its_signs(place: Place, wire: type[OneListWire]) -> None:
     broker = place.broker(wire)
-    probe = make_probe("default", now=time.time(), life_s=5)
-    broker.ask([probe], timeout_s=1)
-    broker.leave_signs([answer_sign(probe)], life_s=60, timeout_s=1)
+    probe = make_probe("default", now=time.time(), life_s=30)
+    broker.ask([probe], timeout_s=5)
+    broker.leave_signs([answer_sign(probe)], life_s=60, timeout_s=5)
     assert broker.counts(["default"]).waiting == {"default": 1}
-    assert broker.see_signs([answer_sign(probe), "other"], timeout_s=1) == {answer_sign(probe)}
+    assert broker.see_signs([answer_sign(probe), "other"], timeout_s=5) == {answer_sign(probe)}
 
-    broker.withdraw([probe], [answer_sign(probe)], timeout_s=1)
+    broker.withdraw([probe], [answer_sign(probe)], timeout_s=5)
     assert place.client.keys(f"{place.namespace}*") == []
 
 
@@ -42,22 +42,22 @@ def test_what_a_killed_asker_left_is_removed_by_the_next(place: Place, wire: typ
     broker = place.broker(wire)
     old, recent = (
         make_probe("default", now=time.time() - 100, life_s=5),
-        make_probe("default", now=time.time(), life_s=5),
+        make_probe("default", now=time.time(), life_s=30),
     )
-    broker.ask([old], timeout_s=1)
-    broker.ask([recent], timeout_s=1)
-    broker.ask([], timeout_s=1)
+    broker.ask([old], timeout_s=5)
+    broker.ask([recent], timeout_s=5)
+    broker.ask([], timeout_s=5)
     assert broker.counts(["default"]).waiting == {"default": 1}
 
-    broker.withdraw([recent], [answer_sign(recent)], timeout_s=1)
+    broker.withdraw([recent], [answer_sign(recent)], timeout_s=5)
     assert place.client.keys(f"{place.namespace}*") == []
 
 
 def test_one_who_asks_by_a_fast_clock_removes_nobody_elses_probe(place: Place) -> None:
     broker = place.broker()
-    theirs, mine = (make_probe("default", now=time.time() + ahead_s, life_s=5) for ahead_s in (0, 20))
-    broker.ask([theirs], timeout_s=1)
-    broker.ask([mine], timeout_s=1)
+    theirs, mine = (make_probe("default", now=time.time() + ahead_s, life_s=10) for ahead_s in (0, 20))
+    broker.ask([theirs], timeout_s=5)
+    broker.ask([mine], timeout_s=5)
     assert broker.counts(["default"]).waiting == {"default": 2}
 
 
@@ -73,18 +73,18 @@ def test_an_odd_note_on_a_probe_is_removed_and_carries_nothing_out(place: Place,
     broker = place.broker()
     place.client.hset(f"{place.namespace}:probes", "odd", note)
     place.client.set("precious", "kept")
-    probe = make_probe("default", now=time.time(), life_s=5)
-    broker.ask([probe], timeout_s=1)
-    broker.ask([], timeout_s=1)
+    probe = make_probe("default", now=time.time(), life_s=30)
+    broker.ask([probe], timeout_s=5)
+    broker.ask([], timeout_s=5)
     assert place.client.hkeys(f"{place.namespace}:probes") == [probe.id.encode()], "the one beside it is as it was"
-    broker.withdraw([probe], [], timeout_s=1)
+    broker.withdraw([probe], [], timeout_s=5)
     assert place.client.keys(f"{place.namespace}*") == []
     assert place.client.getdel("precious") == b"kept"
 
 
 def test_a_sign_is_seen_for_its_life_only(place: Place) -> None:
     broker = place.broker()
-    broker.leave_signs(["brief", "long"], life_s=0.2, timeout_s=1)
-    broker.leave_signs(["long"], life_s=30, timeout_s=1)
+    broker.leave_signs(["brief", "long"], life_s=0.2, timeout_s=5)
+    broker.leave_signs(["long"], life_s=30, timeout_s=5)
     time.sleep(0.3)
-    assert broker.see_signs(["brief", "long"], timeout_s=1) == {"long"}
+    assert broker.see_signs(["brief", "long"], timeout_s=5) == {"long"}

@@ -307,8 +307,15 @@ class TestEnds:
 class TestAwaiting:
     def test_one_that_is_given_up_leaves_nothing_behind(self) -> None:
         bridge = Bridge("inline://", namespace="waits")
-        gate = threading.Event()
-        handle = bridge.task(name="hold")(lambda: gate.wait(20)).send()
+        begun, gate = threading.Event(), threading.Event()
+
+        @bridge.task(name="hold")
+        def hold() -> bool:
+            begun.set()
+            return gate.wait(60)
+
+        handle = hold.send()
+        assert begun.wait(20)
 
         async def wait() -> None:
             waiting = asyncio.create_task(handle.aresult())

@@ -15,7 +15,7 @@ from taskbridge.engines.base import MOST_MEMORY
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.runner import Runs
 
-_LONGEST_S = 20.0
+_LONGEST_S = 60.0
 
 
 class Life(WorkerLife):

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskbridge import Discard, Retry, RetryPolicy
@@ -81,6 +81,7 @@ def test_a_retry_that_was_raised_from_an_error_has_that_error(attempt: int) -> N
     assert verdict.error is asked.__cause__
 
 
+@settings(deadline=None)
 @given(
     attempt=st.integers(1, 10**6),
     jitter=st.floats(0, 1),

@@ -33,7 +33,7 @@ def test_five_schedulers_that_are_killed_and_stopped_send_each_tick_once(redis_s
 
 def test_what_many_put_and_delete_at_once_is_there(redis_server: PrivateRedis) -> None:
     namespace = f"t{uuid4().hex[:10]}"
-    many_put_and_delete(lambda: Bridge(f"celery+{redis_server.url}", namespace=namespace))
+    many_put_and_delete(lambda: Bridge(f"celery+{redis_server.url}", namespace=namespace, send_timeout=60))
 
 
 @pytest.mark.slow
@@ -60,9 +60,11 @@ def test_what_was_due_while_redis_was_away_is_caught_up_as_it_is_set(redis_serve
             threads.append(threading.Thread(target=Scheduler(bridge).run, args=(stop,), daemon=True))
             threads[-1].start()
         time.sleep(5)
+        _wait_for_the_middle()
         proxy.cut()
         away = time.time()
         time.sleep(9)
+        _wait_for_the_middle()
         back = time.time()
         proxy.restore()
         deadline = time.monotonic() + 40
@@ -85,6 +87,11 @@ def test_what_was_due_while_redis_was_away_is_caught_up_as_it_is_set(redis_serve
     assert 3 <= entries["one"].missed <= entries["none"].missed
     # the latest that was missed is sent, right before the first that was not
     assert min(each for each in ran["one"] if each > away + 1) <= min(each for each in ran["none"] if each > away + 1)
+
+
+def _wait_for_the_middle() -> None:
+    """Wait until no tick is about to be sent, or has just been: they are due every 2 s."""
+    time.sleep((1 - time.time()) % 2)
 
 
 def _each_goes_on(sent: Sequence[tuple[str, float]], after: float) -> bool:

@@ -56,7 +56,7 @@ def refuses_connections(server: PrivateServer) -> bool:
 
 @contextmanager
 def redis_client(server: PrivateRedis) -> Generator[Any]:
-    with redis.Redis.from_url(server.url, socket_timeout=2, decode_responses=True) as client:
+    with redis.Redis.from_url(server.url, socket_timeout=20, decode_responses=True) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ class TestRedis:
             with pytest.raises(TimeoutError):
                 connection.recv(1)
             server.resume()
-            connection.settimeout(5)
+            connection.settimeout(20)
             assert connection.recv(64) == b"+PONG\r\n"
 
     def test_it_takes_further_arguments(self, make_redis: Callable[..., PrivateRedis]) -> None:
@@ -149,7 +149,7 @@ class TestRedis:
             "print(server._is_ready())\n"
         )
 
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90, check=True)
 
         assert done.stdout == "True\n"
         assert server.is_running
@@ -169,8 +169,10 @@ class TestTheEndOfTheProcessThatStartedIt:
     )
 
     def run_until_started(self, script: str, then: str) -> tuple[subprocess.Popen[str], Path]:
+        # Whoever is started in the background of a shell inherits that SIGINT is ignored.
+        heeding = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         process = subprocess.Popen(
-            [sys.executable, "-c", script + then],
+            [sys.executable, "-c", heeding + script + then],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -180,10 +182,10 @@ class TestTheEndOfTheProcessThatStartedIt:
 
     def assert_nothing_is_left(self, process: subprocess.Popen[str], folder: Path) -> None:
         with process:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         assert folder.name.startswith("taskbridge-")
-        wait_until(lambda: not processes_in(folder), timeout_s=5, what=f"the end of {processes_in(folder)}")
-        wait_until(lambda: not folder.exists(), timeout_s=5, what="the removal of its folder")
+        wait_until(lambda: not processes_in(folder), timeout_s=30, what=f"the end of {processes_in(folder)}")
+        wait_until(lambda: not folder.exists(), timeout_s=30, what="the removal of its folder")
 
     @pytest.mark.parametrize("then", ["", "raise RuntimeError", "raise KeyboardInterrupt", "raise SystemExit(3)"])
     def test_its_exit_ends_the_server(self, then: str) -> None:
@@ -254,7 +256,7 @@ class TestPorts:
     def given_to_another(self, wished_for: int) -> int:
         """Return which port another process gets, which would have liked to have this one."""
         command = [sys.executable, "-c", self.SCRIPT, str(wished_for)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
         return int(done.stdout)
 
     def test_no_other_process_gets_one_while_the_process_that_has_it_lives(self) -> None:

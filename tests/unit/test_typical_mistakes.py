@@ -310,11 +310,18 @@ def test_10_whoever_waits_for_a_result_that_nobody_makes_is_told(
     here = bridge(f"celery+{redis_server.url}", namespace="nobody")
     handle = here.task(name="shop.mail")(plain).send(1)
 
-    with pytest.raises(ResultTimeout), caplog.at_level(logging.WARNING, "taskbridge.results"):
-        handle.result(timeout=8)
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "taskbridge.results"]
+
+    with caplog.at_level(logging.WARNING, "taskbridge.results"):
+        with pytest.raises(ResultTimeout):
+            handle.result(timeout=3)
+        deadline = time.monotonic() + 30  # a queue is asked for 5 s whether anybody consumes it
+        while not told() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     here.close()
-    assert [record.getMessage() for record in caplog.records if record.name == "taskbridge.results"] == [
+    assert told() == [
         f"the result of message {handle.id} is waited for, and no worker consumes its queue 'default': start one for it"
     ]
 
@@ -362,7 +369,7 @@ def working(folder: Path, *options: str, **variables: str) -> Generator[Callable
     log = folder / "worker.log"
 
     def wait_for(text: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while text not in log.read_text():
             assert time.monotonic() < deadline, f"it should say {text!r}:\n{log.read_text()}"
             time.sleep(0.05)
@@ -373,7 +380,7 @@ def working(folder: Path, *options: str, **variables: str) -> Generator[Callable
     try:
         yield wait_for
         worker.terminate()
-        worker.wait(30)
+        worker.wait(60)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
@@ -387,7 +394,7 @@ def test_7_a_worker_whose_virtual_host_is_missing_names_it(
     (tmp_path / "shop.py").write_text(SHOP)
     url = f"{engine}+amqp://guest:guest@127.0.0.1:{rabbitmq_server.port}/nowhere"
 
-    checked = runner(tmp_path)("check", "shop", "--url", url)
+    checked = runner(tmp_path, TASKBRIDGE_SEND_TIMEOUT="30")("check", "shop", "--url", url)
 
     assert checked.returncode == 2
     assert "vhost nowhere not found" in checked.stdout
@@ -409,8 +416,8 @@ def test_a_wrong_password_is_told_by_check_and_by_send(
     (tmp_path / "shop.py").write_text(SHOP)
     url = f"celery+{_url_with_a_wrong_password(kind, request)}"
 
-    checked = runner(tmp_path)("check", "shop", "--url", url)
-    with closing(bridge(url)) as here, pytest.raises(TaskBridgeError) as refused:
+    checked = runner(tmp_path, TASKBRIDGE_SEND_TIMEOUT="30")("check", "shop", "--url", url)
+    with closing(bridge(url, send_timeout=30)) as here, pytest.raises(TaskBridgeError) as refused:
         here.task(name="shop.mail")(plain).send(1)
 
     assert (checked.returncode, says in checked.stdout, says in str(refused.value)) == (2, True, True), checked.stdout
@@ -427,7 +434,7 @@ def test_a_queue_whose_workers_consume_others_is_told_by_health(
 
     with working(tmp_path, *options, "--queues", "email", **settings) as wait_for:
         wait_for("taskbridge: ready\n")
-        told = runner(tmp_path)("health", "shop", *options, "--timeout", "5", **settings)
+        told = runner(tmp_path)("health", "shop", *options, "--timeout", "15", **settings)
 
     assert told.returncode == 1
     assert told.stdout == "default: silent: no worker consumes it\nemail: consumed\n"
