@@ -41,10 +41,10 @@ def again() -> int:
 
 USE = """
 import shop
-handles = [shop.add.send(1, 2), shop.again.send(), shop.add.schedule(0.2, 1, 2)]
-print([each.result(timeout=30) for each in handles])
+handles = [shop.add.send(1, 2), shop.again.send(), shop.add.schedule(2, 1, 2)]  # one is waited for
+print([each.result(timeout=90) for each in handles])
 shop.add.schedule(60, 1, 1).cancel()
-assert shop.bridge.health(timeout=30).is_well
+assert shop.bridge.health(timeout=60).is_well
 """
 
 
@@ -67,7 +67,7 @@ def shop_on(url: str, folder: Path) -> Generator[dict[str, str]]:
 def use(folder: Path, env: dict[str, str]) -> str:
     """Send, and return what is printed and logged."""
     done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", USE], cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, f"{done.stderr}\n{(folder / 'worker.log').read_text()}"
     assert "[3, 2, 3]" in done.stdout
