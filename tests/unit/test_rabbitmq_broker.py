@@ -1003,8 +1003,9 @@ class TestDeadLetters:
 
     def test_they_are_forgotten_after_dead_ttl(self, place: Place) -> None:
         broker = place.broker(dead_ttl=3)
+        began = time.monotonic()
         broker.bury(a_letter(), timeout_s=PATIENCE_S)
-        assert broker.counts([]).dead == 1
+        assert broker.counts([]).dead == 1 or time.monotonic() - began > 3
 
         wait_until(lambda: broker.counts([]).dead == 0, timeout_s=PATIENCE_S, what="the letter to be forgotten")
         assert broker.dead_letters() == []
@@ -1056,9 +1057,10 @@ class TestDeadLetters:
         size = log.stat().st_size
 
         def lines() -> list[str]:
-            return [line for line in log.read_text()[size:].splitlines() if place.namespace in line]
+            written = log.read_bytes()[size:].decode(errors="replace")
+            return [line for line in written.splitlines() if place.namespace in line]
 
-        for delay_s, delayed in ((1, 1), (60, 2), (1, 3)):
+        for delay_s, delayed in ((100, 1), (1000, 2), (100, 3)):  # nothing moves on to its next level meanwhile
             broker.park([(a_message(), delay_s)], timeout_s=PATIENCE_S)
             assert broker.counts(["email", "sms"]).delayed == delayed
             assert broker.dead_letters() == []
