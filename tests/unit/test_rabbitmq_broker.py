@@ -752,14 +752,15 @@ class TestThePump:
     def test_what_a_newer_release_parked_waits_on(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
         broker = place.broker()
         broker.park([(a_message(1), 1), (a_message(2), 30)], timeout_s=PATIENCE_S)
-        self.put_due(place, a_message().dumps().replace('"form":1', '"form":99').encode())
-
-        place.pumping(broker)
-
         with place.channel() as channel:
             level = f"{place.namespace}.delay.4"  # 30 s begin with 16
+            channel.queue_purge(level)
+            self.put_due(place, a_message().dumps().replace('"form":1', '"form":99').encode())
+
+            place.pumping(broker)
+
             wait_until(
-                lambda: channel.queue_declare(level, passive=True).method.message_count == 2,
+                lambda: channel.queue_declare(level, passive=True).method.message_count == 1,
                 timeout_s=PATIENCE_S,
                 what="it waits as well",
             )
