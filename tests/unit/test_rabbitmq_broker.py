@@ -868,7 +868,15 @@ class TestThePump:
 
     def test_messages_of_an_engine_with_a_pump_are_left_alone(self, place: Place) -> None:
         celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        celery.park([(a_message(), 3600)], timeout_s=PATIENCE_S)  # which makes the queues of what is due
         place.pumping(celery)
+        with place.channel() as channel:
+            due = f"{place.namespace}.due.celery"
+            wait_until(
+                lambda: channel.queue_declare(due, passive=True).method.consumer_count == 1,
+                timeout_s=PATIENCE_S,
+                what="the pump listens",
+            )
         place.pumping(dramatiq)
         time.sleep(4)  # longer than it takes to find an engine without a pump
         celery.park([(a_message(number), 1) for number in range(300)], timeout_s=PATIENCE_S)
