@@ -523,20 +523,24 @@ class TestWaiting:
         broker = fragile.broker()
         broker.publish([a_message(0)], timeout_s=PATIENCE_S)
 
+        resume = threading.Timer(0.7, fragile.server.resume)
+
         def send(*_: object) -> None:
+            resume.start()
             broker.publish([a_message(1)], timeout_s=PATIENCE_S)
 
         before = signal.signal(signal.SIGALRM, send)
-        resume = threading.Timer(1.0, fragile.server.resume)
         fragile.server.pause()
         try:
-            resume.start()
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with takes(0.9, 5):
+            with takes(0.9, UNHINDERED_S):
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
                 broker.publish([a_message(2)], timeout_s=PATIENCE_S)
         finally:
-            resume.join()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            fragile.server.resume()
+            if resume.ident is not None:
+                resume.join()
 
         found = Counter(body for _, body in fragile.take_all(fragile.queue()))
         assert found == {b"[%d]" % number: 1 for number in range(3)}
