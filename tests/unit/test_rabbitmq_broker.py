@@ -839,10 +839,26 @@ class TestThePump:
         with place.channel() as channel:
             return int(channel.queue_declare(f"{place.namespace}.due.celery", passive=True).method.message_count)
 
-    def test_two_engines_each_publish_their_own(self, place: Place) -> None:
-        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+    def both_pump(self, place: Place, celery: Broker, dramatiq: Broker) -> None:
+        """Pump for two engines, and return when both pumps listen: what is due before, another engine's may publish."""
+        celery.park([(a_message(), 3600)], timeout_s=PATIENCE_S)  # which makes the queues of what is due
         place.pumping(celery)
         place.pumping(dramatiq)
+
+        def listen(channel: Any, engine: str) -> bool:
+            due = channel.queue_declare(f"{place.namespace}.due.{engine}", passive=True)
+            return int(due.method.consumer_count) == 1
+
+        with place.channel() as channel:
+            wait_until(
+                lambda: all(listen(channel, engine) for engine in ("celery", "dramatiq")),
+                timeout_s=PATIENCE_S,
+                what="both pumps listen",
+            )
+
+    def test_two_engines_each_publish_their_own(self, place: Place) -> None:
+        celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
+        self.both_pump(place, celery, dramatiq)
         for number in range(20):
             celery.park([(a_message(number), 1)], timeout_s=PATIENCE_S)
             dramatiq.park([(a_message(100 + number), 1)], timeout_s=PATIENCE_S)
@@ -899,16 +915,7 @@ class TestThePump:
 
     def test_messages_of_an_engine_with_a_pump_are_left_alone(self, place: Place) -> None:
         celery, dramatiq = place.broker("celery"), place.broker("dramatiq")
-        celery.park([(a_message(), 3600)], timeout_s=PATIENCE_S)  # which makes the queues of what is due
-        place.pumping(celery)
-        with place.channel() as channel:
-            due = f"{place.namespace}.due.celery"
-            wait_until(
-                lambda: channel.queue_declare(due, passive=True).method.consumer_count == 1,
-                timeout_s=PATIENCE_S,
-                what="the pump listens",
-            )
-        place.pumping(dramatiq)
+        self.both_pump(place, celery, dramatiq)
         time.sleep(4)  # longer than it takes to find an engine without a pump
         celery.park([(a_message(number), 1) for number in range(300)], timeout_s=PATIENCE_S)
 
