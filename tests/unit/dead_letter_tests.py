@@ -17,7 +17,8 @@ from taskbridge.message import DeadLetter, Message, new_id
 LETTERS = 1000
 KILLS = 6
 LONGEST_STEPS = 40
-LONGEST_S = 60.0
+LONGEST_S = 240.0
+PATIENCE_S = 60.0
 
 # A few letters a step, so that a kill meets the replayer in any of hundreds of places. It sets its own alarm, which
 # nobody handles, at one of the steps: another process may be so late on a loaded machine that all is done.
@@ -45,7 +46,7 @@ else:
     from taskbridge.brokers.rabbitmq import dead_letter_queue
     dead_letter_queue.TOGETHER = 5
     dead_letter_queue._commit = deadly(dead_letter_queue._commit)
-Bridge(sys.argv[1], namespace=sys.argv[2]).dead.replay_all()
+Bridge(sys.argv[1], namespace=sys.argv[2], send_timeout=60).dead.replay_all()
 """
 
 
@@ -66,7 +67,7 @@ def bury(bridge: Bridge, number: int = LETTERS) -> list[str]:
     """Bury letters of messages that were never sent, and return their ids."""
     ids = [new_id() for _ in range(number)]
     for each in ids:
-        bridge.broker.bury(letter(each), timeout_s=5)
+        bridge.broker.bury(letter(each), timeout_s=PATIENCE_S)
     return ids
 
 

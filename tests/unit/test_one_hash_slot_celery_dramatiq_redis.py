@@ -64,7 +64,7 @@ try:
 except Exception as exc:
     print(type(exc).__name__)
 assert len(shop.bridge.dead.list().entries) == 1
-assert shop.bridge.health(timeout=30).is_well
+assert shop.bridge.health(timeout=60).is_well
 shop.bridge.dead.purge([each.id for each in shop.bridge.dead.list().entries])
 shop.bridge.close()
 """
@@ -83,7 +83,7 @@ def test_all_keys_of_a_run_share_one_hash_slot(engine: str, tmp_path: Path) -> N
                 env=env,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
                 check=False,
             )
             log = (tmp_path / "worker.log").read_text()

@@ -67,8 +67,8 @@ def test_as_many_workers_start_at_a_time_as_there_are_cores(monkeypatch: pytest.
 
     def start() -> None:
         with starting():
-            both_are_in.wait(10)
-            over.wait(10)
+            both_are_in.wait(60)
+            over.wait(60)
 
     def third() -> None:
         with starting():
@@ -77,11 +77,11 @@ def test_as_many_workers_start_at_a_time_as_there_are_cores(monkeypatch: pytest.
     threads = [threading.Thread(target=start) for _ in range(2)]
     for thread in threads:
         thread.start()
-    both_are_in.wait(10)
+    both_are_in.wait(60)
     threads.append(threading.Thread(target=third))
     threads[-1].start()
     assert not third_is_in.wait(0.2)
     over.set()
-    assert third_is_in.wait(10)
+    assert third_is_in.wait(60)
     for thread in threads:
-        thread.join(10)
+        thread.join(60)

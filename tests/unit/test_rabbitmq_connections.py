@@ -21,7 +21,7 @@ from taskbridge.brokers.rabbitmq.pool import Pool
 from tests.servers import PrivateRabbitMQ
 from tests.unit import dramatiq_shop
 from tests.unit.test_celery_workers_redis_rabbitmq import Shop as CeleryShop
-from tests.unit.test_rabbitmq_broker import own_ports
+from tests.unit.test_rabbitmq_broker import PATIENCE_S, own_ports
 
 MOST = 8
 TASKS = 40
@@ -55,12 +55,13 @@ def test_a_worker_at_rest_has_few_connections(
     with engine(rabbitmq_server, tmp_path) as (leader, bridge, send):
         for number in range(TASKS):  # each is parked twice, and buried: from all threads at once
             send(number)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 3 * PATIENCE_S
         while bridge.counts().dead < TASKS:
             assert time.monotonic() < deadline, bridge.counts()
             time.sleep(0.1)
 
         counted = {0: 0}
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             counted = {pid: len(own_ports(rabbitmq_server.port, pid)) for pid in _processes(leader)}
             if 0 < max(counted.values()) <= MOST:
@@ -72,7 +73,7 @@ def test_a_worker_at_rest_has_few_connections(
 
 
 def test_a_call_without_an_answer_gives_idle_connections_up_too(rabbitmq_server: PrivateRabbitMQ) -> None:
-    pool, deadline = Pool(Hosts([pika.URLParameters(rabbitmq_server.url)])), Deadline(10.0)
+    pool, deadline = Pool(Hosts([pika.URLParameters(rabbitmq_server.url)])), Deadline(PATIENCE_S)
 
     def use_two() -> list[Connection]:
         return pool.use(lambda one: [one.connection, pool.use(lambda two: two.connection, deadline)], deadline)
@@ -92,7 +93,7 @@ def test_a_call_without_an_answer_gives_idle_connections_up_too(rabbitmq_server:
 def test_a_channel_of_a_connection_that_is_lost_as_it_is_opened_is_refused(
     rabbitmq_server: PrivateRabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Hosts([pika.URLParameters(rabbitmq_server.url)]).connect(Deadline(10.0))
+    connection = Hosts([pika.URLParameters(rabbitmq_server.url)]).connect(Deadline(PATIENCE_S))
 
     class Losing:
         """The lock of those who send, which another thread has, whose send fails."""

@@ -19,11 +19,13 @@ from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedO
 from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.settings import parse_url
 from tests.certificates import Certificates
 from tests.servers import PrivateRabbitMQ
 
 TOLERANCE = 1.1
+PATIENCE_S = 60.0
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def hosts(*ports: int, query: str = "") -> Hosts:
     return Hosts.of(parse_url(f"celery+amqp://guest:guest@{places}/%2F{query}"))
 
 
-def port_of(found: Hosts, timeout_s: float = 5.0) -> int:
+def port_of(found: Hosts, timeout_s: float = PATIENCE_S) -> int:
     connection = found.connect(Deadline(timeout_s))
     connection.close()
     return int(connection.where.rpartition(":")[2])
@@ -58,22 +60,21 @@ def test_a_silent_host_has_its_share_of_the_time(rabbitmq_server: PrivateRabbitM
         found = hosts(port, rabbitmq_server.port)
         begun_at = time.monotonic()
 
-        assert port_of(found, timeout_s=3.0) == rabbitmq_server.port
-        assert 1.4 < time.monotonic() - begun_at < 3.0
+        assert port_of(found, timeout_s=12.0) == rabbitmq_server.port
+        assert 5.9 < time.monotonic() - begun_at < 12.0
         begun_at = time.monotonic()
-        assert port_of(found, timeout_s=3.0) == rabbitmq_server.port
-        assert time.monotonic() - begun_at < 1.4
+        assert port_of(found, timeout_s=12.0) == rabbitmq_server.port
+        assert time.monotonic() - begun_at < 5.9
 
 
 def test_if_no_host_answers_the_error_names_each_and_comes_in_time() -> None:
-    refused = free_port()
+    refused, other = free_port(), free_port()
     with silent() as port:
-        begun_at = time.monotonic()
-        with pytest.raises(TimedOutError, match=rf":{refused}.*; .*:{port}"):
+        with Stopwatch() as watch, pytest.raises(TimedOutError, match=rf":{refused}.*; .*:{port}"):
             hosts(refused, port).connect(Deadline(1.0))
-        assert time.monotonic() - begun_at < TOLERANCE
-    with pytest.raises(ClientError, match=rf":{refused}.*; .*:{port}"):
-        hosts(refused, port).connect(Deadline(1.0))
+        assert watch.took_s < TOLERANCE
+    with pytest.raises(ClientError, match=rf":{refused}.*; .*:{other}"):
+        hosts(refused, other).connect(Deadline(1.0))
 
 
 def test_it_is_told_whether_another_attempt_may_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +104,10 @@ def test_whether_priorities_are_kept_is_asked_once(rabbitmq_server: PrivateRabbi
     url = f"celery+amqp://guest:guest@127.0.0.1:{rabbitmq_server.port}/%2F"
     with closing(Bridge(url, namespace="versions", queue_type="quorum")) as bridge:
         broker: Any = bridge.broker
-        told = broker.keeps_priorities("default", timeout_s=5)
+        told = broker.keeps_priorities("default", timeout_s=PATIENCE_S)
         broker._looker.close()
         broker._looker.use = None  # it would be an error to ask again
-        assert broker.keeps_priorities("default", timeout_s=5) == told
+        assert broker.keeps_priorities("default", timeout_s=PATIENCE_S) == told
 
 
 def test_all_hosts_are_tried_as_often_as_the_url_says(rabbitmq_server: PrivateRabbitMQ) -> None:
@@ -114,22 +115,24 @@ def test_all_hosts_are_tried_as_often_as_the_url_says(rabbitmq_server: PrivateRa
     with pytest.raises(ClientError):
         hosts(first, second.port).connect(Deadline(2.0))
     with ExitStack() as stack:
-        threading.Timer(0.5, stack.enter_context, (second,)).start()
-        assert port_of(hosts(first, second.port, query="?connection_attempts=50&retry_delay=0.1")) == second.port
+        later = threading.Timer(0.5, stack.enter_context, (second,))
+        later.start()
+        assert port_of(hosts(first, second.port, query="?connection_attempts=500&retry_delay=0.1")) == second.port
+        later.join()  # so that the proxy ends with the stack
 
 
 def test_a_send_goes_on_with_another_host_when_its_own_goes_away(rabbitmq_server: PrivateRabbitMQ) -> None:
     place = ("127.0.0.1", rabbitmq_server.port)
     with Proxy(place) as first, Proxy(place) as second:
         url = f"celery+amqp://guest:guest@127.0.0.1:{first.port},127.0.0.1:{second.port}/%2F"
-        with closing(Bridge(url, namespace=f"hosts{first.port}", send_timeout=5)) as bridge:
+        with closing(Bridge(url, namespace=f"hosts{first.port}", send_timeout=PATIENCE_S)) as bridge:
             task = bridge.task(name="shop.note")(lambda: None)
             task.send()
             first.cut()
             begun_at = time.monotonic()
             task.send()
-            task.schedule(30)
-            assert time.monotonic() - begun_at < 5 * TOLERANCE
+            task.schedule(3000)
+            assert time.monotonic() - begun_at < PATIENCE_S / 2, "it waits for no host that is gone"
             assert bridge.counts().waiting["default"] == 2
             second.cut()
             with pytest.raises(

@@ -24,7 +24,7 @@ def quorum_host(rabbitmq_server: PrivateRabbitMQ) -> Iterator[str]:
     rabbitmq_server.ctl("add_vhost", name, "--default-queue-type", "quorum")
     rabbitmq_server.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
     yield name
-    rabbitmq_server.ctl("delete_vhost", name)
+    rabbitmq_server.ctl("delete_vhost", name, timeout_s=240.0)
 
 
 def _consume_with_celery(bridge: Bridge) -> None:
@@ -61,8 +61,11 @@ _SEND: Mapping[str, Callable[[Bridge], None]] = {"celery": _send_with_celery, "d
 
 def test_all_queues_are_declared_with_their_type(rabbitmq_server: PrivateRabbitMQ, quorum_host: str) -> None:
     url = rabbitmq_server.url.replace("%2F", quote(quorum_host, safe=""))
+    patient: dict[str, Any] = {"send_timeout": 60}  # a dozen quorum queues are made at once
     for number, (engine, first) in enumerate(product(_CONSUME, ("sent", "sent natively", "consumed"))):
-        with closing(Bridge(f"{engine}+{url}", namespace=f"types{number}", queues=["email", "native"])) as bridge:
+        with closing(
+            Bridge(f"{engine}+{url}", namespace=f"types{number}", queues=["email", "native"], **patient)
+        ) as bridge:
             mail = bridge.task(name="shop.mail", queue="native")(lambda number: number)
             if first == "sent":
                 mail.send(1)

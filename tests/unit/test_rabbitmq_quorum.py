@@ -24,6 +24,9 @@ from taskbridge.message import DeadLetter, Message, new_id
 from tests.servers import PrivateRabbitMQ
 from tests.unit.command_line import runner
 from tests.unit.dead_letter_tests import bury
+from tests.unit.test_rabbitmq_broker import wait_until
+
+PATIENCE_S = 60.0
 
 URGENT = """
 from taskbridge import task
@@ -42,7 +45,8 @@ class Place:
         self._stack = stack
 
     def bridge(self, engine: str = "celery", **settings: Any) -> Bridge:
-        given: dict[str, Any] = {"queue_type": "quorum", "namespace": self.namespace, **settings}
+        given: dict[str, Any] = {"queue_type": "quorum", "namespace": self.namespace, "send_timeout": PATIENCE_S}
+        given |= settings
         return self._stack.enter_context(closing(Bridge(f"{engine}+{self.server.url}", **given)))
 
     def policy(self, pattern: str, definition: Mapping[str, object]) -> None:
@@ -154,7 +158,7 @@ def test_priorities_that_are_not_kept_keep_check_and_workers_from_being_well(
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_a_full_quorum_queue_refuses(place: Place, engine: str) -> None:
     place.policy(rf"\.{engine}\.", {"max-length": 20})
-    bridge = place.bridge(engine, send_timeout=2)
+    bridge = place.bridge(engine)
     note = bridge.task(name="shop.note")(lambda: None)
 
     refused: list[BrokerUnavailable] = []
@@ -185,14 +189,14 @@ def test_what_is_given_back_often_is_not_dropped(place: Place) -> None:
                 delivered = channel.basic_get(f"{place.namespace}.celery.default")[0]
             channel.basic_reject(delivered.delivery_tag, requeue=True)
 
-    assert bridge.counts().waiting["default"] == 1
+    wait_until(lambda: bridge.counts().waiting["default"] == 1, timeout_s=PATIENCE_S, what="it waits again")
 
 
 def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) -> None:
     bridge = place.bridge()
     letters = [DeadLetter(message=a_message(number), reason="exhausted", died_at=float(number)) for number in range(50)]
     for letter in letters:
-        bridge.broker.bury(letter, timeout_s=5)
+        bridge.broker.bury(letter, timeout_s=PATIENCE_S)
     found: list[list[str]] = []
 
     def read() -> None:
@@ -203,7 +207,7 @@ def test_dead_letters_of_a_quorum_queue_are_read_by_one_at_a_time(place: Place) 
     for reader in readers:
         reader.start()
     for reader in readers:
-        reader.join(30)
+        reader.join(4 * PATIENCE_S)
 
     assert found == [[letter.id for letter in letters]] * 6
     purged = bridge.dead.purge([letter.id for letter in letters[:20]])
@@ -216,10 +220,10 @@ def test_more_dead_letters_than_a_quorum_queue_delivers_without_a_limit(
     place: Place, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(dead_letter_queue, "_MOST_UNACKNOWLEDGED", most)
-    bridge = place.bridge(send_timeout=30)
+    bridge = place.bridge()
     broker: Any = bridge.broker
     letters = [DeadLetter(message=a_message(n), reason="exhausted", died_at=float(n)) for n in range(2500)]
-    broker._deliver(map(broker._encoder.letter, letters), Deadline(60))
+    broker._deliver(map(broker._encoder.letter, letters), Deadline(4 * PATIENCE_S))
 
     assert [letter.id for letter in bridge.broker.dead_letters()] == [letter.id for letter in letters]
     assert len(bridge.dead.purge_all()) == 2500
