@@ -38,6 +38,11 @@ _RELAYED_S: Final = 1.0
 """How soon an outbox publishes what its sender has left there."""
 
 
+def _relayed_s(h: Harness, delay_s: float = 0.0) -> float:
+    """Return how soon what waits in an outbox starts: it is published (rule OB1), and then taken (rule D2)."""
+    return _RELAYED_S + h.target.latest_s(delay_s)
+
+
 def _call(*steps: Step) -> list[dict[str, Any]]:
     return [step.plain() for step in steps or (RETURN,)]
 
@@ -224,7 +229,7 @@ def one_follows_with_the_latest_arguments(h: Harness) -> None:
     h.tasks.open("after")
     ended = h.ends(h.final(first.id)[0].id or first.id)[-1].at
     took_s = h.started(second.id).at - ended
-    h.in_time("the start of what follows", took_s, _RELAYED_S)
+    h.in_time("the start of what follows", took_s, _relayed_s(h))
     h.finished(second.id)
     h.equal("with what it ran", _marks(h, second), ["third"])
 
@@ -324,7 +329,7 @@ def what_is_in_the_outbox_is_published(h: Harness) -> None:
         h.equal("whether it is there", handle.is_new, False)
         item = h.own(handle, plan)
         took_s = h.started(item.id).at - item.before
-        h.in_time("its start", took_s, _RELAYED_S + h.target.latest_s(delay_s))
+        h.in_time("its start", took_s, _relayed_s(h, delay_s))
         h.check(took_s >= delay_s - 1.0, f"it should start after {delay_s:g} s, but took {took_s:.3f} s")
         h.finished(item.id)
         h.equal("its starts", len(h.starts(item.id)), 1)
@@ -374,7 +379,8 @@ tasks.unique["skip"].send([{step}], "{key}")
             return [item.id] if is_new else []
 
         if (place, after) != moments[0]:
-            h.in_time(f"the start after {place}", h.until(runs, f"a run of key {number}")[0].at - killed_at, _RELAYED_S)
+            start = h.until(runs, f"a run of key {number}")[0]
+            h.in_time(f"the start after {place}", start.at - killed_at, _relayed_s(h))
         h.finished(*h.until(send_next, f"key {number} to be free"))
         seen = [start.data["mark"] for start in runs()]
         h.equal(f"what ran of key {number}", seen, ["next"] if (place, after) == moments[0] else ["", "next"])
