@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
-from taskbridge.contract.environment import Environment, EnvironmentSpec, WorkerChoices
+from taskbridge.contract.environment import SEND_TIMEOUT_S, Environment, EnvironmentSpec, WorkerChoices
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.probe import END, START, Record
@@ -277,7 +277,7 @@ class Harness:
         self._bridges.append(bridge)
         return bridge
 
-    def tasks_by(self, url: str, *, send_timeout_s: float = 5.0, **settings: Any) -> Tasks:
+    def tasks_by(self, url: str, *, send_timeout_s: float = SEND_TIMEOUT_S, **settings: Any) -> Tasks:
         """Return the contract's tasks on another bridge, which goes another way to the same broker."""
         bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s, **settings)
         self._bridges.append(bridge)
