@@ -105,7 +105,7 @@ def worker_stopping_comes_last(h: Harness) -> None:
     worker.terminate()
     h.pause(_LATE_S)
     h.tasks.open("long")
-    code = worker.wait(h.spec.grace_s)
+    code = worker.wait(h.spec.grace_s + h.patience_s)
     h.equal("the exit code of a worker that was told to stop", code, 0)
     told = [record for record in h.environment.records.all() if record.kind == "worker_stopping"]
     h.equal("the worker_stopping hooks", len(told), 1)
