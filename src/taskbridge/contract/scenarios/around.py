@@ -18,6 +18,7 @@ from taskbridge.contract.registry import (
     with_records,
 )
 from taskbridge.contract.scenarios.results import outcome_of, result_of, status_of, until_it_is
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.tasks import AROUND, MATCHED
 
 _HOOKS: Final = ("before_send", "after_send", MATCHED)
@@ -104,10 +105,13 @@ def a_task_sees_that_its_worker_stops(h: Harness) -> None:
         (item,) = h.begin(Plan(steps=(Step(until_stopping=True),)))
         h.pause(0.5)
         h.equal("its end before the worker was told", h.ends(item.id), [])
-        told_at = h.bridge.now()
-        h.stop(worker)
+        with Stopwatch() as watch:
+            told_at = h.bridge.now()
+            h.stop(worker)
+            stopped_at = h.bridge.now()
         h.equal("its end", [end.data["ending"] for end in h.ends(item.id)], ["returned"])
-        h.in_time("its end", h.ends(item.id)[0].at - told_at, _SOON_S)
+        stalled_s = stopped_at - told_at - watch.took_s
+        h.in_time("its end", h.ends(item.id)[0].at - told_at - stalled_s, _SOON_S)
         h.equal("how its message ended", h.final(item.id)[0].kind, "succeeded")
 
 
@@ -120,7 +124,10 @@ def _until_progress(h: Harness, item: Sent, done: float, total: float | None, no
         seen = status.progress and (status.progress.done, status.progress.total, status.progress.note)
         return [status] if seen == (done, total, note) else []
 
-    return h.until(told, f"a progress of {done:g}", within_s=_SOON_S + h.slack_s)[0]
+    with Stopwatch() as watch:
+        found = h.until(told, f"a progress of {done:g}")[0]
+    h.in_time("the news of it", watch.took_s, _SOON_S)
+    return found
 
 
 @scenario("PG", on=(RECORDED,), where=with_records)

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from taskbridge import BrokerUnavailable, SendError
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.harness import Harness, Sent
+from taskbridge.contract.harness import STOP_S, Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, fail, hold
 from taskbridge.contract.registry import ALONE, SHORT_GRACE_AND_LEASE, STORED, scenario, with_a_server
 from taskbridge.contract.stopwatch import Stopwatch
@@ -39,8 +39,6 @@ _MOST_REFUSALS: Final = 4
 RabbitMQ, which all others use too, confirms nothing."""
 
 _LASTS_S: Final = 2.0
-
-_AFTER_GRACE_S: Final = 5.0
 
 _HELD_S: Final = 0.5
 """A worker has fetched by then what it fetches ahead."""
@@ -244,9 +242,7 @@ def workers_stop_without_their_broker(h: Harness) -> None:
         for worker in workers:  # one after the other: else they hold up each other
             h.environment.note_end(worker)
             worker.terminate()
-            code = worker.wait(h.spec.grace_s + _AFTER_GRACE_S + h.slack_s)
-            what = "a worker that was told to stop should end in time, with code 0"
-            h.check(code == 0, f"{what}, not {code}\n{worker.log()}")
+            h.ends_in_time(worker, h.spec.grace_s + STOP_S)
     h.tasks.open("held")
     h.start_worker(threads=2)
     h.finished(*(sent.id for sent in held), within_s=h.spec.lease_s + h.patience_s)
