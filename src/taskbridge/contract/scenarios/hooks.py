@@ -24,8 +24,8 @@ def hooks_are_called(h: Harness) -> None:
     )
     later = h.send(Plan(steps=(RETURN,), delay_s=0.4))
     h.final(later.id)
-    told = [record.data["delay_s"] for kind in ("before_send", "after_send") for record in h.records(later.id, kind)]
-    h.equal("the delays that the sending hooks were told", told, [0.4, 0.4])
+    delays = [record.data["delay_s"] for kind in ("before_send", "after_send") for record in h.records(later.id, kind)]
+    h.equal("the delays that the sending hooks were told", delays, [0.4, 0.4])
     results = [record.data["result"] for record in h.records(good.id, "succeeded")]
     h.equal("the result", results, [f"result of {good.id}"])
     h.equal("the error of a retry", h.records(good.id, "retrying")[0].data["error"], "TransientError")
