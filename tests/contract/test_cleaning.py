@@ -50,7 +50,7 @@ def test_few_channels_on_the_host_that_answers_are_enough(rabbitmq_server: Priva
     namespace = f"{PREFIX}{secrets.token_hex(5)}"
     hosts = f"127.0.0.1:{free_port()},127.0.0.1:{rabbitmq_server.port}"
     target = Target.of(f"celery+amqp://guest:guest@{hosts}/%2F?channel_max=3")
-    with closing(Bridge(f"celery+{rabbitmq_server.url}", namespace=namespace)) as bridge:
+    with closing(Bridge(f"celery+{rabbitmq_server.url}", namespace=namespace, send_timeout=30)) as bridge:
         bridge.task(name="contract.absent")(print).schedule(60, 1)  # makes dozens of queues
 
     assert cleaning.is_deserted(target, namespace)

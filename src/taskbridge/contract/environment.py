@@ -40,7 +40,7 @@ CALM_S: Final = 0.3
 
 _WORKER_START_S: Final = 60.0
 
-_SEND_TIMEOUT_S: Final = 30.0
+SEND_TIMEOUT_S: Final = 30.0
 """Longer than the default: the first delay in a namespace makes 28 queues on RabbitMQ, and many may do so at once."""
 
 
@@ -171,9 +171,7 @@ class Environment:
         self._ended_pids: set[int] = set()
         self._workers_started = 0
 
-    def make_bridge(
-        self, url: str | None = None, *, send_timeout_s: float = _SEND_TIMEOUT_S, **settings: Any
-    ) -> Bridge:
+    def make_bridge(self, url: str | None = None, *, send_timeout_s: float = SEND_TIMEOUT_S, **settings: Any) -> Bridge:
         """Return another bridge to the same namespace, perhaps by another way; it has no tasks yet."""
         shared = self._settings(url) | settings
         queues: list[str | Queue] = [*QUEUES, Queue(PRIORITIES, type="classic")]

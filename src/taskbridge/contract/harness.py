@@ -15,13 +15,14 @@ from typing_extensions import Unpack
 
 from taskbridge import Bridge, DeadLetter, Handle, Message, Task
 from taskbridge.contract import model
-from taskbridge.contract.environment import Environment, EnvironmentSpec, WorkerChoices
+from taskbridge.contract.environment import SEND_TIMEOUT_S, Environment, EnvironmentSpec, WorkerChoices
 from taskbridge.contract.failure import ContractFailure
 from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.probe import END, START, Record
 from taskbridge.contract.program import RETURN, Plan
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.rewriting import Rewrite, rewriting
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, Tasks
 from taskbridge.contract.workers import Worker
@@ -31,6 +32,9 @@ E = TypeVar("E", bound=Exception)
 
 FINAL: Final = ("succeeded", "dead", "discarded")
 """The hooks one of which ends every message."""
+
+STOP_S: Final = 5.0
+"""How long after its grace a worker may take to end (rule A4)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,8 +272,14 @@ class Harness:
     def stop(self, worker: Worker) -> None:
         """Tell a worker to stop, and wait until it has."""
         worker.terminate()
-        code = worker.wait(self.spec.grace_s + _STOP_S + self.slack_s)
+        self.ends_in_time(worker, self.spec.grace_s + STOP_S)
+
+    def ends_in_time(self, worker: Worker, limit_s: float) -> None:
+        """Wait until a worker has ended that was told to stop, and check that it did so with code 0, and in time."""
+        with Stopwatch() as watch:
+            code = worker.wait(limit_s + self.patience_s)
         self.check(code == 0, f"a worker should end with code 0, but ended with {code}\n{worker.log()}")
+        self.in_time("the end of a worker that was told to stop", watch.took_s, limit_s)
 
     def own_bridge(self) -> Bridge:
         """Return another bridge, which declares no tasks, to the same namespace."""
@@ -277,7 +287,7 @@ class Harness:
         self._bridges.append(bridge)
         return bridge
 
-    def tasks_by(self, url: str, *, send_timeout_s: float = 5.0, **settings: Any) -> Tasks:
+    def tasks_by(self, url: str, *, send_timeout_s: float = SEND_TIMEOUT_S, **settings: Any) -> Tasks:
         """Return the contract's tasks on another bridge, which goes another way to the same broker."""
         bridge = self.environment.make_bridge(url, send_timeout_s=send_timeout_s, **settings)
         self._bridges.append(bridge)
@@ -352,8 +362,15 @@ class Harness:
         """Let time pass, where the scenario is about time itself."""
         time.sleep(seconds)
 
+    def leave_alone(self, seconds: float) -> None:
+        """Let workers have this time for what they do by themselves, beside what the machine stands still meanwhile."""
+        left_s = seconds
+        while left_s > 0.0:
+            with Stopwatch() as watch:
+                time.sleep(left_s)
+            left_s = min(left_s, left_s - watch.took_s)
 
-_STOP_S: Final = 5.0
+
 _SHOWN_MESSAGES: Final = 8
 _SHOWN_RECORDS: Final = 60
 _SHOWN_DATA: Final = ("ending", "error", "delay_s", "reason")

@@ -35,7 +35,7 @@ RECORDED_PROCESSES: Final = EnvironmentSpec(
 LONG_GRACE: Final = EnvironmentSpec(name="long grace", grace_s=20, lease_s=5, stored=True)
 BRIEFLY_UNKNOWN: Final = EnvironmentSpec(name="briefly unknown", unknown_task_grace_s=2)
 BRIEF_PAUSES: Final = EnvironmentSpec(name="brief pauses", requeue_pause_s=0.2)
-SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=4)
+SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=8)
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
 LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)

@@ -18,6 +18,7 @@ from taskbridge.contract.registry import (
     with_records,
 )
 from taskbridge.contract.scenarios.results import outcome_of, result_of, status_of, until_it_is
+from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.tasks import AROUND, MATCHED
 
 _HOOKS: Final = ("before_send", "after_send", MATCHED)
@@ -35,6 +36,8 @@ _INSIDE: Final = (
 _SOON_S: Final = 2.0
 _MOST_TASKS: Final = 3
 _SHORT: Final = 9
+_RETIRES_S: Final = 1.0
+"""After which time a process that has run enough surely takes no more."""
 _AFTER_GRACE_S: Final = 2.0
 
 
@@ -104,10 +107,13 @@ def a_task_sees_that_its_worker_stops(h: Harness) -> None:
         (item,) = h.begin(Plan(steps=(Step(until_stopping=True),)))
         h.pause(0.5)
         h.equal("its end before the worker was told", h.ends(item.id), [])
-        told_at = h.bridge.now()
-        h.stop(worker)
+        with Stopwatch() as watch:
+            told_at = h.bridge.now()
+            h.stop(worker)
+            stopped_at = h.bridge.now()
         h.equal("its end", [end.data["ending"] for end in h.ends(item.id)], ["returned"])
-        h.in_time("its end", h.ends(item.id)[0].at - told_at, _SOON_S)
+        stalled_s = stopped_at - told_at - watch.took_s
+        h.in_time("its end", h.ends(item.id)[0].at - told_at - stalled_s, _SOON_S)
         h.equal("how its message ended", h.final(item.id)[0].kind, "succeeded")
 
 
@@ -120,7 +126,10 @@ def _until_progress(h: Harness, item: Sent, done: float, total: float | None, no
         seen = status.progress and (status.progress.done, status.progress.total, status.progress.note)
         return [status] if seen == (done, total, note) else []
 
-    return h.until(told, f"a progress of {done:g}", within_s=_SOON_S + h.slack_s)[0]
+    with Stopwatch() as watch:
+        found = h.until(told, f"a progress of {done:g}")[0]
+    h.in_time("the news of it", watch.took_s, _SOON_S)
+    return found
 
 
 @scenario("PG", on=(RECORDED,), where=with_records)
@@ -171,7 +180,10 @@ def a_process_ends_after_so_many_tasks(h: Harness) -> None:
     """A process that has run enough tasks ends, and another takes its place; a task that runs is not interrupted."""
     h.start_worker(threads=2, supervised=True, max_tasks=_MOST_TASKS)
     (long,) = h.begin(Plan(steps=(hold("long"),), policy="once"))
-    sent = [h.send(Plan(steps=(RETURN,), policy="once")) for _ in range(_SHORT)]
+    sent = [h.send(Plan(steps=(RETURN,), policy="once")) for _ in range(_MOST_TASKS)]
+    h.final(*(item.id for item in sent))
+    h.leave_alone(_RETIRES_S)  # else it may have run the others before it has come to take no more
+    sent += [h.send(Plan(steps=(RETURN,), policy="once")) for _ in range(_SHORT - _MOST_TASKS)]
     h.final(*(item.id for item in sent), within_s=h.patience_s + 3 * h.scaled(10))
     h.pause(h.spec.grace_s + _AFTER_GRACE_S)
     h.tasks.open("long")
@@ -187,7 +199,10 @@ def a_process_ends_after_so_many_tasks(h: Harness) -> None:
 def a_process_ends_with_so_much_memory(h: Harness) -> None:
     """A process that has had enough memory ends, where each task has a process of its own, too."""
     h.start_worker(processes=1, supervised=True, max_memory=1)
-    sent = [h.send(Plan(steps=(RETURN,), policy="once")) for _ in range(3)]
-    h.finished(*(item.id for item in sent), within_s=h.patience_s + 3 * h.scaled(10))
+    sent: list[Sent] = []
+    for _ in range(3):
+        sent.append(h.send(Plan(steps=(RETURN,), policy="once")))
+        h.finished(sent[-1].id, within_s=h.patience_s + h.scaled(10))
+        h.leave_alone(_RETIRES_S)
     pids = {start.pid for item in sent for start in h.starts(item.id)}
     h.check(len(pids) > 1, "all were run by one process")

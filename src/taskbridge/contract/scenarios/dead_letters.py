@@ -13,7 +13,7 @@ from taskbridge.contract.registry import BURIAL, scenario
 
 # The scenarios share an environment: each that filters has a task or a queue for itself.
 
-_EXPIRES_S: Final = 7.0
+_EXPIRES_S: Final = 15.0
 """A message starts within this, though all scenarios begin at once."""
 
 

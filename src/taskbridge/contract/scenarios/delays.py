@@ -13,6 +13,9 @@ from taskbridge.contract.registry import ALONE, LEASED, QUIET, scenario
 
 _YEAR: Final = timedelta(days=365.25)
 _HOUR_S: Final = 3600.0
+_LONG_S: Final = 12.0
+"""Long enough for both to be seen at rest, though the first one of a namespace that is delayed has queues declared."""
+
 _MANY: Final = 2000
 _SENDERS: Final = 8
 _GROWTH_MB: Final = 6.0
@@ -74,7 +77,7 @@ def _resident_mb(pid: int) -> float:
 def delays_outlive_workers(h: Harness) -> None:
     """What is delayed outlives every worker."""
     first = h.start_worker()
-    sent = [h.send(Plan(steps=(RETURN,), delay_s=5)), h.send(Plan(steps=(ask(5), RETURN)))]
+    sent = [h.send(Plan(steps=(RETURN,), delay_s=_LONG_S)), h.send(Plan(steps=(ask(_LONG_S), RETURN)))]
     h.until(lambda: h.records(sent[1].id, "retrying"), "the retry to be parked")
     h.resting(delayed=2)
     h.environment.kill(first)

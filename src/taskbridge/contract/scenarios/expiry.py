@@ -26,7 +26,7 @@ def what_waited_too_long_is_discarded(h: Harness) -> None:
 @scenario("X1", on=(ORDINARY,))
 def what_is_due_too_late_is_discarded(h: Harness) -> None:
     """What would start after it has expired is discarded, first attempt or later."""
-    h.run([Plan(steps=(RETURN,), delay_s=1, expires_s=0.3), Plan(steps=(ask(9), RETURN), expires_s=8)])
+    h.run([Plan(steps=(RETURN,), delay_s=1, expires_s=0.3), Plan(steps=(ask(16), RETURN), expires_s=15)])
 
 
 def _expired(h: Harness, sent: list[Sent]) -> None:

@@ -24,8 +24,10 @@ def hooks_are_called(h: Harness) -> None:
     )
     later = h.send(Plan(steps=(RETURN,), delay_s=0.4))
     h.final(later.id)
-    h.equal("the delays that the sending hooks were told", _told(h, later.id, "delay_s")[:2], [0.4, 0.4])
-    h.equal("the result", _told(h, good.id, "result")[-1], f"result of {good.id}")
+    delays = [record.data["delay_s"] for kind in ("before_send", "after_send") for record in h.records(later.id, kind)]
+    h.equal("the delays that the sending hooks were told", delays, [0.4, 0.4])
+    results = [record.data["result"] for record in h.records(good.id, "succeeded")]
+    h.equal("the result", results, [f"result of {good.id}"])
     h.equal("the error of a retry", h.records(good.id, "retrying")[0].data["error"], "TransientError")
     h.equal("the error of a dead one", h.records(dead.id, "dead")[0].data["error"], "PermanentError")
     h.equal(
@@ -37,10 +39,6 @@ def hooks_are_called(h: Harness) -> None:
             h.equal(f"the message of {record.kind}", told, ("contract.program.standard", "vip", "high"))
     for item in (good, dead, discarded):
         _in_one_thread(h, item.id)
-
-
-def _told(h: Harness, id: str, key: str) -> list[object]:
-    return [record.data[key] for record in h.records(id) if key in record.data]
 
 
 def _in_one_thread(h: Harness, id: str) -> None:
@@ -107,7 +105,7 @@ def worker_stopping_comes_last(h: Harness) -> None:
     worker.terminate()
     h.pause(_LATE_S)
     h.tasks.open("long")
-    code = worker.wait(h.spec.grace_s)
+    code = worker.wait(h.spec.grace_s + h.patience_s)
     h.equal("the exit code of a worker that was told to stop", code, 0)
     told = [record for record in h.environment.records.all() if record.kind == "worker_stopping"]
     h.equal("the worker_stopping hooks", len(told), 1)

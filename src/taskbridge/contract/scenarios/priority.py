@@ -68,7 +68,7 @@ def queues_are_served_in_turn(h: Harness) -> None:
         Plan(steps=(RETURN,), queue="right", priority="low"),
     )
     sent = [h.send(plan) for _ in range(_EACH) for plan in plans]
-    h.pause(h.scaled(1.0))  # a queue that was empty is looked at now and then
+    h.leave_alone(h.scaled(1.0))  # a queue that was empty is looked at now and then
     h.tasks.open("turn")
     h.finished(*(item.id for item in sent))
     starts = sorted((h.starts(item.id)[0] for item in sent), key=lambda start: start.at)

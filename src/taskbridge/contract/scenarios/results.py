@@ -125,7 +125,7 @@ def a_record_is_there_without_a_worker(h: Harness) -> None:
 @scenario("ST1", "ST2", on=(RECORDED,), where=with_records)
 def a_record_goes_along(h: Harness) -> None:
     """A record says that a message runs, and where; that its next attempt waits, until when, and why; how it ended."""
-    (item,) = h.begin(Plan(steps=(replace(ask(2.0), gate="first"), hold("second"))))
+    (item,) = h.begin(Plan(steps=(replace(ask(5.0), gate="first"), hold("second"))))
     running = until_it_is(h, item, "running")
     h.equal("its attempts", [(each.number, each.ended_at) for each in running.attempts], [(1, None)])
     pid = h.starts(item.id)[0].pid
@@ -365,7 +365,7 @@ async def _all_waiting(h: Harness, sent: list[Sent]) -> list[Any]:
         await asyncio.sleep(0.05)
         longest_s = max(longest_s, time.monotonic() - before)
         await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), h.patience_s)  # there is a thread for others
-    h.in_time("the next turn of the loop", longest_s, _LONGEST_GAP_S)
+    h.in_time("the next turn of the loop", longest_s, h.scaled(_LONGEST_GAP_S))
     more = threading.active_count() - threads
     h.check(more < _MORE_THREADS, f"they should not need a thread each, but there are {more} more")
     h.check(not any(task.done() for task in waiting), "none of them should have a result already")

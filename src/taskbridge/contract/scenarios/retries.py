@@ -7,7 +7,7 @@ from typing import Final
 from taskbridge import RetryPolicy
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.odd_errors import ODD_ERRORS
-from taskbridge.contract.probe import END
+from taskbridge.contract.probe import END, Record
 from taskbridge.contract.program import ASK, DISCARD, POLICIES, RETURN, Plan, Step, ask, fail
 from taskbridge.contract.registry import ALONE, ORDINARY, PROCESSES, SHORT_LEASE, scenario, with_a_server
 from taskbridge.contract.tasks import Variant
@@ -146,7 +146,12 @@ _DELAYS_OF_THAT_ID: Final = [0.108867943, 0.207134501, 0.449857953, 0.847471705]
 
 
 def _waits(h: Harness, id: str) -> list[float]:
-    return [record.data["delay_s"] for record in h.records(id, "retrying")]
+    return [record.data["delay_s"] for record in _by_attempt(h.records(id, "retrying"))]
+
+
+def _by_attempt(records: list[Record]) -> list[Record]:
+    """Return records in the order of their attempts: a hook may be called when the next one has begun."""
+    return sorted(records, key=lambda record: record.attempt)
 
 
 @scenario("R4", on=(ORDINARY, PROCESSES))
@@ -228,7 +233,8 @@ def a_retry_keeps_what_it_was_raised_from(h: Harness) -> None:
     h.finished(sent.id)
     told = [start.data["context"]["previous_error"] for start in h.starts(sent.id)]
     h.equal("what the runs were told", told, [None, ["KeyError", "'as the program says'"]])
-    hooks = [(record.kind, record.data["error"]) for record in h.records(sent.id) if record.data.get("error")]
+    errors = [record for record in h.records(sent.id) if record.data.get("error")]
+    hooks = [(record.kind, record.data["error"]) for record in _by_attempt(errors)]
     h.equal("what the hooks were told", hooks, [("retrying", "KeyError"), ("dead", "Abort")])
     letter = h.letters(sent.id)[0]
     h.check("Abort: as the program says" in letter.traceback, f"its letter should tell, but has {letter.traceback!r}")

@@ -35,6 +35,7 @@ from taskbridge.contract.registry import (
     with_processes,
 )
 from taskbridge.contract.rewriting import newer_form, pickled
+from taskbridge.contract.scenarios.outages import taken
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
 from taskbridge.contract.tasks import QUEUES, Variant, describe
@@ -119,12 +120,12 @@ def nobody_answers(h: Harness) -> None:
         proxy.stall()
         _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
         proxy.restore()
-        handle = tasks.default.send([{}])
+        handle = taken(h, lambda: tasks.default.send([{}]), h.patience_s)
         proxy.stall()
         error = _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
         h.check(error.maybe_taken, f"it was handed over and may have been taken, but the error says: {error}")
         proxy.restore()
-        again = tasks.default.send([{}])
+        again = taken(h, lambda: tasks.default.send([{}]), h.patience_s)
         h.start_worker()
         h.final(h.own(handle).id, h.own(again).id)
 

@@ -9,14 +9,13 @@ from itertools import combinations
 from math import inf
 from typing import Final
 
-from taskbridge.contract.harness import Harness
+from taskbridge.contract.harness import STOP_S, Harness
 from taskbridge.contract.probe import Record
 from taskbridge.contract.program import RETURN, Plan, Step, fail
 from taskbridge.contract.registry import STORED, scenario, with_processes
 from taskbridge.contract.workers import Worker
 
 _RESTARTS: Final = 6
-_AFTER_GRACE_S: Final = 5.0
 _EVERY_S: Final = 0.02
 _INTERRUPTED: Final = "Interrupted"
 """How a run ends that the end of its worker interrupts."""
@@ -55,7 +54,7 @@ def restart_under_load(h: Harness, restarts: int) -> int:
             threads, processes = (2, 1) if number % 2 == 0 else (1, 2)
             workers.append(h.start_worker(threads=threads, processes=processes, answers=False))
             told |= dict.fromkeys(_pids(h, old), told_at)  # of those too that first ran something just then
-            _has_ended(h, old)
+            h.ends_in_time(old, h.spec.grace_s + STOP_S)
     h.final(*sent, within_s=h.patience_s + 30)
     h.idle(within_s=h.patience_s + 10)
     grace_s = h.spec.grace_s
@@ -91,11 +90,6 @@ def _was_cut_off(run: Record, again: Record, ends: Sequence[Record], *, over_at:
     if not own:  # it went down with its process
         return again.at >= over_at
     return own[0].data["ending"] == _INTERRUPTED and own[0].at >= over_at
-
-
-def _has_ended(h: Harness, worker: Worker) -> None:
-    code = worker.wait(h.spec.grace_s + _AFTER_GRACE_S + h.slack_s)
-    h.check(code == 0, f"a worker should end with code 0 in its grace, but has {code}\n{worker.log()}")
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from taskbridge.contract.program import DISCARD, Plan, fail
 from taskbridge.contract.registry import BRIEFLY_UNKNOWN, scenario, with_processes
 from taskbridge.contract.scenarios.routing import by_a_stranger
 from taskbridge.contract.tasks import LATE, OUTLASTED
+from taskbridge.contract.workers import is_gone
 
 _GONE_S: Final = 1.0
-"""How long after `worker_stopping` a process is surely gone that waits for nothing; long before the grace is over."""
+"""How long after `worker_stopping` a process would be gone that waits for nothing; long before the grace is over."""
 
 _LINES: Final = 1000
 _LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
@@ -30,11 +31,16 @@ def workers_differ_as_the_page_says(h: Harness) -> None:
         h.finished(around.id, stranger.id, *(item.id for item in sent), within_s=h.patience_s + 5)
         worker.terminate()
         h.until(lambda: _pids(h, "worker_stopping") == _pids(h, "worker_started"), "the worker to be about to stop")
-        h.pause(h.scaled(_GONE_S))
+        wanted = expected(h.target, threads=threads)
+        if wanted["threads awaited"]:
+            h.pause(h.scaled(_GONE_S))
+        else:
+            pid = h.starts(around.id)[0].pid
+            h.until(lambda pid=pid: is_gone(pid), "the end of a process")  # type: ignore[misc]
         h.tasks.open(gate)
         code = worker.wait(h.spec.grace_s + h.patience_s)
         h.equal("the exit code", code, 0)
-        seen, wanted = _seen(h, around, stranger), expected(h.target, threads=threads)
+        seen = _seen(h, around, stranger)
         for name in seen.keys() & wanted.keys():
             h.equal(f"whether this is so with --threads {threads}: {name}", seen[name], wanted[name])
         lines = worker.log(_LINES).splitlines()

@@ -14,13 +14,22 @@ from taskbridge.contract.stores.table import check, processes
 from taskbridge.stores.backend import NEW, Write
 from taskbridge.stores.base import Claim, Store
 
-_LEASE_S = 2.5
-"""Long enough that a worker can say in time that it lives, and that a killed one is looked at before it is over."""
+_LEASE_S = 6.0
+"""Long enough that a worker can say in time that it lives, and that a killed one is looked at before it is over.
+
+It says so four times in that time, so it is taken for dead if it can't for four and a half seconds.
+"""
 _SHORT_LEASE_S = 1.0
 
 
 def _claim(store: Store, message: Message) -> Claim:
     return store.marks.claim(message, timeout_s=TIMEOUT_S)
+
+
+def _is_marked(store: Store, *messages: Message) -> None:
+    """Return when starts have arrived that another process has marked: it waits for nothing, and a claim changes it."""
+    keys = [f"mark:{message.attempt_key}" for message in messages]
+    soon(lambda: store.backend.get(keys, timeout_s=TIMEOUT_S), lambda marks: None not in marks, "until it is marked")
 
 
 def _claim_when(store: Store, message: Message, wanted: Claim) -> None:
@@ -108,7 +117,8 @@ def a_killed_workers_run_is_lost(p: Place) -> None:
     stores, message = [p.store(lease=_LEASE_S) for _ in range(3)], a_message()
     actor = p.actor("start_run", message.id, lease=_LEASE_S)
     expect(actor.line(), "started", "the worker")
-    _claim_when(stores[0], message, Claim.RUNNING)
+    _is_marked(stores[0], message)
+    expect(_claim(stores[0], message), Claim.RUNNING, "while its worker lives")
     actor.kill()
     expect(_claim(stores[0], message), Claim.RUNNING, "right after the kill")
     claims: Counter[Claim] = Counter()
@@ -128,16 +138,10 @@ def a_worker_that_stood_still_knows_that_its_run_is_anothers(p: Place) -> None:
     actor, lucky = (p.actor("start_run", each.id, lease=_SHORT_LEASE_S) for each in (message, spared))
     for each in (actor, lucky):
         expect(each.line(), "started", "a worker")
-    told: set[Claim] = set()
-
-    def ask() -> set[Claim]:
-        told.add(_claim(store, message))
-        return told
-
-    soon(ask, bool, "until its start is known")
+    _is_marked(store, message, spared)
     for each in (actor, lucky):
         each.pause()
-    soon(ask, lambda told: Claim.LOST in told, "until it is lost")
+    _claim_when(store, message, Claim.LOST)
     for each in (actor, lucky):
         each.resume()
         each.go_on()
