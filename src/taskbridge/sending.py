@@ -164,11 +164,8 @@ class Sending:
 
         Raises:
             BrokerUnavailable: The broker didn't take it.
-            TypeError: The task is unique, and the arguments don't fit it: nobody knows their key.
         """
         way = self._way(call.declaration)
-        if way.unique is not None:
-            call.declaration.check(call.args, call.kwargs)
         message = self._message(way, call)
         with suppress(UniqueConflict):
             self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)

@@ -343,6 +343,23 @@ def test_whose_key_it_is_is_told_though_redis_is_full(make_redis: Callable[..., 
         assert task.send(2).is_new, "of what was refused nothing is left"
 
 
+def test_a_replica_does_not_tell_whose_key_it_is(make_redis: Callable[..., PrivateRedis]) -> None:
+    """The one before it may know more: the message that holds the key may have ended."""
+    server = make_redis()  # which becomes one
+    bridge, client = Bridge(f"celery+{server.url}", send_timeout=1), Client(server.url)
+    with closing(bridge), closing(client):
+        task = bridge.task(name="t", unique=True)(lambda number: None)
+        first = task.send(1)
+        client.execute([("REPLICAOF", "127.0.0.1", "1")], timeout_s=5)
+        with pytest.raises(BrokerUnavailable, match="replica"):
+            task.send(1)
+        with pytest.raises(SendError, match="replica"):
+            bridge.send_many(task.call(number) for number in (1, 2))
+        client.execute([("REPLICAOF", "NO", "ONE")], timeout_s=5)
+
+        assert task.send(1).id == first.id
+
+
 def test_all_keys_are_in_the_namespace_and_records_expire(make_redis: Callable[..., PrivateRedis]) -> None:
     namespace, server = f"ns-{new_id()[:8]}", make_redis()  # whose keys are looked at
     store, client = opened(server, result_ttl=100, namespace=namespace), Client(server.url)

@@ -119,11 +119,16 @@ def test_arguments_that_fit_another_release_are_sent_as_they_were_put() -> None:
     assert [entry.missed for entry in bridge.schedules.list()] == [0]
 
 
-def test_a_tick_of_a_unique_task_whose_arguments_fit_another_release_is_missed() -> None:
-    """Nobody knows which messages it would be the same as."""
-    bridge = a_bridge()
+def with_more(other: int, more: int) -> None: ...
 
-    def another(other: int, more: int) -> None: ...
+
+def by_name(*, other: int = 0) -> None: ...
+
+
+@pytest.mark.parametrize("another", [with_more, by_name])
+def test_a_tick_of_a_unique_task_whose_arguments_fit_another_release_is_missed(another: Callable[..., None]) -> None:
+    """Nobody knows which messages it would be the same as: none without arguments."""
+    bridge = a_bridge()
 
     bridge.schedules.put("s", bridge.task(name="pack", unique=True)(report).call("eu"), every=60)
     del bridge._tasks["pack"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import islice, takewhile
@@ -215,6 +214,7 @@ class Schedules:
 
         Raises:
             BrokerUnavailable: The broker didn't take it.
+            DecodeError, TypeError: The task is unique, and the arguments that are stored don't fit it here.
         """
         name = schedule.name
         declaration = self._bridge.declaration_of(schedule.task)
@@ -225,9 +225,12 @@ class Schedules:
             args_json, kwargs_json, form = schedule.encoded
             texts: Any = {"args_json": args_json, "kwargs_json": kwargs_json, "form": form}
             message = Message(id="", task="", queue="", enqueued_at=planned_at, **texts)
-            with suppress(DecodeError, TypeError):  # they fit another release, which may be the one that runs it
+            try:
                 positional, kwargs = declaration.decoded(message)
                 args = tuple(positional)
+            except (DecodeError, TypeError):  # they fit another release, which may be the one that runs it
+                if declaration.unique is not None:  # nobody here knows their key
+                    raise
             call = _Kept(declaration=declaration, args=args, kwargs=kwargs, options=options, texts=schedule.encoded)
         headers = {SCHEDULE_HEADER: name, PLANNED_HEADER: moment(planned_at).isoformat()}
         message_id = tick_id(self._bridge.settings.namespace, name, planned_at)

@@ -49,6 +49,7 @@ _SINCE: Final = Script(__file__, "since")
 _LOOK: Final = Script(broker_keys.__file__, "look")
 
 _MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messages given to one script, about
+_MOST_WORDS: Final = 4000  # how many are given to one script: Lua unpacks less than 8,000
 _PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
 _LEFT: Final = 2  # what the script replies of a commit that has to be done alone
 _SOON_S: Final = 2.0
@@ -144,7 +145,7 @@ class RedisBackend(Backend):
                 for command in commit.commands:
                     words += command[2:]
                     size += len(words[-1])  # where engines put the body
-            if shape is None or len(alike) == 1 or size > _MOST_BYTES:
+            if shape is None or len(alike) == 1 or size > _MOST_BYTES or len(words) > _MOST_WORDS:
                 calls += [(self._committing(commit), 1) for commit in alike]
             else:
                 head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
@@ -258,7 +259,7 @@ def _shape(commit: Commit) -> list[Any] | None:
         if command[0] not in _PUSHES:
             return None
         shape += command[0], command[1], len(command) - 2
-    return None if commit.entries else shape
+    return None if commit.entries or not commit.writes else shape
 
 
 def _words_of(commit: Commit) -> list[Word]:

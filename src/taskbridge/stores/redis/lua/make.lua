@@ -9,8 +9,9 @@ for i, key in ipairs(KEYS) do
   repeat  -- again, if what was there is no text
     if kept == '' then made = redis.pcall('SET', key, text, 'NX')
     else made = redis.pcall('SET', key, text, 'NX', 'PX', kept) end
-    refusal = made and made.err and made  -- as Redis is full, say: what is there can still be told
-    is_there = (refusal or not made) and own('GET', key)
+    refusal = made and made.err and made
+    local full = refusal and refusal.err:find('OOM ', 1, true)  -- what is there can still be told; not by a replica
+    is_there = (full or not made) and own('GET', key)
   until made or is_there
   if refusal or is_there then
     for before = 1, i - 1 do redis.call('DEL', KEYS[before]) end

@@ -15,7 +15,8 @@ for first = 1, #KEYS, texts do
     if kept == '' then made = redis.pcall('SETNX', key, text)  -- which takes less than SET, and replies a number
     else made = redis.pcall('SET', key, text, 'NX', 'PX', kept) end
     if made ~= 1 and (made == 0 or not made or made.err) then
-      outcome = type(redis.pcall('GET', key)) == 'string' and 0 or 2
+      local tells = made == 0 or not made or made.err:find('OOM ', 1, true)
+      outcome = tells and type(redis.pcall('GET', key)) == 'string' and 0 or 2
       if i > 0 then redis.call('DEL', unpack(KEYS, first, first + i - 1)) end
       break
     end
