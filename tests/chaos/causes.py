@@ -40,7 +40,7 @@ class Conditions:
         broker: `redis` or `amqp`.
         marks: Where attempt marks are kept: in the `broker`, which has outages; `apart`, in a store that has none; or
             nowhere (None).
-        pace: How much longer than on an idle machine things take: the times above are multiplied by it.
+        pace: How much longer than on an idle machine a worker takes for what it does after a run, or a pump.
     """
 
     lease_s: float
@@ -60,7 +60,6 @@ class Causes:
     def __init__(self, conditions: Conditions, incidents: Iterable[Incident]) -> None:
         self._conditions = conditions
         self._settling_s = SETTLING_S * conditions.pace
-        self._recovery_s = RECOVERY_S * conditions.pace
         self._promotion_s = PROMOTION_S * conditions.pace
         every = sorted(incidents, key=lambda incident: incident.at)
         self._kills = [each for each in every if each.kind == "kill"]
@@ -118,9 +117,9 @@ class Causes:
         for outage in self._outages:
             if not outage.hits(run.worker):
                 continue
-            if run.end is not None and outage.overlaps(run.end - self._recovery_s, settled):
+            if run.end is not None and outage.overlaps(run.end - RECOVERY_S, settled):
                 return "its acknowledgement met an outage"
-            if self._conditions.broker == "amqp" and outage.overlaps(run.start - self._recovery_s, settled):
+            if self._conditions.broker == "amqp" and outage.overlaps(run.start - RECOVERY_S, settled):
                 return "its connection was lost while it ran"
             if min(outage.until, settled) - outage.at > _UNRENEWED * self._conditions.lease_s and outage.overlaps(
                 run.start, settled
@@ -141,20 +140,20 @@ class Causes:
                 yield "published twice: the retry's confirm met an outage"
         if self._conditions.broker == "amqp":  # on Redis, a pump moves a message in one step
             for due in _promotions(run, near, send):
-                if any(outage.overlaps(due - self._recovery_s, due + self._promotion_s) for outage in self._outages):
+                if any(outage.overlaps(due - RECOVERY_S, due + self._promotion_s) for outage in self._outages):
                     yield "published twice: a pump's confirm met an outage"
                 if any(due - 1 <= stop.at <= due + self._promotion_s for stop in self._stops):
                     yield "published twice: a pump ended between publishing and acknowledging"
 
     def _met_outage(self, moment: float, who: str) -> bool:
         return any(
-            outage.hits(who) and outage.overlaps(moment - self._recovery_s, moment + self._settling_s)
+            outage.hits(who) and outage.overlaps(moment - RECOVERY_S, moment + self._settling_s)
             for outage in self._outages
         )
 
     def _mark_lost(self, run: Run) -> bool:
         return any(
-            outage.at - 1 <= run.start <= outage.until + self._recovery_s
+            outage.at - 1 <= run.start <= outage.until + RECOVERY_S
             for outage in self._outages
             if outage.hits(run.worker)
         )

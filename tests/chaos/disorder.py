@@ -21,9 +21,8 @@ from tests.servers import PrivateServer
 _STOP_S: Final = 10.0
 """How much longer than its grace a worker may take to end, on a busy machine."""
 
-
 _ACT_S: Final = 600.0
-"""When an act counts as hanging: longer than a broker may take to start, and what waits for that."""
+"""When acts count as hanging: longer than a broker may take to start, and what waits for that."""
 
 
 class Disorder:
@@ -79,8 +78,9 @@ class Disorder:
             thread = threading.Thread(target=self._do, args=(act,), name="chaos-act", daemon=True)
             thread.start()
             self._threads.append(thread)
+        until = time.monotonic() + _ACT_S
         for thread in self._threads:
-            thread.join(_ACT_S)
+            thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 self.faults.append("an act did not come to its end")
 

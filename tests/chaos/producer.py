@@ -64,8 +64,9 @@ class Producer:
 
     def join(self) -> None:
         """Return when everything was sent."""
+        until = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 self.faults.append(f"a send hangs (rule S2): {len(self._sends)} sent")
         self._stalls.__exit__()

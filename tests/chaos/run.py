@@ -44,6 +44,7 @@ _RABBITMQ: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 50
 
 _START_S: Final = 300.0
 _CALM_S: Final = 0.5
+_LONGEST_PACE: Final = 2.0  # of a longer one, causes would be found for anything
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,7 +225,7 @@ class _Stage:
                 lease_s=self._options.lease_s,
                 broker="redis" if self._broker == "redis" else "amqp",
                 marks=marks,
-                pace=self._pace.factor,
+                pace=min(_LONGEST_PACE, self._pace.factor),
             ),
         )
         evidence.save(self._folder)

@@ -49,6 +49,7 @@ def test_the_example_engine_keeps_the_contract(path_with_entry_point: str) -> No
     """All scenarios share one process, in which they hold each other up: what fails in company runs again alone."""
     found = _outcomes(path_with_entry_point)
     failed = [name for name, each in found.items() if each["outcome"] not in ("passed", "not applicable")]
+    assert len(failed) <= len(found) // 5, failed
     for name in failed:
         found |= _outcomes(path_with_entry_point, name)
 

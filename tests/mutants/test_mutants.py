@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from taskbridge.contract.matrix import scenarios_of
-from taskbridge.contract.pace import Pace
 from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.rules import RULES
@@ -24,7 +23,7 @@ from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
 
 PATIENCE_S = 6
 LONGEST_S = 900
-"""What hangs is ended then: more than all scenarios of a target take beside others, on an idle machine."""
+"""What hangs is ended then: more than all scenarios of a target take beside others."""
 
 Urls = Callable[[str], str]
 Stores = Callable[[str], str | None]
@@ -48,8 +47,7 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "")
         env["TASKBRIDGE_STORE"] = store
     env |= environment(RULE, mutant)
     command = [sys.executable, "-m", "tests.run_scenarios", url, *scenarios, "--patience", str(PATIENCE_S)]
-    longest_s = LONGEST_S * Pace.of_this_run().factor
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=longest_s, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(scenarios), done.stderr
     return {result["scenario"]: result for result in results}
@@ -123,6 +121,5 @@ def test_what_a_mutant_breaks_is_there() -> None:
     """Else a renamed function makes it a mutant that can't be made, which only its own test would tell."""
     env = {**without_settings(), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", APPLIES_EACH, *POSSIBLE]
-    longest_s = LONGEST_S * Pace.of_this_run().factor
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=longest_s, check=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=True)
     assert done.stdout == ""

@@ -368,7 +368,7 @@ class Harness:
         while left_s > 0.0:
             with Stopwatch() as watch:
                 time.sleep(left_s)
-            left_s = min(left_s, left_s - watch.took_s)
+            left_s = watch.stalled_s()
 
 
 _SHOWN_MESSAGES: Final = 8

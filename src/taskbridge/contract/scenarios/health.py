@@ -13,7 +13,7 @@ from taskbridge.contract.target import Target
 
 _TIMEOUT_S: Final = 4.0
 _LONG_S: Final = 15.0
-_ANSWER_S: Final = 5.0
+_ANSWER_S: Final = 3.0
 """An answer comes at once: long before nobody waits for it any more."""
 
 

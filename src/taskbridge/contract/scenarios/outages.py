@@ -34,9 +34,11 @@ Refusal = BrokerUnavailable | SendError
 _SEND_TIMEOUT_S: Final = 2.0
 """A tenth of it, by which an error may be late, has to be more than a busy machine keeps a thread waiting."""
 
-_MOST_REFUSALS: Final = 4
-"""How often a send may fail after a trouble: on a connection that is dead, while all connect again, and as long as
-RabbitMQ, which all others use too, confirms nothing."""
+_MOST_REFUSALS: Final = 2
+"""How often a send may fail after a trouble: on a connection that is dead, and while all connect again."""
+
+_UNCONFIRMED: Final = 2
+"""How often more, as long as RabbitMQ, which all others use too, confirms nothing."""
 
 _LASTS_S: Final = 2.0
 
@@ -195,20 +197,21 @@ def _asked(h: Harness) -> list[str]:
     return [record.id for record in records if (record.pid, record.thread) == here]
 
 
-def taken(h: Harness, send: Callable[[], T], within_s: float) -> T:
+def taken(h: Harness, send: Callable[[], T], within_s: float, *, refusals: int = _MOST_REFUSALS) -> T:
     """Send until it is taken, and return what sending returned.
 
-    While all connect again, sending may still fail within its timeout. What may have been taken then runs too, and is
-    waited for with all else.
+    While all connect again, sending may still fail within its timeout, so often. What may have been taken then runs
+    too, and is waited for with all else.
     """
-    refusals: list[BrokerUnavailable] = []
+    most = refusals + (_UNCONFIRMED if h.target.address.broker == "amqp" else 0)
+    refused: list[BrokerUnavailable] = []
 
     def sent() -> list[T]:
         try:
             return [send()]
         except BrokerUnavailable as exc:
-            refusals.append(exc)
-            h.check(len(refusals) <= _MOST_REFUSALS, f"sending failed time and again: {exc}")
+            refused.append(exc)
+            h.check(len(refused) <= most, f"sending failed time and again: {exc}")
             return []
 
     return h.until(sent, "a message to be taken", within_s=within_s)[0]

@@ -42,6 +42,8 @@ from taskbridge.contract.tasks import QUEUES, Variant, describe
 from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
+_IDLE_S: Final = 10.0
+"""When a send on a connection that was idle has failed: a dead one must not cost it its whole timeout."""
 
 
 @scenario("S10", on=(BRIEFLY_UNKNOWN,))
@@ -120,12 +122,12 @@ def nobody_answers(h: Harness) -> None:
         proxy.stall()
         _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
         proxy.restore()
-        handle = taken(h, lambda: tasks.default.send([{}]), h.patience_s)
+        handle = taken(h, lambda: tasks.default.send([{}]), h.patience_s, refusals=0)
         proxy.stall()
         error = _unavailable_within(h, 2.2, lambda: tasks.default.send([{}]))
         h.check(error.maybe_taken, f"it was handed over and may have been taken, but the error says: {error}")
         proxy.restore()
-        again = taken(h, lambda: tasks.default.send([{}]), h.patience_s)
+        again = taken(h, lambda: tasks.default.send([{}]), h.patience_s, refusals=0)
         h.start_worker()
         h.final(h.own(handle).id, h.own(again).id)
 
@@ -361,7 +363,7 @@ def a_forked_process_sends(h: Harness) -> None:
 def a_dropped_connection_loses_nothing(h: Harness) -> None:
     """A connection that was dropped unnoticed loses nothing."""
     with h.proxy() as proxy:
-        tasks = h.tasks_by(h.target.at_port(proxy.port))
+        tasks = h.tasks_by(h.target.at_port(proxy.port), send_timeout_s=_IDLE_S)
         ids: list[str] = []
         for _ in range(4):
             ids.append(h.own(tasks.default.send([{}])).id)
@@ -380,7 +382,7 @@ def a_dropped_connection_loses_nothing(h: Harness) -> None:
 def a_connection_that_died_idle_is_made_again(h: Harness) -> None:
     """A connection that died while nobody used it, three heartbeats ago, loses nothing."""
     with h.proxy() as proxy:
-        tasks = h.tasks_by(h.target.beating(h.target.at_port(proxy.port), 1))
+        tasks = h.tasks_by(h.target.beating(h.target.at_port(proxy.port), 1), send_timeout_s=_IDLE_S)
         ids = [h.own(tasks.default.send([{}])).id]
         proxy.stall()
         h.pause(3.5)
