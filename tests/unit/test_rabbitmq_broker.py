@@ -32,10 +32,9 @@ from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.channel import Channel
 from taskbridge.brokers.rabbitmq.connection import Connection
 from taskbridge.brokers.rabbitmq.pool import Pool
-from taskbridge.contract.pace import Pace
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
-from taskbridge.contract.stopwatch import Stopwatch
+from taskbridge.contract.stopwatch import STALL_S, Stopwatch
 from taskbridge.exceptions import BrokerUnavailable, MessageTooLarge, PartlyPublished, SettingsError
 from taskbridge.message import DeadLetter, Message
 from taskbridge.settings import load
@@ -957,7 +956,7 @@ class TestThePump:
         pump.start()
         assert len(place.arrivals(1, timeout_s=PATIENCE_S)) == 1
 
-        with takes(0, 0.5 + Pace.of_this_run().slack_s):
+        with takes(0, 0.5 + STALL_S):
             stop.set()
             pump.join(PATIENCE_S)
         assert not pump.is_alive()
@@ -994,12 +993,11 @@ class TestThePump:
                 told = [record.getMessage() for record in caplog.records if record.name == "taskbridge.pump"]
                 return sum(f":{port}" in text for text in told)
 
-            slack_s = Pace.of_this_run().slack_s
             pump.start()
             if outage == "refused":
                 wait_until(lambda: warnings() > 0, timeout_s=PATIENCE_S, what="the warning")
             time.sleep(2)
-            with takes(0, 0.5 + slack_s):
+            with takes(0, 0.5 + STALL_S):
                 stop.set()
                 pump.join(PATIENCE_S)
 
