@@ -646,6 +646,8 @@ class TestOtherEngines:
             return client.execute(request, **given)
 
         counting: Any = SimpleNamespace(execute=execute)
+        [due_ms] = place.delayed("dramatiq").values()
+        wait_until(lambda: place.now_ms() > due_ms + 1, timeout_s=20, saw=place.now_ms)  # else it is waited for
         wire: Any = OneListWire("celery", place.namespace)
         made = redis_pump.Pump(counting, wire, own, knows=lambda task: False, stop=threading.Event())
         while clock[0] < 1010:
