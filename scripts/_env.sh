@@ -7,7 +7,7 @@ cd "$ROOT" || exit
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1
 # An index may be slow, or away for a moment.
-export PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60} PIP_RETRIES=${PIP_RETRIES:-10}
+export PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60}
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV
 unset PYTHONDONTWRITEBYTECODE # with it, each of the many processes would compile all modules again
 
@@ -30,9 +30,9 @@ quietly() { # COMMAND...: shows what a command printed only if it fails
     return 1
 }
 
-persistently() { # COMMAND...: tries it up to four times, for what it downloads from may be away for a moment
+persistently() { # COMMAND...: tries it up to three times, for what it downloads from may be away for a moment
     local pause
-    for pause in 5 20 60; do
+    for pause in 5 30; do
         "$@" && return 0
         say "That failed; once more in $pause s ..."
         sleep $pause
@@ -197,7 +197,7 @@ other_venv() { # NAME, PYTHON, PACKAGE...: makes .venv-NAME with these packages,
     [ "$(cat "$venv/.installed" 2> /dev/null)" = "$wanted" ] && return 0
     say "Installing $* into .venv-$name ..."
     rm -rf "$venv"
-    if ! { "$python" -m venv "$venv" && persistently quietly "$venv/bin/python" -m pip install -q "$@"; }; then
+    if ! { "$python" -m venv "$venv" && quietly "$venv/bin/python" -m pip install -q "$@"; }; then
         say "warning: they can't be installed"
         return 1
     fi

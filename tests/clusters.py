@@ -35,7 +35,7 @@ _AGAIN_S: Final = 3.0
 DOWN_AFTER_S: Final = 1.0
 """How long a Redis that does not answer is waited for before another takes its place, if nothing else is said.
 
-A machine that stands still for as long may have one replaced that is well.
+On a busy machine a node that is well may be silent for longer, and is replaced then.
 """
 
 

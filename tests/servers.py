@@ -164,10 +164,12 @@ class PrivateServer(ABC):
         if os.getpid() != self._owner:  # a forked child's exit must not take its parent's server away
             return
         atexit.unregister(self.stop)
-        self.kill()
-        self._end_helpers()
-        if self.folder != Path():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.kill()
+            self._end_helpers()
+        finally:
+            if self.folder != Path():
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill(self) -> None:
         """End the server with SIGKILL, as a crash would. Its data stays for the next `start`."""
@@ -625,15 +627,20 @@ def _end(process: subprocess.Popen[bytes], signal_number: int) -> None:
 
 
 def _is_one_left(group: int) -> bool:
-    """Tell whether a process of a group goes on; a killed one does until it has been given a core to end on."""
+    """Tell whether a process of a group goes on; a killed one does until it has been given a core to end on.
+
+    None is said to, if `ps` is missing or does not tell.
+    """
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
     command = ["ps", "-eo", "pgid=,state="]  # for what has ended is there until somebody asks how
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXIT_S, check=True)
-    processes = [line.split() for line in done.stdout.splitlines()]
-    return any(int(of) == group and state not in ("Z", "X") for of, state in processes)
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_EXIT_S, check=True)
+        processes = [line.split() for line in done.stdout.splitlines()]
+        return any(int(of) == group and state not in ("Z", "X") for of, state in processes)
+    return False
 
 
 def _accepts(port: int) -> bool:

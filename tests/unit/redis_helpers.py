@@ -101,10 +101,13 @@ def pumping(
     broker: RedisBroker,
     knows: Callable[[str], bool] = lambda task: True,
     *,
-    stop_s: float = 1.0,
+    stop_s: float = 6.0,
     buried: Callable[[DeadLetter], object] | None = None,
 ) -> Generator[threading.Thread]:
-    """Run a pump in a thread, and yield that; at the end it must stop in time, and must not have raised."""
+    """Run a pump in a thread, and yield that; at the end it must stop in time, and must not have raised.
+
+    By default it may end a call before, for whose answer it waits 5 s at most.
+    """
     errors: list[BaseException] = []
     stop = threading.Event()
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -42,14 +43,14 @@ def run(tmp_path: Path) -> Run:
 def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: PrivateRedis) -> None:
     settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"unwell-{time.time_ns()}"}
 
-    red = run("health", "shop", "--timeout", "3", **settings)
+    red = run("health", "shop", "--timeout", "1", **settings)
     assert (red.stdout, red.stderr) == (
         "default: silent: no worker consumes it\nemail: silent: no worker consumes it\n",
         "",
     )
     assert red.returncode == 1
 
-    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "3", "--json", **settings).stdout)
+    found: Any = json.loads(run("health", "--queues", "email", "--timeout", "1", "--json", **settings).stdout)
     assert (found["ok"], found["queues"]) == (False, {"email": "silent"})
     queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
     assert queues["waiting"] == {"default": 0, "email": 0}, "a probe is left"
@@ -418,6 +419,7 @@ class TestStatusAndCancel:
                 assert watching.stderr.readline() == f"running  {far}\n"
                 self.record(bridge, message, Ending(state="done", at=time.time()))
                 shown, rest = watching.stdout.read(), watching.stderr.read()
+                assert watching.wait(60) == 0
             assert rest == f"done  {far}\n"
             assert f"progress    {far}\n" in shown
 
@@ -455,7 +457,7 @@ class TestStatusAndCancel:
 
 @contextmanager
 def watched(folder: Path, bridge: Bridge, *arguments: str) -> Generator[subprocess.Popen[str]]:
-    """Run the command line on a bridge's servers, for what it writes to be read meanwhile."""
+    """Run the command line on a bridge's servers, for what it writes to be read meanwhile, in three minutes at most."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TASKBRIDGE_")}
     settings = {"TASKBRIDGE_URL": bridge.settings.url.safe_url, "TASKBRIDGE_NAMESPACE": bridge.settings.namespace}
     with subprocess.Popen(
@@ -466,9 +468,12 @@ def watched(folder: Path, bridge: Bridge, *arguments: str) -> Generator[subproce
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        killer = threading.Timer(180, process.kill)
+        killer.start()
         try:
             yield process
         finally:
+            killer.cancel()
             process.kill()
 
 

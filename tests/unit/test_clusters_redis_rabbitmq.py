@@ -16,7 +16,7 @@ pika = pytest.importorskip("pika", reason="the clusters are plain Python; their 
 redis = pytest.importorskip("redis", reason="the clusters are plain Python; their tests need the clients")
 
 
-DOWN_AFTER_S = 5.0  # longer than a machine stands still
+DOWN_AFTER_S = 5.0  # longer than a node that is well may be silent on a busy machine
 
 
 def assert_nothing_is_left(cluster: PrivateCluster) -> None:

@@ -105,15 +105,21 @@ def test_idle_workers_keep_their_connections_where_silent_ones_are_closed(engine
         use(tmp_path, env)
         time.sleep(8)  # a first connection is lost before it is known how soon
         with redis.Redis(port=server.port) as client:
-            before, listening = connected(client), set[str]()
+            before, at_first, listening = connected(client), ids(client), set[str]()
             for _ in range(10):
                 time.sleep(1)
                 listening |= {each["id"] for each in client.client_list() if listens(each)}
             log = (tmp_path / "worker.log").read_text()
             assert listening
-            assert listening <= {each["id"] for each in client.client_list()}, log
-            # What is asked every second needs a connection beside another one now and then, and that is closed again.
-            assert connected(client) - before < 10, log
+            assert listening <= at_first & ids(client), log
+            # What is asked every second needs a connection beside another one now and then, and one of them is closed
+            # again: whichever was used first.
+            assert connected(client) - before <= 6, log
+
+
+def ids(client: Any) -> set[str]:
+    """Return the ids of the connections that a server has."""
+    return {each["id"] for each in client.client_list()}
 
 
 def connected(client: Any) -> int:

@@ -50,10 +50,10 @@ def ids(messages: list[Message]) -> list[str]:
 def unavailable(
     *, within_s: float, maybe_taken: bool, match: str
 ) -> Generator[pytest.ExceptionInfo[BrokerUnavailable]]:
-    """Expect `BrokerUnavailable`, within the time and 10% (and 250 ms for a slow machine)."""
+    """Expect `BrokerUnavailable`, within the time and 10% (and 50 ms, for timeouts that are short)."""
     with Stopwatch() as watch, pytest.raises(BrokerUnavailable, match=match) as caught:
         yield caught
-    assert watch.took_s <= within_s * 1.1 + 0.25, f"took {watch.took_s:.2f} s"
+    assert watch.took_s <= within_s * 1.1 + 0.05, f"took {watch.took_s:.2f} s"
     assert caught.value.maybe_taken is maybe_taken
 
 
@@ -426,8 +426,8 @@ class TestOutages:
         with socket.create_server(("127.0.0.1", 0)) as black_hole:
             broker = place.broker(url=f"redis://:secret@127.0.0.1:{black_hole.getsockname()[1]}/0")
 
-            with unavailable(within_s=0.5, maybe_taken=False, match="no answer in time"):
-                call(broker, 0.5)
+            with unavailable(within_s=2, maybe_taken=False, match="no answer in time"):
+                call(broker, 2)
 
     @pytest.mark.parametrize("first", ["", "+OK\r\n+OK\r\n"], ids=["while connecting", "in a reply"])
     def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(self, place: Place, first: str) -> None:
@@ -443,8 +443,8 @@ class TestOutages:
             thread = threading.Thread(target=drip, args=(listener,))
             thread.start()
             broker = place.broker(url=f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
-            with unavailable(within_s=0.5, maybe_taken=bool(first), match="no answer in time"):
-                broker.publish([message()], timeout_s=0.5)
+            with unavailable(within_s=2, maybe_taken=bool(first), match="no answer in time"):
+                broker.publish([message()], timeout_s=2)
             thread.join(10)
 
     @named(CALLS)
@@ -455,8 +455,8 @@ class TestOutages:
         call(broker, 3)
         breakable.pause()
 
-        with unavailable(within_s=0.5, maybe_taken=True, match="no answer in time"):
-            call(broker, 0.5)
+        with unavailable(within_s=2, maybe_taken=True, match="no answer in time"):
+            call(broker, 2)
 
         breakable.resume()
         call(broker, 3)
@@ -470,16 +470,16 @@ class TestOutages:
             address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", full.getsockname())
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [address] * 4)
 
-            with unavailable(within_s=0.5, maybe_taken=False, match="no answer in time"):
-                place.broker(url="redis://redis.test/0").publish([message()], timeout_s=0.5)
+            with unavailable(within_s=2, maybe_taken=False, match="no answer in time"):
+                place.broker(url="redis://redis.test/0").publish([message()], timeout_s=2)
             for filler in fillers:
                 filler.close()
 
     def test_the_name_server_does_not_answer(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(2))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(10))
 
-        with unavailable(within_s=0.3, maybe_taken=False, match="no answer in time"):
-            place.broker(url="redis://redis.test/0").publish([message()], timeout_s=0.3)
+        with unavailable(within_s=2, maybe_taken=False, match="no answer in time"):
+            place.broker(url="redis://redis.test/0").publish([message()], timeout_s=2)
 
     @pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "x" * 70])
     def test_there_is_no_such_host(self, place: Place, host: str) -> None:
@@ -529,8 +529,8 @@ def test_a_call_without_an_answer_ends_all_connections_that_were_idle_before_it(
             list(threads.map(lambda n: client.execute([("BLPOP", f"none{n}", 0.5)], timeout_s=20), range(3)))
         proxy.freeze()
 
-        with unavailable(within_s=0.5, maybe_taken=True, match="no answer in time"):
-            client.execute([("PING",)], timeout_s=0.5)
+        with unavailable(within_s=2, maybe_taken=True, match="no answer in time"):
+            client.execute([("PING",)], timeout_s=2)
 
         assert client.execute([("PING",)], timeout_s=3) == b"PONG"
         client.close()
@@ -739,8 +739,8 @@ class TestPartOfABatch:
             sent = [message(args_json=f'["{"x" * 400_000}"]') for _ in range(12)]
             server.pause()
 
-            with unavailable(within_s=0.5, maybe_taken=True, match="in time") as caught:
-                broker.publish(sent, timeout_s=0.5)
+            with unavailable(within_s=2, maybe_taken=True, match="in time") as caught:
+                broker.publish(sent, timeout_s=2)
 
             server.resume()
             assert isinstance(caught.value, PartlyPublished)
@@ -756,8 +756,8 @@ class TestPartOfABatch:
             broker.park([(message(), 60)], timeout_s=3)
             server.pause()
 
-            with unavailable(within_s=0.5, maybe_taken=True, match="in time") as caught:
-                broker.park([(message(), 60) for _ in range(250)], timeout_s=0.5)
+            with unavailable(within_s=2, maybe_taken=True, match="in time") as caught:
+                broker.park([(message(), 60) for _ in range(250)], timeout_s=2)
 
             server.resume()
             assert isinstance(caught.value, PartlyPublished)

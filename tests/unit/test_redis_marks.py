@@ -87,26 +87,27 @@ def test_a_dead_workers_attempt_is_lost_within_the_lease_even_if_it_was_killed_r
     server: PrivateRedis,
 ) -> None:
     code = (
-        "import os, signal\n"
+        "import os, signal, sys\n"
         "from tests.unit.test_redis_marks import open_store, LEASE_S, load\n"
         "from taskbridge import Message\n"
         f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
         f"marks = open_store(settings, '{server.url}').marks\n"
-        "message = Message(id='killed', task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
+        "message = Message(id=sys.argv[1], task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
         "marks.started(message)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    died = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    id_ = f"killed-{_RUN[0]}"
+    died = subprocess.run([sys.executable, "-c", code, id_], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
     store = store_of(server)
     marks, records = store.marks, store.records
-    message = Message(id="killed", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    message = Message(id=id_, task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
 
     assert claim_when(marks, message, Claim.LOST) is Claim.LOST
     assert marks.claim(message, timeout_s=5) is Claim.RUNNING, "a second delivery, while the first is decided about"
     began, error = time.time(), ErrorInfo(type="WorkerLost", message="")
     records.ended(message, Ending(state="dead", at=began, error=error), timeout_s=5)
-    status = records.get("killed", timeout_s=5)
+    status = records.get(id_, timeout_s=5)
     assert status is not None
     [attempt] = status.attempts  # though its worker was killed before it could record that
     assert (attempt.number, attempt.worker.partition(":")[0]) == (1, socket.gethostname())
@@ -245,20 +246,21 @@ def test_a_worker_that_stood_still_learns_that_another_one_has_decided(server: P
         f"settings, _ = load({{'url': 'celery+{server.url}', 'lease': LEASE_S}}, environ={{}})\n"
         f"marks = open_store(settings, '{server.url}').marks\n"
         "make = lambda id: Message(id=id, task='t', queue='q', args_json='[]', kwargs_json='{}', enqueued_at=0)\n"
-        "marks.started(make('decided')), marks.started(make('undecided'))\n"
+        "for id in sys.argv[1:]: marks.started(make(id))\n"
         "print('started', flush=True)\n"
         "sys.stdin.readline()\n"
-        "print([marks.still_ours(make(id), timeout_s=5) for id in ('decided', 'undecided')], flush=True)\n"
+        "print([marks.still_ours(make(id), timeout_s=5) for id in sys.argv[1:]], flush=True)\n"
     )
+    ids = [f"{name}-{_RUN[0]}" for name in ("decided", "undecided")]
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *ids], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as still:
         assert still.stdin is not None
         assert still.stdout is not None
         assert still.stdout.readline() == "started\n"
         still.send_signal(signal.SIGSTOP)
         marks = marks_of(server)
-        decided = Message(id="decided", task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
+        decided = Message(id=ids[0], task="t", queue="q", args_json="[]", kwargs_json="{}", enqueued_at=0)
         assert claim_when(marks, decided, Claim.LOST) is Claim.LOST
         marks.ended(decided)
         assert claim_when(marks, decided, Claim.ENDED) is Claim.ENDED

@@ -86,10 +86,10 @@ def hosts(*ports: int) -> str:
 
 
 def unavailable(act: Callable[[], object], *, within_s: float) -> BrokerUnavailable:
-    """Expect an error, within the time (and 250 ms for a slow machine)."""
+    """Expect an error, within the time."""
     with Stopwatch() as watch, pytest.raises(BrokerUnavailable) as caught:
         act()
-    assert watch.took_s < within_s + 0.25
+    assert watch.took_s < within_s
     return caught.value
 
 
@@ -234,7 +234,7 @@ class TestSeveralHosts:
 
     def test_the_error_says_why_and_comes_in_time(self) -> None:
         client = Client(hosts(free_port(), free_port()))
-        error = unavailable(lambda: client.execute([("PING",)], timeout_s=1), within_s=1.1)
+        error = unavailable(lambda: client.execute([("PING",)], timeout_s=2), within_s=2.2)
         assert "refused" in error.problem
         assert not error.maybe_taken
 
@@ -245,12 +245,12 @@ class TestSeveralHosts:
 
         with serving(SET=b"-READONLY no\r\n", INFO=slowly) as server:
             client = Client(hosts(server.port, server.port))
-            error = unavailable(lambda: client.execute([("SET", "a", "b")], timeout_s=1), within_s=1.2)
+            error = unavailable(lambda: client.execute([("SET", "a", "b")], timeout_s=2), within_s=2.2)
         assert "read-only replica" in error.problem
 
     def test_one_host_alone_is_not_tried_again(self) -> None:
         client = Client(hosts(free_port()))
-        unavailable(lambda: client.execute([("PING",)], timeout_s=5), within_s=2)
+        unavailable(lambda: client.execute([("PING",)], timeout_s=5), within_s=1)
 
     def test_who_tries_again_by_itself_is_told_at_once(self) -> None:
         with serving(SET=b"-READONLY no\r\n") as server:

@@ -24,7 +24,7 @@ from taskbridge.brokers.redis import pump as redis_pump
 from taskbridge.brokers.redis.client import client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.contract.ports import free_port
-from taskbridge.contract.stopwatch import Stopwatch
+from taskbridge.contract.stopwatch import STALL_S, Stopwatch
 from taskbridge.engines.pump import Pump
 from taskbridge.message import DeadLetter, Message
 from tests.servers import PrivateRedis
@@ -132,6 +132,17 @@ class TestAmongMany:
             found, took_s = looks(place) - before, time.monotonic() - began
 
         assert 1 <= found <= 3 * took_s, "5 a second alone"
+
+    def test_its_sleep_ends_when_it_is_told_to_stop(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        sleeps = threading.Event()
+
+        def sleep_s(*_: object) -> float:
+            sleeps.set()
+            return 60.0
+
+        monkeypatch.setattr(redis_pump, "_sleep_s", sleep_s)
+        with pumping(place.broker(), stop_s=0.5 + STALL_S):
+            assert sleeps.wait(60)
 
     def test_it_does_not_wake_for_each_message_and_none_is_over_1_s_late(self, place: Place) -> None:
         broker = place.broker(HashWire)
@@ -367,7 +378,7 @@ class TestOutages:
                 pump.stop()
             server.resume()
 
-        assert watch.took_s < 1.5, "a call may take 5 s"
+        assert watch.took_s < 0.7 + STALL_S, "a call may take 5 s"
 
     def test_messages_are_published_though_redis_is_out_of_memory(
         self, make_redis: Callable[..., PrivateRedis]
@@ -596,7 +607,7 @@ class TestOtherEngines:
     def test_with_a_pump_nothing_is_adopted(self, place: Place) -> None:
         dramatiq, [known] = self.parked_by_dramatiq(place, "known")
 
-        with pumping(dramatiq, stop_s=1):
+        with pumping(dramatiq):
             wait_until(lambda: len(place.waiting(engine="dramatiq")) == 1, timeout_s=20, saw=place.delayed)
             dramatiq.park([(known, 2.0)], timeout_s=3)
             with pumping(place.broker()):
@@ -635,6 +646,8 @@ class TestOtherEngines:
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.parked_by_dramatiq(place, "unknown")
+        [due_ms] = place.delayed("dramatiq").values()
+        wait_until(lambda: place.now_ms() > due_ms + 1, timeout_s=20, saw=place.now_ms)  # else it is waited for
         own, dramatiq = (Keys(place.namespace, engine) for engine in ("celery", "dramatiq"))
         clock = [1000.0]
         looked = Counter[str]()

@@ -37,7 +37,7 @@ runs.ends_process = lambda: True
 for task in ("quick", sys.argv[1]):
     message = Message(id=task, task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
     runs.run(bridge.bound(task), message)
-time.sleep(2)  # by then, the process would have ended for a run that took longer than it may
+time.sleep(4)  # by then, the process would have ended for a run that took longer than it may
 """
 
 

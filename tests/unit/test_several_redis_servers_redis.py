@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,15 @@ from taskbridge.settings import Settings, load
 from taskbridge.stores.backend import Write
 from taskbridge.stores.redis.backend import open_store
 from tests.certificates import Certificates
-from tests.clusters import DOWN_AFTER_S, PrivateRedisCluster, PrivateSentinels
+from tests.clusters import PrivateRedisCluster, PrivateSentinels
+from tests.servers import PrivateRedis, ServerFailed
 from tests.unit.redis_helpers import message, pumping
 
 NAMESPACE = "{shop}"
 ENGINES: dict[str, Any] = {"celery": (CELERY, CeleryWire), "dramatiq": (DRAMATIQ, DramatiqWire)}
 _ID = re.compile(rb'"(?:message_)?id": ?"([^"]+)"')
 LEVELS: tuple[Priority, ...] = ("low", "normal", "high", "critical")
+DOWN_AFTER_S = 5.0  # longer than a node that is well may be silent on a busy machine
 GOES_ON_S = 60.0
 """How long a failover may take on a busy machine, until replicas have all that their new primary has, and more."""
 
@@ -118,7 +120,7 @@ class Traffic:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[PrivateRedisCluster]:
-    with PrivateRedisCluster() as made:
+    with PrivateRedisCluster(down_after_s=DOWN_AFTER_S) as made:
         yield made
 
 
@@ -247,15 +249,17 @@ class TestSentinels:
 def patient(cluster: PrivateRedisCluster) -> Generator[None]:
     """Have the nodes of a cluster take none for failed that only stands still for a while."""
 
-    def wait(seconds: float) -> None:
-        for node in cluster.nodes:
-            node.command("CONFIG", "SET", "cluster-node-timeout", f"{seconds * 1000:.0f}")
+    def wait(node: PrivateRedis, seconds: float) -> None:
+        node.command("CONFIG", "SET", "cluster-node-timeout", f"{seconds * 1000:.0f}")
 
-    wait(30)
+    for node in cluster.nodes:
+        wait(node, 30)
     try:
         yield
     finally:
-        wait(DOWN_AFTER_S)
+        for node in cluster.nodes:
+            with suppress(ServerFailed, OSError):  # of one that is gone, which must not hide why
+                wait(node, DOWN_AFTER_S)
 
 
 def client_of(url: str) -> Any:

@@ -434,7 +434,7 @@ def test_a_queue_whose_workers_consume_others_is_told_by_health(
 
     with working(tmp_path, *options, "--queues", "email", **settings) as wait_for:
         wait_for("taskbridge: ready\n")
-        told = runner(tmp_path)("health", "shop", *options, "--timeout", "15", **settings)
+        told = runner(tmp_path)("health", "shop", *options, "--timeout", "8", **settings)
 
     assert told.returncode == 1
     assert told.stdout == "default: silent: no worker consumes it\nemail: consumed\n"
