@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from taskbridge import TaskCancelled
@@ -110,7 +111,7 @@ def a_run_is_interrupted(h: Harness) -> None:
         status = h.bridge.handle(item.id).cancel(interrupt=True)
         h.equal("what it says", (status.state, status.cancel_asked, status.interrupt_asked), ("running", True, True))
         with Stopwatch() as watch:
-            h.until(lambda each=item: h.ends(each.id), "the end of its run")  # type: ignore[misc]
+            h.until(partial(h.ends, item.id), "the end of its run")
         h.in_time("the end of an interrupted run", watch.took_s, _INTERRUPTED_S)
     h.equal("how the runs ended", [h.ends(item.id)[0].data["ending"] for item in sent], _ENDINGS)
     _are_dropped(h, sent)

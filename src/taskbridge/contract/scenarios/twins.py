@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from taskbridge.contract.differences import expected
@@ -36,7 +37,7 @@ def workers_differ_as_the_page_says(h: Harness) -> None:
             h.pause(h.scaled(_GONE_S))
         else:
             pid = h.starts(around.id)[0].pid
-            h.until(lambda pid=pid: is_gone(pid), "the end of a process")  # type: ignore[misc]
+            h.until(partial(is_gone, pid), "the end of a process")
         h.tasks.open(gate)
         code = worker.wait(h.spec.grace_s + h.patience_s)
         h.equal("the exit code", code, 0)
