@@ -361,6 +361,25 @@ def test_a_claim_whose_answer_never_came_is_answered_the_same_again(server: Priv
     other.close()
 
 
+def test_what_a_process_knows_of_its_own_attempts_counts_where_the_store_was_not_told(
+    server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = marks_of(server)
+    running, ended, given_back = a_message(111), a_message(112), a_message(113)
+    marks.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(marks._backend, "put_soon", lambda *_, **__: None)  # the store was away
+        for message in (running, ended, given_back):
+            marks.started(message)
+        marks.ended(ended)
+    marks.given_back(given_back, timeout_s=5)
+
+    assert marks.claim(running, timeout_s=5) is Claim.RUNNING
+    assert marks.claim(ended, timeout_s=5) is Claim.ENDED
+    assert marks.claim(given_back, timeout_s=5) is Claim.RUN
+    marks.close()
+
+
 def test_what_a_url_says_of_replies_and_checks_does_not_count(server: PrivateRedis) -> None:
     settings, _ = load({"url": f"celery+{server.url}", "lease": LEASE_S}, environ={})
     marks = open_store(settings, f"{server.url}?decode_responses=true&health_check_interval=1").marks

@@ -18,6 +18,7 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -56,6 +57,9 @@ _SILENT_S: Final = 10.0
 _LONGEST_LIFE_S: Final = 8.0
 """A worker on RabbitMQ counts as dead after this: rule A2 asks for 10 s there, whatever the lease."""
 
+_ENDED_HERE: Final = 1000
+"""How many of the attempts that ended in this process it remembers itself: a store may be away as one ends."""
+
 _SAID_IN_A_LIFE: Final = 4  # how often a worker says that it is alive in the time for which it then is
 
 
@@ -81,6 +85,7 @@ class Worker(Background):
     Attributes:
         name: Its name, which no other worker has or had.
         running: What it runs, by the mark's key, and since when, monotonic.
+        ended: The keys of the attempts that ended here last.
         deciding: What a thread of it decides about.
     """
 
@@ -88,6 +93,7 @@ class Worker(Background):
         super().__init__("marks", join_s=1.0)
         self.name: str = process_name()
         self.running: dict[str, float] = {}
+        self.ended: deque[str] = deque(maxlen=_ENDED_HERE)
         self.deciding: set[str] = set()
         self._backend = backend
         is_short = settings.url.broker == "amqp"
@@ -198,6 +204,7 @@ class Marks:
         """
         worker, key = self._me.made or self._me.get(), _key(message)
         worker.running.pop(key, None)
+        worker.ended.append(key)
         kept_s = STARTED_KEPT_S if message.relayed and not is_recorded else self._ended_kept_s
         self._backend.put_soon(key, ENDED, kept_s=kept_s)
         worker.deciding.discard(key)
@@ -205,8 +212,8 @@ class Marks:
     def given_back(self, message: Message, *, timeout_s: float) -> None:
         """Take the mark of an interrupted run away, so that the same attempt may start elsewhere (rule R8)."""
         worker, key = self._me.get(), _key(message)
+        worker.running.pop(key, None)  # first: if the mark stays, whoever claims it here next is told to run it
         self._backend.remove([key, key + _TAKEN], timeout_s=timeout_s)
-        worker.running.pop(key, None)
 
     def all_given_back(self, *, timeout_s: float) -> None:
         """Take the marks of all runs in this process away: it ends now, and their messages are given back (rule R8)."""
@@ -295,12 +302,15 @@ class Marks:
         """Answer a claim, and return the run that is lost.
 
         A mark of this worker's that it knows nothing of is of a claim whose answer never came: it gets the same again.
+        What this process knows itself counts where the store was never told.
         """
         is_running_here, mine = key in worker.running, _started(worker)
         while True:
             [mark] = self._backend.get([key], timeout_s=deadline - monotonic())
-            if mark is not None and mark.partition(" ")[0] == ENDED:
+            if key in worker.ended or (mark is not None and mark.partition(" ")[0] == ENDED):
                 return Claim.ENDED, None
+            if mark is None and is_running_here:
+                return Claim.RUNNING, None
             if mark is None or not _OF_RUN.fullmatch(mark):  # anybody has written this
                 started = Write(key, head_of(mark), mine, STARTED_KEPT_S)
                 if self._backend.write([started], timeout_s=deadline - monotonic())[0]:
