@@ -80,8 +80,8 @@ def _change_part(part: dict[str, Any], change: Change) -> None:
 
 
 def _changed_text(text: str, change: Change) -> str:
-    """Return JSON of an object with the part in it changed; any other text as it is."""
-    if not text.startswith("{"):
+    """Return JSON of an object with the part in it changed; any other text as it is, such as a namespace in braces."""
+    if not text.startswith(('{"', "{}")):
         return text
     part = json.loads(text)
     return json.dumps(

@@ -30,7 +30,7 @@ def a_dead_letter_tells_all(h: Harness) -> None:
     sent = h.run([plan])[0]
     entry = h.bridge.dead.get(sent.id)
     seen = (entry.reason, entry.task, entry.queue, entry.priority, entry.attempts, entry.replays)
-    h.equal("what it tells", seen, ("gave_up", "contract.program.giving_up", "vip", "high", 2, 0))
+    h.equal("what it tells", seen, ("gave_up", "contract.program.giving_up", "vip", sent.plan.priority, 2, 0))
     h.equal("its arguments", entry.arguments, repr(plan.plain_steps()))
     h.equal("its headers", entry.headers, plan.headers)
     error = None if entry.error is None else (entry.error.type, entry.error.message)

@@ -36,7 +36,7 @@ def hooks_are_called(h: Harness) -> None:
     for record in h.records(good.id):
         if "queue" in record.data:
             told = (record.data["task"], record.data["queue"], record.data["priority"])
-            h.equal(f"the message of {record.kind}", told, ("contract.program.standard", "vip", "high"))
+            h.equal(f"the message of {record.kind}", told, ("contract.program.standard", "vip", good.plan.priority))
     for item in (good, dead, discarded):
         _in_one_thread(h, item.id)
 

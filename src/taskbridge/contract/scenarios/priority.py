@@ -38,14 +38,16 @@ def there_are_four_priorities(h: Harness) -> None:
 @scenario("P2", "Q4", on=(ALONE,))
 def higher_messages_overtake(h: Harness) -> None:
     """A higher message overtakes lower ones, also when it comes back."""
+    queue = None if h.keeps_priorities() else PRIORITIES
     h.start_worker()
     _block(h, "first")
-    waiting = [h.send(Plan(steps=(RETURN,), priority=level)) for level in _LEVELS for _ in range(5)]
+    waiting = [h.send(Plan(steps=(RETURN,), queue=queue, priority=level)) for level in _LEVELS for _ in range(5)]
     h.tasks.open("first")
     h.compare(waiting)
     _in_order(h, [item.id for item in waiting])
-    _block(h, "second", before=Plan(steps=(Step(outcome="retry", after_s=0.5), RETURN), priority="high"))
-    lower = [h.send(Plan(steps=(RETURN,), priority="low")) for _ in range(5)]
+    again = Plan(steps=(Step(outcome="retry", after_s=0.5), RETURN), queue=queue, priority="high")
+    _block(h, "second", before=again)
+    lower = [h.send(Plan(steps=(RETURN,), queue=queue, priority="low")) for _ in range(5)]
     h.until(lambda: h.bridge.counts().delayed == 0, "the retry to come back", within_s=h.patience_s + 5)
     h.tasks.open("second")
     h.finished(*(item.id for item in lower))

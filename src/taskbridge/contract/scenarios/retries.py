@@ -167,7 +167,7 @@ def a_retry_is_the_same_message(h: Harness) -> None:
             "id": sent.id,
             "task": "contract.program.standard",
             "queue": "vip",
-            "priority": "critical",
+            "priority": sent.plan.priority,
             "headers": headers,
             "max_attempts": 5,
         }

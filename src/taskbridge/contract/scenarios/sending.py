@@ -38,7 +38,7 @@ from taskbridge.contract.rewriting import newer_form, pickled
 from taskbridge.contract.scenarios.outages import taken
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.target import Target
-from taskbridge.contract.tasks import QUEUES, Variant, describe
+from taskbridge.contract.tasks import PRIORITIES, QUEUES, Variant, describe
 from taskbridge.contract.values import VALUES
 
 _HOUR_S: Final = 3600.0
@@ -54,7 +54,7 @@ def a_task_is_sent_by_its_name(h: Harness) -> None:
     h.equal("what the process declares", sender.declaration_of(name), None)
     handles = [
         sender.send(name, [RETURN.plain()]),
-        sender.named(name).using(queue="vip", priority="high").send(steps=[RETURN.plain()]),
+        sender.named(name).using(queue=PRIORITIES, priority="high").send(steps=[RETURN.plain()]),
         sender.named(name).schedule(0.5, [fail().plain(), RETURN.plain()]),
         *sender.send_many([sender.named(name).call(left=1)]),
     ]
@@ -66,7 +66,7 @@ def a_task_is_sent_by_its_name(h: Harness) -> None:
     ends = h.finished(*(handle.id for handle in handles), within_s=h.patience_s + 5)
     told = [(end.kind, end.data["reason"], end.data["queue"], end.attempt) for end in ends]
     queue = QUEUES[0]
-    expected = [("succeeded", "", queue, 1), ("succeeded", "", "vip", 1), ("succeeded", "", queue, 2)]
+    expected = [("succeeded", "", queue, 1), ("succeeded", "", PRIORITIES, 1), ("succeeded", "", queue, 2)]
     h.equal("how they ended", told, [*expected, ("dead", "bad_arguments", queue, 1)])
     error = h.refused(DeclarationError, sender.send, "a\nname")
     h.says(error, "a task's name must be")
