@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -159,7 +160,9 @@ class TestAddresses:
         assert broker.counts(["email"]) == Counts(waiting={"email": 1}, delayed=1, dead=1)
         assert len(broker.dead_letters()) == 1
 
-    def test_tls(self, make_redis: Callable[..., PrivateRedis], tmp_path: Path) -> None:
+    def test_tls(
+        self, make_redis: Callable[..., PrivateRedis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         if shutil.which("openssl") is None:
             pytest.fail("openssl is needed to make a certificate: apt-get install openssl")
         subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
@@ -179,6 +182,23 @@ class TestAddresses:
                 broker.publish([message()], timeout_s=3)
             assert len(place.waiting()) == 3
             assert connections(place, besides=1) == 1, "a connection over TLS is used again"
+
+            made: list[ssl.SSLContext] = []
+            make = ssl.create_default_context
+
+            def counting() -> ssl.SSLContext:
+                made.append(make())
+                return made[-1]
+
+            monkeypatch.setattr(ssl, "create_default_context", counting)
+            connect = connector(place_of(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'cert'}"))
+            links = [connect(5) for _ in range(2)]
+            assert len(made) == 1, "connections share what TLS needs"
+            monkeypatch.setattr(client_module, "_CONTEXT_S", -1.0)
+            links.append(connect(5))
+            assert len(made) == 2, "for a time, for certificates are renewed"
+            for link in links:
+                link.close()
 
             stranger = place.broker(url=f"rediss://127.0.0.1:{port}/0")
             with unavailable(within_s=3, maybe_taken=False, match="certificate"):

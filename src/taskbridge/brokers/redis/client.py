@@ -44,6 +44,9 @@ _SPARE_S: Final = 5.0
 _WINDOW_BYTES: Final = 1 << 20  # about how much is sent before the replies are read
 _AGAIN_S: Final = 0.1  # how long it takes until what no server has taken is tried again, where another one may take it
 
+_CONTEXT_S: Final = 60.0
+"""How long connections share what TLS needs, such as the certificates of the system; files may be renewed."""
+
 _PART_OF_WAIT: Final = 0.9
 """For which part of the time that is left Redis waits for replicas; the rest is for its answer."""
 
@@ -167,6 +170,32 @@ def _left_s(deadline: float) -> float:
     return left
 
 
+class _Contexts:
+    """What connections to one place need for TLS; redis-py makes it for each of them, which takes 20 ms."""
+
+    def __init__(self) -> None:
+        self._last: tuple[ssl.SSLContext, float] | None = None  # and when it was made
+
+    def connected(self, connection: Any, connect: Callable[[], Any]) -> Any:
+        """Return the socket of a connection of redis-py's, whose own way is `connect`."""
+        if self._last is None or time.monotonic() - self._last[1] > _CONTEXT_S:
+            made = connect()
+            self._last = made.context, time.monotonic()
+            return made
+        raw: socket.socket = _redis_py.Connection._connect(connection)
+        try:
+            return self._last[0].wrap_socket(raw, server_hostname=connection.host)
+        except OSError:
+            raw.close()
+            raise
+
+
+def _has_plain_tls(place: Place) -> bool:
+    """Return whether connections to a place have TLS, and redis-py does no more for it than to wrap the socket."""
+    kind: type[object] = place.kind
+    return issubclass(kind, redis.SSLConnection) and not any("ocsp" in name for name in place.options)
+
+
 Connect = Callable[[float], Link]
 """Makes a connection within so many seconds, about; raises one of `TROUBLE` if it can't."""
 
@@ -178,11 +207,13 @@ def connector(place: Place, *, protocol: int = 2) -> Connect:
     only the connection of redis-py's (`Link.owner`) can read.
     """
     kind: Any = place.kind
+    contexts = _Contexts() if _has_plain_tls(place) else None
 
     class Bounded(kind):  # type: ignore[misc]  # redis-py's own class depends on the URL
         def _connect(self) -> Link:
             stock: Any = super()
-            self.link = Link(stock._connect(), self.socket_timeout)
+            raw = stock._connect() if contexts is None else contexts.connected(self, stock._connect)
+            self.link = Link(raw, self.socket_timeout)
             return self.link
 
     options = {**place.options, "protocol": protocol}
