@@ -27,8 +27,11 @@ from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublicat
 
 NOT_FOUND: Final = 404  # AMQP's reply code: a queue or an exchange is missing
 _ROUNDS: Final = 3  # how often a missing queue is declared before the publication fails
-_ELECTION_S: Final = 1.0
-"""For how long, once, a quorum queue may refuse until it counts as full: a new one first elects a leader."""
+_ELECTION_S: Final = 3.0
+"""For how long, once, a quorum queue may refuse until it counts as full: a new one first elects a leader.
+
+On a busy machine, with RabbitMQ 3.10, that took more than a second.
+"""
 
 _PAUSE_S: Final = 0.1
 
