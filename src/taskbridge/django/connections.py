@@ -22,6 +22,7 @@ from typing import Any, Final
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.core.cache import caches
 from django.db import Error, connections
+from django.db.backends.signals import connection_created
 
 from taskbridge import locks
 from taskbridge.bridge import Bridge
@@ -42,6 +43,8 @@ def look_after(bridge: Bridge) -> None:
 
     @bridge.on("before_run")
     def before(_: Event) -> None:
+        if not hasattr(_mine, "caches"):
+            _mine.caches = caches.all()  # made here, outside of the run's own context, so that other runs find them
         if is_own():
             _tidy()
 
@@ -51,18 +54,31 @@ def look_after(bridge: Bridge) -> None:
             with _lent():
                 yield
             return
+        orm = _orm_thread()
+        orm.begin(_tidy)
         try:
-            with _orm_thread().used(_tidy, _tidy):
-                yield
+            yield
         finally:
+            orm.end(_tidy)
             _tidy()
-            caches.close_all()
+            for each in _mine.caches:
+                each.close()
 
+    connection_created.connect(_note_connected)
     bridge.celery_fixups = ()  # Celery's own closes all connections around each task, whatever CONN_MAX_AGE says
+
+
+_mine: Final = locks.Local()  # whether this thread has connected; the caches of its runs; the thread for their ORM
+
+
+def _note_connected(**_: object) -> None:
+    _mine.has_connected = True
 
 
 def _tidy() -> None:
     """Close this thread's connections that are unusable or too old; have the others checked when they are next used."""
+    if not hasattr(_mine, "has_connected"):
+        return
     here: list[Any] = connections.all(initialized_only=True)  # Any, for the stubs lack what health checks need
     for each in here:
         if each.allow_thread_sharing:  # another thread has lent it, and looks after it
@@ -82,29 +98,25 @@ class _OrmThread(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(1, "taskbridge-orm")
-        self._first: Callable[[], object] | None = None
+        self._before: Callable[[], object] | None = None
+
+    def begin(self, before: Callable[[], object]) -> None:
+        """Take the ORM calls of a run, and do something before the first one."""
+        SyncToAsync.thread_sensitive_context.set(_mine.asgi)  # which ends with the run's own context
+        self._before = before
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have something called, and before it, if it is the first of a run, what is to precede the run."""
-        first, self._first = self._first, None
-        if first is not None:
-            super().submit(first)
+        """Have something called."""
+        before, self._before = self._before, None
+        if before is not None:
+            super().submit(before)
         return super().submit(function, *args, **kwargs)
 
-    @contextmanager
-    def used(self, before: Callable[[], object], after: Callable[[], object]) -> Iterator[None]:
-        """Surround a run; if it calls the ORM, the thread does something before and something after."""
-        SyncToAsync.thread_sensitive_context.set(_mine.asgi)  # which ends with the run's own context
-        self._first = before
-        try:
-            yield
-        finally:
-            is_used, self._first = self._first is None, None
-            if is_used:
-                self.submit(after).result()
-
-
-_mine: Final = locks.Local()
+    def end(self, after: Callable[[], object]) -> None:
+        """Do something after the run, if it has called the ORM, and wait for that."""
+        is_used, self._before = self._before is None, None
+        if is_used:
+            self.submit(after).result()
 
 
 def _orm_thread() -> _OrmThread:
@@ -119,7 +131,7 @@ def _orm_thread() -> _OrmThread:
 @contextmanager
 def _lent() -> Iterator[None]:
     """Let the ORM calls of coroutines use this thread's connections, which waits for them meanwhile."""
-    lent = connections.all()
+    orm, lent = _orm_thread(), connections.all()
 
     def take() -> None:
         for each in lent:
@@ -132,10 +144,11 @@ def _lent() -> Iterator[None]:
     caller, AsyncToSync.executors.current = getattr(AsyncToSync.executors, "current", None), None  # it waits, too
     for each in lent:
         each.inc_thread_sharing()
+    orm.begin(take)
     try:
-        with _orm_thread().used(take, give_back):
-            yield
+        yield
     finally:
+        orm.end(give_back)
         AsyncToSync.executors.current = caller
         for each in lent:
             each.dec_thread_sharing()

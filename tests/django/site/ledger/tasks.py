@@ -12,12 +12,16 @@ from taskbridge import RetryPolicy, around, on, task
 from tests.django.site.shop.models import Order
 
 NEVER: Final = RetryPolicy.never()
+meeting: Final = threading.Barrier(2)
 seen: Final[list[str]] = []  # what the hook and what is around runs have seen, in this process
 
 
 @on("before_run")
 def _note_hook(event: Any) -> None:
-    seen.append(f"hook {event.message.task.rpartition('.')[2]}")
+    task_name = event.message.task.rpartition(".")[2]
+    seen.append(f"hook {task_name}")
+    if task_name == "add":
+        connection.cursor().execute("SELECT 1")
 
 
 @around(task="*.ledger.*")
@@ -54,7 +58,7 @@ async def add_in_atomic_async(number: int) -> None:
 def _where() -> list[Any]:
     """Return the thread, and the connection that it has before anything is asked of the database, and after."""
     before = id(connection.connection) if connection.connection is not None else None
-    connection.ensure_connection()
+    connection.cursor().execute("SELECT 1")
     return [threading.current_thread().name, before, id(connection.connection)]
 
 
@@ -66,6 +70,17 @@ def where() -> list[Any]:
 @task(retry=NEVER)
 async def where_async() -> list[Any]:
     return list(await sync_to_async(_where)())
+
+
+@task(retry=NEVER)
+async def meet() -> int:
+    """Return the thread of the ORM, once two of these runs have met in theirs."""
+
+    def wait() -> int:
+        meeting.wait(60)
+        return threading.get_ident()
+
+    return await sync_to_async(wait)()
 
 
 @task(retry=NEVER)
