@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -83,19 +83,21 @@ MakeLedger = Callable[[str, str], AbstractContextManager[Ledger]]
 
 
 @pytest.fixture
-def make_ledger(tmp_path: Path, url_of: Callable[[str], str]) -> Iterator[MakeLedger]:
+def make_ledger(tmp_path: Path, url_of: Callable[[str], str]) -> MakeLedger:
     """Makes the project on a pair, with a PostgreSQL server of the test's own; its connections are kept, or not."""
 
     @contextmanager
-    def make(pair: str, connections: str) -> Iterator[Ledger]:
+    def make(pair: str, connections: str) -> Generator[Ledger]:
         url = url_of(pair)
-        with PrivatePostgreSQL() as server:
-            with project(tmp_path, url, database=server.url, SITE_CONNECTIONS=connections) as site:
-                site.manage("migrate", "--run-syncdb", "--verbosity", "0")
-                with closing(Ledger(site, server)) as ledger:
-                    yield ledger
+        with (
+            PrivatePostgreSQL() as server,
+            project(tmp_path, url, database=server.url, SITE_CONNECTIONS=connections) as site,
+            closing(Ledger(site, server)) as ledger,
+        ):
+            site.manage("migrate", "--run-syncdb", "--verbosity", "0")
+            yield ledger
 
-    yield make
+    return make
 
 
 @pytest.mark.parametrize(("pair", "threads"), CHOSEN)
@@ -166,7 +168,12 @@ ASK_S: Final = 120
 @pytest.mark.parametrize(("task", "thread"), [(tasks.where, INLINE_THREADS), (tasks.where_async, "taskbridge-orm")])
 @pytest.mark.parametrize("age", [0, None])
 def test_the_thread_that_uses_the_orm_keeps_its_connection_as_the_setting_says(
-    task: Any, thread: str, age: int | None, in_thread: Bridge, database: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    task: Any,
+    thread: str,
+    age: int | None,
+    in_thread: Bridge,
+    database: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(database, "CONN_MAX_AGE", age)
     runs = [task.send().result(timeout=ASK_S) for _ in range(3)]

@@ -14,7 +14,7 @@ connections of that thread are its own affair. They are not touched, and the ORM
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -79,7 +79,7 @@ def _tidy() -> None:
     """Close this thread's connections that are unusable or too old; have the others checked when they are next used."""
     if not hasattr(_mine, "has_connected"):
         return
-    here: list[Any] = connections.all(initialized_only=True)  # Any, for the stubs lack what health checks need
+    here: Sequence[Any] = connections.all(initialized_only=True)  # Any, for the stubs lack what health checks need
     for each in here:
         if each.allow_thread_sharing:  # another thread has lent it, and looks after it
             continue
@@ -129,7 +129,7 @@ def _orm_thread() -> _OrmThread:
 
 
 @contextmanager
-def _lent() -> Iterator[None]:
+def _lent() -> Generator[None]:
     """Let the ORM calls of coroutines use this thread's connections, which waits for them meanwhile."""
     orm, lent = _orm_thread(), connections.all()
 
