@@ -69,10 +69,11 @@ def test_settings_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("TASKBRIDGE_NAMESPACE", "theirs")
     monkeypatch.setenv("TASKBRIDGE_GRACE", "7")
     bridge = Bridge("inline://")
-    with override_settings(TASKBRIDGE={"NAMESPACE": "ours"}):
+    with override_settings(TASKBRIDGE={"NAMESPACE": "ours", "ROUTES": {"a.*": "one", "*": "two"}}):
         conf.configure(bridge)
 
     assert (bridge.settings.namespace, bridge.settings.grace_s) == ("ours", 7)
+    assert [route.queue for route in bridge.settings.routes] == ["one", "two"]
 
 
 def ids() -> list[str]:

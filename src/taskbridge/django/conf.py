@@ -29,7 +29,9 @@ def given() -> dict[str, Any]:
         if key not in _KNOWN:
             hint = nearest(str(key).upper(), _KNOWN)
             raise ImproperlyConfigured(f"{NAME} has {key!r}, and there is no such setting{hint}")
-    return {key.lower(): value for key, value in found.items()}
+    routes = found.get("ROUTES")
+    in_order = {"routes": [*routes.items()]} if isinstance(routes, Mapping) else {}
+    return {**{key.lower(): value for key, value in found.items()}, **in_order}
 
 
 def chosen_url() -> str | None:
