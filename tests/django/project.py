@@ -14,6 +14,7 @@ from typing import Final
 from uuid import uuid4
 
 from taskbridge import Bridge
+from taskbridge.contract import leftovers
 
 ROOT: Final = Path(__file__).parents[2]
 SETTINGS: Final = "tests.django.site.settings"
@@ -64,6 +65,7 @@ class Project:
                 start_new_session=True,
             )
         self._workers.append(worker)
+        leftovers.end_group(worker.pid)  # if this process is killed
         self.until(lambda: "taskbridge: ready\n" in self.log() or worker.poll() is not None, "the worker to be ready")
         assert worker.poll() is None, self.log()
 

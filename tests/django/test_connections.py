@@ -27,8 +27,13 @@ KINDS: Final = ("add", "add_in_atomic", "add_async", "add_in_atomic_async")
 PAIRS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
 WHOLE: Final = [(pair, threads) for pair in PAIRS for threads in (1, 4)]
 PART: Final = [("celery+redis", 1), ("dramatiq+redis", 4)]
-CHOSEN: Final = WHOLE if os.environ.get("TASKBRIDGE_TEST_CONNECTIONS") == "all" else PART
-"""`TASKBRIDGE_TEST_CONNECTIONS=all pytest tests/django/test_connections.py` takes all pairs, with 1 and 4 threads."""
+IS_WHOLE: Final = os.environ.get("TASKBRIDGE_TEST_CONNECTIONS") == "all"
+CHOSEN: Final = WHOLE if IS_WHOLE else PART
+WAYS: Final = ("kept", "pool") if IS_WHOLE else ("kept",)
+"""`TASKBRIDGE_TEST_CONNECTIONS=all pytest tests/django/test_connections.py` takes all pairs, with 1 and 4 threads.
+
+It takes ten minutes, and needs psycopg_pool.
+"""
 
 LOST: Final = 20  # tasks after the connections were lost
 
@@ -101,8 +106,9 @@ def make_ledger(tmp_path: Path, url_of: Callable[[str], str]) -> MakeLedger:
 
 
 @pytest.mark.parametrize(("pair", "threads"), CHOSEN)
-def test_no_task_fails_after_connections_were_lost(pair: str, threads: int, make_ledger: MakeLedger) -> None:
-    with make_ledger(pair, "kept") as ledger:
+@pytest.mark.parametrize("way", WAYS)
+def test_no_task_fails_after_connections_were_lost(pair: str, threads: int, way: str, make_ledger: MakeLedger) -> None:
+    with make_ledger(pair, way) as ledger:
         ledger.site.worker("--processes", "1", "--threads", str(threads))
         for kind in KINDS:
             ledger.send(kind, 2 * threads)

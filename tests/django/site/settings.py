@@ -23,14 +23,17 @@ def _database(address: str) -> dict[str, Any]:
     url = urlsplit(address)
     if url.scheme != "postgresql":
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": address}
+    connections = os.environ.get("SITE_CONNECTIONS")
+    pool = {"pool": {"min_size": 1, "max_size": 8}} if connections == "pool" else {}
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": url.path.strip("/"),
         "USER": url.username,
         "HOST": url.hostname,
         "PORT": url.port,
-        "CONN_MAX_AGE": None if os.environ.get("SITE_CONNECTIONS") == "kept" else 0,
-        "OPTIONS": {"application_name": "site"},
+        "CONN_MAX_AGE": None if connections == "kept" else 0,
+        "CONN_HEALTH_CHECKS": connections == "pool",
+        "OPTIONS": {"application_name": "site", **pool},
     }
 
 
