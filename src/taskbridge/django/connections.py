@@ -141,7 +141,7 @@ def _lent() -> Generator[None]:
         for each in lent:
             del connections[each.alias]
 
-    # It may itself wait for a coroutine, as in async tests. Old releases of asgiref (3.8) would send it these calls, too.
+    # It may wait for a coroutine itself, as in async tests: asgiref 3.8 would send it these calls, too.
     caller, AsyncToSync.executors.current = getattr(AsyncToSync.executors, "current", None), None
     for each in lent:
         each.inc_thread_sharing()
