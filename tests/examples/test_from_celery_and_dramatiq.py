@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 import taskbridge
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Process, Start, run, wait_until

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from taskbridge.contract.ports import free_port
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Process, Start, wait_until

@@ -1,0 +1,44 @@
+"""The settings of a small Django project, whose database and bridge the environment chooses."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+SECRET_KEY: Final = "only for tests"
+USE_TZ: Final = True
+DEFAULT_AUTO_FIELD: Final = "django.db.models.BigAutoField"
+INSTALLED_APPS: Final = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "taskbridge.django",
+    "tests.django.site.shop",
+    "tests.django.site.ledger",
+]
+
+
+def _database(address: str) -> dict[str, Any]:
+    """Return what Django is to know of a PostgreSQL database by its URL, or of an SQLite one by its file."""
+    url = urlsplit(address)
+    if url.scheme != "postgresql":
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": address}
+    connections = os.environ.get("SITE_CONNECTIONS")
+    pool = {"pool": {"min_size": 1, "max_size": 8}} if connections == "pool" else {}
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": url.path.strip("/"),
+        "USER": url.username,
+        "HOST": url.hostname,
+        "PORT": url.port,
+        "CONN_MAX_AGE": None if connections == "kept" else 0,
+        "CONN_HEALTH_CHECKS": connections == "pool",
+        "OPTIONS": {"application_name": "site", **pool},
+    }
+
+
+DATABASES: Final[dict[str, Any]] = {"default": _database(os.environ.get("SITE_DATABASE", ":memory:"))}
+TASKBRIDGE: Final[dict[str, Any]] = {
+    "URL": os.environ.get("SITE_URL", "inline://?threads=0"),
+    "NAMESPACE": os.environ.get("SITE_NAMESPACE", "site"),
+}
