@@ -47,7 +47,14 @@ TASKS: Final[dict[str, Any]] = {
     "default": {
         "BACKEND": "taskbridge.django.TaskBackend",
         "QUEUES": ["default", "mail", "bulk"],
-        "OPTIONS": {"backoff": 0.2, "tasks": {"*.twice": {"max_attempts": 2}, "*.fails": {"max_attempts": 1}}},
+        "OPTIONS": {
+            "backoff": 0.2,
+            "tasks": {
+                "*.twice": {"max_attempts": 2},
+                "*.fails": {"max_attempts": 1},
+                "*.stubborn": {"max_attempts": 60, "backoff": [0]},
+            },
+        },
     },
     "reserve": {"BACKEND": "taskbridge.django.TaskBackend", "QUEUES": []},
 }

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import django
 
+from taskbridge.django.compat import AnyTask
+
 if TYPE_CHECKING or django.VERSION >= (6, 0):
     from django.tasks import TaskContext, task
 else:
@@ -15,7 +17,11 @@ else:
 OPEN = bool(django.VERSION < (6, 0) or django.VERSION >= (6, 1))
 """Whether the decorator takes the options of a backend's own class."""
 
-with_options: Callable[..., Callable[[Callable[..., Any]], Any]] = task  # the stubs know of no further options
+with_options: Callable[..., Callable[[Callable[..., Any]], AnyTask]] = task  # the stubs know of no further options
+
+PATIENT: dict[str, Any] = (
+    {"max_attempts": 3, "backoff": (0.01, 0.02), "time_limit": 60, "expires": 3600} if OPEN else {}
+)
 
 
 @task
@@ -41,11 +47,18 @@ def twice(context: TaskContext[Any, Any], text: str) -> list[Any]:
     return [context.attempt, result.id, result.args, [each.exception_class_path for each in result.errors]]
 
 
+@task(takes_context=True)
+def stubborn(context: TaskContext[Any, Any]) -> int:
+    if context.attempt < 55:
+        raise ValueError("not yet")
+    return context.attempt
+
+
 @task
 def no_json() -> object:
     return object()
 
 
-@with_options(**({"max_attempts": 3, "backoff": (0.01, 0.02), "time_limit": 60, "expires": 3600} if OPEN else {}))
+@with_options(**PATIENT)
 def patient() -> None:
     raise OSError("not yet")
