@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 from django.utils.timezone import now
@@ -46,7 +46,7 @@ def ended(site: Project, *results: Any) -> None:
 
 
 def test_workers_run_what_was_enqueued_and_results_tell_of_it(site: Project) -> None:
-    total, mail = reports.total.enqueue([1, 2], discount=1), reports.mail.enqueue("me")
+    total, mail = reports.total.enqueue([1, 2], discount=1), cast("Any", reports.mail.enqueue("me"))
     fails, twice = reports.fails.enqueue("so"), reports.twice.using(priority=90).enqueue("hm")
 
     ended(site, total, mail, fails, twice)

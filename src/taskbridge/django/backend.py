@@ -23,7 +23,7 @@ from django.core import checks
 from django.utils import timezone
 
 from taskbridge import codec, failures
-from taskbridge.bridge import Bridge, default_bridge
+from taskbridge.bridge import default_bridge
 from taskbridge.context import Context, current
 from taskbridge.django.compat import (
     AnyResult,
@@ -141,7 +141,7 @@ class TaskBackend(BaseTaskBackend):
             "enqueued_at": enqueued_at,
         }
         sendable = bridge.named(task.module_path).using(
-            queue=_queue_to(task, bridge), priority=_level(task.priority), headers={_HEADER: json.dumps(told)}
+            queue=self.queue_of(task), priority=_level(task.priority), headers={_HEADER: json.dumps(told)}
         )
         try:
             if when is None:
@@ -154,6 +154,12 @@ class TaskBackend(BaseTaskBackend):
         result = _ready(task, handle.id, plain, named, self.alias, enqueued_at)
         signals.task_enqueued.send(type(self), task_result=result)
         return self.get_result(handle.id) if bridge.settings.url.at_send else result
+
+    def queue_of(self, task: AnyTask) -> str | None:
+        """Return the queue of the bridge that a task names; None if it is the declared one, which routes may change."""
+        if task.queue_name == _known[task.module_path][0].queue_name:
+            return None
+        return default_bridge().settings.default_queue if task.queue_name == _DEFAULT_QUEUE else task.queue_name
 
     def get_result(self, result_id: str) -> AnyResult:
         """Return what has become of a message, in any process that has imported its task.
@@ -262,13 +268,6 @@ def _function(task: AnyTask) -> Callable[..., Any]:
         [each.replace(annotation=Parameter.empty) for each in parameters[1 if task.takes_context else 0 :]]
     )
     return made  # type: ignore[no-any-return]
-
-
-def _queue_to(task: AnyTask, bridge: Bridge) -> str | None:
-    """Return the queue that a task names; None if it is the declared one, for which the bridge may have a route."""
-    if task.queue_name == _known[task.module_path][0].queue_name:
-        return None
-    return bridge.settings.default_queue if task.queue_name == _DEFAULT_QUEUE else task.queue_name
 
 
 def _level(priority: int) -> Priority:
