@@ -26,7 +26,13 @@ def write(counts: Mapping[str, tuple[int, int]], version: str) -> None:
     lines = [f"Run on {datetime.now(timezone.utc).date()} with Django {version}.", "", "| target | passed | failed |"]
     lines += ["|---|---|---|"]
     lines += [f"| `{target}` | {ran - failed} of {ran} | {failed} |" for target, (ran, failed) in counts.items()]
-    lines += ["", f"The {len(LEFT_OUT)} tests that don't apply:", "", "| module | class | test | why |", "|---|---|---|---|"]
+    lines += [
+        "",
+        f"The {len(LEFT_OUT)} tests that don't apply:",
+        "",
+        "| module | class | test | why |",
+        "|---|---|---|---|",
+    ]
     for name, why in LEFT_OUT.items():
         module, case, test = name.split(".")
         lines.append(f"| `{module}` | `{case}` | `{test}` | It {why}. |")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import django
 
@@ -17,7 +17,7 @@ else:
 OPEN = bool(django.VERSION < (6, 0) or django.VERSION >= (6, 1))
 """Whether the decorator takes the options of a backend's own class."""
 
-with_options: Callable[..., Callable[[Callable[[], None]], AnyTask]] = task  # the stubs know of no further options
+with_options = cast("Callable[..., Callable[[Callable[[], None]], AnyTask]]", task)  # the stubs know no such options
 
 PATIENT: dict[str, Any] = (
     {"max_attempts": 3, "backoff": (0.01, 0.02), "time_limit": 60, "expires": 3600} if OPEN else {}

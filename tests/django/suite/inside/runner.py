@@ -12,9 +12,9 @@ from typing import Any
 
 from django.tasks.backends import dummy, immediate
 from django.test.runner import DiscoverRunner
-from suite_backends import HeldBackend, WaitingBackend
 
 from taskbridge.bridge import default_bridge
+from tests.django.suite.inside.backends import HeldBackend, WaitingBackend
 
 dummy.DummyBackend = HeldBackend  # type: ignore[assignment,misc]  # before the tests import it, and settings name it
 immediate.ImmediateBackend = WaitingBackend  # type: ignore[assignment,misc]
@@ -36,9 +36,9 @@ class Runner(DiscoverRunner):
         is_inline = default_bridge().settings.url.engine == "inline"
         with default_bridge().embedded_worker(queues=["default"]) if is_inline else nullcontext():
             result = super().run_suite(suite, **kwargs)
-        failed = {getattr(test, "test_case", test).id(): text for test, text in [*result.failures, *result.errors]}
-        report = {"found": self._ids, "ran": {id: failed.get(id, "") for id in ids}}
-        report["others"] = {id: text for id, text in failed.items() if id not in ids}
+        bad: list[tuple[Any, str]] = [*result.failures, *result.errors, *result.skipped]  # none is skipped here
+        failed = {getattr(test, "test_case", test).id(): text for test, text in bad}
+        report = {"found": self._ids, "ran": dict.fromkeys(ids, "") | failed}
         Path(os.environ["SUITE_REPORT"]).write_text(json.dumps(report), encoding="utf-8")
         return result
 

@@ -12,7 +12,7 @@ USE_TZ: Final = True
 INSTALLED_APPS: Final = ["taskbridge.django", "tasks"]
 DATABASES: Final[dict[str, Any]] = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 DEFAULT_AUTO_FIELD: Final = "django.db.models.BigAutoField"
-TEST_RUNNER: Final = "suite_runner.Runner"
+TEST_RUNNER: Final = "tests.django.suite.inside.runner.Runner"
 TASKBRIDGE: Final[dict[str, Any]] = {
     "URL": os.environ["SUITE_URL"],
     "STORE": os.environ.get("SUITE_STORE"),
@@ -27,6 +27,6 @@ if "SUITE_LOGS" in os.environ:  # a worker's
     LOGGING: Final[dict[str, Any]] = {
         "version": 1,
         "disable_existing_loggers": False,
-        "handlers": {"tests": {"class": "suite_logs.ToTests", "folder": os.environ["SUITE_LOGS"]}},
+        "handlers": {"tests": {"class": "tests.django.suite.inside.logs.ToTests", "folder": os.environ["SUITE_LOGS"]}},
         "loggers": {"django.tasks": {"handlers": ["tests"], "level": "DEBUG"}},
     }

@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from suite_logs import log_again
-
 from taskbridge.django import TaskBackend
+from tests.django.suite.inside.logs import log_again
 
 _PATIENCE_S: Final = 120.0
 
@@ -53,7 +52,7 @@ class HeldBackend(TaskBackend):
     @property
     def results(self) -> list[Any]:
         """The results of what was sent, as the store has them."""
-        return [self.get_result(id) for id in self._ids]
+        return [self.get_result(each) for each in self._ids]
 
     def clear(self) -> None:
         """Forget what was sent."""
