@@ -209,7 +209,7 @@ _known: Final[dict[str, tuple[AnyTask, Mapping[str, Any]]]] = {}
 
 def _declare(task: AnyTask, options: Mapping[str, Any]) -> None:
     """Declare a task, unless it is a copy of one that is declared, which `using` made."""
-    name, said = task.module_path, {each: getattr(task, each, None) for each in _OPTIONS}
+    name, said = task.module_path, {each: getattr(task, each, None) for each in (*_OPTIONS, "takes_context")}
     if (known := _known.get(name)) is not None and known[0].func is task.func and known[1] == said:
         return
     globs: Mapping[str, Mapping[str, Any]] = options.get("tasks", {})
