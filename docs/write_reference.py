@@ -81,7 +81,7 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
         "Task": "declaration",
         "Call": "declaration options encoded",
         "Handle": "bridge",
-        "Status": "result_json",
+        "Status": "result_json sent",
         "Results": "aside",
         "Context": "message runner",
         "Event": "arguments_of",
@@ -90,8 +90,8 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
         "Every": "interval_s spec ticks",
         "DeadLetter": "dumps",
         "DeadLetters": "shown_arguments",
-        "Message": "form waits waits_since redelivered requeues unique digest relayed plain life attempt_key size "
-        "headers_size check_rare next_attempt replayed dumps dumps_meta",
+        "Message": "form waits waits_since redelivered requeues unique digest relayed keeps_call plain life "
+        "attempt_key size headers_size check_rare next_attempt replayed dumps dumps_meta",
         "Schedules": "declare add planned declared check send follow",
         "Unique": "check held_by",
     }.items()

@@ -118,6 +118,16 @@ find_python() { # sets PYTHON, the real path of an interpreter
     PYTHON=$(python3 -c 'import os, sys; print(os.path.realpath(sys.executable))')
 }
 
+find_newer_python() { # prints a Python that is 3.12 or newer, if there is one
+    local candidate
+    for candidate in python3.13 python3.12 python3.14 python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python; do
+        if "$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' > /dev/null 2>&1; then
+            "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'
+            return 0
+        fi
+    done
+}
+
 venv_is_good() { # whole, made here, and by this Python
     [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-by" 2> /dev/null)" = "$1" ] &&
         "$VENV/bin/python" -c 'import pip' 2> /dev/null
