@@ -18,5 +18,8 @@ class TaskbridgeConfig(AppConfig):
 
     def ready(self) -> None:
         """Configure the default bridge, and import the module `tasks` of each app."""
+        from taskbridge.django.transactions import DjangoTransactions  # here, for it needs the model
+
         conf.configure(default_bridge())
+        default_bridge().transactions = DjangoTransactions(default_bridge())
         autodiscover_modules("tasks")
