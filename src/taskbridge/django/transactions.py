@@ -79,8 +79,8 @@ class DjangoTransactions:
     async def aside(self, act: Callable[[], T]) -> T:
         """Return what an act returns, done in the thread where the caller's transactions are.
 
-        That is this one, if it has an open transaction, as below `asyncio.run` in `atomic()`; else asgiref's, in which
-        all that `sync_to_async` calls is run.
+        That is asgiref's, in which all is run that `sync_to_async` calls; or this one, if the coroutine itself has
+        begun a transaction, which Django allows in notebooks.
         """
         if any(_is_open(each) for each in connections.all(initialized_only=True)):
             return act()

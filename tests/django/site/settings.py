@@ -15,6 +15,7 @@ INSTALLED_APPS: Final = [
     "taskbridge.django",
     "tests.django.site.shop",
     "tests.django.site.ledger",
+    "tests.django.site.post",
 ]
 
 
@@ -34,7 +35,10 @@ def _database(address: str) -> dict[str, Any]:
     }
 
 
-DATABASES: Final[dict[str, Any]] = {"default": _database(os.environ.get("SITE_DATABASE", ":memory:"))}
+DATABASES: Final[dict[str, Any]] = {
+    "default": _database(os.environ.get("SITE_DATABASE", ":memory:")),
+    "archive": _database(":memory:"),
+}
 TASKBRIDGE: Final[dict[str, Any]] = {
     "URL": os.environ.get("SITE_URL", "inline://?threads=0"),
     "NAMESPACE": os.environ.get("SITE_NAMESPACE", "site"),
