@@ -35,6 +35,9 @@ _log = logger("taskbridge.outbox")
 _LOOK_S: Final = 0.4
 """How often a worker looks: what a killed sender leaves is published within a second (`OWN_S` is the sender's)."""
 
+_BUSY_S: Final = 0.1
+"""How often while something is in the application's outbox, so that what is put there steadily waits for less."""
+
 _SELDOM_S: Final = 5.0
 """How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
 another process."""
@@ -100,6 +103,7 @@ class Relay(Background):
         self._buried = buried
         self._left: dict[Outbox, set[str]] = {}
         self._has_found = False
+        self._is_busy = False
         self._is_application_away = False
 
     @property
@@ -135,18 +139,21 @@ class Relay(Background):
             except Exception:
                 _log.exception("looking into the outbox failed, going on")
             if not has_more:
-                stop.wait(_LOOK_S if self._has_found or self._is_needed() else _SELDOM_S)
+                stop.wait(self._pause_s())
         if self._application is not None:
             self._application.leave()
 
-    def _is_needed(self) -> bool:
-        """Return whether tasks are known whose messages may be in the outbox.
+    def _pause_s(self) -> float:
+        """Return how long it is until the next look.
 
-        Where a record is in its message's database, that is what follows another message, and what is replayed.
+        Where a record is in its message's database, a store's outbox holds what follows another message, and what is
+        replayed.
         """
-        if self._application is not None:
-            return True
-        return not self._host.settings.goes_along or any(each.unique for each in self._host.declarations())
+        if self._is_busy:
+            return _BUSY_S
+        if self._has_found or self._application is not None or not self._host.settings.goes_along:
+            return _LOOK_S
+        return _LOOK_S if any(each.unique for each in self._host.declarations()) else _SELDOM_S
 
     def step(self) -> bool:
         """Publish what is due, up to 100 entries of each outbox, and return whether there may be more.
@@ -158,6 +165,7 @@ class Relay(Background):
         if outbox is None:
             return False
         has_more = self._step(outbox, is_store=True)
+        self._is_busy = False
         if application is None:
             return has_more
         try:
@@ -179,6 +187,7 @@ class Relay(Background):
             ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
             self.publish(ready, timeout_s=self._timeout_s)
         else:
+            self._is_busy = bool(found)
             known = [(key, each) for key, each in read.items() if each is not None]
             for has_key in (False, True):
                 part = [(key, each) for key, each in known if each.has_key is has_key]

@@ -124,6 +124,20 @@ def test_savepoints_that_are_released_do_not_part_what_is_published_together(not
     assert len(noted.batches) == 2
 
 
+def test_a_savepoint_that_is_open_still_takes_what_was_sent_in_it_along(noted: Noted) -> None:
+    with atomic():
+        send(1)
+        with suppress(Undo), atomic():
+            send(2)
+            with atomic():
+                send(3)
+            send(4)
+            raise Undo
+        send(5)
+    assert noted.log == [1, 5]
+    assert len(noted.batches) == 1
+
+
 def test_callbacks_and_sends_come_as_written(noted: Noted) -> None:
     with atomic():
         send(1)
@@ -157,16 +171,21 @@ class Block:
 
 
 def programs(databases: Sequence[str], savepoints: Sequence[bool]) -> st.SearchStrategy[list[Any]]:
-    steps = st.sampled_from([1, 1, -1])
-    blocks = st.recursive(
-        st.lists(steps, max_size=4),
-        lambda bodies: st.lists(
-            steps | st.builds(Block, bodies, st.sampled_from(savepoints), st.booleans(), st.sampled_from(databases)),
-            max_size=5,
-        ),
-        max_leaves=12,
-    )
-    return blocks.map(lambda steps: number(steps, iter(range(1, 10_000))))
+    """Return programs: their words are blocks that begin, None where one ends, and sends and callbacks."""
+    begin = st.builds(Block, st.builds(list), st.sampled_from(savepoints), st.booleans(), st.sampled_from(databases))
+    words = st.lists(begin | st.sampled_from([1, 1, 1, -1, None, None]), max_size=25)
+    return words.map(lambda words: number(nested(iter(words)), iter(range(1, 10_000))))
+
+
+def nested(words: Iterator[Any]) -> list[Any]:
+    """Return the steps up to the end of a block."""
+    steps: list[Any] = []
+    for word in words:
+        if word is None:
+            break
+        is_block = isinstance(word, Block)
+        steps.append(Block(nested(words), word.savepoint, word.is_undone, word.database) if is_block else word)
+    return steps
 
 
 def number(steps: list[Any], numbers: Iterator[int]) -> list[Any]:
