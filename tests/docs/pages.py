@@ -29,6 +29,7 @@ PAGES: Final = tuple(
 NEEDS: Final = {
     "docs/coming-from-celery.md": "celery",
     "docs/coming-from-dramatiq.md": "dramatiq",
+    "docs/guide/django-commit.md": "django",
 }
 """Pages whose blocks import an engine."""
 

@@ -18,6 +18,7 @@ INSTALLED_APPS: Final = [
     "tests.django.site.ledger",
     "tests.django.site.reports",
     *(("django_tasks",) if find_spec("django.tasks") is None else ()),
+    "tests.django.site.post",
 ]
 
 
@@ -40,7 +41,10 @@ def _database(address: str) -> dict[str, Any]:
     }
 
 
-DATABASES: Final[dict[str, Any]] = {"default": _database(os.environ.get("SITE_DATABASE", ":memory:"))}
+DATABASES: Final[dict[str, Any]] = {
+    "default": _database(os.environ.get("SITE_DATABASE", ":memory:")),
+    "archive": _database(":memory:"),
+}
 TASKBRIDGE: Final[dict[str, Any]] = {
     "URL": os.environ.get("SITE_URL", "inline://?threads=0"),
     "NAMESPACE": os.environ.get("SITE_NAMESPACE", "site"),

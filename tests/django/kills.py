@@ -1,0 +1,115 @@
+"""`python -m tests.django.kills`: what is lost, and run twice, when senders are killed between commit and publish.
+
+200 senders are killed by SIGKILL as soon as their transaction is committed, on each pair of engine and broker, with the
+outbox and with plain callbacks after commit; and meanwhile workers that do nothing but relay are killed, too. Then it
+measures how long messages of an outbox take from the commit to the start of their run, at 200 a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.django.project import Project
+from tests.private_postgresql import PrivatePostgreSQL
+from tests.servers import PrivateRabbitMQ, PrivateRedis
+
+KILLS: Final = 200
+PORTION: Final = 50  # of which the end is that of a worker that relays
+RATE: Final = 200
+PAIRS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
+
+
+class Post(Project):
+    """The project with tasks that note their runs in a file."""
+
+    notes: Path
+
+    def is_idle(self) -> bool:
+        """Return whether nothing is in the outbox, waits or is parked."""
+        if self.send("left") != "0":
+            return False
+        counts = self.bridge.counts()
+        return not counts.delayed and not sum(counts.waiting.values())
+
+    def relaying(self) -> int:
+        """Start a worker that relays and runs nothing, and return its process group."""
+        self.worker("--processes", "1", "--queues", "idle")
+        return self._workers[-1].pid
+
+    def send(self, *words: str, kills: int = 0, twice: int = 0, first: int = 0) -> str:
+        """Run `tests.django.sender`, and return what it prints."""
+        more = () if len(words) > 1 or words == ("left",) else (str(kills), str(twice), str(first))
+        done = self.run(sys.executable, "-m", "tests.django.sender", *words, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+
+@contextmanager
+def project_on(folder: Path, url: str, database: str, store: str) -> Generator[Post]:
+    """Have the project on a broker, a database and a store, with its tables."""
+    notes = folder / "notes"
+    notes.touch()
+    site = Post(folder, url, database=database, SITE_NOTES=str(notes), TASKBRIDGE_STORE=store, TASKBRIDGE_QUEUES="idle")
+    site.notes = notes
+    try:
+        site.manage("migrate", "--run-syncdb", "--verbosity", "0")
+        yield site
+    finally:
+        site.close()
+
+
+def count(notes: Path) -> Counter[int]:
+    """Return how often each number was run."""
+    return Counter(int(line.split()[0]) for line in notes.read_text().splitlines())
+
+
+def starts(notes: Path) -> dict[int, float]:
+    """Return when each number was run."""
+    return {int(number): float(at) for number, at in (line.split() for line in notes.read_text().splitlines())}
+
+
+def _account(pair: str, url: str, database: str, store: str) -> None:
+    for mode in ("outbox", "default"):
+        with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store) as site:
+            site.worker("--processes", "2", "--threads", "2")
+            for first in range(0, KILLS, PORTION):
+                relaying = site.relaying()
+                site.send(mode, kills=PORTION, twice=KILLS // 4 if mode == "outbox" else 0, first=first)
+                os.killpg(relaying, signal.SIGKILL)  # which has claimed some rows, and published some
+            site.until(site.is_idle, "nothing to be left")
+            site.close()  # which lets all end that runs
+            ran = count(site.notes)
+            twice = sum(times > 1 for times in ran.values())
+            print(f"{pair}: commit={mode!r}: {KILLS} kills, lost {KILLS - len(ran)}, run twice {twice}", flush=True)
+
+
+def _lag(pair: str, url: str, database: str, store: str, count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store) as site:
+        site.worker("--processes", "2", "--threads", "4")
+        committed = dict(line.split() for line in site.send("pace", "outbox", str(count), str(RATE)).splitlines())
+        site.until(lambda: len(starts(site.notes)) == count, "the runs")
+        lags = sorted(at - float(committed[str(number)]) for number, at in starts(site.notes).items())
+        shown = ", ".join(f"p{part}: {lags[len(lags) * part // 100]:.3f} s" for part in (50, 99))
+        print(f"{pair}: {count} messages at {RATE} a second: {shown}, at most {lags[-1]:.3f} s", flush=True)
+
+
+def main(pairs: list[str]) -> None:
+    """Print the account of some pairs, all if none is named."""
+    with PrivatePostgreSQL() as postgresql, PrivateRedis() as redis, PrivateRabbitMQ() as rabbitmq:
+        for pair in pairs or PAIRS:
+            engine, _, broker = pair.partition("+")
+            url = f"{engine}+{redis.url if broker == 'redis' else rabbitmq.url}"
+            _account(pair, url, postgresql.url, redis.url)
+            _lag(pair, url, postgresql.url, redis.url, 10 * RATE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
