@@ -19,6 +19,7 @@ from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 from taskbridge.schedules import sender
 
+DJANGO_APP: Final = "taskbridge.django.app"  # what is loaded in a Django project where no module is named
 URL_VARIABLE: Final = "TASKBRIDGE_APP_URL"  # its URL wins over all others, even over what the module chooses
 _WORD: Final = re.compile(r"[^\W\d]\w*")
 _PACKAGE: Final = str(Path(__file__).parent) + os.sep
@@ -30,6 +31,11 @@ class LoadError(TaskBridgeError):
     def __init__(self, app: str, problem: str) -> None:
         super().__init__(problem)
         self.app = app
+
+
+def app_of_environment() -> str | None:
+    """Return the application that the environment names: by `TASKBRIDGE_APP`, or as a Django project; None if none."""
+    return os.environ.get(APP_VARIABLE) or (DJANGO_APP if os.environ.get("DJANGO_SETTINGS_MODULE") else None)
 
 
 def load_bridge(app: str, *, url: str | None = None) -> Bridge:
@@ -62,7 +68,7 @@ def worker_bridge() -> Bridge:
     root = logging.getLogger()  # noqa: TID251 - it is the root
     root.setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # unless the application sets it
     try:
-        if (name := os.environ.get(APP_VARIABLE)) is None:
+        if (name := app_of_environment()) is None:
             raise TaskBridgeError(f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?")
         handlers, root.handlers = root.handlers, []  # as Python begins, so that the application can set up its own
         try:
@@ -101,6 +107,8 @@ def _import(app: str, name: str) -> ModuleType:
         if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
             raise LoadError(app, _missing(name, exc.name, here)) from exc
         raise LoadError(app, _broken(name, exc)) from exc
+    except LoadError:
+        raise
     except (Exception, SystemExit) as exc:
         raise LoadError(app, _broken(name, exc)) from exc
 
@@ -119,21 +127,33 @@ def _missing(name: str, missing: str, here: str) -> str:
 
 
 def _broken(name: str, error: BaseException) -> str:
+    return f"module {name!r} can't be imported: {reason(error)}"
+
+
+def reason(error: BaseException, *, library: Path | None = None) -> str:
+    """Return why an application can't be imported, in one line, and where its own code failed.
+
+    `library` is the folder of one that calls that code, so that it is not the application's own.
+    """
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     what = text.strip().partition("\n")[0]
     if isinstance(error, SystemExit):
         what = "it exits when it is imported (guard it with: if __name__ == '__main__')"
     elif not isinstance(error, TaskBridgeError):
         what = f"{type(error).__name__}: {what}".removesuffix(": ")
-    return f"module {name!r} can't be imported: {what}{_place(error)}"
+    if type(error).__name__ == "AppRegistryNotReady":
+        what += " Is it a Django project? Set DJANGO_SETTINGS_MODULE, and name no module."
+    return what + _place(error, _PACKAGE if library is None else (_PACKAGE, f"{library}{os.sep}"))
 
 
-def _place(error: BaseException) -> str:
-    """Return where the application's own code failed, as ` (file, line n)`."""
+def _place(error: BaseException, foreign: str | tuple[str, ...]) -> str:
+    """Return where the application's own code failed, as ` (file, line n)`; it is not in foreign folders."""
     places = [
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<frozen", _PACKAGE)) and "/importlib/" not in frame.filename
+        if not frame.filename.startswith("<frozen")
+        and not frame.filename.startswith(foreign)
+        and "/importlib/" not in frame.filename
     ]
     if isinstance(error, SyntaxError) and error.filename is not None:
         places.append((error.filename, error.lineno))

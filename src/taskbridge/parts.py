@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -48,6 +48,7 @@ class Parts:
         hooks: The application's hooks.
         stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
         is_stopping: Returns whether this process's worker was told to stop; what runs has the grace.
+        celery_fixups: What a Celery app loads for other libraries, Django above all; None is what Celery has for them.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -57,6 +58,7 @@ class Parts:
         self.hooks: Hooks = Hooks()
         self.stopping: threading.Event = locks.Event()
         self.is_stopping: Callable[[], bool] = bool
+        self.celery_fixups: Sequence[str] | None = None
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         """Return a part of this name, made when it is first asked for.

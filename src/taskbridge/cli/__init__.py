@@ -24,7 +24,8 @@ Start here:
 
 _EPILOG = """\
 MODULE is the Python module that declares the tasks, such as shop.tasks; write MODULE:BRIDGE if it has several bridges.
-It is looked for in the current directory too. Where it is left out, the variable TASKBRIDGE_APP names it.
+It is looked for in the current directory too. Where it is left out, the variable TASKBRIDGE_APP names it;
+where DJANGO_SETTINGS_MODULE is set, it is that Django project.
 
 The engine and broker come from the setting `url` (TASKBRIDGE_URL), such as celery+redis://localhost:6379/0 or
 dramatiq+amqp://guest:guest@localhost//. `taskbridge COMMAND --help` has an example of each command.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,7 +15,7 @@ from taskbridge import Bridge, default_bridge
 from taskbridge.cli.output import LAYOUT, print_json
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError
-from taskbridge.loading import load_bridge
+from taskbridge.loading import app_of_environment, load_bridge
 from taskbridge.logs import escaped
 from taskbridge.remedies import COMMANDS, instead
 
@@ -106,7 +105,7 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-_LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}"
+_LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}, or a Django project"
 
 MODULE = argument("app", nargs="?", metavar="MODULE[:BRIDGE]", help=_LEFT_OUT)
 MODULE_OR_NONE = argument(
@@ -145,7 +144,7 @@ def any_bridge(arguments: Namespace) -> Bridge:
     Raises `TaskBridgeError` if it can't be loaded, or its settings are wrong.
     """
     if arguments.app is None:
-        arguments.app = os.environ.get(APP_VARIABLE)
+        arguments.app = app_of_environment()
     if arguments.app is not None:
         bridge = load_bridge(arguments.app, url=arguments.url)
     else:

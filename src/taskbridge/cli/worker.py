@@ -18,7 +18,7 @@ from taskbridge.cli.applications import others
 from taskbridge.cli.output import many, say
 from taskbridge.engines.base import WorkerOptions
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreNotReady
-from taskbridge.loading import URL_VARIABLE
+from taskbridge.loading import DJANGO_APP, URL_VARIABLE
 from taskbridge.stores.base import Store
 
 _PING_S = 2.0
@@ -135,15 +135,18 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 def _watched(app: str) -> list[Path]:
-    """Return the current folder, and the one of the application's package or module if that is elsewhere.
+    """Return the current folder, and those of the application that are elsewhere: of its package, or of Django's apps.
 
     Raises `NotInstalledError` if watchfiles is missing.
     """
     if find_spec("watchfiles") is None:
         raise NotInstalledError("watchfiles, which --watch needs,", "watch")
     here = Path.cwd()
-    package: Any = sys.modules[app.partition(":")[0].partition(".")[0]]
-    found = [Path(each).resolve() for each in getattr(package, "__path__", [os.path.dirname(package.__file__)])]
+    if app == DJANGO_APP:
+        found: list[Path] = sys.modules[app].watched()
+    else:
+        package: Any = sys.modules[app.partition(":")[0].partition(".")[0]]
+        found = [Path(each).resolve() for each in getattr(package, "__path__", [os.path.dirname(package.__file__)])]
     return [here, *(each for each in found if not each.is_relative_to(here))]
 
 

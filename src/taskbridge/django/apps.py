@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.checks import register
 from django.utils.module_loading import autodiscover_modules
 
 from taskbridge.bridge import default_bridge
-from taskbridge.django import conf
+from taskbridge.django import checks, conf, connections
 
 
 class TaskbridgeConfig(AppConfig):
@@ -17,6 +18,10 @@ class TaskbridgeConfig(AppConfig):
     verbose_name = "Tasks"
 
     def ready(self) -> None:
-        """Configure the default bridge, and import the module `tasks` of each app."""
-        conf.configure(default_bridge())
+        """Configure the default bridge, and import the module `tasks` of each app; this opens no connection."""
+        bridge = default_bridge()
+        connections.look_after(bridge)  # first, so that all other hooks and surroundings find connections that work
+        conf.configure(bridge)
+        register(checks.check_settings, checks.TAG)
+        register(checks.check_pools, checks.TAG)
         autodiscover_modules("tasks")

@@ -34,6 +34,9 @@ APP_VARIABLE: Final = "TASKBRIDGE_APP"
 READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
 """The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
 
+INLINE_THREADS: Final = "taskbridge-inline"
+"""What the names of the threads begin with in which `inline://` runs messages, unless their caller does."""
+
 MOST_TASKS: Final = "TASKBRIDGE_APP_MAX_TASKS"
 MOST_MEMORY: Final = "TASKBRIDGE_APP_MAX_MEMORY"
 """The environment variables that say after how many runs, and with how many MB, a process ends for another one."""

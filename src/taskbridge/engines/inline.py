@@ -26,7 +26,7 @@ from typing import Final
 from taskbridge import locks
 from taskbridge.brokers.memory import MemoryBroker
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import Command, Host, WorkerOptions
+from taskbridge.engines.base import INLINE_THREADS, Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.settle import not_settled, put_off_unknown, record_buried, run_and_settle
 from taskbridge.engines.worker_life import AFTER_GRACE_S
@@ -117,7 +117,7 @@ class _Workers:
         self._queues = queues
         self._stop = locks.Event()
         self._threads = [
-            threading.Thread(target=self._work, name=f"taskbridge-inline-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"{INLINE_THREADS}-{number}", daemon=True)
             for number in range(threads)
         ]
 

@@ -161,7 +161,12 @@ class CeleryEngine:
         connections: Any = own_connection(self)
         amqp_class: Any = type("BridgeAMQP", (AMQP,), {"Connection": connections, "BrokerConnection": connections})
         app = BridgeCelery(
-            settings.namespace, broker=self.broker_url, set_as_current=False, amqp=amqp_class, control=Control
+            settings.namespace,
+            broker=self.broker_url,
+            set_as_current=False,
+            amqp=amqp_class,
+            control=Control,
+            fixups=self.host.celery_fixups,
         )
         app.engine = self
         app.conf.update(self._conf())

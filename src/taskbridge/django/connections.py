@@ -1,0 +1,141 @@
+"""Looks after Django's connections around runs, as Django itself does around requests.
+
+Before and after a run, connections that are too old or had an error are closed. One that is kept (`CONN_MAX_AGE`) is
+checked as the next run first uses it, and replaced if it is unusable.
+
+A function runs in a thread of the worker, and so does its ORM. A coroutine runs on an event loop, and the ORM calls
+that it awaits run in the thread that asgiref chooses: here one that belongs to the thread which waits for the
+coroutine. So coroutines that run at a time have a connection each, and keep it as functions do.
+
+On `inline://`, messages may run in the thread that sends or drives them: in a request, or in a test's transaction. The
+connections of that thread are its own affair. They are not touched, and the ORM calls of coroutines use them, too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django.core.cache import caches
+from django.db import Error, connections
+
+from taskbridge import locks
+from taskbridge.bridge import Bridge
+from taskbridge.context import Context
+from taskbridge.engines.base import INLINE_THREADS
+from taskbridge.hooks import Event
+
+
+def look_after(bridge: Bridge) -> None:
+    """Look after Django's connections around the runs of a bridge; the app does it for the default bridge.
+
+    Call it before hooks are added that use the database: those of `before_run` then find connections that work.
+    """
+
+    def is_own() -> bool:
+        """Return whether this thread runs tasks and nothing else."""
+        return bridge.settings.url.engine != "inline" or threading.current_thread().name.startswith(INLINE_THREADS)
+
+    @bridge.on("before_run")
+    def before(_: Event) -> None:
+        if is_own():
+            _tidy()
+
+    @bridge.around
+    def around(_: Context) -> Iterator[None]:
+        if not is_own():
+            with _lent():
+                yield
+            return
+        try:
+            with _orm_thread().used(_tidy, _tidy):
+                yield
+        finally:
+            _tidy()
+            caches.close_all()
+
+    bridge.celery_fixups = ()  # Celery's own closes all connections around each task, whatever CONN_MAX_AGE says
+
+
+def _tidy() -> None:
+    """Close this thread's connections that are unusable or too old; have the others checked when they are next used."""
+    here: list[Any] = connections.all(initialized_only=True)  # Any, for the stubs lack what health checks need
+    for each in here:
+        if each.allow_thread_sharing:  # another thread has lent it, and looks after it
+            continue
+        each.queries_log.clear()
+        with suppress(Error):  # of closing it, after which it is forgotten all the same
+            if each.in_atomic_block:  # a run was interrupted as it left the block, and nobody else will
+                del connections[each.alias]
+                each.close()
+            else:
+                each.close_if_unusable_or_obsolete()
+                each.health_check_enabled = True  # until it connects anew
+
+
+class _OrmThread(ThreadPoolExecutor):
+    """The thread for the ORM calls of the coroutines that another thread waits for. The first call starts it."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "taskbridge-orm")
+        self._first: Callable[[], object] | None = None
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have something called, and before it, if it is the first of a run, what is to precede the run."""
+        first, self._first = self._first, None
+        if first is not None:
+            super().submit(first)
+        return super().submit(function, *args, **kwargs)
+
+    @contextmanager
+    def used(self, before: Callable[[], object], after: Callable[[], object]) -> Iterator[None]:
+        """Surround a run; if it calls the ORM, the thread does something before and something after."""
+        SyncToAsync.thread_sensitive_context.set(_mine.asgi)  # which ends with the run's own context
+        self._first = before
+        try:
+            yield
+        finally:
+            is_used, self._first = self._first is None, None
+            if is_used:
+                self.submit(after).result()
+
+
+_mine: Final = locks.Local()
+
+
+def _orm_thread() -> _OrmThread:
+    """Return the thread that belongs to this one."""
+    if not hasattr(_mine, "orm"):
+        _mine.asgi, _mine.orm = ThreadSensitiveContext(), _OrmThread()
+        SyncToAsync.context_to_thread_executor[_mine.asgi] = _mine.orm  # as long as this thread lives
+    orm: _OrmThread = _mine.orm
+    return orm
+
+
+@contextmanager
+def _lent() -> Iterator[None]:
+    """Let the ORM calls of coroutines use this thread's connections, which waits for them meanwhile."""
+    lent = connections.all()
+
+    def take() -> None:
+        for each in lent:
+            connections[each.alias] = each
+
+    def give_back() -> None:
+        for each in lent:
+            del connections[each.alias]
+
+    caller, AsyncToSync.executors.current = getattr(AsyncToSync.executors, "current", None), None  # it waits, too
+    for each in lent:
+        each.inc_thread_sharing()
+    try:
+        with _orm_thread().used(take, give_back):
+            yield
+    finally:
+        AsyncToSync.executors.current = caller
+        for each in lent:
+            each.dec_thread_sharing()
