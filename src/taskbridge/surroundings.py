@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
@@ -80,16 +79,8 @@ async def _surrounded(run: Context, inner: Sequence[Surrounding], function: Call
         return await function()
 
 
-coroutines_run_in: Final[ContextVar[Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any] | None]] = ContextVar(
-    "taskbridge_coroutines_run_in", default=None
-)
-"""What makes and runs coroutines in the place of the process's loop; in tests, whose transaction is their thread's."""
-
-
 def run_coroutine(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Make a coroutine and run it on the process's loop; return its result."""
-    if (run := coroutines_run_in.get()) is not None:
-        return run(make)
     from taskbridge import coroutines  # here, for it imports asyncio; before it is made, for an interruption may come
 
     return coroutines.run(make())

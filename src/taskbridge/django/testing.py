@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec
 
-from asgiref.sync import async_to_sync
 from django.db import connections
 from django.test import SimpleTestCase, TestCase
 
-from taskbridge import Bridge, Event, default_bridge, surroundings
+from taskbridge import Bridge, Event, default_bridge
 from taskbridge.tasks import Sendable
 from taskbridge.testing import Sent, SentMessage, inline, watch_sent
 
@@ -68,32 +67,21 @@ def run_tasks(bridge: Bridge | None = None, *, raise_errors: bool = True) -> int
         raise_errors: Whether to raise the error of the first message that died, after all have run.
     """
     of, dead, runs = default_bridge() if bridge is None else bridge, list[Event](), 0
-    token = surroundings.coroutines_run_in.set(_in_this_thread)
-    try:
-        with of.hooks.added("dead", dead.append):
-            while True:
-                with ExitStack() as stack:
-                    committed = [stack.enter_context(_commit(alias)) for alias in connections]
-                    runs += of.run_until_idle()
-                if not any(committed):
-                    break
-    finally:
-        surroundings.coroutines_run_in.reset(token)
+    with of.hooks.added("dead", dead.append):
+        while True:
+            with ExitStack() as stack:
+                committed = [stack.enter_context(_commit(alias)) for alias in connections]
+                runs += of.run_until_idle()
+            if not any(committed):
+                break
     if dead and raise_errors:
         raise dead[0].error or AssertionError(f"a message died: {dead[0].reason}, {dead[0].message!r}")
     return runs
 
 
-def _in_this_thread(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    async def run() -> Any:
-        return await make()
-
-    return async_to_sync(run)()
-
-
 @contextmanager
 def _commit(alias: str) -> Generator[list[Any], None, None]:
-    """Call what the block registers on commit when it ends, which a test's transaction never does; yield a list of it."""
+    """Call what the block registers on commit when it ends, for a test's transaction never does; yield a list of it."""
     begin = len(connections[alias].run_on_commit)
     with TestCase.captureOnCommitCallbacks(using=alias, execute=True) as callbacks:
         yield callbacks
